@@ -1,0 +1,92 @@
+"""What a competent user writes in an evening with the plain SDK: the yardstick for the pipeline.
+
+python benchmarks/plain_script.py SOURCE DATABASE [--batch-size 25000]
+
+SOURCE: CSV or Parquet with id, title, body. Answers go into table `answers` of the SQLite file DATABASE. The address
+and the key come as the SDK reads them (ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY). It keeps no state: killed, it starts
+over and pays again; that is the price of its brevity, and no part of what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import time
+from pathlib import Path
+
+import anthropic
+import polars as pl
+from anthropic.types.messages.batch_create_params import Request
+
+MODEL = "claude-haiku-4-5"
+POLL_SECONDS = 0.1
+
+CREATE_TABLE = """
+CREATE TABLE answers (
+    id TEXT PRIMARY KEY,
+    text TEXT,
+    status TEXT NOT NULL,
+    error_message TEXT,
+    stop_reason TEXT,
+    model TEXT,
+    input_tokens INTEGER,
+    output_tokens INTEGER,
+    batch_id TEXT NOT NULL
+)
+"""
+
+
+def read(source: Path) -> pl.DataFrame:
+    return pl.read_parquet(source) if source.suffix == ".parquet" else pl.read_csv(source, infer_schema=False)
+
+
+def request(row: dict[str, str]) -> Request:
+    prompt = f"Summarize:\n<title>{row['title']}</title>\n{row['body']}"
+    return {
+        "custom_id": row["id"],
+        "params": {"model": MODEL, "max_tokens": 300, "messages": [{"role": "user", "content": prompt}]},
+    }
+
+
+def answers(client: anthropic.Anthropic, batch_id: str) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    for response in client.messages.batches.results(batch_id):
+        result = response.result
+        if result.type == "succeeded":
+            message = result.message
+            text = "".join(block.text for block in message.content if block.type == "text")
+            usage = message.usage
+            used = (message.stop_reason, message.model, usage.input_tokens, usage.output_tokens)
+            rows.append((response.custom_id, text, "succeeded", None, *used, batch_id))
+        else:
+            error = result.error.error.message if result.type == "errored" else None
+            rows.append((response.custom_id, None, result.type, error, None, None, None, None, batch_id))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Batch summaries with the plain SDK.")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("database", type=Path)
+    parser.add_argument("--batch-size", type=int, default=25_000, help="requests in one create")
+    arguments = parser.parse_args()
+
+    client = anthropic.Anthropic()
+    database = sqlite3.connect(arguments.database)
+    database.execute(CREATE_TABLE)
+
+    batch_ids = []
+    for rows in read(arguments.source).iter_slices(arguments.batch_size):
+        requests = [request(row) for row in rows.iter_rows(named=True)]
+        batch_ids.append(client.messages.batches.create(requests=requests).id)
+
+    for batch_id in batch_ids:
+        while client.messages.batches.retrieve(batch_id).processing_status != "ended":
+            time.sleep(POLL_SECONDS)
+        with database:  # one transaction per batch
+            database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", answers(client, batch_id))
+    print(f"{len(batch_ids)} batches, {database.total_changes} rows")
+
+
+if __name__ == "__main__":
+    main()

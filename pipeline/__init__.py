@@ -1,0 +1,1 @@
+"""Rows in, a SQL table of answers out, through Anthropic's Message Batches API."""

@@ -1,0 +1,239 @@
+"""Anthropic's API as the pipeline uses it, through the installed SDK. Edge: HTTP.
+
+The SDK does authentication, base URL, versions and error types. Two things are done differently from its batches
+resource: a create streams its body from the spool and is never retried (a retry whose first answer got lost is a
+second, billed batch), and results are read from the configured base URL, never from the host that results_url names.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+import anthropic
+import httpx2
+from anthropic.types.messages import MessageBatch
+
+from pipeline.errors import AccountStopped, ApiUnreachable, InputError, Stopped
+from pipeline.spool import BodyReader, HeldBack
+
+EMULATOR = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"  # the organization that the emulator says it is
+
+#: Statuses that speak of the account or of us, never of a row: sending anything else would end the same way.
+CIRCUIT_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 422})
+SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose batches a client sees. organization is a salted digest of the key where the API does not say."""
+
+    base_url: str
+    organization: str
+    workspace: str
+    emulated: bool
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The API took the batch."""
+
+    batch: MessageBatch
+    request_id: str | None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Proven: the API took nothing. wait: seconds before it is worth trying again."""
+
+    problem: str
+    request_id: str | None = None
+    wait: float = 0.0
+    circuit: bool = False  #: it speaks of the account: stop submitting
+    too_large: bool = False
+    held_back: bool = False  #: we did not let the last bytes go
+    unreachable: bool = False  #: the connection failed, so others will too
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The API may or may not have taken it."""
+
+    problem: str
+    request_id: str | None = None
+
+
+class NotFound(Stopped):
+    """The API does not know this batch, or no longer has its results."""
+
+
+class Api:
+    """A client of one account."""
+
+    def __init__(self, client: anthropic.Anthropic, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._client = client
+        self._local_now = now
+        self._offset = timedelta(0)  # of the API's clock against ours
+
+    @classmethod
+    def connect(cls, *, timeout: float, base_url: str | None = None, api_key: str | None = None) -> "Api":
+        """A client as the SDK makes it from the environment. timeout: seconds of one read or write.
+
+        Raises InputError when there are no credentials.
+        """
+        try:
+            client = anthropic.Anthropic(
+                base_url=base_url,
+                api_key=api_key,
+                timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
+                max_retries=0,  # the SDK waits as long as retry-after says, even hours; our steps come back instead
+            )
+        except anthropic.AnthropicError as exc:
+            raise InputError(f"the API's client cannot be made: {exc}") from exc
+        return cls(client)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def now(self) -> datetime:
+        """The time by the API's clock, as far as its Date headers told."""
+        return self._local_now() + self._offset
+
+    def identity(self) -> Identity:
+        """Ask the API who we are. Raises InputError without a key, AccountStopped when it is refused, ApiUnreachable."""
+        with self._sentences():
+            try:
+                before = self._local_now()
+                patient = self._client.with_options(max_retries=2)
+                response = patient.messages.batches.with_raw_response.list(limit=1)
+            except TypeError as exc:  # the SDK's way to say that it found no credentials
+                raise InputError("no API key: set ANTHROPIC_API_KEY, or add --emulator to try it without one") from exc
+        self._learn_clock(response.headers, before)
+        organization = response.headers.get("anthropic-organization-id") or self._key_digest()
+        return Identity(
+            base_url=str(self._client.base_url).rstrip("/"),
+            organization=organization,
+            workspace=response.headers.get("anthropic-workspace-id") or "",
+            emulated=organization == EMULATOR,
+        )
+
+    def create(self, body: BodyReader) -> Accepted | Rejected | Unknown:
+        """POST a body once, and say what became of it. Never raises for what the network or the API does."""
+        try:
+            response = self._client.post(
+                "/v1/messages/batches",
+                content=body,
+                cast_to=MessageBatch,
+                options={"headers": {"content-type": "application/json"}, "follow_redirects": False},
+            )
+        except anthropic.APIStatusError as exc:
+            return _refusal(exc, released=body.released)
+        except (anthropic.AnthropicError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as exc:
+            problem = _said(exc)
+            if not body.released:
+                ours = _cause_is_ours(exc)
+                return Rejected(problem, wait=5.0, held_back=ours, unreachable=not ours)
+            return Unknown(problem)
+        if not isinstance(getattr(response, "id", None), str) or not response.id:
+            return Unknown("the answer to the create is not a batch")
+        return Accepted(response, getattr(response, "_request_id", None))
+
+    def retrieve(self, api_id: str) -> tuple[MessageBatch, float | None]:
+        """A batch, and the seconds after which the API would like to be asked again. Raises NotFound."""
+        with self._sentences():
+            response = self._client.messages.batches.with_raw_response.retrieve(api_id)
+            return response.parse(), _seconds(response.headers.get("retry-after"))
+
+    def newest_batches(self) -> Iterator[MessageBatch]:
+        """All batches of the workspace, newest first. Raises if any page fails: half a listing proves nothing."""
+        with self._sentences():
+            yield from self._client.with_options(max_retries=2).messages.batches.list(limit=1000)
+
+    @contextlib.contextmanager
+    def results(self, api_id: str) -> Iterator[Iterator[bytes]]:
+        """The results of an ended batch as chunks of bytes, from our base URL. Raises NotFound, ApiUnreachable."""
+        with self._sentences():
+            # The header is how the SDK itself asks for an answer that is not read at once.
+            response = self._client.get(
+                f"/v1/messages/batches/{api_id}/results",
+                cast_to=httpx2.Response,
+                options={
+                    "headers": {"accept": "application/binary", "X-Stainless-Raw-Response": "stream"},
+                    "follow_redirects": False,
+                },
+            )
+            try:
+                yield response.iter_bytes()
+            finally:
+                response.close()
+
+    def _learn_clock(self, headers: httpx2.Headers, before: datetime) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._offset = parsedate_to_datetime(headers["date"]) - before
+
+    def _key_digest(self) -> str:
+        secret = self._client.api_key or self._client.auth_token or ""
+        return "key-" + hashlib.scrypt(secret.encode(), salt=b"batch-pipeline account", n=2**12, r=8, p=1).hex()[:24]
+
+    @contextlib.contextmanager
+    def _sentences(self) -> Iterator[None]:
+        try:
+            yield
+        except anthropic.NotFoundError as exc:
+            raise NotFound(f"the API does not find it: {_said(exc)}") from exc
+        except anthropic.APIStatusError as exc:
+            if exc.status_code in CIRCUIT_STATUSES or exc.error_code in SPEND_CODES:
+                raise AccountStopped(f"the API refuses this account: {_said(exc)}") from exc
+            raise ApiUnreachable(f"the API answers {_said(exc)}") from exc
+        except (anthropic.APIConnectionError, httpx2.HTTPError) as exc:
+            raise ApiUnreachable(
+                f"no answer from {self._client.base_url}: {_said(exc)}; check ANTHROPIC_BASE_URL and the network"
+            ) from exc
+
+
+def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unknown:
+    """What an error status on a create proves."""
+    problem = _said(exc)
+    told = _seconds(exc.response.headers.get("retry-after"))
+    own_envelope = exc.type is not None and exc.api_message is not None
+    if exc.status_code == 413:  # a proxy may answer this one in the API's place, and nothing got behind it
+        return Rejected(problem, exc.request_id, too_large=True)
+    if own_envelope and (exc.error_code in SPEND_CODES or exc.status_code in CIRCUIT_STATUSES):
+        return Rejected(problem, exc.request_id, circuit=True)
+    if own_envelope and exc.status_code in (429, 529):
+        return Rejected(problem, exc.request_id, wait=min(told if told is not None else 20.0, LONGEST_WAIT))
+    if not released:
+        return Rejected(problem, exc.request_id, wait=5.0)
+    return Unknown(problem, exc.request_id)
+
+
+def _said(exc: BaseException) -> str:
+    """An error in one line: status, type, message and request id where the API gave them."""
+    if isinstance(exc, anthropic.APIStatusError):
+        said = exc.api_message or exc.response.reason_phrase
+        request = f" ({exc.request_id})" if exc.request_id else ""
+        return f"{exc.status_code} {exc.type or ''}: {said}{request}".replace(" :", ":")
+    root = exc
+    while root.__cause__ is not None:
+        root = root.__cause__
+    return f"{type(exc).__name__}: {str(root) or exc}".splitlines()[0][:300]
+
+
+def _cause_is_ours(exc: BaseException | None) -> bool:
+    while exc is not None:
+        if isinstance(exc, HeldBack):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
+def _seconds(header: str | None) -> float | None:
+    """A retry-after header in seconds; None when there is none or it is no number."""
+    try:
+        return max(0.0, float(header)) if header is not None else None
+    except ValueError:
+        return None

@@ -1,0 +1,599 @@
+"""The command line. Thin: each command reads its options, calls one function, and prints what it returns.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import InputError, Interrupted, PipelineError
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from sqlalchemy import Row
+
+    from pipeline.database import Database
+    from pipeline.job import Job
+    from pipeline.plan import Quote
+    from pipeline.run import Finished, Where
+
+app = typer.Typer(
+    name="batch-pipeline",
+    help="Rows in, a SQL table of answers out, at batch price, through Anthropic's Message Batches API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job file, or the name of a job the database knows.")]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database", envvar="BATCH_DATABASE_URL", help="State database. Default: batches.db beside the job file."
+    ),
+]
+SpoolOption = Annotated[
+    str | None,
+    typer.Option("--spool", envvar="BATCH_SPOOL", help="Folder for request bodies. Default: beside the database."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line on stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+EmulatorOption = Annotated[
+    bool, typer.Option("--emulator", help="Speak to an emulator started for this command: no key, no network, no bill.")
+]
+VarOption = Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="Override a var of the job.")]
+PollOption = Annotated[
+    float | None,
+    typer.Option(
+        "--poll-seconds",
+        envvar="BATCH_POLL_SECONDS",
+        min=0,
+        help="Between polls. Default: as the API says, growing to 60.",
+    ),
+]
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A data file: CSV, TSV, Parquet or NDJSON.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The job file to write. Default: FILE's name .yaml")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a commented job file for a data file; never overwrites."""
+    from pipeline.starter import write_job_file
+
+    written = write_job_file(file, output)
+    _say(f"wrote {written}")
+    _next(f"batch-pipeline check {written}")
+
+
+@app.command()
+def check(
+    job: JobArgument,
+    var: VarOption = None,
+    database: DatabaseOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Validate a job file and its source, and show the first request. Sends nothing."""
+    import orjson
+
+    from pipeline import checks, report
+    from pipeline.plan import Plan, Quote
+    from pipeline.sink import Columns
+
+    path = _job_file(job, database, emulated=emulator)
+    loaded = _load(path, var)
+    checks.check_params(loaded)
+    plan = Plan(loaded)
+    Columns.of(loaded, plan.kinds())
+    quote: Quote = plan.quote(lambda keys: {})
+    first = None if quote.first_params is None else orjson.loads(quote.first_params)
+    if as_json:
+        _json({"event": "check", "job": loaded.name, "first_params": first, **report.quote_facts(quote)})
+    else:
+        _say(f"job      {loaded.name} is right: {report.count(quote.total, 'row')} with unique keys")
+        if quote.first_problem is not None:
+            _say(
+                f"warning  {quote.invalid_in_sample} of {quote.sampled} sampled rows cannot be sent: {quote.first_problem}"
+            )
+        if first is not None:
+            sys.stdout.write(orjson.dumps(first, option=orjson.OPT_INDENT_2).decode() + "\n")
+    _next(f"batch-pipeline run {path}{' --emulator' if emulator else ''}")
+
+
+@app.command()
+def run(
+    job: JobArgument,
+    var: VarOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Send rows again that succeeded with an older recipe.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what a run would send and cost; send nothing.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="End once all is sent; `collect` takes it to its end.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask after the quote.")] = False,
+    no_canary: Annotated[bool, typer.Option("--no-canary", hidden=True)] = False,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    poll_seconds: PollOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Plan, submit, poll and collect until every row has an outcome. The same command again just continues."""
+    from pipeline.run import Options
+    from pipeline.run import run as run_job
+
+    path = _job_file(job, database, emulated=emulator)
+    loaded = _load(path, var)
+    if loaded.vars and not as_json:
+        _say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
+    options = Options(
+        limit=limit, refresh=refresh, detach=detach, dry_run=dry_run, confirm=_confirm(yes=yes, ask=not as_json)
+    )
+    with _where(path.parent, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json) as where:
+        finished = run_job(loaded, where, options, file=path)
+        _report_run(loaded.name, job, finished, where, as_json=as_json, emulated=emulator)
+    raise typer.Exit(finished.exit_code)
+
+
+@app.command()
+def collect(
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="One job only. Default: all jobs of the database.")
+    ] = None,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """One sweep, for a scheduler: poll, collect, and submit what became due. Plans no new rows."""
+    from pipeline.run import sweep
+
+    folder, name = _job_and_folder(job)
+    with _where(
+        folder, database, spool, emulated=emulator, poll_seconds=None, as_json=as_json, must_exist=True
+    ) as where:
+        swept = sweep(where, name)
+        for swept_name, problem in swept:
+            if as_json:
+                _json({"event": "swept", "job": swept_name, "problem": problem})
+            else:
+                _say(f"job      {swept_name}: " + (problem or "swept"))
+        if not swept and not as_json:
+            _say("nothing to do: no run is open")
+        if name is not None:
+            _print_status(where.database, name, as_json=as_json)
+    if any(problem for _, problem in swept):
+        raise typer.Exit(3)
+
+
+@app.command()
+def status(
+    job: JobArgument,
+    database: DatabaseOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """How a job stands: rows, batches, money, and what to do next."""
+    with _known_job(job, database, emulated=emulator) as (opened, row):
+        _print_status(opened, row.name, as_json=as_json, job=job)
+
+
+@app.command()
+def errors(
+    job: JobArgument,
+    database: DatabaseOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Failed rows by cause, with example keys and what mends them."""
+    from pipeline import report
+    from pipeline.sink import Columns, Sink
+
+    with _known_job(job, database, emulated=emulator) as (opened, row), opened.read() as conn:
+        columns = Columns(**row.columns)
+        causes = report.errors(conn, Sink(row.results_table, columns).table, list(columns.key))
+    if as_json:
+        for cause in causes:
+            _json({"event": "error", **cause})
+        return
+    for line in report.error_lines(causes):
+        sys.stdout.write(line + "\n")
+    if not causes:
+        _say("no row has failed")
+    _next(f"batch-pipeline run {job}" if causes else f"batch-pipeline export {job}")
+
+
+@app.command()
+def export(
+    job: JobArgument,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Not yet: answers go to stdout as NDJSON.")
+    ] = None,
+    status: Annotated[str | None, typer.Option(help="Only rows with this status.")] = None,
+    where: Annotated[str | None, typer.Option(help="Only rows for which this SQL predicate holds.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="At most N rows.")] = None,
+    database: DatabaseOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Answers as NDJSON on stdout, in the order of their keys."""
+    from pipeline.answers import ndjson
+
+    if file is not None:
+        raise InputError(
+            "export writes to stdout only so far: leave FILE out and redirect, for example > answers.ndjson"
+        )
+    with _known_job(job, database, emulated=emulator) as (opened, row):
+        try:
+            for line in ndjson(opened, row, status=status, where=where, limit=limit):
+                sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # whoever reads has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@app.command()
+def emulator(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8787,
+    processing_seconds: Annotated[float, typer.Option(min=0, help="How long a batch takes.")] = 2.0,
+    faults: Annotated[Path | None, typer.Option(help="A YAML or JSON file of faults; see docs/emulator.md.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder that keeps its batches; it goes on from there.")] = Path(
+        "emulator-data"
+    ),
+    debug: DebugOption = False,
+) -> None:
+    """Run an emulator of the Messages and Message Batches API, for tests of your own pipelines."""
+    from pipeline.emulator import EmulatorError, serve
+
+    try:
+        serve(data, port=port, processing_seconds=processing_seconds, faults_file=faults)
+    except EmulatorError as exc:
+        raise InputError(str(exc)) from exc
+
+
+# -- what the commands share -----------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The console script: runs a command, turns our errors into one sentence and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as exc:
+        code = exc.exit_code
+    except Interrupted:
+        _say("interrupted: everything is resumable; run the same command again and it goes on")
+        code = Interrupted.exit_code
+    except PipelineError as exc:
+        if "--debug" in sys.argv:
+            raise
+        _say(f"error: {exc}")
+        code = exc.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        _say("aborted; nothing was sent")
+        code = Interrupted.exit_code
+    except Exception as exc:
+        usage = getattr(exc, "format_message", None)
+        if usage is None:
+            raise
+        context = getattr(exc, "ctx", None)
+        if context is not None:
+            _say(context.get_usage())
+        _say(f"error: {usage()}")
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    """A line for people: progress and errors go to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _next(command: str) -> None:
+    _say(f"next: {command}")
+
+
+def _json(value: dict[str, Any]) -> None:
+    import orjson
+
+    sys.stdout.write(orjson.dumps(value, default=str).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _today() -> "date":
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).date()
+
+
+def _load(path: Path, var: list[str] | None) -> "Job":
+    from pipeline.job import load
+
+    given = {}
+    for pair in var or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--var {pair}: write NAME=VALUE")
+        given[name] = value
+    return load(path, variables=given, today=_today())
+
+
+def _is_name(job: str) -> bool:
+    """Whether JOB is a job's name rather than a path."""
+    return not Path(job).exists() and "/" not in job and not job.endswith((".yaml", ".yml"))
+
+
+def _job_file(job: str, database: str | None, *, emulated: bool) -> Path:
+    """The job file that JOB names, by the database if it is a name."""
+    if not _is_name(job):
+        return Path(job)
+    with _known_job(job, database, emulated=emulated) as (_, row):
+        if row.file is None or not Path(row.file).exists():
+            raise InputError(f"job {job}: its job file {row.file} is gone; give the path of one")
+        return Path(row.file)
+
+
+def _job_and_folder(job: str | None) -> tuple[Path, str | None]:
+    """Where the default database is, and the name of the job; for commands that do not need the job file itself."""
+    from pipeline import yamlfile
+
+    if job is None or _is_name(job):
+        return Path(), job
+    path = Path(job)
+    try:
+        fields, _ = yamlfile.parse(path.read_text(encoding="utf-8"), job)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"{job}: cannot read the job file: {exc}") from exc
+    if not isinstance(fields.get("name"), str):
+        raise InputError(f"{job}: name: this field is required")
+    return path.parent, str(fields["name"])
+
+
+@contextlib.contextmanager
+def _known_job(job: str, database: str | None, *, emulated: bool) -> "Iterator[tuple[Database, Row[Any]]]":
+    from pipeline import store
+
+    folder, name = _job_and_folder(job)
+    opened = _open(folder, database, emulated=emulated, must_exist=True)
+    try:
+        with opened.read() as conn:
+            row = store.job_named(conn, name or "")
+            known = ", ".join(each.name for each in store.all_jobs(conn)) or "none"
+        if row is None:
+            raise InputError(
+                f"{opened.shown} knows no job {name!r} (it knows: {known}); run it first, or name another database"
+            )
+        yield opened, row
+    finally:
+        opened.close()
+
+
+def _open(folder: Path, database: str | None, *, emulated: bool, must_exist: bool = False) -> "Database":
+    from pipeline.database import Database, default_url
+
+    url = database or default_url(folder, emulated=emulated)
+    if must_exist and not Database.exists(url):
+        raise InputError(f"there is no database {url}; run a job first, or name another one by --database")
+    opened = Database(url)
+    _say(f"database {opened.shown}{' (new)' if opened.new else ''}")
+    return opened
+
+
+@contextlib.contextmanager
+def _where(
+    folder: Path,
+    database: str | None,
+    spool: str | None,
+    *,
+    emulated: bool,
+    poll_seconds: float | None,
+    as_json: bool,
+    must_exist: bool = False,
+) -> "Iterator[Where]":
+    """Database, API (or emulator), settings and signal handlers for a command that drives a job."""
+    from pipeline.api import Api
+    from pipeline.driver import Settings, Stop
+    from pipeline.run import Where
+
+    opened = _open(folder, database, emulated=emulated, must_exist=must_exist)
+    # what the emulator accepted shows in its listing at once, so there is no need to wait for it long
+    settings = Settings.from_environment(poll_seconds=poll_seconds, grace=2.0 if emulated else None)
+    stop = Stop()
+    with contextlib.ExitStack() as stack:
+        stack.callback(opened.close)
+        base_url = stack.enter_context(_emulator_beside(opened)) if emulated else None
+        stack.enter_context(_signals(stop))
+        teller = stack.enter_context(_Teller(as_json=as_json))
+        yield Where(
+            database=opened,
+            connect=lambda: Api.connect(
+                timeout=settings.timeout, base_url=base_url, api_key="emulated" if emulated else None
+            ),
+            settings=settings,
+            spool=spool,
+            tell=teller.tell,
+            stop=stop,
+        )
+
+
+@contextlib.contextmanager
+def _emulator_beside(database: "Database") -> Iterator[str]:
+    """An emulator for one command; its data lies beside the database, so that a killed run finds its batches again."""
+    from pipeline.emulator import EmulatorError, start
+
+    try:
+        running = start(database.file.with_name(database.file.name + ".emulator"), processing_seconds=1.0)
+    except EmulatorError as exc:
+        raise InputError(str(exc)) from exc
+    with running:
+        _say(f"emulator {running.url}")
+        yield running.url
+
+
+@contextlib.contextmanager
+def _signals(stop: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the driver to stop between two transactions; a second one leaves at once."""
+
+    def handle(number: int, frame: object) -> None:
+        if stop.event.is_set():
+            os._exit(Interrupted.exit_code)
+        stop.event.set()
+        _say("stopping: waiting for what is under way (again to leave at once)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _confirm(*, yes: bool, ask: bool) -> "Callable[[Quote], bool]":
+    def confirm(quote: "Quote") -> bool:
+        if yes or not ask or not quote.to_send or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        return typer.confirm("send this?", err=True)
+
+    return confirm
+
+
+def _report_run(name: str, job: str, finished: "Finished", where: "Where", *, as_json: bool, emulated: bool) -> None:
+    from pipeline import report
+
+    if finished.state == "quoted":
+        if as_json:
+            _json({"event": "run", "run_id": None, "state": "quoted", "reason": None, "rows": {}, "cost_usd": 0.0})
+        _next(f"batch-pipeline run {job}{' --emulator' if emulated else ''}")
+        return
+    if as_json:
+        facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
+        _json({"event": "run", **facts, "rows": finished.rows, "cost_usd": finished.cost_usd})
+        return
+    _say(
+        f"run {finished.run_id:<4} {finished.state}: {report.counts_line(finished.rows)}, {report.money(finished.cost_usd)}"
+    )
+    suffix = " --emulator" if emulated else ""
+    if finished.state == "open":
+        _say("         what is at the API goes on there; a sweep collects it")
+        _next(f"batch-pipeline collect {job}{suffix}")
+        return
+    with where.database.read() as conn:
+        from pipeline import store
+
+        table = store.job_named(conn, name)
+    assert table is not None
+    _say(f"answers  in table {table.results_table} of {where.database.file}")
+    failed = sum(finished.rows.values()) - finished.rows.get("succeeded", 0)
+    _next(f"batch-pipeline {'errors' if failed else 'export'} {job}{suffix}")
+
+
+def _print_status(database: "Database", name: str, *, as_json: bool, job: str | None = None) -> None:
+    from datetime import UTC, datetime
+
+    from pipeline import report, store
+
+    with database.read() as conn:
+        row = store.job_named(conn, name)
+        assert row is not None
+        facts = report.status(conn, row, datetime.now(UTC))
+    if as_json:
+        _json({"event": "status", **facts})
+        return
+    for line in report.status_lines(facts):
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+    _next(report.next_command(facts, job or name))
+
+
+@dataclass
+class _Teller:
+    """Tells what a driver does: as JSON on stdout, as lines on stderr, and on a terminal with a live last line."""
+
+    as_json: bool
+    _status: Any = None
+    _last: str = ""
+
+    def __enter__(self) -> "_Teller":
+        if sys.stderr.isatty() and not self.as_json:
+            from rich.console import Console
+
+            self._status = Console(stderr=True, highlight=False).status("working")
+            self._status.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._quiet()
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """One event of the driver."""
+        from pipeline import report
+
+        if event == "quote":
+            self._quote(facts["quote"])
+        elif self.as_json:
+            if event not in ("waiting", "watching"):  # these are no moves
+                _json({"event": event, **facts})
+        elif event == "waiting":
+            self._wait(report.event_line(event, facts))
+        else:
+            self._last = ""
+            self._line(report.event_line(event, facts))
+
+    def _quote(self, quote: "Quote") -> None:
+        from pipeline import report
+
+        if self.as_json:
+            _json({"event": "quote", **report.quote_facts(quote)})
+            return
+        self._quiet()  # a question may follow, which a live line would hide
+        for line in report.quote_lines(quote):
+            _say(line)
+
+    def _wait(self, line: str) -> None:
+        if self._status is not None:
+            self._status.update(line)
+            self._status.start()
+        elif line.partition(";")[0] != self._last:  # a log need not say every minute that nothing has changed
+            self._last = line.partition(";")[0]
+            _say(line)
+
+    def _line(self, line: str) -> None:
+        if self._status is not None:
+            self._status.console.print(line, markup=False, soft_wrap=True)
+        else:
+            _say(line)
+
+    def _quiet(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+if __name__ == "__main__":
+    main()

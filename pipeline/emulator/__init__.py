@@ -1,0 +1,10 @@
+"""An emulator of Anthropic's Messages and Message Batches API, for demos and tests without key and network."""
+
+from pipeline.emulator.clock import Clock
+from pipeline.emulator.emulator import Emulator
+from pipeline.emulator.errors import EmulatorError
+from pipeline.emulator.faults import Fault
+from pipeline.emulator.server import RunningEmulator, serve, start
+from pipeline.emulator.settings import Settings
+
+__all__ = ["Clock", "Emulator", "EmulatorError", "Fault", "RunningEmulator", "Settings", "serve", "start"]

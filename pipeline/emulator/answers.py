@@ -1,0 +1,249 @@
+"""What the emulated model says: deterministic, shaped by the request, and marked so that nobody takes it for a model's.
+
+Free text begins with [emulated]. Structured output obeys its schema, forced tools get an input that obeys theirs.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from pipeline.emulator.models import Model
+from pipeline.emulator.schema import Inventor, words
+from pipeline.emulator.wire import derived_id
+
+MARK = "[emulated]"
+BYTES_PER_TOKEN = 4
+GIST_CHARACTERS = 160
+IMAGE_TOKENS, DOCUMENT_TOKENS = 1600, 3000
+TAGGED = re.compile(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>(.*?)</\1\s*>", re.DOTALL)
+TAG = re.compile(r"</?[A-Za-z][\w-]*(?:\s[^<>]*)?/?>")
+SENTENCE = re.compile(r"[.!?]\s")
+THOUGHT = f"{MARK} Looked at the request before answering it."
+SHORT_WORD = 3  #: words of labels up to this length ("how_to") say little alone
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a Message holds besides ids and input tokens. output_tokens include thinking_tokens."""
+
+    content: list[dict[str, Any]]
+    stop_reason: str = "end_turn"
+    stop_sequence: str | None = None
+    stop_details: dict[str, Any] | None = None
+    output_tokens: int = 1
+    thinking_tokens: int = 0
+
+
+@dataclass
+class Usage:
+    """Input tokens by class."""
+
+    input_tokens: int
+    cache_read: int = 0
+    cache_write: dict[str, int] = field(default_factory=dict)  #: by ttl, 5m and 1h
+
+
+def answer(params: dict[str, Any], model: Model, seed: str) -> Answer:
+    """The answer to valid params. seed: the params' sha256 in hex."""
+    source = _source_text(params["messages"])
+    number = int(seed[:12], 16)
+    thinking, thinking_tokens = _thinking(params, model)
+    tool = _forced_tool(params, number)
+    if tool is not None:
+        made = _invent(tool.get("input_schema", {}), source, number)
+        value = made if isinstance(made, dict) else {}
+        block = {"type": "tool_use", "id": derived_id("toolu", seed), "name": tool["name"], "input": value}
+        tokens = text_tokens(orjson.dumps(value).decode()) + 20
+        return Answer(
+            [*thinking, block], "tool_use", output_tokens=tokens + thinking_tokens, thinking_tokens=thinking_tokens
+        )
+    schema = output_schema(params)
+    text = f"{MARK} {gist(source)}" if schema is None else _json(_invent(schema, source, number))
+    said = _limited(text, params, thinking_tokens)
+    return replace(said, content=[*thinking, *said.content])
+
+
+def output_schema(params: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema of the structured output asked for; None for prose."""
+    wanted = (params.get("output_config") or {}).get("format") or params.get("output_format")
+    return wanted["schema"] if wanted else None
+
+
+def with_text(made: Answer, text: str, **changes: Any) -> Answer:
+    """The same answer with another text, its tokens counted anew."""
+    kept = [block for block in made.content if block["type"] in ("thinking", "redacted_thinking")]
+    tokens = text_tokens(text) + made.thinking_tokens
+    return replace(made, content=[*kept, {"type": "text", "text": text}], output_tokens=tokens, **changes)
+
+
+def text_of(made: Answer) -> str:
+    return "".join(block["text"] for block in made.content if block["type"] == "text")
+
+
+def gist(text: str) -> str:
+    """The first sentence of the longest paragraph, without tags, in at most 160 characters."""
+    paragraph = max(text.split("\n\n"), key=len)
+    plain = " ".join(TAG.sub(" ", paragraph[: 4 * GIST_CHARACTERS]).split())
+    end = SENTENCE.search(plain)
+    sentence = plain[: end.start() + 1] if end else plain
+    if len(sentence) <= GIST_CHARACTERS:
+        return sentence
+    return sentence[:GIST_CHARACTERS].rsplit(" ", 1)[0] + "..."
+
+
+def _source_text(messages: list[dict[str, Any]]) -> str:
+    """The longest text of the last user turn; within it the longest tagged part, where the document usually is."""
+    last = next(m for m in reversed(messages) if m["role"] == "user")
+    content = last["content"]
+    longest = content if isinstance(content, str) else max(_texts(content), key=len, default="")
+    return max((part for _, part in TAGGED.findall(longest)), key=len, default="") or longest
+
+
+def _texts(content: list[dict[str, Any]]) -> list[str]:
+    return [block["text"] for block in content if block["type"] == "text"]
+
+
+def _thinking(params: dict[str, Any], model: Model) -> tuple[list[dict[str, Any]], int]:
+    thinking = params.get("thinking") or {}
+    kind = thinking.get("type")
+    on = kind in ("enabled", "adaptive") or (kind is None and model.thinks_by_default)
+    if not on:
+        return [], 0
+    shown = thinking.get("display", "summarized" if kind == "enabled" else "omitted") == "summarized"
+    block = {"type": "thinking", "thinking": THOUGHT if shown else "", "signature": "ZW11bGF0ZWQ="}
+    return [block], text_tokens(THOUGHT)
+
+
+def _forced_tool(params: dict[str, Any], number: int) -> dict[str, Any] | None:
+    choice = params.get("tool_choice") or {}
+    tools: list[dict[str, Any]] = [t for t in params.get("tools") or [] if "name" in t]
+    if choice.get("type") == "tool":
+        return next(t for t in tools if t["name"] == choice["name"])
+    return tools[number % len(tools)] if choice.get("type") == "any" and tools else None
+
+
+def _invent(schema: dict[str, Any], source: str, number: int) -> Any:
+    counted: Counter[str] | None = None
+
+    def pick(values: list[Any], path: str) -> Any:
+        nonlocal counted
+        if counted is None:
+            counted = Counter(words(source))
+        return _fitting(values, counted, number + len(path))
+
+    try:
+        return Inventor(schema, pick, f"{MARK} {gist(source)}", number).value()
+    except (AttributeError, KeyError, TypeError):  # tool schemas are not checked as output schemas are
+        return {}
+
+
+def _fitting(values: Sequence[Any], counted: Counter[str], number: int) -> Any:
+    """The value whose words occur most; among equals, by the number."""
+    scores = [_score(value, counted) for value in values]
+    best = max(scores)
+    candidates = [value for value, score in zip(values, scores, strict=True) if score == best]
+    return candidates[number % len(candidates)]
+
+
+def _score(value: Any, counted: Counter[str]) -> int:
+    parts = words(value) if isinstance(value, str) else []
+    telling = [part for part in parts if len(part) > SHORT_WORD]
+    if telling:
+        return sum(counted[part] for part in telling)
+    return min((counted[part] for part in parts), default=0)
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _limited(text: str, params: dict[str, Any], thinking_tokens: int) -> Answer:
+    """Cut the text at a stop sequence, then at max_tokens."""
+    reason, sequence = "end_turn", None
+    for stop in params.get("stop_sequences") or ():
+        at = text.find(stop)
+        if at >= 0:
+            text, reason, sequence = text[:at], "stop_sequence", stop
+    room = params["max_tokens"] - min(thinking_tokens, params["max_tokens"])
+    if text_tokens(text) > room:
+        text = text.encode()[: room * BYTES_PER_TOKEN].decode(errors="ignore")
+        reason, sequence = "max_tokens", None
+    tokens = min(text_tokens(text) + thinking_tokens, params["max_tokens"])
+    content = [{"type": "text", "text": text}] if text else []
+    thought = min(thinking_tokens, params["max_tokens"])
+    return Answer(content, reason, sequence, output_tokens=max(tokens, 1), thinking_tokens=thought)
+
+
+def text_tokens(text: str) -> int:
+    """A fourth of its UTF-8 bytes, rounded up."""
+    size = len(text) if text.isascii() else len(text.encode())
+    return -(-size // BYTES_PER_TOKEN)
+
+
+def input_tokens(params: dict[str, Any]) -> int:
+    """Of the whole prompt: system, tools, output schema and messages."""
+    total = 7 + prompt_part_tokens(params.get("system"))
+    for message in params["messages"]:
+        total += 3 + prompt_part_tokens(message["content"])
+    for name in ("tools", "output_config"):
+        if params.get(name):
+            total += -(-len(orjson.dumps(params[name])) // BYTES_PER_TOKEN)
+    return total
+
+
+def prompt_part_tokens(content: Any) -> int:
+    """Of text, or of a list of blocks; an image or a document counts a flat number, not its base64."""
+    if content is None:
+        return 0
+    if isinstance(content, str):
+        return text_tokens(content)
+    if not isinstance(content, list):
+        return 0
+    total = 0
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text":
+            total += text_tokens(str(block.get("text", "")))
+        elif kind == "image":
+            total += IMAGE_TOKENS
+        elif kind == "document":
+            total += DOCUMENT_TOKENS
+        elif kind == "tool_result":
+            total += prompt_part_tokens(block.get("content"))
+        elif kind is not None:
+            total += -(-len(orjson.dumps(block)) // BYTES_PER_TOKEN)
+    return total
+
+
+def message(made: Answer, model: Model, usage: Usage, message_id: str, tier: str) -> dict[str, Any]:
+    """The Message as on the wire. tier: batch or standard."""
+    written = usage.cache_write
+    counts: dict[str, Any] = {
+        "input_tokens": usage.input_tokens,
+        "cache_creation_input_tokens": sum(written.values()),
+        "cache_read_input_tokens": usage.cache_read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": written.get("5m", 0),
+            "ephemeral_1h_input_tokens": written.get("1h", 0),
+        },
+        "output_tokens": made.output_tokens,
+        "service_tier": tier,
+        "inference_geo": "not_available",
+    }
+    if made.thinking_tokens:
+        counts["output_tokens_details"] = {"thinking_tokens": made.thinking_tokens}
+    return {
+        "model": model.id,
+        "id": message_id,
+        "type": "message",
+        "role": "assistant",
+        "content": made.content,
+        "stop_reason": made.stop_reason,
+        "stop_sequence": made.stop_sequence,
+        "stop_details": made.stop_details,
+        "usage": counts,
+    }

@@ -1,0 +1,128 @@
+"""The emulator as an ASGI application: reads each body to a file, answers in a thread, breaks connections on demand."""
+
+import asyncio
+import socket
+import struct
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pipeline.emulator.emulator import Emulator
+from pipeline.emulator.errors import ConnectionCut
+from pipeline.emulator.wire import Call, Reply
+
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
+DELAY_STEP_SECONDS = 0.05
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, made known to the application, which otherwise could not break it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app_state = {**self.app_state, "connection": self}
+
+    def break_off(self, *, reset: bool = False) -> None:
+        """Close what is under way. What was written before still leaves, unless reset."""
+        if reset:
+            raw: socket.socket = self.transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+
+def make_app(emulator: Emulator, stopping: Callable[[], bool]) -> Starlette:
+    """stopping: once true, answers that are kept back on purpose are given up."""
+
+    async def endpoint(request: Request) -> Response:
+        upload = emulator.upload_path()
+        try:
+            try:
+                await _receive(request, upload)
+            except ClientDisconnect:
+                emulator.log_broken_upload(request.method, request.url.path)
+                return _Answer(Reply(dropped=True), stopping)
+            reply = await run_in_threadpool(_handle, emulator, _call(request, upload))
+        finally:
+            for path in (upload, upload.with_suffix(".plain")):
+                path.unlink(missing_ok=True)
+        return _Answer(reply, stopping)
+
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=METHODS)])
+
+
+def _handle(emulator: Emulator, call: Call) -> Reply:
+    try:
+        return emulator.handle(call)
+    except Exception:
+        traceback.print_exc()  # a fault of ours; uvicorn is kept quiet, since broken connections are our trade
+        raise
+
+
+async def _receive(request: Request, upload: Path) -> None:
+    with upload.open("wb") as file:
+        async for chunk in request.stream():
+            file.write(chunk)  # to the page cache: too quick to be worth a thread
+
+
+def _call(request: Request, upload: Path) -> Call:
+    return Call(
+        method=request.method,
+        path=request.scope["path"],
+        query={name: ",".join(request.query_params.getlist(name)) for name in request.query_params},
+        headers={name.lower(): value for name, value in request.headers.items()},
+        body=upload,
+        origin=f"{request.url.scheme}://{request.headers.get('host', request.url.netloc)}",
+    )
+
+
+class _Answer(Response):
+    """Sends a Reply: late, cut short or not at all, if it says so."""
+
+    def __init__(self, reply: Reply, stopping: Callable[[], bool]) -> None:
+        super().__init__(status_code=reply.status)
+        self._reply, self._stopping = reply, stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection: Connection = scope["state"]["connection"]
+        if not await self._waited() or self._reply.dropped:
+            connection.break_off()
+            return
+        try:
+            await self._send(send)
+        except ConnectionCut as cut:
+            connection.break_off(reset=cut.reset)
+
+    async def _waited(self) -> bool:
+        """Keep the answer back as long as it says; False if the server stops first."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._reply.delay_seconds
+        while (left := until - loop.time()) > 0:
+            if self._stopping():
+                return False
+            await asyncio.sleep(min(left, DELAY_STEP_SECONDS))
+        return True
+
+    async def _send(self, send: Send) -> None:
+        body = self._reply.body
+        headers = [(name.encode(), value.encode()) for name, value in self._reply.headers.items()]
+        if isinstance(body, bytes):
+            headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": self._reply.status, "headers": headers})
+        if isinstance(body, bytes):
+            await send({"type": "http.response.body", "body": body})
+            return
+        async for chunk in iterate_in_threadpool(body):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

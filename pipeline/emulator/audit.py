@@ -1,0 +1,91 @@
+"""What was ever accepted, and whether anything was accepted twice while once would have done."""
+
+import sqlite3
+from collections.abc import Iterator
+from itertools import chain, repeat
+from typing import Any
+
+from pipeline.emulator.clock import wire_time
+from pipeline.emulator.store import RESULT_NAMES, Batch, Store
+
+EXAMPLES = 100
+RUNNING_US = 1 << 62  #: the end of a batch that has none yet
+# For each acceptance: was there an earlier one of the same params, had one succeeded, when had the last one ended?
+EARLIER = """
+CREATE TABLE judged AS
+SELECT sha,
+       count(*) OVER earlier AS times_before,
+       (max(ended_us) OVER earlier > created_us OR max(succeeded) OVER earlier = 1) AS needless
+  FROM seen
+WINDOW earlier AS (PARTITION BY sha ORDER BY rowid ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+"""
+
+
+def accepted(store: Store) -> Iterator[dict[str, Any]]:
+    """Each request of each batch in the order they came; result is None until the batch has ended."""
+    for batch in store.all():
+        created_at = wire_time(batch.created_us)
+        for sha256, custom_id, result in _requests(store, batch):
+            yield {
+                "batch_id": batch.id,
+                "custom_id": custom_id,
+                "created_at": created_at,
+                "params_sha256": sha256,
+                "result": result,
+            }
+
+
+def _requests(store: Store, batch: Batch) -> Iterator[tuple[str, str, str | None]]:
+    ended = batch.status == "ended"
+    outcomes = store.path(batch.id, "outcomes").read_bytes() if ended else b""
+    results = chain((RESULT_NAMES[code] for code in outcomes), repeat(None))
+    with store.path(batch.id, "accepted").open(encoding="ascii") as lines:
+        for line, result in zip(lines, results, strict=False):
+            sha256, custom_id = line.split()
+            yield sha256, custom_id, result
+
+
+def audit(store: Store) -> dict[str, Any]:
+    """Counts, and the params that were accepted again though an earlier acceptance ran or had succeeded.
+
+    Works in a temporary SQLite file, so memory stays flat for millions of requests.
+    """
+    batches = store.all()
+    db = sqlite3.connect("")
+    try:
+        db.execute(
+            "CREATE TABLE seen (sha BLOB, batch INTEGER, created_us INTEGER, ended_us INTEGER, succeeded INTEGER)"
+        )
+        for batch in batches:
+            ended_us = RUNNING_US if batch.ended_us is None else batch.ended_us
+            rows = (
+                (bytes.fromhex(sha256), batch.number, batch.created_us, ended_us, result == "succeeded")
+                for sha256, _, result in _requests(store, batch)
+            )
+            db.executemany("INSERT INTO seen VALUES (?, ?, ?, ?, ?)", rows)
+        db.execute(EARLIER)
+        return {"batches": len(batches), **_totals(db), "accepted_twice": _examples(db, batches)}
+    finally:
+        db.close()
+
+
+def _totals(db: sqlite3.Connection) -> dict[str, int]:
+    requests, distinct = db.execute("SELECT count(*), count(DISTINCT sha) FROM seen").fetchone()
+    again = db.execute("SELECT count(*) FROM judged WHERE times_before > 0 AND NOT needless").fetchone()[0]
+    twice = db.execute("SELECT count(*) FROM judged WHERE needless").fetchone()[0]
+    return {
+        "requests_accepted": requests,
+        "distinct_params": distinct,
+        "accepted_again": again,
+        "accepted_twice_count": twice,
+    }
+
+
+def _examples(db: sqlite3.Connection, batches: list[Batch]) -> list[dict[str, Any]]:
+    ids = {batch.number: batch.id for batch in batches}
+    found = db.execute("SELECT DISTINCT sha FROM judged WHERE needless LIMIT ?", (EXAMPLES,)).fetchall()
+    examples = []
+    for (sha,) in found:
+        numbers = db.execute("SELECT batch FROM seen WHERE sha = ? ORDER BY rowid", (sha,)).fetchall()
+        examples.append({"params_sha256": sha.hex(), "batch_ids": [ids[number] for (number,) in numbers]})
+    return examples

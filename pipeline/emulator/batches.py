@@ -1,0 +1,235 @@
+"""The operations of the batches resource."""
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from pipeline.emulator.clock import wire_time
+from pipeline.emulator.core import Core
+from pipeline.emulator.delivery import deliver
+from pipeline.emulator.errors import ApiError
+from pipeline.emulator.faults import RESULT_FAULTS, CallFacts
+from pipeline.emulator.intake import encoded, read_requests
+from pipeline.emulator.models import page_limit
+from pipeline.emulator.store import Batch
+from pipeline.emulator.validate import unbatchable
+from pipeline.emulator.wire import Call, Reply, json_reply, params_sha256, random_id
+
+
+def create(core: Core, call: Call) -> Reply:
+    """Check the envelope, store the requests durably, then say so. All of a body is accepted, or nothing."""
+    body = _plain_body(core, call)
+    batch_id = random_id("msgbatch")
+    try:
+        number = _store_requests(core, batch_id, body)
+        _check_queue(core, call.workspace, number)
+        batch = core.store.add(
+            batch_id,
+            workspace=call.workspace,
+            version=call.version,
+            betas=",".join(sorted(call.betas)),
+            requests=number,
+            now_us=core.clock.now_us(),
+        )
+    except BaseException:
+        core.store.drop_folder(batch_id)
+        raise
+    core.wake()
+    call.batch_id = batch_id
+    return json_reply(message_batch(batch, call, core))
+
+
+def _plain_body(core: Core, call: Call) -> Path:
+    """The body as a file, unpacked, within the size limit."""
+    assert isinstance(call.body, Path)
+    coding = call.headers.get("content-encoding", "identity").lower()
+    body = call.body
+    if coding != "identity":
+        if coding != "gzip" or not core.settings.gzip_on_batches:
+            raise unsupported_encoding()
+        body = _unpacked(body, core.settings.max_batch_bytes)
+    if body.stat().st_size > core.settings.max_batch_bytes:
+        code = {"error_code": "request_body_too_large_after_decoding"} if body is not call.body else None
+        html = code is None and core.settings.too_large_as == "html"
+        raise ApiError(413, "Request exceeds the maximum size", details=code, html=html)
+    return body
+
+
+def unsupported_encoding() -> ApiError:
+    details = {"error_code": "request_body_encoding_unsupported"}
+    return ApiError(400, "The request's `Content-Encoding` is not supported.", details=details)
+
+
+def invalid_encoding() -> ApiError:
+    details = {"error_code": "request_body_encoding_invalid"}
+    return ApiError(400, "The request body is not valid for its `Content-Encoding`.", details=details)
+
+
+def _unpacked(path: Path, limit: int) -> Path:
+    """Beside the packed one, at most one chunk longer than the limit."""
+    target = path.with_suffix(".plain")
+    try:
+        with gzip.open(path) as packed, target.open("wb") as plain:
+            while plain.tell() <= limit and (chunk := packed.read(1 << 20)):
+                plain.write(chunk)
+    except (OSError, EOFError, zlib.error):
+        raise invalid_encoding() from None
+    return target
+
+
+def _store_requests(core: Core, batch_id: str, body: Path) -> int:
+    """Write the batch's folder from a body; returns the number of requests. Raises ApiError on a wrong envelope."""
+
+    def check(index: int, params: dict[str, Any]) -> None:
+        refused = core.settings.refuse_unbatchable_at_create and unbatchable(params)
+        if refused:
+            raise ApiError(400, f"requests.{index}.params.{refused}")
+
+    folder = core.store.make_folder(batch_id)
+    number = 0
+    with (folder / "requests").open("wb") as requests, (folder / "accepted").open("wb") as accepted:
+        for custom_id, params in read_requests(body, check):
+            text = encoded(params)
+            head = f"{params_sha256(params)} {custom_id}".encode()
+            requests.write(b"%b %b\n" % (head, text))
+            accepted.write(head + b"\n")
+            number += 1
+        for file in (requests, accepted):
+            file.flush()
+            os.fsync(file.fileno())
+    return number
+
+
+def _check_queue(core: Core, workspace: str, number: int) -> None:
+    limit = core.settings.queue_limit
+    if limit is not None and core.store.queued(workspace) + number > limit:
+        text = f"Number of batch requests in the processing queue would exceed your organization's limit of {limit}."
+        raise ApiError(429, text, headers={"retry-after": core.poll_hint})
+
+
+def retrieve(core: Core, call: Call, batch_id: str) -> Reply:
+    batch = _visible(core, call, batch_id)
+    hint = {} if batch.status == "ended" else {"retry-after": core.poll_hint}
+    return json_reply(message_batch(batch, call, core), hint)
+
+
+def list_batches(core: Core, call: Call) -> Reply:
+    """Newest first; before_id goes back towards newer ones, as far as limit."""
+    listed = _listed(core, call)
+    limit = page_limit(call)
+    ids = [batch.id for batch in listed]
+    if after := call.query.get("after_id"):
+        rest = listed[_index(ids, after, "after_id") + 1 :]
+        page = rest[:limit]
+    elif before := call.query.get("before_id"):
+        rest = listed[: _index(ids, before, "before_id")]
+        page = rest[-limit:]
+    else:
+        rest = listed
+        page = rest[:limit]
+    data = [message_batch(batch, call, core) for batch in page]
+    first, last = (page[0].id, page[-1].id) if page else (None, None)
+    return json_reply({"data": data, "has_more": len(rest) > limit, "first_id": first, "last_id": last})
+
+
+def _listed(core: Core, call: Call) -> list[Batch]:
+    facts = CallFacts(None, 1, lambda text: text in call.path)
+    lags = core.faults.for_call("list", frozenset({"lag"}), facts)
+    lag = max((fault.seconds or 0 for fault in lags), default=0)
+    return core.store.listed(call.workspace, core.clock.now_us() - round(lag * 1e6))
+
+
+def list_page(core: Core, call: Call) -> int:
+    """Which page of a listing this call asks for, from 1."""
+    after = call.query.get("after_id")
+    ids = [batch.id for batch in core.store.listed(call.workspace, core.clock.now_us())] if after else []
+    limit = call.query.get("limit", "20")
+    if after not in ids or not limit.isdigit() or int(limit) == 0:
+        return 1
+    return 2 + ids.index(after) // int(limit)
+
+
+def _index(ids: list[str], wanted: str, field: str) -> int:
+    if wanted not in ids:
+        raise ApiError(400, f"{field}: no batch of that id")
+    return ids.index(wanted)
+
+
+def cancel(core: Core, call: Call, batch_id: str) -> Reply:
+    batch = _visible(core, call, batch_id)
+    moved = core.store.mark_canceling(batch_id, core.clock.now_us())
+    if not moved and core.store.get(batch_id).status == "ended" and core.settings.cancel_ended_status != 200:
+        text = f"Batch {batch_id} cannot be canceled because it has already ended."
+        raise ApiError(core.settings.cancel_ended_status, text)
+    batch = core.store.get(batch_id)
+    core.wake()
+    return json_reply(message_batch(batch, call, core))
+
+
+def delete(core: Core, call: Call, batch_id: str) -> Reply:
+    _visible(core, call, batch_id)
+    if not core.store.mark_deleted(batch_id, core.clock.now_us()):
+        text = f"Batch {batch_id} cannot be deleted while it is being processed; cancel it first."
+        raise ApiError(core.settings.delete_running_status, text)
+    return json_reply({"id": batch_id, "type": "message_batch_deleted"})
+
+
+def results(core: Core, call: Call, batch_id: str) -> Reply:
+    batch = _visible(core, call, batch_id)
+    if batch.status != "ended":
+        text = f"Batch {batch_id} is still {batch.status}; results are available once it has ended."
+        raise ApiError(core.settings.early_results_status, text)
+    facts = CallFacts(batch_id, 1, lambda text: text in call.path)
+    faults = core.faults.for_call("results", RESULT_FAULTS, facts)
+    try:
+        body = deliver(core.store.path(batch_id, "results"), faults)
+    except FileNotFoundError:
+        raise ApiError(404, f"The results of batch {batch_id} are no longer available.") from None
+    disposition = f'attachment; filename="{batch_id}_results.jsonl"'
+    return Reply(200, body, {"content-type": "application/x-jsonl", "content-disposition": disposition})
+
+
+def _visible(core: Core, call: Call, batch_id: str) -> Batch:
+    """The batch, if this workspace has it and it was not deleted."""
+    call.batch_id = batch_id
+    try:
+        batch = core.store.get(batch_id)
+    except KeyError:
+        batch = None
+    if batch is None or batch.deleted_us is not None or batch.workspace != call.workspace:
+        raise ApiError(404, f"The requested resource could not be found: message batch {batch_id}.")
+    return batch
+
+
+def message_batch(batch: Batch, call: Call, core: Core) -> dict[str, Any]:
+    """MessageBatch as on the wire; results_url from the address the client dialled."""
+    ended = batch.status == "ended"
+    url = None
+    if ended and batch.archived_us is None:
+        url = f"{_results_origin(batch, call, core)}/v1/messages/batches/{batch.id}/results"
+    return {
+        "id": batch.id,
+        "type": "message_batch",
+        "processing_status": batch.status,
+        "request_counts": {
+            "processing": 0 if ended else batch.requests,
+            "succeeded": batch.succeeded,
+            "errored": batch.errored,
+            "canceled": batch.canceled,
+            "expired": batch.expired,
+        },
+        "ended_at": wire_time(batch.ended_us),
+        "created_at": wire_time(batch.created_us),
+        "expires_at": wire_time(batch.expires_us),
+        "archived_at": wire_time(batch.archived_us),
+        "cancel_initiated_at": wire_time(batch.cancel_initiated_us),
+        "results_url": url,
+    }
+
+
+def _results_origin(batch: Batch, call: Call, core: Core) -> str:
+    facts = CallFacts(batch.id, 1, lambda text: text in call.path)
+    faults = core.faults.for_call(call.operation, frozenset({"results_url"}), facts)
+    return next((fault.host for fault in faults if fault.host), call.origin)

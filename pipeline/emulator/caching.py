@@ -1,0 +1,104 @@
+"""Prompt-cache accounting: which part of a prompt would be written to the cache, and which read from it."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from pipeline.emulator.answers import BYTES_PER_TOKEN, Usage, input_tokens, prompt_part_tokens
+from pipeline.emulator.models import Model
+
+TTL_US = {"5m": 300 * 1_000_000, "1h": 3600 * 1_000_000}
+LOOKBACK_BLOCKS = 20
+MAX_BREAKPOINTS = 4
+#: what breaks the cache of everything after the system prompt, besides the blocks themselves
+MESSAGE_LEVEL = ("tool_choice", "thinking", "output_config")
+
+
+class PromptCache:
+    """Prefixes by digest with the time they go. In memory: a restart empties it, as a lull does with the real one."""
+
+    def __init__(self, minimum_tokens: int | None = None) -> None:
+        self._minimum = minimum_tokens
+        self._expiry_us: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+
+    def usage(self, params: dict[str, Any], model: Model, workspace: str, now_us: int) -> Usage:
+        """Account for one request with cache_control somewhere in it; call `plain_usage` for the others."""
+        blocks = list(_prefixes(params, model, workspace))
+        breakpoints = [i for i, (_, _, ttl) in enumerate(blocks) if ttl is not None][:MAX_BREAKPOINTS]
+        minimum = self._minimum or model.cache_minimum
+        with self._lock:
+            read = max((self._hit(blocks, at, now_us) for at in breakpoints), default=0)
+            written: dict[str, int] = {}
+            reached = read
+            for at in breakpoints:
+                digest, tokens, ttl = blocks[at]
+                assert ttl is not None
+                if tokens < minimum:
+                    continue
+                self._expiry_us[digest] = max(self._expiry_us.get(digest, 0), now_us + TTL_US[ttl])
+                if tokens > reached:
+                    written[ttl] = written.get(ttl, 0) + tokens - reached
+                    reached = tokens
+        return Usage(max(input_tokens(params) - reached, 0), read, written)
+
+    def _hit(self, blocks: list[tuple[bytes, int, str | None]], at: int, now_us: int) -> int:
+        """Tokens of the longest cached prefix that ends at this breakpoint or up to 20 blocks before it."""
+        for digest, tokens, _ in reversed(blocks[max(at - LOOKBACK_BLOCKS, 0) : at + 1]):
+            if self._expiry_us.get(digest, 0) > now_us:
+                return tokens
+        return 0
+
+
+def plain_usage(params: dict[str, Any]) -> Usage:
+    return Usage(input_tokens(params))
+
+
+def breakpoint_problem(params: dict[str, Any]) -> str | None:
+    """What is wrong with the request's cache_control, if anything."""
+    found = [c for _, _, c in _blocks(params) if c is not None]
+    if len(found) > MAX_BREAKPOINTS:
+        return f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(found)}."
+    for control in found:
+        if not isinstance(control, dict) or control.get("type") != "ephemeral":
+            return "cache_control.type: Input should be 'ephemeral'"
+        if control.get("ttl", "5m") not in ("5m", "1h"):
+            return "cache_control.ttl: Input should be '5m' or '1h'"
+    ttls = [control.get("ttl", "5m") for control in found]
+    if "1h" in ttls[ttls.index("5m") :] if "5m" in ttls else False:
+        return "a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block"
+    return None
+
+
+def _blocks(params: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(where, block, its cache_control) in the order of the prompt: tools, system, messages."""
+    flat: list[tuple[str, Any]] = [("tools", tool) for tool in params.get("tools") or ()]
+    system = params.get("system")
+    flat += [("system", b) for b in ([{"type": "text", "text": system}] if isinstance(system, str) else system or ())]
+    for message in params["messages"]:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        flat += [(message["role"], part) for part in parts]
+    for index, (where, block) in enumerate(flat):
+        control = block.get("cache_control")
+        if control is None and index == len(flat) - 1:
+            control = params.get("cache_control")  # automatic caching: at the end of the prompt
+        yield where, block, control
+
+
+def _prefixes(params: dict[str, Any], model: Model, workspace: str) -> Iterator[tuple[bytes, int, str | None]]:
+    """(digest of all up to here, tokens up to here, ttl if there is a breakpoint) for each block."""
+    digest = hashlib.sha256(f"{workspace} {model.id}".encode())
+    tokens, in_messages = 0, False
+    for where, block, control in _blocks(params):
+        if where not in ("tools", "system") and not in_messages:
+            in_messages = True
+            digest.update(orjson.dumps([params.get(name) for name in MESSAGE_LEVEL]))
+        bare = {key: value for key, value in block.items() if key != "cache_control"}
+        encoded = orjson.dumps(bare)
+        digest.update(where.encode() + encoded)
+        tokens += -(-len(encoded) // BYTES_PER_TOKEN) if where == "tools" else prompt_part_tokens([block])
+        yield digest.digest(), tokens, control.get("ttl", "5m") if control else None

@@ -1,0 +1,44 @@
+"""What the operations share: the store, the clock, the settings, the faults, the cache."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.emulator.caching import PromptCache
+from pipeline.emulator.clock import Clock
+from pipeline.emulator.faults import FaultBook
+from pipeline.emulator.settings import Settings
+from pipeline.emulator.store import Batch, Store
+
+
+@dataclass
+class Core:
+    """processing_seconds: from create to ended, by the clock. wake: call it when work may have become due."""
+
+    store: Store
+    clock: Clock
+    settings: Settings
+    faults: FaultBook
+    cache: PromptCache
+    processing_seconds: float
+    wake: Callable[[], None]
+
+    def due_us(self, batch: Batch) -> int:
+        """When the batch ends: all processed, a cancel through, or 24 hours over."""
+        due = min(batch.created_us + self.processing_us, batch.expires_us)
+        if batch.cancel_initiated_us is not None:
+            due = min(due, batch.cancel_initiated_us + self._cancel_us)
+        return due
+
+    @property
+    def processing_us(self) -> int:
+        return round(self.processing_seconds * 1e6)
+
+    @property
+    def _cancel_us(self) -> int:
+        seconds = self.settings.cancel_seconds
+        return round((min(self.processing_seconds / 10, 5.0) if seconds is None else seconds) * 1e6)
+
+    @property
+    def poll_hint(self) -> str:
+        """For `retry-after` on batches that run: 10 as the API has it, less when processing takes under a minute."""
+        return f"{min(10.0, max(0.05, self.processing_seconds / 6)):g}"

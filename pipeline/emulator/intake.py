@@ -1,0 +1,198 @@
+"""Reads the body of a create request by request, checking only what the API checks at once: the envelope.
+
+A body of 100,000 requests is parsed in a window of a few MB, so neither memory nor the interpreter is held for long.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import orjson
+
+from pipeline.emulator.errors import ApiError
+
+CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+MAX_REQUESTS = 100_000
+WINDOW = 1 << 20
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _not_json(why: str) -> NoReturn:
+    raise ApiError(400, f"The request body is not valid JSON: {why}")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+class _Reader:
+    """A window on a JSON text: `value()` decodes the value that begins here, however long it is."""
+
+    def __init__(self, path: Path) -> None:
+        self._chunks = self._decoded(path)
+        self._text, self._at = "", 0
+        self._ended = False
+        self._decode = json.JSONDecoder(parse_constant=_no_constant).raw_decode
+
+    def close(self) -> None:
+        self._chunks.close()  # type: ignore[attr-defined]  # it is a generator, which closes its file
+
+    @staticmethod
+    def _decoded(path: Path) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with path.open("rb") as file:
+            while chunk := file.read(WINDOW):
+                yield decoder.decode(chunk)
+            yield decoder.decode(b"", final=True)
+
+    def _more(self, chunks: int = 1) -> None:
+        read = []
+        for _ in range(chunks):
+            try:
+                read.append(next(self._chunks))
+            except StopIteration:
+                self._ended = True
+                break
+            except UnicodeDecodeError:
+                _not_json("it is not UTF-8")
+        self._text = self._text[self._at :] + "".join(read)
+        self._at = 0
+
+    def peek(self) -> str:
+        """The next character that is no space; "" at the end."""
+        while True:
+            match = SPACE.match(self._text, self._at)
+            assert match
+            self._at = match.end()
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._more()
+
+    def take(self, expected: str) -> bool:
+        """Step over `expected` if it comes next."""
+        if self.peek() != expected:
+            return False
+        self._at += 1
+        return True
+
+    def need(self, expected: str) -> None:
+        if not self.take(expected):
+            _not_json(f"expected {expected!r}")
+
+    def value(self) -> Any:
+        """The next value. Raises ApiError if it is not JSON."""
+        self.peek()
+        chunks = 1
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+                # a number at the very end of the window may go on in the next one
+                if end < len(self._text) or self._ended:
+                    self._at = end
+                    return value
+            except RecursionError:
+                _not_json("it is nested too deeply")
+            except ValueError as exc:
+                if self._ended:
+                    _not_json(str(exc).split(":", maxsplit=1)[0])
+            self._more(chunks)
+            chunks *= 2  # so that one long value is not scanned again for each window
+
+
+def read_requests(path: Path, check: Callable[[int, dict[str, Any]], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (custom_id, params) in order. check: called with index and params, may raise ApiError.
+
+    Raises ApiError 400 at the first thing wrong with the envelope: nothing may be accepted then.
+    """
+    reader = _Reader(path)
+    try:
+        yield from _envelope(reader, check)
+    finally:
+        reader.close()
+
+
+def _envelope(reader: _Reader, check: Callable[[int, dict[str, Any]], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if reader.peek() != "{":
+        reader.value()  # says what is wrong if it is no JSON at all
+        raise ApiError(400, "Input should be a valid dictionary or object to extract fields from")
+    reader.need("{")
+    seen = False
+    more = not reader.take("}")
+    while more:
+        key = reader.value()
+        if not isinstance(key, str):
+            _not_json("a key must be text")
+        reader.need(":")
+        if key != "requests":
+            raise ApiError(400, f"{key}: Extra inputs are not permitted")
+        if seen:
+            _not_json("requests is there twice")
+        seen = True
+        yield from _list(reader, check)
+        more = reader.take(",")
+        if not more:
+            reader.need("}")
+    if reader.peek():
+        _not_json("something follows the object")
+    if not seen:
+        raise ApiError(400, "requests: Field required")
+
+
+def _list(reader: _Reader, check: Callable[[int, dict[str, Any]], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not reader.take("["):
+        raise ApiError(400, "requests: Input should be a valid list")
+    if reader.take("]"):
+        raise ApiError(400, "requests: List should have at least 1 item after validation, not 0")
+    ids: set[str] = set()
+    while True:
+        index = len(ids)
+        if index == MAX_REQUESTS:
+            raise ApiError(400, f"requests: List should have at most {MAX_REQUESTS} items after validation")
+        custom_id, params = _request(index, reader.value(), ids)
+        check(index, params)
+        ids.add(custom_id)
+        yield custom_id, params
+        if not reader.take(","):
+            break
+    reader.need("]")
+
+
+def _request(index: int, request: Any, ids: set[str]) -> tuple[str, dict[str, Any]]:
+    where = f"requests.{index}"
+    if not isinstance(request, dict):
+        raise ApiError(400, f"{where}: Input should be a valid dictionary or object to extract fields from")
+    for name in ("custom_id", "params"):
+        if name not in request:
+            raise ApiError(400, f"{where}.{name}: Field required")
+    if len(request) > 2:
+        extra = next(key for key in request if key not in ("custom_id", "params"))
+        raise ApiError(400, f"{where}.{extra}: Extra inputs are not permitted")
+    custom_id, params = request["custom_id"], request["params"]
+    _check_custom_id(where, custom_id)
+    if custom_id in ids:
+        raise ApiError(400, f"{where}.custom_id: custom_id must be unique within a batch, {custom_id!r} is not")
+    if not isinstance(params, dict):
+        raise ApiError(400, f"{where}.params: Input should be a valid dictionary or object to extract fields from")
+    return custom_id, params
+
+
+def _check_custom_id(where: str, custom_id: Any) -> None:
+    if not isinstance(custom_id, str):
+        raise ApiError(400, f"{where}.custom_id: Input should be a valid string")
+    if not custom_id:
+        raise ApiError(400, f"{where}.custom_id: String should have at least 1 character")
+    if len(custom_id) > 64:
+        raise ApiError(400, f"{where}.custom_id: String should have at most 64 characters")
+    if not CUSTOM_ID.fullmatch(custom_id):
+        raise ApiError(400, f"{where}.custom_id: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'")
+
+
+def encoded(value: object) -> bytes:
+    """As compact JSON. Raises ApiError for what Python's parser takes but UTF-8 JSON cannot hold (lone surrogates)."""
+    try:
+        return orjson.dumps(value)
+    except TypeError as exc:
+        _not_json(str(exc))

@@ -1,0 +1,116 @@
+"""The operations of the messages resource outside batches: create, plain or streamed, and count_tokens."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from pipeline.emulator.answers import answer, input_tokens, message
+from pipeline.emulator.batches import invalid_encoding, unsupported_encoding
+from pipeline.emulator.caching import breakpoint_problem, plain_usage
+from pipeline.emulator.core import Core
+from pipeline.emulator.errors import ApiError
+from pipeline.emulator.models import find_model
+from pipeline.emulator.validate import Context, Problem, count_tokens_problem, problem
+from pipeline.emulator.wire import Call, Reply, json_reply, params_sha256, random_id
+
+MAX_BYTES = 32_000_000
+DELTA_CHARACTERS = 24
+
+
+def create(core: Core, call: Call) -> Reply:
+    """A Message, or its events when `stream` is set."""
+    params = _params(call)
+    context = Context(call.version, call.betas, in_batch=False)
+    _refuse(problem(params, context, lambda: input_tokens(params)))
+    if refused := breakpoint_problem(params):
+        raise ApiError(400, refused)
+    model = find_model(params["model"])
+    assert model is not None
+    usage = plain_usage(params)
+    if b'"cache_control"' in orjson.dumps(params):
+        usage = core.cache.usage(params, model, call.workspace, core.clock.now_us())
+    made = answer(params, model, params_sha256(params))
+    said = message(made, model, usage, random_id("msg"), "standard")
+    if params.get("stream"):
+        return Reply(
+            200, events(said), {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        )
+    return json_reply(said)
+
+
+def count_tokens(core: Core, call: Call) -> Reply:
+    params = _params(call)
+    _refuse(count_tokens_problem(params, Context(call.version, call.betas, in_batch=False)))
+    return json_reply({"input_tokens": input_tokens(params)})
+
+
+def _refuse(found: Problem | None) -> None:
+    if found is not None:
+        raise ApiError(404 if found.type == "not_found_error" else 400, found.message, error_type=found.type)
+
+
+def _params(call: Call) -> dict[str, Any]:
+    body = call.read()
+    coding = call.headers.get("content-encoding", "identity").lower()
+    if coding == "gzip":
+        try:
+            body = gzip.decompress(body)
+        except (OSError, EOFError, zlib.error):
+            raise invalid_encoding() from None
+    elif coding != "identity":
+        raise unsupported_encoding()
+    if len(body) > MAX_BYTES:
+        raise ApiError(413, "Request exceeds the maximum size")
+    try:
+        params = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise ApiError(400, f"The request body is not valid JSON: {exc}") from None
+    if not isinstance(params, dict):
+        raise ApiError(400, "Input should be a valid dictionary or object to extract fields from")
+    return params
+
+
+def events(said: dict[str, Any]) -> Iterator[bytes]:
+    """A Message as server-sent events, in the order the API sends them."""
+    opening = {**said, "content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None}
+    opening["usage"] = {**said["usage"], "output_tokens": 1}
+    yield _event("message_start", message=opening)
+    yield _event("ping")
+    for index, block in enumerate(said["content"]):
+        start, deltas = _pieces(block)
+        yield _event("content_block_start", index=index, content_block=start)
+        for delta in deltas:
+            yield _event("content_block_delta", index=index, delta=delta)
+        yield _event("content_block_stop", index=index)
+    delta = {key: said[key] for key in ("stop_reason", "stop_sequence", "stop_details")}
+    yield _event("message_delta", delta=delta, usage={"output_tokens": said["usage"]["output_tokens"]})
+    yield _event("message_stop")
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))
+
+
+def _pieces(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A block as it starts, and the deltas that complete it."""
+    match block["type"]:
+        case "text":
+            deltas = [{"type": "text_delta", "text": part} for part in _parts(block["text"])]
+            return {**block, "text": ""}, deltas
+        case "thinking":
+            deltas = [{"type": "thinking_delta", "thinking": part} for part in _parts(block["thinking"])]
+            signature = {"type": "signature_delta", "signature": block["signature"]}
+            return {**block, "thinking": "", "signature": ""}, [*deltas, signature]
+        case "tool_use":
+            encoded = orjson.dumps(block["input"]).decode()
+            deltas = [{"type": "input_json_delta", "partial_json": part} for part in _parts(encoded)]
+            return {**block, "input": {}}, deltas
+        case other:
+            raise AssertionError(other)
+
+
+def _parts(text: str) -> list[str]:
+    return [text[at : at + DELTA_CHARACTERS] for at in range(0, len(text), DELTA_CHARACTERS)]

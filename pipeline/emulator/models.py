@@ -1,0 +1,282 @@
+"""The catalogue: which models there are, what they can do, and the two operations that say so."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.emulator.errors import ApiError
+from pipeline.emulator.wire import Call, Reply, json_reply
+
+Lifecycle = Literal["active", "deprecated", "retired"]
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+LIMIT_300K_BETA = "output-300k-2026-03-24"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model. generation: (4, 6) for 4.6; context, max_tokens: in tokens; dates as on the wire."""
+
+    id: str
+    line: str
+    generation: tuple[int, int]
+    created_at: str
+    alias: str | None = None
+    context: int = 1_000_000
+    max_tokens: int = 128_000
+    lifecycle: Lifecycle = "active"
+    deprecated_at: str | None = None
+    retires_at: str | None = None
+    cache_minimum: int = 1024
+    extended_output: bool = False  #: may answer with 300,000 tokens under a beta
+    thinks_by_default: bool = False
+    thinking_types: frozenset[str] = frozenset({"adaptive", "disabled"})
+    forced_tool_choice: bool = True
+
+    @property
+    def display_name(self) -> str:
+        version = "Preview" if self.id.endswith("preview") else ".".join(str(n) for n in self.generation if n)
+        return f"Claude {self.line.capitalize()} {version}"
+
+    @property
+    def efforts(self) -> frozenset[str]:
+        if self.generation >= (4, 7):
+            return frozenset(EFFORTS)
+        if self.generation == (4, 6):
+            return frozenset({"low", "medium", "high", "max"})
+        return frozenset({"low", "medium", "high"}) if self.id.startswith("claude-opus-4-5") else frozenset()
+
+    def output_limit(self, betas: frozenset[str]) -> int:
+        return 300_000 if self.extended_output and LIMIT_300K_BETA in betas else self.max_tokens
+
+
+ALWAYS = frozenset({"adaptive"})
+BOTH = frozenset({"adaptive", "disabled", "enabled"})
+MANUAL = frozenset({"disabled", "enabled"})
+BETWEEN = frozenset({"adaptive", "between_tools"})
+
+
+def _fable_or_mythos(line: str, minor: int, created: str) -> Model:
+    forced = minor == 0
+    return Model(
+        f"claude-{line}-5" + (f"-{minor}" if minor else ""),
+        line,
+        (5, minor),
+        created,
+        thinks_by_default=True,
+        thinking_types=ALWAYS,
+        forced_tool_choice=forced,
+    )
+
+
+def _retired(model_id: str, line: str, generation: tuple[int, int], retired: str) -> Model:
+    stamp = model_id[-8:]
+    return Model(
+        model_id,
+        line,
+        generation,
+        f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:]}T00:00:00Z",
+        context=200_000,
+        max_tokens=32_000,
+        lifecycle="retired",
+        deprecated_at=retired,
+        retires_at=retired,
+        thinking_types=MANUAL,
+    )
+
+
+CATALOGUE = (
+    _fable_or_mythos("fable", 2, "2026-11-09T00:00:00Z"),
+    _fable_or_mythos("mythos", 2, "2026-11-09T00:00:00Z"),
+    Model(
+        "claude-haiku-5-5",
+        "haiku",
+        (5, 5),
+        "2026-10-07T00:00:00Z",
+        extended_output=True,
+        thinks_by_default=True,
+    ),
+    Model(
+        "claude-sonnet-5-5",
+        "sonnet",
+        (5, 5),
+        "2026-09-28T00:00:00Z",
+        extended_output=True,
+        thinking_types=BETWEEN,
+        forced_tool_choice=False,
+    ),
+    Model(
+        "claude-opus-5-5",
+        "opus",
+        (5, 5),
+        "2026-09-22T00:00:00Z",
+        extended_output=True,
+        thinks_by_default=True,
+        thinking_types=ALWAYS,
+        forced_tool_choice=False,
+    ),
+    _fable_or_mythos("fable", 1, "2026-09-01T00:00:00Z"),
+    _fable_or_mythos("mythos", 1, "2026-09-01T00:00:00Z"),
+    Model("claude-opus-5", "opus", (5, 0), "2026-07-24T00:00:00Z", extended_output=True, thinks_by_default=True),
+    Model("claude-sonnet-5", "sonnet", (5, 0), "2026-06-30T00:00:00Z", extended_output=True, thinks_by_default=True),
+    _fable_or_mythos("fable", 0, "2026-06-09T00:00:00Z"),
+    _fable_or_mythos("mythos", 0, "2026-06-09T00:00:00Z"),
+    Model("claude-opus-4-8", "opus", (4, 8), "2026-05-28T00:00:00Z", extended_output=True),
+    Model("claude-opus-4-7", "opus", (4, 7), "2026-04-16T00:00:00Z", extended_output=True, cache_minimum=2048),
+    Model(
+        "claude-mythos-preview",
+        "mythos",
+        (4, 7),
+        "2026-04-07T00:00:00Z",
+        lifecycle="deprecated",
+        deprecated_at="2026-06-09T00:00:00Z",
+        retires_at="2026-06-30T00:00:00Z",
+        thinking_types=ALWAYS,
+        forced_tool_choice=False,
+    ),
+    Model(
+        "claude-sonnet-4-6",
+        "sonnet",
+        (4, 6),
+        "2026-02-17T00:00:00Z",
+        extended_output=True,
+        thinking_types=BOTH,
+    ),
+    Model(
+        "claude-opus-4-6",
+        "opus",
+        (4, 6),
+        "2026-02-05T00:00:00Z",
+        extended_output=True,
+        cache_minimum=4096,
+        thinking_types=BOTH,
+    ),
+    Model(
+        "claude-opus-4-5-20251101",
+        "opus",
+        (4, 5),
+        "2025-11-24T00:00:00Z",
+        alias="claude-opus-4-5",
+        context=200_000,
+        max_tokens=64_000,
+        cache_minimum=4096,
+        thinking_types=MANUAL,
+    ),
+    Model(
+        "claude-haiku-4-5-20251001",
+        "haiku",
+        (4, 5),
+        "2025-10-15T00:00:00Z",
+        alias="claude-haiku-4-5",
+        context=200_000,
+        max_tokens=64_000,
+        cache_minimum=4096,
+        thinking_types=MANUAL,
+    ),
+    Model(
+        "claude-sonnet-4-5-20250929",
+        "sonnet",
+        (4, 5),
+        "2025-09-29T00:00:00Z",
+        alias="claude-sonnet-4-5",
+        context=200_000,
+        max_tokens=64_000,
+        lifecycle="deprecated",
+        deprecated_at="2026-09-28T00:00:00Z",
+        retires_at="2026-11-30T00:00:00Z",
+        thinking_types=MANUAL,
+    ),
+    _retired("claude-opus-4-1-20250805", "opus", (4, 1), "2026-08-05T00:00:00Z"),
+    _retired("claude-opus-4-20250514", "opus", (4, 0), "2026-06-15T00:00:00Z"),
+    _retired("claude-sonnet-4-20250514", "sonnet", (4, 0), "2026-06-15T00:00:00Z"),
+    _retired("claude-3-haiku-20240307", "haiku", (3, 0), "2026-04-20T00:00:00Z"),
+    _retired("claude-3-7-sonnet-20250219", "sonnet", (3, 7), "2026-02-19T00:00:00Z"),
+    _retired("claude-3-5-haiku-20241022", "haiku", (3, 5), "2026-02-19T00:00:00Z"),
+)
+BY_NAME = {m.id: m for m in CATALOGUE} | {m.alias: m for m in CATALOGUE if m.alias}
+
+
+def find_model(name: object) -> Model | None:
+    """The model of that id or alias; None if there is none, or it is retired."""
+    model = BY_NAME.get(name) if isinstance(name, str) else None
+    return None if model is None or model.lifecycle == "retired" else model
+
+
+def model_info(model: Model) -> dict[str, Any]:
+    """ModelInfo as on the wire."""
+    yes, no = {"supported": True}, {"supported": False}
+
+    def support(value: bool) -> dict[str, bool]:
+        return yes if value else no
+
+    current = model.generation >= (4, 5)
+    efforts = {name: support(name in model.efforts) for name in EFFORTS}
+    thinking = {n: support(n in model.thinking_types) for n in ("adaptive", "enabled", "disabled", "between_tools")}
+    return {
+        "id": model.id,
+        "type": "model",
+        "display_name": model.display_name,
+        "created_at": model.created_at,
+        "lifecycle": model.lifecycle,
+        "deprecated_at": model.deprecated_at,
+        "retires_at": model.retires_at,
+        "line": model.line,
+        "max_input_tokens": model.context,
+        "max_tokens": model.max_tokens,
+        "capabilities": {
+            "batch": yes,
+            "citations": yes,
+            "code_execution": support(current),
+            "image_input": yes,
+            "pdf_input": yes,
+            "structured_outputs": support(current),
+            "effort": {"supported": bool(model.efforts), **efforts},
+            "thinking": {"supported": True, "types": thinking},
+            "context_management": {
+                "supported": current,
+                "clear_thinking_20251015": support(current),
+                "clear_tool_uses_20250919": support(current),
+                "compact_20260112": support(model.generation >= (4, 6)),
+            },
+            "server_tools": {"supported": current, "web_search": support(current), "code_execution": support(current)},
+        },
+    }
+
+
+def page_limit(call: Call) -> int:
+    """The `limit` of a list call: 1 to 1000, 20 if not given."""
+    text = call.query.get("limit", "20")
+    try:
+        limit = int(text)
+    except ValueError:
+        raise ApiError(400, "limit: Input should be a valid integer, unable to parse string as an integer") from None
+    if limit < 1:
+        raise ApiError(400, "limit: Input should be greater than or equal to 1")
+    if limit > 1000:
+        raise ApiError(400, "limit: Input should be less than or equal to 1000")
+    return limit
+
+
+def list_models(call: Call) -> Reply:
+    """Newest first; `lifecycle` may name several, separated by commas or repeated with [] as the SDK does."""
+    wanted = set((call.query.get("lifecycle[]") or call.query.get("lifecycle") or "active,deprecated").split(","))
+    unknown = wanted - {"active", "deprecated", "retired"}
+    if unknown:
+        raise ApiError(400, "lifecycle: Input should be 'active', 'deprecated' or 'retired'")
+    rows = [model_info(m) for m in CATALOGUE if m.lifecycle in wanted]
+    ids = [row["id"] for row in rows]
+    limit = page_limit(call)
+    if after := call.query.get("after_id"):
+        rows = rows[ids.index(after) + 1 :] if after in ids else []
+        page, has_more = rows[:limit], len(rows) > limit
+    elif before := call.query.get("before_id"):
+        rows = rows[: ids.index(before)] if before in ids else []
+        page, has_more = rows[-limit:], len(rows) > limit
+    else:
+        page, has_more = rows[:limit], len(rows) > limit
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    return json_reply({"data": page, "has_more": has_more, "first_id": first, "last_id": last})
+
+
+def get_model(call: Call, name: str) -> Reply:
+    if name not in BY_NAME:
+        raise ApiError(404, f"model: {name}")
+    return json_reply(model_info(BY_NAME[name]))

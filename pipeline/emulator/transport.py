@@ -1,0 +1,93 @@
+"""The emulator as an httpx2 transport: the SDK talks to it in the same process, without a socket."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from pipeline.emulator.emulator import Emulator
+from pipeline.emulator.errors import ConnectionCut
+from pipeline.emulator.wire import Call, Reply
+
+
+class Transport(httpx2.BaseTransport):
+    """Behaves as a server at the other end would.
+
+    A body that raises while it is read, or ends early, was never received: nothing is accepted. A late answer costs no
+    waiting: the clock is advanced, and the client's read timeout strikes if it is shorter.
+    """
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        upload = self._emulator.upload_path()
+        try:
+            _receive(request, upload)
+            reply = self._emulator.handle(_call(request, upload))
+        finally:
+            for path in (upload, upload.with_suffix(".plain")):
+                path.unlink(missing_ok=True)
+        if reply.dropped:
+            raise httpx2.RemoteProtocolError("Server disconnected without sending a response.", request=request)
+        self._be_late(request, reply)
+        body = reply.body if isinstance(reply.body, bytes) else b""
+        stream = httpx2.ByteStream(body) if isinstance(reply.body, bytes) else _Stream(request, reply.body)
+        return httpx2.Response(reply.status, headers=reply.headers, stream=stream, request=request)
+
+    def _be_late(self, request: httpx2.Request, reply: Reply) -> None:
+        if not reply.delay_seconds:
+            return
+        timeout: dict[str, Any] = request.extensions.get("timeout", {})
+        patience = timeout.get("read")
+        if patience is not None and patience < reply.delay_seconds:
+            self._emulator.clock.advance(patience)
+            raise httpx2.ReadTimeout("The read operation timed out", request=request)
+        self._emulator.clock.advance(reply.delay_seconds)
+
+
+def _receive(request: httpx2.Request, upload: Path) -> None:
+    """Spool the body; what its iterator raises goes to the client, as it would from a real connection."""
+    expected = request.headers.get("content-length")
+    stream = request.stream
+    assert isinstance(stream, httpx2.SyncByteStream)
+    with upload.open("wb") as file:
+        for chunk in stream:
+            file.write(chunk)
+        if expected is not None and file.tell() != int(expected):
+            few = "little" if file.tell() < int(expected) else "much"
+            raise httpx2.LocalProtocolError(f"Too {few} data for declared Content-Length", request=request)
+
+
+def _call(request: httpx2.Request, upload: Path) -> Call:
+    url = request.url
+    return Call(
+        method=request.method,
+        path=url.path,
+        query={name: ",".join(url.params.get_list(name)) for name in url.params},
+        headers={name.lower(): value for name, value in request.headers.items()},
+        body=upload,
+        origin=f"{url.scheme}://{request.headers.get('host', url.netloc.decode())}",
+    )
+
+
+class _Stream(httpx2.SyncByteStream):
+    def __init__(self, request: httpx2.Request, chunks: Iterator[bytes]) -> None:
+        self._request, self._chunks = request, chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._chunks
+        except ConnectionCut as cut:
+            if cut.reset:
+                raise httpx2.ReadError("[Errno 104] Connection reset by peer", request=self._request) from cut
+            raise httpx2.RemoteProtocolError(
+                "peer closed connection without sending complete message body (incomplete chunked read)",
+                request=self._request,
+            ) from cut
+
+    def close(self) -> None:
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,275 @@
+"""The job: one declared piece of work, from a YAML file or from Python."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline import templates, yamlfile
+from pipeline.errors import JobError
+
+MAX_REQUESTS = 100_000  # of a batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
+MAX_BYTES = 256_000_000
+
+#: Fields that the job file will have and this version does not: refused by name, so that nobody believes in them.
+NOT_YET = {
+    "source.query": "a SQL query as the source",
+    "source.database": "a SQL query as the source",
+    "request.messages": "turns before the prompt",
+    "request.turns": "turns before the prompt",
+    "request.attachments": "images and documents",
+    "request.cache": "prompt caching",
+    "request.betas": "beta features",
+    "api": "other clients than the default one",
+    "output.schema": "answers by a JSON schema",
+    "output.tool": "answers by a tool",
+    "output.columns": "answers by a JSON schema",
+    "sink.history": "a history of replaced answers",
+    "canary": "a canary (only `canary: false` is known so far)",
+    "limits.max_cost_usd": "a budget",
+    "limits.max_in_flight_requests": "a limit of requests in flight",
+    "limits.deadline": "a deadline",
+    "retry.change": "sending again with changes",
+    "prices": "prices of your own",
+    "privacy": "deleting at the API, or keeping the spool",
+}
+
+
+class Section(BaseModel):
+    """A part of a job file; fields it does not know are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_keep(value: Any) -> Any:
+    """`[a, {b: c}]` as `{a: a, b: c}`: source column to results column."""
+    if not isinstance(value, list):
+        return value
+    pairs = [pair for item in value for pair in (item.items() if isinstance(item, dict) else [(item, item)])]
+    twice = {column for column, _ in pairs if [c for c, _ in pairs].count(column) > 1}
+    if twice:
+        raise ValueError(f"names {', '.join(map(repr, sorted(twice)))} more than once")
+    return dict(pairs)
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[NonEmpty], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Source(Section):
+    """Where the rows come from, and what identifies each."""
+
+    path: Texts
+    key: Texts
+    types: dict[str, str] = {}
+    encoding: str = "utf-8"
+    nulls: Literal["invalid", "empty"] = "invalid"
+    where: str | None = None
+    keep: Annotated[dict[str, str], BeforeValidator(_as_keep)] = {}
+
+
+class Request(Section):
+    """What is asked of the model for each row."""
+
+    model: NonEmpty
+    max_tokens: Annotated[int, Field(strict=True, ge=1, le=300_000)]
+    system: NonEmpty | list[dict[str, Any]] | None = None
+    prompt: NonEmpty
+    params: dict[str, Any] = {}
+    dedupe: bool = True
+
+
+class Output(Section):
+    """What becomes of an answer: its text as it is, or one of `labels`."""
+
+    labels: list[NonEmpty] | None = None
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        folded = [fold(label) for label in self.labels or ()]
+        if self.labels is not None and len(folded) < 2:
+            raise ValueError("labels needs at least two labels to choose from")
+        for i, label in enumerate(folded):
+            if label in folded[:i]:
+                raise ValueError(f"labels {self.labels[i]!r} and another are the same without case and outer blanks")  # type: ignore[index]
+        return self
+
+
+class Sink(Section):
+    """The results table."""
+
+    table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+
+
+class Limits(Section):
+    """What a run may do at most."""
+
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_batch_requests: Annotated[int, Field(ge=1, le=MAX_REQUESTS)] = 25_000
+    max_batch_bytes: Annotated[int, Field(ge=1_000, le=MAX_BYTES)] = 240_000_000
+
+
+class Retry(Section):
+    """Which results are asked for again, and how often."""
+
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    errors: list[str] = ["expired", "api_error", "overloaded_error", "timeout_error", "rate_limit_error"]
+
+
+class Job(Section):
+    """One declared piece of work: rows, what to ask of each, and the table of the answers.
+
+    From a file with `load`; in Python with the same fields, where relative paths are relative to the current folder.
+    """
+
+    name: Name
+    vars: dict[str, str | int | float | bool] = {}
+    source: Source
+    request: Request
+    output: Output = Output()
+    sink: Sink
+    canary: Literal[False] = False
+    limits: Limits = Limits()
+    retry: Retry = Retry()
+
+    @property
+    def recipe(self) -> str:
+        """16 hex digits: a hash of what is asked and what is made of the answer, vars filled in.
+
+        A var that only says where the rows are (a date in the path) does not change it.
+        """
+        named = templates.names(self.request.prompt).variables
+        used = {name: self.vars[name] for name in sorted(named) if name in self.vars}
+        content = {"request": self.request.model_dump(), "output": self.output.model_dump(), "vars": used}
+        return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def fold(label: str) -> str:
+    """A label as it is compared: without case and outer blanks."""
+    return label.strip().casefold()
+
+
+def load(path: Path, *, variables: Mapping[str, str], today: date) -> Job:
+    """The job that the file `path` declares, with vars filled in and source paths made absolute.
+
+    variables: values that override the file's vars; today: what the vars `today` and `yesterday` mean.
+    Raises JobError that names the file, the line and the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise JobError(f"{path}: cannot read the job file: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise JobError(f"{path}: a job file is UTF-8 text, this one has other bytes at {exc.start}") from exc
+    fields, lines = yamlfile.parse(text, str(path))
+    try:
+        fields["vars"] = _vars(fields.get("vars"), variables, today)
+        _refuse_later_fields(fields)
+        filled = _filled(fields, (), fields["vars"])
+        _resolve_paths(filled, path.parent)
+        return Job.model_validate(filled)
+    except ValidationError as exc:
+        raise JobError("; ".join(_sentences(exc, path, lines))) from exc
+    except _FieldError as exc:
+        raise JobError(f"{path}{_at(lines, exc.field)}: {exc}") from exc
+
+
+class _FieldError(Exception):
+    def __init__(self, field: yamlfile.Path, message: str) -> None:
+        super().__init__(f"{_dotted(field)}: {message}" if field else message)
+        self.field = field
+
+
+def _vars(declared: Any, given: Mapping[str, str], today: date) -> dict[str, Any]:
+    if declared is None:
+        declared = {}
+    if not isinstance(declared, dict) or any(isinstance(v, dict | list) or v is None for v in declared.values()):
+        raise _FieldError(("vars",), "must map names to texts or numbers, for example {run_date: today}")
+    for name in given:
+        if name not in declared:
+            known = ", ".join(declared) or "none"
+            raise _FieldError(("vars",), f"--var {name}: the job declares no such var (it declares: {known})")
+    days = {"today": today.isoformat(), "yesterday": (today - timedelta(days=1)).isoformat()}
+    merged = {**declared, **given}
+    return {name: days.get(value, value) if isinstance(value, str) else value for name, value in merged.items()}
+
+
+def _refuse_later_fields(fields: dict[str, Any]) -> None:
+    for field, what in NOT_YET.items():
+        at: Any = fields
+        parts = tuple(field.split("."))
+        for part in parts:
+            at = at.get(part, ...) if isinstance(at, dict) else ...
+        harmless = (field == "canary" and at is False) or (field == "api" and at == {"client": "default"})
+        if at is not ... and not harmless:
+            raise _FieldError(parts, f"this version does not have {what} yet; remove the field")
+    fields.pop("api", None)
+
+
+def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> Any:
+    """`value` with vars filled into every string, but for the prompt, whose columns are filled in row by row."""
+    if isinstance(value, dict):
+        return {key: _filled(child, (*path, key), variables) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_filled(child, (*path, i), variables) for i, child in enumerate(value)]
+    if not isinstance(value, str) or path[:2] == ("request", "prompt") or path[:1] == ("vars",):
+        return value
+    try:
+        return templates.fill_vars(value, variables)
+    except templates.TemplateProblem as exc:
+        raise _FieldError(path, f"{exc}; only vars can stand here") from exc
+
+
+def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
+    source = fields.get("source")
+    if isinstance(source, dict) and isinstance(source.get("path"), str | list):
+        source["path"] = [
+            p if re.match(r"[a-z0-9]+://", str(p)) else str((folder / str(p)).absolute())
+            for p in _as_list(source["path"])
+        ]
+
+
+def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, int]) -> Iterator[str]:
+    for error in exc.errors():
+        field = tuple(part for part in error["loc"] if not (isinstance(part, str) and "[" in part))
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = "unknown field" + _did_you_mean(field)
+        elif error["type"] == "missing":
+            message = "this field is required"
+        elif not isinstance(error["input"], dict | list):
+            message = f"{message} (it is {error['input']!r})"
+        yield f"{path}{_at(lines, field)}: {_dotted(field)}: {message}"
+
+
+def _did_you_mean(field: yamlfile.Path) -> str:
+    import difflib
+
+    model: Any = Job
+    for part in field[:-1]:
+        info = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = info.annotation if info else None
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return ""
+    near = difflib.get_close_matches(str(field[-1]), model.model_fields, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(model.model_fields)})"
+
+
+def _at(lines: Mapping[yamlfile.Path, int], field: yamlfile.Path) -> str:
+    while field and field not in lines:
+        field = field[:-1]
+    return f" line {lines[field]}" if field in lines and field else ""
+
+
+def _dotted(field: yamlfile.Path) -> str:
+    return ".".join(map(str, field))

@@ -1,0 +1,111 @@
+"""Requests to request bodies within the API's limits, counted to the byte. Pure."""
+
+import base64
+import secrets
+from dataclasses import dataclass, field
+
+import orjson
+
+PREFIX = b'{"requests":[\n'  # one request a line, so that one can be read back without parsing the others
+BETWEEN = b",\n"
+SUFFIX = b"\n]}"
+
+_PARAMS = b'","params":'
+_FIRST = b'{"custom_id":"'
+
+
+def new_nonce() -> str:
+    """26 base32 characters (130 random bits) that belong to one body and tell it from every other."""
+    return base64.b32encode(secrets.token_bytes(17)).decode().lower()[:26]
+
+
+def custom_id(nonce: str, n: int) -> str:
+    """The n-th request's custom_id: `<nonce>-<n>`. It holds no user data."""
+    return f"{nonce}-{n}"
+
+
+def position(nonce: str, custom_id: str) -> int | None:
+    """The n of a custom_id of this body; None if it is not one of ours."""
+    head, _, tail = custom_id.partition("-")
+    return int(tail) if head == nonce and tail.isascii() and tail.isdigit() and str(int(tail)) == tail else None
+
+
+def item(nonce: str, n: int, params: bytes) -> bytes:
+    """One request as it stands in the body."""
+    return b'{"custom_id":"' + custom_id(nonce, n).encode() + _PARAMS + params + b"}"
+
+
+def params_of(line: bytes) -> bytes:
+    """The params of a body's line, as they were packed."""
+    return line.rstrip(b"\n").removesuffix(b",").partition(_PARAMS)[2][:-1]
+
+
+def custom_id_of_result(line: bytes) -> str | None:
+    """The custom_id that a result line names; None when it names none.
+
+    The API writes it first; then it is cut out, which is ten times faster than parsing the line.
+    """
+    if line.startswith(_FIRST):
+        head, quote, _ = line[len(_FIRST) : len(_FIRST) + 65].partition(b'"')
+        if quote and b"\\" not in head:
+            return head.decode("utf-8", "replace")
+    try:
+        parsed = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    found = parsed.get("custom_id") if isinstance(parsed, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def nonce_of_result(line: bytes) -> str | None:
+    """The nonce of the body that a result line's custom_id belongs to; None when it has none."""
+    identifier = custom_id_of_result(line)
+    return identifier.partition("-")[0] if identifier else None
+
+
+def largest_params(max_bytes: int) -> int:
+    """How many bytes of params a body of max_bytes can carry if it carries nothing else."""
+    return max_bytes - len(PREFIX) - len(SUFFIX) - len(item("x" * 26, 0, b""))
+
+
+@dataclass
+class Packing:
+    """What is in one body so far. requests and size count what the API counts; rows counts who shares them.
+
+    size: bytes of the finished body, envelope and separators included.
+    """
+
+    nonce: str
+    max_requests: int
+    max_bytes: int
+    requests: int = 0
+    size: int = len(PREFIX) + len(SUFFIX)
+    rows: list[tuple[int, int, bytes]] = field(default_factory=list)  #: (row id, n, sent_hash)
+    seen: dict[bytes, int] = field(default_factory=dict)  #: sent_hash -> n, when equal requests are sent once
+
+    def room_for(self, params: bytes) -> bool:
+        """Whether one more request fits. A body holds at most four rows a request, so that it stays bounded."""
+        return (
+            self.requests < self.max_requests
+            and self.size + self._bytes(params) <= self.max_bytes
+            and len(self.rows) < 4 * self.max_requests
+        )
+
+    def add(self, row: int, sent_hash: bytes, params: bytes, *, dedupe: bool) -> bytes | None:
+        """Put a row's request in; the bytes to write to the body, or None when an equal request is in it already."""
+        n = self.seen.get(sent_hash) if dedupe else None
+        if n is not None:
+            self.rows.append((row, n, sent_hash))
+            return None
+        n = self.requests
+        line = item(self.nonce, n, params)
+        self.size += self._bytes(params)
+        self.requests += 1
+        self.rows.append((row, n, sent_hash))
+        if dedupe:
+            self.seen[sent_hash] = n
+        return line if n == 0 else BETWEEN + line
+
+    def _bytes(self, params: bytes) -> int:
+        overhead = len(self.nonce) + 1 + len(str(self.requests)) + len('{"custom_id":"') + len(_PARAMS) + 1
+        return len(params) + overhead + (len(BETWEEN) if self.requests else 0)

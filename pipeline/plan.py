@@ -1,0 +1,492 @@
+"""Planning: which rows are to be sent, proven and priced in a first pass, packed into batches in a second.
+
+Pass one reads the whole source in bulk and proves what would else be found out half way: that keys are unique, that
+every file can be read. It writes nothing. Pass two renders, packs and spools; each batch it commits may be submitted
+at once. If we die in pass two, rows without a batch stay pending and the next run plans them again.
+"""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+import polars as pl
+from sqlalchemy import Row
+
+from pipeline import identity, packing, pricing, store, templates
+from pipeline.database import Database
+from pipeline.driver import Driver
+from pipeline.errors import JobError, LostRace, SourceError
+from pipeline.job import Job
+from pipeline.requests import RequestBuilder
+from pipeline.rows import Chunk, Rows
+from pipeline.spool import BodyWriter
+from pipeline.states import BatchState, RowState
+
+SHOWN = 10  # keys that a message lists at most
+SAMPLED_FIRST, SAMPLED_LATER = (
+    100,
+    10,
+)  # rows of the first chunk, and of each later one, that are rendered for the quote
+
+
+class Verdict(Enum):
+    """What planning does with a source row."""
+
+    NEW = "new"  #: never seen: send
+    CHANGED = "changed"  #: its source values are others than those of its outcome: send
+    AGAIN = "again"  #: it did not succeed, and the recipe is another or attempts are left: send
+    WAITING = "waiting"  #: planned before and not sent yet: send
+    KEPT = "kept"  #: it has its outcome
+    KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: kept unless asked to refresh
+    IN_FLIGHT = "in_flight"  #: in a batch as it is
+    CHANGED_IN_FLIGHT = "changed_in_flight"  #: in a batch as it was: goes again when that one has ended
+
+
+KnownRows = Callable[[Sequence[str]], Mapping[str, Row[Any]]]  #: keys of a chunk to what the database knows of them
+
+SENT = frozenset({Verdict.NEW, Verdict.CHANGED, Verdict.AGAIN, Verdict.WAITING})
+
+
+def verdict(known: Row[Any] | None, row_hash: bytes, recipe: str, job: Job, *, refresh: bool) -> Verdict:
+    """What becomes of a source row, given what the database knows of its key. Pure."""
+    if known is None:
+        return Verdict.NEW
+    if known.state == RowState.IN_FLIGHT:
+        return Verdict.IN_FLIGHT if known.row_hash == row_hash else Verdict.CHANGED_IN_FLIGHT
+    if known.outcome is None:
+        return Verdict.WAITING
+    if known.outcome_hash != row_hash:
+        return Verdict.CHANGED
+    if known.outcome == RowState.SUCCEEDED:
+        if known.outcome_recipe == recipe:
+            return Verdict.KEPT
+        return Verdict.AGAIN if refresh else Verdict.KEPT_OLDER
+    if known.outcome in (RowState.LOST, RowState.CANCELED):
+        return Verdict.KEPT  # only a person can say whether these go again
+    if known.outcome_recipe != recipe or known.state == RowState.PENDING:
+        return Verdict.AGAIN
+    return Verdict.KEPT
+
+
+@dataclass
+class Quote:
+    """What a run is about to do, and what it will cost; said before anything is sent.
+
+    rows: source rows by verdict. params_bytes: mean bytes of a request, of a sample. Costs are None when the model has
+    no known price; cost_most is with max_tokens of output for every row.
+    """
+
+    rows: Counter[Verdict] = field(default_factory=Counter)
+    invalid_in_sample: int = 0
+    sampled: int = 0
+    sampled_bytes: int = 0
+    first_params: bytes | None = None
+    first_problem: str | None = None
+    model: str = ""
+    max_tokens: int = 0
+    max_requests: int = 1
+    max_bytes: int = 1
+
+    @property
+    def total(self) -> int:
+        """Source rows."""
+        return sum(self.rows.values())
+
+    @property
+    def to_send(self) -> int:
+        """Rows that will be sent, as far as the sample tells."""
+        return sum(count for kind, count in self.rows.items() if kind in SENT)
+
+    @property
+    def batches(self) -> int:
+        """About how many batches that makes."""
+        per_batch = min(self.max_requests, max(1, int(self.max_bytes / max(1.0, self.mean_bytes + 70))))
+        return -(-self.to_send // per_batch)
+
+    @property
+    def mean_bytes(self) -> float:
+        """Bytes of one request's params."""
+        rendered = self.sampled - self.invalid_in_sample
+        return self.sampled_bytes / rendered if rendered else 0.0
+
+    @property
+    def input_tokens(self) -> int:
+        """About how many tokens go in, by the sample's bytes."""
+        return round(self.to_send * self.mean_bytes / pricing.BYTES_PER_TOKEN)
+
+    @property
+    def cost_input(self) -> float | None:
+        """About how many US dollars the input costs."""
+        return self._cost(output_tokens=0)
+
+    @property
+    def cost_most(self) -> float | None:
+        """About how many US dollars it costs when every answer takes max_tokens."""
+        return self._cost(output_tokens=self.max_tokens)
+
+    def _cost(self, output_tokens: int) -> float | None:
+        known = pricing.prices(self.model)
+        if known is None:
+            return None
+        prompt = round(self.mean_bytes / pricing.BYTES_PER_TOKEN)
+        return self.input_tokens * known.input.of(prompt) + self.to_send * output_tokens * known.output.of(prompt)
+
+
+class Plan:
+    """The planning of one job over one source."""
+
+    def __init__(self, job: Job, *, limit: int | None = None, refresh: bool = False) -> None:
+        """Reads the headers and compiles the templates. Raises JobError or SourceError."""
+        self.job = job
+        self.recipe = job.recipe
+        self.builder = RequestBuilder(job)
+        self.rows = Rows(job.source)
+        self.rows.require(job.source.key, "source.key")
+        self.rows.require(list(job.source.keep), "source.keep")
+        self.rows.require(self.builder.columns.prompt, "request.prompt")
+        self.prompt_columns = list(
+            self.rows.columns if self.builder.columns.all_columns else self.builder.columns.prompt
+        )
+        self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self.prompt_columns]))
+        self._limit, self._refresh = limit, refresh
+
+    def kinds(self) -> dict[str, str]:
+        """What the key and kept columns are in SQL."""
+        return self.rows.kinds([*self.job.source.key, *self.job.source.keep])
+
+    # -- pass one --------------------------------------------------------------------------------------------------
+
+    def quote(self, known_rows: KnownRows) -> Quote:
+        """Pass one: prove keys and files, compare with what is known, and estimate. Raises SourceError or JobError."""
+        quote = Quote(
+            model=self.job.request.model,
+            max_tokens=self.job.request.max_tokens,
+            max_requests=self.job.limits.max_batch_requests,
+            max_bytes=self.job.limits.max_batch_bytes,
+        )
+        hashes: list[pl.Series] = []
+        chance = random.Random(0)  # a sample that is the same each time
+        for chunk in self.rows.chunks(self.columns, limit=self._limit):
+            self._refuse_empty_keys(chunk)
+            keys = identity.keys(chunk.frame, self.job.source.key)
+            hashes.append(pl.Series(keys, dtype=pl.String).hash())
+            rows = self._judged(chunk, keys, known_rows)
+            quote.rows.update(kind for kind, *_ in rows)
+            self._sample(quote, chunk, [i for i, (kind, *_) in enumerate(rows) if kind in SENT], chance)
+        self._refuse_duplicates(hashes)
+        return quote
+
+    def _judged(
+        self, chunk: Chunk, keys: Sequence[str], known_rows: KnownRows
+    ) -> list[tuple[Verdict, bytes, Row[Any] | None]]:
+        known = known_rows(keys)
+        hashes = identity.row_hashes(chunk.frame, self.prompt_columns)
+        found = [known.get(key) for key in keys]
+        return [
+            (verdict(row, row_hash, self.recipe, self.job, refresh=self._refresh), row_hash, row)
+            for row, row_hash in zip(found, hashes, strict=True)
+        ]
+
+    def _sample(self, quote: Quote, chunk: Chunk, sendable: list[int], chance: random.Random) -> None:
+        wanted = SAMPLED_FIRST if quote.sampled == 0 else SAMPLED_LATER
+        chosen = sorted(chance.sample(sendable, wanted)) if len(sendable) > wanted else sendable
+        if quote.sampled == 0 and sendable and chosen[:1] != sendable[:1]:
+            chosen = [sendable[0], *chosen]
+        for values in chunk.frame[chosen].select(self.prompt_columns).iter_rows(named=True) if chosen else ():
+            quote.sampled += 1
+            try:
+                params = self._params(values)
+            except templates.RowProblem as exc:
+                quote.invalid_in_sample += 1
+                quote.first_problem = quote.first_problem or str(exc)
+                continue
+            quote.sampled_bytes += len(params)
+            quote.first_params = quote.first_params or params
+
+    def _refuse_empty_keys(self, chunk: Chunk) -> None:
+        for name in self.job.source.key:
+            column = chunk.frame[name]
+            empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
+            if empty.any():
+                places = [chunk.place(i) for i in empty.arg_true()[:SHOWN]]
+                raise SourceError(
+                    f"source.key: column {name!r} is empty in {', '.join(places)}; each row needs a key: "
+                    "leave such rows out by source.where, or choose other key columns"
+                )
+
+    def _refuse_duplicates(self, hashes: list[pl.Series]) -> None:
+        """Hashes first: 8 bytes a row. Only where two are equal are the keys themselves compared."""
+        if not hashes:
+            return
+        ordered = pl.concat(hashes).sort()
+        suspects = ordered.filter(ordered == ordered.shift(1)).unique()
+        if not suspects.len():
+            return
+        places: dict[str, list[str]] = {}
+        for chunk in self.rows.chunks(self.job.source.key, limit=self._limit):
+            keys = pl.Series(identity.keys(chunk.frame, self.job.source.key), dtype=pl.String)
+            for i in keys.hash().is_in(suspects.implode()).arg_true():
+                places.setdefault(keys[i], []).append(chunk.place(i))
+        twice = {key: where for key, where in places.items() if len(where) > 1}
+        if twice:
+            listed = "; ".join(f"{identity.shown(k)} in {', '.join(w[:3])}" for k, w in list(twice.items())[:SHOWN])
+            more = f" (and {len(twice) - SHOWN} more)" if len(twice) > SHOWN else ""
+            raise SourceError(
+                f"source.key: {', '.join(self.job.source.key)} does not tell all rows apart: {listed}{more}; "
+                "choose key columns that do"
+            )
+
+    # -- pass two --------------------------------------------------------------------------------------------------
+
+    def batches(self, driver: Driver, run_id: int, known_rows: KnownRows) -> Iterator[int]:
+        """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch."""
+        packer = Packer(driver, self.job, run_id, self.recipe)
+        try:
+            for chunk in self.rows.chunks(self.columns, limit=self._limit):
+                driver.stop.check()
+                for row, params in self._planned(driver, run_id, chunk, known_rows):
+                    yield from packer.add(row, params)
+            yield from packer.finish()
+        finally:
+            packer.discard()
+
+    def _planned(self, driver: Driver, run_id: int, chunk: Chunk, known_rows: KnownRows) -> list[tuple[int, bytes]]:
+        """Bring the database to what the source says of one chunk; the rows to send, with their params."""
+        keys = identity.keys(chunk.frame, self.job.source.key)
+        keeps = identity.kept(chunk.frame, self.job.source.keep)
+        judged = self._judged(chunk, keys, known_rows)
+        if self._drop_changed(driver, judged):
+            judged = self._judged(chunk, keys, known_rows)
+        new: list[dict[str, Any]] = []
+        again: list[dict[str, Any]] = []
+        kept: list[tuple[int, str | None, str | None]] = []
+        changed: list[tuple[int, bytes | None]] = []
+        rejected: list[tuple[str, str | None, str, int]] = []
+        params_new: list[bytes | None] = []
+        params_again: list[bytes | None] = []
+        values = chunk.frame.select(self.prompt_columns).iter_rows(named=True)
+        for key, keep, (kind, row_hash, known), row in zip(keys, keeps, judged, values, strict=True):
+            if kind in SENT:
+                try:
+                    params: bytes | None = self._params(row)
+                except templates.RowProblem as exc:
+                    params = None
+                    rejected.append((key, keep, str(exc), known.attempts if known else 0))
+                fields = {"run_id": run_id, "row_hash": row_hash, "recipe": self.recipe, "keep": keep}
+                fields |= _settled(known, row_hash, self.recipe, invalid=params is None)
+                if known is None:
+                    new.append({"job_id": driver.job_id, "key": key, **fields})
+                    params_new.append(params)
+                else:
+                    again.append({"row": known.id, **fields})
+                    params_again.append(params)
+            elif known is not None:
+                if kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT):
+                    wanted = None if kind is Verdict.IN_FLIGHT else row_hash
+                    if known.changed_hash != wanted:
+                        changed.append((known.id, wanted))
+                outcome = known.outcome if known.state == RowState.PENDING or known.changed_hash is not None else None
+                returned = outcome if kind in (Verdict.KEPT, Verdict.KEPT_OLDER) else None
+                if keep != known.keep or returned is not None:
+                    kept.append((known.id, keep, returned))
+        with driver.transaction() as conn:
+            ids_new = store.add_rows(conn, new)
+            store.replan_rows(conn, again)
+            store.mark_changed(conn, changed)
+            store.keep_rows(conn, kept)
+            driver.sink.update_keep(conn, self._kept_anew(keys, keeps, judged))
+            driver.sink.write(conn, [self._invalid(driver, run_id, *fields) for fields in rejected])
+        ids = [*ids_new, *(fields["row"] for fields in again)]
+        return [(i, p) for i, p in zip(ids, [*params_new, *params_again], strict=True) if p is not None]
+
+    def _drop_changed(self, driver: Driver, judged: Sequence[tuple[Verdict, bytes, Row[Any] | None]]) -> bool:
+        """Drop batches not yet sent in which a row has changed since, rather than pay for what nobody wants."""
+        changed = {
+            known.batch_id for kind, _, known in judged if known is not None and kind is Verdict.CHANGED_IN_FLIGHT
+        }
+        if not changed:
+            return False
+        with driver.transaction() as conn:
+            unsent = [b for b in store.batches_in(conn, driver.job_id, BatchState.PLANNED) if b.id in changed]
+            for batch in unsent:
+                store.drop(conn, batch, "a row of it changed")
+        return bool(unsent)
+
+    def _kept_anew(
+        self, keys: Sequence[str], keeps: Sequence[str | None], judged: Sequence[tuple[Verdict, bytes, Row[Any] | None]]
+    ) -> list[tuple[str, str | None]]:
+        """Rows with an answer in the results table whose kept columns are others by now."""
+        return [
+            (key, keep)
+            for key, keep, (_, _, known) in zip(keys, keeps, judged, strict=True)
+            if known is not None and known.outcome is not None and known.keep != keep
+        ]
+
+    def _params(self, row: Mapping[str, Any]) -> bytes:
+        try:
+            params = self.builder.params(row)
+        except templates.TemplateProblem as exc:
+            raise JobError(f"request.prompt: {exc}") from exc
+        largest = packing.largest_params(self.job.limits.max_batch_bytes)
+        if len(params) > largest:
+            raise templates.RowProblem(
+                f"the request has {len(params):,} bytes, more than a batch can carry ({largest:,})"
+            )
+        return params
+
+    def _invalid(
+        self, driver: Driver, run_id: int, key: str, keep: str | None, reason: str, attempts: int
+    ) -> dict[str, Any]:
+        blank = dict.fromkeys(column.name for column in driver.sink.table.columns)
+        return (
+            blank
+            | driver.sink.values(key, keep)
+            | {
+                "status": RowState.INVALID,
+                "error_type": "invalid",
+                "error_message": reason,
+                "recipe": self.recipe,
+                "cost_usd": 0.0,
+                "attempts": attempts,
+                "run_id": run_id,
+                "updated_at": driver.now(),
+            }
+        )
+
+
+def _settled(known: Row[Any] | None, row_hash: bytes, recipe: str, *, invalid: bool) -> dict[str, Any]:
+    """The columns by which a planned row waits to be sent, or has its outcome `invalid` at once."""
+    same = known is not None and known.outcome_hash == row_hash
+    attempts = known.attempts if known is not None and same else 0  # they start anew when the row has changed
+    if invalid:
+        outcome = {"outcome": RowState.INVALID, "outcome_hash": row_hash, "outcome_recipe": recipe}
+        return {"state": RowState.INVALID, "attempts": attempts, **outcome}
+    before: dict[str, Any] = {
+        "outcome": known.outcome if known else None,
+        "outcome_hash": known.outcome_hash if known else None,
+        "outcome_recipe": known.outcome_recipe if known else None,
+    }
+    return {"state": RowState.PENDING, "attempts": attempts, **before}
+
+
+class Lookup:
+    """What the database knows of keys, asked chunk by chunk; without a query while the job has no rows."""
+
+    def __init__(self, database: Database, job_id: int | None) -> None:
+        """job_id: None for a job that the database does not know yet."""
+        self._database, self._job_id = database, job_id
+        if job_id is not None:
+            with database.read() as conn:
+                self._job_id = job_id if store.has_rows(conn, job_id) else None
+
+    def __call__(self, keys: Sequence[str]) -> Mapping[str, Row[Any]]:
+        """Known rows by key."""
+        if self._job_id is None:
+            return {}
+        with self._database.read() as conn:
+            return store.known_rows(conn, self._job_id, keys)
+
+
+class Packer:
+    """Fills bodies one after the other and commits each as a planned batch."""
+
+    def __init__(self, driver: Driver, job: Job, run_id: int, recipe: str) -> None:
+        self._driver, self._job, self._run_id, self._recipe = driver, job, run_id, recipe
+        self._body: BodyWriter | None = None
+
+    def add(self, row: int, params: bytes, sent_hash: bytes | None = None) -> Iterator[int]:
+        """Put one row's request into the present body; yields a batch's number when that filled one."""
+        sent_hash = sent_hash or hashlib.blake2b(params, digest_size=16).digest()
+        if self._body is not None and not self._body.contents.room_for(params):
+            yield from self.finish()
+        if self._body is None:
+            limits = self._job.limits
+            contents = packing.Packing(packing.new_nonce(), limits.max_batch_requests, limits.max_batch_bytes)
+            self._body = BodyWriter(self._driver.spool, contents)
+        self._body.add(row, sent_hash, params, dedupe=self._job.request.dedupe)
+
+    def finish(self) -> Iterator[int]:
+        """Commit what is in the present body, if anything, and yield the batch's number."""
+        body = self._body
+        if body is None:
+            return
+        body.finish()
+        try:
+            with self._driver.transaction() as conn:
+                batch = store.add_batch(
+                    conn,
+                    job_id=self._driver.job_id,
+                    run_id=self._run_id,
+                    recipe=self._recipe,
+                    contents=body.contents,
+                    digest=body.digest,
+                    now=self._driver.now(),
+                )
+        except LostRace:
+            self.discard()
+            raise
+        self._body = None
+        contents = body.contents
+        self._driver.tell(
+            "planned", batch=batch, requests=contents.requests, rows=len(contents.rows), bytes=contents.size
+        )
+        yield batch
+
+    def discard(self) -> None:
+        """Give up the present body; its rows stay pending."""
+        if self._body is not None:
+            self._body.discard()
+            self._body = None
+
+
+def send_again(driver: Driver, job: Job, run_id: int, recipe: str) -> Iterator[int]:
+    """Pack the waiting rows of a run whose requests stand in the spool into new batches; yields their numbers.
+
+    These are rows that go again as they are, and rows of dropped batches. The source is not read.
+    """
+    packer = Packer(driver, job, run_id, recipe)
+    after = (0, -1, 0)
+    try:
+        while True:
+            with driver.reading() as conn:
+                rows = store.rows_to_send_again(conn, run_id, after=after, limit=1_000)
+            if not rows:
+                break
+            for nonce in dict.fromkeys(row.nonce for row in rows):
+                of_body = [row for row in rows if row.nonce == nonce]
+                positions = list(dict.fromkeys(row.body_n for row in of_body))
+                read = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
+                for row in of_body:
+                    yield from packer.add(row.id, read[row.body_n], row.sent_hash)
+            after = (rows[-1].body_id, rows[-1].body_n, rows[-1].id)
+        yield from packer.finish()
+    finally:
+        packer.discard()
+
+
+def supersede(driver: Driver, run_id: int, variables: dict[str, Any], recipe: str) -> None:
+    """Drop planned batches that an older recipe of the same vars left: the run that is beginning plans their rows."""
+    with driver.transaction() as conn:
+        older = [r for r in store.open_runs(conn, driver.job_id) if r.id != run_id and r.vars == variables]
+        for run in older:
+            if run.planned_at is None:
+                store.mark_planned(conn, run.id, vanished=0, now=driver.now())
+        stale = {run.id for run in older if run.recipe != recipe}
+        planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
+        for batch in planned:
+            if batch.run_id in stale:
+                store.drop(conn, batch, "a new recipe took its place")
+
+
+def finish_planning(driver: Driver, run_id: int, variables: dict[str, Any], *, limited: bool, now: datetime) -> int:
+    """The source has been read to its end: note it, and remove rows that vanished from it; how many."""
+    with driver.transaction() as conn:
+        vanished = 0 if limited else store.remove_vanished(conn, run_id, variables)
+        store.forget_changed(conn, run_id)
+        store.mark_planned(conn, run_id, vanished=vanished, now=now)
+    return vanished

@@ -1,0 +1,406 @@
+"""The drivers: `run` takes a job to its end, `sweep` does once what is due. Both only call the steps, in a loop."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row
+
+from pipeline import checks, leases, store
+from pipeline.api import Api
+from pipeline.collect import JobOfRun, collect_due
+from pipeline.database import Database
+from pipeline.driver import Driver, Settings, Stop, Tell, nothing
+from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, PipelineError, Stopped
+from pipeline.job import Job
+from pipeline.plan import Lookup, Plan, Quote, finish_planning, send_again, supersede
+from pipeline.poll import poll_due
+from pipeline.reconcile import reconcile_due
+from pipeline.sink import Columns, Sink, stored
+from pipeline.spool import Spool
+from pipeline.states import RowState, RunState
+from pipeline.submit import due, submit_due
+
+LONGEST_LOOK_AWAY = 60.0  # seconds between two passes of the loop at most
+RETRY_SECONDS = 5.0  # after the API did not answer; doubles up to the longest look-away
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a driver works: state database, spool (None: beside the database), and how to reach the API."""
+
+    database: Database
+    connect: Callable[[], Api]
+    settings: Settings = field(default_factory=Settings)
+    spool: str | None = None
+    tell: Tell = nothing
+    stop: Stop = field(default_factory=Stop)
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def spool_root(self, stored_spool: str | None) -> Path:
+        """The spool: the one given, else the one the job has used, else `spool` beside the database."""
+        if self.spool is not None and stored_spool is not None and Path(self.spool).absolute() != Path(stored_spool):
+            raise DatabaseError(f"--spool {self.spool}: this job's spool is {stored_spool}; leave the option out")
+        chosen = self.spool or stored_spool
+        return Path(chosen).absolute() if chosen else self.database.file.parent / "spool"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run stands when its driver ends. state open: rows are still waiting or at the API.
+
+    rows: of this run by state. kept: rows that had their outcome before. quote: what was said before.
+    """
+
+    run_id: int | None
+    state: str
+    reason: str | None
+    rows: dict[str, int]
+    cost_usd: float
+    quote: Quote
+    max_failed: float
+
+    @property
+    def exit_code(self) -> int:
+        """0 when the rows of this run succeeded, up to max_failed of them; 1 when more did not; 3 when it stopped."""
+        if self.state == RunState.INCOMPLETE:
+            return 3
+        total = sum(self.rows.values())
+        waiting = self.rows.get(RowState.PENDING, 0) + self.rows.get(RowState.IN_FLIGHT, 0)
+        failed = total - waiting - self.rows.get(RowState.SUCCEEDED, 0)
+        return 1 if failed > self.max_failed * total else 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one `run` is asked to do. confirm: shown the quote, says whether to go on."""
+
+    limit: int | None = None
+    refresh: bool = False
+    detach: bool = False
+    dry_run: bool = False
+    confirm: Callable[[Quote], bool] = lambda quote: True
+
+
+def run(job: Job, where: Where, options: Options | None = None, *, file: Path | None = None) -> Finished:
+    """Plan, submit, poll and collect until every row of the source has an outcome for its present content.
+
+    The same call again continues what an earlier one left. Raises InputError with nothing sent, Busy when another
+    driver is at it, Stopped or Interrupted when it is safe to call again.
+    """
+    options = options or Options()
+    checks.check_params(job)
+    plan = Plan(job, limit=options.limit, refresh=options.refresh)
+    columns = Columns.of(job, plan.kinds())
+    with _api(where) as (api, account_id), _lease(where, job.name) as lease:
+        with where.database.read() as conn:
+            row = store.job_named(conn, job.name)
+        sink = _sink(job, columns, row)
+        spool = Spool.open(where.spool_root(None if row is None else row.spool), job.name)
+        quote = plan.quote(Lookup(where.database, None if row is None else row.id))
+        where.tell("quote", quote=quote)
+        if options.dry_run or not options.confirm(quote):
+            return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
+        job_id = _register(where, job, sink, row, file)
+        driver = Driver(
+            database=where.database,
+            spool=spool,
+            api=api,
+            account_id=account_id,
+            job_id=job_id,
+            job_name=job.name,
+            sink=sink,
+            lease=lease,
+            settings=where.settings,
+            tell=where.tell,
+            stop=where.stop,
+            now=where.now,
+            tries_account=True,
+        )
+        spool.remove_unfinished()
+        return _Run(driver, job, plan, quote, options).to_the_end()
+
+
+def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | None]]:
+    """Do once what is due for every open run: poll, collect, submit. Plans no new rows.
+
+    job_name: of one job only. Returns for each job its name and why it could not be swept, or None. Raises InputError
+    for an unknown job.
+    """
+    with where.database.read() as conn:
+        known = store.all_jobs(conn)
+        waiting = {run.job_id for run in store.open_runs(conn)}
+    if job_name is not None and job_name not in {row.name for row in known}:
+        names = ", ".join(row.name for row in known) or "none"
+        raise InputError(f"this database knows no job {job_name!r} (it knows: {names})")
+    chosen = [row for row in known if row.id in waiting and job_name in (None, row.name)]
+    swept: list[tuple[str, str | None]] = []
+    if not chosen:
+        return swept
+    with _api(where) as (api, account_id):
+        for row in chosen:
+            try:
+                _sweep_job(where, row, api, account_id)
+                swept.append((row.name, None))
+            except (Busy, Stopped) as exc:
+                swept.append((row.name, str(exc)))
+    return swept
+
+
+def _sweep_job(where: Where, row: Row[Any], api: Api, account_id: int) -> None:
+    with _lease(where, row.name) as lease:
+        driver = Driver(
+            database=where.database,
+            spool=Spool.open(where.spool_root(row.spool), row.name),
+            api=api,
+            account_id=account_id,
+            job_id=row.id,
+            job_name=row.name,
+            sink=Sink(row.results_table, Columns(**row.columns)),
+            lease=lease,
+            settings=where.settings,
+            tell=where.tell,
+            stop=where.stop,
+            now=where.now,
+        )
+        one_pass(driver, JobOfRun(driver))
+        one_pass(driver, JobOfRun(driver))  # what the first pass packed anew is submitted by the second
+
+
+def one_pass(driver: Driver, jobs: JobOfRun) -> None:
+    """Each step once, over all of the job's open runs. A refused account stops submitting, not collecting."""
+    refused: AccountStopped | None = None
+    reconcile_due(driver)
+    try:
+        submit_due(driver)
+    except AccountStopped as exc:
+        refused = exc
+    poll_due(driver)
+    collect_due(driver, jobs)
+    with driver.reading() as conn:
+        open_now = store.open_runs(conn, driver.job_id)
+    for each in open_now:
+        driver.stop.check()
+        for _ in send_again(driver, jobs(each.id), each.id, each.recipe):
+            driver.stop.check()
+        _end_if_done(driver, each)
+    if refused is not None:
+        raise refused
+
+
+def _end_if_done(driver: Driver, each: Row[Any]) -> None:
+    with driver.transaction() as conn:
+        left = store.has_rows_left(conn, each.id) or store.changed_meanwhile(conn, each.id)
+        if each.planned_at is not None and not left:
+            store.end_run(conn, each.id, RunState.FINISHED, reason=None, now=driver.now())
+
+
+class _Run:
+    """One `run` at work."""
+
+    def __init__(self, driver: Driver, job: Job, plan: Plan, quote: Quote, options: Options) -> None:
+        self._driver, self._job, self._plan, self._quote, self._options = driver, job, plan, quote, options
+        self._jobs = JobOfRun(driver)
+        self._refused: AccountStopped | None = None
+        self._failing_since: datetime | None = None
+        self._retry_seconds = RETRY_SECONDS
+
+    def to_the_end(self) -> Finished:
+        driver = self._driver
+        with driver.transaction() as conn:
+            run_id = store.join_run(
+                conn,
+                driver.job_id,
+                variables=self._job.vars,
+                job=self._job.model_dump(mode="json"),
+                recipe=self._plan.recipe,
+                now=driver.now(),
+            )
+        supersede(driver, run_id, dict(self._job.vars), self._plan.recipe)
+        self._patiently(lambda: reconcile_due(driver))
+        self._plan_and_submit(run_id)
+        while not self._done(run_id):
+            self._patiently(lambda: one_pass(driver, self._jobs))
+            if self._options.detach and not self._may_send():
+                break
+            if self._needs_planning(run_id):
+                self._plan_and_submit(run_id)
+            else:
+                self._wait(run_id)
+        return self._finished(run_id)
+
+    def _plan_and_submit(self, run_id: int) -> None:
+        """Pass two, with a thread that submits each batch as soon as it is planned."""
+        driver = self._driver
+        with _Submitter(driver) as submitter:
+            lookup = Lookup(driver.database, driver.job_id)
+            for _ in self._plan.batches(driver, run_id, lookup):
+                submitter.wake()
+            limited = self._options.limit is not None
+            finish_planning(driver, run_id, dict(self._job.vars), limited=limited, now=driver.now())
+            for _ in send_again(driver, self._job, run_id, self._plan.recipe):
+                submitter.wake()
+
+    def _needs_planning(self, run_id: int) -> bool:
+        """Whether all that is left of the run are rows that changed while they were at the API."""
+        with self._driver.reading() as conn:
+            return not store.has_rows_left(conn, run_id) and store.changed_meanwhile(conn, run_id) > 0
+
+    def _done(self, run_id: int) -> bool:
+        with self._driver.transaction() as conn:
+            row = store.run(conn, run_id)
+            if (
+                row.state == RunState.OPEN
+                and not store.has_rows_left(conn, run_id)
+                and not store.changed_meanwhile(conn, run_id)
+            ):
+                store.end_run(conn, run_id, RunState.FINISHED, reason=None, now=self._driver.now())
+                return True
+            return bool(row.state != RunState.OPEN)
+
+    def _may_send(self) -> bool:
+        return bool(due(self._driver))
+
+    def _patiently(self, step: Callable[[], None]) -> None:
+        """Do a step; bear with an API that does not answer for as long as one call may take."""
+        try:
+            step()
+        except ApiUnreachable as exc:
+            now = self._driver.now()
+            self._failing_since = self._failing_since or now
+            if (now - self._failing_since).total_seconds() >= self._driver.settings.timeout:
+                raise
+            self._driver.tell("unreachable", problem=str(exc), wait=self._retry_seconds)
+            self._driver.stop.wait(self._retry_seconds)
+            self._retry_seconds = min(2 * self._retry_seconds, LONGEST_LOOK_AWAY)
+        else:
+            self._failing_since, self._retry_seconds = None, RETRY_SECONDS
+
+    def _wait(self, run_id: int) -> None:
+        driver = self._driver
+        if self._done(run_id):
+            return
+        with driver.reading() as conn:
+            due = store.next_due(conn, driver.job_id)
+        seconds = 0.0 if due is None else (due - driver.now()).total_seconds()
+        if seconds > 0:
+            driver.tell("waiting", seconds=min(seconds, LONGEST_LOOK_AWAY), progress=progress(driver, run_id))
+            driver.stop.wait(min(seconds, LONGEST_LOOK_AWAY))
+
+    def _finished(self, run_id: int) -> Finished:
+        with self._driver.reading() as conn:
+            row = store.run(conn, run_id)
+            counts = row.counts if row.counts is not None else store.run_counts(conn, run_id)
+            cost = store.run_cost(conn, run_id)
+        return Finished(run_id, row.state, row.reason, counts, cost, self._quote, self._job.limits.max_failed)
+
+
+class _Submitter:
+    """A thread that submits planned batches while the next ones are being planned.
+
+    It ends when the block ends and nothing is due any more; an error of it is raised there. An API that does not
+    answer just ends it: the loop behind the planning is the one that has patience.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._woken = threading.Semaphore(0)
+        self._ending = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True, name="submit")
+
+    def wake(self) -> None:
+        """A batch has been planned. Raises what ended the thread."""
+        if self._error is not None:
+            raise self._error
+        self._woken.release()
+
+    def __enter__(self) -> "_Submitter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        if exc is not None:
+            self._driver.stop.event.set()  # a POST under way holds its last bytes back
+        self._ending = True
+        self._woken.release()
+        self._thread.join()
+        if exc is None and self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        try:
+            submit_due(self._driver)
+            while not self._ending:
+                self._woken.acquire()
+                submit_due(self._driver)
+        except ApiUnreachable as exc:
+            self._driver.tell("unreachable", problem=str(exc), wait=0.0)
+        except PipelineError as exc:
+            self._error = exc
+
+
+def progress(driver: Driver, run_id: int) -> dict[str, Any]:
+    """What moves: batches by state, and requests in each of these states."""
+    with driver.reading() as conn:
+        return {"batches": store.batches_by_state(conn, run_id)}
+
+
+@contextlib.contextmanager
+def _api(where: Where) -> Iterator[tuple[Api, int]]:
+    """The API and our account's number there. An address that does not answer is a wrong option: nothing was sent."""
+    api = where.connect()
+    try:
+        try:
+            identity = api.identity()
+        except ApiUnreachable as exc:
+            raise InputError(f"{exc}; nothing was sent") from exc
+        with where.database.write() as conn:
+            account_id = store.account(conn, identity)
+        yield api, account_id
+    finally:
+        api.close()
+
+
+@contextlib.contextmanager
+def _lease(where: Where, job_name: str) -> Iterator[leases.Lease]:
+    with leases.hold(where.database, f"job {job_name}", seconds=where.settings.lease, now=where.now) as lease:
+        yield lease
+
+
+def _sink(job: Job, columns: Columns, row: Row[Any] | None) -> Sink:
+    """The results table of the job. A column that the job had and no longer names stays, empty in new answers."""
+    if row is None:
+        return Sink(job.sink.table, columns)
+    if row.results_table != job.sink.table:
+        raise DatabaseError(
+            f"sink.table: job {job.name} has its answers in table {row.results_table!r}; go back to it, "
+            "or give the job a new name"
+        )
+    before = Columns(**row.columns)
+    return Sink(
+        job.sink.table,
+        Columns(columns.key, {**before.keep, **columns.keep}, {**before.output, **columns.output}),
+    )
+
+
+def _register(where: Where, job: Job, sink: Sink, row: Row[Any] | None, file: Path | None) -> int:
+    """Note the job and make its results table, in one transaction."""
+    with where.database.write() as conn:
+        for other in store.all_jobs(conn):
+            if other.results_table.lower() == sink.table.name.lower() and other.name != job.name:
+                raise DatabaseError(f"sink.table: {sink.table.name!r} belongs to job {other.name}; choose another name")
+        sink.make(conn, None if row is None else Columns(**row.columns))
+        return store.put_job(
+            conn,
+            name=job.name,
+            file=None if file is None else str(file.absolute()),
+            results_table=sink.table.name,
+            columns=stored(sink.columns),
+            spool=str(Path(where.spool).absolute()) if where.spool else (None if row is None else row.spool),
+            now=where.now(),
+        )

@@ -1,0 +1,171 @@
+"""Request bodies on disk until they are no longer needed. Edge: files."""
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import packing
+from pipeline.errors import DatabaseError, Stopped
+
+_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class Spool:
+    """A job's folder of bodies: one file a batch, named by the batch's nonce, written once and never altered."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, root: Path, job: str) -> "Spool":
+        """The folder of `job` below `root`, made readable for its owner only. Raises DatabaseError if it cannot be."""
+        folder = root / job
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(root)
+        except OSError as exc:
+            raise DatabaseError(
+                f"spool {folder} cannot be used: {exc.strerror}; give another folder by --spool"
+            ) from exc
+        return cls(folder)
+
+    def path(self, nonce: str) -> Path:
+        """Where the body of this nonce is."""
+        return self.folder / f"{nonce}.json"
+
+    def remove_unfinished(self) -> None:
+        """Remove what a driver left half written when it died; call while holding the job's lease."""
+        for file in self.folder.glob("*.tmp"):
+            file.unlink(missing_ok=True)
+
+    def remove(self, nonce: str) -> None:
+        """Remove a body that nothing needs any more."""
+        self.path(nonce).unlink(missing_ok=True)
+
+    def results_file(self, nonce: str) -> Path:
+        """Where the results of a batch are put while they are being collected."""
+        return self.folder / f"{nonce}.results.tmp"
+
+    def params(self, nonce: str, positions: Sequence[int]) -> Iterator[bytes]:
+        """The params of the requests at these positions, which must ascend, as they were sent."""
+        wanted = iter(positions)
+        n = next(wanted, None)
+        with open(self.path(nonce), "rb") as body:
+            body.readline()  # the envelope
+            for i, line in enumerate(body):
+                while n == i:
+                    yield packing.params_of(line)
+                    n = next(wanted, None)
+                if n is None:
+                    return
+
+
+class BodyWriter:
+    """Writes one body. It has its final name only when it is whole and on the disk.
+
+    Raises Stopped when the disk does not take it; what was written is then removed.
+    """
+
+    def __init__(self, spool: Spool, contents: packing.Packing) -> None:
+        self.contents = contents
+        self.digest = ""
+        self._path = spool.path(contents.nonce)
+        self._part = self._path.with_suffix(".tmp")
+        self._hash = hashlib.sha256()
+        with self._guarded():
+            handle = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self._file = os.fdopen(handle, "wb", buffering=_READ)
+        self._write(packing.PREFIX)
+
+    def add(self, row: int, sent_hash: bytes, params: bytes, *, dedupe: bool) -> None:
+        """Put one row's request into the body; the caller has asked `contents.room_for` it."""
+        line = self.contents.add(row, sent_hash, params, dedupe=dedupe)
+        if line is not None:
+            self._write(line)
+
+    def finish(self) -> None:
+        """Make the body whole and durable: after this its batch may be committed."""
+        self._write(packing.SUFFIX)
+        with self._guarded():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            assert self._file.tell() == self.contents.size
+            self._file.close()
+            self._part.rename(self._path)
+            _sync_folder(self._path.parent)
+        self.digest = self._hash.hexdigest()
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._part.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        self._hash.update(data)
+        with self._guarded():
+            self._file.write(data)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            with contextlib.suppress(AttributeError):
+                self.discard()
+            raise Stopped(f"spool {self._path.parent}: {exc.strerror}; nothing of this batch was sent") from exc
+
+
+class HeldBack(Exception):
+    """The body's last chunk was not handed out, so the API cannot have taken it."""
+
+
+class BodyReader(io.FileIO):
+    """A body as the HTTP client reads it. Its last chunk is handed out only if `may_finish()` is None.
+
+    may_finish: the reason to hold back, or None; asked once, before the last chunk.
+    released: whether the last chunk has been handed out. While it is False the API cannot have accepted the body.
+    """
+
+    def __init__(self, path: Path, may_finish: Callable[[], str | None]) -> None:
+        super().__init__(path, "rb")
+        self._left = os.fstat(self.fileno()).st_size
+        self._may_finish = may_finish
+        self.released = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes, at most `size`. Raises HeldBack instead of handing out the last ones."""
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        if wanted and wanted == self._left and not self.released:
+            reason = self._may_finish()
+            if reason is not None:
+                raise HeldBack(reason)
+            self.released = True
+        data = super().read(wanted)
+        if data is None or len(data) != wanted:
+            raise HeldBack("the body became shorter while it was read") if not self.released else OSError("short body")
+        self._left -= wanted
+        return data
+
+
+def digest(path: Path) -> str | None:
+    """The sha256 of a body, in hex; None when there is no such file."""
+    try:
+        with open(path, "rb") as body:
+            return hashlib.file_digest(body, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

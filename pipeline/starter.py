@@ -1,0 +1,110 @@
+"""A first job file for a data file."""
+
+import os
+import re
+from pathlib import Path
+
+import orjson
+import polars as pl
+
+from pipeline.errors import InputError
+from pipeline.job import Source
+from pipeline.rows import Rows
+
+_TEMPLATE = """\
+# What to ask of each row of {file}. `batch-pipeline check {job_file}` shows the first request.
+name: {name}
+
+source:
+  path: {path}
+  key: {key}                # identifies a row: unique, never empty
+  # where: "length(text) > 0"    # a SQL predicate: only these rows
+  # keep: [column]                # source columns to carry into the answers table
+
+request:
+  model: claude-haiku-4-5
+  max_tokens: 300               # of an answer, at most; it bounds the cost of a run
+  system: Answer in one or two plain sentences.
+  prompt: |                     # Jinja2 over the columns of a row
+    Summarize this record.
+{prompt}
+
+# output:
+#   labels: [first, second]     # instead of free text: one of these
+
+sink:
+  table: {name}_answers         # made in the state database
+
+limits:
+  max_failed: 0                 # share of the rows that may fail before `run` exits with 1
+  # max_cost_usd: 5             # a budget: not in this version yet
+
+canary: false                   # a first small batch to try the recipe: not in this version yet
+"""
+
+
+def write_job_file(file: Path, output: Path | None) -> Path:
+    """Write a commented job file for a data file, and return where.
+
+    The key is the first column that is unique and never empty. output: None writes beside the current folder's files,
+    under the data file's name. Raises InputError if the file exists already or no column can be the key.
+    """
+    stem = file.name.split(".")[0]
+    job_file = output or Path(f"{stem}.yaml")
+    if job_file.exists():
+        raise InputError(f"{job_file} exists already; give another name by -o")
+    source = Source(path=[str(file)], key=["?"])
+    rows = Rows(source)
+    key = _key(rows)
+    if key is None:
+        raise InputError(
+            f"{file}: no column is unique and never empty; write the job file by hand, with several as key"
+        )
+    shown = [name for name in rows.columns if name != key] or [key]
+    text = _TEMPLATE.format(
+        file=file,
+        job_file=job_file,
+        name=_name(stem),
+        path=_yaml(os.path.relpath(file, job_file.parent)),
+        key=_yaml(key),
+        prompt="\n".join(f"    <{_tag(name)}>{_expression(name)}</{_tag(name)}>" for name in shown),
+    )
+    try:
+        with open(job_file, "x", encoding="utf-8") as out:
+            out.write(text)
+    except OSError as exc:
+        raise InputError(f"{job_file} cannot be written: {exc.strerror}") from exc
+    return job_file
+
+
+def _key(rows: Rows) -> str | None:
+    hashes: dict[str, list[pl.Series]] = {name: [] for name in rows.columns}
+    for chunk in rows.chunks(rows.columns):
+        for name in list(hashes):
+            column = chunk.frame[name]
+            empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
+            if column.dtype.is_nested() or column.dtype.is_float() or empty.any():
+                del hashes[name]
+            else:
+                hashes[name].append(column.hash())
+    return next((name for name, seen in hashes.items() if seen and pl.concat(seen).is_unique().all()), None)
+
+
+def _name(stem: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")[:50]
+    return name if name[:1].isalpha() else f"job_{name}".rstrip("_")
+
+
+def _tag(column: str) -> str:
+    return re.sub(r"\W+", "_", column).strip("_") or "value"
+
+
+def _expression(column: str) -> str:
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", column) and column not in ("row", "vars"):
+        return "{{ " + column + " or '' }}"
+    return "{{ row[" + orjson.dumps(column).decode() + "] or '' }}"
+
+
+def _yaml(text: str) -> str:
+    """A text as a YAML scalar: a JSON string is one."""
+    return orjson.dumps(text).decode()

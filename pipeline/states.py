@@ -1,0 +1,67 @@
+"""The states of a batch and of a row, what each means after a crash, and the legal moves. Pure."""
+
+from enum import StrEnum
+
+
+class BatchState(StrEnum):
+    """Where a batch is. Whatever dies, the next driver finds it in one of these and knows what to do."""
+
+    PLANNED = "planned"  #: body spooled, rows chosen; nothing of it is at the API
+    SUBMITTING = "submitting"  #: a create may have reached the API; whether it did is to be found out
+    IN_PROGRESS = "in_progress"  #: accepted; api_id is set; the API works
+    CANCELING = "canceling"  #: the API was asked to cancel it and has not finished doing so
+    ENDED = "ended"  #: the API is done; results not stored yet, or not all
+    COLLECTED = "collected"  #: every row of it has its outcome. Final.
+    DROPPED = "dropped"  #: never sent; its rows went back to pending. Final.
+
+
+BATCH_MOVES: dict[BatchState, frozenset[BatchState]] = {
+    BatchState.PLANNED: frozenset({BatchState.SUBMITTING, BatchState.DROPPED}),
+    BatchState.SUBMITTING: frozenset({BatchState.IN_PROGRESS, BatchState.PLANNED}),
+    BatchState.IN_PROGRESS: frozenset({BatchState.CANCELING, BatchState.ENDED}),
+    BatchState.CANCELING: frozenset({BatchState.ENDED}),
+    BatchState.ENDED: frozenset({BatchState.COLLECTED}),
+    BatchState.COLLECTED: frozenset(),
+    BatchState.DROPPED: frozenset(),
+}
+
+OPEN_BATCHES = tuple(state for state in BatchState if BATCH_MOVES[state])
+AT_THE_API = (BatchState.IN_PROGRESS, BatchState.CANCELING)
+
+
+class RowState(StrEnum):
+    """Where a row is: waiting, at the API, or with an outcome."""
+
+    PENDING = "pending"  #: to be sent; in no batch
+    IN_FLIGHT = "in_flight"  #: in a batch that is not collected yet
+    SUCCEEDED = "succeeded"  #: answered. The only success.
+    ERRORED = "errored"  #: the API says why in error_type and error_message
+    EXPIRED = "expired"  #: the batch's 24 hours ended before its turn
+    CANCELED = "canceled"  #: somebody canceled the batch before its turn
+    LOST = "lost"  #: sent, and its result cannot be had; sending it again may pay twice
+    INVALID = "invalid"  #: never sendable: a null or an error in the template, too large
+    TRUNCATED = "truncated"  #: the answer stopped at max_tokens or at the end of the context window
+    REFUSED = "refused"  #: the model refused
+    UNPARSABLE = "unparsable"  #: an answer that is none of the labels
+
+
+OUTCOMES = tuple(state for state in RowState if state not in (RowState.PENDING, RowState.IN_FLIGHT))
+FAILURES = tuple(state for state in OUTCOMES if state is not RowState.SUCCEEDED)
+
+
+class RunState(StrEnum):
+    """Where a run is."""
+
+    OPEN = "open"  #: rows of it are not planned yet, waiting, or at the API
+    FINISHED = "finished"  #: every row it planned has an outcome
+    INCOMPLETE = "incomplete"  #: it stopped for good before that; `reason` says why
+
+
+class SendingEnd(StrEnum):
+    """How one POST of a batch ended. NULL in the table: it is under way, or its driver died."""
+
+    ACCEPTED = "accepted"  #: the API answered with an id
+    REJECTED = "rejected"  #: proven not accepted
+    UNKNOWN = "unknown"  #: the answer did not come; the listing will tell
+    ADOPTED = "adopted"  #: was unknown; a batch at the API proved to be it
+    ABSENT = "absent"  #: was unknown; a listing after the grace time did not show it

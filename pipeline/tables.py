@@ -1,0 +1,201 @@
+"""The tables of the state database. Times are UTC; those of sendings are by the API's clock."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+from pipeline.states import BatchState, RowState, RunState, SendingEnd
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, stored as UTC without a zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Aware to UTC without a zone."""
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC without a zone to aware."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+def _one_of(column: str, states: Any) -> CheckConstraint:
+    listed = ", ".join(f"'{state}'" for state in states)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"known_{column}")
+
+
+def _id() -> Column[int]:
+    # SQLite counts up by itself only in a column declared exactly INTEGER PRIMARY KEY
+    return Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _id(),
+    Column("name", String, nullable=False, unique=True),
+    Column("file", Text),  # the job file of the last run, so that a command can name the job alone
+    Column("results_table", String, nullable=False, unique=True),
+    Column("columns", JSON, nullable=False),  # the results table as made: see sink.Columns
+    Column("spool", Text),  # NULL: beside the database
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    _id(),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("vars", JSON, nullable=False),
+    Column("job", JSON, nullable=False),  # the job as it was, vars filled in: collecting reads this alone
+    Column("recipe", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", String),
+    Column("planned_at", UtcDateTime),  # NULL: planning has not come to the end of the source yet
+    Column("vanished", Integer, nullable=False, default=0),
+    Column("counts", JSON),  # rows by state, written when the run ends
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    _one_of("state", RunState),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    _id(),
+    Column("base_url", String, nullable=False),
+    Column("organization", String, nullable=False),  # from response headers; a salted digest of the key without them
+    Column("workspace", String, nullable=False),
+    Column("emulated", Boolean, nullable=False),
+    Column("circuit_cause", Text),  # NULL: submitting goes on; else why it stopped
+    Column("circuit_at", UtcDateTime),
+    UniqueConstraint("base_url", "organization", "workspace"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    _id(),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("run_id", ForeignKey("runs.id"), nullable=False, index=True),
+    Column("account_id", ForeignKey("accounts.id")),
+    Column("state", String, nullable=False),
+    Column("recipe", String, nullable=False),
+    Column("nonce", String, nullable=False, unique=True),
+    Column("digest", String, nullable=False),  # sha256 of the body
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("requests", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),  # at least `requests`: equal requests are sent once
+    Column("api_id", String, unique=True),
+    Column("counts", JSON),  # the API's request_counts once ended
+    Column("outcomes", JSON),  # rows by outcome once collected
+    Column("cost_usd", Float, nullable=False, default=0.0),
+    Column("downloads", Integer, nullable=False, default=0),  # tries to get all results
+    Column("downloaded_at", UtcDateTime),  # the first of them
+    Column("problem", Text),  # the last thing that went wrong with it
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("due_at", UtcDateTime, nullable=False),  # not before: the next submit, poll or download
+    Column("wait_seconds", Float, nullable=False, default=0.0),  # between polls; grows
+    Column("ended_at", UtcDateTime),
+    Column("collected_at", UtcDateTime),
+    _one_of("state", BatchState),
+    CheckConstraint(
+        "(api_id IS NOT NULL) = (state IN ('in_progress', 'canceling', 'ended', 'collected'))", name="has_id"
+    ),
+    Index("ix_batches_job_id_state", "job_id", "state"),  # what a driver has to do
+)
+
+sendings = Table(
+    "sendings",
+    metadata,
+    _id(),
+    Column("batch_id", ForeignKey("batches.id"), nullable=False, index=True),
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("deadline", UtcDateTime, nullable=False),  # the body's last chunk leaves before this or never
+    Column("end", String),
+    Column("grace_from", UtcDateTime),  # set with an unknown end
+    Column("ended_at", UtcDateTime),
+    Column("api_id", String, unique=True),  # one batch at the API belongs to one sending
+    Column("request_id", String),
+    Column("problem", Text),
+    CheckConstraint('"end" IN ({})'.format(", ".join(f"'{end}'" for end in SendingEnd)), name="known_end"),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    _id(),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("key", Text, nullable=False),  # JSON array of the key columns' values
+    Column("run_id", ForeignKey("runs.id"), nullable=False),  # that planned it last
+    Column("state", String, nullable=False),
+    Column("row_hash", LargeBinary(16), nullable=False),  # of the source row as planned last
+    Column("recipe", String, nullable=False),
+    Column("keep", Text),  # JSON object of the kept columns
+    Column("batch_id", ForeignKey("batches.id")),  # that it is in, or was in when its outcome came
+    Column("n", Integer),
+    Column("body_id", ForeignKey("batches.id")),  # whose body holds its request: read again when it is sent again
+    Column("body_n", Integer),
+    Column("sent_hash", LargeBinary(16)),  # of the params as sent
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("outcome", String),  # the last one, kept while the row is sent again
+    Column("outcome_hash", LargeBinary(16)),  # the row_hash it answers
+    Column("outcome_recipe", String),
+    Column("changed_hash", LargeBinary(16)),  # seen in the source while the row was in flight; NULL: as sent
+    UniqueConstraint("job_id", "key"),
+    _one_of("state", RowState),
+    CheckConstraint("state <> 'in_flight' OR batch_id IS NOT NULL", name="in_flight_in_a_batch"),
+    CheckConstraint("state <> 'pending' OR batch_id IS NULL", name="pending_in_no_batch"),
+    Index("ix_requests_run_id_state", "run_id", "state"),  # a run's counts, and its pending rows
+    Index("ix_requests_batch_id_n", "batch_id", "n"),  # a batch's rows in the order of its results
+    Index(
+        "ix_requests_body_id",
+        "body_id",
+        sqlite_where=text("state = 'pending'"),
+        postgresql_where=text("state = 'pending'"),
+    ),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("resource", String, primary_key=True),
+    Column("token", BigInteger, nullable=False),  # counts up with each new holder
+    Column("holder", JSON),  # NULL: free
+    Column("expires_at", UtcDateTime),
+)

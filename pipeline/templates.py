@@ -1,0 +1,136 @@
+"""Jinja2 templates over a row's columns: which columns they name, and their text for a row. Sandboxed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+RESERVED = frozenset({"row", "vars"})  # in a template these two words are ours; a column of that name is row["row"]
+
+
+class TemplateProblem(Exception):
+    """A template that does not compile, or must not run. The message says what and on which of its lines."""
+
+
+class RowProblem(Exception):
+    """This one row cannot be rendered; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a template reads. all_columns: it looks columns up by a name that only the row decides."""
+
+    columns: frozenset[str]
+    variables: frozenset[str]
+    all_columns: bool
+
+
+def names(template: str) -> Names:
+    """The columns and vars that `template` names. Raises TemplateProblem if it does not compile or reaches inside."""
+    try:
+        tree = _environment("invalid").parse(template)
+    except TemplateSyntaxError as exc:
+        raise TemplateProblem(f"line {exc.lineno} of the template: {exc.message}") from exc
+    _refuse_escapes(tree)
+    bare = find_undeclared_variables(tree)
+    rows, row_constants = _lookups(tree, "row")
+    variables, variable_constants = _lookups(tree, "vars")
+    if variables > len(variable_constants):
+        raise TemplateProblem("vars is read by a name that is not written out; write {{ vars.NAME }}")
+    return Names(
+        columns=frozenset(bare - RESERVED) | frozenset(row_constants),
+        variables=frozenset(variable_constants),
+        all_columns="row" in bare and rows > len(row_constants),
+    )
+
+
+def renderer(
+    template: str, variables: Mapping[str, Any], nulls: Literal["invalid", "empty"]
+) -> Callable[[Mapping[str, Any]], str]:
+    """A function from a row (column name to value) to the template's text.
+
+    It raises RowProblem for a row that cannot be rendered (a null where a value is printed, a filter that fails),
+    and TemplateProblem when the sandbox stops the template.
+    """
+    compiled = _environment(nulls).from_string(template)
+    fixed = {"vars": dict(variables)}
+
+    def render(row: Mapping[str, Any]) -> str:
+        try:
+            return compiled.render(row, row=row, **fixed)
+        except SecurityError as exc:
+            raise TemplateProblem(f"the template is not allowed to do this: {exc}") from exc
+        except _NullPrinted:
+            empty = ", ".join(name for name, value in row.items() if value is None)
+            raise RowProblem(f"the template prints a null; null in this row: {empty}") from None
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as exc:
+            raise RowProblem(f"the template fails for this row: {type(exc).__name__}: {exc}") from exc
+
+    return render
+
+
+def fill_vars(text: str, variables: Mapping[str, Any]) -> str:
+    """`text` with its `{{ vars.x }}` filled in. Raises TemplateProblem for anything else it names."""
+    if "{{" not in text and "{%" not in text and "{#" not in text:
+        return text
+    named = names(text)
+    if named.columns or named.all_columns:
+        raise TemplateProblem(f"{', '.join(sorted(named.columns)) or 'row'} is not known here")
+    unknown = named.variables - set(variables)
+    if unknown:
+        declared = ", ".join(variables) or "none"
+        raise TemplateProblem(f"vars.{sorted(unknown)[0]} is not among the declared vars ({declared})")
+    try:
+        return renderer(text, variables, "invalid")({})
+    except RowProblem as exc:
+        raise TemplateProblem(str(exc)) from exc
+
+
+class _NullPrinted(Exception):
+    """A `{{ }}` came to None."""
+
+
+def _refuse_null(value: Any) -> Any:
+    if value is None:
+        raise _NullPrinted
+    return value
+
+
+def _null_as_empty(value: Any) -> Any:
+    return "" if value is None else value
+
+
+@cache
+def _environment(nulls: str) -> ImmutableSandboxedEnvironment:
+    finalize = _null_as_empty if nulls == "empty" else _refuse_null
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=finalize, autoescape=False)
+
+
+def _refuse_escapes(tree: nodes.Template) -> None:
+    """Names that begin with an underscore lead out of the sandbox; say so before anything is rendered or sent."""
+    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        name = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)  # type: ignore[attr-defined]
+        if isinstance(name, str) and name.startswith("__"):
+            raise TemplateProblem(f"line {node.lineno} of the template: {name} is not allowed in a template")
+
+
+def _lookups(tree: nodes.Template, name: str) -> tuple[int, set[str]]:
+    """How many times the variable `name` is read, and the written-out names it is looked up by."""
+    reads = sum(node.name == name and node.ctx == "load" for node in tree.find_all(nodes.Name))
+    constants: list[str] = []
+    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        if isinstance(node.node, nodes.Name) and node.node.name == name:  # type: ignore[attr-defined]
+            attribute = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)  # type: ignore[attr-defined]
+            if isinstance(attribute, str):
+                constants.append(attribute)
+    # Reads are counted, constants are a set: hand back as many reads as are not explained by a constant plus the set.
+    return reads - len(constants) + len(set(constants)), set(constants)
+
+
+def _constant(node: nodes.Node) -> Any:
+    return node.value if isinstance(node, nodes.Const) else None

@@ -1,0 +1,74 @@
+"""YAML 1.2 text to plain values, each with the line it stands on.
+
+ruamel.yaml parses; the values are made here because a job file means what it shows: `yes`, `on`, dates and 01234
+stay text, and a key given twice is an error instead of a silent choice.
+"""
+
+import re
+from typing import Any
+
+from pipeline.errors import JobError
+
+Path = tuple[str | int, ...]
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+
+
+def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
+    """The mapping that `text` holds, and the line (from 1) of each of its fields by path.
+
+    name: how messages call the text, usually its file. Raises JobError for what is no YAML mapping.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        root = YAML(typ="rt", pure=True).compose(text)
+    except MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise JobError(f"{name}{where}: this is not valid YAML: {exc.problem or exc.context}") from exc
+    except YAMLError as exc:
+        raise JobError(f"{name}: this is not valid YAML: {exc}") from exc
+    lines: dict[Path, int] = {}
+    value = None if root is None else _value(root, (), lines, name)
+    if not isinstance(value, dict):
+        raise JobError(f"{name}: a job file is a mapping of fields (name:, source:, request:, sink:)")
+    return value, lines
+
+
+def _value(node: Any, path: Path, lines: dict[Path, int], name: str) -> Any:
+    from ruamel.yaml.nodes import MappingNode, SequenceNode
+
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, SequenceNode):
+        return [_value(child, (*path, i), lines, name) for i, child in enumerate(node.value)]
+    if not isinstance(node, MappingNode):
+        return _scalar(node)
+    mapping: dict[str, Any] = {}
+    for key_node, child in node.value:
+        key = key_node.value
+        if not isinstance(key, str):
+            raise JobError(f"{name} line {key_node.start_mark.line + 1}: a field's name must be text")
+        if key in mapping:
+            first = lines[(*path, key)]
+            line = key_node.start_mark.line + 1
+            raise JobError(f"{name} line {line}: field {key!r} stands twice (first on line {first}); remove one")
+        lines[(*path, key)] = key_node.start_mark.line + 1
+        mapping[key] = _value(child, (*path, key), lines, name)
+    return mapping
+
+
+def _scalar(node: Any) -> str | int | float | bool | None:
+    text: str = node.value
+    if node.style is not None:  # quoted or a block: text as it stands
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text) and any(c.isdigit() for c in text):
+        return float(text)
+    return text

@@ -1,0 +1,53 @@
+"""Builders of requests and clients for the emulator's tests."""
+
+from typing import Any
+
+import anthropic
+import httpx2
+import orjson
+
+from pipeline.emulator import Emulator
+
+MODEL = "claude-haiku-4-5"
+
+
+def params(text: str = "Summarize. The ship sank.", **fields: Any) -> dict[str, Any]:
+    """Valid params of a Messages call; a field given as None is left out."""
+    whole = {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": text}], **fields}
+    return {name: value for name, value in whole.items() if value is not None}
+
+
+def request(number: int, **fields: Any) -> Any:
+    return {"custom_id": f"row-{number}", "params": params(f"Summarize. Ship {number} sank.", **fields)}
+
+
+def requests(number: int, **fields: Any) -> Any:
+    return [request(n, **fields) for n in range(number)]
+
+
+def client_of(emulator: Emulator, **options: Any) -> anthropic.Anthropic:
+    """The SDK on the emulator, in process, without retries."""
+    http = httpx2.Client(transport=emulator.transport())
+    options = {"api_key": "emulated", "base_url": "http://emulator.test", "max_retries": 0, **options}
+    return anthropic.Anthropic(http_client=http, **options)
+
+
+def http_of(emulator: Emulator, **headers: str) -> httpx2.Client:
+    """A plain client with a key and a version."""
+    common = {"x-api-key": "emulated", "anthropic-version": "2026-10-21", **headers}
+    return httpx2.Client(transport=emulator.transport(), base_url="http://emulator.test", headers=common)
+
+
+def result_lines(client: anthropic.Anthropic, batch_id: str) -> list[dict[str, Any]]:
+    """The raw result lines of an ended batch."""
+    raw = client.messages.batches.with_raw_response.results(batch_id).http_response.read()
+    return [orjson.loads(line) for line in raw.split(b"\n")]
+
+
+def result_of(emulator: Emulator, /, **fields: Any) -> dict[str, Any]:
+    """What becomes of one request with these params, as `result` on the wire."""
+    client = client_of(emulator)
+    batch = client.messages.batches.create(requests=[{"custom_id": "only", "params": params(**fields)}])  # type: ignore[typeddict-item]
+    emulator.wait_idle()
+    result: dict[str, Any] = result_lines(client, batch.id)[0]["result"]
+    return result
