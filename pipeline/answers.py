@@ -36,5 +36,6 @@ def ndjson(
             rows = conn.execution_options(yield_per=1_000).execute(query)
         except DBAPIError as exc:
             raise InputError(f"--where {where!r} is not a SQL predicate over {job.results_table}: {exc.orig}") from exc
+        names = [str(name) for name in rows.keys()]  # noqa: SIM118  # a result's keys(), which is no dict's
         for row in rows:
-            yield orjson.dumps(row._asdict(), default=str) + b"\n"
+            yield orjson.dumps(dict(zip(names, row, strict=True)), default=str) + b"\n"

@@ -104,7 +104,7 @@ class Api:
         return self._local_now() + self._offset
 
     def identity(self) -> Identity:
-        """Ask the API who we are. Raises InputError without a key, AccountStopped when it is refused, ApiUnreachable."""
+        """Ask the API who we are. Raises InputError without a key, AccountStopped for a refused one, ApiUnreachable."""
         with self._sentences():
             try:
                 before = self._local_now()

@@ -110,9 +110,8 @@ def check(
     else:
         _say(f"job      {loaded.name} is right: {report.count(quote.total, 'row')} with unique keys")
         if quote.first_problem is not None:
-            _say(
-                f"warning  {quote.invalid_in_sample} of {quote.sampled} sampled rows cannot be sent: {quote.first_problem}"
-            )
+            share = f"{quote.invalid_in_sample} of {quote.sampled} sampled rows"
+            _say(f"warning  {share} cannot be sent: {quote.first_problem}")
         if first is not None:
             sys.stdout.write(orjson.dumps(first, option=orjson.OPT_INDENT_2).decode() + "\n")
     _next(f"batch-pipeline run {path}{' --emulator' if emulator else ''}")
@@ -123,9 +122,7 @@ def run(
     job: JobArgument,
     var: VarOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
-    refresh: Annotated[
-        bool, typer.Option("--refresh", help="Send rows again that succeeded with an older recipe.")
-    ] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Also what an older recipe answered.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what a run would send and cost; send nothing.")
     ] = False,
@@ -142,9 +139,15 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Plan, submit, poll and collect until every row has an outcome. The same command again just continues."""
+    import gc
+
     from pipeline.run import Options
     from pipeline.run import run as run_job
 
+    # The imported modules are many objects that stay, and rows come and go by the thousand without cycles: the garbage
+    # collector would look through them all for nothing.
+    gc.freeze()
+    gc.set_threshold(50_000)
     path = _job_file(job, database, emulated=emulator)
     loaded = _load(path, var)
     if loaded.vars and not as_json:
@@ -323,7 +326,7 @@ def _next(command: str) -> None:
 def _json(value: dict[str, Any]) -> None:
     import orjson
 
-    sys.stdout.write(orjson.dumps(value, default=str).decode() + "\n")
+    sys.stdout.write(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
     sys.stdout.flush()
 
 
@@ -496,9 +499,8 @@ def _report_run(name: str, job: str, finished: "Finished", where: "Where", *, as
         facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
         _json({"event": "run", **facts, "rows": finished.rows, "cost_usd": finished.cost_usd})
         return
-    _say(
-        f"run {finished.run_id:<4} {finished.state}: {report.counts_line(finished.rows)}, {report.money(finished.cost_usd)}"
-    )
+    counted = report.counts_line(finished.rows)
+    _say(f"run {finished.run_id:<4} {finished.state}: {counted}, {report.money(finished.cost_usd)}")
     suffix = " --emulator" if emulated else ""
     if finished.state == "open":
         _say("         what is at the API goes on there; a sweep collects it")

@@ -5,23 +5,24 @@ between two chunks, the rows of the chunks before have their outcome and the oth
 the rows that are still in flight, wherever they are.
 """
 
-import mmap
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Row
 
 from pipeline import packing, pricing, store
 from pipeline.driver import Driver
 from pipeline.errors import Stopped
 from pipeline.job import Job
-from pipeline.results import Outcome, ResultReader
+from pipeline.results import Outcome, ResultReader, without_usage
+from pipeline.sink import Fixed
 from pipeline.states import BatchState, RowState
 from pipeline.store import Batch
 
@@ -157,45 +158,37 @@ def _taken_as_it_is(driver: Driver, batch: Batch, found: Found) -> bool:
 
 def _store_outcomes(driver: Driver, batch: Batch, job: Job, file: Path, found: Found) -> dict[str, Any]:
     reader = ResultReader(job)
-    outcomes: Counter[str] = Counter()
-    cost_usd = 0.0
-    unpriced = False
+    total = _Total()
     if found.unknown:
         driver.tell("unknown_results", batch=batch.id, lines=found.unknown)
-    with open(file, "rb") as lines, _mapped(lines) as content:
+    with (
+        open(file, "rb") as lines,
+        ThreadPoolExecutor(1, thread_name_prefix="collect") as writer,  # writes a chunk while the next one is parsed
+    ):
+        written: Future[None] | None = None
         for first, last in _windows(batch):
             driver.stop.check()
-            with driver.reading() as conn:
-                rows = store.batch_rows(conn, batch.id, first, last)
-            answers = {n: _outcome(reader, content, found, n) for n in {row.n for row in rows}}
-            chunk = _Chunk(driver, batch, job, reader)
-            for row in rows:
-                chunk.add(row, answers[row.n])
-            with driver.transaction() as conn:
-                store.mark_outcomes(conn, batch, chunk.moves)
-                driver.sink.write(conn, chunk.results)
-                store.add_to_batch(conn, batch, outcomes=chunk.outcomes, cost_usd=chunk.cost_usd)
-            outcomes += chunk.outcomes
-            cost_usd += chunk.cost_usd
-            unpriced |= chunk.unpriced
-    return {"outcomes": dict(outcomes), "cost_usd": None if unpriced else round(cost_usd, 6)}
+            chunk = _Chunk(driver, batch, reader, first, last)
+            chunk.read(lines.fileno(), found)
+            if written is not None:
+                written.result()
+            written = writer.submit(chunk.write)
+            total.count(chunk)
+        if written is not None:
+            written.result()
+    return {"outcomes": dict(total.outcomes), "cost_usd": None if total.unpriced else round(total.cost_usd, 6)}
 
 
-class _mapped:
-    """A file's content without reading it into memory; empty files cannot be mapped."""
+@dataclass
+class _Total:
+    outcomes: Counter[str] = field(default_factory=Counter)
+    cost_usd: float = 0.0
+    unpriced: bool = False
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._map: mmap.mmap | None = None
-
-    def __enter__(self) -> mmap.mmap | bytes:
-        size = self._file.seek(0, 2)
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
-        return self._map or b""
-
-    def __exit__(self, *exc: object) -> None:
-        if self._map is not None:
-            self._map.close()
+    def count(self, chunk: "_Chunk") -> None:
+        self.outcomes += chunk.outcomes
+        self.cost_usd += chunk.cost_usd
+        self.unpriced |= chunk.unpriced
 
 
 def _windows(batch: Batch) -> Iterator[tuple[int, int]]:
@@ -205,12 +198,15 @@ def _windows(batch: Batch) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, batch.requests) - 1
 
 
-def _outcome(reader: ResultReader, content: mmap.mmap | bytes, found: Found, n: int) -> Outcome:
+_NOT_FOUND = Outcome(RowState.LOST, "lost", "the API gave no result for this request")
+
+
+def _outcome(reader: ResultReader, file: int, found: Found, n: int) -> Outcome:
     start = found.starts[n]
     if start < 0:
-        return Outcome(RowState.LOST, "lost", "the API gave no result for this request")
+        return _NOT_FOUND
     try:
-        line = orjson.loads(content[start : start + found.lengths[n]])
+        line = orjson.loads(os.pread(file, found.lengths[n], start))
     except orjson.JSONDecodeError as exc:
         return Outcome(RowState.LOST, "lost", f"the API's result line for this request is no JSON: {exc}")
     return reader.outcome(line)
@@ -219,60 +215,47 @@ def _outcome(reader: ResultReader, content: mmap.mmap | bytes, found: Found, n: 
 class _Chunk:
     """The moves and results rows of one transaction."""
 
-    def __init__(self, driver: Driver, batch: Batch, job: Job, reader: ResultReader) -> None:
-        self.moves: list[dict[str, Any]] = []
-        self.results: list[dict[str, Any]] = []
+    def __init__(self, driver: Driver, batch: Batch, reader: ResultReader, first: int, last: int) -> None:
+        self.moves: list[tuple[int, str, bool]] = []
+        self.results: list[tuple[Any, ...]] = []
         self.outcomes: Counter[str] = Counter()
         self.cost_usd = 0.0
         self.unpriced = False
         self._driver, self._batch, self._reader = driver, batch, reader
-        self._paid: set[int] = set()
+        self._first, self._last = first, last
         self._now = driver.now()
-        self._output = dict.fromkeys(driver.sink.columns.output)
-        self._labelled = job.output.labels is not None
 
-    def add(self, row: Row[Any], outcome: Outcome) -> None:
-        """One row's outcome. Of rows that share a request the first bears its cost and tokens."""
-        first = row.n not in self._paid
-        self._paid.add(row.n)
-        again = self._reader.again(outcome, row.attempts + 1)
-        cost = pricing.cost(outcome) if first else 0.0
-        self.cost_usd += cost or 0.0
-        self.unpriced |= cost is None
+    def read(self, file: int, found: Found) -> None:
+        """The outcomes of the batch's rows in flight at these positions. file: the downloaded one's descriptor."""
+        with self._driver.reading() as conn:
+            rows = store.batch_rows(conn, self._batch.id, self._first, self._last)
+        answered, outcome = -1, _NOT_FOUND
+        for number, n, attempts, key, keep in rows:
+            shared = n == answered
+            if not shared:
+                answered, outcome = n, _outcome(self._reader, file, found, n)
+            self.add(number, n, attempts + 1, key, keep, without_usage(outcome) if shared else outcome)
+
+    def write(self) -> None:
+        """Outcomes and states, in one transaction."""
+        with self._driver.transaction() as conn:
+            store.mark_outcomes(conn, self._batch, self._first, self._last, self.moves)
+            self._driver.sink.write(conn, self.results)
+            store.add_to_batch(conn, self._batch, outcomes=self.outcomes, cost_usd=self.cost_usd)
+
+    def add(self, number: int, n: int, attempts: int, key: str, keep: str | None, outcome: Outcome) -> None:
+        """One row's outcome. Of rows that share a request only the first bears its cost and tokens."""
+        cost = pricing.cost(outcome)
+        if cost is None:
+            self.unpriced = True
+        else:
+            self.cost_usd += cost
         self.outcomes[outcome.state] += 1
-        self.moves.append(
-            {
-                "row": row.id,
-                "new_state": RowState.PENDING if again else outcome.state,
-                "in_batch": None if again else self._batch.id,
-                "at": None if again else row.n,
-                "new_outcome": outcome.state,
-            }
-        )
-        result = {
-            **self._driver.sink.values(row.key, row.keep),
-            **self._output,
-            "text": outcome.text,
-            "status": outcome.state,
-            "error_type": outcome.error_type,
-            "error_message": outcome.error_message,
-            "stop_reason": outcome.stop_reason,
-            "model": outcome.model,
-            "recipe": self._batch.recipe,
-            "input_tokens": outcome.input_tokens if first else 0,
-            "output_tokens": outcome.output_tokens if first else 0,
-            "cache_read_tokens": outcome.cache_read_tokens if first else 0,
-            "cache_write_tokens": outcome.cache_write_tokens if first else 0,
-            "cost_usd": cost,
-            "attempts": row.attempts + 1,
-            "custom_id": packing.custom_id(self._batch.nonce, row.n),
-            "batch_id": self._batch.api_id,
-            "run_id": self._batch.run_id,
-            "updated_at": self._now,
-        }
-        if self._labelled:
-            result["label"] = outcome.label
-        self.results.append(result)
+        self.moves.append((number, outcome.state, self._reader.again(outcome, attempts)))
+        batch = self._batch
+        custom_id = packing.custom_id(batch.nonce, n)
+        fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)
+        self.results.append(self._driver.sink.row(key, keep, outcome, fixed))
 
 
 def _free_bodies(driver: Driver, batch: Batch) -> None:

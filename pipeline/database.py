@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Database:
         self.file = Path(self.url.database).absolute()
         self.new = not self.file.exists() or self.file.stat().st_size == 0
         self._engine = _engine(self.url)
+        self._writing = threading.Lock()
         with self._sentences("open"):
             self._make_tables()
 
@@ -54,7 +56,8 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that writes: it holds the write lock from its first line on and commits at the end."""
-        with self._sentences("write to"), self._engine.connect() as plain:
+        # Our own threads queue here: SQLite's own way to wait for the lock is to sleep and look again.
+        with self._sentences("write to"), self._writing, self._engine.connect() as plain:
             conn = plain.execution_options(pipeline_writes=True)
             with conn.begin():
                 yield conn

@@ -36,10 +36,8 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
     if not columns:
         return [hashlib.blake2b(digest_size=16).digest()] * frame.height
     parts = pl.concat_str([_tagged(name, frame.schema[name]) for name in sorted(columns)], separator=_BETWEEN)
-    return [
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        for text in frame.select(parts).to_series()
-    ]
+    values = frame.select(parts.cast(pl.Binary)).to_series()
+    return [hashlib.blake2b(value, digest_size=16).digest() for value in values.to_list()]
 
 
 def shown(key: str) -> str:

@@ -257,7 +257,7 @@ def _did_you_mean(field: yamlfile.Path) -> str:
 
     model: Any = Job
     for part in field[:-1]:
-        info = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        info = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         model = info.annotation if info else None
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return ""

@@ -80,32 +80,30 @@ class Packing:
     max_bytes: int
     requests: int = 0
     size: int = len(PREFIX) + len(SUFFIX)
-    rows: list[tuple[int, int, bytes]] = field(default_factory=list)  #: (row id, n, sent_hash)
+    rows: list[tuple[int, int]] = field(default_factory=list)  #: (row's number, n)
     seen: dict[bytes, int] = field(default_factory=dict)  #: sent_hash -> n, when equal requests are sent once
 
-    def room_for(self, params: bytes) -> bool:
-        """Whether one more request fits. A body holds at most four rows a request, so that it stays bounded."""
-        return (
-            self.requests < self.max_requests
-            and self.size + self._bytes(params) <= self.max_bytes
-            and len(self.rows) < 4 * self.max_requests
-        )
-
     def add(self, row: int, sent_hash: bytes, params: bytes, *, dedupe: bool) -> bytes | None:
-        """Put a row's request in; the bytes to write to the body, or None when an equal request is in it already."""
+        """Put a row's request in, if it fits: the bytes to append to the body, or None when the body is full.
+
+        No bytes when an equal request is in it already. A body holds at most four rows a request, so that it stays
+        bounded.
+        """
         n = self.seen.get(sent_hash) if dedupe else None
-        if n is not None:
-            self.rows.append((row, n, sent_hash))
+        if len(self.rows) >= 4 * self.max_requests:
             return None
+        if n is not None:
+            self.rows.append((row, n))
+            return b""
         n = self.requests
         line = item(self.nonce, n, params)
-        self.size += self._bytes(params)
+        if n:
+            line = BETWEEN + line
+        if n >= self.max_requests or self.size + len(line) > self.max_bytes:
+            return None
+        self.size += len(line)
         self.requests += 1
-        self.rows.append((row, n, sent_hash))
+        self.rows.append((row, n))
         if dedupe:
             self.seen[sent_hash] = n
-        return line if n == 0 else BETWEEN + line
-
-    def _bytes(self, params: bytes) -> int:
-        overhead = len(self.nonce) + 1 + len(str(self.requests)) + len('{"custom_id":"') + len(_PARAMS) + 1
-        return len(params) + overhead + (len(BETWEEN) if self.requests else 0)
+        return line

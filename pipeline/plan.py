@@ -8,7 +8,8 @@ at once. If we die in pass two, rows without a batch stay pending and the next r
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -17,12 +18,13 @@ from typing import Any
 import polars as pl
 from sqlalchemy import Row
 
-from pipeline import identity, packing, pricing, store, templates
+from pipeline import identity, packing, pricing, sink, store, templates
 from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import JobError, LostRace, SourceError
 from pipeline.job import Job
 from pipeline.requests import RequestBuilder
+from pipeline.results import Outcome
 from pipeline.rows import Chunk, Rows
 from pipeline.spool import BodyWriter
 from pipeline.states import BatchState, RowState
@@ -48,6 +50,8 @@ class Verdict(Enum):
 
 
 KnownRows = Callable[[Sequence[str]], Mapping[str, Row[Any]]]  #: keys of a chunk to what the database knows of them
+
+Sendable = tuple[int, bytes, bytes]  #: a row's number, the hash of its params, and the params
 
 SENT = frozenset({Verdict.NEW, Verdict.CHANGED, Verdict.AGAIN, Verdict.WAITING})
 
@@ -154,6 +158,7 @@ class Plan:
         )
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self.prompt_columns]))
         self._limit, self._refresh = limit, refresh
+        self._largest = packing.largest_params(job.limits.max_batch_bytes)
 
     def kinds(self) -> dict[str, str]:
         """What the key and kept columns are in SQL."""
@@ -175,16 +180,19 @@ class Plan:
             self._refuse_empty_keys(chunk)
             keys = identity.keys(chunk.frame, self.job.source.key)
             hashes.append(pl.Series(keys, dtype=pl.String).hash())
-            rows = self._judged(chunk, keys, known_rows)
+            rows = self._judged(chunk, keys, known_rows, hashed=False)
             quote.rows.update(kind for kind, *_ in rows)
             self._sample(quote, chunk, [i for i, (kind, *_) in enumerate(rows) if kind in SENT], chance)
         self._refuse_duplicates(hashes)
         return quote
 
     def _judged(
-        self, chunk: Chunk, keys: Sequence[str], known_rows: KnownRows
+        self, chunk: Chunk, keys: Sequence[str], known_rows: KnownRows, *, hashed: bool = True
     ) -> list[tuple[Verdict, bytes, Row[Any] | None]]:
+        """For each row the verdict, its row_hash, and what is known. hashed: the hash is wanted of new rows, too."""
         known = known_rows(keys)
+        if not known and not hashed:
+            return [(Verdict.NEW, b"", None)] * len(keys)
         hashes = identity.row_hashes(chunk.frame, self.prompt_columns)
         found = [known.get(key) for key in keys]
         return [
@@ -247,62 +255,81 @@ class Plan:
         """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch."""
         packer = Packer(driver, self.job, run_id, self.recipe)
         try:
-            for chunk in self.rows.chunks(self.columns, limit=self._limit):
-                driver.stop.check()
-                for row, params in self._planned(driver, run_id, chunk, known_rows):
-                    yield from packer.add(row, params)
+            with ThreadPoolExecutor(
+                1, thread_name_prefix="plan"
+            ) as writer:  # writes a chunk while the next is rendered
+                written: Future[list[Sendable]] | None = None
+                for chunk in self.rows.chunks(self.columns, limit=self._limit):
+                    driver.stop.check()
+                    moves = self._moves(driver, run_id, chunk, known_rows)
+                    if written is not None:
+                        yield from packer.add(written.result())
+                    written = writer.submit(self._write, driver, run_id, moves)
+                if written is not None:
+                    yield from packer.add(written.result())
             yield from packer.finish()
         finally:
             packer.discard()
 
-    def _planned(self, driver: Driver, run_id: int, chunk: Chunk, known_rows: KnownRows) -> list[tuple[int, bytes]]:
-        """Bring the database to what the source says of one chunk; the rows to send, with their params."""
+    def _moves(self, driver: Driver, run_id: int, chunk: Chunk, known_rows: KnownRows) -> "_Moves":
+        """What one chunk of the source changes, its requests rendered."""
         keys = identity.keys(chunk.frame, self.job.source.key)
         keeps = identity.kept(chunk.frame, self.job.source.keep)
         judged = self._judged(chunk, keys, known_rows)
         if self._drop_changed(driver, judged):
             judged = self._judged(chunk, keys, known_rows)
-        new: list[dict[str, Any]] = []
-        again: list[dict[str, Any]] = []
-        kept: list[tuple[int, str | None, str | None]] = []
-        changed: list[tuple[int, bytes | None]] = []
-        rejected: list[tuple[str, str | None, str, int]] = []
-        params_new: list[bytes | None] = []
-        params_again: list[bytes | None] = []
+        moves = _Moves()
         values = chunk.frame.select(self.prompt_columns).iter_rows(named=True)
         for key, keep, (kind, row_hash, known), row in zip(keys, keeps, judged, values, strict=True):
             if kind in SENT:
-                try:
-                    params: bytes | None = self._params(row)
-                except templates.RowProblem as exc:
-                    params = None
-                    rejected.append((key, keep, str(exc), known.attempts if known else 0))
-                fields = {"run_id": run_id, "row_hash": row_hash, "recipe": self.recipe, "keep": keep}
-                fields |= _settled(known, row_hash, self.recipe, invalid=params is None)
-                if known is None:
-                    new.append({"job_id": driver.job_id, "key": key, **fields})
-                    params_new.append(params)
-                else:
-                    again.append({"row": known.id, **fields})
-                    params_again.append(params)
+                self._send(moves, run_id, key, keep, row_hash, known, row)
             elif known is not None:
-                if kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT):
-                    wanted = None if kind is Verdict.IN_FLIGHT else row_hash
-                    if known.changed_hash != wanted:
-                        changed.append((known.id, wanted))
-                outcome = known.outcome if known.state == RowState.PENDING or known.changed_hash is not None else None
-                returned = outcome if kind in (Verdict.KEPT, Verdict.KEPT_OLDER) else None
-                if keep != known.keep or returned is not None:
-                    kept.append((known.id, keep, returned))
+                moves.leave(kind, key, keep, row_hash, known)
+        return moves
+
+    def _write(self, driver: Driver, run_id: int, moves: "_Moves") -> list[Sendable]:
+        """Bring the database to what the source says of one chunk, in one transaction; the rows to send."""
         with driver.transaction() as conn:
-            ids_new = store.add_rows(conn, new)
-            store.replan_rows(conn, again)
-            store.mark_changed(conn, changed)
-            store.keep_rows(conn, kept)
-            driver.sink.update_keep(conn, self._kept_anew(keys, keeps, judged))
-            driver.sink.write(conn, [self._invalid(driver, run_id, *fields) for fields in rejected])
-        ids = [*ids_new, *(fields["row"] for fields in again)]
-        return [(i, p) for i, p in zip(ids, [*params_new, *params_again], strict=True) if p is not None]
+            numbers = store.add_rows(conn, driver.job_id, moves.new)
+            store.replan_rows(conn, moves.again)
+            store.mark_changed(conn, moves.changed)
+            store.keep_rows(conn, moves.kept)
+            driver.sink.update_keep(conn, moves.kept_anew)
+            driver.sink.write(conn, [self._invalid(driver, run_id, *fields) for fields in moves.invalid])
+        numbers += [row[-1] for row in moves.again]
+        sendable = zip(numbers, [*moves.new_params, *moves.again_params], strict=True)
+        return [(number, *params) for number, params in sendable if params is not None]
+
+    def _send(
+        self,
+        moves: "_Moves",
+        run_id: int,
+        key: str,
+        keep: str | None,
+        row_hash: bytes,
+        known: Row[Any] | None,
+        row: Mapping[str, Any],
+    ) -> None:
+        """Note a row that is to be sent, or that cannot be."""
+        same = known is not None and known.outcome_hash == row_hash
+        attempts = known.attempts if known is not None and same else 0  # they start anew when the row has changed
+        try:
+            params = self._params(row)
+            sent_hash = hashlib.blake2b(params, digest_size=16).digest()
+            before = (known.outcome, known.outcome_hash, known.outcome_recipe) if known else (None, None, None)
+            fields = (key, run_id, "pending", row_hash, self.recipe, keep, sent_hash, attempts, *before)
+            packed: tuple[bytes, bytes] | None = (sent_hash, params)
+        except templates.RowProblem as exc:
+            moves.invalid.append((key, keep, str(exc), attempts))
+            outcome = ("invalid", row_hash, self.recipe)
+            fields = (key, run_id, "invalid", row_hash, self.recipe, keep, None, attempts, *outcome)
+            packed = None
+        if known is None:
+            moves.new.append(fields)
+            moves.new_params.append(packed)
+        else:
+            moves.again.append((*fields, known.id))
+            moves.again_params.append(packed)
 
     def _drop_changed(self, driver: Driver, judged: Sequence[tuple[Verdict, bytes, Row[Any] | None]]) -> bool:
         """Drop batches not yet sent in which a row has changed since, rather than pay for what nobody wants."""
@@ -317,61 +344,50 @@ class Plan:
                 store.drop(conn, batch, "a row of it changed")
         return bool(unsent)
 
-    def _kept_anew(
-        self, keys: Sequence[str], keeps: Sequence[str | None], judged: Sequence[tuple[Verdict, bytes, Row[Any] | None]]
-    ) -> list[tuple[str, str | None]]:
-        """Rows with an answer in the results table whose kept columns are others by now."""
-        return [
-            (key, keep)
-            for key, keep, (_, _, known) in zip(keys, keeps, judged, strict=True)
-            if known is not None and known.outcome is not None and known.keep != keep
-        ]
-
     def _params(self, row: Mapping[str, Any]) -> bytes:
         try:
             params = self.builder.params(row)
         except templates.TemplateProblem as exc:
             raise JobError(f"request.prompt: {exc}") from exc
-        largest = packing.largest_params(self.job.limits.max_batch_bytes)
-        if len(params) > largest:
+        if len(params) > self._largest:
             raise templates.RowProblem(
-                f"the request has {len(params):,} bytes, more than a batch can carry ({largest:,})"
+                f"the request has {len(params):,} bytes, more than a batch can carry ({self._largest:,})"
             )
         return params
 
     def _invalid(
         self, driver: Driver, run_id: int, key: str, keep: str | None, reason: str, attempts: int
-    ) -> dict[str, Any]:
-        blank = dict.fromkeys(column.name for column in driver.sink.table.columns)
-        return (
-            blank
-            | driver.sink.values(key, keep)
-            | {
-                "status": RowState.INVALID,
-                "error_type": "invalid",
-                "error_message": reason,
-                "recipe": self.recipe,
-                "cost_usd": 0.0,
-                "attempts": attempts,
-                "run_id": run_id,
-                "updated_at": driver.now(),
-            }
-        )
+    ) -> tuple[Any, ...]:
+        outcome = Outcome(RowState.INVALID, "invalid", reason)
+        fixed = sink.Fixed(self.recipe, 0.0, attempts, None, None, run_id, driver.now())
+        return driver.sink.row(key, keep, outcome, fixed)
 
 
-def _settled(known: Row[Any] | None, row_hash: bytes, recipe: str, *, invalid: bool) -> dict[str, Any]:
-    """The columns by which a planned row waits to be sent, or has its outcome `invalid` at once."""
-    same = known is not None and known.outcome_hash == row_hash
-    attempts = known.attempts if known is not None and same else 0  # they start anew when the row has changed
-    if invalid:
-        outcome = {"outcome": RowState.INVALID, "outcome_hash": row_hash, "outcome_recipe": recipe}
-        return {"state": RowState.INVALID, "attempts": attempts, **outcome}
-    before: dict[str, Any] = {
-        "outcome": known.outcome if known else None,
-        "outcome_hash": known.outcome_hash if known else None,
-        "outcome_recipe": known.outcome_recipe if known else None,
-    }
-    return {"state": RowState.PENDING, "attempts": attempts, **before}
+@dataclass
+class _Moves:
+    """What one chunk of the source changes in the database, in one transaction."""
+
+    new: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW
+    new_params: list[tuple[bytes, bytes] | None] = field(default_factory=list)  #: hash and params; None: invalid
+    again: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW and the row's number
+    again_params: list[tuple[bytes, bytes] | None] = field(default_factory=list)
+    invalid: list[tuple[str, str | None, str, int]] = field(default_factory=list)  #: key, kept, reason, attempts
+    kept: list[tuple[int, str | None, str | None]] = field(default_factory=list)  #: see store.keep_rows
+    kept_anew: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows
+    changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see store.mark_changed
+
+    def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: Row[Any]) -> None:
+        """Note a row that is not sent now."""
+        flying = kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT)
+        wanted = row_hash if kind is Verdict.CHANGED_IN_FLIGHT else None
+        if flying and known.changed_hash != wanted:
+            self.changed.append((known.id, wanted))
+        # a row that had changed and has changed back: the answer it has is right again
+        settled_again = not flying and (known.state == RowState.PENDING or known.changed_hash is not None)
+        if known.keep != keep or settled_again:
+            self.kept.append((known.id, keep, known.outcome if settled_again else None))
+        if known.keep != keep and known.outcome is not None:
+            self.kept_anew.append((key, keep))
 
 
 class Lookup:
@@ -399,16 +415,17 @@ class Packer:
         self._driver, self._job, self._run_id, self._recipe = driver, job, run_id, recipe
         self._body: BodyWriter | None = None
 
-    def add(self, row: int, params: bytes, sent_hash: bytes | None = None) -> Iterator[int]:
-        """Put one row's request into the present body; yields a batch's number when that filled one."""
-        sent_hash = sent_hash or hashlib.blake2b(params, digest_size=16).digest()
-        if self._body is not None and not self._body.contents.room_for(params):
-            yield from self.finish()
-        if self._body is None:
-            limits = self._job.limits
-            contents = packing.Packing(packing.new_nonce(), limits.max_batch_requests, limits.max_batch_bytes)
-            self._body = BodyWriter(self._driver.spool, contents)
-        self._body.add(row, sent_hash, params, dedupe=self._job.request.dedupe)
+    def add(self, rows: Iterable[Sendable]) -> Iterator[int]:
+        """Put rows' requests into bodies; yields the number of each batch that this fills."""
+        dedupe, limits = self._job.request.dedupe, self._job.limits
+        for row in rows:
+            if self._body is not None and not self._body.add(*row, dedupe=dedupe):
+                yield from self.finish()
+            if self._body is None:
+                contents = packing.Packing(packing.new_nonce(), limits.max_batch_requests, limits.max_batch_bytes)
+                self._body = BodyWriter(self._driver.spool, contents)
+                fits = self._body.add(*row, dedupe=dedupe)
+                assert fits, "planning sorts out what is larger than a batch"
 
     def finish(self) -> Iterator[int]:
         """Commit what is in the present body, if anything, and yield the batch's number."""
@@ -461,8 +478,7 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str) -> Iterator[i
                 of_body = [row for row in rows if row.nonce == nonce]
                 positions = list(dict.fromkeys(row.body_n for row in of_body))
                 read = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
-                for row in of_body:
-                    yield from packer.add(row.id, read[row.body_n], row.sent_hash)
+                yield from packer.add((row.id, row.sent_hash, read[row.body_n]) for row in of_body)
             after = (rows[-1].body_id, rows[-1].body_n, rows[-1].id)
         yield from packer.finish()
     finally:

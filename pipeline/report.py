@@ -1,7 +1,6 @@
 """What a person reads: events, quotes, status and errors as text. Pure but for the queries of `status` and `errors`."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -45,7 +44,8 @@ def quote_lines(quote: Quote) -> Iterator[str]:
     said = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
     yield f"rows     {quote.total:,} in the source: {said}"
     if rows[Verdict.CHANGED_IN_FLIGHT]:
-        yield f"         {rows[Verdict.CHANGED_IN_FLIGHT]:,} of those in flight have changed; they go again when they are back"
+        changed = rows[Verdict.CHANGED_IN_FLIGHT]
+        yield f"         {changed:,} of those in flight have changed; they go again when they are back"
     if rows[Verdict.KEPT_OLDER]:
         older = rows[Verdict.KEPT_OLDER]
         yield f"         {older:,} succeeded with an older recipe and are kept; --refresh sends them too"
@@ -112,7 +112,7 @@ def counts_line(counts: Mapping[str, int]) -> str:
 
 def _counted(counts: Mapping[str, int]) -> str:
     order = [*RowState, *BatchState]
-    names = sorted(counts, key=lambda name: order.index(name) if name in order else len(order))  # type: ignore[arg-type, call-overload]
+    names = sorted(counts, key=lambda name: order.index(name) if name in order else len(order))
     return ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in names if counts[name])
 
 
@@ -129,30 +129,21 @@ def _bytes(n: int) -> str:
 
 def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
     """What is known of a job: rows and batches by state, open runs and the last one, money, what is about to vanish."""
-    rows = Counter[str]()
-    runs = store.open_runs(conn, job.id)
     last = store.last_run(conn, job.id)
-    for state, number in store.job_counts(conn, job.id):
-        rows[state] += number
     where = batches.c.job_id == job.id
-    states = {
-        s: n for s, n in conn.execute(select(batches.c.state, func.count()).where(where).group_by(batches.c.state))
-    }
-    uncollected = (BatchState.IN_PROGRESS, BatchState.CANCELING, BatchState.ENDED)
-    oldest = conn.scalar(select(func.min(batches.c.created_at)).where(where, batches.c.state.in_(uncollected)))
-    problems = conn.execute(
-        select(batches.c.id, batches.c.problem).where(
-            where, batches.c.state.in_(OPEN_BATCHES), batches.c.problem.is_not(None)
-        )
-    )
-    cost = float(conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(where)) or 0.0)
+    by_state = select(batches.c.state, func.count()).where(where).group_by(batches.c.state)
+    uncollected = batches.c.state.in_((BatchState.IN_PROGRESS, BatchState.CANCELING, BatchState.ENDED))
+    oldest = conn.scalar(select(func.min(batches.c.created_at)).where(where, uncollected))
+    troubled = (batches.c.state.in_(OPEN_BATCHES), batches.c.problem.is_not(None))
+    problems = conn.execute(select(batches.c.id, batches.c.problem).where(where, *troubled))
+    cost = conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(where))
     return {
         "job": job.name,
         "table": job.results_table,
-        "rows": dict(rows),
-        "batches": states,
-        "cost_usd": cost,
-        "open_runs": [_run_facts(conn, run) for run in runs],
+        "rows": dict(store.job_counts(conn, job.id)),
+        "batches": dict(conn.execute(by_state).tuples().all()),
+        "cost_usd": float(cost or 0.0),
+        "open_runs": [_run_facts(conn, run) for run in store.open_runs(conn, job.id)],
         "last_run": None if last is None else _run_facts(conn, last),
         "results_vanish_at": None if oldest is None else (oldest + RESULTS_KEPT).isoformat(),
         "results_vanish_days": None if oldest is None else (oldest + RESULTS_KEPT - now).days,
@@ -185,7 +176,8 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         state = run["state"] + (f": {run['reason']}" if run["reason"] else "")
         planning = "" if run["planned"] or run["state"] != RunState.OPEN else ", planning not finished"
         when = run["created_at"][:16].replace("T", " ")
-        yield f"run {run['run_id']:<4} {state}{planning}, begun {when}{' with ' + given if given else ''}: {counts_line(run['rows'])}"
+        begun = f"begun {when}{' with ' + given if given else ''}"
+        yield f"run {run['run_id']:<4} {state}{planning}, {begun}: {counts_line(run['rows'])}"
     for problem in facts["problems"]:
         yield f"         batch {problem['batch']}: {problem['problem']}"
     if facts["results_vanish_days"] is not None and facts["results_vanish_days"] < 7:

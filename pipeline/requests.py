@@ -48,7 +48,7 @@ class RequestBuilder:
         templates.TemplateProblem when the template may not run at all.
         """
         prompt = self._render(row)
-        if not prompt.strip():
+        if not prompt or prompt.isspace():
             raise RowProblem("the prompt is empty")
         try:
             return self._before + orjson.dumps(prompt) + self._after

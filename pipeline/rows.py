@@ -8,6 +8,7 @@ import contextlib
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from pipeline.errors import SourceError
 from pipeline.job import Source
 
 CHUNK_ROWS = 5_000
-CHUNK_BYTES = 16_000_000  # of a frame: what is in memory at once, when rows are long
-BLOCK_BYTES = 4_000_000  # read at once from a text file
+CHUNK_BYTES = 4_000_000  # of a frame: what is in memory at once, when rows are long
+BLOCK_BYTES = 1_000_000  # read at once from a text file; the parser holds several times as much
 LONGEST_ROW = 1_000_000_000  # bytes; only met when one row does not fit into a block
 
 FORMATS = {
@@ -93,6 +94,9 @@ class Rows:
         where, needed = self._where(), list(dict.fromkeys(columns))
         read = list(dict.fromkeys([*needed, *([] if where is None else where.meta.root_names())]))
         self.require(read, "source.where" if where is not None else "the job")
+        return _ahead(self._chunks(where, needed, read, limit))
+
+    def _chunks(self, where: pl.Expr | None, needed: list[str], read: list[str], limit: int | None) -> Iterator[Chunk]:
         left = limit
         for file in self.files:
             number = 1
@@ -156,6 +160,15 @@ class Rows:
                 )
             frame = frame.with_columns(cast.alias(name))
         return frame
+
+
+def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The same chunks, each read while the one before is being worked on: parsing leaves Python to other threads."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        coming = reader.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = reader.submit(next, chunks, None)
+            yield chunk
 
 
 def _find(paths: Sequence[str]) -> list[SourceFile]:
@@ -243,16 +256,32 @@ def _csv_columns(file: SourceFile, encoding: str) -> list[str]:
 def _frames(file: SourceFile, columns: list[str], encoding: str) -> Iterator[pl.DataFrame]:
     """The file's rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order."""
     readers = {"parquet": _parquet_frames, "csv": _csv_frames, "ndjson": _ndjson_frames}
+    gathered: list[pl.DataFrame] = []
+    height = size = 0
     for frame in readers[file.format](file, columns, encoding):
-        rows = CHUNK_ROWS
-        if frame.height:
-            rows = max(1, min(rows, int(CHUNK_BYTES * frame.height / max(1, frame.estimated_size()))))
-        yield from frame.iter_slices(rows)
+        pa.default_memory_pool().release_unused()  # else it keeps some hundred megabytes for better times
+        for part in frame.iter_slices(_rows_of_a_chunk(frame)):
+            part_size = int(part.estimated_size())
+            if gathered and (height + part.height > CHUNK_ROWS or size + part_size > CHUNK_BYTES):
+                yield pl.concat(gathered, how="vertical_relaxed")
+                gathered, height, size = [], 0, 0
+            gathered.append(part)
+            height += part.height
+            size += part_size
+    if gathered:
+        yield pl.concat(gathered, how="vertical_relaxed")
+
+
+def _rows_of_a_chunk(frame: pl.DataFrame) -> int:
+    """How many rows of this frame make a chunk of CHUNK_BYTES, at most CHUNK_ROWS."""
+    mean = frame.estimated_size() / max(1, frame.height)
+    return max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, mean))))
 
 
 def _parquet_frames(file: SourceFile, columns: list[str], encoding: str) -> Iterator[pl.DataFrame]:
     del encoding  # Parquet says itself what its text is
-    with _translated(file), pa.parquet.ParquetFile(file.path) as parquet:
+    # not pre-buffered: a row group may be larger than all the memory we want to use
+    with _translated(file), pa.parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=BLOCK_BYTES) as parquet:
         for batch in parquet.iter_batches(batch_size=CHUNK_ROWS, columns=columns, use_threads=False):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)

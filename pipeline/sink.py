@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import (
@@ -27,8 +27,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.schema import CreateColumn
 
+from pipeline.bulk import Bulk
 from pipeline.errors import DatabaseError, JobError
 from pipeline.job import Job
+from pipeline.results import Outcome
 from pipeline.tables import UtcDateTime, metadata
 
 _KINDS: dict[str, Any] = {
@@ -92,6 +94,18 @@ class Columns:
         return columns
 
 
+class Fixed(NamedTuple):
+    """What the pipeline knows of an answer, beside what the API says."""
+
+    recipe: str
+    cost_usd: float | None
+    attempts: int
+    custom_id: str | None
+    batch_id: str | None
+    run_id: int
+    updated_at: datetime.datetime
+
+
 class Sink:
     """One job's results table."""
 
@@ -105,11 +119,14 @@ class Sink:
             *[Column(output, _KINDS[kind]()) for output, kind in columns.output.items()],
             *[Column(fixed, kind() if callable(kind) else kind) for fixed, kind in FIXED],
         )
-        self._key = [(name, _reader(kind)) for name, kind in columns.key.items()]
-        self._keep = [(name, _reader(kind)) for name, kind in columns.keep.items()]
+        self._key, self._keep = list(columns.key), list(columns.keep)
+        kinds = [*columns.key.values(), *columns.keep.values()]
+        self._readers = [(i, _READERS[kind]) for i, kind in enumerate(kinds) if kind in _READERS]
+        self._outputs = list(columns.output)
         row = insert(self.table)
         replaced = {c.name: row.excluded[c.name] for c in self.table.columns if not c.primary_key}
-        self._upsert = row.on_conflict_do_update(index_elements=list(columns.key), set_=replaced)
+        upsert = row.on_conflict_do_update(index_elements=list(columns.key), set_=replaced)
+        self._upsert = Bulk(upsert, [column.name for column in self.table.columns])
 
     def make(self, conn: Connection, before: Columns | None) -> None:
         """Make the table, or bring it to the columns of today.
@@ -144,36 +161,56 @@ class Sink:
                 made = CreateColumn(column).compile(dialect=conn.dialect)
                 conn.execute(text(f"ALTER TABLE {conn.dialect.identifier_preparer.quote(name)} ADD COLUMN {made}"))
 
-    def values(self, key: str, keep: str | None) -> dict[str, Any]:
-        """The key and kept columns of one row, from their JSON."""
-        values = {name: read(v) for (name, read), v in zip(self._key, orjson.loads(key), strict=True)}
-        if keep is not None:
-            kept = orjson.loads(keep)
-            for name, read in self._keep:
-                values[name] = read(kept.get(name))
-        else:
-            values.update(dict.fromkeys((name for name, _ in self._keep), None))
-        return values
+    def row(self, key: str, keep: str | None, outcome: Outcome, fixed: "Fixed") -> tuple[Any, ...]:
+        """A row of the table, for `write`. key, keep: JSON, as the state database has them."""
+        o, f = outcome, fixed
+        return (
+            *self._source_values(key, keep),
+            *[o.label if name == "label" else None for name in self._outputs],
+            o.text,
+            o.state,
+            o.error_type,
+            o.error_message,
+            o.stop_reason,
+            o.model,
+            f.recipe,
+            o.input_tokens,
+            o.output_tokens,
+            o.cache_read_tokens,
+            o.cache_write_tokens,
+            f.cost_usd,
+            f.attempts,
+            f.custom_id,
+            f.batch_id,
+            f.run_id,
+            f.updated_at,
+        )
 
-    def write(self, conn: Connection, rows: Sequence[dict[str, Any]]) -> None:
-        """Insert rows, or replace the ones with the same key. Each has every column."""
-        if rows:
-            conn.execute(self._upsert, list(rows))
+    def write(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert rows, or replace the ones with the same key."""
+        self._upsert.execute(conn, rows)
+
+    def _source_values(self, key: str, keep: str | None) -> list[Any]:
+        values: list[Any] = orjson.loads(key)
+        if self._keep:
+            kept = {} if keep is None else orjson.loads(keep)
+            values += [kept.get(name) for name in self._keep]
+        for i, read in self._readers:
+            values[i] = read(values[i])
+        return values
 
     def update_keep(self, conn: Connection, rows: Sequence[tuple[str, str | None]]) -> None:
         """Bring the kept columns of rows (key, kept values, both JSON) to what the source says now."""
         if not rows or not self._keep:
             return
-        where = [self.table.c[name] == bindparam(f"key_{i}") for i, (name, _) in enumerate(self._key)]
+        where = [self.table.c[name] == bindparam(f"key_{i}") for i, name in enumerate(self._key)]
         statement = update(self.table).where(*where)
-        statement = statement.values({name: bindparam(f"keep_{i}") for i, (name, _) in enumerate(self._keep)})
+        statement = statement.values({name: bindparam(f"keep_{i}") for i, name in enumerate(self._keep)})
         parameters = []
         for key, keep in rows:
-            values = self.values(key, keep)
-            parameters.append(
-                {f"key_{i}": values[name] for i, (name, _) in enumerate(self._key)}
-                | {f"keep_{i}": values[name] for i, (name, _) in enumerate(self._keep)}
-            )
+            values = self._source_values(key, keep)
+            names = [f"key_{i}" for i in range(len(self._key))] + [f"keep_{i}" for i in range(len(self._keep))]
+            parameters.append(dict(zip(names, values, strict=True)))
         conn.execute(statement, parameters)
 
 
@@ -186,20 +223,31 @@ def _named(key: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in key.items())
 
 
-def _reader(kind: str) -> Callable[[Any], Any]:
-    """From a value as JSON has it to what the database driver takes."""
-    if kind == "date":
-        return lambda value: None if value is None else datetime.date.fromisoformat(value)
-    if kind == "datetime":
-        return lambda value: None if value is None else _naive(datetime.datetime.fromisoformat(value))
-    if kind == "json":
-        return lambda value: value if isinstance(value, str) or value is None else orjson.dumps(value).decode()
-    if kind == "number":
-        return lambda value: None if value is None else float(value)
-    if kind == "text":
-        return lambda value: value if isinstance(value, str) or value is None else str(value)
-    return lambda value: value
-
-
 def _naive(value: datetime.datetime) -> datetime.datetime:
     return value if value.tzinfo is None else value.astimezone(datetime.UTC).replace(tzinfo=None)
+
+
+def _date(value: str | None) -> datetime.date | None:
+    return None if value is None else datetime.date.fromisoformat(value)
+
+
+def _datetime(value: str | None) -> datetime.datetime | None:
+    return None if value is None else _naive(datetime.datetime.fromisoformat(value))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _as_text(value: Any) -> str | None:
+    return value if isinstance(value, str) or value is None else orjson.dumps(value).decode()
+
+
+#: From a value as JSON has it to what the database driver takes, for the kinds where that is not the same.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "date": _date,
+    "datetime": _datetime,
+    "number": _number,
+    "json": _as_text,
+    "text": _as_text,
+}

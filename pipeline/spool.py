@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import packing
 from pipeline.errors import DatabaseError, Stopped
 
-_READ = 1 << 20
+_CHUNK = 1 << 20  # bytes that are written at once
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,26 @@ class BodyWriter:
         self._hash = hashlib.sha256()
         with self._guarded():
             handle = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            self._file = os.fdopen(handle, "wb", buffering=_READ)
-        self._write(packing.PREFIX)
+            self._file = os.fdopen(handle, "wb", buffering=0)
+        self._lines = [packing.PREFIX]
+        self._unwritten = 0
 
-    def add(self, row: int, sent_hash: bytes, params: bytes, *, dedupe: bool) -> None:
-        """Put one row's request into the body; the caller has asked `contents.room_for` it."""
+    def add(self, row: int, sent_hash: bytes, params: bytes, *, dedupe: bool) -> bool:
+        """Put one row's request into the body; False when it does not fit any more."""
         line = self.contents.add(row, sent_hash, params, dedupe=dedupe)
-        if line is not None:
-            self._write(line)
+        if line is None:
+            return False
+        self._lines.append(line)
+        self._unwritten += len(line)
+        if self._unwritten >= _CHUNK:
+            self._write()
+        return True
 
     def finish(self) -> None:
         """Make the body whole and durable: after this its batch may be committed."""
-        self._write(packing.SUFFIX)
+        self._lines.append(packing.SUFFIX)
+        self._write()
         with self._guarded():
-            self._file.flush()
             os.fsync(self._file.fileno())
             assert self._file.tell() == self.contents.size
             self._file.close()
@@ -107,7 +113,9 @@ class BodyWriter:
         self._part.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self) -> None:
+        data = b"".join(self._lines)
+        self._lines, self._unwritten = [], 0
         self._hash.update(data)
         with self._guarded():
             self._file.write(data)

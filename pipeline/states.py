@@ -44,6 +44,8 @@ class RowState(StrEnum):
     REFUSED = "refused"  #: the model refused
     UNPARSABLE = "unparsable"  #: an answer that is none of the labels
 
+    __hash__ = str.__hash__  # the enum's own is written in Python, and each row is counted by its state
+
 
 OUTCOMES = tuple(state for state in RowState if state not in (RowState.PENDING, RowState.IN_FLIGHT))
 FAILURES = tuple(state for state in OUTCOMES if state is not RowState.SUCCEEDED)

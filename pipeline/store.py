@@ -3,14 +3,16 @@
 Every function takes a connection and commits nothing: a step decides what belongs into one transaction.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, CursorResult, Row, bindparam, func, insert, or_, select, text, update
 
 from pipeline.api import Identity
+from pipeline.bulk import Bulk
 from pipeline.errors import DatabaseError, LostRace
 from pipeline.packing import Packing
 from pipeline.states import AT_THE_API, BATCH_MOVES, OPEN_BATCHES, BatchState, RowState, RunState, SendingEnd
@@ -146,9 +148,10 @@ def run_cost(conn: Connection, run_id: int) -> float:
 
 
 def has_rows_left(conn: Connection, run_id: int) -> bool:
-    """Whether a row of the run still waits or is at the API."""
-    left = requests.c.state.in_([RowState.PENDING, RowState.IN_FLIGHT])
-    return conn.scalar(select(requests.c.id).where(requests.c.run_id == run_id, left).limit(1)) is not None
+    """Whether a row of the run still waits or is in a batch that is not collected."""
+    waiting = select(requests.c.id).where(requests.c.run_id == run_id, requests.c.state == text("'pending'")).limit(1)
+    flying = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(OPEN_BATCHES)).limit(1)
+    return conn.scalar(waiting) is not None or conn.scalar(flying) is not None
 
 
 def changed_meanwhile(conn: Connection, run_id: int) -> int:
@@ -252,6 +255,33 @@ def _move(conn: Connection, batch: int, expected: BatchState, to: BatchState, **
         raise LostRace(f"batch {batch} is no longer {expected}; the same command again goes on")
 
 
+# Rows planned one after the other have consecutive numbers and positions: one statement claims them all.
+_CLAIM = Bulk(
+    update(requests)
+    .where(requests.c.id.between(bindparam("first"), bindparam("last")), requests.c.state == text("'pending'"))
+    .values(
+        state=text("'in_flight'"),
+        run_id=bindparam("run"),
+        batch_id=bindparam("batch"),
+        n=requests.c.id - bindparam("offset"),
+        body_id=bindparam("body"),
+        body_n=requests.c.id - bindparam("offset_"),
+    ),
+    ("first", "last", "offset", "offset_", "run", "batch", "body"),
+)
+
+
+def _consecutive(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """(row, n) pairs as stretches (first row, last row, row minus n) in which both count up together."""
+    stretches: list[tuple[int, int, int]] = []
+    for row, n in rows:
+        if stretches and stretches[-1][1] == row - 1 and stretches[-1][2] == row - n:
+            stretches[-1] = (stretches[-1][0], row, row - n)
+        else:
+            stretches.append((row, row, row - n))
+    return stretches
+
+
 def add_batch(
     conn: Connection, *, job_id: int, run_id: int, recipe: str, contents: Packing, digest: str, now: datetime
 ) -> int:
@@ -275,21 +305,9 @@ def add_batch(
         )
     )
     batch = _number(created)
-    claim = (
-        update(requests)
-        .where(requests.c.id == bindparam("row"), requests.c.state == RowState.PENDING)
-        .values(
-            state=RowState.IN_FLIGHT,
-            run_id=run_id,
-            batch_id=batch,
-            n=bindparam("position"),
-            body_id=batch,
-            body_n=bindparam("position"),
-            sent_hash=bindparam("hash"),
-        )
-    )
-    claimed = conn.execute(claim, [{"row": row, "position": n, "hash": sent} for row, n, sent in contents.rows])
-    if claimed.rowcount != len(contents.rows):
+    stretches = _consecutive(contents.rows)
+    claims = [(first, last, offset, offset, run_id, batch, batch) for first, last, offset in stretches]
+    if _CLAIM.execute(conn, claims) != len(contents.rows):
         raise LostRace("another driver planned some of these rows; the same command again goes on")
     return batch
 
@@ -427,26 +445,38 @@ def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, 
     return {row.key: row for row in conn.execute(query)}
 
 
-def add_rows(conn: Connection, rows: Sequence[dict[str, Any]]) -> list[int]:
-    """Insert new rows; their numbers, ascending and consecutive."""
+#: What a new row is inserted with, in this order; `job_id` and `id` come before.
+NEW_ROW = (
+    *("key", "run_id", "state", "row_hash", "recipe", "keep", "sent_hash", "attempts"),
+    *("outcome", "outcome_hash", "outcome_recipe"),
+)
+_ADD = Bulk(insert(requests), ("id", "job_id", *NEW_ROW))
+
+
+def add_rows(conn: Connection, job_id: int, rows: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Insert new rows, each a tuple of NEW_ROW; their numbers, ascending and consecutive."""
     if not rows:
         return []
     first = int(conn.scalar(select(func.coalesce(func.max(requests.c.id), 0))) or 0) + 1
-    conn.execute(insert(requests), [{"id": first + i, **row} for i, row in enumerate(rows)])
+    _ADD.execute(conn, [(i, job_id, *row) for i, row in enumerate(rows, first)])
     return list(range(first, first + len(rows)))
 
 
-def replan_rows(conn: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Known rows -> pending (or invalid), as they are at the source now. Each has `row`, its number, and what is new."""
-    if rows:
-        free = requests.c.state != RowState.IN_FLIGHT
-        names = [name for name in rows[0] if name != "row"]
-        statement = update(requests).where(requests.c.id == bindparam("row"), free)
-        fresh = {"batch_id": None, "n": None, "body_id": None, "body_n": None, "changed_hash": None}
-        conn.execute(
-            statement.values(**{name: bindparam(f"new_{name}") for name in names}, **fresh),
-            [{"row": row["row"], **{f"new_{name}": row[name] for name in names}} for row in rows],
-        )
+_REPLAN = Bulk(
+    update(requests)
+    .where(requests.c.id == bindparam("row"), requests.c.state != text("'in_flight'"))
+    .values(
+        {name: bindparam(f"new_{name}") for name in NEW_ROW}
+        | dict.fromkeys(("batch_id", "n", "body_id", "body_n", "changed_hash"), text("NULL"))
+    ),
+    (*(f"new_{name}" for name in NEW_ROW), "row"),
+)
+
+
+def replan_rows(conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Known rows -> pending (or invalid), as they are at the source now: each a tuple of NEW_ROW and its number."""
+    if _REPLAN.execute(conn, rows) != len(rows):
+        raise LostRace("another driver planned some of these rows; the same command again goes on")
 
 
 def keep_rows(conn: Connection, rows: Sequence[tuple[int, str | None, str | None]]) -> None:
@@ -486,7 +516,7 @@ def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) ->
 
 
 def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, int], limit: int) -> list[Row[Any]]:
-    """Waiting rows of a run whose request stands in a body, in the order of the bodies, behind (body_id, body_n, id)."""
+    """Waiting rows of a run whose request stands in a body, in their order there. after: (body_id, body_n, id)."""
     body, n, row = after
     behind = or_(
         requests.c.body_id > body,
@@ -496,7 +526,7 @@ def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, 
     query = (
         select(requests.c.id, requests.c.body_id, requests.c.body_n, requests.c.sent_hash, batches.c.nonce)
         .join(batches, batches.c.id == requests.c.body_id)
-        .where(requests.c.run_id == run_id, requests.c.state == RowState.PENDING, behind)
+        .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"), behind)
         .order_by(requests.c.body_id, requests.c.body_n, requests.c.id)
         .limit(limit)
     )
@@ -511,48 +541,51 @@ def forget_body(conn: Connection, batch: int) -> None:
 
 def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | None = None) -> list[str]:
     """The nonces of final batches whose body no waiting row needs any more."""
-    needed = select(requests.c.id).where(requests.c.body_id == batches.c.id, requests.c.state == RowState.PENDING)
+    needed = select(requests.c.id).where(requests.c.body_id == batches.c.id, requests.c.state == text("'pending'"))
     final = batches.c.state.in_([BatchState.COLLECTED, BatchState.DROPPED])
     query = select(batches.c.nonce).where(batches.c.job_id == job_id, final, ~needed.exists())
     return list(conn.scalars(query if batch_ids is None else query.where(batches.c.id.in_(batch_ids))))
 
 
-def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[Row[Any]]:
-    """The rows of a batch that are still in flight, of positions first to last (inclusive), in their order."""
-    names = ("id", "key", "keep", "n", "attempts", "run_id", "row_hash")
-    query = select(*[requests.c[name] for name in names]).where(
+def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[tuple[int, int, int, str, str | None]]:
+    """The rows of a batch still in flight, at positions first to last: (number, n, attempts, key, keep), by n."""
+    query = select(requests.c.id, requests.c.n, requests.c.attempts, requests.c.key, requests.c.keep).where(
         requests.c.batch_id == batch,
-        requests.c.n >= first,
-        requests.c.n <= last,
+        requests.c.n.between(first, last),
         requests.c.state == RowState.IN_FLIGHT,
     )
-    return list(conn.execute(query.order_by(requests.c.n, requests.c.id)))
+    return list(conn.execute(query.order_by(requests.c.n, requests.c.id)).tuples())
 
 
-def mark_outcomes(conn: Connection, batch: Batch, rows: Sequence[dict[str, Any]]) -> None:
-    """in_flight -> an outcome, or pending when it is sent again. Each row: row, state, outcome.
+def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[tuple[int, str, bool]]) -> None:
+    """in_flight -> an outcome, or pending when it is sent again, for all rows at positions first to last of a batch.
 
-    Raises LostRace when one of them no longer is in flight in this batch.
+    rows: (number, outcome, whether it is sent again). Raises LostRace unless these are just the rows in flight there.
     """
-    done = (
-        update(requests)
-        .where(
-            requests.c.id == bindparam("row"),
-            requests.c.batch_id == batch.id,
-            requests.c.state == RowState.IN_FLIGHT,
-        )
-        .values(
-            state=bindparam("new_state"),
-            batch_id=bindparam("in_batch"),
-            n=bindparam("at"),
-            outcome=bindparam("new_outcome"),
-            outcome_hash=requests.c.row_hash,
-            outcome_recipe=requests.c.recipe,
-            attempts=requests.c.attempts + 1,
-        )
-    )
-    if rows and conn.execute(done, list(rows)).rowcount != len(rows):
+    if not rows:
+        return
+    (usual, usual_again), _ = Counter((outcome, again) for _, outcome, again in rows).most_common(1)[0]
+    here = (requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
+    moved = 0
+    for outcome, again in {(outcome, again) for _, outcome, again in rows} - {(usual, usual_again)}:
+        numbers = [{"row": row} for row, *rest in rows if rest == [outcome, again]]
+        statement = update(requests).where(requests.c.id == bindparam("row"), *here)
+        moved += conn.execute(statement.values(_with_outcome(outcome, again=again)), numbers).rowcount
+    rest_of_them = update(requests).where(*here, requests.c.n.between(first, last))
+    moved += conn.execute(rest_of_them.values(_with_outcome(usual, again=usual_again))).rowcount
+    if moved != len(rows):
         raise LostRace(f"rows of batch {batch.id} were moved by another driver; the same command again goes on")
+
+
+def _with_outcome(outcome: str, *, again: bool) -> dict[str, Any]:
+    values = {
+        "state": RowState.PENDING if again else outcome,
+        "outcome": outcome,
+        "outcome_hash": requests.c.row_hash,
+        "outcome_recipe": requests.c.recipe,
+        "attempts": requests.c.attempts + 1,
+    }
+    return values | ({"batch_id": None, "n": None} if again else {})
 
 
 def add_to_batch(conn: Connection, batch: Batch, *, outcomes: Mapping[str, int], cost_usd: float) -> None:

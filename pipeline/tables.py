@@ -44,13 +44,18 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def _one_of(column: str, states: Any) -> CheckConstraint:
-    listed = ", ".join(f"'{state}'" for state in states)
-    return CheckConstraint(f"{column} IN ({listed})", name=f"known_{column}")
+    # not IN (...), for which SQLite builds a set anew for each row: that cost a third of an insert
+    listed = " OR ".join(f"{column} = '{state}'" for state in states)
+    return CheckConstraint(listed, name=f"known_{column}")
 
 
 def _id() -> Column[int]:
     # SQLite counts up by itself only in a column declared exactly INTEGER PRIMARY KEY
     return Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+
+
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 metadata = MetaData(
@@ -181,14 +186,11 @@ requests = Table(
     _one_of("state", RowState),
     CheckConstraint("state <> 'in_flight' OR batch_id IS NOT NULL", name="in_flight_in_a_batch"),
     CheckConstraint("state <> 'pending' OR batch_id IS NULL", name="pending_in_no_batch"),
-    Index("ix_requests_run_id_state", "run_id", "state"),  # a run's counts, and its pending rows
-    Index("ix_requests_batch_id_n", "batch_id", "n"),  # a batch's rows in the order of its results
-    Index(
-        "ix_requests_body_id",
-        "body_id",
-        sqlite_where=text("state = 'pending'"),
-        postgresql_where=text("state = 'pending'"),
-    ),
+    # Partial, for this is the big table: a row is in each of them only while somebody looks for it there.
+    _partial_index("ix_requests_waiting", "run_id", "id", where="state = 'pending'"),
+    _partial_index("ix_requests_batch_id_n", "batch_id", "n", where="batch_id IS NOT NULL"),
+    _partial_index("ix_requests_body", "body_id", "body_n", where="state = 'pending' AND body_id IS NOT NULL"),
+    _partial_index("ix_requests_changed", "run_id", where="changed_hash IS NOT NULL"),
 )
 
 leases = Table(

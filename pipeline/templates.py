@@ -58,11 +58,13 @@ def renderer(
     and TemplateProblem when the sandbox stops the template.
     """
     compiled = _environment(nulls).from_string(template)
-    fixed = {"vars": dict(variables)}
+    fixed = {**compiled.globals, "vars": dict(variables)}
 
     def render(row: Mapping[str, Any]) -> str:
+        # `compiled.render(row)` in its parts, without its copies of globals and row: they took a third of the time
+        context = compiled.new_context({**fixed, **row, "row": row, "vars": fixed["vars"]}, shared=True)
         try:
-            return compiled.render(row, row=row, **fixed)
+            return "".join(compiled.root_render_func(context))
         except SecurityError as exc:
             raise TemplateProblem(f"the template is not allowed to do this: {exc}") from exc
         except _NullPrinted:

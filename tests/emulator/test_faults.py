@@ -458,6 +458,21 @@ def test_a_number_of_requests_can_fail_in_each_batch(emulator: Emulator) -> None
     assert counts == [2, 2]
 
 
+def test_a_request_whose_turn_never_came_uses_up_no_fault(slow: Emulator) -> None:
+    slow.settings.canceled_share = 1
+    slow.add_fault(on="item", do="error", error_type="api_error", times=1, per="params")
+    client = client_of(slow)
+    canceled = client.messages.batches.create(requests=requests(3))
+    client.messages.batches.cancel(canceled.id)
+    slow.clock.advance(3600)
+
+    again = client.messages.batches.create(requests=requests(3))
+    slow.clock.advance(3600)
+
+    assert client.messages.batches.retrieve(canceled.id).request_counts.canceled == 3
+    assert client.messages.batches.retrieve(again.id).request_counts.errored == 3
+
+
 def test_counts_agree_with_the_lines(emulator: Emulator) -> None:
     emulator.add_fault(on="item", do="expire", match="Ship 1 ")
     emulator.add_fault(on="item", do="cancel", match="Ship 2 ")
