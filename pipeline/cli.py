@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pipeline.database import Database
     from pipeline.job import Job
     from pipeline.plan import Quote
-    from pipeline.run import Finished, Where
+    from pipeline.run import Finished
+    from pipeline.where import Where
 
 app = typer.Typer(
     name="batch-pipeline",
@@ -421,43 +422,20 @@ def _where(
     must_exist: bool = False,
 ) -> "Iterator[Where]":
     """Database, API (or emulator), settings and signal handlers for a command that drives a job."""
-    from pipeline.api import Api
-    from pipeline.driver import Settings, Stop
-    from pipeline.run import Where
+    from pipeline import where
+    from pipeline.driver import Stop
 
     opened = _open(folder, database, emulated=emulated, must_exist=must_exist)
-    # what the emulator accepted shows in its listing at once, so there is no need to wait for it long
-    settings = Settings.from_environment(poll_seconds=poll_seconds, grace=2.0 if emulated else None)
     stop = Stop()
-    with contextlib.ExitStack() as stack:
-        stack.callback(opened.close)
-        base_url = stack.enter_context(_emulator_beside(opened)) if emulated else None
-        stack.enter_context(_signals(stop))
-        teller = stack.enter_context(_Teller(as_json=as_json))
-        yield Where(
-            database=opened,
-            connect=lambda: Api.connect(
-                timeout=settings.timeout, base_url=base_url, api_key="emulated" if emulated else None
-            ),
-            settings=settings,
-            spool=spool,
-            tell=teller.tell,
-            stop=stop,
-        )
-
-
-@contextlib.contextmanager
-def _emulator_beside(database: "Database") -> Iterator[str]:
-    """An emulator for one command; its data lies beside the database, so that a killed run finds its batches again."""
-    from pipeline.emulator import EmulatorError, start
-
-    try:
-        running = start(database.file.with_name(database.file.name + ".emulator"), processing_seconds=1.0)
-    except EmulatorError as exc:
-        raise InputError(str(exc)) from exc
-    with running:
-        _say(f"emulator {running.url}")
-        yield running.url
+    with (
+        contextlib.closing(opened),
+        _Teller(as_json=as_json) as teller,
+        _signals(stop),
+        where.at(
+            opened, spool=spool, emulated=emulated, poll_seconds=poll_seconds, tell=teller.tell, stop=stop
+        ) as here,
+    ):
+        yield here
 
 
 @contextlib.contextmanager

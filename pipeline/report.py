@@ -76,6 +76,7 @@ def quote_facts(quote: Quote) -> dict[str, Any]:
 
 
 _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "emulator": lambda e: f"emulator {e['url']}",
     "planned": lambda e: f"batch {e['batch']} planned: {count(e['requests'], 'request')}, {_bytes(e['bytes'])}",
     "submitting": lambda e: f"batch {e['batch']} submitting",
     "submitted": lambda e: f"batch {e['batch']} submitted as {e['api_id']}",

@@ -1,20 +1,18 @@
 """The drivers: `run` takes a job to its end, `sweep` does once what is due. Both only call the steps, in a loop."""
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row
 
-from pipeline import checks, leases, store
+from pipeline import checks, store
 from pipeline.api import Api
 from pipeline.collect import JobOfRun, collect_due
-from pipeline.database import Database
-from pipeline.driver import Driver, Settings, Stop, Tell, nothing
+from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, PipelineError, Stopped
 from pipeline.job import Job
 from pipeline.plan import Lookup, Plan, Quote, finish_planning, send_again, supersede
@@ -24,29 +22,10 @@ from pipeline.sink import Columns, Sink, stored
 from pipeline.spool import Spool
 from pipeline.states import RowState, RunState
 from pipeline.submit import due, submit_due
+from pipeline.where import Where
 
 LONGEST_LOOK_AWAY = 60.0  # seconds between two passes of the loop at most
 RETRY_SECONDS = 5.0  # after the API did not answer; doubles up to the longest look-away
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where a driver works: state database, spool (None: beside the database), and how to reach the API."""
-
-    database: Database
-    connect: Callable[[], Api]
-    settings: Settings = field(default_factory=Settings)
-    spool: str | None = None
-    tell: Tell = nothing
-    stop: Stop = field(default_factory=Stop)
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-
-    def spool_root(self, stored_spool: str | None) -> Path:
-        """The spool: the one given, else the one the job has used, else `spool` beside the database."""
-        if self.spool is not None and stored_spool is not None and Path(self.spool).absolute() != Path(stored_spool):
-            raise DatabaseError(f"--spool {self.spool}: this job's spool is {stored_spool}; leave the option out")
-        chosen = self.spool or stored_spool
-        return Path(chosen).absolute() if chosen else self.database.file.parent / "spool"
 
 
 @dataclass(frozen=True)
@@ -96,7 +75,7 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
     checks.check_params(job)
     plan = Plan(job, limit=options.limit, refresh=options.refresh)
     columns = Columns.of(job, plan.kinds())
-    with _api(where) as (api, account_id), _lease(where, job.name) as lease:
+    with where.api() as (api, account_id), where.lease(job.name) as lease:
         with where.database.read() as conn:
             row = store.job_named(conn, job.name)
         sink = _sink(job, columns, row)
@@ -141,7 +120,7 @@ def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | No
     swept: list[tuple[str, str | None]] = []
     if not chosen:
         return swept
-    with _api(where) as (api, account_id):
+    with where.api() as (api, account_id):
         for row in chosen:
             try:
                 _sweep_job(where, row, api, account_id)
@@ -152,7 +131,7 @@ def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | No
 
 
 def _sweep_job(where: Where, row: Row[Any], api: Api, account_id: int) -> None:
-    with _lease(where, row.name) as lease:
+    with where.lease(row.name) as lease:
         driver = Driver(
             database=where.database,
             spool=Spool.open(where.spool_root(row.spool), row.name),
@@ -194,7 +173,7 @@ def one_pass(driver: Driver, jobs: JobOfRun) -> None:
 
 def _end_if_done(driver: Driver, each: Row[Any]) -> None:
     with driver.transaction() as conn:
-        left = store.has_rows_left(conn, each.id) or store.changed_meanwhile(conn, each.id)
+        left = store.has_work(conn, each.id) or store.rows_for_planning(conn, each.id)
         if each.planned_at is not None and not left:
             store.end_run(conn, each.id, RunState.FINISHED, reason=None, now=driver.now())
 
@@ -205,7 +184,7 @@ class _Run:
     def __init__(self, driver: Driver, job: Job, plan: Plan, quote: Quote, options: Options) -> None:
         self._driver, self._job, self._plan, self._quote, self._options = driver, job, plan, quote, options
         self._jobs = JobOfRun(driver)
-        self._refused: AccountStopped | None = None
+        self._beyond_limit = 0  # rows of the run that the last planning did not come to
         self._failing_since: datetime | None = None
         self._retry_seconds = RETRY_SECONDS
 
@@ -225,7 +204,7 @@ class _Run:
         self._plan_and_submit(run_id)
         while not self._done(run_id):
             self._patiently(lambda: one_pass(driver, self._jobs))
-            if self._options.detach and not self._may_send():
+            if self._options.detach and not due(driver):
                 break
             if self._needs_planning(run_id):
                 self._plan_and_submit(run_id)
@@ -244,26 +223,30 @@ class _Run:
             finish_planning(driver, run_id, dict(self._job.vars), limited=limited, now=driver.now())
             for _ in send_again(driver, self._job, run_id, self._plan.recipe):
                 submitter.wake()
+        with driver.reading() as conn:
+            self._beyond_limit = store.rows_for_planning(conn, run_id)
 
     def _needs_planning(self, run_id: int) -> bool:
-        """Whether all that is left of the run are rows that changed while they were at the API."""
+        """Whether rows can only go on from the source, and more of them than when it was planned last.
+
+        Those are rows that changed while they were at the API, and rows whose body in the spool was damaged.
+        """
         with self._driver.reading() as conn:
-            return not store.has_rows_left(conn, run_id) and store.changed_meanwhile(conn, run_id) > 0
+            idle = not store.has_work(conn, run_id)
+            return idle and store.rows_for_planning(conn, run_id) > self._beyond_limit
 
     def _done(self, run_id: int) -> bool:
-        with self._driver.transaction() as conn:
-            row = store.run(conn, run_id)
-            if (
-                row.state == RunState.OPEN
-                and not store.has_rows_left(conn, run_id)
-                and not store.changed_meanwhile(conn, run_id)
-            ):
-                store.end_run(conn, run_id, RunState.FINISHED, reason=None, now=self._driver.now())
-                return True
-            return bool(row.state != RunState.OPEN)
+        """Whether nothing of the run is under way or can be sent; it is finished if no row is left at all.
 
-    def _may_send(self) -> bool:
-        return bool(due(self._driver))
+        Rows are left when an earlier driver died while it planned, and this one plans up to a limit only.
+        """
+        with self._driver.transaction() as conn:
+            if store.has_work(conn, run_id):
+                return False
+            left = store.rows_for_planning(conn, run_id)
+            if not left:
+                store.end_run(conn, run_id, RunState.FINISHED, reason=None, now=self._driver.now())
+            return left <= self._beyond_limit
 
     def _patiently(self, step: Callable[[], None]) -> None:
         """Do a step; bear with an API that does not answer for as long as one call may take."""
@@ -348,28 +331,6 @@ def progress(driver: Driver, run_id: int) -> dict[str, Any]:
     """What moves: batches by state, and requests in each of these states."""
     with driver.reading() as conn:
         return {"batches": store.batches_by_state(conn, run_id)}
-
-
-@contextlib.contextmanager
-def _api(where: Where) -> Iterator[tuple[Api, int]]:
-    """The API and our account's number there. An address that does not answer is a wrong option: nothing was sent."""
-    api = where.connect()
-    try:
-        try:
-            identity = api.identity()
-        except ApiUnreachable as exc:
-            raise InputError(f"{exc}; nothing was sent") from exc
-        with where.database.write() as conn:
-            account_id = store.account(conn, identity)
-        yield api, account_id
-    finally:
-        api.close()
-
-
-@contextlib.contextmanager
-def _lease(where: Where, job_name: str) -> Iterator[leases.Lease]:
-    with leases.hold(where.database, f"job {job_name}", seconds=where.settings.lease, now=where.now) as lease:
-        yield lease
 
 
 def _sink(job: Job, columns: Columns, row: Row[Any] | None) -> Sink:

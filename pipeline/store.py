@@ -147,17 +147,20 @@ def run_cost(conn: Connection, run_id: int) -> float:
     )
 
 
-def has_rows_left(conn: Connection, run_id: int) -> bool:
-    """Whether a row of the run still waits or is in a batch that is not collected."""
-    waiting = select(requests.c.id).where(requests.c.run_id == run_id, requests.c.state == text("'pending'")).limit(1)
+def has_work(conn: Connection, run_id: int) -> bool:
+    """Whether a batch of the run is open, or a row waits whose request stands in the spool."""
     flying = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(OPEN_BATCHES)).limit(1)
-    return conn.scalar(waiting) is not None or conn.scalar(flying) is not None
+    waiting = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_not(None))
+    return conn.scalar(flying) is not None or conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
 
 
-def changed_meanwhile(conn: Connection, run_id: int) -> int:
-    """How many rows of the run have changed at the source since they were sent."""
-    query = select(func.count()).where(requests.c.run_id == run_id, requests.c.changed_hash.is_not(None))
-    return int(conn.scalar(query) or 0)
+def rows_for_planning(conn: Connection, run_id: int) -> int:
+    """How many rows of the run can only go on from the source: never spooled, or changed since they were sent."""
+    unspooled = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_(None))
+    back = requests.c.state != RowState.IN_FLIGHT
+    changed = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None), back)
+    counts = [conn.scalar(select(func.count()).select_from(requests).where(*some)) for some in (unspooled, changed)]
+    return sum(count or 0 for count in counts)
 
 
 def forget_changed(conn: Connection, run_id: int) -> None:
@@ -512,7 +515,11 @@ def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) ->
         if run.vars == variables
     ]
     vanished = (requests.c.run_id.in_(same), requests.c.state == RowState.PENDING, requests.c.outcome.is_(None))
-    return conn.execute(requests.delete().where(*vanished)).rowcount
+    removed = conn.execute(requests.delete().where(*vanished)).rowcount
+    # a row that was to be sent again has vanished, and its body is gone: its outcome stands
+    answered = (requests.c.run_id.in_(same), requests.c.state == RowState.PENDING, requests.c.body_id.is_(None))
+    conn.execute(update(requests).where(*answered).values(state=requests.c.outcome))
+    return removed
 
 
 def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, int], limit: int) -> list[Row[Any]]:

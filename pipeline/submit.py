@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pipeline import spool, store
 from pipeline.api import Accepted, Rejected, Unknown
 from pipeline.driver import Driver
-from pipeline.errors import AccountStopped, ApiUnreachable, LostRace, Stopped
+from pipeline.errors import AccountStopped, ApiUnreachable, Stopped
 from pipeline.states import BatchState
 from pipeline.store import Batch
 
@@ -137,9 +137,9 @@ def _stopped(cause: str) -> str:
 
 
 def _drop_damaged(driver: Driver, batch: Batch) -> None:
-    why = "its body in the spool is gone or is not what was planned"
+    """The body is not what was planned: its rows can only be planned anew, from the source."""
+    why = "its body in the spool is gone or was altered; its rows are planned anew by `run`"
     with driver.transaction() as conn:
         store.drop(conn, batch, why)
         store.forget_body(conn, batch.id)
     driver.tell("dropped", batch=batch.id, problem=why)
-    raise LostRace(f"batch {batch.id} was not sent: {why}; the same command again plans its rows anew")

@@ -1,0 +1,1 @@
+"""Prefect flows over the pipeline's own steps. No logic that the command line lacks."""

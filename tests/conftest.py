@@ -1,0 +1,174 @@
+"""A world for tests: an emulator in this process, a database file, and a clock that tests turn."""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import orjson
+import pytest
+from sqlalchemy import select
+
+from pipeline import store
+from pipeline.answers import ndjson
+from pipeline.api import Api
+from pipeline.database import Database
+from pipeline.driver import Settings, Stop
+from pipeline.emulator import Clock, Emulator
+from pipeline.job import Job
+from pipeline.run import Finished, Options, run, sweep
+from pipeline.tables import batches, requests
+from pipeline.where import Where
+
+
+class TurnedClock:
+    """The time of our side; waiting turns it, and the emulator's with it, instead of taking time."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._at = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self._at
+
+    def advance(self, seconds: float) -> None:
+        self._at += timedelta(seconds=seconds)
+        self._emulator.clock.advance(seconds)
+
+
+@dataclass
+class TurningStop(Stop):
+    """A driver's waiting that turns the clock."""
+
+    clock: TurnedClock | None = None
+    waited: float = 0.0
+
+    def wait(self, seconds: float) -> None:
+        assert self.clock is not None
+        self.check()
+        self.clock.advance(max(0.01, seconds))
+        self.waited += seconds
+
+
+@dataclass
+class World:
+    """One emulator, one database, and jobs over CSV files in one folder."""
+
+    folder: Path
+    emulator: Emulator
+    clock: TurnedClock
+    database: Database
+    key: str = "test"
+    settings: Settings = field(default_factory=lambda: Settings(poll=30.0, grace=60.0))
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    on_event: Callable[[str, dict[str, Any]], None] | None = None
+
+    def rows(self, rows: Sequence[Mapping[str, object]], name: str = "rows.csv") -> Path:
+        """Write the source file."""
+        path = self.folder / name
+        with open(path, "w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else ["id", "text"])
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    def job(self, **changes: Any) -> Job:
+        """A job over rows.csv with columns id and text; `changes` replace sections or fields of them."""
+        sections: dict[str, Any] = {
+            "name": "summaries",
+            "source": {"path": str(self.folder / "rows.csv"), "key": "id"},
+            "request": {"model": "claude-haiku-4-5", "max_tokens": 100, "prompt": "Summarize: {{ text }}"},
+            "sink": {"table": "answers"},
+        }
+        for name, change in changes.items():
+            merges = isinstance(change, dict) and isinstance(sections.get(name), dict)
+            sections[name] = {**sections[name], **change} if merges else change
+        return Job.model_validate(sections)
+
+    def where(self) -> Where:
+        """Our side of the world: what a driver works with."""
+        client = anthropic.Anthropic(
+            api_key=self.key,
+            base_url="http://emulator",
+            max_retries=0,
+            http_client=httpx2.Client(transport=self.emulator.transport()),
+        )
+        return Where(
+            database=self.database,
+            connect=lambda: Api(client, now=self.clock),
+            settings=self.settings,
+            tell=self._tell,
+            stop=TurningStop(clock=self.clock),
+            now=self.clock,
+        )
+
+    def run(self, job: Job, **options: Any) -> Finished:
+        """`batch-pipeline run`."""
+        return run(job, self.where(), Options(**options))
+
+    def sweep(self) -> list[tuple[str, str | None]]:
+        """`batch-pipeline collect`."""
+        return sweep(self.where())
+
+    def answers(self, job: str = "summaries") -> dict[str, dict[str, Any]]:
+        """The results table by key."""
+        with self.database.read() as conn:
+            row = store.job_named(conn, job)
+        assert row is not None
+        found = [orjson.loads(line) for line in ndjson(self.database, row)]
+        return {str(answer["id"]): answer for answer in found}
+
+    def statuses(self, job: str = "summaries") -> dict[str, str]:
+        """The status of each row in the results table."""
+        return {key: answer["status"] for key, answer in self.answers(job).items()}
+
+    def states(self) -> dict[str, str]:
+        """The state of each row in the state database."""
+        with self.database.read() as conn:
+            found = conn.execute(select(requests.c.key, requests.c.state)).all()
+        return {orjson.loads(key)[0]: state for key, state in found}
+
+    def batch_states(self) -> list[str]:
+        """The state of each batch, in their order."""
+        with self.database.read() as conn:
+            return list(conn.scalars(select(batches.c.state).order_by(batches.c.id)))
+
+    def accepted(self) -> int:
+        """How many requests the API has accepted so far."""
+        return len(list(self.emulator.accepted()))
+
+    def sent_twice(self) -> object:
+        """What the API accepted again while an earlier acceptance was still running or had succeeded."""
+        return self.emulator.audit()["accepted_twice"]
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """What drivers told under this name."""
+        return [facts for name, facts in self.events if name == event]
+
+    def with_settings(self, **changes: Any) -> None:
+        """Change how long drivers wait."""
+        self.settings = replace(self.settings, **changes)
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        self.events.append((event, facts))
+        if self.on_event is not None:
+            self.on_event(event, facts)
+
+
+def texts(n: int) -> list[dict[str, object]]:
+    """n rows with different texts."""
+    return [{"id": f"r{i}", "text": f"Text number {i} is about the number {i}."} for i in range(n)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with Emulator(tmp_path / "emulator", processing_seconds=50, clock=Clock()) as emulator:
+        database = Database(f"sqlite:///{tmp_path}/batches.db")
+        world = World(tmp_path, emulator, TurnedClock(emulator), database)
+        world.rows(texts(5))
+        yield world
+        database.close()
