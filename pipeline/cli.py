@@ -489,7 +489,7 @@ def _report_run(name: str, job: str, finished: "Finished", where: "Where", *, as
 
         table = store.job_named(conn, name)
     assert table is not None
-    _say(f"answers  in table {table.results_table} of {where.database.file}")
+    _say(f"answers  in table {table.results_table} of {where.database.shown}")
     failed = sum(finished.rows.values()) - finished.rows.get("succeeded", 0)
     _next(f"batch-pipeline {'errors' if failed else 'export'} {job}{suffix}")
 

@@ -223,8 +223,9 @@ class _Run:
             finish_planning(driver, run_id, dict(self._job.vars), limited=limited, now=driver.now())
             for _ in send_again(driver, self._job, run_id, self._plan.recipe):
                 submitter.wake()
-        with driver.reading() as conn:
-            self._beyond_limit = store.rows_for_planning(conn, run_id)
+        if limited:
+            with driver.reading() as conn:
+                self._beyond_limit = store.rows_for_planning(conn, run_id)
 
     def _needs_planning(self, run_id: int) -> bool:
         """Whether rows can only go on from the source, and more of them than when it was planned last.

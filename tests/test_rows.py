@@ -37,7 +37,9 @@ def rows_of(*paths: Path | str, **source: Any) -> Rows:
     return Rows(Source(path=[str(path) for path in paths], key=["id"], **source))
 
 
-def chunks(*paths: Path | str, columns: list[str] | None = None, limit: int | None = None, **source: Any) -> list[Chunk]:
+def chunks(
+    *paths: Path | str, columns: list[str] | None = None, limit: int | None = None, **source: Any
+) -> list[Chunk]:
     rows = rows_of(*paths, **source)
     return list(rows.chunks(columns or rows.columns, limit=limit))
 
@@ -432,7 +434,9 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         pytest.param("a.csv.gz", gzip.compress(b""), "a.csv.gz is empty", id="an empty file, compressed"),
         pytest.param("a.xlsx", b"x", "a.xlsx: unknown kind of file; known are .csv", id="a kind that is not read"),
         pytest.param("a.parquet.gz", b"x", "Parquet compresses by itself; give the .parquet file", id="Parquet.gz"),
-        pytest.param("a.parquet", b"PAR1 and no more", "a.parquet: the parquet file cannot be read", id="broken Parquet"),
+        pytest.param(
+            "a.parquet", b"PAR1 and no more", "a.parquet: the parquet file cannot be read", id="broken Parquet"
+        ),
         pytest.param("a.parquet", b"id,text\n1,a\n", "a.parquet: the parquet file cannot be read", id="CSV as Parquet"),
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "2,b,c", id="a field too many"),
         pytest.param("a.csv", b"id,text\n1,a\n2\n", "Expected 2 columns, got 1", id="a field too few"),
@@ -447,7 +451,9 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         pytest.param("a.csv.zst", zstd(CSV * 100)[:-9], "a.csv.zst: ", id="cut off, zstd"),
         pytest.param("a.ndjson", b'{"id":1}\n{"id":\n', "a.ndjson line 2: this is not JSON", id="broken JSON"),
         pytest.param("a.ndjson", b'{"id":1}\n\n[1]\n', "a.ndjson line 3: each line must be a JSON object", id="a list"),
-        pytest.param("a.ndjson", b'{"id":"\xe4"}\n', "a.ndjson line 1: this is not JSON in utf-8", id="NDJSON, latin-1"),
+        pytest.param(
+            "a.ndjson", b'{"id":"\xe4"}\n', "a.ndjson line 1: this is not JSON in utf-8", id="NDJSON, latin-1"
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(
@@ -499,7 +505,9 @@ def test_files_of_different_formats_are_refused(write: Write) -> None:
     ("source", "said"),
     [
         pytest.param({"encoding": "latin-99"}, "source.encoding: 'latin-99' is no encoding", id="encoding"),
-        pytest.param({"types": {"id": "Integer"}}, "source.types.id: 'Integer' is not known; known are String", id="type"),
+        pytest.param(
+            {"types": {"id": "Integer"}}, "source.types.id: 'Integer' is not known; known are String", id="type"
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(write: Write, source: dict[str, Any], said: str) -> None:
