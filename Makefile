@@ -29,5 +29,5 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[prefect,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[prefect,dev]'
 	@touch $(INSTALLED)

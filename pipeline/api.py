@@ -99,6 +99,11 @@ class Api:
         """Close the connections."""
         self._client.close()
 
+    @property
+    def base_url(self) -> str:
+        """The address that requests go to."""
+        return str(self._client.base_url).rstrip("/")
+
     def now(self) -> datetime:
         """The time by the API's clock, as far as its Date headers told."""
         return self._local_now() + self._offset
@@ -115,7 +120,7 @@ class Api:
         self._learn_clock(response.headers, before)
         organization = response.headers.get("anthropic-organization-id") or self._key_digest()
         return Identity(
-            base_url=str(self._client.base_url).rstrip("/"),
+            base_url=self.base_url,
             organization=organization,
             workspace=response.headers.get("anthropic-workspace-id") or "",
             emulated=organization == EMULATOR,

@@ -9,6 +9,7 @@ import types
 import typing
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import orjson
 import typing_extensions
 
 from pipeline.errors import JobError
@@ -34,12 +35,15 @@ def check_params(job: Job) -> None:
     for field, why in REFUSED.items():
         if field in job.request.params:
             raise JobError(f"request.params.{field}: {why}; remove the field")
-    if job.output.labels is not None and "format" in (job.request.params.get("output_config") or {}):
+    config = job.request.params.get("output_config", {})
+    if not isinstance(config, dict):
+        raise JobError(f"request.params.output_config: must be a mapping (it is {config!r})")
+    if job.output.labels is not None and "format" in config:
         raise JobError("request.params.output_config.format: output.labels sets the format; remove one of the two")
     from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 
     _check(fixed_params(job) | {"messages": []}, MessageCreateParamsNonStreaming, ())
-    budget = (job.request.params.get("thinking") or {}).get("budget_tokens")
+    budget = job.request.params.get("thinking", {}).get("budget_tokens")
     if budget is not None and budget >= job.request.max_tokens:
         raise JobError(
             f"request.params.thinking.budget_tokens: {budget} must be below max_tokens ({job.request.max_tokens})"
@@ -68,7 +72,7 @@ def _match(value: object, hint: Any, path: tuple[str, ...]) -> None:
     if origin in (typing_extensions.Required, typing_extensions.NotRequired, typing.Annotated):
         _match(value, arguments[0], path)
     elif hint in (Any, object):
-        pass
+        _match_json(value, path)
     elif origin in (Union, types.UnionType):
         _match_any(value, arguments, path)
     elif origin is Literal:
@@ -80,14 +84,22 @@ def _match(value: object, hint: Any, path: tuple[str, ...]) -> None:
         if not isinstance(value, list | tuple):
             raise _Mismatch(path, f"must be a list (it is {value!r})")
         for i, item in enumerate(value):
-            _match(item, arguments[0] if arguments else Any, (*path, str(i)))
+            _match(item, arguments[0] if arguments else object, (*path, str(i)))
     elif origin in (dict, collections.abc.Mapping) or hint is dict:
         if not isinstance(value, dict):
             raise _Mismatch(path, f"must be a mapping (it is {value!r})")
         for key, item in value.items():
-            _match(item, arguments[1] if arguments else Any, (*path, str(key)))
+            _match(item, arguments[1] if arguments else object, (*path, str(key)))
     else:
         _match_plain(value, hint, path)
+
+
+def _match_json(value: object, path: tuple[str, ...]) -> None:
+    """Anything goes that JSON can carry."""
+    try:
+        orjson.dumps(value)
+    except TypeError as exc:
+        raise _Mismatch(path, f"cannot be sent as JSON: {exc}") from exc
 
 
 def _is_array(hint: Any, origin: Any) -> bool:
@@ -143,7 +155,7 @@ def _match_fields(value: object, hint: Any, path: tuple[str, ...]) -> None:
             near = difflib.get_close_matches(str(name), fields, n=1)
             hinted = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(fields))})"
             raise _Mismatch((*path, str(name)), f"the Messages API has no such field{hinted}")
-    for name in sorted(hint.__required_keys__ - value.keys()):
+    for name in sorted(_required(hint) - value.keys()):
         raise _Mismatch((*path, name), "this field is required")
     for name, item in value.items():
         _match(item, fields[name], (*path, str(name)))
@@ -151,6 +163,14 @@ def _match_fields(value: object, hint: Any, path: tuple[str, ...]) -> None:
 
 def _fields(hint: Any) -> dict[str, Any]:
     return {name: _unwrapped(field) for name, field in get_type_hints(hint, include_extras=True).items()}
+
+
+def _required(hint: Any) -> set[str]:
+    """The fields that must be there. The SDK's types say so in texts, which __required_keys__ does not look into."""
+    hints = get_type_hints(hint, include_extras=True).items()
+    return {name for name, field in hints if get_origin(field) is typing_extensions.Required} | set(
+        hint.__required_keys__
+    )
 
 
 def _unwrapped(hint: Any) -> Any:

@@ -4,7 +4,7 @@ import base64
 import datetime
 import decimal
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -14,9 +14,21 @@ _JSON_OPTIONS = orjson.OPT_NON_STR_KEYS
 _BETWEEN = "\x1f"
 
 
+def columns_of(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """These columns by their very names: `select` would take `^a.*$` for a pattern."""
+    return pl.DataFrame({name: frame.get_column(name) for name in names})
+
+
 def keys(frame: pl.DataFrame, columns: Sequence[str]) -> list[str]:
     """Each row's key as a JSON array of its key columns' values: '["acme",17]'."""
-    return [dump(list(values)) for values in frame.select(columns).iter_rows()]
+    return [dump(list(values)) for values in columns_of(frame, columns).iter_rows()]
+
+
+def key_texts(keys: Sequence[str]) -> pl.Series:
+    """Keys for comparison: 17 and "17" are the same one, for a table that people look things up in."""
+    if any(not key.startswith('["') or "," in key for key in keys):
+        keys = [dump([value if isinstance(value, str) else dump(value) for value in orjson.loads(key)]) for key in keys]
+    return pl.Series(keys, dtype=pl.String)
 
 
 def kept(frame: pl.DataFrame, keep: Mapping[str, str]) -> list[str | None]:
@@ -24,7 +36,15 @@ def kept(frame: pl.DataFrame, keep: Mapping[str, str]) -> list[str | None]:
     if not keep:
         return [None] * frame.height
     names = list(keep.values())
-    return [dump(dict(zip(names, values, strict=True))) for values in frame.select(list(keep)).iter_rows()]
+    rows = columns_of(frame, list(keep)).iter_rows()
+    return [dump(dict(zip(names, values, strict=True))) for values in rows]
+
+
+def named_rows(frame: pl.DataFrame, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
+    """Each row as a mapping of these columns; an empty one for each row when there are none."""
+    if not columns:
+        return ({} for _ in range(frame.height))
+    return columns_of(frame, columns).iter_rows(named=True)
 
 
 def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
@@ -35,8 +55,9 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
     """
     if not columns:
         return [hashlib.blake2b(digest_size=16).digest()] * frame.height
-    parts = pl.concat_str([_tagged(name, frame.schema[name]) for name in sorted(columns)], separator=_BETWEEN)
-    values = frame.select(parts.cast(pl.Binary)).to_series()
+    texts = pl.DataFrame([_text(frame.get_column(name)).alias(f"c{i}") for i, name in enumerate(sorted(columns))])
+    parts = [_tagged(name, f"c{i}") for i, name in enumerate(sorted(columns))]
+    values = texts.select(pl.concat_str(parts, separator=_BETWEEN).cast(pl.Binary)).to_series()
     return [hashlib.blake2b(value, digest_size=16).digest() for value in values.to_list()]
 
 
@@ -50,18 +71,29 @@ def dump(value: Any) -> str:
     return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS).decode()
 
 
-def _tagged(name: str, dtype: pl.DataType) -> pl.Expr:
-    column = pl.col(name)
-    text = column.cast(pl.String) if not dtype.is_nested() else _nested_text(name)
-    if dtype == pl.Binary:
-        text = column.bin.encode("base64")
-    length = text.str.len_bytes().cast(pl.String)
-    present = pl.concat_str([pl.lit(f"{name}:"), length, pl.lit(":"), text])
-    return pl.when(column.is_null()).then(pl.lit(f"{name}:null")).otherwise(present)
+def _tagged(name: str, column: str) -> pl.Expr:
+    text = pl.col(column)
+    present = pl.concat_str([pl.lit(f"{name}:"), text.str.len_bytes().cast(pl.String), pl.lit(":"), text])
+    return pl.when(text.is_null()).then(pl.lit(f"{name}:null")).otherwise(present)
 
 
-def _nested_text(name: str) -> pl.Expr:
-    return pl.col(name).map_elements(lambda value: dump(_listed(value)), return_dtype=pl.String)
+def _text(column: pl.Series) -> pl.Series:
+    """The values as text, each the same whatever the values beside it are."""
+    if column.dtype == pl.Object:
+        return pl.Series([_text_of(value) for value in column.to_list()], dtype=pl.String)
+    if column.dtype.is_nested():
+        values = [None if value is None else dump(_listed(value)) for value in column.to_list()]
+        return pl.Series(values, dtype=pl.String)
+    return column.bin.encode("base64") if column.dtype == pl.Binary else column.cast(pl.String)
+
+
+def _text_of(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, dict | list) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+        return str(value) if isinstance(value, int) else dump(value)
+    text: str = pl.Series([value]).cast(pl.String)[0]
+    return text
 
 
 def _listed(value: Any) -> Any:

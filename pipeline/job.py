@@ -1,6 +1,8 @@
 """The job: one declared piece of work, from a YAML file or from Python."""
 
+import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline import templates, yamlfile
 from pipeline.errors import JobError
@@ -55,6 +57,8 @@ def _as_keep(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     pairs = [pair for item in value for pair in (item.items() if isinstance(item, dict) else [(item, item)])]
+    if any(not isinstance(name, str) for pair in pairs for name in pair):
+        raise ValueError("must list columns, or {column: new name}")
     twice = {column for column, _ in pairs if [c for c, _ in pairs].count(column) > 1}
     if twice:
         raise ValueError(f"names {', '.join(map(repr, sorted(twice)))} more than once")
@@ -64,6 +68,21 @@ def _as_keep(value: Any) -> Any:
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[NonEmpty], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+RetryableError = Literal[
+    "expired",
+    "api_error",
+    "overloaded_error",
+    "timeout_error",
+    "rate_limit_error",
+    "conflict_error",
+    "invalid_request_error",
+    "not_found_error",
+    "authentication_error",
+    "permission_error",
+    "billing_error",
+]
 
 
 class Source(Section):
@@ -77,6 +96,14 @@ class Source(Section):
     where: str | None = None
     keep: Annotated[dict[str, str], BeforeValidator(_as_keep)] = {}
 
+    @field_validator("key")
+    @classmethod
+    def _keys_differ(cls, key: list[str]) -> list[str]:
+        twice = [column for i, column in enumerate(key) if column in key[:i]]
+        if twice:
+            raise ValueError(f"names column {twice[0]!r} more than once")
+        return key
+
 
 class Request(Section):
     """What is asked of the model for each row."""
@@ -87,6 +114,15 @@ class Request(Section):
     prompt: NonEmpty
     params: dict[str, Any] = {}
     dedupe: bool = True
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_compiles(cls, prompt: str) -> str:
+        try:
+            templates.names(prompt)
+        except templates.TemplateProblem as exc:
+            raise ValueError(str(exc)) from exc
+        return prompt
 
 
 class Output(Section):
@@ -123,7 +159,7 @@ class Retry(Section):
     """Which results are asked for again, and how often."""
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    errors: list[str] = ["expired", "api_error", "overloaded_error", "timeout_error", "rate_limit_error"]
+    errors: list[RetryableError] = ["expired", "api_error", "overloaded_error", "timeout_error", "rate_limit_error"]
 
 
 class Job(Section):
@@ -142,15 +178,25 @@ class Job(Section):
     limits: Limits = Limits()
     retry: Retry = Retry()
 
+    @field_validator("vars")
+    @classmethod
+    def _vars_fit_json(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        for name, value in variables.items():
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name} is too large a number; put it into quotes")
+        return variables
+
     @property
     def recipe(self) -> str:
         """16 hex digits: a hash of what is asked and what is made of the answer, vars filled in.
 
-        A var that only says where the rows are (a date in the path) does not change it.
+        A field that is left to its default does not count, so that a new kind of field makes nothing new; nor does a
+        var that only says where the rows are (a date in the path).
         """
         named = templates.names(self.request.prompt).variables
         used = {name: self.vars[name] for name in sorted(named) if name in self.vars}
-        content = {"request": self.request.model_dump(), "output": self.output.model_dump(), "vars": used}
+        content = {part: getattr(self, part).model_dump(exclude_defaults=True) for part in ("request", "output")}
+        content["vars"] = used
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
@@ -233,15 +279,24 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
 def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
     source = fields.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str | list):
-        source["path"] = [
-            p if re.match(r"[a-z0-9]+://", str(p)) else str((folder / str(p)).absolute())
-            for p in _as_list(source["path"])
-        ]
+        source["path"] = [_resolved(path, folder.absolute()) for path in _as_list(source["path"])]
+
+
+def _resolved(path: Any, folder: Path) -> Any:
+    if not isinstance(path, str) or not path or re.match(r"[a-z0-9]+://", path):
+        return path
+    if glob.has_magic(path) and not (folder / path).exists():
+        return os.path.join(glob.escape(str(folder)), path)  # a pattern, not a path
+    return str(folder / path)
 
 
 def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, int]) -> Iterator[str]:
+    said: set[yamlfile.Path] = set()
     for error in exc.errors():
-        field = tuple(part for part in error["loc"] if not (isinstance(part, str) and "[" in part))
+        field = tuple(part for part in error["loc"] if not _is_type_name(part))
+        if field in said:  # each kind of value that a field can have complains; the first one says enough
+            continue
+        said.add(field)
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             message = "unknown field" + _did_you_mean(field)
@@ -250,6 +305,13 @@ def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, i
         elif not isinstance(error["input"], dict | list):
             message = f"{message} (it is {error['input']!r})"
         yield f"{path}{_at(lines, field)}: {_dotted(field)}: {message}"
+
+
+def _is_type_name(part: str | int) -> bool:
+    """Whether this part of a place is pydantic's name of a type rather than a field."""
+    return isinstance(part, str) and (
+        "[" in part or part in ("str", "int", "float", "bool", "constrained-str", "constrained-int")
+    )
 
 
 def _did_you_mean(field: yamlfile.Path) -> str:

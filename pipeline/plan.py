@@ -141,6 +141,15 @@ class Quote:
         return self.input_tokens * known.input.of(prompt) + self.to_send * output_tokens * known.output.of(prompt)
 
 
+def no_key(column: pl.Series) -> pl.Series:
+    """Where a column's value identifies nothing: null, empty text, or no number."""
+    if column.dtype == pl.String:
+        return column.is_null() | (column == "")
+    if column.dtype == pl.Object:
+        return pl.Series([value in (None, "") for value in column.to_list()], dtype=pl.Boolean)
+    return column.is_null() | column.is_nan() if column.dtype.is_float() else column.is_null()
+
+
 class Plan:
     """The planning of one job over one source."""
 
@@ -179,7 +188,7 @@ class Plan:
         for chunk in self.rows.chunks(self.columns, limit=self._limit):
             self._refuse_empty_keys(chunk)
             keys = identity.keys(chunk.frame, self.job.source.key)
-            hashes.append(pl.Series(keys, dtype=pl.String).hash())
+            hashes.append(identity.key_texts(keys).hash())
             rows = self._judged(chunk, keys, known_rows, hashed=False)
             quote.rows.update(kind for kind, *_ in rows)
             self._sample(quote, chunk, [i for i, (kind, *_) in enumerate(rows) if kind in SENT], chance)
@@ -205,7 +214,7 @@ class Plan:
         chosen = sorted(chance.sample(sendable, wanted)) if len(sendable) > wanted else sendable
         if quote.sampled == 0 and sendable and chosen[:1] != sendable[:1]:
             chosen = [sendable[0], *chosen]
-        for values in chunk.frame[chosen].select(self.prompt_columns).iter_rows(named=True) if chosen else ():
+        for values in identity.named_rows(chunk.frame[chosen], self.prompt_columns) if chosen else ():
             quote.sampled += 1
             try:
                 params = self._params(values)
@@ -213,13 +222,15 @@ class Plan:
                 quote.invalid_in_sample += 1
                 quote.first_problem = quote.first_problem or str(exc)
                 continue
+            except templates.TemplateProblem as exc:
+                raise JobError(f"request.prompt: {exc}") from exc
             quote.sampled_bytes += len(params)
             quote.first_params = quote.first_params or params
 
     def _refuse_empty_keys(self, chunk: Chunk) -> None:
         for name in self.job.source.key:
             column = chunk.frame[name]
-            empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
+            empty = no_key(column)
             if empty.any():
                 places = [chunk.place(i) for i in empty.arg_true()[:SHOWN]]
                 raise SourceError(
@@ -237,7 +248,7 @@ class Plan:
             return
         places: dict[str, list[str]] = {}
         for chunk in self.rows.chunks(self.job.source.key, limit=self._limit):
-            keys = pl.Series(identity.keys(chunk.frame, self.job.source.key), dtype=pl.String)
+            keys = identity.key_texts(identity.keys(chunk.frame, self.job.source.key))
             for i in keys.hash().is_in(suspects.implode()).arg_true():
                 places.setdefault(keys[i], []).append(chunk.place(i))
         twice = {key: where for key, where in places.items() if len(where) > 1}
@@ -279,7 +290,7 @@ class Plan:
         if self._drop_changed(driver, judged):
             judged = self._judged(chunk, keys, known_rows)
         moves = _Moves()
-        values = chunk.frame.select(self.prompt_columns).iter_rows(named=True)
+        values = identity.named_rows(chunk.frame, self.prompt_columns)
         for key, keep, (kind, row_hash, known), row in zip(keys, keeps, judged, values, strict=True):
             if kind in SENT:
                 self._send(moves, run_id, key, keep, row_hash, known, row)
@@ -319,7 +330,7 @@ class Plan:
             before = (known.outcome, known.outcome_hash, known.outcome_recipe) if known else (None, None, None)
             fields = (key, run_id, "pending", row_hash, self.recipe, keep, sent_hash, attempts, *before)
             packed: tuple[bytes, bytes] | None = (sent_hash, params)
-        except templates.RowProblem as exc:
+        except (templates.RowProblem, templates.TemplateProblem) as exc:
             moves.invalid.append((key, keep, str(exc), attempts))
             outcome = ("invalid", row_hash, self.recipe)
             fields = (key, run_id, "invalid", row_hash, self.recipe, keep, None, attempts, *outcome)
@@ -345,10 +356,7 @@ class Plan:
         return bool(unsent)
 
     def _params(self, row: Mapping[str, Any]) -> bytes:
-        try:
-            params = self.builder.params(row)
-        except templates.TemplateProblem as exc:
-            raise JobError(f"request.prompt: {exc}") from exc
+        params = self.builder.params(row)
         if len(params) > self._largest:
             raise templates.RowProblem(
                 f"the request has {len(params):,} bytes, more than a batch can carry ({self._largest:,})"

@@ -11,8 +11,6 @@ from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.templates import RowProblem
 
-_MARK = "\x00prompt\x00"  # no job file can hold it: YAML refuses the character
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -79,6 +77,4 @@ def _labels_format(labels: list[str]) -> dict[str, Any]:
 
 
 def _envelope(job: Job) -> tuple[bytes, bytes]:
-    params = fixed_params(job) | {"messages": [{"role": "user", "content": _MARK}]}
-    before, after = orjson.dumps(params).split(orjson.dumps(_MARK))
-    return before, after
+    return orjson.dumps(fixed_params(job))[:-1] + b',"messages":[{"role":"user","content":', b"}]}"

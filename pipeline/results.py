@@ -38,6 +38,10 @@ def without_usage(outcome: Outcome) -> Outcome:
     return outcome._replace(**nothing)  # type: ignore[arg-type]
 
 
+def _is_text(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") == "text" and isinstance(block.get("text"), str)
+
+
 class ResultReader:
     """Reads result lines of one job."""
 
@@ -70,7 +74,7 @@ class ResultReader:
 
     def _answered(self, message: dict[str, Any]) -> Outcome:
         blocks = message.get("content") or ()
-        texts = [block["text"] for block in blocks if block.get("type") == "text"]
+        texts = [block["text"] for block in blocks if _is_text(block)]
         text = texts[0] if len(texts) == 1 else "".join(texts)
         usage = message.get("usage") or {}
         one_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0

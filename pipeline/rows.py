@@ -3,13 +3,16 @@
 CSV, TSV and NDJSON (plain, .gz, .zst) and Parquet are read by pyarrow as streams; a chunk is a polars frame.
 """
 
-import codecs
 import contextlib
+import csv
 import glob
+import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pipeline.errors import SourceError
+from pipeline.identity import columns_of
 from pipeline.job import Source
 
 CHUNK_ROWS = 5_000
@@ -67,13 +71,11 @@ class Rows:
     def __init__(self, source: Source) -> None:
         """Finds the files and reads their headers. Raises SourceError that names the path, file or column."""
         self._source = source
-        try:
-            codecs.lookup(source.encoding)
-        except LookupError:
-            raise SourceError(f"source.encoding: {source.encoding!r} is no encoding that Python knows") from None
+        _check_encoding(source.encoding)
         self.files = _find(source.path)
         self.columns = _common_columns(self.files, source)
         self._dtypes = _dtypes(source)
+        self.require(list(self._dtypes), "source.types")
 
     def require(self, names: Sequence[str], by: str) -> None:
         """Raises SourceError unless the source has all these columns. by: what names them, for the message."""
@@ -112,20 +114,26 @@ class Rows:
                     typed, numbers = typed.head(left), numbers[:left]
                     left -= typed.height
                 if typed.height:
-                    yield Chunk(file, typed.select(needed), numbers)
+                    yield Chunk(file, columns_of(typed, needed), numbers)
                 if left == 0:
                     return
 
     def kinds(self, columns: Sequence[str]) -> dict[str, str]:
-        """For each column what its values are in SQL: text, integer, number, boolean, date, datetime or json."""
-        sample = next(self._first_frames(columns), None)
-        return {name: "text" if sample is None else _kind(sample.schema[name]) for name in columns}
+        """For each column what its values are in SQL: text, integer, number, boolean, date, datetime or json.
 
-    def _first_frames(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        NDJSON says it value by value, so there the whole source is looked at; values of several kinds are text.
+        """
+        found: dict[str, set[str]] = {name: set() for name in columns}
         for file in self.files:
             for frame in _frames(file, list(columns), self._source.encoding):
-                yield self._typed(frame, file, 1)
+                typed = self._typed(frame, file, 1)
+                for name in columns:
+                    found[name] |= _kinds(typed.get_column(name))
+                if file.format != "ndjson":
+                    break
+            if file.format != "ndjson" and all(found.values()):
                 break
+        return {name: kinds.pop() if len(kinds) == 1 else "text" for name, kinds in found.items()}
 
     def _where(self) -> pl.Expr | None:
         if self._source.where is None:
@@ -169,6 +177,13 @@ def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         while (chunk := coming.result()) is not None:
             coming = reader.submit(next, chunks, None)
             yield chunk
+
+
+def _check_encoding(encoding: str) -> None:
+    try:
+        "".encode(encoding)
+    except (LookupError, ValueError) as exc:  # base64 and its like are codecs, too, but not of text
+        raise SourceError(f"source.encoding: {encoding!r} is no encoding of text that Python knows") from exc
 
 
 def _find(paths: Sequence[str]) -> list[SourceFile]:
@@ -233,7 +248,23 @@ def _common_columns(files: Sequence[SourceFile], source: Source) -> list[str]:
             name = sorted(set(columns) ^ set(first))[0]
             has, lacks = (file, files[0]) if name in columns else (files[0], file)
             raise SourceError(f"column {name!r} is in {has.path} but not in {lacks.path}; all files need the same ones")
+    if files[0].format == "parquet":
+        _refuse_other_types(files)
     return first
+
+
+def _refuse_other_types(files: Sequence[SourceFile]) -> None:
+    """A column of Parquet files has one type: 17 and "17" would be two keys, and one row of answers."""
+    first: dict[str, Any] = {}
+    for file in files:
+        with _translated(file):
+            schema = pa.parquet.read_schema(file.path)
+        for name, kind in zip(schema.names, schema.types, strict=True):
+            if first.setdefault(name, kind) != kind:
+                raise SourceError(
+                    f"column {name!r} is {first[name]} in {files[0].path} and {kind} in {file.path}; "
+                    "all files need the same types"
+                )
 
 
 def _columns(file: SourceFile, encoding: str) -> list[str]:
@@ -242,7 +273,9 @@ def _columns(file: SourceFile, encoding: str) -> list[str]:
             return list(pa.parquet.read_schema(file.path).names)
     if file.format == "csv":
         return _csv_columns(file, encoding)
-    first = next(_ndjson_objects(file, encoding), [])
+    first = next(_ndjson_objects(file, encoding), None)
+    if first is None:
+        raise SourceError(f"source.path: {file.path} is empty")
     return list(dict.fromkeys(name for item in first for name in item))
 
 
@@ -255,7 +288,10 @@ def _csv_columns(file: SourceFile, encoding: str) -> list[str]:
 
 def _frames(file: SourceFile, columns: list[str], encoding: str) -> Iterator[pl.DataFrame]:
     """The file's rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order."""
-    readers = {"parquet": _parquet_frames, "csv": _csv_frames, "ndjson": _ndjson_frames}
+    if file.format == "ndjson":  # is in chunks already, and each has types of its own
+        yield from _ndjson_frames(file, columns, encoding)
+        return
+    readers = {"parquet": _parquet_frames, "csv": _csv_frames}
     gathered: list[pl.DataFrame] = []
     height = size = 0
     for frame in readers[file.format](file, columns, encoding):
@@ -263,13 +299,13 @@ def _frames(file: SourceFile, columns: list[str], encoding: str) -> Iterator[pl.
         for part in frame.iter_slices(_rows_of_a_chunk(frame)):
             part_size = int(part.estimated_size())
             if gathered and (height + part.height > CHUNK_ROWS or size + part_size > CHUNK_BYTES):
-                yield pl.concat(gathered, how="vertical_relaxed")
+                yield pl.concat(gathered)
                 gathered, height, size = [], 0, 0
             gathered.append(part)
             height += part.height
             size += part_size
     if gathered:
-        yield pl.concat(gathered, how="vertical_relaxed")
+        yield pl.concat(gathered)
 
 
 def _rows_of_a_chunk(frame: pl.DataFrame) -> int:
@@ -285,31 +321,36 @@ def _parquet_frames(file: SourceFile, columns: list[str], encoding: str) -> Iter
         for batch in parquet.iter_batches(batch_size=CHUNK_ROWS, columns=columns, use_threads=False):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
-            yield frame.select(columns)
+            yield columns_of(frame, columns)
 
 
 def _csv_frames(file: SourceFile, columns: list[str], encoding: str) -> Iterator[pl.DataFrame]:
     rows, block = 0, BLOCK_BYTES
+    # the last column is where a quote that is never closed swallows the rest of the file without an error
+    last = _csv_columns(file, encoding)[-1]
+    read = columns if last in columns else [*columns, last]
+    end: str | None = ""
     while True:
-        skip, last = rows, None
+        skip = rows
         try:
-            with _translated(file), _csv_reader(file, columns, encoding, block) as reader:
+            with _translated(file), _csv_reader(file, read, encoding, block) as reader:
                 for batch in reader:
                     frame = pl.from_arrow(batch)
                     assert isinstance(frame, pl.DataFrame)
+                    frame.columns = read
                     new = frame.slice(skip)
                     skip -= frame.height - new.height
                     rows += new.height
                     if new.height:
-                        last = new
-                        yield new.select(columns)
+                        end = new.get_column(last)[-1]
+                        yield columns_of(new, columns)
         except _RowTooLong:
             if block >= LONGEST_ROW:
                 raise SourceError(f"{file.path} row {rows + 1}: the row is longer than {LONGEST_ROW:,} bytes") from None
             block = min(block * 16, LONGEST_ROW)  # read on behind what was handed out, in larger blocks
             continue
-        if last is not None and any("\n" in (text or "") for text in last.tail(1).row(0)):
-            _refuse_open_quote(file, rows)
+        if "\n" in (end or ""):
+            _refuse_open_quote(file, rows, encoding)
         return
 
 
@@ -331,13 +372,19 @@ def _csv_reader(file: SourceFile, columns: list[str], encoding: str, block: int)
     )
 
 
-def _refuse_open_quote(file: SourceFile, rows: int) -> None:
-    """A quote that is never closed swallows the rest of the file into one field, without an error of the parser."""
-    quotes = 0
+def _refuse_open_quote(file: SourceFile, rows: int, encoding: str) -> None:
+    """Raises SourceError if the file ends inside of quotes: then a row put behind it is none of its own.
+
+    Python's parser reads the whole file for that, so it is asked only when the last field holds a line end.
+    """
+    mark = "-- the end --"
+    csv.field_size_limit(LONGEST_ROW)
     with pa.input_stream(str(file.path), compression=file.compression) as stream:
-        while data := stream.read(BLOCK_BYTES):
-            quotes += data.count(b'"')
-    if quotes % 2:
+        lines = io.TextIOWrapper(io.BufferedReader(stream), encoding=encoding, newline="")
+        row: list[str] = []
+        for row in csv.reader(chain(lines, ["\n", mark]), delimiter=file.delimiter):  # noqa: B007  # the last one counts
+            pass
+    if row != [mark]:
         raise SourceError(f'{file.path} row {rows}: a quote (") is opened and never closed')
 
 
@@ -347,15 +394,14 @@ def _ndjson_frames(file: SourceFile, columns: list[str], encoding: str) -> Itera
 
 
 def _json_column(values: list[Any]) -> pl.Series:
-    """JSON values as a series; where kinds are mixed, all as text, since a series has one kind."""
+    """JSON values as a series; where they are of several kinds, or nested, as the objects they are.
+
+    So each value stays what it is in its file, whatever stands beside it: a series has one type for all.
+    """
     kinds = {type(value) for value in values if value is not None}
-    if kinds == {int, float}:
-        return pl.Series(values, dtype=pl.Float64, strict=False)
-    if len(kinds) > 1 or kinds & {dict, list}:
-        texts = [v if isinstance(v, str) or v is None else orjson.dumps(v).decode() for v in values]
-        return pl.Series(texts, dtype=pl.String)
-    if not kinds:
-        return pl.Series(values, dtype=pl.String)
+    large = int in kinds and any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in values)
+    if len(kinds) > 1 or kinds & {dict, list} or large:
+        return pl.Series(values, dtype=pl.Object)
     return pl.Series(values)
 
 
@@ -364,6 +410,8 @@ def _ndjson_objects(file: SourceFile, encoding: str) -> Iterator[list[dict[str, 
     objects: list[dict[str, Any]] = []
     size = 0
     for number, line in enumerate(_lines(file), 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no content
         if not line.strip():
             continue
         try:
@@ -412,9 +460,24 @@ class _translated:
             raise _RowTooLong from exc
         if "Empty CSV file" in text:
             raise SourceError(f"source.path: {self.file.path} is empty") from exc
-        if "UTF8" in text or isinstance(exc, UnicodeError):
-            raise SourceError(f"{self.file.path}: {text}; say the file's encoding in source.encoding") from exc
-        raise SourceError(f"{self.file.path}: the {self.file.format} file cannot be read: {text}") from exc
+        raise SourceError(_said(self.file, text, exc)) from exc
+
+
+def _said(file: SourceFile, text: str, exc: BaseException) -> str:
+    """What pyarrow says of a file, in our words; its rows count the header, ours do not."""
+    row = re.search(r"Row #(\d+): ", text)
+    place = f"{file.path} row {int(row[1]) - 1}" if row else str(file.path)
+    fields = re.search(r"Expected (\d+) columns, got (\d+)", text)
+    with open(file.path, "rb") as start:
+        wide = start.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    if (wide and file.compression is None) or "UTF8" in text or isinstance(exc, UnicodeError):
+        return f"{place}: the text is in another encoding; say the file's encoding in source.encoding"
+    if fields:
+        return (
+            f"{place}: the row has {fields[2]} fields, the header {fields[1]}: {text.partition(fields[0] + ': ')[2]}; "
+            "put a field that holds the delimiter or a line end into quotes"
+        )
+    return f"{place}: the {file.format} file cannot be read ({text}); write it again, or leave it out of source.path"
 
 
 _DTYPES: dict[str, Any] = {
@@ -448,6 +511,16 @@ def _cast(text: pl.Series, dtype: Any) -> pl.Series:
         parsed = [plain.str.to_datetime(form, time_unit="us", strict=False) for form in forms]
         return pl.select(pl.coalesce([pl.lit(series) for series in parsed])).to_series()
     return text.cast(dtype, strict=False)
+
+
+def _kinds(column: pl.Series) -> set[str]:
+    """What the values of a column are in SQL; nothing for a column of nulls out of NDJSON."""
+    if column.dtype == pl.Object:
+        return {_JSON_KINDS.get(type(value), "json") for value in column.to_list() if value is not None}
+    return set() if column.dtype == pl.Null else {_kind(column.dtype)}
+
+
+_JSON_KINDS: dict[type, str] = {str: "text", int: "integer", float: "number", bool: "boolean"}
 
 
 def _kind(dtype: pl.DataType) -> str:

@@ -83,12 +83,11 @@ class Columns:
         )
         seen: dict[str, str] = {name: "a column of every results table" for name, _ in FIXED}
         seen |= dict.fromkeys(columns.output, "the output column")
+        rename = {alias: f"keep it under another name: {{{c}: source_{c}}}" for c, alias in job.source.keep.items()}
         for names, what in ((columns.key, "source.key"), (columns.keep, "source.keep")):
             for name in names:
                 if name.lower() in seen:
-                    remedy = f"keep it under another name: {{{name}: source_{name}}}"
-                    if what == "source.key":
-                        remedy = "rename the column in the source"
+                    remedy = rename[name] if what == "source.keep" else "rename the column in the source"
                     raise JobError(f"{what}: column {name!r} clashes with {seen[name.lower()]}; {remedy}")
                 seen[name.lower()] = what
         return columns

@@ -9,6 +9,7 @@ import polars as pl
 
 from pipeline.errors import InputError
 from pipeline.job import Source
+from pipeline.plan import no_key
 from pipeline.rows import Rows
 
 _TEMPLATE = """\
@@ -82,8 +83,7 @@ def _key(rows: Rows) -> str | None:
     for chunk in rows.chunks(rows.columns):
         for name in list(hashes):
             column = chunk.frame[name]
-            empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
-            if column.dtype.is_nested() or column.dtype.is_float() or empty.any():
+            if column.dtype.is_nested() or column.dtype.is_float() or column.dtype == pl.Object or no_key(column).any():
                 del hashes[name]
             else:
                 hashes[name].append(column.hash())

@@ -131,7 +131,7 @@ def end_run(conn: Connection, run_id: int, state: RunState, *, reason: str | Non
 def run_counts(conn: Connection, run_id: int) -> dict[str, int]:
     """The run's rows by state."""
     query = select(requests.c.state, func.count()).where(requests.c.run_id == run_id).group_by(requests.c.state)
-    return dict(conn.execute(query).tuples().all())
+    return {row[0]: row[1] for row in conn.execute(query)}
 
 
 def job_counts(conn: Connection, job_id: int) -> list[tuple[str, int]]:
@@ -226,7 +226,7 @@ def batches_in(conn: Connection, job_id: int, *states: BatchState, due: datetime
 def batches_by_state(conn: Connection, run_id: int) -> dict[str, int]:
     """How many batches of the run are in each state."""
     query = select(batches.c.state, func.count()).where(batches.c.run_id == run_id).group_by(batches.c.state)
-    return dict(conn.execute(query).tuples().all())
+    return {row[0]: row[1] for row in conn.execute(query)}
 
 
 def next_due(conn: Connection, job_id: int) -> datetime | None:
@@ -561,7 +561,7 @@ def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[tupl
         requests.c.n.between(first, last),
         requests.c.state == RowState.IN_FLIGHT,
     )
-    return list(conn.execute(query.order_by(requests.c.n, requests.c.id)).tuples())
+    return [tuple(row) for row in conn.execute(query.order_by(requests.c.n, requests.c.id))]
 
 
 def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[tuple[int, str, bool]]) -> None:

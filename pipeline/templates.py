@@ -32,11 +32,14 @@ class Names:
 
 def names(template: str) -> Names:
     """The columns and vars that `template` names. Raises TemplateProblem if it does not compile or reaches inside."""
+    environment = _environment("invalid")
     try:
-        tree = _environment("invalid").parse(template)
+        tree = environment.parse(template)
+        _refuse_escapes(tree)
+        _refuse_unknown(tree, environment)
+        environment.from_string(template)
     except TemplateSyntaxError as exc:
         raise TemplateProblem(f"line {exc.lineno} of the template: {exc.message}") from exc
-    _refuse_escapes(tree)
     bare = find_undeclared_variables(tree)
     rows, row_constants = _lookups(tree, "row")
     variables, variable_constants = _lookups(tree, "vars")
@@ -115,10 +118,20 @@ def _environment(nulls: str) -> ImmutableSandboxedEnvironment:
 
 def _refuse_escapes(tree: nodes.Template) -> None:
     """Names that begin with an underscore lead out of the sandbox; say so before anything is rendered or sent."""
+    for other in tree.find_all((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)):
+        raise TemplateProblem(f"line {other.lineno} of the template: other files cannot be read from a template")
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
         name = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)  # type: ignore[attr-defined]
         if isinstance(name, str) and name.startswith("__"):
             raise TemplateProblem(f"line {node.lineno} of the template: {name} is not allowed in a template")
+
+
+def _refuse_unknown(tree: nodes.Template, environment: ImmutableSandboxedEnvironment) -> None:
+    """Jinja finds out only when it comes to them: for some row, after others have been sent."""
+    for node in tree.find_all((nodes.Filter, nodes.Test)):
+        known, what = (environment.filters, "filter") if isinstance(node, nodes.Filter) else (environment.tests, "test")
+        if node.name not in known:
+            raise TemplateProblem(f"line {node.lineno} of the template: No {what} named {node.name!r}.")
 
 
 def _lookups(tree: nodes.Template, name: str) -> tuple[int, set[str]]:

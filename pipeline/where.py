@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import leases, store
-from pipeline.api import Api
+from pipeline.api import Api, NotFound
 from pipeline.database import Database
 from pipeline.driver import Settings, Stop, Tell, nothing
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError
@@ -48,6 +48,11 @@ class Where:
                 identity = api.identity()
             except ApiUnreachable as exc:
                 raise InputError(f"{exc}; nothing was sent") from exc
+            except NotFound as exc:
+                raise InputError(
+                    f"{api.base_url} does not answer as the Messages API does ({exc}); check ANTHROPIC_BASE_URL; "
+                    "nothing was sent"
+                ) from exc
             with self.database.write() as conn:
                 account_id = store.account(conn, identity)
             yield api, account_id

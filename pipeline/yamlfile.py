@@ -11,9 +11,13 @@ from pipeline.errors import JobError
 
 Path = tuple[str | int, ...]
 
+DEEPEST = 50  # levels: an alias inside of its own anchor would go down for ever
+LONGEST_NUMBER = 100  # digits
+
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
-_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_WORDS = {"": None, "~": None, **dict.fromkeys(("null", "Null", "NULL"))}
+_WORDS |= {word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")}
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
@@ -43,10 +47,12 @@ def _value(node: Any, path: Path, lines: dict[Path, int], name: str) -> Any:
     from ruamel.yaml.nodes import MappingNode, SequenceNode
 
     lines.setdefault(path, node.start_mark.line + 1)
+    if len(path) > DEEPEST:
+        raise JobError(f"{name} line {node.start_mark.line + 1}: values are nested more than {DEEPEST} levels deep")
     if isinstance(node, SequenceNode):
         return [_value(child, (*path, i), lines, name) for i, child in enumerate(node.value)]
     if not isinstance(node, MappingNode):
-        return _scalar(node)
+        return _scalar(node, name)
     mapping: dict[str, Any] = {}
     for key_node, child in node.value:
         key = key_node.value
@@ -61,14 +67,16 @@ def _value(node: Any, path: Path, lines: dict[Path, int], name: str) -> Any:
     return mapping
 
 
-def _scalar(node: Any) -> str | int | float | bool | None:
+def _scalar(node: Any, name: str) -> str | int | float | bool | None:
     text: str = node.value
     if node.style is not None:  # quoted or a block: text as it stands
         return text
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
+        if len(text) > LONGEST_NUMBER:
+            raise JobError(f"{name} line {node.start_mark.line + 1}: a number of {len(text)} digits is too large")
         return int(text)
-    if _FLOAT.fullmatch(text) and any(c.isdigit() for c in text):
+    if _FLOAT.fullmatch(text):
         return float(text)
     return text

@@ -127,48 +127,186 @@ def test_the_job_that_the_cases_spoil_is_right(command: Command, api: Api) -> No
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        pytest.param("max_tokens", "max_token", ["job.yaml line 7", "max_token", "did you mean 'max_tokens'"], id="a misspelt field"),
-        pytest.param("sink:", "snk:", ["job.yaml", "snk: unknown field", "did you mean 'sink'"], id="a misspelt section"),
-        pytest.param("  key: id", "  key: id\n  frobnicate: 1", ["job.yaml line 5", "source.frobnicate", "known: path"], id="an unknown field"),
-        pytest.param("  key: id\n", "", ["job.yaml line 2", "source.key: this field is required"], id="a missing field"),
+        pytest.param(
+            "max_tokens",
+            "max_token",
+            ["job.yaml line 7", "max_token", "did you mean 'max_tokens'"],
+            id="a misspelt field",
+        ),
+        pytest.param(
+            "sink:", "snk:", ["job.yaml", "snk: unknown field", "did you mean 'sink'"], id="a misspelt section"
+        ),
+        pytest.param(
+            "  key: id",
+            "  key: id\n  frobnicate: 1",
+            ["job.yaml line 5", "source.frobnicate", "known: path"],
+            id="an unknown field",
+        ),
+        pytest.param(
+            "  key: id\n", "", ["job.yaml line 2", "source.key: this field is required"], id="a missing field"
+        ),
         pytest.param("name: tickets", "name: [tickets", ["job.yaml line 2", "not valid YAML"], id="bad YAML"),
         pytest.param("  key: id", "\tkey: id", ["job.yaml line 4", "not valid YAML"], id="a tab in YAML"),
-        pytest.param("  key: id", "  key: id\n  key: x", ["job.yaml line 5", "'key' stands twice", "remove one"], id="a field twice"),
-        pytest.param("  max_tokens", "  cache: 1h\n  max_tokens", ["job.yaml line 7", "request.cache", "remove the field"], id="a field of later"),
-        pytest.param("300", "0", ["job.yaml line 7", "request.max_tokens", "greater than or equal to 1"], id="no tokens"),
+        pytest.param(
+            "  key: id",
+            "  key: id\n  key: x",
+            ["job.yaml line 5", "'key' stands twice", "remove one"],
+            id="a field twice",
+        ),
+        pytest.param(
+            "  max_tokens",
+            "  cache: 1h\n  max_tokens",
+            ["job.yaml line 7", "request.cache", "remove the field"],
+            id="a field of later",
+        ),
+        pytest.param(
+            "300", "0", ["job.yaml line 7", "request.max_tokens", "greater than or equal to 1"], id="no tokens"
+        ),
         pytest.param("300", "-5", ["job.yaml line 7", "request.max_tokens"], id="negative tokens"),
         pytest.param("300", "lots", ["job.yaml line 7", "request.max_tokens", "'lots'"], id="tokens as a word"),
-        pytest.param("300", "9999999", ["job.yaml line 7", "request.max_tokens", "300000"], id="more tokens than any model has"),
-        pytest.param("300", "300\n  params: {temperature: 0}", ["request.params.temperature", "2026-10-21", "remove the field"], id="temperature"),
-        pytest.param("300", "300\n  params: {top_p: 0.5}", ["request.params.top_p", "2026-10-21", "remove the field"], id="top_p"),
-        pytest.param("300", "300\n  params: {top_k: 5}", ["request.params.top_k", "2026-10-21", "remove the field"], id="top_k"),
-        pytest.param("300", "300\n  params: {stop_sequence: [x]}", ["request.params.stop_sequence", "did you mean 'stop_sequences'"], id="a param unknown to the SDK"),
-        pytest.param("300", "300\n  params: {output_config: {effort: huge}}", ["request.params.output_config.effort", "'huge'", "'low'"], id="a param with a wrong value"),
-        pytest.param("300", "300\n  params: {thinking: {type: enabled, budget_tokens: 300}}", ["budget_tokens", "300", "below max_tokens"], id="thinking over max_tokens"),
-        pytest.param("{{ body }}", "{{ body", ["request.prompt", "line 1 of the template"], id="a template that does not compile"),
-        pytest.param("{{ body }}", "{% if body %}", ["request.prompt", "line 1 of the template"], id="an open if"),
-        pytest.param("{{ body }}", "{{ body|summarise }}", ["request.prompt", "summarise"], id="an unknown filter"),
-        pytest.param("{{ body }}", "{{ body.__class__ }}", ["request.prompt", "__class__", "not allowed"], id="a way out of the sandbox"),
-        pytest.param("{{ body }}", "{{ body|attr('__class__') }}", ["request.prompt", "not allowed"], id="a way out by a filter"),
-        pytest.param("{{ body }}", "{{ '{0.__class__}'.format(body) }}", ["request.prompt", "not allowed"], id="a way out by a format"),
-        pytest.param("{{ body }}", "{% include '/etc/passwd' %}", ["request.prompt"], id="another file in the template"),
-        pytest.param("{{ body }}", "{{ boddy }}", ["request.prompt", "'boddy'", "did you mean 'body'", "it has: id, body, account"], id="a column of the template"),
+        pytest.param(
+            "300", "9999999", ["job.yaml line 7", "request.max_tokens", "300000"], id="more tokens than any model has"
+        ),
+        pytest.param(
+            "300",
+            "300\n  params: {temperature: 0}",
+            ["request.params.temperature", "2026-10-21", "remove the field"],
+            id="temperature",
+        ),
+        pytest.param(
+            "300", "300\n  params: {top_p: 0.5}", ["request.params.top_p", "2026-10-21", "remove the field"], id="top_p"
+        ),
+        pytest.param(
+            "300", "300\n  params: {top_k: 5}", ["request.params.top_k", "2026-10-21", "remove the field"], id="top_k"
+        ),
+        pytest.param(
+            "300",
+            "300\n  params: {stop_sequence: [x]}",
+            ["request.params.stop_sequence", "did you mean 'stop_sequences'"],
+            id="a param unknown to the SDK",
+        ),
+        pytest.param(
+            "300",
+            "300\n  params: {output_config: {effort: huge}}",
+            ["request.params.output_config.effort", "'huge'", "'low'"],
+            id="a param with a wrong value",
+        ),
+        pytest.param(
+            "300",
+            "300\n  params: {thinking: {type: enabled, budget_tokens: 300}}",
+            ["budget_tokens", "300", "below max_tokens"],
+            id="thinking over max_tokens",
+        ),
+        pytest.param(
+            "{{ body }}",
+            "{{ body",
+            ["request.prompt", "line 1 of the template"],
+            id="a template that does not compile",
+        ),
+        pytest.param(
+            "{{ body }}",
+            "{% if body %}",
+            ["request.prompt", "line 1 of the template"],
+            id="an open if",
+        ),
+        pytest.param(
+            "{{ body }}",
+            "{{ body|summarise }}",
+            ["request.prompt", "summarise"],
+            id="an unknown filter",
+        ),
+        pytest.param(
+            "{{ body }}",
+            "{{ body.__class__ }}",
+            ["request.prompt", "__class__", "not allowed"],
+            id="a way out of the sandbox",
+        ),
+        pytest.param(
+            "{{ body }}", "{{ body|attr('__class__') }}", ["request.prompt", "not allowed"], id="a way out by a filter"
+        ),
+        pytest.param(
+            "{{ body }}",
+            "{{ '{0.__class__}'.format(body) }}",
+            ["request.prompt", "not allowed"],
+            id="a way out by a format",
+        ),
+        pytest.param(
+            "{{ body }}",
+            "{% include '/etc/passwd' %}",
+            ["request.prompt"],
+            id="another file in the template",
+        ),
+        pytest.param(
+            "{{ body }}",
+            "{{ boddy }}",
+            ["request.prompt", "'boddy'", "did you mean 'body'", "it has: id, body, account"],
+            id="a column of the template",
+        ),
         pytest.param("{{ body }}", "{{ row['bdy'] }}", ["request.prompt", "'bdy'"], id="a column by row"),
         pytest.param("{{ body }}", "{{ vars.day }}", ["request.prompt", "vars.day"], id="an undeclared var"),
-        pytest.param("tickets.csv", "'{{ vars.day }}.csv'", ["job.yaml line 3", "source.path", "vars.day"], id="an undeclared var in a path"),
-        pytest.param("key: id", "key: ticket_id", ["source.key", "'ticket_id'", "it has: id, body, account"], id="a key column"),
-        pytest.param("key: id", "key: [id, acount]", ["source.key", "'acount'", "did you mean 'account'"], id="one of two key columns"),
-        pytest.param("key: id", "key: id\n  keep: [opened]", ["source.keep", "'opened'", "it has: id, body, account"], id="a kept column"),
+        pytest.param(
+            "tickets.csv",
+            "'{{ vars.day }}.csv'",
+            ["job.yaml line 3", "source.path", "vars.day"],
+            id="an undeclared var in a path",
+        ),
+        pytest.param(
+            "key: id", "key: ticket_id", ["source.key", "'ticket_id'", "it has: id, body, account"], id="a key column"
+        ),
+        pytest.param(
+            "key: id",
+            "key: [id, acount]",
+            ["source.key", "'acount'", "did you mean 'account'"],
+            id="one of two key columns",
+        ),
+        pytest.param(
+            "key: id",
+            "key: id\n  keep: [opened]",
+            ["source.keep", "'opened'", "it has: id, body, account"],
+            id="a kept column",
+        ),
         pytest.param("key: id", "key: id\n  where: \"prio = 'x'\"", ["source.where", "'prio'"], id="a column of where"),
-        pytest.param("key: id", "key: id\n  types: {id: Number}", ["source.types.id", "'Number'", "known are String"], id="an unknown type"),
-        pytest.param("key: id", "key: id\n  types: {body: Int64}", ["tickets.csv row 1", "'body'", "'The ship sank.'", "source.types"], id="a value not of its type"),
-        pytest.param("key: id", "key: id\n  encoding: utf-99", ["source.encoding", "'utf-99'"], id="an unknown encoding"),
-        pytest.param("key: id", "key: id\n  keep: [{body: status}]", ["source.keep", "'status'", "clashes"], id="a kept column called as ours"),
-        pytest.param("key: id", "key: id\n  keep: [{body: Cost_USD}]", ["source.keep", "'Cost_USD'", "clashes"], id="the same in other case"),
-        pytest.param("key: id", "key: id\n  keep: [{body: id}]", ["source.keep", "'id'", "clashes"], id="a kept column called as the key"),
-        pytest.param("  table: answers", "  table: answers\noutput: {labels: [a]}", ["job.yaml line 11", "labels", "at least two"], id="one label"),
+        pytest.param(
+            "key: id",
+            "key: id\n  types: {id: Number}",
+            ["source.types.id", "'Number'", "known are String"],
+            id="an unknown type",
+        ),
+        pytest.param(
+            "key: id",
+            "key: id\n  types: {body: Int64}",
+            ["tickets.csv row 1", "'body'", "'The ship sank.'", "source.types"],
+            id="a value not of its type",
+        ),
+        pytest.param(
+            "key: id", "key: id\n  encoding: utf-99", ["source.encoding", "'utf-99'"], id="an unknown encoding"
+        ),
+        pytest.param(
+            "key: id",
+            "key: id\n  keep: [{body: status}]",
+            ["source.keep", "'status'", "clashes"],
+            id="a kept column called as ours",
+        ),
+        pytest.param(
+            "key: id",
+            "key: id\n  keep: [{body: Cost_USD}]",
+            ["source.keep", "'Cost_USD'", "clashes"],
+            id="the same in other case",
+        ),
+        pytest.param(
+            "key: id",
+            "key: id\n  keep: [{body: id}]",
+            ["source.keep", "'id'", "clashes"],
+            id="a kept column called as the key",
+        ),
+        pytest.param(
+            "  table: answers",
+            "  table: answers\noutput: {labels: [a]}",
+            ["job.yaml line 11", "labels", "at least two"],
+            id="one label",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_job_file_is_refused(
     command: Command, api: Api, folder: Path, name: str, old: str, new: str, said: list[str]
 ) -> None:
@@ -204,14 +342,18 @@ def test_a_key_column_called_as_a_column_of_ours_is_refused(command: Command, ap
     [
         pytest.param(b"", ["tickets.csv is empty"], id="an empty file"),
         pytest.param(b"\n\n", ["tickets.csv is empty"], id="nothing but newlines"),
-        pytest.param(b"id,body\n1,a\n2,b,c\n", ["tickets.csv", "2,b,c", "Expected 2 columns, got 3"], id="a ragged row"),
-        pytest.param(b"id,body\n1,a\n2\n", ["tickets.csv", "Expected 2 columns, got 1"], id="a row too short"),
+        pytest.param(
+            b"id,body\n1,a\n2,b,c\n", ["tickets.csv", "2,b,c", "has 3 fields, the header 2"], id="a ragged row"
+        ),
+        pytest.param(b"id,body\n1,a\n2\n", ["tickets.csv", "has 1 fields, the header 2"], id="a row too short"),
         pytest.param(b'id,body\n1,a\n2,"b\n3,c\n', ["tickets.csv row 2", "never closed"], id="an open quote"),
         pytest.param(b"id,body\n1,K\xe4se\n", ["tickets.csv", "source.encoding"], id="a wrong encoding"),
-        pytest.param(b"id,body,body\n1,a,b\n", ["tickets.csv", "'body' stands twice", "rename one"], id="a column twice"),
+        pytest.param(
+            b"id,body,body\n1,a,b\n", ["tickets.csv", "'body' stands twice", "rename one"], id="a column twice"
+        ),
         pytest.param(b"id;body\n1;a\n", ["source.key", "'id'", "id;body"], id="semicolons"),
         pytest.param(
-            b"id,body\n1,a\n,b\n\"\",c\n4,d\n",
+            b'id,body\n1,a\n,b\n"",c\n4,d\n',
             ["source.key", "'id' is empty", "tickets.csv row 2, tickets.csv row 3", "source.where"],
             id="empty keys",
         ),
@@ -221,7 +363,7 @@ def test_a_key_column_called_as_a_column_of_ours_is_refused(command: Command, ap
             id="duplicate keys",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_csv_is_refused(
     command: Command, api: Api, folder: Path, name: str, content: bytes, said: list[str]
 ) -> None:
@@ -532,6 +674,21 @@ def test_a_key_column_named_twice_is_refused(command: Command, api: Api, folder:
     (folder / "job.yaml").write_text(JOB.replace("key: id", "key: [id, id]"))
 
     assert_refused(command("run", "job.yaml"), api, "source.key", "id")
+
+
+def test_a_key_that_is_no_number_is_refused_as_an_empty_one_is(command: Command, api: Api, folder: Path) -> None:
+    pl.DataFrame({"id": [1.0, float("nan")], "body": ["a", "b"]}).write_parquet(folder / "tickets.parquet")
+    (folder / "job.yaml").write_text(JOB.replace("tickets.csv", "tickets.parquet"))
+
+    assert_refused(command("run", "job.yaml"), api, "source.key", "'id'", "tickets.parquet row 2")
+
+
+def test_an_address_where_another_server_answers_is_refused(
+    command: Command, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", f"{api.url}/elsewhere")
+
+    assert_refused(command("run", "job.yaml"), api, f"{api.url}/elsewhere", "ANTHROPIC_BASE_URL")
 
 
 def test_an_error_shows_its_traceback_only_when_asked(command: Command, folder: Path) -> None:

@@ -138,7 +138,11 @@ def test_a_param_that_the_sdk_does_not_know_is_named(params: dict[str, Any], sai
     ("system", "said"),
     [
         pytest.param([{"type": "txt", "text": "x"}], "request.system.0.type: must be", id="an unknown type"),
-        pytest.param([{"type": "text"}], "request.system.0.text: this field is required", id="no text"),
+        pytest.param(
+            [{"type": "text"}],
+            "request.system.0.text: this field is required",
+            id="no text",
+        ),
         pytest.param([{"type": "text", "text": 5}], "request.system.0.text: must be str", id="a number"),
         pytest.param([{"type": "text", "text": "x", "cache": 1}], "request.system.0.cache: the Messages", id="unknown"),
     ],

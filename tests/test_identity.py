@@ -107,7 +107,17 @@ def test_a_hash_is_the_same_wherever_in_a_chunk_the_row_stands() -> None:
     assert {len(h) for h in together} == {16}
 
 
-@pytest.mark.parametrize("name", ["*", "^b.*$", "a.b", "with space", "größe", "len"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "*",
+        pytest.param("^b.*$"),
+        "a.b",
+        "with space",
+        "größe",
+        "len",
+    ],
+)
 def test_a_column_of_any_name_counts(name: str) -> None:
     one, other = identity.row_hashes(pl.DataFrame({name: ["1", "2"], "b": ["x", "x"]}), [name, "b"])
 

@@ -125,10 +125,10 @@ def test_ndjson_keeps_kinds_and_nulls_and_an_absent_field_is_null(write: Write) 
     ]
 
 
-def test_nested_values_of_ndjson_are_json_text(write: Write) -> None:
+def test_nested_values_of_ndjson_are_what_they_are(write: Write) -> None:
     rows = read(write("a.ndjson", b'{"id":1,"a":{"b":[1,2]}}\n{"id":2,"a":[]}\n{"id":3,"a":null}\n'))
 
-    assert [row["a"] for row in rows] == ['{"b":[1,2]}', "[]", None]
+    assert [row["a"] for row in rows] == [{"b": [1, 2]}, [], None]
 
 
 def test_other_line_ends_inside_of_ndjson_text_do_not_split_it(write: Write) -> None:
@@ -340,9 +340,12 @@ def test_chunks_are_bounded_and_number_their_rows_from_one(write: Write) -> None
 @pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.parquet"])
 def test_long_rows_make_smaller_chunks(write: Write, tmp_path: Path, name: str) -> None:
     frame = pl.DataFrame({"id": [str(n) for n in range(12)], "text": ["x" * 1_000_000] * 12})
-    {"csv": frame.write_csv, "ndjson": frame.write_ndjson, "parquet": frame.write_parquet}[name.split(".")[1]](
-        tmp_path / name
-    )
+    if name.endswith("csv"):
+        frame.write_csv(tmp_path / name)
+    elif name.endswith("ndjson"):
+        frame.write_ndjson(tmp_path / name)
+    else:
+        frame.write_parquet(tmp_path / name)
 
     read_chunks = chunks(tmp_path / name)
 
@@ -439,11 +442,11 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         ),
         pytest.param("a.parquet", b"id,text\n1,a\n", "a.parquet: the parquet file cannot be read", id="CSV as Parquet"),
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "2,b,c", id="a field too many"),
-        pytest.param("a.csv", b"id,text\n1,a\n2\n", "Expected 2 columns, got 1", id="a field too few"),
-        pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "a.csv: ", id="the file of a ragged row"),
+        pytest.param("a.csv", b"id,text\n1,a\n2\n", "has 1 fields, the header 2", id="a field too few"),
+        pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "a.csv row 2: ", id="the file of a ragged row"),
         pytest.param("a.csv", b"id,text,text\n1,a,b\n", "a.csv: column 'text' stands twice", id="a column twice"),
         pytest.param("a.csv", b'id,text\n1,a\n2,"b\n3,c\n', 'a.csv row 2: a quote (") is opened', id="an open quote"),
-        pytest.param("a.csv", b"id,text\n1,\xe4\n", "a.csv: ", id="the file of a wrong encoding"),
+        pytest.param("a.csv", b"id,text\n1,\xe4\n", "a.csv row 1: ", id="the file of a wrong encoding"),
         pytest.param("a.csv", b"id,text\n1,\xe4\n", "say the file's encoding in source.encoding", id="wrong encoding"),
         pytest.param("a.csv", b"id,t\xe4xt\n1,a\n", "say the file's encoding in source.encoding", id="in the header"),
         pytest.param("a.csv.gz", b"id,text\n1,a\n", "a.csv.gz: the csv file cannot be read", id="not compressed"),

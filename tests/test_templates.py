@@ -81,13 +81,11 @@ def test_a_var_must_be_written_out(template: str) -> None:
             "a\n{{ x|nofilter }}",
             "No filter named 'nofilter'",
             id="an unknown filter",
-            marks=pytest.mark.xfail(strict=True, reason="bug: TemplateAssertionError is not translated"),
         ),
         pytest.param(
             "{% if x is notest %}{% endif %}",
             "No test named 'notest'",
             id="an unknown test",
-            marks=pytest.mark.xfail(strict=True, reason="bug: TemplateAssertionError is not translated"),
         ),
     ],
 )
@@ -214,7 +212,6 @@ def test_a_row_that_cannot_be_rendered_says_why(template: str, row: dict[str, An
     assert said in str(problem.value)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: each row becomes invalid")
 @pytest.mark.parametrize("template", ["{% include 'x' %}", "{% extends 'x' %}", "{% import 'x' as y %}"])
 def test_a_template_that_wants_other_files_is_wrong_for_all_rows(template: str) -> None:
     with pytest.raises(TemplateProblem):
