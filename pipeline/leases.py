@@ -24,14 +24,22 @@ from pipeline.tables import leases
 class Lease:
     """A lease that this process holds. `lost` says whether it may be somebody else's by now."""
 
-    def __init__(self, resource: str, token: int, seconds: float) -> None:
+    def __init__(self, resource: str, token: int, seconds: float, *, holder_before_is_gone: bool = True) -> None:
         self.resource, self.token, self._seconds = resource, token, seconds
+        self._holder_before_is_gone = holder_before_is_gone
         self._until = time.monotonic() + seconds
 
     def check(self, conn: Connection) -> None:
         """Raises LostRace unless the lease is still ours, seen in this very transaction."""
         if conn.scalar(select(leases.c.token).where(leases.c.resource == self.resource)) != self.token:
             raise LostRace(f"{self.resource}: another driver took over; the same command again goes on")
+
+    def is_gone(self, token: int) -> bool:
+        """Whether the holder with this token certainly does nothing any more: it gave its lease back, or is dead.
+
+        One whose lease just ran out may be suspended, and wake.
+        """
+        return token == self.token - 1 and self._holder_before_is_gone
 
     @property
     def lost(self) -> bool:
@@ -78,13 +86,14 @@ def _take(database: Database, resource: str, seconds: float, now: datetime) -> L
         if row is None:
             conn.execute(insert(leases).values(resource=resource, token=1, **values))
             return Lease(resource, 1, seconds)
-        if row.holder is not None and row.expires_at > now and not is_dead(row.holder):
+        gone = row.holder is None or is_dead(row.holder)
+        if not gone and row.expires_at > now:
             raise Busy(
                 f"{resource} is being worked on by process {row.holder['pid']} on {row.holder['host']}; "
                 "wait until it has ended, or stop it, and run the same command again"
             )
         conn.execute(update(leases).where(leases.c.resource == resource).values(token=row.token + 1, **values))
-        return Lease(resource, row.token + 1, seconds)
+        return Lease(resource, row.token + 1, seconds, holder_before_is_gone=gone)
 
 
 def _renew(

@@ -26,7 +26,7 @@ from pipeline.job import Job
 from pipeline.requests import RequestBuilder
 from pipeline.results import Outcome
 from pipeline.rows import Chunk, Rows
-from pipeline.spool import BodyWriter
+from pipeline.spool import BodyWriter, digest
 from pipeline.states import BatchState, RowState
 
 SHOWN = 10  # keys that a message lists at most
@@ -482,15 +482,26 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str) -> Iterator[i
                 rows = store.rows_to_send_again(conn, run_id, after=after, limit=1_000)
             if not rows:
                 break
-            for nonce in dict.fromkeys(row.nonce for row in rows):
-                of_body = [row for row in rows if row.nonce == nonce]
-                positions = list(dict.fromkeys(row.body_n for row in of_body))
-                read = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
-                yield from packer.add((row.id, row.sent_hash, read[row.body_n]) for row in of_body)
+            for body in dict.fromkeys(row.body_id for row in rows):
+                of_body = [row for row in rows if row.body_id == body]
+                yield from packer.add(_read_again(driver, body, of_body))
             after = (rows[-1].body_id, rows[-1].body_n, rows[-1].id)
         yield from packer.finish()
     finally:
         packer.discard()
+
+
+def _read_again(driver: Driver, body: int, rows: Sequence[Row[Any]]) -> list[Sendable]:
+    """Rows with their params out of one body; none if the body is damaged, and then they wait to be planned anew."""
+    nonce = rows[0].nonce
+    if digest(driver.spool.path(nonce)) != rows[0].digest:
+        with driver.transaction() as conn:
+            store.forget_body(conn, body)
+        driver.tell("body_lost", batch=body)
+        return []
+    positions = list(dict.fromkeys(row.body_n for row in rows))
+    params = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
+    return [(row.id, row.sent_hash, params[row.body_n]) for row in rows]
 
 
 def supersede(driver: Driver, run_id: int, variables: dict[str, Any], recipe: str) -> None:

@@ -26,12 +26,12 @@ class Window:
 
     earliest: datetime
     latest: datetime
+    absent_after: datetime
 
     @classmethod
     def of(cls, sending: Row[Any], grace: timedelta) -> "Window":
-        """The window of a sending of unknown end; grace begins at its end if that is recorded, else at its deadline."""
-        begins = sending.grace_from or sending.deadline
-        return cls(sending.started_at - SKEW, max(begins, sending.started_at) + grace)
+        """The window of a sending of unknown end."""
+        return cls(sending.started_at - SKEW, sending.deadline + grace, sending.grace_from + grace)
 
 
 def reconcile_due(driver: Driver) -> None:
@@ -53,15 +53,12 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
             store.mark_in_progress(conn, batch.id, sending.api_id, due_at=driver.now())
             driver.tell("submitted", batch=batch.id, api_id=sending.api_id, requests=batch.requests)
             return
-        if sending.end is None:  # its driver is dead: we hold the lease, and no thread of ours is sending
-            store.mark_unknown(
-                conn,
-                batch.id,
-                sending.id,
-                "the driver died while it sent the batch",
-                grace_from=driver.api.now(),
-                due_at=driver.now(),
-            )
+        if sending.end is None:  # its driver did not come to say how it ended, and we hold the lease now
+            now = driver.api.now()
+            # a driver that is only suspended may wake and go on until the deadline, though never past it
+            quiet_from = now if driver.lease.is_gone(sending.lease_token) else max(now, sending.deadline)
+            problem = "the driver that sent it is gone"
+            store.mark_unknown(conn, batch.id, sending.id, problem, grace_from=quiet_from, due_at=driver.now())
             sending = store.last_sending(conn, batch.id)
     assert sending.end == SendingEnd.UNKNOWN
     if driver.account_id != sending.account_id:
@@ -81,12 +78,12 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
             return
     if running:
         _look_again(driver, batch, "a batch that may be it is running at the API; its results will tell")
-    elif begun_at > window.latest:
+    elif begun_at > window.absent_after:
         with driver.transaction() as conn:
             store.mark_absent(conn, batch.id, sending.id, now=driver.now())
         driver.tell("absent", batch=batch.id)
     else:
-        seconds = (window.latest - begun_at).total_seconds()
+        seconds = (window.absent_after - begun_at).total_seconds()
         _look_again(driver, batch, f"not in the API's listing; taken for not accepted in {seconds:.0f} s", seconds)
 
 

@@ -13,7 +13,7 @@ from pipeline import checks, store
 from pipeline.api import Api
 from pipeline.collect import JobOfRun, collect_due
 from pipeline.driver import Driver
-from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, PipelineError, Stopped
+from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, Stopped
 from pipeline.job import Job
 from pipeline.plan import Lookup, Plan, Quote, finish_planning, send_again, supersede
 from pipeline.poll import poll_due
@@ -324,7 +324,7 @@ class _Submitter:
                 submit_due(self._driver)
         except ApiUnreachable as exc:
             self._driver.tell("unreachable", problem=str(exc), wait=0.0)
-        except PipelineError as exc:
+        except BaseException as exc:  # noqa: BLE001  # raised again in the thread that plans
             self._error = exc
 
 

@@ -326,14 +326,22 @@ def drop(conn: Connection, batch: Batch, why: str) -> None:
 
 
 def begin_sending(
-    conn: Connection, batch: Batch, account_id: int, *, started_at: datetime, deadline: datetime, due_at: datetime
+    conn: Connection,
+    batch: Batch,
+    account_id: int,
+    *,
+    lease_token: int,
+    started_at: datetime,
+    deadline: datetime,
+    due_at: datetime,
 ) -> int:
     """planned -> submitting, with the intent: from here on a create may reach the API.
 
     started_at, deadline: by the API's clock. Returns the sending's number.
     """
     _move(conn, batch.id, BatchState.PLANNED, BatchState.SUBMITTING, account_id=account_id, due_at=due_at)
-    values = {"batch_id": batch.id, "account_id": account_id, "started_at": started_at, "deadline": deadline}
+    who = {"batch_id": batch.id, "account_id": account_id, "lease_token": lease_token}
+    values: dict[str, Any] = {**who, "started_at": started_at, "deadline": deadline}
     return _number(conn.execute(insert(sendings).values(**values)))
 
 
@@ -525,13 +533,14 @@ def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) ->
 def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, int], limit: int) -> list[Row[Any]]:
     """Waiting rows of a run whose request stands in a body, in their order there. after: (body_id, body_n, id)."""
     body, n, row = after
+    columns = (requests.c.id, requests.c.body_id, requests.c.body_n, requests.c.sent_hash)
     behind = or_(
         requests.c.body_id > body,
         (requests.c.body_id == body) & (requests.c.body_n > n),
         (requests.c.body_id == body) & (requests.c.body_n == n) & (requests.c.id > row),
     )
     query = (
-        select(requests.c.id, requests.c.body_id, requests.c.body_n, requests.c.sent_hash, batches.c.nonce)
+        select(*columns, batches.c.nonce, batches.c.digest)
         .join(batches, batches.c.id == requests.c.body_id)
         .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"), behind)
         .order_by(requests.c.body_id, requests.c.body_n, requests.c.id)

@@ -8,6 +8,7 @@ committed; an end that proves nothing leaves the batch in `submitting`.
 import random
 import threading
 import time
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 
 from pipeline import spool, store
@@ -51,7 +52,13 @@ def submit(driver: Driver, batch: Batch) -> bool:
     with driver.transaction() as conn:
         _check_circuit(driver, store.circuit(conn, driver.account_id))
         sending = store.begin_sending(
-            conn, batch, driver.account_id, started_at=started_at, deadline=deadline, due_at=driver.now()
+            conn,
+            batch,
+            driver.account_id,
+            lease_token=driver.lease.token,
+            started_at=started_at,
+            deadline=deadline,
+            due_at=driver.now(),
         )
 
     def may_finish() -> str | None:
@@ -71,8 +78,15 @@ def submit(driver: Driver, batch: Batch) -> bool:
 
 def _post(driver: Driver, reader: spool.BodyReader) -> Accepted | Rejected | Unknown:
     """POST the body in a thread of its own, so that a driver asked to stop need not wait for a slow answer for ever."""
-    ends: list[Accepted | Rejected | Unknown] = []
-    thread = threading.Thread(target=lambda: ends.append(driver.api.create(reader)), daemon=True, name="create")
+    answer: Future[Accepted | Rejected | Unknown] = Future()
+
+    def create() -> None:
+        try:
+            answer.set_result(driver.api.create(reader))
+        except BaseException as exc:  # noqa: BLE001  # raised again below, in the thread that waits
+            answer.set_exception(exc)
+
+    thread = threading.Thread(target=create, daemon=True, name="create")
     thread.start()
     try:
         while thread.is_alive() and not driver.stop.event.is_set():
@@ -82,7 +96,9 @@ def _post(driver: Driver, reader: spool.BodyReader) -> Accepted | Rejected | Unk
         raise
     finally:
         thread.join(LAST_WAIT)
-    return ends[0] if ends else Unknown("no answer came in the time left after being asked to stop")
+    if not answer.done():
+        return Unknown("no answer came in the time left after being asked to stop")
+    return answer.result()
 
 
 def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected | Unknown) -> bool:

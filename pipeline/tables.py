@@ -150,6 +150,7 @@ sendings = Table(
     _id(),
     Column("batch_id", ForeignKey("batches.id"), nullable=False, index=True),
     Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("lease_token", BigInteger, nullable=False),  # whose it is: tells whether its driver can still be at it
     Column("started_at", UtcDateTime, nullable=False),
     Column("deadline", UtcDateTime, nullable=False),  # the body's last chunk leaves before this or never
     Column("end", String),

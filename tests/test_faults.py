@@ -332,6 +332,42 @@ def test_a_body_that_was_altered_is_not_sent(world: World) -> None:
     assert world.accepted() == 5
 
 
+def test_a_row_to_be_sent_again_whose_body_is_gone_is_rendered_anew(world: World) -> None:
+    world.emulator.add_fault(on="item", do="error", error_type="api_error", match="number 1", times=1, per="params")
+
+    def lose_body(event: str, facts: dict[str, Any]) -> None:
+        if event == "collected":
+            world.on_event = None
+            [body] = (world.folder / "spool" / "summaries").glob("*.json")
+            body.unlink()
+
+    world.on_event = lose_body
+    finished = world.run(world.job())
+
+    assert finished.rows == {"succeeded": 5}
+    assert world.told("body_lost")
+    assert world.accepted() == 6
+
+
+def test_a_suspended_driver_is_given_until_its_deadline(world: World) -> None:
+    world.with_settings(timeout=1000.0)
+    world.emulator.add_fault(on="create", do="drop_before", times=1)
+    world.on_event = lambda event, facts: forget_end(world) if event == "unknown_end" else None
+    world.run(world.job())
+
+    [resent] = [facts for name, facts in world.events if name == "submitted"]
+    waited = [facts["problem"] for name, facts in world.events if name == "watching"]
+    assert resent["batch"] == 1
+    assert "taken for not accepted in 10" in waited[0]  # the deadline and the grace: 1060 s
+    assert world.accepted() == 5
+
+
+def forget_end(world: World) -> None:
+    """As if the driver had been suspended in the POST and its lease had run out since."""
+    with world.database.write() as conn:
+        conn.execute(sendings.update().values(end=None, grace_from=None, lease_token=-1))
+
+
 def test_a_batch_canceled_in_the_console_keeps_what_had_succeeded(world: World) -> None:
     world.rows(texts(20))
     world.run(world.job(), detach=True)

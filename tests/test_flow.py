@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
 from prefect.cli.deploy._models import PrefectYamlModel  # private; there is no public way to check the file
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,7 +67,7 @@ def test_a_wrong_job_fails_the_flow_with_the_sentence_of_the_command_line(tmp_pa
 
 
 def test_the_deployments_are_what_prefect_takes_and_name_flows_and_jobs_that_exist() -> None:
-    declared = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    declared = YAML(typ="safe").load(ROOT / "prefect.yaml")
 
     PrefectYamlModel.model_validate(declared)
     for deployment in declared["deployments"]:
