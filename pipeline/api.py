@@ -16,6 +16,7 @@ import anthropic
 import httpx2
 from anthropic.types.messages import MessageBatch
 
+from pipeline.account import Identity
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, Stopped
 from pipeline.spool import BodyReader, HeldBack
 
@@ -25,16 +26,6 @@ EMULATOR = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"  # the organization that the e
 CIRCUIT_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 422})
 SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
 LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Whose batches a client sees. organization is a salted digest of the key where the API does not say."""
-
-    base_url: str
-    organization: str
-    workspace: str
-    emulated: bool
 
 
 @dataclass(frozen=True)

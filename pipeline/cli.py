@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.database import Database
     from pipeline.job import Job
-    from pipeline.plan import Quote
+    from pipeline.quote import Quote
     from pipeline.run import Finished
     from pipeline.where import Where
 
@@ -96,7 +96,7 @@ def check(
     import orjson
 
     from pipeline import checks, report
-    from pipeline.plan import Plan, Quote
+    from pipeline.plan import Plan
     from pipeline.sink import Columns
 
     path = _job_file(job, database, emulated=emulator)
@@ -104,7 +104,7 @@ def check(
     checks.check_params(loaded)
     plan = Plan(loaded)
     Columns.of(loaded, plan.kinds())
-    quote: Quote = plan.quote(lambda keys: {})
+    quote = plan.quote(lambda keys: {})
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
         _json({"event": "check", "job": loaded.name, "first_params": first, **report.quote_facts(quote)})

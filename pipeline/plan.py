@@ -7,27 +7,27 @@ at once. If we die in pass two, rows without a batch stay pending and the next r
 
 import hashlib
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
 from typing import Any
 
 import polars as pl
 from sqlalchemy import Row
 
-from pipeline import identity, packing, pricing, sink, store, templates
+from pipeline import identity, packing, sink, store, templates
 from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import JobError, LostRace, SourceError
 from pipeline.job import Job
+from pipeline.quote import Quote
 from pipeline.requests import RequestBuilder
 from pipeline.results import Outcome
 from pipeline.rows import Chunk, Rows
 from pipeline.spool import BodyWriter, digest
 from pipeline.states import BatchState, RowState
+from pipeline.verdicts import SENT, Verdict, verdict
 
 SHOWN = 10  # keys that a message lists at most
 SAMPLED_FIRST, SAMPLED_LATER = (
@@ -36,109 +36,8 @@ SAMPLED_FIRST, SAMPLED_LATER = (
 )  # rows of the first chunk, and of each later one, that are rendered for the quote
 
 
-class Verdict(Enum):
-    """What planning does with a source row."""
-
-    NEW = "new"  #: never seen: send
-    CHANGED = "changed"  #: its source values are others than those of its outcome: send
-    AGAIN = "again"  #: it did not succeed, and the recipe is another or attempts are left: send
-    WAITING = "waiting"  #: planned before and not sent yet: send
-    KEPT = "kept"  #: it has its outcome
-    KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: kept unless asked to refresh
-    IN_FLIGHT = "in_flight"  #: in a batch as it is
-    CHANGED_IN_FLIGHT = "changed_in_flight"  #: in a batch as it was: goes again when that one has ended
-
-
 KnownRows = Callable[[Sequence[str]], Mapping[str, Row[Any]]]  #: keys of a chunk to what the database knows of them
-
 Sendable = tuple[int, bytes, bytes]  #: a row's number, the hash of its params, and the params
-
-SENT = frozenset({Verdict.NEW, Verdict.CHANGED, Verdict.AGAIN, Verdict.WAITING})
-
-
-def verdict(known: Row[Any] | None, row_hash: bytes, recipe: str, job: Job, *, refresh: bool) -> Verdict:
-    """What becomes of a source row, given what the database knows of its key. Pure."""
-    if known is None:
-        return Verdict.NEW
-    if known.state == RowState.IN_FLIGHT:
-        return Verdict.IN_FLIGHT if known.row_hash == row_hash else Verdict.CHANGED_IN_FLIGHT
-    if known.outcome is None:
-        return Verdict.WAITING
-    if known.outcome_hash != row_hash:
-        return Verdict.CHANGED
-    if known.outcome == RowState.SUCCEEDED:
-        if known.outcome_recipe == recipe:
-            return Verdict.KEPT
-        return Verdict.AGAIN if refresh else Verdict.KEPT_OLDER
-    if known.outcome in (RowState.LOST, RowState.CANCELED):
-        return Verdict.KEPT  # only a person can say whether these go again
-    if known.outcome_recipe != recipe or known.state == RowState.PENDING:
-        return Verdict.AGAIN
-    return Verdict.KEPT
-
-
-@dataclass
-class Quote:
-    """What a run is about to do, and what it will cost; said before anything is sent.
-
-    rows: source rows by verdict. params_bytes: mean bytes of a request, of a sample. Costs are None when the model has
-    no known price; cost_most is with max_tokens of output for every row.
-    """
-
-    rows: Counter[Verdict] = field(default_factory=Counter)
-    invalid_in_sample: int = 0
-    sampled: int = 0
-    sampled_bytes: int = 0
-    first_params: bytes | None = None
-    first_problem: str | None = None
-    model: str = ""
-    max_tokens: int = 0
-    max_requests: int = 1
-    max_bytes: int = 1
-
-    @property
-    def total(self) -> int:
-        """Source rows."""
-        return sum(self.rows.values())
-
-    @property
-    def to_send(self) -> int:
-        """Rows that will be sent, as far as the sample tells."""
-        return sum(count for kind, count in self.rows.items() if kind in SENT)
-
-    @property
-    def batches(self) -> int:
-        """About how many batches that makes."""
-        per_batch = min(self.max_requests, max(1, int(self.max_bytes / max(1.0, self.mean_bytes + 70))))
-        return -(-self.to_send // per_batch)
-
-    @property
-    def mean_bytes(self) -> float:
-        """Bytes of one request's params."""
-        rendered = self.sampled - self.invalid_in_sample
-        return self.sampled_bytes / rendered if rendered else 0.0
-
-    @property
-    def input_tokens(self) -> int:
-        """About how many tokens go in, by the sample's bytes."""
-        return round(self.to_send * self.mean_bytes / pricing.BYTES_PER_TOKEN)
-
-    @property
-    def cost_input(self) -> float | None:
-        """About how many US dollars the input costs."""
-        return self._cost(output_tokens=0)
-
-    @property
-    def cost_most(self) -> float | None:
-        """About how many US dollars it costs when every answer takes max_tokens."""
-        return self._cost(output_tokens=self.max_tokens)
-
-    def _cost(self, output_tokens: int) -> float | None:
-        known = pricing.prices(self.model)
-        if known is None:
-            return None
-        prompt = round(self.mean_bytes / pricing.BYTES_PER_TOKEN)
-        return self.input_tokens * known.input.of(prompt) + self.to_send * output_tokens * known.output.of(prompt)
 
 
 def no_key(column: pl.Series) -> pl.Series:

@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, func, select
 
 from pipeline import identity, store
-from pipeline.plan import Quote, Verdict
+from pipeline.quote import Quote
 from pipeline.states import FAILURES, OPEN_BATCHES, BatchState, RowState, RunState
 from pipeline.tables import batches
+from pipeline.verdicts import Verdict
 
 RESULTS_KEPT = timedelta(days=29)  # by the API, from a batch's creation
 

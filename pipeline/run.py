@@ -15,8 +15,9 @@ from pipeline.collect import JobOfRun, collect_due
 from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, Stopped
 from pipeline.job import Job
-from pipeline.plan import Lookup, Plan, Quote, finish_planning, send_again, supersede
+from pipeline.plan import Lookup, Plan, finish_planning, send_again, supersede
 from pipeline.poll import poll_due
+from pipeline.quote import Quote
 from pipeline.reconcile import reconcile_due
 from pipeline.sink import Columns, Sink, stored
 from pipeline.spool import Spool

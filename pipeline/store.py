@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Row, bindparam, func, insert, or_, select, text, update
 
-from pipeline.api import Identity
+from pipeline.account import Identity
 from pipeline.bulk import Bulk
 from pipeline.errors import DatabaseError, LostRace
 from pipeline.packing import Packing

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.job import Job
-from pipeline.plan import SENT, Verdict, verdict
 from pipeline.states import FAILURES, OUTCOMES, RowState
+from pipeline.verdicts import SENT, Verdict, verdict
 
 HASH, OTHER_HASH = b"h" * 16, b"o" * 16
 RECIPE, OLDER_RECIPE = "recipe", "older recipe"

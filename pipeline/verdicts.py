@@ -1,0 +1,46 @@
+"""What becomes of a source row, given what the database knows of it. Pure."""
+
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Row
+
+from pipeline.job import Job
+from pipeline.states import RowState
+
+
+class Verdict(Enum):
+    """What planning does with a source row."""
+
+    NEW = "new"  #: never seen: send
+    CHANGED = "changed"  #: its source values are others than those of its outcome: send
+    AGAIN = "again"  #: it did not succeed, and the recipe is another or attempts are left: send
+    WAITING = "waiting"  #: planned before and not sent yet: send
+    KEPT = "kept"  #: it has its outcome
+    KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: kept unless asked to refresh
+    IN_FLIGHT = "in_flight"  #: in a batch as it is
+    CHANGED_IN_FLIGHT = "changed_in_flight"  #: in a batch as it was: goes again when that one has ended
+
+
+SENT = frozenset({Verdict.NEW, Verdict.CHANGED, Verdict.AGAIN, Verdict.WAITING})
+
+
+def verdict(known: Row[Any] | None, row_hash: bytes, recipe: str, job: Job, *, refresh: bool) -> Verdict:
+    """What becomes of a source row, given what the database knows of its key. Pure."""
+    if known is None:
+        return Verdict.NEW
+    if known.state == RowState.IN_FLIGHT:
+        return Verdict.IN_FLIGHT if known.row_hash == row_hash else Verdict.CHANGED_IN_FLIGHT
+    if known.outcome is None:
+        return Verdict.WAITING
+    if known.outcome_hash != row_hash:
+        return Verdict.CHANGED
+    if known.outcome == RowState.SUCCEEDED:
+        if known.outcome_recipe == recipe:
+            return Verdict.KEPT
+        return Verdict.AGAIN if refresh else Verdict.KEPT_OLDER
+    if known.outcome in (RowState.LOST, RowState.CANCELED):
+        return Verdict.KEPT  # only a person can say whether these go again
+    if known.outcome_recipe != recipe or known.state == RowState.PENDING:
+        return Verdict.AGAIN
+    return Verdict.KEPT
