@@ -115,7 +115,7 @@ def check(
             _say(f"warning  {share} cannot be sent: {quote.first_problem}")
         if first is not None:
             sys.stdout.write(orjson.dumps(first, option=orjson.OPT_INDENT_2).decode() + "\n")
-    _next(f"batch-pipeline run {path}{' --emulator' if emulator else ''}")
+    _next(f"batch-pipeline run {path}", emulated=emulator)
 
 
 @app.command()
@@ -158,7 +158,7 @@ def run(
     )
     with _where(path.parent, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json) as where:
         finished = run_job(loaded, where, options, file=path)
-        _report_run(loaded.name, job, finished, where, as_json=as_json, emulated=emulator)
+    _report_run(loaded, job, finished, where.database.shown, as_json=as_json, emulated=emulator)
     raise typer.Exit(finished.exit_code)
 
 
@@ -189,7 +189,7 @@ def collect(
         if not swept and not as_json:
             _say("nothing to do: no run is open")
         if name is not None:
-            _print_status(where.database, name, as_json=as_json)
+            _print_status(where.database, name, as_json=as_json, emulated=emulator)
     if any(problem for _, problem in swept):
         raise typer.Exit(3)
 
@@ -204,7 +204,7 @@ def status(
 ) -> None:
     """How a job stands: rows, batches, money, and what to do next."""
     with _known_job(job, database, emulated=emulator) as (opened, row):
-        _print_status(opened, row.name, as_json=as_json, job=job)
+        _print_status(opened, row.name, as_json=as_json, emulated=emulator, job=job)
 
 
 @app.command()
@@ -230,7 +230,7 @@ def errors(
         sys.stdout.write(line + "\n")
     if not causes:
         _say("no row has failed")
-    _next(f"batch-pipeline run {job}" if causes else f"batch-pipeline export {job}")
+    _next(f"batch-pipeline {'run' if causes else 'export'} {job}", emulated=emulator)
 
 
 @app.command()
@@ -320,8 +320,8 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _next(command: str) -> None:
-    _say(f"next: {command}")
+def _next(command: str, *, emulated: bool = False) -> None:
+    _say(f"next: {command}{' --emulator' if emulated else ''}")
 
 
 def _json(value: dict[str, Any]) -> None:
@@ -460,18 +460,22 @@ def _confirm(*, yes: bool, ask: bool) -> "Callable[[Quote], bool]":
     def confirm(quote: "Quote") -> bool:
         if yes or not ask or not quote.to_send or not (sys.stdin.isatty() and sys.stderr.isatty()):
             return True
-        return typer.confirm("send this?", err=True)
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # here Ctrl-C is a no
+        try:
+            return typer.confirm("send this?", err=True)
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
     return confirm
 
 
-def _report_run(name: str, job: str, finished: "Finished", where: "Where", *, as_json: bool, emulated: bool) -> None:
+def _report_run(loaded: "Job", job: str, finished: "Finished", database: str, *, as_json: bool, emulated: bool) -> None:
     from pipeline import report
 
     if finished.state == "quoted":
         if as_json:
             _json({"event": "run", "run_id": None, "state": "quoted", "reason": None, "rows": {}, "cost_usd": 0.0})
-        _next(f"batch-pipeline run {job}{' --emulator' if emulated else ''}")
+        _next(f"batch-pipeline run {job}", emulated=emulated)
         return
     if as_json:
         facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
@@ -479,22 +483,16 @@ def _report_run(name: str, job: str, finished: "Finished", where: "Where", *, as
         return
     counted = report.counts_line(finished.rows)
     _say(f"run {finished.run_id:<4} {finished.state}: {counted}, {report.money(finished.cost_usd)}")
-    suffix = " --emulator" if emulated else ""
     if finished.state == "open":
         _say("         what is at the API goes on there; a sweep collects it")
-        _next(f"batch-pipeline collect {job}{suffix}")
+        _next(f"batch-pipeline collect {job}", emulated=emulated)
         return
-    with where.database.read() as conn:
-        from pipeline import store
-
-        table = store.job_named(conn, name)
-    assert table is not None
-    _say(f"answers  in table {table.results_table} of {where.database.shown}")
+    _say(f"answers  in table {loaded.sink.table} of {database}")
     failed = sum(finished.rows.values()) - finished.rows.get("succeeded", 0)
-    _next(f"batch-pipeline {'errors' if failed else 'export'} {job}{suffix}")
+    _next(f"batch-pipeline {'errors' if failed else 'export'} {job}", emulated=emulated)
 
 
-def _print_status(database: "Database", name: str, *, as_json: bool, job: str | None = None) -> None:
+def _print_status(database: "Database", name: str, *, as_json: bool, emulated: bool, job: str | None = None) -> None:
     from datetime import UTC, datetime
 
     from pipeline import report, store
@@ -509,7 +507,7 @@ def _print_status(database: "Database", name: str, *, as_json: bool, job: str | 
     for line in report.status_lines(facts):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    _next(report.next_command(facts, job or name))
+    _next(report.next_command(facts, job or name), emulated=emulated)
 
 
 @dataclass

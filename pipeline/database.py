@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import Connection, create_engine, event, inspect
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from pipeline import migrations
 from pipeline.errors import DatabaseError, Stopped
-from pipeline.tables import metadata
 
 BUSY_SECONDS = 30  # how long a writer waits for another writer of the same SQLite file
 
@@ -36,8 +36,8 @@ class Database:
         self.new = not self.file.exists() or self.file.stat().st_size == 0
         self._engine = _engine(self.url)
         self._writing = threading.Lock()
-        with self._sentences("open"):
-            self._make_tables()
+        with self._sentences("open"), self.write() as conn:
+            migrations.bring_up(conn, self.shown)
 
     @staticmethod
     def exists(url: str) -> bool:
@@ -71,17 +71,6 @@ class Database:
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
-
-    def _make_tables(self) -> None:
-        with self.write() as conn:
-            present = set(inspect(conn).get_table_names())
-            ours = {table.name for table in metadata.sorted_tables}
-            if present & ours and not ours <= present:
-                foreign = ", ".join(sorted(present & ours))
-                raise DatabaseError(
-                    f"{self.shown} has tables that are not ours ({foreign}); give a file of its own by --database"
-                )
-            metadata.create_all(conn)
 
     @contextlib.contextmanager
     def _sentences(self, what: str) -> Iterator[None]:
