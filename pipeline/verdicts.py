@@ -1,6 +1,6 @@
 """What becomes of a source row, given what the database knows of it. Pure."""
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Row
@@ -9,7 +9,7 @@ from pipeline.job import Job
 from pipeline.states import RowState
 
 
-class Verdict(Enum):
+class Verdict(StrEnum):
     """What planning does with a source row."""
 
     NEW = "new"  #: never seen: send
@@ -20,6 +20,8 @@ class Verdict(Enum):
     KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: kept unless asked to refresh
     IN_FLIGHT = "in_flight"  #: in a batch as it is
     CHANGED_IN_FLIGHT = "changed_in_flight"  #: in a batch as it was: goes again when that one has ended
+
+    __hash__ = str.__hash__  # the enum's own is written in Python, and each row is counted by its verdict
 
 
 SENT = frozenset({Verdict.NEW, Verdict.CHANGED, Verdict.AGAIN, Verdict.WAITING})
