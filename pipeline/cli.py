@@ -300,18 +300,28 @@ def main() -> None:
         _say(f"error: {exc}")
         code = exc.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        _say("aborted; nothing was sent")
+        _say("aborted; the same command again goes on")
         code = Interrupted.exit_code
     except Exception as exc:
-        usage = getattr(exc, "format_message", None)
-        if usage is None:
-            raise
-        context = getattr(exc, "ctx", None)
-        if context is not None:
-            _say(context.get_usage())
-        _say(f"error: {usage()}")
-        code = 2
+        code = _said_usage(exc)
+        if code is None:
+            if "--debug" in sys.argv:
+                raise
+            _say(f"error: unforeseen: {type(exc).__name__}: {exc}; safe to run again; --debug shows where it came from")
+            code = 3  # what is committed is right, and the same command goes on from there
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _said_usage(exc: Exception) -> int | None:
+    """Say what is wrong with the words of a command: exit code 2; None for any other error."""
+    message = getattr(exc, "format_message", None)
+    if message is None:
+        return None
+    context = getattr(exc, "ctx", None)
+    if context is not None:
+        _say(context.get_usage())
+    _say(f"error: {message()}")
+    return 2
 
 
 def _say(text: str) -> None:

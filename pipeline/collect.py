@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from pipeline import packing, pricing, store
+from pipeline.api import NotFound
 from pipeline.driver import Driver
 from pipeline.errors import Stopped
 from pipeline.job import Job
@@ -67,7 +68,10 @@ def collect(driver: Driver, batch: Batch, job: Job) -> bool:
         except Stopped as exc:
             with driver.transaction() as conn:
                 store.postpone(conn, batch.id, due_at=store.soon(driver.now(), 10.0), problem=str(exc))
-            raise
+            if not isinstance(exc, NotFound):
+                raise
+            driver.tell("not_found", batch=batch.id, problem=str(exc))  # of this batch only: the others go on
+            return False
         if found.missing and not _taken_as_it_is(driver, batch, found):
             return False
         cost = _store_outcomes(driver, batch, job, file, found)
@@ -216,7 +220,7 @@ class _Chunk:
     """The moves and results rows of one transaction."""
 
     def __init__(self, driver: Driver, batch: Batch, reader: ResultReader, first: int, last: int) -> None:
-        self.moves: list[tuple[int, str, bool]] = []
+        self.moves: list[store.Settled] = []
         self.results: list[tuple[Any, ...]] = []
         self.outcomes: Counter[str] = Counter()
         self.cost_usd = 0.0
@@ -251,7 +255,9 @@ class _Chunk:
         else:
             self.cost_usd += cost
         self.outcomes[outcome.state] += 1
-        self.moves.append((number, outcome.state, self._reader.again(outcome, attempts)))
+        self.moves.append(
+            store.Settled(number, outcome.state, outcome.error_type, self._reader.again(outcome, attempts))
+        )
         batch = self._batch
         custom_id = packing.custom_id(batch.nonce, n)
         fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)

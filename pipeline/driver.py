@@ -33,9 +33,9 @@ class Settings:
     def from_environment(cls, *, poll_seconds: float | None = None, grace: float | None = None) -> "Settings":
         """BATCH_TIMEOUT_SECONDS, BATCH_GRACE_SECONDS, BATCH_LEASE_SECONDS, BATCH_POLL_SECONDS; what is given wins."""
         return cls(
-            timeout=_seconds("BATCH_TIMEOUT_SECONDS", cls.timeout),
+            timeout=_seconds("BATCH_TIMEOUT_SECONDS", cls.timeout, least=1.0),
             grace=_seconds("BATCH_GRACE_SECONDS", cls.grace if grace is None else grace),
-            lease=_seconds("BATCH_LEASE_SECONDS", cls.lease),
+            lease=_seconds("BATCH_LEASE_SECONDS", cls.lease, least=1.0),
             poll=_seconds("BATCH_POLL_SECONDS", None) if poll_seconds is None else poll_seconds,
         )
 
@@ -73,6 +73,7 @@ class Driver:
     tell: Tell
     stop: Stop = field(default_factory=Stop)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    planning: bool = False  #: pass two is under way in another thread: batches it has seen must stay as they are
     tries_account: bool = False  #: an explicit run may try one batch on an account that was refused
 
     @contextlib.contextmanager
@@ -93,7 +94,7 @@ def nothing(event: str, **facts: Any) -> None:
     """Tell nobody."""
 
 
-def _seconds(name: str, default: Any) -> Any:
+def _seconds(name: str, default: Any, least: float = 0.0) -> Any:
     text = os.environ.get(name)
     if not text:
         return default
@@ -101,6 +102,6 @@ def _seconds(name: str, default: Any) -> Any:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise InputError(f"{name}={text!r}: this must be a number of seconds, 0 or more")
+    if not least <= value < float("inf"):
+        raise InputError(f"{name}={text!r}: this must be a number of seconds, {least:g} or more")
     return value

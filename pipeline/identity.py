@@ -21,7 +21,9 @@ def columns_of(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
 
 def keys(frame: pl.DataFrame, columns: Sequence[str]) -> list[str]:
     """Each row's key as a JSON array of its key columns' values: '["acme",17]'."""
-    return [dump(values) for values in _rows(frame, columns)]
+    plain = [frame.get_column(name) for name in columns]
+    plain = [column + 0.0 if column.dtype.is_float() else column for column in plain]  # -0.0 is no key beside 0.0
+    return [dump(values) for values in zip(*(column.to_list() for column in plain), strict=True)]
 
 
 def key_texts(keys: Sequence[str]) -> pl.Series:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pipeline import templates, yamlfile
 from pipeline.errors import JobError
+from pipeline.tables import metadata
 
 MAX_REQUESTS = 100_000  # of a batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
 MAX_BYTES = 256_000_000
@@ -145,6 +146,15 @@ class Sink(Section):
     """The results table."""
 
     table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+
+    @field_validator("table")
+    @classmethod
+    def _table_is_free(cls, table: str) -> str:
+        if table.lower() in metadata.tables or table.lower() == "alembic_version":
+            raise ValueError("is a table of the pipeline's own; choose another name")
+        if table.lower().startswith("sqlite_"):
+            raise ValueError("names that begin with sqlite_ are SQLite's own; choose another name")
+        return table
 
 
 class Limits(Section):

@@ -7,7 +7,7 @@ at once. If we die in pass two, rows without a batch stay pending and the next r
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -46,7 +46,7 @@ def no_key(column: pl.Series) -> pl.Series:
         return column.is_null() | (column == "")
     if column.dtype == pl.Object:
         return pl.Series([value in (None, "") for value in column.to_list()], dtype=pl.Boolean)
-    return column.is_null() | column.is_nan() if column.dtype.is_float() else column.is_null()
+    return column.is_null() | ~column.is_finite() if column.dtype.is_float() else column.is_null()
 
 
 class Plan:
@@ -61,11 +61,15 @@ class Plan:
         self.rows.require(job.source.key, "source.key")
         self.rows.require(list(job.source.keep), "source.keep")
         self.rows.require(self.builder.columns.prompt, "request.prompt")
+        for name in sorted(self.builder.functions & set(self.rows.columns)):
+            raise JobError(f'request.prompt: {name} is a function of the templates; for the column write row["{name}"]')
         self.prompt_columns = list(
             self.rows.columns if self.builder.columns.all_columns else self.builder.columns.prompt
         )
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self.prompt_columns]))
         self._limit, self._refresh = limit, refresh
+        self.awaited: set[int] = set()  # batches of other runs that rows of this source are in
+        self.plan_again_after: set[int] = set()  # and those whose rows have changed, or had another recipe
         self._largest = packing.largest_params(job.limits.max_batch_bytes)
 
     def kinds(self) -> dict[str, str]:
@@ -74,8 +78,11 @@ class Plan:
 
     # -- pass one --------------------------------------------------------------------------------------------------
 
-    def quote(self, known_rows: KnownRows) -> Quote:
-        """Pass one: prove keys and files, compare with what is known, and estimate. Raises SourceError or JobError."""
+    def quote(self, known_rows: KnownRows, unsent: Container[int] = frozenset()) -> Quote:
+        """Pass one: prove keys and files, compare with what is known, and estimate. Raises SourceError or JobError.
+
+        unsent: the job's batches that are planned and not sent.
+        """
         quote = Quote(
             model=self.job.request.model,
             max_tokens=self.job.request.max_tokens,
@@ -88,14 +95,23 @@ class Plan:
             self._refuse_empty_keys(chunk)
             keys = identity.keys(chunk.frame, self.job.source.key)
             hashes.append(identity.key_texts(keys).hash())
-            rows = self._judged(chunk, keys, known_rows, hashed=False)
+            rows = self._judged(chunk, keys, known_rows, hashed=False, unsent=unsent)
             quote.rows.update(kind for kind, *_ in rows)
+            quote.stale_batches |= {
+                row.batch_id for kind, _, row in rows if row is not None and kind is Verdict.WAITING and row.batch_id
+            }
             self._sample(quote, chunk, [i for i, (kind, *_) in enumerate(rows) if kind in SENT], chance)
         self._refuse_duplicates(hashes)
         return quote
 
     def _judged(
-        self, chunk: Chunk, keys: Sequence[str], known_rows: KnownRows, *, hashed: bool = True
+        self,
+        chunk: Chunk,
+        keys: Sequence[str],
+        known_rows: KnownRows,
+        *,
+        hashed: bool = True,
+        unsent: Container[int] = frozenset(),
     ) -> list[tuple[Verdict, bytes, Row[Any] | None]]:
         """For each row the verdict, its row_hash, and what is known. hashed: the hash is wanted of new rows, too."""
         known = known_rows(keys)
@@ -104,7 +120,7 @@ class Plan:
         hashes = identity.row_hashes(chunk.frame, self.prompt_columns)
         found = [known.get(key) for key in keys]
         return [
-            (verdict(row, row_hash, self.recipe, self.job, refresh=self._refresh), row_hash, row)
+            (verdict(row, row_hash, self.recipe, self.job, refresh=self._refresh, unsent=unsent), row_hash, row)
             for row, row_hash in zip(found, hashes, strict=True)
         ]
 
@@ -163,6 +179,7 @@ class Plan:
 
     def batches(self, driver: Driver, run_id: int, known_rows: KnownRows) -> Iterator[int]:
         """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch."""
+        self.awaited, self.plan_again_after = set(), set()
         packer = Packer(driver, self.job, run_id, self.recipe)
         try:
             with ThreadPoolExecutor(
@@ -186,8 +203,6 @@ class Plan:
         keys = identity.keys(chunk.frame, self.job.source.key)
         keeps = identity.kept(chunk.frame, self.job.source.keep)
         judged = self._judged(chunk, keys, known_rows)
-        if self._drop_changed(driver, judged):
-            judged = self._judged(chunk, keys, known_rows)
         moves = _Moves()
         values = identity.named_rows(chunk.frame, self.prompt_columns)
         for key, keep, (kind, row_hash, known), row in zip(keys, keeps, judged, values, strict=True):
@@ -195,7 +210,15 @@ class Plan:
                 self._send(moves, run_id, key, keep, row_hash, known, row)
             elif known is not None:
                 moves.leave(kind, key, keep, row_hash, known)
+                self._await(kind, run_id, known)
         return moves
+
+    def _await(self, kind: Verdict, run_id: int, known: Row[Any]) -> None:
+        """Note the batch of a row in flight that this run has to wait for, and whether to plan again after it."""
+        if kind is Verdict.CHANGED_IN_FLIGHT or (kind is Verdict.IN_FLIGHT and known.recipe != self.recipe):
+            self.plan_again_after.add(known.batch_id)
+        elif kind is Verdict.IN_FLIGHT and known.run_id != run_id:
+            self.awaited.add(known.batch_id)
 
     def _write(self, driver: Driver, run_id: int, moves: "_Moves") -> list[Sendable]:
         """Bring the database to what the source says of one chunk, in one transaction; the rows to send."""
@@ -240,19 +263,6 @@ class Plan:
         else:
             moves.again.append((*fields, known.id))
             moves.again_params.append(packed)
-
-    def _drop_changed(self, driver: Driver, judged: Sequence[tuple[Verdict, bytes, Row[Any] | None]]) -> bool:
-        """Drop batches not yet sent in which a row has changed since, rather than pay for what nobody wants."""
-        changed = {
-            known.batch_id for kind, _, known in judged if known is not None and kind is Verdict.CHANGED_IN_FLIGHT
-        }
-        if not changed:
-            return False
-        with driver.transaction() as conn:
-            unsent = [b for b in store.batches_in(conn, driver.job_id, BatchState.PLANNED) if b.id in changed]
-            for batch in unsent:
-                store.drop(conn, batch, "a row of it changed")
-        return bool(unsent)
 
     def _params(self, row: Mapping[str, Any]) -> bytes:
         params = self.builder.params(row)
@@ -318,8 +328,10 @@ class Lookup:
 class Packer:
     """Fills bodies one after the other and commits each as a planned batch."""
 
-    def __init__(self, driver: Driver, job: Job, run_id: int, recipe: str) -> None:
+    def __init__(self, driver: Driver, job: Job, run_id: int, recipe: str, *, max_requests: int | None = None) -> None:
+        """max_requests: of a batch, when that is fewer than the job says."""
         self._driver, self._job, self._run_id, self._recipe = driver, job, run_id, recipe
+        self._max_requests = min(max_requests or job.limits.max_batch_requests, job.limits.max_batch_requests)
         self._body: BodyWriter | None = None
 
     def add(self, rows: Iterable[Sendable]) -> Iterator[int]:
@@ -329,7 +341,7 @@ class Packer:
             if self._body is not None and not self._body.add(*row, dedupe=dedupe):
                 yield from self.finish()
             if self._body is None:
-                contents = packing.Packing(packing.new_nonce(), limits.max_batch_requests, limits.max_batch_bytes)
+                contents = packing.Packing(packing.new_nonce(), self._max_requests, limits.max_batch_bytes)
                 self._body = BodyWriter(self._driver.spool, contents)
                 fits = self._body.add(*row, dedupe=dedupe)
                 assert fits, "planning sorts out what is larger than a batch"
@@ -373,7 +385,9 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str) -> Iterator[i
 
     These are rows that go again as they are, and rows of dropped batches. The source is not read.
     """
-    packer = Packer(driver, job, run_id, recipe)
+    with driver.reading() as conn:
+        too_large = store.smallest_too_large(conn, run_id)
+    packer = Packer(driver, job, run_id, recipe, max_requests=None if too_large is None else max(1, too_large // 2))
     after = (0, -1, 0)
     try:
         while True:
@@ -403,18 +417,35 @@ def _read_again(driver: Driver, body: int, rows: Sequence[Row[Any]]) -> list[Sen
     return [(row.id, row.sent_hash, params[row.body_n]) for row in rows]
 
 
-def supersede(driver: Driver, run_id: int, variables: dict[str, Any], recipe: str) -> None:
-    """Drop planned batches that an older recipe of the same vars left: the run that is beginning plans their rows."""
+def drop_stale(driver: Driver, run_id: int, variables: dict[str, Any], recipe: str, stale: Container[int]) -> None:
+    """Drop the batches not sent yet that must not be sent as they are; call it before anything else plans or submits.
+
+    Those are batches with a row that has changed since (stale), batches of an older recipe of the same vars, whose
+    waiting rows this run takes over, and batches whose body is damaged.
+    """
+    with driver.reading() as conn:
+        planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
+    damaged = {batch.id for batch in planned if digest(driver.spool.path(batch.nonce)) != batch.digest}
     with driver.transaction() as conn:
         older = [r for r in store.open_runs(conn, driver.job_id) if r.id != run_id and r.vars == variables]
+        superseded = [run.id for run in older if run.recipe != recipe]
         for run in older:
             if run.planned_at is None:
                 store.mark_planned(conn, run.id, vanished=0, now=driver.now())
-        stale = {run.id for run in older if run.recipe != recipe}
-        planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
         for batch in planned:
-            if batch.run_id in stale:
+            if batch.id in damaged:
+                store.drop(conn, batch, "its body in the spool is gone or was altered")
+                store.forget_body(conn, batch.id)
+                driver.tell("dropped", batch=batch.id, problem="its body in the spool is gone or was altered")
+            elif batch.run_id in superseded:
                 store.drop(conn, batch, "a new recipe took its place")
+            elif batch.id in stale:
+                store.drop(conn, batch, "a row of it changed")
+        store.take_over(conn, run_id, superseded)
+    with driver.reading() as conn:
+        unneeded = store.unneeded_bodies(conn, driver.job_id)
+    for nonce in unneeded:
+        driver.spool.remove(nonce)
 
 
 def finish_planning(driver: Driver, run_id: int, variables: dict[str, Any], *, limited: bool, now: datetime) -> int:

@@ -16,6 +16,7 @@ class Quote:
     """
 
     rows: Counter[Verdict] = field(default_factory=Counter)
+    stale_batches: set[int] = field(default_factory=set)  #: planned, not sent, with a row that has changed since
     invalid_in_sample: int = 0
     sampled: int = 0
     sampled_bytes: int = 0
@@ -34,7 +35,7 @@ class Quote:
     @property
     def to_send(self) -> int:
         """Rows that will be sent, as far as the sample tells."""
-        return sum(count for kind, count in self.rows.items() if kind in SENT)
+        return sum(count for kind, count in self.rows.items() if kind in SENT) + self.rows[Verdict.PLANNED]
 
     @property
     def batches(self) -> int:

@@ -38,7 +38,7 @@ def quote_lines(quote: Quote) -> Iterator[str]:
         (rows[Verdict.NEW], "new"),
         (rows[Verdict.CHANGED], "changed"),
         (rows[Verdict.AGAIN], "to send again"),
-        (rows[Verdict.WAITING], "planned before and not sent yet"),
+        (rows[Verdict.WAITING] + rows[Verdict.PLANNED], "planned before and not sent yet"),
         (rows[Verdict.IN_FLIGHT] + rows[Verdict.CHANGED_IN_FLIGHT], "in flight"),
         (rows[Verdict.KEPT] + rows[Verdict.KEPT_OLDER], "kept"),
     ]
@@ -206,8 +206,8 @@ _REMEDIES = {
     RowState.TRUNCATED: "raise request.max_tokens and run again",
     RowState.REFUSED: "change the prompt, or name another model, and run again",
     RowState.UNPARSABLE: "change the prompt or the labels and run again",
-    RowState.EXPIRED: "run again when the API has more room; smaller batches (limits.max_batch_requests) help",
-    RowState.CANCELED: "the batch was canceled: these rows stay as they are until you ask for them anew",
+    RowState.EXPIRED: "raise retry.max_attempts and run again; smaller batches (limits.max_batch_requests) help",
+    RowState.CANCELED: "the batch was canceled: these rows go again only when they change at the source",
     RowState.LOST: "look the batch up in the Console first: sending these rows again may pay for them twice",
 }
 
@@ -247,7 +247,7 @@ def _remedy(status: str, error_type: str | None) -> str:
     if status == RowState.ERRORED:
         if error_type in ("invalid_request_error", "not_found_error", "request_too_large"):
             return "the API refuses the request as it is: correct the job file and run again"
-        return "run again with a higher retry.max_attempts, or when the API is well again"
+        return "name this error in retry.errors and raise retry.max_attempts, then run again"
     return _REMEDIES[RowState(status)]
 
 

@@ -36,6 +36,7 @@ class RequestBuilder:
         if unknown:
             raise JobError(f"request.prompt: vars.{sorted(unknown)[0]} is not among the vars that the job declares")
         self.columns = Columns(tuple(sorted(named.columns)), named.all_columns)
+        self.functions = named.functions
         self._render = templates.renderer(job.request.prompt, job.vars, job.source.nulls)
         self._before, self._after = _envelope(job)
 

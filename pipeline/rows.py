@@ -150,7 +150,10 @@ class Rows:
                 raise SourceError(f"source.where: {self._source.where!r} is {mask.dtype}, not true or false")
             return mask.fill_null(value=False).arg_true().to_list()
         except pl.exceptions.PolarsError as exc:
-            raise SourceError(f"source.where: {self._source.where!r} cannot be applied: {exc}") from exc
+            raise SourceError(
+                f"source.where: {self._source.where!r} cannot be applied: {str(exc).splitlines()[0]}; "
+                "columns of a text file are text unless source.types says otherwise"
+            ) from exc
 
     def _typed(self, frame: pl.DataFrame, file: SourceFile, first: int) -> pl.DataFrame:
         """`frame` with the columns of `source.types` cast; an empty text becomes null."""
@@ -516,7 +519,9 @@ def _cast(text: pl.Series, dtype: Any) -> pl.Series:
 def _kinds(column: pl.Series) -> set[str]:
     """What the values of a column are in SQL; nothing for a column of nulls out of NDJSON."""
     if column.dtype == pl.Object:
-        return {_JSON_KINDS.get(type(value), "json") for value in column.to_list() if value is not None}
+        values = [value for value in column.to_list() if value is not None]
+        large = {"text" for value in values if type(value) is int and not -(2**63) <= value < 2**63}
+        return large | {_JSON_KINDS.get(type(value), "json") for value in values}
     return set() if column.dtype == pl.Null else {_kind(column.dtype)}
 
 
@@ -525,9 +530,11 @@ _JSON_KINDS: dict[type, str] = {str: "text", int: "integer", float: "number", bo
 
 def _kind(dtype: pl.DataType) -> str:
     if dtype.is_integer():
-        return "integer"
-    if dtype.is_float() or dtype.is_decimal():
+        return "integer" if dtype not in (pl.UInt64, pl.Int128, pl.UInt128) else "text"  # no column takes all of them
+    if dtype.is_float():
         return "number"
+    if dtype.is_decimal():
+        return "text"  # exact, as it stands
     if dtype == pl.Boolean:
         return "boolean"
     if dtype == pl.Date:

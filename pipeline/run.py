@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from pipeline import checks, store
 from pipeline.api import Api
@@ -15,11 +15,11 @@ from pipeline.collect import JobOfRun, collect_due
 from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, Stopped
 from pipeline.job import Job
-from pipeline.plan import Lookup, Plan, finish_planning, send_again, supersede
+from pipeline.plan import Lookup, Plan, drop_stale, finish_planning, send_again
 from pipeline.poll import poll_due
 from pipeline.quote import Quote
 from pipeline.reconcile import reconcile_due
-from pipeline.sink import Columns, Sink, stored
+from pipeline.sink import Columns, Sink, named, stored
 from pipeline.spool import Spool
 from pipeline.states import RowState, RunState
 from pipeline.submit import due, submit_due
@@ -81,7 +81,11 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
             row = store.job_named(conn, job.name)
         sink = _sink(job, columns, row)
         spool = Spool.open(where.spool_root(None if row is None else row.spool), job.name)
-        quote = plan.quote(Lookup(where.database, None if row is None else row.id))
+        with where.database.read() as conn:
+            _refuse_table_of_another(conn, job)
+            sink.check(conn, None if row is None else Columns(**row.columns))
+            unsent = frozenset() if row is None else store.unsent(conn, row.id)
+        quote = plan.quote(Lookup(where.database, None if row is None else row.id), unsent)
         where.tell("quote", quote=quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
@@ -151,8 +155,11 @@ def _sweep_job(where: Where, row: Row[Any], api: Api, account_id: int) -> None:
         one_pass(driver, JobOfRun(driver))  # what the first pass packed anew is submitted by the second
 
 
-def one_pass(driver: Driver, jobs: JobOfRun) -> None:
-    """Each step once, over all of the job's open runs. A refused account stops submitting, not collecting."""
+def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = None) -> None:
+    """Each step once, over all of the job's open runs. A refused account stops submitting, not collecting.
+
+    still_planning: a run that its driver may plan again, and ends itself.
+    """
     refused: AccountStopped | None = None
     reconcile_due(driver)
     try:
@@ -167,7 +174,8 @@ def one_pass(driver: Driver, jobs: JobOfRun) -> None:
         driver.stop.check()
         for _ in send_again(driver, jobs(each.id), each.id, each.recipe):
             driver.stop.check()
-        _end_if_done(driver, each)
+        if each.id != still_planning:
+            _end_if_done(driver, each)
     if refused is not None:
         raise refused
 
@@ -200,28 +208,34 @@ class _Run:
                 recipe=self._plan.recipe,
                 now=driver.now(),
             )
-        supersede(driver, run_id, dict(self._job.vars), self._plan.recipe)
+        drop_stale(driver, run_id, dict(self._job.vars), self._plan.recipe, self._quote.stale_batches)
         self._patiently(lambda: reconcile_due(driver))
         self._plan_and_submit(run_id)
         while not self._done(run_id):
-            self._patiently(lambda: one_pass(driver, self._jobs))
+            self._patiently(lambda: one_pass(driver, self._jobs, still_planning=run_id))
             if self._options.detach and not due(driver):
                 break
             if self._needs_planning(run_id):
                 self._plan_and_submit(run_id)
             else:
                 self._wait(run_id)
+        with driver.reading() as conn:
+            others = store.open_runs(conn, driver.job_id)
+        for other in others:  # whose last rows this one may have taken over
+            _end_if_done(driver, other)
         return self._finished(run_id)
 
     def _plan_and_submit(self, run_id: int) -> None:
         """Pass two, with a thread that submits each batch as soon as it is planned."""
         driver = self._driver
+        limited = self._options.limit is not None
+        driver.planning = True
         with _Submitter(driver) as submitter:
             lookup = Lookup(driver.database, driver.job_id)
             for _ in self._plan.batches(driver, run_id, lookup):
                 submitter.wake()
-            limited = self._options.limit is not None
             finish_planning(driver, run_id, dict(self._job.vars), limited=limited, now=driver.now())
+            driver.planning = False
             for _ in send_again(driver, self._job, run_id, self._plan.recipe):
                 submitter.wake()
         if limited:
@@ -229,21 +243,27 @@ class _Run:
                 self._beyond_limit = store.rows_for_planning(conn, run_id)
 
     def _needs_planning(self, run_id: int) -> bool:
-        """Whether rows can only go on from the source, and more of them than when it was planned last.
+        """Whether rows can only go on from the source.
 
-        Those are rows that changed while they were at the API, and rows whose body in the spool was damaged.
+        Those are rows that changed, or were asked in other words, while they were at the API and are back now, and rows
+        whose body in the spool was damaged.
         """
         with self._driver.reading() as conn:
+            if self._plan.plan_again_after and not store.any_open(conn, self._plan.plan_again_after):
+                return True
             idle = not store.has_work(conn, run_id)
             return idle and store.rows_for_planning(conn, run_id) > self._beyond_limit
 
     def _done(self, run_id: int) -> bool:
-        """Whether nothing of the run is under way or can be sent; it is finished if no row is left at all.
+        """Whether nothing that the run waits for is under way or can be sent; it is finished if no row is left at all.
 
-        Rows are left when an earlier driver died while it planned, and this one plans up to a limit only.
+        It waits for rows of its source in batches of other runs, too. Rows are left when an earlier driver died while
+        it planned, and this one plans up to a limit only.
         """
         with self._driver.transaction() as conn:
-            if store.has_work(conn, run_id):
+            if store.has_work(conn, run_id) or self._plan.plan_again_after:
+                return False
+            if store.any_open(conn, self._plan.awaited):
                 return False
             left = store.rows_for_planning(conn, run_id)
             if not left:
@@ -335,6 +355,12 @@ def progress(driver: Driver, run_id: int) -> dict[str, Any]:
         return {"batches": store.batches_by_state(conn, run_id)}
 
 
+def _refuse_table_of_another(conn: Connection, job: Job) -> None:
+    for other in store.all_jobs(conn):
+        if other.results_table.lower() == job.sink.table.lower() and other.name != job.name:
+            raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
+
+
 def _sink(job: Job, columns: Columns, row: Row[Any] | None) -> Sink:
     """The results table of the job. A column that the job had and no longer names stays, empty in new answers."""
     if row is None:
@@ -345,18 +371,18 @@ def _sink(job: Job, columns: Columns, row: Row[Any] | None) -> Sink:
             "or give the job a new name"
         )
     before = Columns(**row.columns)
-    return Sink(
-        job.sink.table,
-        Columns(columns.key, {**before.keep, **columns.keep}, {**before.output, **columns.output}),
-    )
+    if before.key != columns.key:
+        raise DatabaseError(
+            f"source.key: table {job.sink.table!r} has the key {named(before.key)}, the job now says "
+            f"{named(columns.key)}; give the job and sink.table new names, or go back to the old key"
+        )
+    everything = Columns(columns.key, {**before.keep, **columns.keep}, {**before.output, **columns.output})
+    return Sink(job.sink.table, everything, kept_today=columns.keep)
 
 
 def _register(where: Where, job: Job, sink: Sink, row: Row[Any] | None, file: Path | None) -> int:
     """Note the job and make its results table, in one transaction."""
     with where.database.write() as conn:
-        for other in store.all_jobs(conn):
-            if other.results_table.lower() == sink.table.name.lower() and other.name != job.name:
-                raise DatabaseError(f"sink.table: {sink.table.name!r} belongs to job {other.name}; choose another name")
         sink.make(conn, None if row is None else Columns(**row.columns))
         return store.put_job(
             conn,

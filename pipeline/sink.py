@@ -1,13 +1,14 @@
 """The results table: made, checked, and written. Edge: SQL."""
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Boolean,
     Column,
     Connection,
@@ -31,7 +32,7 @@ from pipeline.bulk import Bulk
 from pipeline.errors import DatabaseError, JobError
 from pipeline.job import Job
 from pipeline.results import Outcome
-from pipeline.tables import UtcDateTime, metadata
+from pipeline.tables import UtcDateTime
 
 _KINDS: dict[str, Any] = {
     "text": Text,
@@ -108,8 +109,10 @@ class Fixed(NamedTuple):
 class Sink:
     """One job's results table."""
 
-    def __init__(self, name: str, columns: Columns) -> None:
+    def __init__(self, name: str, columns: Columns, kept_today: Iterable[str] | None = None) -> None:
+        """columns: all that the table has; kept_today: those of its kept columns that the job still names."""
         self.columns = columns
+        self._kept_today = list(columns.keep if kept_today is None else kept_today)
         self.table = Table(
             name,
             MetaData(),
@@ -127,33 +130,30 @@ class Sink:
         upsert = row.on_conflict_do_update(index_elements=list(columns.key), set_=replaced)
         self._upsert = Bulk(upsert, [column.name for column in self.table.columns])
 
-    def make(self, conn: Connection, before: Columns | None) -> None:
-        """Make the table, or bring it to the columns of today.
-
-        before: its columns as this job made it; None if it never did. Raises DatabaseError for a table that is not
-        ours, is gone, or has other key columns.
-        """
+    def check(self, conn: Connection, before: Columns | None) -> None:
+        """Raises DatabaseError for a table that is not ours, or is gone. before: as for `make`."""
         name = self.table.name
         exists = inspect(conn).has_table(name)
-        if name in metadata.tables or name.startswith("sqlite_"):
-            raise DatabaseError(f"sink.table: {name!r} is a table of the pipeline's own; choose another name")
         if before is None and exists:
             raise DatabaseError(
                 f"sink.table: table {name!r} exists and was not made by this job; choose another name, or drop it"
             )
-        if before is None:
-            self.table.create(conn)
-            return
-        if not exists:
+        if before is not None and not exists:
             raise DatabaseError(
                 f"sink.table: table {name!r} is gone, and answers that were paid for with it; "
                 "bring it back, or give another database by --database"
             )
-        if before.key != self.columns.key:
-            raise DatabaseError(
-                f"source.key: table {name!r} has the key {_named(before.key)}, the job now says "
-                f"{_named(self.columns.key)}; give sink.table and name new ones, or go back to the old key"
-            )
+
+    def make(self, conn: Connection, before: Columns | None) -> None:
+        """Make the table, or bring it to the columns of today.
+
+        before: its columns as this job made it; None if it never did. Raises DatabaseError as `check` does.
+        """
+        self.check(conn, before)
+        if before is None:
+            self.table.create(conn)
+            return
+        name = self.table.name
         present = {column["name"] for column in inspect(conn).get_columns(name)}
         for column in self.table.columns:
             if column.name not in present:
@@ -199,18 +199,26 @@ class Sink:
         return values
 
     def update_keep(self, conn: Connection, rows: Sequence[tuple[str, str | None]]) -> None:
-        """Bring the kept columns of rows (key, kept values, both JSON) to what the source says now."""
-        if not rows or not self._keep:
+        """Bring the columns that the job keeps today to what the source says. rows: key, kept values; both JSON."""
+        if not rows or not self._kept_today:
             return
         where = [self.table.c[name] == bindparam(f"key_{i}") for i, name in enumerate(self._key)]
-        statement = update(self.table).where(*where)
-        statement = statement.values({name: bindparam(f"keep_{i}") for i, name in enumerate(self._keep)})
-        parameters = []
-        for key, keep in rows:
-            values = self._source_values(key, keep)
-            names = [f"key_{i}" for i in range(len(self._key))] + [f"keep_{i}" for i in range(len(self._keep))]
-            parameters.append(dict(zip(names, values, strict=True)))
-        conn.execute(statement, parameters)
+        today: dict[str, BindParameter[Any]] = {
+            name: bindparam(f"keep_{i}") for i, name in enumerate(self._keep) if name in self._kept_today
+        }
+        names = [f"key_{i}" for i in range(len(self._key))] + [f"keep_{i}" for i in range(len(self._keep))]
+        wanted = {parameter for parameter in names if parameter.startswith("key_")} | {p.key for p in today.values()}
+        conn.execute(
+            update(self.table).where(*where).values(today),
+            [
+                {
+                    name: value
+                    for name, value in zip(names, self._source_values(key, keep), strict=True)
+                    if name in wanted
+                }
+                for key, keep in rows
+            ],
+        )
 
 
 def stored(columns: Columns) -> dict[str, Any]:
@@ -218,7 +226,8 @@ def stored(columns: Columns) -> dict[str, Any]:
     return asdict(columns)
 
 
-def _named(key: Mapping[str, str]) -> str:
+def named(key: Mapping[str, str]) -> str:
+    """Key columns with their kinds, for a message."""
     return ", ".join(f"{name} ({kind})" for name, kind in key.items())
 
 

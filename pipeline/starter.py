@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import polars as pl
 
+from pipeline import templates
 from pipeline.errors import InputError
 from pipeline.job import Source
 from pipeline.plan import no_key
@@ -92,7 +93,7 @@ def _key(rows: Rows) -> str | None:
 
 def _name(stem: str) -> str:
     name = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")[:50]
-    return name if name[:1].isalpha() else f"job_{name}".rstrip("_")
+    return name if name[:1].isalpha() and not name.startswith("sqlite") else f"job_{name}".rstrip("_")
 
 
 def _tag(column: str) -> str:
@@ -100,9 +101,9 @@ def _tag(column: str) -> str:
 
 
 def _expression(column: str) -> str:
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", column) and column not in ("row", "vars"):
-        return "{{ " + column + " or '' }}"
-    return "{{ row[" + orjson.dumps(column).decode() + "] or '' }}"
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", column) and not templates.is_taken(column)
+    value = column if plain else f"row[{orjson.dumps(column).decode()}]"
+    return "{{ " + f"{value} if {value} is not none else ''" + " }}"
 
 
 def _yaml(text: str) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, CursorResult, Row, bindparam, func, insert, or_, select, text, update
 
@@ -41,6 +41,8 @@ class Batch:
     due_at: datetime
     problem: str | None
 
+
+TOO_LARGE = "the API finds it too large: its rows go in smaller batches"
 
 _BATCH = [batches.c[name] for name in Batch.__dataclass_fields__]
 
@@ -238,6 +240,25 @@ def next_due(conn: Connection, job_id: int) -> datetime | None:
 def is_owned(conn: Connection, api_id: str) -> bool:
     """Whether a sending of ours has this batch of the API."""
     return conn.scalar(select(sendings.c.id).where(sendings.c.api_id == api_id)) is not None
+
+
+def unsent(conn: Connection, job_id: int) -> frozenset[int]:
+    """The numbers of the job's batches that are planned and not sent."""
+    query = select(batches.c.id).where(batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED)
+    return frozenset(conn.scalars(query))
+
+
+def any_open(conn: Connection, numbers: Iterable[int]) -> bool:
+    """Whether one of these batches is not in a final state yet."""
+    query = select(batches.c.id).where(batches.c.id.in_(list(numbers)), batches.c.state.in_(OPEN_BATCHES)).limit(1)
+    return conn.scalar(query) is not None
+
+
+def smallest_too_large(conn: Connection, run_id: int) -> int | None:
+    """Of the run's batches that the API found too large, the fewest requests; None if it never did."""
+    too_large = (batches.c.run_id == run_id, batches.c.state == BatchState.DROPPED, batches.c.problem == TOO_LARGE)
+    fewest: int | None = conn.scalar(select(func.min(batches.c.requests)).where(*too_large))
+    return fewest
 
 
 def last_sending(conn: Connection, batch_id: int) -> Row[Any]:
@@ -440,6 +461,7 @@ _KNOWN = [
         "outcome",
         "outcome_hash",
         "outcome_recipe",
+        "error_type",
         "changed_hash",
     )
 ]
@@ -510,6 +532,12 @@ def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> 
         conn.execute(statement, changes)
 
 
+def take_over(conn: Connection, run_id: int, older: Sequence[int]) -> None:
+    """The waiting rows of older runs become this one's, to be rendered anew: their bodies have an older recipe."""
+    waiting = (requests.c.run_id.in_(older), requests.c.state == RowState.PENDING)
+    conn.execute(update(requests).where(*waiting).values(run_id=run_id, body_id=None, body_n=None))
+
+
 def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) -> int:
     """Remove rows that no longer stand in the source and never had an outcome; how many there were.
 
@@ -573,30 +601,41 @@ def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[tupl
     return [tuple(row) for row in conn.execute(query.order_by(requests.c.n, requests.c.id))]
 
 
-def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[tuple[int, str, bool]]) -> None:
+class Settled(NamedTuple):
+    """One row's outcome, for `mark_outcomes`."""
+
+    row: int
+    outcome: str
+    error_type: str | None
+    again: bool  #: whether it is sent again
+
+
+def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[Settled]) -> None:
     """in_flight -> an outcome, or pending when it is sent again, for all rows at positions first to last of a batch.
 
-    rows: (number, outcome, whether it is sent again). Raises LostRace unless these are just the rows in flight there.
+    Raises LostRace unless these are just the rows in flight there.
     """
     if not rows:
         return
-    (usual, usual_again), _ = Counter((outcome, again) for _, outcome, again in rows).most_common(1)[0]
+    kinds = Counter((row.outcome, row.error_type, row.again) for row in rows)
+    usual, _ = kinds.most_common(1)[0]
     here = (requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
     moved = 0
-    for outcome, again in {(outcome, again) for _, outcome, again in rows} - {(usual, usual_again)}:
-        numbers = [{"row": row} for row, *rest in rows if rest == [outcome, again]]
+    for kind in kinds.keys() - {usual}:
+        numbers = [{"row": row.row} for row in rows if row[1:] == kind]
         statement = update(requests).where(requests.c.id == bindparam("row"), *here)
-        moved += conn.execute(statement.values(_with_outcome(outcome, again=again)), numbers).rowcount
+        moved += conn.execute(statement.values(_with_outcome(*kind)), numbers).rowcount
     rest_of_them = update(requests).where(*here, requests.c.n.between(first, last))
-    moved += conn.execute(rest_of_them.values(_with_outcome(usual, again=usual_again))).rowcount
+    moved += conn.execute(rest_of_them.values(_with_outcome(*usual))).rowcount
     if moved != len(rows):
         raise LostRace(f"rows of batch {batch.id} were moved by another driver; the same command again goes on")
 
 
-def _with_outcome(outcome: str, *, again: bool) -> dict[str, Any]:
+def _with_outcome(outcome: str, error_type: str | None, again: bool) -> dict[str, Any]:
     values = {
         "state": RowState.PENDING if again else outcome,
         "outcome": outcome,
+        "error_type": error_type,
         "outcome_hash": requests.c.row_hash,
         "outcome_recipe": requests.c.recipe,
         "attempts": requests.c.attempts + 1,

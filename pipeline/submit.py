@@ -14,8 +14,10 @@ from datetime import datetime, timedelta
 from pipeline import spool, store
 from pipeline.api import Accepted, Rejected, Unknown
 from pipeline.driver import Driver
-from pipeline.errors import AccountStopped, ApiUnreachable, Stopped
-from pipeline.states import BatchState
+from pipeline.errors import AccountStopped, ApiUnreachable
+from pipeline.results import Outcome
+from pipeline.sink import Fixed
+from pipeline.states import BatchState, RowState
 from pipeline.store import Batch
 
 LAST_WAIT = 10.0  # seconds that a driver asked to stop waits for the answer to a create that has left
@@ -43,7 +45,12 @@ def submit(driver: Driver, batch: Batch) -> bool:
     """Send one batch; whether the API is known to have accepted it."""
     body = driver.spool.path(batch.nonce)
     if spool.digest(body) != batch.digest:
-        _drop_damaged(driver, batch)
+        _drop(
+            driver,
+            batch,
+            "its body in the spool is gone or was altered; its rows are planned anew by `run`",
+            body=False,
+        )
         return False
     timeout = driver.settings.timeout
     ends_by = time.monotonic() + timeout
@@ -121,7 +128,7 @@ def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected
 
 
 def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected, now: datetime) -> None:
-    wait = 0.0 if end.held_back else end.wait * random.uniform(1.0, 1.25)  # so that many drivers spread
+    wait = 1.0 if end.held_back else end.wait * random.uniform(1.0, 1.25)  # so that many drivers spread
     with driver.transaction() as conn:
         due_at = store.soon(now, wait)
         store.mark_rejected(conn, batch.id, sending, end.problem, end.request_id, now=now, due_at=due_at)
@@ -131,10 +138,7 @@ def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected,
     if end.circuit:
         raise AccountStopped(_stopped(end.problem))
     if end.too_large:
-        raise Stopped(
-            f"the API finds batch {batch.id} too large ({batch.size_bytes:,} bytes: {end.problem}); "
-            "set limits.max_batch_bytes lower and run again"
-        )
+        _split(driver, batch, end.problem)
     if end.unreachable:
         raise ApiUnreachable(f"the batch could not be sent: {end.problem}")
 
@@ -152,10 +156,33 @@ def _stopped(cause: str) -> str:
     )
 
 
-def _drop_damaged(driver: Driver, batch: Batch) -> None:
-    """The body is not what was planned: its rows can only be planned anew, from the source."""
-    why = "its body in the spool is gone or was altered; its rows are planned anew by `run`"
+def _drop(driver: Driver, batch: Batch, why: str, *, body: bool) -> None:
+    """Give a planned batch up; its rows wait. body: whether their requests can still be read from its body.
+
+    Not while planning is under way, which has judged its rows as being in it: then it is looked at again soon.
+    """
     with driver.transaction() as conn:
+        if driver.planning:
+            store.postpone(conn, batch.id, due_at=store.soon(driver.now(), 1.0), problem=why)
+            return
         store.drop(conn, batch, why)
-        store.forget_body(conn, batch.id)
+        if not body:
+            store.forget_body(conn, batch.id)
     driver.tell("dropped", batch=batch.id, problem=why)
+
+
+def _split(driver: Driver, batch: Batch, problem: str) -> None:
+    """A batch too large for the API: its rows go in smaller ones, and a single row that is too large is invalid."""
+    if batch.requests > 1:
+        _drop(driver, batch, store.TOO_LARGE, body=True)
+        return
+    outcome = Outcome(RowState.INVALID, "request_too_large", f"the API finds this request too large: {problem}")
+    with driver.transaction() as conn:
+        rows = store.batch_rows(conn, batch.id, 0, 0)
+        settled = [store.Settled(number, outcome.state, outcome.error_type, again=False) for number, *_ in rows]
+        store.mark_outcomes(conn, batch, 0, 0, settled)
+        fixed = [Fixed(batch.recipe, 0.0, n + 1, None, None, batch.run_id, driver.now()) for _, _, n, _, _ in rows]
+        results = [driver.sink.row(r[3], r[4], outcome, f) for r, f in zip(rows, fixed, strict=True)]
+        driver.sink.write(conn, results)
+        store.drop(conn, batch, problem)
+    driver.tell("dropped", batch=batch.id, problem=outcome.error_message)

@@ -180,6 +180,7 @@ requests = Table(
     Column("sent_hash", LargeBinary(16)),  # of the params as sent
     Column("attempts", Integer, nullable=False, default=0),
     Column("outcome", String),  # the last one, kept while the row is sent again
+    Column("error_type", String),  # of that outcome: whether it may be sent again as it is
     Column("outcome_hash", LargeBinary(16)),  # the row_hash it answers
     Column("outcome_recipe", String),
     Column("changed_hash", LargeBinary(16)),  # seen in the source while the row was in flight; NULL: as sent

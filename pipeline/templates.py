@@ -28,6 +28,13 @@ class Names:
     columns: frozenset[str]
     variables: frozenset[str]
     all_columns: bool
+    functions: frozenset[str] = frozenset()  #: Jinja's own, like range
+
+
+def is_taken(name: str) -> bool:
+    """Whether a bare name in a template is not the column of that name: ours, a function, or a word of Jinja's."""
+    words = {"true", "false", "none", "True", "False", "None", "not", "and", "or", "in", "is", "if", "else", "loop"}
+    return name in RESERVED or name in _environment("invalid").globals or name in words
 
 
 def names(template: str) -> Names:
@@ -40,7 +47,7 @@ def names(template: str) -> Names:
         environment.from_string(template)
     except TemplateSyntaxError as exc:
         raise TemplateProblem(f"line {exc.lineno} of the template: {exc.message}") from exc
-    bare = find_undeclared_variables(tree)
+    bare = find_undeclared_variables(tree) - environment.globals.keys()
     rows, row_constants = _lookups(tree, "row")
     variables, variable_constants = _lookups(tree, "vars")
     if variables > len(variable_constants):
@@ -49,6 +56,7 @@ def names(template: str) -> Names:
         columns=frozenset(bare - RESERVED) | frozenset(row_constants),
         variables=frozenset(variable_constants),
         all_columns="row" in bare and rows > len(row_constants),
+        functions=frozenset({node.name for node in tree.find_all(nodes.Name)} & environment.globals.keys()),
     )
 
 

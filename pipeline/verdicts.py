@@ -1,5 +1,6 @@
 """What becomes of a source row, given what the database knows of it. Pure."""
 
+from collections.abc import Container
 from enum import StrEnum
 from typing import Any
 
@@ -15,7 +16,8 @@ class Verdict(StrEnum):
     NEW = "new"  #: never seen: send
     CHANGED = "changed"  #: its source values are others than those of its outcome: send
     AGAIN = "again"  #: it did not succeed, and the recipe is another or attempts are left: send
-    WAITING = "waiting"  #: planned before and not sent yet: send
+    WAITING = "waiting"  #: known, and in no batch, or in one that must be made anew: send
+    PLANNED = "planned"  #: in a batch as it is, which has not been sent yet
     KEPT = "kept"  #: it has its outcome
     KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: kept unless asked to refresh
     IN_FLIGHT = "in_flight"  #: in a batch as it is
@@ -27,10 +29,24 @@ class Verdict(StrEnum):
 SENT = frozenset({Verdict.NEW, Verdict.CHANGED, Verdict.AGAIN, Verdict.WAITING})
 
 
-def verdict(known: Row[Any] | None, row_hash: bytes, recipe: str, job: Job, *, refresh: bool) -> Verdict:
-    """What becomes of a source row, given what the database knows of its key. Pure."""
+def verdict(
+    known: Row[Any] | None,
+    row_hash: bytes,
+    recipe: str,
+    job: Job,
+    *,
+    refresh: bool,
+    unsent: Container[int] = frozenset(),
+) -> Verdict:
+    """What becomes of a source row, given what the database knows of its key. Pure.
+
+    unsent: batches that are planned and not sent; in the quote a row in one of them counts as still to be sent.
+    """
     if known is None:
         return Verdict.NEW
+    if known.state == RowState.IN_FLIGHT and known.batch_id in unsent:
+        same = known.row_hash == row_hash and known.recipe == recipe
+        return Verdict.PLANNED if same else Verdict.WAITING
     if known.state == RowState.IN_FLIGHT:
         return Verdict.IN_FLIGHT if known.row_hash == row_hash else Verdict.CHANGED_IN_FLIGHT
     if known.outcome is None:
@@ -43,6 +59,8 @@ def verdict(known: Row[Any] | None, row_hash: bytes, recipe: str, job: Job, *, r
         return Verdict.AGAIN if refresh else Verdict.KEPT_OLDER
     if known.outcome in (RowState.LOST, RowState.CANCELED):
         return Verdict.KEPT  # only a person can say whether these go again
-    if known.outcome_recipe != recipe or known.state == RowState.PENDING:
+    retryable = known.outcome in (RowState.ERRORED, RowState.EXPIRED) and known.error_type in job.retry.errors
+    attempts_left = retryable and known.attempts < job.retry.max_attempts
+    if known.outcome_recipe != recipe or known.state == RowState.PENDING or attempts_left:
         return Verdict.AGAIN
     return Verdict.KEPT

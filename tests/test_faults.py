@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from pipeline.errors import AccountStopped, ApiUnreachable, DatabaseError, InputError, Stopped
+from pipeline.errors import AccountStopped, ApiUnreachable, DatabaseError, InputError
 from pipeline.tables import accounts, batches, sendings
 from tests.conftest import World, texts
 
@@ -153,13 +153,36 @@ def test_a_sweep_does_not_try_a_refused_account_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("page", ["json", "html"])
-def test_a_batch_that_the_api_finds_too_large_says_what_to_do(world: World, page: str) -> None:
-    world.emulator.add_fault(on="create", do="status", status=413, page=page, times=1)
+def test_a_batch_that_the_api_finds_too_large_goes_in_smaller_ones(world: World, page: str) -> None:
+    world.emulator.add_fault(on="create", do="status", status=413, page=page, times=2)
 
-    with pytest.raises(Stopped, match=r"set limits\.max_batch_bytes lower"):
-        world.run(world.job())
     finished = world.run(world.job())
 
+    assert finished.rows == {"succeeded": 5}
+    assert world.accepted() == 5
+    assert world.batch_states().count("dropped") == 2
+
+
+def test_a_single_row_that_the_api_finds_too_large_is_invalid_and_the_others_go_on(world: World) -> None:
+    world.rows([*texts(3), {"id": "large", "text": "x" * 3000}])
+    world.emulator.settings.max_batch_bytes = 2000
+
+    finished = world.run(world.job())
+
+    assert finished.rows == {"succeeded": 3, "invalid": 1}
+    assert "too large" in world.answers()["large"]["error_message"]
+    assert world.accepted() == 3
+
+
+def test_a_batch_whose_results_are_gone_does_not_hold_back_the_others(world: World) -> None:
+    fault = {"status": 404, "error_type": "not_found_error"}
+    world.emulator.add_fault(on="results", do="status", times=2, **fault)
+
+    finished = world.run(world.job(limits={"max_batch_requests": 2}))
+
+    order = [(name, facts["batch"]) for name, facts in world.events if name in ("not_found", "collected")]
+    assert order[0] == ("not_found", 1)
+    assert order.index(("collected", 3)) < order.index(("collected", 1))
     assert finished.rows == {"succeeded": 5}
 
 

@@ -1,7 +1,9 @@
 """A job from rows to answers, over the real SDK and the emulator."""
 
+from decimal import Decimal
 from typing import Any
 
+import polars as pl
 import pytest
 from sqlalchemy import select
 
@@ -363,3 +365,120 @@ def test_a_driver_asked_to_stop_leaves_everything_resumable(world: World) -> Non
     assert accepted_before < 5
     assert finished.rows == {"succeeded": 5}
     assert world.accepted() == 5
+
+
+BUSY = {"on": "create", "do": "status", "status": 429, "error_type": "rate_limit_error", "retry_after": 100}
+
+
+def test_a_row_that_changed_far_into_a_planned_batch_loses_no_row_before_it(world: World) -> None:
+    rows = texts(11_000)
+    world.rows(rows)
+    world.emulator.add_fault(**BUSY)
+    world.run(world.job(), detach=True)
+    world.emulator.clear_faults()
+    rows[10_500]["text"] = "Something else altogether."
+    world.rows(rows)
+
+    finished = world.run(world.job())
+
+    assert finished.rows == {"succeeded": 11_000}
+    assert world.accepted() == 11_000
+
+
+def test_what_is_planned_and_not_sent_counts_as_to_be_sent(world: World) -> None:
+    world.emulator.add_fault(**BUSY)
+    world.run(world.job(), detach=True)
+
+    quoted = world.run(world.job(), dry_run=True)
+
+    assert quoted.quote.to_send == 5
+
+
+def test_a_run_waits_for_rows_that_an_older_recipe_has_at_the_api(world: World) -> None:
+    world.run(world.job(), detach=True)
+
+    finished = world.run(world.job(request={"max_tokens": 50}))
+
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert finished.state == "finished"
+    assert world.accepted() == 5
+
+
+def test_a_failed_row_of_an_older_recipe_at_the_api_goes_again_with_the_new_one(world: World) -> None:
+    world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", match="number 1", times=1)
+    world.run(world.job(), detach=True)
+
+    finished = world.run(world.job(request={"max_tokens": 50}))
+
+    assert finished.rows == {"succeeded": 1}
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+def test_two_days_with_the_same_keys_end_with_the_answers_of_the_later_one(world: World) -> None:
+    world.rows(texts(3), "monday.csv")
+    world.rows([{**row, "text": f"Tuesday: {row['text']}"} for row in texts(3)], "tuesday.csv")
+    monday = world.job(vars={"day": "monday"}, source={"path": str(world.folder / "monday.csv")})
+    tuesday = world.job(vars={"day": "tuesday"}, source={"path": str(world.folder / "tuesday.csv")})
+    world.run(monday, detach=True)
+
+    finished = world.run(tuesday)
+
+    assert finished.rows == {"succeeded": 3}
+    assert all("Tuesday" in answer["text"] for answer in world.answers().values())
+    with world.database.read() as conn:
+        assert set(conn.scalars(select(runs.c.state))) == {"finished"}
+
+
+def test_the_limit_holds_when_an_older_recipe_had_planned_more(world: World) -> None:
+    world.emulator.add_fault(**BUSY)
+    world.run(world.job(), detach=True)
+    world.emulator.clear_faults()
+    changed = world.job(request={"prompt": "In one word: {{ text }}"})
+
+    limited = world.run(changed, limit=2)
+    accepted = world.accepted()
+    rest = world.run(changed)
+
+    assert (accepted, limited.rows.get("succeeded")) == (2, 2)
+    assert rest.rows == {"succeeded": 5}
+    assert {answer["recipe"] for answer in world.answers().values()} == {changed.recipe}
+
+
+def test_a_row_whose_attempts_were_used_up_goes_again_when_more_are_allowed(world: World) -> None:
+    world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match="number 1", times=1)
+    used_up = world.run(world.job(retry={"max_attempts": 1}))
+    again = world.run(world.job(retry={"max_attempts": 1}))
+
+    more = world.run(world.job(retry={"max_attempts": 2}))
+
+    assert (used_up.rows, again.rows) == ({"succeeded": 4, "errored": 1}, {})
+    assert more.rows == {"succeeded": 1}
+    assert world.answers()["r1"]["attempts"] == 2
+
+
+def test_a_kept_column_that_is_renamed_moves_without_sending_and_the_old_one_stays(world: World) -> None:
+    world.rows([{**row, "owner": "ann"} for row in texts(2)])
+    world.run(world.job(source={"keep": ["owner"]}))
+
+    world.run(world.job(source={"keep": [{"owner": "agent"}]}))
+
+    assert [(a["owner"], a["agent"]) for a in world.answers().values()] == [("ann", "ann")] * 2
+    assert world.accepted() == 2
+
+
+def test_keys_that_differ_in_the_last_digit_are_two_rows(world: World) -> None:
+    numbers = [Decimal("12345678901234567.01"), Decimal("12345678901234567.02")]
+    pl.DataFrame({"id": numbers, "text": ["a", "b"]}).write_parquet(world.folder / "rows.parquet")
+
+    world.run(world.job(source={"path": str(world.folder / "rows.parquet")}))
+
+    assert set(world.answers()) == {str(number) for number in numbers}
+
+
+def test_numbers_larger_than_any_column_of_numbers_are_kept_as_text(world: World) -> None:
+    frame = pl.DataFrame({"id": [1], "text": ["a"], "hash": [2**64 - 1]}, schema_overrides={"hash": pl.UInt64})
+    frame.write_parquet(world.folder / "rows.parquet")
+
+    world.run(world.job(source={"path": str(world.folder / "rows.parquet"), "keep": ["hash"]}))
+
+    assert world.answers()["1"]["hash"] == str(2**64 - 1)

@@ -21,6 +21,8 @@ class Known(NamedTuple):
     outcome: RowState | None = None
     outcome_hash: bytes | None = None
     outcome_recipe: str | None = None
+    error_type: str | None = None
+    batch_id: int | None = None
     attempts: int = 1
 
 

@@ -127,6 +127,7 @@ def upgrade() -> None:
         sa.Column("sent_hash", sa.LargeBinary(length=16), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("outcome", sa.String(), nullable=True),
+        sa.Column("error_type", sa.String(), nullable=True),
         sa.Column("outcome_hash", sa.LargeBinary(length=16), nullable=True),
         sa.Column("outcome_recipe", sa.String(), nullable=True),
         sa.Column("changed_hash", sa.LargeBinary(length=16), nullable=True),
