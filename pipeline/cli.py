@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -115,7 +116,7 @@ def check(
             _say(f"warning  {share} cannot be sent: {quote.first_problem}")
         if first is not None:
             sys.stdout.write(orjson.dumps(first, option=orjson.OPT_INDENT_2).decode() + "\n")
-    _next(f"batch-pipeline run {path}", emulated=emulator)
+    _next(f"batch-pipeline run {path}")
 
 
 @app.command()
@@ -158,7 +159,7 @@ def run(
     )
     with _where(path.parent, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json) as where:
         finished = run_job(loaded, where, options, file=path)
-    _report_run(loaded, job, finished, where.database.shown, as_json=as_json, emulated=emulator)
+    _report_run(loaded, job, finished, where.database.shown, as_json=as_json)
     raise typer.Exit(finished.exit_code)
 
 
@@ -189,7 +190,7 @@ def collect(
         if not swept and not as_json:
             _say("nothing to do: no run is open")
         if name is not None:
-            _print_status(where.database, name, as_json=as_json, emulated=emulator)
+            _print_status(where.database, name, as_json=as_json)
     if any(problem for _, problem in swept):
         raise typer.Exit(3)
 
@@ -204,7 +205,7 @@ def status(
 ) -> None:
     """How a job stands: rows, batches, money, and what to do next."""
     with _known_job(job, database, emulated=emulator) as (opened, row):
-        _print_status(opened, row.name, as_json=as_json, emulated=emulator, job=job)
+        _print_status(opened, row.name, as_json=as_json, job=job)
 
 
 @app.command()
@@ -230,7 +231,7 @@ def errors(
         sys.stdout.write(line + "\n")
     if not causes:
         _say("no row has failed")
-    _next(f"batch-pipeline {'run' if causes else 'export'} {job}", emulated=emulator)
+    _next(f"batch-pipeline {'run' if causes else 'export'} {job}")
 
 
 @app.command()
@@ -330,8 +331,18 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _next(command: str, *, emulated: bool = False) -> None:
-    _say(f"next: {command}{' --emulator' if emulated else ''}")
+def _next(command: str) -> None:
+    """Say the next command, with the options of this one that it needs to find the same things."""
+    words = command.split()
+    reads_source = words[1:2] in (["run"], ["check"])
+    given = iter(sys.argv[2:])
+    for option in given:
+        name, equals, value = option.partition("=")
+        if name == "--emulator" and words[1:2] != ["init"]:
+            words.append(option)
+        elif name == "--database" or (name == "--var" and reads_source):
+            words += [name, shlex.quote(value if equals else next(given, ""))]
+    _say(f"next: {' '.join(words)}")
 
 
 def _json(value: dict[str, Any]) -> None:
@@ -479,13 +490,13 @@ def _confirm(*, yes: bool, ask: bool) -> "Callable[[Quote], bool]":
     return confirm
 
 
-def _report_run(loaded: "Job", job: str, finished: "Finished", database: str, *, as_json: bool, emulated: bool) -> None:
+def _report_run(loaded: "Job", job: str, finished: "Finished", database: str, *, as_json: bool) -> None:
     from pipeline import report
 
     if finished.state == "quoted":
         if as_json:
             _json({"event": "run", "run_id": None, "state": "quoted", "reason": None, "rows": {}, "cost_usd": 0.0})
-        _next(f"batch-pipeline run {job}", emulated=emulated)
+        _next(f"batch-pipeline run {job}")
         return
     if as_json:
         facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
@@ -495,14 +506,14 @@ def _report_run(loaded: "Job", job: str, finished: "Finished", database: str, *,
     _say(f"run {finished.run_id:<4} {finished.state}: {counted}, {report.money(finished.cost_usd)}")
     if finished.state == "open":
         _say("         what is at the API goes on there; a sweep collects it")
-        _next(f"batch-pipeline collect {job}", emulated=emulated)
+        _next(f"batch-pipeline collect {job}")
         return
     _say(f"answers  in table {loaded.sink.table} of {database}")
     failed = sum(finished.rows.values()) - finished.rows.get("succeeded", 0)
-    _next(f"batch-pipeline {'errors' if failed else 'export'} {job}", emulated=emulated)
+    _next(f"batch-pipeline {'errors' if failed else 'export'} {job}")
 
 
-def _print_status(database: "Database", name: str, *, as_json: bool, emulated: bool, job: str | None = None) -> None:
+def _print_status(database: "Database", name: str, *, as_json: bool, job: str | None = None) -> None:
     from datetime import UTC, datetime
 
     from pipeline import report, store
@@ -517,7 +528,7 @@ def _print_status(database: "Database", name: str, *, as_json: bool, emulated: b
     for line in report.status_lines(facts):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    _next(report.next_command(facts, job or name), emulated=emulated)
+    _next(report.next_command(facts, job or name))
 
 
 @dataclass

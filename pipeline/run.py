@@ -291,6 +291,12 @@ class _Run:
             return
         with driver.reading() as conn:
             due = store.next_due(conn, driver.job_id)
+            foreign = store.all_foreign(conn, driver.job_id, driver.account_id)
+        if foreign:
+            raise AccountStopped(
+                f"{foreign} batches of {driver.job_name} were sent by another account and nothing else is left to do; "
+                "run the job with that account's key"
+            )
         seconds = 0.0 if due is None else (due - driver.now()).total_seconds()
         if seconds > 0:
             driver.tell("waiting", seconds=min(seconds, LONGEST_LOOK_AWAY), progress=progress(driver, run_id))

@@ -248,6 +248,13 @@ def unsent(conn: Connection, job_id: int) -> frozenset[int]:
     return frozenset(conn.scalars(query))
 
 
+def all_foreign(conn: Connection, job_id: int, account_id: int) -> int:
+    """How many of the job's open batches another account has sent, if they all were; else 0."""
+    open_now = (batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES))
+    accounts_of = list(conn.scalars(select(batches.c.account_id).where(*open_now)))
+    return len(accounts_of) if all(a not in (None, account_id) for a in accounts_of) else 0
+
+
 def any_open(conn: Connection, numbers: Iterable[int]) -> bool:
     """Whether one of these batches is not in a final state yet."""
     query = select(batches.c.id).where(batches.c.id.in_(list(numbers)), batches.c.state.in_(OPEN_BATCHES)).limit(1)

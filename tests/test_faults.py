@@ -331,6 +331,16 @@ def test_a_batch_of_another_account_is_left_alone(world: World) -> None:
     assert finished.rows == {"succeeded": 5}
 
 
+def test_a_run_does_not_wait_for_batches_of_another_account(world: World) -> None:
+    world.run(world.job(), detach=True)
+    world.key = "test@other-team"
+
+    with pytest.raises(AccountStopped, match="were sent by another account"):
+        world.run(world.job())
+
+    assert world.accepted() == 5
+
+
 def test_a_database_of_the_emulator_is_refused_for_the_api_itself(world: World) -> None:
     world.run(world.job())
     with world.database.write() as conn:
