@@ -123,8 +123,7 @@ def download(driver: Driver, batch: Batch, file: Path) -> Found:
 
 
 def _place(found: Found, nonce: str, line: bytes, start: int, out: Any) -> None:
-    identifier = packing.custom_id_of_result(line)
-    n = None if identifier is None else packing.position(nonce, identifier)
+    n = packing.position_of_result(nonce, line)
     if n is None or n >= len(found.starts):
         found.unknown += 1
         return

@@ -27,7 +27,7 @@ from pipeline.identity import columns_of
 from pipeline.job import Source
 
 CHUNK_ROWS = 5_000
-CHUNK_BYTES = 4_000_000  # of a frame: what is in memory at once, when rows are long
+CHUNK_BYTES = 2_000_000  # of a frame: what is in memory at once, when rows are long
 BLOCK_BYTES = 1_000_000  # read at once from a text file; the parser holds several times as much
 LONGEST_ROW = 1_000_000_000  # bytes; only met when one row does not fit into a block
 

@@ -211,3 +211,36 @@ def test_the_custom_id_of_a_result_line(line: bytes, custom_id: str | None) -> N
 def test_the_nonce_of_a_result_line_names_its_body() -> None:
     assert packing.nonce_of_result(b'{"custom_id":"%s-17","result":{}}' % NONCE.encode()) == NONCE
     assert packing.nonce_of_result(b'{"result":{}}') is None
+
+
+@pytest.mark.parametrize(
+    ("line", "n"),
+    [
+        (b'{"custom_id":"NONCE-0","result":{}}', 0),
+        (b'{"custom_id":"NONCE-12","result":{}}', 12),
+        (b'{"result":{},"custom_id":"NONCE-12"}', 12),
+        (b'{ "custom_id": "NONCE-12", "result": {}}', 12),
+        (b'{"custom_id":"NONCE-012","result":{}}', None),
+        (b'{"custom_id":"NONCE-","result":{}}', None),
+        (b'{"custom_id":"NONCE-1x","result":{}}', None),
+        (b'{"custom_id":"OTHER-1","result":{}}', None),
+        (b'{"custom_id":"NONCE-1', None),
+        (b"not JSON", None),
+    ],
+    ids=[
+        "first",
+        "two digits",
+        "last field",
+        "blanks",
+        "a zero",
+        "no number",
+        "no digits",
+        "another's",
+        "cut",
+        "no JSON",
+    ],
+)
+def test_the_position_of_a_result_line_is_read_off_however_it_is_written(line: bytes, n: int | None) -> None:
+    nonce = "n" * 26
+
+    assert packing.position_of_result(nonce, line.replace(b"NONCE", nonce.encode())) == n
