@@ -39,8 +39,18 @@ def collect_due(driver: Driver, jobs: "JobOfRun") -> int:
     collected = 0
     for batch in due:
         driver.stop.check()
-        collected += collect(driver, batch, jobs(batch.run_id))
+        if batch.account_id == driver.account_id:
+            collected += collect(driver, batch, jobs(batch.run_id))
+        else:
+            _leave_alone(driver, batch)
     return collected
+
+
+def _leave_alone(driver: Driver, batch: Batch) -> None:
+    with driver.transaction() as conn:
+        problem = "it was sent by another account; run with that account's key"
+        store.postpone(conn, batch.id, due_at=store.soon(driver.now(), 60.0), problem=problem)
+    driver.tell("other_account", batch=batch.id)
 
 
 class JobOfRun:
