@@ -4,6 +4,7 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 """
 
 import contextlib
+import gc
 import os
 import shlex
 import signal
@@ -141,15 +142,9 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Plan, submit, poll and collect until every row has an outcome. The same command again just continues."""
-    import gc
-
-    from pipeline.run import Options
-    from pipeline.run import run as run_job
-
-    # The imported modules are many objects that stay, and rows come and go by the thousand without cycles: the garbage
-    # collector would look through them all for nothing.
-    gc.freeze()
-    gc.set_threshold(50_000)
+    with _many_objects_that_stay():
+        from pipeline.run import Options
+        from pipeline.run import run as run_job
     path = _job_file(job, database, emulated=emulator)
     loaded = _load(path, var)
     if loaded.vars and not as_json:
@@ -175,7 +170,8 @@ def collect(
     debug: DebugOption = False,
 ) -> None:
     """One sweep, for a scheduler: poll, collect, and submit what became due. Plans no new rows."""
-    from pipeline.run import sweep
+    with _many_objects_that_stay():
+        from pipeline.run import sweep
 
     folder, name = _job_and_folder(job)
     with _where(
@@ -457,6 +453,21 @@ def _where(
         ) as here,
     ):
         yield here
+
+
+@contextlib.contextmanager
+def _many_objects_that_stay() -> Iterator[None]:
+    """Imports without the garbage collector, which would look through all the new objects again and again.
+
+    They stay, so it need not look at them later either; and rows come and go by the thousand without cycles.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.set_threshold(50_000)
+        gc.enable()
 
 
 @contextlib.contextmanager
