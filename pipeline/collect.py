@@ -19,7 +19,7 @@ import orjson
 
 from pipeline import packing, pricing, store
 from pipeline.api import NotFound
-from pipeline.driver import Driver
+from pipeline.driver import Driver, leave_alone
 from pipeline.errors import Stopped
 from pipeline.job import Job
 from pipeline.results import Outcome, ResultReader, without_usage
@@ -42,15 +42,8 @@ def collect_due(driver: Driver, jobs: "JobOfRun") -> int:
         if batch.account_id == driver.account_id:
             collected += collect(driver, batch, jobs(batch.run_id))
         else:
-            _leave_alone(driver, batch)
+            leave_alone(driver, batch, wait=60.0)
     return collected
-
-
-def _leave_alone(driver: Driver, batch: Batch) -> None:
-    with driver.transaction() as conn:
-        problem = "it was sent by another account; run with that account's key"
-        store.postpone(conn, batch.id, due_at=store.soon(driver.now(), 60.0), problem=problem)
-    driver.tell("other_account", batch=batch.id)
 
 
 class JobOfRun:

@@ -10,12 +10,14 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pipeline import store
 from pipeline.api import Api
 from pipeline.database import Database
 from pipeline.errors import InputError, Interrupted
 from pipeline.leases import Lease
 from pipeline.sink import Sink
 from pipeline.spool import Spool
+from pipeline.store import Batch
 
 Tell = Callable[..., None]  #: tell(event, **facts): what happened, for progress and logs
 
@@ -88,6 +90,14 @@ class Driver:
         """A reading transaction."""
         with self.database.read() as conn:
             yield conn
+
+
+def leave_alone(driver: Driver, batch: Batch, *, wait: float) -> None:
+    """A batch that another account has sent: say so, and look at it again after `wait` seconds."""
+    with driver.transaction() as conn:
+        problem = "it was sent by another account; run with that account's key"
+        store.postpone(conn, batch.id, due_at=store.soon(driver.now(), wait), wait=wait, problem=problem)
+    driver.tell("other_account", batch=batch.id)
 
 
 def nothing(event: str, **facts: Any) -> None:

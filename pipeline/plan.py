@@ -30,10 +30,8 @@ from pipeline.states import BatchState, RowState
 from pipeline.verdicts import SENT, Verdict, verdict
 
 SHOWN = 10  # keys that a message lists at most
-SAMPLED_FIRST, SAMPLED_LATER = (
-    100,
-    10,
-)  # rows of the first chunk, and of each later one, that are rendered for the quote
+SAMPLED_FIRST = 100  # rows of the first chunk that are rendered for the quote
+SAMPLED_LATER = 10  # and of each later one
 
 
 KnownRows = Callable[[Sequence[str]], Mapping[str, Row[Any]]]  #: keys of a chunk to what the database knows of them
@@ -182,9 +180,8 @@ class Plan:
         self.awaited, self.plan_again_after = set(), set()
         packer = Packer(driver, self.job, run_id, self.recipe)
         try:
-            with ThreadPoolExecutor(
-                1, thread_name_prefix="plan"
-            ) as writer:  # writes a chunk while the next is rendered
+            with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
+                # a chunk is written while the next one is rendered
                 written: Future[list[Sendable]] | None = None
                 for chunk in self.rows.chunks(self.columns, limit=self._limit):
                     driver.stop.check()
@@ -389,6 +386,7 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str) -> Iterator[i
         too_large = store.smallest_too_large(conn, run_id)
     packer = Packer(driver, job, run_id, recipe, max_requests=None if too_large is None else max(1, too_large // 2))
     after = (0, -1, 0)
+    sound: set[int] = set()  # bodies whose digest has been checked
     try:
         while True:
             with driver.reading() as conn:
@@ -397,21 +395,25 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str) -> Iterator[i
                 break
             for body in dict.fromkeys(row.body_id for row in rows):
                 of_body = [row for row in rows if row.body_id == body]
-                yield from packer.add(_read_again(driver, body, of_body))
+                yield from packer.add(_read_again(driver, body, of_body, sound))
             after = (rows[-1].body_id, rows[-1].body_n, rows[-1].id)
         yield from packer.finish()
     finally:
         packer.discard()
 
 
-def _read_again(driver: Driver, body: int, rows: Sequence[Row[Any]]) -> list[Sendable]:
-    """Rows with their params out of one body; none if the body is damaged, and then they wait to be planned anew."""
+def _read_again(driver: Driver, body: int, rows: Sequence[Row[Any]], sound: set[int]) -> list[Sendable]:
+    """Rows with their params out of one body; none if the body is damaged, and then they wait to be planned anew.
+
+    sound: bodies known to be whole; this one is added when it is.
+    """
     nonce = rows[0].nonce
-    if digest(driver.spool.path(nonce)) != rows[0].digest:
+    if body not in sound and digest(driver.spool.path(nonce)) != rows[0].digest:
         with driver.transaction() as conn:
             store.forget_body(conn, body)
         driver.tell("body_lost", batch=body)
         return []
+    sound.add(body)
     positions = list(dict.fromkeys(row.body_n for row in rows))
     params = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
     return [(row.id, row.sent_hash, params[row.body_n]) for row in rows]

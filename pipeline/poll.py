@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pipeline import store
 from pipeline.api import NotFound
-from pipeline.driver import Driver
+from pipeline.driver import Driver, leave_alone
 from pipeline.errors import Stopped
 from pipeline.states import AT_THE_API, BatchState
 from pipeline.store import Batch
@@ -25,8 +25,7 @@ def poll_due(driver: Driver) -> int:
     for batch in due:
         driver.stop.check()
         if batch.account_id != driver.account_id:
-            _ask_again(driver, batch, None, "it was sent by another account; run with that account's key")
-            driver.tell("other_account", batch=batch.id)
+            leave_alone(driver, batch, wait=next_wait(batch.wait_seconds, None, driver.settings.poll))
             continue
         ended += _poll(driver, batch)
     return ended

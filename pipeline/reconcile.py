@@ -13,7 +13,7 @@ from sqlalchemy import Row
 
 from pipeline import packing, store
 from pipeline.api import NotFound
-from pipeline.driver import Driver
+from pipeline.driver import Driver, leave_alone
 from pipeline.states import BatchState, SendingEnd
 from pipeline.store import Batch
 
@@ -62,8 +62,7 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
             sending = store.last_sending(conn, batch.id)
     assert sending.end == SendingEnd.UNKNOWN
     if driver.account_id != sending.account_id:
-        driver.tell("other_account", batch=batch.id)
-        _look_again(driver, batch, "it was sent by another account; run with that account's key")
+        leave_alone(driver, batch, wait=_pause(driver, 60.0))
         return
     window = Window.of(sending, timedelta(seconds=driver.settings.grace))
     begun_at = driver.api.now()
@@ -122,7 +121,12 @@ def _is_ours(driver: Driver, batch: Batch, api_id: str) -> bool:
 
 
 def _look_again(driver: Driver, batch: Batch, why: str, at_most: float = 60.0) -> None:
-    wait = min(at_most, driver.settings.poll if driver.settings.poll is not None else 10.0)
+    wait = _pause(driver, at_most)
     with driver.transaction() as conn:
-        store.postpone(conn, batch.id, due_at=store.soon(driver.now(), max(wait, 0.05)), problem=why)
+        store.postpone(conn, batch.id, due_at=store.soon(driver.now(), wait), problem=why)
     driver.tell("watching", batch=batch.id, problem=why)
+
+
+def _pause(driver: Driver, at_most: float) -> float:
+    """Seconds until the listing is looked at again."""
+    return max(0.05, min(at_most, driver.settings.poll if driver.settings.poll is not None else 10.0))

@@ -79,17 +79,17 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
     with where.api() as (api, account_id), where.lease(job.name) as lease:
         with where.database.read() as conn:
             row = store.job_named(conn, job.name)
-        sink = _sink(job, columns, row)
-        spool = Spool.open(where.spool_root(None if row is None else row.spool), job.name)
-        with where.database.read() as conn:
+            before = None if row is None else Columns(**row.columns)
+            sink = _sink(job, columns, row, before)
             _refuse_table_of_another(conn, job)
-            sink.check(conn, None if row is None else Columns(**row.columns))
+            sink.check(conn, before)
             unsent = frozenset() if row is None else store.unsent(conn, row.id)
+        spool = Spool.open(where.spool_root(None if row is None else row.spool), job.name)
         quote = plan.quote(Lookup(where.database, None if row is None else row.id), unsent)
         where.tell("quote", quote=quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
-        job_id = _register(where, job, sink, row, file)
+        job_id = _register(where, job, sink, row, before, file)
         driver = Driver(
             database=where.database,
             spool=spool,
@@ -151,8 +151,9 @@ def _sweep_job(where: Where, row: Row[Any], api: Api, account_id: int) -> None:
             stop=where.stop,
             now=where.now,
         )
-        one_pass(driver, JobOfRun(driver))
-        one_pass(driver, JobOfRun(driver))  # what the first pass packed anew is submitted by the second
+        jobs = JobOfRun(driver)
+        one_pass(driver, jobs)
+        one_pass(driver, jobs)  # what the first pass packed anew is submitted by the second
 
 
 def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = None) -> None:
@@ -290,14 +291,14 @@ class _Run:
         if self._done(run_id):
             return
         with driver.reading() as conn:
-            due = store.next_due(conn, driver.job_id)
+            next_due = store.next_due(conn, driver.job_id)
             foreign = store.all_foreign(conn, driver.job_id, driver.account_id)
         if foreign:
             raise AccountStopped(
                 f"{foreign} batches of {driver.job_name} were sent by another account and nothing else is left to do; "
                 "run the job with that account's key"
             )
-        seconds = 0.0 if due is None else (due - driver.now()).total_seconds()
+        seconds = 0.0 if next_due is None else (next_due - driver.now()).total_seconds()
         if seconds > 0:
             driver.tell("waiting", seconds=min(seconds, LONGEST_LOOK_AWAY), progress=progress(driver, run_id))
             driver.stop.wait(min(seconds, LONGEST_LOOK_AWAY))
@@ -356,7 +357,7 @@ class _Submitter:
 
 
 def progress(driver: Driver, run_id: int) -> dict[str, Any]:
-    """What moves: batches by state, and requests in each of these states."""
+    """What moves: batches by state."""
     with driver.reading() as conn:
         return {"batches": store.batches_by_state(conn, run_id)}
 
@@ -367,16 +368,18 @@ def _refuse_table_of_another(conn: Connection, job: Job) -> None:
             raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
 
 
-def _sink(job: Job, columns: Columns, row: Row[Any] | None) -> Sink:
-    """The results table of the job. A column that the job had and no longer names stays, empty in new answers."""
-    if row is None:
+def _sink(job: Job, columns: Columns, row: Row[Any] | None, before: Columns | None) -> Sink:
+    """The results table of the job, whose columns were `before`.
+
+    A column that the job had and no longer names stays, empty in new answers.
+    """
+    if row is None or before is None:
         return Sink(job.sink.table, columns)
     if row.results_table != job.sink.table:
         raise DatabaseError(
             f"sink.table: job {job.name} has its answers in table {row.results_table!r}; go back to it, "
             "or give the job a new name"
         )
-    before = Columns(**row.columns)
     if before.key != columns.key:
         raise DatabaseError(
             f"source.key: table {job.sink.table!r} has the key {named(before.key)}, the job now says "
@@ -386,10 +389,12 @@ def _sink(job: Job, columns: Columns, row: Row[Any] | None) -> Sink:
     return Sink(job.sink.table, everything, kept_today=columns.keep)
 
 
-def _register(where: Where, job: Job, sink: Sink, row: Row[Any] | None, file: Path | None) -> int:
+def _register(
+    where: Where, job: Job, sink: Sink, row: Row[Any] | None, before: Columns | None, file: Path | None
+) -> int:
     """Note the job and make its results table, in one transaction."""
     with where.database.write() as conn:
-        sink.make(conn, None if row is None else Columns(**row.columns))
+        sink.make(conn, before)
         return store.put_job(
             conn,
             name=job.name,
