@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 
 import anthropic
 import httpx2
+import orjson
 from anthropic.types.messages import MessageBatch
 
 from pipeline.account import Identity
@@ -25,6 +26,8 @@ EMULATOR = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"  # the organization that the e
 #: Statuses that speak of the account or of us, never of a row: sending anything else would end the same way.
 CIRCUIT_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 422})
 SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+#: What of a request's params the count of its tokens takes.
+_COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
 LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
 
 
@@ -146,8 +149,24 @@ class Api:
 
     def newest_batches(self) -> Iterator[MessageBatch]:
         """All batches of the workspace, newest first. Raises if any page fails: half a listing proves nothing."""
-        with self._sentences():
+        with self._sentences():  # a page after a batch that was deleted meanwhile is a 400, which says nothing of us
             yield from self._client.with_options(max_retries=2).messages.batches.list(limit=1000)
+
+    def cancel(self, api_id: str) -> None:
+        """Ask the API to cancel a batch. One that has ended meanwhile is left as it is. Raises NotFound."""
+        with self._sentences(), contextlib.suppress(anthropic.BadRequestError, anthropic.ConflictError):
+            self._client.messages.batches.cancel(api_id)
+
+    def delete(self, api_id: str) -> None:
+        """Delete an ended batch and its results. Raises NotFound when it is gone already."""
+        with self._sentences():
+            self._client.messages.batches.delete(api_id)
+
+    def count_tokens(self, params: bytes) -> int:
+        """Input tokens of one request. params: as they are sent."""
+        counted = {k: v for k, v in orjson.loads(params).items() if k in _COUNTED}
+        with self._sentences():
+            return self._client.with_options(max_retries=2).messages.count_tokens(**counted).input_tokens
 
     @contextlib.contextmanager
     def results(self, api_id: str) -> Iterator[Iterator[bytes]]:

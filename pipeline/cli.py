@@ -98,7 +98,7 @@ def check(
     import orjson
 
     from pipeline import checks, report
-    from pipeline.plan import Plan
+    from pipeline.plan import Lookup, Plan
     from pipeline.sink import Columns
 
     path = _job_file(job, database, emulated=emulator)
@@ -106,7 +106,7 @@ def check(
     checks.check_params(loaded)
     plan = Plan(loaded)
     Columns.of(loaded, plan.kinds())
-    quote = plan.quote(lambda keys: {})
+    quote = plan.quote(Lookup(None, None))
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
         _json({"event": "check", "job": loaded.name, "first_params": first, **report.quote_facts(quote)})

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from pipeline import packing, pricing, store
+from pipeline import lost, packing, pricing, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import Stopped
@@ -28,21 +28,22 @@ from pipeline.states import BatchState, RowState
 from pipeline.store import Batch
 
 CHUNK_ROWS = 5_000
+RETRY_SECONDS = 10.0
+#: Of a request: the API refuses the account, and would refuse every other one.
+ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
 MAX_DOWNLOADS = 3
 LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing fault of the API has passed
 
 
 def collect_due(driver: Driver, jobs: "JobOfRun") -> int:
     """Collect each ended batch of the job that is due; how many were."""
-    with driver.reading() as conn:
-        due = store.batches_in(conn, driver.job_id, BatchState.ENDED, due=driver.now())
     collected = 0
-    for batch in due:
-        driver.stop.check()
-        if batch.account_id == driver.account_id:
-            collected += collect(driver, batch, jobs(batch.run_id))
-        else:
-            leave_alone(driver, batch, wait=60.0)
+    for batch in driver.claims(BatchState.ENDED):
+        with driver.lost_races(batch):
+            if batch.account_id == driver.account_id:
+                collected += collect(driver, batch, jobs(batch.run_id))
+            else:
+                leave_alone(driver, batch, wait=60.0)
     return collected
 
 
@@ -62,29 +63,45 @@ class JobOfRun:
 
 
 def collect(driver: Driver, batch: Batch, job: Job) -> bool:
-    """Collect one ended batch; False when its results are not complete yet and are to be fetched again."""
-    assert batch.api_id is not None
-    file = driver.spool.results_file(batch.nonce)
+    """Collect one ended batch that we have claimed; False when its results are to be fetched again, or are lost."""
+    file = driver.spool.results_file(batch.nonce, batch.claim)
     try:
-        try:
-            found = download(driver, batch, file)
-        except Stopped as exc:
-            with driver.transaction() as conn:
-                store.postpone(conn, batch.id, due_at=store.soon(driver.now(), 10.0), problem=str(exc))
-            if not isinstance(exc, NotFound):
-                raise
-            driver.tell("not_found", batch=batch.id, problem=str(exc))  # of this batch only: the others go on
+        found = _fetched(driver, batch, file)
+        if found is None or (found.missing and not _taken_as_it_is(driver, batch, found)):
             return False
-        if found.missing and not _taken_as_it_is(driver, batch, found):
-            return False
-        cost = _store_outcomes(driver, batch, job, file, found)
+        total = _store_outcomes(driver, batch, job, file, found)
     finally:
         file.unlink(missing_ok=True)
-    with driver.transaction() as conn:
-        store.mark_collected(conn, batch, now=driver.now())
-    _free_bodies(driver, batch)
-    driver.tell("collected", batch=batch.id, requests=batch.requests, rows=batch.rows, **cost)
+    with driver.moving(batch) as conn:
+        if not total.unpriced:
+            store.settle(conn, batch, lost=found.missing)
+        if found.missing:
+            why = f"{found.missing} of {batch.requests} results were missing in {MAX_DOWNLOADS} downloads"
+            store.mark_lost(conn, batch, why, due_at=store.soon(driver.now(), lost.ASK_AGAIN))
+        else:
+            store.mark_collected(conn, batch, delete_remote=job.privacy.delete_remote, now=driver.now())
+    if not job.privacy.keep_spool:
+        _free_bodies(driver, batch)
+    cost = None if total.unpriced else round(total.cost_usd, 6)
+    facts = {"outcomes": dict(total.outcomes), "cost_usd": cost}
+    driver.tell("collected", batch=batch.id, requests=batch.requests, rows=batch.rows, **facts)
     return True
+
+
+def _fetched(driver: Driver, batch: Batch, file: Path) -> "Found | None":
+    """The downloaded results; None when the API does not have them."""
+    try:
+        return download(driver, batch, file)
+    except NotFound as exc:  # of this batch only: the others go on
+        if batch.created_at < driver.now() - store.RESULTS_KEPT:
+            lost.give_up(driver, batch, f"its results are older than 29 days and gone at the API: {exc}")
+        else:
+            lost.count_not_found(driver, batch, str(exc), wait=RETRY_SECONDS)
+        return None
+    except Stopped as exc:
+        with driver.moving(batch) as conn:
+            store.postpone(conn, batch, due_at=store.soon(driver.now(), RETRY_SECONDS), problem=str(exc))
+        raise
 
 
 @dataclass
@@ -156,13 +173,13 @@ def _taken_as_it_is(driver: Driver, batch: Batch, found: Found) -> bool:
         return True
     last_but_one = batch.downloads + 2 >= MAX_DOWNLOADS
     due_at = max(first + LAST_DOWNLOAD_AFTER, store.soon(now, 5.0)) if last_but_one else store.soon(now, 5.0)
-    with driver.transaction() as conn:
+    with driver.moving(batch) as conn:
         store.count_download(conn, batch, now=now, due_at=due_at, problem=problem)
     driver.tell("results_missing", batch=batch.id, problem=f"{problem}; fetching them again")
     return False
 
 
-def _store_outcomes(driver: Driver, batch: Batch, job: Job, file: Path, found: Found) -> dict[str, Any]:
+def _store_outcomes(driver: Driver, batch: Batch, job: Job, file: Path, found: Found) -> "_Total":
     reader = ResultReader(job)
     total = _Total()
     if found.unknown:
@@ -182,7 +199,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, file: Path, found: F
             total.count(chunk)
         if written is not None:
             written.result()
-    return {"outcomes": dict(total.outcomes), "cost_usd": None if total.unpriced else round(total.cost_usd, 6)}
+    return total
 
 
 @dataclass
@@ -230,6 +247,7 @@ class _Chunk:
         self._driver, self._batch, self._reader = driver, batch, reader
         self._first, self._last = first, last
         self._now = driver.now()
+        self._refused: str | None = None  # what the API said of the account, where it refused that
 
     def read(self, file: int, found: Found) -> None:
         """The outcomes of the batch's rows in flight at these positions. file: the downloaded one's descriptor."""
@@ -244,9 +262,11 @@ class _Chunk:
 
     def write(self) -> None:
         """Outcomes and states, in one transaction."""
-        with self._driver.transaction() as conn:
+        with self._driver.moving(self._batch) as conn:
             store.mark_outcomes(conn, self._batch, self._first, self._last, self.moves)
             self._driver.sink.write(conn, self.results)
+            if self._refused is not None:
+                store.open_circuit(conn, self._driver.account_id, self._refused, self._now)
             store.add_to_batch(conn, self._batch, outcomes=self.outcomes, cost_usd=self.cost_usd)
 
     def add(self, number: int, n: int, attempts: int, key: str, keep: str | None, outcome: Outcome) -> None:
@@ -257,6 +277,10 @@ class _Chunk:
         else:
             self.cost_usd += cost
         self.outcomes[outcome.state] += 1
+        if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until the account is right
+            self._refused = f"{outcome.error_type}: {outcome.error_message}"
+            self.moves.append(store.Settled(number, outcome.state, outcome.error_type, again=True, counts=False))
+            return
         self.moves.append(
             store.Settled(number, outcome.state, outcome.error_type, self._reader.again(outcome, attempts))
         )
@@ -272,3 +296,26 @@ def _free_bodies(driver: Driver, batch: Batch) -> None:
         free = store.unneeded_bodies(conn, driver.job_id, [batch.id])
     for nonce in free:
         driver.spool.remove(nonce)
+
+
+def delete_due(driver: Driver) -> None:
+    """Delete collected batches at the API whose job wants that; one that cannot be deleted now is tried again later."""
+    for batch in driver.claims(BatchState.COLLECTED, only=store.TO_DELETE):
+        assert batch.api_id is not None
+        problem = None
+        if batch.account_id != driver.account_id:
+            problem = "it was sent by another account"
+        else:
+            try:
+                driver.api.delete(batch.api_id)
+            except NotFound:
+                pass  # somebody else deleted it
+            except Stopped as exc:
+                problem = str(exc)
+        with driver.moving(batch) as conn:
+            if problem is None:
+                store.mark_deleted(conn, batch)
+            else:
+                due_at = store.soon(driver.now(), RETRY_SECONDS)
+                store.postpone(conn, batch, due_at=due_at, problem=f"not deleted at the API yet: {problem}")
+        driver.tell("deleted" if problem is None else "not_deleted", batch=batch.id, problem=problem)

@@ -1,22 +1,23 @@
-"""What a driver works with: the database, the spool, the API, the job's lease, a clock, and whom to tell."""
+"""What a driver works with: the database, the spool, the API, its leases, a clock, and whom to tell."""
 
 import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from pipeline import store
+from pipeline import leases, store
 from pipeline.api import Api
 from pipeline.database import Database
-from pipeline.errors import InputError, Interrupted
-from pipeline.leases import Lease
+from pipeline.errors import Busy, InputError, Interrupted, LostRace
+from pipeline.leases import Lease, local_now
 from pipeline.sink import Sink
 from pipeline.spool import Spool
+from pipeline.states import BatchState
 from pipeline.store import Batch
 
 Tell = Callable[..., None]  #: tell(event, **facts): what happened, for progress and logs
@@ -30,15 +31,20 @@ class Settings:
     grace: float = 300.0  #: until a batch shows in the API's listing at the latest
     lease: float = 120.0
     poll: float | None = None  #: between polls of a batch; None: as the API says, growing to 60
+    max_in_flight: int = 200_000  #: requests at the API at a time, of all jobs of the database together
 
     @classmethod
     def from_environment(cls, *, poll_seconds: float | None = None, grace: float | None = None) -> "Settings":
-        """BATCH_TIMEOUT_SECONDS, BATCH_GRACE_SECONDS, BATCH_LEASE_SECONDS, BATCH_POLL_SECONDS; what is given wins."""
+        """BATCH_TIMEOUT_SECONDS, BATCH_GRACE_SECONDS, BATCH_LEASE_SECONDS, BATCH_POLL_SECONDS, BATCH_MAX_IN_FLIGHT.
+
+        What is given wins over the environment. Raises InputError for what is no number.
+        """
         return cls(
             timeout=_seconds("BATCH_TIMEOUT_SECONDS", cls.timeout, least=1.0),
             grace=_seconds("BATCH_GRACE_SECONDS", cls.grace if grace is None else grace),
             lease=_seconds("BATCH_LEASE_SECONDS", cls.lease, least=1.0),
             poll=_seconds("BATCH_POLL_SECONDS", None) if poll_seconds is None else poll_seconds,
+            max_in_flight=_requests("BATCH_MAX_IN_FLIGHT", cls.max_in_flight),
         )
 
 
@@ -61,7 +67,11 @@ class Stop:
 
 @dataclass
 class Driver:
-    """One driver at work on one job, whose lease it holds."""
+    """One driver at work on one job. Others may be at work on it at the same time.
+
+    lease: its sign of life. A batch is worked on by the driver that has claimed it, and a job is planned by the one
+    that holds the lease on its planning: planning is whatever puts rows into batches, or drops batches not sent yet.
+    """
 
     database: Database
     spool: Spool
@@ -74,16 +84,13 @@ class Driver:
     settings: Settings
     tell: Tell
     stop: Stop = field(default_factory=Stop)
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    planning: bool = False  #: pass two is under way in another thread: batches it has seen must stay as they are
+    local_now: Callable[[], datetime] = local_now
     tries_account: bool = False  #: an explicit run may try one batch on an account that was refused
+    _planning: Lease | None = None
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """A writing transaction that is ours to make: it raises LostRace when the lease is somebody else's."""
-        with self.database.write() as conn:
-            self.lease.check(conn)
-            yield conn
+    def now(self) -> datetime:
+        """The time by the API's clock: all drivers go by it, whatever their own clocks say."""
+        return self.api.now()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -91,12 +98,78 @@ class Driver:
         with self.database.read() as conn:
             yield conn
 
+    def claims(self, *states: BatchState, at_once: int = 1, only: Any = None) -> Iterator[Batch]:
+        """Take the due batches in these states that no other living driver has, each of them once, one by one.
+
+        at_once: how many are taken in one transaction; only: a condition besides.
+        """
+        last = 0
+        while True:
+            with self.database.write() as conn:
+                at = self.database.now(conn, self.local_now())
+                me = self.lease.resource
+                which = store.Which(self.job_id, states, due=self.now(), after=last, only=only)
+                taken = store.claim(conn, which, driver=me, living_at=at, limit=at_once)
+            if not taken:
+                return
+            for batch in taken:
+                self.stop.check()
+                yield batch
+            last = taken[-1].id
+
+    @contextlib.contextmanager
+    def moving(self, batch: Batch) -> Iterator[Connection]:
+        """A writing transaction about a batch that we have claimed. Raises LostRace when another driver has it now."""
+        with self.database.write() as conn:
+            store.check_claim(conn, batch)
+            yield conn
+
+    @contextlib.contextmanager
+    def lost_races(self, batch: Batch) -> Iterator[None]:
+        """A step on one batch: when another driver has taken it over meanwhile, it is that driver's."""
+        try:
+            yield
+        except LostRace:
+            self.tell("taken_over", batch=batch.id)
+
+    @property
+    def plans(self) -> bool:
+        """Whether this driver is planning, in one of its threads."""
+        return self._planning is not None
+
+    @contextlib.contextmanager
+    def planning(self) -> Iterator[None]:
+        """Plan while the block runs. Raises Busy, which names the planner, when another living driver does."""
+        if self._planning is not None:
+            raise Busy(f"planning {self.job_name}: another thread of this driver is at it")
+        seconds = self.settings.lease
+        with leases.hold(
+            self.database, f"planning {self.job_name}", seconds=seconds, now=self.local_now
+        ) as self._planning:
+            try:
+                yield
+            finally:
+                self._planning = None
+
+    @contextlib.contextmanager
+    def planning_transaction(self, run_id: int | None = None) -> Iterator[Connection]:
+        """A writing transaction of a planner. Raises LostRace when the lease is somebody else's by now.
+
+        run_id: the run that is planned, which must be open. Raises Stopped when it was ended meanwhile.
+        """
+        assert self._planning is not None
+        with self.database.write() as conn:
+            self._planning.check(conn)
+            if run_id is not None:
+                store.require_open(conn, run_id)
+            yield conn
+
 
 def leave_alone(driver: Driver, batch: Batch, *, wait: float) -> None:
     """A batch that another account has sent: say so, and look at it again after `wait` seconds."""
-    with driver.transaction() as conn:
+    with driver.moving(batch) as conn:
         problem = "it was sent by another account; run with that account's key"
-        store.postpone(conn, batch.id, due_at=store.soon(driver.now(), wait), wait=wait, problem=problem)
+        store.postpone(conn, batch, due_at=store.soon(driver.now(), wait), wait=wait, problem=problem)
     driver.tell("other_account", batch=batch.id)
 
 
@@ -115,3 +188,10 @@ def _seconds(name: str, default: Any, least: float = 0.0) -> Any:
     if not least <= value < float("inf"):
         raise InputError(f"{name}={text!r}: this must be a number of seconds, {least:g} or more")
     return value
+
+
+def _requests(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise InputError(f"{name}={text!r}: this must be a number of requests, 1 or more")
+    return int(text)

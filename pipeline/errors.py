@@ -5,9 +5,10 @@ PipelineError                 exit code
 │   ├── JobError                  the job file
 │   ├── SourceError               the rows
 │   └── DatabaseError             the database, or a table in it
-├── Busy                      3   another driver holds this job
+├── Busy                      3   another driver is planning this job
 ├── Stopped                   3   the run cannot go on now; it is safe to run again
 │   ├── AccountStopped            the API refuses our account: key, permission, billing
+│   ├── RunEnded                  another driver ended the run: canceled, or its budget is spent
 │   └── ApiUnreachable            no answer, or none of use, from the API's address
 ├── LostRace                  3   another driver moved what we were about to move
 └── Interrupted               130 Ctrl-C or SIGTERM; it is safe to run again
@@ -39,7 +40,7 @@ class DatabaseError(InputError):
 
 
 class Busy(PipelineError):
-    """Another driver is working on this job."""
+    """Another driver is planning this job."""
 
 
 class Stopped(PipelineError):
@@ -50,12 +51,16 @@ class AccountStopped(Stopped):
     """The API refuses what this account asks for; sending more would not help."""
 
 
+class RunEnded(Stopped):
+    """Another driver ended this run."""
+
+
 class ApiUnreachable(Stopped):
     """No answer came from the API's address, or one that says to come back later (5xx, 429)."""
 
 
 class LostRace(PipelineError):
-    """Somebody else moved a batch, or took our lease, between our look and our move."""
+    """Somebody else moved a batch, or took it or our lease, between our look and our move."""
 
 
 class Interrupted(PipelineError):

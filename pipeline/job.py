@@ -32,14 +32,10 @@ NOT_YET = {
     "output.schema": "answers by a JSON schema",
     "output.tool": "answers by a tool",
     "output.columns": "answers by a JSON schema",
-    "sink.history": "a history of replaced answers",
     "canary": "a canary (only `canary: false` is known so far)",
-    "limits.max_cost_usd": "a budget",
-    "limits.max_in_flight_requests": "a limit of requests in flight",
     "limits.deadline": "a deadline",
     "retry.change": "sending again with changes",
     "prices": "prices of your own",
-    "privacy": "deleting at the API, or keeping the spool",
 }
 
 
@@ -146,6 +142,7 @@ class Sink(Section):
     """The results table."""
 
     table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+    history: bool = False
 
     @field_validator("table")
     @classmethod
@@ -160,9 +157,11 @@ class Sink(Section):
 class Limits(Section):
     """What a run may do at most."""
 
+    max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_batch_requests: Annotated[int, Field(ge=1, le=MAX_REQUESTS)] = 25_000
     max_batch_bytes: Annotated[int, Field(ge=1_000, le=MAX_BYTES)] = 240_000_000
+    max_in_flight_requests: Annotated[int, Field(ge=1)] = 200_000
 
 
 class Retry(Section):
@@ -170,6 +169,13 @@ class Retry(Section):
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     errors: list[RetryableError] = ["expired", "api_error", "overloaded_error", "timeout_error", "rate_limit_error"]
+
+
+class Privacy(Section):
+    """What is removed once it is collected. delete_remote: the batch at the API, too; keep_spool: bodies stay."""
+
+    delete_remote: bool = False
+    keep_spool: bool = False
 
 
 class Job(Section):
@@ -187,6 +193,7 @@ class Job(Section):
     canary: Literal[False] = False
     limits: Limits = Limits()
     retry: Retry = Retry()
+    privacy: Privacy = Privacy()
 
     @field_validator("vars")
     @classmethod
@@ -215,10 +222,11 @@ def fold(label: str) -> str:
     return label.strip().casefold()
 
 
-def load(path: Path, *, variables: Mapping[str, str], today: date) -> Job:
+def load(path: Path, *, variables: Mapping[str, str], today: date, before: Mapping[str, Any] | None = None) -> Job:
     """The job that the file `path` declares, with vars filled in and source paths made absolute.
 
-    variables: values that override the file's vars; today: what the vars `today` and `yesterday` mean.
+    variables: values that override the file's vars; before: those of an earlier run, which stand in for the file's;
+    today: what the vars `today` and `yesterday` mean.
     Raises JobError that names the file, the line and the field.
     """
     try:
@@ -229,7 +237,7 @@ def load(path: Path, *, variables: Mapping[str, str], today: date) -> Job:
         raise JobError(f"{path}: a job file is UTF-8 text, this one has other bytes at {exc.start}") from exc
     fields, lines = yamlfile.parse(text, str(path))
     try:
-        fields["vars"] = _vars(fields.get("vars"), variables, today)
+        fields["vars"] = _vars(fields.get("vars"), variables, today, before or {})
         _refuse_later_fields(fields)
         filled = _filled(fields, (), fields["vars"])
         _resolve_paths(filled, path.parent)
@@ -246,7 +254,7 @@ class _FieldError(Exception):
         self.field = field
 
 
-def _vars(declared: Any, given: Mapping[str, str], today: date) -> dict[str, Any]:
+def _vars(declared: Any, given: Mapping[str, str], today: date, before: Mapping[str, Any]) -> dict[str, Any]:
     if declared is None:
         declared = {}
     if not isinstance(declared, dict) or any(isinstance(v, dict | list) or v is None for v in declared.values()):
@@ -256,7 +264,7 @@ def _vars(declared: Any, given: Mapping[str, str], today: date) -> dict[str, Any
             known = ", ".join(declared) or "none"
             raise _FieldError(("vars",), f"--var {name}: the job declares no such var (it declares: {known})")
     days = {"today": today.isoformat(), "yesterday": (today - timedelta(days=1)).isoformat()}
-    merged = {**declared, **given}
+    merged = {**declared, **{name: value for name, value in before.items() if name in declared}, **given}
     return {name: days.get(value, value) if isinstance(value, str) else value for name, value in merged.items()}
 
 

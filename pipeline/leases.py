@@ -1,11 +1,13 @@
-"""Leases: who may work on a job now. Edge: SQL, and a thread that renews.
+"""Leases: who may plan a job now, and which drivers live. Edge: SQL, and a thread that renews.
 
-A lease has a token that counts up with each holder. Every move of a batch checks the token in its own transaction, so
-a driver that was suspended past its lease and wakes up can no longer move anything.
+A lease has a token that counts up with each holder, and what is done under it checks the token in its own transaction,
+so a driver that was suspended past its lease and wakes up can no longer do it. Each driver holds a lease of its own as
+a sign of life: the batches it has taken are free again when that has run out. See `store.claim`.
 """
 
 import contextlib
 import os
+import secrets
 import socket
 import threading
 import time
@@ -14,32 +16,29 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Executable, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from pipeline.database import Database
 from pipeline.errors import Busy, LostRace, PipelineError
 from pipeline.tables import leases
 
+DRIVER = "driver "
+FORGOTTEN_AFTER = timedelta(days=2)  # an expired sign of life; every POST of its driver has met its deadline by then
+
 
 class Lease:
     """A lease that this process holds. `lost` says whether it may be somebody else's by now."""
 
-    def __init__(self, resource: str, token: int, seconds: float, *, holder_before_is_gone: bool = True) -> None:
+    def __init__(self, resource: str, token: int, seconds: float) -> None:
         self.resource, self.token, self._seconds = resource, token, seconds
-        self._holder_before_is_gone = holder_before_is_gone
         self._until = time.monotonic() + seconds
 
     def check(self, conn: Connection) -> None:
-        """Raises LostRace unless the lease is still ours, seen in this very transaction."""
-        if conn.scalar(select(leases.c.token).where(leases.c.resource == self.resource)) != self.token:
+        """Raises LostRace unless the lease is still ours, and keeps it so until this transaction has ended."""
+        query = select(leases.c.token).where(leases.c.resource == self.resource)
+        if conn.scalar(query.with_for_update(key_share=True)) != self.token:
             raise LostRace(f"{self.resource}: another driver took over; the same command again goes on")
-
-    def is_gone(self, token: int) -> bool:
-        """Whether the holder with this token certainly does nothing any more: it gave its lease back, or is dead.
-
-        One whose lease just ran out may be suspended, and wake.
-        """
-        return token == self.token - 1 and self._holder_before_is_gone
 
     @property
     def lost(self) -> bool:
@@ -55,57 +54,93 @@ class Lease:
         self._until = at + self._seconds
 
 
+Now = Callable[[], datetime]
+
+
+def local_now() -> datetime:
+    """The time by this machine's clock."""
+    return datetime.now(UTC)
+
+
 @contextlib.contextmanager
-def hold(
-    database: Database, resource: str, *, seconds: float, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-) -> Iterator[Lease]:
+def hold(database: Database, resource: str, *, seconds: float, now: Now = local_now) -> Iterator[Lease]:
     """Hold `resource` while the block runs; a thread renews it each third of `seconds`.
 
     Raises Busy, which names the holder, when another living driver has it. A holder on this machine that is dead is
     replaced at once, any other when its lease has run out.
     """
-    lease = _take(database, resource, seconds, now())
+    lease = _take(database, resource, seconds, now)
+    mine = (leases.c.resource == resource, leases.c.token == lease.token)
+    with _held(database, lease, seconds, now, update(leases).where(*mine).values(holder=None, expires_at=None)):
+        yield lease
+
+
+@contextlib.contextmanager
+def sign_of_life(database: Database, *, seconds: float, now: Now = local_now) -> Iterator[Lease]:
+    """A lease of this driver's own while the block runs; gone with it, so that its batches are free at once."""
+    lease = _take(database, DRIVER + secrets.token_hex(8), seconds, now)
+    with _held(database, lease, seconds, now, delete(leases).where(leases.c.resource == lease.resource)):
+        yield lease
+
+
+def bury(conn: Connection, now: datetime) -> None:
+    """Remove the signs of life of drivers that are certainly dead: their batches are free."""
+    drivers = conn.execute(select(leases).where(leases.c.resource.startswith(DRIVER))).all()
+    dead = [row.resource for row in drivers if is_dead(row.holder) or row.expires_at < now - FORGOTTEN_AFTER]
+    if dead:
+        conn.execute(delete(leases).where(leases.c.resource.in_(dead)))
+
+
+def is_gone(conn: Connection, driver: str) -> bool:
+    """Whether the driver of this sign of life certainly does nothing any more: it ended, or is dead.
+
+    One whose lease just ran out may be suspended, and wake. '' is a driver that is not known.
+    """
+    holders = conn.scalars(select(leases.c.holder).where(leases.c.resource == driver)).all()
+    return bool(driver) and all(is_dead(holder) for holder in holders)
+
+
+@contextlib.contextmanager
+def _held(database: Database, lease: Lease, seconds: float, now: Now, give_back: Executable) -> Iterator[None]:
     stop = threading.Event()
     thread = threading.Thread(target=_renew, args=(database, lease, seconds, stop, now), daemon=True, name="lease")
     thread.start()
     try:
-        yield lease
+        yield
     finally:
         stop.set()
         thread.join()
         lease.give_up()
         with contextlib.suppress(PipelineError), database.write() as conn:
-            mine = (leases.c.resource == resource, leases.c.token == lease.token)
-            conn.execute(update(leases).where(*mine).values(holder=None, expires_at=None))
+            conn.execute(give_back)
 
 
-def _take(database: Database, resource: str, seconds: float, now: datetime) -> Lease:
-    values: dict[str, Any] = {"holder": holder(), "expires_at": now + timedelta(seconds=seconds)}
+def _take(database: Database, resource: str, seconds: float, now: Now) -> Lease:
     with database.write() as conn:
-        row = conn.execute(select(leases).where(leases.c.resource == resource)).one_or_none()
+        at = database.now(conn, now())
+        values: dict[str, Any] = {"holder": holder(), "expires_at": at + timedelta(seconds=seconds)}
+        query = select(leases).where(leases.c.resource == resource)
+        row = conn.execute(query.with_for_update(key_share=True)).one_or_none()
         if row is None:
-            conn.execute(insert(leases).values(resource=resource, token=1, **values))
+            try:
+                with conn.begin_nested():
+                    conn.execute(insert(leases).values(resource=resource, token=1, **values))
+            except IntegrityError as exc:
+                raise Busy(f"{resource}: another driver has just begun with it") from exc
             return Lease(resource, 1, seconds)
-        gone = row.holder is None or is_dead(row.holder)
-        if not gone and row.expires_at > now:
-            raise Busy(
-                f"{resource} is being worked on by process {row.holder['pid']} on {row.holder['host']}; "
-                "wait until it has ended, or stop it, and run the same command again"
-            )
+        if row.holder is not None and not is_dead(row.holder) and row.expires_at > at:
+            raise Busy(f"{resource}: process {row.holder['pid']} on {row.holder['host']} is at it")
         conn.execute(update(leases).where(leases.c.resource == resource).values(token=row.token + 1, **values))
-        return Lease(resource, row.token + 1, seconds, holder_before_is_gone=gone)
+        return Lease(resource, row.token + 1, seconds)
 
 
-def _renew(
-    database: Database, lease: Lease, seconds: float, stop: threading.Event, now: Callable[[], datetime]
-) -> None:
+def _renew(database: Database, lease: Lease, seconds: float, stop: threading.Event, now: Now) -> None:
     while not stop.wait(seconds / 3):
         before = time.monotonic()
         with contextlib.suppress(PipelineError), database.write() as conn:  # a renewal that fails is tried again
             mine = (leases.c.resource == lease.resource, leases.c.token == lease.token)
-            if not conn.execute(
-                update(leases).where(*mine).values(expires_at=now() + timedelta(seconds=seconds))
-            ).rowcount:
+            expires_at = database.now(conn, now()) + timedelta(seconds=seconds)
+            if not conn.execute(update(leases).where(*mine).values(expires_at=expires_at)).rowcount:
                 return
             lease.renewed(before)
 
@@ -121,10 +156,10 @@ def holder() -> dict[str, Any]:
     }
 
 
-def is_dead(other: dict[str, Any]) -> bool:
-    """Whether that process is certainly dead. False for one that cannot be seen from here."""
+def is_dead(other: dict[str, Any] | None) -> bool:
+    """Whether that process is certainly dead. False for one that cannot be seen from here, and for nobody."""
     here = holder()
-    if not here["boot"] or any(here[part] != other.get(part) for part in ("host", "namespace")):
+    if other is None or not here["boot"] or any(here[part] != other.get(part) for part in ("host", "namespace")):
         return False
     if here["boot"] != other.get("boot"):
         return True  # the machine has been started anew since

@@ -7,8 +7,9 @@ at once. If we die in pass two, rows without a batch stay pending and the next r
 
 import hashlib
 import random
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,25 +18,55 @@ import polars as pl
 from sqlalchemy import Row
 
 from pipeline import identity, packing, sink, store, templates
+from pipeline.budget import Bound
 from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import JobError, LostRace, SourceError
 from pipeline.job import Job
 from pipeline.quote import Quote
-from pipeline.requests import RequestBuilder
+from pipeline.repack import Packer, Sendable
+from pipeline.requests import RequestBuilder, fixed_params
 from pipeline.results import Outcome
+from pipeline.retry import Retry, changed
 from pipeline.rows import Chunk, Rows
-from pipeline.spool import BodyWriter, digest
+from pipeline.sink import Sink
+from pipeline.spool import digest
 from pipeline.states import BatchState, RowState
-from pipeline.verdicts import SENT, Verdict, verdict
+from pipeline.store import Batch
+from pipeline.verdicts import SENT, Verdict, retry_verdict, verdict
 
 SHOWN = 10  # keys that a message lists at most
 SAMPLED_FIRST = 100  # rows of the first chunk that are rendered for the quote
 SAMPLED_LATER = 10  # and of each later one
+SAMPLES_COUNTED = 20  # whose tokens the API is asked to count, when there is a budget
 
 
-KnownRows = Callable[[Sequence[str]], Mapping[str, Row[Any]]]  #: keys of a chunk to what the database knows of them
-Sendable = tuple[int, bytes, bytes]  #: a row's number, the hash of its params, and the params
+class Lookup:
+    """What the database knows of keys, asked chunk by chunk; without a query while the job has no rows."""
+
+    def __init__(self, database: Database | None, job_id: int | None, sink: Sink | None = None) -> None:
+        """job_id: None for a job that the database does not know yet; sink: its results table, for a retry."""
+        self._database, self._job_id, self._sink = database, None, sink
+        if database is not None and job_id is not None:
+            with database.read() as conn:
+                self._job_id = job_id if store.has_rows(conn, job_id) else None
+
+    def __call__(self, keys: Sequence[str]) -> Mapping[str, Row[Any]]:
+        """Known rows by key."""
+        if self._database is None or self._job_id is None:
+            return {}
+        with self._database.read() as conn:
+            return store.known_rows(conn, self._job_id, keys)
+
+    def wanted(self, retry: Retry, known: Mapping[str, Row[Any]]) -> set[str]:
+        """The keys of those rows that are to be sent again."""
+        keys = [key for key, row in known.items() if retry.wants(row)]
+        if retry.where is None or not keys:
+            return set(keys)
+        assert self._database is not None
+        assert self._sink is not None
+        with self._database.read() as conn:
+            return retry.matching(conn, self._sink, keys)
 
 
 def no_key(column: pl.Series) -> pl.Series:
@@ -50,11 +81,18 @@ def no_key(column: pl.Series) -> pl.Series:
 class Plan:
     """The planning of one job over one source."""
 
-    def __init__(self, job: Job, *, limit: int | None = None, refresh: bool = False) -> None:
-        """Reads the headers and compiles the templates. Raises JobError or SourceError."""
+    def __init__(
+        self, job: Job, *, limit: int | None = None, refresh: bool = False, retry: Retry | None = None
+    ) -> None:
+        """Reads the headers and compiles the templates. Raises JobError, SourceError, InputError.
+
+        retry: only the rows that a person wants sent again, with what is changed for them.
+        """
         self.job = job
+        self.asked = job if retry is None else changed(job, retry.changes)  #: the job whose requests are built
         self.recipe = job.recipe
-        self.builder = RequestBuilder(job)
+        self.retry = retry
+        self.builder = RequestBuilder(self.asked)
         self.rows = Rows(job.source)
         self.rows.require(job.source.key, "source.key")
         self.rows.require(list(job.source.keep), "source.keep")
@@ -76,14 +114,14 @@ class Plan:
 
     # -- pass one --------------------------------------------------------------------------------------------------
 
-    def quote(self, known_rows: KnownRows, unsent: Container[int] = frozenset()) -> Quote:
+    def quote(self, known_rows: Lookup, unsent: Container[int] = frozenset()) -> Quote:
         """Pass one: prove keys and files, compare with what is known, and estimate. Raises SourceError or JobError.
 
         unsent: the job's batches that are planned and not sent.
         """
         quote = Quote(
-            model=self.job.request.model,
-            max_tokens=self.job.request.max_tokens,
+            model=self.asked.request.model,
+            max_tokens=self.asked.request.max_tokens,
             max_requests=self.job.limits.max_batch_requests,
             max_bytes=self.job.limits.max_batch_bytes,
         )
@@ -106,7 +144,7 @@ class Plan:
         self,
         chunk: Chunk,
         keys: Sequence[str],
-        known_rows: KnownRows,
+        known_rows: Lookup,
         *,
         hashed: bool = True,
         unsent: Container[int] = frozenset(),
@@ -117,6 +155,12 @@ class Plan:
             return [(Verdict.NEW, b"", None)] * len(keys)
         hashes = identity.row_hashes(chunk.frame, self.prompt_columns)
         found = [known.get(key) for key in keys]
+        if self.retry is not None:
+            wanted = known_rows.wanted(self.retry, known)
+            return [
+                (retry_verdict(row, wanted=key in wanted), row_hash, row)
+                for key, row, row_hash in zip(keys, found, hashes, strict=True)
+            ]
         return [
             (verdict(row, row_hash, self.recipe, self.job, refresh=self._refresh, unsent=unsent), row_hash, row)
             for row, row_hash in zip(found, hashes, strict=True)
@@ -139,6 +183,8 @@ class Plan:
                 raise JobError(f"request.prompt: {exc}") from exc
             quote.sampled_bytes += len(params)
             quote.first_params = quote.first_params or params
+            if len(quote.samples) < SAMPLES_COUNTED:
+                quote.samples.append(params)
 
     def _refuse_empty_keys(self, chunk: Chunk) -> None:
         for name in self.job.source.key:
@@ -175,10 +221,11 @@ class Plan:
 
     # -- pass two --------------------------------------------------------------------------------------------------
 
-    def batches(self, driver: Driver, run_id: int, known_rows: KnownRows) -> Iterator[int]:
+    def batches(self, driver: Driver, run_id: int, known_rows: Lookup) -> Iterator[int]:
         """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch."""
         self.awaited, self.plan_again_after = set(), set()
         packer = Packer(driver, self.job, run_id, self.recipe)
+        packer.bound = Bound.of(fixed_params(self.asked))
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
                 # a chunk is written while the next one is rendered
@@ -195,7 +242,7 @@ class Plan:
         finally:
             packer.discard()
 
-    def _moves(self, driver: Driver, run_id: int, chunk: Chunk, known_rows: KnownRows) -> "_Moves":
+    def _moves(self, driver: Driver, run_id: int, chunk: Chunk, known_rows: Lookup) -> "_Moves":
         """What one chunk of the source changes, its requests rendered."""
         keys = identity.keys(chunk.frame, self.job.source.key)
         keeps = identity.kept(chunk.frame, self.job.source.keep)
@@ -219,7 +266,7 @@ class Plan:
 
     def _write(self, driver: Driver, run_id: int, moves: "_Moves") -> list[Sendable]:
         """Bring the database to what the source says of one chunk, in one transaction; the rows to send."""
-        with driver.transaction() as conn:
+        with driver.planning_transaction(run_id) as conn:
             numbers = store.add_rows(conn, driver.job_id, moves.new)
             store.replan_rows(conn, moves.again)
             store.mark_changed(conn, moves.changed)
@@ -242,7 +289,8 @@ class Plan:
     ) -> None:
         """Note a row that is to be sent, or that cannot be."""
         same = known is not None and known.outcome_hash == row_hash
-        attempts = known.attempts if known is not None and same else 0  # they start anew when the row has changed
+        # they start anew when the row has changed, or a person wants it
+        attempts = known.attempts if known is not None and same and self.retry is None else 0
         try:
             params = self._params(row)
             sent_hash = hashlib.blake2b(params, digest_size=16).digest()
@@ -304,155 +352,48 @@ class _Moves:
             self.kept_anew.append((key, keep))
 
 
-class Lookup:
-    """What the database knows of keys, asked chunk by chunk; without a query while the job has no rows."""
-
-    def __init__(self, database: Database, job_id: int | None) -> None:
-        """job_id: None for a job that the database does not know yet."""
-        self._database, self._job_id = database, job_id
-        if job_id is not None:
-            with database.read() as conn:
-                self._job_id = job_id if store.has_rows(conn, job_id) else None
-
-    def __call__(self, keys: Sequence[str]) -> Mapping[str, Row[Any]]:
-        """Known rows by key."""
-        if self._job_id is None:
-            return {}
-        with self._database.read() as conn:
-            return store.known_rows(conn, self._job_id, keys)
-
-
-class Packer:
-    """Fills bodies one after the other and commits each as a planned batch."""
-
-    def __init__(self, driver: Driver, job: Job, run_id: int, recipe: str, *, max_requests: int | None = None) -> None:
-        """max_requests: of a batch, when that is fewer than the job says."""
-        self._driver, self._job, self._run_id, self._recipe = driver, job, run_id, recipe
-        self._max_requests = min(max_requests or job.limits.max_batch_requests, job.limits.max_batch_requests)
-        self._body: BodyWriter | None = None
-
-    def add(self, rows: Iterable[Sendable]) -> Iterator[int]:
-        """Put rows' requests into bodies; yields the number of each batch that this fills."""
-        dedupe, limits = self._job.request.dedupe, self._job.limits
-        for row in rows:
-            if self._body is not None and not self._body.add(*row, dedupe=dedupe):
-                yield from self.finish()
-            if self._body is None:
-                contents = packing.Packing(packing.new_nonce(), self._max_requests, limits.max_batch_bytes)
-                self._body = BodyWriter(self._driver.spool, contents)
-                fits = self._body.add(*row, dedupe=dedupe)
-                assert fits, "planning sorts out what is larger than a batch"
-
-    def finish(self) -> Iterator[int]:
-        """Commit what is in the present body, if anything, and yield the batch's number."""
-        body = self._body
-        if body is None:
-            return
-        body.finish()
-        try:
-            with self._driver.transaction() as conn:
-                batch = store.add_batch(
-                    conn,
-                    job_id=self._driver.job_id,
-                    run_id=self._run_id,
-                    recipe=self._recipe,
-                    contents=body.contents,
-                    digest=body.digest,
-                    now=self._driver.now(),
-                )
-        except LostRace:
-            self.discard()
-            raise
-        self._body = None
-        contents = body.contents
-        self._driver.tell(
-            "planned", batch=batch, requests=contents.requests, rows=len(contents.rows), bytes=contents.size
-        )
-        yield batch
-
-    def discard(self) -> None:
-        """Give up the present body; its rows stay pending."""
-        if self._body is not None:
-            self._body.discard()
-            self._body = None
-
-
-def send_again(driver: Driver, job: Job, run_id: int, recipe: str) -> Iterator[int]:
-    """Pack the waiting rows of a run whose requests stand in the spool into new batches; yields their numbers.
-
-    These are rows that go again as they are, and rows of dropped batches. The source is not read.
-    """
-    with driver.reading() as conn:
-        too_large = store.smallest_too_large(conn, run_id)
-    packer = Packer(driver, job, run_id, recipe, max_requests=None if too_large is None else max(1, too_large // 2))
-    after = (0, -1, 0)
-    sound: set[int] = set()  # bodies whose digest has been checked
-    try:
-        while True:
-            with driver.reading() as conn:
-                rows = store.rows_to_send_again(conn, run_id, after=after, limit=1_000)
-            if not rows:
-                break
-            for body in dict.fromkeys(row.body_id for row in rows):
-                of_body = [row for row in rows if row.body_id == body]
-                yield from packer.add(_read_again(driver, body, of_body, sound))
-            after = (rows[-1].body_id, rows[-1].body_n, rows[-1].id)
-        yield from packer.finish()
-    finally:
-        packer.discard()
-
-
-def _read_again(driver: Driver, body: int, rows: Sequence[Row[Any]], sound: set[int]) -> list[Sendable]:
-    """Rows with their params out of one body; none if the body is damaged, and then they wait to be planned anew.
-
-    sound: bodies known to be whole; this one is added when it is.
-    """
-    nonce = rows[0].nonce
-    if body not in sound and digest(driver.spool.path(nonce)) != rows[0].digest:
-        with driver.transaction() as conn:
-            store.forget_body(conn, body)
-        driver.tell("body_lost", batch=body)
-        return []
-    sound.add(body)
-    positions = list(dict.fromkeys(row.body_n for row in rows))
-    params = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
-    return [(row.id, row.sent_hash, params[row.body_n]) for row in rows]
-
-
-def drop_stale(driver: Driver, run_id: int, variables: dict[str, Any], recipe: str, stale: Container[int]) -> None:
-    """Drop the batches not sent yet that must not be sent as they are; call it before anything else plans or submits.
+def drop_stale(driver: Driver, run_id: int, job: Job, recipe: str, stale: Container[int]) -> None:
+    """Drop the batches not sent yet that must not be sent as they are; call it before anything else is planned.
 
     Those are batches with a row that has changed since (stale), batches of an older recipe of the same vars, whose
-    waiting rows this run takes over, and batches whose body is damaged.
+    waiting rows this run takes over, and batches whose body is damaged. One that another driver is just sending stays.
     """
     with driver.reading() as conn:
         planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
     damaged = {batch.id for batch in planned if digest(driver.spool.path(batch.nonce)) != batch.digest}
-    with driver.transaction() as conn:
-        older = [r for r in store.open_runs(conn, driver.job_id) if r.id != run_id and r.vars == variables]
+    with driver.planning_transaction() as conn:
+        older = [r for r in store.open_runs(conn, driver.job_id) if r.id != run_id and r.vars == job.vars]
         superseded = [run.id for run in older if run.recipe != recipe]
         for run in older:
             if run.planned_at is None:
                 store.mark_planned(conn, run.id, vanished=0, now=driver.now())
-        for batch in planned:
-            if batch.id in damaged:
-                store.drop(conn, batch, "its body in the spool is gone or was altered")
-                store.forget_body(conn, batch.id)
-                driver.tell("dropped", batch=batch.id, problem="its body in the spool is gone or was altered")
-            elif batch.run_id in superseded:
-                store.drop(conn, batch, "a new recipe took its place")
-            elif batch.id in stale:
-                store.drop(conn, batch, "a row of it changed")
+    for batch in planned:
+        if batch.id in damaged:
+            _drop(driver, batch, "its body in the spool is gone or was altered", body=False)
+        elif batch.run_id in superseded:
+            _drop(driver, batch, "a new recipe took its place")
+        elif batch.id in stale:
+            _drop(driver, batch, "a row of it changed")
+    with driver.planning_transaction() as conn:
         store.take_over(conn, run_id, superseded)
-    with driver.reading() as conn:
-        unneeded = store.unneeded_bodies(conn, driver.job_id)
-    for nonce in unneeded:
-        driver.spool.remove(nonce)
+    if not job.privacy.keep_spool:
+        with driver.reading() as conn:
+            unneeded = store.unneeded_bodies(conn, driver.job_id)
+        for nonce in unneeded:
+            driver.spool.remove(nonce)
+
+
+def _drop(driver: Driver, batch: Batch, why: str, *, body: bool = True) -> None:
+    with suppress(LostRace), driver.planning_transaction() as conn:
+        store.drop(conn, batch, why)
+        if not body:
+            store.forget_body(conn, batch.id)
+        driver.tell("dropped", batch=batch.id, problem=why)
 
 
 def finish_planning(driver: Driver, run_id: int, variables: dict[str, Any], *, limited: bool, now: datetime) -> int:
     """The source has been read to its end: note it, and remove rows that vanished from it; how many."""
-    with driver.transaction() as conn:
+    with driver.planning_transaction(run_id) as conn:
         vanished = 0 if limited else store.remove_vanished(conn, run_id, variables)
         store.forget_changed(conn, run_id)
         store.mark_planned(conn, run_id, vanished=vanished, now=now)

@@ -2,13 +2,16 @@
 
 from datetime import datetime
 
-from pipeline import store
+from anthropic.types.messages import MessageBatch
+
+from pipeline import lost, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import Stopped
 from pipeline.states import AT_THE_API, BatchState
 from pipeline.store import Batch
 
+CLAIMED_AT_ONCE = 100  # batches that one driver takes to poll, before another one may
 LONGEST_WAIT = 60.0  # seconds between two polls of a batch, unless the user says otherwise
 GROWTH = 1.5
 
@@ -19,49 +22,62 @@ def poll_due(driver: Driver) -> int:
     A batch that cannot be asked after now is asked again later: a poll that fails changes nothing. Raises Stopped
     (ApiUnreachable, AccountStopped) when it is the API that cannot be asked.
     """
-    with driver.reading() as conn:
-        due = store.batches_in(conn, driver.job_id, *AT_THE_API, due=driver.now())
     ended = 0
-    for batch in due:
-        driver.stop.check()
-        if batch.account_id != driver.account_id:
-            leave_alone(driver, batch, wait=next_wait(batch.wait_seconds, None, driver.settings.poll))
-            continue
-        ended += _poll(driver, batch)
+    for batch in driver.claims(*AT_THE_API, at_once=CLAIMED_AT_ONCE):
+        with driver.lost_races(batch):
+            if batch.account_id == driver.account_id:
+                ended += _poll(driver, batch)
+            else:
+                leave_alone(driver, batch, wait=next_wait(batch.wait_seconds, None, driver.settings.poll))
     return ended
 
 
 def _poll(driver: Driver, batch: Batch) -> bool:
     assert batch.api_id is not None
     try:
+        if batch.cancel and batch.state is BatchState.IN_PROGRESS:
+            driver.api.cancel(batch.api_id)
         at_the_api, told = driver.api.retrieve(batch.api_id)
     except NotFound as exc:
-        _ask_again(driver, batch, None, str(exc))
-        driver.tell("not_found", batch=batch.id, problem=str(exc))
+        wait = next_wait(batch.wait_seconds, None, driver.settings.poll)
+        lost.count_not_found(driver, batch, str(exc), wait=wait)
         return False
     except Stopped as exc:
         _ask_again(driver, batch, None, str(exc))
         raise
-    if at_the_api.processing_status != "ended":
-        if at_the_api.processing_status == "canceling" and batch.state is BatchState.IN_PROGRESS:
-            with driver.transaction() as conn:
-                store.mark_canceling(conn, batch)
-            driver.tell("canceling", batch=batch.id)
-        _ask_again(driver, batch, told, None)
+    if at_the_api.processing_status == "ended":
+        return _ended(driver, batch, at_the_api)
+    canceling = at_the_api.processing_status == "canceling" and batch.state is BatchState.IN_PROGRESS
+    _ask_again(driver, batch, told, None, canceling=canceling)
+    return False
+
+
+def _ended(driver: Driver, batch: Batch, at_the_api: MessageBatch) -> bool:
+    if at_the_api.archived_at is not None:
+        lost.give_up(driver, batch, "its results are older than 29 days and gone at the API")
         return False
     now: datetime = driver.now()
     counts = at_the_api.request_counts
-    with driver.transaction() as conn:
+    with driver.moving(batch) as conn:
         ended_at = at_the_api.ended_at or driver.api.now()
         store.mark_ended(conn, batch, counts.to_dict(), ended_at=ended_at, due_at=now)  # type: ignore[arg-type]
+        store.wake_held_back(conn, now)
     driver.tell("ended", batch=batch.id, succeeded=counts.succeeded, requests=batch.requests)
     return True
 
 
-def _ask_again(driver: Driver, batch: Batch, told: float | None, problem: str | None) -> None:
+def _ask_again(
+    driver: Driver, batch: Batch, told: float | None, problem: str | None, *, canceling: bool = False
+) -> None:
     wait = next_wait(batch.wait_seconds, told, driver.settings.poll)
-    with driver.transaction() as conn:
-        store.postpone(conn, batch.id, due_at=store.soon(driver.now(), wait), wait=wait, problem=problem)
+    due_at = store.soon(driver.now(), wait)
+    answered = {"not_found": 0, "not_found_at": None} if problem is None else {}  # 404s of before no longer count
+    with driver.moving(batch) as conn:
+        if canceling:
+            store.mark_canceling(conn, batch, due_at=due_at)
+        store.postpone(conn, batch, due_at=due_at, wait=wait, problem=problem, besides=answered)
+    if canceling:
+        driver.tell("canceling", batch=batch.id)
 
 
 def next_wait(last: float, told: float | None, fixed: float | None) -> float:

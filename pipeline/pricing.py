@@ -24,6 +24,11 @@ class Rate:
                 price = stepped
         return price
 
+    @property
+    def dearest(self) -> float:
+        """The price of one token in the largest request."""
+        return max(self.base, *(price for _, price in self.steps)) if self.steps else self.base
+
 
 @dataclass(frozen=True)
 class Prices:

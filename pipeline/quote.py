@@ -21,6 +21,7 @@ class Quote:
     sampled: int = 0
     sampled_bytes: int = 0
     first_params: bytes | None = None
+    samples: list[bytes] = field(default_factory=list)  #: params of some
     first_problem: str | None = None
     model: str = ""
     max_tokens: int = 0

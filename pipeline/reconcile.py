@@ -11,9 +11,10 @@ from typing import Any
 from anthropic.types.messages import MessageBatch
 from sqlalchemy import Row
 
-from pipeline import packing, store
+from pipeline import leases, lost, packing, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
+from pipeline.errors import Stopped
 from pipeline.states import BatchState, SendingEnd
 from pipeline.store import Batch
 
@@ -35,59 +36,96 @@ class Window:
 
 
 def reconcile_due(driver: Driver) -> None:
-    """Settle, or go on watching, every batch of the job that is in `submitting`.
+    """Settle, or go on watching, every batch of the job whose sending ended in the unknown.
 
-    Call it while no thread of this driver submits: a sending without an end is then one whose driver died.
+    One that is just being sent is claimed by its driver, as long as that lives.
     """
-    with driver.reading() as conn:
-        waiting = store.batches_in(conn, driver.job_id, BatchState.SUBMITTING, due=driver.now())
-    for batch in waiting:
-        driver.stop.check()
-        _reconcile(driver, batch)
+    for batch in driver.claims(BatchState.SUBMITTING):
+        with driver.lost_races(batch):
+            _reconcile(driver, batch)
 
 
 def _reconcile(driver: Driver, batch: Batch) -> None:
-    with driver.transaction() as conn:
-        sending = store.last_sending(conn, batch.id)
-        if sending.api_id is not None:  # accepted, and the driver died before the batch's own move
-            store.mark_in_progress(conn, batch.id, sending.api_id, due_at=driver.now())
-            driver.tell("submitted", batch=batch.id, api_id=sending.api_id, requests=batch.requests)
-            return
-        if sending.end is None:  # its driver did not come to say how it ended, and we hold the lease now
-            now = driver.api.now()
-            # a driver that is only suspended may wake and go on until the deadline, though never past it
-            quiet_from = now if driver.lease.is_gone(sending.lease_token) else max(now, sending.deadline)
-            problem = "the driver that sent it is gone"
-            store.mark_unknown(conn, batch.id, sending.id, problem, grace_from=quiet_from, due_at=driver.now())
-            sending = store.last_sending(conn, batch.id)
-    assert sending.end == SendingEnd.UNKNOWN
+    sending = _ended_sending(driver, batch)
+    if sending is None:
+        return
     if driver.account_id != sending.account_id:
         leave_alone(driver, batch, wait=_pause(driver, 60.0))
         return
     window = Window.of(sending, timedelta(seconds=driver.settings.grace))
     begun_at = driver.api.now()
-    running = False
-    for candidate in _candidates(driver, batch, window):
-        if candidate.processing_status != "ended":
-            running = True
-        elif _is_ours(driver, batch, candidate.id):
-            with driver.transaction() as conn:
-                store.mark_adopted(conn, batch.id, sending.id, candidate.id, now=driver.now())
-            driver.tell("adopted", batch=batch.id, api_id=candidate.id, requests=batch.requests)
-            return
-    if running:
-        _look_again(driver, batch, "a batch that may be it is running at the API; its results will tell")
+    try:
+        found, doubt = _look_through(driver, batch, window)
+    except Stopped as exc:  # half a listing proves nothing; and other batches can go on meanwhile
+        found, doubt = None, f"the API's listing could not be read: {exc}"
+    if found is not None:
+        with driver.moving(batch) as conn:
+            store.mark_adopted(conn, batch, sending.id, found, now=driver.now())
+        driver.tell("adopted", batch=batch.id, api_id=found, requests=batch.requests)
+    elif doubt is not None and begun_at > sending.started_at + store.TWIN_WATCH:
+        lost.give_up(driver, batch, f"for 25 hours it could not be found out whether the API took it: {doubt}")
+    elif doubt is not None:
+        _look_again(driver, batch, doubt)
     elif begun_at > window.absent_after:
-        with driver.transaction() as conn:
-            store.mark_absent(conn, batch.id, sending.id, now=driver.now())
+        with driver.moving(batch) as conn:
+            store.mark_absent(conn, batch, sending.id, now=driver.now())
         driver.tell("absent", batch=batch.id)
     else:
         seconds = (window.absent_after - begun_at).total_seconds()
         _look_again(driver, batch, f"not in the API's listing; taken for not accepted in {seconds:.0f} s", seconds)
 
 
-def _candidates(driver: Driver, batch: Batch, window: Window) -> list[MessageBatch]:
-    """Batches at the API that could be this one: created in the window, of its count, and owned by no sending.
+def _look_through(driver: Driver, batch: Batch, window: Window) -> tuple[str | None, str | None]:
+    """The id of the batch at the API that is proven to be this one, and what else stands in the way of its absence."""
+    doubt = None
+    for candidate in _candidates(driver, batch.requests, window):
+        if candidate.processing_status != "ended":
+            doubt = "a batch that may be it is running at the API; its results will tell"
+            continue
+        ours = _is_ours(driver, batch.nonce, candidate.id)
+        if ours:
+            return candidate.id, None
+        if ours is None:
+            doubt = f"{candidate.id} may be it, and its results can no longer be read"
+    return None, doubt
+
+
+def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
+    """The batch's last sending, which nobody is at any more; None when it turns out to have been accepted."""
+    with driver.moving(batch) as conn:
+        sending = store.last_sending(conn, batch.id)
+        if sending.api_id is not None:  # accepted, and the driver died before the batch's own move
+            store.mark_in_progress(conn, batch, sending.api_id, due_at=driver.now())
+            driver.tell("submitted", batch=batch.id, api_id=sending.api_id, requests=batch.requests)
+            return None
+        if sending.end is None:  # its driver did not come to say how it ended
+            now = driver.api.now()
+            # one that is only suspended may wake and go on until the deadline, though never past it
+            quiet_from = now if leases.is_gone(conn, sending.driver) else max(now, sending.deadline)
+            problem = "the driver that sent it is gone"
+            store.mark_unknown(conn, batch, sending.id, problem, grace_from=quiet_from, due_at=driver.now())
+            sending = store.last_sending(conn, batch.id)
+    assert sending.end == SendingEnd.UNKNOWN
+    return sending
+
+
+def find_twins(driver: Driver) -> None:
+    """Report batches that show in the listing after all, when their rows have been sent again: paid twice."""
+    since = driver.now() - store.TWIN_WATCH
+    with driver.reading() as conn:
+        absent = store.absent_since(conn, driver.job_id, driver.account_id, since)
+    for sending in absent:
+        window = Window(sending.started_at - SKEW, sending.ended_at + store.TWIN_WATCH, sending.ended_at)
+        for candidate in _candidates(driver, sending.requests, window):
+            if candidate.processing_status == "ended" and _is_ours(driver, sending.nonce, candidate.id):
+                problem = f"{candidate.id} was accepted, though the API's listing did not show it in time: paid twice"
+                with driver.database.write() as conn:
+                    store.record_twin(conn, sending.id, candidate.id, problem)
+                driver.tell("twin", batch=sending.batch_id, problem=problem)
+
+
+def _candidates(driver: Driver, requests: int, window: Window) -> list[MessageBatch]:
+    """Batches at the API created in the window, with so many requests, and owned by no sending.
 
     The listing is read whole before any of it is believed: one that breaks off proves nothing.
     """
@@ -95,7 +133,7 @@ def _candidates(driver: Driver, batch: Batch, window: Window) -> list[MessageBat
     for listed in driver.api.newest_batches():
         if listed.created_at < window.earliest:
             break
-        if listed.created_at <= window.latest and _count(listed) == batch.requests:
+        if listed.created_at <= window.latest and _count(listed) == requests:
             created.append(listed)
     with driver.reading() as conn:
         return [listed for listed in created if not store.is_owned(conn, listed.id)]
@@ -106,8 +144,8 @@ def _count(listed: MessageBatch) -> int:
     return counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
 
 
-def _is_ours(driver: Driver, batch: Batch, api_id: str) -> bool:
-    """Whether the results carry our nonce; the first line is enough, for a custom_id belongs to one body."""
+def _is_ours(driver: Driver, nonce: str, api_id: str) -> bool | None:
+    """Whether the results carry this nonce, None when they are gone. A first line is enough: ids belong to one body."""
     start = b""
     try:
         with driver.api.results(api_id) as chunks:
@@ -116,14 +154,14 @@ def _is_ours(driver: Driver, batch: Batch, api_id: str) -> bool:
                 if b"\n" in start:
                     break
     except NotFound:
-        return False  # its results can no longer be read: it proves nothing
-    return packing.nonce_of_result(start.partition(b"\n")[0]) == batch.nonce
+        return None
+    return packing.nonce_of_result(start.partition(b"\n")[0]) == nonce
 
 
 def _look_again(driver: Driver, batch: Batch, why: str, at_most: float = 60.0) -> None:
     wait = _pause(driver, at_most)
-    with driver.transaction() as conn:
-        store.postpone(conn, batch.id, due_at=store.soon(driver.now(), wait), problem=why)
+    with driver.moving(batch) as conn:
+        store.postpone(conn, batch, due_at=store.soon(driver.now(), wait), problem=why)
     driver.tell("watching", batch=batch.id, problem=why)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, func, select
@@ -12,8 +12,6 @@ from pipeline.quote import Quote
 from pipeline.states import FAILURES, OPEN_BATCHES, BatchState, RowState, RunState
 from pipeline.tables import batches
 from pipeline.verdicts import Verdict
-
-RESULTS_KEPT = timedelta(days=29)  # by the API, from a batch's creation
 
 
 def money(usd: float | None) -> str:
@@ -97,6 +95,16 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "results_missing": lambda e: f"batch {e['batch']}: {e['problem']}",
     "unknown_results": lambda e: f"batch {e['batch']}: {e['lines']} result lines name no request of ours",
     "not_found": lambda e: f"batch {e['batch']}: {e['problem']}",
+    "lost": lambda e: f"batch {e['batch']} is lost: {e['problem']}",
+    "found_again": lambda e: f"batch {e['batch']} was lost and is there again; {count(e['rows'], 'row')} wait for it",
+    "twin": lambda e: f"batch {e['batch']}: {e['problem']}",
+    "held_back": lambda e: f"batch {e['batch']} {e['problem']}",
+    "taken_over": lambda e: f"batch {e['batch']} was taken over by another driver",
+    "planned_elsewhere": lambda e: f"waiting: {e['problem']}",
+    "not_counted": lambda e: f"tokens could not be counted ({e['problem']}); reserving for one a byte",
+    "incomplete": lambda e: f"run {e['run']} ends before its end: {e['reason']}",
+    "deleted": lambda e: f"batch {e['batch']} deleted at the API",
+    "not_deleted": lambda e: f"batch {e['batch']} not deleted at the API yet: {e['problem']}",
     "other_account": lambda e: f"batch {e['batch']} belongs to another account and is left alone",
     "unreachable": lambda e: e["problem"] + _later(e["wait"]),
     "waiting": lambda e: f"waiting: {_counted(e['progress']['batches'])}; next look in {math.ceil(e['seconds'])} s",
@@ -148,8 +156,8 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
         "cost_usd": float(cost or 0.0),
         "open_runs": [_run_facts(conn, run) for run in store.open_runs(conn, job.id)],
         "last_run": None if last is None else _run_facts(conn, last),
-        "results_vanish_at": None if oldest is None else (oldest + RESULTS_KEPT).isoformat(),
-        "results_vanish_days": None if oldest is None else (oldest + RESULTS_KEPT - now).days,
+        "results_vanish_at": None if oldest is None else (oldest + store.RESULTS_KEPT).isoformat(),
+        "results_vanish_days": None if oldest is None else (oldest + store.RESULTS_KEPT - now).days,
         "problems": [{"batch": batch, "problem": problem} for batch, problem in problems],
     }
 

@@ -1,7 +1,8 @@
 """The drivers: `run` takes a job to its end, `sweep` does once what is due. Both only call the steps, in a loop."""
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,23 +10,30 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from pipeline import checks, store
-from pipeline.api import Api
-from pipeline.collect import JobOfRun, collect_due
+from pipeline import budget, checks, store
+from pipeline.collect import JobOfRun, collect_due, delete_due
+from pipeline.database import Database
 from pipeline.driver import Driver
-from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, Stopped
+from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, LostRace, RunEnded, Stopped
 from pipeline.job import Job
-from pipeline.plan import Lookup, Plan, drop_stale, finish_planning, send_again
+from pipeline.lost import ask_again
+from pipeline.plan import Lookup, Plan, drop_stale, finish_planning
 from pipeline.poll import poll_due
 from pipeline.quote import Quote
-from pipeline.reconcile import reconcile_due
+from pipeline.reconcile import find_twins, reconcile_due
+from pipeline.repack import send_again, stop_run, waits
+from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
 from pipeline.spool import Spool
-from pipeline.states import RowState, RunState
+from pipeline.states import OUTCOMES, RowState, RunReason, RunState
 from pipeline.submit import due, submit_due
 from pipeline.where import Where
 
 LONGEST_LOOK_AWAY = 60.0  # seconds between two passes of the loop at most
+LOOK_WHILE_PLANNED = 1.0  # seconds between two tries to plan while another driver does
+LOOK_AT_OTHERS = 1.0  # seconds between two passes, when other drivers have all that there is to do
+FAILED_AT_MOST = 0.2  # of a run's rows, unless limits.max_failed allows more: then nothing more is sent
+FAILED_AFTER_ROWS = 1_000  # that have an outcome: fewer prove nothing
 RETRY_SECONDS = 5.0  # after the API did not answer; doubles up to the longest look-away
 
 
@@ -57,67 +65,50 @@ class Finished:
 
 @dataclass(frozen=True)
 class Options:
-    """What one `run` is asked to do. confirm: shown the quote, says whether to go on."""
+    """What one `run` is asked to do. confirm: shown the quote, says whether to go on; retry: only these rows."""
 
     limit: int | None = None
     refresh: bool = False
     detach: bool = False
     dry_run: bool = False
+    retry: Retry | None = None
     confirm: Callable[[Quote], bool] = lambda quote: True
 
 
 def run(job: Job, where: Where, options: Options | None = None, *, file: Path | None = None) -> Finished:
     """Plan, submit, poll and collect until every row of the source has an outcome for its present content.
 
-    The same call again continues what an earlier one left. Raises InputError with nothing sent, Busy when another
-    driver is at it, Stopped or Interrupted when it is safe to call again.
+    The same call again continues what an earlier one left, and several at a time share the work. Raises InputError
+    with nothing sent, Stopped or Interrupted when it is safe to call again.
     """
     options = options or Options()
-    checks.check_params(job)
-    plan = Plan(job, limit=options.limit, refresh=options.refresh)
+    plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
+    checks.check_params(plan.asked)
+    budget.require_price(plan.asked)
     columns = Columns.of(job, plan.kinds())
-    with where.api() as (api, account_id), where.lease(job.name) as lease:
+    with where.driving() as driving:
         with where.database.read() as conn:
-            row = store.job_named(conn, job.name)
-            before = None if row is None else Columns(**row.columns)
-            sink = _sink(job, columns, row, before)
-            _refuse_table_of_another(conn, job)
-            sink.check(conn, before)
+            row, sink = _known(conn, where.database, job, columns)
             unsent = frozenset() if row is None else store.unsent(conn, row.id)
-        spool = Spool.open(where.spool_root(None if row is None else row.spool), job.name)
-        quote = plan.quote(Lookup(where.database, None if row is None else row.id), unsent)
+        where.spool_root(None if row is None else row.spool)
+        quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), unsent)
         where.tell("quote", quote=quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
-        job_id = _register(where, job, sink, row, before, file)
-        driver = Driver(
-            database=where.database,
-            spool=spool,
-            api=api,
-            account_id=account_id,
-            job_id=job_id,
-            job_name=job.name,
-            sink=sink,
-            lease=lease,
-            settings=where.settings,
-            tell=where.tell,
-            stop=where.stop,
-            now=where.now,
-            tries_account=True,
-        )
-        spool.remove_unfinished()
+        row, sink = _register(where, job, columns, file)
+        driver = driving.driver(row, sink, tries_account=True)
         return _Run(driver, job, plan, quote, options).to_the_end()
 
 
 def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | None]]:
-    """Do once what is due for every open run: poll, collect, submit. Plans no new rows.
+    """Do once what is due for every job: poll, collect, submit, ask after what was lost. Plans no new rows.
 
     job_name: of one job only. Returns for each job its name and why it could not be swept, or None. Raises InputError
     for an unknown job.
     """
     with where.database.read() as conn:
         known = store.all_jobs(conn)
-        waiting = {run.job_id for run in store.open_runs(conn)}
+        waiting = store.jobs_with_work(conn, now=where.now())
     if job_name is not None and job_name not in {row.name for row in known}:
         names = ", ".join(row.name for row in known) or "none"
         raise InputError(f"this database knows no job {job_name!r} (it knows: {names})")
@@ -125,35 +116,27 @@ def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | No
     swept: list[tuple[str, str | None]] = []
     if not chosen:
         return swept
-    with where.api() as (api, account_id):
+    with where.driving() as driving:
         for row in chosen:
             try:
-                _sweep_job(where, row, api, account_id)
+                sweep_job(
+                    driving.driver(
+                        row, Sink(row.results_table, Columns(**row.columns), schema=where.database.default_schema)
+                    )
+                )
                 swept.append((row.name, None))
-            except (Busy, Stopped) as exc:
+            except (Stopped, DatabaseError) as exc:
                 swept.append((row.name, str(exc)))
     return swept
 
 
-def _sweep_job(where: Where, row: Row[Any], api: Api, account_id: int) -> None:
-    with where.lease(row.name) as lease:
-        driver = Driver(
-            database=where.database,
-            spool=Spool.open(where.spool_root(row.spool), row.name),
-            api=api,
-            account_id=account_id,
-            job_id=row.id,
-            job_name=row.name,
-            sink=Sink(row.results_table, Columns(**row.columns)),
-            lease=lease,
-            settings=where.settings,
-            tell=where.tell,
-            stop=where.stop,
-            now=where.now,
-        )
-        jobs = JobOfRun(driver)
-        one_pass(driver, jobs)
-        one_pass(driver, jobs)  # what the first pass packed anew is submitted by the second
+def sweep_job(driver: Driver) -> None:
+    """One sweep over one job."""
+    jobs = JobOfRun(driver)
+    ask_again(driver)
+    find_twins(driver)
+    one_pass(driver, jobs)
+    one_pass(driver, jobs)  # what the first pass packed anew is submitted by the second
 
 
 def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = None) -> None:
@@ -168,13 +151,18 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
     except AccountStopped as exc:
         refused = exc
     poll_due(driver)
-    collect_due(driver, jobs)
+    collected = collect_due(driver, jobs)
+    delete_due(driver)
     with driver.reading() as conn:
         open_now = store.open_runs(conn, driver.job_id)
     for each in open_now:
         driver.stop.check()
-        for _ in send_again(driver, jobs(each.id), each.id, each.recipe):
-            driver.stop.check()
+        if collected and _fails(driver, jobs(each.id), each.id) and stop_run(driver, each.id, RunReason.FAILURES):
+            continue
+        if waits(driver, each.id):
+            with contextlib.suppress(Busy), driver.planning():
+                for _ in send_again(driver, jobs(each.id), each.id, each.recipe):
+                    driver.stop.check()
         if each.id != still_planning:
             _end_if_done(driver, each)
     if refused is not None:
@@ -182,10 +170,23 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
 
 
 def _end_if_done(driver: Driver, each: Row[Any]) -> None:
-    with driver.transaction() as conn:
-        left = store.has_work(conn, each.id) or store.rows_for_planning(conn, each.id)
-        if each.planned_at is not None and not left:
-            store.end_run(conn, each.id, RunState.FINISHED, reason=None, now=driver.now())
+    with driver.database.write() as conn:
+        store.end_if_done(conn, each.id, driver.now())
+
+
+def _fails(driver: Driver, job: Job, run_id: int) -> bool:
+    """Whether so large a share of the run's rows fails that sending more would be a waste."""
+    allowed = max(FAILED_AT_MOST, job.limits.max_failed)
+    with driver.reading() as conn:
+        if not _share_failed(store.run_outcomes(conn, run_id), allowed):  # which is cheap to know, and counts retries
+            return False
+        return _share_failed(store.run_counts(conn, run_id), allowed)
+
+
+def _share_failed(counts: Mapping[str, int], allowed: float) -> bool:
+    answered = sum(counts.get(state, 0) for state in OUTCOMES)
+    failed = answered - counts.get(RowState.SUCCEEDED, 0)
+    return answered >= FAILED_AFTER_ROWS and failed > allowed * answered
 
 
 class _Run:
@@ -194,81 +195,111 @@ class _Run:
     def __init__(self, driver: Driver, job: Job, plan: Plan, quote: Quote, options: Options) -> None:
         self._driver, self._job, self._plan, self._quote, self._options = driver, job, plan, quote, options
         self._jobs = JobOfRun(driver)
+        self._run_id = 0
         self._beyond_limit = 0  # rows of the run that the last planning did not come to
         self._failing_since: datetime | None = None
         self._retry_seconds = RETRY_SECONDS
 
     def to_the_end(self) -> Finished:
         driver = self._driver
-        with driver.transaction() as conn:
-            run_id = store.join_run(
-                conn,
-                driver.job_id,
-                variables=self._job.vars,
-                job=self._job.model_dump(mode="json"),
-                recipe=self._plan.recipe,
-                now=driver.now(),
-            )
-        drop_stale(driver, run_id, dict(self._job.vars), self._plan.recipe, self._quote.stale_batches)
-        self._patiently(lambda: reconcile_due(driver))
-        self._plan_and_submit(run_id)
-        while not self._done(run_id):
-            self._patiently(lambda: one_pass(driver, self._jobs, still_planning=run_id))
-            if self._options.detach and not due(driver):
-                break
-            if self._needs_planning(run_id):
-                self._plan_and_submit(run_id)
-            else:
-                self._wait(run_id)
+        with contextlib.suppress(RunEnded):  # by another driver: that is how this one ends, too
+            self._plan_and_submit(self._quote.stale_batches)
+            while not self._done():
+                self._patiently(lambda: one_pass(driver, self._jobs, still_planning=self._run_id))
+                if self._options.detach and not due(driver):
+                    break
+                if self._needs_planning():
+                    self._plan_and_submit(frozenset())
+                else:
+                    self._wait()
         with driver.reading() as conn:
             others = store.open_runs(conn, driver.job_id)
         for other in others:  # whose last rows this one may have taken over
-            _end_if_done(driver, other)
-        return self._finished(run_id)
+            if other.id != self._run_id:
+                _end_if_done(driver, other)
+        return self._finished()
 
-    def _plan_and_submit(self, run_id: int) -> None:
-        """Pass two, with a thread that submits each batch as soon as it is planned."""
+    def _plan_and_submit(self, stale: Container[int]) -> None:
+        """Pass two, with a thread that submits each batch as soon as it is planned; when no other driver plans."""
+        while True:
+            try:
+                with self._driver.planning():
+                    self._join(stale)
+                    self._patiently(lambda: reconcile_due(self._driver))
+                    self._pass_two()
+            except (Busy, LostRace) as exc:
+                self._driver.tell("planned_elsewhere", problem=str(exc))
+                self._patiently(lambda: one_pass(self._driver, self._jobs))  # there may be enough to do meanwhile
+                self._driver.stop.wait(LOOK_WHILE_PLANNED)
+            else:
+                return
+
+    def _join(self, stale: Container[int]) -> None:
+        driver, job = self._driver, self._job
+        driver.spool.remove_unfinished()
+        with driver.planning_transaction() as conn:
+            self._run_id = store.join_run(
+                conn,
+                driver.job_id,
+                variables=job.vars,
+                job=job.model_dump(mode="json"),
+                recipe=self._plan.recipe,
+                retry=None if self._options.retry is None else self._options.retry.facts(),
+                now=driver.now(),
+            )
+            known = store.run(conn, self._run_id).tokens_per_byte
+        if job.limits.max_cost_usd is not None and known is None:
+            bound = _tokens_per_byte(driver, self._quote)
+            with driver.planning_transaction() as conn:
+                store.bound_tokens(conn, self._run_id, bound)
+        if self._options.retry is None:
+            drop_stale(driver, self._run_id, job, self._plan.recipe, stale)
+
+    def _pass_two(self) -> None:
         driver = self._driver
-        limited = self._options.limit is not None
-        driver.planning = True
+        limited = self._options.limit is not None or self._options.retry is not None
         with _Submitter(driver) as submitter:
-            lookup = Lookup(driver.database, driver.job_id)
-            for _ in self._plan.batches(driver, run_id, lookup):
+            lookup = Lookup(driver.database, driver.job_id, driver.sink)
+            for _ in self._plan.batches(driver, self._run_id, lookup):
                 submitter.wake()
-            finish_planning(driver, run_id, dict(self._job.vars), limited=limited, now=driver.now())
-            driver.planning = False
-            for _ in send_again(driver, self._job, run_id, self._plan.recipe):
+            finish_planning(driver, self._run_id, dict(self._job.vars), limited=limited, now=driver.now())
+            for _ in send_again(driver, self._job, self._run_id, self._plan.recipe):
                 submitter.wake()
         if limited:
             with driver.reading() as conn:
-                self._beyond_limit = store.rows_for_planning(conn, run_id)
+                self._beyond_limit = store.rows_for_planning(conn, self._run_id)
 
-    def _needs_planning(self, run_id: int) -> bool:
+    def _needs_planning(self) -> bool:
         """Whether rows can only go on from the source.
 
         Those are rows that changed, or were asked in other words, while they were at the API and are back now, and rows
         whose body in the spool was damaged.
         """
         with self._driver.reading() as conn:
+            if store.run(conn, self._run_id).state != RunState.OPEN:
+                return False
             if self._plan.plan_again_after and not store.any_open(conn, self._plan.plan_again_after):
                 return True
-            idle = not store.has_work(conn, run_id)
-            return idle and store.rows_for_planning(conn, run_id) > self._beyond_limit
+            idle = not store.has_work(conn, self._run_id)
+            return idle and store.rows_for_planning(conn, self._run_id) > self._beyond_limit
 
-    def _done(self, run_id: int) -> bool:
+    def _done(self) -> bool:
         """Whether nothing that the run waits for is under way or can be sent; it is finished if no row is left at all.
 
         It waits for rows of its source in batches of other runs, too. Rows are left when an earlier driver died while
         it planned, and this one plans up to a limit only.
         """
-        with self._driver.transaction() as conn:
+        run_id = self._run_id
+        with self._driver.database.write() as conn:
+            if store.run(conn, run_id).state == RunState.INCOMPLETE:
+                return True
             if store.has_work(conn, run_id) or self._plan.plan_again_after:
                 return False
             if store.any_open(conn, self._plan.awaited):
                 return False
             left = store.rows_for_planning(conn, run_id)
             if not left:
-                store.end_run(conn, run_id, RunState.FINISHED, reason=None, now=self._driver.now())
+                store.end_if_done(conn, run_id, self._driver.now())
             return left <= self._beyond_limit
 
     def _patiently(self, step: Callable[[], None]) -> None:
@@ -286,29 +317,38 @@ class _Run:
         else:
             self._failing_since, self._retry_seconds = None, RETRY_SECONDS
 
-    def _wait(self, run_id: int) -> None:
+    def _wait(self) -> None:
         driver = self._driver
-        if self._done(run_id):
+        if self._done():
             return
         with driver.reading() as conn:
-            next_due = store.next_due(conn, driver.job_id)
+            next_due = store.next_due(conn, driver.job_id, driver.lease.resource)
             foreign = store.all_foreign(conn, driver.job_id, driver.account_id)
         if foreign:
             raise AccountStopped(
                 f"{foreign} batches of {driver.job_name} were sent by another account and nothing else is left to do; "
-                "run the job with that account's key"
+                "run the job with that account's key, or give them up by `cancel --abandon`"
             )
-        seconds = 0.0 if next_due is None else (next_due - driver.now()).total_seconds()
+        seconds = LOOK_AT_OTHERS if next_due is None else (next_due - driver.now()).total_seconds()
         if seconds > 0:
-            driver.tell("waiting", seconds=min(seconds, LONGEST_LOOK_AWAY), progress=progress(driver, run_id))
+            driver.tell("waiting", seconds=min(seconds, LONGEST_LOOK_AWAY), progress=progress(driver, self._run_id))
             driver.stop.wait(min(seconds, LONGEST_LOOK_AWAY))
 
-    def _finished(self, run_id: int) -> Finished:
+    def _finished(self) -> Finished:
         with self._driver.reading() as conn:
-            row = store.run(conn, run_id)
-            counts = row.counts if row.counts is not None else store.run_counts(conn, run_id)
-            cost = store.run_cost(conn, run_id)
-        return Finished(run_id, row.state, row.reason, counts, cost, self._quote, self._job.limits.max_failed)
+            row = store.run(conn, self._run_id)
+            counts = row.counts if row.counts is not None else store.run_counts(conn, self._run_id)
+            cost = store.run_cost(conn, self._run_id)
+        return Finished(self._run_id, row.state, row.reason, counts, cost, self._quote, self._job.limits.max_failed)
+
+
+def _tokens_per_byte(driver: Driver, quote: Quote) -> float:
+    """At most how many tokens a byte of the requests comes to, by the API's own count of a sample."""
+    try:
+        return budget.tokens_per_byte([(driver.api.count_tokens(params), len(params)) for params in quote.samples])
+    except Stopped as exc:
+        driver.tell("not_counted", problem=str(exc))
+        return budget.CERTAIN_TOKENS_PER_BYTE
 
 
 class _Submitter:
@@ -336,7 +376,7 @@ class _Submitter:
         return self
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if exc is not None:
+        if exc is not None and not isinstance(exc, (LostRace, RunEnded)):  # after these the driver goes on
             self._driver.stop.event.set()  # a POST under way holds its last bytes back
         self._ending = True
         self._woken.release()
@@ -362,19 +402,25 @@ def progress(driver: Driver, run_id: int) -> dict[str, Any]:
         return {"batches": store.batches_by_state(conn, run_id)}
 
 
-def _refuse_table_of_another(conn: Connection, job: Job) -> None:
+def _known(conn: Connection, database: Database, job: Job, columns: Columns) -> tuple[Row[Any] | None, Sink]:
+    """The job as the database knows it, or None, and its results table. Raises DatabaseError for an unusable one."""
+    row = store.job_named(conn, job.name)
     for other in store.all_jobs(conn):
         if other.results_table.lower() == job.sink.table.lower() and other.name != job.name:
             raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
+    before = None if row is None else Columns(**row.columns)
+    sink = _sink(database, job, columns, row, before)
+    sink.check(conn, before)
+    return row, sink
 
 
-def _sink(job: Job, columns: Columns, row: Row[Any] | None, before: Columns | None) -> Sink:
+def _sink(database: Database, job: Job, columns: Columns, row: Row[Any] | None, before: Columns | None) -> Sink:
     """The results table of the job, whose columns were `before`.
 
     A column that the job had and no longer names stays, empty in new answers.
     """
     if row is None or before is None:
-        return Sink(job.sink.table, columns)
+        return Sink(job.sink.table, columns, schema=database.default_schema)
     if row.results_table != job.sink.table:
         raise DatabaseError(
             f"sink.table: job {job.name} has its answers in table {row.results_table!r}; go back to it, "
@@ -385,22 +431,30 @@ def _sink(job: Job, columns: Columns, row: Row[Any] | None, before: Columns | No
             f"source.key: table {job.sink.table!r} has the key {named(before.key)}, the job now says "
             f"{named(columns.key)}; give the job and sink.table new names, or go back to the old key"
         )
-    everything = Columns(columns.key, {**before.keep, **columns.keep}, {**before.output, **columns.output})
-    return Sink(job.sink.table, everything, kept_today=columns.keep)
+    keep, output = {**before.keep, **columns.keep}, {**before.output, **columns.output}
+    everything = Columns(columns.key, keep, output, history=columns.history)
+    return Sink(job.sink.table, everything, kept_today=columns.keep, schema=database.default_schema)
 
 
-def _register(
-    where: Where, job: Job, sink: Sink, row: Row[Any] | None, before: Columns | None, file: Path | None
-) -> int:
+def _register(where: Where, job: Job, columns: Columns, file: Path | None) -> tuple[Row[Any], Sink]:
     """Note the job and make its results table, in one transaction."""
     with where.database.write() as conn:
-        sink.make(conn, before)
-        return store.put_job(
+        store.alone(conn)  # another driver may do the same just now
+        row, sink = _known(conn, where.database, job, columns)
+        sink.make(conn, None if row is None else Columns(**row.columns))
+        root = where.spool_root(None if row is None else row.spool)
+        spool = Spool.open(root, job.name, expected=None if row is None else row.spool_id)
+        beside = where.spool is None and (row is None or row.spool is None)
+        store.put_job(
             conn,
             name=job.name,
             file=None if file is None else str(file.absolute()),
             results_table=sink.table.name,
             columns=stored(sink.columns),
-            spool=str(Path(where.spool).absolute()) if where.spool else (None if row is None else row.spool),
+            spool=None if beside else str(root),
+            spool_id=spool.id,
             now=where.now(),
         )
+        registered = store.job_named(conn, job.name)
+        assert registered is not None
+        return registered, sink

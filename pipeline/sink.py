@@ -8,24 +8,26 @@ from typing import Any, NamedTuple
 import orjson
 from sqlalchemy import (
     BigInteger,
-    BindParameter,
     Boolean,
     Column,
     Connection,
     Date,
     DateTime,
     Float,
+    Index,
     Integer,
     MetaData,
     String,
     Table,
     Text,
     bindparam,
+    insert,
     inspect,
-    text,
+    select,
+    tuple_,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateColumn
 
 from pipeline.bulk import Bulk
@@ -66,6 +68,11 @@ FIXED: tuple[tuple[str, Any], ...] = (
 )
 
 
+#: When an answer moved to the history table, the column that only that table has.
+REPLACED_AT = "replaced_at"
+HISTORY_SLICE = 500  # keys that one statement looks for, to move what is replaced
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns of a results table that a job decides: name to kind (text, integer, number, ...)."""
@@ -73,6 +80,8 @@ class Columns:
     key: dict[str, str]
     keep: dict[str, str]
     output: dict[str, str]
+    history: bool = False  #: an answer that gets replaced moves to the history table
+    had_history: bool = False  #: this job has made that table before
 
     @classmethod
     def of(cls, job: Job, kinds: Mapping[str, str]) -> "Columns":
@@ -81,17 +90,49 @@ class Columns:
             key={name: kinds[name] for name in job.source.key},
             keep={alias: kinds[name] for name, alias in job.source.keep.items()},
             output={} if job.output.labels is None else {"label": "text"},
+            history=bool(getattr(job.sink, "history", False)),
         )
-        seen: dict[str, str] = {name: "a column of every results table" for name, _ in FIXED}
-        seen |= dict.fromkeys(columns.output, "the output column")
         rename = {alias: f"keep it under another name: {{{c}: source_{c}}}" for c, alias in job.source.keep.items()}
-        for names, what in ((columns.key, "source.key"), (columns.keep, "source.keep")):
+        columns._refuse_clashes(rename)
+        return columns
+
+    def over(self, before: "Columns | None") -> "Columns":
+        """The columns of a table that had those of `before`: what the job no longer names stays, empty in new answers.
+
+        A column whose values are of another kind by now holds texts. Raises JobError when two have one name.
+        """
+        if before is None:
+            return self
+        columns = Columns(
+            self.key,
+            _joined(before.keep, self.keep),
+            _joined(before.output, self.output),
+            self.history,
+            before.history or before.had_history,
+        )
+        columns._refuse_clashes(dict.fromkeys(columns.keep, "give the job and sink.table new names"))
+        return columns
+
+    def _refuse_clashes(self, remedies: Mapping[str, str]) -> None:
+        seen: dict[str, str] = {name: "a column of every results table" for name, _ in FIXED}
+        if self.history or self.had_history:
+            seen[REPLACED_AT] = "a column of the history table"
+        seen |= dict.fromkeys((name.lower() for name in self.output), "the output column")
+        for names, what in ((self.key, "source.key"), (self.keep, "source.keep")):
             for name in names:
                 if name.lower() in seen:
-                    remedy = rename[name] if what == "source.keep" else "rename the column in the source"
+                    remedy = remedies[name] if what == "source.keep" else "rename the column in the source"
                     raise JobError(f"{what}: column {name!r} clashes with {seen[name.lower()]}; {remedy}")
                 seen[name.lower()] = what
-        return columns
+
+
+def _joined(before: Mapping[str, str], today: Mapping[str, str]) -> dict[str, str]:
+    changed = {name for name in before.keys() & today.keys() if before[name] != today[name]}
+    return {**before, **today, **{name: _wider(before[name], today[name]) for name in changed}}
+
+
+def _wider(*kinds: str) -> str:
+    return "number" if set(kinds) == {"integer", "number"} else "text"
 
 
 class Fixed(NamedTuple):
@@ -107,42 +148,93 @@ class Fixed(NamedTuple):
 
 
 class Sink:
-    """One job's results table."""
+    """One job's results table, and the history table beside it when the job has one."""
 
-    def __init__(self, name: str, columns: Columns, kept_today: Iterable[str] | None = None) -> None:
-        """columns: all that the table has; kept_today: those of its kept columns that the job still names."""
+    def __init__(
+        self, name: str, columns: Columns, kept_today: Iterable[str] | None = None, schema: str | None = None
+    ) -> None:
+        """columns: all that the table has; kept_today: those of its kept columns that the job still names.
+
+        schema: that the table is in; None on SQLite.
+        """
         self.columns = columns
-        self._kept_today = list(columns.keep if kept_today is None else kept_today)
-        self.table = Table(
-            name,
-            MetaData(),
-            *[Column(key, _KINDS[kind](), primary_key=True, autoincrement=False) for key, kind in columns.key.items()],
-            *[Column(keep, _KINDS[kind]()) for keep, kind in columns.keep.items()],
-            *[Column(output, _KINDS[kind]()) for output, kind in columns.output.items()],
-            *[Column(fixed, kind() if callable(kind) else kind) for fixed, kind in FIXED],
-        )
+        self.table = Table(name, MetaData(), *_columns(columns, keyed=True), schema=schema)
+        self.history: Table | None = None
+        if columns.history or columns.had_history:
+            self.history = Table(
+                f"{name}_history",
+                MetaData(),
+                *_columns(columns, keyed=False),
+                Column(REPLACED_AT, UtcDateTime, nullable=False),
+                schema=schema,
+            )
+            Index(None, *[self.history.c[key] for key in columns.key])
         self._key, self._keep = list(columns.key), list(columns.keep)
         kinds = [*columns.key.values(), *columns.keep.values()]
         self._readers = [(i, _READERS[kind]) for i, kind in enumerate(kinds) if kind in _READERS]
         self._outputs = list(columns.output)
+        self._upserts = {dialect: self._upsert(insert) for dialect, insert in _INSERTS.items()}
+        today = self._keep if kept_today is None else set(kept_today)
+        self._kept_today = [i for i, name in enumerate(self._keep, len(self._key)) if name in today]
+        self._update_keep = self._keep_update()
+        foreign = {"text", "error_type", "error_message", "stop_reason", "model", *columns.key, *columns.keep}
+        self._texts = [i for i, c in enumerate(self.table.c) if c.name in foreign and isinstance(c.type, String)]
+
+    def _upsert(self, insert: Callable[[Table], Any]) -> Bulk:
         row = insert(self.table)
         replaced = {c.name: row.excluded[c.name] for c in self.table.columns if not c.primary_key}
-        upsert = row.on_conflict_do_update(index_elements=list(columns.key), set_=replaced)
-        self._upsert = Bulk(upsert, [column.name for column in self.table.columns])
+        upsert = row.on_conflict_do_update(index_elements=self._key, set_=replaced)
+        return Bulk(upsert, [column.name for column in self.table.columns])
+
+    def _keep_update(self) -> Bulk:
+        parameters = [f"p{i}" for i in range(len(self._key) + len(self._keep))]
+        where = [self.table.c[name] == bindparam(f"p{i}") for i, name in enumerate(self._key)]
+        values: dict[str, Any] = {self.table.columns[i].name: bindparam(f"p{i}") for i in self._kept_today}
+        named = parameters[: len(self._key)] + [parameters[i] for i in self._kept_today]
+        return Bulk(update(self.table).where(*where).values(values), named)
 
     def check(self, conn: Connection, before: Columns | None) -> None:
-        """Raises DatabaseError for a table that is not ours, or is gone. before: as for `make`."""
-        name = self.table.name
-        exists = inspect(conn).has_table(name)
-        if before is None and exists:
+        """Raises DatabaseError for a table that is not ours, or is gone, or that this database cannot have.
+
+        before: as for `make`.
+        """
+        self._refuse_names(conn)
+        if before is None and self._exists(conn, self.table):
             raise DatabaseError(
-                f"sink.table: table {name!r} exists and was not made by this job; choose another name, or drop it"
+                f"sink.table: table {self.table.name!r} exists and was not made by this job; "
+                "choose another name, or drop it"
             )
-        if before is not None and not exists:
+        if before is not None and not self._exists(conn, self.table):
             raise DatabaseError(
-                f"sink.table: table {name!r} is gone, and answers that were paid for with it; "
+                f"sink.table: table {self.table.name!r} is gone, and answers that were paid for with it; "
                 "bring it back, or give another database by --database"
             )
+        if self.history is not None and not self.columns.had_history and self._exists(conn, self.history):
+            raise DatabaseError(
+                f"sink.history: table {self.history.name!r} exists and was not made by this job; "
+                "choose another name for sink.table, or drop it"
+            )
+
+    def _refuse_names(self, conn: Connection) -> None:
+        """PostgreSQL would cut long names off, and has columns of its own in each table."""
+        if conn.dialect.name != "postgresql":
+            return
+        tables = [("sink.table", self.table.name), ("sink.history", f"{self.table.name}_history")]
+        for what, name in tables if self.history is not None else tables[:1]:
+            if _too_long(name):
+                raise DatabaseError(f"{what}: PostgreSQL takes names of 63 bytes, and {name!r} is longer; shorten it")
+        for what, names in (("source.key", self.columns.key), ("source.keep", self.columns.keep)):
+            remedy = "rename it in the source" if what == "source.key" else "keep it under another name"
+            for name in names:
+                if _too_long(name):
+                    raise DatabaseError(
+                        f"{what}: PostgreSQL takes names of 63 bytes, and column {name!r} is longer; {remedy}"
+                    )
+                if name in _SYSTEM_COLUMNS:
+                    raise DatabaseError(f"{what}: column {name!r} is one that PostgreSQL has in each table; {remedy}")
+
+    def _exists(self, conn: Connection, table: Table) -> bool:
+        return inspect(conn).has_table(table.name, schema=table.schema)
 
     def make(self, conn: Connection, before: Columns | None) -> None:
         """Make the table, or bring it to the columns of today.
@@ -150,15 +242,29 @@ class Sink:
         before: its columns as this job made it; None if it never did. Raises DatabaseError as `check` does.
         """
         self.check(conn, before)
-        if before is None:
-            self.table.create(conn)
-            return
-        name = self.table.name
-        present = {column["name"] for column in inspect(conn).get_columns(name)}
-        for column in self.table.columns:
+        for table in (self.table, self.history):
+            if table is None:
+                continue
+            if self._exists(conn, table):
+                self._bring_up(conn, table, before)
+            elif table is self.table or self.columns.history:
+                table.create(conn)
+
+    def _bring_up(self, conn: Connection, table: Table, before: Columns | None) -> None:
+        present = {column["name"] for column in inspect(conn).get_columns(table.name, schema=table.schema)}
+        had = {} if before is None else {**before.keep, **before.output}
+        has = {**self.columns.keep, **self.columns.output}
+        preparer = conn.dialect.identifier_preparer
+        for column in table.columns:
+            change = None
             if column.name not in present:
-                made = CreateColumn(column).compile(dialect=conn.dialect)
-                conn.execute(text(f"ALTER TABLE {conn.dialect.identifier_preparer.quote(name)} ADD COLUMN {made}"))
+                change = f"ADD COLUMN {CreateColumn(column).compile(dialect=conn.dialect)}"
+            elif conn.dialect.name == "postgresql" and had.get(column.name) != has.get(column.name):
+                # a column of SQLite takes values of every kind
+                name, kind = preparer.format_column(column), column.type.compile(dialect=conn.dialect)
+                change = f"ALTER COLUMN {name} TYPE {kind} USING {name}::{kind}"
+            if change is not None:
+                conn.exec_driver_sql(f"ALTER TABLE {preparer.format_table(table)} {change}")
 
     def row(self, key: str, keep: str | None, outcome: Outcome, fixed: "Fixed") -> tuple[Any, ...]:
         """A row of the table, for `write`. key, keep: JSON, as the state database has them."""
@@ -186,8 +292,29 @@ class Sink:
         )
 
     def write(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert rows, or replace the ones with the same key."""
-        self._upsert.execute(conn, rows)
+        """Insert rows, or replace the ones with the same key: these move to the history table if the job has one."""
+        if conn.dialect.name == "postgresql":
+            rows = self._for_postgres(rows)
+        if self.columns.history:
+            for start in range(0, len(rows), HISTORY_SLICE):
+                self._move_replaced(conn, rows[start : start + HISTORY_SLICE])
+        self._upserts[conn.dialect.name].execute(conn, rows)
+
+    def _move_replaced(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Copy what is there under the keys of these rows to the history table. rows: as for `write`, at least one."""
+        assert self.history is not None
+        key = [self.table.c[name] for name in self._key]
+        keys = [row[: len(key)] for row in rows]
+        here = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
+        replaced_at = bindparam("at", rows[-1][-1], type_=UtcDateTime)  # when the new answers came
+        names = [column.name for column in self.table.columns] + [REPLACED_AT]
+        conn.execute(insert(self.history).from_select(names, select(*self.table.columns, replaced_at).where(here)))
+
+    def _for_postgres(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The rows as PostgreSQL takes them: texts without NUL, and in one statement only the last one of each key."""
+        texts = self._texts
+        storable = (_without_nul(row) if any("\0" in row[i] for i in texts if row[i]) else row for row in rows)
+        return list({row[: len(self._key)]: row for row in storable}.values())
 
     def _source_values(self, key: str, keep: str | None) -> list[Any]:
         values: list[Any] = orjson.loads(key)
@@ -202,23 +329,38 @@ class Sink:
         """Bring the columns that the job keeps today to what the source says. rows: key, kept values; both JSON."""
         if not rows or not self._kept_today:
             return
-        where = [self.table.c[name] == bindparam(f"key_{i}") for i, name in enumerate(self._key)]
-        today: dict[str, BindParameter[Any]] = {
-            name: bindparam(f"keep_{i}") for i, name in enumerate(self._keep) if name in self._kept_today
-        }
-        names = [f"key_{i}" for i in range(len(self._key))] + [f"keep_{i}" for i in range(len(self._keep))]
-        wanted = {parameter for parameter in names if parameter.startswith("key_")} | {p.key for p in today.values()}
-        conn.execute(
-            update(self.table).where(*where).values(today),
-            [
-                {
-                    name: value
-                    for name, value in zip(names, self._source_values(key, keep), strict=True)
-                    if name in wanted
-                }
-                for key, keep in rows
-            ],
-        )
+        wanted = [*range(len(self._key)), *self._kept_today]
+        values = [self._source_values(key, keep) for key, keep in rows]
+        changes = [tuple(of_row[i] for i in wanted) for of_row in values]
+        if conn.dialect.name == "postgresql":
+            changes = [_without_nul(change) for change in changes]
+        self._update_keep.execute(conn, changes)
+
+
+_INSERTS: dict[str, Callable[[Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+_SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
+
+
+def _columns(columns: Columns, *, keyed: bool) -> list[Column[Any]]:
+    """A table's columns. keyed: the key columns are its primary key, else several rows may have one key."""
+    return [
+        *[
+            Column(name, _KINDS[kind](), primary_key=keyed, nullable=False, autoincrement=False)
+            for name, kind in columns.key.items()
+        ],
+        *[Column(name, _KINDS[kind]()) for name, kind in columns.keep.items()],
+        *[Column(name, _KINDS[kind]()) for name, kind in columns.output.items()],
+        *[Column(name, kind() if callable(kind) else kind) for name, kind in FIXED],
+    ]
+
+
+def _too_long(name: str) -> bool:
+    return len(name.encode()) > 63
+
+
+def _without_nul(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in row)
 
 
 def stored(columns: Columns) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import io
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from pipeline import packing
 from pipeline.errors import DatabaseError, Stopped
 
 _CHUNK = 1 << 20  # bytes that are written at once
+FORGOTTEN_SECONDS = 86_400.0  # since a results file was written: nobody is at it any more
+MARKER = ".batch-pipeline-spool"
 
 
 @dataclass(frozen=True)
@@ -19,37 +23,53 @@ class Spool:
     """A job's folder of bodies: one file a batch, named by the batch's nonce, written once and never altered."""
 
     folder: Path
+    id: str  #: what the marker in the spool says: another folder under the same path is not taken for it
 
     @classmethod
-    def open(cls, root: Path, job: str) -> "Spool":
-        """The folder of `job` below `root`, made readable for its owner only. Raises DatabaseError if it cannot be."""
-        folder = root / job
+    def open(cls, root: Path, job: str, *, expected: str | None = None) -> "Spool":
+        """The folder of `job` below `root`, made readable for its owner only.
+
+        expected: the id of the spool that the job has used. Raises DatabaseError if this is another one, as on a
+        machine where it is not mounted, or if it cannot be used.
+        """
+        folder, marker = root / job, root / MARKER
         try:
+            if expected is not None and _marked(marker) != expected:
+                raise DatabaseError(
+                    f"spool {root} is not the one that job {job} has used: {MARKER} in it does not say {expected}; "
+                    "mount that one here, or, if it is gone for good, write this into the file: what was not sent yet "
+                    "is then planned anew"
+                )
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
+            identifier = _marked(marker) or _mark(marker)
             _sync_folder(root)
         except OSError as exc:
             raise DatabaseError(
                 f"spool {folder} cannot be used: {exc.strerror}; give another folder by --spool"
             ) from exc
-        return cls(folder)
+        return cls(folder, identifier)
 
     def path(self, nonce: str) -> Path:
         """Where the body of this nonce is."""
         return self.folder / f"{nonce}.json"
 
     def remove_unfinished(self) -> None:
-        """Remove what a driver left half written when it died; call while holding the job's lease."""
+        """Remove what a driver left half written when it died; call while planning the job."""
         for file in self.folder.glob("*.tmp"):
             file.unlink(missing_ok=True)
+        for file in self.folder.glob("*.results"):  # of drivers that died while they collected
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > FORGOTTEN_SECONDS:
+                    file.unlink()
 
     def remove(self, nonce: str) -> None:
         """Remove a body that nothing needs any more."""
         self.path(nonce).unlink(missing_ok=True)
 
-    def results_file(self, nonce: str) -> Path:
-        """Where the results of a batch are put while they are being collected."""
-        return self.folder / f"{nonce}.results.tmp"
+    def results_file(self, nonce: str, claim: int) -> Path:
+        """Where the results of a batch are put while they are being collected by the driver with this claim."""
+        return self.folder / f"{nonce}.{claim}.results"
 
     def params(self, nonce: str, positions: Sequence[int]) -> Iterator[bytes]:
         """The params of the requests at these positions, which must ascend, as they were sent."""
@@ -169,6 +189,23 @@ def digest(path: Path) -> str | None:
             return hashlib.file_digest(body, "sha256").hexdigest()
     except FileNotFoundError:
         return None
+
+
+def _marked(marker: Path) -> str | None:
+    try:
+        return marker.read_text().strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def _mark(marker: Path) -> str:
+    """Write a new marker, or find that another driver has just done so."""
+    part = marker.with_name(f"{MARKER}.{secrets.token_hex(4)}")
+    part.write_text(secrets.token_hex(8) + "\n")
+    with contextlib.suppress(FileExistsError):
+        os.link(part, marker)
+    part.unlink()
+    return _marked(marker) or ""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,19 +13,22 @@ class BatchState(StrEnum):
     ENDED = "ended"  #: the API is done; results not stored yet, or not all
     COLLECTED = "collected"  #: every row of it has its outcome. Final.
     DROPPED = "dropped"  #: never sent; its rows went back to pending. Final.
+    LOST = "lost"  #: what became of it cannot be learnt now; its rows are `lost`. It is asked again until day 29.
 
 
 BATCH_MOVES: dict[BatchState, frozenset[BatchState]] = {
     BatchState.PLANNED: frozenset({BatchState.SUBMITTING, BatchState.DROPPED}),
-    BatchState.SUBMITTING: frozenset({BatchState.IN_PROGRESS, BatchState.PLANNED}),
-    BatchState.IN_PROGRESS: frozenset({BatchState.CANCELING, BatchState.ENDED}),
-    BatchState.CANCELING: frozenset({BatchState.ENDED}),
-    BatchState.ENDED: frozenset({BatchState.COLLECTED}),
+    BatchState.SUBMITTING: frozenset({BatchState.IN_PROGRESS, BatchState.PLANNED, BatchState.LOST}),
+    BatchState.IN_PROGRESS: frozenset({BatchState.CANCELING, BatchState.ENDED, BatchState.LOST}),
+    BatchState.CANCELING: frozenset({BatchState.ENDED, BatchState.LOST}),
+    BatchState.ENDED: frozenset({BatchState.COLLECTED, BatchState.LOST}),
     BatchState.COLLECTED: frozenset(),
     BatchState.DROPPED: frozenset(),
+    BatchState.LOST: frozenset({BatchState.IN_PROGRESS}),
 }
 
-OPEN_BATCHES = tuple(state for state in BatchState if BATCH_MOVES[state])
+CLOSED_BATCHES = (BatchState.COLLECTED, BatchState.DROPPED, BatchState.LOST)  # a run does not wait for these
+OPEN_BATCHES = tuple(state for state in BatchState if state not in CLOSED_BATCHES)
 AT_THE_API = (BatchState.IN_PROGRESS, BatchState.CANCELING)
 
 
@@ -59,6 +62,14 @@ class RunState(StrEnum):
     INCOMPLETE = "incomplete"  #: it stopped for good before that; `reason` says why
 
 
+class RunReason(StrEnum):
+    """Why a run is incomplete."""
+
+    BUDGET = "budget"  #: limits.max_cost_usd; the same command goes on with it, its money counts on
+    FAILURES = "failures"  #: too large a share of its rows failed
+    CANCELED = "canceled"  #: somebody canceled it
+
+
 class SendingEnd(StrEnum):
     """How one POST of a batch ended. NULL in the table: it is under way, or its driver died."""
 
@@ -67,3 +78,4 @@ class SendingEnd(StrEnum):
     UNKNOWN = "unknown"  #: the answer did not come; the listing will tell
     ADOPTED = "adopted"  #: was unknown; a batch at the API proved to be it
     ABSENT = "absent"  #: was unknown; a listing after the grace time did not show it
+    TWIN = "twin"  #: was taken for absent, and showed up after all: its rows may have been paid twice

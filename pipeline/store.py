@@ -5,18 +5,46 @@ Every function takes a connection and commits nothing: a step decides what belon
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, CursorResult, Row, bindparam, func, insert, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Row,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    union,
+    update,
+)
 
 from pipeline.account import Identity
-from pipeline.bulk import Bulk
-from pipeline.errors import DatabaseError, LostRace
+from pipeline.budget import Bound
+from pipeline.bulk import Bulk, next_ids
+from pipeline.errors import DatabaseError, LostRace, RunEnded
 from pipeline.packing import Packing
-from pipeline.states import AT_THE_API, BATCH_MOVES, OPEN_BATCHES, BatchState, RowState, RunState, SendingEnd
-from pipeline.tables import accounts, batches, jobs, requests, runs, sendings
+from pipeline.states import (
+    AT_THE_API,
+    BATCH_MOVES,
+    CLOSED_BATCHES,
+    OPEN_BATCHES,
+    BatchState,
+    RowState,
+    RunReason,
+    RunState,
+    SendingEnd,
+)
+from pipeline.tables import accounts, batches, jobs, leases, requests, runs, sendings
+
+RESULTS_KEPT = timedelta(days=29)  # by the API, from a batch's creation
+TWIN_WATCH = timedelta(hours=25)  # how long a sending taken for not accepted is looked for: a batch takes 24 h at most
 
 
 @dataclass(frozen=True)
@@ -40,9 +68,21 @@ class Batch:
     wait_seconds: float
     due_at: datetime
     problem: str | None
+    created_at: datetime
+    claim: int
+    not_found: int
+    not_found_at: datetime | None
+    cancel: bool
+    delete_remote: bool
+    max_output_usd: float | None
+    max_input_usd: float | None
 
 
 TOO_LARGE = "the API finds it too large: its rows go in smaller batches"
+NO_ROOM = "waits for room at the API: BATCH_MAX_IN_FLIGHT requests are there"
+NO_ROOM_OF_JOB = "waits for room at the API: limits.max_in_flight_requests of this job are there"
+NO_MONEY = "waits for money: what is at the API may cost all that is left of limits.max_cost_usd"
+HELD_BACK = (NO_ROOM, NO_ROOM_OF_JOB, NO_MONEY)
 
 _BATCH = [batches.c[name] for name in Batch.__dataclass_fields__]
 
@@ -57,6 +97,15 @@ def _number(created: CursorResult[Any]) -> int:
     return int(key[0])
 
 
+def alone(conn: Connection) -> None:
+    """Whoever else calls this waits until this transaction has ended. On SQLite every writer does."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(select(func.pg_advisory_xact_lock(_ALONE)))
+
+
+_ALONE = 0x6261746368  # any number that is ours
+
+
 # -- jobs and runs ---------------------------------------------------------------------------------------------------
 
 
@@ -68,11 +117,12 @@ def put_job(
     results_table: str,
     columns: dict[str, Any],
     spool: str | None,
+    spool_id: str,
     now: datetime,
 ) -> int:
     """Note the job, or what is new of it; its number."""
     row = job_named(conn, name)
-    values = {"file": file, "columns": columns, "spool": spool}
+    values = {"file": file, "columns": columns, "spool": spool, "spool_id": spool_id}
     if row is not None:
         conn.execute(update(jobs).where(jobs.c.id == row.id).values(**values))
         return int(row.id)
@@ -107,16 +157,47 @@ def last_run(conn: Connection, job_id: int) -> Row[Any] | None:
 
 
 def join_run(
-    conn: Connection, job_id: int, *, variables: dict[str, Any], job: dict[str, Any], recipe: str, now: datetime
+    conn: Connection,
+    job_id: int,
+    *,
+    variables: dict[str, Any],
+    job: dict[str, Any],
+    recipe: str,
+    retry: dict[str, Any] | None,
+    now: datetime,
 ) -> int:
-    """The job's open run with these vars and this recipe, which then goes by the present job; else a new one."""
-    for run in open_runs(conn, job_id):
-        if run.vars == variables and run.recipe == recipe:
-            conn.execute(update(runs).where(runs.c.id == run.id).values(job=job, planned_at=None))
-            return int(run.id)
+    """The job's open run with these vars and this recipe, which then goes by the present job; else a new one.
+
+    A run that stopped for its budget is opened again: its money counts on. retry: what a person wants sent again, which
+    is a run of its own; None for the whole source. Under the lease on planning.
+    """
+    last = _last_run_like(conn, job_id, variables, recipe, retry)
+    open_again = {"state": RunState.OPEN, "reason": None, "ended_at": None, "counts": None, "planned_at": None}
+    if last is not None and (last.state == RunState.OPEN or last.reason == RunReason.BUDGET):
+        joinable = or_(runs.c.state == RunState.OPEN, runs.c.reason == RunReason.BUDGET)
+        joined = update(runs).where(runs.c.id == last.id, joinable).values(job=job, **open_again)
+        if conn.execute(joined).rowcount:
+            return int(last.id)
     values = {"job_id": job_id, "vars": variables, "job": job, "recipe": recipe, "state": RunState.OPEN}
-    created = conn.execute(insert(runs).values(created_at=now, vanished=0, **values))
+    created = conn.execute(insert(runs).values(created_at=now, vanished=0, retry=retry, **values))
     return _number(created)
+
+
+def _last_run_like(
+    conn: Connection, job_id: int, variables: dict[str, Any], recipe: str, retry: dict[str, Any] | None
+) -> Row[Any] | None:
+    """The newest such run, an open one before all others; None if there is none."""
+    query = select(runs).where(runs.c.job_id == job_id, runs.c.recipe == recipe).order_by(runs.c.id.desc())
+    alike = [run for run in conn.execute(query) if run.vars == variables and run.retry == retry]
+    return next((run for run in alike if run.state == RunState.OPEN), alike[0] if alike else None)
+
+
+def require_open(conn: Connection, run_id: int) -> Row[Any]:
+    """The run, which stays open until this transaction has ended. Raises RunEnded when it is not open."""
+    run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(read=True)).one()
+    if run.state != RunState.OPEN:
+        raise RunEnded(f"run {run_id} was ended by another driver ({run.reason or run.state})")
+    return run
 
 
 def mark_planned(conn: Connection, run_id: int, *, vanished: int, now: datetime) -> None:
@@ -124,10 +205,23 @@ def mark_planned(conn: Connection, run_id: int, *, vanished: int, now: datetime)
     conn.execute(update(runs).where(runs.c.id == run_id).values(planned_at=now, vanished=runs.c.vanished + vanished))
 
 
-def end_run(conn: Connection, run_id: int, state: RunState, *, reason: str | None, now: datetime) -> None:
-    """open -> finished or incomplete, with the counts of that moment."""
+def bound_tokens(conn: Connection, run_id: int, tokens_per_byte: float | None) -> None:
+    """Note how many tokens a byte of input comes to at most; None for a run without a budget."""
+    conn.execute(update(runs).where(runs.c.id == run_id).values(tokens_per_byte=tokens_per_byte))
+
+
+def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason | None, now: datetime) -> bool:
+    """open -> finished or incomplete, with the counts of that moment; False when it was not open."""
     values = {"state": state, "reason": reason, "ended_at": now, "counts": run_counts(conn, run_id)}
-    conn.execute(update(runs).where(runs.c.id == run_id, runs.c.state == RunState.OPEN).values(**values))
+    here = (runs.c.id == run_id, runs.c.state == RunState.OPEN)
+    return bool(conn.execute(update(runs).where(*here).values(**values)).rowcount)
+
+
+def end_if_done(conn: Connection, run_id: int, now: datetime) -> None:
+    """open -> finished, when it has been planned to the end and nothing of it is left to do."""
+    run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(key_share=True)).one()
+    if run.planned_at is not None and not has_work(conn, run_id) and not rows_for_planning(conn, run_id):
+        end_run(conn, run_id, RunState.FINISHED, reason=None, now=now)
 
 
 def run_counts(conn: Connection, run_id: int) -> dict[str, int]:
@@ -151,9 +245,10 @@ def run_cost(conn: Connection, run_id: int) -> float:
 
 def has_work(conn: Connection, run_id: int) -> bool:
     """Whether a batch of the run is open, or a row waits whose request stands in the spool."""
-    flying = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(OPEN_BATCHES)).limit(1)
+    flying = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(OPEN_BATCHES))
     waiting = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_not(None))
-    return conn.scalar(flying) is not None or conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
+    # in one statement, so that a row on its way from waiting to flying is seen at either place
+    return bool(conn.scalar(select(or_(flying.exists(), select(requests.c.id).where(*waiting).exists()))))
 
 
 def rows_for_planning(conn: Connection, run_id: int) -> int:
@@ -176,6 +271,7 @@ def forget_changed(conn: Connection, run_id: int) -> None:
 
 def account(conn: Connection, identity: Identity) -> int:
     """The number of this account. Raises DatabaseError when the database belongs to the other world."""
+    alone(conn)
     other = conn.scalar(select(accounts.c.base_url).where(accounts.c.emulated != identity.emulated).limit(1))
     if other is not None:
         holds, this = ("the API", "the emulator") if identity.emulated else ("the emulator", "the API")
@@ -214,6 +310,64 @@ def close_circuit(conn: Connection, account_id: int) -> None:
     conn.execute(update(accounts).where(accounts.c.id == account_id).values(**values))
 
 
+# -- room and money --------------------------------------------------------------------------------------------------
+
+
+def lock_accounts(conn: Connection) -> None:
+    """No other intent is committed until this transaction has ended."""
+    conn.execute(select(accounts.c.id).order_by(accounts.c.id).with_for_update(key_share=True)).all()
+
+
+def in_flight(conn: Connection) -> dict[int, int]:
+    """Requests that are at the API, or may be, by job."""
+    there = batches.c.state.in_([BatchState.SUBMITTING, *AT_THE_API])
+    query = select(batches.c.job_id, func.sum(batches.c.requests)).where(there).group_by(batches.c.job_id)
+    return {job: int(number) for job, number in conn.execute(query)}
+
+
+def jobs_held_back(conn: Connection, *, since: datetime) -> set[int]:
+    """Jobs with a batch that waits for room at the API, and was asked after since then: somebody drives them."""
+    waits = (batches.c.state == BatchState.PLANNED, batches.c.problem == NO_ROOM, batches.c.due_at > since)
+    return set(conn.scalars(select(batches.c.job_id).where(*waits)))
+
+
+def reserve(batch: Batch, tokens_per_byte: float) -> float | None:
+    """US dollars that a batch may cost at most; None when its model has no known price. Pure."""
+    if batch.max_output_usd is None or batch.max_input_usd is None:
+        return None
+    return batch.max_output_usd + batch.max_input_usd * tokens_per_byte
+
+
+def spending(conn: Connection, run_id: int, tokens_per_byte: float) -> tuple[float, float]:
+    """US dollars: what the run's sendings have cost, and what those that are not settled may cost at most.
+
+    Sendings of before the run had a budget are reserved for as well.
+    """
+    of_run = sendings.join(batches, batches.c.id == sendings.c.batch_id)
+    counts = or_(sendings.c.end.is_(None), sendings.c.end.not_in([SendingEnd.REJECTED, SendingEnd.ABSENT]))
+    at_most = batches.c.max_output_usd + batches.c.max_input_usd * tokens_per_byte
+    unsettled = case((sendings.c.settled_usd.is_(None), func.coalesce(sendings.c.reserved_usd, at_most, 0.0)))
+    query = select(func.sum(sendings.c.settled_usd), func.sum(unsettled)).select_from(of_run)
+    settled, reserved = conn.execute(query.where(batches.c.run_id == run_id, counts)).one()
+    return float(settled or 0.0), float(reserved or 0.0)
+
+
+def settle(conn: Connection, batch: Batch, *, lost: int) -> None:
+    """What the batch has cost is known now. lost: requests of it that may have cost something nobody knows."""
+    cost = conn.scalar(select(batches.c.cost_usd).where(batches.c.id == batch.id)) or 0.0
+    kept = func.coalesce(sendings.c.reserved_usd, 0.0) * (lost / max(1, batch.requests))
+    here = (sendings.c.batch_id == batch.id, sendings.c.end.in_([SendingEnd.ACCEPTED, SendingEnd.ADOPTED]))
+    conn.execute(update(sendings).where(*here).values(settled_usd=cost + kept))
+
+
+def run_outcomes(conn: Connection, run_id: int) -> Counter[str]:
+    """Rows of the run's batches by the outcome that was collected for them."""
+    total: Counter[str] = Counter()
+    for outcomes in conn.scalars(select(batches.c.outcomes).where(batches.c.run_id == run_id)):
+        total.update(outcomes or {})
+    return total
+
+
 # -- batches: reading ------------------------------------------------------------------------------------------------
 
 
@@ -231,9 +385,10 @@ def batches_by_state(conn: Connection, run_id: int) -> dict[str, int]:
     return {row[0]: row[1] for row in conn.execute(query)}
 
 
-def next_due(conn: Connection, job_id: int) -> datetime | None:
-    """When the job's next batch is due for anything; None when it has no open batch."""
-    query = select(batches.c.due_at).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES))
+def next_due(conn: Connection, job_id: int, driver: str) -> datetime | None:
+    """When the job's next batch is due for anything; None when it has no open batch but those of other drivers."""
+    free = or_(batches.c.claimed_by.is_(None), batches.c.claimed_by == driver)
+    query = select(batches.c.due_at).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), free)
     return conn.scalar(query.order_by(batches.c.due_at).limit(1))
 
 
@@ -275,15 +430,103 @@ def last_sending(conn: Connection, batch_id: int) -> Row[Any]:
     ).one()
 
 
+def at_the_api(conn: Connection, run_id: int) -> bool:
+    """Whether a batch of the run may still cost something, or give room or money back."""
+    there = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
+    query = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(there)).limit(1)
+    return conn.scalar(query) is not None
+
+
+def absent_since(conn: Connection, job_id: int, account_id: int, since: datetime) -> list[Row[Any]]:
+    """Sendings of this account taken for not accepted since then, with the count and nonce of their batches."""
+    query = (
+        select(sendings, batches.c.requests, batches.c.nonce)
+        .join(batches, batches.c.id == sendings.c.batch_id)
+        .where(batches.c.job_id == job_id, sendings.c.account_id == account_id)
+        .where(sendings.c.end == SendingEnd.ABSENT, sendings.c.ended_at > since)
+    )
+    return list(conn.execute(query))
+
+
+def record_twin(conn: Connection, sending: int, api_id: str, problem: str) -> None:
+    """A sending taken for not accepted was accepted after all, and its rows have been sent again since."""
+    values = {"end": SendingEnd.TWIN, "api_id": api_id, "problem": problem}
+    conn.execute(update(sendings).where(sendings.c.id == sending, sendings.c.api_id.is_(None)).values(**values))
+
+
+def jobs_with_work(conn: Connection, *, now: datetime) -> set[int]:
+    """Jobs that a sweep has something to do for: open runs or batches, lost ones, some to delete, twins to look for."""
+    open_run = select(runs.c.job_id).where(runs.c.state == RunState.OPEN)
+    batch = select(batches.c.job_id).where(
+        or_(
+            batches.c.state.in_(OPEN_BATCHES),
+            batches.c.delete_remote,
+            (batches.c.state == BatchState.LOST) & (batches.c.created_at > now - RESULTS_KEPT),
+        )
+    )
+    twin = (
+        select(batches.c.job_id)
+        .join(sendings, sendings.c.batch_id == batches.c.id)
+        .where(sendings.c.end == SendingEnd.ABSENT, sendings.c.ended_at > now - TWIN_WATCH)
+    )
+    return set(conn.scalars(union(open_run, batch, twin)))
+
+
+# -- batches: claims -------------------------------------------------------------------------------------------------
+
+
+class Which(NamedTuple):
+    """Batches to take: of a job, in these states, due by then, with a higher number than `after`, and `only`."""
+
+    job_id: int
+    states: Sequence[BatchState]
+    due: datetime
+    after: int = 0
+    only: ColumnElement[bool] | None = None
+
+
+TO_DELETE: ColumnElement[bool] = batches.c.delete_remote
+
+
+def of_others(account_id: int) -> ColumnElement[bool]:
+    """Batches that another account has sent."""
+    return batches.c.account_id != account_id
+
+
+def claim(conn: Connection, which: Which, *, driver: str, living_at: datetime, limit: int) -> list[Batch]:
+    """Take batches that no other living driver has, in the order they were planned.
+
+    driver: the sign of life of the one who takes; living_at: the time that signs of life are measured by.
+    """
+    alive = select(leases.c.resource).where(leases.c.resource == batches.c.claimed_by, leases.c.expires_at > living_at)
+    free = or_(batches.c.claimed_by.is_(None), batches.c.claimed_by == driver, ~alive.exists())
+    wanted = [batches.c.job_id == which.job_id, batches.c.state.in_(which.states), batches.c.due_at <= which.due, free]
+    wanted += [batches.c.id > which.after] + ([] if which.only is None else [which.only])
+    query = select(*_BATCH).where(*wanted).order_by(batches.c.id).limit(limit)
+    taken = [_batch(row) for row in conn.execute(query.with_for_update(key_share=True, skip_locked=True))]
+    if taken:
+        here = batches.c.id.in_([batch.id for batch in taken])
+        conn.execute(update(batches).where(here).values(claim=batches.c.claim + 1, claimed_by=driver))
+    return [replace(batch, claim=batch.claim + 1) for batch in taken]
+
+
+def check_claim(conn: Connection, batch: Batch) -> None:
+    """Raises LostRace unless the batch is still ours, and keeps it so until this transaction has ended."""
+    query = select(batches.c.claim).where(batches.c.id == batch.id).with_for_update(key_share=True)
+    if conn.scalar(query) != batch.claim:
+        raise LostRace(f"batch {batch.id} was taken by another driver; the same command again goes on")
+
+
 # -- batches: moves --------------------------------------------------------------------------------------------------
 
 
-def _move(conn: Connection, batch: int, expected: BatchState, to: BatchState, **values: Any) -> None:
-    """Move one batch, only from the state we believe it is in. Raises LostRace if it is not."""
-    assert to in BATCH_MOVES[expected], f"{expected} -> {to} is no legal move"
-    here = (batches.c.id == batch, batches.c.state == expected)
+def _move(conn: Connection, batch: Batch, to: BatchState, **values: Any) -> None:
+    """Move one batch, only from the state we believe it is in, and let it go. Raises LostRace if it is not there."""
+    assert to in BATCH_MOVES[batch.state], f"{batch.state} -> {to} is no legal move"
+    here = (batches.c.id == batch.id, batches.c.state == batch.state)
+    values = {"claimed_by": None, **values}
     if conn.execute(update(batches).where(*here).values(state=to, **values)).rowcount != 1:
-        raise LostRace(f"batch {batch} is no longer {expected}; the same command again goes on")
+        raise LostRace(f"batch {batch.id} is no longer {batch.state}; the same command again goes on")
 
 
 # Rows planned one after the other have consecutive numbers and positions: one statement claims them all.
@@ -314,9 +557,20 @@ def _consecutive(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def add_batch(
-    conn: Connection, *, job_id: int, run_id: int, recipe: str, contents: Packing, digest: str, now: datetime
+    conn: Connection,
+    *,
+    job_id: int,
+    run_id: int,
+    recipe: str,
+    contents: Packing,
+    digest: str,
+    bound: Bound | None,
+    now: datetime,
 ) -> int:
-    """A new planned batch, and its rows pending -> in_flight. Raises LostRace when one of them is not free."""
+    """A new planned batch, and its rows pending -> in_flight. Raises LostRace when one of them is not free.
+
+    bound: what each of its requests may cost at most.
+    """
     created = conn.execute(
         insert(batches).values(
             job_id=job_id,
@@ -328,6 +582,8 @@ def add_batch(
             size_bytes=contents.size,
             requests=contents.requests,
             rows=len(contents.rows),
+            max_output_usd=None if bound is None else contents.requests * bound.output,
+            max_input_usd=None if bound is None else contents.size * bound.byte,
             cost_usd=0.0,
             downloads=0,
             wait_seconds=0.0,
@@ -344,8 +600,8 @@ def add_batch(
 
 
 def drop(conn: Connection, batch: Batch, why: str) -> None:
-    """planned -> dropped: it is not going to be sent; its rows are pending again."""
-    _move(conn, batch.id, BatchState.PLANNED, BatchState.DROPPED, problem=why)
+    """planned -> dropped: it is not going to be sent; its rows are pending again. Under the lease on planning."""
+    _move(conn, batch, BatchState.DROPPED, problem=why)
     conn.execute(
         update(requests)
         .where(requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
@@ -358,73 +614,107 @@ def begin_sending(
     batch: Batch,
     account_id: int,
     *,
-    lease_token: int,
+    driver: str,
     started_at: datetime,
     deadline: datetime,
     due_at: datetime,
-) -> int:
-    """planned -> submitting, with the intent: from here on a create may reach the API.
+    reserved_usd: float | None,
+) -> tuple[Batch, int]:
+    """planned -> submitting, with the intent: from here on a create may reach the API. The batch stays claimed.
 
-    started_at, deadline: by the API's clock. Returns the sending's number.
+    driver: the sign of life of the one who sends; started_at, deadline: by the API's clock; reserved_usd: what it may
+    cost at most. Returns the batch as it is now and the sending's number.
     """
-    _move(conn, batch.id, BatchState.PLANNED, BatchState.SUBMITTING, account_id=account_id, due_at=due_at)
-    who = {"batch_id": batch.id, "account_id": account_id, "lease_token": lease_token}
-    values: dict[str, Any] = {**who, "started_at": started_at, "deadline": deadline}
-    return _number(conn.execute(insert(sendings).values(**values)))
+    _move(conn, batch, BatchState.SUBMITTING, account_id=account_id, due_at=due_at, claimed_by=driver)
+    values: dict[str, Any] = {"batch_id": batch.id, "account_id": account_id, "driver": driver}
+    values |= {"started_at": started_at, "deadline": deadline, "reserved_usd": reserved_usd}
+    sending = _number(conn.execute(insert(sendings).values(**values)))
+    return replace(batch, state=BatchState.SUBMITTING, account_id=account_id), sending
 
 
 def record_api_id(conn: Connection, sending: int, api_id: str, request_id: str | None, now: datetime) -> None:
-    """The API accepted this sending. Recorded even by a driver that has lost its lease: the fact is a fact."""
+    """The API accepted this sending. Recorded even by a driver that has lost its claim: the fact is a fact."""
     values = {"end": SendingEnd.ACCEPTED, "api_id": api_id, "request_id": request_id, "ended_at": now}
     conn.execute(update(sendings).where(sendings.c.id == sending, sendings.c.api_id.is_(None)).values(**values))
 
 
-def mark_in_progress(conn: Connection, batch: int, api_id: str, *, due_at: datetime) -> None:
+def mark_in_progress(conn: Connection, batch: Batch, api_id: str, *, due_at: datetime) -> None:
     """submitting -> in_progress: the API has it under this id."""
     values = {"api_id": api_id, "due_at": due_at, "wait_seconds": 0.0, "problem": None}
-    _move(conn, batch, BatchState.SUBMITTING, BatchState.IN_PROGRESS, **values)
+    _move(conn, batch, BatchState.IN_PROGRESS, **values)
 
 
 def mark_rejected(
-    conn: Connection, batch: int, sending: int, problem: str, request_id: str | None, *, now: datetime, due_at: datetime
+    conn: Connection,
+    batch: Batch,
+    sending: int,
+    problem: str,
+    request_id: str | None,
+    *,
+    now: datetime,
+    due_at: datetime,
 ) -> None:
     """submitting -> planned: proven that the API took nothing. due_at: not to be tried again before."""
     values = {"end": SendingEnd.REJECTED, "problem": problem, "request_id": request_id, "ended_at": now}
     conn.execute(update(sendings).where(sendings.c.id == sending).values(**values))
-    _move(conn, batch, BatchState.SUBMITTING, BatchState.PLANNED, due_at=due_at, problem=problem)
+    _move(conn, batch, BatchState.PLANNED, due_at=due_at, problem=problem)
 
 
 def mark_unknown(
-    conn: Connection, batch: int, sending: int, problem: str, *, grace_from: datetime, due_at: datetime
+    conn: Connection, batch: Batch, sending: int, problem: str, *, grace_from: datetime, due_at: datetime
 ) -> None:
     """Stays submitting: how the sending ended is to be found out. grace_from: by the API's clock."""
     values = {"end": SendingEnd.UNKNOWN, "problem": problem, "grace_from": grace_from}
     conn.execute(update(sendings).where(sendings.c.id == sending, sendings.c.end.is_(None)).values(**values))
-    conn.execute(update(batches).where(batches.c.id == batch).values(problem=problem, due_at=due_at))
+    postpone(conn, batch, due_at=due_at, problem=problem)
 
 
-def mark_adopted(conn: Connection, batch: int, sending: int, api_id: str, *, now: datetime) -> None:
+def mark_adopted(conn: Connection, batch: Batch, sending: int, api_id: str, *, now: datetime) -> None:
     """submitting -> in_progress: a batch at the API proved to be this sending."""
     values = {"end": SendingEnd.ADOPTED, "api_id": api_id, "ended_at": now}
     conn.execute(update(sendings).where(sendings.c.id == sending).values(**values))
     mark_in_progress(conn, batch, api_id, due_at=now)
 
 
-def mark_absent(conn: Connection, batch: int, sending: int, *, now: datetime) -> None:
+def mark_absent(conn: Connection, batch: Batch, sending: int, *, now: datetime) -> None:
     """submitting -> planned: a listing after the grace time does not show it."""
     conn.execute(update(sendings).where(sendings.c.id == sending).values(end=SendingEnd.ABSENT, ended_at=now))
-    _move(conn, batch, BatchState.SUBMITTING, BatchState.PLANNED, due_at=now, problem="it never reached the API")
+    _move(conn, batch, BatchState.PLANNED, due_at=now, problem="it never reached the API")
 
 
-def postpone(conn: Connection, batch: int, *, due_at: datetime, wait: float = 0.0, problem: str | None = None) -> None:
-    """Look at this batch again at due_at. wait: seconds that the last wait was, from which the next one grows."""
-    values = {"due_at": due_at, "wait_seconds": wait, "problem": problem}
-    conn.execute(update(batches).where(batches.c.id == batch).values(**values))
+def postpone(
+    conn: Connection,
+    batch: Batch,
+    *,
+    due_at: datetime,
+    wait: float = 0.0,
+    problem: str | None = None,
+    besides: Mapping[str, Any] | None = None,
+) -> None:
+    """Let the batch go; it is due again at due_at. wait: seconds of the last wait, from which the next one grows.
+
+    besides: columns that change with it.
+    """
+    values: dict[str, Any] = dict(besides or {})
+    values |= {"due_at": due_at, "wait_seconds": wait, "problem": problem, "claimed_by": None}
+    conn.execute(update(batches).where(batches.c.id == batch.id).values(**values))
 
 
-def mark_canceling(conn: Connection, batch: Batch) -> None:
+def hold_back(conn: Connection, job_id: int, why: str, *, now: datetime, due_at: datetime) -> None:
+    """The job's planned batches that are due wait until due_at, or until a batch ends."""
+    due = (batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED, batches.c.due_at <= now)
+    conn.execute(update(batches).where(*due).values(due_at=due_at, problem=why, claimed_by=None))
+
+
+def wake_held_back(conn: Connection, now: datetime) -> None:
+    """A batch has ended, of whatever job: those that wait for room or money may try again."""
+    waiting = (batches.c.state == BatchState.PLANNED, batches.c.problem.in_(HELD_BACK), batches.c.due_at > now)
+    conn.execute(update(batches).where(*waiting).values(due_at=now))
+
+
+def mark_canceling(conn: Connection, batch: Batch, *, due_at: datetime) -> None:
     """in_progress -> canceling: somebody asked the API to cancel it."""
-    _move(conn, batch.id, BatchState.IN_PROGRESS, BatchState.CANCELING)
+    _move(conn, batch, BatchState.CANCELING, due_at=due_at)
 
 
 def mark_ended(
@@ -433,22 +723,59 @@ def mark_ended(
     """in_progress or canceling -> ended: results can be fetched."""
     assert batch.state in AT_THE_API
     values = {"counts": dict(counts), "ended_at": ended_at, "due_at": due_at, "wait_seconds": 0.0, "problem": None}
-    _move(conn, batch.id, batch.state, BatchState.ENDED, **values)
+    _move(conn, batch, BatchState.ENDED, **values, not_found=0, not_found_at=None)
 
 
 def count_download(conn: Connection, batch: Batch, *, now: datetime, due_at: datetime, problem: str) -> None:
     """The results were not complete: fetch them again at due_at."""
-    values = {"downloads": batch.downloads + 1, "downloaded_at": batch.downloaded_at or now}
-    conn.execute(update(batches).where(batches.c.id == batch.id).values(due_at=due_at, problem=problem, **values))
+    downloaded = {"downloads": batch.downloads + 1, "downloaded_at": batch.downloaded_at or now}
+    postpone(conn, batch, due_at=due_at, problem=problem, besides=downloaded)
 
 
-def mark_collected(conn: Connection, batch: Batch, *, now: datetime) -> None:
-    """ended -> collected: every row of it has its outcome. Raises LostRace while one is still in flight."""
+def mark_collected(conn: Connection, batch: Batch, *, delete_remote: bool, now: datetime) -> None:
+    """ended -> collected: every row of it has its outcome. Raises LostRace while one is still in flight.
+
+    delete_remote: it is to be deleted at the API.
+    """
+    _refuse_in_flight(conn, batch)
+    values = {"delete_remote": delete_remote, "due_at": now, "collected_at": now, "problem": None}
+    _move(conn, batch, BatchState.COLLECTED, **values)
+
+
+def mark_lost(conn: Connection, batch: Batch, why: str, *, due_at: datetime) -> None:
+    """submitting to ended -> lost: its rows have their outcome. due_at: when it is asked after again."""
+    _refuse_in_flight(conn, batch)
+    _move(conn, batch, BatchState.LOST, problem=why, due_at=due_at, not_found=0, not_found_at=None)
+
+
+def mark_found_again(conn: Connection, batch: Batch, api_id: str, *, now: datetime) -> int:
+    """lost -> in_progress: the API knows it after all. How many rows wait for it again: those not sent since."""
+    values = {"api_id": api_id, "due_at": now, "wait_seconds": 0.0, "problem": None, "downloads": 0}
+    outcomes = dict(conn.scalar(select(batches.c.outcomes).where(batches.c.id == batch.id)) or {})
+    outcomes.pop(RowState.LOST, None)
+    _move(conn, batch, BatchState.IN_PROGRESS, **values, downloaded_at=None, outcomes=outcomes)
+    here = (requests.c.batch_id == batch.id, requests.c.state == RowState.LOST)
+    again = {"state": RowState.IN_FLIGHT, "attempts": requests.c.attempts - 1}
+    return conn.execute(update(requests).where(*here).values(**again)).rowcount
+
+
+def mark_deleted(conn: Connection, batch: Batch) -> None:
+    """It is no longer at the API."""
+    conn.execute(update(batches).where(batches.c.id == batch.id).values(delete_remote=False, claimed_by=None))
+
+
+def ask_to_cancel(conn: Connection, job_id: int, now: datetime) -> int:
+    """All batches of the job that are at the API, or may be, are to be canceled there; how many those are."""
+    there = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
+    here = (batches.c.job_id == job_id, batches.c.state.in_(there))
+    return conn.execute(update(batches).where(*here).values(cancel=True, due_at=now)).rowcount
+
+
+def _refuse_in_flight(conn: Connection, batch: Batch) -> None:
     here = (requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
     left = conn.scalar(select(func.count()).select_from(requests).where(*here))
     if left:
         raise LostRace(f"batch {batch.id} still has {left} rows in flight; the same command again goes on")
-    _move(conn, batch.id, BatchState.ENDED, BatchState.COLLECTED, collected_at=now, problem=None)
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------
@@ -494,12 +821,12 @@ _ADD = Bulk(insert(requests), ("id", "job_id", *NEW_ROW))
 
 
 def add_rows(conn: Connection, job_id: int, rows: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Insert new rows, each a tuple of NEW_ROW; their numbers, ascending and consecutive."""
+    """Insert new rows, each a tuple of NEW_ROW; their numbers, ascending."""
     if not rows:
         return []
-    first = int(conn.scalar(select(func.coalesce(func.max(requests.c.id), 0))) or 0) + 1
-    _ADD.execute(conn, [(i, job_id, *row) for i, row in enumerate(rows, first)])
-    return list(range(first, first + len(rows)))
+    numbers = next_ids(conn, len(rows))
+    _ADD.execute(conn, [(number, job_id, *row) for number, row in zip(numbers, rows, strict=True)])
+    return numbers
 
 
 _REPLAN = Bulk(
@@ -593,7 +920,7 @@ def forget_body(conn: Connection, batch: int) -> None:
 def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | None = None) -> list[str]:
     """The nonces of final batches whose body no waiting row needs any more."""
     needed = select(requests.c.id).where(requests.c.body_id == batches.c.id, requests.c.state == text("'pending'"))
-    final = batches.c.state.in_([BatchState.COLLECTED, BatchState.DROPPED])
+    final = batches.c.state.in_(CLOSED_BATCHES)
     query = select(batches.c.nonce).where(batches.c.job_id == job_id, final, ~needed.exists())
     return list(conn.scalars(query if batch_ids is None else query.where(batches.c.id.in_(batch_ids))))
 
@@ -615,6 +942,7 @@ class Settled(NamedTuple):
     outcome: str
     error_type: str | None
     again: bool  #: whether it is sent again
+    counts: bool = True  #: whether it was an attempt; where the account was refused, the row was not
 
 
 def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[Settled]) -> None:
@@ -624,7 +952,7 @@ def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: S
     """
     if not rows:
         return
-    kinds = Counter((row.outcome, row.error_type, row.again) for row in rows)
+    kinds = Counter(row[1:] for row in rows)
     usual, _ = kinds.most_common(1)[0]
     here = (requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
     moved = 0
@@ -638,8 +966,10 @@ def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: S
         raise LostRace(f"rows of batch {batch.id} were moved by another driver; the same command again goes on")
 
 
-def _with_outcome(outcome: str, error_type: str | None, again: bool) -> dict[str, Any]:
-    values = {
+def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: bool) -> dict[str, Any]:
+    if not counts:
+        return {"state": RowState.PENDING, "batch_id": None, "n": None}
+    values: dict[str, Any] = {
         "state": RowState.PENDING if again else outcome,
         "outcome": outcome,
         "error_type": error_type,

@@ -9,18 +9,25 @@ import random
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from pipeline import spool, store
+from sqlalchemy import Connection
+
+from pipeline import repack, spool, store
 from pipeline.api import Accepted, Rejected, Unknown
+from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, Budget
 from pipeline.driver import Driver
-from pipeline.errors import AccountStopped, ApiUnreachable
+from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped
+from pipeline.job import Job
 from pipeline.results import Outcome
 from pipeline.sink import Fixed
-from pipeline.states import BatchState, RowState
+from pipeline.states import BatchState, RowState, RunReason
 from pipeline.store import Batch
 
 LAST_WAIT = 10.0  # seconds that a driver asked to stop waits for the answer to a create that has left
+LOOK_AGAIN = 10.0  # seconds until a batch that was held back is tried again, unless another one ends before
+ASKED_LATELY = timedelta(minutes=2)  # a job whose batch was held back since then is driven by somebody
 
 
 def submit_due(driver: Driver) -> int:
@@ -29,9 +36,12 @@ def submit_due(driver: Driver) -> int:
     Raises AccountStopped when the API refuses the account, or has refused it before and nothing changed since.
     """
     accepted = 0
-    for batch in due(driver):
-        driver.stop.check()
-        accepted += submit(driver, batch)
+    for batch in driver.claims(BatchState.PLANNED):
+        with driver.lost_races(batch):
+            try:
+                accepted += submit(driver, batch)
+            except RunEnded as exc:
+                repack.drop(driver, batch, str(exc), body=True)
     return accepted
 
 
@@ -42,31 +52,24 @@ def due(driver: Driver) -> list[Batch]:
 
 
 def submit(driver: Driver, batch: Batch) -> bool:
-    """Send one batch; whether the API is known to have accepted it."""
+    """Send one batch that we have claimed; whether the API is known to have accepted it."""
     body = driver.spool.path(batch.nonce)
+    if batch.problem == store.TOO_LARGE:  # it could not be dropped when the API said so
+        repack.drop(driver, batch, store.TOO_LARGE, body=True)
+        return False
     if spool.digest(body) != batch.digest:
-        _drop(
-            driver,
-            batch,
-            "its body in the spool is gone or was altered; its rows are planned anew by `run`",
-            body=False,
-        )
+        why = "its body in the spool is gone or was altered; its rows are planned anew by `run`"
+        repack.drop(driver, batch, why, body=False)
         return False
     timeout = driver.settings.timeout
     ends_by = time.monotonic() + timeout
     started_at = driver.api.now()
     deadline = started_at + timedelta(seconds=timeout)
-    with driver.transaction() as conn:
-        _check_circuit(driver, store.circuit(conn, driver.account_id))
-        sending = store.begin_sending(
-            conn,
-            batch,
-            driver.account_id,
-            lease_token=driver.lease.token,
-            started_at=started_at,
-            deadline=deadline,
-            due_at=driver.now(),
-        )
+    intent = _intend(driver, batch, started_at, deadline)
+    if isinstance(intent, _NotNow):
+        _not_now(driver, batch, intent)
+        return False
+    batch, sending = intent
 
     def may_finish() -> str | None:
         if driver.stop.event.is_set():
@@ -78,9 +81,95 @@ def submit(driver: Driver, batch: Batch) -> bool:
         return None
 
     driver.tell("submitting", batch=batch.id, requests=batch.requests)
-    with spool.BodyReader(body, may_finish) as reader:
-        end = _post(driver, reader)
+    end: Accepted | Rejected | Unknown
+    try:
+        with spool.BodyReader(body, may_finish) as reader:
+            end = _post(driver, reader)
+    except OSError as exc:  # raised before anything is read: another driver has ended with this batch meanwhile
+        end = Rejected(f"its body cannot be read: {exc.strerror}", held_back=True)
     return _record(driver, batch, sending, end)
+
+
+@dataclass(frozen=True)
+class _NotNow:
+    """Why a batch is not sent now. pack: how many of its requests could be, 0: all wait; stop: the run must end."""
+
+    problem: str
+    job: Job
+    pack: int = 0
+    stop: bool = False
+
+
+def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetime) -> tuple[Batch, int] | _NotNow:
+    """Take room and money and commit the intent, all in one transaction; or why that cannot be.
+
+    Raises RunEnded when the batch's run was ended meanwhile, and AccountStopped for a refused account.
+    """
+    with driver.moving(batch) as conn:
+        store.lock_accounts(conn)
+        run = store.require_open(conn, batch.run_id)
+        job = Job.model_validate(run.job)  # not a copy of before: the run goes by its present limits
+        _check_circuit(driver, store.circuit(conn, driver.account_id))
+        not_now = _room(driver, conn, batch, job)
+        reserved = None
+        if not_now is None and job.limits.max_cost_usd is not None:
+            reserved, not_now = _money(conn, batch, job, job.limits.max_cost_usd, run.tokens_per_byte)
+        if not_now is not None:
+            return not_now
+        return store.begin_sending(
+            conn,
+            batch,
+            driver.account_id,
+            driver=driver.lease.resource,
+            started_at=started_at,
+            deadline=deadline,
+            due_at=driver.now(),
+            reserved_usd=reserved,
+        )
+
+
+def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> _NotNow | None:
+    """Whether the batch would be more than may be at the API at a time, of its job or of all jobs."""
+    of_job, of_all = job.limits.max_in_flight_requests, driver.settings.max_in_flight
+    if batch.requests > min(of_job, of_all):
+        return _NotNow("it has more requests than may be at the API at a time", job, pack=min(of_job, of_all))
+    flying = store.in_flight(conn)
+    ours = flying.get(driver.job_id, 0)
+    if ours + batch.requests > of_job:
+        return _NotNow(store.NO_ROOM_OF_JOB, job)
+    others = store.jobs_held_back(conn, since=driver.now() - ASKED_LATELY) - {driver.job_id}
+    behind = any(flying.get(other, 0) < ours for other in others)  # jobs take turns
+    if behind or sum(flying.values()) + batch.requests > of_all:
+        return _NotNow(store.NO_ROOM, job)
+    return None
+
+
+def _money(
+    conn: Connection, batch: Batch, job: Job, limit: float, tokens_per_byte: float | None
+) -> tuple[float | None, _NotNow | None]:
+    """What to reserve for the batch; or why it cannot be paid for now."""
+    bound = CERTAIN_TOKENS_PER_BYTE if tokens_per_byte is None else tokens_per_byte
+    cost = store.reserve(batch, bound)
+    if cost is None:
+        raise Stopped(
+            f"limits.max_cost_usd: batch {batch.id} asks a model without a known price; nothing of it is sent"
+        )
+    fits = Budget(limit, *store.spending(conn, batch.run_id, bound)).fits(cost, batch.requests)
+    if fits == batch.requests:
+        return cost, None
+    if store.at_the_api(conn, batch.run_id):
+        return None, _NotNow(store.NO_MONEY, job)
+    return None, _NotNow("the budget does not allow all of it", job, pack=fits, stop=fits == 0)
+
+
+def _not_now(driver: Driver, batch: Batch, why: _NotNow) -> None:
+    if why.pack:
+        repack.pack_smaller(driver, batch, why.job, why.pack, why.problem)
+    elif not why.stop or not repack.stop_run(driver, batch.run_id, RunReason.BUDGET):
+        with driver.moving(batch) as conn:
+            now = driver.now()
+            store.hold_back(conn, driver.job_id, why.problem, now=now, due_at=store.soon(now, LOOK_AGAIN))
+        driver.tell("held_back", batch=batch.id, problem=why.problem)
 
 
 def _post(driver: Driver, reader: spool.BodyReader) -> Accepted | Rejected | Unknown:
@@ -111,16 +200,17 @@ def _post(driver: Driver, reader: spool.BodyReader) -> Accepted | Rejected | Unk
 def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected | Unknown) -> bool:
     now = driver.now()
     if isinstance(end, Accepted):
-        with driver.database.write() as conn:  # without the lease: whoever holds it by now needs to know this
+        with driver.database.write() as conn:  # whoever has the batch by now: he needs to know this
             store.record_api_id(conn, sending, end.batch.id, end.request_id, now)
-        with driver.transaction() as conn:
-            store.mark_in_progress(conn, batch.id, end.batch.id, due_at=now)
+        with driver.moving(batch) as conn:
+            store.mark_in_progress(conn, batch, end.batch.id, due_at=now)
             store.close_circuit(conn, driver.account_id)
-        driver.tell("submitted", batch=batch.id, api_id=end.batch.id, requests=batch.requests)
+        facts = {"api_id": end.batch.id, "requests": batch.requests, "request_id": end.request_id}
+        driver.tell("submitted", batch=batch.id, **facts)
         return True
     if isinstance(end, Unknown):
-        with driver.transaction() as conn:
-            store.mark_unknown(conn, batch.id, sending, end.problem, grace_from=driver.api.now(), due_at=now)
+        with driver.moving(batch) as conn:
+            store.mark_unknown(conn, batch, sending, end.problem, grace_from=driver.api.now(), due_at=now)
         driver.tell("unknown_end", batch=batch.id, problem=end.problem, grace=driver.settings.grace)
         return False
     _record_rejection(driver, batch, sending, end, now)
@@ -129,16 +219,16 @@ def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected
 
 def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected, now: datetime) -> None:
     wait = 1.0 if end.held_back else end.wait * random.uniform(1.0, 1.25)  # so that many drivers spread
-    with driver.transaction() as conn:
+    with driver.moving(batch) as conn:
         due_at = store.soon(now, wait)
-        store.mark_rejected(conn, batch.id, sending, end.problem, end.request_id, now=now, due_at=due_at)
+        store.mark_rejected(conn, batch, sending, end.problem, end.request_id, now=now, due_at=due_at)
         if end.circuit:
             store.open_circuit(conn, driver.account_id, end.problem, now)
     driver.tell("rejected", batch=batch.id, problem=end.problem, wait=round(wait, 1))
     if end.circuit:
         raise AccountStopped(_stopped(end.problem))
     if end.too_large:
-        _split(driver, batch, end.problem)
+        _split(driver, replace(batch, state=BatchState.PLANNED), end.problem)
     if end.unreachable:
         raise ApiUnreachable(f"the batch could not be sent: {end.problem}")
 
@@ -156,28 +246,13 @@ def _stopped(cause: str) -> str:
     )
 
 
-def _drop(driver: Driver, batch: Batch, why: str, *, body: bool) -> None:
-    """Give a planned batch up; its rows wait. body: whether their requests can still be read from its body.
-
-    Not while planning is under way, which has judged its rows as being in it: then it is looked at again soon.
-    """
-    with driver.transaction() as conn:
-        if driver.planning:
-            store.postpone(conn, batch.id, due_at=store.soon(driver.now(), 1.0), problem=why)
-            return
-        store.drop(conn, batch, why)
-        if not body:
-            store.forget_body(conn, batch.id)
-    driver.tell("dropped", batch=batch.id, problem=why)
-
-
 def _split(driver: Driver, batch: Batch, problem: str) -> None:
     """A batch too large for the API: its rows go in smaller ones, and a single row that is too large is invalid."""
     if batch.requests > 1:
-        _drop(driver, batch, store.TOO_LARGE, body=True)
+        repack.drop(driver, batch, store.TOO_LARGE, body=True)
         return
     outcome = Outcome(RowState.INVALID, "request_too_large", f"the API finds this request too large: {problem}")
-    with driver.transaction() as conn:
+    with driver.moving(batch) as conn:
         rows = store.batch_rows(conn, batch.id, 0, 0)
         settled = [store.Settled(number, outcome.state, outcome.error_type, again=False) for number, *_ in rows]
         store.mark_outcomes(conn, batch, 0, 0, settled)

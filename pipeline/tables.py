@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -77,6 +78,7 @@ jobs = Table(
     Column("results_table", String, nullable=False, unique=True),
     Column("columns", JSON, nullable=False),  # the results table as made: see sink.Columns
     Column("spool", Text),  # NULL: beside the database
+    Column("spool_id", String),  # what the spool's marker says, so that another folder is not taken for it
     Column("created_at", UtcDateTime, nullable=False),
 )
 
@@ -86,6 +88,7 @@ runs = Table(
     _id(),
     Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
     Column("vars", JSON, nullable=False),
+    Column("retry", JSON(none_as_null=True)),  # which rows a person wants sent again; NULL: the whole source
     Column("job", JSON, nullable=False),  # the job as it was, vars filled in: collecting reads this alone
     Column("recipe", String, nullable=False),
     Column("state", String, nullable=False),
@@ -95,6 +98,7 @@ runs = Table(
     Column("counts", JSON),  # rows by state, written when the run ends
     Column("created_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
+    Column("tokens_per_byte", Float),  # of input, at most: what its sendings reserve money by; NULL: no budget
     _one_of("state", RunState),
 )
 
@@ -137,9 +141,18 @@ batches = Table(
     Column("wait_seconds", Float, nullable=False, default=0.0),  # between polls; grows
     Column("ended_at", UtcDateTime),
     Column("collected_at", UtcDateTime),
+    Column("claim", BigInteger, nullable=False, server_default=text("0")),  # counts up with each driver that takes it
+    Column("claimed_by", String),  # the lease of the driver that has it; NULL: nobody
+    Column("not_found", Integer, nullable=False, server_default=text("0")),  # times that the API said 404
+    Column("not_found_at", UtcDateTime),  # the first of them
+    Column("cancel", Boolean, nullable=False, server_default=false()),  # it is to be canceled at the API
+    Column("delete_remote", Boolean, nullable=False, server_default=false()),  # it is to be deleted at the API
+    Column("max_output_usd", Float),  # what it can cost at most: its output; NULL: a model without a known price
+    Column("max_input_usd", Float),  # and its input, if each byte were a token
     _one_of("state", BatchState),
     CheckConstraint(
-        "(api_id IS NOT NULL) = (state IN ('in_progress', 'canceling', 'ended', 'collected'))", name="has_id"
+        "state = 'lost' OR (api_id IS NOT NULL) = (state IN ('in_progress', 'canceling', 'ended', 'collected'))",
+        name="has_id",
     ),
     Index("ix_batches_job_id_state", "job_id", "state"),  # what a driver has to do
 )
@@ -150,7 +163,9 @@ sendings = Table(
     _id(),
     Column("batch_id", ForeignKey("batches.id"), nullable=False, index=True),
     Column("account_id", ForeignKey("accounts.id"), nullable=False),
-    Column("lease_token", BigInteger, nullable=False),  # whose it is: tells whether its driver can still be at it
+    Column(
+        "driver", String, nullable=False, server_default=""
+    ),  # the lease of whose POST it is: tells whether that can still go on
     Column("started_at", UtcDateTime, nullable=False),
     Column("deadline", UtcDateTime, nullable=False),  # the body's last chunk leaves before this or never
     Column("end", String),
@@ -159,6 +174,8 @@ sendings = Table(
     Column("api_id", String, unique=True),  # one batch at the API belongs to one sending
     Column("request_id", String),
     Column("problem", Text),
+    Column("reserved_usd", Float),  # what it may cost at most, while that is not settled; NULL: no budget
+    Column("settled_usd", Float),  # what it has cost
     CheckConstraint('"end" IN ({})'.format(", ".join(f"'{end}'" for end in SendingEnd)), name="known_end"),
 )
 

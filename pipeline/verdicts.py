@@ -22,6 +22,7 @@ class Verdict(StrEnum):
     KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: kept unless asked to refresh
     IN_FLIGHT = "in_flight"  #: in a batch as it is
     CHANGED_IN_FLIGHT = "changed_in_flight"  #: in a batch as it was: goes again when that one has ended
+    OTHER = "other"  #: not among those that a person wants sent again
 
     __hash__ = str.__hash__  # the enum's own is written in Python, and each row is counted by its verdict
 
@@ -64,3 +65,10 @@ def verdict(
     if known.outcome_recipe != recipe or known.state == RowState.PENDING or attempts_left:
         return Verdict.AGAIN
     return Verdict.KEPT
+
+
+def retry_verdict(known: Row[Any] | None, *, wanted: bool) -> Verdict:
+    """What becomes of a source row when a person wants some sent again; wanted: whether it is one of these. Pure."""
+    if known is None or not wanted:
+        return Verdict.OTHER
+    return Verdict.IN_FLIGHT if known.state == RowState.IN_FLIGHT else Verdict.AGAIN

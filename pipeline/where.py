@@ -5,12 +5,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row
 
 from pipeline import leases, store
 from pipeline.api import Api, NotFound
 from pipeline.database import Database
-from pipeline.driver import Settings, Stop, Tell, nothing
+from pipeline.driver import Driver, Settings, Stop, Tell, nothing
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError
+from pipeline.sink import Sink
+from pipeline.spool import Spool
 
 EMULATED_SECONDS = 1.0  # that a batch takes in an emulator started for one command
 EMULATED_GRACE = 2.0  # what it accepted shows in its listing at once, so there is no need to wait for it long
@@ -28,12 +33,26 @@ class Where:
     stop: Stop = field(default_factory=Stop)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def spool_root(self, stored_spool: str | None) -> Path:
-        """The spool: the one given, else the one the job has used, else `spool` beside the database."""
-        if self.spool is not None and stored_spool is not None and Path(self.spool).absolute() != Path(stored_spool):
-            raise DatabaseError(f"--spool {self.spool}: this job's spool is {stored_spool}; leave the option out")
-        chosen = self.spool or stored_spool
-        return Path(chosen).absolute() if chosen else self.database.file.parent / "spool"
+    def spool_root(self, stored: str | None) -> Path:
+        """The spool: the one given, else the one the job has used, else `spool` beside the database.
+
+        Raises DatabaseError for another one than the job's, and where none is given and there is no such place.
+        """
+        if self.spool is not None and stored is not None and Path(self.spool).absolute() != Path(stored):
+            raise DatabaseError(f"--spool {self.spool}: this job's spool is {stored}; leave the option out")
+        chosen = self.spool or stored
+        if chosen:
+            return Path(chosen).absolute()
+        if self.database.file is None:
+            raise DatabaseError(
+                f"{self.database.shown} needs a spool, a folder that all its drivers can read: give one by --spool or "
+                "BATCH_SPOOL"
+            )
+        return self.database.file.parent / "spool"
+
+    def spool_of(self, job: Row[Any]) -> Spool:
+        """The spool of a job of the database. Raises DatabaseError when it is not the one that the job has used."""
+        return Spool.open(self.spool_root(job.spool), job.name, expected=job.spool_id)
 
     @contextlib.contextmanager
     def api(self) -> Iterator[tuple[Api, int]]:
@@ -59,9 +78,45 @@ class Where:
         finally:
             api.close()
 
-    def lease(self, job_name: str) -> contextlib.AbstractContextManager[leases.Lease]:
-        """The lease on a job. Raises Busy, which names the holder."""
-        return leases.hold(self.database, f"job {job_name}", seconds=self.settings.lease, now=self.now)
+    @contextlib.contextmanager
+    def driving(self) -> Iterator["Driving"]:
+        """Be a driver: with the API, our account there, and a sign of life. Raises as `api` does."""
+        with (
+            self.api() as (api, account_id),
+            leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease,
+        ):
+            with self.database.write() as conn:
+                leases.bury(conn, self.database.now(conn, self.now()))
+            yield Driving(self, api, account_id, lease)
+
+
+@dataclass(frozen=True)
+class Driving:
+    """A driver that has not chosen a job yet."""
+
+    where: Where
+    api: Api
+    account_id: int
+    lease: leases.Lease
+
+    def driver(self, job: Row[Any], sink: Sink, *, tries_account: bool = False) -> Driver:
+        """The driver for one job of the database."""
+        where = self.where
+        return Driver(
+            database=where.database,
+            spool=where.spool_of(job),
+            api=self.api,
+            account_id=self.account_id,
+            job_id=job.id,
+            job_name=job.name,
+            sink=sink,
+            lease=self.lease,
+            settings=where.settings,
+            tell=where.tell,
+            stop=where.stop,
+            local_now=where.now,
+            tries_account=tries_account,
+        )
 
 
 @contextlib.contextmanager
@@ -83,7 +138,7 @@ def at(
     base_url = api_key = None
     with contextlib.ExitStack() as stack:
         if emulated:
-            base_url, api_key = stack.enter_context(_emulator_beside(database)), "emulated"
+            base_url, api_key = stack.enter_context(_emulator_beside(database, spool)), "emulated"
             tell("emulator", url=base_url)
         yield Where(
             database=database,
@@ -96,10 +151,15 @@ def at(
 
 
 @contextlib.contextmanager
-def _emulator_beside(database: Database) -> Iterator[str]:
+def _emulator_beside(database: Database, spool: str | None) -> Iterator[str]:
     from pipeline.emulator import EmulatorError, start
 
-    data = database.file.with_name(database.file.name + ".emulator")
+    if database.file is not None:
+        data = database.file.with_name(database.file.name + ".emulator")
+    elif spool is not None:
+        data = Path(spool) / "emulator"
+    else:
+        raise DatabaseError(f"{database.shown} needs a spool, where the emulator's data lies too: give one by --spool")
     try:
         running = start(data, processing_seconds=EMULATED_SECONDS)
     except EmulatorError as exc:

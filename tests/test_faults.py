@@ -396,9 +396,9 @@ def test_a_suspended_driver_is_given_until_its_deadline(world: World) -> None:
 
 
 def forget_end(world: World) -> None:
-    """As if the driver had been suspended in the POST and its lease had run out since."""
+    """As if a driver that nobody knows had been suspended in the POST."""
     with world.database.write() as conn:
-        conn.execute(sendings.update().values(end=None, grace_from=None, lease_token=-1))
+        conn.execute(sendings.update().values(end=None, grace_from=None, driver=""))
 
 
 def test_a_batch_canceled_in_the_console_keeps_what_had_succeeded(world: World) -> None:

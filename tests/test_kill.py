@@ -142,21 +142,18 @@ def wait_for_a_batch(api: RunningEmulator) -> None:
     raise AssertionError("no batch was accepted")
 
 
-def test_a_second_run_at_the_same_time_is_refused_and_harms_nothing(tmp_path: Path, job: Path) -> None:
-    with start(tmp_path / "emulator", processing_seconds=3600) as api:
-        first = command(api, "run", str(job), "--json")
-        until(first, "submitted")
+def test_runs_and_sweeps_at_the_same_time_share_the_work_and_all_end(api: RunningEmulator, job: Path) -> None:
+    drivers = [command(api, "run", str(job), "--json") for _ in range(3)]
+    drivers += [command(api, "collect", "--database", f"sqlite:///{job.parent}/batches.db") for _ in range(2)]
 
-        second = command(api, "run", str(job))
-        _, refusal = second.communicate(timeout=60)
-        api.emulator.clock.advance(3601)
-        first.communicate(timeout=60)
+    said = [driver.communicate(timeout=120) for driver in drivers]
 
-        assert second.returncode == 3
-        assert f"is being worked on by process {first.pid}" in refusal
-        assert first.returncode == 0
-        assert answers(job) == EVERY_ROW
-        assert api.emulator.audit()["requests_accepted"] == ROWS
+    for driver, (_, errors) in zip(drivers[:3], said, strict=False):
+        assert driver.returncode == 0, errors
+    assert answers(job) == EVERY_ROW
+    api.emulator.wait_idle()
+    audit = api.emulator.audit()
+    assert (audit["requests_accepted"], audit["accepted_twice"]) == (ROWS, [])
 
 
 def test_an_api_that_is_not_there_is_said_in_one_sentence(tmp_path: Path, job: Path) -> None:

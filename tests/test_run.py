@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 from sqlalchemy import select
 
-from pipeline.errors import Busy, Interrupted, SourceError
+from pipeline.errors import Interrupted, SourceError
+from pipeline.run import Finished
 from pipeline.tables import batches, runs
 from tests.conftest import World, texts
 
@@ -334,21 +335,21 @@ def test_a_source_that_breaks_half_way_sends_nothing(world: World) -> None:
     assert world.accepted() == 0
 
 
-def test_a_second_driver_is_refused_with_a_sentence(world: World) -> None:
-    refused: list[str] = []
+@pytest.mark.parametrize("moment", ["planned", "submitting", "submitted", "waiting", "ended", "collected"])
+def test_a_second_driver_at_any_moment_shares_the_work_and_both_end(world: World, moment: str) -> None:
+    second: list[Finished] = []
 
-    def second(event: str, facts: dict[str, Any]) -> None:
-        if event == "submitted":
+    def begin(event: str, facts: dict[str, Any]) -> None:
+        if event == moment:
             world.on_event = None
-            with pytest.raises(Busy) as caught:
-                world.run(world.job())
-            refused.append(str(caught.value))
+            second.append(world.run(world.job(limits={"max_batch_requests": 2})))
 
-    world.on_event = second
-    world.run(world.job())
+    world.on_event = begin
+    first = world.run(world.job(limits={"max_batch_requests": 2}))
 
-    assert "job summaries is being worked on by process" in refused[0]
-    assert world.accepted() == 5
+    assert [first.state, second[0].state] == ["finished", "finished"]
+    assert (world.accepted(), world.sent_twice()) == (5, [])
+    assert set(world.statuses().values()) == {"succeeded"}
 
 
 def test_a_driver_asked_to_stop_leaves_everything_resumable(world: World) -> None:

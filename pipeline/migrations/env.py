@@ -2,7 +2,13 @@
 
 from alembic import context
 
+from pipeline.migrations import schema_of
 from pipeline.tables import metadata
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=metadata,
+    version_table_schema=schema_of(connection),
+)
 context.run_migrations()

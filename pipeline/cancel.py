@@ -1,0 +1,66 @@
+"""Ending a job's open runs for all drivers, and canceling at the API what it has not finished.
+
+The runs are ended first, in one transaction: from then on no driver plans or submits for them. Batches are marked as
+to be canceled next, so if we die on the line after, whoever polls them cancels them. What had succeeded is collected.
+"""
+
+from dataclasses import dataclass
+
+from pipeline import lost, store
+from pipeline.driver import Driver
+from pipeline.errors import Busy
+from pipeline.poll import poll_due
+from pipeline.reconcile import reconcile_due
+from pipeline.repack import drop_planned
+from pipeline.states import AT_THE_API, BatchState, RunReason, RunState
+
+LONGEST_LOOK = 30.0  # seconds that a planner may take to notice that its run has ended
+LOOK_SECONDS = 0.5
+SENT = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
+
+
+@dataclass(frozen=True)
+class Canceled:
+    """What was done. open: batches that are at the API, or may be, still; foreign: those of another account."""
+
+    runs: int
+    open: int
+    foreign: int
+
+
+def cancel(driver: Driver, *, abandon: bool = False) -> Canceled:
+    """Cancel a job: its open runs, its batches not sent yet, and those at the API. Safe to call again.
+
+    abandon: give up the batches that another account has sent: their rows are lost. Raises Busy when a planner does not
+    notice, Stopped when the API cannot be asked.
+    """
+    with driver.database.write() as conn:
+        open_runs = [run.id for run in store.open_runs(conn, driver.job_id)]
+        for run_id in open_runs:
+            store.end_run(conn, run_id, RunState.INCOMPLETE, reason=RunReason.CANCELED, now=driver.now())
+        store.ask_to_cancel(conn, driver.job_id, driver.now())
+    _drop_planned(driver)
+    if abandon:
+        for batch in driver.claims(*SENT, only=store.of_others(driver.account_id)):
+            with driver.lost_races(batch):
+                lost.give_up(driver, batch, "it was sent by another account, and given up by `cancel --abandon`")
+    reconcile_due(driver)
+    poll_due(driver)  # which cancels what is to be canceled
+    with driver.reading() as conn:
+        left = store.batches_in(conn, driver.job_id, *SENT)
+    foreign = sum(batch.account_id != driver.account_id for batch in left)
+    driver.tell("canceled", runs=len(open_runs), open=len(left), foreign=foreign)
+    return Canceled(len(open_runs), len(left), foreign)
+
+
+def _drop_planned(driver: Driver) -> None:
+    waited = 0.0
+    while True:
+        try:
+            with driver.planning():
+                return drop_planned(driver, "its run was canceled")
+        except Busy:
+            if waited >= LONGEST_LOOK:
+                raise
+            driver.stop.wait(LOOK_SECONDS)
+            waited += LOOK_SECONDS

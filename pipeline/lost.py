@@ -1,0 +1,83 @@
+"""Batches of which nothing can be learnt any more, and asking after them again. A 404 is not believed at once.
+
+The rows of a lost batch get the outcome `lost`: they may have been answered and paid for, so nothing sends them again
+but a person. If we die while that is written, some rows have it and the batch is still open: the next driver goes on.
+"""
+
+from datetime import timedelta
+
+from pipeline import packing, store
+from pipeline.api import NotFound
+from pipeline.driver import Driver
+from pipeline.results import Outcome
+from pipeline.sink import Fixed
+from pipeline.states import BatchState, RowState
+from pipeline.store import Batch
+
+NOT_FOUND_TIMES = 3
+NOT_FOUND_OVER = timedelta(minutes=10)  # from the first 404 to the one that is believed
+NOT_FOUND_AFTER = timedelta(hours=1)  # of the create
+ASK_AGAIN = 6 * 3600.0  # seconds between two questions after a lost batch
+CHUNK_ROWS = 5_000
+
+
+def count_not_found(driver: Driver, batch: Batch, problem: str, *, wait: float) -> None:
+    """The API says that it does not know this batch, or its results: ask again after `wait` seconds, or give it up."""
+    now = driver.now()
+    first, times = batch.not_found_at or now, batch.not_found + 1
+    with driver.moving(batch) as conn:
+        created_at = store.last_sending(conn, batch.id).started_at
+        counted = {"not_found": times, "not_found_at": first}
+        store.postpone(conn, batch, due_at=store.soon(now, wait), wait=wait, problem=problem, besides=counted)
+    driver.tell("not_found", batch=batch.id, problem=problem)
+    if times >= NOT_FOUND_TIMES and now - first >= NOT_FOUND_OVER and now - created_at >= NOT_FOUND_AFTER:
+        give_up(driver, batch, f"{problem} ({times} times since {first:%Y-%m-%d %H:%M} UTC)")
+
+
+def give_up(driver: Driver, batch: Batch, why: str) -> None:
+    """Every row of the batch that has no outcome yet is `lost`, and so is the batch."""
+    outcome = Outcome(RowState.LOST, "lost", why)
+    step = max(1, CHUNK_ROWS * batch.requests // max(1, batch.rows))
+    for first in range(0, batch.requests, step):
+        driver.stop.check()
+        _lose(driver, batch, first, min(first + step, batch.requests) - 1, outcome)
+    with driver.moving(batch) as conn:
+        store.mark_lost(conn, batch, why, due_at=store.soon(driver.now(), ASK_AGAIN))
+    driver.tell("lost", batch=batch.id, problem=why)
+
+
+def _lose(driver: Driver, batch: Batch, first: int, last: int, outcome: Outcome) -> None:
+    with driver.moving(batch) as conn:
+        rows = store.batch_rows(conn, batch.id, first, last)
+        settled = [store.Settled(number, outcome.state, outcome.error_type, again=False) for number, *_ in rows]
+        store.mark_outcomes(conn, batch, first, last, settled)
+        now = driver.now()
+        results = []
+        for _, n, attempts, key, keep in rows:
+            custom_id = packing.custom_id(batch.nonce, n)
+            fixed = Fixed(batch.recipe, None, attempts + 1, custom_id, batch.api_id, batch.run_id, now)
+            results.append(driver.sink.row(key, keep, outcome, fixed))
+        driver.sink.write(conn, results)
+        store.add_to_batch(conn, batch, outcomes={outcome.state: len(rows)}, cost_usd=0.0)
+
+
+def ask_again(driver: Driver) -> None:
+    """Ask after the lost batches that are due, as long as the API keeps results; for one it knows, go on as ever."""
+    for batch in driver.claims(BatchState.LOST):
+        if batch.api_id is None or batch.created_at < driver.now() - store.RESULTS_KEPT:
+            continue
+        if batch.account_id == driver.account_id and _is_there(driver, batch.api_id):
+            with driver.moving(batch) as conn:
+                rows = store.mark_found_again(conn, batch, batch.api_id, now=driver.now())
+            driver.tell("found_again", batch=batch.id, rows=rows)
+            continue
+        with driver.moving(batch) as conn:
+            store.postpone(conn, batch, due_at=store.soon(driver.now(), ASK_AGAIN), problem=batch.problem)
+
+
+def _is_there(driver: Driver, api_id: str) -> bool:
+    try:
+        found, _ = driver.api.retrieve(api_id)
+    except NotFound:
+        return False
+    return found.archived_at is None

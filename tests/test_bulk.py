@@ -1,0 +1,230 @@
+"""Statements for very many rows: the same on both databases."""
+
+import datetime
+from collections.abc import Iterator
+from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    insert,
+    select,
+    text,
+    update,
+)
+
+from pipeline.bulk import AT_ONCE_POSTGRES, Bulk, next_ids
+from pipeline.database import Database
+from pipeline.tables import UtcDateTime, jobs, requests, runs
+
+NOW = datetime.datetime(2026, 11, 20, 8, 30, tzinfo=datetime.UTC)
+MANY = AT_ONCE_POSTGRES + 77  # more than one statement carries to either database
+
+notes = Table(
+    "some notes",
+    MetaData(),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("100% (sure)", Text),
+    Column('a "quoted": name', Integer),
+    Column("share", Float),
+    Column("hash", LargeBinary(16)),
+    Column("done", Boolean),
+    Column("at", UtcDateTime),
+)
+add_notes = Bulk(insert(notes), [column.name for column in notes.columns])
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with closing(Database(database_url)) as database:
+        with database.write() as conn:
+            notes.create(conn)
+        yield database
+
+
+def note(i: int, **changes: Any) -> tuple[Any, ...]:
+    values = {"text": f"note {i}", "number": i, "share": i / 4, "hash": i.to_bytes(16), "done": i % 2 == 0, "at": NOW}
+    return (i, *{**values, **changes}.values())
+
+
+def stored(database: Database) -> list[tuple[Any, ...]]:
+    with database.read() as conn:
+        return [tuple(row) for row in conn.execute(select(notes).order_by(notes.c.id))]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 600, MANY])
+def test_rows_are_inserted_and_counted(database: Database, rows: int) -> None:
+    given = [note(i) for i in range(rows)]
+
+    with database.write() as conn:
+        inserted = add_notes.execute(conn, given)
+
+    assert inserted == rows
+    assert stored(database) == given
+
+
+def test_values_are_stored_as_their_columns_say(database: Database) -> None:
+    given = [
+        note(1, text=None, number=None, share=None, hash=None, done=None, at=None),
+        note(2, text=State.WAITING, number=-1, share=3, hash=b"", done=True),
+        note(2**63 - 1, text="naïve 数 \U0001f600 '%s' {\"a\", NULL} \\", number=2**31 - 1, share=1e300),
+    ]
+
+    with database.write() as conn:
+        add_notes.execute(conn, given)
+
+    assert stored(database) == given
+    assert type(stored(database)[1][1]) is str
+
+
+def test_a_column_of_nothing_but_nulls_is_stored(database: Database) -> None:
+    empty = {"text": None, "number": None, "share": None, "hash": None, "done": None, "at": None}
+
+    with database.write() as conn:
+        add_notes.execute(conn, [note(i, **empty) for i in range(3)])
+
+    assert stored(database) == [(i, *[None] * 6) for i in range(3)]
+
+
+def test_an_update_changes_the_rows_it_names_and_counts_them(database: Database) -> None:
+    finish = Bulk(
+        update(notes)
+        .where(notes.c.id == bindparam("row"), notes.c.done != text("true"))
+        .values({"100% (sure)": bindparam("now"), "done": bindparam("done"), 'a "quoted": name': text("NULL")}),
+        ("now", "done", "row"),
+    )
+    with database.write() as conn:
+        add_notes.execute(conn, [note(i) for i in range(MANY)])
+
+    with database.write() as conn:
+        changed = finish.execute(conn, [(f"finished {i}", True, i) for i in range(MANY + 5)])
+
+    assert changed == MANY // 2  # the others were done
+    assert stored(database) == [
+        note(i) if i % 2 == 0 else note(i, text=f"finished {i}", number=None, done=True) for i in range(MANY)
+    ]
+
+
+def test_an_update_over_stretches_counts_all_rows_in_them(database: Database) -> None:
+    renumber = Bulk(
+        update(notes)
+        .where(notes.c.id.between(bindparam("first"), bindparam("last")))
+        .values({'a "quoted": name': notes.c.id - bindparam("offset"), "share": bindparam("share")}),
+        ("first", "last", "offset", "share"),
+    )
+    with database.write() as conn:
+        add_notes.execute(conn, [note(i) for i in range(100)])
+
+    with database.write() as conn:
+        changed = renumber.execute(conn, [(10, 19, 10, 0.5), (50, 50, 7, 1.0), (200, 300, 0, 1.0)])
+
+    assert changed == 11
+    assert [row[2] for row in stored(database)[10:20]] == list(range(10))
+    assert stored(database)[50][2:4] == (43, 1.0)
+    assert stored(database)[20] == note(20)
+
+
+def test_a_table_of_very_many_columns_takes_many_rows(database: Database) -> None:
+    names = [f"c{i}" for i in range(200)]
+    wide = Table("wide", MetaData(), *[Column(name, Integer) for name in names])
+    rows = [tuple(range(i, i + 200)) for i in range(1_200)]
+
+    with database.write() as conn:
+        wide.create(conn)
+        inserted = Bulk(insert(wide), names).execute(conn, rows)
+        stored = [tuple(row) for row in conn.execute(select(wide).order_by(wide.c.c0))]
+
+    assert inserted == len(rows)
+    assert stored == rows
+
+
+def test_one_statement_serves_databases_of_both_kinds_in_turns(tmp_path: Path, postgres_url: str) -> None:
+    with (
+        closing(Database(f"sqlite:///{tmp_path}/batches.db")) as file,
+        closing(Database(postgres_url)) as server,
+    ):
+        for database in (file, server):
+            with database.write() as conn:
+                notes.create(conn)
+        for i in (1, 2):
+            for database in (file, server):
+                with database.write() as conn:
+                    assert add_notes.execute(conn, [note(i)]) == 1
+
+        assert stored(file) == stored(server) == [note(1), note(2)]
+
+
+# -- numbers for new rows --------------------------------------------------------------------------------------------
+
+
+def with_a_run(database: Database) -> None:
+    with database.write() as conn:
+        conn.execute(insert(jobs).values(id=1, name="j", results_table="answers", columns={}, created_at=NOW))
+        run = {"vars": {}, "job": {}, "recipe": "r", "state": "open", "vanished": 0, "created_at": NOW}
+        conn.execute(insert(runs).values(id=1, job_id=1, **run))
+
+
+NEW = ("id", "job_id", "key", "run_id", "state", "row_hash", "recipe", "attempts")
+add_requests = Bulk(insert(requests), NEW)
+
+
+def new_rows(ids: list[int]) -> list[tuple[Any, ...]]:
+    return [(i, 1, f'["{i}"]', 1, "pending", bytes(16), "r", 0) for i in ids]
+
+
+def test_new_rows_get_numbers_behind_those_that_are_there(database: Database) -> None:
+    with_a_run(database)
+
+    with database.write() as conn:
+        first = next_ids(conn, 3)
+        add_requests.execute(conn, new_rows(first))
+        second = next_ids(conn, MANY)
+        add_requests.execute(conn, new_rows(second))
+
+    assert first == [1, 2, 3]
+    assert second == list(range(4, 4 + MANY))
+
+
+def test_no_numbers_are_given_for_no_rows(database: Database) -> None:
+    with database.write() as conn:
+        assert next_ids(conn, 0) == []
+
+
+def test_drivers_that_add_rows_at_once_get_numbers_of_their_own(postgres_url: str) -> None:
+    with closing(Database(postgres_url)) as database:
+        with_a_run(database)
+
+        with database.write() as one, database.write() as other:
+            ones, others = next_ids(one, 5), next_ids(other, 5)
+            add_requests.execute(other, new_rows(others))
+            add_requests.execute(one, new_rows(ones))
+
+        with database.read() as conn:
+            assert sorted(conn.scalars(select(requests.c.id))) == sorted(ones + others)
+    assert not set(ones) & set(others)
+
+
+def test_a_bulk_insert_goes_where_the_state_is(postgres_url: str) -> None:
+    with closing(Database(postgres_url)) as database:
+        with_a_run(database)
+        with database.write() as conn:
+            add_requests.execute(conn, new_rows([7]))
+            found = conn.exec_driver_sql("SELECT id FROM batch_pipeline.requests").scalars().all()
+
+    assert found == [7]
