@@ -28,6 +28,7 @@ CIRCUIT_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 422})
 SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
 #: What of a request's params the count of its tokens takes.
 _COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
+PAGE = 1_000  # batches of one listing call
 LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
 
 
@@ -150,7 +151,7 @@ class Api:
     def newest_batches(self) -> Iterator[MessageBatch]:
         """All batches of the workspace, newest first. Raises if any page fails: half a listing proves nothing."""
         with self._sentences():  # a page after a batch that was deleted meanwhile is a 400, which says nothing of us
-            yield from self._client.with_options(max_retries=2).messages.batches.list(limit=1000)
+            yield from self._client.with_options(max_retries=2).messages.batches.list(limit=PAGE)
 
     def cancel(self, api_id: str) -> None:
         """Ask the API to cancel a batch. One that has ended meanwhile is left as it is. Raises NotFound."""

@@ -4,6 +4,7 @@ A batch at the API is proven to be ours by the nonce in its results' custom_ids,
 until then one that could be ours is watched. One that is not in a listing begun after the grace time was not accepted.
 """
 
+import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 from anthropic.types.messages import MessageBatch
 from sqlalchemy import Row
 
-from pipeline import leases, lost, packing, store
+from pipeline import leases, lost, packing, spool, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
-from pipeline.errors import Stopped
+from pipeline.errors import DatabaseError, Stopped
 from pipeline.states import BatchState, SendingEnd
 from pipeline.store import Batch
 
@@ -107,6 +108,36 @@ def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
             sending = store.last_sending(conn, batch.id)
     assert sending.end == SendingEnd.UNKNOWN
     return sending
+
+
+def refuse_unknown_bodies(driver: Driver) -> None:
+    """Remove bodies that the database does not know and that were never sent; call it while planning.
+
+    Their driver died before it had committed them. One that was sent proves that the database is older than it should
+    be: restored from a backup, it would plan rows anew that have been paid for. Raises DatabaseError then, and Stopped
+    while that cannot be told yet.
+    """
+    bodies = driver.spool.bodies()
+    with driver.reading() as conn:
+        unknown = bodies.keys() - store.known_nonces(conn, driver.job_id)
+    for nonce in sorted(unknown):
+        body = bodies[nonce]
+        now = driver.api.now()
+        written_at = now - timedelta(seconds=time.time() - body.stat().st_mtime)
+        window = Window(written_at - SKEW, now + SKEW, now)
+        for candidate in _candidates(driver, spool.count_requests(body), window):
+            if candidate.processing_status != "ended":
+                raise Stopped(
+                    f"the database does not know the batch of {body}, and {candidate.id}, which runs at the API, may be "
+                    "it; run again when that has ended"
+                )
+            if _is_ours(driver, nonce, candidate.id):
+                raise DatabaseError(
+                    f"{driver.database.shown} does not know {candidate.id}, which was sent from {body}: it seems to be "
+                    "restored from an older backup, and its rows would be paid for again; restore a newer one, or move "
+                    "the body away to go on all the same"
+                )
+        driver.spool.remove(nonce)
 
 
 def find_twins(driver: Driver) -> None:

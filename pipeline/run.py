@@ -20,7 +20,7 @@ from pipeline.lost import ask_again
 from pipeline.plan import Lookup, Plan, drop_stale, finish_planning
 from pipeline.poll import poll_due
 from pipeline.quote import Quote
-from pipeline.reconcile import find_twins, reconcile_due
+from pipeline.reconcile import find_twins, reconcile_due, refuse_unknown_bodies
 from pipeline.repack import send_again, stop_run, waits
 from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
@@ -237,6 +237,7 @@ class _Run:
     def _join(self, stale: Container[int]) -> None:
         driver, job = self._driver, self._job
         driver.spool.remove_unfinished()
+        refuse_unknown_bodies(driver)
         with driver.planning_transaction() as conn:
             self._run_id = store.join_run(
                 conn,
@@ -431,8 +432,7 @@ def _sink(database: Database, job: Job, columns: Columns, row: Row[Any] | None, 
             f"source.key: table {job.sink.table!r} has the key {named(before.key)}, the job now says "
             f"{named(columns.key)}; give the job and sink.table new names, or go back to the old key"
         )
-    keep, output = {**before.keep, **columns.keep}, {**before.output, **columns.output}
-    everything = Columns(columns.key, keep, output, history=columns.history)
+    everything = columns.over(before)
     return Sink(job.sink.table, everything, kept_today=columns.keep, schema=database.default_schema)
 
 

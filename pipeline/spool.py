@@ -63,6 +63,10 @@ class Spool:
                 if time.time() - file.stat().st_mtime > FORGOTTEN_SECONDS:
                     file.unlink()
 
+    def bodies(self) -> dict[str, Path]:
+        """All bodies by their nonces."""
+        return {file.stem: file for file in self.folder.glob("*.json")}
+
     def remove(self, nonce: str) -> None:
         """Remove a body that nothing needs any more."""
         self.path(nonce).unlink(missing_ok=True)
@@ -180,6 +184,12 @@ class BodyReader(io.FileIO):
             raise HeldBack("the body became shorter while it was read") if not self.released else OSError("short body")
         self._left -= wanted
         return data
+
+
+def count_requests(body: Path) -> int:
+    """How many requests a body holds."""
+    with open(body, "rb") as lines:
+        return max(0, sum(1 for _ in lines) - 2)  # the envelope has a line before and one behind them
 
 
 def digest(path: Path) -> str | None:

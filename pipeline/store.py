@@ -211,8 +211,10 @@ def bound_tokens(conn: Connection, run_id: int, tokens_per_byte: float | None) -
 
 
 def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason | None, now: datetime) -> bool:
-    """open -> finished or incomplete, with the counts of that moment; False when it was not open."""
-    values = {"state": state, "reason": reason, "ended_at": now, "counts": run_counts(conn, run_id)}
+    """open -> finished, with the counts of that moment, or incomplete; False when it was not open."""
+    values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": now}
+    if state is RunState.FINISHED:  # of one that stopped before, rows may still come back from the API
+        values["counts"] = run_counts(conn, run_id)
     here = (runs.c.id == run_id, runs.c.state == RunState.OPEN)
     return bool(conn.execute(update(runs).where(*here).values(**values)).rowcount)
 
@@ -390,6 +392,11 @@ def next_due(conn: Connection, job_id: int, driver: str) -> datetime | None:
     free = or_(batches.c.claimed_by.is_(None), batches.c.claimed_by == driver)
     query = select(batches.c.due_at).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), free)
     return conn.scalar(query.order_by(batches.c.due_at).limit(1))
+
+
+def known_nonces(conn: Connection, job_id: int) -> set[str]:
+    """The nonces of all batches that the job ever had."""
+    return set(conn.scalars(select(batches.c.nonce).where(batches.c.job_id == job_id)))
 
 
 def is_owned(conn: Connection, api_id: str) -> bool:

@@ -1,6 +1,7 @@
 """Where a driver works: the state database, the spool, and the API or the emulator in its place."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -112,7 +113,7 @@ class Driving:
             sink=sink,
             lease=self.lease,
             settings=where.settings,
-            tell=where.tell,
+            tell=functools.partial(where.tell, job=job.name),
             stop=where.stop,
             local_now=where.now,
             tries_account=tries_account,
