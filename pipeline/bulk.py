@@ -16,7 +16,6 @@ from sqlalchemy import (
     Connection,
     Executable,
     Float,
-    Integer,
     LargeBinary,
     String,
     bindparam,
@@ -24,7 +23,7 @@ from sqlalchemy import (
     func,
     select,
 )
-from sqlalchemy import Sequence as Counter
+from sqlalchemy import Sequence as Numbering
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import Insert
 from sqlalchemy.sql.elements import ClauseElement
@@ -43,8 +42,8 @@ AT_ONCE_POSTGRES = 1_000
 class Bulk:
     """An insert or update whose parameters are `names`, in this order, executed with one tuple a row.
 
-    It is written for many rows at once: besides being faster, it lets other
-    threads work meanwhile, where one row at a time would make them take turns for each row.
+    It is written for many rows at once (on SQLite an insert only): besides being faster, it lets other threads work
+    meanwhile, where one row at a time would make them take turns for each row.
     """
 
     def __init__(self, statement: Executable, names: Sequence[str]) -> None:
@@ -109,9 +108,9 @@ class _Arrays:
 
     def __init__(self, statement: Executable, names: tuple[str, ...], conn: Connection) -> None:
         assert isinstance(statement, ClauseElement)
-        parsed: Any = statement.compile(dialect=conn.dialect, column_keys=list(names))
-        types: list[TypeEngine[Any]] = [parsed.binds[name].type for name in names]
-        places = [f"p{i}" for i in range(len(names))]  # no column's name is that of another table's here
+        usual: Any = statement.compile(dialect=conn.dialect, column_keys=list(names))
+        types: list[TypeEngine[Any]] = [usual.binds[name].type for name in names]
+        places = [f"p{i}" for i in range(len(names))]  # not `names`, which may be any text
         given = func.unnest(*[bindparam(p, type_=ARRAY(t)) for p, t in zip(places, types, strict=True)])
         rows = given.table_valued(*[column(p, t) for p, t in zip(places, types, strict=True)]).render_derived()
         fields = {name: rows.c[place] for name, place in zip(names, places, strict=True)}
@@ -151,18 +150,17 @@ def _converter(type_: TypeEngine[Any], conn: Connection) -> Callable[[Any], Any]
 
 
 def _python_type(type_: TypeEngine[Any]) -> type | None:
-    """The one type that the values of an array are to have; None for those that come as they should."""
-    return next((plain for kind, plain in _PLAIN if isinstance(type_, kind)), None)
-
-
-_PLAIN = ((String, str), (Integer, int), (Float, float))
+    """The type that all values of an array are to have, where they may come as several: a state among plain texts."""
+    if isinstance(type_, String):
+        return str
+    return float if isinstance(type_, Float) else None
 
 
 def _array(values: Sequence[Any], convert: Callable[[Any], Any] | None, kind: type | None) -> list[Any]:
     if convert is not None:
         return _each(values, convert)
     if kind is not None and not {kind, NoneType}.issuperset(map(type, values)):
-        return _each(values, kind)  # a state among plain texts, say: psycopg takes no array of two types
+        return _each(values, kind)  # psycopg takes no array of two types
     return list(values)
 
 
@@ -190,7 +188,7 @@ def _converted(
 
 
 #: What numbers the rows of `requests` on PostgreSQL.
-_NUMBERS = Counter("requests_id_seq")
+_NUMBERS = Numbering("requests_id_seq")
 
 
 def next_ids(conn: Connection, n: int) -> list[int]:

@@ -1,17 +1,16 @@
-"""Batches of which nothing can be learnt any more, and asking after them again. A 404 is not believed at once.
+"""Batches of which nothing can be learnt any more. A 404 is not believed at once.
 
 The rows of a lost batch get the outcome `lost`: they may have been answered and paid for, so nothing sends them again
-but a person. If we die while that is written, some rows have it and the batch is still open: the next driver goes on.
+but a person; `reconcile` asks after them for as long as the API keeps results. If we die while that is written, some rows have it and the batch is still open: the next driver goes on.
 """
 
 from datetime import timedelta
 
 from pipeline import packing, store
-from pipeline.api import NotFound
 from pipeline.driver import Driver
 from pipeline.results import Outcome
 from pipeline.sink import Fixed
-from pipeline.states import BatchState, RowState
+from pipeline.states import RowState
 from pipeline.store import Batch
 
 NOT_FOUND_TIMES = 3
@@ -59,25 +58,3 @@ def _lose(driver: Driver, batch: Batch, first: int, last: int, outcome: Outcome)
             results.append(driver.sink.row(key, keep, outcome, fixed))
         driver.sink.write(conn, results)
         store.add_to_batch(conn, batch, outcomes={outcome.state: len(rows)}, cost_usd=0.0)
-
-
-def ask_again(driver: Driver) -> None:
-    """Ask after the lost batches that are due, as long as the API keeps results; for one it knows, go on as ever."""
-    for batch in driver.claims(BatchState.LOST):
-        if batch.api_id is None or batch.created_at < driver.now() - store.RESULTS_KEPT:
-            continue
-        if batch.account_id == driver.account_id and _is_there(driver, batch.api_id):
-            with driver.moving(batch) as conn:
-                rows = store.mark_found_again(conn, batch, batch.api_id, now=driver.now())
-            driver.tell("found_again", batch=batch.id, rows=rows)
-            continue
-        with driver.moving(batch) as conn:
-            store.postpone(conn, batch, due_at=store.soon(driver.now(), ASK_AGAIN), problem=batch.problem)
-
-
-def _is_there(driver: Driver, api_id: str) -> bool:
-    try:
-        found, _ = driver.api.retrieve(api_id)
-    except NotFound:
-        return False
-    return found.archived_at is None

@@ -61,7 +61,7 @@ class Lookup:
     def wanted(self, retry: Retry, known: Mapping[str, Row[Any]]) -> set[str]:
         """The keys of those rows that are to be sent again."""
         keys = [key for key, row in known.items() if retry.wants(row)]
-        if retry.where is None or not keys:
+        if not keys or not (retry.error_types or retry.where):
             return set(keys)
         assert self._database is not None
         assert self._sink is not None
@@ -104,6 +104,7 @@ class Plan:
         )
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self.prompt_columns]))
         self._limit, self._refresh = limit, refresh
+        self.run_id: int | None = None  #: the run that plans; in the quote, the open one that the same command joins
         self.awaited: set[int] = set()  # batches of other runs that rows of this source are in
         self.plan_again_after: set[int] = set()  # and those whose rows have changed, or had another recipe
         self._largest = packing.largest_params(job.limits.max_batch_bytes)
@@ -152,13 +153,13 @@ class Plan:
         """For each row the verdict, its row_hash, and what is known. hashed: the hash is wanted of new rows, too."""
         known = known_rows(keys)
         if not known and not hashed:
-            return [(Verdict.NEW, b"", None)] * len(keys)
+            return [(Verdict.NEW if self.retry is None else Verdict.OTHER, b"", None)] * len(keys)
         hashes = identity.row_hashes(chunk.frame, self.prompt_columns)
         found = [known.get(key) for key in keys]
         if self.retry is not None:
             wanted = known_rows.wanted(self.retry, known)
             return [
-                (retry_verdict(row, wanted=key in wanted), row_hash, row)
+                (retry_verdict(row, wanted=key in wanted, run_id=self.run_id, unsent=unsent), row_hash, row)
                 for key, row, row_hash in zip(keys, found, hashes, strict=True)
             ]
         return [
@@ -223,7 +224,7 @@ class Plan:
 
     def batches(self, driver: Driver, run_id: int, known_rows: Lookup) -> Iterator[int]:
         """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch."""
-        self.awaited, self.plan_again_after = set(), set()
+        self.awaited, self.plan_again_after, self.run_id = set(), set(), run_id
         packer = Packer(driver, self.job, run_id, self.recipe)
         packer.bound = Bound.of(fixed_params(self.asked))
         try:
@@ -253,7 +254,10 @@ class Plan:
             if kind in SENT:
                 self._send(moves, run_id, key, keep, row_hash, known, row)
             elif known is not None:
-                moves.leave(kind, key, keep, row_hash, known)
+                if (
+                    self.retry is None
+                ):  # else it may be the matter of another run: whether it changed is not ours to say
+                    moves.leave(kind, key, keep, row_hash, known)
                 self._await(kind, run_id, known)
         return moves
 
@@ -391,10 +395,13 @@ def _drop(driver: Driver, batch: Batch, why: str, *, body: bool = True) -> None:
         driver.tell("dropped", batch=batch.id, problem=why)
 
 
-def finish_planning(driver: Driver, run_id: int, variables: dict[str, Any], *, limited: bool, now: datetime) -> int:
-    """The source has been read to its end: note it, and remove rows that vanished from it; how many."""
+def finish_planning(driver: Driver, run_id: int, variables: dict[str, Any], *, whole: bool, now: datetime) -> int:
+    """The planning has come to its end: note it, and remove rows that vanished from the source; how many.
+
+    whole: whether it has looked at all of the source.
+    """
     with driver.planning_transaction(run_id) as conn:
-        vanished = 0 if limited else store.remove_vanished(conn, run_id, variables)
+        vanished = store.remove_vanished(conn, run_id, variables) if whole else 0
         store.forget_changed(conn, run_id)
         store.mark_planned(conn, run_id, vanished=vanished, now=now)
     return vanished

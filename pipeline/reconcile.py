@@ -110,6 +110,35 @@ def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
     return sending
 
 
+def ask_again(driver: Driver) -> None:
+    """Ask after the lost batches that are due, as long as the API keeps results; with one it knows, go on as ever."""
+    for batch in driver.claims(BatchState.LOST):
+        api_id = None
+        if batch.account_id == driver.account_id and batch.created_at > driver.now() - store.RESULTS_KEPT:
+            api_id = _found_again(driver, batch)
+        with driver.moving(batch) as conn:
+            if api_id is None:
+                due_at = store.soon(driver.now(), lost.ASK_AGAIN)
+                store.postpone(conn, batch, due_at=due_at, problem=batch.problem)
+                continue
+            rows = store.mark_found_again(conn, batch, api_id, now=driver.now())
+        driver.tell("found_again", batch=batch.id, rows=rows)
+
+
+def _found_again(driver: Driver, batch: Batch) -> str | None:
+    """The id of a lost batch at the API, if it is there; after a create without an answer the listing may tell."""
+    if batch.api_id is None:
+        with driver.reading() as conn:
+            sending = store.last_sending(conn, batch.id)
+        found, _ = _look_through(driver, batch, Window.of(sending, timedelta(seconds=driver.settings.grace)))
+        return found
+    try:
+        found_batch, _ = driver.api.retrieve(batch.api_id)
+    except NotFound:
+        return None
+    return batch.api_id if found_batch.archived_at is None else None
+
+
 def refuse_unknown_bodies(driver: Driver) -> None:
     """Remove bodies that the database does not know and that were never sent; call it while planning.
 
@@ -128,7 +157,7 @@ def refuse_unknown_bodies(driver: Driver) -> None:
         for candidate in _candidates(driver, spool.count_requests(body), window):
             if candidate.processing_status != "ended":
                 raise Stopped(
-                    f"the database does not know the batch of {body}, and {candidate.id}, which runs at the API, may be "
+                    f"the database does not know the batch of {body}; {candidate.id}, which runs at the API, may be "
                     "it; run again when that has ended"
                 )
             if _is_ours(driver, nonce, candidate.id):

@@ -16,11 +16,10 @@ from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, LostRace, RunEnded, Stopped
 from pipeline.job import Job
-from pipeline.lost import ask_again
 from pipeline.plan import Lookup, Plan, drop_stale, finish_planning
 from pipeline.poll import poll_due
 from pipeline.quote import Quote
-from pipeline.reconcile import find_twins, reconcile_due, refuse_unknown_bodies
+from pipeline.reconcile import ask_again, find_twins, reconcile_due, refuse_unknown_bodies
 from pipeline.repack import send_again, stop_run, waits
 from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
@@ -90,6 +89,9 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
         with where.database.read() as conn:
             row, sink = _known(conn, where.database, job, columns)
             unsent = frozenset() if row is None else store.unsent(conn, row.id)
+            if row is not None and options.retry is not None:
+                facts = {"recipe": plan.recipe, "retry": options.retry.facts()}
+                plan.run_id = store.run_to_join(conn, row.id, variables=job.vars, **facts)
         where.spool_root(None if row is None else row.spool)
         quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), unsent)
         where.tell("quote", quote=quote)
@@ -196,6 +198,7 @@ class _Run:
         self._driver, self._job, self._plan, self._quote, self._options = driver, job, plan, quote, options
         self._jobs = JobOfRun(driver)
         self._run_id = 0
+        self._plans_all = options.limit is None and options.retry is None
         self._beyond_limit = 0  # rows of the run that the last planning did not come to
         self._failing_since: datetime | None = None
         self._retry_seconds = RETRY_SECONDS
@@ -255,18 +258,20 @@ class _Run:
                 store.bound_tokens(conn, self._run_id, bound)
         if self._options.retry is None:
             drop_stale(driver, self._run_id, job, self._plan.recipe, stale)
+        if self._plans_all:
+            with driver.planning_transaction() as conn:
+                store.forget_waiting_bodies(conn, self._run_id, dict(job.vars))
 
     def _pass_two(self) -> None:
         driver = self._driver
-        limited = self._options.limit is not None or self._options.retry is not None
         with _Submitter(driver) as submitter:
             lookup = Lookup(driver.database, driver.job_id, driver.sink)
             for _ in self._plan.batches(driver, self._run_id, lookup):
                 submitter.wake()
-            finish_planning(driver, self._run_id, dict(self._job.vars), limited=limited, now=driver.now())
+            finish_planning(driver, self._run_id, dict(self._job.vars), whole=self._plans_all, now=driver.now())
             for _ in send_again(driver, self._job, self._run_id, self._plan.recipe):
                 submitter.wake()
-        if limited:
+        if not self._plans_all:
             with driver.reading() as conn:
                 self._beyond_limit = store.rows_for_planning(conn, self._run_id)
 

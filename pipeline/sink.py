@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -27,7 +27,6 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateColumn
 
 from pipeline.bulk import Bulk
@@ -82,6 +81,7 @@ class Columns:
     output: dict[str, str]
     history: bool = False  #: an answer that gets replaced moves to the history table
     had_history: bool = False  #: this job has made that table before
+    schema: str | None = None  #: where the tables were made on PostgreSQL, whose users may have one each
 
     @classmethod
     def of(cls, job: Job, kinds: Mapping[str, str]) -> "Columns":
@@ -90,7 +90,7 @@ class Columns:
             key={name: kinds[name] for name in job.source.key},
             keep={alias: kinds[name] for name, alias in job.source.keep.items()},
             output={} if job.output.labels is None else {"label": "text"},
-            history=bool(getattr(job.sink, "history", False)),
+            history=job.sink.history,
         )
         rename = {alias: f"keep it under another name: {{{c}: source_{c}}}" for c, alias in job.source.keep.items()}
         columns._refuse_clashes(rename)
@@ -109,6 +109,7 @@ class Columns:
             _joined(before.output, self.output),
             self.history,
             before.history or before.had_history,
+            before.schema,
         )
         columns._refuse_clashes(dict.fromkeys(columns.keep, "give the job and sink.table new names"))
         return columns
@@ -155,9 +156,10 @@ class Sink:
     ) -> None:
         """columns: all that the table has; kept_today: those of its kept columns that the job still names.
 
-        schema: that the table is in; None on SQLite.
+        schema: that a new table goes to; None on SQLite. A table that was made before is where it is.
         """
-        self.columns = columns
+        schema = columns.schema or schema
+        self.columns = columns = replace(columns, schema=schema)
         self.table = Table(name, MetaData(), *_columns(columns, keyed=True), schema=schema)
         self.history: Table | None = None
         if columns.history or columns.had_history:
@@ -173,15 +175,15 @@ class Sink:
         kinds = [*columns.key.values(), *columns.keep.values()]
         self._readers = [(i, _READERS[kind]) for i, kind in enumerate(kinds) if kind in _READERS]
         self._outputs = list(columns.output)
-        self._upserts = {dialect: self._upsert(insert) for dialect, insert in _INSERTS.items()}
+        self._upsert: Bulk | None = None
         today = self._keep if kept_today is None else set(kept_today)
         self._kept_today = [i for i, name in enumerate(self._keep, len(self._key)) if name in today]
         self._update_keep = self._keep_update()
-        foreign = {"text", "error_type", "error_message", "stop_reason", "model", *columns.key, *columns.keep}
+        foreign = {*columns.key, *columns.keep, *columns.output, *_FOREIGN}
         self._texts = [i for i, c in enumerate(self.table.c) if c.name in foreign and isinstance(c.type, String)]
 
-    def _upsert(self, insert: Callable[[Table], Any]) -> Bulk:
-        row = insert(self.table)
+    def _upsert_on(self, conn: Connection) -> Bulk:
+        row = _insert_of(conn.dialect.name)(self.table)
         replaced = {c.name: row.excluded[c.name] for c in self.table.columns if not c.primary_key}
         upsert = row.on_conflict_do_update(index_elements=self._key, set_=replaced)
         return Bulk(upsert, [column.name for column in self.table.columns])
@@ -298,7 +300,9 @@ class Sink:
         if self.columns.history:
             for start in range(0, len(rows), HISTORY_SLICE):
                 self._move_replaced(conn, rows[start : start + HISTORY_SLICE])
-        self._upserts[conn.dialect.name].execute(conn, rows)
+        if self._upsert is None:
+            self._upsert = self._upsert_on(conn)
+        self._upsert.execute(conn, rows)
 
     def _move_replaced(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Copy what is there under the keys of these rows to the history table. rows: as for `write`, at least one."""
@@ -315,6 +319,11 @@ class Sink:
         texts = self._texts
         storable = (_without_nul(row) if any("\0" in row[i] for i in texts if row[i]) else row for row in rows)
         return list({row[: len(self._key)]: row for row in storable}.values())
+
+    def key_values(self, key: str) -> tuple[Any, ...]:
+        """What the table has in its key columns for this key. key: JSON, as the state database has it."""
+        values = tuple(self._source_values(key, None)[: len(self._key)])
+        return values if self.table.schema is None else _without_nul(values)  # a schema: it is on PostgreSQL
 
     def _source_values(self, key: str, keep: str | None) -> list[Any]:
         values: list[Any] = orjson.loads(key)
@@ -337,7 +346,19 @@ class Sink:
         self._update_keep.execute(conn, changes)
 
 
-_INSERTS: dict[str, Callable[[Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+def _insert_of(dialect: str) -> Callable[[Table], Any]:
+    """SQLAlchemy's INSERT that knows ON CONFLICT; each is imported where it is used, for that takes its time."""
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert
+
+
+#: The columns of every results table whose texts others have written.
+_FOREIGN = ("text", "error_type", "error_message", "stop_reason", "model")
 
 _SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
 

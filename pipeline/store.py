@@ -171,25 +171,26 @@ def join_run(
     A run that stopped for its budget is opened again: its money counts on. retry: what a person wants sent again, which
     is a run of its own; None for the whole source. Under the lease on planning.
     """
-    last = _last_run_like(conn, job_id, variables, recipe, retry)
+    joined_run = run_to_join(conn, job_id, variables=variables, recipe=recipe, retry=retry)
     open_again = {"state": RunState.OPEN, "reason": None, "ended_at": None, "counts": None, "planned_at": None}
-    if last is not None and (last.state == RunState.OPEN or last.reason == RunReason.BUDGET):
+    if joined_run is not None:
         joinable = or_(runs.c.state == RunState.OPEN, runs.c.reason == RunReason.BUDGET)
-        joined = update(runs).where(runs.c.id == last.id, joinable).values(job=job, **open_again)
+        joined = update(runs).where(runs.c.id == joined_run, joinable).values(job=job, **open_again)
         if conn.execute(joined).rowcount:
-            return int(last.id)
+            return joined_run
     values = {"job_id": job_id, "vars": variables, "job": job, "recipe": recipe, "state": RunState.OPEN}
     created = conn.execute(insert(runs).values(created_at=now, vanished=0, retry=retry, **values))
     return _number(created)
 
 
-def _last_run_like(
-    conn: Connection, job_id: int, variables: dict[str, Any], recipe: str, retry: dict[str, Any] | None
-) -> Row[Any] | None:
-    """The newest such run, an open one before all others; None if there is none."""
+def run_to_join(
+    conn: Connection, job_id: int, *, variables: dict[str, Any], recipe: str, retry: dict[str, Any] | None
+) -> int | None:
+    """The newest such run, an open one before all others, if it can go on; None if there is none."""
     query = select(runs).where(runs.c.job_id == job_id, runs.c.recipe == recipe).order_by(runs.c.id.desc())
     alike = [run for run in conn.execute(query) if run.vars == variables and run.retry == retry]
-    return next((run for run in alike if run.state == RunState.OPEN), alike[0] if alike else None)
+    last = next((run for run in alike if run.state == RunState.OPEN), alike[0] if alike else None)
+    return last.id if last is not None and (last.state == RunState.OPEN or last.reason == RunReason.BUDGET) else None
 
 
 def require_open(conn: Connection, run_id: int) -> Row[Any]:
@@ -761,6 +762,8 @@ def mark_found_again(conn: Connection, batch: Batch, api_id: str, *, now: dateti
     outcomes = dict(conn.scalar(select(batches.c.outcomes).where(batches.c.id == batch.id)) or {})
     outcomes.pop(RowState.LOST, None)
     _move(conn, batch, BatchState.IN_PROGRESS, **values, downloaded_at=None, outcomes=outcomes)
+    unknown = (sendings.c.batch_id == batch.id, sendings.c.end == SendingEnd.UNKNOWN)
+    conn.execute(update(sendings).where(*unknown).values(end=SendingEnd.ADOPTED, api_id=api_id, ended_at=now))
     here = (requests.c.batch_id == batch.id, requests.c.state == RowState.LOST)
     again = {"state": RowState.IN_FLIGHT, "attempts": requests.c.attempts - 1}
     return conn.execute(update(requests).where(*here).values(**again)).rowcount
@@ -879,24 +882,31 @@ def take_over(conn: Connection, run_id: int, older: Sequence[int]) -> None:
     conn.execute(update(requests).where(*waiting).values(run_id=run_id, body_id=None, body_n=None))
 
 
+def forget_waiting_bodies(conn: Connection, run_id: int, variables: dict[str, Any]) -> None:
+    """Rows that wait are rendered anew by the planning that begins now; see `remove_vanished`."""
+    waiting = (requests.c.run_id.in_(_runs_like(conn, run_id, variables)), requests.c.state == text("'pending'"))
+    conn.execute(update(requests).where(*waiting, requests.c.body_id.is_not(None)).values(body_id=None, body_n=None))
+
+
 def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) -> int:
     """Remove rows that no longer stand in the source and never had an outcome; how many there were.
 
-    Call when planning has come to the end of the source: every row of it that waits is in a batch by then. Rows that
-    wait for a run with other vars belong to another source and stay.
+    Call when planning has come to the end of the source: every row of it that waited is in a batch by then. One that
+    came to wait meanwhile, out of a batch that was collected, has its body still. Rows that wait for a run with other
+    vars belong to another source and stay.
     """
-    job_id = conn.scalar(select(runs.c.job_id).where(runs.c.id == run_id))
-    same = [
-        run.id
-        for run in conn.execute(select(runs.c.id, runs.c.vars).where(runs.c.job_id == job_id))
-        if run.vars == variables
-    ]
-    vanished = (requests.c.run_id.in_(same), requests.c.state == RowState.PENDING, requests.c.outcome.is_(None))
-    removed = conn.execute(requests.delete().where(*vanished)).rowcount
-    # a row that was to be sent again has vanished, and its body is gone: its outcome stands
-    answered = (requests.c.run_id.in_(same), requests.c.state == RowState.PENDING, requests.c.body_id.is_(None))
-    conn.execute(update(requests).where(*answered).values(state=requests.c.outcome))
+    same = _runs_like(conn, run_id, variables)
+    waits = (requests.c.run_id.in_(same), requests.c.state == RowState.PENDING, requests.c.body_id.is_(None))
+    removed = conn.execute(requests.delete().where(*waits, requests.c.outcome.is_(None))).rowcount
+    # one that was to be sent again has vanished: its outcome stands
+    conn.execute(update(requests).where(*waits).values(state=requests.c.outcome))
     return removed
+
+
+def _runs_like(conn: Connection, run_id: int, variables: dict[str, Any]) -> list[int]:
+    job_id = conn.scalar(select(runs.c.job_id).where(runs.c.id == run_id))
+    found = conn.execute(select(runs.c.id, runs.c.vars).where(runs.c.job_id == job_id))
+    return [run.id for run in found if run.vars == variables]
 
 
 def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, int], limit: int) -> list[Row[Any]]:

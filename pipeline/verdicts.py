@@ -67,8 +67,17 @@ def verdict(
     return Verdict.KEPT
 
 
-def retry_verdict(known: Row[Any] | None, *, wanted: bool) -> Verdict:
-    """What becomes of a source row when a person wants some sent again; wanted: whether it is one of these. Pure."""
+def retry_verdict(
+    known: Row[Any] | None, *, wanted: bool, run_id: int | None = None, unsent: Container[int] = frozenset()
+) -> Verdict:
+    """What becomes of a source row when a person wants some sent again; wanted: whether it is one of these. Pure.
+
+    run_id: the run that sends them again, when it has begun: what it has sent already does not go twice; unsent: as
+    for `verdict`.
+    """
     if known is None or not wanted:
         return Verdict.OTHER
-    return Verdict.IN_FLIGHT if known.state == RowState.IN_FLIGHT else Verdict.AGAIN
+    if known.state == RowState.IN_FLIGHT:
+        return Verdict.PLANNED if known.batch_id in unsent else Verdict.IN_FLIGHT
+    answered = known.run_id == run_id and known.state != RowState.PENDING and known.attempts > 0
+    return Verdict.KEPT if answered else Verdict.AGAIN

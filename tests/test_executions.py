@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -260,9 +261,16 @@ def test_a_candidate_whose_results_are_gone_is_not_taken_for_absent(world: World
     world.clock.advance(26 * 3600)
     world.sweep()
 
+    lost = (world.batch_states(), set(world.statuses().values()))
+    world.emulator.clear_faults()
+    for _ in range(3):  # they are back
+        world.clock.advance(6 * 3600)
+        world.sweep()
+
     assert waiting == ["submitting"]
-    assert world.batch_states() == ["lost"]
-    assert set(world.statuses().values()) == {"lost"}
+    assert lost == (["lost"], {"lost"})
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert [end for end, _ in sent(world)] == ["adopted"]
     assert world.accepted() == 5
 
 
@@ -421,3 +429,24 @@ def test_a_run_ended_by_another_driver_ends_this_one_too(world: World) -> None:
     assert (finished.state, finished.reason, finished.exit_code) == ("incomplete", "canceled", 3)
     assert swept == [("summaries", None)]
     assert set(world.statuses().values()) == {"succeeded"}
+
+
+def test_a_row_that_comes_to_wait_while_another_driver_plans_is_not_taken_for_vanished(world: World) -> None:
+    world.rows(texts(2))
+    world.emulator.add_fault(on="item", do="error", error_type="billing_error", match="number 1 ", times=1)
+    world.run(world.job(), detach=True)
+    world.rows([*texts(2), {"id": "new", "text": "A new one."}])
+
+    def collect(event: str, facts: dict[str, object]) -> None:
+        if event == "planned":  # the rows of the first batch have been judged by being in flight
+            world.on_event = None
+            world.clock.advance(60)
+            world.sweep()
+
+    world.on_event = collect
+    with suppress(AccountStopped):
+        world.run(world.job())
+    world.run(world.job())
+
+    assert world.states() == {"r0": "succeeded", "r1": "succeeded", "new": "succeeded"}
+    assert world.sent_twice() == []

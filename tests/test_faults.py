@@ -420,3 +420,39 @@ def test_the_spool_keeps_no_body_that_is_not_needed(world: World) -> None:
     world.run(world.job(limits={"max_batch_requests": 2}))
 
     assert list((world.folder / "spool" / "summaries").iterdir()) == []
+
+
+def test_an_answer_without_any_content_is_an_empty_text(world: World) -> None:
+    world.emulator.add_fault(on="item", do="empty", match="number 1")
+
+    finished = world.run(world.job())
+
+    assert finished.rows == {"succeeded": 5}
+    assert world.answers()["r1"]["text"] == ""
+
+
+def test_an_empty_answer_is_no_label(world: World) -> None:
+    world.emulator.add_fault(on="item", do="empty", match="number 1")
+
+    world.run(world.job(output={"labels": ["number", "letter"]}))
+
+    assert world.answers()["r1"]["status"] == "unparsable"
+
+
+def test_a_label_in_another_case_is_that_label(world: World) -> None:
+    world.emulator.add_fault(on="item", do="wrong_case")
+
+    finished = world.run(world.job(output={"labels": ["Number", "Letter"]}))
+
+    assert finished.rows == {"succeeded": 5}
+    assert {answer["label"] for answer in world.answers().values()} <= {"Number", "Letter"}
+
+
+def test_an_answer_later_than_the_timeout_is_found_in_the_listing(world: World) -> None:
+    world.emulator.add_fault(on="create", do="delay", seconds=700, times=1)
+
+    finished = world.run(world.job())
+
+    assert finished.rows == {"succeeded": 5}
+    assert ends(world) == ["adopted"]
+    assert world.accepted() == 5
