@@ -1,16 +1,18 @@
 """Answers out of the results table. Edge: SQL."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, Select, literal, select, text, tuple_
 from sqlalchemy.exc import StatementError
 
 from pipeline.database import Database
 from pipeline.errors import InputError
 from pipeline.sink import Columns, Sink
 from pipeline.states import OUTCOMES
+
+PAGE = 5_000  # rows of one transaction
 
 
 def ndjson(
@@ -24,18 +26,29 @@ def ndjson(
         raise InputError(f"--status {status}: there is no such status; there are {', '.join(OUTCOMES)}")
     columns = Columns(**job.columns)
     table = Sink(job.results_table, columns).table
-    query = select(table).order_by(*[table.c[name] for name in columns.key])
+    key = [table.c[name] for name in columns.key]
+    query = select(table).order_by(*key)
     if status is not None:
         query = query.where(table.c.status == status)
     if where is not None:
         query = query.where(text("({})".format(where.replace(":", "\\:"))))  # no colon of theirs is a parameter
-    if limit is not None:
-        query = query.limit(limit)
-    with database.read() as conn:
-        try:
-            rows = conn.execution_options(yield_per=1_000).execute(query)
-        except StatementError as exc:
-            raise InputError(f"--where {where!r} is not a SQL predicate over {job.results_table}: {exc.orig}") from exc
-        names = [str(name) for name in rows.keys()]  # noqa: SIM118  # a result's keys(), which is no dict's
+    names = [str(column.name) for column in table.columns]
+    left, page = limit, query
+    while left is None or left > 0:
+        # page by page, each in a transaction of its own: a long one would keep the database from tidying up
+        rows = _rows(database, page.limit(PAGE if left is None else min(PAGE, left)), where, table.name)
         for row in rows:
             yield orjson.dumps(dict(zip(names, row, strict=True)), default=str) + b"\n"
+        if len(rows) < PAGE:
+            return
+        left = None if left is None else left - len(rows)
+        last = [literal(rows[-1]._mapping[column.name], column.type) for column in key]
+        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+
+
+def _rows(database: Database, query: Select[Any], where: str | None, table: str) -> Sequence[Row[Any]]:
+    with database.read() as conn:
+        try:
+            return conn.execute(query).all()
+        except StatementError as exc:
+            raise InputError(f"--where {where!r} is not a SQL predicate over {table}: {exc.orig}") from exc

@@ -232,7 +232,7 @@ def _said(exc: BaseException) -> str:
     if isinstance(exc, anthropic.APIStatusError):
         said = exc.api_message or exc.response.reason_phrase
         request = f" ({exc.request_id})" if exc.request_id else ""
-        return f"{exc.status_code} {exc.type or ''}: {said}{request}".replace(" :", ":")
+        return f"{exc.status_code} {exc.type or ''}: {said}{request}".replace(" :", ":").replace("\x00", "\ufffd")
     root = exc
     while root.__cause__ is not None:
         root = root.__cause__

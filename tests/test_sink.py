@@ -8,12 +8,13 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import Connection, Table, func, inspect, select
+from sqlalchemy import Connection, Table, func, inspect, make_url, select
 
 from pipeline.database import Database
 from pipeline.errors import DatabaseError, JobError
 from pipeline.results import Outcome
 from pipeline.sink import HISTORY_SLICE, Columns, Fixed, Sink, stored
+from tests.postgres import connected
 
 NOW = datetime.datetime(2026, 11, 20, 8, 30, tzinfo=datetime.UTC)
 LATER = NOW + datetime.timedelta(hours=1)
@@ -403,6 +404,24 @@ def test_a_table_of_this_name_in_another_schema_is_no_concern(postgres_url: str)
 
         assert table.table.schema == "public"
         assert texts(database, table.table) == ["An answer"]
+
+
+def test_a_table_stays_in_the_schema_that_it_was_made_in(postgres_url: str) -> None:
+    on = replace(BY_ID, history=True)
+    with closing(Database(postgres_url)) as mine:
+        first = made(mine, on)
+        write(mine, first, answer(first, ["a"], "first"))
+    name = make_url(postgres_url).database
+    with connected(postgres_url) as admin:  # a driver of another user, who has a schema of his own
+        admin.execute(f"CREATE SCHEMA his; ALTER DATABASE {name} SET search_path TO his, public".encode())
+
+    with closing(Database(postgres_url)) as his:
+        again = made(his, on, Columns(**stored(first.columns)))
+        write(his, again, answer(again, ["a"], "second"))
+
+        assert his.default_schema == "his"
+        assert texts(his, first.table) == ["second"]
+        assert texts(his, first.history) == ["first"]
 
 
 @pytest.mark.parametrize(
