@@ -49,6 +49,12 @@ SpoolOption = Annotated[
     str | None,
     typer.Option("--spool", envvar="BATCH_SPOOL", help="Folder for request bodies. Default: beside the database."),
 ]
+LogOption = Annotated[
+    str,
+    typer.Option(
+        "--log-format", metavar="text|json", callback=lambda value: _log_format(value), help="Of what stderr says."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 EmulatorOption = Annotated[
@@ -138,6 +144,7 @@ def run(
     spool: SpoolOption = None,
     emulator: EmulatorOption = False,
     poll_seconds: PollOption = None,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -166,6 +173,7 @@ def collect(
     database: DatabaseOption = None,
     spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -321,8 +329,35 @@ def _said_usage(exc: Exception) -> int | None:
     return 2
 
 
+_log_events: "Callable[..., None] | None" = None  # with --log-format json: what logs an event
+
+
+def _log_format(value: str) -> str:
+    """Let stderr be what --log-format says."""
+    global _log_events
+    if value not in ("text", "json"):
+        raise InputError(f"--log-format {value}: write text or json")
+    if value == "json":
+        import logging
+
+        from pipeline import log
+
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(log.JsonFormatter())
+        log.logger.addHandler(handler)
+        log.logger.setLevel(logging.INFO)
+        _log_events = log.tell
+    return value
+
+
 def _say(text: str) -> None:
     """A line for people: progress and errors go to stderr."""
+    if _log_events is not None:
+        import logging
+
+        error = text.startswith("error: ")
+        logging.getLogger("pipeline").log(logging.ERROR if error else logging.INFO, "%s", text)
+        return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
@@ -551,7 +586,7 @@ class _Teller:
     _last: str = ""
 
     def __enter__(self) -> "_Teller":
-        if sys.stderr.isatty() and not self.as_json:
+        if sys.stderr.isatty() and not self.as_json and _log_events is None:
             from rich.console import Console
 
             self._status = Console(stderr=True, highlight=False).status("working")
@@ -565,11 +600,15 @@ class _Teller:
         """One event of the driver."""
         from pipeline import report
 
+        if _log_events is not None:
+            _log_events(event, **facts)
         if event == "quote":
             self._quote(facts["quote"])
         elif self.as_json:
             if event not in ("waiting", "watching"):  # these are no moves
                 _json({"event": event, **facts})
+        elif _log_events is not None:
+            pass
         elif event == "waiting":
             self._wait(report.event_line(event, facts))
         else:
@@ -581,6 +620,8 @@ class _Teller:
 
         if self.as_json:
             _json({"event": "quote", **report.quote_facts(quote)})
+            return
+        if _log_events is not None:
             return
         self._quiet()  # a question may follow, which a live line would hide
         for line in report.quote_lines(quote):
