@@ -1,7 +1,8 @@
 """Batches of which nothing can be learnt any more. A 404 is not believed at once.
 
 The rows of a lost batch get the outcome `lost`: they may have been answered and paid for, so nothing sends them again
-but a person; `reconcile` asks after them for as long as the API keeps results. If we die while that is written, some rows have it and the batch is still open: the next driver goes on.
+but a person; `reconcile` asks after them for as long as the API keeps results. If we die while that is written, some
+rows have it and the batch is still open: the next driver goes on.
 """
 
 from datetime import timedelta

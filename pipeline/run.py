@@ -90,8 +90,8 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
             row, sink = _known(conn, where.database, job, columns)
             unsent = frozenset() if row is None else store.unsent(conn, row.id)
             if row is not None and options.retry is not None:
-                facts = {"recipe": plan.recipe, "retry": options.retry.facts()}
-                plan.run_id = store.run_to_join(conn, row.id, variables=job.vars, **facts)
+                wanted = options.retry.facts()
+                plan.run_id = store.run_to_join(conn, row.id, variables=job.vars, recipe=plan.recipe, retry=wanted)
         where.spool_root(None if row is None else row.spool)
         quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), unsent)
         where.tell("quote", quote=quote)
@@ -139,6 +139,8 @@ def sweep_job(driver: Driver) -> None:
     find_twins(driver)
     one_pass(driver, jobs)
     one_pass(driver, jobs)  # what the first pass packed anew is submitted by the second
+    with driver.database.write() as conn:
+        store.mark_swept(conn, driver.job_id, driver.now())
 
 
 def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = None) -> None:
@@ -215,7 +217,8 @@ class _Run:
                     self._plan_and_submit(frozenset())
                 else:
                     self._wait()
-        with driver.reading() as conn:
+        with driver.database.write() as conn:
+            store.mark_swept(conn, driver.job_id, driver.now())
             others = store.open_runs(conn, driver.job_id)
         for other in others:  # whose last rows this one may have taken over
             if other.id != self._run_id:

@@ -130,6 +130,11 @@ def put_job(
     return _number(created)
 
 
+def mark_swept(conn: Connection, job_id: int, now: datetime) -> None:
+    """A driver has just done all that was due for the job."""
+    conn.execute(update(jobs).where(jobs.c.id == job_id).values(swept_at=now))
+
+
 def job_named(conn: Connection, name: str) -> Row[Any] | None:
     """The job of this name, or None."""
     return conn.execute(select(jobs).where(jobs.c.name == name)).one_or_none()

@@ -79,6 +79,7 @@ jobs = Table(
     Column("columns", JSON, nullable=False),  # the results table as made: see sink.Columns
     Column("spool", Text),  # NULL: beside the database
     Column("spool_id", String),  # what the spool's marker says, so that another folder is not taken for it
+    Column("swept_at", UtcDateTime),  # when a driver last did all that was due
     Column("created_at", UtcDateTime, nullable=False),
 )
 

@@ -12,6 +12,7 @@ TIME = sa.DateTime()  # UTC without a zone
 def upgrade() -> None:
     """Bring version 0001 to this one."""
     op.add_column("jobs", sa.Column("spool_id", sa.String(), nullable=True))
+    op.add_column("jobs", sa.Column("swept_at", TIME, nullable=True))
     op.add_column("runs", sa.Column("retry", sa.JSON(), nullable=True))
     op.add_column("runs", sa.Column("tokens_per_byte", sa.Float(), nullable=True))
     with op.batch_alter_table("batches") as batches:
