@@ -29,6 +29,7 @@ SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_r
 #: What of a request's params the count of its tokens takes.
 _COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
 PAGE = 1_000  # batches of one listing call
+CLOCK_WITHIN = timedelta(seconds=30)  # how well we want to know the API's time
 LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
 
 
@@ -107,9 +108,12 @@ class Api:
         """Ask the API who we are. Raises InputError without a key, AccountStopped for a refused one, ApiUnreachable."""
         with self._sentences():
             try:
-                before = self._local_now()
                 patient = self._client.with_options(max_retries=2)
-                response = patient.messages.batches.with_raw_response.list(limit=1)
+                for _ in range(3):  # an answer that took long says little of the time
+                    before = self._local_now()
+                    response = patient.messages.batches.with_raw_response.list(limit=1)
+                    if self._local_now() - before < CLOCK_WITHIN:
+                        break
             except TypeError as exc:  # the SDK's way to say that it found no credentials
                 raise InputError("no API key: set ANTHROPIC_API_KEY, or add --emulator to try it without one") from exc
         self._learn_clock(response.headers, before)

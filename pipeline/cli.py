@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.database import Database
     from pipeline.job import Job
     from pipeline.quote import Quote
+    from pipeline.retry import Retry
     from pipeline.run import Finished
     from pipeline.where import Where
 
@@ -61,6 +62,12 @@ EmulatorOption = Annotated[
     bool, typer.Option("--emulator", help="Speak to an emulator started for this command: no key, no network, no bill.")
 ]
 VarOption = Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="Override a var of the job.")]
+LastVarOption = Annotated[
+    list[str] | None,
+    typer.Option("--var", metavar="NAME=VALUE", help="Override a var. Default: what the last run had."),
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask after the quote.")]
+DetachOption = Annotated[bool, typer.Option("--detach", help="End once all is sent; `collect` takes it to its end.")]
 PollOption = Annotated[
     float | None,
     typer.Option(
@@ -88,7 +95,7 @@ def init(
 
     written = write_job_file(file, output)
     _say(f"wrote {written}")
-    _next(f"batch-pipeline check {written}")
+    _next("check", str(written))
 
 
 @app.command()
@@ -123,7 +130,7 @@ def check(
             _say(f"warning  {share} cannot be sent: {quote.first_problem}")
         if first is not None:
             sys.stdout.write(orjson.dumps(first, option=orjson.OPT_INDENT_2).decode() + "\n")
-    _next(f"batch-pipeline run {path}")
+    _next("run", str(path))
 
 
 @app.command()
@@ -135,10 +142,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what a run would send and cost; send nothing.")
     ] = False,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="End once all is sent; `collect` takes it to its end.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask after the quote.")] = False,
+    detach: DetachOption = False,
+    yes: YesOption = False,
     no_canary: Annotated[bool, typer.Option("--no-canary", hidden=True)] = False,
     database: DatabaseOption = None,
     spool: SpoolOption = None,
@@ -160,9 +165,64 @@ def run(
         limit=limit, refresh=refresh, detach=detach, dry_run=dry_run, confirm=_confirm(yes=yes, ask=not as_json)
     )
     with _where(path.parent, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json) as where:
-        finished = run_job(loaded, where, options, file=path)
-    _report_run(loaded, job, finished, where.database.shown, as_json=as_json)
-    raise typer.Exit(finished.exit_code)
+        ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
+    _report_run(loaded, ended, as_json=as_json)
+    raise typer.Exit(ended.finished.exit_code)
+
+
+@app.command()
+def retry(
+    job: JobArgument,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(help="Only rows with this status; succeeded, canceled and lost ones go only when named."),
+    ] = None,
+    error_type: Annotated[list[str] | None, typer.Option(help="Only rows with this error_type.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Only the row with this key; commas between several columns.")
+    ] = None,
+    predicate: Annotated[
+        str | None, typer.Option("--where", help="Only rows for whose answers this SQL predicate holds.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Ask otherwise: request.max_tokens=1000.")
+    ] = None,
+    var: LastVarOption = None,
+    detach: DetachOption = False,
+    yes: YesOption = False,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    poll_seconds: PollOption = None,
+    log_format: LogOption = "text",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Send rows that did not succeed once more, as they are in the source now; then go on as `run` does."""
+    with _many_objects_that_stay():
+        from pipeline.retry import Retry, change
+        from pipeline.run import Options
+        from pipeline.run import run as run_job
+    wanted = Retry(
+        statuses=tuple(status or ()),
+        error_types=tuple(error_type or ()),
+        keys=tuple(key or ()),
+        where=predicate,
+        changes=dict(change(pair) for pair in changes or ()),
+    )
+    folder, name = _job_and_folder(job)
+    with _where(
+        folder, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json, must_exist=True
+    ) as where:
+        row = _known_row(where.database, name)
+        loaded, path = _load_as_last(where.database, row, job, var)
+        if loaded.vars and not as_json:
+            _say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
+        confirm = _confirm_retry(where.database, row, wanted, yes=yes, as_json=as_json)
+        options = Options(retry=wanted, detach=detach, confirm=confirm)
+        ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
+    _report_run(loaded, ended, as_json=as_json)
+    raise typer.Exit(ended.finished.exit_code)
 
 
 @app.command()
@@ -194,9 +254,43 @@ def collect(
         if not swept and not as_json:
             _say("nothing to do: no run is open")
         if name is not None:
-            _print_status(where.database, name, as_json=as_json)
+            _print_status(where.database, name, as_json=as_json, job=job)
     if any(problem for _, problem in swept):
         raise typer.Exit(3)
+
+
+@app.command()
+def cancel(
+    job: JobArgument,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Give up batches that another account has sent: their rows are lost.")
+    ] = False,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """End the open runs of a job for all drivers, and cancel its batches. What had succeeded is still collected."""
+    with _many_objects_that_stay():
+        from pipeline.cancel import cancel as cancel_job
+        from pipeline.sink import Columns, Sink
+
+    folder, name = _job_and_folder(job)
+    with _where(
+        folder, database, spool, emulated=emulator, poll_seconds=None, as_json=as_json, must_exist=True
+    ) as where:
+        row = _known_row(where.database, name)
+        sink = Sink(row.results_table, Columns(**row.columns), schema=where.database.default_schema)
+        with where.driving() as driving:
+            canceled = cancel_job(driving.driver(row, sink), abandon=abandon)
+    if canceled.open > canceled.foreign:
+        _next("collect", job)
+    elif canceled.foreign:
+        _next("cancel", job, "--abandon")
+    else:
+        _next("status", job)
 
 
 @app.command()
@@ -226,7 +320,11 @@ def errors(
 
     with _known_job(job, database, emulated=emulator) as (opened, row), opened.read() as conn:
         columns = Columns(**row.columns)
-        causes = report.errors(conn, Sink(row.results_table, columns).table, list(columns.key))
+        table = Sink(row.results_table, columns, schema=opened.default_schema).table
+        causes = report.errors(conn, row, table, list(columns.key), job)
+    mends = causes[0]["command"] if causes else ["export", job]
+    for cause in causes:
+        cause["command"] = _command(*cause["command"])
     if as_json:
         for cause in causes:
             _json({"event": "error", **cause})
@@ -235,7 +333,47 @@ def errors(
         sys.stdout.write(line + "\n")
     if not causes:
         _say("no row has failed")
-    _next(f"batch-pipeline {'run' if causes else 'export'} {job}")
+    _next(*mends)
+
+
+@app.command()
+def verify(
+    job: JobArgument,
+    source: Annotated[
+        bool, typer.Option("--source", help="Also that each row of the whole source has an outcome as it is now.")
+    ] = False,
+    var: LastVarOption = None,
+    database: DatabaseOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Prove that a job is complete: states, answers and the API's counts agree. Exit 1 with the keys that do not."""
+    from pipeline import report
+    from pipeline import verify as proof
+
+    with _known_job(job, database, emulated=emulator) as (opened, row):
+        found = proof.verify(opened, row)
+        if source:
+            loaded, _ = _load_as_last(opened, row, job, var)
+            proof.verify_source(opened, row, loaded, found)
+        next_words = _next_by_status(opened, row.name, job)
+    if as_json:
+        for of, problem in found.shown:
+            _json({"event": "problem", "of": of, "problem": problem})
+        _json({"event": "verify", "job": row.name, **report.verify_facts(found)})
+    else:
+        for line in report.verify_lines(found):
+            sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    if found.holds:
+        _next("export", job)
+        return
+    if found.unplanned:
+        _next("run", job)
+    else:
+        _next(*(next_words if found.waiting else ["status", job]))
+    raise typer.Exit(1)
 
 
 @app.command()
@@ -362,18 +500,37 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _next(command: str) -> None:
-    """Say the next command, with the options of this one that it needs to find the same things."""
-    words = command.split()
-    reads_source = words[1:2] in (["run"], ["check"])
+def _next(command: str, *words: str) -> None:
+    """Say the next command."""
+    _say(f"next: {_command(command, *words)}")
+
+
+def _command(command: str, *words: str) -> str:
+    """A command as a line of the shell, with the options of the present one that it needs to find the same things."""
+    takes_vars = command in ("run", "check", "retry") and "--var" not in words
+    options: list[str] = []
     given = iter(sys.argv[2:])
     for option in given:
         name, equals, value = option.partition("=")
-        if name == "--emulator" and words[1:2] != ["init"]:
-            words.append(option)
-        elif name == "--database" or (name == "--var" and reads_source):
-            words += [name, shlex.quote(value if equals else next(given, ""))]
-    _say(f"next: {' '.join(words)}")
+        if name == "--emulator":
+            options.append(option)
+        elif name == "--database" or (name == "--var" and takes_vars):
+            options += [name, value if equals else next(given, "")]
+    return shlex.join(["batch-pipeline", command, *words, *options])
+
+
+def _same_command() -> list[str]:
+    """The words of the present command that `_command` does not add anyway."""
+    words: list[str] = []
+    given = iter(sys.argv[1:])
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name in ("--database", "--var"):
+            if not equals:
+                next(given, None)
+        elif name not in ("--emulator", "--debug", "--json"):
+            words.append(word)
+    return words
 
 
 def _json(value: dict[str, Any]) -> None:
@@ -389,7 +546,8 @@ def _today() -> "date":
     return datetime.now(UTC).date()
 
 
-def _load(path: Path, var: list[str] | None) -> "Job":
+def _load(path: Path, var: list[str] | None, *, before: dict[str, Any] | None = None) -> "Job":
+    """The job of this file. var: as given by --var; before: the vars of an earlier run, instead of the file's."""
     from pipeline.job import load
 
     given = {}
@@ -398,7 +556,17 @@ def _load(path: Path, var: list[str] | None) -> "Job":
         if not equals or not name:
             raise InputError(f"--var {pair}: write NAME=VALUE")
         given[name] = value
-    return load(path, variables=given, today=_today())
+    return load(path, variables=given, today=_today(), before=before)
+
+
+def _load_as_last(database: "Database", row: "Row[Any]", job: str, var: list[str] | None) -> "tuple[Job, Path]":
+    """The job with the vars of its last run, and its file. row: as the database has it; job: as it was named."""
+    from pipeline import store
+
+    with database.read() as conn:
+        last = store.last_run(conn, row.id)
+    path = _file_of(row) if _is_name(job) else Path(job)
+    return _load(path, var, before=None if last is None else last.vars), path
 
 
 def _is_name(job: str) -> bool:
@@ -411,9 +579,13 @@ def _job_file(job: str, database: str | None, *, emulated: bool) -> Path:
     if not _is_name(job):
         return Path(job)
     with _known_job(job, database, emulated=emulated) as (_, row):
-        if row.file is None or not Path(row.file).exists():
-            raise InputError(f"job {job}: its job file {row.file} is gone; give the path of one")
-        return Path(row.file)
+        return _file_of(row)
+
+
+def _file_of(row: "Row[Any]") -> Path:
+    if row.file is None or not Path(row.file).exists():
+        raise InputError(f"job {row.name}: its job file {row.file} is gone; give the path of one")
+    return Path(row.file)
 
 
 def _job_and_folder(job: str | None) -> tuple[Path, str | None]:
@@ -434,21 +606,23 @@ def _job_and_folder(job: str | None) -> tuple[Path, str | None]:
 
 @contextlib.contextmanager
 def _known_job(job: str, database: str | None, *, emulated: bool) -> "Iterator[tuple[Database, Row[Any]]]":
+    folder, name = _job_and_folder(job)
+    with contextlib.closing(_open(folder, database, emulated=emulated, must_exist=True)) as opened:
+        yield opened, _known_row(opened, name)
+
+
+def _known_row(opened: "Database", name: str | None) -> "Row[Any]":
+    """The job of this name. Raises InputError, which names those that the database knows."""
     from pipeline import store
 
-    folder, name = _job_and_folder(job)
-    opened = _open(folder, database, emulated=emulated, must_exist=True)
-    try:
-        with opened.read() as conn:
-            row = store.job_named(conn, name or "")
-            known = ", ".join(each.name for each in store.all_jobs(conn)) or "none"
-        if row is None:
-            raise InputError(
-                f"{opened.shown} knows no job {name!r} (it knows: {known}); run it first, or name another database"
-            )
-        yield opened, row
-    finally:
-        opened.close()
+    with opened.read() as conn:
+        row = store.job_named(conn, name or "")
+        known = ", ".join(each.name for each in store.all_jobs(conn)) or "none"
+    if row is None:
+        raise InputError(
+            f"{opened.shown} knows no job {name!r} (it knows: {known}); run it first, or name another database"
+        )
+    return row
 
 
 def _open(folder: Path, database: str | None, *, emulated: bool, must_exist: bool = False) -> "Database":
@@ -536,27 +710,85 @@ def _confirm(*, yes: bool, ask: bool) -> "Callable[[Quote], bool]":
     return confirm
 
 
-def _report_run(loaded: "Job", job: str, finished: "Finished", database: str, *, as_json: bool) -> None:
+def _confirm_retry(
+    database: "Database", row: "Row[Any]", wanted: "Retry", *, yes: bool, as_json: bool
+) -> "Callable[[Quote], bool]":
+    """What is said of a retry after its quote: what does not go, and why; and what it may cost twice."""
+    from pipeline.retry import left_out
+    from pipeline.sink import Columns, Sink
+
+    ask = _confirm(yes=yes, ask=not as_json)
+    sink = Sink(row.results_table, Columns(**row.columns), schema=database.default_schema)
+
+    def confirm(quote: "Quote") -> bool:
+        with database.read() as conn:
+            reasons = left_out(conn, row.id, sink, wanted, quote)
+        if as_json and reasons:
+            _json({"event": "left_out", "reasons": reasons})
+        for reason in () if as_json else reasons:
+            _say(f"         {reason}")
+        if quote.to_send and "lost" in wanted.statuses:
+            _say("warning  what is lost may have been answered and paid for: sending it again may pay twice")
+        return ask(quote)
+
+    return confirm
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How a run ended. budget: its money, see report.budget_facts; then: the next command; database: as it is shown."""
+
+    finished: "Finished"
+    budget: dict[str, float | None] | None
+    then: list[str]
+    database: str
+
+
+def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _Ended:
+    """What is to be said at the end of a run, read from the database. job: what commands call it."""
+    from pipeline import report, store
+
+    shown = where.database.shown
+    if finished.run_id is None:  # only quoted, or the answer was no
+        return _Ended(finished, None, [word for word in _same_command() if word != "--dry-run"], shown)
+    with where.database.read() as conn:
+        budget = report.budget_facts(conn, store.run(conn, finished.run_id))
+    if finished.reason == "budget":
+        then = _same_command()
+    elif finished.state == "finished" and sum(finished.rows.values()) > finished.rows.get("succeeded", 0):
+        then = ["errors", job]
+    else:
+        then = _next_by_status(where.database, loaded.name, job)
+    return _Ended(finished, budget, then, shown)
+
+
+def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
+    """Say how a `run` or `retry` ended, and the next command."""
     from pipeline import report
 
+    finished = ended.finished
     if finished.state == "quoted":
         if as_json:
             _json({"event": "run", "run_id": None, "state": "quoted", "reason": None, "rows": {}, "cost_usd": 0.0})
-        _next(f"batch-pipeline run {job}")
+        _next(*ended.then)
         return
     if as_json:
+        if ended.budget is not None:
+            _json({"event": "budget", "run_id": finished.run_id, **ended.budget})
         facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
         _json({"event": "run", **facts, "rows": finished.rows, "cost_usd": finished.cost_usd})
         return
+    reason = f" ({finished.reason})" if finished.reason else ""
     counted = report.counts_line(finished.rows)
-    _say(f"run {finished.run_id:<4} {finished.state}: {counted}, {report.money(finished.cost_usd)}")
+    _say(f"run {finished.run_id:<4} {finished.state}{reason}: {counted}, {report.money(finished.cost_usd)}")
+    stopped = report.stopped_line(finished.reason, ended.budget)
+    if stopped is not None:
+        _say(f"         {stopped}")
     if finished.state == "open":
         _say("         what is at the API goes on there; a sweep collects it")
-        _next(f"batch-pipeline collect {job}")
-        return
-    _say(f"answers  in table {loaded.sink.table} of {database}")
-    failed = sum(finished.rows.values()) - finished.rows.get("succeeded", 0)
-    _next(f"batch-pipeline {'errors' if failed else 'export'} {job}")
+    else:
+        _say(f"answers  in table {loaded.sink.table} of {ended.database}")
+    _next(*ended.then)
 
 
 def _print_status(database: "Database", name: str, *, as_json: bool, job: str | None = None) -> None:
@@ -574,7 +806,19 @@ def _print_status(database: "Database", name: str, *, as_json: bool, job: str | 
     for line in report.status_lines(facts):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    _next(report.next_command(facts, job or name))
+    _next(*report.next_command(facts, job or name))
+
+
+def _next_by_status(database: "Database", name: str, job: str) -> list[str]:
+    """The command that comes next by how the job stands. job: what commands call it."""
+    from datetime import UTC, datetime
+
+    from pipeline import report, store
+
+    with database.read() as conn:
+        row = store.job_named(conn, name)
+        assert row is not None
+        return report.next_command(report.status(conn, row, datetime.now(UTC)), job)
 
 
 @dataclass

@@ -136,7 +136,7 @@ def download(driver: Driver, batch: Batch, file: Path) -> Found:
         out.seek(0)
         start = 0
         for line in out:  # splits at \n only: text may hold U+2028 and its like
-            if line.strip():
+            if line.strip() and (line.endswith(b"\n") or _is_whole(line)):
                 _place(found, batch.nonce, line, start, out)
             start += len(line)
     return found
@@ -152,6 +152,15 @@ def _place(found: Found, nonce: str, line: bytes, start: int, out: Any) -> None:
         if not _succeeded(line):
             return
     found.starts[n], found.lengths[n] = start, len(line)
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether the last line of a download, behind which there is no newline, was not cut off."""
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _succeeded(line: bytes) -> bool:

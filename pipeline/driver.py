@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from pipeline import leases, store
 from pipeline.api import Api
 from pipeline.database import Database
-from pipeline.errors import Busy, InputError, Interrupted, LostRace
+from pipeline.errors import Busy, InputError, Interrupted, LostRace, Stopped
 from pipeline.leases import Lease, local_now
 from pipeline.sink import Sink
 from pipeline.spool import Spool
@@ -105,6 +105,7 @@ class Driver:
         """
         last = 0
         while True:
+            self.check()
             with self.database.write() as conn:
                 at = self.database.now(conn, self.local_now())
                 me = self.lease.resource
@@ -113,9 +114,15 @@ class Driver:
             if not taken:
                 return
             for batch in taken:
-                self.stop.check()
+                self.check()
                 yield batch
             last = taken[-1].id
+
+    def check(self) -> None:
+        """Raises Interrupted when asked to stop, and Stopped when others have taken this driver for dead."""
+        self.stop.check()
+        if self.lease.gone:
+            raise Stopped("this driver was suspended for so long that it was taken for dead; run the job again")
 
     @contextlib.contextmanager
     def moving(self, batch: Batch) -> Iterator[Connection]:
@@ -169,7 +176,7 @@ def leave_alone(driver: Driver, batch: Batch, *, wait: float) -> None:
     """A batch that another account has sent: say so, and look at it again after `wait` seconds."""
     with driver.moving(batch) as conn:
         problem = "it was sent by another account; run with that account's key"
-        store.postpone(conn, batch, due_at=store.soon(driver.now(), wait), wait=wait, problem=problem)
+        store.postpone(conn, batch, due_at=batch.due_at, wait=wait, problem=problem)
     driver.tell("other_account", batch=batch.id)
 
 

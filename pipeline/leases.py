@@ -32,6 +32,7 @@ class Lease:
 
     def __init__(self, resource: str, token: int, seconds: float) -> None:
         self.resource, self.token, self._seconds = resource, token, seconds
+        self.gone = False  #: another driver has it, or took this one for dead: it will not be ours again
         self._until = time.monotonic() + seconds
 
     def check(self, conn: Connection) -> None:
@@ -141,6 +142,7 @@ def _renew(database: Database, lease: Lease, seconds: float, stop: threading.Eve
             mine = (leases.c.resource == lease.resource, leases.c.token == lease.token)
             expires_at = database.now(conn, now()) + timedelta(seconds=seconds)
             if not conn.execute(update(leases).where(*mine).values(expires_at=expires_at)).rowcount:
+                lease.gone = True
                 return
             lease.renewed(before)
 

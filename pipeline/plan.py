@@ -61,7 +61,7 @@ class Lookup:
     def wanted(self, retry: Retry, known: Mapping[str, Row[Any]]) -> set[str]:
         """The keys of those rows that are to be sent again."""
         keys = [key for key, row in known.items() if retry.wants(row)]
-        if not keys or not (retry.error_types or retry.where):
+        if not keys or (retry.where is None and not retry.error_types):
             return set(keys)
         assert self._database is not None
         assert self._sink is not None
@@ -125,6 +125,7 @@ class Plan:
             max_tokens=self.asked.request.max_tokens,
             max_requests=self.job.limits.max_batch_requests,
             max_bytes=self.job.limits.max_batch_bytes,
+            max_cost_usd=self.job.limits.max_cost_usd,
         )
         hashes: list[pl.Series] = []
         chance = random.Random(0)  # a sample that is the same each time
@@ -254,9 +255,7 @@ class Plan:
             if kind in SENT:
                 self._send(moves, run_id, key, keep, row_hash, known, row)
             elif known is not None:
-                if (
-                    self.retry is None
-                ):  # else it may be the matter of another run: whether it changed is not ours to say
+                if self.retry is None:  # else it is the matter of the run that planned it
                     moves.leave(kind, key, keep, row_hash, known)
                 self._await(kind, run_id, known)
         return moves
@@ -352,7 +351,7 @@ class _Moves:
         settled_again = not flying and (known.state == RowState.PENDING or known.changed_hash is not None)
         if known.keep != keep or settled_again:
             self.kept.append((known.id, keep, known.outcome if settled_again else None))
-        if known.keep != keep and known.outcome is not None:
+        if known.keep != keep:  # also of a row in flight, whose answer may just be coming
             self.kept_anew.append((key, keep))
 
 

@@ -27,6 +27,7 @@ class Quote:
     max_tokens: int = 0
     max_requests: int = 1
     max_bytes: int = 1
+    max_cost_usd: float | None = None  #: what the run may cost at most; None: no limit
 
     @property
     def total(self) -> int:

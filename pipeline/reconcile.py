@@ -180,8 +180,9 @@ def find_twins(driver: Driver) -> None:
             if candidate.processing_status == "ended" and _is_ours(driver, sending.nonce, candidate.id):
                 problem = f"{candidate.id} was accepted, though the API's listing did not show it in time: paid twice"
                 with driver.database.write() as conn:
-                    store.record_twin(conn, sending.id, candidate.id, problem)
-                driver.tell("twin", batch=sending.batch_id, problem=problem)
+                    new = store.record_twin(conn, sending.id, sending.batch_id, candidate.id, problem)
+                if new:
+                    driver.tell("twin", batch=sending.batch_id, problem=problem)
 
 
 def _candidates(driver: Driver, requests: int, window: Window) -> list[MessageBatch]:

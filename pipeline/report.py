@@ -1,17 +1,24 @@
-"""What a person reads: events, quotes, status and errors as text. Pure but for the queries of `status` and `errors`."""
+"""What a person reads: events, quotes, status, errors and proofs as text. Pure but for a few queries.
+
+A command to be said next comes as words, without the program's name: `["run", "tickets.yaml"]`.
+"""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, func, select
+import orjson
+from sqlalchemy import Connection, Row, Table, func, select, text
 
 from pipeline import identity, store
+from pipeline.budget import CERTAIN_TOKENS_PER_BYTE
 from pipeline.quote import Quote
-from pipeline.states import FAILURES, OPEN_BATCHES, BatchState, RowState, RunState
-from pipeline.tables import batches
+from pipeline.states import FAILURES, OPEN_BATCHES, BatchState, RowState, RunReason, RunState, SendingEnd
+from pipeline.tables import batches, requests, sendings
 from pipeline.verdicts import Verdict
+from pipeline.verify import Verified
 
 
 def money(usd: float | None) -> str:
@@ -39,6 +46,7 @@ def quote_lines(quote: Quote) -> Iterator[str]:
         (rows[Verdict.WAITING] + rows[Verdict.PLANNED], "planned before and not sent yet"),
         (rows[Verdict.IN_FLIGHT] + rows[Verdict.CHANGED_IN_FLIGHT], "in flight"),
         (rows[Verdict.KEPT] + rows[Verdict.KEPT_OLDER], "kept"),
+        (rows[Verdict.OTHER], "not asked for"),
     ]
     said = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
     yield f"rows     {quote.total:,} in the source: {said}"
@@ -60,6 +68,10 @@ def quote_lines(quote: Quote) -> Iterator[str]:
     else:
         most = f"at most about {money(quote.cost_most)} if every answer takes {quote.max_tokens} tokens"
         yield f"cost     about {money(quote.cost_input)} for the input, {most}"
+    if quote.max_cost_usd is not None:
+        enough = quote.cost_most is not None and quote.cost_most <= quote.max_cost_usd
+        then = "enough for that" if enough else "the run stops before it costs more"
+        yield f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
 
 
 def quote_facts(quote: Quote) -> dict[str, Any]:
@@ -71,6 +83,7 @@ def quote_facts(quote: Quote) -> dict[str, Any]:
         "input_tokens": quote.input_tokens,
         "cost_input_usd": quote.cost_input,
         "cost_most_usd": quote.cost_most,
+        "max_cost_usd": quote.max_cost_usd,
     }
 
 
@@ -102,7 +115,9 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "taken_over": lambda e: f"batch {e['batch']} was taken over by another driver",
     "planned_elsewhere": lambda e: f"waiting: {e['problem']}",
     "not_counted": lambda e: f"tokens could not be counted ({e['problem']}); reserving for one a byte",
+    "finished": lambda e: f"run {e['run']} is finished",
     "incomplete": lambda e: f"run {e['run']} ends before its end: {e['reason']}",
+    "canceled": lambda e: f"canceled {count(e['runs'], 'open run')}; {_at_the_api(e['open'], e['foreign'])}",
     "deleted": lambda e: f"batch {e['batch']} deleted at the API",
     "not_deleted": lambda e: f"batch {e['batch']} not deleted at the API yet: {e['problem']}",
     "other_account": lambda e: f"batch {e['batch']} belongs to another account and is left alone",
@@ -114,6 +129,15 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 def event_line(event: str, facts: Mapping[str, Any]) -> str:
     """One line for an event of a driver."""
     return _EVENTS[event](facts)
+
+
+def _at_the_api(still: int, foreign: int) -> str:
+    if not still:
+        return "nothing of the job is at the API any more"
+    said = f"{count(still, 'batch')} {'is' if still == 1 else 'are'} at the API still"
+    if not foreign:
+        return f"{said}, asked to cancel: what had succeeded by then is collected"
+    return f"{said}, {foreign:,} of them sent by another account: use its key, or give them up by --abandon"
 
 
 def counts_line(counts: Mapping[str, int]) -> str:
@@ -145,8 +169,13 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
     by_state = select(batches.c.state, func.count()).where(where).group_by(batches.c.state)
     uncollected = batches.c.state.in_((BatchState.IN_PROGRESS, BatchState.CANCELING, BatchState.ENDED))
     oldest = conn.scalar(select(func.min(batches.c.created_at)).where(where, uncollected))
-    troubled = (batches.c.state.in_(OPEN_BATCHES), batches.c.problem.is_not(None))
-    problems = conn.execute(select(batches.c.id, batches.c.problem).where(where, *troubled))
+    troubled = (batches.c.state.in_((*OPEN_BATCHES, BatchState.LOST)), batches.c.problem.is_not(None))
+    problems = conn.execute(select(batches.c.id, batches.c.state, batches.c.problem).where(where, *troubled))
+    twins = (
+        select(batches.c.id, sendings.c.problem)
+        .join(batches, batches.c.id == sendings.c.batch_id)
+        .where(where, sendings.c.end == SendingEnd.TWIN)
+    )
     cost = conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(where))
     return {
         "job": job.name,
@@ -156,9 +185,11 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
         "cost_usd": float(cost or 0.0),
         "open_runs": [_run_facts(conn, run) for run in store.open_runs(conn, job.id)],
         "last_run": None if last is None else _run_facts(conn, last),
+        "swept_seconds_ago": None if job.swept_at is None else max(0, round((now - job.swept_at).total_seconds())),
         "results_vanish_at": None if oldest is None else (oldest + store.RESULTS_KEPT).isoformat(),
         "results_vanish_days": None if oldest is None else (oldest + store.RESULTS_KEPT - now).days,
-        "problems": [{"batch": batch, "problem": problem} for batch, problem in problems],
+        "problems": [{"batch": batch, "state": state, "problem": problem} for batch, state, problem in problems],
+        "twins": [{"batch": batch, "problem": problem} for batch, problem in conn.execute(twins)],
     }
 
 
@@ -169,11 +200,49 @@ def _run_facts(conn: Connection, run: Row[Any]) -> dict[str, Any]:
         "state": run.state,
         "reason": run.reason,
         "vars": run.vars,
+        "retry": run.retry,
         "rows": counts,
         "planned": run.planned_at is not None,
         "cost_usd": store.run_cost(conn, run.id),
+        "budget": budget_facts(conn, run),
         "created_at": run.created_at.isoformat(),
     }
+
+
+def budget_facts(conn: Connection, run: Row[Any]) -> dict[str, float | None] | None:
+    """How a run's money stands, in US dollars; None for a run without a budget.
+
+    to_finish_usd: a limit that is enough for all that still waits, whatever its answers cost; None when nothing does,
+    or that is not known.
+    """
+    limit = run.job["limits"]["max_cost_usd"]
+    if limit is None:
+        return None
+    tokens_per_byte = CERTAIN_TOKENS_PER_BYTE if run.tokens_per_byte is None else run.tokens_per_byte
+    spent, reserved = store.spending(conn, run.id, tokens_per_byte)
+    waiting = _cost_of_waiting(conn, run.id, tokens_per_byte)
+    to_finish = None if not waiting else math.ceil((spent + reserved + waiting) * 100) / 100  # whole cents
+    return {"limit_usd": limit, "spent_usd": spent, "reserved_usd": reserved, "to_finish_usd": to_finish}
+
+
+def _cost_of_waiting(conn: Connection, run_id: int, tokens_per_byte: float) -> float | None:
+    """US dollars that the run's rows that wait may cost at most, by the bounds of the batches that they were in.
+
+    None when these are of a model without a known price.
+    """
+    request = (batches.c.max_output_usd + batches.c.max_input_usd * tokens_per_byte) / batches.c.requests
+    bounds = conn.execute(
+        select(func.count(), func.count(requests.c.body_id), func.sum(request))
+        .select_from(requests.outerjoin(batches, batches.c.id == requests.c.body_id))
+        .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"))
+    ).one()
+    planned = (batches.c.run_id == run_id, batches.c.state == BatchState.PLANNED)
+    unsent = float(conn.scalar(select(func.sum(request * batches.c.requests)).where(*planned)) or 0.0)
+    waiting, spooled, cost = bounds
+    mean = conn.scalar(select(func.avg(request)).where(batches.c.run_id == run_id)) if waiting > spooled else 0.0
+    if mean is None or (spooled and cost is None):
+        return None
+    return unsent + float(cost or 0.0) + int(waiting - spooled) * float(mean)
 
 
 def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -183,45 +252,99 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"batches  {_counted(facts['batches']) or 'none'}"
     yield f"cost     {money(facts['cost_usd'])} for all answers so far"
     for run in facts["open_runs"] or ([facts["last_run"]] if facts["last_run"] else []):
-        given = " ".join(f"{name}={value}" for name, value in run["vars"].items())
-        state = run["state"] + (f": {run['reason']}" if run["reason"] else "")
-        planning = "" if run["planned"] or run["state"] != RunState.OPEN else ", planning not finished"
-        when = run["created_at"][:16].replace("T", " ")
-        begun = f"begun {when}{' with ' + given if given else ''}"
-        yield f"run {run['run_id']:<4} {state}{planning}, {begun}: {counts_line(run['rows'])}"
+        yield from _run_lines(run)
+    if (facts["open_runs"] or _is_open(facts["batches"])) and facts["swept_seconds_ago"] is not None:
+        yield f"swept    {_duration(facts['swept_seconds_ago'])} ago"
     for problem in facts["problems"]:
-        yield f"         batch {problem['batch']}: {problem['problem']}"
+        lost = "is lost: " if problem["state"] == BatchState.LOST else ""
+        yield f"         batch {problem['batch']}: {lost}{problem['problem']}"
+    for twin in facts["twins"]:
+        yield f"warning  batch {twin['batch']}: {twin['problem']}"
     if facts["results_vanish_days"] is not None and facts["results_vanish_days"] < 7:
         yield f"warning  results vanish at the API on {facts['results_vanish_at'][:10]}; collect them before"
 
 
-def next_command(facts: Mapping[str, Any], job: str) -> str:
-    """What to do next, as a command."""
-    rows = facts["rows"]
-    if any(not run["planned"] for run in facts["open_runs"]) or (rows.get("pending") and not facts["open_runs"]):
-        return f"batch-pipeline run {job}"
-    if facts["open_runs"]:
-        return f"batch-pipeline collect {job}"
-    if any(rows.get(state) for state in FAILURES):
-        return f"batch-pipeline errors {job}"
-    return f"batch-pipeline export {job}"
+def _is_open(batches_by_state: Mapping[str, int]) -> bool:
+    return any(batches_by_state.get(state) for state in OPEN_BATCHES)
+
+
+def _duration(seconds: int) -> str:
+    """`40 s`, `25 min`, `30 h`: in the unit that says enough."""
+    unit, name = next(((u, n) for u, n in ((3600, "h"), (60, "min")) if seconds >= 2 * u), (1, "s"))
+    return f"{seconds // unit} {name}"
+
+
+def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
+    given = " ".join(f"{name}={value}" for name, value in run["vars"].items())
+    state = run["state"] + (f": {run['reason']}" if run["reason"] else "")
+    planning = "" if run["planned"] or run["state"] != RunState.OPEN else ", planning not finished"
+    when = run["created_at"][:16].replace("T", " ")
+    begun = f"{'a retry ' if run['retry'] else ''}begun {when}{' with ' + given if given else ''}"
+    yield f"run {run['run_id']:<4} {state}{planning}, {begun}: {counts_line(run['rows'])}"
+    if run["budget"] is not None:
+        yield f"         {budget_line(run['budget'])}"
+
+
+def budget_line(budget: Mapping[str, float | None]) -> str:
+    """`budget $5.00: $4.20 spent, $0.70 reserved; limits.max_cost_usd: 7.25 is enough for what waits`."""
+    said = f"budget {money(budget['limit_usd'])}: {money(budget['spent_usd'])} spent"
+    if budget["reserved_usd"]:
+        said += f", {money(budget['reserved_usd'])} reserved for what may still come"
+    limit, enough = budget["limit_usd"], budget["to_finish_usd"]
+    short = limit is not None and enough is not None and enough > limit
+    return f"{said}; limits.max_cost_usd: {enough:.2f} is enough for what waits" if short else said
+
+
+def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
+    """What to do next."""
+    rows, last = facts["rows"], facts["last_run"]
+    unplanned = next((run for run in facts["open_runs"] if not run["planned"]), None)
+    if unplanned is not None:
+        return same_command(unplanned, job)
+    if facts["open_runs"] or _is_open(facts["batches"]):
+        return ["collect", job]
+    failed = any(rows.get(state) for state in FAILURES)
+    if rows.get(RowState.PENDING) and not (failed and last["reason"] == RunReason.FAILURES):
+        return same_command(last, job)
+    return ["errors" if failed else "export", job]
+
+
+def same_command(run: Mapping[str, Any], job: str) -> list[str]:
+    """The command that goes on with a run: `run`, or the `retry` that it was."""
+    texts = {name: value for name, value in run["vars"].items() if isinstance(value, str)}  # --var gives only these
+    given = [word for name, value in texts.items() for word in ("--var", f"{name}={value}")]
+    wanted = run["retry"]
+    if wanted is None:
+        return ["run", job, *given]
+    words = [word for status in wanted["statuses"] for word in ("--status", status)]
+    words += [word for error_type in wanted["error_types"] for word in ("--error-type", error_type)]
+    words += [word for key in wanted["keys"] for word in ("--key", key)]
+    words += [] if wanted["where"] is None else ["--where", wanted["where"]]
+    words += [word for name, value in wanted["changes"].items() for word in ("--set", f"{name}={_yaml(value)}")]
+    return ["retry", job, *words, *given]
+
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+def _yaml(value: Any) -> str:
+    """A value as it is written behind --set: model names as they are, all else as JSON, which is YAML."""
+    plain = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in ("true", "false", "null")
+    return value if plain else orjson.dumps(value).decode()
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
 
-_REMEDIES = {
-    RowState.INVALID: "correct these rows at the source, or the template, and run again",
-    RowState.TRUNCATED: "raise request.max_tokens and run again",
-    RowState.REFUSED: "change the prompt, or name another model, and run again",
-    RowState.UNPARSABLE: "change the prompt or the labels and run again",
-    RowState.EXPIRED: "raise retry.max_attempts and run again; smaller batches (limits.max_batch_requests) help",
-    RowState.CANCELED: "the batch was canceled: these rows go again only when they change at the source",
-    RowState.LOST: "look the batch up in the Console first: sending these rows again may pay for them twice",
-}
+#: What the API says of a request that it would refuse again.
+_REFUSED_AS_IT_IS = ("invalid_request_error", "not_found_error", "request_too_large")
+_ANOTHER_MODEL = "claude-sonnet-5"  # a larger one than most jobs ask
 
 
-def errors(conn: Connection, table: Table, key: list[str]) -> list[dict[str, Any]]:
-    """Failed rows by cause, most frequent first, each with up to three keys and what mends it."""
+def errors(conn: Connection, job: Row[Any], table: Table, key: list[str], name: str) -> list[dict[str, Any]]:
+    """Failed rows by cause, most frequent first, each with up to three keys, what mends it, and the command for that.
+
+    table, key: the results table and its key columns; name: what commands call the job.
+    """
     failed = table.c.status.in_(FAILURES)
     causes = conn.execute(
         select(table.c.status, table.c.error_type, table.c.error_message, func.count().label("rows"))
@@ -230,6 +353,8 @@ def errors(conn: Connection, table: Table, key: list[str]) -> list[dict[str, Any
         .order_by(func.count().desc(), table.c.status)
         .limit(50)
     )
+    last = store.last_run(conn, job.id)
+    request = {"model": "", "max_tokens": 0} if last is None else last.job["request"]
     found = []
     for cause in causes:
         same = [
@@ -237,7 +362,8 @@ def errors(conn: Connection, table: Table, key: list[str]) -> list[dict[str, Any
             table.c.error_type.is_not_distinct_from(cause.error_type),
             table.c.error_message.is_not_distinct_from(cause.error_message),
         ]
-        examples = conn.execute(select(*[table.c[name] for name in key]).where(*same).limit(3))
+        examples = conn.execute(select(*[table.c[column] for column in key]).where(*same).limit(3))
+        remedy, words = _remedy(cause.status, cause.error_type, request)
         found.append(
             {
                 "status": cause.status,
@@ -245,24 +371,112 @@ def errors(conn: Connection, table: Table, key: list[str]) -> list[dict[str, Any
                 "error_message": cause.error_message,
                 "rows": cause.rows,
                 "keys": [identity.shown(identity.dump(list(row))) for row in examples],
-                "remedy": _remedy(cause.status, cause.error_type),
+                "remedy": remedy,
+                "command": [words[0], name, *words[1:]],
             }
         )
     return found
 
 
-def _remedy(status: str, error_type: str | None) -> str:
-    if status == RowState.ERRORED:
-        if error_type in ("invalid_request_error", "not_found_error", "request_too_large"):
-            return "the API refuses the request as it is: correct the job file and run again"
-        return "name this error in retry.errors and raise retry.max_attempts, then run again"
-    return _REMEDIES[RowState(status)]
+def _remedy(status: str, error_type: str | None, request: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What mends rows that failed so, and the command without its job. request: what was asked of the model last."""
+    again = ["retry", "--status", status]
+    match status:
+        case RowState.INVALID:
+            return "correct these rows at the source, or the template; then", ["run"]
+        case RowState.TRUNCATED if error_type == "model_context_window_exceeded":
+            return "shorten these rows at the source, or name a model with a larger window; then", ["run"]
+        case RowState.TRUNCATED:
+            return "let answers be longer", [*again, "--set", f"request.max_tokens={2 * request['max_tokens']}"]
+        case RowState.REFUSED:
+            other = [] if request["model"] == _ANOTHER_MODEL else ["--set", f"request.model={_ANOTHER_MODEL}"]
+            return "ask another model, or change the prompt and `run`", [*again, *other]
+        case RowState.UNPARSABLE:
+            return "ask once more, or change the prompt or the labels and `run`", again
+        case RowState.EXPIRED:
+            return "ask again; smaller batches (limits.max_batch_requests) help", again
+        case RowState.CANCELED:
+            return "if they are wanted after all", again
+        case RowState.LOST:
+            return "look the batch up in the Console first: sending these rows again may pay for them twice", again
+    if error_type in _REFUSED_AS_IT_IS:
+        return "the API refuses the request as it is: correct the job file; then", ["run"]
+    named = [] if error_type is None else ["--error-type", error_type]
+    return "ask again (retry.errors names what is asked again by itself)", [*again, *named]
 
 
 def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
-    """`errors` as text."""
+    """`errors` as text; of each the command is a line of the shell by now."""
     for cause in causes:
         what = f"{cause['status']} ({cause['error_type']})" if cause["error_type"] else cause["status"]
         yield f"{count(cause['rows'], 'row')} {what}: {cause['error_message']}"
         yield f"    for example {', '.join(cause['keys'])}"
-        yield f"    {cause['remedy']}"
+        yield f"    {cause['remedy']}: {cause['command']}"
+
+
+# -- the end of a run ------------------------------------------------------------------------------------------------
+
+
+def stopped_line(reason: str | None, budget: Mapping[str, float | None] | None) -> str | None:
+    """Why a run stopped before its end, and the way on; None for one that did not."""
+    match reason:
+        case RunReason.BUDGET:
+            said = "its budget is spent" if budget is None else budget_line(budget)
+            return f"{said}; raise it, and the same command goes on with what is left"
+        case RunReason.FAILURES:
+            return (
+                "so many of its rows failed that nothing more is sent: `errors` says why; put that right, or allow "
+                "more by limits.max_failed, and run again"
+            )
+        case RunReason.CANCELED:
+            return (
+                "it was canceled: what had succeeded is collected, `run` sends what was not sent, and "
+                "`retry --status canceled` what was canceled"
+            )
+    return None
+
+
+# -- verify ----------------------------------------------------------------------------------------------------------
+
+
+def verify_facts(found: Verified) -> dict[str, Any]:
+    """A proof as JSON, without what does not hold."""
+    return {
+        "holds": found.holds,
+        "problems": found.problems,
+        "rows": found.rows,
+        "statuses": dict(found.statuses),
+        "waiting": found.waiting,
+        "source_rows": found.source_rows,
+        "vanished": found.vanished,
+        "batches": found.batches,
+        "requests": found.requests,
+        "lost": [{"batch": batch, "problem": problem} for batch, problem in found.lost],
+        "twins": [{"batch": batch, "problem": problem} for batch, problem in found.twins],
+    }
+
+
+def verify_lines(found: Verified) -> Iterator[str]:
+    """A proof as text: what was proven, or what does not hold."""
+    if found.holds:
+        same = "each has one final status, and one answer in table"
+        yield f"holds    {count(found.rows, 'row')}: {same} {found.table} that says the same"
+        yield f"         {_counted(found.statuses) or 'none'}"
+        collected = f"{count(found.batches, 'collected batch')} ({count(found.requests, 'request')})"
+        yield f"         the API's counts of {collected} agree"
+        if found.source_rows is not None:
+            rows = count(found.source_rows, "row")
+            yield f"         {rows} of the source: each has an outcome for its present content"
+    else:
+        of_rows = f"{count(found.rows, 'row')}, {found.waiting:,} of them not done" if found.waiting else "the job"
+        yield f"does not hold: {count(found.problems, 'problem')} with {of_rows}"
+        for of, problem in found.shown:
+            yield f"    {of} {problem}"
+        if found.problems > len(found.shown):
+            yield f"    and {found.problems - len(found.shown):,} more"
+    if found.vanished:
+        yield f"         {count(found.vanished, 'row')} left the source before being answered, and the job with it"
+    for batch, problem in found.lost:
+        yield f"warning  batch {batch} is lost: {problem}"
+    for batch, problem in found.twins:
+        yield f"warning  batch {batch}: {problem}"

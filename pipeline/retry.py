@@ -1,19 +1,23 @@
 """Which rows a person wants to have sent again, and with what changes."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Connection, Row, Table, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 
-from pipeline import identity, yamlfile
+from pipeline import identity, store, yamlfile
 from pipeline.errors import InputError, JobError
 from pipeline.job import Job
+from pipeline.quote import Quote
 from pipeline.sink import Sink
 from pipeline.states import FAILURES, OUTCOMES, RowState
+from pipeline.verdicts import Verdict
 
 #: What goes again when no status is named. A lost row may have been paid for; a canceled one was canceled on purpose.
 USUAL = tuple(state for state in FAILURES if state not in (RowState.LOST, RowState.CANCELED))
@@ -69,7 +73,7 @@ class Retry:
         return found
 
     def matching(self, conn: Connection, sink: Sink, keys: Sequence[str]) -> set[str]:
-        """For which of these keys (JSON, at most a chunk) `conditions` hold. Raises InputError for a wrong predicate."""
+        """For which keys (JSON, at most a chunk) `conditions` hold. Raises InputError when `where` is no predicate."""
         columns = [sink.table.c[name] for name in sink.columns.key]
         conditions = self.conditions(sink.table)
         found: set[str] = set()
@@ -80,16 +84,103 @@ class Retry:
             try:
                 rows = conn.execute(select(*columns).where(among, *conditions)).all()
             except DBAPIError as exc:
-                raise self.refused(sink.table, exc) from exc
+                self.blame_where(sink.table, exc)
+                raise
             found |= {some[tuple(row)] for row in rows}
         return found
 
-    def refused(self, table: Table, exc: DBAPIError) -> Exception:
-        """What to raise for a query with `conditions` that failed: an InputError, unless the database is at fault."""
-        if self.where is None or exc.connection_invalidated:
-            return exc
-        said = str(exc.orig).partition("\n")[0]
-        return InputError(f"--where {self.where!r} is not a SQL predicate over {table.name}: {said}")
+    def blame_where(self, table: Table, exc: DBAPIError) -> None:
+        """A query with `conditions` failed: raises InputError, unless it is the connection that broke."""
+        if self.where is not None and not exc.connection_invalidated:
+            said = str(exc.orig).partition("\n")[0]
+            raise InputError(f"--where {self.where!r} is not a SQL predicate over {table.name}: {said}") from exc
+
+
+def left_out(conn: Connection, job_id: int, sink: Sink, retry: Retry, quote: Quote) -> list[str]:
+    """Why rows do not go again that somebody may have meant, as sentences. Raises InputError for a wrong predicate.
+
+    quote: of this retry, so of the rows that stand in the source.
+    """
+    in_source = sum(quote.rows[kind] for kind in (Verdict.AGAIN, Verdict.PLANNED, Verdict.IN_FLIGHT, Verdict.KEPT))
+    said: list[str] = []
+    if retry.keys:
+        wanted, said = _of_keys(conn, job_id, sink, retry)
+    else:
+        wanted = _matching_answers(conn, sink, retry)
+        if not wanted:
+            said.append(_none_matches(conn, sink, retry))
+    if wanted > in_source:
+        rows = "1 row stands" if wanted - in_source == 1 else f"{wanted - in_source:,} rows stand"
+        said.append(f"{rows} no longer in the source, so the answer stays as it is")
+    if quote.rows[Verdict.IN_FLIGHT]:
+        said.append(f"in flight already: {quote.rows[Verdict.IN_FLIGHT]:,}; they are waited for")
+    return said
+
+
+def _of_keys(conn: Connection, job_id: int, sink: Sink, retry: Retry) -> tuple[int, list[str]]:
+    """How many rows the given keys name that go again, if they stand in the source; and of the others why not."""
+    wanted, said = 0, []
+    for given in retry.keys[:SHOWN]:
+        known = store.known_rows(conn, job_id, _spellings(given, len(sink.columns.key)))
+        if not known:
+            said.append(f"row {given}: the job knows no such row")
+        for key, row in known.items():
+            why = _why_not(conn, sink, retry, key, row)
+            wanted += why is None
+            said += [] if why is None else [f"row {given}: {why}"]
+    return wanted, said
+
+
+def _why_not(conn: Connection, sink: Sink, retry: Retry, key: str, row: Row[Any]) -> str | None:
+    """Why a row that a key names does not go again; None when it does."""
+    if row.outcome is None:
+        return "it has no answer yet; `run` sends it" if row.state == RowState.PENDING else "it is in flight"
+    if row.outcome not in retry.outcomes:
+        return f"its status is {row.outcome}; add --status {row.outcome} to send it again"
+    if retry.conditions(sink.table) and not retry.matching(conn, sink, [key]):
+        return "--error-type or --where does not hold for its answer"
+    return None
+
+
+def _spellings(given: str, columns: int) -> list[str]:
+    """The keys (JSON) that a person may mean by `17` or `acme,17`: each value may be a text, or a number."""
+    if given.startswith("["):
+        return [given]
+    parts = given.split(",") if columns > 1 else [given]
+    plain = [[part, *([orjson.loads(part)] if _NUMBER.fullmatch(part) else [])] for part in parts]
+    plain = [[*values, *({"True": [True], "False": [False]}.get(values[0], []))] for values in plain]
+    return [identity.dump(list(values)) for values in itertools.product(*plain)]
+
+
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+SHOWN = 10  # keys that are explained
+
+
+def _matching_answers(conn: Connection, sink: Sink, retry: Retry) -> int:
+    table = sink.table
+    query = select(func.count()).select_from(table)
+    try:
+        found = conn.scalar(query.where(table.c.status.in_(retry.outcomes), *retry.conditions(table)))
+    except DBAPIError as exc:
+        retry.blame_where(table, exc)
+        raise
+    return int(found or 0)
+
+
+def _none_matches(conn: Connection, sink: Sink, retry: Retry) -> str:
+    """What there is instead of rows to send again."""
+    table = sink.table
+    there = conn.execute(select(table.c.status, func.count()).group_by(table.c.status).order_by(table.c.status)).all()
+    wanted = sum(number for status, number in there if status in retry.outcomes)
+    if wanted:
+        types = conn.scalars(select(table.c.error_type).where(table.c.status.in_(retry.outcomes)).distinct())
+        listed = ", ".join(sorted(error_type for error_type in types if error_type)) or "none"
+        return f"of {wanted:,} such rows none meets --error-type or --where (their error types: {listed})"
+    answers = ", ".join(f"{number:,} {status}" for status, number in there) or "none"
+    others = [status for status, _ in there if status in FAILURES]
+    add = f"; add {' '.join(f'--status {status}' for status in others)} to send those" if others else ""
+    status = f"no row has the status {' or '.join(retry.statuses)}" if retry.statuses else "no row to send again"
+    return f"{status} (answers: {answers}){add}"
 
 
 AT_ONCE = 500  # keys that one query asks for: databases take some ten thousand parameters

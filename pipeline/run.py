@@ -24,7 +24,7 @@ from pipeline.repack import send_again, stop_run, waits
 from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
 from pipeline.spool import Spool
-from pipeline.states import OUTCOMES, RowState, RunReason, RunState
+from pipeline.states import FAILURES, OUTCOMES, RowState, RunReason, RunState
 from pipeline.submit import due, submit_due
 from pipeline.where import Where
 
@@ -54,12 +54,19 @@ class Finished:
     @property
     def exit_code(self) -> int:
         """0 when the rows of this run succeeded, up to max_failed of them; 1 when more did not; 3 when it stopped."""
-        if self.state == RunState.INCOMPLETE:
-            return 3
-        total = sum(self.rows.values())
-        waiting = self.rows.get(RowState.PENDING, 0) + self.rows.get(RowState.IN_FLIGHT, 0)
-        failed = total - waiting - self.rows.get(RowState.SUCCEEDED, 0)
-        return 1 if failed > self.max_failed * total else 0
+        return exit_code(self.state, self.rows, self.max_failed)
+
+
+def exit_code(state: str, rows: Mapping[str, int], max_failed: float) -> int:
+    """As `Finished.exit_code` says, of any run: rows by state, and the share of them that may fail."""
+    if state == RunState.INCOMPLETE:
+        return 3
+    return 1 if failed_rows(rows) > max_failed * sum(rows.values()) else 0
+
+
+def failed_rows(rows: Mapping[str, int]) -> int:
+    """How many of these rows, by state, have an outcome that is no success."""
+    return sum(rows.get(state, 0) for state in FAILURES)
 
 
 @dataclass(frozen=True)
@@ -168,14 +175,17 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
                 for _ in send_again(driver, jobs(each.id), each.id, each.recipe):
                     driver.stop.check()
         if each.id != still_planning:
-            _end_if_done(driver, each)
+            _end_if_done(driver, each.id)
     if refused is not None:
         raise refused
 
 
-def _end_if_done(driver: Driver, each: Row[Any]) -> None:
+def _end_if_done(driver: Driver, run_id: int) -> None:
+    """End a run that is done, and tell so: of all drivers, and of all sweeps, one does."""
     with driver.database.write() as conn:
-        store.end_if_done(conn, each.id, driver.now())
+        ended = store.end_if_done(conn, run_id, driver.now())
+    if ended:
+        driver.tell("finished", run=run_id)
 
 
 def _fails(driver: Driver, job: Job, run_id: int) -> bool:
@@ -222,7 +232,7 @@ class _Run:
             others = store.open_runs(conn, driver.job_id)
         for other in others:  # whose last rows this one may have taken over
             if other.id != self._run_id:
-                _end_if_done(driver, other)
+                _end_if_done(driver, other.id)
         return self._finished()
 
     def _plan_and_submit(self, stale: Container[int]) -> None:
@@ -285,7 +295,7 @@ class _Run:
         whose body in the spool was damaged.
         """
         with self._driver.reading() as conn:
-            if store.run(conn, self._run_id).state != RunState.OPEN:
+            if store.run(conn, self._run_id).state == RunState.INCOMPLETE:
                 return False
             if self._plan.plan_again_after and not store.any_open(conn, self._plan.plan_again_after):
                 return True
@@ -331,7 +341,7 @@ class _Run:
         if self._done():
             return
         with driver.reading() as conn:
-            next_due = store.next_due(conn, driver.job_id, driver.lease.resource)
+            next_due = store.next_due(conn, driver.job_id, driver.lease.resource, driver.account_id)
             foreign = store.all_foreign(conn, driver.job_id, driver.account_id)
         if foreign:
             raise AccountStopped(

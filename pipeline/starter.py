@@ -38,8 +38,8 @@ sink:
   table: {name}_answers         # made in the state database
 
 limits:
+  max_cost_usd: 5               # of a run, in US dollars: it stops before it costs more
   max_failed: 0                 # share of the rows that may fail before `run` exits with 1
-  # max_cost_usd: 5             # a budget: not in this version yet
 
 canary: false                   # a first small batch to try the recipe: not in this version yet
 """

@@ -225,11 +225,12 @@ def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason
     return bool(conn.execute(update(runs).where(*here).values(**values)).rowcount)
 
 
-def end_if_done(conn: Connection, run_id: int, now: datetime) -> None:
-    """open -> finished, when it has been planned to the end and nothing of it is left to do."""
+def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
+    """open -> finished, when it has been planned to the end and nothing of it is left to do; whether it just ended."""
     run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(key_share=True)).one()
-    if run.planned_at is not None and not has_work(conn, run_id) and not rows_for_planning(conn, run_id):
-        end_run(conn, run_id, RunState.FINISHED, reason=None, now=now)
+    if run.planned_at is None or has_work(conn, run_id) or rows_for_planning(conn, run_id):
+        return False
+    return end_run(conn, run_id, RunState.FINISHED, reason=None, now=now)
 
 
 def run_counts(conn: Connection, run_id: int) -> dict[str, int]:
@@ -393,10 +394,11 @@ def batches_by_state(conn: Connection, run_id: int) -> dict[str, int]:
     return {row[0]: row[1] for row in conn.execute(query)}
 
 
-def next_due(conn: Connection, job_id: int, driver: str) -> datetime | None:
+def next_due(conn: Connection, job_id: int, driver: str, account_id: int) -> datetime | None:
     """When the job's next batch is due for anything; None when it has no open batch but those of other drivers."""
     free = or_(batches.c.claimed_by.is_(None), batches.c.claimed_by == driver)
-    query = select(batches.c.due_at).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), free)
+    ours = or_(batches.c.account_id.is_(None), batches.c.account_id == account_id)
+    query = select(batches.c.due_at).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), free, ours)
     return conn.scalar(query.order_by(batches.c.due_at).limit(1))
 
 
@@ -461,10 +463,17 @@ def absent_since(conn: Connection, job_id: int, account_id: int, since: datetime
     return list(conn.execute(query))
 
 
-def record_twin(conn: Connection, sending: int, api_id: str, problem: str) -> None:
-    """A sending taken for not accepted was accepted after all, and its rows have been sent again since."""
+def record_twin(conn: Connection, sending: int, batch: int, api_id: str, problem: str) -> bool:
+    """A sending taken for not accepted was accepted after all, and its rows have been sent again since.
+
+    False when it may be another sending of the same body that was: one that has it, or one whose end is not known yet.
+    """
+    state = conn.scalar(select(batches.c.state).where(batches.c.id == batch).with_for_update(key_share=True))
+    if state == BatchState.SUBMITTING or is_owned(conn, api_id):
+        return False
     values = {"end": SendingEnd.TWIN, "api_id": api_id, "problem": problem}
-    conn.execute(update(sendings).where(sendings.c.id == sending, sendings.c.api_id.is_(None)).values(**values))
+    here = (sendings.c.id == sending, sendings.c.api_id.is_(None))
+    return bool(conn.execute(update(sendings).where(*here).values(**values)).rowcount)
 
 
 def jobs_with_work(conn: Connection, *, now: datetime) -> set[int]:
@@ -863,6 +872,11 @@ def replan_rows(conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
 
 def keep_rows(conn: Connection, rows: Sequence[tuple[int, str | None, str | None]]) -> None:
     """Rows that need no sending: (number, kept values, outcome to return to or None to leave the state)."""
+    if rows:  # who is collecting one of them has read what it kept before: he is to read it again
+        flying = (requests.c.id.in_([row for row, *_ in rows]), requests.c.state == RowState.IN_FLIGHT)
+        theirs = batches.c.id.in_(select(requests.c.batch_id).where(*flying))
+        ended = (theirs, batches.c.state == BatchState.ENDED)
+        conn.execute(update(batches).where(*ended).values(claim=batches.c.claim + 1, claimed_by=None))
     back = [{"row": row, "keep_": keep, "outcome_": outcome} for row, keep, outcome in rows if outcome is not None]
     stay = [{"row": row, "keep_": keep} for row, keep, outcome in rows if outcome is None]
     statement = update(requests).where(requests.c.id == bindparam("row")).values(keep=bindparam("keep_"))

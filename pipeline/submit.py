@@ -167,8 +167,8 @@ def _not_now(driver: Driver, batch: Batch, why: _NotNow) -> None:
         repack.pack_smaller(driver, batch, why.job, why.pack, why.problem)
     elif not why.stop or not repack.stop_run(driver, batch.run_id, RunReason.BUDGET):
         with driver.moving(batch) as conn:
-            now = driver.now()
-            store.hold_back(conn, driver.job_id, why.problem, now=now, due_at=store.soon(now, LOOK_AGAIN))
+            now, wait = driver.now(), 1.0 if why.stop else LOOK_AGAIN  # stop: as soon as nobody plans
+            store.hold_back(conn, driver.job_id, why.problem, now=now, due_at=store.soon(now, wait))
         driver.tell("held_back", batch=batch.id, problem=why.problem)
 
 
