@@ -1,4 +1,4 @@
-"""A world for tests: an emulator in this process, a database file, and a clock that tests turn."""
+"""A world for tests: an emulator in this process, a database of either kind, and a clock that tests turn."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import anthropic
 import httpx2
 import orjson
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from pipeline import store
 from pipeline.answers import ndjson
@@ -24,6 +24,8 @@ from pipeline.run import Finished, Options, run, sweep
 from pipeline.tables import batches, requests
 from pipeline.where import Where
 
+pytest_plugins = ["tests.postgres"]
+
 
 class TurnedClock:
     """The time of our side; waiting turns it, and the emulator's with it, instead of taking time."""
@@ -31,13 +33,27 @@ class TurnedClock:
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
         self._at = datetime.now(UTC)
+        self.turned = timedelta()  #: how far it was turned
 
     def __call__(self) -> datetime:
         return self._at
 
     def advance(self, seconds: float) -> None:
         self._at += timedelta(seconds=seconds)
+        self.turned += timedelta(seconds=seconds)
         self._emulator.clock.advance(seconds)
+
+
+class TurnedDatabase(Database):
+    """A database whose server's clock is turned with the others. On SQLite there is none."""
+
+    def __init__(self, url: str, clock: TurnedClock) -> None:
+        self._clock = clock
+        super().__init__(url)
+
+    def now(self, conn: Connection, local: datetime) -> datetime:
+        now = super().now(conn, local)
+        return now if self.is_sqlite else now + self._clock.turned
 
 
 @dataclass
@@ -62,6 +78,7 @@ class World:
     emulator: Emulator
     clock: TurnedClock
     database: Database
+    spool: str | None = None
     key: str = "test"
     settings: Settings = field(default_factory=lambda: Settings(poll=30.0, grace=60.0))
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -101,6 +118,7 @@ class World:
             database=self.database,
             connect=lambda: Api(client, now=self.clock),
             settings=self.settings,
+            spool=self.spool,
             tell=self._tell,
             stop=TurningStop(clock=self.clock),
             now=self.clock,
@@ -164,11 +182,15 @@ def texts(n: int) -> list[dict[str, object]]:
     return [{"id": f"r{i}", "text": f"Text number {i} is about the number {i}."} for i in range(n)]
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """A world on either database: all tests that take one hold for both."""
+    url, spool = f"sqlite:///{tmp_path}/batches.db", None
+    if request.param == "PostgreSQL":
+        url, spool = request.getfixturevalue("migrated_url"), str(tmp_path / "spool")
     with Emulator(tmp_path / "emulator", processing_seconds=50, clock=Clock()) as emulator:
-        database = Database(f"sqlite:///{tmp_path}/batches.db")
-        world = World(tmp_path, emulator, TurnedClock(emulator), database)
+        clock = TurnedClock(emulator)
+        world = World(tmp_path, emulator, clock, TurnedDatabase(url, clock), spool)
         world.rows(texts(5))
         yield world
-        database.close()
+        world.database.close()

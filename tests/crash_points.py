@@ -1,140 +1,412 @@
-"""Runs a small job that dies at its k-th commit or HTTP call, for every k, and runs it again to the end.
+"""Runs a command that dies at its k-th commit or HTTP call, for every k, and then what a user would run next.
 
-A process of its own, so that it can fork: each death is os._exit in a child that has everything imported. It prints
-one JSON object: how many points were tried, and what went wrong.
+A process of its own, so that it can fork: each death is os._exit in a child that has everything imported. Each point
+has a job and a database of its own. It prints one JSON object: how many points were tried, and what went wrong.
 
-    python -m tests.crash_points URL FOLDER PLACE...
+    python -m tests.crash_points SCRIPT API DATABASE FOLDER
+
+SCRIPT: what dies, see SCRIPTS; API: the emulator's URL; DATABASE: `sqlite`, or the URL of a PostgreSQL server.
 """
 
+import contextlib
+import functools
+import gc
 import json
 import os
+import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx2
-from sqlalchemy import event
+from sqlalchemy import Connection, event, func, select
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool
 
-from pipeline import store
+from pipeline import cancel, pricing, store
 from pipeline.answers import ndjson
 from pipeline.api import Api
 from pipeline.database import Database
 from pipeline.driver import Settings
 from pipeline.job import Job
-from pipeline.run import run
+from pipeline.retry import Retry
+from pipeline.run import Options, run, sweep
+from pipeline.sink import Columns, Sink
+from pipeline.states import CLOSED_BATCHES, OUTCOMES
+from pipeline.tables import batches, requests, runs, sendings
 from pipeline.where import Where
+from tests.postgres import new_database
 
 DEAD = 9
-ROWS = 5  # one of them is invalid, and one is sent twice, for the API fails it at first
+PLACES = ("before commit", "after commit", "before call", "after call")
+
+MODEL = "claude-haiku-4-5"
+MAX_BATCH_BYTES = 2_400  # that the emulator takes: less than two long rows
+LONG = "A long one. " * 100
+ENDLESS = "and on " * 60  # an answer begins like its text: this one is longer than max_tokens
+ACCEPTED = 5  # requests of one job's rows: all but the invalid one, and the one that fails at first twice
 
 
-class Counter:
+@dataclass
+class Point:
+    """One place to die: a job over a few rows, with a database and a folder of its own."""
+
+    api: str
+    database: str
+    folder: Path
+    transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
+
+    def texts(self) -> list[str]:
+        """Rows for batches of two: a batch that is too large and split, of which one row fails at first; a row that
+        cannot be sent; a batch that is accepted without an answer, of which one row is cut off.
+
+        They name the folder, so that each point's requests are its own.
+        """
+        name = self.folder.name
+        return [f"{name} {LONG}", f"{name} again {LONG}", "", f"{name} {ENDLESS}", f"{name} lost"]
+
+    def job(self) -> Job:
+        """A job with all that a job can have: a budget, a history, batches to delete at the API."""
+        rows = "".join(f"{i},{text}\n" for i, text in enumerate(self.texts()))
+        (self.folder / "rows.csv").write_text(f"id,text\n{rows}")
+        return Job.model_validate(
+            {
+                "name": "crashing",
+                "source": {"path": str(self.folder / "rows.csv"), "key": "id"},
+                "request": {"model": MODEL, "max_tokens": 30, "prompt": "{{ text }}"},
+                "limits": {"max_batch_requests": 2, "max_in_flight_requests": 4, "max_cost_usd": 1.0},
+                "sink": {"table": "answers", "history": True},
+                "privacy": {"delete_remote": True},
+            }
+        )
+
+    @contextlib.contextmanager
+    def where(self) -> Iterator[Where]:
+        """Our side of it."""
+        with contextlib.closing(Database(self.database)) as database:
+            yield Where(
+                database=database,
+                connect=self._connect,
+                settings=Settings(poll=0.02, grace=0.2, lease=30.0),
+                spool=None if database.is_sqlite else str(self.folder / "spool"),
+            )
+
+
+    def _connect(self) -> Api:
+        http = httpx2.Client(transport=self.transport())
+        return Api(anthropic.Anthropic(api_key="test", base_url=self.api, max_retries=0, http_client=http))
+
+
+# -- what dies -------------------------------------------------------------------------------------------------------
+
+
+def run_it(point: Point) -> None:
+    """`run`"""
+    with point.where() as where:
+        run(point.job(), where)
+
+
+def begin(point: Point) -> None:
+    """`run --detach`"""
+    with point.where() as where:
+        run(point.job(), where, Options(detach=True))
+
+
+def retry(point: Point) -> None:
+    """`retry --status truncated --set request.max_tokens=1000`"""
+    with point.where() as where:
+        wanted = Retry(statuses=("truncated",), changes={"request.max_tokens": 1_000})
+        run(point.job(), where, Options(retry=wanted))
+
+
+def cancel_it(point: Point) -> None:
+    """`cancel`"""
+    with point.where() as where, where.driving() as driving:
+        with where.database.read() as conn:
+            job = store.job_named(conn, "crashing")
+        assert job is not None
+        sink = Sink(job.results_table, Columns(**job.columns), schema=where.database.default_schema)
+        cancel.cancel(driving.driver(job, sink))
+
+
+def collect(point: Point) -> None:
+    """`collect`, until nothing is left at the API."""
+    with point.where() as where:
+        for _ in range(MOST_SWEEPS):
+            assert [problem for _, problem in sweep(where) if problem] == []
+            with where.database.read() as conn:
+                if not conn.scalars(LEFT).all():
+                    return
+            where.stop.wait(0.05)
+        raise AssertionError(f"{point.folder.name}: a batch is left after {MOST_SWEEPS} sweeps")
+
+
+LEFT = select(batches.c.id).where(batches.c.state.not_in(CLOSED_BATCHES) | batches.c.delete_remote)
+MOST_SWEEPS = 200
+
+
+# -- and what is then to be seen -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What is in the database of a point in the end."""
+
+    rows: Counter[str]
+    answers: Counter[str]
+    history: Counter[str]
+    runs: Counter[tuple[str, str | None]]
+    cost_usd: float
+    settled_usd: float
+
+    @classmethod
+    def at(cls, point: Point) -> "Seen":
+        """Look, and check what must hold whatever dies."""
+        with point.where() as where, where.database.read() as conn:
+            job = store.job_named(conn, "crashing")
+            assert job is not None
+            sink = Sink(job.results_table, Columns(**job.columns), schema=where.database.default_schema)
+            _check_closed(conn)
+            bodies = {body.stem for body in (point.folder / "spool" / "crashing").glob("*.json")}
+            assert bodies <= store.known_nonces(conn, job.id), bodies
+            _check_answers(conn, [json.loads(line) for line in ndjson(where.database, job)])
+            assert sink.history is not None
+            states = select(runs.c.state, runs.c.reason)
+            return cls(
+                rows=Counter(conn.scalars(select(requests.c.state))),
+                answers=Counter(conn.scalars(select(sink.table.c.status))),
+                history=Counter(conn.scalars(select(sink.history.c.status))),
+                runs=Counter((state, reason) for state, reason in conn.execute(states)),
+                cost_usd=conn.scalar(select(func.sum(batches.c.cost_usd))) or 0.0,
+                settled_usd=conn.scalar(select(func.sum(sendings.c.settled_usd))) or 0.0,
+            )
+
+
+def _check_closed(conn: Connection) -> None:
+    """Nothing is under way, and nothing is left at the API."""
+    assert conn.scalars(LEFT).all() == []
+    ends = set(conn.scalars(select(sendings.c.end)))
+    assert ends <= {"accepted", "adopted", "rejected", "absent"}, ends
+
+
+def _check_answers(conn: Connection, answers: list[dict[str, Any]]) -> None:
+    """A row with an outcome has one answer that says so, and one without has none."""
+    rows = conn.execute(select(requests.c.key, requests.c.state).where(requests.c.state.in_(OUTCOMES)))
+    outcomes = {json.loads(key)[0]: state for key, state in rows}
+    assert {str(answer["id"]): answer["status"] for answer in answers} == {str(k): v for k, v in outcomes.items()}
+    assert len(answers) == len(outcomes)
+
+
+def _check_paid(seen: Seen) -> None:
+    """What was reserved is settled, and comes to what the answers cost."""
+    assert abs(seen.settled_usd - seen.cost_usd) < 1e-9, (seen.settled_usd, seen.cost_usd)
+    assert seen.cost_usd > 0
+
+
+def after_run(point: Point) -> None:
+    """Every row has its outcome."""
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 3, "truncated": 1, "invalid": 1}, seen
+    assert seen.history == {"errored": 1}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen  # a second one, when it died just after the end
+    _check_paid(seen)
+
+
+def after_retry(point: Point) -> None:
+    """The row that was cut off has been answered."""
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 4, "invalid": 1}, seen
+    assert seen.history == {"errored": 1, "truncated": 1}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen
+    _check_paid(seen)
+
+
+def after_cancel(point: Point) -> None:
+    """The run is canceled, and no row of it in flight."""
+    seen = Seen.at(point)
+    assert seen.rows.keys() <= {"succeeded", "canceled", "invalid", "pending", "truncated"}, seen
+    assert seen.runs == {("incomplete", "canceled"): 1}, seen
+    assert seen.rows["pending"] > 0, seen
+    _check_paid(seen)
+
+
+Step = Callable[[Point], None]
+
+
+@dataclass(frozen=True)
+class Script:
+    """before: what has been done; dies: what is killed; then: what a user runs next; check: what must hold then."""
+
+    before: tuple[Step, ...]
+    dies: Step
+    then: tuple[Step, ...]
+    check: Step
+
+
+SCRIPTS = {
+    "run": Script((), run_it, (run_it, collect), after_run),
+    "retry": Script((run_it,), retry, (retry, collect), after_retry),
+    "cancel": Script((begin,), cancel_it, (cancel_it, collect), after_cancel),
+}
+
+
+# -- dying -----------------------------------------------------------------------------------------------------------
+
+
+class Dying:
     """Dies at the k-th time it is asked."""
 
     def __init__(self, k: int) -> None:
-        self.left = k
+        self._left = k
 
-    def tick(self, *_: object) -> None:
-        self.left -= 1
-        if self.left == 0:
+    def __call__(self) -> None:
+        self._left -= 1
+        if self._left == 0:
             os._exit(DEAD)
 
 
 class DyingTransport(httpx2.HTTPTransport):
     """Dies before a call, or when its answer has come."""
 
-    def __init__(self, before: Callable[..., None], after: Callable[..., None]) -> None:
-        super().__init__()
-        self._before, self._after = before, after
+    def __init__(self, dying: Dying, place: str) -> None:
+        super().__init__(verify=False)
+        self._dying, self._place = dying, place
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        self._before()
+        if self._place == "before call":
+            self._dying()
         response = super().handle_request(request)
-        self._after()
+        if self._place == "after call":
+            self._dying()
         return response
 
 
-def alive(*_: object) -> None:
-    """Does not die."""
+def die_at_commits(dying: Dying, place: str) -> None:
+    """Die before or after the commits of this process that change anything."""
+
+    @event.listens_for(Engine, "after_cursor_execute")
+    def executed(conn: Connection, cursor: Any, statement: str, *_: object) -> None:
+        if cursor.rowcount != 0 and not statement.startswith(("BEGIN", "PRAGMA", "SELECT", "SHOW")):
+            conn.info["changes"] = True
+
+    @event.listens_for(Engine, "commit")
+    def committing(conn: Connection) -> None:
+        if place == "before commit" and conn.info.get("changes"):
+            dying()
+
+    @event.listens_for(Pool, "checkin")
+    def committed(_connection: object, record: Any) -> None:
+        if record.info.pop("changes", False) and place == "after commit":
+            dying()
 
 
-def drive(url: str, folder: Path, *, place: str = "", k: int = 0) -> None:
-    """One driver, which dies at the k-th time that it comes to `place`."""
-    dying = Counter(k).tick if k else alive
-    database = Database(f"sqlite:///{folder}/batches.db")
-    if place == "before commit":
-        event.listen(database._engine, "commit", dying)
-    if place == "after commit":
-        event.listen(database._engine.pool, "checkin", dying)
-    transport = DyingTransport(dying if place == "before call" else alive, dying if place == "after call" else alive)
-    client = anthropic.Anthropic(
-        api_key="test", base_url=url, max_retries=0, http_client=httpx2.Client(transport=transport)
-    )
-    settings = Settings(poll=0.02, grace=0.2, lease=30.0)
-    run(job(folder), Where(database=database, connect=lambda: Api(client), settings=settings))
+def die(script: Script, point: Point, place: str, k: int) -> None:
+    """Do what the script is about, up to the k-th time that it comes to `place`."""
+    dying = Dying(k)
+    if place.endswith("commit"):
+        die_at_commits(dying, place)
+    else:
+        point.transport = lambda: DyingTransport(dying, place)
+    script.dies(point)
 
 
-def job(folder: Path) -> Job:
-    """Five rows in batches of two; their texts name the folder, so that each point's requests are its own."""
-    texts = [f"{folder.name} text {i}" for i in range(ROWS)]
-    texts[1], texts[2] = "", texts[2] + " again"
-    rows = "".join(f"{i},{text}\n" for i, text in enumerate(texts))
-    (folder / "rows.csv").write_text(f"id,text\n{rows}")
-    return Job.model_validate(
-        {
-            "name": "crashing",
-            "source": {"path": str(folder / "rows.csv"), "key": "id"},
-            "request": {"model": "claude-haiku-4-5", "max_tokens": 50, "prompt": "{{ text }}"},
-            "limits": {"max_batch_requests": 2},
-            "sink": {"table": "answers"},
-        }
-    )
+def follow(script: Script, point: Point) -> None:
+    """What comes after the death."""
+    for step in (*script.then, script.check):
+        step(point)
 
 
-def in_a_child(do: Callable[[], None]) -> int:
-    """Do it in a forked process; its exit code."""
+def forked(do: Callable[[], int | None]) -> int:
+    """Begin to do it in a forked process, whose exit code it returns; the process's id."""
     pid = os.fork()
     if pid == 0:
         try:
-            do()
+            os._exit(do() or 0)
         except BaseException:  # noqa: BLE001  # the child ends here, whatever it is
-            traceback.print_exc()
+            sys.stderr.write(traceback.format_exc())
             os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
 
 
-def check(folder: Path) -> None:
-    """Every row has its outcome, once."""
-    database = Database(f"sqlite:///{folder}/batches.db")
-    with database.read() as conn:
-        row = store.job_named(conn, "crashing")
-        assert row is not None
-        states = dict(store.job_counts(conn, row.id))
-    answers = [json.loads(line) for line in ndjson(database, row)]
-    assert states == {"succeeded": ROWS - 1, "invalid": 1}, states
-    assert [answer["id"] for answer in answers] == [str(i) for i in range(ROWS)]
-    assert [answer["status"] for answer in answers].count("succeeded") == ROWS - 1
+def in_a_child(do: Callable[[], int | None]) -> int:
+    """Do it in a forked process; its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked(do), 0)[1])
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+AT_ONCE = 8  # points: they wait more than they work
+ENOUGH = 10  # problems: more would say no more
+THROUGH = 5  # exit code of a point that was never reached
+
+
+@contextlib.contextmanager
+def points(api: str, database: str, folder: Path) -> Iterator[Point]:
+    """A point with an empty database and a new folder, which are gone after it."""
+    folder.mkdir()
+    if database == "sqlite":
+        yield Point(api, f"sqlite:///{folder}/batches.db", folder)
+    else:
+        with new_database(database, template="template0") as url:
+            yield Point(api, url, folder)
+    shutil.rmtree(folder)
+
+
+def try_point(script: Script, api: str, database: str, folder: Path, place: str, k: int) -> int:
+    """Die at one point, and go on; DEAD when that went well, THROUGH when nothing died."""
+    with points(api, database, folder) as point:
+        for step in script.before:
+            assert in_a_child(lambda: step(point)) == 0, f"{folder.name}: {step.__doc__} failed"  # noqa: B023
+        code = in_a_child(lambda: die(script, point, place, k))
+        assert code in (0, DEAD), f"{folder.name}: it ended with {code}, not dead"
+        assert in_a_child(lambda: follow(script, point)) == 0, f"{folder.name}: what a user runs next failed"
+    return DEAD if code == DEAD else THROUGH
+
+
+def try_all(script: str, api: str, database: str, folder: Path) -> dict[str, Any]:
+    """Try all points of a script, some at once, at each place until nothing dies any more; what was seen."""
+    tried = dict.fromkeys(PLACES, 0)  # at places with more points
+    running: dict[int, str] = {}
+    deaths, jobs, problems = 0, 0, []
+    while running or (tried and len(problems) < ENOUGH):
+        if tried and len(running) < AT_ONCE and len(problems) < ENOUGH:
+            place = min(tried, key=tried.__getitem__)
+            k = tried[place] = tried[place] + 1
+            name = f"{script}_{place}_{k}_".replace(" ", "_")
+            run_one = functools.partial(try_point, SCRIPTS[script], api, database, folder / name, place, k)
+            running[forked(run_one)] = place
+            jobs += 1
+            continue
+        pid, status = os.wait()
+        place, code = running.pop(pid), os.waitstatus_to_exitcode(status)
+        if code == THROUGH:
+            tried.pop(place, None)
+        elif code == DEAD:
+            deaths += 1
+        else:
+            problems.append(f"{script} {place}")
+    return {"deaths": deaths, "jobs": jobs, "problems": problems}
+
+
+def import_everything(folder: Path) -> None:
+    """What is imported where it is used, or made at its first use: the children need not do that one by one."""
+    pricing.prices(MODEL)
+    httpx2.HTTPTransport(verify=False)
+    Database(f"sqlite:///{folder}/first.db").close()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def main() -> None:
     """Try every point and print what was seen."""
-    url, root, places = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
-    seen: dict[str, Any] = {"points": 0, "problems": []}
-    for place in places:
-        for k in range(1, 1000):
-            folder = root / f"{place.replace(' ', '_')}_{k}_"
-            folder.mkdir()
-            code = in_a_child(lambda: drive(url, folder, place=place, k=k))  # noqa: B023  # called at once
-            if code not in (0, DEAD) or in_a_child(lambda: drive(url, folder)) or in_a_child(lambda: check(folder)):  # noqa: B023
-                seen["problems"].append(f"{place} {k}: {code}")
-            seen["points"] += code == DEAD
-            if code == 0:
-                break
-    sys.stdout.write(json.dumps(seen))
+    script, api, database, folder = sys.argv[1:]
+    import_everything(Path(folder))
+    sys.stdout.write(json.dumps(try_all(script, api, database, Path(folder))))
 
 
 if __name__ == "__main__":

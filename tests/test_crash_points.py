@@ -1,33 +1,62 @@
-"""Death at every commit and at every HTTP call of a run: nothing is lost, and nothing is accepted twice."""
+"""Death at every commit and at every HTTP call of a command: nothing is lost, and nothing is accepted twice."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
+
+import anthropic
+import pytest
 
 from pipeline.emulator import start
-from tests.crash_points import ROWS
+from pipeline.emulator.settings import Settings
+from tests import crash_points
+
+ROOT = Path(__file__).parent.parent
 
 
-def test_a_driver_may_die_at_any_commit_and_any_call(tmp_path: Path) -> None:
-    with start(tmp_path / "emulator") as api:
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def database(request: pytest.FixtureRequest) -> str:
+    """Where the points have their databases, as crash_points takes it."""
+    return "sqlite" if request.param == "SQLite" else str(request.getfixturevalue("postgres_server"))
+
+
+class Tried(NamedTuple):
+    """What was seen at the points of one script, each of which has a job of its own."""
+
+    deaths: int
+    jobs: int
+    problems: list[str]
+    accepted: int
+    accepted_twice: object
+    left: int  #: batches that are not deleted at the API
+
+
+def try_every_point(folder: Path, database: str, script: str, *, processing_seconds: float = 0.0) -> Tried:
+    """All points of a script over one emulator, which ends a batch as soon as it is canceled."""
+    settings = Settings(max_batch_bytes=crash_points.MAX_BATCH_BYTES, cancel_seconds=0.0)
+    (folder / "jobs").mkdir()
+    with start(folder / "emulator", processing_seconds=processing_seconds, settings=settings) as api:
         api.emulator.add_fault(on="item", do="error", error_type="api_error", match="again", times=1, per="params")
-        (tmp_path / "runs").mkdir()
-
-        halves = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.crash_points", api.url, str(tmp_path / "runs"), *places],
-                cwd=Path(__file__).parent.parent,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for places in (["before commit", "before call"], ["after commit", "after call"])
-        ]
-        seen = [json.loads(half.communicate()[0]) for half in halves]
-
+        api.emulator.add_fault(on="create", do="drop_after", match=" lost")
+        command = [sys.executable, "-m", "tests.crash_points", script, api.url, database, str(folder / "jobs")]
+        tried = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
         audit = api.emulator.audit()
-        assert [problem for half in seen for problem in half["problems"]] == []
-        assert sum(half["points"] for half in seen) > 50
-        assert audit["accepted_twice"] == []
-        runs = len(list((tmp_path / "runs").iterdir()))
-        assert audit["requests_accepted"] == runs * ROWS  # less the invalid one, and one of them twice
+        client = anthropic.Anthropic(api_key="test", base_url=api.url)
+        left = len(list(client.messages.batches.list()))
+    return Tried(
+        **json.loads(tried.stdout),
+        accepted=audit["requests_accepted"],
+        accepted_twice=audit["accepted_twice"],
+        left=left,
+    )
+
+
+def test_a_driver_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "run")
+
+    assert tried.problems == []
+    assert tried.deaths > 150
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * crash_points.ACCEPTED

@@ -76,7 +76,8 @@ def test_a_batch_that_does_not_fit_waits_for_money_and_is_then_packed_smaller(wo
     finished = world.run(world.job(limits={"max_cost_usd": limit}))
 
     with world.database.read() as conn:
-        sizes = list(conn.scalars(select(batches.c.requests).where(batches.c.state == "collected", batches.c.id > 1)))
+        collected = select(batches.c.requests).where(batches.c.state == "collected", batches.c.id > 1)
+        sizes = list(conn.scalars(collected.order_by(batches.c.id)))
     assert sizes[0] == pytest.approx(20, abs=2)
     assert len(sizes) > 1
     assert finished.cost_usd <= limit
