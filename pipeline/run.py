@@ -134,7 +134,7 @@ def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | No
                     )
                 )
                 swept.append((row.name, None))
-            except (Stopped, DatabaseError) as exc:
+            except (Stopped, DatabaseError, LostRace) as exc:
                 swept.append((row.name, str(exc)))
     return swept
 

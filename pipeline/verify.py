@@ -23,8 +23,8 @@ from pipeline.verdicts import Verdict, verdict
 PAGE = 5_000  # rows of one transaction
 AT_ONCE = 500  # keys that one query asks for
 SHOWN = 30  # problems that are kept to be shown; all are counted
-BUCKETS = 256  # see _Fingerprint
-BUCKETS_AT_ONCE = 16
+BUCKETS = 4_096  # see _Fingerprint
+LOOKED_AT = 200_000  # keys that are kept in memory to name those that do not agree
 
 #: The API's word for what came of a request, and our outcomes that stand for it.
 _KINDS: Mapping[str, tuple[str, ...]] = {
@@ -87,15 +87,17 @@ def verify(database: Database, job: Row[Any]) -> Verified:
     with database.read() as conn:
         sink.check(conn, columns)
     found = Verified(job.results_table)
-    answers, rows = _Fingerprint(), _Fingerprint()
+    answers, answered = _Fingerprint(), _Fingerprint()
     for page in _answers(database, sink):  # first: an answer that comes from now on is no stranger
         answers.add(page)
     for of_job in _rows(database, job.id, sink):
-        rows.add([row.key for row in of_job if row.known.outcome is not None])
+        answered.add([row.key for row in of_job if row.status is not None])
         for row in of_job:
             _verify_row(found, row)
-    for group in answers.differences(rows):
-        _name_strangers(found, database, job.id, sink, group)
+    differing = answers.differing(answered)
+    if differing:
+        strangers = answers.keys - answered.keys
+        _name_strangers(found, database, job.id, sink, differing, strangers)
     _verify_batches(found, database, job.id)
     return found
 
@@ -222,27 +224,33 @@ class _Fingerprint:
     """
 
     def __init__(self) -> None:
+        self.keys = 0
         self._sums = [0] * BUCKETS
 
     def add(self, keys: Sequence[tuple[Any, ...]]) -> None:
         """More keys of the set, as the values of their columns."""
+        self.keys += len(keys)
         for values in keys:
             number = _hash(values)
             self._sums[number % BUCKETS] += number
 
-    def differences(self, other: "_Fingerprint") -> Iterator[frozenset[int]]:
-        """The buckets that are not the same in both, in groups."""
+    def differing(self, other: "_Fingerprint") -> frozenset[int]:
+        """The buckets that are not the same in both, or the first of them, with LOOKED_AT keys or about one bucket."""
         differ = [i for i, (ours, theirs) in enumerate(zip(self._sums, other._sums, strict=True)) if ours != theirs]
-        for start in range(0, len(differ), BUCKETS_AT_ONCE):
-            yield frozenset(differ[start : start + BUCKETS_AT_ONCE])
+        return frozenset(differ[: max(1, LOOKED_AT * BUCKETS // max(1, self.keys))])
 
 
 def _hash(values: tuple[Any, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=16).digest())
 
 
-def _name_strangers(found: Verified, database: Database, job_id: int, sink: Sink, buckets: frozenset[int]) -> None:
-    """Of the keys in these buckets: answers of no row, and rows that share an answer."""
+def _name_strangers(
+    found: Verified, database: Database, job_id: int, sink: Sink, buckets: frozenset[int], at_least: int
+) -> None:
+    """Answers of no row, and rows that share an answer: those in these buckets by name, others as a number.
+
+    at_least: how many more answers than rows with one there are.
+    """
     strangers: dict[int, str] = {}
     for page in _answers(database, sink):
         hashes = ((_hash(values), values) for values in page)
@@ -259,6 +267,7 @@ def _name_strangers(found: Verified, database: Database, job_id: int, sink: Sink
             strangers.pop(number, None)
     for shown in strangers.values():
         found.note(shown, f"has a row in table {found.table}, and the job knows no such row")
+    found.problems += max(0, at_least - len(strangers))
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------

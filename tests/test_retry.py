@@ -8,10 +8,12 @@ import polars as pl
 import pytest
 from sqlalchemy import select, update
 
+from pipeline import store
 from pipeline.errors import InputError, Interrupted
 from pipeline.job import Job
-from pipeline.retry import Retry, change, changed
+from pipeline.retry import Retry, change, changed, left_out
 from pipeline.run import Options, run
+from pipeline.sink import Columns, Sink
 from pipeline.tables import batches, requests, runs
 from tests.conftest import World, texts
 
@@ -320,6 +322,21 @@ def test_a_retry_waits_for_its_rows_that_another_run_has_at_the_api(world: World
     assert world.accepted() == 6
 
 
+def test_a_retry_says_that_rows_are_at_the_api_already(world: World) -> None:
+    fail(world, "1", "refuse")
+    world.run(world.job())
+    world.run(world.job(), retry=Retry(), detach=True)
+
+    quote = world.run(world.job(), retry=Retry(keys=("r1",)), dry_run=True).quote
+    with world.database.read() as conn:
+        row = store.job_named(conn, "summaries")
+        assert row is not None
+        sink = Sink(row.results_table, Columns(**row.columns), schema=world.database.default_schema)
+        said = left_out(conn, row.id, sink, Retry(keys=("r1",)), quote)
+
+    assert said == ["in flight already: 1; they are waited for"]
+
+
 def test_a_retry_of_some_rows_leaves_those_of_an_open_run_where_they_are(world: World) -> None:
     fail(world, "1", "error", error_type="invalid_request_error")
     world.run(world.job())
@@ -427,15 +444,16 @@ def test_numbers_among_texts_are_found_in_the_results_table(world: World) -> Non
 
 
 def test_of_thousands_of_rows_just_the_chosen_go(world: World) -> None:
-    world.rows(texts(12_000))
-    world.emulator.add_fault(on="item", do="refuse", match="9 is about")
-    world.run(world.job(limits={"max_failed": 1}))
+    world.rows([{"id": f"r{i}", "text": f"It is of kind {i % 100}."} for i in range(12_000)])
+    world.emulator.add_fault(on="item", do="refuse", match="9.")
+    world.run(world.job())
     world.emulator.clear_faults()
 
     retried = world.run(world.job(), retry=Retry(where="id like '%99'"))
 
     assert retried.rows == {"succeeded": 120}
     assert list(world.statuses().values()).count("refused") == 1_080
+    assert world.accepted() == 101
 
 
 def test_a_wrong_predicate_is_refused_before_anything_is_sent(world: World) -> None:

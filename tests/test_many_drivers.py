@@ -1,0 +1,101 @@
+"""Many processes drive one job at once, and are killed: every row is accepted once and ends once."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import store
+from pipeline.answers import ndjson
+from pipeline.database import Database
+from pipeline.emulator import start
+from pipeline.verify import verify
+
+JOB = """\
+name: notes
+source: {path: notes.csv, key: id}
+request: {model: claude-haiku-4-5, max_tokens: 60, prompt: "Summarize: {{ text }}"}
+limits: {max_batch_requests: MOST}
+sink: {table: note_summaries}
+"""
+
+
+@pytest.fixture(params=["PostgreSQL", "SQLite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "PostgreSQL":
+        return str(request.getfixturevalue("migrated_url"))
+    return f"sqlite:///{tmp_path}/batches.db"
+
+
+def test_eight_drivers_of_which_two_are_killed_each_second_do_every_row_once(tmp_path: Path, url: str) -> None:
+    drivers, rows = (8, 20_000) if url.startswith("postgresql") else (4, 4_000)
+    (tmp_path / "notes.csv").write_text(
+        "id,text\n" + "".join(f'{i},"Note {i}: water the plant number {i}."\n' for i in range(rows))
+    )
+    (tmp_path / "notes.yaml").write_text(JOB.replace("MOST", str(rows // 20)))
+
+    with start(tmp_path / "emulator", processing_seconds=2.0) as api:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("BATCH_")}
+        environment |= {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": "test", "BATCH_DATABASE_URL": url}
+        environment |= {"BATCH_SPOOL": str(tmp_path / "spool"), "BATCH_GRACE_SECONDS": "1", "BATCH_POLL_SECONDS": "0.5"}
+        ended, killed = drive(tmp_path, environment, drivers)
+        api.emulator.wait_idle()
+        audit = api.emulator.audit()
+
+    assert [(code, said) for code, said in ended if code != 0] == []
+    assert killed > 0
+    assert (audit["requests_accepted"], audit["accepted_twice"]) == (rows, [])
+    database = Database(url)
+    with database.read() as conn:
+        job = store.job_named(conn, "notes")
+    assert job is not None
+    found = verify(database, job)
+    assert (found.holds, found.statuses, found.waiting) == (True, {"succeeded": rows}, 0), found.shown
+    assert len({json.loads(line)["id"] for line in ndjson(database, job)}) == rows
+    database.close()
+
+
+def drive(folder: Path, environment: dict[str, str], drivers: int) -> tuple[list[tuple[int, str]], int]:
+    """Let that many drivers run, kill two of them each second and begin others, until the job is done.
+
+    Returns exit code and errors of those that lived to their end, and how many were killed.
+    """
+    chance = random.Random(0)  # which ones; the moments are as they come
+
+    def begin(number: int) -> "subprocess.Popen[bytes]":
+        with open(folder / f"driver{number}.err", "wb") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipeline.cli", "run", str(folder / "notes.yaml")],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+
+    numbers = itertools.count()
+    alive = {number: begin(number) for number in itertools.islice(numbers, drivers)}
+    ended: list[tuple[int, str]] = []
+    killed, next_kill = 0, time.monotonic() + 4.0  # they need some time to begin at all
+    while alive:
+        for number, process in list(alive.items()):
+            try:
+                code = process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                continue
+            del alive[number]
+            ended.append((code, (folder / f"driver{number}.err").read_text()))
+        if time.monotonic() >= next_kill and not ended:  # once one has come to its end the others may, too
+            next_kill = time.monotonic() + 1.0
+            for number in chance.sample(sorted(alive), min(2, len(alive))):
+                alive[number].send_signal(signal.SIGKILL)
+                alive.pop(number).wait()
+                killed += 1
+                fresh = next(numbers)
+                alive[fresh] = begin(fresh)
+    return ended, killed
