@@ -4,13 +4,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format lint types bench install
+.PHONY: demo prefect-demo test soak check format lint types bench install
 
 demo: install
 	@$(BIN)/python sample_data/demo.py
 
+prefect-demo: install
+	@$(BIN)/python sample_data/prefect_demo.py
+
 test: install
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist worksteal
+
+# Random schedules of several drivers for SECONDS, on both databases in turn.
+SECONDS ?= 600
+soak: install
+	@$(BIN)/python -m tests.simulation --seconds $(SECONDS) --processes 2
+	@$(BIN)/python -m tests.simulation --seconds $(SECONDS) --processes 2 --postgresql
 
 check: install
 	@$(BIN)/ruff format --check .
