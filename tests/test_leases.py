@@ -1,0 +1,381 @@
+"""Who may plan a job, which drivers live, and whose batches are free."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from pipeline import leases, store
+from pipeline.database import Database
+from pipeline.driver import Driver
+from pipeline.errors import Busy, LostRace
+from pipeline.leases import DRIVER, FORGOTTEN_AFTER, Lease, holder
+from pipeline.sink import Columns, Sink
+from pipeline.states import BatchState
+from pipeline.store import Batch
+from pipeline.tables import accounts, batches
+from pipeline.tables import leases as table
+from tests.conftest import World
+
+HOUR = timedelta(hours=1)
+RESOURCE = "planning notes"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with closing(Database(database_url)) as database:
+        yield database
+
+
+def row_of(database: Database, resource: str = RESOURCE) -> Any:
+    """The lease as the table has it, or None."""
+    with database.read() as conn:
+        return conn.execute(select(table).where(table.c.resource == resource)).one_or_none()
+
+
+def change(database: Database, resource: str = RESOURCE, *, left: timedelta | None = None, **values: Any) -> None:
+    """As if the lease were another one. left: until it runs out, by the clock that leases go by."""
+    with database.write() as conn:
+        if left is not None:
+            values["expires_at"] = database.now(conn, datetime.now(UTC)) + left
+        conn.execute(update(table).where(table.c.resource == resource).values(**values))
+
+
+def held_by(database: Database, other: dict[str, Any], *, left: timedelta) -> None:
+    """A lease that somebody else has held for a while."""
+    with leases.hold(database, RESOURCE, seconds=60):
+        pass
+    change(database, holder=other, left=left)
+
+
+# -- who has it ------------------------------------------------------------------------------------------------------
+
+
+def test_each_holder_has_a_higher_token_than_the_one_before(database: Database) -> None:
+    tokens = []
+
+    for _ in range(3):
+        with leases.hold(database, RESOURCE, seconds=60) as lease:
+            tokens.append(lease.token)
+
+    assert tokens == [1, 2, 3]
+    assert (row_of(database).holder, row_of(database).expires_at) == (None, None)
+
+
+def test_a_lease_that_a_living_process_holds_is_not_given_and_its_holder_is_named(database: Database) -> None:
+    me = holder()
+
+    with (
+        leases.hold(database, RESOURCE, seconds=60),
+        pytest.raises(Busy, match=rf"{RESOURCE}: process {me['pid']} on {me['host']} is at it"),
+        leases.hold(database, RESOURCE, seconds=60),
+    ):
+        pass
+
+
+HOLDS = """\
+import sys
+from pipeline import leases
+from pipeline.database import Database
+with leases.hold(Database(sys.argv[1]), sys.argv[2], seconds=3600):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lease_of_a_killed_process_on_this_machine_is_free_at_once(database: Database, database_url: str) -> None:
+    command = [sys.executable, "-c", HOLDS, database_url, RESOURCE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=f"process {other.pid} on"), leases.hold(database, RESOURCE, seconds=60):
+            pass
+        other.kill()
+    assert other.returncode == -9
+
+    with leases.hold(database, RESOURCE, seconds=60) as lease:
+        assert lease.token == 2
+
+
+@pytest.mark.parametrize(
+    ("difference", "dead"),
+    [
+        pytest.param({}, False, id="this very process"),
+        pytest.param({"started": "0"}, True, id="another process has its number by now"),
+        pytest.param({"boot": "before"}, True, id="the machine was started anew"),
+        pytest.param({"host": "elsewhere"}, False, id="another machine"),
+        pytest.param({"namespace": "pid:[1]"}, False, id="another container"),
+        pytest.param({"host": "elsewhere", "boot": "before", "started": "0"}, False, id="nothing known of it here"),
+    ],
+)
+def test_a_holder_is_dead_only_when_that_is_certain(difference: dict[str, str], dead: bool) -> None:
+    assert leases.is_dead(holder() | difference) is dead
+
+
+def test_a_process_that_died_and_that_nobody_has_waited_for_is_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        its = holder() | {"pid": other.pid, "started": leases._start_time(other.pid)}
+        alive = leases.is_dead(its)
+        other.kill()
+        wait_without_reaping(other.pid)
+        zombie = leases.is_dead(its)
+
+    assert (alive, zombie, leases.is_dead(its)) == (False, True, True)
+
+
+def wait_without_reaping(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_nobody_is_not_dead() -> None:
+    assert not leases.is_dead(None)
+
+
+@pytest.mark.parametrize("difference", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}], ids=["machine", "container"])
+def test_a_lease_held_elsewhere_is_free_when_it_has_run_out_and_not_before(
+    database: Database, difference: dict[str, str]
+) -> None:
+    held_by(database, holder() | difference, left=timedelta(seconds=5))
+    with pytest.raises(Busy), leases.hold(database, RESOURCE, seconds=60):
+        pass
+
+    change(database, left=-timedelta(seconds=1))
+
+    with leases.hold(database, RESOURCE, seconds=60) as lease:
+        assert lease.token == 2
+
+
+# -- what it is worth ------------------------------------------------------------------------------------------------
+
+
+def test_a_holder_that_wakes_when_another_has_taken_over_changes_nothing(database: Database) -> None:
+    with ExitStack() as stack:
+        woken = stack.enter_context(leases.hold(database, RESOURCE, seconds=60))
+        change(database, holder=holder() | {"host": "elsewhere"}, left=-HOUR)
+        other = stack.enter_context(leases.hold(database, RESOURCE, seconds=60))
+
+        with pytest.raises(LostRace, match=f"{RESOURCE}: another driver took over"):
+            write_something(database, woken)
+        nothing = written(database)
+        write_something(database, other)
+
+        assert (nothing, written(database)) == (0, 1)
+
+
+def write_something(database: Database, lease: Lease) -> None:
+    """A transaction of a step that must hold the lease."""
+    with database.write() as conn:
+        conn.execute(insert(accounts).values(base_url="x", organization="o", workspace="w", emulated=True))
+        lease.check(conn)
+
+
+def written(database: Database) -> int:
+    with database.read() as conn:
+        return len(conn.scalars(select(accounts.c.id)).all())
+
+
+def test_a_holder_that_ends_late_does_not_free_what_another_has_taken_over(database: Database) -> None:
+    with ExitStack() as later:
+        with leases.hold(database, RESOURCE, seconds=60):
+            change(database, left=-HOUR)
+            other = later.enter_context(leases.hold(database, RESOURCE, seconds=60))
+
+        with database.write() as conn:
+            other.check(conn)
+        with pytest.raises(Busy), leases.hold(database, RESOURCE, seconds=60):
+            pass
+
+
+def test_a_lease_is_renewed_while_it_is_held(database: Database) -> None:
+    with leases.hold(database, RESOURCE, seconds=0.3) as lease:
+        first = row_of(database).expires_at
+        until(lambda: row_of(database).expires_at > first + timedelta(seconds=0.3))
+
+        assert not lease.lost
+    assert lease.lost
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(20_000):
+        if holds():
+            return
+    raise AssertionError("it does not come to hold")
+
+
+def test_a_lease_that_could_not_be_renewed_in_its_time_counts_as_lost() -> None:
+    lease = Lease(RESOURCE, 1, 0.0)
+
+    assert lease.lost
+
+
+# -- signs of life ---------------------------------------------------------------------------------------------------
+
+
+def signs(database: Database) -> list[str]:
+    with database.read() as conn:
+        return list(conn.scalars(select(table.c.resource).where(table.c.resource.startswith(DRIVER))))
+
+
+def test_each_driver_has_a_sign_of_life_that_goes_with_it(database: Database) -> None:
+    with leases.sign_of_life(database, seconds=60) as one, leases.sign_of_life(database, seconds=60) as other:
+        both = signs(database)
+
+    assert sorted(both) == sorted([one.resource, other.resource])
+    assert signs(database) == []
+
+
+def test_only_drivers_that_are_certainly_dead_are_buried(database: Database) -> None:
+    names = ["alive", "silent", "forgotten", "killed", "rebooted"]
+    with ExitStack() as stack:
+        drivers = {name: stack.enter_context(leases.sign_of_life(database, seconds=60)).resource for name in names}
+        elsewhere = holder() | {"host": "elsewhere"}
+        change(database, drivers["silent"], holder=elsewhere, left=-HOUR)  # it may be suspended, and wake
+        change(database, drivers["forgotten"], holder=elsewhere, left=-FORGOTTEN_AFTER - HOUR)
+        change(database, drivers["killed"], holder=holder() | {"started": "0"})
+        change(database, drivers["rebooted"], holder=holder() | {"boot": "before"})
+
+        with database.write() as conn:
+            gone = {name for name in names if leases.is_gone(conn, drivers[name])}
+            leases.bury(conn, database.now(conn, datetime.now(UTC)))
+            then_gone = {name for name in names if leases.is_gone(conn, drivers[name])}
+
+        assert set(signs(database)) == {drivers["alive"], drivers["silent"]}
+        assert gone == {"killed", "rebooted"}
+        assert then_gone == {"forgotten", "killed", "rebooted"}
+
+
+def test_a_driver_that_nobody_knows_is_not_taken_for_gone(database: Database) -> None:
+    with database.read() as conn:
+        assert not leases.is_gone(conn, "")
+
+
+# -- whose clock -----------------------------------------------------------------------------------------------------
+
+
+def behind() -> datetime:
+    return datetime.now(UTC) - HOUR
+
+
+def ahead() -> datetime:
+    return datetime.now(UTC) + HOUR
+
+
+@pytest.mark.parametrize(("first", "second"), [(behind, ahead), (ahead, behind)], ids=["behind", "ahead"])
+def test_on_postgresql_a_lease_lasts_as_long_whatever_the_clocks_of_its_drivers(
+    postgres_url: str, first: Callable[[], datetime], second: Callable[[], datetime]
+) -> None:
+    with closing(Database(postgres_url)) as database:
+        with leases.hold(database, RESOURCE, seconds=60, now=first):
+            expires_at = row_of(database).expires_at
+            with pytest.raises(Busy), leases.hold(database, RESOURCE, seconds=60, now=second):
+                pass
+            change(database, left=-timedelta(seconds=1))
+            with leases.hold(database, RESOURCE, seconds=60, now=second) as lease:
+                token = lease.token
+
+        assert abs(expires_at - datetime.now(UTC)) < timedelta(minutes=2)
+        assert token == 2
+
+
+# -- batches that drivers have claimed -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned(world: World) -> World:
+    """A world with one planned batch that is due."""
+    world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=5)
+    world.run(world.job(), detach=True)
+    world.emulator.clear_faults()
+    world.clock.advance(60)
+    assert world.batch_states() == ["planned"]
+    return world
+
+
+def driver(world: World, stack: ExitStack, *, skew: timedelta = timedelta()) -> Driver:
+    """A driver at work on the job until the stack ends. skew: by how much its own clock is wrong."""
+    where = replace(world.where(), now=lambda: world.clock() + skew)
+    driving = stack.enter_context(where.driving())
+    with world.database.read() as conn:
+        job = store.job_named(conn, "summaries")
+    assert job is not None
+    return driving.driver(job, Sink(job.results_table, Columns(**job.columns), schema=world.database.default_schema))
+
+
+def taken(by: Driver) -> list[int]:
+    """The planned batches that a driver gets when it wants all there are."""
+    return [batch.id for batch in by.claims(BatchState.PLANNED)]
+
+
+def test_a_batch_that_a_living_driver_has_is_not_given_to_another(planned: World) -> None:
+    with ExitStack() as stack:
+        one, other = driver(planned, stack), driver(planned, stack)
+
+        assert (taken(one), taken(other)) == ([1], [])
+
+
+def test_a_batch_of_a_driver_that_has_ended_is_free(planned: World) -> None:
+    with ExitStack() as stack:
+        with ExitStack() as first:
+            gone = driver(planned, first)
+            assert taken(gone) == [1]
+
+        assert taken(driver(planned, stack)) == [1]
+
+
+def test_a_batch_of_a_dead_driver_is_free_once_a_new_one_begins(planned: World) -> None:
+    with ExitStack() as stack:
+        dead = driver(planned, stack)
+        assert taken(dead) == [1]
+        change(planned.database, dead.lease.resource, holder=holder() | {"started": "0"})
+
+        assert taken(driver(planned, stack)) == [1]
+
+
+def test_a_batch_of_a_silent_driver_is_free_and_the_driver_that_wakes_moves_it_no_more(planned: World) -> None:
+    with ExitStack() as stack:
+        silent, other = driver(planned, stack), driver(planned, stack)
+        [before] = silent.claims(BatchState.PLANNED)
+        planned.clock.advance(planned.settings.lease + 1)  # its sign of life has run out
+        [after] = other.claims(BatchState.PLANNED)
+
+        with pytest.raises(LostRace, match="batch 1 was taken by another driver"):
+            drop(silent, before)
+
+        assert after.claim == before.claim + 1
+        assert planned.batch_states() == ["planned"]
+        drop(other, after)
+        assert planned.batch_states() == ["dropped"]
+
+
+def drop(by: Driver, batch: Batch) -> None:
+    """Any move of a batch that a driver believes it has."""
+    with by.moving(batch) as conn:
+        store.drop(conn, batch, "to see whether it may")
+
+
+@pytest.mark.parametrize("world", ["PostgreSQL"], indirect=True)
+@pytest.mark.parametrize("hours", [1, -1], ids=["ahead", "behind"])
+def test_on_postgresql_a_driver_whose_clock_is_an_hour_off_takes_no_batch_of_a_living_one_and_keeps_none(
+    planned: World, hours: int
+) -> None:
+    with ExitStack() as stack:
+        right, wrong = driver(planned, stack), driver(planned, stack, skew=hours * HOUR)
+        took = taken(right), taken(wrong)
+        planned.clock.advance(planned.settings.lease + 1)  # both fall silent
+        again = driver(planned, stack, skew=hours * HOUR)
+        took_then = taken(again), taken(right)
+        planned.clock.advance(planned.settings.lease + 1)
+        last = taken(driver(planned, stack))
+
+    assert took == ([1], [])
+    assert took_then == ([1], [])
+    assert last == [1]
+    with planned.database.read() as conn:
+        assert conn.scalar(select(batches.c.claim)) == 4  # the run's own was the first
