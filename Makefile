@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo prefect-demo test soak check format lint types bench install
+.PHONY: demo prefect-demo test test-long test-prefect soak check format lint types bench install
 
 demo: install
 	@$(BIN)/python sample_data/demo.py
@@ -13,7 +13,15 @@ prefect-demo: install
 	@$(BIN)/python sample_data/prefect_demo.py
 
 test: install
-	@$(BIN)/pytest -q -n 2 --dist worksteal
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not long and not prefect"
+
+# Every crash point, a thousand random schedules, many drivers that are killed.
+test-long: install
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m long
+
+# A real Prefect server with a worker and the deployments of prefect.yaml.
+test-prefect: install
+	@$(BIN)/pytest -q -m prefect
 
 # Random schedules of several drivers for SECONDS, on both databases in turn.
 SECONDS ?= 600

@@ -1,105 +1,131 @@
-"""Take a job to its end as a Prefect flow: plan, submit, poll, collect.
+"""Send a job's new rows as a Prefect flow, and with `wait` stay until all have their answers.
 
     python -m flows.run_job sample_data/jobs/summarize_documents.yaml
 
 needs no server: Prefect starts one for the run. The flow calls what `batch-pipeline run` calls. Prefect's state does
-not matter for it: killed anywhere, the same flow, or the same command, just continues.
+not matter for it: killed anywhere, the same flow, the same command, or the next sweep just continues.
 """
 
 import argparse
 import logging
-import os
-from contextlib import closing
-from datetime import UTC, date, datetime
-from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
-from prefect import flow
-from prefect.client.schemas.objects import State
+from prefect import Flow, flow
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
+from pydantic import Field
 
-from pipeline import report, where
-from pipeline.database import Database, default_url
+from flows import places
+from flows.places import Blocks
+from flows.shown import Watch, run_logger, run_state, title
+from pipeline import cancel
 from pipeline.errors import PipelineError
 from pipeline.job import load
-from pipeline.run import Finished, Options, run
+from pipeline.run import Options, run
+from pipeline.sink import Columns, Sink
 
-logger = logging.getLogger("pipeline.flows")
+JobFile = Annotated[str, Field(min_length=1)]
+Limit = Annotated[int, Field(ge=1)]
 
 
-@flow(name="run-job", flow_run_name="{job.stem}")
+def run_name() -> str:
+    """`ticket_triage 2026-11-20`, from the run's parameters; the file's name when it cannot be read as a job."""
+    parameters = flow_run.parameters
+    try:
+        day = places.day(parameters.get("time_zone") or "UTC")
+        file = places.job_file(parameters["job"])
+        loaded = load(file, variables=parameters.get("vars") or {}, today=day)
+        return title(loaded.name, loaded.vars, day)
+    except PipelineError:
+        return str(parameters["job"])
+
+
+def cancel_batches(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """After a person canceled the run: cancel its job's batches too, if the run was started with the wish to."""
+    given = flow_run.parameters
+    if not given.get("cancel_batches_on_cancel"):
+        return
+    file = places.job_file(given["job"]) if places.is_file(given["job"]) else None
+    blocks = Blocks(given.get("api_key_block"), given.get("database_url_block"))
+    emulated = bool(given.get("emulator"))
+    with places.database(blocks, beside=file, emulated=emulated) as database:
+        row = places.known_job(database, given["job"] if file is None else places.name_in(file))
+        sink = Sink(row.results_table, Columns(**row.columns), schema=database.default_schema)
+        watch = Watch(database)
+        with (
+            places.driving_in(database, blocks, tell=watch.tell, emulated=emulated) as here,
+            here.driving() as driving,
+        ):
+            cancel.cancel(driving.driver(row, sink))
+
+
+@flow(name="run-job", flow_run_name=run_name, on_cancellation=[cancel_batches])
 def run_job(
-    job: Path,
-    variables: dict[str, str] | None = None,
-    limit: int | None = None,
-    wait: bool = True,
+    job: JobFile,
+    vars: dict[str, str] | None = None,
+    limit: Limit | None = None,
+    wait: bool = False,
     dry_run: bool = False,
+    time_zone: str = "UTC",
+    cancel_batches_on_cancel: bool = False,
+    api_key_block: str | None = None,
+    database_url_block: str | None = None,
     emulator: bool = False,
 ) -> State[dict[str, Any]]:
-    """Run a job file.
+    """Send the rows of a job that have no answer yet, or have changed. Rows that are answered cost nothing again.
 
-    job: its path; variables: override its vars; limit: only the first rows of the source; wait: stay until every row
-    has its outcome, else end when all is submitted; dry_run: only say what it would send and cost; emulator: answer by
-    the emulator, with no key and no bill. BATCH_DATABASE_URL is the state database, else it is beside the job file.
+    Ends as **Submitted** once all is sent; `collect_results` takes it to its end. Two runs of one job share the work.
+
+    Args:
+        job: The job file, relative to the project, for example `jobs/ticket_triage.yaml`.
+        vars: Values for the job's vars instead of the file's, for example `{"run_date": "2026-11-20"}`.
+        limit: Only the first rows of the source.
+        wait: Stay until every row has its outcome. It holds a worker all the while: for small jobs and laptops.
+        dry_run: Only say what a run would send and cost.
+        time_zone: In which `today` is the day of the scheduled start. Give the schedule's.
+        cancel_batches_on_cancel: When this run is canceled, cancel the job's batches at the API, too.
+        api_key_block: Name of a Secret block with the API key, for a worker without ANTHROPIC_API_KEY.
+        database_url_block: Name of a Secret block with the URL of the state database, without BATCH_DATABASE_URL.
+        emulator: Be answered by an emulator started for this run: no key, no bill.
     """
-    logging.getLogger("pipeline").setLevel(logging.INFO)  # PREFECT_LOGGING_EXTRA_LOGGERS adds a handler, never a level
+    blocks = Blocks(api_key_block, database_url_block)
     try:
-        loaded = load(job, variables=variables or {}, today=_today())
-        url = os.environ.get("BATCH_DATABASE_URL") or default_url(job.parent, emulated=emulator)
-        options = Options(limit=limit, detach=not wait, dry_run=dry_run)
-        with closing(Database(url)) as database:
-            spool = os.environ.get("BATCH_SPOOL")
-            with where.at(database, spool=spool, emulated=emulator, tell=_Log().tell) as here:
-                finished = run(loaded, here, options, file=job)
+        file = places.job_file(job)
+        loaded = load(file, variables=vars or {}, today=places.day(time_zone))
+        with places.database(blocks, beside=file, emulated=emulator) as database:
+            watch = Watch(database)
+            with places.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
+                finished = run(loaded, here, Options(limit=limit, detach=not wait, dry_run=dry_run), file=file)
+            return ended_state(watch, loaded.name, finished.run_id)
     except PipelineError as exc:
         return Failed(message=str(exc))
-    return _state(loaded.name, finished)
 
 
-def _today() -> date:
-    """The day of the scheduled start, so that a late run takes the right partition; without a schedule the UTC date."""
-    scheduled = cast("datetime | None", flow_run.get_scheduled_start_time())  # outside of a run there is none
-    return (scheduled or datetime.now(UTC)).astimezone(UTC).date()
-
-
-class _Log:
-    """Tells the run's log what the driver does."""
-
-    def __init__(self) -> None:
-        self._waiting: object = None
-
-    def tell(self, event: str, **facts: Any) -> None:
-        """One event of the driver; that it still waits for the same is said once."""
-        if event == "waiting":
-            if facts["progress"] == self._waiting:
-                return
-            self._waiting = facts["progress"]
-        lines = report.quote_lines(facts["quote"]) if event == "quote" else [report.event_line(event, facts)]
-        for line in lines:
-            logger.info("%s", line)
-
-
-def _state(name: str, finished: Finished) -> State[dict[str, Any]]:
-    facts = {"run_id": finished.run_id, "state": finished.state, "rows": finished.rows, "cost_usd": finished.cost_usd}
-    said = f"{name}: {report.counts_line(finished.rows)}, {report.money(finished.cost_usd)}"
-    if finished.exit_code != 0:
-        return Failed(message=f"{said}; batch-pipeline errors {name}", data=facts)
-    if finished.state == "open":
-        return Completed(
-            name="Submitted", message=f"{said}; batch-pipeline collect {name} takes it to its end", data=facts
-        )
-    return Completed(message=said, data=facts)
+def ended_state(watch: Watch, job: str, run_id: int | None) -> State[dict[str, Any]]:
+    """What a flow that has driven one run ends with, and shows. run_id: None when it only asked what it would cost."""
+    if run_id is None:
+        watch.show_quote(job)
+        lines = [" ".join(line.split()) for line in watch.quote_lines()]
+        return Completed(name="Quoted", message="; ".join([*lines, *watch.reasons]))
+    watch.show(sorted({*watch.moved, job}))
+    mine = watch.of(run_id)
+    ended = [run for run in watch.ended() if run.run_id != run_id]
+    watch.announce([mine, *ended])
+    for other in ended:
+        level = logging.INFO if other.is_well else logging.ERROR
+        run_logger().log(level, "%s", other.sentence)
+    return run_state(mine, [other for other in ended if not other.is_well])
 
 
 def main() -> int:
     """Run one job from the command line; 0 when all went well."""
     parser = argparse.ArgumentParser(description="Run a job as a Prefect flow, without a server.")
-    parser.add_argument("job", type=Path)
+    parser.add_argument("job")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--emulator", action="store_true", help="answer by the emulator: no key, no bill")
     given = parser.parse_args()
-    state = run_job(given.job, limit=given.limit, emulator=given.emulator, return_state=True)
+    state = run_job(given.job, limit=given.limit, wait=True, emulator=given.emulator, return_state=True)
     return 0 if state.is_completed() else 1
 
 

@@ -46,10 +46,25 @@ DEAD = 9
 PLACES = ("before commit", "after commit", "before call", "after call")
 
 MODEL = "claude-haiku-4-5"
+#: What stands in a body whose first request is that of a row that begins with "lost".
+LOST = '-0","params":{"model":"claude-haiku-4-5","max_tokens":30,"messages":[{"role":"user","content":"lost '
 MAX_BATCH_BYTES = 2_400  # that the emulator takes: less than two long rows
 LONG = "A long one. " * 100
-ENDLESS = "and on " * 60  # an answer begins like its text: this one is longer than max_tokens
-ACCEPTED = 5  # requests of one job's rows: all but the invalid one, and the one that fails at first twice
+ENDLESS = "and on " * 160  # an answer begins like its text: this one is longer than max_tokens
+
+
+def faulty(name: str) -> list[str]:
+    """Texts of rows that make one batch, which is too large: it is split in two. In one of them a row fails at first,
+    the other is accepted without an answer, and a row of it is cut off. The row without a text cannot be sent.
+
+    name: of the point, so that its requests are its own.
+    """
+    return [f"again {name} {LONG}", f"a {name}", "", f"lost {name} {ENDLESS}", f"b {name}"]
+
+
+def waiting(name: str) -> list[str]:
+    """Texts of rows for batches of two: one is accepted without an answer, one with, and for one there is no room."""
+    return [f"{text} {name}" for text in ("lost", "a", "b", "c", "d", "e")]
 
 
 @dataclass
@@ -59,27 +74,20 @@ class Point:
     api: str
     database: str
     folder: Path
+    texts: list[str]
+    batch: int  #: requests of a batch
     transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
-
-    def texts(self) -> list[str]:
-        """Rows for batches of two: a batch that is too large and split, of which one row fails at first; a row that
-        cannot be sent; a batch that is accepted without an answer, of which one row is cut off.
-
-        They name the folder, so that each point's requests are its own.
-        """
-        name = self.folder.name
-        return [f"{name} {LONG}", f"{name} again {LONG}", "", f"{name} {ENDLESS}", f"{name} lost"]
 
     def job(self) -> Job:
         """A job with all that a job can have: a budget, a history, batches to delete at the API."""
-        rows = "".join(f"{i},{text}\n" for i, text in enumerate(self.texts()))
+        rows = "".join(f"{i},{text}\n" for i, text in enumerate(self.texts))
         (self.folder / "rows.csv").write_text(f"id,text\n{rows}")
         return Job.model_validate(
             {
                 "name": "crashing",
                 "source": {"path": str(self.folder / "rows.csv"), "key": "id"},
                 "request": {"model": MODEL, "max_tokens": 30, "prompt": "{{ text }}"},
-                "limits": {"max_batch_requests": 2, "max_in_flight_requests": 4, "max_cost_usd": 1.0},
+                "limits": {"max_batch_requests": self.batch, "max_in_flight_requests": 4, "max_cost_usd": 1.0},
                 "sink": {"table": "answers", "history": True},
                 "privacy": {"delete_remote": True},
             }
@@ -95,7 +103,6 @@ class Point:
                 settings=Settings(poll=0.02, grace=0.2, lease=30.0),
                 spool=None if database.is_sqlite else str(self.folder / "spool"),
             )
-
 
     def _connect(self) -> Api:
         http = httpx2.Client(transport=self.transport())
@@ -205,7 +212,6 @@ def _check_answers(conn: Connection, answers: list[dict[str, Any]]) -> None:
 def _check_paid(seen: Seen) -> None:
     """What was reserved is settled, and comes to what the answers cost."""
     assert abs(seen.settled_usd - seen.cost_usd) < 1e-9, (seen.settled_usd, seen.cost_usd)
-    assert seen.cost_usd > 0
 
 
 def after_run(point: Point) -> None:
@@ -227,11 +233,11 @@ def after_retry(point: Point) -> None:
 
 
 def after_cancel(point: Point) -> None:
-    """The run is canceled, and no row of it in flight."""
+    """The run is canceled; of what was sent nothing is in flight, and the rest is not sent."""
     seen = Seen.at(point)
-    assert seen.rows.keys() <= {"succeeded", "canceled", "invalid", "pending", "truncated"}, seen
+    assert seen.rows.keys() <= {"succeeded", "canceled", "pending"}, seen
+    assert seen.rows["pending"] == 2, seen
     assert seen.runs == {("incomplete", "canceled"): 1}, seen
-    assert seen.rows["pending"] > 0, seen
     _check_paid(seen)
 
 
@@ -240,18 +246,23 @@ Step = Callable[[Point], None]
 
 @dataclass(frozen=True)
 class Script:
-    """before: what has been done; dies: what is killed; then: what a user runs next; check: what must hold then."""
+    """texts, batch: the rows, and how many make a batch; before: what has been done; dies: what is killed; then: what a
+    user runs next; check: what must hold then; accepted: requests of one job that the API has accepted by then.
+    """
 
+    texts: Callable[[str], list[str]]
+    batch: int
     before: tuple[Step, ...]
     dies: Step
     then: tuple[Step, ...]
     check: Step
+    accepted: int
 
 
 SCRIPTS = {
-    "run": Script((), run_it, (run_it, collect), after_run),
-    "retry": Script((run_it,), retry, (retry, collect), after_retry),
-    "cancel": Script((begin,), cancel_it, (cancel_it, collect), after_cancel),
+    "run": Script(faulty, 4, (), run_it, (run_it, collect), after_run, accepted=5),
+    "retry": Script(faulty, 4, (run_it,), retry, (retry, collect), after_retry, accepted=6),
+    "cancel": Script(waiting, 2, (begin,), cancel_it, (cancel_it, collect), after_cancel, accepted=4),
 }
 
 
@@ -346,20 +357,21 @@ THROUGH = 5  # exit code of a point that was never reached
 
 
 @contextlib.contextmanager
-def points(api: str, database: str, folder: Path) -> Iterator[Point]:
+def points(script: Script, api: str, database: str, folder: Path) -> Iterator[Point]:
     """A point with an empty database and a new folder, which are gone after it."""
     folder.mkdir()
+    texts = script.texts(folder.name)
     if database == "sqlite":
-        yield Point(api, f"sqlite:///{folder}/batches.db", folder)
+        yield Point(api, f"sqlite:///{folder}/batches.db", folder, texts, script.batch)
     else:
         with new_database(database, template="template0") as url:
-            yield Point(api, url, folder)
+            yield Point(api, url, folder, texts, script.batch)
     shutil.rmtree(folder)
 
 
 def try_point(script: Script, api: str, database: str, folder: Path, place: str, k: int) -> int:
     """Die at one point, and go on; DEAD when that went well, THROUGH when nothing died."""
-    with points(api, database, folder) as point:
+    with points(script, api, database, folder) as point:
         for step in script.before:
             assert in_a_child(lambda: step(point)) == 0, f"{folder.name}: {step.__doc__} failed"  # noqa: B023
         code = in_a_child(lambda: die(script, point, place, k))
@@ -372,7 +384,8 @@ def try_all(script: str, api: str, database: str, folder: Path) -> dict[str, Any
     """Try all points of a script, some at once, at each place until nothing dies any more; what was seen."""
     tried = dict.fromkeys(PLACES, 0)  # at places with more points
     running: dict[int, str] = {}
-    deaths, jobs, problems = 0, 0, []
+    deaths, jobs = 0, 0
+    problems: list[str] = []
     while running or (tried and len(problems) < ENOUGH):
         if tried and len(running) < AT_ONCE and len(problems) < ENOUGH:
             place = min(tried, key=tried.__getitem__)

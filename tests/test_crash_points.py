@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.emulator import start
 from pipeline.emulator.settings import Settings
-from tests import crash_points
+from tests.crash_points import LOST, MAX_BATCH_BYTES, SCRIPTS
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,11 +37,11 @@ class Tried(NamedTuple):
 
 def try_every_point(folder: Path, database: str, script: str, *, processing_seconds: float = 0.0) -> Tried:
     """All points of a script over one emulator, which ends a batch as soon as it is canceled."""
-    settings = Settings(max_batch_bytes=crash_points.MAX_BATCH_BYTES, cancel_seconds=0.0)
+    settings = Settings(max_batch_bytes=MAX_BATCH_BYTES, cancel_seconds=0.0)
     (folder / "jobs").mkdir()
     with start(folder / "emulator", processing_seconds=processing_seconds, settings=settings) as api:
         api.emulator.add_fault(on="item", do="error", error_type="api_error", match="again", times=1, per="params")
-        api.emulator.add_fault(on="create", do="drop_after", match=" lost")
+        api.emulator.add_fault(on="create", do="drop_after", match=LOST)
         command = [sys.executable, "-m", "tests.crash_points", script, api.url, database, str(folder / "jobs")]
         tried = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
         audit = api.emulator.audit()
@@ -59,4 +61,22 @@ def test_a_driver_may_die_at_any_commit_and_any_call(tmp_path: Path, database: s
     assert tried.problems == []
     assert tried.deaths > 150
     assert (tried.accepted_twice, tried.left) == ([], 0)
-    assert tried.accepted == tried.jobs * crash_points.ACCEPTED
+    assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
+
+
+def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "retry")
+
+    assert tried.problems == []
+    assert tried.deaths > 50
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["retry"].accepted
+
+
+def test_a_cancel_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "cancel", processing_seconds=3.0)
+
+    assert tried.problems == []
+    assert tried.deaths > 20
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["cancel"].accepted

@@ -18,6 +18,8 @@ from pipeline.database import Database
 from pipeline.emulator import start
 from pipeline.verify import verify
 
+pytestmark = pytest.mark.long
+
 JOB = """\
 name: notes
 source: {path: notes.csv, key: id}

@@ -1,0 +1,60 @@
+"""One sweep over all open runs as a Prefect flow, for a schedule: what `batch-pipeline collect` does.
+
+It ends in seconds when nothing is due. Any number of sweeps may run at once, and any of them may be killed.
+"""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows import places
+from flows.places import Blocks
+from flows.shown import Watch, sweep_state
+from flows.tasks import spread_collecting
+from pipeline.database import Database
+from pipeline.errors import PipelineError
+from pipeline.run import sweep
+
+
+def run_name() -> str:
+    """`sweep 2026-11-20 04:10`, by the time it was scheduled for (UTC)."""
+    return f"sweep {places.scheduled():%Y-%m-%d %H:%M}"
+
+
+@flow(name="collect-results", flow_run_name=run_name)
+def collect_results(
+    job: str | None = None, api_key_block: str | None = None, database_url_block: str | None = None
+) -> State[list[dict[str, Any]]]:
+    """Ask after all that is at the API, store what has ended, and send what has become due; plans no new rows.
+
+    A run that ends badly fails the sweep in which it ends, once, after the work for all jobs is done.
+
+    Args:
+        job: One job only: its file, or its name. Leave it out to sweep all jobs of the state database.
+        api_key_block: Name of a Secret block with the API key, for a worker without ANTHROPIC_API_KEY.
+        database_url_block: Name of a Secret block with the URL of the state database, without BATCH_DATABASE_URL.
+    """
+    blocks = Blocks(api_key_block, database_url_block)
+    try:
+        file = places.job_file(job) if job is not None and places.is_file(job) else None
+        name = job if file is None else places.name_in(file)
+        url = places.database_url(blocks, beside=file)
+        if not Database.exists(url):  # the first sweeps may come before the first run
+            return Completed(name="Nothing due", message="there is no state database yet: no job has been run", data=[])
+        with places.database(blocks, beside=file) as database:
+            watch = Watch(database)
+            with places.driving_in(database, blocks, tell=watch.tell) as here:
+                spread_collecting(here, blocks)
+                swept = sweep(here, name)
+            watch.show(sorted(watch.moved))
+            ended = watch.ended()
+            watch.announce(ended)
+            return sweep_state(swept, ended)
+    except PipelineError as exc:
+        return Failed(message=str(exc))
+
+
+if __name__ == "__main__":
+    collect_results()

@@ -1,0 +1,107 @@
+"""Send rows that did not succeed once more as a Prefect flow: what `batch-pipeline retry` does."""
+
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Failed
+
+from flows import places
+from flows.places import Blocks
+from flows.run_job import JobFile, cancel_batches, ended_state
+from flows.shown import Watch, run_logger
+from pipeline import store
+from pipeline.database import Database
+from pipeline.errors import InputError, PipelineError
+from pipeline.job import load
+from pipeline.quote import Quote
+from pipeline.retry import Retry, change, left_out
+from pipeline.run import Options, run
+from pipeline.sink import Columns, Sink
+
+Status = Literal["errored", "expired", "truncated", "refused", "unparsable", "invalid", "canceled", "lost", "succeeded"]
+
+
+def run_name() -> str:
+    """`ticket_triage again`, from the run's parameters."""
+    job = str(flow_run.parameters["job"])
+    try:
+        name = places.name_in(places.job_file(job)) if places.is_file(job) else job
+    except PipelineError:
+        name = job
+    return f"{name} again"
+
+
+@flow(name="reprocess-failed", flow_run_name=run_name, on_cancellation=[cancel_batches])
+def reprocess_failed(
+    job: JobFile,
+    status: list[Status] | None = None,
+    error_type: list[str] | None = None,
+    key: list[str] | None = None,
+    where: str | None = None,
+    set: list[str] | None = None,
+    vars: dict[str, str] | None = None,
+    wait: bool = False,
+    dry_run: bool = False,
+    time_zone: str = "UTC",
+    cancel_batches_on_cancel: bool = False,
+    api_key_block: str | None = None,
+    database_url_block: str | None = None,
+) -> State[dict[str, Any]]:
+    """Send rows of a job that failed once more, as they are in the source now. Look at the quote by a dry run first.
+
+    All conditions hold together; the summary of a job names those that mend its failures.
+
+    Args:
+        job: The job file, relative to the project, or the name of a job that the state database knows.
+        status: Rows with these statuses. Empty: all that failed, but for canceled and lost ones.
+        error_type: Only rows with these error types, for example `overloaded_error`.
+        key: Only rows with these keys; commas between the values of several columns.
+        where: Only rows for whose answers this SQL predicate holds, for example `attempts < 5`.
+        set: Ask otherwise, each as `FIELD=VALUE`, for example `request.max_tokens=1000`.
+        vars: Values for the job's vars. Those left out are as in the job's last run.
+        wait: Stay until every row has its outcome. It holds a worker all the while.
+        dry_run: Only say what would be sent and what it would cost.
+        time_zone: In which `today` is the day of the scheduled start.
+        cancel_batches_on_cancel: When this run is canceled, cancel the job's batches at the API, too.
+        api_key_block: Name of a Secret block with the API key, for a worker without ANTHROPIC_API_KEY.
+        database_url_block: Name of a Secret block with the URL of the state database, without BATCH_DATABASE_URL.
+    """
+    blocks = Blocks(api_key_block, database_url_block)
+    try:
+        wanted = Retry(
+            statuses=tuple(status or ()),
+            error_types=tuple(error_type or ()),
+            keys=tuple(key or ()),
+            where=where,
+            changes=dict(change(pair) for pair in set or ()),
+        )
+        file = places.job_file(job) if places.is_file(job) else None
+        name = job if file is None else places.name_in(file)
+        url = places.database_url(blocks, beside=file)
+        if not Database.exists(url):
+            raise InputError("there is no state database yet: run the job first")
+        with places.database(blocks, beside=file) as database:
+            row = places.known_job(database, name)
+            path = file or places.file_of(row)
+            with database.read() as conn:
+                last = store.last_run(conn, row.id)
+            before = None if last is None else last.vars
+            loaded = load(path, variables=vars or {}, today=places.day(time_zone), before=before)
+            sink = Sink(row.results_table, Columns(**row.columns), schema=database.default_schema)
+
+            def say_what_stays(quote: Quote) -> bool:
+                with database.read() as conn:
+                    watch.reasons = left_out(conn, row.id, sink, wanted, quote)
+                for reason in watch.reasons:
+                    run_logger().info("%s", reason)
+                return not dry_run
+
+            watch = Watch(database)
+            with places.driving_in(database, blocks, tell=watch.tell) as here:
+                options = Options(retry=wanted, detach=not wait, confirm=say_what_stays)
+                finished = run(loaded, here, options, file=path)
+            return ended_state(watch, name, finished.run_id)
+    except PipelineError as exc:
+        return Failed(message=str(exc))

@@ -1,0 +1,326 @@
+"""The deployments of prefect.yaml on a real server with a real worker: every night, and when things go wrong.
+
+The tests share one server and one state database on PostgreSQL, and each uses jobs of its own.
+"""
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from pipeline.database import Database
+from pipeline.emulator import RunningEmulator, start
+from pipeline.tables import batches, jobs, runs
+from tests.postgres import new_database
+from tests.prefect_stack import Stack, stack
+
+pytestmark = pytest.mark.prefect
+
+KEY = "sk-ant-very-secret-key"
+DAY = 3600.0  # seconds that a batch takes; a test that wants it to end turns the emulator's clock
+
+JOB = """\
+name: {name}
+vars: {{run_date: today}}
+source: {{path: {name}.csv, key: id}}
+request: {{model: claude-haiku-4-5, max_tokens: 60, prompt: "Summarize: {{{{ text }}}}"}}
+limits: {{max_batch_requests: 2}}
+sink: {{table: {name}_answers}}
+"""
+
+
+@dataclass
+class Site:
+    """A team's site: Prefect, the state database, and the API in the emulator's person."""
+
+    prefect: Stack
+    database: Database
+    api: RunningEmulator
+
+    def job(self, name: str, texts: tuple[str, ...] = ("one", "two", "three")) -> str:
+        """Put a job with these rows into the project; its file as a parameter names it."""
+        folder = self.prefect.project / "jobs"
+        folder.mkdir(exist_ok=True)
+        rows = "".join(f"r{n},{name} {row}\n" for n, row in enumerate(texts))
+        (folder / f"{name}.csv").write_text(f"id,text\n{rows}")
+        (folder / f"{name}.yaml").write_text(JOB.format(name=name))
+        return f"jobs/{name}.yaml"
+
+    def let_batches_end(self) -> None:
+        """Time passes at the API until all that it has is done."""
+        self.api.emulator.clock.advance(DAY + 120)
+        self.api.emulator.wait_idle()
+
+    def batch_states(self, name: str) -> list[str]:
+        """The state of each batch of a job."""
+        of_job = batches.join(jobs, jobs.c.id == batches.c.job_id)
+        query = select(batches.c.state).select_from(of_job).where(jobs.c.name == name).order_by(batches.c.id)
+        with self.database.read() as conn:
+            return list(conn.scalars(query))
+
+    def batch_ids(self, name: str) -> list[int]:
+        """The number of each batch of a job."""
+        of_job = batches.join(jobs, jobs.c.id == batches.c.job_id)
+        with self.database.read() as conn:
+            return list(conn.scalars(select(batches.c.id).select_from(of_job).where(jobs.c.name == name)))
+
+    def run_states(self, name: str) -> list[tuple[str, str | None]]:
+        """State and reason of each run of a job."""
+        of_job = runs.join(jobs, jobs.c.id == runs.c.job_id)
+        query = select(runs.c.state, runs.c.reason).select_from(of_job).where(jobs.c.name == name).order_by(runs.c.id)
+        with self.database.read() as conn:
+            return [(state, reason) for state, reason in conn.execute(query)]
+
+    def until_at_the_api(self, name: str) -> None:
+        """Wait until both batches of a job of ours are at the API."""
+        self.prefect.until(lambda: self.batch_states(name) == ["in_progress"] * 2, f"two batches of {name} at the API")
+
+    def statuses(self, table: str) -> list[str]:
+        """The statuses in a results table, by key."""
+        with self.database.read() as conn:
+            return list(conn.scalars(text(f"SELECT status FROM {table} ORDER BY id")))
+
+
+@pytest.fixture(scope="module")
+def site(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    with (
+        new_database(postgres_server, template="template0") as url,
+        start(folder / "emulator", processing_seconds=DAY) as api,
+        closing(Database(url)) as database,
+        stack(
+            folder,
+            ANTHROPIC_BASE_URL=api.url,
+            ANTHROPIC_API_KEY=KEY,
+            BATCH_DATABASE_URL=url,
+            BATCH_SPOOL=str(folder / "spool"),
+            BATCH_POLL_SECONDS="0.2",
+            BATCH_GRACE_SECONDS="1",
+            BATCH_LEASE_SECONDS="5",
+        ) as prefect,
+    ):
+        yield Site(prefect, database, api)
+
+
+@pytest.fixture(scope="module")
+def scheduled(site: Site) -> dict[str, list[dict[str, Any]]]:
+    """The runs that the server has scheduled by itself, by deployment; then the schedules rest, for they interfere."""
+    names = {each["id"]: name for name, each in site.prefect.deployments().items()}
+    wanted = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+
+    def found() -> list[dict[str, Any]]:
+        return [run for run in site.prefect.ask("POST", "/flow_runs/filter", wanted) if run["auto_scheduled"]]
+
+    site.prefect.until(lambda: len({run["deployment_id"] for run in found()}) == 3, "runs of the three schedules")
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for run in found():
+        by_name.setdefault(names[run["deployment_id"]], []).append(run)
+    for each in site.prefect.deployments().values():
+        site.prefect.ask("PATCH", f"/deployments/{each['id']}", {"paused": True})
+    for each in site.prefect.deployments().values():
+        site.prefect.ask("PATCH", f"/deployments/{each['id']}", {"paused": False, "schedules": []})
+    return by_name
+
+
+@pytest.fixture
+def worker(site: Site, scheduled: object) -> None:
+    """A worker, which the next test finds still at work."""
+    if not site.prefect.workers:
+        site.prefect.start_worker()
+
+
+def test_the_schedules_of_prefect_yaml_really_create_runs(scheduled: dict[str, list[dict[str, Any]]]) -> None:
+    assert scheduled.keys() == {"nightly-document-summarization", "ticket-classification", "collect-results"}
+    assert len(scheduled["collect-results"]) >= 3
+
+
+def test_a_nightly_run_ends_when_all_is_sent_and_a_sweep_stores_the_answers(site: Site, worker: None) -> None:
+    nightly = site.prefect.run("nightly-document-summarization")
+    site.let_batches_end()
+    swept = site.prefect.run("collect-results")
+
+    assert nightly["state"]["name"] == "Submitted"
+    assert nightly["state"]["message"].startswith("Submitted 1 batch, 500 rows;")
+    assert re.fullmatch(r"summarize_documents \d{4}-\d\d-\d\d", nightly["name"])
+    assert (swept["state"]["type"], swept["state"]["name"]) == ("COMPLETED", "Completed")
+    assert "500 rows: 500 succeeded" in swept["state"]["message"]
+    with site.database.read() as conn:
+        assert conn.scalar(text("SELECT count(*) FROM document_summaries WHERE status = 'succeeded'")) == 500
+
+    before, after = site.prefect.artifacts(nightly["id"]), site.prefect.artifacts(swept["id"])
+    progress, table, summary = (f"{what}-summarize-documents" for what in ("progress", "batches", "summary"))
+    assert before.keys() == after.keys() == {progress, table, summary}
+    assert (float(before[progress]), float(after[progress])) == (0.0, 100.0)
+    assert ("in_progress" in before[table], "collected" in after[table]) == (True, True)
+    assert "| succeeded | 500 |" in after[summary]
+    assert any("batch 1 submitted as msgbatch_" in line for line in site.prefect.logs(nightly["id"]))
+
+
+def test_a_run_that_ends_badly_fails_one_sweep_and_is_mended_by_the_parameters_it_names(
+    site: Site, worker: None
+) -> None:
+    job = site.job("failing", ("one", "![two](http://evil.example/x.png)", "three"))
+    site.api.emulator.add_fault(on="item", do="error", error_type="permission_error_of_yours", match="failing", times=1)
+    site.prefect.run("ticket-classification", job=job)
+    site.let_batches_end()
+
+    failed = site.prefect.run("collect-results")
+    summary = site.prefect.artifacts(failed["id"])["summary-failing"]
+    quoted = site.prefect.run("reprocess-failed", job=job, status=["errored"], dry_run=True)
+    sent = site.prefect.run("reprocess-failed", job="failing", status=["errored"])
+    site.let_batches_end()
+    mended = site.prefect.run("collect-results")
+
+    assert failed["state"]["type"] == "FAILED"
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    assert failed["state"]["message"] == f"failing {day}: 1 of 3 rows failed; batch-pipeline errors failing"
+    assert '"status": [' in summary
+    assert "evil.example/" not in summary
+    site.prefect.until(lambda: site.prefect.events("batch-pipeline.job.finished"), "an event")
+    finished = [each["payload"] for each in site.prefect.events("batch-pipeline.job.finished")]
+    assert [run["rows"]["errored"] for run in finished if run["job"] == "failing" and "errored" in run["rows"]] == [1]
+    ended = [each["payload"] for each in site.prefect.events("batch-pipeline.batch.ended")]
+    assert {each["requests"] for each in ended if each["job"] == "failing"} == {1, 2}
+    assert quoted["state"]["name"] == "Quoted"
+    assert "1 to send again" in quoted["state"]["message"]
+    assert "quote-failing" in site.prefect.artifacts(quoted["id"])
+    assert sent["state"]["name"] == "Submitted"
+    assert mended["state"]["type"] == "COMPLETED"
+    assert site.statuses("failing_answers") == ["succeeded"] * 3
+
+
+def test_wrong_parameters_and_jobs_fail_with_the_sentence_of_the_command_line(site: Site, worker: None) -> None:
+    missing = site.prefect.start("ticket-classification", job="jobs/nowhere.yaml")
+    no_block = site.prefect.start("reprocess-failed", job=site.job("varied"), set=["request.prompt=x"])
+    unknown = site.prefect.client.post(
+        f"/deployments/{site.prefect.deployments()['reprocess-failed']['id']}/create_flow_run",
+        json={"parameters": {"job": "varied", "status": ["erored"]}},
+    )
+
+    said = [site.prefect.ended(run)["state"]["message"] for run in (missing, no_block)]
+    assert "jobs/nowhere.yaml: cannot read the job file: No such file or directory" in said[0]
+    assert "--set request.prompt=x: write FIELD=VALUE" in said[1]
+    assert unknown.status_code == 409
+    assert "'erored' is not one of" in unknown.text
+
+
+WITH_BLOCKS = """
+import os
+from prefect.blocks.system import Secret
+from flows.run_job import run_job
+
+Secret(value=os.environ["THEIR_KEY"]).save("their-key")
+Secret(value=os.environ["THEIR_DATABASE"]).save("their-database")
+for key in ("their-key", "nobodys-key"):
+    state = run_job("jobs/blocks.yaml", api_key_block=key, database_url_block="their-database", return_state=True)
+    print(state.name, state.message)
+"""
+
+
+def test_secret_blocks_stand_in_for_the_environment_by_their_names(site: Site, worker: None) -> None:
+    site.job("blocks")
+
+    ran = site.prefect.python(
+        "-c",
+        WITH_BLOCKS,
+        without=("ANTHROPIC_API_KEY", "BATCH_DATABASE_URL"),
+        THEIR_KEY=KEY,
+        THEIR_DATABASE=site.database.url.render_as_string(hide_password=False),
+    )
+
+    assert "Submitted Submitted 2 batches, 3 rows" in ran.stdout, ran.stderr
+    assert "Failed there is no Secret block 'nobodys-key': create it in Prefect, or set ANTHROPIC_API_KEY" in ran.stdout
+    assert KEY not in ran.stdout + ran.stderr
+
+
+def test_a_sweep_collects_in_a_task_for_each_batch_where_a_task_runner_is_set(site: Site, worker: None) -> None:
+    site.job("spread", ("one", "two", "three", "four", "five", "six"))
+    submitted = site.prefect.python("-c", "from flows.run_job import run_job; run_job('jobs/spread.yaml')")
+    site.let_batches_end()
+
+    swept = site.prefect.python("-m", "flows.collect_results", BATCH_TASK_RUNNER="threads")
+
+    tasks = site.prefect.ask("POST", "/task_runs/filter", {"task_runs": {"name": {"like_": "collect batch"}}})
+    assert submitted.returncode == swept.returncode == 0, submitted.stderr + swept.stderr
+    states = {each["name"]: each["state_name"] for each in tasks}
+    assert [states[f"collect batch {batch}"] for batch in site.batch_ids("spread")] == ["Completed"] * 3
+    assert site.run_states("spread") == [("finished", None)]
+    assert site.statuses("spread_answers") == ["succeeded"] * 6
+
+
+def test_canceling_a_run_stops_it_at_once_and_cancels_its_batches_only_if_it_was_started_so(
+    site: Site, worker: None
+) -> None:
+    left, given_up = site.job("left"), site.job("given_up")
+    leaves = site.prefect.start("ticket-classification", job=left, wait=True)
+    gives_up = site.prefect.start(
+        "nightly-document-summarization", job=given_up, wait=True, cancel_batches_on_cancel=True
+    )
+    for name in ("left", "given_up"):
+        site.until_at_the_api(name)
+
+    began = time.monotonic()
+    for run in (leaves, gives_up):
+        site.prefect.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    states = [site.prefect.ended(run)["state"]["type"] for run in (leaves, gives_up)]
+    took = time.monotonic() - began
+    site.prefect.until(lambda: "in_progress" not in site.batch_states("given_up"), "the batches' cancellation")
+    still = site.batch_states("left")
+    site.let_batches_end()
+    site.prefect.run("collect-results")
+
+    assert states == ["CANCELLED", "CANCELLED"]
+    assert took < 45  # on a machine with much else to do
+    assert still == ["in_progress"] * 2
+    assert site.run_states("left") == [("finished", None)]
+    assert site.statuses("left_answers") == ["succeeded"] * 3
+    assert site.run_states("given_up") == [("incomplete", "canceled")]
+    assert set(site.statuses("given_up_answers")) <= {"canceled", "succeeded"}  # what was answered by then stays
+    assert len([call for call in site.api.emulator.log() if call["path"].endswith("/cancel")]) == 2
+
+
+def test_a_worker_stopped_or_killed_in_the_middle_loses_nothing(site: Site, worker: None) -> None:
+    ends = {  # a dead run holds the place of its deployment
+        "nightly-document-summarization": ("stopped", signal.SIGTERM),
+        "ticket-classification": ("killed", signal.SIGKILL),
+    }
+    for deployment, (name, number) in ends.items():
+        site.prefect.start(deployment, job=site.job(name), wait=True)
+        site.until_at_the_api(name)
+        site.prefect.stop_worker(site.prefect.workers[0], number)
+        site.prefect.start_worker()
+
+    site.let_batches_end()
+    site.prefect.run("collect-results")
+
+    for name in ("stopped", "killed"):
+        assert site.run_states(name) == [("finished", None)]
+        assert site.statuses(f"{name}_answers") == ["succeeded"] * 3
+    assert site.api.emulator.audit()["accepted_twice"] == []
+
+
+def test_the_command_that_ends_silent_runs_installs_its_automation_once(site: Site) -> None:
+    first = site.prefect.python("-m", "flows.automations")
+    again = site.prefect.python("-m", "flows.automations")
+
+    found = site.prefect.ask("POST", "/automations/filter", {})
+    assert [each["name"] for each in found] == ["batch-pipeline: end silent runs"]
+    assert "installed" in first.stdout
+    assert "there already" in again.stdout
+
+
+def test_the_key_and_the_password_are_nowhere_in_prefects_database_or_log(site: Site) -> None:
+    url = site.database.url.render_as_string(hide_password=False)
+
+    home = Path(site.prefect.environ["PREFECT_HOME"])
+    held = {str(path): path.read_bytes() for path in [*home.rglob("*"), site.prefect.log] if path.is_file()}
+
+    assert b"Submitted 1 batch, 500 rows" in held[str(home / "prefect.db")] + held[str(home / "prefect.db-wal")]
+    assert [name for name, content in held.items() if KEY.encode() in content or url.encode() in content] == []
