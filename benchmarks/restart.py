@@ -1,0 +1,129 @@
+"""Measures how soon a run goes on that was killed by kill -9, when the same command is given again on the same machine.
+
+python benchmarks/restart.py [--rows 20000] [--database URL] [--repeat 5]
+
+For each moment at which it is killed, one line: seconds from the start of the second process to its quote, and to the
+first move of a batch (planned, submitting, submitted; late in a run ended or collected), the median and the largest.
+Settings are the defaults: leases last two minutes, yet those of a dead process on this machine are free at once. The
+API is the emulator, in this process. Exits with 1 if a second process does nothing, or does not end well.
+
+--database: of PostgreSQL, to be used instead of a SQLite file; its jobs get names of their own and stay there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.emulator import start
+
+MOMENTS = ("planned", "submitting", "submitted", "collected")
+WORKS = ("planned", "submitting", "submitted", "ended", "collected")  # events of a driver at work
+
+JOB = """\
+name: {name}
+source: {{path: notes.csv, key: id}}
+request: {{model: claude-haiku-4-5, max_tokens: 60, prompt: "Summarize: {{{{ text }}}}"}}
+limits: {{max_batch_requests: {batch}}}
+sink: {{table: {name}}}
+"""
+
+
+class Restart(NamedTuple):
+    """Seconds from the start of the second process to its quote and to its first work."""
+
+    quote: float
+    work: float
+
+
+def main() -> None:
+    """Measure each moment and print a line for it."""
+    parser = argparse.ArgumentParser(description="How soon a killed run goes on.")
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--database")
+    parser.add_argument("--repeat", type=int, default=5)
+    options = parser.parse_args()
+    print(f"{options.rows:,} rows, {'PostgreSQL' if options.database else 'SQLite'}, {options.repeat} kills a moment")
+    print(f"{'killed at':12} {'quote s':>14} {'first work s':>14}   median / largest")
+    for moment in MOMENTS:
+        restarts = [restart(moment, options.rows, options.database, number) for number in range(options.repeat)]
+        print(f"{moment:12} {_figures([r.quote for r in restarts])} {_figures([r.work for r in restarts])}", flush=True)
+
+
+def _figures(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):6.2f} / {max(seconds):5.2f}"
+
+
+def restart(moment: str, rows: int, database: str | None, number: int) -> Restart:
+    """Kill a run when it first tells `moment`, begin it again, and let it end."""
+    with tempfile.TemporaryDirectory(prefix="restart-") as name:
+        folder = Path(name)
+        write_job(folder, f"restart_{os.getpid()}_{moment}_{number}", rows)
+        with start(folder / "emulator", processing_seconds=1.0) as api, begun(folder, api.url, database) as first:
+            told(first, lambda event: event == moment)
+            first.kill()
+            first.wait()
+            started = time.monotonic()
+            with begun(folder, api.url, database) as second:
+                told(second, lambda event: event == "quote")
+                quote = time.monotonic() - started
+                told(second, lambda event: event in WORKS)
+                work = time.monotonic() - started
+                # the grace time of a batch that was just being sent is no part of this: it is not waited for
+                second.terminate()
+                second.communicate()
+                if second.returncode not in (0, 130):
+                    sys.exit(f"killed at {moment}: the second process ended with {second.returncode}")
+    return Restart(quote, work)
+
+
+def write_job(folder: Path, name: str, rows: int) -> None:
+    """Rows, and a job of 40 batches, so that most of it is still to be done when the first ones are sent."""
+    text = "".join(f'{i},"Note {i}: water the plant number {i}."\n' for i in range(rows))
+    (folder / "notes.csv").write_text(f"id,text\n{text}")
+    (folder / "notes.yaml").write_text(JOB.format(name=name, batch=max(1, rows // 40)))
+
+
+@contextmanager
+def begun(folder: Path, url: str, database: str | None) -> Iterator[subprocess.Popen[str]]:
+    """`batch-pipeline run`, which tells what it does on stdout; killed with the block if it still runs."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("BATCH_", "ANTHROPIC_"))}
+    environment |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "emulated"}
+    if database is not None:
+        environment |= {"BATCH_DATABASE_URL": database, "BATCH_SPOOL": str(folder / "spool")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "run", "notes.yaml", "--json"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def told(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> None:
+    """Read what the driver tells up to the first such event."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if wanted(json.loads(line)["event"]):
+            return
+    sys.exit(f"the run ended with {process.wait()} before it had told that")
+
+
+if __name__ == "__main__":
+    main()
