@@ -69,8 +69,9 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
         _look_again(driver, batch, doubt)
     elif begun_at > window.absent_after:
         with driver.moving(batch) as conn:
-            store.mark_absent(conn, batch, sending.id, now=driver.now())
-        driver.tell("absent", batch=batch.id)
+            absent = store.mark_absent(conn, batch, sending.id, now=driver.now())
+        if absent:
+            driver.tell("absent", batch=batch.id)
     else:
         seconds = (window.absent_after - begun_at).total_seconds()
         _look_again(driver, batch, f"not in the API's listing; taken for not accepted in {seconds:.0f} s", seconds)
@@ -127,16 +128,16 @@ def ask_again(driver: Driver) -> None:
 
 def _found_again(driver: Driver, batch: Batch) -> str | None:
     """The id of a lost batch at the API, if it is there; after a create without an answer the listing may tell."""
-    if batch.api_id is None:
-        with driver.reading() as conn:
-            sending = store.last_sending(conn, batch.id)
+    with driver.reading() as conn:
+        sending = store.last_sending(conn, batch.id)
+    if sending.api_id is None:
         found, _ = _look_through(driver, batch, Window.of(sending, timedelta(seconds=driver.settings.grace)))
         return found
     try:
-        found_batch, _ = driver.api.retrieve(batch.api_id)
+        found_batch, _ = driver.api.retrieve(sending.api_id)
     except NotFound:
         return None
-    return batch.api_id if found_batch.archived_at is None else None
+    return str(sending.api_id) if found_batch.archived_at is None else None
 
 
 def refuse_unknown_bodies(driver: Driver) -> None:

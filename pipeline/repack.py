@@ -5,7 +5,7 @@ nothing drops a batch while somebody judges its rows by being in it. A row is cl
 it is not free, the body is discarded.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -191,7 +191,7 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
         with driver.planning():
             with driver.planning_transaction() as conn:
                 ended = store.end_run(conn, run_id, RunState.INCOMPLETE, reason=reason, now=driver.now())
-            drop_planned(driver, f"its run ended: {reason}", run_id)
+            drop_planned(driver, f"its run ended: {reason}", {run_id})
     except Busy:
         return False
     if ended:
@@ -199,12 +199,21 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
     return True
 
 
-def drop_planned(driver: Driver, why: str, run_id: int | None = None) -> None:
-    """Drop the planned batches of the job, or of one run; rows go back to waiting. Under the lease on planning."""
+def drop_of_ended_runs(driver: Driver) -> None:
+    """Drop the batches that came back from being sent when their run had been ended. Under the lease on planning."""
+    with driver.reading() as conn:
+        planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
+        ended = {batch.run_id for batch in planned} - {run.id for run in store.open_runs(conn, driver.job_id)}
+    if ended:
+        drop_planned(driver, "its run has ended", ended)
+
+
+def drop_planned(driver: Driver, why: str, run_ids: Container[int] | None = None) -> None:
+    """Drop the planned batches of the job, or of some runs; rows go back to waiting. Under the lease on planning."""
     with driver.reading() as conn:
         planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
     for batch in planned:
-        if run_id in (None, batch.run_id):
+        if run_ids is None or batch.run_id in run_ids:
             with suppress(LostRace), driver.planning_transaction() as conn:  # one that is being sent stays
                 store.drop(conn, batch, why)
                 driver.tell("dropped", batch=batch.id, problem=why)

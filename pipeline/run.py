@@ -20,7 +20,7 @@ from pipeline.plan import Lookup, Plan, drop_stale, finish_planning
 from pipeline.poll import poll_due
 from pipeline.quote import Quote
 from pipeline.reconcile import ask_again, find_twins, reconcile_due, refuse_unknown_bodies
-from pipeline.repack import send_again, stop_run, waits
+from pipeline.repack import drop_of_ended_runs, send_again, stop_run, waits
 from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
 from pipeline.spool import Spool
@@ -240,8 +240,8 @@ class _Run:
         while True:
             try:
                 with self._driver.planning():
-                    self._join(stale)
                     self._patiently(lambda: reconcile_due(self._driver))
+                    self._join(stale)
                     self._pass_two()
             except (Busy, LostRace) as exc:
                 self._driver.tell("planned_elsewhere", problem=str(exc))
@@ -269,6 +269,7 @@ class _Run:
             bound = _tokens_per_byte(driver, self._quote)
             with driver.planning_transaction() as conn:
                 store.bound_tokens(conn, self._run_id, bound)
+        drop_of_ended_runs(driver)
         if self._options.retry is None:
             drop_stale(driver, self._run_id, job, self._plan.recipe, stale)
         if self._plans_all:

@@ -698,10 +698,16 @@ def mark_adopted(conn: Connection, batch: Batch, sending: int, api_id: str, *, n
     mark_in_progress(conn, batch, api_id, due_at=now)
 
 
-def mark_absent(conn: Connection, batch: Batch, sending: int, *, now: datetime) -> None:
-    """submitting -> planned: a listing after the grace time does not show it."""
-    conn.execute(update(sendings).where(sendings.c.id == sending).values(end=SendingEnd.ABSENT, ended_at=now))
+def mark_absent(conn: Connection, batch: Batch, sending: int, *, now: datetime) -> bool:
+    """submitting -> planned: a listing after the grace time does not show it.
+
+    False when its driver woke and recorded the API's answer since the listing was read: then it is left as it is.
+    """
+    unknown = (sendings.c.id == sending, sendings.c.end == SendingEnd.UNKNOWN)
+    if not conn.execute(update(sendings).where(*unknown).values(end=SendingEnd.ABSENT, ended_at=now)).rowcount:
+        return False
     _move(conn, batch, BatchState.PLANNED, due_at=now, problem="it never reached the API")
+    return True
 
 
 def postpone(

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import anthropic
 import httpx2
+import orjson
 import pytest
 from sqlalchemy import select, update
 
 from pipeline import api as api_module
+from pipeline import store
 from pipeline.api import Api
+from pipeline.cancel import cancel
 from pipeline.database import Database
 from pipeline.errors import AccountStopped, DatabaseError
 from pipeline.run import Options, run, sweep
+from pipeline.sink import Columns, Sink
 from pipeline.tables import batches, runs, sendings
 from tests.conftest import World, texts
 
@@ -108,6 +112,52 @@ def test_an_answer_that_comes_after_another_driver_took_the_batch_is_recorded_al
     assert sent(world) == [("accepted", True)]
     assert world.told("taken_over")
     assert (world.accepted(), set(world.statuses().values())) == (5, {"succeeded"})
+
+
+def test_an_answer_that_comes_after_another_driver_read_the_listing_is_not_taken_for_absent(world: World) -> None:
+    """The one who reads the listing leaves out batches that a sending of ours owns: here it is his own by then."""
+    world.emulator.add_fault(on="create", do="drop_after", times=1)
+    world.run(world.job(), detach=True)
+    world.clock.advance(3600)
+
+    class Listed(httpx2.BaseTransport):
+        def __init__(self) -> None:
+            self.inner = world.emulator.transport()
+
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            response = self.inner.handle_request(request)
+            if request.method == "GET" and request.url.params.get("limit") == str(api_module.PAGE):
+                with world.database.write() as conn:  # as the driver does that sent it, when it wakes with the answer
+                    store.record_api_id(conn, 1, orjson.loads(response.read())["data"][0]["id"], None, world.clock())
+            return response
+
+    client = anthropic.Anthropic(
+        api_key=world.key, base_url="http://emulator", max_retries=0, http_client=httpx2.Client(transport=Listed())
+    )
+    sweep(replace(world.where(), connect=lambda: Api(client, now=world.clock)))
+    world.run(world.job())
+
+    assert not world.told("absent")
+    assert sent(world) == [("accepted", True)]
+    assert (world.accepted(), set(world.statuses().values())) == (5, {"succeeded"})
+
+
+def test_a_batch_that_comes_back_after_its_run_was_canceled_keeps_no_row_in_flight(world: World) -> None:
+    world.emulator.add_fault(on="create", do="drop_before", times=1)
+    world.run(world.job(), detach=True)
+    with world.database.read() as conn:
+        job = store.job_named(conn, "summaries")
+    assert job is not None
+    with world.where().driving() as driving:
+        cancel(driving.driver(job, Sink(job.results_table, Columns(**job.columns))))
+    world.clock.advance(3600)
+    world.rows(texts(1))
+
+    finished = world.run(world.job())
+
+    assert finished.rows == {"succeeded": 1}
+    assert world.states() == {"r0": "succeeded"}
+    assert sorted(set(world.batch_states())) == ["collected", "dropped"]
 
 
 def test_an_upload_slower_than_the_deadline_is_held_back_and_sent_again(world: World) -> None:
