@@ -113,7 +113,9 @@ def begun(folder: Path, url: str, database: str | None) -> Iterator[subprocess.P
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def told(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> None:
