@@ -18,7 +18,7 @@ from pipeline.job import load
 from pipeline.quote import Quote
 from pipeline.retry import Retry, change, left_out
 from pipeline.run import Options, run
-from pipeline.sink import Columns, Sink
+from pipeline.sink import Sink
 
 Status = Literal["errored", "expired", "truncated", "refused", "unparsable", "invalid", "canceled", "lost", "succeeded"]
 
@@ -89,7 +89,7 @@ def reprocess_failed(
                 last = store.last_run(conn, row.id)
             before = None if last is None else last.vars
             loaded = load(path, variables=vars or {}, today=places.day(time_zone), before=before)
-            sink = Sink(row.results_table, Columns(**row.columns), schema=database.default_schema)
+            sink = Sink.of(row)
 
             def say_what_stays(quote: Quote) -> bool:
                 with database.read() as conn:

@@ -23,7 +23,6 @@ from pipeline import cancel
 from pipeline.errors import PipelineError
 from pipeline.job import load
 from pipeline.run import Options, run
-from pipeline.sink import Columns, Sink
 
 JobFile = Annotated[str, Field(min_length=1)]
 Limit = Annotated[int, Field(ge=1)]
@@ -51,13 +50,9 @@ def cancel_batches(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     emulated = bool(given.get("emulator"))
     with places.database(blocks, beside=file, emulated=emulated) as database:
         row = places.known_job(database, given["job"] if file is None else places.name_in(file))
-        sink = Sink(row.results_table, Columns(**row.columns), schema=database.default_schema)
         watch = Watch(database)
-        with (
-            places.driving_in(database, blocks, tell=watch.tell, emulated=emulated) as here,
-            here.driving() as driving,
-        ):
-            cancel.cancel(driving.driver(row, sink))
+        with places.driving_in(database, blocks, tell=watch.tell, emulated=emulated) as here:
+            cancel.cancel(here, row)
 
 
 @flow(name="run-job", flow_run_name=run_name, on_cancellation=[cancel_batches])

@@ -31,7 +31,7 @@ from pipeline import log, pricing, report, store
 from pipeline.database import Database
 from pipeline.quote import Quote
 from pipeline.run import exit_code, failed_rows
-from pipeline.sink import Columns, Sink
+from pipeline.sink import Sink
 from pipeline.states import OUTCOMES, RunState
 from pipeline.tables import batches
 
@@ -355,9 +355,7 @@ def summary_text(database: Database, conn: Connection, job: Row[Any], run: Stand
         _rows_table(run.rows),
         _money(run),
     ]
-    columns = Columns(**job.columns)
-    table = Sink(job.results_table, columns, schema=database.default_schema).table
-    causes = report.errors(conn, job, table, list(columns.key), job.name)
+    causes = report.errors(conn, job, Sink.of(job), job.name)
     if causes:
         parts += ["## Failures by cause", "Of the whole job, not of this run alone.", *map(_cause, causes[:10])]
     name = job.results_table

@@ -9,7 +9,7 @@ from sqlalchemy.exc import StatementError
 
 from pipeline.database import Database
 from pipeline.errors import InputError
-from pipeline.sink import Columns, Sink
+from pipeline.sink import Sink
 from pipeline.states import OUTCOMES
 
 PAGE = 5_000  # rows of one transaction
@@ -24,9 +24,9 @@ def ndjson(
     """
     if status is not None and status not in OUTCOMES:
         raise InputError(f"--status {status}: there is no such status; there are {', '.join(OUTCOMES)}")
-    columns = Columns(**job.columns)
-    table = Sink(job.results_table, columns).table
-    key = [table.c[name] for name in columns.key]
+    sink = Sink.of(job)
+    table = sink.table
+    key = [table.c[name] for name in sink.columns.key]
     query = select(table).order_by(*key)
     if status is not None:
         query = query.where(table.c.status == status)

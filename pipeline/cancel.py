@@ -4,15 +4,20 @@ The runs are ended first, in one transaction: from then on no driver plans or su
 to be canceled next, so if we die on the line after, whoever polls them cancels them. What had succeeded is collected.
 """
 
+import contextlib
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
 
 from pipeline import lost, store
 from pipeline.driver import Driver
-from pipeline.errors import Busy
+from pipeline.errors import Busy, InputError, Stopped
 from pipeline.poll import poll_due
 from pipeline.reconcile import reconcile_due
 from pipeline.repack import drop_planned
 from pipeline.states import AT_THE_API, BatchState, RunReason, RunState
+from pipeline.where import Where
 
 LONGEST_LOOK = 30.0  # seconds that a planner may take to notice that its run has ended
 LOOK_SECONDS = 0.5
@@ -28,17 +33,29 @@ class Canceled:
     foreign: int
 
 
-def cancel(driver: Driver, *, abandon: bool = False) -> Canceled:
+def cancel(where: Where, job: Row[Any], *, abandon: bool = False) -> Canceled:
     """Cancel a job: its open runs, its batches not sent yet, and those at the API. Safe to call again.
 
     abandon: give up the batches that another account has sent: their rows are lost. Raises Busy when a planner does not
-    notice, Stopped when the API cannot be asked.
+    notice, Stopped when the API cannot be asked: the runs are ended all the same.
     """
-    with driver.database.write() as conn:
-        open_runs = [run.id for run in store.open_runs(conn, driver.job_id)]
+    with where.database.write() as conn:
+        open_runs = [run.id for run in store.open_runs(conn, job.id)]
         for run_id in open_runs:
-            store.end_run(conn, run_id, RunState.INCOMPLETE, reason=RunReason.CANCELED, now=driver.now())
-        store.ask_to_cancel(conn, driver.job_id, driver.now())
+            store.end_run(conn, run_id, RunState.INCOMPLETE, reason=RunReason.CANCELED, now=where.now())
+        store.ask_to_cancel(conn, job.id)
+    with contextlib.ExitStack() as stack:
+        try:
+            driving = stack.enter_context(where.driving())
+        except (InputError, Stopped) as exc:
+            raise Stopped(
+                f"the runs of {job.name} are ended and send nothing more; what is at the API goes on until it can be "
+                f"asked to cancel it: {exc}; `collect` does that, and so does the same command again"
+            ) from exc
+        return _cancel(driving.driver(job), len(open_runs), abandon=abandon)
+
+
+def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
     _drop_planned(driver)
     if abandon:
         for batch in driver.claims(*SENT, only=store.of_others(driver.account_id)):
@@ -49,8 +66,8 @@ def cancel(driver: Driver, *, abandon: bool = False) -> Canceled:
     with driver.reading() as conn:
         left = store.batches_in(conn, driver.job_id, *SENT)
     foreign = sum(batch.account_id != driver.account_id for batch in left)
-    driver.tell("canceled", runs=len(open_runs), open=len(left), foreign=foreign)
-    return Canceled(len(open_runs), len(left), foreign)
+    driver.tell("canceled", runs=runs, open=len(left), foreign=foreign)
+    return Canceled(runs, len(left), foreign)
 
 
 def _drop_planned(driver: Driver) -> None:

@@ -275,16 +275,13 @@ def cancel(
     """End the open runs of a job for all drivers, and cancel its batches. What had succeeded is still collected."""
     with _many_objects_that_stay():
         from pipeline.cancel import cancel as cancel_job
-        from pipeline.sink import Columns, Sink
 
     folder, name = _job_and_folder(job)
     with _where(
         folder, database, spool, emulated=emulator, poll_seconds=None, as_json=as_json, must_exist=True
     ) as where:
         row = _known_row(where.database, name)
-        sink = Sink(row.results_table, Columns(**row.columns), schema=where.database.default_schema)
-        with where.driving() as driving:
-            canceled = cancel_job(driving.driver(row, sink), abandon=abandon)
+        canceled = cancel_job(where, row, abandon=abandon)
     if canceled.open > canceled.foreign:
         _next("collect", job)
     elif canceled.foreign:
@@ -316,12 +313,10 @@ def errors(
 ) -> None:
     """Failed rows by cause, with example keys and what mends them."""
     from pipeline import report
-    from pipeline.sink import Columns, Sink
+    from pipeline.sink import Sink
 
     with _known_job(job, database, emulated=emulator) as (opened, row), opened.read() as conn:
-        columns = Columns(**row.columns)
-        table = Sink(row.results_table, columns, schema=opened.default_schema).table
-        causes = report.errors(conn, row, table, list(columns.key), job)
+        causes = report.errors(conn, row, Sink.of(row), job)
     mends = causes[0]["command"] if causes else ["export", job]
     for cause in causes:
         cause["command"] = _command(*cause["command"])
@@ -715,10 +710,10 @@ def _confirm_retry(
 ) -> "Callable[[Quote], bool]":
     """What is said of a retry after its quote: what does not go, and why; and what it may cost twice."""
     from pipeline.retry import left_out
-    from pipeline.sink import Columns, Sink
+    from pipeline.sink import Sink
 
     ask = _confirm(yes=yes, ask=not as_json)
-    sink = Sink(row.results_table, Columns(**row.columns), schema=database.default_schema)
+    sink = Sink.of(row)
 
     def confirm(quote: "Quote") -> bool:
         with database.read() as conn:

@@ -21,6 +21,8 @@ from pipeline.spool import BodyWriter, digest
 from pipeline.states import BatchState, RunReason, RunState
 from pipeline.store import Batch
 
+LOOK_AFTER_PLANNING = 1.0  # seconds until a batch that may not be dropped while somebody plans is tried again
+
 Sendable = tuple[int, bytes, bytes]  #: a row's number, the hash of its params, and the params
 
 
@@ -168,7 +170,7 @@ def drop(driver: Driver, batch: Batch, why: str, *, body: bool) -> bool:
                 store.forget_body(conn, batch.id)
     except Busy:
         with driver.moving(batch) as conn:
-            store.postpone(conn, batch, due_at=store.soon(driver.now(), 1.0), problem=why)
+            store.postpone(conn, batch, due_at=store.soon(driver.now(), LOOK_AFTER_PLANNING), problem=why)
         return False
     driver.tell("dropped", batch=batch.id, problem=why)
     return True

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, Table, func, select, text
+from sqlalchemy import Connection, Row, func, select, text
 
 from pipeline import identity, store
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE
 from pipeline.quote import Quote
+from pipeline.sink import Sink
 from pipeline.states import FAILURES, OPEN_BATCHES, BatchState, RowState, RunReason, RunState, SendingEnd
 from pipeline.tables import batches, requests, sendings
 from pipeline.verdicts import Verdict
@@ -340,11 +341,12 @@ _REFUSED_AS_IT_IS = ("invalid_request_error", "not_found_error", "request_too_la
 _ANOTHER_MODEL = "claude-sonnet-5"  # a larger one than most jobs ask
 
 
-def errors(conn: Connection, job: Row[Any], table: Table, key: list[str], name: str) -> list[dict[str, Any]]:
+def errors(conn: Connection, job: Row[Any], sink: Sink, name: str) -> list[dict[str, Any]]:
     """Failed rows by cause, most frequent first, each with up to three keys, what mends it, and the command for that.
 
-    table, key: the results table and its key columns; name: what commands call the job.
+    sink: the job's; name: what commands call the job.
     """
+    table, key = sink.table, sink.columns.key
     failed = table.c.status.in_(FAILURES)
     causes = conn.execute(
         select(table.c.status, table.c.error_type, table.c.error_message, func.count().label("rows"))

@@ -25,7 +25,7 @@ from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
 from pipeline.spool import Spool
 from pipeline.states import FAILURES, OUTCOMES, RowState, RunReason, RunState
-from pipeline.submit import due, submit_due
+from pipeline.submit import due_soon, submit_due
 from pipeline.where import Where
 
 LONGEST_LOOK_AWAY = 60.0  # seconds between two passes of the loop at most
@@ -128,11 +128,7 @@ def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | No
     with where.driving() as driving:
         for row in chosen:
             try:
-                sweep_job(
-                    driving.driver(
-                        row, Sink(row.results_table, Columns(**row.columns), schema=where.database.default_schema)
-                    )
-                )
+                sweep_job(driving.driver(row))
                 swept.append((row.name, None))
             except (Stopped, DatabaseError, LostRace) as exc:
                 swept.append((row.name, str(exc)))
@@ -221,7 +217,7 @@ class _Run:
             self._plan_and_submit(self._quote.stale_batches)
             while not self._done():
                 self._patiently(lambda: one_pass(driver, self._jobs, still_planning=self._run_id))
-                if self._options.detach and not due(driver):
+                if self._options.detach and not due_soon(driver):
                     break
                 if self._needs_planning():
                     self._plan_and_submit(frozenset())

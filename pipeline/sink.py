@@ -17,6 +17,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Row,
     String,
     Table,
     Text,
@@ -181,6 +182,11 @@ class Sink:
         self._update_keep = self._keep_update()
         foreign = {*columns.key, *columns.keep, *columns.output, *_FOREIGN}
         self._texts = [i for i, c in enumerate(self.table.c) if c.name in foreign and isinstance(c.type, String)]
+
+    @classmethod
+    def of(cls, job: Row[Any]) -> "Sink":
+        """The results table of a job that the state database knows, whose row of it this is."""
+        return cls(job.results_table, Columns(**job.columns))
 
     def _upsert_on(self, conn: Connection) -> Bulk:
         row = _insert_of(conn.dialect.name)(self.table)

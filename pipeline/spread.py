@@ -5,7 +5,6 @@ from pipeline.collect import JobOfRun, collect
 from pipeline.driver import Driver
 from pipeline.errors import InputError, Stopped
 from pipeline.poll import poll_due
-from pipeline.sink import Columns, Sink
 from pipeline.states import BatchState
 from pipeline.tables import batches
 from pipeline.where import Driving, Where
@@ -50,6 +49,4 @@ def _driver(driving: Driving, name: str) -> Driver:
         row = store.job_named(conn, name)
     if row is None:
         raise InputError(f"{driving.where.database.shown} knows no job {name!r}")
-    return driving.driver(
-        row, Sink(row.results_table, Columns(**row.columns), schema=driving.where.database.default_schema)
-    )
+    return driving.driver(row)

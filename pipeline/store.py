@@ -794,11 +794,11 @@ def mark_deleted(conn: Connection, batch: Batch) -> None:
     conn.execute(update(batches).where(batches.c.id == batch.id).values(delete_remote=False, claimed_by=None))
 
 
-def ask_to_cancel(conn: Connection, job_id: int, now: datetime) -> int:
-    """All batches of the job that are at the API, or may be, are to be canceled there; how many those are."""
+def ask_to_cancel(conn: Connection, job_id: int) -> int:
+    """All batches of the job that are at the API, or may be, are to be canceled there, at once; how many those are."""
     there = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
     here = (batches.c.job_id == job_id, batches.c.state.in_(there))
-    return conn.execute(update(batches).where(*here).values(cancel=True, due_at=now)).rowcount
+    return conn.execute(update(batches).where(*here).values(cancel=True, due_at=batches.c.created_at)).rowcount
 
 
 def _refuse_in_flight(conn: Connection, batch: Batch) -> None:

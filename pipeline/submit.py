@@ -45,10 +45,12 @@ def submit_due(driver: Driver) -> int:
     return accepted
 
 
-def due(driver: Driver) -> list[Batch]:
-    """The planned batches that may be submitted now."""
+def due_soon(driver: Driver) -> list[Batch]:
+    """The planned batches that may be submitted now, or have only waited for the end of planning."""
     with driver.reading() as conn:
-        return store.batches_in(conn, driver.job_id, BatchState.PLANNED, due=driver.now())
+        return store.batches_in(
+            conn, driver.job_id, BatchState.PLANNED, due=store.soon(driver.now(), repack.LOOK_AFTER_PLANNING)
+        )
 
 
 def submit(driver: Driver, batch: Batch) -> bool:
@@ -167,7 +169,7 @@ def _not_now(driver: Driver, batch: Batch, why: _NotNow) -> None:
         repack.pack_smaller(driver, batch, why.job, why.pack, why.problem)
     elif not why.stop or not repack.stop_run(driver, batch.run_id, RunReason.BUDGET):
         with driver.moving(batch) as conn:
-            now, wait = driver.now(), 1.0 if why.stop else LOOK_AGAIN  # stop: as soon as nobody plans
+            now, wait = driver.now(), repack.LOOK_AFTER_PLANNING if why.stop else LOOK_AGAIN
             store.hold_back(conn, driver.job_id, why.problem, now=now, due_at=store.soon(now, wait))
         driver.tell("held_back", batch=batch.id, problem=why.problem)
 

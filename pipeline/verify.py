@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, func, literal, select, tuple_
 from pipeline import identity
 from pipeline.database import Database
 from pipeline.job import Job
-from pipeline.sink import Columns, Sink
+from pipeline.sink import Sink
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, SendingEnd
 from pipeline.tables import batches, requests, runs, sendings
 from pipeline.verdicts import Verdict, verdict
@@ -82,10 +82,9 @@ def verify(database: Database, job: Row[Any]) -> Verified:
 
     job: its row in the state database. Raises DatabaseError when the results table is gone.
     """
-    columns = Columns(**job.columns)
-    sink = Sink(job.results_table, columns, schema=database.default_schema)
+    sink = Sink.of(job)
     with database.read() as conn:
-        sink.check(conn, columns)
+        sink.check(conn, sink.columns)
     found = Verified(job.results_table)
     answers, answered = _Fingerprint(), _Fingerprint()
     for page in _answers(database, sink):  # first: an answer that comes from now on is no stranger

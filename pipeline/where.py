@@ -100,8 +100,8 @@ class Driving:
     account_id: int
     lease: leases.Lease
 
-    def driver(self, job: Row[Any], sink: Sink, *, tries_account: bool = False) -> Driver:
-        """The driver for one job of the database."""
+    def driver(self, job: Row[Any], sink: Sink | None = None, *, tries_account: bool = False) -> Driver:
+        """The driver for one job of the database. sink: its results table, unless that is as the database knows it."""
         where = self.where
         return Driver(
             database=where.database,
@@ -110,7 +110,7 @@ class Driving:
             account_id=self.account_id,
             job_id=job.id,
             job_name=job.name,
-            sink=sink,
+            sink=sink or Sink.of(job),
             lease=self.lease,
             settings=where.settings,
             tell=functools.partial(where.tell, job=job.name),

@@ -36,7 +36,7 @@ from pipeline.driver import Settings
 from pipeline.job import Job
 from pipeline.retry import Retry
 from pipeline.run import Options, run, sweep
-from pipeline.sink import Columns, Sink
+from pipeline.sink import Sink
 from pipeline.states import CLOSED_BATCHES, OUTCOMES
 from pipeline.tables import batches, requests, runs, sendings
 from pipeline.where import Where
@@ -133,12 +133,11 @@ def retry(point: Point) -> None:
 
 def cancel_it(point: Point) -> None:
     """`cancel`"""
-    with point.where() as where, where.driving() as driving:
+    with point.where() as where:
         with where.database.read() as conn:
             job = store.job_named(conn, "crashing")
         assert job is not None
-        sink = Sink(job.results_table, Columns(**job.columns), schema=where.database.default_schema)
-        cancel.cancel(driving.driver(job, sink))
+        cancel.cancel(where, job)
 
 
 def collect(point: Point) -> None:
@@ -177,7 +176,7 @@ class Seen:
         with point.where() as where, where.database.read() as conn:
             job = store.job_named(conn, "crashing")
             assert job is not None
-            sink = Sink(job.results_table, Columns(**job.columns), schema=where.database.default_schema)
+            sink = Sink.of(job)
             _check_closed(conn)
             bodies = {body.stem for body in (point.folder / "spool" / "crashing").glob("*.json")}
             assert bodies <= store.known_nonces(conn, job.id), bodies

@@ -54,7 +54,6 @@ from pipeline.job import Job
 from pipeline.results import Outcome
 from pipeline.retry import Retry
 from pipeline.run import Options
-from pipeline.sink import Columns, Sink
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, RunState, SendingEnd
 from pipeline.tables import batches, metadata, requests, runs, sendings
 from pipeline.tables import leases as lease_table
@@ -1079,9 +1078,7 @@ def _cancel(where: Where, *, abandon: bool) -> None:
         job = store.job_named(conn, "simulated")
     if job is None:
         return
-    sink = Sink(job.results_table, Columns(**job.columns), schema=where.database.default_schema)
-    with where.driving() as driving:
-        cancel(driving.driver(job, sink), abandon=abandon)
+    cancel(where, job, abandon=abandon)
 
 
 class Schedule:

@@ -8,11 +8,10 @@ from sqlalchemy import select
 
 from pipeline import leases, store
 from pipeline.cancel import Canceled, cancel
-from pipeline.errors import ApiUnreachable, Busy
+from pipeline.errors import ApiUnreachable, Busy, Stopped
 from pipeline.job import Job
 from pipeline.retry import Retry
 from pipeline.run import Finished
-from pipeline.sink import Columns, Sink
 from pipeline.tables import batches, runs, sendings
 from tests.conftest import World, texts
 
@@ -21,13 +20,10 @@ BUSY = {"on": "create", "do": "status", "status": 429, "error_type": "rate_limit
 
 def cancel_job(world: World, *, abandon: bool = False) -> Canceled:
     """`batch-pipeline cancel`."""
-    where = world.where()
     with world.database.read() as conn:
         row = store.job_named(conn, "summaries")
     assert row is not None
-    sink = Sink(row.results_table, Columns(**row.columns), schema=world.database.default_schema)
-    with where.driving() as driving:
-        return cancel(driving.driver(row, sink), abandon=abandon)
+    return cancel(world.where(), row, abandon=abandon)
 
 
 def collect(world: World) -> None:
@@ -188,6 +184,24 @@ def test_only_the_runs_of_its_own_job_end(world: World) -> None:
 
     assert run_ends(world) == [("finished", None), ("incomplete", "canceled")]
     assert set(world.statuses("other").values()) == {"succeeded"}
+
+
+def test_an_api_that_cannot_be_reached_keeps_no_run_open(world: World) -> None:
+    world.rows(texts(12))
+    world.emulator.settings.canceled_share = 1
+    job = world.job(limits={"max_batch_requests": 2, "max_in_flight_requests": 4})
+    world.run(job, detach=True)
+    world.emulator.add_fault(on="list", do="drop_before")
+
+    with pytest.raises(Stopped, match=r"the runs of summaries are ended.*`collect` does that"):
+        cancel_job(world)
+    world.emulator.clear_faults()
+    collect(world)
+
+    assert run_ends(world) == [("incomplete", "canceled")]
+    assert world.accepted() == 4
+    assert set(world.states().values()) <= {"succeeded", "canceled", "pending"}
+    assert set(world.batch_states()) <= {"collected", "dropped"}
 
 
 def test_an_api_that_goes_away_meanwhile_does_not_undo_it(world: World) -> None:

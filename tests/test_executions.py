@@ -21,7 +21,6 @@ from pipeline.cancel import cancel
 from pipeline.database import Database
 from pipeline.errors import AccountStopped, DatabaseError
 from pipeline.run import Options, run, sweep
-from pipeline.sink import Columns, Sink
 from pipeline.tables import batches, runs, sendings
 from tests.conftest import World, texts
 
@@ -148,8 +147,7 @@ def test_a_batch_that_comes_back_after_its_run_was_canceled_keeps_no_row_in_flig
     with world.database.read() as conn:
         job = store.job_named(conn, "summaries")
     assert job is not None
-    with world.where().driving() as driving:
-        cancel(driving.driver(job, Sink(job.results_table, Columns(**job.columns))))
+    cancel(world.where(), job)
     world.clock.advance(3600)
     world.rows(texts(1))
 

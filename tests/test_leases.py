@@ -17,7 +17,6 @@ from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import Busy, LostRace
 from pipeline.leases import DRIVER, FORGOTTEN_AFTER, Lease, holder
-from pipeline.sink import Columns, Sink
 from pipeline.states import BatchState
 from pipeline.store import Batch
 from pipeline.tables import accounts, batches
@@ -305,7 +304,7 @@ def driver(world: World, stack: ExitStack, *, skew: timedelta = timedelta()) -> 
     with world.database.read() as conn:
         job = store.job_named(conn, "summaries")
     assert job is not None
-    return driving.driver(job, Sink(job.results_table, Columns(**job.columns), schema=world.database.default_schema))
+    return driving.driver(job)
 
 
 def taken(by: Driver) -> list[int]:

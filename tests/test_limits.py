@@ -83,6 +83,14 @@ def test_a_batch_that_does_not_fit_waits_for_money_and_is_then_packed_smaller(wo
     assert finished.cost_usd <= limit
 
 
+@pytest.mark.parametrize("detach", [False, True], ids=["to the end", "detached"])
+def test_a_budget_too_small_for_one_request_ends_the_run_at_once(world: World, detach: bool) -> None:
+    stopped = world.run(world.job(limits={"max_cost_usd": 1e-6, "max_batch_requests": 2}), detach=detach)
+
+    assert (stopped.state, stopped.reason, stopped.exit_code) == ("incomplete", "budget", 3)
+    assert (world.accepted(), set(world.batch_states())) == (0, {"dropped"})
+
+
 def test_what_is_of_unknown_end_stays_reserved(world: World) -> None:
     world.rows(texts(40))
     limit = reserved_for_all(world) * 0.6

@@ -13,7 +13,7 @@ from pipeline.errors import InputError, Interrupted
 from pipeline.job import Job
 from pipeline.retry import Retry, change, changed, left_out
 from pipeline.run import Options, run
-from pipeline.sink import Columns, Sink
+from pipeline.sink import Sink
 from pipeline.tables import batches, requests, runs
 from tests.conftest import World, texts
 
@@ -331,7 +331,7 @@ def test_a_retry_says_that_rows_are_at_the_api_already(world: World) -> None:
     with world.database.read() as conn:
         row = store.job_named(conn, "summaries")
         assert row is not None
-        sink = Sink(row.results_table, Columns(**row.columns), schema=world.database.default_schema)
+        sink = Sink.of(row)
         said = left_out(conn, row.id, sink, Retry(keys=("r1",)), quote)
 
     assert said == ["in flight already: 1; they are waited for"]

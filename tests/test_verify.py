@@ -13,7 +13,7 @@ from pipeline import store
 from pipeline.errors import DatabaseError, SourceError
 from pipeline.job import Job
 from pipeline.retry import Retry
-from pipeline.sink import Columns, Sink
+from pipeline.sink import Sink
 from pipeline.tables import batches, requests, sendings
 from pipeline.verify import SHOWN, Verified, disagreements, verify, verify_source
 from tests.conftest import World, texts
@@ -39,7 +39,7 @@ def answers_table(world: World) -> Any:
     with world.database.read() as conn:
         row = store.job_named(conn, "summaries")
     assert row is not None
-    return Sink(row.results_table, Columns(**row.columns), schema=world.database.default_schema).table
+    return Sink.of(row).table
 
 
 def spoil(world: World, statement: Callable[[Any], Any]) -> None:
