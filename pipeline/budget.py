@@ -17,6 +17,7 @@ from pipeline.job import Job
 
 CERTAIN_TOKENS_PER_BYTE = 1.0  # no tokenizer makes more than one token of one byte
 QUANTILE_99 = 2.33  # standard deviations
+CLIENT_TOOLS = ("bash_", "computer_", "memory_", "text_editor_")  # typed, yet run by the client
 LEAST_SHARE = (
     0.05  # of the budget: for less no batch is packed smaller, or a run would creep towards its limit for days
 )
@@ -41,13 +42,31 @@ class Bound:
         return cls(params["max_tokens"] * known.output.dearest, max(rate.dearest for rate in rates))
 
 
-def require_price(job: Job) -> None:
+def require_bound(job: Job) -> None:
     """Raises InputError when the job has a budget that could not be kept."""
-    if job.limits.max_cost_usd is not None and pricing.prices(job.request.model) is None:
+    if job.limits.max_cost_usd is None:
+        return
+    if pricing.prices(job.request.model) is None:
         raise InputError(
             f"limits.max_cost_usd: no batch price is known for {job.request.model}, so no budget can be kept; "
             "leave the limit out, or choose a model with a price"
         )
+    unbounded = _run_by_the_api(job.request.params)
+    if unbounded:
+        raise InputError(
+            f"limits.max_cost_usd: request.params.tools: {unbounded} runs at the API, with fees of its own and with input "
+            "that nothing bounds, so no budget can be kept; leave the limit out, or the tool"
+        )
+
+
+def _run_by_the_api(params: Mapping[str, Any]) -> str | None:
+    """The first tool in the params that the API runs by itself; None when answers only ask for tools to be run."""
+    tools = params.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        kind = str(tool.get("type", "custom")) if isinstance(tool, dict) else "custom"
+        if kind != "custom" and not kind.startswith(CLIENT_TOOLS):
+            return kind
+    return None
 
 
 def tokens_per_byte(samples: Sequence[tuple[int, int]]) -> float:

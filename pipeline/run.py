@@ -90,7 +90,7 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
     options = options or Options()
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
     checks.check_params(plan.asked)
-    budget.require_price(plan.asked)
+    budget.require_bound(plan.asked)
     columns = Columns.of(job, plan.kinds())
     with where.driving() as driving:
         with where.database.read() as conn:

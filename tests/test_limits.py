@@ -116,6 +116,23 @@ def test_rows_that_are_sent_again_cost_of_the_same_budget(world: World) -> None:
     assert settled == 0.0
 
 
+def test_a_budget_for_a_tool_that_runs_at_the_api_is_refused(world: World) -> None:
+    tools = [{"type": "web_search_20250305", "name": "web_search"}]
+
+    with pytest.raises(InputError, match=r"max_cost_usd: request.params.tools: web_search_20250305 runs at the API"):
+        world.run(world.job(request={"params": {"tools": tools}}, limits={"max_cost_usd": 1}))
+
+    assert world.accepted() == 0
+
+
+def test_a_budget_holds_for_tools_that_the_client_runs(world: World) -> None:
+    tools = [{"name": "note", "input_schema": {"type": "object"}}, {"type": "bash_20250124", "name": "bash"}]
+
+    finished = world.run(world.job(request={"params": {"tools": tools}}, limits={"max_cost_usd": 1}))
+
+    assert finished.state == "finished"
+
+
 def test_a_budget_for_a_model_without_a_price_is_refused(world: World) -> None:
     job = world.job(request={"model": "claude-of-tomorrow"}, limits={"max_cost_usd": 5})
 
