@@ -54,8 +54,8 @@ def require_bound(job: Job) -> None:
     unbounded = _run_by_the_api(job.request.params)
     if unbounded:
         raise InputError(
-            f"limits.max_cost_usd: request.params.tools: {unbounded} runs at the API, with fees of its own and with input "
-            "that nothing bounds, so no budget can be kept; leave the limit out, or the tool"
+            f"limits.max_cost_usd: request.params.tools: {unbounded} runs at the API, with fees of its own and "
+            "with input that nothing bounds, so no budget can be kept; leave the limit out, or the tool"
         )
 
 

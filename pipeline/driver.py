@@ -15,6 +15,7 @@ from pipeline.api import Api
 from pipeline.database import Database
 from pipeline.errors import Busy, InputError, Interrupted, LostRace, Stopped
 from pipeline.leases import Lease, local_now
+from pipeline.listing import Listing
 from pipeline.sink import Sink
 from pipeline.spool import Spool
 from pipeline.states import BatchState
@@ -81,6 +82,7 @@ class Driver:
     job_name: str
     sink: Sink
     lease: Lease
+    listing: Listing
     settings: Settings
     tell: Tell
     stop: Stop = field(default_factory=Stop)

@@ -33,11 +33,8 @@ def poll_due(driver: Driver) -> int:
 
 
 def _poll(driver: Driver, batch: Batch) -> bool:
-    assert batch.api_id is not None
     try:
-        if batch.cancel and batch.state is BatchState.IN_PROGRESS:
-            driver.api.cancel(batch.api_id)
-        at_the_api, told = driver.api.retrieve(batch.api_id)
+        at_the_api, told = _asked(driver, batch)
     except NotFound as exc:
         wait = next_wait(batch.wait_seconds, None, driver.settings.poll)
         lost.count_not_found(driver, batch, str(exc), wait=wait)
@@ -50,6 +47,16 @@ def _poll(driver: Driver, batch: Batch) -> bool:
     canceling = at_the_api.processing_status == "canceling" and batch.state is BatchState.IN_PROGRESS
     _ask_again(driver, batch, told, None, canceling=canceling)
     return False
+
+
+def _asked(driver: Driver, batch: Batch) -> tuple[MessageBatch, float | None]:
+    """The batch as it is at the API, and the seconds after which the API would like to be asked again."""
+    assert batch.api_id is not None
+    if batch.cancel and batch.state is BatchState.IN_PROGRESS:
+        driver.api.cancel(batch.api_id)
+    elif listed := driver.listing.take(batch.api_id):
+        return listed, None
+    return driver.api.retrieve(batch.api_id)
 
 
 def _ended(driver: Driver, batch: Batch, at_the_api: MessageBatch) -> bool:

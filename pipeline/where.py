@@ -15,6 +15,7 @@ from pipeline.api import Api, NotFound
 from pipeline.database import Database
 from pipeline.driver import Driver, Settings, Stop, Tell, nothing
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError
+from pipeline.listing import Listing
 from pipeline.sink import Sink
 from pipeline.spool import Spool
 
@@ -88,7 +89,7 @@ class Where:
         ):
             with self.database.write() as conn:
                 leases.bury(conn, self.database.now(conn, self.now()))
-            yield Driving(self, api, account_id, lease)
+            yield Driving(self, api, account_id, lease, Listing(api, self.database, account_id))
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Driving:
     api: Api
     account_id: int
     lease: leases.Lease
+    listing: Listing
 
     def driver(self, job: Row[Any], sink: Sink | None = None, *, tries_account: bool = False) -> Driver:
         """The driver for one job of the database. sink: its results table, unless that is as the database knows it."""
@@ -112,6 +114,7 @@ class Driving:
             job_name=job.name,
             sink=sink or Sink.of(job),
             lease=self.lease,
+            listing=self.listing,
             settings=where.settings,
             tell=functools.partial(where.tell, job=job.name),
             stop=where.stop,

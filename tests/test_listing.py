@@ -1,0 +1,125 @@
+"""Asking after many batches at once."""
+
+from collections import Counter
+from dataclasses import replace
+
+import anthropic
+import httpx2
+import pytest
+
+from pipeline.api import Api
+from pipeline.run import Options, run, sweep
+from tests.conftest import World, texts
+
+
+class Counting(httpx2.BaseTransport):
+    """Counts what the driver asks for."""
+
+    def __init__(self, world: World) -> None:
+        self._inner = world.emulator.transport()
+        self.calls: Counter[str] = Counter()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        path = request.url.path.removeprefix("/v1/messages/batches")
+        if request.method == "GET" and not path and request.url.params["limit"] != "1":  # which asks who we are
+            self.calls["list"] += 1
+        elif request.method == "GET" and path.count("/") == 1:
+            self.calls["retrieve"] += 1
+        return self._inner.handle_request(request)
+
+
+def swept(world: World) -> Counter[str]:
+    """The calls of one sweep."""
+    counting = Counting(world)
+    client = anthropic.Anthropic(
+        api_key=world.key, base_url="http://emulator", max_retries=0, http_client=httpx2.Client(transport=counting)
+    )
+    assert [problem for _, problem in sweep(replace(world.where(), connect=lambda: Api(client, now=world.clock)))] in (
+        [None],
+        [None, None],
+    )
+    return counting.calls
+
+
+def submitted(world: World, rows: int, name: str = "summaries") -> None:
+    """One batch for each row."""
+    world.rows(texts(rows), f"{name}.csv")
+    source = {"path": str(world.folder / f"{name}.csv"), "key": "id"}
+    job = world.job(name=name, source=source, sink={"table": name}, limits={"max_batch_requests": 1})
+    run(job, world.where(), Options(detach=True))
+
+
+def test_fifty_open_batches_are_one_listing(world: World) -> None:
+    submitted(world, 30)
+    submitted(world, 20, "others")
+    world.clock.advance(31)  # while they are still running
+
+    running = swept(world)
+    world.clock.advance(31)
+    ended = swept(world)
+
+    assert running == {"list": 1}
+    assert ended == {"list": 1}
+    assert set(world.statuses().values()) | set(world.statuses("others").values()) == {"succeeded"}
+
+
+def test_a_few_are_asked_after_one_by_one(world: World) -> None:
+    submitted(world, 3)
+    world.clock.advance(61)
+
+    assert swept(world) == {"retrieve": 3}
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"on": "list", "do": "status", "status": 500, "after": 1}, {"on": "list", "do": "lag", "seconds": 3600}],
+    ids=["broken", "lagging"],
+)
+def test_what_the_listing_does_not_say_is_asked_one_by_one(world: World, fault: dict[str, object]) -> None:
+    submitted(world, 6)
+    world.clock.advance(61)
+    world.emulator.add_fault(**fault)
+
+    calls = swept(world)
+
+    assert calls["retrieve"] == 6
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+def test_a_batch_deleted_at_the_api_is_asked_after_until_it_is_lost(world: World) -> None:
+    submitted(world, 6)
+    world.clock.advance(61)
+    client = anthropic.Anthropic(
+        api_key="test", base_url="http://emulator", http_client=httpx2.Client(transport=world.emulator.transport())
+    )
+    gone = next(iter(client.messages.batches.list())).id
+    client.messages.batches.delete(gone)
+
+    first = swept(world)
+    for _ in range(4):
+        world.clock.advance(1_800)
+        world.sweep()
+
+    assert first == {"list": 1, "retrieve": 1}
+    assert sorted(world.statuses().values()) == ["lost"] + 5 * ["succeeded"]
+
+
+def test_the_newest_of_others_do_not_make_it_endless(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.listing.FOR_EACH", 1)
+    submitted(world, 6)
+    others = anthropic.Anthropic(
+        api_key="test", base_url="http://emulator", http_client=httpx2.Client(transport=world.emulator.transport())
+    )
+    item = {
+        "custom_id": "theirs",
+        "params": {"model": "claude-haiku-4-5", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi."}]},
+    }
+    for _ in range(4):
+        others.messages.batches.create(requests=[item])  # type: ignore[list-item]
+    world.clock.advance(61)
+
+    calls = swept(world)
+
+    assert (calls["list"], calls["retrieve"]) == (1, 4)
+    assert set(world.statuses().values()) == {"succeeded"}
