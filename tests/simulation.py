@@ -903,9 +903,9 @@ class World:
             self.violated(f"{key} is {row.state}, and its outcome {row.outcome}")
         if (answer and answer.status) != row.outcome:
             self.violated(f"{key} has the outcome {row.outcome}, and in the results table {answer}")
-        sendings = len(self.books.rows[key]) + self.too_large  # one that was refused for its size counts, too
-        if row.state != RowState.INVALID and row.attempts > sendings:
-            self.violated(f"{key} counts {row.attempts} attempts of {sendings} sendings")
+        sent = len(self.books.rows[key]) + self.too_large  # one that was refused for its size counts, too
+        if row.state != RowState.INVALID and row.attempts > sent:
+            self.violated(f"{key} counts {row.attempts} attempts of {sent} sendings")
 
     def _check_batch(self, seen: Seen, batch: Row[Any]) -> None:
         flying = sum(row.batch_id == batch.id and row.state == RowState.IN_FLIGHT for row in seen.rows)
