@@ -161,6 +161,21 @@ class Driver:
                 self._planning = None
 
     @contextlib.contextmanager
+    def planning_for(self, resource: str, token: int) -> Iterator[None]:
+        """Plan a part for the driver that holds this lease and renews it."""
+        self._planning = Lease(resource, token, self.settings.lease)
+        try:
+            yield
+        finally:
+            self._planning = None
+
+    @property
+    def planning_lease(self) -> Lease:
+        """The lease that this driver plans under."""
+        assert self._planning is not None
+        return self._planning
+
+    @contextlib.contextmanager
     def planning_transaction(self, run_id: int | None = None) -> Iterator[Connection]:
         """A writing transaction of a planner. Raises LostRace when the lease is somebody else's by now.
 

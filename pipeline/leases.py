@@ -38,7 +38,7 @@ class Lease:
     def check(self, conn: Connection) -> None:
         """Raises LostRace unless the lease is still ours, and keeps it so until this transaction has ended."""
         query = select(leases.c.token).where(leases.c.resource == self.resource)
-        if conn.scalar(query.with_for_update(key_share=True)) != self.token:
+        if conn.scalar(query.with_for_update(read=True)) != self.token:  # several may be at work under it
             raise LostRace(f"{self.resource}: another driver took over; the same command again goes on")
 
     @property

@@ -28,7 +28,7 @@ from pipeline.repack import Packer, Sendable
 from pipeline.requests import RequestBuilder, fixed_params
 from pipeline.results import Outcome
 from pipeline.retry import Retry, changed
-from pipeline.rows import Chunk, Rows
+from pipeline.rows import Chunk, Rows, SourceFile
 from pipeline.sink import Sink
 from pipeline.spool import digest
 from pipeline.states import BatchState, RowState
@@ -103,7 +103,7 @@ class Plan:
             self.rows.columns if self.builder.columns.all_columns else self.builder.columns.prompt
         )
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self.prompt_columns]))
-        self._limit, self._refresh = limit, refresh
+        self._limit, self.refresh = limit, refresh
         self.run_id: int | None = None  #: the run that plans; in the quote, the open one that the same command joins
         self.awaited: set[int] = set()  # batches of other runs that rows of this source are in
         self.plan_again_after: set[int] = set()  # and those whose rows have changed, or had another recipe
@@ -164,7 +164,7 @@ class Plan:
                 for key, row, row_hash in zip(keys, found, hashes, strict=True)
             ]
         return [
-            (verdict(row, row_hash, self.recipe, self.job, refresh=self._refresh, unsent=unsent), row_hash, row)
+            (verdict(row, row_hash, self.recipe, self.job, refresh=self.refresh, unsent=unsent), row_hash, row)
             for row, row_hash in zip(found, hashes, strict=True)
         ]
 
@@ -221,18 +221,27 @@ class Plan:
                 "choose key columns that do"
             )
 
+    def begin_anew(self) -> None:
+        """Forget which batches its rows wait in: a planning finds that out."""
+        self.awaited, self.plan_again_after = set(), set()
+
     # -- pass two --------------------------------------------------------------------------------------------------
 
-    def batches(self, driver: Driver, run_id: int, known_rows: Lookup) -> Iterator[int]:
-        """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch."""
-        self.awaited, self.plan_again_after, self.run_id = set(), set(), run_id
+    def batches(
+        self, driver: Driver, run_id: int, known_rows: Lookup, files: Sequence[SourceFile] | None = None
+    ) -> Iterator[int]:
+        """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch.
+
+        files: of these only. It adds to `awaited` and `plan_again_after`, see `begin_anew`.
+        """
+        self.run_id = run_id
         packer = Packer(driver, self.job, run_id, self.recipe)
         packer.bound = Bound.of(fixed_params(self.asked))
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
                 # a chunk is written while the next one is rendered
                 written: Future[list[Sendable]] | None = None
-                for chunk in self.rows.chunks(self.columns, limit=self._limit):
+                for chunk in self.rows.chunks(self.columns, limit=self._limit, files=files):
                     driver.stop.check()
                     moves = self._moves(driver, run_id, chunk, known_rows)
                     if written is not None:

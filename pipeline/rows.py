@@ -88,19 +88,23 @@ class Rows:
                 known = ", ".join(self.columns[:20])
                 raise SourceError(f"{by} names column {name!r}, which the source does not have (it has: {known}){hint}")
 
-    def chunks(self, columns: Sequence[str], *, limit: int | None = None) -> Iterator[Chunk]:
+    def chunks(
+        self, columns: Sequence[str], *, limit: int | None = None, files: Sequence[SourceFile] | None = None
+    ) -> Iterator[Chunk]:
         """The rows that `where` leaves, in the order of the files, with these columns only.
 
-        limit: stop after so many rows. Raises SourceError that names file, row and column.
+        limit: stop after so many rows; files: of these only. Raises SourceError that names file, row and column.
         """
         where, needed = self._where(), list(dict.fromkeys(columns))
         read = list(dict.fromkeys([*needed, *([] if where is None else where.meta.root_names())]))
         self.require(read, "source.where" if where is not None else "the job")
-        return _ahead(self._chunks(where, needed, read, limit))
+        return _ahead(self._chunks(where, needed, read, limit, self.files if files is None else files))
 
-    def _chunks(self, where: pl.Expr | None, needed: list[str], read: list[str], limit: int | None) -> Iterator[Chunk]:
+    def _chunks(
+        self, where: pl.Expr | None, needed: list[str], read: list[str], limit: int | None, files: Sequence[SourceFile]
+    ) -> Iterator[Chunk]:
         left = limit
-        for file in self.files:
+        for file in files:
             number = 1
             for frame in _frames(file, read, self._source.encoding):
                 typed = self._typed(frame, file, number)

@@ -16,6 +16,7 @@ from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, LostRace, RunEnded, Stopped
 from pipeline.job import Job
+from pipeline.parts import Share, parts
 from pipeline.plan import Lookup, Plan, drop_stale, finish_planning
 from pipeline.poll import poll_due
 from pipeline.quote import Quote
@@ -71,7 +72,10 @@ def failed_rows(rows: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Options:
-    """What one `run` is asked to do. confirm: shown the quote, says whether to go on; retry: only these rows."""
+    """What one `run` is asked to do. confirm: shown the quote, says whether to go on; retry: only these rows.
+
+    share: who else plans, file by file, where the source has several and all of it is planned.
+    """
 
     limit: int | None = None
     refresh: bool = False
@@ -79,6 +83,7 @@ class Options:
     dry_run: bool = False
     retry: Retry | None = None
     confirm: Callable[[Quote], bool] = lambda quote: True
+    share: Share | None = None
 
 
 def run(job: Job, where: Where, options: Options | None = None, *, file: Path | None = None) -> Finished:
@@ -206,6 +211,7 @@ class _Run:
         self._driver, self._job, self._plan, self._quote, self._options = driver, job, plan, quote, options
         self._jobs = JobOfRun(driver)
         self._run_id = 0
+        self._share = options.share
         self._plans_all = options.limit is None and options.retry is None
         self._beyond_limit = 0  # rows of the run that the last planning did not come to
         self._failing_since: datetime | None = None
@@ -274,16 +280,39 @@ class _Run:
 
     def _pass_two(self) -> None:
         driver = self._driver
+        self._plan.begin_anew()
         with _Submitter(driver) as submitter:
-            lookup = Lookup(driver.database, driver.job_id, driver.sink)
-            for _ in self._plan.batches(driver, self._run_id, lookup):
-                submitter.wake()
+            if not self._planned_by_others(submitter):
+                lookup = Lookup(driver.database, driver.job_id, driver.sink)
+                for _ in self._plan.batches(driver, self._run_id, lookup):
+                    submitter.wake()
             finish_planning(driver, self._run_id, dict(self._job.vars), whole=self._plans_all, now=driver.now())
             for _ in send_again(driver, self._job, self._run_id, self._plan.recipe):
                 submitter.wake()
         if not self._plans_all:
             with driver.reading() as conn:
                 self._beyond_limit = store.rows_for_planning(conn, self._run_id)
+
+    def _planned_by_others(self, submitter: "_Submitter") -> bool:
+        """Have others plan the files of the source, if that was asked for and there are several.
+
+        Raises LostRace when they did not come to their end: under a new lease, for they may go on, all is planned here.
+        """
+        share, self._share = self._share, None
+        files = self._plan.rows.files
+        if share is None or not self._plans_all or len(files) < 2:
+            return False
+        done = 0
+        for planned in share(parts(self._plan, self._driver.job_name, self._run_id, self._driver.planning_lease)):
+            self._driver.check()
+            submitter.wake()
+            if planned is not None:
+                done += 1
+                self._plan.awaited |= planned.awaited
+                self._plan.plan_again_after |= planned.plan_again_after
+        if done < len(files):
+            raise LostRace(f"{len(files) - done} of {len(files)} files were not planned by others")
+        return True
 
     def _needs_planning(self) -> bool:
         """Whether rows can only go on from the source.

@@ -1,0 +1,67 @@
+"""One planning done by several processes, a file of the source each, under the one lease of the driver that plans.
+
+Nothing but names and numbers goes to a part: whoever plans it opens the state database and the spool by itself. Each of
+its transactions checks the lease: when the driver that holds it dies, its parts can write nothing more. If the process
+of a part dies, the rows that it had put into batches are in flight, and the driver plans what is left of the file.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import store
+from pipeline.errors import SourceError
+from pipeline.job import Job
+from pipeline.leases import Lease
+from pipeline.plan import Lookup, Plan
+from pipeline.where import Where
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is to be planned: one file, for a run of a job. lease, token: of the job's planning."""
+
+    job: str
+    run_id: int
+    file: str
+    refresh: bool
+    lease: str
+    token: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A part that is done, with the batches that its rows wait in; see `Plan`."""
+
+    part: Part
+    awaited: frozenset[int]
+    plan_again_after: frozenset[int]
+
+
+#: Has parts planned somewhere. Yields each that is done, and None now and then meanwhile; leaves out those that failed.
+Share = Callable[[list[Part]], Iterator[Planned | None]]
+
+
+def parts(plan: Plan, job: str, run_id: int, lease: Lease) -> list[Part]:
+    """The parts of a planning: one for each file of the source."""
+    files = [str(file.path) for file in plan.rows.files]
+    return [Part(job, run_id, file, plan.refresh, lease.resource, lease.token) for file in files]
+
+
+def plan_part(where: Where, part: Part) -> Planned:
+    """Plan one part: render, pack and spool its rows. Raises LostRace when the lease is somebody else's by now."""
+    with where.database.read() as conn:
+        row = store.job_named(conn, part.job)
+        job = Job.model_validate(store.run(conn, part.run_id).job)
+    assert row is not None
+    plan = Plan(job, refresh=part.refresh)
+    files = [file for file in plan.rows.files if file.path == Path(part.file)]
+    if not files:
+        raise SourceError(f"source.path: {part.file} is not there on this machine; put the source on a shared path")
+    with where.driving() as driving:
+        driver = driving.driver(row)
+        lookup = Lookup(where.database, driver.job_id, driver.sink)
+        with driver.planning_for(part.lease, part.token):
+            for _ in plan.batches(driver, part.run_id, lookup, files):
+                driver.check()
+    return Planned(part, frozenset(plan.awaited), frozenset(plan.plan_again_after))

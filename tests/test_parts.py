@@ -1,0 +1,110 @@
+"""Planning shared by file: by threads here, each a driver of its own."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from pipeline import leases
+from pipeline.database import Database
+from pipeline.errors import LostRace, SourceError
+from pipeline.job import Job
+from pipeline.parts import Part, Planned, Share, plan_part
+from tests.conftest import World
+
+
+def files(world: World, number: int = 3, rows: int = 4) -> Job:
+    """A job over several files."""
+    for file in range(number):
+        world.rows([{"id": f"f{file}r{i}", "text": f"Row {i} of file {file}."} for i in range(rows)], f"part{file}.csv")
+    return world.job(source={"path": str(world.folder / "part*.csv")}, limits={"max_batch_requests": 3})
+
+
+def in_threads(world: World, *, fails: tuple[int, ...] = ()) -> Share:
+    """Plans all parts at once, each over a database connection of its own, but for those that come to nothing."""
+
+    def plan(part: Part) -> Planned:
+        with closing(Database(world.database.url.render_as_string(hide_password=False))) as database:
+            return plan_part(replace(world.where(), database=database), part)
+
+    def share(parts: list[Part]) -> Iterator[Planned | None]:
+        with ThreadPoolExecutor() as pool:
+            futures = [pool.submit(plan, part) for n, part in enumerate(parts) if n not in fails]
+            yield None
+            for future in futures:
+                yield future.result()
+
+    return share
+
+
+def test_the_files_of_a_source_are_planned_by_others(world: World) -> None:
+    finished = world.run(files(world), share=in_threads(world))
+
+    assert finished.rows == {"succeeded": 12}
+    assert (world.accepted(), world.sent_twice()) == (12, [])
+    assert len(world.batch_states()) == 6  # two of each file
+    assert not world.told("planned_elsewhere")
+
+
+def test_a_part_that_fails_is_planned_by_the_driver_itself(world: World) -> None:
+    finished = world.run(files(world), share=in_threads(world, fails=(1,)))
+
+    assert finished.rows == {"succeeded": 12}
+    assert (world.accepted(), world.sent_twice()) == (12, [])
+    assert world.told("planned_elsewhere")[0]["problem"] == "1 of 3 files were not planned by others"
+
+
+def test_a_part_can_write_nothing_once_its_driver_has_ended(world: World) -> None:
+    kept: list[Part] = []
+
+    def share(parts: list[Part]) -> Iterator[Planned | None]:
+        kept.extend(parts)
+        yield None
+
+    finished = world.run(files(world), share=share)
+    for part in kept:
+        with pytest.raises(LostRace):
+            plan_part(world.where(), part)
+
+    assert finished.rows == {"succeeded": 12}
+    assert world.accepted() == 12
+
+
+def test_rows_in_flight_in_another_run_are_waited_for(world: World) -> None:
+    job = files(world)
+    world.run(job, detach=True)
+    world.rows([{"id": f"f0r{i}", "text": f"Changed {i}."} for i in range(4)], "part0.csv")
+
+    finished = world.run(job, share=in_threads(world))
+
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert (world.accepted(), finished.state) == (16, "finished")
+
+
+@pytest.mark.parametrize("options", [{"limit": 5}, {"dry_run": True}], ids=["limit", "dry run"])
+def test_what_plans_only_some_rows_is_not_shared(world: World, options: dict[str, int]) -> None:
+    def share(parts: list[Part]) -> Iterator[Planned | None]:
+        raise AssertionError("nobody asked for it")
+
+    world.run(files(world), share=share, **options)
+
+    assert world.accepted() == options.get("limit", 0)
+
+
+def test_a_source_of_one_file_is_not_shared(world: World) -> None:
+    def share(parts: list[Part]) -> Iterator[Planned | None]:
+        raise AssertionError("nobody asked for it")
+
+    assert world.run(world.job(), share=share).rows == {"succeeded": 5}
+
+
+def test_a_file_that_is_not_there_on_the_other_machine_is_said(world: World) -> None:
+    job = files(world)
+    world.run(job, detach=True)
+    with leases.hold(world.database, "planning summaries", seconds=60, now=world.clock) as lease:
+        part = Part("summaries", 1, "/elsewhere/part0.csv", False, lease.resource, lease.token)
+
+        with pytest.raises(SourceError, match=r"/elsewhere/part0.csv is not there on this machine; .* shared path"):
+            plan_part(world.where(), part)
