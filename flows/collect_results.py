@@ -38,8 +38,7 @@ def collect_results(
     """
     blocks = Blocks(api_key_block, database_url_block)
     try:
-        file = places.job_file(job) if job is not None and places.is_file(job) else None
-        name = job if file is None else places.name_in(file)
+        file, name = (None, None) if job is None else places.named(job)
         url = places.database_url(blocks, beside=file)
         if not Database.exists(url):  # the first sweeps may come before the first run
             return Completed(name="Nothing due", message="there is no state database yet: no job has been run", data=[])

@@ -12,13 +12,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import httpx
 from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
-from sqlalchemy import Row
 
-from pipeline import store, where, yamlfile
+from pipeline import naming, where
 from pipeline.api import Api
 from pipeline.database import Database, default_url
 from pipeline.driver import Tell
-from pipeline.errors import DatabaseError, InputError, JobError, Stopped
+from pipeline.errors import DatabaseError, InputError, Stopped
 from pipeline.where import Where
 
 DATABASE = "BATCH_DATABASE_URL"
@@ -35,12 +34,22 @@ class Blocks:
 
 def job_file(job: str) -> Path:
     """The job file of this name: relative ones are of the project, PIPELINE_ROOT, or else of the working directory."""
-    return Path(os.environ.get("PIPELINE_ROOT") or ".") / job
+    return _root() / job
 
 
-def is_file(job: str) -> bool:
-    """Whether `job` means a job file, rather than a job that the database knows by this name."""
-    return job_file(job).exists() or "/" in job or job.endswith((".yaml", ".yml"))
+def named(job: str) -> tuple[Path | None, str]:
+    """A job as a parameter names it: its file, None when `job` is the name by which the database knows it; its name.
+
+    Raises JobError.
+    """
+    if not naming.is_path(job, _root()):
+        return None, job
+    file = job_file(job)
+    return file, naming.name_in(file)
+
+
+def _root() -> Path:
+    return Path(os.environ.get("PIPELINE_ROOT") or ".")
 
 
 def scheduled() -> datetime:
@@ -57,34 +66,6 @@ def day(time_zone: str) -> date:
         return scheduled().astimezone(ZoneInfo(time_zone)).date()
     except (ZoneInfoNotFoundError, ValueError) as exc:
         raise InputError(f"time_zone {time_zone!r}: there is no such time zone; write one like Europe/Berlin") from exc
-
-
-def name_in(file: Path) -> str:
-    """The name of the job that a job file declares. Raises JobError."""
-    try:
-        fields, _ = yamlfile.parse(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise JobError(f"{file}: cannot read the job file: {exc}") from exc
-    if not isinstance(fields.get("name"), str):
-        raise JobError(f"{file}: name: this field is required")
-    return str(fields["name"])
-
-
-def known_job(database: Database, name: str) -> Row[Any]:
-    """The job of this name. Raises InputError, which names those that the database knows."""
-    with database.read() as conn:
-        row = store.job_named(conn, name)
-        known = ", ".join(each.name for each in store.all_jobs(conn)) or "none"
-    if row is None:
-        raise InputError(f"{database.shown} knows no job {name!r} (it knows: {known}); run it first")
-    return row
-
-
-def file_of(job: Row[Any]) -> Path:
-    """The job file of the job's last run. Raises InputError when it is gone."""
-    if job.file is None or not Path(job.file).exists():
-        raise InputError(f"job {job.name}: its job file {job.file} is gone; give the path of one")
-    return Path(job.file)
 
 
 def secret(variables: tuple[str, ...], block: str | None) -> str | None:

@@ -11,7 +11,7 @@ from flows import places
 from flows.places import Blocks
 from flows.run_job import JobFile, cancel_batches, ended_state
 from flows.shown import Watch, run_logger
-from pipeline import store
+from pipeline import naming, store
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError
 from pipeline.job import load
@@ -27,7 +27,7 @@ def run_name() -> str:
     """`ticket_triage again`, from the run's parameters."""
     job = str(flow_run.parameters["job"])
     try:
-        name = places.name_in(places.job_file(job)) if places.is_file(job) else job
+        _, name = places.named(job)
     except PipelineError:
         name = job
     return f"{name} again"
@@ -77,14 +77,13 @@ def reprocess_failed(
             where=where,
             changes=dict(change(pair) for pair in set or ()),
         )
-        file = places.job_file(job) if places.is_file(job) else None
-        name = job if file is None else places.name_in(file)
+        file, name = places.named(job)
         url = places.database_url(blocks, beside=file)
         if not Database.exists(url):
             raise InputError("there is no state database yet: run the job first")
         with places.database(blocks, beside=file) as database:
-            row = places.known_job(database, name)
-            path = file or places.file_of(row)
+            row = naming.known_job(database, name)
+            path = file or naming.file_of(row)
             with database.read() as conn:
                 last = store.last_run(conn, row.id)
             before = None if last is None else last.vars

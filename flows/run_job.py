@@ -19,7 +19,7 @@ from pydantic import Field
 from flows import places
 from flows.places import Blocks
 from flows.shown import Watch, run_logger, run_state, title
-from pipeline import cancel
+from pipeline import cancel, naming
 from pipeline.errors import PipelineError
 from pipeline.job import load
 from pipeline.run import Options, run
@@ -45,11 +45,11 @@ def cancel_batches(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     given = flow_run.parameters
     if not given.get("cancel_batches_on_cancel"):
         return
-    file = places.job_file(given["job"]) if places.is_file(given["job"]) else None
+    file, name = places.named(given["job"])
     blocks = Blocks(given.get("api_key_block"), given.get("database_url_block"))
     emulated = bool(given.get("emulator"))
     with places.database(blocks, beside=file, emulated=emulated) as database:
-        row = places.known_job(database, given["job"] if file is None else places.name_in(file))
+        row = naming.known_job(database, name)
         watch = Watch(database)
         with places.driving_in(database, blocks, tell=watch.tell, emulated=emulated) as here:
             cancel.cancel(here, row)

@@ -200,6 +200,7 @@ def retry(
 ) -> None:
     """Send rows that did not succeed once more, as they are in the source now; then go on as `run` does."""
     with _many_objects_that_stay():
+        from pipeline import naming
         from pipeline.retry import Retry, change
         from pipeline.run import Options
         from pipeline.run import run as run_job
@@ -214,7 +215,7 @@ def retry(
     with _where(
         folder, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json, must_exist=True
     ) as where:
-        row = _known_row(where.database, name)
+        row = naming.known_job(where.database, name)
         loaded, path = _load_as_last(where.database, row, job, var)
         if loaded.vars and not as_json:
             _say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
@@ -241,7 +242,7 @@ def collect(
     with _many_objects_that_stay():
         from pipeline.run import sweep
 
-    folder, name = _job_and_folder(job)
+    folder, name = (Path(), None) if job is None else _job_and_folder(job)
     with _where(
         folder, database, spool, emulated=emulator, poll_seconds=None, as_json=as_json, must_exist=True
     ) as where:
@@ -274,13 +275,14 @@ def cancel(
 ) -> None:
     """End the open runs of a job for all drivers, and cancel its batches. What had succeeded is still collected."""
     with _many_objects_that_stay():
+        from pipeline import naming
         from pipeline.cancel import cancel as cancel_job
 
     folder, name = _job_and_folder(job)
     with _where(
         folder, database, spool, emulated=emulator, poll_seconds=None, as_json=as_json, must_exist=True
     ) as where:
-        row = _known_row(where.database, name)
+        row = naming.known_job(where.database, name)
         canceled = cancel_job(where, row, abandon=abandon)
     if canceled.open > canceled.foreign:
         _next("collect", job)
@@ -556,68 +558,38 @@ def _load(path: Path, var: list[str] | None, *, before: dict[str, Any] | None = 
 
 def _load_as_last(database: "Database", row: "Row[Any]", job: str, var: list[str] | None) -> "tuple[Job, Path]":
     """The job with the vars of its last run, and its file. row: as the database has it; job: as it was named."""
-    from pipeline import store
+    from pipeline import naming, store
 
     with database.read() as conn:
         last = store.last_run(conn, row.id)
-    path = _file_of(row) if _is_name(job) else Path(job)
+    path = Path(job) if naming.is_path(job) else naming.file_of(row)
     return _load(path, var, before=None if last is None else last.vars), path
-
-
-def _is_name(job: str) -> bool:
-    """Whether JOB is a job's name rather than a path."""
-    return not Path(job).exists() and "/" not in job and not job.endswith((".yaml", ".yml"))
 
 
 def _job_file(job: str, database: str | None, *, emulated: bool) -> Path:
     """The job file that JOB names, by the database if it is a name."""
-    if not _is_name(job):
+    from pipeline import naming
+
+    if naming.is_path(job):
         return Path(job)
     with _known_job(job, database, emulated=emulated) as (_, row):
-        return _file_of(row)
+        return naming.file_of(row)
 
 
-def _file_of(row: "Row[Any]") -> Path:
-    if row.file is None or not Path(row.file).exists():
-        raise InputError(f"job {row.name}: its job file {row.file} is gone; give the path of one")
-    return Path(row.file)
-
-
-def _job_and_folder(job: str | None) -> tuple[Path, str | None]:
+def _job_and_folder(job: str) -> tuple[Path, str]:
     """Where the default database is, and the name of the job; for commands that do not need the job file itself."""
-    from pipeline import yamlfile
+    from pipeline import naming
 
-    if job is None or _is_name(job):
-        return Path(), job
-    path = Path(job)
-    try:
-        fields, _ = yamlfile.parse(path.read_text(encoding="utf-8"), job)
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"{job}: cannot read the job file: {exc}") from exc
-    if not isinstance(fields.get("name"), str):
-        raise InputError(f"{job}: name: this field is required")
-    return path.parent, str(fields["name"])
+    return (Path(job).parent, naming.name_in(Path(job))) if naming.is_path(job) else (Path(), job)
 
 
 @contextlib.contextmanager
 def _known_job(job: str, database: str | None, *, emulated: bool) -> "Iterator[tuple[Database, Row[Any]]]":
+    from pipeline import naming
+
     folder, name = _job_and_folder(job)
     with contextlib.closing(_open(folder, database, emulated=emulated, must_exist=True)) as opened:
-        yield opened, _known_row(opened, name)
-
-
-def _known_row(opened: "Database", name: str | None) -> "Row[Any]":
-    """The job of this name. Raises InputError, which names those that the database knows."""
-    from pipeline import store
-
-    with opened.read() as conn:
-        row = store.job_named(conn, name or "")
-        known = ", ".join(each.name for each in store.all_jobs(conn)) or "none"
-    if row is None:
-        raise InputError(
-            f"{opened.shown} knows no job {name!r} (it knows: {known}); run it first, or name another database"
-        )
-    return row
+        yield opened, naming.known_job(opened, name)
 
 
 def _open(folder: Path, database: str | None, *, emulated: bool, must_exist: bool = False) -> "Database":

@@ -6,7 +6,7 @@ Every function takes a connection and commits nothing: a step decides what belon
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -45,6 +45,7 @@ from pipeline.tables import accounts, batches, jobs, leases, requests, runs, sen
 
 RESULTS_KEPT = timedelta(days=29)  # by the API, from a batch's creation
 TWIN_WATCH = timedelta(hours=25)  # how long a sending taken for not accepted is looked for: a batch takes 24 h at most
+AT_ONCE = datetime(2000, 1, 1, tzinfo=UTC)  # due by every clock
 
 
 @dataclass(frozen=True)
@@ -806,7 +807,7 @@ def ask_to_cancel(conn: Connection, job_id: int) -> int:
     """All batches of the job that are at the API, or may be, are to be canceled there, at once; how many those are."""
     there = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
     here = (batches.c.job_id == job_id, batches.c.state.in_(there))
-    return conn.execute(update(batches).where(*here).values(cancel=True, due_at=batches.c.created_at)).rowcount
+    return conn.execute(update(batches).where(*here).values(cancel=True, due_at=AT_ONCE)).rowcount
 
 
 def _refuse_in_flight(conn: Connection, batch: Batch) -> None:

@@ -184,8 +184,8 @@ def test_job_files_are_found_relative_to_the_project_whatever_the_working_direct
     monkeypatch.chdir("/")
 
     assert places.job_file("notes.yaml") == job
-    assert places.is_file("notes.yaml")
-    assert not places.is_file("notes")
+    assert places.named("notes.yaml") == (job, "notes")
+    assert places.named("notes") == (None, "notes")
 
 
 def test_today_is_the_day_of_the_scheduled_start_in_the_schedules_zone(monkeypatch: pytest.MonkeyPatch) -> None:
