@@ -43,6 +43,23 @@ class Stack:
     log: Path
     client: httpx.Client
     workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    server: "subprocess.Popen[bytes] | None" = None
+
+    def start_server(self) -> None:
+        """A server in a session of its own; again after it was stopped, it knows what it knew."""
+        port = str(self.client.base_url.port)
+        command = [str(PREFECT), "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"]
+        with self.log.open("ab") as log:
+            self.server = subprocess.Popen(
+                command, cwd="/", env=self.environ, stdout=log, stderr=log, start_new_session=True
+            )
+        self.until(lambda: _is_up(self.client), "the server")
+
+    def kill_server(self) -> None:
+        """kill -9."""
+        assert self.server is not None
+        os.killpg(self.server.pid, signal.SIGKILL)
+        self.server.wait(PATIENCE)
 
     def prefect(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run a command of Prefect's in the project, to its end."""
@@ -174,22 +191,20 @@ def stack(folder: Path, **more: str) -> Iterator[Stack]:
         PREFECT_WORKER_QUERY_SECONDS="1",
         **more,
     )
-    log = folder / "prefect.log"
-    command = [str(PREFECT), "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
-    with httpx.Client(base_url=url, timeout=30) as client, log.open("ab") as out:
-        server = subprocess.Popen(command, cwd=folder, env=environ, stdout=out, stderr=out, start_new_session=True)
-        made = Stack(project, url, environ, log, client)
+    with httpx.Client(base_url=url, timeout=30) as client:
+        made = Stack(project, url, environ, folder / "prefect.log", client)
         try:
-            made.until(lambda: _is_up(client), "the server")
+            made.start_server()
             for arguments in (("work-pool", "create", "batches", "--type", "process"), ("deploy", "--all")):
                 ran = made.prefect("--no-prompt", *arguments)
                 assert ran.returncode == 0, ran.stdout + ran.stderr
             yield made
         finally:
-            for process in (*made.workers, server):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait(PATIENCE)
+            for process in (*made.workers, made.server):
+                if process is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait(PATIENCE)
 
 
 def _is_up(client: httpx.Client) -> bool:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -90,6 +91,22 @@ def test_a_run_ends_as_submitted_and_a_sweep_takes_it_to_its_end(api: RunningEmu
 
 def test_a_sweep_before_the_first_run_has_nothing_to_do(api: RunningEmulator) -> None:
     assert told(collect_results.fn())[1:] == ("Nothing due", "there is no state database yet: no job has been run")
+
+
+def test_sweeps_that_were_late_and_come_all_at_once_do_the_work_once(api: RunningEmulator, job: Path) -> None:
+    run_job.fn(str(job))
+    let_batches_end(api)
+
+    with ThreadPoolExecutor(20) as pool:
+        swept = [told(state) for state in pool.map(lambda _: collect_results.fn(), range(20))]
+    before = len(list(api.emulator.log()))
+    late = told(collect_results.fn())
+
+    assert {kind for kind, *_ in swept} == {"COMPLETED"}
+    assert sum("2 succeeded" in message for *_, message in swept) == 1  # the others do not say again that it ended
+    assert late[1:] == ("Nothing due", "no run is open")
+    assert len(list(api.emulator.log())) == before  # and ask nobody
+    assert api.emulator.audit()["accepted_twice"] == []
 
 
 def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(api: RunningEmulator, job: Path) -> None:

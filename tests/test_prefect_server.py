@@ -5,6 +5,8 @@ The tests share one server and one state database on PostgreSQL, and each uses j
 
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +21,7 @@ from pipeline.database import Database
 from pipeline.emulator import RunningEmulator, start
 from pipeline.tables import batches, jobs, runs
 from tests.postgres import new_database
-from tests.prefect_stack import Stack, stack
+from tests.prefect_stack import PATIENCE, Stack, stack
 
 pytestmark = pytest.mark.prefect
 
@@ -324,3 +326,21 @@ def test_the_key_and_the_password_are_nowhere_in_prefects_database_or_log(site: 
 
     assert b"Submitted 1 batch, 500 rows" in held[str(home / "prefect.db")] + held[str(home / "prefect.db-wal")]
     assert [name for name, content in held.items() if KEY.encode() in content or url.encode() in content] == []
+
+
+def test_a_server_that_goes_away_keeps_no_run_from_its_end(site: Site) -> None:
+    site.job("alone")
+    run = [sys.executable, "-c", "from flows.run_job import run_job; run_job('jobs/alone.yaml', wait=True)"]
+    with (site.prefect.project / "alone.log").open("wb") as log:
+        flow = subprocess.Popen(run, cwd=site.prefect.project, env=site.prefect.environ, stdout=log, stderr=log)
+    site.until_at_the_api("alone")
+
+    site.prefect.kill_server()
+    site.let_batches_end()
+    site.prefect.until(lambda: site.run_states("alone") == [("finished", None)], "the end of the run")
+    site.prefect.start_server()
+    flow.wait(PATIENCE)
+
+    assert site.statuses("alone_answers") == ["succeeded"] * 3
+    assert site.api.emulator.audit()["accepted_twice"] == []
+    assert site.prefect.python("-m", "flows.collect_results").returncode == 0
