@@ -5,7 +5,7 @@ its transactions checks the lease: when the driver that holds it dies, its parts
 of a part dies, the rows that it had put into batches are in flight, and the driver plans what is left of the file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +38,9 @@ class Planned:
     plan_again_after: frozenset[int]
 
 
-#: Has parts planned somewhere. Yields each that is done, and None now and then meanwhile; leaves out those that failed.
-Share = Callable[[list[Part]], Iterator[Planned | None]]
+#: Has parts planned somewhere, and returns those that came to their end. Meanwhile it calls what it is given each second
+#: or so, in its own thread: what has been planned is submitted then, and it raises when the driver is asked to stop.
+Share = Callable[[list[Part], Callable[[], None]], list[Planned]]
 
 
 def parts(plan: Plan, job: str, run_id: int, lease: Lease) -> list[Part]:

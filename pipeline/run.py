@@ -299,19 +299,20 @@ class _Run:
         Raises LostRace when they did not come to their end: under a new lease, for they may go on, all is planned here.
         """
         share, self._share = self._share, None
-        files = self._plan.rows.files
-        if share is None or not self._plans_all or len(files) < 2:
+        if share is None or not self._plans_all or len(self._plan.rows.files) < 2:
             return False
-        done = 0
-        for planned in share(parts(self._plan, self._driver.job_name, self._run_id, self._driver.planning_lease)):
+
+        def meanwhile() -> None:
             self._driver.check()
             submitter.wake()
-            if planned is not None:
-                done += 1
-                self._plan.awaited |= planned.awaited
-                self._plan.plan_again_after |= planned.plan_again_after
-        if done < len(files):
-            raise LostRace(f"{len(files) - done} of {len(files)} files were not planned by others")
+
+        shared = parts(self._plan, self._driver.job_name, self._run_id, self._driver.planning_lease)
+        planned = share(shared, meanwhile)
+        for each in planned:
+            self._plan.awaited |= each.awaited
+            self._plan.plan_again_after |= each.plan_again_after
+        if len(planned) < len(shared):
+            raise LostRace(f"{len(shared) - len(planned)} of {len(shared)} files were not planned by others")
         return True
 
     def _needs_planning(self) -> bool:

@@ -1,6 +1,6 @@
 """Planning shared by file: by threads here, each a driver of its own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -29,12 +29,11 @@ def in_threads(world: World, *, fails: tuple[int, ...] = ()) -> Share:
         with closing(Database(world.database.url.render_as_string(hide_password=False))) as database:
             return plan_part(replace(world.where(), database=database), part)
 
-    def share(parts: list[Part]) -> Iterator[Planned | None]:
+    def share(parts: list[Part], meanwhile: Callable[[], None]) -> list[Planned]:
         with ThreadPoolExecutor() as pool:
             futures = [pool.submit(plan, part) for n, part in enumerate(parts) if n not in fails]
-            yield None
-            for future in futures:
-                yield future.result()
+            meanwhile()
+            return [future.result() for future in futures]
 
     return share
 
@@ -59,9 +58,9 @@ def test_a_part_that_fails_is_planned_by_the_driver_itself(world: World) -> None
 def test_a_part_can_write_nothing_once_its_driver_has_ended(world: World) -> None:
     kept: list[Part] = []
 
-    def share(parts: list[Part]) -> Iterator[Planned | None]:
+    def share(parts: list[Part], meanwhile: Callable[[], None]) -> list[Planned]:
         kept.extend(parts)
-        yield None
+        return []
 
     finished = world.run(files(world), share=share)
     for part in kept:
@@ -85,7 +84,7 @@ def test_rows_in_flight_in_another_run_are_waited_for(world: World) -> None:
 
 @pytest.mark.parametrize("options", [{"limit": 5}, {"dry_run": True}], ids=["limit", "dry run"])
 def test_what_plans_only_some_rows_is_not_shared(world: World, options: dict[str, int]) -> None:
-    def share(parts: list[Part]) -> Iterator[Planned | None]:
+    def share(parts: list[Part], meanwhile: Callable[[], None]) -> list[Planned]:
         raise AssertionError("nobody asked for it")
 
     world.run(files(world), share=share, **options)
@@ -94,7 +93,7 @@ def test_what_plans_only_some_rows_is_not_shared(world: World, options: dict[str
 
 
 def test_a_source_of_one_file_is_not_shared(world: World) -> None:
-    def share(parts: list[Part]) -> Iterator[Planned | None]:
+    def share(parts: list[Part], meanwhile: Callable[[], None]) -> list[Planned]:
         raise AssertionError("nobody asked for it")
 
     assert world.run(world.job(), share=share).rows == {"succeeded": 5}
