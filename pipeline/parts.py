@@ -38,8 +38,8 @@ class Planned:
     plan_again_after: frozenset[int]
 
 
-#: Has parts planned somewhere, and returns those that came to their end. Meanwhile it calls what it is given each second
-#: or so, in its own thread: what has been planned is submitted then, and it raises when the driver is asked to stop.
+#: Has parts planned somewhere, and returns those that came to their end. Each second or so it calls what it is given:
+#: what has been planned meanwhile is submitted then. That raises when the driver is asked to stop.
 Share = Callable[[list[Part], Callable[[], None]], list[Planned]]
 
 
