@@ -356,7 +356,7 @@ def _csv_frames(file: SourceFile, columns: list[str], encoding: str) -> Iterator
                 raise SourceError(f"{file.path} row {rows + 1}: the row is longer than {LONGEST_ROW:,} bytes") from None
             block = min(block * 16, LONGEST_ROW)  # read on behind what was handed out, in larger blocks
             continue
-        if "\n" in (end or ""):
+        if "\n" in (end or "") or _is_cut_in_quotes(file, end or "", encoding):
             _refuse_open_quote(file, rows, encoding)
         return
 
@@ -377,6 +377,16 @@ def _csv_reader(file: SourceFile, columns: list[str], encoding: str, block: int)
             column_types=dict.fromkeys(columns, pa.string()),  # 08123 stays 08123
         ),
     )
+
+
+def _is_cut_in_quotes(file: SourceFile, end: str, encoding: str) -> bool:
+    """Whether the file seems to end inside of a quoted field, whose value is `end`, without a line end behind it."""
+    field = ('"' + end.replace('"', '""')).encode(encoding)
+    with file.path.open("rb") as raw:
+        size = raw.seek(0, os.SEEK_END)
+        raw.seek(max(0, size - len(field) - 1))
+        tail = raw.read()
+    return tail.endswith(field) and tail[: -len(field)] in (b"\n", b"\r", file.delimiter.encode())
 
 
 def _refuse_open_quote(file: SourceFile, rows: int, encoding: str) -> None:

@@ -446,6 +446,8 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "a.csv row 2: ", id="the file of a ragged row"),
         pytest.param("a.csv", b"id,text,text\n1,a,b\n", "a.csv: column 'text' stands twice", id="a column twice"),
         pytest.param("a.csv", b'id,text\n1,a\n2,"b\n3,c\n', 'a.csv row 2: a quote (") is opened', id="an open quote"),
+        pytest.param("a.csv", b'id,text\n1,a\n2,"cut o', 'a.csv row 2: a quote (") is opened', id="cut off in quotes"),
+        pytest.param("a.csv", b'id,text\n1,a\n2,"', 'a.csv row 2: a quote (") is opened', id="cut off at a quote"),
         pytest.param("a.csv", b"id,text\n1,\xe4\n", "a.csv row 1: ", id="the file of a wrong encoding"),
         pytest.param("a.csv", b"id,text\n1,\xe4\n", "say the file's encoding in source.encoding", id="wrong encoding"),
         pytest.param("a.csv", b"id,t\xe4xt\n1,a\n", "say the file's encoding in source.encoding", id="in the header"),
@@ -542,6 +544,13 @@ def test_a_quote_inside_of_a_field_is_no_open_quote(write: Write) -> None:
     rows = read(write("a.csv", 'id,text\n1,5" disk\n2,"a\nb"\n'))
 
     assert [row["text"] for row in rows] == ['5" disk', "a\nb"]
+
+
+@pytest.mark.parametrize("field", ['""', '"b"', '5" disk', '"say ""b"""', "b", ""])
+def test_a_file_without_a_last_line_end_is_whole(write: Write, field: str) -> None:
+    rows = read(write("a.csv", f"id,text\n1,a\n2,{field}"))
+
+    assert [row["id"] for row in rows] == ["1", "2"]
 
 
 def test_an_open_quote_is_noticed_beside_a_quote_inside_of_a_field(write: Write) -> None:
