@@ -1,6 +1,7 @@
 """Measures the pipeline beside a plain script over the SDK, both against a bare server in another process.
 
 python benchmarks/bench.py [--sizes 10000,100000,1000000] [--format csv|parquet] [--plain-max 100000] [--repeat 1]
+                          [--flow]
 
 Prints one line per size and program, then the ratios. Exits with 1 if a table does not have exactly its rows, each
 succeeded, or if a program failed. README.md beside this file says how to read the figures.
@@ -29,7 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ANSWERS = {"plain": ("plain.db", "answers"), "pipeline": ("batches.db", "bench_answers")}  # database, table
+ANSWERS = {  # database, table
+    "plain": ("plain.db", "answers"),
+    "pipeline": ("batches.db", "bench_answers"),
+    "flow": ("batches.db", "bench_answers"),
+}
 
 NO_COMMAND = "there is no batch-pipeline command: install the project"
 
@@ -122,11 +127,21 @@ def bare_server() -> Iterator[tuple[str, Callable[[], Usage]]]:
         process.stdout.close()
 
 
-def environment_for(base_url: str) -> dict[str, str]:
-    """The caller's environment without what would change a run: other keys, settings of ours, proxies."""
-    foreign = ("ANTHROPIC_", "BATCH_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+def environment_for(base_url: str, folder: Path) -> dict[str, str]:
+    """The caller's environment without what would change a run: other keys, settings of ours, proxies.
+
+    folder: for the state database, and what Prefect keeps of its own.
+    """
+    foreign = ("ANTHROPIC_", "BATCH_", "PREFECT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
-    return {**kept, "ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-bench"}
+    ours = {"ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-bench", "BATCH_POLL_SECONDS": "0.1"}
+    ours["BATCH_DATABASE_URL"] = f"sqlite:///{folder / ANSWERS['pipeline'][0]}"
+    prefect = {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    return kept | ours | prefect
 
 
 def pipeline_command() -> str | None:
@@ -135,16 +150,17 @@ def pipeline_command() -> str | None:
 
 
 def command_for(program: str, source: Path, folder: Path, plain_batch: int) -> list[str]:
-    database = folder / ANSWERS[program][0]
     if program == "plain":
-        script = str(HERE / "plain_script.py")
-        return [sys.executable, script, str(source), str(database), "--batch-size", str(plain_batch)]
+        script, database = str(HERE / "plain_script.py"), str(folder / ANSWERS[program][0])
+        return [sys.executable, script, str(source), database, "--batch-size", str(plain_batch)]
+    job = folder / "bench.yaml"
+    job.write_text(JOB.format(source=source), encoding="utf-8")
+    if program == "flow":
+        return [sys.executable, "-m", "flows.run_job", str(job)]
     executable = pipeline_command()
     if executable is None:
         raise BenchError(NO_COMMAND)
-    job = folder / "bench.yaml"
-    job.write_text(JOB.format(source=source), encoding="utf-8")
-    return [executable, "run", str(job), "--yes", "--poll-seconds", "0.1", "--database", f"sqlite:///{database}"]
+    return [executable, "run", str(job), "--yes"]
 
 
 def check_answers(program: str, folder: Path, rows: int) -> None:
@@ -162,7 +178,7 @@ def measure(program: str, source: Path, rows: int, arguments: argparse.Namespace
     folder = Path(tempfile.mkdtemp(prefix=f"{program}-{rows}-", dir=source.parent))
     command = command_for(program, source, folder, arguments.plain_batch)
     with bare_server() as (base_url, stop):
-        client = run(command, folder, environment_for(base_url), timeout=arguments.timeout)
+        client = run(command, folder, environment_for(base_url, folder), timeout=arguments.timeout)
         server = stop()
     if client.exit_code != 0:
         output = (folder / "output.txt").read_text(errors="replace").strip().splitlines()[-15:]
@@ -202,6 +218,10 @@ def summary(measurements: dict[tuple[str, int], Measurement], sizes: list[int]) 
             speed = pipeline.rows_per_second / plain.rows_per_second
             memory = pipeline.client.peak_mb / plain.client.peak_mb
             yield f"{rows:,} rows: pipeline / plain script = {speed:.2f} in rows/s, {memory:.2f} in peak memory"
+        flow = measurements.get(("flow", rows))
+        if flow and pipeline:
+            longer = flow.client.wall_seconds - pipeline.client.wall_seconds
+            yield f"{rows:,} rows: as a Prefect flow {longer:.1f} s longer, a server of its own included"
     ours = [measurements["pipeline", rows] for rows in sorted(sizes) if ("pipeline", rows) in measurements]
     for smaller, larger in itertools.pairwise(ours):
         change = larger.client.peak_mb / smaller.client.peak_mb - 1
@@ -209,7 +229,7 @@ def summary(measurements: dict[tuple[str, int], Measurement], sizes: list[int]) 
 
 
 def bench(arguments: argparse.Namespace, folder: Path) -> None:
-    programs = [arguments.only] if arguments.only else ["plain", "pipeline"]
+    programs = [arguments.only] if arguments.only else ["plain", "pipeline", *(["flow"] if arguments.flow else [])]
     print(
         f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}; "
         f"{arguments.format}, rows of 1.1 kB; plain script: {arguments.plain_batch:,} requests a create; "
@@ -242,7 +262,8 @@ def main() -> int:
     parser.add_argument("--plain-max", type=int, default=100_000, help="no plain script above so many rows")
     parser.add_argument("--plain-batch", type=int, default=25_000, help="requests in one create of the plain script")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each; the median counts")
-    parser.add_argument("--only", choices=("plain", "pipeline"), help="measure one of the two")
+    parser.add_argument("--only", choices=tuple(ANSWERS), help="measure one of them")
+    parser.add_argument("--flow", action="store_true", help="the pipeline as a Prefect flow, too")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for one run")
     parser.add_argument("--folder", type=Path, help="where rows and databases go (default: a temporary folder)")
     arguments = parser.parse_args()
