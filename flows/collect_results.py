@@ -45,7 +45,7 @@ def collect_results(
         with places.database(blocks, beside=file) as database:
             watch = Watch(database)
             with places.driving_in(database, blocks, tell=watch.tell) as here:
-                spread_collecting(here, blocks)
+                watch.moved |= spread_collecting(here, blocks, name)
                 swept = sweep(here, name)
             watch.show(sorted(watch.moved))
             ended = watch.ended()

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from flows import places
 from flows.places import Blocks
+from flows.planning import sharing
 from flows.shown import Watch, run_logger, run_state, title
 from pipeline import cancel, naming
 from pipeline.errors import PipelineError
@@ -91,7 +92,9 @@ def run_job(
         with places.database(blocks, beside=file, emulated=emulator) as database:
             watch = Watch(database)
             with places.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
-                finished = run(loaded, here, Options(limit=limit, detach=not wait, dry_run=dry_run), file=file)
+                share = sharing(blocks, database)
+                options = Options(limit=limit, detach=not wait, dry_run=dry_run, share=share)
+                finished = run(loaded, here, options, file=file)
             return ended_state(watch, loaded.name, finished.run_id)
     except PipelineError as exc:
         return Failed(message=str(exc))

@@ -1,47 +1,76 @@
 """One sweep's collecting in parts that other processes can do: which batches have ended, and one of them."""
 
+from collections.abc import Collection
+from typing import NamedTuple
+
+from sqlalchemy import select
+
 from pipeline import store
 from pipeline.collect import JobOfRun, collect
+from pipeline.database import Database
 from pipeline.driver import Driver
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import DatabaseError, InputError, LostRace, Stopped
+from pipeline.leases import local_now
 from pipeline.poll import poll_due
 from pipeline.states import BatchState
-from pipeline.tables import batches
+from pipeline.tables import batches, leases
 from pipeline.where import Driving, Where
 
 
-def ended_batches(where: Where) -> list[tuple[str, int]]:
+def ended_batches(where: Where, job: str | None = None) -> list[tuple[str, int]]:
     """Ask after all that is at the API, and list what has ended and is not collected: job and batch.
 
-    A job that cannot be asked after is left to the sweep, which says why.
+    job: of one job only. A job that cannot be asked after, and batches of other accounts, are left to the sweep, which
+    says why.
     """
     with where.database.read() as conn:
         waiting = store.jobs_with_work(conn, now=where.now())
-        names = [row.name for row in store.all_jobs(conn) if row.id in waiting]
+        names = [row.name for row in store.all_jobs(conn) if row.id in waiting and job in (None, row.name)]
     found: list[tuple[str, int]] = []
     if not names:
         return found
     with where.driving() as driving:
         for name in names:
-            driver = _driver(driving, name)
             try:
+                driver = _driver(driving, name)
                 poll_due(driver)
-            except Stopped:
+            except (Stopped, DatabaseError, LostRace):
                 continue
             with driver.reading() as conn:
                 ended = store.batches_in(conn, driver.job_id, BatchState.ENDED, due=driver.now())
-            found += [(name, batch.id) for batch in ended]
+            found += [(name, batch.id) for batch in ended if batch.account_id == driver.account_id]
     return found
 
 
 def collect_one(where: Where, job: str, batch: int) -> None:
-    """Collect this batch, unless another driver has it or has done it. Raises Stopped when the API cannot be asked."""
+    """Collect this batch, unless another driver has it or has done it, or another account has sent it.
+
+    Raises Stopped or InputError when the API cannot be asked, InputError for an unknown job.
+    """
     with where.driving() as driving:
         driver = _driver(driving, job)
         jobs = JobOfRun(driver)
-        for claimed in driver.claims(BatchState.ENDED, only=batches.c.id == batch):
+        this_one = (batches.c.id == batch) & (batches.c.account_id == driver.account_id)
+        for claimed in driver.claims(BatchState.ENDED, only=this_one):
             with driver.lost_races(claimed):
                 collect(driver, claimed, jobs(claimed.run_id))
+
+
+class Left(NamedTuple):
+    """What is not collected yet of some ended batches, and which of it a living driver is collecting."""
+
+    waiting: frozenset[int]
+    held: frozenset[int]
+
+
+def left_of(database: Database, wanted: Collection[int]) -> Left:
+    """How far the collecting of these batches has come, whoever does it."""
+    with database.read() as conn:
+        living = select(leases.c.resource).where(leases.c.expires_at > database.now(conn, local_now()))
+        held = batches.c.claimed_by.in_(living).is_(True)
+        ended = conn.execute(select(batches.c.id, held).where(batches.c.state == BatchState.ENDED)).all()
+    waiting = {number: is_held for number, is_held in ended if number in wanted}
+    return Left(frozenset(waiting), frozenset(number for number, is_held in waiting.items() if is_held))
 
 
 def _driver(driving: Driving, name: str) -> Driver:

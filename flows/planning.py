@@ -1,0 +1,87 @@
+"""Planning as tasks, one for each file of the source, where a task runner is set. What fails, the run plans itself."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.futures import PrefectFuture
+
+from flows import places
+from flows.places import Blocks
+from flows.shown import run_logger
+from flows.tasks import is_done, say_of_runner, teller, usable_runner, wait_for
+from pipeline import store
+from pipeline.database import Database
+from pipeline.errors import PipelineError
+from pipeline.parts import Part, Planned, Share, plan_part
+
+INSTEAD = "this run plans by itself"
+QUIET_SECONDS = 120.0  # in which no batch is planned: then nobody is at work there
+
+
+@task(name="plan-file", task_run_name="plan {part.file}", tags=["batches"])
+def plan_file(part: Part, blocks: Blocks, beside: Path | None) -> Planned:
+    """Plan one file of a job. Never tried again by Prefect: its run does what it left."""
+    with (
+        places.database(blocks, beside=beside) as database,
+        places.driving_in(database, blocks, tell=teller()) as here,
+    ):
+        return plan_part(here, part)
+
+
+#: What the driver whose planning is shared wants called meanwhile. No flow may hold it, be it as a parameter, which
+#: Prefect stores, or in a closure: tasks take their flow along to other processes.
+_meanwhile: ContextVar[Callable[[], None]] = ContextVar("meanwhile")
+
+
+def call_back() -> None:
+    """Let the driver submit what has been planned; raises when it is asked to stop."""
+    _meanwhile.get()()
+
+
+@flow(name="plan-files")
+def plan_files(parts: list[Part], blocks: Blocks, beside: Path | None) -> list[Planned]:
+    """Plan the files of a source, each as a task."""
+    with places.database(blocks, beside=beside) as database:
+
+        def look() -> tuple[object, float]:
+            call_back()
+            with database.read() as conn:
+                return sum(store.batches_by_state(conn, parts[0].run_id).values()), QUIET_SECONDS
+
+        tasks = [plan_file.submit(part, blocks, beside) for part in parts]
+        wait_for(tasks, look)
+    return [planned for each, part in zip(tasks, parts, strict=True) if (planned := _result(each, part))]
+
+
+def sharing(blocks: Blocks, database: Database) -> Share | None:
+    """How a run shares its planning: by BATCH_TASK_RUNNER; None when that is not set, or cannot be used."""
+    chosen = usable_runner(INSTEAD)
+    if chosen is None:
+        return None
+
+    def share(parts: list[Part], meanwhile: Callable[[], None]) -> list[Planned]:
+        token = _meanwhile.set(meanwhile)
+        try:
+            return plan_files.with_options(task_runner=chosen)(parts, blocks, database.file)
+        except PipelineError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # whatever it is, it is about tasks, which nothing hangs on
+            say_of_runner(exc, INSTEAD)
+            return []
+        finally:
+            _meanwhile.reset(token)
+
+    return share
+
+
+def _result(future: PrefectFuture[Planned], part: Part) -> Planned | None:
+    if not is_done(future):
+        run_logger().warning("%s: its task has come to no end", part.file)
+        return None
+    try:
+        return future.result()
+    except Exception as exc:  # noqa: BLE001  # of the task, or of the worker that it was on
+        run_logger().warning("%s: its task failed: %s: %s", part.file, type(exc).__name__, exc)
+        return None
