@@ -19,9 +19,9 @@ test: install
 test-long: install
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m long
 
-# A real Prefect server with a worker and the deployments of prefect.yaml.
+# A real Prefect server with a worker and the deployments of prefect.yaml; a Dask cluster of which processes die.
 test-prefect: install
-	@$(BIN)/pytest -q -m prefect
+	@$(BIN)/pytest -q -n 2 --dist loadfile -m prefect
 
 # Random schedules of several drivers for SECONDS, on both databases in turn.
 SECONDS ?= 600

@@ -16,24 +16,33 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
+from flows.collect_results import collect_results
+from flows.reprocess_failed import reprocess_failed
+from flows.run_job import run_job
+from flows.tasks import collect_ended
+
 NAME = "batch-pipeline: end silent runs"
 SILENT = timedelta(seconds=540)  # three heartbeats of a flow, by default
-ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended")
+FLOWS = [flow.name for flow in (run_job, collect_results, reprocess_failed, collect_ended)]
+# The event of a state is named by the state's name, so that ours count beside those of Prefect.
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "TimedOut")
+OUR_ENDS = ("Submitted", "Quoted", "Nothing due", "Incomplete*")
 
 
-def silent_runs() -> Automation:
-    """The automation: a run that has sent a heartbeat, and then neither another nor an end, is Crashed."""
+def silent_runs(within: timedelta = SILENT) -> Automation:
+    """The automation: a run of ours that has sent a heartbeat, and then neither another nor an end, is Crashed."""
     return Automation(
         name=NAME,
         description="The process of such a run is gone. Nothing is lost: the next collect_results goes on.",
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}),
             for_each={"prefect.resource.id"},
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ENDS)},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ENDS + OUR_ENDS)},
             posture=Posture.Proactive,
             threshold=1,
-            within=SILENT,
+            within=within,
         ),
         actions=[
             ChangeFlowRunState(

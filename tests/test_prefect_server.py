@@ -249,10 +249,13 @@ def test_a_sweep_collects_in_a_task_for_each_batch_where_a_task_runner_is_set(si
 
     swept = site.prefect.python("-m", "flows.collect_results", BATCH_TASK_RUNNER="threads")
 
-    tasks = site.prefect.ask("POST", "/task_runs/filter", {"task_runs": {"name": {"like_": "collect batch"}}})
+    def ends() -> list[str | None]:
+        tasks = site.prefect.ask("POST", "/task_runs/filter", {"task_runs": {"name": {"like_": "collect batch"}}})
+        states = {each["name"]: each["state_name"] for each in tasks}
+        return [states.get(f"collect batch {batch}") for batch in site.batch_ids("spread")]
+
     assert submitted.returncode == swept.returncode == 0, submitted.stderr + swept.stderr
-    states = {each["name"]: each["state_name"] for each in tasks}
-    assert [states[f"collect batch {batch}"] for batch in site.batch_ids("spread")] == ["Completed"] * 3
+    site.prefect.until(lambda: ends() == ["Completed"] * 3, "the end of three tasks")  # which the server hears later
     assert site.run_states("spread") == [("finished", None)]
     assert site.statuses("spread_answers") == ["succeeded"] * 6
 
@@ -306,6 +309,40 @@ def test_a_worker_stopped_or_killed_in_the_middle_loses_nothing(site: Site, work
         assert site.run_states(name) == [("finished", None)]
         assert site.statuses(f"{name}_answers") == ["succeeded"] * 3
     assert site.api.emulator.audit()["accepted_twice"] == []
+
+
+SILENT = """
+from datetime import timedelta
+from flows.automations import silent_runs
+from flows.run_job import run_job
+
+print(silent_runs(timedelta(seconds=10)).create().id)
+run_job("jobs/silent.yaml", dry_run=True)
+run_job("jobs/silent.yaml")
+"""
+
+
+def test_a_run_whose_process_is_gone_is_ended_and_those_that_have_ended_are_left_alone(site: Site) -> None:
+    site.job("silent")
+    ended_well = site.prefect.python("-c", SILENT)  # as Quoted, and as Submitted
+    waits = [sys.executable, "-c", "from flows.run_job import run_job; run_job('jobs/silent.yaml', wait=True)"]
+    gone = subprocess.Popen(waits, cwd=site.prefect.project, env=site.prefect.environ, stderr=subprocess.DEVNULL)
+
+    def heard_of() -> list[str]:
+        heartbeats = [each["resource"] for each in site.prefect.events("prefect.flow-run.heartbeat")]
+        named = [each for each in heartbeats if each["prefect.resource.name"].startswith("silent ")]
+        return list(dict.fromkeys(each["prefect.resource.id"].removeprefix("prefect.flow-run.") for each in named))
+
+    site.prefect.until(lambda: len(heard_of()) == 3, "a heartbeat of each run")
+    gone.kill()
+    gone.wait()
+    site.prefect.until(lambda: site.prefect.events("prefect.automation.action.executed"), "the end of that run")
+    site.prefect.ask("DELETE", f"/automations/{ended_well.stdout.split()[0]}")
+
+    states = {site.prefect.flow_run(run)["state"]["name"]: site.prefect.flow_run(run)["state"] for run in heard_of()}
+    assert states.keys() == {"Quoted", "Submitted", "Crashed"}
+    assert states["Crashed"]["message"].startswith("Nothing was heard of this run any more")
+    assert len(site.prefect.events("prefect.automation.triggered")) == 1
 
 
 def test_the_command_that_ends_silent_runs_installs_its_automation_once(site: Site) -> None:
