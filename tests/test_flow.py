@@ -109,6 +109,16 @@ def test_sweeps_that_were_late_and_come_all_at_once_do_the_work_once(api: Runnin
     assert api.emulator.audit()["accepted_twice"] == []
 
 
+def test_two_runs_of_one_job_at_once_send_each_row_once(api: RunningEmulator, job: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        ran = [told(state) for state in pool.map(lambda _: run_job.fn(str(job)), range(2))]
+    let_batches_end(api)
+    collect_results.fn()
+
+    assert {kind for kind, *_ in ran} == {"COMPLETED"}
+    assert api.emulator.audit()["requests_accepted"] == 2
+
+
 @pytest.fixture
 def folder_of_files(job: Path) -> Path:
     """The job, over three files of two rows."""
