@@ -5,16 +5,15 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from pipeline import store
+from pipeline import naming, store
 from pipeline.collect import JobOfRun, collect
 from pipeline.database import Database
-from pipeline.driver import Driver
-from pipeline.errors import DatabaseError, InputError, LostRace, Stopped
+from pipeline.errors import DatabaseError, LostRace, Stopped
 from pipeline.leases import local_now
 from pipeline.poll import poll_due
 from pipeline.states import BatchState
 from pipeline.tables import batches, leases
-from pipeline.where import Driving, Where
+from pipeline.where import Where
 
 
 def ended_batches(where: Where, job: str | None = None) -> list[tuple[str, int]]:
@@ -32,7 +31,7 @@ def ended_batches(where: Where, job: str | None = None) -> list[tuple[str, int]]
     with where.driving() as driving:
         for name in names:
             try:
-                driver = _driver(driving, name)
+                driver = driving.driver(naming.known_job(where.database, name))
                 poll_due(driver)
             except (Stopped, DatabaseError, LostRace):
                 continue
@@ -48,7 +47,7 @@ def collect_one(where: Where, job: str, batch: int) -> None:
     Raises Stopped or InputError when the API cannot be asked, InputError for an unknown job.
     """
     with where.driving() as driving:
-        driver = _driver(driving, job)
+        driver = driving.driver(naming.known_job(where.database, job))
         jobs = JobOfRun(driver)
         this_one = (batches.c.id == batch) & (batches.c.account_id == driver.account_id)
         for claimed in driver.claims(BatchState.ENDED, only=this_one):
@@ -71,11 +70,3 @@ def left_of(database: Database, wanted: Collection[int]) -> Left:
         ended = conn.execute(select(batches.c.id, held).where(batches.c.state == BatchState.ENDED)).all()
     waiting = {number: is_held for number, is_held in ended if number in wanted}
     return Left(frozenset(waiting), frozenset(number for number, is_held in waiting.items() if is_held))
-
-
-def _driver(driving: Driving, name: str) -> Driver:
-    with driving.where.database.read() as conn:
-        row = store.job_named(conn, name)
-    if row is None:
-        raise InputError(f"{driving.where.database.shown} knows no job {name!r}")
-    return driving.driver(row)
