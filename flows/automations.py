@@ -17,13 +17,14 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 from flows.collect_results import collect_results
+from flows.planning import plan_files
 from flows.reprocess_failed import reprocess_failed
 from flows.run_job import run_job
 from flows.tasks import collect_ended
 
 NAME = "batch-pipeline: end silent runs"
 SILENT = timedelta(seconds=540)  # three heartbeats of a flow, by default
-FLOWS = [flow.name for flow in (run_job, collect_results, reprocess_failed, collect_ended)]
+FLOWS = [flow.name for flow in (run_job, collect_results, reprocess_failed, collect_ended, plan_files)]
 # The event of a state is named by the state's name, so that ours count beside those of Prefect.
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "TimedOut")
 OUR_ENDS = ("Submitted", "Quoted", "Nothing due", "Incomplete*")

@@ -90,6 +90,14 @@ def secret(variables: tuple[str, ...], block: str | None) -> str | None:
     return held
 
 
+def file_of(job: str, blocks: Blocks) -> Path:
+    """The file of a job as a parameter names it, by the state database if that is a name. Raises InputError."""
+    if naming.is_path(job, _root()):
+        return job_file(job)
+    with database(blocks) as known:
+        return naming.file_of(naming.known_job(known, job))
+
+
 @contextlib.contextmanager
 def database(blocks: Blocks, *, beside: Path | None = None, emulated: bool = False) -> Iterator[Database]:
     """The state database: of the environment, of the block, else beside a job file. Made when it is new."""

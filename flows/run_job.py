@@ -74,7 +74,7 @@ def run_job(
     Ends as **Submitted** once all is sent; `collect_results` takes it to its end. Two runs of one job share the work.
 
     Args:
-        job: The job file, relative to the project, for example `jobs/ticket_triage.yaml`.
+        job: The job file, relative to the project, for example `jobs/ticket_triage.yaml`; once it was run, its name.
         vars: Values for the job's vars instead of the file's, for example `{"run_date": "2026-11-20"}`.
         limit: Only the first rows of the source.
         wait: Stay until every row has its outcome. It holds a worker all the while: for small jobs and laptops.
@@ -87,7 +87,7 @@ def run_job(
     """
     blocks = Blocks(api_key_block, database_url_block)
     try:
-        file = places.job_file(job)
+        file = places.file_of(job, blocks)
         loaded = load(file, variables=vars or {}, today=places.day(time_zone))
         with places.database(blocks, beside=file, emulated=emulator) as database:
             watch = Watch(database)

@@ -138,7 +138,7 @@ def _is_day(value: str) -> bool:
 def run_state(run: Standing, bad: list[Standing]) -> State[dict[str, Any]]:
     """The state of a flow that has taken one run as far as it was asked to. bad: others that ended badly meanwhile."""
     if bad or not run.is_well:
-        return _failed([*([] if run.is_well else [run]), *bad], data=run.facts)
+        return _failed([*([] if run.is_well else [run]), *bad])
     if run.state != RunState.OPEN:
         return Completed(message=run.sentence, data=run.facts)
     said = f"Submitted {report.count(run.sent[0], 'batch')}, {report.count(run.sent[1], 'row')}"
@@ -155,18 +155,18 @@ def sweep_state(swept: list[tuple[str, str | None]], ended: list[Standing]) -> S
     bad = [run for run in ended if not run.is_well]
     problems = [f"{job} could not be swept: {problem}" for job, problem in swept if problem is not None]
     if bad or problems:
-        return _failed(bad, problems, facts)
+        return _failed(bad, problems)
     if not swept:
         return Completed(name="Nothing due", message="no run is open", data=facts)
     said = "; ".join(run.sentence for run in ended) or "no run ended"
     return Completed(message=f"swept {', '.join(job for job, _ in swept)}: {said}", data=facts)
 
 
-def _failed(runs: list[Standing], problems: Iterable[str] = (), data: Any = None) -> State[Any]:
+def _failed(runs: list[Standing], problems: Iterable[str] = ()) -> State[Any]:
     reasons = {run.reason for run in runs}
     only = f"Incomplete ({reasons.pop()})" if len(reasons) == 1 and None not in reasons and not problems else "Failed"
     sentences = [*(run.sentence for run in runs), *problems]
-    return Failed(name=only, message="; ".join(sentences), data=data)
+    return Failed(name=only, message="; ".join(sentences))  # without data: Prefect takes that for an exception
 
 
 # -- while it works --------------------------------------------------------------------------------------------------
@@ -424,8 +424,8 @@ def results_link(table: str) -> str | None:
 
 
 def escaped(text: str) -> str:
-    """A text as Markdown that shows it as it is: no markup, no HTML, no link, no image that a browser would fetch."""
-    return re.sub(r"[^\w\s.,;'-]", lambda found: f"&#{ord(found[0])};", " ".join(text.split())[:500])
+    """A text as Markdown that shows it as it is: no markup, no HTML, no image that a browser would fetch."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split())[:500])
 
 
 def _fenced(code: str) -> str:

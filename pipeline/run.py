@@ -224,6 +224,7 @@ class _Run:
             while not self._done():
                 self._patiently(lambda: one_pass(driver, self._jobs, still_planning=self._run_id))
                 if self._options.detach and not due_soon(driver):
+                    self._done()  # which ends it, if nothing is left
                     break
                 if self._needs_planning():
                     self._plan_and_submit(frozenset())

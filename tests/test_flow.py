@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,45 +120,6 @@ def test_two_runs_of_one_job_at_once_send_each_row_once(api: RunningEmulator, jo
     assert api.emulator.audit()["requests_accepted"] == 2
 
 
-@pytest.fixture
-def folder_of_files(job: Path) -> Path:
-    """The job, over three files of two rows."""
-    for part in range(3):
-        (job.parent / f"part{part}.csv").write_text(f"id,text\n{part}a,one\n{part}b,two\n")
-    job.write_text(JOB.replace("path: notes.csv", "path: 'part*.csv'"))
-    return job
-
-
-def plan_with(runner: str, job: Path) -> "subprocess.CompletedProcess[str]":
-    """A run in a process of its own, whose tasks are shared by this runner; with a server that it starts itself."""
-    home = job.parent / "prefect"
-    environ = environment(home, BATCH_TASK_RUNNER=runner, **{k: v for k, v in os.environ.items() if "BATCH_DATA" in k})
-    environ |= {name: os.environ[name] for name in ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY")}
-    code = f"from flows.run_job import run_job; print(run_job({str(job)!r}, return_state=True).message)"
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
-    )
-
-
-def test_the_files_of_a_source_are_planned_in_tasks_where_a_task_runner_is_set(
-    api: RunningEmulator, folder_of_files: Path
-) -> None:
-    ran = plan_with("threads", folder_of_files)
-
-    assert "Submitted 3 batches, 6 rows" in ran.stdout
-    for part in range(3):
-        assert f"plan {folder_of_files.parent}/part{part}.csv" in ran.stderr
-    assert api.emulator.audit()["requests_accepted"] == 6
-
-
-def test_a_task_runner_that_is_none_keeps_no_row_from_being_sent(api: RunningEmulator, folder_of_files: Path) -> None:
-    ran = plan_with("treads", folder_of_files)
-
-    assert "Submitted 1 batch, 6 rows" in ran.stdout
-    assert "BATCH_TASK_RUNNER='treads': write threads, or a Dask scheduler's address" in ran.stderr
-    assert "this run plans by itself" in ran.stderr
-
-
 def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(api: RunningEmulator, job: Path) -> None:
     quoted = told(run_job.fn(str(job), dry_run=True))
 
@@ -229,6 +191,17 @@ def test_a_wrong_parameter_fails_the_run_with_one_sentence(
     assert sentence in state[2]
 
 
+def test_a_job_that_was_run_can_be_run_by_its_name(api: RunningEmulator, job: Path) -> None:
+    run_job.fn(str(job))
+
+    again = told(run_job.fn("notes"))
+    unknown = told(run_job.fn("note"))
+
+    assert again[:2] == ("COMPLETED", "Submitted")
+    assert unknown[:2] == ("FAILED", "Failed")
+    assert "knows no job 'note' (it knows: notes)" in unknown[2]
+
+
 def test_a_retry_of_a_job_nobody_knows_names_those_there_are(api: RunningEmulator, job: Path) -> None:
     before = told(reprocess_failed.fn("notes"))
     run_job.fn(str(job))
@@ -286,8 +259,8 @@ def test_what_models_have_written_is_shown_as_it_is() -> None:
 
     escaped = shown.escaped(hostile)
 
-    assert not set("!()[]<>|`#*:/") - set("#") & set(escaped)
-    assert all(part.startswith("#") or not part for part in escaped.split("&")[1:])
+    assert escaped.replace("\\", "") == hostile  # which has no backslash itself
+    assert not set("!()[]<>|`#*:/.") & set(re.sub(r"\\.", "", escaped))
 
 
 def test_a_remedy_is_shown_as_parameters_that_the_flow_takes() -> None:

@@ -260,6 +260,27 @@ def test_a_sweep_collects_in_a_task_for_each_batch_where_a_task_runner_is_set(si
     assert site.statuses("spread_answers") == ["succeeded"] * 6
 
 
+@pytest.mark.parametrize("runner", ["threads", "treads"], ids=["threads", "a wrong one"])
+def test_the_files_of_a_source_are_planned_in_tasks_where_a_task_runner_can_be_used(
+    site: Site, worker: None, runner: str
+) -> None:
+    job = site.prefect.project / site.job(f"wide_{runner}")
+    for part in range(3):
+        (job.parent / f"{runner}-{part}.csv").write_text(
+            f"id,text\n{part}a,{runner} {part} one\n{part}b,{runner} two\n"
+        )
+    job.write_text(job.read_text().replace(f"wide_{runner}.csv", f"'{runner}-*.csv'"))
+
+    ran = site.prefect.python(
+        "-c", f"from flows.run_job import run_job; run_job('jobs/wide_{runner}.yaml')", BATCH_TASK_RUNNER=runner
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    assert "Submitted 3 batches, 6 rows" in ran.stderr
+    assert ("by itself" in ran.stderr) == (runner != "threads")
+    assert ("Beginning subflow run" in ran.stderr) == (runner == "threads")
+
+
 def test_canceling_a_run_stops_it_at_once_and_cancels_its_batches_only_if_it_was_started_so(
     site: Site, worker: None
 ) -> None:
