@@ -483,3 +483,13 @@ def test_numbers_larger_than_any_column_of_numbers_are_kept_as_text(world: World
     world.run(world.job(source={"path": str(world.folder / "rows.parquet"), "keep": ["hash"]}))
 
     assert world.answers()["1"]["hash"] == str(2**64 - 1)
+
+
+def test_a_detached_run_that_collects_the_last_batch_ends_its_run(world: World) -> None:
+    first = world.run(world.job(), detach=True)
+    world.clock.advance(61)
+
+    second = world.run(world.job(), detach=True)
+
+    assert first.state == "open"
+    assert (second.run_id, second.state, second.rows) == (first.run_id, "finished", {"succeeded": 5})
