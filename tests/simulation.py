@@ -908,7 +908,8 @@ class World:
             self.violated(f"{key} counts {row.attempts} attempts of {sent} sendings")
 
     def _check_batch(self, seen: Seen, batch: Row[Any]) -> None:
-        flying = sum(row.batch_id == batch.id and row.state == RowState.IN_FLIGHT for row in seen.rows)
+        held = (RowState.IN_FLIGHT, RowState.LOST)  # one that is being given up loses its rows first
+        flying = sum(row.batch_id == batch.id and row.state in held for row in seen.rows)
         whole = batch.state in OPEN_BATCHES and batch.state != BatchState.ENDED and batch.id not in self.lost_batches
         if flying != batch.rows and whole:
             self.violated(f"batch {batch.id} is {batch.state} with {flying} of its {batch.rows} rows")
