@@ -112,10 +112,13 @@ def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
 
 
 def ask_again(driver: Driver) -> None:
-    """Ask after the lost batches that are due, as long as the API keeps results; with one it knows, go on as ever."""
-    for batch in driver.claims(BatchState.LOST):
+    """Ask after the lost batches that are due, as long as the API keeps results; with one it knows, go on as ever.
+
+    Those of another account are left as they are, for a driver of that one to ask.
+    """
+    for batch in driver.claims(BatchState.LOST, only=store.of_account(driver.account_id)):
         api_id = None
-        if batch.account_id == driver.account_id and batch.created_at > driver.now() - store.RESULTS_KEPT:
+        if batch.created_at > driver.now() - store.RESULTS_KEPT:
             api_id = _found_again(driver, batch)
         with driver.moving(batch) as conn:
             if api_id is None:

@@ -49,7 +49,7 @@ def collect_one(where: Where, job: str, batch: int) -> None:
     with where.driving() as driving:
         driver = driving.driver(naming.known_job(where.database, job))
         jobs = JobOfRun(driver)
-        this_one = (batches.c.id == batch) & (batches.c.account_id == driver.account_id)
+        this_one = (batches.c.id == batch) & store.of_account(driver.account_id)
         for claimed in driver.claims(BatchState.ENDED, only=this_one):
             with driver.lost_races(claimed):
                 collect(driver, claimed, jobs(claimed.run_id))

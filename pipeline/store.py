@@ -519,6 +519,11 @@ class Which(NamedTuple):
 TO_DELETE: ColumnElement[bool] = batches.c.delete_remote
 
 
+def of_account(account_id: int) -> ColumnElement[bool]:
+    """Batches that this account has sent."""
+    return batches.c.account_id == account_id
+
+
 def of_others(account_id: int) -> ColumnElement[bool]:
     """Batches that another account has sent."""
     return batches.c.account_id != account_id
