@@ -267,7 +267,7 @@ def test_the_files_of_a_source_are_planned_in_tasks_where_a_task_runner_can_be_u
     job = site.prefect.project / site.job(f"wide_{runner}")
     for part in range(3):
         (job.parent / f"{runner}-{part}.csv").write_text(
-            f"id,text\n{part}a,{runner} {part} one\n{part}b,{runner} two\n"
+            f"id,text\n{part}a,{runner} {part} one\n{part}b,{runner} {part} two\n"
         )
     job.write_text(job.read_text().replace(f"wide_{runner}.csv", f"'{runner}-*.csv'"))
 
