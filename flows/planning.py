@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture
 from flows import places
 from flows.places import Blocks
 from flows.shown import run_logger
-from flows.tasks import is_done, say_of_runner, teller, usable_runner, wait_for
+from flows.tasks import at_work, is_done, say_of_runner, usable_runner, wait_for
 from pipeline import store
 from pipeline.database import Database
 from pipeline.errors import PipelineError
@@ -23,10 +23,7 @@ QUIET_SECONDS = 120.0  # in which no batch is planned: then nobody is at work th
 @task(name="plan-file", task_run_name="plan {part.file}", tags=["batches"])
 def plan_file(part: Part, blocks: Blocks, beside: Path | None) -> Planned:
     """Plan one file of a job. Never tried again by Prefect: its run does what it left."""
-    with (
-        places.database(blocks, beside=beside) as database,
-        places.driving_in(database, blocks, tell=teller()) as here,
-    ):
+    with at_work(blocks, beside) as here:
         return plan_part(here, part)
 
 

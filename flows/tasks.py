@@ -4,10 +4,11 @@ A task carries names and numbers alone: each opens the state database by itself,
 like any other. What tasks leave undone the sweep does itself, so whatever happens to a task runner costs time only.
 """
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,7 @@ def runner() -> TaskRunner[Any] | None:
 )
 def collect_batch(job: str, batch: int, blocks: Blocks, beside: Path | None = None) -> None:
     """Collect one batch of a job. beside: a file in the folder of the state database that nothing else names."""
-    with (
-        places.database(blocks, beside=beside) as database,
-        places.driving_in(database, blocks, tell=teller()) as here,
-    ):
+    with at_work(blocks, beside) as here:
         collect_one(here, job, batch)
 
 
@@ -141,7 +139,17 @@ def is_done(future: PrefectFuture[Any]) -> bool:
     return bool(future.wrapped_future.done())
 
 
-def teller() -> Tell:
+@contextlib.contextmanager
+def at_work(blocks: Blocks, beside: Path | None) -> Iterator[Where]:
+    """Where a task works, which opens all by itself and tells the log of its own run."""
+    with (
+        places.database(blocks, beside=beside) as database,
+        places.driving_in(database, blocks, tell=_teller()) as here,
+    ):
+        yield here
+
+
+def _teller() -> Tell:
     """Tells the log of the task's run what its driver does."""
     logger = run_logger()
 

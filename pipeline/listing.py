@@ -1,6 +1,8 @@
 """What the API's listing says of our open batches: one call for many of them, instead of one for each."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from anthropic.types.messages import MessageBatch
 
@@ -40,13 +42,11 @@ class Listing:
         if len(due) < LEAST:
             return
         oldest = min(batch.started_at for batch in due) - SKEW
-        try:
-            for number, listed in enumerate(self._api.newest_batches()):
-                if listed.created_at < oldest or number >= FOR_EACH * len(due):
+        with suppress(Stopped):  # what it has said so far holds; the others are asked after one by one
+            for listed in islice(self._api.newest_batches(), FOR_EACH * len(due)):
+                if listed.created_at < oldest:
                     break
                 if listed.id in self._wanted:
                     self._found[listed.id] = listed
                 if len(self._found) == len(due):
                     break
-        except Stopped:  # what it has said so far holds; the others are asked after one by one
-            return

@@ -24,20 +24,20 @@ def ended_batches(where: Where, job: str | None = None) -> list[tuple[str, int]]
     """
     with where.database.read() as conn:
         waiting = store.jobs_with_work(conn, now=where.now())
-        names = [row.name for row in store.all_jobs(conn) if row.id in waiting and job in (None, row.name)]
+        rows = [row for row in store.all_jobs(conn) if row.id in waiting and job in (None, row.name)]
     found: list[tuple[str, int]] = []
-    if not names:
+    if not rows:
         return found
     with where.driving() as driving:
-        for name in names:
+        for row in rows:
             try:
-                driver = driving.driver(naming.known_job(where.database, name))
+                driver = driving.driver(row)
                 poll_due(driver)
             except (Stopped, DatabaseError, LostRace):
                 continue
             with driver.reading() as conn:
                 ended = store.batches_in(conn, driver.job_id, BatchState.ENDED, due=driver.now())
-            found += [(name, batch.id) for batch in ended if batch.account_id == driver.account_id]
+            found += [(row.name, batch.id) for batch in ended if batch.account_id == driver.account_id]
     return found
 
 

@@ -455,7 +455,7 @@ def at_the_api(conn: Connection, run_id: int) -> bool:
 
 def due_at_the_api(conn: Connection, account_id: int, due: datetime) -> list[Row[Any]]:
     """Batches of the account, of all jobs, that are at the API and may be asked after by then: api_id, started_at."""
-    there = (batches.c.state.in_(AT_THE_API), batches.c.account_id == account_id, batches.c.due_at <= due)
+    there = (batches.c.state.in_(AT_THE_API), of_account(account_id), batches.c.due_at <= due)
     sent = sendings.c.api_id == batches.c.api_id
     query = select(batches.c.api_id, sendings.c.started_at).join(sendings, sent).where(*there)
     return list(conn.execute(query))

@@ -24,7 +24,7 @@ from pipeline.run import Finished, Options, run, sweep
 from pipeline.tables import batches, requests
 from pipeline.where import Where
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.postgres", "tests.prefect_site"]
 
 
 class TurnedClock:
@@ -106,14 +106,14 @@ class World:
             sections[name] = {**sections[name], **change} if merges else change
         return Job.model_validate(sections)
 
-    def where(self) -> Where:
-        """Our side of the world: what a driver works with."""
-        client = anthropic.Anthropic(
-            api_key=self.key,
-            base_url="http://emulator",
-            max_retries=0,
-            http_client=httpx2.Client(transport=self.emulator.transport()),
-        )
+    def client(self, through: httpx2.BaseTransport | None = None) -> anthropic.Anthropic:
+        """A client of the API with our key. through: what its calls go through, else straight to the emulator."""
+        http = httpx2.Client(transport=through or self.emulator.transport())
+        return anthropic.Anthropic(api_key=self.key, base_url="http://emulator", max_retries=0, http_client=http)
+
+    def where(self, through: httpx2.BaseTransport | None = None) -> Where:
+        """Our side of the world: what a driver works with. through: as `client` has it."""
+        client = self.client(through)
         return Where(
             database=self.database,
             connect=lambda: Api(client, now=self.clock),

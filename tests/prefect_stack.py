@@ -180,7 +180,7 @@ def stack(folder: Path, **more: str) -> Iterator[Stack]:
     shutil.copy(ROOT / "prefect.yaml", project)
     ignored = shutil.ignore_patterns("*.db*", "spool")
     shutil.copytree(ROOT / "sample_data", project / "sample_data", ignore=ignored)
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     lease_storage = "prefect.server.concurrency.lease_storage.filesystem"
     environ = environment(
@@ -214,7 +214,8 @@ def _is_up(client: httpx.Client) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

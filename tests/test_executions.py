@@ -49,9 +49,7 @@ class Between(httpx2.BaseTransport):
 def suspended(world: World, *, before: Hook | None = None, after: Hook | None = None, skew: float = 0.0) -> None:
     """One `run` of a driver that is suspended around its first create while `before` or `after` happens."""
     transport = Between(world.emulator.transport(), before, after)
-    client = anthropic.Anthropic(
-        api_key=world.key, base_url="http://emulator", max_retries=0, http_client=httpx2.Client(transport=transport)
-    )
+    client = world.client(transport)
     now = lambda: world.clock() + timedelta(seconds=skew)  # noqa: E731
     run(world.job(), replace(world.where(), connect=lambda: Api(client, now=now), now=now))
 
@@ -65,8 +63,7 @@ def sent(world: World) -> list[tuple[str | None, bool]]:
 
 def other_program(world: World) -> anthropic.Anthropic:
     """Somebody else in the same workspace."""
-    http = httpx2.Client(transport=world.emulator.transport())
-    return anthropic.Anthropic(api_key=world.key, base_url="http://emulator", max_retries=0, http_client=http)
+    return world.client()
 
 
 def send_of_theirs(client: anthropic.Anthropic, requests: int) -> str:
@@ -130,10 +127,7 @@ def test_an_answer_that_comes_after_another_driver_read_the_listing_is_not_taken
                     store.record_api_id(conn, 1, orjson.loads(response.read())["data"][0]["id"], None, world.clock())
             return response
 
-    client = anthropic.Anthropic(
-        api_key=world.key, base_url="http://emulator", max_retries=0, http_client=httpx2.Client(transport=Listed())
-    )
-    sweep(replace(world.where(), connect=lambda: Api(client, now=world.clock)))
+    sweep(world.where(Listed()))
     world.run(world.job())
 
     assert not world.told("absent")
@@ -176,10 +170,7 @@ def test_an_upload_slower_than_the_deadline_is_held_back_and_sent_again(world: W
                 request = httpx2.Request(request.method, request.url, headers=request.headers, content=content)
             return self.inner.handle_request(request)
 
-    client = anthropic.Anthropic(
-        api_key=world.key, base_url="http://emulator", max_retries=0, http_client=httpx2.Client(transport=Slow())
-    )
-    run(world.job(), replace(world.where(), connect=lambda: Api(client, now=world.clock)))
+    run(world.job(), world.where(Slow()))
 
     assert "the upload took longer than 600 s" in world.told("rejected")[0]["problem"]
     assert [end for end, _ in sent(world)] == ["rejected", "accepted"]
@@ -288,10 +279,7 @@ def test_a_listing_out_of_which_batches_are_deleted_while_it_is_read_is_read_aga
             return response
 
     world.on_event = bury_it
-    ours = anthropic.Anthropic(
-        api_key=world.key, base_url="http://emulator", max_retries=0, http_client=httpx2.Client(transport=Deleting())
-    )
-    finished = run(world.job(), replace(world.where(), connect=lambda: Api(ours, now=world.clock)))
+    finished = run(world.job(), world.where(Deleting()))
 
     assert finished.rows == {"succeeded": 5}
     assert [end for end, _ in sent(world)] == ["adopted"]

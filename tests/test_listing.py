@@ -1,13 +1,10 @@
 """Asking after many batches at once."""
 
 from collections import Counter
-from dataclasses import replace
 
-import anthropic
 import httpx2
 import pytest
 
-from pipeline.api import Api
 from pipeline.run import Options, run, sweep
 from tests.conftest import World, texts
 
@@ -31,10 +28,7 @@ class Counting(httpx2.BaseTransport):
 def swept(world: World) -> Counter[str]:
     """The calls of one sweep."""
     counting = Counting(world)
-    client = anthropic.Anthropic(
-        api_key=world.key, base_url="http://emulator", max_retries=0, http_client=httpx2.Client(transport=counting)
-    )
-    assert [problem for _, problem in sweep(replace(world.where(), connect=lambda: Api(client, now=world.clock)))] in (
+    assert [problem for _, problem in sweep(world.where(counting))] in (
         [None],
         [None, None],
     )
@@ -90,9 +84,7 @@ def test_what_the_listing_does_not_say_is_asked_one_by_one(world: World, fault: 
 def test_a_batch_deleted_at_the_api_is_asked_after_until_it_is_lost(world: World) -> None:
     submitted(world, 6)
     world.clock.advance(61)
-    client = anthropic.Anthropic(
-        api_key="test", base_url="http://emulator", http_client=httpx2.Client(transport=world.emulator.transport())
-    )
+    client = world.client()
     gone = next(iter(client.messages.batches.list())).id
     client.messages.batches.delete(gone)
 
@@ -108,9 +100,7 @@ def test_a_batch_deleted_at_the_api_is_asked_after_until_it_is_lost(world: World
 def test_the_newest_of_others_do_not_make_it_endless(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.listing.FOR_EACH", 1)
     submitted(world, 6)
-    others = anthropic.Anthropic(
-        api_key="test", base_url="http://emulator", http_client=httpx2.Client(transport=world.emulator.transport())
-    )
+    others = world.client()
     item = {
         "custom_id": "theirs",
         "params": {"model": "claude-haiku-4-5", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi."}]},

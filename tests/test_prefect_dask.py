@@ -6,24 +6,19 @@ The tests share one Prefect server and one state database on PostgreSQL, and eac
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
-from pipeline.database import Database
-from pipeline.emulator import start
 from pipeline.tables import batches, leases
-from tests.postgres import new_database
-from tests.prefect_stack import PATIENCE, stack
-from tests.test_prefect_server import DAY, KEY, Site
+from tests.prefect_site import Site
+from tests.prefect_stack import PATIENCE, free_port
 
 pytestmark = pytest.mark.prefect
 
@@ -73,7 +68,7 @@ class Cluster:
 def cluster(folder: Path, environ: dict[str, str], workers: int) -> Iterator[Cluster]:
     """A cluster on this machine while the block runs; its workers are the processes after the scheduler's."""
     folder.mkdir()
-    port = _free_port()
+    port = free_port()
     made = Cluster(f"tcp://127.0.0.1:{port}", folder, environ)
     try:
         made.start("dask_scheduler", "--host", "127.0.0.1", "--port", str(port))
@@ -85,33 +80,6 @@ def cluster(folder: Path, environ: dict[str, str], workers: int) -> Iterator[Clu
         for process in made.processes:
             process.kill()
             process.wait(PATIENCE)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def site(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
-    with (
-        new_database(postgres_server, template="template0") as url,
-        start(folder / "emulator", processing_seconds=DAY) as api,
-        closing(Database(url)) as database,
-        stack(
-            folder,
-            ANTHROPIC_BASE_URL=api.url,
-            ANTHROPIC_API_KEY=KEY,
-            BATCH_DATABASE_URL=url,
-            BATCH_SPOOL=str(folder / "spool"),
-            BATCH_POLL_SECONDS="0.2",
-            BATCH_GRACE_SECONDS="1",
-            BATCH_LEASE_SECONDS="5",
-        ) as prefect,
-    ):
-        yield Site(prefect, database, api)
 
 
 @pytest.fixture

@@ -2,16 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import anthropic
 import httpx2
 import pytest
 from sqlalchemy import select, update
 
 from pipeline import leases
-from pipeline.api import Api
 from pipeline.errors import InputError
 from pipeline.job import Job
 from pipeline.spread import Left, collect_one, ended_batches, left_of
@@ -53,10 +50,7 @@ def where_downloads_begin_with(world: World, begin: Callable[[], None]) -> Where
                 begin()
             return self.inner.handle_request(request)
 
-    client = anthropic.Anthropic(
-        api_key=world.key, base_url="http://emulator", max_retries=0, http_client=httpx2.Client(transport=Noticing())
-    )
-    return replace(world.where(), connect=lambda: Api(client, now=world.clock))
+    return world.where(Noticing())
 
 
 def test_what_has_ended_is_listed_over_all_jobs(world: World) -> None:
