@@ -1,4 +1,4 @@
-"""An emulator of Anthropic's Messages and Message Batches API, for demos and tests without key and network."""
+"""An emulator of Anthropic's Messages, Message Batches and Files API, for demos and tests without key and network."""
 
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.emulator import Emulator

@@ -5,23 +5,24 @@ Free text begins with [emulated]. Structured output obeys its schema, forced too
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
+from pipeline.emulator import server_tools
+from pipeline.emulator.documents import citation, document_text
+from pipeline.emulator.marks import GIST_CHARACTERS, MARK, SENTENCE
 from pipeline.emulator.models import Model
 from pipeline.emulator.schema import Inventor, words
+from pipeline.emulator.store import FileFinder, no_files
 from pipeline.emulator.wire import derived_id
 
-MARK = "[emulated]"
 BYTES_PER_TOKEN = 4
-GIST_CHARACTERS = 160
 IMAGE_TOKENS, DOCUMENT_TOKENS = 1600, 3000
 TAGGED = re.compile(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>(.*?)</\1\s*>", re.DOTALL)
 TAG = re.compile(r"</?[A-Za-z][\w-]*(?:\s[^<>]*)?/?>")
-SENTENCE = re.compile(r"[.!?]\s")
 THOUGHT = f"{MARK} Looked at the request before answering it."
 SHORT_WORD = 3  #: words of labels up to this length ("how_to") say little alone
 
@@ -36,6 +37,7 @@ class Answer:
     stop_details: dict[str, Any] | None = None
     output_tokens: int = 1
     thinking_tokens: int = 0
+    server_tool_use: dict[str, int] | None = None  #: as in usage; None if no tool of the server's own was used
 
 
 @dataclass
@@ -47,13 +49,13 @@ class Usage:
     cache_write: dict[str, int] = field(default_factory=dict)  #: by ttl, 5m and 1h
 
 
-def answer(params: dict[str, Any], model: Model, seed: str) -> Answer:
-    """The answer to valid params. seed: the params' sha256 in hex."""
-    source = _source_text(params["messages"])
+def answer(params: dict[str, Any], model: Model, seed: str, files: FileFinder = no_files) -> Answer:
+    """The answer to valid params. seed: the params' sha256 in hex. files: those that the params may name."""
+    source = _source_text(params["messages"], files)
     number = int(seed[:12], 16)
     thinking, thinking_tokens = _thinking(params, model)
     tool = _forced_tool(params, number)
-    if tool is not None:
+    if tool is not None and not server_tools.is_server_tool(tool):
         made = _invent(tool.get("input_schema", {}), source, number)
         value = made if isinstance(made, dict) else {}
         block = {"type": "tool_use", "id": derived_id("toolu", seed), "name": tool["name"], "input": value}
@@ -62,9 +64,24 @@ def answer(params: dict[str, Any], model: Model, seed: str) -> Answer:
             [*thinking, block], "tool_use", output_tokens=tokens + thinking_tokens, thinking_tokens=thinking_tokens
         )
     schema = output_schema(params)
-    text = f"{MARK} {gist(source)}" if schema is None else _json(_invent(schema, source, number))
-    said = _limited(text, params, thinking_tokens)
-    return replace(said, content=[*thinking, *said.content])
+    text = f"{MARK} {gist(source)}".rstrip() if schema is None else _json(_invent(schema, source, number))
+    used = _used_tool(params, tool, source, seed)
+    said = _limited(text, params, thinking_tokens, -(-server_tools.size_of(used) // BYTES_PER_TOKEN))
+    _cite(said, citation(params["messages"], files))
+    counts = server_tools.requests_of(used) if used else None
+    return replace(said, content=[*thinking, *used, *said.content], server_tool_use=counts)
+
+
+def _used_tool(params: dict[str, Any], forced: dict[str, Any] | None, source: str, seed: str) -> list[dict[str, Any]]:
+    """The blocks of the server tool that is used: the forced one, else the first there is, unless none may be."""
+    may = (params.get("tool_choice") or {}).get("type") != "none"
+    tool = forced or (server_tools.server_tool(params.get("tools") or []) if may else None)
+    return server_tools.use(tool, gist(source), source, seed) if tool else []
+
+
+def _cite(said: Answer, cited: dict[str, Any] | None) -> None:
+    if cited is not None and said.content:
+        said.content[-1]["citations"] = [cited]
 
 
 def output_schema(params: dict[str, Any]) -> dict[str, Any] | None:
@@ -75,7 +92,7 @@ def output_schema(params: dict[str, Any]) -> dict[str, Any] | None:
 
 def with_text(made: Answer, text: str, **changes: Any) -> Answer:
     """The same answer with another text, its tokens counted anew."""
-    kept = [block for block in made.content if block["type"] in ("thinking", "redacted_thinking")]
+    kept = [block for block in made.content if block["type"] not in ("text", "tool_use")]
     tokens = text_tokens(text) + made.thinking_tokens
     return replace(made, content=[*kept, {"type": "text", "text": text}], output_tokens=tokens, **changes)
 
@@ -95,16 +112,20 @@ def gist(text: str) -> str:
     return sentence[:GIST_CHARACTERS].rsplit(" ", 1)[0] + "..."
 
 
-def _source_text(messages: list[dict[str, Any]]) -> str:
-    """The longest text of the last user turn; within it the longest tagged part, where the document usually is."""
+def _source_text(messages: list[dict[str, Any]], files: FileFinder) -> str:
+    """The longest text of the last user turn, be it a prompt or a document; within it the longest tagged part."""
     last = next(m for m in reversed(messages) if m["role"] == "user")
     content = last["content"]
-    longest = content if isinstance(content, str) else max(_texts(content), key=len, default="")
+    longest = content if isinstance(content, str) else max(_texts(content, files), key=len, default="")
     return max((part for _, part in TAGGED.findall(longest)), key=len, default="") or longest
 
 
-def _texts(content: list[dict[str, Any]]) -> list[str]:
-    return [block["text"] for block in content if block["type"] == "text"]
+def _texts(content: list[dict[str, Any]], files: FileFinder) -> Iterator[str]:
+    for block in content:
+        if block["type"] == "text":
+            yield block["text"]
+        elif block["type"] == "document":
+            yield document_text(block, files) or ""
 
 
 def _thinking(params: dict[str, Any], model: Model) -> tuple[list[dict[str, Any]], int]:
@@ -161,19 +182,20 @@ def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def _limited(text: str, params: dict[str, Any], thinking_tokens: int) -> Answer:
-    """Cut the text at a stop sequence, then at max_tokens."""
+def _limited(text: str, params: dict[str, Any], thinking_tokens: int, tool_tokens: int) -> Answer:
+    """Cut the text at a stop sequence, then at what thinking and tools have left of max_tokens."""
     reason, sequence = "end_turn", None
     for stop in params.get("stop_sequences") or ():
         at = text.find(stop)
         if at >= 0:
             text, reason, sequence = text[:at], "stop_sequence", stop
-    room = params["max_tokens"] - min(thinking_tokens, params["max_tokens"])
+    spent = min(thinking_tokens + tool_tokens, params["max_tokens"])
+    room = params["max_tokens"] - spent
     if text_tokens(text) > room:
         text = text.encode()[: room * BYTES_PER_TOKEN].decode(errors="ignore")
         reason, sequence = "max_tokens", None
-    tokens = min(text_tokens(text) + thinking_tokens, params["max_tokens"])
-    content = [{"type": "text", "text": text}] if text else []
+    tokens = min(text_tokens(text) + spent, params["max_tokens"])
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
     thought = min(thinking_tokens, params["max_tokens"])
     return Answer(content, reason, sequence, output_tokens=max(tokens, 1), thinking_tokens=thought)
 
@@ -236,6 +258,8 @@ def message(made: Answer, model: Model, usage: Usage, message_id: str, tier: str
     }
     if made.thinking_tokens:
         counts["output_tokens_details"] = {"thinking_tokens": made.thinking_tokens}
+    if made.server_tool_use is not None:
+        counts["server_tool_use"] = made.server_tool_use
     return {
         "model": model.id,
         "id": message_id,

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -17,6 +18,17 @@ MAX_BREAKPOINTS = 4
 MESSAGE_LEVEL = ("tool_choice", "thinking", "output_config")
 
 
+@dataclass
+class FirstWave:
+    """The requests of one batch that begin together: they find what was cached before it, not what they write.
+
+    size: how many, in the order of processing.
+    """
+
+    size: int
+    before: dict[bytes, int] = field(default_factory=dict)  #: prefixes they wrote, with the expiry found at the start
+
+
 class PromptCache:
     """Prefixes by digest with the time they go. In memory: a restart empties it, as a lull does with the real one."""
 
@@ -25,13 +37,25 @@ class PromptCache:
         self._expiry_us: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
-    def usage(self, params: dict[str, Any], model: Model, workspace: str, now_us: int) -> Usage:
-        """Account for one request with cache_control somewhere in it; call `plain_usage` for the others."""
+    def usage(
+        self,
+        params: dict[str, Any],
+        model: Model,
+        workspace: str,
+        now_us: int,
+        wave: FirstWave | None = None,
+        rank: int = 0,
+    ) -> Usage:
+        """Account for one request with cache_control somewhere in it; call `plain_usage` for the others.
+
+        wave: of the batch the request belongs to; None outside batches. rank: its turn in that batch, from 0.
+        """
+        before = wave.before if wave is not None and rank < wave.size else None
         blocks = list(_prefixes(params, model, workspace))
         breakpoints = [i for i, (_, _, ttl) in enumerate(blocks) if ttl is not None][:MAX_BREAKPOINTS]
         minimum = self._minimum or model.cache_minimum
         with self._lock:
-            read = max((self._hit(blocks, at, now_us) for at in breakpoints), default=0)
+            read = max((self._hit(blocks, at, now_us, before or {}) for at in breakpoints), default=0)
             written: dict[str, int] = {}
             reached = read
             for at in breakpoints:
@@ -39,16 +63,21 @@ class PromptCache:
                 assert ttl is not None
                 if tokens < minimum:
                     continue
+                if before is not None:
+                    before.setdefault(digest, self._expiry_us.get(digest, 0))
                 self._expiry_us[digest] = max(self._expiry_us.get(digest, 0), now_us + TTL_US[ttl])
                 if tokens > reached:
                     written[ttl] = written.get(ttl, 0) + tokens - reached
                     reached = tokens
         return Usage(max(input_tokens(params) - reached, 0), read, written)
 
-    def _hit(self, blocks: list[tuple[bytes, int, str | None]], at: int, now_us: int) -> int:
-        """Tokens of the longest cached prefix that ends at this breakpoint or up to 20 blocks before it."""
+    def _hit(self, blocks: list[tuple[bytes, int, str | None]], at: int, now_us: int, before: dict[bytes, int]) -> int:
+        """Tokens of the longest cached prefix that ends at this breakpoint or up to 20 blocks before it.
+
+        before: expiries that count instead of the cache's own.
+        """
         for digest, tokens, _ in reversed(blocks[max(at - LOOKBACK_BLOCKS, 0) : at + 1]):
-            if self._expiry_us.get(digest, 0) > now_us:
+            if before.get(digest, self._expiry_us.get(digest, 0)) > now_us:
                 return tokens
         return 0
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from pipeline.emulator.caching import PromptCache
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.faults import FaultBook
 from pipeline.emulator.settings import Settings
-from pipeline.emulator.store import Batch, Store
+from pipeline.emulator.store import Batch, Store, StoredFile
+from pipeline.emulator.validate import Context
 
 
 @dataclass
@@ -28,6 +30,25 @@ class Core:
         if batch.cancel_initiated_us is not None:
             due = min(due, batch.cancel_initiated_us + self._cancel_us)
         return due
+
+    def context(
+        self, workspace: str, version: str, betas: frozenset[str], *, in_batch: bool, now_us: int | None = None
+    ) -> Context:
+        """What requests are judged by; each file is looked up once. now_us: None for the clock's time."""
+
+        @cache
+        def find_file(file_id: str) -> StoredFile | None:
+            return self.store.file(workspace, file_id)
+
+        return Context(
+            version,
+            betas,
+            in_batch,
+            find_file,
+            self.clock.now_us() if now_us is None else now_us,
+            frozenset(self.settings.models_without_vision),
+            frozenset(self.settings.models_without_batch),
+        )
 
     @property
     def processing_us(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from pipeline.emulator import audit, batches, messages, models
+from pipeline.emulator import audit, batches, files, messages, models
 from pipeline.emulator.caching import PromptCache
 from pipeline.emulator.clock import Clock, wire_time
 from pipeline.emulator.control import control
@@ -41,14 +41,19 @@ ROUTES: list[tuple[str, re.Pattern[str], str, Callable[..., Reply]]] = [
         ("GET", f"{CREATE_PATH}/([^/]+)/results", "results", batches.results),
         ("POST", "/v1/messages", "messages", messages.create),
         ("POST", "/v1/messages/count_tokens", "count_tokens", messages.count_tokens),
-        ("GET", "/v1/models", "models", lambda _, call: models.list_models(call)),
-        ("GET", "/v1/models/([^/]+)", "models", lambda _, call, name: models.get_model(call, name)),
+        ("POST", "/v1/files", "files_create", files.create),
+        ("GET", "/v1/files", "files_list", files.list_files),
+        ("GET", "/v1/files/([^/]+)", "files_retrieve", files.retrieve),
+        ("DELETE", "/v1/files/([^/]+)", "files_delete", files.delete),
+        ("GET", "/v1/files/([^/]+)/content", "files_content", files.content),
+        ("GET", "/v1/models", "models", models.list_models),
+        ("GET", "/v1/models/([^/]+)", "models", models.get_model),
     )
 ]
 
 
 class Emulator:
-    """The Messages and Message Batches API on a data folder.
+    """The Messages, Message Batches and Files API on a data folder.
 
     data: made if it is not there; one emulator at a time, else EmulatorError. processing_seconds: from create to ended,
     by the clock. clock: by default real time, plus what this folder's was advanced by. faults: rules as Fault
@@ -245,11 +250,11 @@ class Emulator:
         return function, args
 
     def _fault(self, call: Call, args: tuple[str, ...]) -> Fault | None:
-        """The first call fault that fires. On create, `match` looks into the body, elsewhere into the path."""
+        """The first call fault that fires. `match` looks into the body of what is created, elsewhere into the path."""
         if not self._core.faults.rules():
             return None
         page = batches.list_page(self._core, call) if call.operation == "list" else 1
-        contains = call.contains if call.operation == "create" else call.path.__contains__
+        contains = call.contains if call.operation in ("create", "files_create") else call.path.__contains__
         fired = self._core.faults.for_call(
             call.operation, CALL_FAULTS, CallFacts(args[0] if args else None, page, contains)
         )
@@ -362,5 +367,6 @@ FAULT_MESSAGES = {
         "You have reached your API usage limits: your organization has crossed its monthly API usage threshold, set "
         "based on your organization's API tier. You will regain access on 2026-12-01 at 00:00 UTC."
     ),
+    "storage_quota_exceeded": "Your organization's file storage quota is exhausted.",
     "contract_spend_limit_reached": "You have reached your API usage limits: the limit of your contract.",
 }

@@ -1,5 +1,6 @@
 """What can go wrong: EmulatorError is for the person who runs the emulator, ApiError is an answer to an API client."""
 
+from dataclasses import dataclass
 from typing import Any
 
 ERROR_TYPES = {
@@ -50,6 +51,14 @@ class ApiError(Exception):
 
     def __str__(self) -> str:
         return f"{self.status} {self.error_type}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why the params of a request are refused, as `error.type` and `error.message`."""
+
+    message: str
+    type: str = "invalid_request_error"
 
 
 class Dropped(Exception):

@@ -20,7 +20,22 @@ from pipeline.emulator.errors import EmulatorError
 from pipeline.emulator.settings import Settings
 
 On = Literal[
-    "create", "retrieve", "list", "results", "cancel", "delete", "count_tokens", "messages", "models", "any", "item"
+    "create",
+    "retrieve",
+    "list",
+    "results",
+    "cancel",
+    "delete",
+    "count_tokens",
+    "messages",
+    "models",
+    "files_create",
+    "files_list",
+    "files_retrieve",
+    "files_delete",
+    "files_content",
+    "any",
+    "item",
 ]
 Do = Literal[
     "drop_before",

@@ -11,9 +11,9 @@ from pipeline.emulator.answers import answer, input_tokens, message
 from pipeline.emulator.batches import invalid_encoding, unsupported_encoding
 from pipeline.emulator.caching import breakpoint_problem, plain_usage
 from pipeline.emulator.core import Core
-from pipeline.emulator.errors import ApiError
+from pipeline.emulator.errors import ApiError, Problem
 from pipeline.emulator.models import find_model
-from pipeline.emulator.validate import Context, Problem, count_tokens_problem, problem
+from pipeline.emulator.validate import Context, count_tokens_problem, problem
 from pipeline.emulator.wire import Call, Reply, json_reply, params_sha256, random_id
 
 MAX_BYTES = 32_000_000
@@ -23,7 +23,7 @@ DELTA_CHARACTERS = 24
 def create(core: Core, call: Call) -> Reply:
     """A Message, or its events when `stream` is set."""
     params = _params(call)
-    context = Context(call.version, call.betas, in_batch=False)
+    context = _context(core, call)
     _refuse(problem(params, context, lambda: input_tokens(params)))
     if refused := breakpoint_problem(params):
         raise ApiError(400, refused)
@@ -32,7 +32,7 @@ def create(core: Core, call: Call) -> Reply:
     usage = plain_usage(params)
     if b'"cache_control"' in orjson.dumps(params):
         usage = core.cache.usage(params, model, call.workspace, core.clock.now_us())
-    made = answer(params, model, params_sha256(params))
+    made = answer(params, model, params_sha256(params), context.files)
     said = message(made, model, usage, random_id("msg"), "standard")
     if params.get("stream"):
         return Reply(
@@ -43,8 +43,12 @@ def create(core: Core, call: Call) -> Reply:
 
 def count_tokens(core: Core, call: Call) -> Reply:
     params = _params(call)
-    _refuse(count_tokens_problem(params, Context(call.version, call.betas, in_batch=False)))
+    _refuse(count_tokens_problem(params, _context(core, call)))
     return json_reply({"input_tokens": input_tokens(params)})
+
+
+def _context(core: Core, call: Call) -> Context:
+    return core.context(call.workspace, call.version, call.betas, in_batch=False)
 
 
 def _refuse(found: Problem | None) -> None:
@@ -76,7 +80,10 @@ def _params(call: Call) -> dict[str, Any]:
 def events(said: dict[str, Any]) -> Iterator[bytes]:
     """A Message as server-sent events, in the order the API sends them."""
     opening = {**said, "content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None}
+    usage = {"output_tokens": said["usage"]["output_tokens"]}
     opening["usage"] = {**said["usage"], "output_tokens": 1}
+    if used := opening["usage"].pop("server_tool_use", None):  # none was used when it began
+        usage["server_tool_use"] = used
     yield _event("message_start", message=opening)
     yield _event("ping")
     for index, block in enumerate(said["content"]):
@@ -86,7 +93,7 @@ def events(said: dict[str, Any]) -> Iterator[bytes]:
             yield _event("content_block_delta", index=index, delta=delta)
         yield _event("content_block_stop", index=index)
     delta = {key: said[key] for key in ("stop_reason", "stop_sequence", "stop_details")}
-    yield _event("message_delta", delta=delta, usage={"output_tokens": said["usage"]["output_tokens"]})
+    yield _event("message_delta", delta=delta, usage=usage)
     yield _event("message_stop")
 
 
@@ -99,15 +106,20 @@ def _pieces(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]
     match block["type"]:
         case "text":
             deltas = [{"type": "text_delta", "text": part} for part in _parts(block["text"])]
-            return {**block, "text": ""}, deltas
+            if not block.get("citations"):
+                return {**block, "text": ""}, deltas
+            cited = [{"type": "citations_delta", "citation": citation} for citation in block["citations"]]
+            return {**block, "text": "", "citations": []}, [*deltas, *cited]
         case "thinking":
             deltas = [{"type": "thinking_delta", "thinking": part} for part in _parts(block["thinking"])]
             signature = {"type": "signature_delta", "signature": block["signature"]}
             return {**block, "thinking": "", "signature": ""}, [*deltas, signature]
-        case "tool_use":
+        case "tool_use" | "server_tool_use":
             encoded = orjson.dumps(block["input"]).decode()
             deltas = [{"type": "input_json_delta", "partial_json": part} for part in _parts(encoded)]
             return {**block, "input": {}}, deltas
+        case result if result.endswith("_tool_result"):
+            return block, []  # a result comes whole
         case other:
             raise AssertionError(other)
 

@@ -1,10 +1,15 @@
 """The catalogue: which models there are, what they can do, and the two operations that say so."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.emulator.errors import ApiError
 from pipeline.emulator.wire import Call, Reply, json_reply
+
+if TYPE_CHECKING:
+    from pipeline.emulator.core import Core
+    from pipeline.emulator.settings import Settings
 
 Lifecycle = Literal["active", "deprecated", "retired"]
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
@@ -43,6 +48,9 @@ class Model:
         if self.generation == (4, 6):
             return frozenset({"low", "medium", "high", "max"})
         return frozenset({"low", "medium", "high"}) if self.id.startswith("claude-opus-4-5") else frozenset()
+
+    def named_in(self, names: Collection[str]) -> bool:
+        return self.id in names or self.alias in names
 
     def output_limit(self, betas: frozenset[str]) -> int:
         return 300_000 if self.extended_output and LIMIT_300K_BETA in betas else self.max_tokens
@@ -200,13 +208,14 @@ def find_model(name: object) -> Model | None:
     return None if model is None or model.lifecycle == "retired" else model
 
 
-def model_info(model: Model) -> dict[str, Any]:
+def model_info(model: Model, settings: "Settings") -> dict[str, Any]:
     """ModelInfo as on the wire."""
     yes, no = {"supported": True}, {"supported": False}
 
     def support(value: bool) -> dict[str, bool]:
         return yes if value else no
 
+    vision = not model.named_in(settings.models_without_vision)
     current = model.generation >= (4, 5)
     efforts = {name: support(name in model.efforts) for name in EFFORTS}
     thinking = {n: support(n in model.thinking_types) for n in ("adaptive", "enabled", "disabled", "between_tools")}
@@ -222,11 +231,11 @@ def model_info(model: Model) -> dict[str, Any]:
         "max_input_tokens": model.context,
         "max_tokens": model.max_tokens,
         "capabilities": {
-            "batch": yes,
+            "batch": support(not model.named_in(settings.models_without_batch)),
             "citations": yes,
             "code_execution": support(current),
-            "image_input": yes,
-            "pdf_input": yes,
+            "image_input": support(vision),
+            "pdf_input": support(vision),
             "structured_outputs": support(current),
             "effort": {"supported": bool(model.efforts), **efforts},
             "thinking": {"supported": True, "types": thinking},
@@ -255,13 +264,13 @@ def page_limit(call: Call) -> int:
     return limit
 
 
-def list_models(call: Call) -> Reply:
+def list_models(core: "Core", call: Call) -> Reply:
     """Newest first; `lifecycle` may name several, separated by commas or repeated with [] as the SDK does."""
     wanted = set((call.query.get("lifecycle[]") or call.query.get("lifecycle") or "active,deprecated").split(","))
     unknown = wanted - {"active", "deprecated", "retired"}
     if unknown:
         raise ApiError(400, "lifecycle: Input should be 'active', 'deprecated' or 'retired'")
-    rows = [model_info(m) for m in CATALOGUE if m.lifecycle in wanted]
+    rows = [model_info(m, core.settings) for m in CATALOGUE if m.lifecycle in wanted]
     ids = [row["id"] for row in rows]
     limit = page_limit(call)
     if after := call.query.get("after_id"):
@@ -276,7 +285,7 @@ def list_models(call: Call) -> Reply:
     return json_reply({"data": page, "has_more": has_more, "first_id": first, "last_id": last})
 
 
-def get_model(call: Call, name: str) -> Reply:
+def get_model(core: "Core", call: Call, name: str) -> Reply:
     if name not in BY_NAME:
         raise ApiError(404, f"model: {name}")
-    return json_reply(model_info(BY_NAME[name]))
+    return json_reply(model_info(BY_NAME[name], core.settings))

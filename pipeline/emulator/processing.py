@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 import orjson
 
 from pipeline.emulator.answers import Answer, Usage, answer, message, output_schema, text_of, with_text
-from pipeline.emulator.caching import breakpoint_problem, plain_usage
+from pipeline.emulator.caching import FirstWave, breakpoint_problem, plain_usage
 from pipeline.emulator.core import Core
 from pipeline.emulator.faults import Fault
 from pipeline.emulator.models import find_model
 from pipeline.emulator.schema import resolve
 from pipeline.emulator.store import RESULT_CODES, Batch
-from pipeline.emulator.validate import Context, problem
+from pipeline.emulator.validate import problem
 from pipeline.emulator.wire import derived_id
 
 CHUNK = 500
@@ -90,7 +90,9 @@ class _Work:
     def __post_init__(self) -> None:
         batch = self.batch
         betas = frozenset(filter(None, batch.betas.split(",")))
-        self.context = Context(batch.version, betas)
+        now_us = self.core.due_us(batch)
+        self.context = self.core.context(batch.workspace, batch.version, betas, in_batch=True, now_us=now_us)
+        self.wave = FirstWave(self.core.settings.cache_first_wave)
         self.faulty = self.core.faults.has("item")
 
     def result_line(self, line: bytes, position: int, rank: int) -> tuple[bytes, str]:
@@ -136,8 +138,8 @@ class _Work:
             if refused := breakpoint_problem(params):
                 return errored("invalid_request_error", refused)
             turn_us = self.batch.created_us + self.core.processing_us * (rank + 1) // self.batch.requests
-            usage = self.core.cache.usage(params, model, self.batch.workspace, turn_us)
-        made = answer(params, model, sha256)
+            usage = self.core.cache.usage(params, model, self.batch.workspace, turn_us, self.wave, rank)
+        made = answer(params, model, sha256, self.context.files)
         if fault is not None:
             made = spoiled(made, fault, params)
         message_id = derived_id("msg", self.batch.id, custom_id)

@@ -1,6 +1,8 @@
 """Switches for behaviour of the real API that is not known for certain, with our best guess as the default."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pipeline.emulator.models import BY_NAME
 
 
 class Settings(BaseModel):
@@ -30,3 +32,21 @@ class Settings(BaseModel):
     """Requests in processing per workspace above which a create gets 429; None: no limit."""
     cache_minimum_tokens: int | None = Field(default=None, ge=1)
     """Tokens a prefix needs to be cached; None: as each model has it."""
+    cache_first_wave: int = Field(default=20, ge=0)
+    """Requests of a batch that begin together: what they write to the cache, none of them reads."""
+    max_file_bytes: int = Field(default=500_000_000, ge=1)
+    """Size of an upload above which 413 comes."""
+    files_downloadable: bool = False
+    """Give uploads back; the API does so only with files that a tool made."""
+    models_without_vision: list[str] = Field(default_factory=list)
+    """Models of the catalogue that take neither images nor PDFs, by id or alias."""
+    models_without_batch: list[str] = Field(default_factory=list)
+    """Models of the catalogue whose requests fail in a batch, by id or alias."""
+
+    @field_validator("models_without_vision", "models_without_batch")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in BY_NAME:
+                raise ValueError(f"{name} is not a model of the catalogue")
+        return names

@@ -1,16 +1,17 @@
-"""The data folder: batches in SQLite, bodies and results as files, one folder a batch.
+"""The data folder: batches and uploads in SQLite, bodies, results and what was uploaded as files.
 
     lock                 held by flock while an emulator uses the folder; says which
-    emulator.db          batches, and the clock's offset
+    emulator.db          batches, files, and the clock's offset
     log.ndjson           the calls seen
     uploads/             bodies on their way in; emptied at each start
     batches/ID/          accepted  "sha256 custom_id" a line, in the order of the create; stays for good
                          requests  "custom_id params" a line, until archived or deleted
                          results   JSONL in the order it is delivered, until archived or deleted
                          outcomes  one byte a request, in the order of the create; stays for good
+    files/ID             what was uploaded, until deleted
 
-A batch exists once its row is committed; its folder is complete and synced before that. Folders without a row are what
-a crash left behind, and are removed at the next start.
+A batch or a file exists once its row is committed; what belongs to it on the disk is complete and synced before that.
+What has no row was left behind by a crash, and is removed at the next start.
 """
 
 import fcntl
@@ -20,7 +21,7 @@ import shutil
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.emulator.errors import EmulatorError
 
 DAY_US = 24 * 3600 * 1_000_000
 RETENTION_US = 29 * DAY_US
+TEXT_BYTES = 100_000  #: of an uploaded text, as much as anybody here reads
 RESULT_CODES = {"succeeded": b"s", "errored": b"e", "canceled": b"c", "expired": b"x"}
 RESULT_NAMES = {code[0]: name for name, code in RESULT_CODES.items()}
 SCHEMA = """
@@ -55,6 +57,16 @@ CREATE TABLE IF NOT EXISTS batches (
     CHECK (deleted_us IS NULL OR status = 'ended')
 );
 CREATE INDEX IF NOT EXISTS running_batches ON batches (number) WHERE status <> 'ended';  -- the worker asks often
+CREATE TABLE IF NOT EXISTS files (
+    number     INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of listing
+    id         TEXT NOT NULL UNIQUE,
+    workspace  TEXT NOT NULL,
+    filename   TEXT NOT NULL,
+    mime_type  TEXT NOT NULL,                      -- as the upload declared it
+    size_bytes INTEGER NOT NULL CHECK (size_bytes >= 0),
+    created_us INTEGER NOT NULL,
+    expires_us INTEGER CHECK (expires_us > created_us)
+);
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
@@ -85,6 +97,40 @@ class Batch:
         return self.created_us + DAY_US
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """A row of `files`, and where its bytes are; times in microseconds since 1970, expires_us None: never."""
+
+    number: int
+    id: str
+    workspace: str
+    filename: str
+    mime_type: str
+    size_bytes: int
+    created_us: int
+    expires_us: int | None
+    path: Path
+
+    def expired(self, now_us: int) -> bool:
+        return self.expires_us is not None and self.expires_us <= now_us
+
+    def text(self) -> str:
+        """Its beginning as UTF-8; what is none is replaced. Empty if it was deleted meanwhile."""
+        try:
+            with self.path.open("rb") as file:
+                return file.read(TEXT_BYTES).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+FileFinder = Callable[[str], StoredFile | None]  #: by id, within one workspace
+
+
+def no_files(file_id: str) -> StoredFile | None:
+    """A FileFinder that finds nothing."""
+    return None
+
+
 class Store:
     """The data folder, opened by one process. Raises EmulatorError if another one has it. Safe across threads."""
 
@@ -99,6 +145,7 @@ class Store:
         self._lock_file = _flock(folder)
         self._db = self._open_database()
         self._batches = folder / "batches"
+        self._files = folder / "files"
         self.uploads = folder / "uploads"
         self._log = os.open(folder / "log.ndjson", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._clean()
@@ -119,6 +166,11 @@ class Store:
         for folder in self._batches.iterdir():
             if folder.name not in known:
                 shutil.rmtree(folder)
+        self._files.mkdir(exist_ok=True, mode=0o700)
+        uploaded = {row[0] for row in self._rows("SELECT id FROM files")}
+        for file in self._files.iterdir():
+            if file.name not in uploaded:
+                file.unlink()
         log = self.folder / "log.ndjson"
         end = _end_of_last_line(log)
         if end != log.stat().st_size:  # killed while it wrote a line
@@ -237,6 +289,59 @@ class Store:
         for name in ("requests", "results"):
             self.path(batch_id, name).unlink(missing_ok=True)
 
+    # files
+
+    def add_file(
+        self,
+        file_id: str,
+        write: Callable[[Path], None],
+        *,
+        workspace: str,
+        filename: str,
+        mime_type: str,
+        size_bytes: int,
+        now_us: int,
+        expires_us: int | None,
+    ) -> StoredFile:
+        """Record a file. write: puts its bytes at the path it is given."""
+        path = self._files / file_id
+        write(path)
+        sync_folder(path)
+        sync_folder(self._files)
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO files (id, workspace, filename, mime_type, size_bytes, created_us, expires_us) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (file_id, workspace, filename, mime_type, size_bytes, now_us, expires_us),
+            )
+        stored = self.file(workspace, file_id)
+        assert stored is not None
+        return stored
+
+    def file(self, workspace: str, file_id: str) -> StoredFile | None:
+        """None if the workspace has none of that id; an expired one is there."""
+        rows = self._rows("SELECT * FROM files WHERE id = ? AND workspace = ?", file_id, workspace)
+        return self._stored(rows[0]) if rows else None
+
+    def files(self, workspace: str, *, before: int | None, most: int) -> list[StoredFile]:
+        """At most so many, newest first; before: only those with a lower number."""
+        rows = self._rows(
+            "SELECT * FROM files WHERE workspace = ? AND number < ? ORDER BY number DESC LIMIT ?",
+            workspace,
+            2**62 if before is None else before,
+            most,
+        )
+        return [self._stored(row) for row in rows]
+
+    def remove_file(self, file_id: str) -> None:
+        """The row first: bytes without a row are cleaned up, a row without bytes would be a lie."""
+        with self._lock:
+            self._db.execute("DELETE FROM files WHERE id = ?", (file_id,))
+        (self._files / file_id).unlink(missing_ok=True)
+
+    def _stored(self, row: tuple[Any, ...]) -> StoredFile:
+        return StoredFile(*(*row, self._files / row[1]))
+
     # meta and log
 
     def load(self, name: str) -> str | None:
@@ -302,9 +407,9 @@ def _end_of_last_line(path: Path) -> int:
         return start + file.read().rfind(b"\n") + 1
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_folder(path: Path) -> None:
+    """Make durable the names in a folder, or what is in a file."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

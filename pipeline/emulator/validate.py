@@ -4,8 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.emulator.attachments import attachment_problem
+from pipeline.emulator.errors import Problem
 from pipeline.emulator.models import Model, find_model
 from pipeline.emulator.schema import schema_problem
+from pipeline.emulator.store import FileFinder, no_files
 
 VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
 NO_SAMPLING_VERSION = "2026-10-21"
@@ -75,14 +78,10 @@ class Context:
     version: str
     betas: frozenset[str] = frozenset()
     in_batch: bool = True
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a request is refused, as `error.type` and `error.message`."""
-
-    message: str
-    type: str = "invalid_request_error"
+    files: FileFinder = no_files
+    now_us: int = 0  #: by which files have expired
+    without_vision: frozenset[str] = frozenset()  #: models, by id or alias
+    without_batch: frozenset[str] = frozenset()  #: models, by id or alias
 
 
 def unbatchable(params: dict[str, Any]) -> str | None:
@@ -107,9 +106,14 @@ def problem(params: dict[str, Any], context: Context, input_tokens: Callable[[],
     model = find_model(params["model"])
     if model is None:
         return Problem(f"model: {params['model']}", "not_found_error")
+    if context.in_batch and model.named_in(context.without_batch):
+        return Problem(f"model: '{model.id}' is not supported in the Message Batches API")
     for check in _checks(params, context, model):
         if check:
             return Problem(check)
+    vision = not model.named_in(context.without_vision)
+    if found := attachment_problem(params["messages"], model, vision, context.files, context.now_us):
+        return found
     tokens = input_tokens()
     if tokens > model.context:
         return Problem(f"prompt is too long: {tokens} tokens > {model.context} maximum")

@@ -1,5 +1,6 @@
 """Builders of requests and clients for the emulator's tests."""
 
+import base64
 from typing import Any
 
 import anthropic
@@ -51,3 +52,33 @@ def result_of(emulator: Emulator, /, **fields: Any) -> dict[str, Any]:
     emulator.wait_idle()
     result: dict[str, Any] = result_lines(client, batch.id)[0]["result"]
     return result
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
+JPEG = b"\xff\xd8\xff\xe0" + bytes(8)
+PDF = b"%PDF-1.7 nothing"
+
+
+def base64_of(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def image(content: bytes = PNG, media_type: str = "image/png") -> dict[str, Any]:
+    """An image block."""
+    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": base64_of(content)}}
+
+
+def pdf(content: bytes = PDF, /, **fields: Any) -> dict[str, Any]:
+    """A document block of a PDF."""
+    source = {"type": "base64", "media_type": "application/pdf", "data": base64_of(content)}
+    return {"type": "document", "source": source, **fields}
+
+
+def text_document(text: str, **fields: Any) -> dict[str, Any]:
+    """A document block of plain text."""
+    return {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": text}, **fields}
+
+
+def asking(*blocks: dict[str, Any], prompt: str = "What is it?") -> list[dict[str, Any]]:
+    """Messages of one user turn: these blocks, then the prompt."""
+    return [{"role": "user", "content": [*blocks, {"type": "text", "text": prompt}]}]

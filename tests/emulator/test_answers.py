@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.emulator import Emulator
 from pipeline.emulator.answers import gist
-from tests.emulator.builders import client_of, params, result_of
+from tests.emulator.builders import PNG, asking, client_of, image, params, pdf, result_of, text_document
 
 SCHEMA = {
     "type": "object",
@@ -88,6 +88,34 @@ def test_a_gist_is_of_the_longest_text_of_the_last_turn(emulator: Emulator) -> N
     message = result_of(emulator, messages=turns)["message"]
 
     assert message["content"][0]["text"] == "[emulated] A much longer text."
+
+
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        pytest.param([image()], "What is it?", id="image"),
+        pytest.param([pdf(), image()], "What is it?", id="PDF and image"),
+        pytest.param([text_document("A ship sank at noon. Why?")], "A ship sank at noon.", id="text document"),
+        pytest.param([text_document("A ship.")], "What is it?", id="text shorter than the prompt"),
+        pytest.param(
+            [{"type": "document", "source": {"type": "content", "content": "A ship sank at noon. Why?"}}],
+            "A ship sank at noon.",
+            id="document of blocks",
+        ),
+    ],
+)
+def test_a_gist_is_of_a_text_document_if_that_is_longer_than_the_prompt(
+    emulator: Emulator, blocks: list[dict[str, Any]], text: str
+) -> None:
+    message = result_of(emulator, messages=asking(*blocks))["message"]
+
+    assert message["content"] == [{"type": "text", "text": f"[emulated] {text}"}]
+
+
+def test_an_image_alone_gets_an_answer_too(emulator: Emulator) -> None:
+    message = result_of(emulator, messages=[{"role": "user", "content": [image()]}])["message"]
+
+    assert message["content"] == [{"type": "text", "text": "[emulated]"}]
 
 
 def test_equal_params_get_equal_answers(emulator: Emulator) -> None:
@@ -195,8 +223,7 @@ def test_usage_counts_a_token_per_four_bytes_at_the_batch_tier(emulator: Emulato
 
 
 def test_an_image_counts_a_flat_number_whatever_its_base64(emulator: Emulator) -> None:
-    source = {"type": "base64", "media_type": "image/png", "data": "A" * 100_000}
-    turns: Any = [{"role": "user", "content": [{"type": "image", "source": source}]}]
+    turns: Any = [{"role": "user", "content": [image(PNG + bytes(100_000))]}]
 
     count = client_of(emulator).messages.count_tokens(model="claude-haiku-4-5", messages=turns)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.emulator import Emulator
-from tests.emulator.builders import result_of
+from tests.emulator.builders import client_of, requests, result_lines, result_of
 
 LONG = "z" * 4 * 5000  # 5,000 tokens; the model's minimum is 4,096
 
@@ -78,6 +78,46 @@ def test_more_than_four_breakpoints_are_refused(emulator: Emulator) -> None:
     error = result_of(emulator, system=[block] * 5)["error"]["error"]
 
     assert error["message"] == "A maximum of 4 blocks with cache_control may be provided. Found 5."
+
+
+def batch_usage(emulator: Emulator, number: int) -> tuple[int, int]:
+    """How many requests of a batch with the same 5,000 tokens wrote them to the cache, and how many read them."""
+    system = [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    client = client_of(emulator)
+    batch = client.messages.batches.create(requests=requests(number, system=system))
+    emulator.wait_idle()
+    usages = [line["result"]["message"]["usage"] for line in result_lines(client, batch.id)]
+    return (
+        sum(usage["cache_creation"]["ephemeral_1h_input_tokens"] == 5000 for usage in usages),
+        sum(usage["cache_read_input_tokens"] == 5000 for usage in usages),
+    )
+
+
+def test_the_first_requests_of_a_batch_all_write_since_they_begin_together(emulator: Emulator) -> None:
+    assert batch_usage(emulator, 50) == (20, 30)
+
+
+def test_a_batch_of_one_primes_the_cache_for_all_of_the_next(emulator: Emulator) -> None:
+    assert batch_usage(emulator, 1) == (1, 0)
+    assert batch_usage(emulator, 50) == (0, 50)
+
+
+def test_once_the_prefix_is_gone_the_next_batch_writes_again(emulator: Emulator) -> None:
+    batch_usage(emulator, 50)
+
+    emulator.clock.advance(3599)
+    alive = batch_usage(emulator, 50)
+    emulator.clock.advance(3601)
+    gone = batch_usage(emulator, 50)
+
+    assert (alive, gone) == ((0, 50), (20, 30))
+
+
+@pytest.mark.parametrize(("wave", "counts"), [(0, (1, 9)), (1, (1, 9)), (4, (4, 6)), (100, (10, 0))], ids=str)
+def test_the_number_that_begin_together_can_be_set(emulator: Emulator, wave: int, counts: tuple[int, int]) -> None:
+    emulator.settings.cache_first_wave = wave
+
+    assert batch_usage(emulator, 10) == counts
 
 
 def test_a_minimum_can_be_set_for_all_models(emulator: Emulator) -> None:

@@ -4,6 +4,7 @@ Against the real API too when BATCH_TEST_REAL_API=1 and ANTHROPIC_API_KEY are se
 """
 
 import asyncio
+import base64
 import json
 import os
 import time
@@ -347,3 +348,34 @@ def test_a_wrong_message_call_is_refused_with_the_reason(api: Api) -> None:
         api.client.messages.create(
             model="claude-nobody-9", max_tokens=60, messages=[{"role": "user", "content": "Hello"}]
         )
+
+
+def test_a_file_is_listed_named_in_a_request_and_deleted(api: Api) -> None:
+    file = api.client.files.upload(file=("log.txt", b"The ship sank at noon. Nobody knew why.", "text/plain"))
+    document: Any = {"type": "document", "source": {"type": "file", "file_id": file.id}}
+
+    listed = api.client.files.list(ids=[file.id])
+    message = api.client.messages.create(
+        model=MODEL,
+        max_tokens=60,
+        messages=[{"role": "user", "content": [document, {"type": "text", "text": "Sum up."}]}],
+    )
+    deleted = api.client.files.delete(file.id)
+
+    assert (file.type, file.filename, file.mime_type, file.size_bytes) == ("file", "log.txt", "text/plain", 39)
+    assert [found.id for found in listed.data] == [file.id]
+    assert "ship" in message.to_json()
+    assert deleted.type == "file_deleted"
+    with pytest.raises(anthropic.NotFoundError):
+        api.client.files.retrieve_metadata(file.id)
+
+
+def test_an_image_of_another_type_than_it_says_is_refused(api: Api) -> None:
+    data = base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(100)).decode()
+    block: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        api.client.messages.create(model=MODEL, max_tokens=60, messages=[{"role": "user", "content": [block]}])
+
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["error"]["type"] == "invalid_request_error"

@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from anthropic.types.model import Model
 from pipeline.emulator.answers import answer, input_tokens, message
 from pipeline.emulator.caching import PromptCache, breakpoint_problem
 from pipeline.emulator.models import BY_NAME
+from pipeline.emulator.store import StoredFile
 from pipeline.emulator.validate import BETA_FIELDS, FIELDS, PREFILL, Context, count_tokens_problem, problem
-from tests.emulator.builders import params
+from tests.emulator.builders import asking, image, params, pdf, text_document
 
 OLD, NEW = "2023-06-01", "2026-10-21"
 HEADERS = {"user_profile_id", "workspace_id", "betas"}  # the SDK sends these as headers
 OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
+CITED: dict[str, Any] = {"citations": {"enabled": True}}
 TOOL = {"name": "look", "input_schema": {"type": "object"}}
 
 
@@ -249,16 +252,28 @@ def test_a_token_count_knows_no_max_tokens() -> None:
 def test_no_value_in_any_place_breaks_the_checks_or_the_answer() -> None:
     strange: list[Any] = [None, 0, -1, 2.5, True, "", "x", [], [None], [[]], {}, {"type": []}, {"type": {}}, {"a": 1}]
     whole = [case[1] for case in FINE]
+    whole.append({"messages": asking(image(), pdf(**CITED))})
+    whole.append({"messages": asking(text_document("A ship sank.", **CITED))})
+    parts = [{"type": "text", "text": "a"}, image()]
+    whole.append({"messages": asking({"type": "document", "source": {"type": "content", "content": parts}, **CITED})})
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [image()]}
+    whole.append({"messages": asking(result, {"type": "document", "source": {"type": "file", "file_id": "file_1"}})})
+    file = StoredFile(1, "file_1", "default", "a", "text/plain", 0, 0, None, Path("nowhere"))
     whole.append({"system": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]})
     dice = random.Random(0)
 
-    for _ in range(10_000):
+    def files(file_id: str) -> StoredFile | None:
+        return file if file_id == "file_1" else None
+
+    for _ in range(14_000):
         mutated = _mutated(params(**dice.choice(whole)), dice, strange)
-        found = problem(mutated, Context(dice.choice([OLD, NEW]), frozenset({"b"})), partial(input_tokens, mutated))
+        found = problem(
+            mutated, Context(dice.choice([OLD, NEW]), frozenset({"b"}), files=files), partial(input_tokens, mutated)
+        )
         if found is None and breakpoint_problem(mutated) is None:
             model = BY_NAME[mutated["model"]]
             usage = PromptCache().usage(mutated, model, "default", 0)
-            assert message(answer(mutated, model, "0" * 64), model, usage, "msg_1", "batch")["stop_reason"]
+            assert message(answer(mutated, model, "0" * 64, files), model, usage, "msg_1", "batch")["stop_reason"]
 
 
 def _mutated(value: Any, dice: random.Random, strange: list[Any]) -> Any:

@@ -1,0 +1,89 @@
+"""What the documents of a request say, and a citation of them."""
+
+from typing import Any
+
+from pipeline.emulator.marks import GIST_CHARACTERS, MARK, SENTENCE
+from pipeline.emulator.store import FileFinder
+
+
+def document_text(block: dict[str, Any], files: FileFinder) -> str | None:
+    """The plain text of a document; None for a PDF and for what would have to be fetched."""
+    source = block["source"]
+    match source.get("type"):
+        case "text":
+            return str(source["data"])
+        case "content" if isinstance(source["content"], str):
+            return str(source["content"])
+        case "content":
+            return "\n\n".join(part["text"] for part in source["content"] if part["type"] == "text")
+        case "file":
+            file = files(source["file_id"])
+            return file.text() if file is not None and file.mime_type == "text/plain" else None
+    return None
+
+
+def citation(messages: list[dict[str, Any]], files: FileFinder) -> dict[str, Any] | None:
+    """Of the first document that may be cited; None if none may, or it says nothing.
+
+    It is counted among all documents of the request, and cited by its first sentence, block or page.
+    """
+    documents = [
+        block
+        for message in messages
+        if isinstance(message["content"], list)
+        for block in message["content"]
+        if block["type"] == "document"
+    ]
+    for index, block in enumerate(documents):
+        wanted = block.get("citations")
+        if isinstance(wanted, dict) and wanted.get("enabled") is True:
+            place = _place(block, files)
+            file_id = block["source"].get("file_id")
+            return place and {
+                **place,
+                "document_index": index,
+                "document_title": block.get("title"),
+                "file_id": file_id,
+            }
+    return None
+
+
+def _place(block: dict[str, Any], files: FileFinder) -> dict[str, Any] | None:
+    source = block["source"]
+    text = document_text(block, files)
+    if text is None:
+        cited = f"{MARK} The first page of the document."
+        return {"type": "page_location", "cited_text": cited, "start_page_number": 1, "end_page_number": 2}
+    if not text.strip():
+        return None
+    if source["type"] == "content":
+        at, cited = _first_block(source["content"])
+        return {
+            "type": "content_block_location",
+            "cited_text": cited,
+            "start_block_index": at,
+            "end_block_index": at + 1,
+        }
+    start, end = _first_sentence(text)
+    return {
+        "type": "char_location",
+        "cited_text": text[start:end],
+        "start_char_index": start,
+        "end_char_index": end,
+    }
+
+
+def _first_block(content: Any) -> tuple[int, str]:
+    if isinstance(content, str):
+        return 0, content
+    return next(
+        (at, part["text"]) for at, part in enumerate(content) if part["type"] == "text" and part["text"].strip()
+    )
+
+
+def _first_sentence(text: str) -> tuple[int, int]:
+    """Where it begins and ends, in characters; cut where a gist would be."""
+    start = len(text) - len(text.lstrip())
+    stop = SENTENCE.search(text, start)
+    end = stop.start() + 1 if stop else len(text.rstrip())
+    return start, min(end, start + GIST_CHARACTERS)
