@@ -124,5 +124,5 @@ def driving_in(database: Database, blocks: Blocks, *, tell: Tell, emulated: bool
     with where.at(database, spool=os.environ.get("BATCH_SPOOL"), emulated=emulated, tell=tell) as here:
         if key is not None:
             timeout = here.settings.timeout
-            here = replace(here, connect=lambda: Api.connect(timeout=timeout, api_key=key))
+            here = replace(here, connect=lambda client: Api.connect(client, timeout=timeout, api_key=key))
         yield here

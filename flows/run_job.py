@@ -63,6 +63,7 @@ def run_job(
     limit: Limit | None = None,
     wait: bool = False,
     dry_run: bool = False,
+    no_canary: bool = False,
     time_zone: str = "UTC",
     cancel_batches_on_cancel: bool = False,
     api_key_block: str | None = None,
@@ -79,6 +80,7 @@ def run_job(
         limit: Only the first rows of the source.
         wait: Stay until every row has its outcome. It holds a worker all the while: for small jobs and laptops.
         dry_run: Only say what a run would send and cost.
+        no_canary: Send all at once, also with a recipe that never succeeded before.
         time_zone: In which `today` is the day of the scheduled start. Give the schedule's.
         cancel_batches_on_cancel: When this run is canceled, cancel the job's batches at the API, too.
         api_key_block: Name of a Secret block with the API key, for a worker without ANTHROPIC_API_KEY.
@@ -93,7 +95,7 @@ def run_job(
             watch = Watch(database)
             with places.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
                 share = sharing(blocks, database)
-                options = Options(limit=limit, detach=not wait, dry_run=dry_run, share=share)
+                options = Options(limit=limit, detach=not wait, dry_run=dry_run, canary=not no_canary, share=share)
                 finished = run(loaded, here, options, file=file)
             return ended_state(watch, loaded.name, finished.run_id)
     except PipelineError as exc:

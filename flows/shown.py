@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -372,7 +372,7 @@ def _quoted(quote: Quote, reasons: list[str]) -> str:
 
 def _quote_lines(quote: Quote) -> list[str]:
     """The quote, without the first problem found, which may be about a row's text."""
-    return list(report.quote_lines(replace(quote, invalid_in_sample=0)))
+    return list(report.quote_lines(quote, problems=False))
 
 
 def _rows_table(rows: Mapping[str, int]) -> str:

@@ -7,19 +7,22 @@ second, billed batch), and results are read from the configured base URL, never 
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import anthropic
 import httpx2
 import orjson
+from anthropic.types import ModelInfo
 from anthropic.types.messages import MessageBatch
 
 from pipeline.account import Identity
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, Stopped
 from pipeline.spool import BodyReader, HeldBack
+from pipeline.templates import RowProblem
 
 EMULATOR = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"  # the organization that the emulator says it is
 
@@ -28,6 +31,9 @@ CIRCUIT_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 422})
 SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
 #: What of a request's params the count of its tokens takes.
 _COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
+#: The SDK's clients that speak the Message Batches API, by what the job file calls them.
+CLIENTS = {"default": "Anthropic", "aws": "AnthropicAWS", "google": "AnthropicGoogleCloud"}
+_CREDENTIAL_LIBRARIES = ("google", "botocore", "boto3")  # which the SDK asks, and whose errors it passes on
 PAGE = 1_000  # batches of one listing call
 CLOCK_WITHIN = timedelta(seconds=30)  # how well we want to know the API's time
 LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
@@ -75,21 +81,28 @@ class Api:
         self._offset = timedelta(0)  # of the API's clock against ours
 
     @classmethod
-    def connect(cls, *, timeout: float, base_url: str | None = None, api_key: str | None = None) -> "Api":
-        """A client as the SDK makes it from the environment. timeout: seconds of one read or write.
+    def connect(
+        cls, client: str = "default", *, timeout: float, base_url: str | None = None, api_key: str | None = None
+    ) -> "Api":
+        """A client as the SDK makes it from the environment: address, credentials, proxies and certificates.
 
-        Raises InputError when there are no credentials.
+        client: default, aws or google; timeout: seconds of one read or write. Raises InputError when it cannot be made.
         """
+        options: dict[str, Any] = {
+            "base_url": base_url,
+            "timeout": httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
+            "max_retries": 0,  # the SDK waits as long as retry-after says, even hours; our steps come back instead
+        }
+        if client == "default":
+            options["api_key"] = api_key
         try:
-            client = anthropic.Anthropic(
-                base_url=base_url,
-                api_key=api_key,
-                timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
-                max_retries=0,  # the SDK waits as long as retry-after says, even hours; our steps come back instead
-            )
-        except anthropic.AnthropicError as exc:
-            raise InputError(f"the API's client cannot be made: {exc}") from exc
-        return cls(client)
+            return cls(getattr(anthropic, CLIENTS[client])(**options))
+        except (anthropic.AnthropicError, ValueError, ImportError) as exc:  # ImportError: its extra is not installed
+            raise InputError(f"api.client {client}: the client cannot be made: {exc}") from exc
+        except Exception as exc:
+            if type(exc).__module__.partition(".")[0] not in _CREDENTIAL_LIBRARIES:
+                raise
+            raise InputError(f"api.client {client}: no credentials: {exc}") from exc
 
     def close(self) -> None:
         """Close the connections."""
@@ -125,14 +138,17 @@ class Api:
             emulated=organization == EMULATOR,
         )
 
-    def create(self, body: BodyReader) -> Accepted | Rejected | Unknown:
-        """POST a body once, and say what became of it. Never raises for what the network or the API does."""
+    def create(self, body: BodyReader, betas: Sequence[str] = ()) -> Accepted | Rejected | Unknown:
+        """POST a body once, and say what became of it. Never raises for what the network or the API does.
+
+        betas: that the whole batch is under.
+        """
         try:
             response = self._client.post(
                 "/v1/messages/batches",
                 content=body,
                 cast_to=MessageBatch,
-                options={"headers": {"content-type": "application/json"}, "follow_redirects": False},
+                options={"headers": {"content-type": "application/json", **_beta(betas)}, "follow_redirects": False},
             )
         except anthropic.APIStatusError as exc:
             return _refusal(exc, released=body.released)
@@ -167,11 +183,46 @@ class Api:
         with self._sentences():
             self._client.messages.batches.delete(api_id)
 
-    def count_tokens(self, params: bytes) -> int:
+    def count_tokens(self, params: bytes, betas: Sequence[str] = ()) -> int:
         """Input tokens of one request. params: as they are sent."""
         counted = {k: v for k, v in orjson.loads(params).items() if k in _COUNTED}
         with self._sentences():
-            return self._client.with_options(max_retries=2).messages.count_tokens(**counted).input_tokens
+            patient = self._client.with_options(max_retries=2)
+            return patient.messages.count_tokens(**counted, extra_headers=_beta(betas)).input_tokens
+
+    def models(self) -> list[ModelInfo]:
+        """The models that the key can use, newest first. Raises Stopped."""
+        with self._sentences():
+            return list(self._client.with_options(max_retries=2).models.list(limit=PAGE))
+
+    def model(self, name: str) -> ModelInfo:
+        """One model, also by an alias. Raises NotFound for one that the API does not know."""
+        with self._sentences():
+            return self._client.with_options(max_retries=2).models.retrieve(name)
+
+    def upload(self, name: str, data: bytes, media_type: str) -> str:
+        """Put a file up, and its id at the API. Raises RowProblem when it is this file that is refused, or Stopped."""
+        with self._sentences():
+            try:
+                return self._client.files.upload(file=(name, data, media_type)).id
+            except anthropic.APIStatusError as exc:
+                if exc.status_code not in (400, 413) or exc.error_code == "storage_quota_exceeded":
+                    raise
+                raise RowProblem(f"the Files API refuses {name}: {_said(exc)}") from exc
+
+    def has_file(self, file_id: str) -> bool:
+        """Whether the API still has this file."""
+        try:
+            with self._sentences():
+                self._client.with_options(max_retries=2).files.retrieve_metadata(file_id)
+        except NotFound:
+            return False
+        return True
+
+    def delete_file(self, file_id: str) -> None:
+        """Remove a file. Raises NotFound when it is gone already."""
+        with self._sentences():
+            self._client.files.delete(file_id)
 
     @contextlib.contextmanager
     def results(self, api_id: str) -> Iterator[Iterator[bytes]]:
@@ -229,6 +280,10 @@ def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unk
     if not released:
         return Rejected(problem, exc.request_id, wait=5.0)
     return Unknown(problem, exc.request_id)
+
+
+def _beta(betas: Sequence[str]) -> dict[str, str]:
+    return {"anthropic-beta": ",".join(betas)} if betas else {}
 
 
 def _said(exc: BaseException) -> str:

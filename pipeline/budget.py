@@ -7,17 +7,19 @@ its bytes times a bound of tokens per byte, at the dearest price that its input 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from pipeline import pricing
+from pipeline import pricing, templates
 from pipeline.errors import InputError
 from pipeline.job import Job
+from pipeline.pricing import PriceList
+from pipeline.results import run_by_the_api
 
 CERTAIN_TOKENS_PER_BYTE = 1.0  # no tokenizer makes more than one token of one byte
 QUANTILE_99 = 2.33  # standard deviations
-CLIENT_TOOLS = ("bash_", "computer_", "memory_", "text_editor_")  # typed, yet run by the client
 LEAST_SHARE = (
     0.05  # of the budget: for less no batch is packed smaller, or a run would creep towards its limit for days
 )
@@ -27,46 +29,65 @@ LEAST_SHARE = (
 class Bound:
     """What a request may cost at most, in US dollars."""
 
-    output: float  #: its whole max_tokens
+    fixed: float  #: its whole max_tokens, and what it names that is not in its bytes
     byte: float  #: a byte of its input, if each were a token
 
     @classmethod
-    def of(cls, params: Mapping[str, Any]) -> "Bound | None":
-        """The bound of requests with these params; None when their model has no known price."""
-        known = pricing.prices(params["model"])
+    def of(
+        cls, params: Mapping[str, Any], listed: PriceList, *, caches: bool | None = None, elsewhere: int = 0
+    ) -> "Bound | None":
+        """The bound of requests with these params; None when their model has no known price.
+
+        caches: whether it writes to the prompt cache; None: that is looked for. elsewhere: tokens at most of files that
+        it only names.
+        """
+        known = listed.of(params["model"])
         if known is None:
             return None
-        rates = [known.input]
-        if b"cache_control" in orjson.dumps(params):
-            rates += [known.cache_write, known.cache_write_1h]
-        return cls(params["max_tokens"] * known.output.dearest, max(rate.dearest for rate in rates))
+        if caches is None:
+            caches = b"cache_control" in orjson.dumps(params)
+        byte = max(rate.dearest for rate in known.input_rates(caches=caches))
+        factor = pricing.US_INFERENCE if params.get("inference_geo") == "us" else 1.0
+        fixed = params["max_tokens"] * known.output.dearest + elsewhere * byte
+        return cls(factor * fixed, factor * byte)
 
 
-def require_bound(job: Job) -> None:
-    """Raises InputError when the job has a budget that could not be kept."""
-    if job.limits.max_cost_usd is None:
+def require_bound(job: Job, monthly_usd: float | None = None) -> None:
+    """Raises InputError when there is a budget, of the run or of the month, that could not be kept."""
+    if job.limits.max_cost_usd is None and monthly_usd is None:
         return
-    if pricing.prices(job.request.model) is None:
-        raise InputError(
-            f"limits.max_cost_usd: no batch price is known for {job.request.model}, so no budget can be kept; "
-            "leave the limit out, or choose a model with a price"
-        )
-    unbounded = _run_by_the_api(job.request.params)
+    which = "limits.max_cost_usd" if job.limits.max_cost_usd is not None else "BATCH_MONTHLY_BUDGET_USD"
+    model = job.request.model
+    others = [job.retry.change.refused.model] if job.retry.change.refused else []
+    for name in [*([] if templates.is_template(model) else [model]), *others]:
+        if PriceList(job.prices).of(name) is None:
+            raise InputError(
+                f"{which}: no batch price is known for {name}, so no budget can be kept; "
+                "leave the limit out, give its price under prices, or choose a model with a price"
+            )
+    unbounded = run_by_the_api(job.request.params)
     if unbounded:
         raise InputError(
-            f"limits.max_cost_usd: request.params.tools: {unbounded} runs at the API, with fees of its own and "
+            f"{which}: request.params.tools: {unbounded} runs at the API, with fees of its own and "
             "with input that nothing bounds, so no budget can be kept; leave the limit out, or the tool"
         )
 
 
-def _run_by_the_api(params: Mapping[str, Any]) -> str | None:
-    """The first tool in the params that the API runs by itself; None when answers only ask for tools to be run."""
-    tools = params.get("tools")
-    for tool in tools if isinstance(tools, list) else ():
-        kind = str(tool.get("type", "custom")) if isinstance(tool, dict) else "custom"
-        if kind != "custom" and not kind.startswith(CLIENT_TOOLS):
-            return kind
-    return None
+IMAGE_TOKENS = 5_000  # more than any image is; source: platform.claude.com/docs/en/build-with-claude/vision
+
+
+def elsewhere(params: Mapping[str, Any]) -> int:
+    """Tokens at most of what a request shows the model besides text: its bytes say nothing of them.
+
+    A document may have as many as the model can read at all.
+    """
+    found = 0
+    for message in params["messages"]:
+        for block in message["content"] if isinstance(message["content"], list) else ():
+            if block.get("type") == "document" and block["source"].get("type") != "text":
+                return pricing.context_window(params["model"])
+            found += IMAGE_TOKENS * (block.get("type") == "image")
+    return found
 
 
 def tokens_per_byte(samples: Sequence[tuple[int, int]]) -> float:
@@ -75,6 +96,11 @@ def tokens_per_byte(samples: Sequence[tuple[int, int]]) -> float:
     if len(ratios) < 2:
         return CERTAIN_TOKENS_PER_BYTE
     return min(CERTAIN_TOKENS_PER_BYTE, max(*ratios, statistics.mean(ratios) + QUANTILE_99 * statistics.stdev(ratios)))
+
+
+def month_of(now: datetime) -> datetime:
+    """When the calendar month of this time began, in UTC: what BATCH_MONTHLY_BUDGET_USD counts by."""
+    return now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 @dataclass(frozen=True)

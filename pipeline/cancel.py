@@ -46,7 +46,7 @@ def cancel(where: Where, job: Row[Any], *, abandon: bool = False) -> Canceled:
         store.ask_to_cancel(conn, job.id)
     with contextlib.ExitStack() as stack:
         try:
-            driving = stack.enter_context(where.driving())
+            driving = stack.enter_context(where.driving(where.client_of(job)))
         except (InputError, Stopped) as exc:
             raise Stopped(
                 f"the runs of {job.name} are ended and send nothing more; what is at the API goes on until it can be "

@@ -1,4 +1,4 @@
-"""Proves a job's `params` against the installed SDK's own request types, before money is spent. Pure.
+"""Proves what a job asks against the SDK's request types and the models' capabilities, before money is spent.
 
 The API checks params only while it works on a batch, so a misspelt field would cost an hour and fail every row.
 """
@@ -7,14 +7,21 @@ import collections.abc
 import difflib
 import types
 import typing
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import orjson
 import typing_extensions
 
-from pipeline.errors import JobError
+from pipeline import capabilities, schemas
+from pipeline.api import Api, NotFound
+from pipeline.errors import JobError, Stopped
 from pipeline.job import Job
-from pipeline.requests import fixed_params
+from pipeline.pricing import BYTES_PER_TOKEN
+from pipeline.quote import Quote
+from pipeline.requests import fixed_params, shared
+from pipeline.results import answer_schema, output_columns
 
 #: What the API refuses although somebody may well ask for it: the field, and why.
 REFUSED = {
@@ -31,23 +38,185 @@ REFUSED = {
 
 
 def check_params(job: Job) -> None:
-    """Raises JobError that names the first field of `request` that the Messages API would not take."""
+    """Raises JobError that names the first field of `request` or `output` that the Messages API would not take."""
+    request, output = job.request, job.output
     for field, why in REFUSED.items():
-        if field in job.request.params:
+        if field in request.params:
             raise JobError(f"request.params.{field}: {why}; remove the field")
-    config = job.request.params.get("output_config", {})
+    config = request.params.get("output_config", {})
     if not isinstance(config, dict):
         raise JobError(f"request.params.output_config: must be a mapping (it is {config!r})")
-    if job.output.labels is not None and "format" in config:
-        raise JobError("request.params.output_config.format: output.labels sets the format; remove one of the two")
+    made = next((name for name in ("labels", "schema") if getattr(output, name.replace("schema", "schema_"))), None)
+    if made is not None and "format" in config:
+        raise JobError(f"request.params.output_config.format: output.{made} sets the format; remove one of the two")
+    _check_output(job)
+    if request.cache is not None:
+        _check_cache(job)
+    _check(_example(job), _params_type(job), ())
+    if isinstance(request.max_tokens, int):
+        _check_budget(request.params, request.max_tokens)
+
+
+def _params_type(job: Job) -> Any:
+    """The SDK's type of the params: with a beta, of its beta API."""
+    if job.request.betas:
+        from anthropic.types.beta.message_create_params import MessageCreateParamsNonStreaming as BetaParams
+
+        return BetaParams
     from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 
-    _check(fixed_params(job) | {"messages": []}, MessageCreateParamsNonStreaming, ())
-    budget = job.request.params.get("thinking", {}).get("budget_tokens")
-    if budget is not None and budget >= job.request.max_tokens:
+    return MessageCreateParamsNonStreaming
+
+
+def _example(job: Job) -> dict[str, Any]:
+    """The params as every request has them; what each row gives is filled in so that it fits."""
+    params = {"model": "a model", "max_tokens": 1, **fixed_params(job)}
+    turns = [turn.model_dump() for turn in job.request.messages]
+    return params | {"messages": [*turns, {"role": "user", "content": "a prompt"}]}
+
+
+def _check_output(job: Job) -> None:
+    """The schema or tool of the answer."""
+    schema = answer_schema(job)
+    for i, tool in enumerate(_tools(job)):
+        if "input_schema" in tool:
+            problem = schemas.refused(tool["input_schema"], strict=bool(tool.get("strict")))
+            if problem is not None:
+                raise JobError(f"request.params.tools.{i}.input_schema: {problem}")
+    if job.output.schema_ is not None:
+        problem = schemas.refused(job.output.schema_)
+        if problem is not None:
+            raise JobError(f"output.schema: {problem}")
+    output_columns(job)
+    chosen = job.request.params.get("tool_choice")
+    forces = isinstance(chosen, dict) and (chosen.get("type"), chosen.get("name")) == ("tool", job.output.tool)
+    if job.output.tool is not None and chosen is not None and not forces:
         raise JobError(
-            f"request.params.thinking.budget_tokens: {budget} must be below max_tokens ({job.request.max_tokens})"
+            f"request.params.tool_choice: output.tool forces {job.output.tool}; remove tool_choice, or output.tool"
         )
+    cited = any(attachment.citations for attachment in job.request.attachments)
+    if cited and schema is not None and job.output.tool is None:
+        raise JobError("request.attachments: citations cannot be had with output.schema; remove one of the two")
+
+
+def _tools(job: Job) -> list[dict[str, Any]]:
+    tools = job.request.params.get("tools")
+    return [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+
+
+def _check_cache(job: Job) -> None:
+    params, turns = shared(job)
+    marks = orjson.dumps([params, turns]).count(b'"cache_control":{')
+    if not marks:
+        raise JobError(
+            "request.cache: nothing is the same in all requests but the prompt's own words, so there is nothing to "
+            "cache: put what they share into request.system or request.messages, or leave cache out"
+        )
+    if marks > MAX_BREAKPOINTS:
+        raise JobError(
+            f"request.cache: with its own there are {marks} blocks with cache_control, and the API takes "
+            f"{MAX_BREAKPOINTS}; remove some"
+        )
+
+
+MAX_BREAKPOINTS = 4  # source: platform.claude.com/docs/en/build-with-claude/prompt-caching
+
+
+def _check_budget(params: Mapping[str, Any], max_tokens: int) -> None:
+    thinking = params.get("thinking", {})
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    if budget is not None and budget >= max_tokens:
+        raise JobError(f"request.params.thinking.budget_tokens: {budget} must be below max_tokens ({max_tokens})")
+
+
+# -- against the model -----------------------------------------------------------------------------------------------
+
+
+def check_models(job: Job, quote: Quote, api: Api, now: datetime) -> list[str]:
+    """What the models that are asked would refuse, by the Models API: raises JobError. Returns warnings.
+
+    quote: whose sample says which models are asked and with how many tokens. The Models API is asked what it knows; one
+    that cannot be reached, or that a gateway does not have, is no reason to send nothing.
+    """
+    found: list[str] = []
+    for params in _asked(job, quote):
+        try:
+            info = api.model(params["model"])
+        except NotFound:
+            known = _listed(api)
+            if known:
+                raise JobError(capabilities.unknown(params["model"], known)) from None
+            found.append(f"request.model: the API says nothing of {params['model']}; it is asked all the same")
+            continue
+        except Stopped as exc:
+            return [*found, f"the models were not checked: {exc}"]
+        refused = capabilities.refusal(params, info, job.request.betas, _attached(job))
+        if refused is not None:
+            raise JobError(refused)
+        found += capabilities.warnings(info, now.date())
+    if job.request.cache is not None:
+        found += _too_short(job, quote, api)
+    return list(dict.fromkeys(found))
+
+
+def _asked(job: Job, quote: Quote) -> Iterator[dict[str, Any]]:
+    """One request's params for each model that is asked, with the most tokens; also as `retry.change` alters it."""
+    fixed = fixed_params(job)
+    most = {model: max(s.max_tokens for s in quote.samples if s.model == model) for model in quote.models}
+    other = job.retry.change.refused
+    if other is not None and most:
+        most.setdefault(other.model, max(most.values()))
+    for model, max_tokens in most.items():
+        yield {**fixed, "model": model, "max_tokens": max_tokens}
+
+
+def _attached(job: Job) -> set[str]:
+    return {"image" if attachment.image else "document" for attachment in job.request.attachments}
+
+
+def _listed(api: Api) -> list[str]:
+    """The models that the API lists; none when it does not."""
+    try:
+        return [info.id for info in api.models()]
+    except Stopped:
+        return []
+
+
+def primes(models: Sequence[str], prefix: int) -> bool:
+    """Whether one row should go first, to write what all requests share into the prompt cache. Pure. prefix: tokens."""
+    return bool(prefix and models) and prefix >= max(capabilities.cache_minimum(model) for model in models)
+
+
+def shared_tokens(job: Job, quote: Quote, api: Api | None) -> int:
+    """About how many tokens all requests share and may cache; 0 when they are not to. api: None: by their bytes."""
+    return prefix_tokens(job, quote.models[0], api) if job.request.cache is not None and quote.models else 0
+
+
+def prefix_tokens(job: Job, model: str, api: Api | None) -> int:
+    """About how many tokens all requests share at their beginning: by the API's count, or by their bytes."""
+    params, turns = shared(job)
+    alone = {"model": model, "messages": [{"role": "user", "content": "."}]}
+    whole = {"model": model, **params, "messages": [*turns, {"role": "user", "content": "."}]}
+    try:
+        if api is not None:
+            counts = [api.count_tokens(orjson.dumps(each), job.request.betas) for each in (whole, alone)]
+            return counts[0] - counts[1]
+    except Stopped:
+        pass
+    return int(len(orjson.dumps([params, turns])) / BYTES_PER_TOKEN)
+
+
+def _too_short(job: Job, quote: Quote, api: Api) -> list[str]:
+    """Models whose cache does not take a prefix as short as this one."""
+    found = []
+    for model in quote.models:
+        tokens, least = prefix_tokens(job, model, api), capabilities.cache_minimum(model)
+        if tokens < least:
+            found.append(
+                f"request.cache: what the requests share has about {tokens:,} tokens, and {model} caches from "
+                f"{least:,} on: nothing will be cached"
+            )
+    return found
 
 
 class _Mismatch(Exception):

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from pipeline.database import Database
+    from pipeline.estimate import Past
     from pipeline.job import Job
+    from pipeline.plan import Plan
     from pipeline.quote import Quote
     from pipeline.retry import Retry
     from pipeline.run import Finished
@@ -110,26 +112,68 @@ def check(
     """Validate a job file and its source, and show the first request. Sends nothing."""
     import orjson
 
-    from pipeline import checks, report
+    from pipeline import budget, checks, report
+    from pipeline.driver import Settings
     from pipeline.plan import Lookup, Plan
     from pipeline.sink import Columns
 
     path = _job_file(job, database, emulated=emulator)
     loaded = _load(path, var)
     checks.check_params(loaded)
+    budget.require_bound(loaded, Settings.from_environment().monthly_budget)
     plan = Plan(loaded)
     Columns.of(loaded, plan.kinds())
     quote = plan.quote(Lookup(None, None))
+    warnings = _asked_of_models(loaded, quote, emulated=emulator)
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
-        _json({"event": "check", "job": loaded.name, "first_params": first, **report.quote_facts(quote)})
+        facts = {"first_params": first, "warnings": warnings, **report.quote_facts(quote)}
+        _json({"event": "check", "job": loaded.name, **facts})
     else:
         _say(f"job      {loaded.name} is right: {report.count(quote.total, 'row')} with unique keys")
-        if quote.first_problem is not None:
-            share = f"{quote.invalid_in_sample} of {quote.sampled} sampled rows"
-            _say(f"warning  {share} cannot be sent: {quote.first_problem}")
+        for warning in warnings:
+            _say(f"warning  {warning}")
+        if quote.problems:
+            _say(f"warning  {report.invalid_share(quote)}")
         if first is not None:
             sys.stdout.write(orjson.dumps(first, option=orjson.OPT_INDENT_2).decode() + "\n")
+    _next("run", str(path))
+
+
+@app.command()
+def estimate(
+    job: JobArgument,
+    var: VarOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Also what an older recipe answered.")] = False,
+    database: DatabaseOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """What a run would send, how many tokens and how much money that takes, and how long. Sends nothing."""
+    from pipeline import checks, report
+    from pipeline.estimate import estimate as estimated
+    from pipeline.plan import Plan
+
+    path = _job_file(job, database, emulated=emulator)
+    loaded = _load(path, var)
+    checks.check_params(loaded)
+    plan = Plan(loaded, limit=limit, refresh=refresh)
+    quote, before = _quoted(plan, path, database, emulated=emulator)
+    counted = _counted(loaded, quote, emulated=emulator)
+    said = estimated(
+        loaded, quote, counts=counted.tokens, prefix_tokens=counted.prefix, before=before, queue=counted.queue
+    )
+    if as_json:
+        facts = {"rows": report.quote_facts(quote)["rows"], "warnings": counted.warnings, **said.facts()}
+        _json({"event": "estimate", "job": loaded.name, **facts})
+    else:
+        for line in report.estimate_lines(quote, said):
+            sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        for warning in counted.warnings:
+            _say(f"warning  {warning}")
     _next("run", str(path))
 
 
@@ -144,7 +188,9 @@ def run(
     ] = False,
     detach: DetachOption = False,
     yes: YesOption = False,
-    no_canary: Annotated[bool, typer.Option("--no-canary", hidden=True)] = False,
+    no_canary: Annotated[
+        bool, typer.Option("--no-canary", help="Send all at once, also with a recipe that never succeeded before.")
+    ] = False,
     database: DatabaseOption = None,
     spool: SpoolOption = None,
     emulator: EmulatorOption = False,
@@ -162,7 +208,12 @@ def run(
     if loaded.vars and not as_json:
         _say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
     options = Options(
-        limit=limit, refresh=refresh, detach=detach, dry_run=dry_run, confirm=_confirm(yes=yes, ask=not as_json)
+        limit=limit,
+        refresh=refresh,
+        detach=detach,
+        dry_run=dry_run,
+        canary=not no_canary,
+        confirm=_confirm(yes=yes, ask=not as_json),
     )
     with _where(path.parent, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json) as where:
         ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
@@ -420,6 +471,78 @@ def emulator(
         serve(data, port=port, processing_seconds=processing_seconds, faults_file=faults)
     except EmulatorError as exc:
         raise InputError(str(exc)) from exc
+
+
+# -- what is asked of the API before anything is sent -----------------------------------------------------------------
+
+
+def _asked_of_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]:
+    """Warnings by the Models API, if it can be asked. Raises JobError for what a model would refuse."""
+    from datetime import UTC, datetime
+
+    from pipeline import checks, where
+    from pipeline.errors import JobError
+
+    try:
+        with where.asking(loaded.api.client, emulated=emulated) as api:
+            return checks.check_models(loaded, quote, api, datetime.now(UTC))
+    except JobError:
+        raise
+    except InputError as exc:
+        return [f"the models were not checked: {exc}"]
+
+
+def _quoted(plan: "Plan", path: Path, database: str | None, *, emulated: bool) -> "tuple[Quote, Past | None]":
+    """The quote, and what the job's answers were like so far; makes no database."""
+    from pipeline import store
+    from pipeline.database import Database, default_url
+    from pipeline.estimate import past
+    from pipeline.plan import Lookup
+    from pipeline.sink import Sink
+
+    url = database or default_url(path.parent, emulated=emulated)
+    if not Database.exists(url):
+        return plan.quote(Lookup(None, None)), None
+    with contextlib.closing(Database(url)) as opened:
+        with opened.read() as conn:
+            row = store.job_named(conn, plan.job.name)
+            if row is None:
+                return plan.quote(Lookup(None, None)), None
+            before, unsent = past(conn, row, Sink.of(row), plan.recipe), store.unsent(conn, row.id)
+        return plan.quote(Lookup(opened, row.id, Sink.of(row)), unsent), before
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What the API says of a sample. tokens: of its first requests; prefix: tokens that all share."""
+
+    tokens: list[int]
+    prefix: int
+    queue: int
+    warnings: list[str]
+
+
+def _counted(loaded: "Job", quote: "Quote", *, emulated: bool) -> _Counted:
+    """The API's count of the sampled requests, if it can be asked."""
+    from itertools import takewhile
+
+    from pipeline import checks, where
+    from pipeline.driver import Settings
+    from pipeline.errors import Stopped
+
+    queue, tokens, prefix = Settings.from_environment().max_in_flight, [], None
+    warnings: list[str] = []
+    try:
+        with where.asking(loaded.api.client, emulated=emulated) as api:
+            prefix = checks.shared_tokens(loaded, quote, api)
+            for sample in takewhile(lambda sample: sample.params is not None, quote.samples):
+                assert sample.params is not None
+                tokens.append(api.count_tokens(sample.params, loaded.request.betas))
+    except (InputError, Stopped) as exc:
+        warnings = [f"tokens were not counted by the API: {exc}"]
+    if prefix is None:
+        prefix = checks.shared_tokens(loaded, quote, None)
+    return _Counted(tokens, prefix, queue, warnings)
 
 
 # -- what the commands share -----------------------------------------------------------------------------------------
@@ -703,10 +826,15 @@ def _confirm_retry(
 
 @dataclass(frozen=True)
 class _Ended:
-    """How a run ended. budget: its money, see report.budget_facts; then: the next command; database: as it is shown."""
+    """How a run ended. budget, month: its money, see report.budget_facts, report.month_facts; lines: what else is said.
+
+    then: the next command; database: as it is shown.
+    """
 
     finished: "Finished"
     budget: dict[str, float | None] | None
+    month: dict[str, Any] | None
+    lines: list[str]
     then: list[str]
     database: str
 
@@ -714,19 +842,25 @@ class _Ended:
 def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _Ended:
     """What is to be said at the end of a run, read from the database. job: what commands call it."""
     from pipeline import report, store
+    from pipeline.estimate import usage_of
+    from pipeline.tables import batches
 
     shown = where.database.shown
     if finished.run_id is None:  # only quoted, or the answer was no
-        return _Ended(finished, None, [word for word in _same_command() if word != "--dry-run"], shown)
+        return _Ended(finished, None, None, [], [word for word in _same_command() if word != "--dry-run"], shown)
     with where.database.read() as conn:
-        budget = report.budget_facts(conn, store.run(conn, finished.run_id))
+        ran = store.run(conn, finished.run_id)
+        budget = report.budget_facts(conn, ran)
+        month = report.month_facts(conn, ran, where.settings.monthly_budget, where.now())
+        usage = usage_of(conn, batches.c.run_id == ran.id)
+        lines = list(report.money_lines(ran.estimate, finished.cost_usd, usage))
     if finished.reason == "budget":
         then = _same_command()
     elif finished.state == "finished" and sum(finished.rows.values()) > finished.rows.get("succeeded", 0):
         then = ["errors", job]
     else:
         then = _next_by_status(where.database, loaded.name, job)
-    return _Ended(finished, budget, then, shown)
+    return _Ended(finished, budget, month, lines, then, shown)
 
 
 def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
@@ -742,13 +876,17 @@ def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
     if as_json:
         if ended.budget is not None:
             _json({"event": "budget", "run_id": finished.run_id, **ended.budget})
+        if ended.month is not None:
+            _json({"event": "month", **ended.month})
         facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
         _json({"event": "run", **facts, "rows": finished.rows, "cost_usd": finished.cost_usd})
         return
     reason = f" ({finished.reason})" if finished.reason else ""
     counted = report.counts_line(finished.rows)
     _say(f"run {finished.run_id:<4} {finished.state}{reason}: {counted}, {report.money(finished.cost_usd)}")
-    stopped = report.stopped_line(finished.reason, ended.budget)
+    for line in ended.lines:
+        _say(f"         {line}")
+    stopped = report.stopped_line(finished.reason, ended.budget, ended.month)
     if stopped is not None:
         _say(f"         {stopped}")
     if finished.state == "open":

@@ -17,11 +17,12 @@ from typing import Any
 
 import orjson
 
-from pipeline import lost, packing, pricing, store
+from pipeline import attached, lost, packing, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import Stopped
 from pipeline.job import Job
+from pipeline.pricing import PriceList
 from pipeline.results import Outcome, ResultReader, without_usage
 from pipeline.sink import Fixed
 from pipeline.states import BatchState, RowState
@@ -31,6 +32,8 @@ CHUNK_ROWS = 5_000
 RETRY_SECONDS = 10.0
 #: Of a request: the API refuses the account, and would refuse every other one.
 ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
+#: Tokens by class that are counted for each batch, by their columns in the results table.
+USAGE = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 MAX_DOWNLOADS = 3
 LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing fault of the API has passed
 
@@ -189,7 +192,7 @@ def _taken_as_it_is(driver: Driver, batch: Batch, found: Found) -> bool:
 
 
 def _store_outcomes(driver: Driver, batch: Batch, job: Job, file: Path, found: Found) -> "_Total":
-    reader = ResultReader(job)
+    reader, listed = ResultReader(job), PriceList(job.prices)
     total = _Total()
     if found.unknown:
         driver.tell("unknown_results", batch=batch.id, lines=found.unknown)
@@ -200,7 +203,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, file: Path, found: F
         written: Future[None] | None = None
         for first, last in _windows(batch):
             driver.stop.check()
-            chunk = _Chunk(driver, batch, reader, first, last)
+            chunk = _Chunk(driver, batch, reader, listed, first, last)
             chunk.read(lines.fileno(), found)
             if written is not None:
                 written.result()
@@ -247,13 +250,16 @@ def _outcome(reader: ResultReader, file: int, found: Found, n: int) -> Outcome:
 class _Chunk:
     """The moves and results rows of one transaction."""
 
-    def __init__(self, driver: Driver, batch: Batch, reader: ResultReader, first: int, last: int) -> None:
+    def __init__(
+        self, driver: Driver, batch: Batch, reader: ResultReader, listed: PriceList, first: int, last: int
+    ) -> None:
         self.moves: list[store.Settled] = []
         self.results: list[tuple[Any, ...]] = []
         self.outcomes: Counter[str] = Counter()
         self.cost_usd = 0.0
         self.unpriced = False
-        self._driver, self._batch, self._reader = driver, batch, reader
+        self._driver, self._batch, self._reader, self._listed = driver, batch, reader, listed
+        self.usage = dict.fromkeys(USAGE, 0)
         self._first, self._last = first, last
         self._now = driver.now()
         self._refused: str | None = None  # what the API said of the account, where it refused that
@@ -276,16 +282,22 @@ class _Chunk:
             self._driver.sink.write(conn, self.results)
             if self._refused is not None:
                 store.open_circuit(conn, self._driver.account_id, self._refused, self._now)
-            store.add_to_batch(conn, self._batch, outcomes=self.outcomes, cost_usd=self.cost_usd)
+            store.add_to_batch(conn, self._batch, self.outcomes, self.usage, self.cost_usd)
 
     def add(self, number: int, n: int, attempts: int, key: str, keep: str | None, outcome: Outcome) -> None:
         """One row's outcome. Of rows that share a request only the first bears its cost and tokens."""
-        cost = pricing.cost(outcome)
+        cost = self._listed.cost(outcome)
         if cost is None:
             self.unpriced = True
         else:
             self.cost_usd += cost
         self.outcomes[outcome.state] += 1
+        if outcome.model is not None:
+            usage = self.usage
+            usage["input_tokens"] += outcome.input_tokens
+            usage["output_tokens"] += outcome.output_tokens
+            usage["cache_read_tokens"] += outcome.cache_read_tokens
+            usage["cache_write_tokens"] += outcome.cache_write_tokens
         if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until the account is right
             self._refused = f"{outcome.error_type}: {outcome.error_message}"
             self.moves.append(store.Settled(number, outcome.state, outcome.error_type, again=True, counts=False))
@@ -308,7 +320,11 @@ def _free_bodies(driver: Driver, batch: Batch) -> None:
 
 
 def delete_due(driver: Driver) -> None:
-    """Delete collected batches at the API whose job wants that; one that cannot be deleted now is tried again later."""
+    """Delete at the API what jobs want deleted there: collected batches, and files that nothing needs any more.
+
+    What cannot be deleted now is tried again later.
+    """
+    attached.delete_due(driver)
     for batch in driver.claims(BatchState.COLLECTED, only=store.TO_DELETE):
         assert batch.api_id is not None
         problem = None

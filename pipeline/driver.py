@@ -3,17 +3,20 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from anthropic.types import ModelInfo
 from sqlalchemy import Connection
 
-from pipeline import leases, store
+from pipeline import capabilities, leases, store
 from pipeline.api import Api
+from pipeline.changes import Answer
 from pipeline.database import Database
 from pipeline.errors import Busy, InputError, Interrupted, LostRace, Stopped
+from pipeline.job import Job
 from pipeline.leases import Lease, local_now
 from pipeline.listing import Listing
 from pipeline.sink import Sink
@@ -33,12 +36,13 @@ class Settings:
     lease: float = 120.0
     poll: float | None = None  #: between polls of a batch; None: as the API says, growing to 60
     max_in_flight: int = 200_000  #: requests at the API at a time, of all jobs of the database together
+    monthly_budget: float | None = None  #: US dollars that all jobs of the database may cost in a calendar month (UTC)
 
     @classmethod
     def from_environment(cls, *, poll_seconds: float | None = None, grace: float | None = None) -> "Settings":
         """BATCH_TIMEOUT_SECONDS, BATCH_GRACE_SECONDS, BATCH_LEASE_SECONDS, BATCH_POLL_SECONDS, BATCH_MAX_IN_FLIGHT.
 
-        What is given wins over the environment. Raises InputError for what is no number.
+        And BATCH_MONTHLY_BUDGET_USD. What is given wins over the environment. Raises InputError for what is no number.
         """
         return cls(
             timeout=_seconds("BATCH_TIMEOUT_SECONDS", cls.timeout, least=1.0),
@@ -46,6 +50,7 @@ class Settings:
             lease=_seconds("BATCH_LEASE_SECONDS", cls.lease, least=1.0),
             poll=_seconds("BATCH_POLL_SECONDS", None) if poll_seconds is None else poll_seconds,
             max_in_flight=_requests("BATCH_MAX_IN_FLIGHT", cls.max_in_flight),
+            monthly_budget=_dollars("BATCH_MONTHLY_BUDGET_USD"),
         )
 
 
@@ -89,6 +94,7 @@ class Driver:
     local_now: Callable[[], datetime] = local_now
     tries_account: bool = False  #: an explicit run may try one batch on an account that was refused
     _planning: Lease | None = None
+    _models: dict[str, ModelInfo | None] = field(default_factory=dict)
 
     def now(self) -> datetime:
         """The time by the API's clock: all drivers go by it, whatever their own clocks say."""
@@ -99,6 +105,27 @@ class Driver:
         """A reading transaction."""
         with self.database.read() as conn:
             yield conn
+
+    def answers(self, keys: Sequence[str]) -> dict[str, Answer]:
+        """What these rows were answered, and what is wrong with that, by key; at most a chunk of them."""
+        if not keys:
+            return {}
+        with self.database.read() as conn:
+            return {key: Answer(*said) for key, said in self.sink.said(conn, keys).items()}
+
+    def output_limit(self, job: Job) -> Callable[[str], int | None]:
+        """A function from a model to its most tokens of output, under the job's betas; None when nobody knows."""
+
+        def limit(model: str) -> int | None:
+            if model not in self._models:
+                try:
+                    self._models[model] = self.api.model(model)
+                except Stopped:  # the API does not say, so what is asked for is what it will be asked
+                    self._models[model] = None
+            info = self._models[model]
+            return None if info is None else capabilities.output_limit(info, job.request.betas)
+
+        return limit
 
     def claims(self, *states: BatchState, at_once: int = 1, only: Any = None) -> Iterator[Batch]:
         """Take the due batches in these states that no other living driver has, each of them once, one by one.
@@ -211,6 +238,19 @@ def _seconds(name: str, default: Any, least: float = 0.0) -> Any:
         value = -1.0
     if not least <= value < float("inf"):
         raise InputError(f"{name}={text!r}: this must be a number of seconds, {least:g} or more")
+    return value
+
+
+def _dollars(name: str) -> float | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"{name}={text!r}: this must be a number of US dollars, more than 0")
     return value
 
 

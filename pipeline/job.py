@@ -1,13 +1,14 @@
 """The job: one declared piece of work, from a YAML file or from Python."""
 
+import functools
 import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,31 +19,20 @@ from pipeline.tables import metadata
 
 MAX_REQUESTS = 100_000  # of a batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
 MAX_BYTES = 256_000_000
+MAX_TOKENS = 300_000  # of an answer: of some models, with a beta
 
 #: Fields that the job file will have and this version does not: refused by name, so that nobody believes in them.
 NOT_YET = {
     "source.query": "a SQL query as the source",
     "source.database": "a SQL query as the source",
-    "request.messages": "turns before the prompt",
-    "request.turns": "turns before the prompt",
-    "request.attachments": "images and documents",
-    "request.cache": "prompt caching",
-    "request.betas": "beta features",
-    "api": "other clients than the default one",
-    "output.schema": "answers by a JSON schema",
-    "output.tool": "answers by a tool",
-    "output.columns": "answers by a JSON schema",
-    "canary": "a canary (only `canary: false` is known so far)",
     "limits.deadline": "a deadline",
-    "retry.change": "sending again with changes",
-    "prices": "prices of your own",
 }
 
 
 class Section(BaseModel):
     """A part of a job file; fields it does not know are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
 
 
 def _as_list(value: Any) -> Any:
@@ -64,6 +54,8 @@ def _as_keep(value: Any) -> Any:
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
+Template = Annotated[str, Field(pattern=r"\{[{%]")]
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Texts = Annotated[list[NonEmpty], BeforeValidator(_as_list), Field(min_length=1)]
 
 
@@ -102,30 +94,156 @@ class Source(Section):
         return key
 
 
+class Turn(Section):
+    """One turn of a conversation before the prompt. content: a text, or blocks; both are templates."""
+
+    role: Literal["user", "assistant"]
+    content: NonEmpty | Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class Attachment(Section):
+    """Images or documents of each row: the column that holds a path, an http(s) URL, bytes, a Files API id, or several.
+
+    upload: each file is put up once through the Files API instead of being carried by each request. title, context,
+    citations: of documents.
+    """
+
+    image: NonEmpty | None = None
+    document: NonEmpty | None = None
+    upload: bool = False
+    title: NonEmpty | None = None
+    context: NonEmpty | None = None
+    citations: bool = False
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> Self:
+        if (self.image is None) == (self.document is None):
+            raise ValueError("name one column: {image: COLUMN} or {document: COLUMN}")
+        if self.image is not None and (self.title or self.context or self.citations):
+            raise ValueError("title, context and citations are of documents, not of images")
+        return self
+
+    @property
+    def column(self) -> str:
+        """The column that holds it."""
+        return self.image or self.document or ""
+
+
 class Request(Section):
-    """What is asked of the model for each row."""
+    """What is asked of the model for each row. model, max_tokens: also templates over the row's columns."""
 
     model: NonEmpty
-    max_tokens: Annotated[int, Field(strict=True, ge=1, le=300_000)]
+    max_tokens: Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)] | Template
     system: NonEmpty | list[dict[str, Any]] | None = None
+    messages: list[Turn] = []
+    turns: NonEmpty | None = None
     prompt: NonEmpty
+    attachments: list[Attachment] = []
     params: dict[str, Any] = {}
+    cache: Literal["5m", "1h"] | None = None
+    betas: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]] = []
     dedupe: bool = True
 
-    @field_validator("prompt")
+    @field_validator("prompt", "model", "max_tokens")
     @classmethod
-    def _prompt_compiles(cls, prompt: str) -> str:
+    def _templates_compile(cls, template: Any) -> Any:
         try:
-            templates.names(prompt)
+            templates.names(template if isinstance(template, str) else "")
         except templates.TemplateProblem as exc:
             raise ValueError(str(exc)) from exc
-        return prompt
+        return template
+
+    @field_validator("messages")
+    @classmethod
+    def _conversation_begins_with_user(cls, turns: list[Turn]) -> list[Turn]:
+        if turns and turns[0].role != "user":
+            raise ValueError("a conversation begins with a turn of the user")
+        for turn in turns:
+            for text in texts_of(turn.content):
+                try:
+                    templates.names(text)
+                except templates.TemplateProblem as exc:
+                    raise ValueError(str(exc)) from exc
+        return turns
+
+    def templates(self) -> dict[str, str]:
+        """Every text that may name columns, by its field."""
+        found = {"request.prompt": self.prompt, "request.model": self.model}
+        if isinstance(self.max_tokens, str):
+            found["request.max_tokens"] = self.max_tokens
+        for i, turn in enumerate(self.messages):
+            for n, text in enumerate(texts_of(turn.content)):
+                found[f"request.messages.{i}.content" + (f".{n}" if n else "")] = text
+        return found
+
+
+def texts_of(content: str | list[dict[str, Any]]) -> list[str]:
+    """The texts of a turn's content that are templates."""
+    if isinstance(content, str):
+        return [content]
+    return [block["text"] for block in content if block.get("type") == "text" and isinstance(block.get("text"), str)]
+
+
+#: The SDK's other clients, which have no Message Batches API, and what does the same there.
+WITHOUT_BATCHES = {
+    "bedrock": "Bedrock has batch inference jobs of its own (CreateModelInvocationJob)",
+    "vertex": "Vertex has batch prediction jobs of its own, over BigQuery or Cloud Storage",
+    "foundry": "Microsoft Foundry has no batches of Claude requests",
+}
+
+
+class ApiClient(Section):
+    """Which of the SDK's clients speaks to the API."""
+
+    client: Literal["default", "aws", "google"] = "default"
+
+    @field_validator("client", mode="before")
+    @classmethod
+    def _has_batches(cls, client: Any) -> Any:
+        if client in WITHOUT_BATCHES:
+            raise ValueError(
+                f"this client does not speak the Message Batches API: {WITHOUT_BATCHES[client]}; clients that do are "
+                "default (Anthropic), aws (Claude Platform on AWS) and google (Claude on Google Cloud)"
+            )
+        return client
 
 
 class Output(Section):
-    """What becomes of an answer: its text as it is, or one of `labels`."""
+    """What becomes of an answer: its text as it is, one of `labels`, or values by a JSON `schema` or a forced `tool`.
+
+    schema: a JSON Schema, or in Python also a pydantic model. columns: property, or path into it with dots, to the SQL
+    column that holds it. thinking, citations: a column each for the model's thinking text and its citations.
+    """
 
     labels: list[NonEmpty] | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    tool: NonEmpty | None = None
+    columns: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]] = {}
+    thinking: bool = False
+    citations: bool = False
+
+    @field_validator("schema_", mode="before")
+    @classmethod
+    def _schema_of_a_model(cls, schema: Any) -> Any:
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            from pipeline import schemas
+
+            try:
+                return schemas.of_model(schema)
+            except schemas.SchemaProblem as exc:
+                raise ValueError(str(exc)) from exc
+        return schema
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        given = [
+            name for name, value in (("labels", self.labels), ("schema", self.schema_), ("tool", self.tool)) if value
+        ]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} cannot both say what an answer is; keep one of them")
+        if self.columns and self.schema_ is None and self.tool is None:
+            raise ValueError("columns names properties of a schema: give output.schema or output.tool, too")
+        return self
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
@@ -154,6 +272,13 @@ class Sink(Section):
         return table
 
 
+class Canary(Section):
+    """The rows of a new recipe that go first, and the share of them that may fail: above it nothing more is sent."""
+
+    rows: Annotated[int, Field(ge=1, le=10_000)] = 20
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2
+
+
 class Limits(Section):
     """What a run may do at most."""
 
@@ -164,11 +289,72 @@ class Limits(Section):
     max_in_flight_requests: Annotated[int, Field(ge=1)] = 200_000
 
 
+class LongerAnswer(Section):
+    """max_tokens: how many times as many tokens the next answer may have, as `2x`; never more than the model's own."""
+
+    max_tokens: Annotated[str, Field(pattern=r"^[1-9][0-9]?(\.[0-9]+)?x$")]
+
+    @model_validator(mode="after")
+    def _is_longer(self) -> Self:
+        if self.factor <= 1:
+            raise ValueError("max_tokens must be more than 1x, for example 2x")
+        return self
+
+    @property
+    def factor(self) -> float:
+        """The number before the x."""
+        return float(self.max_tokens[:-1])
+
+
+class OtherModel(Section):
+    """model: which one is asked instead."""
+
+    model: NonEmpty
+
+
+class AskAgain(Section):
+    """reask: the answer, and what is wrong with it, go back as two more turns."""
+
+    reask: bool
+
+
+class Change(Section):
+    """What a row that did not succeed is sent again with. Off unless named, for each costs money."""
+
+    truncated: LongerAnswer | None = None
+    refused: OtherModel | None = None
+    unparsable: AskAgain | None = None
+
+    def of(self, outcome: str | None) -> LongerAnswer | OtherModel | AskAgain | None:
+        """The change for rows with this outcome; None: they are not sent again by it."""
+        if outcome not in Change.model_fields:
+            return None
+        change: LongerAnswer | OtherModel | AskAgain | None = getattr(self, outcome)
+        return None if isinstance(change, AskAgain) and not change.reask else change
+
+
+class Price(Section):
+    """US dollars of a million tokens in a batch, or the share that a list price is lowered by. What is not given stays.
+
+    cache_write: for five minutes; cache_write_1h: for an hour. discount: 0.1 is ten percent.
+    """
+
+    RATES: ClassVar = ("input", "output", "cache_read", "cache_write", "cache_write_1h")
+
+    input: Dollars | None = None
+    output: Dollars | None = None
+    cache_read: Dollars | None = None
+    cache_write: Dollars | None = None
+    cache_write_1h: Dollars | None = None
+    discount: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
 class Retry(Section):
-    """Which results are asked for again, and how often."""
+    """Which results are asked for again, and how often. change: those that are, but otherwise."""
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     errors: list[RetryableError] = ["expired", "api_error", "overloaded_error", "timeout_error", "rate_limit_error"]
+    change: Change = Change()
 
 
 class Privacy(Section):
@@ -188,11 +374,13 @@ class Job(Section):
     vars: dict[str, str | int | float | bool] = {}
     source: Source
     request: Request
+    api: ApiClient = ApiClient()
     output: Output = Output()
     sink: Sink
-    canary: Literal[False] = False
+    canary: Canary | Literal[False] = Canary()
     limits: Limits = Limits()
     retry: Retry = Retry()
+    prices: dict[str, Price] = {}
     privacy: Privacy = Privacy()
 
     @field_validator("vars")
@@ -210,7 +398,7 @@ class Job(Section):
         A field that is left to its default does not count, so that a new kind of field makes nothing new; nor does a
         var that only says where the rows are (a date in the path).
         """
-        named = templates.names(self.request.prompt).variables
+        named = {name for text in self.request.templates().values() for name in templates.names(text).variables}
         used = {name: self.vars[name] for name in sorted(named) if name in self.vars}
         content = {part: getattr(self, part).model_dump(exclude_defaults=True) for part in ("request", "output")}
         content["vars"] = used
@@ -274,14 +462,16 @@ def _refuse_later_fields(fields: dict[str, Any]) -> None:
         parts = tuple(field.split("."))
         for part in parts:
             at = at.get(part, ...) if isinstance(at, dict) else ...
-        harmless = (field == "canary" and at is False) or (field == "api" and at == {"client": "default"})
-        if at is not ... and not harmless:
+        if at is not ...:
             raise _FieldError(parts, f"this version does not have {what} yet; remove the field")
-    fields.pop("api", None)
+
+
+#: Fields whose texts may name columns, which are filled in row by row.
+_OF_ROWS = (("request", "messages"), ("request", "model"), ("request", "max_tokens"))
 
 
 def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> Any:
-    """`value` with vars filled into every string, but for the prompt, whose columns are filled in row by row."""
+    """`value` with vars filled into every string, but for the prompt and what else names columns of the rows."""
     if isinstance(value, dict):
         return {key: _filled(child, (*path, key), variables) for key, child in value.items()}
     if isinstance(value, list):
@@ -289,9 +479,15 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
     if not isinstance(value, str) or path[:2] == ("request", "prompt") or path[:1] == ("vars",):
         return value
     try:
-        return templates.fill_vars(value, variables)
+        if path[:2] in _OF_ROWS and templates.is_template(value):
+            named = templates.names(value)
+            if named.columns or named.all_columns:
+                return value
+        filled = templates.fill_vars(value, variables)
     except templates.TemplateProblem as exc:
         raise _FieldError(path, f"{exc}; only vars can stand here") from exc
+    number = path == ("request", "max_tokens") and filled != value and filled.strip().isdigit()
+    return int(filled) if number else filled
 
 
 def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
@@ -311,7 +507,7 @@ def _resolved(path: Any, folder: Path) -> Any:
 def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, int]) -> Iterator[str]:
     said: set[yamlfile.Path] = set()
     for error in exc.errors():
-        field = tuple(part for part in error["loc"] if not _is_type_name(part))
+        field = field_of(error["loc"])
         if field in said:  # each kind of value that a field can have complains; the first one says enough
             continue
         said.add(field)
@@ -325,11 +521,21 @@ def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, i
         yield f"{path}{_at(lines, field)}: {_dotted(field)}: {message}"
 
 
+def field_of(place: Iterable[str | int]) -> tuple[str | int, ...]:
+    """The field that pydantic means by the place of an error."""
+    return tuple(part for part in place if not _is_type_name(part))
+
+
 def _is_type_name(part: str | int) -> bool:
     """Whether this part of a place is pydantic's name of a type rather than a field."""
-    return isinstance(part, str) and (
-        "[" in part or part in ("str", "int", "float", "bool", "constrained-str", "constrained-int")
-    )
+    plain = ("str", "int", "float", "bool", "constrained-str", "constrained-int")
+    return isinstance(part, str) and ("[" in part or part in plain or part in _sections())
+
+
+@functools.cache
+def _sections() -> frozenset[str]:
+    """The names of the classes of sections, by which pydantic tells the members of a union apart."""
+    return frozenset(section.__name__ for section in Section.__subclasses__())
 
 
 def _did_you_mean(field: yamlfile.Path) -> str:
@@ -338,7 +544,8 @@ def _did_you_mean(field: yamlfile.Path) -> str:
     model: Any = Job
     for part in field[:-1]:
         info = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        model = info.annotation if info else None
+        kinds = [info.annotation, *get_args(info.annotation)] if info else []
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return ""
     near = difflib.get_close_matches(str(field[-1]), model.model_fields, n=1)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from pipeline.budget import Bound
+
 PREFIX = b'{"requests":[\n'  # one request a line, so that one can be read back without parsing the others
 BETWEEN = b",\n"
 SUFFIX = b"\n]}"
@@ -96,12 +98,15 @@ class Packing:
     size: int = len(PREFIX) + len(SUFFIX)
     rows: list[tuple[int, int]] = field(default_factory=list)  #: (row's number, n)
     seen: dict[bytes, int] = field(default_factory=dict)  #: sent_hash -> n, when equal requests are sent once
+    fixed_usd: float = 0.0  #: what its requests may cost at most, see budget.Bound
+    byte_usd: float = 0.0
+    unpriced: bool = False  #: a request of it has no bound
 
-    def add(self, row: int, sent_hash: bytes, params: bytes, *, dedupe: bool) -> bytes | None:
+    def add(self, row: int, sent_hash: bytes, params: bytes, bound: Bound | None, *, dedupe: bool) -> bytes | None:
         """Put a row's request in, if it fits: the bytes to append to the body, or None when the body is full.
 
-        No bytes when an equal request is in it already. A body holds at most four rows a request, so that it stays
-        bounded.
+        bound: what the request may cost at most; None: nobody knows. No bytes when an equal request is in it already. A
+        body holds at most four rows a request, so that it stays bounded.
         """
         n = self.seen.get(sent_hash) if dedupe else None
         if len(self.rows) >= 4 * self.max_requests:
@@ -117,6 +122,11 @@ class Packing:
             return None
         self.size += len(line)
         self.requests += 1
+        if bound is None:
+            self.unpriced = True
+        else:
+            self.fixed_usd += bound.fixed
+            self.byte_usd += len(line) * bound.byte
         self.rows.append((row, n))
         if dedupe:
             self.seen[sent_hash] = n

@@ -14,12 +14,16 @@ from pipeline.errors import SourceError
 from pipeline.job import Job
 from pipeline.leases import Lease
 from pipeline.plan import Lookup, Plan
+from pipeline.repack import First
 from pipeline.where import Where
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is to be planned: one file, for a run of a job. lease, token: of the job's planning."""
+    """What is to be planned: one file, for a run of a job. lease, token: of the job's planning.
+
+    first: when its first batch is another than the rest.
+    """
 
     job: str
     run_id: int
@@ -27,6 +31,7 @@ class Part:
     refresh: bool
     lease: str
     token: int
+    first: First | None = None
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,11 @@ class Planned:
 Share = Callable[[list[Part], Callable[[], None]], list[Planned]]
 
 
-def parts(plan: Plan, job: str, run_id: int, lease: Lease) -> list[Part]:
-    """The parts of a planning: one for each file of the source."""
+def parts(plan: Plan, job: str, run_id: int, lease: Lease, first: First | None = None) -> list[Part]:
+    """The parts of a planning: one for each file of the source. first: see `Plan.batches`."""
+    held = (lease.resource, lease.token)
     files = [str(file.path) for file in plan.rows.files]
-    return [Part(job, run_id, file, plan.refresh, lease.resource, lease.token) for file in files]
+    return [Part(job, run_id, file, plan.refresh, *held, None if i else first) for i, file in enumerate(files)]
 
 
 def plan_part(where: Where, part: Part) -> Planned:
@@ -59,10 +65,10 @@ def plan_part(where: Where, part: Part) -> Planned:
     files = [file for file in plan.rows.files if file.path == Path(part.file)]
     if not files:
         raise SourceError(f"source.path: {part.file} is not there on this machine; put the source on a shared path")
-    with where.driving() as driving:
+    with where.driving(job.api.client) as driving:
         driver = driving.driver(row)
         lookup = Lookup(where.database, driver.job_id, driver.sink)
         with driver.planning_for(part.lease, part.token):
-            for _ in plan.batches(driver, part.run_id, lookup, files):
+            for _ in plan.batches(driver, part.run_id, lookup, files, part.first):
                 driver.check()
     return Planned(part, frozenset(plan.awaited), frozenset(plan.plan_again_after))

@@ -5,27 +5,31 @@ every file can be read. It writes nothing. Pass two renders, packs and spools; e
 at once. If we die in pass two, rows without a batch stay pending and the next run plans them again.
 """
 
-import hashlib
-import random
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import orjson
 import polars as pl
 from sqlalchemy import Row
 
-from pipeline import identity, packing, sink, store, templates
+from pipeline import changes, identity, packing, sink, store, templates
+from pipeline.attached import Uploads
+from pipeline.attachments import LocalFolder
 from pipeline.budget import Bound
+from pipeline.changes import Answer, AnyChange
 from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import JobError, LostRace, SourceError
 from pipeline.job import Job
+from pipeline.pricing import PriceList
 from pipeline.quote import Quote
-from pipeline.repack import Packer, Sendable
-from pipeline.requests import RequestBuilder, fixed_params
+from pipeline.repack import First, Packer, Sendable, sent_hash
+from pipeline.requests import Built, RequestBuilder
 from pipeline.results import Outcome
 from pipeline.retry import Retry, changed
 from pipeline.rows import Chunk, Rows, SourceFile
@@ -36,9 +40,8 @@ from pipeline.store import Batch
 from pipeline.verdicts import SENT, Verdict, retry_verdict, verdict
 
 SHOWN = 10  # keys that a message lists at most
-SAMPLED_FIRST = 100  # rows of the first chunk that are rendered for the quote
-SAMPLED_LATER = 10  # and of each later one
-SAMPLES_COUNTED = 20  # whose tokens the API is asked to count, when there is a budget
+ATTACHED_BYTES = 32_000_000  # of attachments that are rendered before they are written to the spool
+STAMPS = " attachments"  # the name by which row_hash knows them; no column has a blank first
 
 
 class Lookup:
@@ -96,13 +99,19 @@ class Plan:
         self.rows = Rows(job.source)
         self.rows.require(job.source.key, "source.key")
         self.rows.require(list(job.source.keep), "source.keep")
-        self.rows.require(self.builder.columns.prompt, "request.prompt")
-        for name in sorted(self.builder.functions & set(self.rows.columns)):
-            raise JobError(f'request.prompt: {name} is a function of the templates; for the column write row["{name}"]')
-        self.prompt_columns = list(
-            self.rows.columns if self.builder.columns.all_columns else self.builder.columns.prompt
-        )
-        self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self.prompt_columns]))
+        for field_name, named in self.builder.named.items():
+            self.rows.require(named, field_name)
+        for field_name, functions in self.builder.functions.items():
+            for name in sorted(functions & set(self.rows.columns)):
+                raise JobError(
+                    f'{field_name}: {name} is a function of the templates; for the column write row["{name}"]'
+                )
+        columns = self.builder.columns
+        self._template_columns = list(self.rows.columns if columns.all_columns else columns.templates)
+        self._request_columns = list(dict.fromkeys([*self._template_columns, *columns.attachments]))
+        self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
+        self._listed = PriceList(job.prices)
+        self._bounds: dict[tuple[str, int, int, bool], Bound | None] = {}
         self._limit, self.refresh = limit, refresh
         self.run_id: int | None = None  #: the run that plans; in the quote, the open one that the same command joins
         self.awaited: set[int] = set()  # batches of other runs that rows of this source are in
@@ -120,15 +129,8 @@ class Plan:
 
         unsent: the job's batches that are planned and not sent.
         """
-        quote = Quote(
-            model=self.asked.request.model,
-            max_tokens=self.asked.request.max_tokens,
-            max_requests=self.job.limits.max_batch_requests,
-            max_bytes=self.job.limits.max_batch_bytes,
-            max_cost_usd=self.job.limits.max_cost_usd,
-        )
+        quote = Quote.of(self.asked, self._listed)
         hashes: list[pl.Series] = []
-        chance = random.Random(0)  # a sample that is the same each time
         for chunk in self.rows.chunks(self.columns, limit=self._limit):
             self._refuse_empty_keys(chunk)
             keys = identity.keys(chunk.frame, self.job.source.key)
@@ -138,9 +140,18 @@ class Plan:
             quote.stale_batches |= {
                 row.batch_id for kind, _, row in rows if row is not None and kind is Verdict.WAITING and row.batch_id
             }
-            self._sample(quote, chunk, [i for i, (kind, *_) in enumerate(rows) if kind in SENT], chance)
+            self._sample(quote, chunk, [i for i, (kind, *_) in enumerate(rows) if kind in SENT])
         self._refuse_duplicates(hashes)
         return quote
+
+    def hashes(self, chunk: Chunk) -> list[bytes]:
+        """Each row's row_hash: of what its request is made of, an attachment by what tells that it changed."""
+        if not self.builder.columns.attachments:
+            return identity.row_hashes(chunk.frame, self._template_columns)
+        folder = LocalFolder(chunk.file.path.parent)
+        rows = identity.named_rows(chunk.frame, self.builder.columns.attachments)
+        stamps = pl.Series(STAMPS, [self.builder.attachments.stamp(row, folder) for row in rows], dtype=pl.String)
+        return identity.row_hashes(chunk.frame.with_columns(stamps), [*self._template_columns, STAMPS])
 
     def _judged(
         self,
@@ -155,7 +166,7 @@ class Plan:
         known = known_rows(keys)
         if not known and not hashed:
             return [(Verdict.NEW if self.retry is None else Verdict.OTHER, b"", None)] * len(keys)
-        hashes = identity.row_hashes(chunk.frame, self.prompt_columns)
+        hashes = self.hashes(chunk)
         found = [known.get(key) for key in keys]
         if self.retry is not None:
             wanted = known_rows.wanted(self.retry, known)
@@ -168,25 +179,24 @@ class Plan:
             for row, row_hash in zip(found, hashes, strict=True)
         ]
 
-    def _sample(self, quote: Quote, chunk: Chunk, sendable: list[int], chance: random.Random) -> None:
-        wanted = SAMPLED_FIRST if quote.sampled == 0 else SAMPLED_LATER
-        chosen = sorted(chance.sample(sendable, wanted)) if len(sendable) > wanted else sendable
-        if quote.sampled == 0 and sendable and chosen[:1] != sendable[:1]:
-            chosen = [sendable[0], *chosen]
-        for values in identity.named_rows(chunk.frame[chosen], self.prompt_columns) if chosen else ():
-            quote.sampled += 1
+    def _sample(self, quote: Quote, chunk: Chunk, sendable: list[int]) -> None:
+        """Render some of the rows that are sent: a random sample of all, and always the first one."""
+        chosen = quote.reservoir.take(len(sendable))
+        if not chosen:
+            return
+        folder = chunk.file.path.parent
+        numbers = [sendable[i] for i, _ in chosen]
+        for values, (_, slot) in zip(
+            identity.named_rows(chunk.frame[numbers], self._request_columns), chosen, strict=True
+        ):
             try:
-                params = self._params(values)
+                built = self._built(values, folder)
+                carried = self.builder.params(values, folder, carried=True) if self.builder.uploads else built
+                quote.put(slot, built, carried.params)
             except templates.RowProblem as exc:
-                quote.invalid_in_sample += 1
-                quote.first_problem = quote.first_problem or str(exc)
-                continue
+                quote.put_problem(slot, str(exc))
             except templates.TemplateProblem as exc:
                 raise JobError(f"request.prompt: {exc}") from exc
-            quote.sampled_bytes += len(params)
-            quote.first_params = quote.first_params or params
-            if len(quote.samples) < SAMPLES_COUNTED:
-                quote.samples.append(params)
 
     def _refuse_empty_keys(self, chunk: Chunk) -> None:
         for name in self.job.source.key:
@@ -228,20 +238,26 @@ class Plan:
     # -- pass two --------------------------------------------------------------------------------------------------
 
     def batches(
-        self, driver: Driver, run_id: int, known_rows: Lookup, files: Sequence[SourceFile] | None = None
+        self,
+        driver: Driver,
+        run_id: int,
+        known_rows: Lookup,
+        files: Sequence[SourceFile] | None = None,
+        first: First | None = None,
     ) -> Iterator[int]:
         """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch.
 
-        files: of these only. It adds to `awaited` and `plan_again_after`, see `begin_anew`.
+        files: of these only; first: when the first batch is another than the rest. It adds to `awaited` and
+        `plan_again_after`, see `begin_anew`.
         """
         self.run_id = run_id
-        packer = Packer(driver, self.job, run_id, self.recipe)
-        packer.bound = Bound.of(fixed_params(self.asked))
+        packer = Packer(driver, self.job, run_id, self.recipe, first=first)
+        self.builder.uploaded = Uploads(driver)
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
                 # a chunk is written while the next one is rendered
                 written: Future[list[Sendable]] | None = None
-                for chunk in self.rows.chunks(self.columns, limit=self._limit, files=files):
+                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self._limit, files=files)):
                     driver.stop.check()
                     moves = self._moves(driver, run_id, chunk, known_rows)
                     if written is not None:
@@ -253,21 +269,50 @@ class Plan:
         finally:
             packer.discard()
 
+    def _in_bounds(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The same rows in chunks whose attachments fit into memory together."""
+        columns = self.builder.columns.attachments
+        for chunk in chunks:
+            if not columns:
+                yield chunk
+                continue
+            folder, start, weight = LocalFolder(chunk.file.path.parent), 0, 0
+            for i, row in enumerate(identity.named_rows(chunk.frame, columns)):
+                heavy = self.builder.attachments.weight(row, folder)
+                if i > start and weight + heavy > ATTACHED_BYTES:
+                    yield chunk.part(start, i)
+                    start, weight = i, 0
+                weight += heavy
+            yield chunk.part(start, chunk.frame.height)
+
     def _moves(self, driver: Driver, run_id: int, chunk: Chunk, known_rows: Lookup) -> "_Moves":
         """What one chunk of the source changes, its requests rendered."""
         keys = identity.keys(chunk.frame, self.job.source.key)
         keeps = identity.kept(chunk.frame, self.job.source.keep)
         judged = self._judged(chunk, keys, known_rows)
-        moves = _Moves()
-        values = identity.named_rows(chunk.frame, self.prompt_columns)
+        moves = _Moves(chunk.file.path.parent)
+        values = identity.named_rows(chunk.frame, self._request_columns)
+        again = [key for key, (_, row_hash, known) in zip(keys, judged, strict=True) if self._change(known, row_hash)]
+        answers = driver.answers(again)
+        limit = driver.output_limit(self.job)
         for key, keep, (kind, row_hash, known), row in zip(keys, keeps, judged, values, strict=True):
+            change = self._change(known, row_hash) if kind is Verdict.AGAIN else None
             if kind in SENT:
-                self._send(moves, run_id, key, keep, row_hash, known, row)
+                again_with = None if change is None else _Again(change, answers.get(key), limit)
+                self._send(moves, run_id, key, keep, row_hash, known, row, again_with)
             elif known is not None:
                 if self.retry is None:  # else it is the matter of the run that planned it
                     moves.leave(kind, key, keep, row_hash, known)
                 self._await(kind, run_id, known)
         return moves
+
+    def _change(self, known: Row[Any] | None, row_hash: bytes) -> AnyChange | None:
+        """What a row is asked with again; None for one that is new, or asked otherwise by a person or a new recipe."""
+        if known is None or self.retry is not None or known.outcome_hash != row_hash:
+            return None
+        if known.outcome_recipe != self.recipe or known.attempts >= self.job.retry.max_attempts:
+            return None
+        return changes.of(self.job.retry, known.outcome, known.error_type)
 
     def _await(self, kind: Verdict, run_id: int, known: Row[Any]) -> None:
         """Note the batch of a row in flight that this run has to wait for, and whether to plan again after it."""
@@ -287,7 +332,7 @@ class Plan:
             driver.sink.write(conn, [self._invalid(driver, run_id, *fields) for fields in moves.invalid])
         numbers += [row[-1] for row in moves.again]
         sendable = zip(numbers, [*moves.new_params, *moves.again_params], strict=True)
-        return [(number, *params) for number, params in sendable if params is not None]
+        return [Sendable(number, *params) for number, params in sendable if params is not None]
 
     def _send(
         self,
@@ -298,17 +343,27 @@ class Plan:
         row_hash: bytes,
         known: Row[Any] | None,
         row: Mapping[str, Any],
+        again: "_Again | None",
     ) -> None:
-        """Note a row that is to be sent, or that cannot be."""
+        """Note a row that is to be sent, or that cannot be. again: with what it is asked another time."""
         same = known is not None and known.outcome_hash == row_hash
         # they start anew when the row has changed, or a person wants it
         attempts = known.attempts if known is not None and same and self.retry is None else 0
         try:
-            params = self._params(row)
-            sent_hash = hashlib.blake2b(params, digest_size=16).digest()
+            built = self._built(row, moves.folder)
+            params = built.params
+            if again is not None:
+                changed = again.asked(params, attempts)
+                if changed is None:  # it would be asked the same
+                    assert known is not None
+                    moves.leave(Verdict.KEPT, key, keep, row_hash, known)
+                    return
+                params = changed
+                built = built._replace(params=params, **_priced(params))
+            hashed = sent_hash(params)
             before = (known.outcome, known.outcome_hash, known.outcome_recipe) if known else (None, None, None)
-            fields = (key, run_id, "pending", row_hash, self.recipe, keep, sent_hash, attempts, *before)
-            packed: tuple[bytes, bytes] | None = (sent_hash, params)
+            fields = (key, run_id, "pending", row_hash, self.recipe, keep, hashed, attempts, *before)
+            packed: tuple[bytes, bytes, Bound | None] | None = (hashed, params, self._bound(built))
         except (templates.RowProblem, templates.TemplateProblem) as exc:
             moves.invalid.append((key, keep, str(exc), attempts))
             outcome = ("invalid", row_hash, self.recipe)
@@ -321,13 +376,22 @@ class Plan:
             moves.again.append((*fields, known.id))
             moves.again_params.append(packed)
 
-    def _params(self, row: Mapping[str, Any]) -> bytes:
-        params = self.builder.params(row)
-        if len(params) > self._largest:
+    def _built(self, row: Mapping[str, Any], folder: Path) -> Built:
+        built = self.builder.params(row, folder)
+        if len(built.params) > self._largest:
             raise templates.RowProblem(
-                f"the request has {len(params):,} bytes, more than a batch can carry ({self._largest:,})"
+                f"the request has {len(built.params):,} bytes, more than a batch can carry ({self._largest:,})"
             )
-        return params
+        return built
+
+    def _bound(self, built: Built) -> Bound | None:
+        """What the request may cost at most. Most have the same model and max_tokens as the one before."""
+        facts = built[1:]
+        if facts not in self._bounds:
+            geo = self.asked.request.params.get("inference_geo")
+            params = {"model": built.model, "max_tokens": built.max_tokens, "inference_geo": geo}
+            self._bounds[facts] = Bound.of(params, self._listed, caches=built.caches, elsewhere=built.elsewhere)
+        return self._bounds[facts]
 
     def _invalid(
         self, driver: Driver, run_id: int, key: str, keep: str | None, reason: str, attempts: int
@@ -337,14 +401,35 @@ class Plan:
         return driver.sink.row(key, keep, outcome, fixed)
 
 
+class _Again(NamedTuple):
+    """How a row is asked another time: what changes, its answer, and the limit that a model's answer has."""
+
+    change: AnyChange
+    answer: Answer | None
+    limit: Callable[[str], int | None]
+
+    def asked(self, params: bytes, attempts: int) -> bytes | None:
+        """The request with its change; None when that makes no difference. attempts: how often it was asked."""
+        changed = changes.changed(orjson.loads(params), self.change, self.answer, self.limit, times=attempts)
+        return None if changed is None else orjson.dumps(changed)
+
+
+def _priced(params: bytes) -> dict[str, Any]:
+    """Of a changed request, what its price depends on."""
+    parsed = orjson.loads(params)
+    return {"model": parsed["model"], "max_tokens": parsed["max_tokens"]}
+
+
 @dataclass
 class _Moves:
-    """What one chunk of the source changes in the database, in one transaction."""
+    """What one chunk of the source changes in the database, in one transaction. folder: where its file is."""
 
+    folder: Path
     new: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW
-    new_params: list[tuple[bytes, bytes] | None] = field(default_factory=list)  #: hash and params; None: invalid
+    #: hash, params and what they may cost; None: invalid
+    new_params: list[tuple[bytes, bytes, Bound | None] | None] = field(default_factory=list)
     again: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW and the row's number
-    again_params: list[tuple[bytes, bytes] | None] = field(default_factory=list)
+    again_params: list[tuple[bytes, bytes, Bound | None] | None] = field(default_factory=list)
     invalid: list[tuple[str, str | None, str, int]] = field(default_factory=list)  #: key, kept, reason, attempts
     kept: list[tuple[int, str | None, str | None]] = field(default_factory=list)  #: see store.keep_rows
     kept_anew: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows

@@ -1,33 +1,126 @@
-"""What a run is about to do and what it will cost. Pure."""
+"""What a run is about to do and what it will cost, by a random sample of its requests. Pure."""
 
+import math
+import random
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pipeline import pricing
+from pipeline.job import Job
+from pipeline.pricing import PriceList, Prices
+from pipeline.requests import Built
 from pipeline.verdicts import SENT, Verdict
+
+SAMPLED = 100  # rows that are rendered for the quote
+COUNTED = 20  # of them, whose tokens the API is asked to count, when there is a budget
+KEPT_BYTES = 50_000_000  # of sampled requests, to be counted
+SEPARATORS = 70  # bytes that a request takes in a body besides its params
+#: About how many tokens a picture or a document has, for a quote made before anything is counted.
+IMAGE_TOKENS, DOCUMENT_TOKENS = 1_600, 6_000
+
+
+class Reservoir:
+    """A uniform random sample of a stream whose length is not known, taken without looking at each item (algorithm L).
+
+    The same each time for the same stream.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._seen = size, 0
+        self._chance = random.Random(0)
+        self._weight = 1.0
+        self._next = size  # index of the next item that replaces one
+
+    def take(self, n: int) -> list[tuple[int, int]]:
+        """Which of the next n items are in the sample for now: (index among them, slot), ascending; each slot once."""
+        first, self._seen = self._seen, self._seen + n
+        taken = {slot: slot - first for slot in range(first, min(self._seen, self._size))}
+        if self._next == self._size and self._seen >= self._size:
+            self._skip()
+        while self._next < self._seen:
+            taken[self._chance.randrange(self._size)] = self._next - first
+            self._skip()
+        return sorted((index, slot) for slot, index in taken.items())
+
+    def _skip(self) -> None:
+        self._weight *= math.exp(math.log(1.0 - self._chance.random()) / self._size)
+        self._next += int(math.log(1.0 - self._chance.random()) / math.log1p(-self._weight)) + 1
+
+
+class Sample(NamedTuple):
+    """One sampled request. size: bytes as it is sent; tokens: about how many go in; params: with all files in it."""
+
+    size: int
+    tokens: float
+    model: str
+    max_tokens: int
+    params: bytes | None
 
 
 @dataclass
 class Quote:
     """What a run is about to do, and what it will cost; said before anything is sent.
 
-    rows: source rows by verdict. params_bytes: mean bytes of a request, of a sample. Costs are None when the model has
-    no known price; cost_most is with max_tokens of output for every row.
+    rows: source rows by verdict. Costs are None when a model has no known price; cost_most is with max_tokens of output
+    for every row.
     """
 
+    listed: PriceList
+    max_requests: int
+    max_bytes: int
+    max_cost_usd: float | None  #: what the run may cost at most; None: no limit
     rows: Counter[Verdict] = field(default_factory=Counter)
     stale_batches: set[int] = field(default_factory=set)  #: planned, not sent, with a row that has changed since
-    invalid_in_sample: int = 0
-    sampled: int = 0
-    sampled_bytes: int = 0
+    reservoir: Reservoir = field(default_factory=lambda: Reservoir(SAMPLED))
     first_params: bytes | None = None
-    samples: list[bytes] = field(default_factory=list)  #: params of some
-    first_problem: str | None = None
-    model: str = ""
-    max_tokens: int = 0
-    max_requests: int = 1
-    max_bytes: int = 1
-    max_cost_usd: float | None = None  #: what the run may cost at most; None: no limit
+    _slots: dict[int, Sample | str] = field(default_factory=dict)  # a text: why the row cannot be sent
+    _kept: int = 0
+
+    @classmethod
+    def of(cls, job: Job, listed: PriceList) -> "Quote":
+        """An empty one for this job."""
+        limits = job.limits
+        return cls(listed, limits.max_batch_requests, limits.max_batch_bytes, limits.max_cost_usd)
+
+    def put(self, slot: int, built: Built, carried: bytes) -> None:
+        """A sampled request. carried: its params with all files in it."""
+        self.first_params = self.first_params or built.params
+        keeps = self._kept + len(carried) <= KEPT_BYTES
+        self._kept += len(carried) if keeps else 0
+        size = len(built.params)
+        self._slots[slot] = Sample(size, _tokens(built), built.model, built.max_tokens, carried if keeps else None)
+
+    def put_problem(self, slot: int, why: str) -> None:
+        """A sampled row that cannot be sent."""
+        self._slots[slot] = why
+
+    @property
+    def sampled(self) -> int:
+        """How many rows were looked at."""
+        return len(self._slots)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why sampled rows cannot be sent, in the order of the slots."""
+        return [said for _, said in sorted(self._slots.items()) if isinstance(said, str)]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The sampled requests, in no order that means anything but always the same."""
+        return [sample for _, sample in sorted(self._slots.items()) if isinstance(sample, Sample)]
+
+    @property
+    def models(self) -> list[str]:
+        """The models that the sampled requests ask."""
+        return sorted({sample.model for sample in self.samples})
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that an answer to a sampled request may have."""
+        return max((sample.max_tokens for sample in self.samples), default=0)
 
     @property
     def total(self) -> int:
@@ -42,33 +135,66 @@ class Quote:
     @property
     def batches(self) -> int:
         """About how many batches that makes."""
-        per_batch = min(self.max_requests, max(1, int(self.max_bytes / max(1.0, self.mean_bytes + 70))))
+        per_batch = min(self.max_requests, max(1, int(self.max_bytes / max(1.0, self.mean_bytes + SEPARATORS))))
         return -(-self.to_send // per_batch)
 
     @property
     def mean_bytes(self) -> float:
         """Bytes of one request's params."""
-        rendered = self.sampled - self.invalid_in_sample
-        return self.sampled_bytes / rendered if rendered else 0.0
+        return _mean(sample.size for sample in self.samples)
 
     @property
     def input_tokens(self) -> int:
         """About how many tokens go in, by the sample's bytes."""
-        return round(self.to_send * self.mean_bytes / pricing.BYTES_PER_TOKEN)
+        return round(self.to_send * _mean(sample.tokens for sample in self.samples))
+
+    @property
+    def unpriced(self) -> str | None:
+        """A model that the sampled requests ask and whose price is not known; None if there is none."""
+        return next((model for model in self.models if self.listed.of(model) is None), None)
 
     @property
     def cost_input(self) -> float | None:
         """About how many US dollars the input costs."""
-        return self._cost(output_tokens=0)
+        return self._cost(with_output=False)
 
     @property
     def cost_most(self) -> float | None:
         """About how many US dollars it costs when every answer takes max_tokens."""
-        return self._cost(output_tokens=self.max_tokens)
+        return self._cost(with_output=True)
 
-    def _cost(self, output_tokens: int) -> float | None:
-        known = pricing.prices(self.model)
-        if known is None:
+    def _cost(self, *, with_output: bool) -> float | None:
+        if self.unpriced is not None:
             return None
-        prompt = round(self.mean_bytes / pricing.BYTES_PER_TOKEN)
-        return self.input_tokens * known.input.of(prompt) + self.to_send * output_tokens * known.output.of(prompt)
+        costs = (_cost(sample, self.listed.of(sample.model), with_output=with_output) for sample in self.samples)
+        return self.to_send * _mean(costs)
+
+
+def _cost(sample: Sample, prices: Prices | None, *, with_output: bool) -> float:
+    assert prices is not None
+    prompt = round(sample.tokens)
+    output = sample.max_tokens * prices.output.of(prompt) if with_output else 0.0
+    return sample.tokens * prices.input.of(prompt) + output
+
+
+def _tokens(built: Built) -> float:
+    """About how many tokens a request has, by its bytes; what is no text is not in them as text."""
+    if not built.elsewhere:
+        return len(built.params) / pricing.BYTES_PER_TOKEN
+    return text_bytes(built.params) / pricing.BYTES_PER_TOKEN + (
+        IMAGE_TOKENS * built.params.count(b'"type":"image"')
+        + DOCUMENT_TOKENS * built.params.count(b'"type":"document"')
+    )
+
+
+def text_bytes(params: bytes) -> int:
+    """The bytes of a request without those of the files that it carries."""
+    return len(params) - sum(found.end() - found.start() for found in _BASE64.finditer(params))
+
+
+_BASE64 = re.compile(rb'"data":"[A-Za-z0-9+/=]{64,}"')
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0

@@ -5,25 +5,46 @@ nothing drops a batch while somebody judges its rows by being in it. A row is cl
 it is not free, the body is discarded.
 """
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Row
 
-from pipeline import packing, store
-from pipeline.budget import Bound
+from pipeline import changes, packing, store
+from pipeline.budget import Bound, elsewhere
 from pipeline.driver import Driver
 from pipeline.errors import Busy, LostRace, PipelineError
 from pipeline.job import Job
+from pipeline.pricing import PriceList
 from pipeline.spool import BodyWriter, digest
 from pipeline.states import BatchState, RunReason, RunState
 from pipeline.store import Batch
 
 LOOK_AFTER_PLANNING = 1.0  # seconds until a batch that may not be dropped while somebody plans is tried again
 
-Sendable = tuple[int, bytes, bytes]  #: a row's number, the hash of its params, and the params
+
+class Sendable(NamedTuple):
+    """A row with its request. bound: what that may cost at most; None: nobody knows."""
+
+    row: int
+    sent_hash: bytes
+    params: bytes
+    bound: Bound | None
+
+
+class First(NamedTuple):
+    """The first batch that is packed: it carries at most so many requests, and may open a gate."""
+
+    requests: int
+    gate: str | None
+
+
+def sent_hash(params: bytes) -> bytes:
+    """16 bytes by which equal requests are known."""
+    return hashlib.blake2b(params, digest_size=16).digest()
 
 
 class Packer:
@@ -37,16 +58,17 @@ class Packer:
         recipe: str,
         *,
         max_requests: int | None = None,
-        first: int | None = None,
+        first: First | None = None,
     ) -> None:
-        """max_requests: of a batch, when that is fewer than the job says; first: of the first one, when fewer still."""
+        """max_requests: of a batch, when that is fewer than the job says; first: when the first one is another."""
         self._driver, self._job, self._run_id, self._recipe = driver, job, run_id, recipe
         limits = job.limits
         most = (limits.max_batch_requests, limits.max_in_flight_requests, driver.settings.max_in_flight)
         self._max_requests = min(*most, max_requests or limits.max_batch_requests)
-        self._first = min(first or self._max_requests, self._max_requests)
+        self._first = first
         self._body: BodyWriter | None = None
-        self.bound: Bound | None = None  #: what a request of the next batches may cost at most
+        self._gate: str | None = None  # of the present body
+        self.gate: str | None = None  #: that the next batches open
 
     def add(self, rows: Iterable[Sendable]) -> Iterator[int]:
         """Put rows' requests into bodies; yields the number of each batch that this fills."""
@@ -55,8 +77,10 @@ class Packer:
             if self._body is not None and not self._body.add(*row, dedupe=dedupe):
                 yield from self.finish()
             if self._body is None:
-                contents = packing.Packing(packing.new_nonce(), self._first, limits.max_batch_bytes)
-                self._first = self._max_requests
+                first = self._first or First(self._max_requests, self.gate)
+                self._first, self._gate = None, first.gate
+                most = min(first.requests, self._max_requests)
+                contents = packing.Packing(packing.new_nonce(), most, limits.max_batch_bytes)
                 self._body = BodyWriter(self._driver.spool, contents)
                 fits = self._body.add(*row, dedupe=dedupe)
                 assert fits, "planning sorts out what is larger than a batch"
@@ -76,7 +100,7 @@ class Packer:
                     recipe=self._recipe,
                     contents=body.contents,
                     digest=body.digest,
-                    bound=self.bound,
+                    gate=self._gate,
                     now=self._driver.now(),
                 )
         except PipelineError:
@@ -96,18 +120,18 @@ class Packer:
             self._body = None
 
 
-def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: int | None = None) -> Iterator[int]:
+def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: First | None = None) -> Iterator[int]:
     """Pack the waiting rows of a run whose requests stand in the spool into new batches; yields their numbers.
 
-    These are rows that go again as they are, and rows of dropped batches. The source is not read. first: how many
-    requests the first batch may carry, when only so many fit into what may be spent.
+    These are rows that go again, as they are or changed, and rows of dropped batches. The source is not read. first:
+    when the first batch is another than the rest.
     """
     with driver.reading() as conn:
         too_large = store.smallest_too_large(conn, run_id)
     at_most = None if too_large is None else max(1, too_large // 2)
     packer = Packer(driver, job, run_id, recipe, max_requests=at_most, first=first)
+    bodies = _Bodies(driver, job)
     after = (0, -1, 0)
-    sound: set[int] = set()  # bodies whose digest has been checked
     try:
         while True:
             with driver.reading() as conn:
@@ -116,39 +140,68 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: int
                 break
             for body in dict.fromkeys(row.body_id for row in rows):
                 of_body = [row for row in rows if row.body_id == body]
-                sendable = _read_again(driver, body, of_body, sound)
-                if sendable:
-                    yield from _bounded(packer, sendable[0][2])
-                    yield from packer.add(sendable)
+                if first is None and of_body[0].gate != packer.gate:  # what was to open a gate still is
+                    yield from packer.finish()
+                    packer.gate = of_body[0].gate
+                yield from packer.add(bodies.sendable(body, of_body))
             after = (rows[-1].body_id, rows[-1].body_n, rows[-1].id)
         yield from packer.finish()
     finally:
         packer.discard()
 
 
-def _read_again(driver: Driver, body: int, rows: Sequence[Row[Any]], sound: set[int]) -> list[Sendable]:
-    """Rows with their params out of one body; none if the body is damaged, and then they wait to be planned anew.
+class _Bodies:
+    """Reads rows' requests back from the bodies that they stand in, and changes those that go again otherwise."""
 
-    sound: bodies known to be whole; this one is added when it is.
-    """
-    nonce = rows[0].nonce
-    if body not in sound and digest(driver.spool.path(nonce)) != rows[0].digest:
-        with driver.planning_transaction() as conn:
-            store.forget_body(conn, body)
-        driver.tell("body_lost", batch=body)
-        return []
-    sound.add(body)
-    positions = list(dict.fromkeys(row.body_n for row in rows))
-    params = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
-    return [(row.id, row.sent_hash, params[row.body_n]) for row in rows]
+    def __init__(self, driver: Driver, job: Job) -> None:
+        self._driver, self._job = driver, job
+        self._listed = PriceList(job.prices)
+        self._sound: set[int] = set()  # bodies whose digest has been checked
 
+    def sendable(self, body: int, rows: Sequence[Row[Any]]) -> list[Sendable]:
+        """Rows of one body with their requests; none if the body is damaged, and then they wait to be planned anew."""
+        driver, nonce = self._driver, rows[0].nonce
+        if body not in self._sound and digest(driver.spool.path(nonce)) != rows[0].digest:
+            with driver.planning_transaction() as conn:
+                store.forget_body(conn, body)
+            driver.tell("body_lost", batch=body)
+            return []
+        self._sound.add(body)
+        positions = list(dict.fromkeys(row.body_n for row in rows))
+        params = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
+        if rows[0].body_state == BatchState.DROPPED:  # never sent: it goes as it is
+            return [self._as_it_is(row, params[row.body_n]) for row in rows]
+        return self._again(rows, params)
 
-def _bounded(packer: Packer, params: bytes) -> Iterator[int]:
-    """Let a batch carry only requests with one bound of their cost; all requests of one body have the same."""
-    bound = Bound.of(orjson.loads(params))
-    if bound != packer.bound:
-        yield from packer.finish()
-        packer.bound = bound
+    def _as_it_is(self, row: Row[Any], params: bytes) -> Sendable:
+        return Sendable(row.id, sent_hash(params), params, self._bound(orjson.loads(params)))
+
+    def _again(self, rows: Sequence[Row[Any]], params: Mapping[int, bytes]) -> list[Sendable]:
+        """Rows that have had an answer: as they are, or with the change that the job names for it."""
+        retry = self._job.retry
+        change = {row.id: changes.of(retry, row.outcome, row.error_type) for row in rows}
+        answers = self._driver.answers([row.key for row in rows if changes.needs_answer(change[row.id])])
+        found, in_vain = [], []
+        for row in rows:
+            wanted = change[row.id]
+            if wanted is None:
+                found.append(self._as_it_is(row, params[row.body_n]))
+                continue
+            changed = changes.changed(
+                orjson.loads(params[row.body_n]), wanted, answers.get(row.key), self._driver.output_limit(self._job)
+            )
+            if changed is None:
+                in_vain.append(row.id)
+                continue
+            encoded = orjson.dumps(changed)
+            found.append(Sendable(row.id, sent_hash(encoded), encoded, self._bound(changed)))
+        if in_vain:
+            with self._driver.planning_transaction() as conn:
+                store.leave_rows(conn, in_vain)
+        return found
+
+    def _bound(self, params: Mapping[str, Any]) -> Bound | None:
+        return Bound.of(params, self._listed, elsewhere=elsewhere(params))
 
 
 def waits(driver: Driver, run_id: int) -> bool:
@@ -176,14 +229,14 @@ def drop(driver: Driver, batch: Batch, why: str, *, body: bool) -> bool:
     return True
 
 
-def pack_smaller(driver: Driver, batch: Batch, job: Job, requests: int, why: str) -> None:
-    """Put the rows of a planned batch that we have claimed into a batch of so many requests, and the rest into others.
+def pack_smaller(driver: Driver, batch: Batch, job: Job, first: First, why: str) -> None:
+    """Put the rows of a planned batch that we have claimed into this first one, and the rest into others.
 
     If we die in between, its rows wait, and are packed as ever by whoever comes next.
     """
     if drop(driver, batch, why, body=True):
         with suppress(Busy), driver.planning():
-            for _ in send_again(driver, job, batch.run_id, batch.recipe, first=requests):
+            for _ in send_again(driver, job, batch.run_id, batch.recipe, first=first):
                 driver.stop.check()
 
 

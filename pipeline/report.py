@@ -13,10 +13,11 @@ import orjson
 from sqlalchemy import Connection, Row, func, select, text
 
 from pipeline import identity, store
-from pipeline.budget import CERTAIN_TOKENS_PER_BYTE
+from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, month_of
+from pipeline.estimate import Estimate, read_rate, usage_of
 from pipeline.quote import Quote
 from pipeline.sink import Sink
-from pipeline.states import FAILURES, OPEN_BATCHES, BatchState, RowState, RunReason, RunState, SendingEnd
+from pipeline.states import FAILURES, OPEN_BATCHES, BatchState, Gate, RowState, RunReason, RunState, SendingEnd
 from pipeline.tables import batches, requests, sendings
 from pipeline.verdicts import Verdict
 from pipeline.verify import Verified
@@ -37,8 +38,8 @@ def count(n: int, what: str) -> str:
     return f"{n:,} {what if n == 1 else plural}"
 
 
-def quote_lines(quote: Quote) -> Iterator[str]:
-    """What a run is about to do and what it will cost."""
+def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
+    """What a run is about to do and what it will cost. problems: with the first one, which may tell a row's text."""
     rows = quote.rows
     parts = [
         (rows[Verdict.NEW], "new"),
@@ -61,18 +62,26 @@ def quote_lines(quote: Quote) -> Iterator[str]:
         return
     tokens = f"about {quote.input_tokens:,} input tokens"
     yield f"sends    {count(quote.to_send, 'request')} in {count(quote.batches, 'batch')}, {tokens}"
-    if quote.invalid_in_sample:
-        share = f"{quote.invalid_in_sample} of {quote.sampled} sampled rows"
-        yield f"         {share} cannot be sent: {quote.first_problem}"
-    if quote.cost_most is None:
-        yield f"cost     unpriced: no batch price is known for {quote.model}"
-    else:
+    if problems and quote.problems:
+        yield f"         {invalid_share(quote)}"
+    if quote.unpriced is not None:
+        yield f"cost     unpriced: no batch price is known for {quote.unpriced}; prices in the job file can say it"
+    elif quote.samples:
         most = f"at most about {money(quote.cost_most)} if every answer takes {quote.max_tokens} tokens"
         yield f"cost     about {money(quote.cost_input)} for the input, {most}"
     if quote.max_cost_usd is not None:
-        enough = quote.cost_most is not None and quote.cost_most <= quote.max_cost_usd
-        then = "enough for that" if enough else "the run stops before it costs more"
-        yield f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
+        yield _limit_line(quote)
+
+
+def _limit_line(quote: Quote) -> str:
+    enough = quote.cost_most is not None and quote.max_cost_usd is not None and quote.cost_most <= quote.max_cost_usd
+    then = "enough for that" if enough else "the run stops before it costs more"
+    return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
+
+
+def invalid_share(quote: Quote) -> str:
+    """`3 of 100 sampled rows cannot be sent: column 'photo' ...`."""
+    return f"{len(quote.problems)} of {quote.sampled} sampled rows cannot be sent: {quote.problems[0]}"
 
 
 def quote_facts(quote: Quote) -> dict[str, Any]:
@@ -88,8 +97,39 @@ def quote_facts(quote: Quote) -> dict[str, Any]:
     }
 
 
+def estimate_lines(quote: Quote, said: Estimate) -> Iterator[str]:
+    """`estimate` as text: rows, tokens, money, time, and what it assumes."""
+    yield next(quote_lines(quote))
+    if not said.requests:
+        return
+    size = f"{count(said.batches, 'batch')}, {_bytes(said.size_bytes)}"
+    yield f"sends    {count(said.requests, 'request')} to {', '.join(said.models)} in {size}"
+    if quote.problems:
+        yield f"         {invalid_share(quote)}"
+    tokens, (low, expected, most) = said.input_tokens, said.output_tokens
+    total = round(tokens.mean * said.requests)
+    yield f"input    {tokens.mean:,.0f} tokens a request, give or take {tokens.error:,.0f}; {total:,} in all"
+    about = "" if expected is None else f", about {expected:,.0f}"
+    yield f"output   {low:,.0f} to {most:,} tokens an answer{about}"
+    if said.cached is not None:
+        yield f"cache    {said.cached.tokens:,} tokens shared by all requests, for {said.cached.ttl}"
+    if said.money is None:
+        yield f"cost     unpriced: no batch price is known for {quote.unpriced}; prices in the job file can say it"
+    else:
+        middle = "" if said.money.expected is None else f"about {money(said.money.expected)}; "
+        yield f"cost     {middle}{money(said.money.low)} at least, {money(said.money.worst)} at worst"
+    usual, longest = said.hours
+    rounds = "at once" if said.rounds == 1 else f"in {said.rounds:,} rounds of {said.queue:,} requests"
+    yield f"time     {rounds}: usually within {usual} h, at most {longest} h"
+    if quote.max_cost_usd is not None:
+        yield _limit_line(quote)
+    for assumption in said.assumes:
+        yield f"assumes  {assumption}"
+
+
 _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "emulator": lambda e: f"emulator {e['url']}",
+    "warning": lambda e: f"warning  {e['warning']}",
     "planned": lambda e: f"batch {e['batch']} planned: {count(e['requests'], 'request')}, {_bytes(e['bytes'])}",
     "submitting": lambda e: f"batch {e['batch']} submitting",
     "submitted": lambda e: f"batch {e['batch']} submitted as {e['api_id']}",
@@ -116,6 +156,11 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "taken_over": lambda e: f"batch {e['batch']} was taken over by another driver",
     "planned_elsewhere": lambda e: f"waiting: {e['problem']}",
     "not_counted": lambda e: f"tokens could not be counted ({e['problem']}); reserving for one a byte",
+    "canary_failed": lambda e: f"canary: {e['failed']:,} of its {count(e['rows'], 'row')} failed",
+    "gate_opened": lambda e: _gate_opened(e),
+    "uploaded": lambda e: f"file put up as {e['file_id']}, {_bytes(e['bytes'])}",
+    "file_removed": lambda e: f"file {e['file_id']} removed at the API",
+    "file_not_removed": lambda e: f"file {e['file_id']} not removed at the API yet: {e['problem']}",
     "finished": lambda e: f"run {e['run']} is finished",
     "incomplete": lambda e: f"run {e['run']} ends before its end: {e['reason']}",
     "canceled": lambda e: f"canceled {count(e['runs'], 'open run')}; {_at_the_api(e['open'], e['foreign'])}",
@@ -130,6 +175,13 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 def event_line(event: str, facts: Mapping[str, Any]) -> str:
     """One line for an event of a driver."""
     return _EVENTS[event](facts)
+
+
+def _gate_opened(facts: Mapping[str, Any]) -> str:
+    if facts["gate"] == Gate.PRIMER:
+        return "primer is back: the prefix is in the prompt cache, the rest goes"
+    good = facts["rows"] - facts["failed"]
+    return f"canary is back: {good:,} of {count(facts['rows'], 'row')} succeeded, the rest goes"
 
 
 def _at_the_api(still: int, foreign: int) -> str:
@@ -206,6 +258,9 @@ def _run_facts(conn: Connection, run: Row[Any]) -> dict[str, Any]:
         "planned": run.planned_at is not None,
         "cost_usd": store.run_cost(conn, run.id),
         "budget": budget_facts(conn, run),
+        "estimate": run.estimate,
+        "usage": usage_of(conn, batches.c.run_id == run.id),
+        "gate": run.gate if run.state == RunState.OPEN else None,
         "created_at": run.created_at.isoformat(),
     }
 
@@ -282,18 +337,56 @@ def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     when = run["created_at"][:16].replace("T", " ")
     begun = f"{'a retry ' if run['retry'] else ''}begun {when}{' with ' + given if given else ''}"
     yield f"run {run['run_id']:<4} {state}{planning}, {begun}: {counts_line(run['rows'])}"
+    if run["gate"] is not None:
+        yield f"         the rest {store.BEHIND_GATE[run['gate']]}"
     if run["budget"] is not None:
         yield f"         {budget_line(run['budget'])}"
+    for line in money_lines(run["estimate"], run["cost_usd"], run["usage"]):
+        yield f"         {line}"
+
+
+def money_lines(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[str, int]) -> Iterator[str]:
+    """What a run has cost against what was estimated when it began, and what the prompt cache did."""
+    said = (estimate or {}).get("cost_usd")
+    if said is not None:
+        about = "" if said["expected"] is None else f"{money(said['expected'])}, "
+        yield f"estimated {about}{money(said['low'])} to {money(said['worst'])}; it was {money(cost)} so far"
+    rate = read_rate(dict(usage))
+    if rate is not None:
+        read, written = usage.get("cache_read_tokens", 0), usage.get("cache_write_tokens", 0)
+        yield f"cache: {rate:.1%} read of what was to be cached ({read:,} tokens read, {written:,} written)"
+
+
+def month_facts(conn: Connection, run: Row[Any], limit: float | None, now: datetime) -> dict[str, Any] | None:
+    """How the month's money stands, in US dollars; None without BATCH_MONTHLY_BUDGET_USD. As `budget_facts`."""
+    if limit is None:
+        return None
+    since = month_of(now)
+    spent, reserved = store.spending_since(conn, since, CERTAIN_TOKENS_PER_BYTE)
+    tokens_per_byte = CERTAIN_TOKENS_PER_BYTE if run.tokens_per_byte is None else run.tokens_per_byte
+    waiting = _cost_of_waiting(conn, run.id, tokens_per_byte)
+    to_finish = None if not waiting else math.ceil((spent + reserved + waiting) * 100) / 100  # whole cents
+    facts = {"limit_usd": limit, "spent_usd": spent, "reserved_usd": reserved, "to_finish_usd": to_finish}
+    return {"month": f"{since:%Y-%m}", **facts}
+
+
+def month_line(month: Mapping[str, Any]) -> str:
+    """`month 2026-11: ...`, as `budget_line`."""
+    return f"month {month['month']} (UTC), all jobs: {_money_line(month, 'BATCH_MONTHLY_BUDGET_USD=')}"
 
 
 def budget_line(budget: Mapping[str, float | None]) -> str:
     """`budget $5.00: $4.20 spent, $0.70 reserved; limits.max_cost_usd: 7.25 is enough for what waits`."""
+    return _money_line(budget, "limits.max_cost_usd: ")
+
+
+def _money_line(budget: Mapping[str, float | None], field: str) -> str:
     said = f"budget {money(budget['limit_usd'])}: {money(budget['spent_usd'])} spent"
     if budget["reserved_usd"]:
         said += f", {money(budget['reserved_usd'])} reserved for what may still come"
     limit, enough = budget["limit_usd"], budget["to_finish_usd"]
     short = limit is not None and enough is not None and enough > limit
-    return f"{said}; limits.max_cost_usd: {enough:.2f} is enough for what waits" if short else said
+    return f"{said}; {field}{enough:.2f} is enough for what waits" if short else said
 
 
 def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
@@ -305,7 +398,8 @@ def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
     if facts["open_runs"] or _is_open(facts["batches"]):
         return ["collect", job]
     failed = any(rows.get(state) for state in FAILURES)
-    if rows.get(RowState.PENDING) and not (failed and last["reason"] == RunReason.FAILURES):
+    stopped = last is not None and last["reason"] in (RunReason.FAILURES, RunReason.CANARY)
+    if rows.get(RowState.PENDING) and not (failed and stopped):
         return same_command(last, job)
     return ["errors" if failed else "export", job]
 
@@ -419,12 +513,21 @@ def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
 # -- the end of a run ------------------------------------------------------------------------------------------------
 
 
-def stopped_line(reason: str | None, budget: Mapping[str, float | None] | None) -> str | None:
+def stopped_line(
+    reason: str | None, budget: Mapping[str, float | None] | None, month: Mapping[str, Any] | None = None
+) -> str | None:
     """Why a run stopped before its end, and the way on; None for one that did not."""
     match reason:
         case RunReason.BUDGET:
-            said = "its budget is spent" if budget is None else budget_line(budget)
+            lines = [] if budget is None else [budget_line(budget)]
+            lines += [] if month is None else [month_line(month)]
+            said = "; ".join(lines) or "its budget is spent"
             return f"{said}; raise it, and the same command goes on with what is left"
+        case RunReason.CANARY:
+            return (
+                "too many of the canary's rows failed, so nothing more is sent: `errors` says why; put that right and "
+                "run again, or go past it with `run --no-canary`"
+            )
         case RunReason.FAILURES:
             return (
                 "so many of its rows failed that nothing more is sent: `errors` says why; put that right, or allow "

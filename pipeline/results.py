@@ -1,9 +1,13 @@
 """What the API says of one request, and what we make of it. Pure."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
+from pipeline import changes, schemas
+from pipeline.errors import JobError
 from pipeline.job import Job, fold
 from pipeline.states import RowState
 
@@ -22,7 +26,7 @@ class Outcome(NamedTuple):  # ten times cheaper to make than a frozen dataclass,
     error_type: str | None = None
     error_message: str | None = None
     text: str | None = None
-    label: str | None = None
+    values: Mapping[str, Any] | None = None  #: of the output columns, as JSON has them
     stop_reason: str | None = None
     model: str | None = None
     input_tokens: int = 0
@@ -30,11 +34,13 @@ class Outcome(NamedTuple):  # ten times cheaper to make than a frozen dataclass,
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0  #: how many of cache_write_tokens live for an hour
+    web_searches: int = 0
+    in_the_us: bool = False  #: inference in the US alone, which costs more
 
 
 def without_usage(outcome: Outcome) -> Outcome:
     """The outcome of a row that shares a request with another one, which bears what it used."""
-    nothing = {name: 0 for name in Outcome._fields if name.endswith("_tokens")}
+    nothing = {name: 0 for name in Outcome._fields if name.endswith("_tokens") or name == "web_searches"}
     return outcome._replace(**nothing)  # type: ignore[arg-type]
 
 
@@ -42,13 +48,78 @@ def _is_text(block: Any) -> bool:
     return isinstance(block, dict) and block.get("type") == "text" and isinstance(block.get("text"), str)
 
 
+def output_columns(job: Job) -> dict[str, str]:
+    """The columns of the results table that the job's `output` asks for: name to kind. Raises JobError."""
+    columns: dict[str, str] = {}
+    if job.output.labels is not None:
+        columns["label"] = "text"
+    schema = answer_schema(job)
+    if schema is not None:
+        columns |= {name: prop.kind for name, prop in _properties(job, schema).items()}
+    extra = {"thinking": "text"} if job.output.thinking else {}
+    extra |= {"citations": "json"} if job.output.citations else {}
+    extra |= {"server_tool_use": "json"} if run_by_the_api(job.request.params) else {}
+    for name in extra:
+        if name in columns:
+            raise JobError(
+                f"output.columns: property {name!r} has the name of a column that output asks for; rename it"
+            )
+    return columns | extra
+
+
+def answer_schema(job: Job) -> dict[str, Any] | None:
+    """The JSON schema that an answer is held to; None for free text and labels. Raises JobError for an unknown tool."""
+    if job.output.tool is None:
+        return job.output.schema_
+    tools = job.request.params.get("tools")
+    named = {tool.get("name"): tool for tool in tools if isinstance(tool, dict)} if isinstance(tools, list) else {}
+    tool = named.get(job.output.tool)
+    if tool is None or not isinstance(tool.get("input_schema"), dict):
+        has = ", ".join(str(name) for name, of in named.items() if "input_schema" in of) or "none"
+        raise JobError(
+            f"output.tool: {job.output.tool!r} is none of the tools with an input_schema in request.params.tools "
+            f"(these are: {has})"
+        )
+    schema: dict[str, Any] = tool["input_schema"]
+    return schema
+
+
+def _properties(job: Job, schema: dict[str, Any]) -> dict[str, schemas.Property]:
+    try:
+        return schemas.columns(schema, job.output.columns)
+    except schemas.SchemaProblem as exc:
+        raise JobError(f"output.{'tool' if job.output.tool else 'schema'}: {exc}") from exc
+
+
+#: Tools with a type that are run by the client all the same.
+CLIENT_TOOLS = ("bash_", "browser_", "computer_", "memory_", "text_editor_")
+
+
+def run_by_the_api(params: Mapping[str, Any]) -> str | None:
+    """The first tool in the params that the API runs by itself; None when answers only ask for tools to be run."""
+    tools = params.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        kind = str(tool.get("type", "custom")) if isinstance(tool, dict) else "custom"
+        if kind != "custom" and not kind.startswith(CLIENT_TOOLS):
+            return kind
+    return None
+
+
 class ResultReader:
     """Reads result lines of one job."""
 
     def __init__(self, job: Job) -> None:
         self._labels = None if job.output.labels is None else {fold(label): label for label in job.output.labels}
+        schema = answer_schema(job)
+        self._schema = None if schema is None else schemas.Reader(schema, job.output.columns)
+        self._tool = job.output.tool
+        self._retry = job.retry
         self._retried = frozenset(job.retry.errors)
-        self._max_attempts = job.retry.max_attempts
+        self._extras = [
+            (name, read)
+            for name, read in (("thinking", _thinking), ("citations", _citations), ("server_tool_use", _server_tools))
+            if name in output_columns(job)
+        ]
 
     def outcome(self, line: dict[str, Any]) -> Outcome:
         """The outcome that a result line stands for.
@@ -68,23 +139,31 @@ class ResultReader:
         return Outcome(RowState.ERRORED, "unknown_result", f"the API says {kind!r} of it, which is not known here")
 
     def again(self, outcome: Outcome, attempts: int) -> bool:
-        """Whether a row with this outcome after so many attempts is sent again as it is."""
-        retryable = outcome.state in (RowState.ERRORED, RowState.EXPIRED) and outcome.error_type in self._retried
-        return retryable and attempts < self._max_attempts
+        """Whether a row with this outcome after so many attempts is sent again, as it is or changed."""
+        if outcome.state == _SUCCEEDED or attempts >= self._retry.max_attempts:
+            return False
+        if outcome.state in (RowState.ERRORED, RowState.EXPIRED):
+            return outcome.error_type in self._retried
+        return changes.of(self._retry, outcome.state, outcome.error_type) is not None
 
     def _answered(self, message: dict[str, Any]) -> Outcome:
         blocks = message.get("content") or ()
         texts = [block["text"] for block in blocks if _is_text(block)]
         text = texts[0] if len(texts) == 1 else "".join(texts)
+        used = self._tool_input(blocks)
+        if used is not None:
+            text = text or orjson.dumps(used).decode()
         usage = message.get("usage") or {}
         one_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
-        state, error_type, error_message, label = self._judged(message, text)
+        state, error_type, error_message, values = self._judged(message, text, used)
+        if self._extras:
+            values = {**(values or {}), **{name: read(message) for name, read in self._extras}}
         return Outcome(
             state,
             error_type,
             error_message,
             text,
-            label,
+            values,
             message.get("stop_reason"),
             message.get("model"),
             usage.get("input_tokens") or 0,
@@ -92,9 +171,22 @@ class ResultReader:
             usage.get("cache_read_input_tokens") or 0,
             usage.get("cache_creation_input_tokens") or 0,
             one_hour,
+            (usage.get("server_tool_use") or {}).get("web_search_requests") or 0,
+            usage.get("inference_geo") == "us",
         )
 
-    def _judged(self, message: dict[str, Any], text: str) -> tuple[str, str | None, str | None, str | None]:
+    def _tool_input(self, blocks: Sequence[Any]) -> Any:
+        """The input of the tool that is the answer; None when it was not used."""
+        if self._tool is None:
+            return None
+        uses = (
+            b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_use" and b.get("name") == self._tool
+        )
+        return next((use.get("input") for use in uses), None)
+
+    def _judged(
+        self, message: dict[str, Any], text: str, used: Any
+    ) -> tuple[str, str | None, str | None, Mapping[str, Any] | None]:
         stop = message.get("stop_reason")
         if stop == "refusal":
             details = message.get("stop_details") or {}
@@ -102,12 +194,41 @@ class ResultReader:
             return RowState.REFUSED, "refusal", str(said), None
         if stop in _TRUNCATED:
             return RowState.TRUNCATED, stop, _TRUNCATED[stop], None
-        if self._labels is None:
+        if self._labels is not None:
+            label, problem = _label(text, self._labels)
+            if label is None:
+                return RowState.UNPARSABLE, "unparsable", problem, None
+            return _SUCCEEDED, None, None, {"label": label}
+        if self._schema is None:
             return _SUCCEEDED, None, None, None
-        label, problem = _label(text, self._labels)
-        if label is None:
-            return RowState.UNPARSABLE, "unparsable", problem, None
-        return _SUCCEEDED, None, None, label
+        if self._tool is not None and used is None:
+            return RowState.UNPARSABLE, "unparsable", f"the answer does not use the tool {self._tool}", None
+        reading = self._schema.read_text(text) if self._tool is None else self._schema.read(used)
+        if reading.problem is not None:
+            return RowState.UNPARSABLE, "unparsable", reading.problem, None
+        return _SUCCEEDED, None, None, reading.values
+
+
+def _thinking(message: dict[str, Any]) -> str | None:
+    """The model's thinking as far as it is shown."""
+    thoughts = [block.get("thinking") for block in _blocks(message, "thinking")]
+    return "\n\n".join(thought for thought in thoughts if isinstance(thought, str) and thought) or None
+
+
+def _citations(message: dict[str, Any]) -> list[Any] | None:
+    """What the texts cite, in their order."""
+    return [cited for block in _blocks(message, "text") for cited in block.get("citations") or ()] or None
+
+
+def _server_tools(message: dict[str, Any]) -> dict[str, Any] | None:
+    """How often tools that the API runs were used, as it counts them, and by name as the answer shows it."""
+    uses = Counter(str(block.get("name")) for block in _blocks(message, "server_tool_use"))
+    counted = (message.get("usage") or {}).get("server_tool_use") or {}
+    return {name: n for name, n in {**uses, **counted}.items() if n} or None
+
+
+def _blocks(message: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [b for b in message.get("content") or () if isinstance(b, dict) and b.get("type") == kind]
 
 
 def _label(text: str, labels: dict[str, str]) -> tuple[str | None, str]:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pipeline import identity, store, yamlfile
 from pipeline.errors import InputError, JobError
-from pipeline.job import Job
+from pipeline.job import Job, field_of
 from pipeline.quote import Quote
 from pipeline.sink import Sink
 from pipeline.states import FAILURES, OUTCOMES, RowState
@@ -218,4 +218,4 @@ def changed(job: Job, changes: Mapping[str, Any]) -> Job:
         return Job.model_validate(fields)
     except ValidationError as exc:
         error = exc.errors()[0]
-        raise InputError(f"--set {'.'.join(map(str, error['loc']))}: {error['msg']}") from exc
+        raise InputError(f"--set {'.'.join(map(str, field_of(error['loc'])))}: {error['msg']}") from exc

@@ -64,6 +64,10 @@ class Chunk:
         """Where the i-th row stands, for a message."""
         return f"{self.file.path.name} row {self.numbers[i]}"
 
+    def part(self, start: int, end: int) -> "Chunk":
+        """Its rows from `start` to before `end`."""
+        return Chunk(self.file, self.frame[start:end], self.numbers[start:end])
+
 
 class Rows:
     """The rows of a source: which columns they have, and a stream of them that can be read again."""

@@ -10,29 +10,29 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from pipeline import budget, checks, store
+from pipeline import attached, budget, checks, gates, store
 from pipeline.collect import JobOfRun, collect_due, delete_due
 from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, LostRace, RunEnded, Stopped
+from pipeline.estimate import estimate, past
 from pipeline.job import Job
 from pipeline.parts import Share, parts
 from pipeline.plan import Lookup, Plan, drop_stale, finish_planning
 from pipeline.poll import poll_due
-from pipeline.quote import Quote
+from pipeline.quote import COUNTED, Quote
 from pipeline.reconcile import ask_again, find_twins, reconcile_due, refuse_unknown_bodies
-from pipeline.repack import drop_of_ended_runs, send_again, stop_run, waits
+from pipeline.repack import First, drop_of_ended_runs, send_again, stop_run, waits
 from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
 from pipeline.spool import Spool
-from pipeline.states import FAILURES, OUTCOMES, RowState, RunReason, RunState
+from pipeline.states import FAILURES, OUTCOMES, Gate, RowState, RunReason, RunState
 from pipeline.submit import due_soon, submit_due
 from pipeline.where import Where
 
 LONGEST_LOOK_AWAY = 60.0  # seconds between two passes of the loop at most
 LOOK_WHILE_PLANNED = 1.0  # seconds between two tries to plan while another driver does
 LOOK_AT_OTHERS = 1.0  # seconds between two passes, when other drivers have all that there is to do
-FAILED_AT_MOST = 0.2  # of a run's rows, unless limits.max_failed allows more: then nothing more is sent
 FAILED_AFTER_ROWS = 1_000  # that have an outcome: fewer prove nothing
 RETRY_SECONDS = 5.0  # after the API did not answer; doubles up to the longest look-away
 
@@ -74,6 +74,8 @@ def failed_rows(rows: Mapping[str, int]) -> int:
 class Options:
     """What one `run` is asked to do. confirm: shown the quote, says whether to go on; retry: only these rows.
 
+    canary: whether a new recipe's first rows go first, if the job says so.
+
     share: who else plans, file by file, where the source has several and all of it is planned.
     """
 
@@ -81,6 +83,7 @@ class Options:
     refresh: bool = False
     detach: bool = False
     dry_run: bool = False
+    canary: bool = True
     retry: Retry | None = None
     confirm: Callable[[Quote], bool] = lambda quote: True
     share: Share | None = None
@@ -95,9 +98,9 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
     options = options or Options()
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
     checks.check_params(plan.asked)
-    budget.require_bound(plan.asked)
+    budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = Columns.of(job, plan.kinds())
-    with where.driving() as driving:
+    with where.driving(job.api.client) as driving:
         with where.database.read() as conn:
             row, sink = _known(conn, where.database, job, columns)
             unsent = frozenset() if row is None else store.unsent(conn, row.id)
@@ -106,6 +109,9 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
                 plan.run_id = store.run_to_join(conn, row.id, variables=job.vars, recipe=plan.recipe, retry=wanted)
         where.spool_root(None if row is None else row.spool)
         quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), unsent)
+        if quote.to_send:
+            for warning in checks.check_models(plan.asked, quote, driving.api, where.now()):
+                where.tell("warning", warning=warning)
         where.tell("quote", quote=quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
@@ -130,13 +136,14 @@ def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | No
     swept: list[tuple[str, str | None]] = []
     if not chosen:
         return swept
-    with where.driving() as driving:
-        for row in chosen:
-            try:
-                sweep_job(driving.driver(row))
-                swept.append((row.name, None))
-            except (Stopped, DatabaseError, LostRace) as exc:
-                swept.append((row.name, str(exc)))
+    for client, rows in where.by_client(chosen).items():
+        with where.driving(client) as driving:
+            for row in rows:
+                try:
+                    sweep_job(driving.driver(row))
+                    swept.append((row.name, None))
+                except (Stopped, DatabaseError, LostRace) as exc:
+                    swept.append((row.name, str(exc)))
     return swept
 
 
@@ -171,6 +178,7 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
         driver.stop.check()
         if collected and _fails(driver, jobs(each.id), each.id) and stop_run(driver, each.id, RunReason.FAILURES):
             continue
+        gates.look(driver, each.id, jobs(each.id))
         if waits(driver, each.id):
             with contextlib.suppress(Busy), driver.planning():
                 for _ in send_again(driver, jobs(each.id), each.id, each.recipe):
@@ -191,7 +199,7 @@ def _end_if_done(driver: Driver, run_id: int) -> None:
 
 def _fails(driver: Driver, job: Job, run_id: int) -> bool:
     """Whether so large a share of the run's rows fails that sending more would be a waste."""
-    allowed = max(FAILED_AT_MOST, job.limits.max_failed)
+    allowed = max(gates.allowed(job), job.limits.max_failed)
     with driver.reading() as conn:
         if not _share_failed(store.run_outcomes(conn, run_id), allowed):  # which is cheap to know, and counts retries
             return False
@@ -212,6 +220,7 @@ class _Run:
         self._jobs = JobOfRun(driver)
         self._run_id = 0
         self._share = options.share
+        self._prefix = checks.shared_tokens(job, quote, driver.api)
         self._plans_all = options.limit is None and options.retry is None
         self._beyond_limit = 0  # rows of the run that the last planning did not come to
         self._failing_since: datetime | None = None
@@ -236,6 +245,7 @@ class _Run:
         for other in others:  # whose last rows this one may have taken over
             if other.id != self._run_id:
                 _end_if_done(driver, other.id)
+        attached.delete_due(driver)
         return self._finished()
 
     def _plan_and_submit(self, stale: Container[int]) -> None:
@@ -267,9 +277,16 @@ class _Run:
                 retry=None if self._options.retry is None else self._options.retry.facts(),
                 now=driver.now(),
             )
-            known = store.run(conn, self._run_id).tokens_per_byte
-        if job.limits.max_cost_usd is not None and known is None:
-            bound = _tokens_per_byte(driver, self._quote)
+            run = store.run(conn, self._run_id)
+            if not store.has_sent(conn, self._run_id):
+                store.set_gate(conn, self._run_id, self._gate(conn))
+            elif not self._options.canary and run.gate == Gate.CANARY:
+                store.open_gate(conn, self._run_id, run.gate, driver.now())
+            if run.estimate is None:
+                store.estimated(conn, self._run_id, self._estimate(conn))
+        budgeted = job.limits.max_cost_usd is not None or driver.settings.monthly_budget is not None
+        if budgeted and run.tokens_per_byte is None:
+            bound = _tokens_per_byte(driver, self._quote, job)
             with driver.planning_transaction() as conn:
                 store.bound_tokens(conn, self._run_id, bound)
         drop_of_ended_runs(driver)
@@ -279,13 +296,39 @@ class _Run:
             with driver.planning_transaction() as conn:
                 store.forget_waiting_bodies(conn, self._run_id, dict(job.vars))
 
+    def _estimate(self, conn: Connection) -> dict[str, Any]:
+        """What the run will cost, to be held against what it then did."""
+        driver, job = self._driver, self._job
+        row = store.job_named(conn, driver.job_name)
+        said = estimate(
+            job,
+            self._quote,
+            counts=(),
+            prefix_tokens=self._prefix,
+            before=None if row is None else past(conn, row, driver.sink, self._plan.recipe),
+            queue=driver.settings.max_in_flight,
+        )
+        money = None if said.money is None else said.money._asdict()
+        return {"requests": said.requests, "cost_usd": money}
+
+    def _gate(self, conn: Connection) -> Gate | None:
+        """What the run waits for, which has not sent anything yet."""
+        driver, job = self._driver, self._job
+        proven = not self._options.canary or self._options.retry is not None
+        return gates.wanted(
+            job,
+            rows=self._quote.to_send,
+            proven=proven or store.has_succeeded(conn, driver.job_id, self._plan.recipe),
+            primes=checks.primes(self._quote.models, self._prefix),
+        )
+
     def _pass_two(self) -> None:
         driver = self._driver
         self._plan.begin_anew()
         with _Submitter(driver) as submitter:
             if not self._planned_by_others(submitter):
                 lookup = Lookup(driver.database, driver.job_id, driver.sink)
-                for _ in self._plan.batches(driver, self._run_id, lookup):
+                for _ in self._plan.batches(driver, self._run_id, lookup, first=self._first()):
                     submitter.wake()
             finish_planning(driver, self._run_id, dict(self._job.vars), whole=self._plans_all, now=driver.now())
             for _ in send_again(driver, self._job, self._run_id, self._plan.recipe):
@@ -293,6 +336,14 @@ class _Run:
         if not self._plans_all:
             with driver.reading() as conn:
                 self._beyond_limit = store.rows_for_planning(conn, self._run_id)
+
+    def _first(self) -> First | None:
+        """The batch that is planned before all others, when the run waits for one that is not there yet."""
+        with self._driver.reading() as conn:
+            gate = store.run(conn, self._run_id).gate
+            if gate is None or store.gate_batches(conn, self._run_id, gate):
+                return None
+            return None if store.waits_for_gate(conn, self._run_id, gate) else gates.first(self._job, gate)
 
     def _planned_by_others(self, submitter: "_Submitter") -> bool:
         """Have others plan the files of the source, if that was asked for and there are several.
@@ -307,7 +358,8 @@ class _Run:
             self._driver.check()
             submitter.wake()
 
-        shared = parts(self._plan, self._driver.job_name, self._run_id, self._driver.planning_lease)
+        lease, first = self._driver.planning_lease, self._first()
+        shared = parts(self._plan, self._driver.job_name, self._run_id, lease, first)
         planned = share(shared, meanwhile)
         for each in planned:
             self._plan.awaited |= each.awaited
@@ -389,10 +441,12 @@ class _Run:
         return Finished(self._run_id, row.state, row.reason, counts, cost, self._quote, self._job.limits.max_failed)
 
 
-def _tokens_per_byte(driver: Driver, quote: Quote) -> float:
+def _tokens_per_byte(driver: Driver, quote: Quote, job: Job) -> float:
     """At most how many tokens a byte of the requests comes to, by the API's own count of a sample."""
+    sampled = [sample.params for sample in quote.samples if sample.params is not None][:COUNTED]
+    betas = job.request.betas
     try:
-        return budget.tokens_per_byte([(driver.api.count_tokens(params), len(params)) for params in quote.samples])
+        return budget.tokens_per_byte([(driver.api.count_tokens(params, betas), len(params)) for params in sampled])
     except Stopped as exc:
         driver.tell("not_counted", problem=str(exc))
         return budget.CERTAIN_TOKENS_PER_BYTE

@@ -33,7 +33,7 @@ from sqlalchemy.schema import CreateColumn
 from pipeline.bulk import Bulk
 from pipeline.errors import DatabaseError, JobError
 from pipeline.job import Job
-from pipeline.results import Outcome
+from pipeline.results import Outcome, output_columns
 from pipeline.tables import UtcDateTime
 
 _KINDS: dict[str, Any] = {
@@ -90,7 +90,7 @@ class Columns:
         columns = cls(
             key={name: kinds[name] for name in job.source.key},
             keep={alias: kinds[name] for name, alias in job.source.keep.items()},
-            output={} if job.output.labels is None else {"label": "text"},
+            output=output_columns(job),
             history=job.sink.history,
         )
         rename = {alias: f"keep it under another name: {{{c}: source_{c}}}" for c, alias in job.source.keep.items()}
@@ -119,6 +119,12 @@ class Columns:
         seen: dict[str, str] = {name: "a column of every results table" for name, _ in FIXED}
         if self.history or self.had_history:
             seen[REPLACED_AT] = "a column of the history table"
+        for name in self.output:
+            if name.lower() in seen:
+                raise JobError(
+                    f"output: property {name!r} clashes with {seen[name.lower()]}; give its column another name: "
+                    f"output.columns: {{{name}: answer_{name}}}"
+                )
         seen |= dict.fromkeys((name.lower() for name in self.output), "the output column")
         for names, what in ((self.key, "source.key"), (self.keep, "source.keep")):
             for name in names:
@@ -175,7 +181,7 @@ class Sink:
         self._key, self._keep = list(columns.key), list(columns.keep)
         kinds = [*columns.key.values(), *columns.keep.values()]
         self._readers = [(i, _READERS[kind]) for i, kind in enumerate(kinds) if kind in _READERS]
-        self._outputs = list(columns.output)
+        self._outputs = [(name, _READERS.get(kind)) for name, kind in columns.output.items()]
         self._upsert: Bulk | None = None
         today = self._keep if kept_today is None else set(kept_today)
         self._kept_today = [i for i, name in enumerate(self._keep, len(self._key)) if name in today]
@@ -231,8 +237,9 @@ class Sink:
         for what, name in tables if self.history is not None else tables[:1]:
             if _too_long(name):
                 raise DatabaseError(f"{what}: PostgreSQL takes names of 63 bytes, and {name!r} is longer; shorten it")
-        for what, names in (("source.key", self.columns.key), ("source.keep", self.columns.keep)):
-            remedy = "rename it in the source" if what == "source.key" else "keep it under another name"
+        named = {"source.key": self.columns.key, "source.keep": self.columns.keep, "output": self.columns.output}
+        for what, names in named.items():
+            remedy = _OTHER_NAME[what]
             for name in names:
                 if _too_long(name):
                     raise DatabaseError(
@@ -279,7 +286,7 @@ class Sink:
         o, f = outcome, fixed
         return (
             *self._source_values(key, keep),
-            *[o.label if name == "label" else None for name in self._outputs],
+            *self._output_values(o.values),
             o.text,
             o.state,
             o.error_type,
@@ -298,6 +305,25 @@ class Sink:
             f.run_id,
             f.updated_at,
         )
+
+    def _output_values(self, values: Mapping[str, Any] | None) -> list[Any]:
+        if values is None:
+            return [None] * len(self._outputs)
+        return [
+            value if (value := values.get(name)) is None or read is None else read(value)
+            for name, read in self._outputs
+        ]
+
+    def said(self, conn: Connection, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """What stands as text and error_message of these keys (JSON, at most a chunk), by key."""
+        found: dict[str, tuple[str, str]] = {}
+        columns = [self.table.c[name] for name in self._key]
+        for start in range(0, len(keys), HISTORY_SLICE):
+            some = {self.key_values(key): key for key in keys[start : start + HISTORY_SLICE]}
+            among = columns[0].in_([k for (k,) in some]) if len(columns) == 1 else tuple_(*columns).in_(list(some))
+            for row in conn.execute(select(*columns, self.table.c.text, self.table.c.error_message).where(among)):
+                found[some[tuple(row[: len(columns)])]] = (row.text or "", row.error_message or "")
+        return found
 
     def write(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows, or replace the ones with the same key: these move to the history table if the job has one."""
@@ -350,6 +376,13 @@ class Sink:
         if conn.dialect.name == "postgresql":
             changes = [_without_nul(change) for change in changes]
         self._update_keep.execute(conn, changes)
+
+
+_OTHER_NAME = {
+    "source.key": "rename it in the source",
+    "source.keep": "keep it under another name",
+    "output": "give it another name by output.columns",
+}
 
 
 def _insert_of(dialect: str) -> Callable[[Table], Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import packing
+from pipeline.budget import Bound
 from pipeline.errors import DatabaseError, Stopped
 
 _CHUNK = 1 << 20  # bytes that are written at once
@@ -107,9 +108,9 @@ class BodyWriter:
         self._lines = [packing.PREFIX]
         self._unwritten = 0
 
-    def add(self, row: int, sent_hash: bytes, params: bytes, *, dedupe: bool) -> bool:
-        """Put one row's request into the body; False when it does not fit any more."""
-        line = self.contents.add(row, sent_hash, params, dedupe=dedupe)
+    def add(self, row: int, sent_hash: bytes, params: bytes, bound: Bound | None, *, dedupe: bool) -> bool:
+        """Put one row's request into the body; False when it does not fit any more. bound: see packing.Packing."""
+        line = self.contents.add(row, sent_hash, params, bound, dedupe=dedupe)
         if line is None:
             return False
         self._lines.append(line)

@@ -26,18 +26,17 @@ def ended_batches(where: Where, job: str | None = None) -> list[tuple[str, int]]
         waiting = store.jobs_with_work(conn, now=where.now())
         rows = [row for row in store.all_jobs(conn) if row.id in waiting and job in (None, row.name)]
     found: list[tuple[str, int]] = []
-    if not rows:
-        return found
-    with where.driving() as driving:
-        for row in rows:
-            try:
-                driver = driving.driver(row)
-                poll_due(driver)
-            except (Stopped, DatabaseError, LostRace):
-                continue
-            with driver.reading() as conn:
-                ended = store.batches_in(conn, driver.job_id, BatchState.ENDED, due=driver.now())
-            found += [(row.name, batch.id) for batch in ended if batch.account_id == driver.account_id]
+    for client, of_client in where.by_client(rows).items():
+        with where.driving(client) as driving:
+            for row in of_client:
+                try:
+                    driver = driving.driver(row)
+                    poll_due(driver)
+                except (Stopped, DatabaseError, LostRace):
+                    continue
+                with driver.reading() as conn:
+                    ended = store.batches_in(conn, driver.job_id, BatchState.ENDED, due=driver.now())
+                found += [(row.name, batch.id) for batch in ended if batch.account_id == driver.account_id]
     return found
 
 
@@ -46,8 +45,9 @@ def collect_one(where: Where, job: str, batch: int) -> None:
 
     Raises Stopped or InputError when the API cannot be asked, InputError for an unknown job.
     """
-    with where.driving() as driving:
-        driver = driving.driver(naming.known_job(where.database, job))
+    row = naming.known_job(where.database, job)
+    with where.driving(where.client_of(row)) as driving:
+        driver = driving.driver(row)
         jobs = JobOfRun(driver)
         this_one = (batches.c.id == batch) & store.of_account(driver.account_id)
         for claimed in driver.claims(BatchState.ENDED, only=this_one):

@@ -62,10 +62,18 @@ class RunState(StrEnum):
     INCOMPLETE = "incomplete"  #: it stopped for good before that; `reason` says why
 
 
+class Gate(StrEnum):
+    """What a run waits for before the rest of it may be sent."""
+
+    CANARY = "canary"  #: the first rows of a new recipe: when too many of them fail, nothing more is sent
+    PRIMER = "primer"  #: one row that writes the shared prefix into the prompt cache, for the others to read
+
+
 class RunReason(StrEnum):
     """Why a run is incomplete."""
 
-    BUDGET = "budget"  #: limits.max_cost_usd; the same command goes on with it, its money counts on
+    BUDGET = "budget"  #: of the run or of the month; the same command goes on with it, its money counts on
+    CANARY = "canary"  #: too large a share of the first rows of a new recipe failed
     FAILURES = "failures"  #: too large a share of its rows failed
     CANCELED = "canceled"  #: somebody canceled it
 

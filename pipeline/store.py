@@ -18,6 +18,7 @@ from sqlalchemy import (
     case,
     func,
     insert,
+    literal,
     or_,
     select,
     text,
@@ -26,7 +27,6 @@ from sqlalchemy import (
 )
 
 from pipeline.account import Identity
-from pipeline.budget import Bound
 from pipeline.bulk import Bulk, next_ids
 from pipeline.errors import DatabaseError, LostRace, RunEnded
 from pipeline.packing import Packing
@@ -36,12 +36,13 @@ from pipeline.states import (
     CLOSED_BATCHES,
     OPEN_BATCHES,
     BatchState,
+    Gate,
     RowState,
     RunReason,
     RunState,
     SendingEnd,
 )
-from pipeline.tables import accounts, batches, jobs, leases, requests, runs, sendings
+from pipeline.tables import accounts, batches, files, jobs, leases, requests, runs, sendings
 
 RESULTS_KEPT = timedelta(days=29)  # by the API, from a batch's creation
 TWIN_WATCH = timedelta(hours=25)  # how long a sending taken for not accepted is looked for: a batch takes 24 h at most
@@ -77,13 +78,19 @@ class Batch:
     delete_remote: bool
     max_output_usd: float | None
     max_input_usd: float | None
+    gate: str | None
 
 
 TOO_LARGE = "the API finds it too large: its rows go in smaller batches"
 NO_ROOM = "waits for room at the API: BATCH_MAX_IN_FLIGHT requests are there"
 NO_ROOM_OF_JOB = "waits for room at the API: limits.max_in_flight_requests of this job are there"
 NO_MONEY = "waits for money: what is at the API may cost all that is left of limits.max_cost_usd"
-HELD_BACK = (NO_ROOM, NO_ROOM_OF_JOB, NO_MONEY)
+NO_MONEY_OF_MONTH = "waits for money: what is at the API may cost all that is left of BATCH_MONTHLY_BUDGET_USD"
+BEHIND_GATE = {
+    Gate.CANARY: "waits for the canary: the first rows of a new recipe show whether the rest is sent",
+    Gate.PRIMER: "waits for the primer: one row writes what all share into the prompt cache",
+}
+HELD_BACK = (NO_ROOM, NO_ROOM_OF_JOB, NO_MONEY, NO_MONEY_OF_MONTH, *BEHIND_GATE.values())
 
 _BATCH = [batches.c[name] for name in Batch.__dataclass_fields__]
 
@@ -231,7 +238,10 @@ def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
     run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(key_share=True)).one()
     if run.planned_at is None or has_work(conn, run_id) or rows_for_planning(conn, run_id):
         return False
-    return end_run(conn, run_id, RunState.FINISHED, reason=None, now=now)
+    ended = end_run(conn, run_id, RunState.FINISHED, reason=None, now=now)
+    if ended and run.job.get("privacy", {}).get("delete_remote"):
+        mark_files_done(conn, run.job_id)
+    return ended
 
 
 def run_counts(conn: Connection, run_id: int) -> dict[str, int]:
@@ -353,12 +363,24 @@ def spending(conn: Connection, run_id: int, tokens_per_byte: float) -> tuple[flo
 
     Sendings of before the run had a budget are reserved for as well.
     """
-    of_run = sendings.join(batches, batches.c.id == sendings.c.batch_id)
+    return _spending(conn, batches.c.run_id == run_id, literal(tokens_per_byte))
+
+
+def spending_since(conn: Connection, since: datetime, certain: float) -> tuple[float, float]:
+    """As `spending`, of all sendings of all jobs that began since then, lost ones included.
+
+    certain: tokens that a byte is at most, for runs which never had a budget.
+    """
+    return _spending(conn, sendings.c.started_at >= since, func.coalesce(runs.c.tokens_per_byte, certain))
+
+
+def _spending(conn: Connection, which: ColumnElement[bool], per_byte: ColumnElement[Any]) -> tuple[float, float]:
+    of_runs = sendings.join(batches, batches.c.id == sendings.c.batch_id).join(runs, runs.c.id == batches.c.run_id)
     counts = or_(sendings.c.end.is_(None), sendings.c.end.not_in([SendingEnd.REJECTED, SendingEnd.ABSENT]))
-    at_most = batches.c.max_output_usd + batches.c.max_input_usd * tokens_per_byte
+    at_most = batches.c.max_output_usd + batches.c.max_input_usd * per_byte
     unsettled = case((sendings.c.settled_usd.is_(None), func.coalesce(sendings.c.reserved_usd, at_most, 0.0)))
-    query = select(func.sum(sendings.c.settled_usd), func.sum(unsettled)).select_from(of_run)
-    settled, reserved = conn.execute(query.where(batches.c.run_id == run_id, counts)).one()
+    query = select(func.sum(sendings.c.settled_usd), func.sum(unsettled)).select_from(of_runs)
+    settled, reserved = conn.execute(query.where(which, counts)).one()
     return float(settled or 0.0), float(reserved or 0.0)
 
 
@@ -376,6 +398,106 @@ def run_outcomes(conn: Connection, run_id: int) -> Counter[str]:
     for outcomes in conn.scalars(select(batches.c.outcomes).where(batches.c.run_id == run_id)):
         total.update(outcomes or {})
     return total
+
+
+def estimated(conn: Connection, run_id: int, facts: Mapping[str, Any]) -> None:
+    """Note what was said of the run's cost when it began."""
+    conn.execute(update(runs).where(runs.c.id == run_id).values(estimate=dict(facts)))
+
+
+# -- gates -----------------------------------------------------------------------------------------------------------
+
+
+def set_gate(conn: Connection, run_id: int, gate: Gate | None) -> None:
+    """What the run, which has not sent anything yet, waits for; None: nothing."""
+    conn.execute(update(runs).where(runs.c.id == run_id).values(gate=gate))
+
+
+def open_gate(conn: Connection, run_id: int, gate: str, now: datetime) -> bool:
+    """The rest of the run may be sent; False when the gate was open already."""
+    here = (runs.c.id == run_id, runs.c.gate == gate)
+    if not conn.execute(update(runs).where(*here).values(gate=None)).rowcount:
+        return False
+    behind = (batches.c.run_id == run_id, batches.c.state == BatchState.PLANNED, batches.c.due_at > now)
+    waits = batches.c.problem.in_(list(BEHIND_GATE.values()))
+    conn.execute(update(batches).where(*behind, waits).values(due_at=now, problem=None))
+    return True
+
+
+def gate_batches(conn: Connection, run_id: int, gate: str) -> list[Batch]:
+    """The batches that open this gate of the run, but for dropped ones."""
+    here = (batches.c.run_id == run_id, batches.c.gate == gate, batches.c.state != BatchState.DROPPED)
+    return [_batch(row) for row in conn.execute(select(*_BATCH).where(*here).order_by(batches.c.id))]
+
+
+def waits_for_gate(conn: Connection, run_id: int, gate: str) -> bool:
+    """Whether rows wait to be sent again in a batch that opens this gate of the run."""
+    theirs = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.gate == gate)
+    waiting = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.in_(theirs))
+    return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
+
+
+def outcomes_of(conn: Connection, numbers: Sequence[int]) -> dict[str, int]:
+    """Rows that were sent in these batches last, by state."""
+    query = select(requests.c.state, func.count()).where(requests.c.batch_id.in_(numbers)).group_by(requests.c.state)
+    return {row[0]: row[1] for row in conn.execute(query)}
+
+
+def has_sent(conn: Connection, run_id: int) -> bool:
+    """Whether anything of the run has ever been sent, or may have been."""
+    here = (batches.c.run_id == run_id, batches.c.account_id.is_not(None))
+    return conn.scalar(select(batches.c.id).where(*here).limit(1)) is not None
+
+
+def has_succeeded(conn: Connection, job_id: int, recipe: str) -> bool:
+    """Whether a row has succeeded with this recipe, in a run that its canary did not end."""
+    proven = or_(runs.c.reason.is_(None), runs.c.reason != RunReason.CANARY)
+    query = (
+        select(batches.c.outcomes)
+        .join(runs, runs.c.id == batches.c.run_id)
+        .where(batches.c.job_id == job_id, batches.c.recipe == recipe, batches.c.outcomes.is_not(None), proven)
+    )
+    return any((outcomes or {}).get(RowState.SUCCEEDED) for outcomes in conn.scalars(query))
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def file_of(conn: Connection, job_id: int, account_id: int, sha256: str) -> Row[Any] | None:
+    """The file with this content that the job has put up for this account, unless it is to be removed; or None."""
+    here = (files.c.job_id == job_id, files.c.account_id == account_id, files.c.sha256 == sha256)
+    query = select(files).where(*here, ~files.c.delete_remote).order_by(files.c.id.desc()).limit(1)
+    return conn.execute(query).one_or_none()
+
+
+def add_file(conn: Connection, **values: Any) -> None:
+    """Note a file that was put up."""
+    conn.execute(insert(files).values(delete_remote=False, **values))
+
+
+def forget_file(conn: Connection, file_id: str) -> None:
+    """It is not at the API any more."""
+    conn.execute(files.delete().where(files.c.file_id == file_id))
+
+
+def has_files(conn: Connection, job_id: int) -> bool:
+    """Whether the job has put up files that may be at the API still."""
+    return conn.scalar(select(files.c.id).where(files.c.job_id == job_id).limit(1)) is not None
+
+
+def mark_files_done(conn: Connection, job_id: int) -> None:
+    """The job's files are to be removed at the API, if nothing of it waits or is at the API any more."""
+    open_batch = select(batches.c.id).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES))
+    waiting = select(requests.c.id).where(requests.c.job_id == job_id, requests.c.state == text("'pending'"))
+    open_run = select(runs.c.id).where(runs.c.job_id == job_id, runs.c.state == RunState.OPEN)
+    done = ~open_batch.exists() & ~waiting.exists() & ~open_run.exists()
+    conn.execute(update(files).where(files.c.job_id == job_id, done).values(delete_remote=True))
+
+
+def files_to_delete(conn: Connection, job_id: int, account_id: int) -> list[str]:
+    """The ids of the job's files that are to be removed at the API."""
+    here = (files.c.job_id == job_id, files.c.account_id == account_id, files.c.delete_remote)
+    return list(conn.scalars(select(files.c.file_id).where(*here)))
 
 
 # -- batches: reading ------------------------------------------------------------------------------------------------
@@ -446,11 +568,11 @@ def last_sending(conn: Connection, batch_id: int) -> Row[Any]:
     ).one()
 
 
-def at_the_api(conn: Connection, run_id: int) -> bool:
-    """Whether a batch of the run may still cost something, or give room or money back."""
-    there = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
-    query = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(there)).limit(1)
-    return conn.scalar(query) is not None
+def at_the_api(conn: Connection, run_id: int | None = None) -> bool:
+    """Whether a batch of the run, or of any, may still cost something, or give room or money back."""
+    there = batches.c.state.in_((BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED))
+    query = select(batches.c.id).where(there).limit(1)
+    return conn.scalar(query if run_id is None else query.where(batches.c.run_id == run_id)) is not None
 
 
 def due_at_the_api(conn: Connection, account_id: int, due: datetime) -> list[Row[Any]]:
@@ -500,7 +622,8 @@ def jobs_with_work(conn: Connection, *, now: datetime) -> set[int]:
         .join(sendings, sendings.c.batch_id == batches.c.id)
         .where(sendings.c.end == SendingEnd.ABSENT, sendings.c.ended_at > now - TWIN_WATCH)
     )
-    return set(conn.scalars(union(open_run, batch, twin)))
+    file = select(files.c.job_id).where(files.c.delete_remote)
+    return set(conn.scalars(union(open_run, batch, twin, file)))
 
 
 # -- batches: claims -------------------------------------------------------------------------------------------------
@@ -600,12 +723,12 @@ def add_batch(
     recipe: str,
     contents: Packing,
     digest: str,
-    bound: Bound | None,
+    gate: str | None,
     now: datetime,
 ) -> int:
     """A new planned batch, and its rows pending -> in_flight. Raises LostRace when one of them is not free.
 
-    bound: what each of its requests may cost at most.
+    gate: of its run, that it opens; None for an ordinary batch.
     """
     created = conn.execute(
         insert(batches).values(
@@ -618,8 +741,9 @@ def add_batch(
             size_bytes=contents.size,
             requests=contents.requests,
             rows=len(contents.rows),
-            max_output_usd=None if bound is None else contents.requests * bound.output,
-            max_input_usd=None if bound is None else contents.size * bound.byte,
+            max_output_usd=None if contents.unpriced else contents.fixed_usd,
+            max_input_usd=None if contents.unpriced else contents.byte_usd,
+            gate=gate,
             cost_usd=0.0,
             downloads=0,
             wait_seconds=0.0,
@@ -742,9 +866,16 @@ def postpone(
     conn.execute(update(batches).where(batches.c.id == batch.id).values(**values))
 
 
-def hold_back(conn: Connection, job_id: int, why: str, *, now: datetime, due_at: datetime) -> None:
-    """The job's planned batches that are due wait until due_at, or until a batch ends."""
-    due = (batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED, batches.c.due_at <= now)
+def hold_back(
+    conn: Connection, job_id: int, why: str, *, now: datetime, due_at: datetime, behind: int | None = None
+) -> None:
+    """The job's planned batches that are due wait until due_at, or until a batch ends.
+
+    behind: of this run only, but for those that open its gate.
+    """
+    due = [batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED, batches.c.due_at <= now]
+    if behind is not None:
+        due += [batches.c.run_id == behind, batches.c.gate.is_(None)]
     conn.execute(update(batches).where(*due).values(due_at=due_at, problem=why, claimed_by=None))
 
 
@@ -951,20 +1082,33 @@ def _runs_like(conn: Connection, run_id: int, variables: dict[str, Any]) -> list
 def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, int], limit: int) -> list[Row[Any]]:
     """Waiting rows of a run whose request stands in a body, in their order there. after: (body_id, body_n, id)."""
     body, n, row = after
-    columns = (requests.c.id, requests.c.body_id, requests.c.body_n, requests.c.sent_hash)
+    of_row = ("id", "key", "body_id", "body_n", "outcome", "error_type")
+    columns = [requests.c[name] for name in of_row]
     behind = or_(
         requests.c.body_id > body,
         (requests.c.body_id == body) & (requests.c.body_n > n),
         (requests.c.body_id == body) & (requests.c.body_n == n) & (requests.c.id > row),
     )
     query = (
-        select(*columns, batches.c.nonce, batches.c.digest)
+        select(*columns, batches.c.nonce, batches.c.digest, batches.c.gate, batches.c.state.label("body_state"))
         .join(batches, batches.c.id == requests.c.body_id)
         .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"), behind)
         .order_by(requests.c.body_id, requests.c.body_n, requests.c.id)
         .limit(limit)
     )
     return list(conn.execute(query))
+
+
+def leave_rows(conn: Connection, numbers: Sequence[int]) -> None:
+    """Waiting rows that would be sent again in vain -> the outcome that they had."""
+    if numbers:
+        here = (
+            requests.c.id == bindparam("row"),
+            requests.c.state == RowState.PENDING,
+            requests.c.outcome.is_not(None),
+        )
+        values = {"state": requests.c.outcome, "body_id": None, "body_n": None}
+        conn.execute(update(requests).where(*here).values(values), [{"row": number} for number in numbers])
 
 
 def forget_body(conn: Connection, batch: int) -> None:
@@ -1036,11 +1180,16 @@ def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: boo
     return values | ({"batch_id": None, "n": None} if again else {})
 
 
-def add_to_batch(conn: Connection, batch: Batch, *, outcomes: Mapping[str, int], cost_usd: float) -> None:
-    """Count a chunk's outcomes and cost into its batch."""
-    before = conn.execute(select(batches.c.outcomes).where(batches.c.id == batch.id)).scalar_one() or {}
-    total = {name: before.get(name, 0) + outcomes.get(name, 0) for name in before.keys() | outcomes.keys()}
-    values = {"outcomes": total, "cost_usd": batches.c.cost_usd + cost_usd}
+def add_to_batch(
+    conn: Connection, batch: Batch, outcomes: Mapping[str, int], usage: Mapping[str, int], cost_usd: float
+) -> None:
+    """Count a chunk's outcomes, tokens by class and cost into its batch."""
+    before = conn.execute(select(batches.c.outcomes, batches.c.usage).where(batches.c.id == batch.id)).one()
+    values = {
+        "outcomes": dict(Counter(before.outcomes or {}) + Counter(outcomes)),
+        "usage": dict(Counter(before.usage or {}) + Counter(usage)),
+        "cost_usd": batches.c.cost_usd + cost_usd,
+    }
     conn.execute(update(batches).where(batches.c.id == batch.id).values(**values))
 
 

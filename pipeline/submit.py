@@ -8,13 +8,15 @@ committed; an end that proves nothing leaves the batch in `submitting`.
 import random
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
-from pipeline import repack, spool, store
+from pipeline import budget, gates, repack, spool, store
 from pipeline.api import Accepted, Rejected, Unknown
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, Budget
 from pipeline.driver import Driver
@@ -71,7 +73,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
     if isinstance(intent, _NotNow):
         _not_now(driver, batch, intent)
         return False
-    batch, sending = intent
+    batch, sending = intent.batch, intent.sending
 
     def may_finish() -> str | None:
         if driver.stop.event.is_set():
@@ -86,7 +88,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
     end: Accepted | Rejected | Unknown
     try:
         with spool.BodyReader(body, may_finish) as reader:
-            end = _post(driver, reader)
+            end = _post(driver, reader, intent.betas)
     except OSError as exc:  # raised before anything is read: another driver has ended with this batch meanwhile
         end = Rejected(f"its body cannot be read: {exc.strerror}", held_back=True)
     return _record(driver, batch, sending, end)
@@ -94,15 +96,24 @@ def submit(driver: Driver, batch: Batch) -> bool:
 
 @dataclass(frozen=True)
 class _NotNow:
-    """Why a batch is not sent now. pack: how many of its requests could be, 0: all wait; stop: the run must end."""
+    """Why a batch is not sent now. pack: what of it could be, None: all waits; stop: the run must end."""
 
     problem: str
     job: Job
-    pack: int = 0
+    pack: repack.First | None = None
     stop: bool = False
 
 
-def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetime) -> tuple[Batch, int] | _NotNow:
+@dataclass(frozen=True)
+class _Intent:
+    """A sending that is committed. betas: of its batch, as the job names them."""
+
+    batch: Batch
+    sending: int
+    betas: Sequence[str]
+
+
+def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetime) -> _Intent | _NotNow:
     """Take room and money and commit the intent, all in one transaction; or why that cannot be.
 
     Raises RunEnded when the batch's run was ended meanwhile, and AccountStopped for a refused account.
@@ -112,13 +123,13 @@ def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: dateti
         run = store.require_open(conn, batch.run_id)
         job = Job.model_validate(run.job)  # not a copy of before: the run goes by its present limits
         _check_circuit(driver, store.circuit(conn, driver.account_id))
-        not_now = _room(driver, conn, batch, job)
+        not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
         reserved = None
-        if not_now is None and job.limits.max_cost_usd is not None:
-            reserved, not_now = _money(conn, batch, job, job.limits.max_cost_usd, run.tokens_per_byte)
+        if not_now is None:
+            reserved, not_now = _money(driver, conn, batch, job, run)
         if not_now is not None:
             return not_now
-        return store.begin_sending(
+        batch, sending = store.begin_sending(
             conn,
             batch,
             driver.account_id,
@@ -128,13 +139,26 @@ def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: dateti
             due_at=driver.now(),
             reserved_usd=reserved,
         )
+        return _Intent(batch, sending, job.request.betas)
+
+
+def _gate(conn: Connection, batch: Batch, job: Job, run: Row[Any]) -> _NotNow | None:
+    """Whether the batch has to wait for what its run sends first."""
+    if run.gate is None or batch.gate == run.gate:
+        return None
+    waits = run.planned_at is None or store.waits_for_gate(conn, run.id, run.gate)
+    if waits or store.gate_batches(conn, run.id, run.gate):
+        return _NotNow(store.BEHIND_GATE[run.gate], job)
+    # what was to open it is gone, for its rows changed or left the source: others take its place
+    return _NotNow(f"it takes the place of the {run.gate}", job, pack=gates.first(job, run.gate))
 
 
 def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> _NotNow | None:
     """Whether the batch would be more than may be at the API at a time, of its job or of all jobs."""
     of_job, of_all = job.limits.max_in_flight_requests, driver.settings.max_in_flight
     if batch.requests > min(of_job, of_all):
-        return _NotNow("it has more requests than may be at the API at a time", job, pack=min(of_job, of_all))
+        fits = repack.First(min(of_job, of_all), batch.gate)
+        return _NotNow("it has more requests than may be at the API at a time", job, pack=fits)
     flying = store.in_flight(conn)
     ours = flying.get(driver.job_id, 0)
     if ours + batch.requests > of_job:
@@ -147,40 +171,52 @@ def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> _NotNow |
 
 
 def _money(
-    conn: Connection, batch: Batch, job: Job, limit: float, tokens_per_byte: float | None
+    driver: Driver, conn: Connection, batch: Batch, job: Job, run: Row[Any]
 ) -> tuple[float | None, _NotNow | None]:
-    """What to reserve for the batch; or why it cannot be paid for now."""
-    bound = CERTAIN_TOKENS_PER_BYTE if tokens_per_byte is None else tokens_per_byte
+    """What to reserve for the batch, None without a budget; or why it cannot be paid for now."""
+    of_run, of_month = job.limits.max_cost_usd, driver.settings.monthly_budget
+    if of_run is None and of_month is None:
+        return None, None
+    bound = CERTAIN_TOKENS_PER_BYTE if run.tokens_per_byte is None else run.tokens_per_byte
     cost = store.reserve(batch, bound)
     if cost is None:
-        raise Stopped(
-            f"limits.max_cost_usd: batch {batch.id} asks a model without a known price; nothing of it is sent"
-        )
-    fits = Budget(limit, *store.spending(conn, batch.run_id, bound)).fits(cost, batch.requests)
+        raise Stopped(f"a budget: batch {batch.id} asks a model without a known price; nothing of it is sent")
+    fits = batch.requests
+    if of_run is not None:
+        fits = Budget(of_run, *store.spending(conn, batch.run_id, bound)).fits(cost, batch.requests)
+        if fits < batch.requests and store.at_the_api(conn, batch.run_id):
+            return None, _NotNow(store.NO_MONEY, job)
+    if of_month is not None:
+        spent = store.spending_since(conn, budget.month_of(driver.api.now()), CERTAIN_TOKENS_PER_BYTE)
+        in_month = Budget(of_month, *spent).fits(cost, batch.requests)
+        if in_month < batch.requests and store.at_the_api(conn):
+            return None, _NotNow(store.NO_MONEY_OF_MONTH, job)
+        fits = min(fits, in_month)
     if fits == batch.requests:
         return cost, None
-    if store.at_the_api(conn, batch.run_id):
-        return None, _NotNow(store.NO_MONEY, job)
-    return None, _NotNow("the budget does not allow all of it", job, pack=fits, stop=fits == 0)
+    pack = repack.First(fits, batch.gate) if fits else None
+    return None, _NotNow("the budget does not allow all of it", job, pack=pack, stop=fits == 0)
 
 
 def _not_now(driver: Driver, batch: Batch, why: _NotNow) -> None:
-    if why.pack:
+    if why.pack is not None:
         repack.pack_smaller(driver, batch, why.job, why.pack, why.problem)
     elif not why.stop or not repack.stop_run(driver, batch.run_id, RunReason.BUDGET):
         with driver.moving(batch) as conn:
             now, wait = driver.now(), repack.LOOK_AFTER_PLANNING if why.stop else LOOK_AGAIN
-            store.hold_back(conn, driver.job_id, why.problem, now=now, due_at=store.soon(now, wait))
-        driver.tell("held_back", batch=batch.id, problem=why.problem)
+            behind = batch.run_id if why.problem in store.BEHIND_GATE.values() else None
+            store.hold_back(conn, driver.job_id, why.problem, now=now, due_at=store.soon(now, wait), behind=behind)
+        if batch.problem != why.problem:  # it has been said
+            driver.tell("held_back", batch=batch.id, problem=why.problem)
 
 
-def _post(driver: Driver, reader: spool.BodyReader) -> Accepted | Rejected | Unknown:
+def _post(driver: Driver, reader: spool.BodyReader, betas: Sequence[str]) -> Accepted | Rejected | Unknown:
     """POST the body in a thread of its own, so that a driver asked to stop need not wait for a slow answer for ever."""
     answer: Future[Accepted | Rejected | Unknown] = Future()
 
     def create() -> None:
         try:
-            answer.set_result(driver.api.create(reader))
+            answer.set_result(driver.api.create(reader, betas))
         except BaseException as exc:  # noqa: BLE001  # raised again below, in the thread that waits
             answer.set_exception(exc)
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 
-from pipeline.states import BatchState, RowState, RunState, SendingEnd
+from pipeline.states import BatchState, Gate, RowState, RunState, SendingEnd
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -100,7 +100,10 @@ runs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
     Column("tokens_per_byte", Float),  # of input, at most: what its sendings reserve money by; NULL: no budget
+    Column("gate", String),  # what has to come back before the rest of it may be sent; NULL: nothing
+    Column("estimate", JSON(none_as_null=True)),  # what was said of its cost when it began, see estimate.Money
     _one_of("state", RunState),
+    _one_of("gate", Gate),
 )
 
 accounts = Table(
@@ -148,13 +151,17 @@ batches = Table(
     Column("not_found_at", UtcDateTime),  # the first of them
     Column("cancel", Boolean, nullable=False, server_default=false()),  # it is to be canceled at the API
     Column("delete_remote", Boolean, nullable=False, server_default=false()),  # it is to be deleted at the API
-    Column("max_output_usd", Float),  # what it can cost at most: its output; NULL: a model without a known price
+    # what it can cost at most: its output, and files that it only names; NULL: a model without a known price
+    Column("max_output_usd", Float),
     Column("max_input_usd", Float),  # and its input, if each byte were a token
+    Column("gate", String),  # the gate of its run that it opens; NULL: an ordinary batch
+    Column("usage", JSON(none_as_null=True)),  # tokens by class once collected, see collect.USAGE
     _one_of("state", BatchState),
     CheckConstraint(
         "state = 'lost' OR (api_id IS NOT NULL) = (state IN ('in_progress', 'canceling', 'ended', 'collected'))",
         name="has_id",
     ),
+    _one_of("gate", Gate),
     Index("ix_batches_job_id_state", "job_id", "state"),  # what a driver has to do
 )
 
@@ -211,6 +218,22 @@ requests = Table(
     _partial_index("ix_requests_batch_id_n", "batch_id", "n", where="batch_id IS NOT NULL"),
     _partial_index("ix_requests_body", "body_id", "body_n", where="state = 'pending' AND body_id IS NOT NULL"),
     _partial_index("ix_requests_changed", "run_id", where="changed_hash IS NOT NULL"),
+)
+
+#: Files that requests name, put up once through the Files API.
+files = Table(
+    "files",
+    metadata,
+    _id(),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("sha256", String, nullable=False),  # of its content
+    Column("media_type", String, nullable=False),
+    Column("file_id", String, nullable=False, unique=True),  # the API's
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("delete_remote", Boolean, nullable=False, server_default=false()),  # it is to be removed at the API
+    Index("ix_files_job_id_account_id_sha256", "job_id", "account_id", "sha256"),
 )
 
 leases = Table(

@@ -31,6 +31,11 @@ class Names:
     functions: frozenset[str] = frozenset()  #: Jinja's own, like range
 
 
+def is_template(text: str) -> bool:
+    """Whether anything in the text would be filled in."""
+    return "{{" in text or "{%" in text or "{#" in text
+
+
 def is_taken(name: str) -> bool:
     """Whether a bare name in a template is not the column of that name: ours, a function, or a word of Jinja's."""
     words = {"true", "false", "none", "True", "False", "None", "not", "and", "or", "in", "is", "if", "else", "loop"}
@@ -90,7 +95,7 @@ def renderer(
 
 def fill_vars(text: str, variables: Mapping[str, Any]) -> str:
     """`text` with its `{{ vars.x }}` filled in. Raises TemplateProblem for anything else it names."""
-    if "{{" not in text and "{%" not in text and "{#" not in text:
+    if not is_template(text):
         return text
     named = names(text)
     if named.columns or named.all_columns:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from pipeline import changes
 from pipeline.job import Job
 from pipeline.states import RowState
 
@@ -61,6 +62,7 @@ def verdict(
     if known.outcome in (RowState.LOST, RowState.CANCELED):
         return Verdict.KEPT  # only a person can say whether these go again
     retryable = known.outcome in (RowState.ERRORED, RowState.EXPIRED) and known.error_type in job.retry.errors
+    retryable = retryable or changes.of(job.retry, known.outcome, known.error_type) is not None
     attempts_left = retryable and known.attempts < job.retry.max_attempts
     if known.outcome_recipe != recipe or known.state == RowState.PENDING or attempts_left:
         return Verdict.AGAIN

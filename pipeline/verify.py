@@ -117,7 +117,7 @@ def verify_source(database: Database, job: Row[Any], declared: Job, found: Verif
     for chunk in plan.rows.chunks(plan.columns):
         keys = identity.keys(chunk.frame, declared.source.key)
         known = known_rows(keys)
-        for key, row_hash in zip(keys, identity.row_hashes(chunk.frame, plan.prompt_columns), strict=True):
+        for key, row_hash in zip(keys, plan.hashes(chunk), strict=True):
             kind = verdict(known.get(key), row_hash, plan.recipe, declared, refresh=False)
             if kind in _UNPLANNED:
                 found.unplanned += 1

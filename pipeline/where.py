@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +26,13 @@ EMULATED_GRACE = 2.0  # what it accepted shows in its listing at once, so there 
 
 @dataclass(frozen=True)
 class Where:
-    """Where a driver works: state database, spool (None: beside the database), and how to reach the API."""
+    """Where a driver works: state database, spool (None: beside the database), and how to reach the API.
+
+    connect: by which of the SDK's clients, as the job's `api.client` names it.
+    """
 
     database: Database
-    connect: Callable[[], Api]
+    connect: Callable[[str], Api]
     settings: Settings = field(default_factory=Settings)
     spool: str | None = None
     tell: Tell = nothing
@@ -56,14 +60,27 @@ class Where:
         """The spool of a job of the database. Raises DatabaseError when it is not the one that the job has used."""
         return Spool.open(self.spool_root(job.spool), job.name, expected=job.spool_id)
 
+    def client_of(self, job: Row[Any]) -> str:
+        """The SDK's client that a job of the database speaks by."""
+        with self.database.read() as conn:
+            last = store.last_run(conn, job.id)
+        return "default" if last is None else str(last.job.get("api", {}).get("client", "default"))
+
+    def by_client(self, jobs: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:
+        """Jobs of the database by the SDK's client that each speaks by."""
+        found: dict[str, list[Row[Any]]] = {}
+        for job in jobs:
+            found.setdefault(self.client_of(job), []).append(job)
+        return found
+
     @contextlib.contextmanager
-    def api(self) -> Iterator[tuple[Api, int]]:
-        """The API and our account's number there.
+    def api(self, client: str = "default") -> Iterator[tuple[Api, int]]:
+        """The API by one of the SDK's clients, and our account's number there.
 
         Raises InputError for an address that does not answer, for nothing was sent, and DatabaseError when the database
         belongs to the other world.
         """
-        api = self.connect()
+        api = self.connect(client)
         try:
             try:
                 identity = api.identity()
@@ -81,10 +98,10 @@ class Where:
             api.close()
 
     @contextlib.contextmanager
-    def driving(self) -> Iterator["Driving"]:
+    def driving(self, client: str = "default") -> Iterator["Driving"]:
         """Be a driver: with the API, our account there, and a sign of life. Raises as `api` does."""
         with (
-            self.api() as (api, account_id),
+            self.api(client) as (api, account_id),
             leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease,
         ):
             with self.database.write() as conn:
@@ -146,12 +163,34 @@ def at(
             tell("emulator", url=base_url)
         yield Where(
             database=database,
-            connect=lambda: Api.connect(timeout=settings.timeout, base_url=base_url, api_key=api_key),
+            connect=lambda client: Api.connect(
+                # an emulator is spoken to by the plain client, whatever the job names
+                "default" if emulated else client,
+                timeout=settings.timeout,
+                base_url=base_url,
+                api_key=api_key,
+            ),
             settings=settings,
             spool=spool,
             tell=tell,
             stop=stop or Stop(),
         )
+
+
+@contextlib.contextmanager
+def asking(client: str = "default", *, emulated: bool = False) -> Iterator[Api]:
+    """The API, to be asked without a database; or an emulator that is gone afterwards."""
+    timeout = Settings.from_environment().timeout
+    with contextlib.ExitStack() as stack:
+        base_url = api_key = None
+        if emulated:
+            from pipeline.emulator import start
+
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            base_url, api_key = stack.enter_context(start(Path(folder))).url, "emulated"
+        api = Api.connect("default" if emulated else client, timeout=timeout, base_url=base_url, api_key=api_key)
+        stack.callback(api.close)
+        yield api
 
 
 @contextlib.contextmanager

@@ -100,6 +100,7 @@ class World:
             "source": {"path": str(self.folder / "rows.csv"), "key": "id"},
             "request": {"model": "claude-haiku-4-5", "max_tokens": 100, "prompt": "Summarize: {{ text }}"},
             "sink": {"table": "answers"},
+            "canary": False,  # else the first rows of the larger tests would go before the others
         }
         for name, change in changes.items():
             merges = isinstance(change, dict) and isinstance(sections.get(name), dict)
@@ -116,7 +117,7 @@ class World:
         client = self.client(through)
         return Where(
             database=self.database,
-            connect=lambda: Api(client, now=self.clock),
+            connect=lambda _: Api(client, now=self.clock),
             settings=self.settings,
             spool=self.spool,
             tell=self._tell,

@@ -104,7 +104,7 @@ class Point:
                 spool=None if database.is_sqlite else str(self.folder / "spool"),
             )
 
-    def _connect(self) -> Api:
+    def _connect(self, _: str) -> Api:
         http = httpx2.Client(transport=self.transport())
         return Api(anthropic.Anthropic(api_key="test", base_url=self.api, max_retries=0, http_client=http))
 

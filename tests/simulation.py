@@ -328,7 +328,7 @@ class Process:
             self.error = exc
         self.state = "ended"  # what its other threads were at, they do not go on with
 
-    def _connect(self) -> Api:
+    def _connect(self, _: str) -> Api:
         client = anthropic.Anthropic(
             api_key=self.account,
             base_url="http://emulator",
@@ -560,7 +560,7 @@ class Books:
 
     def cost(self, api_id: str) -> float:
         """US dollars of what it has answered."""
-        return sum(pricing.cost(_used(result)) or 0.0 for result in (self.results(api_id) or {}).values())
+        return sum(pricing.LISTED.cost(_used(result)) or 0.0 for result in (self.results(api_id) or {}).values())
 
 
 def _used(result: Mapping[str, Any]) -> Outcome:

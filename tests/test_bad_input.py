@@ -154,9 +154,9 @@ def test_the_job_that_the_cases_spoil_is_right(command: Command, api: Api) -> No
             id="a field twice",
         ),
         pytest.param(
-            "  max_tokens",
-            "  cache: 1h\n  max_tokens",
-            ["job.yaml line 7", "request.cache", "remove the field"],
+            "sink:",
+            "limits: {deadline: 20h}\nsink:",
+            ["job.yaml line", "limits.deadline", "remove the field"],
             id="a field of later",
         ),
         pytest.param(

@@ -585,12 +585,29 @@ def test_a_run_of_which_most_rows_fail_says_how_to_go_on(command: Command, api: 
     with_limits(folder, "max_batch_requests: 500, max_in_flight_requests: 500")
     api.emulator.add_fault(on="item", do="refuse")
 
-    ran = command("run", "job.yaml")
+    ran = command("run", "job.yaml", "--no-canary")
 
     assert ran.code == 3
     assert "run 1    incomplete (failures)" in ran.err
     assert "so many of its rows failed that nothing more is sent" in ran.err
     assert ran.next == ["errors", "job.yaml"]
+
+
+def test_a_canary_of_which_most_rows_fail_says_how_to_go_on(
+    command: Command, api: RunningEmulator, folder: Path
+) -> None:
+    notes = "".join(f"n{i},Note number {i} is about the plant number {i}.\n" for i in range(200))
+    (folder / "notes.csv").write_text(f"id,text\n{notes}")
+    api.emulator.add_fault(on="item", do="refuse")
+
+    ran = command("run", "job.yaml")
+    status = command("status", "job.yaml")
+
+    assert ran.code == 3
+    assert "canary: 20 of its 20 rows failed" in ran.err
+    assert "run 1    incomplete (canary): 200 rows: 180 pending, 20 refused" in ran.err
+    assert "go past it with `run --no-canary`" in ran.err
+    assert ran.next == status.next == ["errors", "job.yaml"]
 
 
 def test_next_commands_carry_what_they_need_and_can_be_pasted(command: Command, folder: Path) -> None:

@@ -51,7 +51,7 @@ def suspended(world: World, *, before: Hook | None = None, after: Hook | None = 
     transport = Between(world.emulator.transport(), before, after)
     client = world.client(transport)
     now = lambda: world.clock() + timedelta(seconds=skew)  # noqa: E731
-    run(world.job(), replace(world.where(), connect=lambda: Api(client, now=now), now=now))
+    run(world.job(), replace(world.where(), connect=lambda _: Api(client, now=now), now=now))
 
 
 def sent(world: World) -> list[tuple[str | None, bool]]:
@@ -201,7 +201,7 @@ def test_a_driver_whose_clock_is_an_hour_off_finds_its_batch_and_keeps_no_other_
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     client = other_program(world)
     off = lambda: world.clock() + timedelta(hours=hours)  # noqa: E731
-    run(world.job(), replace(world.where(), connect=lambda: Api(client, now=off), now=off), Options(detach=True))
+    run(world.job(), replace(world.where(), connect=lambda _: Api(client, now=off), now=off), Options(detach=True))
 
     before = world.clock()
     finished = world.run(world.job())

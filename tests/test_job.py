@@ -361,9 +361,17 @@ def test_a_field_of_a_later_version_is_refused_by_name(job: Loader, field: str) 
     assert "job.yaml line " in message
 
 
-@pytest.mark.parametrize("value", ["true", "{rows: 20}", "null"])
-def test_a_canary_that_is_not_switched_off_is_refused(job: Loader, value: str) -> None:
-    assert "canary: this version does not have" in refusal(job, f"{PLAIN}canary: {value}\n")
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        pytest.param("true", "canary: ", id="on without saying how"),
+        pytest.param("{rows: 0}", "canary.rows: ", id="no rows"),
+        pytest.param("{max_failed: 2}", "canary.max_failed: ", id="more than all"),
+        pytest.param("{row: 5}", "did you mean 'rows'?", id="misspelt"),
+    ],
+)
+def test_a_wrong_canary_is_refused(job: Loader, value: str, said: str) -> None:
+    assert said in refusal(job, f"{PLAIN}canary: {value}\n")
 
 
 def test_several_wrong_fields_are_all_said_at_once(job: Loader) -> None:

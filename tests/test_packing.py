@@ -25,7 +25,7 @@ def packed(body: Packing, texts: Iterable[str], *, dedupe: bool = False) -> tupl
     """The body's bytes, and how many of the texts went in before it was full."""
     lines = [packing.PREFIX]
     for row, text in enumerate(texts):
-        line = body.add(row, digest(params(text)), params(text), dedupe=dedupe)
+        line = body.add(row, digest(params(text)), params(text), None, dedupe=dedupe)
         if line is None:
             break
         lines.append(line)
@@ -84,7 +84,7 @@ def test_a_full_body_stays_as_it_is() -> None:
     packed(body, ["one"])
     size = body.size
 
-    refused = body.add(7, b"other", params("two"), dedupe=True)
+    refused = body.add(7, b"other", params("two"), None, dedupe=True)
 
     assert refused is None
     assert (body.size, body.requests, body.rows) == (size, 1, [(0, 0)])
@@ -95,7 +95,7 @@ def test_the_largest_params_fit_alone_and_one_byte_more_does_not() -> None:
     largest = packing.largest_params(1_000)
 
     fits, too_large = (
-        Packing(NONCE, 10, 1_000).add(0, b"", b"x" * size, dedupe=False) for size in (largest, largest + 1)
+        Packing(NONCE, 10, 1_000).add(0, b"", b"x" * size, None, dedupe=False) for size in (largest, largest + 1)
     )
 
     assert fits is not None

@@ -67,7 +67,7 @@ def test_a_cost_is_what_genai_prices_says_of_a_batch(model: str, usage: tuple[in
         price_context={"processing": "batch"},
     )
 
-    cost = pricing.cost(outcome(model, usage))
+    cost = pricing.LISTED.cost(outcome(model, usage))
 
     assert cost == pytest.approx(float(expected.total_price), rel=1e-9, abs=1e-15)
 
@@ -78,7 +78,7 @@ def test_a_batch_costs_half_of_a_live_call(model: str) -> None:
         genai_prices.Usage(input_tokens=1_000, output_tokens=1_000), model, provider_id="anthropic"
     )
 
-    cost = pricing.cost(outcome(model, (1_000, 1_000, 0, 0, 0)))
+    cost = pricing.LISTED.cost(outcome(model, (1_000, 1_000, 0, 0, 0)))
 
     assert cost == pytest.approx(float(live.total_price) / 2)
 
@@ -95,11 +95,11 @@ def test_the_step_makes_the_whole_prompt_dearer_and_the_answer_too() -> None:
 @pytest.mark.parametrize("model", ["claude-of-next-century", "gpt-4o", ""])
 def test_a_model_without_a_known_price_costs_none_and_not_nothing(model: str) -> None:
     assert pricing.prices(model) is None
-    assert pricing.cost(outcome(model, (1_000, 1_000, 0, 0, 0))) is None
+    assert pricing.LISTED.cost(outcome(model, (1_000, 1_000, 0, 0, 0))) is None
 
 
 def test_what_never_ran_costs_nothing() -> None:
-    assert pricing.cost(Outcome(RowState.ERRORED, "api_error", "x")) == 0.0
+    assert pricing.LISTED.cost(Outcome(RowState.ERRORED, "api_error", "x")) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def job(prompt: str = "{{ body }}", *, nulls: str = "invalid", **fields: Any) ->
 def test_a_request_is_what_the_messages_api_takes() -> None:
     builder = RequestBuilder(job("Sum up: {{ body }}", system="Be brief.", params={"stop_sequences": ["END"]}))
 
-    params = builder.params({"body": "The ship sank."})
+    params = builder.params({"body": "The ship sank."}).params
 
     assert orjson.loads(params) == {
         "model": "claude-haiku-4-5",
@@ -37,7 +37,7 @@ def test_a_request_is_what_the_messages_api_takes() -> None:
 def test_params_are_compact_utf8_and_the_same_bytes_each_time() -> None:
     made = job("{{ body }}")
 
-    first, second = (RequestBuilder(made).params({"body": "ä€😀\n\u2028"}) for _ in range(2))
+    first, second = (RequestBuilder(made).params({"body": "ä€😀\n\u2028"}).params for _ in range(2))
 
     assert first == second
     assert b'": ' not in first
@@ -59,7 +59,7 @@ def test_params_are_compact_utf8_and_the_same_bytes_each_time() -> None:
     ],
 )
 def test_any_text_arrives_as_it_is(text: str) -> None:
-    params = RequestBuilder(job("{{ body }}")).params({"body": text})
+    params = RequestBuilder(job("{{ body }}")).params({"body": text}).params
 
     assert orjson.loads(params)["messages"] == [{"role": "user", "content": text}]
 
@@ -95,7 +95,7 @@ def test_system_may_be_a_list_of_blocks() -> None:
 
 
 def test_the_builder_says_which_columns_it_needs() -> None:
-    assert RequestBuilder(job("{{ b }}{{ a }}{{ row['c d'] }}")).columns.prompt == ("a", "b", "c d")
+    assert RequestBuilder(job("{{ b }}{{ a }}{{ row['c d'] }}")).columns.templates == ("a", "b", "c d")
     assert RequestBuilder(job("{{ row[a] }}")).columns.all_columns
 
 
@@ -114,7 +114,7 @@ def test_a_null_makes_the_row_invalid_unless_the_job_takes_it_as_empty() -> None
     with pytest.raises(RowProblem, match="null in this row: body"):
         RequestBuilder(job("Text: {{ body }}")).params({"body": None})
 
-    params = RequestBuilder(job("Text: {{ body }}", nulls="empty")).params({"body": None})
+    params = RequestBuilder(job("Text: {{ body }}", nulls="empty")).params({"body": None}).params
     assert orjson.loads(params)["messages"][0]["content"] == "Text: "
 
 
@@ -137,13 +137,13 @@ def test_a_wrong_prompt_is_refused_before_any_row(prompt: str, said: str) -> Non
 
 
 def test_vars_reach_the_prompt() -> None:
-    params = RequestBuilder(job("{{ vars.tone }} {{ body }}", vars={"tone": "calm"})).params({"body": "x"})
+    params = RequestBuilder(job("{{ vars.tone }} {{ body }}", vars={"tone": "calm"})).params({"body": "x"}).params
 
     assert orjson.loads(params)["messages"][0]["content"] == "calm x"
 
 
 def test_a_system_prompt_that_holds_our_own_mark_is_sent_as_it_is() -> None:
-    params = RequestBuilder(job("{{ body }}", system="\x00prompt\x00")).params({"body": "x"})
+    params = RequestBuilder(job("{{ body }}", system="\x00prompt\x00")).params({"body": "x"}).params
 
     assert orjson.loads(params)["system"] == "\x00prompt\x00"
     assert orjson.loads(params)["messages"][0]["content"] == "x"

@@ -137,7 +137,7 @@ def test_a_cut_off_answer_is_truncated_and_keeps_its_text_and_bill(stop_reason: 
 
     assert (outcome.state, outcome.stop_reason) == (RowState.TRUNCATED, stop_reason)
     assert said in str(outcome.error_message)
-    assert (outcome.text, outcome.label, outcome.output_tokens) == ('{"label": "yes"}', None, 5)
+    assert (outcome.text, outcome.values, outcome.output_tokens) == ('{"label": "yes"}', None, 5)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_refusal_is_refused_and_says_why(details: Any, said: str) -> None:
 def test_a_label_is_stored_as_declared(answer: str, label: str) -> None:
     outcome = reader(["billing", " How To ", "Straße", "no"]).outcome(answered(answer))
 
-    assert (outcome.state, outcome.label, outcome.text) == (RowState.SUCCEEDED, label, answer)
+    assert (outcome.state, outcome.values, outcome.text) == (RowState.SUCCEEDED, {"label": label}, answer)
 
 
 def test_a_label_behind_a_thinking_block_and_in_two_parts_is_found() -> None:
@@ -182,7 +182,7 @@ def test_a_label_behind_a_thinking_block_and_in_two_parts_is_found() -> None:
 
     outcome = reader(["yes", "no"]).outcome(answered(thinking, '{"label": ', '"yes"}'))
 
-    assert outcome.label == "yes"
+    assert outcome.values == {"label": "yes"}
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_label_behind_a_thinking_block_and_in_two_parts_is_found() -> None:
 def test_an_answer_that_is_no_declared_label_is_unparsable_and_kept(answer: str, said: str) -> None:
     outcome = reader(["yes", "no"]).outcome(answered(answer))
 
-    assert (outcome.state, outcome.error_type, outcome.label) == (RowState.UNPARSABLE, "unparsable", None)
+    assert (outcome.state, outcome.error_type, outcome.values) == (RowState.UNPARSABLE, "unparsable", None)
     assert said in str(outcome.error_message)
     assert (outcome.text, outcome.output_tokens) == (answer, 5)
 
@@ -216,7 +216,7 @@ def test_a_very_long_wrong_label_is_said_in_short() -> None:
 
 
 def test_without_labels_no_answer_is_looked_into() -> None:
-    assert reader().outcome(answered('{"label": "yes"}')).label is None
+    assert reader().outcome(answered('{"label": "yes"}')).values is None
 
 
 # -- everything else -------------------------------------------------------------------------------------------------

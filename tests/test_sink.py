@@ -45,7 +45,9 @@ def answer(
     table: Sink, key: Sequence[Any], text: str | None = "An answer", *, at: datetime.datetime = NOW, **keep: Any
 ) -> tuple[Any, ...]:
     """A row of the table."""
-    outcome = Outcome("succeeded", text=text, label="billing", stop_reason="end_turn", model="m", input_tokens=3)
+    outcome = Outcome(
+        "succeeded", text=text, values={"label": "billing"}, stop_reason="end_turn", model="m", input_tokens=3
+    )
     fixed = Fixed("recipe", 0.25, 1, "nonce-0", "msgbatch_1", 1, at)
     return table.row(orjson.dumps(key).decode(), orjson.dumps(keep).decode() if keep else None, outcome, fixed)
 

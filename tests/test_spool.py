@@ -35,7 +35,7 @@ def filled(spool: Spool, texts: list[str], *, finish: bool = True) -> BodyWriter
     """A body of these texts, one request each."""
     body = BodyWriter(spool, Packing(packing.new_nonce(), 100_000, 256_000_000))
     for row, text in enumerate(texts):
-        assert body.add(row, b"", params(text), dedupe=False)
+        assert body.add(row, b"", params(text), None, dedupe=False)
     if finish:
         body.finish()
     return body
@@ -101,7 +101,7 @@ def test_a_discarded_body_leaves_nothing(spool: Spool) -> None:
 def test_what_does_not_fit_is_not_in_the_body(spool: Spool) -> None:
     body = BodyWriter(spool, Packing(packing.new_nonce(), 2, 1_000_000))
 
-    taken = [body.add(row, b"", params(str(row)), dedupe=False) for row in range(3)]
+    taken = [body.add(row, b"", params(str(row)), None, dedupe=False) for row in range(3)]
     body.finish()
 
     assert taken == [True, True, False]

@@ -1,0 +1,76 @@
+"""What a run sends first and waits for: the canary of a new recipe, and the row that fills the prompt cache.
+
+The API looks at a request only while it works on its batch, so 100,000 wrong ones are known an hour later. The gate
+stands in the state database, not in a process: whoever has collected what went first opens it, or ends the run. If we
+die between the two, the next pass of any driver finds the gate with nothing left to wait for, and decides.
+"""
+
+from datetime import timedelta
+
+from pipeline import store
+from pipeline.driver import Driver
+from pipeline.job import Canary, Job
+from pipeline.repack import First, stop_run
+from pipeline.states import CLOSED_BATCHES, OUTCOMES, BatchState, Gate, RowState, RunReason
+
+ROWS_FOR_EACH = 10  # a run has a canary when it has at least so many times the canary's rows
+PRIMED_ROWS = 3  # a run that has fewer gains nothing by waiting for its first one
+LONGEST_WAIT = timedelta(hours=2)  # for the primer, which only makes the others cheaper
+
+
+def wanted(job: Job, *, rows: int, proven: bool, primes: bool) -> Gate | None:
+    """What a run has to wait for that has not sent anything yet. Pure.
+
+    rows: how many it is going to send; proven: whether a row has succeeded with its recipe; primes: whether what its
+    requests share is long enough for the prompt cache. A canary primes it as well.
+    """
+    if isinstance(job.canary, Canary) and not proven and rows >= ROWS_FOR_EACH * job.canary.rows:
+        return Gate.CANARY
+    return Gate.PRIMER if primes and rows >= PRIMED_ROWS else None
+
+
+def first(job: Job, gate: str) -> First:
+    """The batch that opens this gate. Pure."""
+    canary = job.canary.rows if isinstance(job.canary, Canary) else 1
+    return First(canary if gate == Gate.CANARY else 1, gate)
+
+
+def look(driver: Driver, run_id: int, job: Job) -> None:
+    """Open the gate of a run when what went first has come back, or end the run when that went wrong."""
+    with driver.reading() as conn:
+        gate = store.run(conn, run_id).gate
+        if gate is None:
+            return
+        ahead = store.gate_batches(conn, run_id, gate)
+        if not ahead or store.waits_for_gate(conn, run_id, gate):
+            return
+        back = all(batch.state in CLOSED_BATCHES for batch in ahead)
+        rows = store.outcomes_of(conn, [batch.id for batch in ahead])
+    if gate == Gate.PRIMER:
+        late = any(
+            batch.state is not BatchState.PLANNED and driver.now() - batch.created_at > LONGEST_WAIT for batch in ahead
+        )
+        if back or late:
+            _open(driver, run_id, gate)
+        return
+    answered = sum(rows.get(state, 0) for state in OUTCOMES)
+    if not back or not answered:
+        return
+    failed = answered - rows.get(RowState.SUCCEEDED, 0)
+    if failed > allowed(job) * answered:
+        driver.tell("canary_failed", run=run_id, failed=failed, rows=answered)
+        stop_run(driver, run_id, RunReason.CANARY)
+    else:
+        _open(driver, run_id, gate, failed=failed, rows=answered)
+
+
+def allowed(job: Job) -> float:
+    """The share of the first rows that may fail. Pure."""
+    return job.canary.max_failed if isinstance(job.canary, Canary) else Canary().max_failed
+
+
+def _open(driver: Driver, run_id: int, gate: str, **facts: int) -> None:
+    with driver.database.write() as conn:
+        opened = store.open_gate(conn, run_id, gate, driver.now())
+    if opened:
+        driver.tell("gate_opened", run=run_id, gate=gate, **facts)
