@@ -163,6 +163,8 @@ def _asked(job: Job, quote: Quote) -> Iterator[dict[str, Any]]:
     """One request's params for each model that is asked, with the most tokens; also as `retry.change` alters it."""
     fixed = fixed_params(job)
     most = {model: max(s.max_tokens for s in quote.samples if s.model == model) for model in quote.models}
+    if not most and "model" in fixed:  # no sampled row can be sent, and the model may be wrong all the same
+        most = {fixed["model"]: fixed.get("max_tokens", 1)}
     other = job.retry.change.refused
     if other is not None and most:
         most.setdefault(other.model, max(most.values()))

@@ -139,6 +139,7 @@ def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: dateti
             due_at=driver.now(),
             reserved_usd=reserved,
         )
+        driver.tries_account = False  # one try for each explicit run; success closes the circuit
         return _Intent(batch, sending, job.request.betas)
 
 
@@ -274,7 +275,6 @@ def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected,
 def _check_circuit(driver: Driver, cause: str | None) -> None:
     if cause is not None and not driver.tries_account:
         raise AccountStopped(_stopped(cause))
-    driver.tries_account = False  # one try for each explicit run; success closes the circuit
 
 
 def _stopped(cause: str) -> str:

@@ -17,8 +17,8 @@ import shutil
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,18 @@ def faulty(name: str) -> list[str]:
     return [f"again {name} {LONG}", f"a {name}", "", f"lost {name} {ENDLESS}", f"b {name}"]
 
 
+def gated(name: str) -> list[str]:
+    """Texts of ten rows, of which the first goes before the others and one is cut off."""
+    return [f"first {name}", f"cut {name} {ENDLESS}", *(f"{i} {name}" for i in range(8))]
+
+
+GATED = {
+    "canary": {"rows": 1},
+    "limits": {"max_batch_requests": 9, "max_cost_usd": 1.0},
+    "retry": {"change": {"truncated": {"max_tokens": "20x"}}},
+}
+
+
 def waiting(name: str) -> list[str]:
     """Texts of rows for batches of two: one is accepted without an answer, one with, and for one there is no room."""
     return [f"{text} {name}" for text in ("lost", "a", "b", "c", "d", "e")]
@@ -76,6 +88,7 @@ class Point:
     folder: Path
     texts: list[str]
     batch: int  #: requests of a batch
+    sections: dict[str, Any] = field(default_factory=dict)  #: of the job, over those that all have
     transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
 
     def job(self) -> Job:
@@ -90,6 +103,8 @@ class Point:
                 "limits": {"max_batch_requests": self.batch, "max_in_flight_requests": 4, "max_cost_usd": 1.0},
                 "sink": {"table": "answers", "history": True},
                 "privacy": {"delete_remote": True},
+                "canary": False,
+                **self.sections,
             }
         )
 
@@ -222,6 +237,15 @@ def after_run(point: Point) -> None:
     _check_paid(seen)
 
 
+def after_gated(point: Point) -> None:
+    """Every row has its answer, the one that was cut off by being asked for a longer one; one row went first."""
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 10}, seen
+    assert seen.history == {"truncated": 1}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen
+    _check_paid(seen)
+
+
 def after_retry(point: Point) -> None:
     """The row that was cut off has been answered."""
     seen = Seen.at(point)
@@ -256,11 +280,13 @@ class Script:
     then: tuple[Step, ...]
     check: Step
     accepted: int
+    sections: Mapping[str, Any] = field(default_factory=dict)
 
 
 SCRIPTS = {
     "run": Script(faulty, 4, (), run_it, (run_it, collect), after_run, accepted=5),
     "retry": Script(faulty, 4, (run_it,), retry, (retry, collect), after_retry, accepted=6),
+    "gated": Script(gated, 9, (), run_it, (run_it, collect), after_gated, accepted=11, sections=GATED),
     "cancel": Script(waiting, 2, (begin,), cancel_it, (cancel_it, collect), after_cancel, accepted=4),
 }
 
@@ -361,10 +387,10 @@ def points(script: Script, api: str, database: str, folder: Path) -> Iterator[Po
     folder.mkdir()
     texts = script.texts(folder.name)
     if database == "sqlite":
-        yield Point(api, f"sqlite:///{folder}/batches.db", folder, texts, script.batch)
+        yield Point(api, f"sqlite:///{folder}/batches.db", folder, texts, script.batch, dict(script.sections))
     else:
         with new_database(database, template="template0") as url:
-            yield Point(api, url, folder, texts, script.batch)
+            yield Point(api, url, folder, texts, script.batch, dict(script.sections))
     shutil.rmtree(folder)
 
 

@@ -604,6 +604,7 @@ class Ways:
     history: bool
     delete_remote: bool
     accounts: int
+    canary: bool = False
     recipe: int = 0
 
     @classmethod
@@ -621,6 +622,8 @@ class Ways:
             delete_remote=chance.random() < 0.3,
             accounts=chance.choice((1, 1, 1, 1, 2)),
         )
+        if chance.random() < 0.2:
+            drawn.rows, drawn.canary = chance.randint(10, 12), True
         if drawn.processing_seconds > 3_000:  # one batch after the other would take weeks
             drawn.in_flight = 200_000
         return drawn
@@ -642,14 +645,14 @@ _ROWS = select(
     requests.c.outcome_hash,
 ).order_by(requests.c.id)
 _BATCHES = select(
-    *(batches.c[name] for name in ("id", "run_id", "state", "nonce", "api_id", "requests", "rows", "outcomes")),
+    *(batches.c[name] for name in ("id", "run_id", "state", "nonce", "api_id", "requests", "rows", "outcomes", "gate")),
     *(batches.c[name] for name in ("cost_usd", "created_at", "problem", "delete_remote")),
 ).order_by(batches.c.id)
 _SENDINGS = select(
     *(sendings.c[name] for name in ("id", "batch_id", "end", "api_id", "started_at", "ended_at", "reserved_usd")),
     sendings.c.settled_usd,
 ).order_by(sendings.c.id)
-_RUNS = select(runs.c.id, runs.c.state, runs.c.reason, runs.c.job, runs.c.recipe)
+_RUNS = select(runs.c.id, runs.c.state, runs.c.reason, runs.c.job, runs.c.recipe, runs.c.gate)
 _ANSWERS = select(
     *map(column, ("id", "note", "text", "status", "error_type", "attempts", "custom_id", "batch_id"))
 ).select_from(table("answers"))
@@ -825,6 +828,8 @@ class World:
                 "retry": {"max_attempts": ways.attempts},
                 "privacy": {"delete_remote": ways.delete_remote},
                 "sink": {"table": "answers", "history": ways.history},
+                # one row goes first, and however it fails, the others then go
+                "canary": {"rows": 1, "max_failed": 1.0} if ways.canary else False,
             }
         )
 
@@ -889,6 +894,7 @@ class World:
             self._check_answer(seen, answer)
         for each in seen.runs.values():
             self._check_budget(seen, each)
+            self._check_gate(seen, each)
         self.raise_violation()
         return seen
 
@@ -954,6 +960,14 @@ class World:
             text = "".join(block["text"] for block in result["message"]["content"])
             if answer.text != text:
                 self.violated(f"the answer {answer} has not the API's text {text!r}")
+
+    def _check_gate(self, seen: Seen, each: Row[Any]) -> None:
+        """Before its canary is back, nothing else of a run has been sent."""
+        unsent = (BatchState.PLANNED, BatchState.DROPPED)
+        for batch in seen.batches.values():
+            behind = batch.run_id == each.id and each.gate is not None and batch.gate != each.gate
+            if behind and batch.state not in unsent:
+                self.violated(f"batch {batch.id} is {batch.state}, while run {each.id} waits for its {each.gate}")
 
     def _check_budget(self, seen: Seen, each: Row[Any]) -> None:
         limit = each.job["limits"]["max_cost_usd"]

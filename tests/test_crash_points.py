@@ -64,6 +64,15 @@ def test_a_driver_may_die_at_any_commit_and_any_call(tmp_path: Path, database: s
     assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
 
 
+def test_a_run_behind_a_canary_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "gated")
+
+    assert tried.problems == []
+    assert tried.deaths > 80
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["gated"].accepted
+
+
 def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
     tried = try_every_point(tmp_path, database, "retry")
 
