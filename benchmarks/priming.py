@@ -1,0 +1,112 @@
+"""Runs a job with a shared prefix primed and unprimed, side by side, and prints what the prompt cache did.
+
+python benchmarks/priming.py [--rows 5000] [--prefix 4000] [--batch 500]
+
+Primed: `cache: 1h`, so that one row goes first and writes the prefix. Unprimed: the same breakpoint by hand, so that
+all batches go at once. The API is the emulator, which models the cache: of each batch the first 20 requests begin
+before any of them has written. Exits with 1 if a row has no answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, select
+
+from pipeline import store
+from pipeline.api import Api
+from pipeline.database import Database
+from pipeline.driver import Settings
+from pipeline.emulator import start
+from pipeline.job import Job
+from pipeline.report import money
+from pipeline.run import run
+from pipeline.sink import Sink
+from pipeline.where import Where
+
+MODEL = "claude-sonnet-5"  # caches prefixes from 1,024 tokens on
+BYTES_PER_TOKEN = 4  # of the emulator
+
+
+class Seen(NamedTuple):
+    """What a run's answers say: rows, tokens by class, US dollars."""
+
+    rows: int
+    fresh: int
+    written: int
+    read: int
+    cost: float
+
+
+def main() -> None:
+    """Run both and print a line for each."""
+    parser = argparse.ArgumentParser(description="What priming the prompt cache saves.")
+    parser.add_argument("--rows", type=int, default=5_000)
+    parser.add_argument("--prefix", type=int, default=4_000, help="tokens that all requests share")
+    parser.add_argument("--batch", type=int, default=500, help="requests of a batch")
+    options = parser.parse_args()
+    print(f"{options.rows:,} rows, {options.prefix:,} shared tokens, batches of {options.batch:,}, {MODEL}")
+    print(f"{'':10} {'input':>12} {'written':>12} {'read':>12} {'read of shared':>15} {'cost':>10}")
+    for name, primed in (("unprimed", False), ("primed", True)):
+        seen = measure(options.rows, options.prefix, options.batch, primed=primed)
+        if seen.rows != options.rows:
+            raise SystemExit(f"{name}: {seen.rows} of {options.rows} rows succeeded")
+        share = seen.read / (seen.read + seen.written)
+        line = f"{name:10} {seen.fresh:>12,} {seen.written:>12,} {seen.read:>12,} {share:>15.1%} {money(seen.cost):>10}"
+        print(line, flush=True)
+
+
+def measure(rows: int, prefix: int, batch: int, *, primed: bool) -> Seen:
+    """One run in a folder of its own."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        job = _job(folder, rows, prefix, batch, primed=primed)
+        with start(folder / "emulator", processing_seconds=1.0) as api:
+            database = Database(f"sqlite:///{folder}/batches.db")
+            here = Where(
+                database=database,
+                connect=lambda client: Api.connect(client, timeout=60.0, base_url=api.url, api_key="emulated"),
+                settings=Settings(poll=0.2),
+            )
+            run(job, here)
+            seen = _seen(database, job)
+            database.close()
+        return seen
+
+
+def _job(folder: Path, rows: int, prefix: int, batch: int, *, primed: bool) -> Job:
+    with open(folder / "rows.csv", "w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["id", "text"])
+        writer.writerows([i, f"Ticket number {i} says that something is wrong with parcel {i}."] for i in range(rows))
+    system = ("You sort tickets by the rules of this house. " * prefix)[: prefix * BYTES_PER_TOKEN]
+    by_hand = [{"type": "text", "text": system, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    asked: dict[str, Any] = {"system": system, "cache": "1h"} if primed else {"system": by_hand}
+    return Job.model_validate(
+        {
+            "name": "priming",
+            "source": {"path": str(folder / "rows.csv"), "key": "id"},
+            "request": {"model": MODEL, "max_tokens": 50, "prompt": "{{ text }}", **asked},
+            "limits": {"max_batch_requests": batch},
+            "sink": {"table": "answers"},
+            "canary": False,  # which would write the prefix, too
+        }
+    )
+
+
+def _seen(database: Database, job: Job) -> Seen:
+    with database.read() as conn:
+        row = store.job_named(conn, job.name)
+        assert row is not None
+        table = Sink.of(row).table
+        sums = (table.c[name] for name in ("input_tokens", "cache_write_tokens", "cache_read_tokens", "cost_usd"))
+        query = select(func.count(), *(func.sum(column) for column in sums)).where(table.c.status == "succeeded")
+        return Seen(*conn.execute(query).one())
+
+
+if __name__ == "__main__":
+    main()
