@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 
 from pipeline import store
-from pipeline.api import Api
+from pipeline.api import Api, Reach
 from pipeline.database import Database
 from pipeline.driver import Settings
 from pipeline.emulator import start
@@ -69,7 +69,7 @@ def measure(rows: int, prefix: int, batch: int, *, primed: bool) -> Seen:
             database = Database(f"sqlite:///{folder}/batches.db")
             here = Where(
                 database=database,
-                connect=lambda client: Api.connect(client, timeout=60.0, base_url=api.url, api_key="emulated"),
+                connect=lambda client: Api.connect(Reach(client, 60.0, api.url, "emulated")),
                 settings=Settings(poll=0.2),
             )
             run(job, here)

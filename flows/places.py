@@ -14,7 +14,7 @@ from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
 
 from pipeline import naming, where
-from pipeline.api import Api
+from pipeline.api import Api, Reach
 from pipeline.database import Database, default_url
 from pipeline.driver import Tell
 from pipeline.errors import DatabaseError, InputError, Stopped
@@ -124,5 +124,5 @@ def driving_in(database: Database, blocks: Blocks, *, tell: Tell, emulated: bool
     with where.at(database, spool=os.environ.get("BATCH_SPOOL"), emulated=emulated, tell=tell) as here:
         if key is not None:
             timeout = here.settings.timeout
-            here = replace(here, connect=lambda client: Api.connect(client, timeout=timeout, api_key=key))
+            here = replace(here, connect=lambda client: Api.connect(Reach(client, timeout, api_key=key)))
         yield here

@@ -33,7 +33,6 @@ SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_r
 _COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
 #: The SDK's clients that speak the Message Batches API, by what the job file calls them.
 CLIENTS = {"default": "Anthropic", "aws": "AnthropicAWS", "google": "AnthropicGoogleCloud"}
-_CREDENTIAL_LIBRARIES = ("google", "botocore", "boto3")  # which the SDK asks, and whose errors it passes on
 PAGE = 1_000  # batches of one listing call
 CLOCK_WITHIN = timedelta(seconds=30)  # how well we want to know the API's time
 LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
@@ -72,6 +71,44 @@ class NotFound(Stopped):
     """The API does not know this batch, or no longer has its results."""
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How the API is reached: by which of the SDK's clients (default, aws, google), and with how much patience.
+
+    What is not given the SDK reads from the environment: address, credentials, proxies and certificates.
+    """
+
+    client: str
+    timeout: float  #: of one read or write
+    base_url: str | None = None
+    api_key: str | None = None
+
+
+def made(reach: Reach, *, of: str = "") -> Any:
+    """One of the SDK's clients. of: `Async` for its async twin. Raises InputError when it cannot be made."""
+    options: dict[str, Any] = {
+        "base_url": reach.base_url,
+        "timeout": httpx2.Timeout(reach.timeout, connect=min(reach.timeout, 10.0)),
+        "max_retries": 0,  # the SDK waits as long as retry-after says, even hours; our steps come back instead
+    }
+    if reach.client == "default":
+        options["api_key"] = reach.api_key
+    try:
+        return getattr(anthropic, of + CLIENTS[reach.client])(**options)
+    except (anthropic.AnthropicError, ValueError, ImportError) as exc:  # ImportError: its extra is not installed
+        raise InputError(f"api.client {reach.client}: the client cannot be made: {exc}") from exc
+    except Exception as exc:
+        if not is_of_credentials(exc):
+            raise
+        raise InputError(f"api.client {reach.client}: no credentials: {exc}") from exc
+
+
+def is_of_credentials(exc: Exception) -> bool:
+    """Whether an error says that there are no credentials: of the SDK, or of a library that it asks and passes on."""
+    libraries = ("google", "botocore", "boto3")
+    return isinstance(exc, anthropic.CredentialsError) or type(exc).__module__.partition(".")[0] in libraries
+
+
 class Api:
     """A client of one account."""
 
@@ -81,28 +118,9 @@ class Api:
         self._offset = timedelta(0)  # of the API's clock against ours
 
     @classmethod
-    def connect(
-        cls, client: str = "default", *, timeout: float, base_url: str | None = None, api_key: str | None = None
-    ) -> "Api":
-        """A client as the SDK makes it from the environment: address, credentials, proxies and certificates.
-
-        client: default, aws or google; timeout: seconds of one read or write. Raises InputError when it cannot be made.
-        """
-        options: dict[str, Any] = {
-            "base_url": base_url,
-            "timeout": httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
-            "max_retries": 0,  # the SDK waits as long as retry-after says, even hours; our steps come back instead
-        }
-        if client == "default":
-            options["api_key"] = api_key
-        try:
-            return cls(getattr(anthropic, CLIENTS[client])(**options))
-        except (anthropic.AnthropicError, ValueError, ImportError) as exc:  # ImportError: its extra is not installed
-            raise InputError(f"api.client {client}: the client cannot be made: {exc}") from exc
-        except Exception as exc:
-            if type(exc).__module__.partition(".")[0] not in _CREDENTIAL_LIBRARIES:
-                raise
-            raise InputError(f"api.client {client}: no credentials: {exc}") from exc
+    def connect(cls, reach: Reach) -> "Api":
+        """A client as `made` makes it."""
+        return cls(made(reach))
 
     def close(self) -> None:
         """Close the connections."""
@@ -148,12 +166,15 @@ class Api:
                 "/v1/messages/batches",
                 content=body,
                 cast_to=MessageBatch,
-                options={"headers": {"content-type": "application/json", **_beta(betas)}, "follow_redirects": False},
+                options={
+                    "headers": {"content-type": "application/json", **beta_header(betas)},
+                    "follow_redirects": False,
+                },
             )
         except anthropic.APIStatusError as exc:
             return _refusal(exc, released=body.released)
         except (anthropic.AnthropicError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as exc:
-            problem = _said(exc)
+            problem = in_words(exc)
             if not body.released:
                 ours = _cause_is_ours(exc)
                 return Rejected(problem, wait=5.0, held_back=ours, unreachable=not ours)
@@ -188,7 +209,7 @@ class Api:
         counted = {k: v for k, v in orjson.loads(params).items() if k in _COUNTED}
         with self._sentences():
             patient = self._client.with_options(max_retries=2)
-            return patient.messages.count_tokens(**counted, extra_headers=_beta(betas)).input_tokens
+            return patient.messages.count_tokens(**counted, extra_headers=beta_header(betas)).input_tokens
 
     def models(self) -> list[ModelInfo]:
         """The models that the key can use, newest first. Raises Stopped."""
@@ -208,7 +229,7 @@ class Api:
             except anthropic.APIStatusError as exc:
                 if exc.status_code not in (400, 413) or exc.error_code == "storage_quota_exceeded":
                     raise
-                raise RowProblem(f"the Files API refuses {name}: {_said(exc)}") from exc
+                raise RowProblem(f"the Files API refuses {name}: {in_words(exc)}") from exc
 
     def has_file(self, file_id: str) -> bool:
         """Whether the API still has this file."""
@@ -255,20 +276,20 @@ class Api:
         try:
             yield
         except anthropic.NotFoundError as exc:
-            raise NotFound(f"the API does not find it: {_said(exc)}") from exc
+            raise NotFound(f"the API does not find it: {in_words(exc)}") from exc
         except anthropic.APIStatusError as exc:
             if exc.status_code in CIRCUIT_STATUSES or exc.error_code in SPEND_CODES:
-                raise AccountStopped(f"the API refuses this account: {_said(exc)}") from exc
-            raise ApiUnreachable(f"the API answers {_said(exc)}") from exc
+                raise AccountStopped(f"the API refuses this account: {in_words(exc)}") from exc
+            raise ApiUnreachable(f"the API answers {in_words(exc)}") from exc
         except (anthropic.APIConnectionError, httpx2.HTTPError) as exc:
             raise ApiUnreachable(
-                f"no answer from {self._client.base_url}: {_said(exc)}; check ANTHROPIC_BASE_URL and the network"
+                f"no answer from {self._client.base_url}: {in_words(exc)}; check ANTHROPIC_BASE_URL and the network"
             ) from exc
 
 
 def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unknown:
     """What an error status on a create proves."""
-    problem = _said(exc)
+    problem = in_words(exc)
     told = _seconds(exc.response.headers.get("retry-after"))
     own_envelope = exc.type is not None and exc.api_message is not None
     if exc.status_code == 413:  # a proxy may answer this one in the API's place, and nothing got behind it
@@ -282,11 +303,12 @@ def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unk
     return Unknown(problem, exc.request_id)
 
 
-def _beta(betas: Sequence[str]) -> dict[str, str]:
+def beta_header(betas: Sequence[str]) -> dict[str, str]:
+    """The header of a call under these betas."""
     return {"anthropic-beta": ",".join(betas)} if betas else {}
 
 
-def _said(exc: BaseException) -> str:
+def in_words(exc: BaseException) -> str:
     """An error in one line: status, type, message and request id where the API gave them."""
     if isinstance(exc, anthropic.APIStatusError):
         said = exc.api_message or exc.response.reason_phrase

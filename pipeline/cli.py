@@ -178,6 +178,67 @@ def estimate(
 
 
 @app.command()
+def preview(
+    job: JobArgument,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="How many rows.")] = 3,
+    var: VarOption = None,
+    yes: YesOption = False,
+    database: DatabaseOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """The first rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
+    from rich.console import Console
+
+    from pipeline import checks, where
+    from pipeline import preview as live
+    from pipeline.plan import Plan
+
+    path = _job_file(job, database, emulated=emulator)
+    loaded = _load(path, var)
+    checks.check_params(loaded)
+    picked = live.pick(Plan(loaded), rows)
+    for line in picked.problem_lines():
+        _say(line)
+    _say(f"preview  {live.announcement(picked, loaded)}")
+    if not _confirmed(yes=yes, ask=not as_json):
+        raise typer.Exit(0)
+    with where.reaching(loaded.api.client, emulated=emulator) as reached:
+        client = live.async_client(reached)
+        if as_json:
+            code = live.tell(client, picked, loaded, lambda facts: _json({"event": "preview", **facts}))
+        else:
+            code = live.show(client, picked, loaded, Console(highlight=False, soft_wrap=True))
+    _next("run", str(path))
+    raise typer.Exit(code)
+
+
+@app.command()
+def models(
+    client: Annotated[str, typer.Option(help="Which of the SDK's clients asks: default, aws or google.")] = "default",
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """The models that the key can use: batches, limits, retirement dates, batch prices, capabilities."""
+    from pipeline import catalogue, where
+    from pipeline.api import CLIENTS
+    from pipeline.pricing import LISTED
+
+    if client not in CLIENTS:
+        raise InputError(f"--client {client}: write one of {', '.join(CLIENTS)}")
+    with where.asking(client, emulated=emulator) as api:
+        found = catalogue.facts(api.models(), LISTED)
+    if as_json:
+        for facts in found:
+            _json({"event": "model", **facts})
+        return
+    for line in catalogue.lines(found):
+        sys.stdout.write(line + "\n")
+
+
+@app.command()
 def run(
     job: JobArgument,
     var: VarOption = None,
@@ -788,16 +849,18 @@ def _signals(stop: Any) -> Iterator[None]:
 
 
 def _confirm(*, yes: bool, ask: bool) -> "Callable[[Quote], bool]":
-    def confirm(quote: "Quote") -> bool:
-        if yes or not ask or not quote.to_send or not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return True
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # here Ctrl-C is a no
-        try:
-            return typer.confirm("send this?", err=True)
-        finally:
-            signal.signal(signal.SIGINT, handler)
+    return lambda quote: not quote.to_send or _confirmed(yes=yes, ask=ask)
 
-    return confirm
+
+def _confirmed(*, yes: bool, ask: bool) -> bool:
+    """Whether a person on a terminal says yes; where there is none, it goes on."""
+    if yes or not ask or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # here Ctrl-C is a no
+    try:
+        return typer.confirm("send this?", err=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _confirm_retry(

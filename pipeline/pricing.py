@@ -112,9 +112,9 @@ def _over(listed: Prices | None, own: Price) -> Prices | None:
 
 
 @functools.cache
-def prices(model: str) -> Prices | None:
-    """The list's batch prices of a model by its API name; None when they are not known."""
-    found = _found(model)
+def prices(model: str, *, batch: bool = True) -> Prices | None:
+    """The list's prices of a model by its API name, in a batch or in live calls; None when they are not known."""
+    found = _found(model, batch)
     if found is None:
         return None
     price = found.model_price
@@ -132,7 +132,7 @@ def prices(model: str) -> Prices | None:
 
 def context_window(model: str) -> int:
     """How many tokens a prompt of this model has at most, as far as is known: else as the largest models have."""
-    found = _found(model)
+    found = _found(model, batch=True)
     return LARGEST_CONTEXT if found is None or found.model.context_window is None else int(found.model.context_window)
 
 
@@ -140,7 +140,7 @@ LARGEST_CONTEXT = 1_000_000
 
 
 @functools.cache
-def _found(model: str) -> Any:
+def _found(model: str, batch: bool) -> Any:
     import genai_prices
 
     try:
@@ -148,7 +148,7 @@ def _found(model: str) -> Any:
             genai_prices.Usage(input_tokens=1),
             model,
             provider_id="anthropic",
-            price_context={"processing": "batch"},
+            price_context={"processing": "batch"} if batch else None,
         )
     except LookupError:
         return None

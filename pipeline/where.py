@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from pipeline import leases, store
-from pipeline.api import Api, NotFound
+from pipeline.api import Api, NotFound, Reach
 from pipeline.database import Database
 from pipeline.driver import Driver, Settings, Stop, Tell, nothing
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError
@@ -163,12 +163,9 @@ def at(
             tell("emulator", url=base_url)
         yield Where(
             database=database,
+            # an emulator is spoken to by the plain client, whatever the job names
             connect=lambda client: Api.connect(
-                # an emulator is spoken to by the plain client, whatever the job names
-                "default" if emulated else client,
-                timeout=settings.timeout,
-                base_url=base_url,
-                api_key=api_key,
+                Reach("default" if emulated else client, settings.timeout, base_url, api_key)
             ),
             settings=settings,
             spool=spool,
@@ -178,18 +175,22 @@ def at(
 
 
 @contextlib.contextmanager
-def asking(client: str = "default", *, emulated: bool = False) -> Iterator[Api]:
-    """The API, to be asked without a database; or an emulator that is gone afterwards."""
+def reaching(client: str = "default", *, emulated: bool = False) -> Iterator[Reach]:
+    """How the API is reached without a database; or an emulator that is gone afterwards."""
     timeout = Settings.from_environment().timeout
-    with contextlib.ExitStack() as stack:
-        base_url = api_key = None
-        if emulated:
-            from pipeline.emulator import start
+    if not emulated:
+        yield Reach(client, timeout)
+        return
+    from pipeline.emulator import start
 
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            base_url, api_key = stack.enter_context(start(Path(folder))).url, "emulated"
-        api = Api.connect("default" if emulated else client, timeout=timeout, base_url=base_url, api_key=api_key)
-        stack.callback(api.close)
+    with tempfile.TemporaryDirectory() as folder, start(Path(folder)) as running:
+        yield Reach("default", timeout, running.url, "emulated")
+
+
+@contextlib.contextmanager
+def asking(client: str = "default", *, emulated: bool = False) -> Iterator[Api]:
+    """The API, to be asked without a database, as `reaching` reaches it."""
+    with reaching(client, emulated=emulated) as reached, contextlib.closing(Api.connect(reached)) as api:
         yield api
 
 
