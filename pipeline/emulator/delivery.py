@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
@@ -20,26 +21,25 @@ def deliver(path: Path, faults: list[Fault]) -> Iterator[bytes]:
         with file:
             yield from iter(lambda: file.read(CHUNK_BYTES), b"")
 
-    if not faults:
-        return chunks()
-    file.close()
-    return _faulty(path, faults)
+    return _faulty(file, faults) if faults else chunks()
 
 
-def _faulty(path: Path, faults: list[Fault]) -> Iterator[bytes]:
+def _faulty(file: BinaryIO, faults: list[Fault]) -> Iterator[bytes]:
     cut = next((fault for fault in faults if fault.do == "truncate"), None)
-    with path.open("rb") as file:
+    with file:
+        total = 0 if cut is None else _lines_in(file)
         lines = _touched((line.rstrip(b"\n") for line in file), faults)
         if cut is not None:
-            lines = _kept(lines, _lines_in(path), cut)
+            lines = _kept(lines, total, cut)
         yield from _joined(lines)
     if cut is not None and cut.end != "clean":
         raise ConnectionCut(reset=cut.end == "reset")
 
 
-def _lines_in(path: Path) -> int:
-    with path.open("rb") as file:
-        return 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
+def _lines_in(file: BinaryIO) -> int:
+    lines = 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
+    file.seek(0)
+    return lines
 
 
 def _touched(lines: Iterable[bytes], faults: list[Fault]) -> Iterator[bytes]:
