@@ -138,15 +138,12 @@ class Api:
     def identity(self) -> Identity:
         """Ask the API who we are. Raises InputError without a key, AccountStopped for a refused one, ApiUnreachable."""
         with self._sentences():
-            try:
-                patient = self._client.with_options(max_retries=2)
-                for _ in range(3):  # an answer that took long says little of the time
-                    before = self._local_now()
-                    response = patient.messages.batches.with_raw_response.list(limit=1)
-                    if self._local_now() - before < CLOCK_WITHIN:
-                        break
-            except TypeError as exc:  # the SDK's way to say that it found no credentials
-                raise InputError("no API key: set ANTHROPIC_API_KEY, or add --emulator to try it without one") from exc
+            patient = self._client.with_options(max_retries=2)
+            for _ in range(3):  # an answer that took long says little of the time
+                before = self._local_now()
+                response = patient.messages.batches.with_raw_response.list(limit=1)
+                if self._local_now() - before < CLOCK_WITHIN:
+                    break
         self._learn_clock(response.headers, before)
         organization = response.headers.get("anthropic-organization-id") or self._key_digest()
         return Identity(
@@ -275,6 +272,10 @@ class Api:
     def _sentences(self) -> Iterator[None]:
         try:
             yield
+        except TypeError as exc:  # the SDK's way to say that it found no credentials
+            if "authentication" not in str(exc):
+                raise
+            raise InputError("no API key: set ANTHROPIC_API_KEY, or add --emulator to try it without one") from exc
         except anthropic.NotFoundError as exc:
             raise NotFound(f"the API does not find it: {in_words(exc)}") from exc
         except anthropic.APIStatusError as exc:

@@ -34,6 +34,11 @@ REFUSED = {
     "model": "this is request.model",
     "max_tokens": "this is request.max_tokens",
     "system": "this is request.system",
+    "betas": "this is request.betas",
+    "workspace_id": "this is a header of the call, which the SDK reads from its own settings",
+    "fallbacks": "a batch has no fallbacks; retry.change asks another model",
+    "fallback_credit_token": "a batch has no fallbacks; retry.change asks another model",
+    "thread": "a batch has no threads",
 }
 
 
@@ -77,7 +82,7 @@ def _example(job: Job) -> dict[str, Any]:
 
 def _check_output(job: Job) -> None:
     """The schema or tool of the answer."""
-    schema = answer_schema(job)
+    answer_schema(job)
     for i, tool in enumerate(_tools(job)):
         if "input_schema" in tool:
             problem = schemas.refused(tool["input_schema"], strict=bool(tool.get("strict")))
@@ -94,9 +99,25 @@ def _check_output(job: Job) -> None:
         raise JobError(
             f"request.params.tool_choice: output.tool forces {job.output.tool}; remove tool_choice, or output.tool"
         )
+    wanted = fixed_params(job).get("output_config", {}).get("format")
+    if wanted is not None:
+        _check_format(job, wanted)
+
+
+def _check_format(job: Job, wanted: Any) -> None:
+    """The format that an answer is held to, whoever asks for it."""
+    if job.output.labels is None and job.output.schema_ is None and isinstance(wanted, dict) and "schema" in wanted:
+        problem = schemas.refused(wanted["schema"])
+        if problem is not None:
+            raise JobError(f"request.params.output_config.format.schema: {problem}")
     cited = any(attachment.citations for attachment in job.request.attachments)
-    if cited and schema is not None and job.output.tool is None:
-        raise JobError("request.attachments: citations cannot be had with output.schema; remove one of the two")
+    turns = orjson.dumps([turn.model_dump() for turn in job.request.messages])
+    if cited or b'"citations":{"enabled":true}' in turns:
+        field = "request.attachments" if cited else "request.messages"
+        raise JobError(
+            f"{field}: citations cannot be had with a format of the answer (output.labels, output.schema, or "
+            "output_config.format); remove one of the two"
+        )
 
 
 def _tools(job: Job) -> list[dict[str, Any]]:
@@ -227,11 +248,14 @@ class _Mismatch(Exception):
         self.path = path
 
 
+_OWN_FIELDS = (("model",), ("max_tokens",), ("system",), ("messages",))
+
+
 def _check(value: object, hint: Any, path: tuple[str, ...]) -> None:
     try:
         _match(value, hint, path)
     except _Mismatch as exc:
-        at = exc.path[0] if exc.path[:1] in (("model",), ("max_tokens",), ("system",)) else "params"
+        at = exc.path[0] if exc.path[:1] in _OWN_FIELDS else "params"
         inside = ".".join(exc.path if at == "params" else exc.path[1:])
         where = f"request.{at}" + (f".{inside}" if inside else "")
         raise JobError(f"{where}: {exc}") from None
@@ -306,14 +330,20 @@ def _match_any(value: object, hints: tuple[Any, ...], path: tuple[str, ...]) -> 
 
 
 def _of_same_type(value: object, hints: tuple[Any, ...], path: tuple[str, ...]) -> list[Any]:
-    """Of TypedDicts told apart by a literal `type`, those of the value's type; else all hints."""
-    kinds = {h: get_args(_fields(h).get("type")) for h in hints if typing_extensions.is_typeddict(h)}
-    if not isinstance(value, dict) or "type" not in value or not all(kinds.values()) or len(kinds) < len(hints):
+    """Of TypedDicts told apart by a literal `type` or `role`, those of the value's; else all hints."""
+    tag = next((tag for tag in ("type", "role") if isinstance(value, dict) and tag in value), None)
+    if tag is None:
         return list(hints)
-    fitting = [hint for hint, known in kinds.items() if value["type"] in known]
+    assert isinstance(value, dict)
+    # beside TypedDicts there are the classes of answers, which no job file holds
+    kinds = {h: get_args(_fields(h).get(tag)) for h in hints if typing_extensions.is_typeddict(h)}
+    others = [h for h in hints if h not in kinds and not isinstance(h, type)]
+    if not kinds or not all(kinds.values()) or others:
+        return list(hints)
+    fitting = [hint for hint, known in kinds.items() if value[tag] in known]
     if not fitting:
         known = ", ".join(sorted(repr(kind) for group in kinds.values() for kind in group))
-        raise _Mismatch((*path, "type"), f"must be one of {known} (it is {value['type']!r})")
+        raise _Mismatch((*path, tag), f"must be one of {known} (it is {value[tag]!r})")
     return fitting
 
 

@@ -136,7 +136,7 @@ def check(
         if quote.problems:
             _say(f"warning  {report.invalid_share(quote)}")
         if first is not None:
-            sys.stdout.write(orjson.dumps(first, option=orjson.OPT_INDENT_2).decode() + "\n")
+            sys.stdout.write(orjson.dumps(report.shortened(first), option=orjson.OPT_INDENT_2).decode() + "\n")
     _next("run", str(path))
 
 

@@ -18,6 +18,8 @@ from pipeline.tables import batches
 
 PAST_ANSWERS = 10_000  # of the newest ones, at most
 CERTAINTY = 1.96  # standard errors to either side hold the mean 95 times of 100
+GUESS = 0.25  # how far a count by bytes may be off, to either side
+
 USUAL_HOURS, MOST_HOURS = (
     1,
     24,
@@ -153,12 +155,18 @@ def estimate(
         shared = 0 if cached is None else cached.tokens
         rate = 0.0 if cached is None else cached.rate
 
-        def cost(output: float | None, read: float) -> float:
-            each = (_cost(quote, s, t, shared, read, output, job) for s, t in zip(samples, tokens, strict=True))
+        doubt = counted.error / counted.mean if counted.mean else 0.0
+
+        def cost(output: float | None, read: float, factor: float = 1.0) -> float:
+            each = (
+                _cost(quote, sample, factor * n, round(factor * shared), read, output, job)
+                for sample, n in zip(samples, tokens, strict=True)
+            )
             return quote.to_send * statistics.mean(each)
 
         best = 0.0 if cached is None else 1.0 - 1.0 / max(1, quote.to_send)  # one writes it, all others read it
-        money = Money(cost(low, best), None if expected is None else cost(expected, rate), cost(None, 0.0))
+        about = None if expected is None else cost(expected, rate)
+        money = Money(cost(low, best, 1 - doubt), about, cost(None, 0.0, 1 + doubt))
     return Estimate(
         requests=quote.to_send,
         batches=quote.batches if quote.to_send else 0,
@@ -170,7 +178,7 @@ def estimate(
         money=money,
         rounds=math.ceil(quote.to_send / queue),
         queue=queue,
-        assumes=list(_assumptions(job, counted, before, cached)),
+        assumes=list(_assumptions(job, quote.to_send, counted, before, cached)),
     )
 
 
@@ -184,8 +192,9 @@ def _tokens(samples: Sequence[Sample], counts: Sequence[int]) -> list[float]:
 def _counted(tokens: Sequence[float], sampled: int) -> Counted:
     if not tokens:
         return Counted(0.0, 0.0, sampled)
+    mean = statistics.mean(tokens)
     error = CERTAINTY * statistics.stdev(tokens) / math.sqrt(len(tokens)) if len(tokens) > 1 else 0.0
-    return Counted(statistics.mean(tokens), error, sampled)
+    return Counted(mean, error if sampled else max(error, GUESS * mean), sampled)
 
 
 def _cached(job: Job, quote: Quote, prefix_tokens: int, before: Past | None) -> Cached | None:
@@ -220,17 +229,17 @@ def _cost(
     return prices.cost(usage)
 
 
-def _assumptions(job: Job, counted: Counted, before: Past | None, cached: Cached | None) -> list[str]:
+def _assumptions(job: Job, requests: int, counted: Counted, before: Past | None, cached: Cached | None) -> list[str]:
     found = ["batch prices, half of the list's; every row is asked once"]
     if job.retry.change != type(job.retry.change)():
         found.append("what retry.change sends again comes on top")
     if counted.sampled:
         found.append(f"input by the API's own count of {counted.sampled} rows of a random sample")
     else:
-        found.append("input by the bytes of a random sample, 3.5 a token: the API was not asked")
+        found.append("input by the bytes of a random sample, 3.5 a token give or take a quarter: the API was not asked")
     if before is not None:
         found.append(f"output as {before.answers:,} past answers of this job took: low is what a tenth stayed within")
-    elif isinstance(job.canary, Canary):
+    elif isinstance(job.canary, Canary) and job.canary.is_for(requests):
         found.append(f"output: nothing is known before the canary, the first {job.canary.rows} rows, is back")
     else:
         found.append("output: nothing is known before the first rows are answered; try `run --limit 20`")

@@ -13,7 +13,6 @@ from pipeline.job import Canary, Job
 from pipeline.repack import First, stop_run
 from pipeline.states import CLOSED_BATCHES, OUTCOMES, BatchState, Gate, RowState, RunReason
 
-ROWS_FOR_EACH = 10  # a run has a canary when it has at least so many times the canary's rows
 PRIMED_ROWS = 3  # a run that has fewer gains nothing by waiting for its first one
 LONGEST_WAIT = timedelta(hours=2)  # for the primer, which only makes the others cheaper
 
@@ -24,7 +23,7 @@ def wanted(job: Job, *, rows: int, proven: bool, primes: bool) -> Gate | None:
     rows: how many it is going to send; proven: whether a row has succeeded with its recipe; primes: whether what its
     requests share is long enough for the prompt cache. A canary primes it as well.
     """
-    if isinstance(job.canary, Canary) and not proven and rows >= ROWS_FOR_EACH * job.canary.rows:
+    if isinstance(job.canary, Canary) and not proven and job.canary.is_for(rows):
         return Gate.CANARY
     return Gate.PRIMER if primes and rows >= PRIMED_ROWS else None
 

@@ -5,7 +5,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -178,10 +178,31 @@ class Request(Section):
 
 
 def texts_of(content: str | list[dict[str, Any]]) -> list[str]:
-    """The texts of a turn's content that are templates."""
+    """The texts of a turn's content that are templates: its own, or those of its text blocks and text documents."""
     if isinstance(content, str):
         return [content]
-    return [block["text"] for block in content if block.get("type") == "text" and isinstance(block.get("text"), str)]
+    found: list[str] = []
+
+    def note(text: str) -> str:
+        found.append(text)
+        return text
+
+    with_texts(content, note)
+    return found
+
+
+def with_texts(content: str | list[dict[str, Any]], change: Callable[[str], str]) -> str | list[dict[str, Any]]:
+    """A turn's content with each text that is a template changed."""
+    return change(content) if isinstance(content, str) else [_with_text(block, change) for block in content]
+
+
+def _with_text(block: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    source = block.get("source")
+    if block.get("type") == "text" and isinstance(block.get("text"), str):
+        return {**block, "text": change(block["text"])}
+    if isinstance(source, dict) and source.get("type") == "text" and isinstance(source.get("data"), str):
+        return {**block, "source": {**source, "data": change(source["data"])}}
+    return block
 
 
 #: The SDK's other clients, which have no Message Batches API, and what does the same there.
@@ -277,6 +298,10 @@ class Canary(Section):
 
     rows: Annotated[int, Field(ge=1, le=10_000)] = 20
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2
+
+    def is_for(self, rows: int) -> bool:
+        """Whether a run of so many rows is large enough to have one."""
+        return rows >= 10 * self.rows
 
 
 class Limits(Section):

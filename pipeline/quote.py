@@ -12,6 +12,7 @@ from pipeline import pricing
 from pipeline.job import Job
 from pipeline.pricing import PriceList, Prices
 from pipeline.requests import Built
+from pipeline.results import run_by_the_api
 from pipeline.verdicts import SENT, Verdict
 
 SAMPLED = 100  # rows that are rendered for the quote
@@ -28,9 +29,9 @@ class Reservoir:
     The same each time for the same stream.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, seed: int = 0) -> None:
         self._size, self._seen = size, 0
-        self._chance = random.Random(0)
+        self._chance = random.Random(seed)
         self._weight = 1.0
         self._next = size  # index of the next item that replaces one
 
@@ -72,6 +73,7 @@ class Quote:
     max_requests: int
     max_bytes: int
     max_cost_usd: float | None  #: what the run may cost at most; None: no limit
+    unbounded: str | None = None  #: a tool that the API runs, whose cost nobody can say before
     rows: Counter[Verdict] = field(default_factory=Counter)
     stale_batches: set[int] = field(default_factory=set)  #: planned, not sent, with a row that has changed since
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(SAMPLED))
@@ -82,8 +84,8 @@ class Quote:
     @classmethod
     def of(cls, job: Job, listed: PriceList) -> "Quote":
         """An empty one for this job."""
-        limits = job.limits
-        return cls(listed, limits.max_batch_requests, limits.max_batch_bytes, limits.max_cost_usd)
+        limits, unbounded = job.limits, run_by_the_api(job.request.params)
+        return cls(listed, limits.max_batch_requests, limits.max_batch_bytes, limits.max_cost_usd, unbounded)
 
     def put(self, slot: int, built: Built, carried: bytes) -> None:
         """A sampled request. carried: its params with all files in it."""

@@ -69,6 +69,8 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
     elif quote.samples:
         most = f"at most about {money(quote.cost_most)} if every answer takes {quote.max_tokens} tokens"
         yield f"cost     about {money(quote.cost_input)} for the input, {most}"
+    if quote.unbounded is not None:
+        yield f"         and on top what {quote.unbounded} costs and reads at the API"
     if quote.max_cost_usd is not None:
         yield _limit_line(quote)
 
@@ -77,6 +79,15 @@ def _limit_line(quote: Quote) -> str:
     enough = quote.cost_most is not None and quote.max_cost_usd is not None and quote.cost_most <= quote.max_cost_usd
     then = "enough for that" if enough else "the run stops before it costs more"
     return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
+
+
+def shortened(params: Any) -> Any:
+    """A request for people: of the files that it carries only how they begin."""
+    if isinstance(params, dict):
+        carried = params.get("type") == "base64" and isinstance(params.get("data"), str)
+        rest = {"data": f"{params['data'][:40]}... ({len(params['data']):,} characters)"} if carried else {}
+        return {name: shortened(value) for name, value in {**params, **rest}.items()}
+    return [shortened(value) for value in params] if isinstance(params, list) else params
 
 
 def invalid_share(quote: Quote) -> str:

@@ -12,7 +12,7 @@ from pipeline import conversation, pricing, templates
 from pipeline.attachments import Attachments, Content, LocalFolder
 from pipeline.budget import elsewhere
 from pipeline.errors import JobError
-from pipeline.job import MAX_TOKENS, Job, Turn, texts_of
+from pipeline.job import MAX_TOKENS, Job, Turn, texts_of, with_texts
 from pipeline.templates import RowProblem
 
 Row = Mapping[str, Any]
@@ -142,18 +142,15 @@ class RequestBuilder:
         return templates.renderer(template, self._job.vars, self._job.source.nulls)
 
     def _turn_renderer(self, turn: Turn) -> Callable[[Row], dict[str, Any]]:
-        content = turn.content
-        if isinstance(content, str):
-            render = self._renderer(content)
-            return lambda row: {"role": turn.role, "content": _not_empty(render(row), "request.messages")}
-        blocks = [self._block_renderer(block) for block in content]
-        return lambda row: {"role": turn.role, "content": [block(row) for block in blocks]}
+        renders = {text: self._renderer(text) for text in texts_of(turn.content)}
 
-    def _block_renderer(self, block: dict[str, Any]) -> Callable[[Row], dict[str, Any]]:
-        if block.get("type") != "text" or not isinstance(block.get("text"), str):
-            return lambda row: block
-        render = self._renderer(block["text"])
-        return lambda row: {**block, "text": _not_empty(render(row), "request.messages")}
+        def rendered(row: Row) -> dict[str, Any]:
+            def fill(text: str) -> str:
+                return _not_empty(renders[text](row), "request.messages")
+
+            return {"role": turn.role, "content": with_texts(turn.content, fill)}
+
+        return rendered
 
 
 def stand_in(content: Content) -> str:
@@ -227,19 +224,8 @@ def _of_rows(job: Job, template: str) -> bool:
 
 def _filled(job: Job, turn: Turn) -> dict[str, Any]:
     """A turn that only names vars, if anything."""
-
-    def fill(text: str) -> str:
-        return templates.renderer(text, job.vars, "invalid")({})
-
-    content = turn.content
-    if isinstance(content, str):
-        return {"role": turn.role, "content": fill(content)}
-    return {
-        "role": turn.role,
-        "content": [
-            {**block, "text": fill(block["text"])} if block.get("type") == "text" else block for block in content
-        ],
-    }
+    content = with_texts(turn.content, lambda text: templates.renderer(text, job.vars, "invalid")({}))
+    return {"role": turn.role, "content": content}
 
 
 def _format(job: Job) -> dict[str, Any] | None:

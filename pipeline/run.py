@@ -304,7 +304,7 @@ class _Run:
             job,
             self._quote,
             counts=(),
-            prefix_tokens=self._prefix,
+            prefix_tokens=checks.shared_tokens(job, self._quote, None),  # by its bytes, as all else
             before=None if row is None else past(conn, row, driver.sink, self._plan.recipe),
             queue=driver.settings.max_in_flight,
         )

@@ -150,6 +150,30 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
             ["request.params.context_management"],
             id="a beta field without beta",
         ),
+        pytest.param(
+            {"attachments": [{"document": "body", "citations": True}], "output": {"labels": ["a", "b"]}},
+            ["request.attachments: citations cannot be had with a format of the answer"],
+            id="citations and labels",
+        ),
+        pytest.param(
+            {"params": {"output_config": {"format": {"type": "json_schema", "schema": schema(a={"minLength": 1})}}}},
+            ["request.params.output_config.format.schema: properties.a", "minLength"],
+            id="a keyword in a format of their own",
+        ),
+        pytest.param({"params": {"workspace_id": "w"}}, ["request.params.workspace_id", "a header"], id="a header"),
+        pytest.param(
+            {"betas": ["x"], "params": {"fallbacks": []}}, ["request.params.fallbacks", "retry.change"], id="fallbacks"
+        ),
+        pytest.param(
+            {"messages": [{"role": "user", "content": [{"type": "text", "txt": "x"}]}]},
+            ["request.messages.0.content.0.txt", "did you mean 'text'"],
+            id="a misspelt field of a block",
+        ),
+        pytest.param(
+            {"messages": [{"role": "user", "content": [{"type": "txt", "text": "x"}]}]},
+            ["request.messages.0.content.0.type: must be one of", "'image'"],
+            id="no such block",
+        ),
         pytest.param({"api": {"client": "bedrock"}}, ["api.client", "aws (Claude Platform on AWS)"], id="bedrock"),
         pytest.param({"api": {"client": "vertex"}}, ["api.client", "google (Claude on Google Cloud)"], id="vertex"),
         pytest.param({"api": {"client": "foundry"}}, ["api.client", "no batches of Claude requests"], id="foundry"),
@@ -236,6 +260,20 @@ def test_an_api_that_does_not_answer_keeps_check_from_nothing_but_the_models(
 
     assert checked.code == 0
     assert "warning  the models were not checked: no answer from http://127.0.0.1:9" in checked.err
+
+
+def test_without_a_key_check_proves_all_but_the_models(
+    command: Command,  # noqa: F811  # a fixture
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    job()
+
+    checked = command("check", "job.yaml")
+
+    assert checked.code == 0
+    assert "warning  the models were not checked: no API key" in checked.err
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------

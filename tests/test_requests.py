@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import JobError
 from pipeline.job import Job
@@ -147,3 +147,117 @@ def test_a_system_prompt_that_holds_our_own_mark_is_sent_as_it_is() -> None:
 
     assert orjson.loads(params)["system"] == "\x00prompt\x00"
     assert orjson.loads(params)["messages"][0]["content"] == "x"
+
+
+# -- conversations -----------------------------------------------------------------------------------------------------
+
+SHOTS = [{"role": "user", "content": "Ping."}, {"role": "assistant", "content": "Pong."}]
+
+
+def messages(made: Job, row: dict[str, Any]) -> list[dict[str, Any]]:
+    said: list[dict[str, Any]] = orjson.loads(RequestBuilder(made).params(row).params)["messages"]
+    return said
+
+
+def test_turns_stand_between_the_examples_and_the_prompt() -> None:
+    earlier = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes?"}]},
+    ]
+
+    said = messages(job("{{ body }}", messages=SHOTS, turns="history"), {"body": "Now.", "history": earlier})
+
+    assert said == [*SHOTS, *earlier, {"role": "user", "content": "Now."}]
+
+
+@pytest.mark.parametrize("empty", [None, "", "[]", []], ids=["null", "no text", "no turn as JSON", "no turn"])
+def test_a_row_without_turns_begins_the_conversation(empty: object) -> None:
+    assert messages(job(turns="history"), {"body": "Now.", "history": empty}) == [{"role": "user", "content": "Now."}]
+
+
+def test_examples_are_templates_of_the_row() -> None:
+    shots = [{"role": "user", "content": [{"type": "text", "text": "In {{ language }}?"}]}, SHOTS[1]]
+
+    said = messages(job(messages=shots), {"body": "Now.", "language": "Greek"})
+
+    assert said[0] == {"role": "user", "content": [{"type": "text", "text": "In Greek?"}]}
+
+
+def test_a_text_document_in_an_example_is_a_template_too() -> None:
+    document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "About {{ body }}"}}
+
+    said = messages(job(messages=[{"role": "user", "content": [document]}]), {"body": "ships"})
+
+    assert said[0]["content"][0]["source"]["data"] == "About ships"
+
+
+def test_model_and_max_tokens_may_be_the_rows_own() -> None:
+    made = job(model="claude-{{ line }}-5", max_tokens="{{ n }}", system="Be brief.")
+
+    built = RequestBuilder(made).params({"body": "x", "line": "sonnet", "n": 300.0})
+
+    assert (built.model, built.max_tokens) == ("claude-sonnet-5", 300)
+    assert orjson.loads(built.params) == {
+        "model": "claude-sonnet-5",
+        "max_tokens": 300,
+        "system": "Be brief.",
+        "messages": [{"role": "user", "content": "x"}],
+    }
+
+
+# -- the prompt cache --------------------------------------------------------------------------------------------------
+
+TOOLS = [{"name": name, "input_schema": {"type": "object"}} for name in ("first", "last")]
+MARK = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+
+
+def test_the_breakpoint_stands_behind_the_last_example_that_is_the_same_in_all_requests() -> None:
+    varies = {"role": "user", "content": "About {{ body }}?"}
+    made = job(system="Be brief.", messages=[*SHOTS, varies], cache="1h", params={"tools": TOOLS})
+
+    params = orjson.loads(RequestBuilder(made).params({"body": "x"}).params)
+
+    assert params["messages"][1] == {"role": "assistant", "content": [{"type": "text", "text": "Pong.", **MARK}]}
+    assert orjson.dumps(params).count(b"cache_control") == 1
+
+
+def test_without_examples_it_stands_behind_the_system_prompt() -> None:
+    assert fixed_params(job(system="Be brief.", cache="5m", params={"tools": TOOLS}))["system"] == [
+        {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "ttl": "5m"}}
+    ]
+
+
+def test_without_either_it_stands_behind_the_tools() -> None:
+    assert fixed_params(job(cache="1h", params={"tools": TOOLS}))["tools"] == [TOOLS[0], {**TOOLS[1], **MARK}]
+
+
+def test_what_a_request_may_cost_knows_that_it_writes_to_the_cache() -> None:
+    assert RequestBuilder(job(system="Be brief.", cache="1h")).params({"body": "x"}).caches
+    assert not RequestBuilder(job(system="Be brief.")).params({"body": "x"}).caches
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tool_that_is_the_answer_is_forced() -> None:
+    made = job(params={"tools": TOOLS}, output={"tool": "last"})
+
+    assert fixed_params(made)["tool_choice"] == {"type": "tool", "name": "last"}
+
+
+def test_a_choice_of_their_own_for_that_tool_stays() -> None:
+    chosen = {"type": "tool", "name": "last", "disable_parallel_tool_use": True}
+    made = job(params={"tools": TOOLS, "tool_choice": chosen}, output={"tool": "last"})
+
+    assert fixed_params(made)["tool_choice"] == chosen
+
+
+def test_a_schema_may_be_a_pydantic_model() -> None:
+    class Invoice(BaseModel):
+        total: float
+        paid: bool
+
+    schema = fixed_params(job(output={"schema": Invoice}))["output_config"]["format"]["schema"]
+
+    assert schema["properties"].keys() == {"total", "paid"}
+    assert schema["additionalProperties"] is False
