@@ -337,7 +337,7 @@ def _of_same_type(value: object, hints: tuple[Any, ...], path: tuple[str, ...]) 
     assert isinstance(value, dict)
     # beside TypedDicts there are the classes of answers, which no job file holds
     kinds = {h: get_args(_fields(h).get(tag)) for h in hints if typing_extensions.is_typeddict(h)}
-    others = [h for h in hints if h not in kinds and not isinstance(h, type)]
+    others = [h for h in hints if h not in kinds and not _are_classes(h)]
     if not kinds or not all(kinds.values()) or others:
         return list(hints)
     fitting = [hint for hint, known in kinds.items() if value[tag] in known]
@@ -345,6 +345,13 @@ def _of_same_type(value: object, hints: tuple[Any, ...], path: tuple[str, ...]) 
         known = ", ".join(sorted(repr(kind) for group in kinds.values() for kind in group))
         raise _Mismatch((*path, tag), f"must be one of {known} (it is {value[tag]!r})")
     return fitting
+
+
+def _are_classes(hint: Any) -> bool:
+    """Whether the type is a class, or a union of classes."""
+    plain = _unwrapped(hint)
+    members = get_args(plain) if get_origin(plain) in (Union, types.UnionType) else (plain,)
+    return all(isinstance(member, type) for member in members)
 
 
 def _match_fields(value: object, hint: Any, path: tuple[str, ...]) -> None:
