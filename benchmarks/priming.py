@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 
 from pipeline import store
-from pipeline.api import Api, Reach
+from pipeline.api import Api
+from pipeline.clients import Reach
 from pipeline.database import Database
 from pipeline.driver import Settings
 from pipeline.emulator import start

@@ -14,7 +14,8 @@ from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
 
 from pipeline import naming, where
-from pipeline.api import Api, Reach
+from pipeline.api import Api
+from pipeline.clients import Reach
 from pipeline.database import Database, default_url
 from pipeline.driver import Tell
 from pipeline.errors import DatabaseError, InputError, Stopped

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import anthropic
 import httpx2
@@ -20,6 +19,7 @@ from anthropic.types import ModelInfo
 from anthropic.types.messages import MessageBatch
 
 from pipeline.account import Identity
+from pipeline.clients import BODY_DIGEST, CLIENTS, Reach, SigningAWS, made, of_credentials
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, Stopped
 from pipeline.spool import BodyReader, HeldBack
 from pipeline.templates import RowProblem
@@ -31,8 +31,6 @@ CIRCUIT_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 422})
 SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
 #: What of a request's params the count of its tokens takes.
 _COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
-#: The SDK's clients that speak the Message Batches API, by what the job file calls them.
-CLIENTS = {"default": "Anthropic", "aws": "AnthropicAWS", "google": "AnthropicGoogleCloud"}
 PAGE = 1_000  # batches of one listing call
 CLOCK_WITHIN = timedelta(seconds=30)  # how well we want to know the API's time
 LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
@@ -71,49 +69,12 @@ class NotFound(Stopped):
     """The API does not know this batch, or no longer has its results."""
 
 
-@dataclass(frozen=True)
-class Reach:
-    """How the API is reached: by which of the SDK's clients (default, aws, google), and with how much patience.
-
-    What is not given the SDK reads from the environment: address, credentials, proxies and certificates.
-    """
-
-    client: str
-    timeout: float  #: of one read or write
-    base_url: str | None = None
-    api_key: str | None = None
-
-
-def made(reach: Reach, *, of: str = "") -> Any:
-    """One of the SDK's clients. of: `Async` for its async twin. Raises InputError when it cannot be made."""
-    options: dict[str, Any] = {
-        "base_url": reach.base_url,
-        "timeout": httpx2.Timeout(reach.timeout, connect=min(reach.timeout, 10.0)),
-        "max_retries": 0,  # the SDK waits as long as retry-after says, even hours; our steps come back instead
-    }
-    if reach.client == "default":
-        options["api_key"] = reach.api_key
-    try:
-        return getattr(anthropic, of + CLIENTS[reach.client])(**options)
-    except (anthropic.AnthropicError, ValueError, ImportError) as exc:  # ImportError: its extra is not installed
-        raise InputError(f"api.client {reach.client}: the client cannot be made: {exc}") from exc
-    except Exception as exc:
-        if not is_of_credentials(exc):
-            raise
-        raise InputError(f"api.client {reach.client}: no credentials: {exc}") from exc
-
-
-def is_of_credentials(exc: Exception) -> bool:
-    """Whether an error says that there are no credentials: of the SDK, or of a library that it asks and passes on."""
-    libraries = ("google", "botocore", "boto3")
-    return isinstance(exc, anthropic.CredentialsError) or type(exc).__module__.partition(".")[0] in libraries
-
-
 class Api:
     """A client of one account."""
 
     def __init__(self, client: anthropic.Anthropic, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._client = client
+        self._client_name = next((name for name, kind in CLIENTS.items() if kind in _classes(client)), "default")
         self._local_now = now
         self._offset = timedelta(0)  # of the API's clock against ours
 
@@ -145,7 +106,8 @@ class Api:
                 if self._local_now() - before < CLOCK_WITHIN:
                     break
         self._learn_clock(response.headers, before)
-        organization = response.headers.get("anthropic-organization-id") or self._key_digest()
+        sent = response.http_request.headers.get("anthropic-workspace-id")
+        organization = response.headers.get("anthropic-organization-id") or self._key_digest(sent)
         return Identity(
             base_url=self.base_url,
             organization=organization,
@@ -153,24 +115,24 @@ class Api:
             emulated=organization == EMULATOR,
         )
 
-    def create(self, body: BodyReader, betas: Sequence[str] = ()) -> Accepted | Rejected | Unknown:
-        """POST a body once, and say what became of it. Never raises for what the network or the API does.
+    def create(self, body: BodyReader, digest: str, betas: Sequence[str] = ()) -> Accepted | Rejected | Unknown:
+        """POST a body once, and say what became of it. Never raises, whatever the network, the API or the SDK does.
 
-        betas: that the whole batch is under.
+        digest: the body's sha256 in hex; betas: that the whole batch is under.
         """
+        headers = {"content-type": "application/json", **beta_header(betas)}
+        if isinstance(self._client, SigningAWS):
+            headers[BODY_DIGEST] = digest
         try:
             response = self._client.post(
                 "/v1/messages/batches",
                 content=body,
                 cast_to=MessageBatch,
-                options={
-                    "headers": {"content-type": "application/json", **beta_header(betas)},
-                    "follow_redirects": False,
-                },
+                options={"headers": headers, "follow_redirects": False},
             )
         except anthropic.APIStatusError as exc:
             return _refusal(exc, released=body.released)
-        except (anthropic.AnthropicError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as exc:
+        except Exception as exc:  # noqa: BLE001  # also what libraries for credentials raise, which are many
             problem = in_words(exc)
             if not body.released:
                 ours = _cause_is_ours(exc)
@@ -264,18 +226,15 @@ class Api:
         with contextlib.suppress(KeyError, ValueError):
             self._offset = parsedate_to_datetime(headers["date"]) - before
 
-    def _key_digest(self) -> str:
-        secret = self._client.api_key or self._client.auth_token or ""
+    def _key_digest(self, workspace: str | None) -> str:
+        """What tells our account from others when the API does not. workspace: that the client names; tokens change."""
+        secret = self._client.api_key or self._client.auth_token or workspace or ""
         return "key-" + hashlib.scrypt(secret.encode(), salt=b"batch-pipeline account", n=2**12, r=8, p=1).hex()[:24]
 
     @contextlib.contextmanager
     def _sentences(self) -> Iterator[None]:
         try:
             yield
-        except TypeError as exc:  # the SDK's way to say that it found no credentials
-            if "authentication" not in str(exc):
-                raise
-            raise InputError("no API key: set ANTHROPIC_API_KEY, or add --emulator to try it without one") from exc
         except anthropic.NotFoundError as exc:
             raise NotFound(f"the API does not find it: {in_words(exc)}") from exc
         except anthropic.APIStatusError as exc:
@@ -286,6 +245,11 @@ class Api:
             raise ApiUnreachable(
                 f"no answer from {self._client.base_url}: {in_words(exc)}; check ANTHROPIC_BASE_URL and the network"
             ) from exc
+        except Exception as exc:
+            problem = of_credentials(exc, self._client_name)
+            if problem is None:
+                raise
+            raise InputError(problem) from exc
 
 
 def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unknown:
@@ -302,6 +266,11 @@ def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unk
     if not released:
         return Rejected(problem, exc.request_id, wait=5.0)
     return Unknown(problem, exc.request_id)
+
+
+def _classes(client: anthropic.Anthropic) -> list[str]:
+    """The names of the client's class and of those it is made from, but for the plain client's."""
+    return [kind.__name__ for kind in type(client).__mro__ if kind is not anthropic.Anthropic]
 
 
 def beta_header(betas: Sequence[str]) -> dict[str, str]:

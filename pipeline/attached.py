@@ -11,6 +11,7 @@ from pipeline.api import NotFound
 from pipeline.attachments import Content
 from pipeline.driver import Driver
 from pipeline.errors import Stopped
+from pipeline.templates import RowProblem
 
 
 class Uploads:
@@ -19,13 +20,20 @@ class Uploads:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._ids: dict[str, str] = {}
+        self._refused: dict[str, RowProblem] = {}
         self._lock = threading.Lock()
 
     def __call__(self, content: Content) -> str:
-        """The id of the file with this content at the API. Raises Stopped when it cannot be put up."""
+        """The id of the file with this content at the API. Raises RowProblem when it is not taken, or Stopped."""
         with self._lock:
+            if content.sha256 in self._refused:
+                raise self._refused[content.sha256]
             if content.sha256 not in self._ids:
-                self._ids[content.sha256] = self._known(content) or self._put_up(content)
+                try:
+                    self._ids[content.sha256] = self._known(content) or self._put_up(content)
+                except RowProblem as exc:
+                    self._refused[content.sha256] = exc
+                    raise
             return self._ids[content.sha256]
 
     def _known(self, content: Content) -> str | None:

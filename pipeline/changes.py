@@ -9,7 +9,6 @@ from pipeline.job import AskAgain, LongerAnswer, OtherModel, Retry
 from pipeline.states import RowState
 
 AnyChange = LongerAnswer | OtherModel | AskAgain
-REASKED = "toolu_01reaskedreaskedreaskedre"  # names the use of a tool that the next turn answers
 
 
 class Answer(NamedTuple):
@@ -36,18 +35,15 @@ def changed(
     change: AnyChange,
     answer: Answer | None,
     limit: Callable[[str], int | None],
-    *,
-    times: int = 1,
 ) -> dict[str, Any] | None:
     """The request as it goes again; None when that would make no difference.
 
-    params: as it was sent, or as the source gives it; answer: to it; limit: a model's most tokens of output, None when
-    nobody knows; times: how often an answer was too short for the tokens that stand in params.
+    params: as it was sent; answer: to it; limit: a model's most tokens of output, None when nobody knows.
     """
     match change:
         case LongerAnswer():
             before, most = params["max_tokens"], limit(params["model"])
-            tokens = int(before * change.factor**times)
+            tokens = int(before * change.factor)
             tokens = tokens if most is None else min(tokens, most)
             return None if tokens <= before else {**params, "max_tokens": tokens}
         case OtherModel():
@@ -62,8 +58,9 @@ def _turns(params: Mapping[str, Any], answer: Answer) -> list[dict[str, Any]]:
     tool = (params.get("tool_choice") or {}).get("name")
     given = _object(answer.text) if tool else None
     if given is not None:  # a tool was forced: its use is answered by a result that says it failed
-        use = {"type": "tool_use", "id": REASKED, "name": tool, "input": given}
-        result = {"type": "tool_result", "tool_use_id": REASKED, "is_error": True, "content": wrong}
+        name = f"toolu_01reasked{len(params['messages']):015}"  # each use has an id of its own
+        use = {"type": "tool_use", "id": name, "name": tool, "input": given}
+        result = {"type": "tool_result", "tool_use_id": name, "is_error": True, "content": wrong}
         return [{"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
     said = [{"role": "assistant", "content": answer.text.rstrip()}] if answer.text.strip() else []
     return [*said, {"role": "user", "content": wrong}]

@@ -223,7 +223,7 @@ def models(
 ) -> None:
     """The models that the key can use: batches, limits, retirement dates, batch prices, capabilities."""
     from pipeline import catalogue, where
-    from pipeline.api import CLIENTS
+    from pipeline.clients import CLIENTS
     from pipeline.pricing import LISTED
 
     if client not in CLIENTS:
@@ -889,15 +889,16 @@ def _confirm_retry(
 
 @dataclass(frozen=True)
 class _Ended:
-    """How a run ended. budget, month: its money, see report.budget_facts, report.month_facts; lines: what else is said.
+    """How a run ended. budget, month, money: see report.budget_facts, month_facts, money_facts.
 
-    then: the next command; database: as it is shown.
+    lines: what else is said; then: the next command; database: as it is shown.
     """
 
     finished: "Finished"
     budget: dict[str, float | None] | None
     month: dict[str, Any] | None
     lines: list[str]
+    money: dict[str, Any]
     then: list[str]
     database: str
 
@@ -910,20 +911,21 @@ def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _En
 
     shown = where.database.shown
     if finished.run_id is None:  # only quoted, or the answer was no
-        return _Ended(finished, None, None, [], [word for word in _same_command() if word != "--dry-run"], shown)
+        return _Ended(finished, None, None, [], {}, [word for word in _same_command() if word != "--dry-run"], shown)
     with where.database.read() as conn:
         ran = store.run(conn, finished.run_id)
         budget = report.budget_facts(conn, ran)
         month = report.month_facts(conn, ran, where.settings.monthly_budget, where.now())
         usage = usage_of(conn, batches.c.run_id == ran.id)
-        lines = list(report.money_lines(ran.estimate, finished.cost_usd, usage))
+        money = (ran.estimate, finished.cost_usd, usage)
+        lines = list(report.money_lines(*money))
     if finished.reason == "budget":
         then = _same_command()
     elif finished.state == "finished" and sum(finished.rows.values()) > finished.rows.get("succeeded", 0):
         then = ["errors", job]
     else:
         then = _next_by_status(where.database, loaded.name, job)
-    return _Ended(finished, budget, month, lines, then, shown)
+    return _Ended(finished, budget, month, lines, report.money_facts(*money), then, shown)
 
 
 def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
@@ -941,6 +943,7 @@ def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
             _json({"event": "budget", "run_id": finished.run_id, **ended.budget})
         if ended.month is not None:
             _json({"event": "month", **ended.month})
+        _json({"event": "money", "run_id": finished.run_id, **ended.money})
         facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
         _json({"event": "run", **facts, "rows": finished.rows, "cost_usd": finished.cost_usd})
         return

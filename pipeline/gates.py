@@ -11,19 +11,19 @@ from pipeline import store
 from pipeline.driver import Driver
 from pipeline.job import Canary, Job
 from pipeline.repack import First, stop_run
-from pipeline.states import CLOSED_BATCHES, OUTCOMES, BatchState, Gate, RowState, RunReason
+from pipeline.states import CLOSED_BATCHES, OUTCOMES, Gate, RowState, RunReason
 
 PRIMED_ROWS = 3  # a run that has fewer gains nothing by waiting for its first one
 LONGEST_WAIT = timedelta(hours=2)  # for the primer, which only makes the others cheaper
 
 
-def wanted(job: Job, *, rows: int, proven: bool, primes: bool) -> Gate | None:
-    """What a run has to wait for that has not sent anything yet. Pure.
+def wanted(job: Job, *, rows: int, proven: bool, failed: bool, primes: bool) -> Gate | None:
+    """What a run has to wait for. Pure.
 
-    rows: how many it is going to send; proven: whether a row has succeeded with its recipe; primes: whether what its
-    requests share is long enough for the prompt cache. A canary primes it as well.
+    rows: how many it is going to send; proven: whether a row has succeeded with its recipe; failed: whether a canary of
+    it has; primes: whether what its requests share is to be written to the prompt cache. A canary does that as well.
     """
-    if isinstance(job.canary, Canary) and not proven and job.canary.is_for(rows):
+    if isinstance(job.canary, Canary) and not proven and (failed or job.canary.is_for(rows)):
         return Gate.CANARY
     return Gate.PRIMER if primes and rows >= PRIMED_ROWS else None
 
@@ -44,12 +44,10 @@ def look(driver: Driver, run_id: int, job: Job) -> None:
         if not ahead or store.waits_for_gate(conn, run_id, gate):
             return
         back = all(batch.state in CLOSED_BATCHES for batch in ahead)
-        rows = store.outcomes_of(conn, [batch.id for batch in ahead])
+        numbers = [batch.id for batch in ahead]
+        rows, sent_at = store.outcomes_of(conn, numbers), store.first_sent_at(conn, numbers)
     if gate == Gate.PRIMER:
-        late = any(
-            batch.state is not BatchState.PLANNED and driver.now() - batch.created_at > LONGEST_WAIT for batch in ahead
-        )
-        if back or late:
+        if back or (sent_at is not None and driver.api.now() - sent_at > LONGEST_WAIT):
             _open(driver, run_id, gate)
         return
     answered = sum(rows.get(state, 0) for state in OUTCOMES)

@@ -353,9 +353,9 @@ class Plan:
             built = self._built(row, moves.folder)
             params = built.params
             if again is not None:
-                changed = again.asked(params, attempts)
-                if changed is None:  # it would be asked the same
-                    assert known is not None
+                assert known is not None
+                changed = again.asked(params, attempts, known.outcome_sent_hash)
+                if changed is None or len(changed) > self._largest:  # it would be asked the same
                     moves.leave(Verdict.KEPT, key, keep, row_hash, known)
                     return
                 params = changed
@@ -408,9 +408,22 @@ class _Again(NamedTuple):
     answer: Answer | None
     limit: Callable[[str], int | None]
 
-    def asked(self, params: bytes, attempts: int) -> bytes | None:
-        """The request with its change; None when that makes no difference. attempts: how often it was asked."""
-        changed = changes.changed(orjson.loads(params), self.change, self.answer, self.limit, times=attempts)
+    def asked(self, params: bytes, attempts: int, last: bytes | None) -> bytes | None:
+        """The request with its change; None when that makes no difference.
+
+        params: as the source gives it; attempts: how often it was asked; last: the sent_hash of what was answered last.
+        """
+        asked: bytes | None = params
+        for _ in range(0 if changes.needs_answer(self.change) else attempts):
+            if asked is None or sent_hash(asked) == last:
+                break
+            asked = self._changed(asked)
+        else:
+            asked = params  # a person has asked otherwise meanwhile
+        return None if asked is None else self._changed(asked)
+
+    def _changed(self, params: bytes) -> bytes | None:
+        changed = changes.changed(orjson.loads(params), self.change, self.answer, self.limit)
         return None if changed is None else orjson.dumps(changed)
 
 

@@ -18,7 +18,8 @@ from anthropic import AsyncAnthropic, AsyncStream
 from rich.console import Console
 
 from pipeline import identity, pricing, report, templates
-from pipeline.api import SPEND_CODES, Reach, beta_header, in_words, is_of_credentials, made
+from pipeline.api import SPEND_CODES, beta_header, in_words
+from pipeline.clients import Reach, made, of_credentials
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, JobError, PipelineError, SourceError
 from pipeline.job import Job
 from pipeline.plan import SHOWN, Plan
@@ -275,10 +276,9 @@ async def _sent(client: AsyncAnthropic, params: bytes, betas: Sequence[str]) -> 
 def _of_all(exc: Exception, client: AsyncAnthropic) -> PipelineError | None:
     """What a failed call says of all of them; None when it is about its row."""
     translated: PipelineError | None = None
-    if isinstance(exc, TypeError):  # the SDK's way to say that it found no credentials
-        translated = InputError("no API key: set ANTHROPIC_API_KEY, or add --emulator to try it without one")
-    elif is_of_credentials(exc):
-        translated = InputError(f"no credentials: {in_words(exc)}")
+    problem = of_credentials(exc)
+    if problem is not None:
+        translated = InputError(problem)
     elif isinstance(exc, anthropic.APIStatusError):
         own_envelope = exc.type is not None and exc.api_message is not None
         if own_envelope and (exc.status_code in ACCOUNT_STATUSES or exc.error_code in SPEND_CODES):

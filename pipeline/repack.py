@@ -33,6 +33,7 @@ class Sendable(NamedTuple):
     sent_hash: bytes
     params: bytes
     bound: Bound | None
+    changed: bool = False  #: it is asked otherwise than the database has it
 
 
 class First(NamedTuple):
@@ -68,13 +69,14 @@ class Packer:
         self._first = first
         self._body: BodyWriter | None = None
         self._gate: str | None = None  # of the present body
+        self._changed: list[tuple[int, bytes]] = []  # rows in it that are asked otherwise, with the new sent_hash
         self.gate: str | None = None  #: that the next batches open
 
     def add(self, rows: Iterable[Sendable]) -> Iterator[int]:
         """Put rows' requests into bodies; yields the number of each batch that this fills."""
         dedupe, limits = self._job.request.dedupe, self._job.limits
         for row in rows:
-            if self._body is not None and not self._body.add(*row, dedupe=dedupe):
+            if self._body is not None and not self._body.add(*row[:4], dedupe=dedupe):
                 yield from self.finish()
             if self._body is None:
                 first = self._first or First(self._max_requests, self.gate)
@@ -82,8 +84,10 @@ class Packer:
                 most = min(first.requests, self._max_requests)
                 contents = packing.Packing(packing.new_nonce(), most, limits.max_batch_bytes)
                 self._body = BodyWriter(self._driver.spool, contents)
-                fits = self._body.add(*row, dedupe=dedupe)
+                fits = self._body.add(*row[:4], dedupe=dedupe)
                 assert fits, "planning sorts out what is larger than a batch"
+            if row.changed:
+                self._changed.append((row.row, row.sent_hash))
 
     def finish(self) -> Iterator[int]:
         """Commit what is in the present body, if anything, and yield the batch's number."""
@@ -103,10 +107,11 @@ class Packer:
                     gate=self._gate,
                     now=self._driver.now(),
                 )
+                store.note_sent(conn, self._changed)
         except PipelineError:
             self.discard()
             raise
-        self._body = None
+        self._body, self._changed = None, []
         contents = body.contents
         self._driver.tell(
             "planned", batch=batch, requests=contents.requests, rows=len(contents.rows), bytes=contents.size
@@ -117,7 +122,7 @@ class Packer:
         """Give up the present body; its rows stay pending."""
         if self._body is not None:
             self._body.discard()
-            self._body = None
+            self._body, self._changed = None, []
 
 
 def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: First | None = None) -> Iterator[int]:
@@ -156,6 +161,7 @@ class _Bodies:
     def __init__(self, driver: Driver, job: Job) -> None:
         self._driver, self._job = driver, job
         self._listed = PriceList(job.prices)
+        self._largest = packing.largest_params(job.limits.max_batch_bytes)
         self._sound: set[int] = set()  # bodies whose digest has been checked
 
     def sendable(self, body: int, rows: Sequence[Row[Any]]) -> list[Sendable]:
@@ -169,32 +175,32 @@ class _Bodies:
         self._sound.add(body)
         positions = list(dict.fromkeys(row.body_n for row in rows))
         params = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
-        if rows[0].body_state == BatchState.DROPPED:  # never sent: it goes as it is
-            return [self._as_it_is(row, params[row.body_n]) for row in rows]
         return self._again(rows, params)
 
-    def _as_it_is(self, row: Row[Any], params: bytes) -> Sendable:
-        return Sendable(row.id, sent_hash(params), params, self._bound(orjson.loads(params)))
+    def _change(self, row: Row[Any]) -> changes.AnyChange | None:
+        """What the row is asked with again; None when what it was asked last has not been answered yet."""
+        if row.sent_hash != row.outcome_sent_hash:
+            return None
+        return changes.of(self._job.retry, row.outcome, row.error_type)
 
     def _again(self, rows: Sequence[Row[Any]], params: Mapping[int, bytes]) -> list[Sendable]:
-        """Rows that have had an answer: as they are, or with the change that the job names for it."""
-        retry = self._job.retry
-        change = {row.id: changes.of(retry, row.outcome, row.error_type) for row in rows}
+        """Rows with their requests as they are, or with the change that the job names for how they ended."""
+        change = {row.id: self._change(row) for row in rows}
         answers = self._driver.answers([row.key for row in rows if changes.needs_answer(change[row.id])])
         found, in_vain = [], []
         for row in rows:
             wanted = change[row.id]
+            as_it_was = params[row.body_n]
             if wanted is None:
-                found.append(self._as_it_is(row, params[row.body_n]))
+                found.append(Sendable(row.id, sent_hash(as_it_was), as_it_was, self._bound(orjson.loads(as_it_was))))
                 continue
-            changed = changes.changed(
-                orjson.loads(params[row.body_n]), wanted, answers.get(row.key), self._driver.output_limit(self._job)
-            )
-            if changed is None:
+            limit = self._driver.output_limit(self._job)
+            changed = changes.changed(orjson.loads(as_it_was), wanted, answers.get(row.key), limit)
+            encoded = b"" if changed is None else orjson.dumps(changed)
+            if changed is None or len(encoded) > self._largest:
                 in_vain.append(row.id)
                 continue
-            encoded = orjson.dumps(changed)
-            found.append(Sendable(row.id, sent_hash(encoded), encoded, self._bound(changed)))
+            found.append(Sendable(row.id, sent_hash(encoded), encoded, self._bound(changed), changed=True))
         if in_vain:
             with self._driver.planning_transaction() as conn:
                 store.leave_rows(conn, in_vain)

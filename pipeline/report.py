@@ -368,6 +368,12 @@ def money_lines(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[
         yield f"cache: {rate:.1%} read of what was to be cached ({read:,} tokens read, {written:,} written)"
 
 
+def money_facts(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[str, int]) -> dict[str, Any]:
+    """As `money_lines`, as JSON."""
+    said = (estimate or {}).get("cost_usd")
+    return {"estimate_usd": said, "cost_usd": cost, "usage": dict(usage), "cache_read_rate": read_rate(dict(usage))}
+
+
 def month_facts(conn: Connection, run: Row[Any], limit: float | None, now: datetime) -> dict[str, Any] | None:
     """How the month's money stands, in US dollars; None without BATCH_MONTHLY_BUDGET_USD. As `budget_facts`."""
     if limit is None:
@@ -532,7 +538,7 @@ def stopped_line(
         case RunReason.BUDGET:
             lines = [] if budget is None else [budget_line(budget)]
             lines += [] if month is None else [month_line(month)]
-            said = "; ".join(lines) or "its budget is spent"
+            said = "; ".join(lines) or "the month's budget is spent (BATCH_MONTHLY_BUDGET_USD)"
             return f"{said}; raise it, and the same command goes on with what is left"
         case RunReason.CANARY:
             return (

@@ -28,7 +28,7 @@ from pipeline.sink import Columns, Sink, named, stored
 from pipeline.spool import Spool
 from pipeline.states import FAILURES, OUTCOMES, Gate, RowState, RunReason, RunState
 from pipeline.submit import due_soon, submit_due
-from pipeline.where import Where
+from pipeline.where import Driving, Where
 
 LONGEST_LOOK_AWAY = 60.0  # seconds between two passes of the loop at most
 LOOK_WHILE_PLANNED = 1.0  # seconds between two tries to plan while another driver does
@@ -136,15 +136,24 @@ def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | No
     swept: list[tuple[str, str | None]] = []
     if not chosen:
         return swept
-    for client, rows in where.by_client(chosen).items():
-        with where.driving(client) as driving:
-            for row in rows:
-                try:
-                    sweep_job(driving.driver(row))
-                    swept.append((row.name, None))
-                except (Stopped, DatabaseError, LostRace) as exc:
-                    swept.append((row.name, str(exc)))
+    clients = where.by_client(chosen)
+    for client, rows in clients.items():
+        try:
+            with where.driving(client) as driving:
+                swept += [_swept(driving, row) for row in rows]
+        except InputError as exc:
+            if len(clients) == 1:
+                raise
+            swept += [(row.name, str(exc)) for row in rows]  # the jobs of other clients are swept all the same
     return swept
+
+
+def _swept(driving: Driving, row: Row[Any]) -> tuple[str, str | None]:
+    try:
+        sweep_job(driving.driver(row))
+    except (Stopped, DatabaseError, LostRace) as exc:
+        return row.name, str(exc)
+    return row.name, None
 
 
 def sweep_job(driver: Driver) -> None:
@@ -278,9 +287,9 @@ class _Run:
                 now=driver.now(),
             )
             run = store.run(conn, self._run_id)
-            if not store.has_sent(conn, self._run_id):
+            if run.gate is None:
                 store.set_gate(conn, self._run_id, self._gate(conn))
-            elif not self._options.canary and run.gate == Gate.CANARY:
+            elif run.gate == Gate.CANARY and (not self._options.canary or job.canary is False):
                 store.open_gate(conn, self._run_id, run.gate, driver.now())
             if run.estimate is None:
                 store.estimated(conn, self._run_id, self._estimate(conn))
@@ -312,14 +321,16 @@ class _Run:
         return {"requests": said.requests, "cost_usd": money}
 
     def _gate(self, conn: Connection) -> Gate | None:
-        """What the run waits for, which has not sent anything yet."""
-        driver, job = self._driver, self._job
+        """What the run has to wait for from now on."""
+        job_id, recipe = self._driver.job_id, self._plan.recipe
         proven = not self._options.canary or self._options.retry is not None
+        primes = checks.primes(self._quote.models, self._prefix)
         return gates.wanted(
-            job,
+            self._job,
             rows=self._quote.to_send,
-            proven=proven or store.has_succeeded(conn, driver.job_id, self._plan.recipe),
-            primes=checks.primes(self._quote.models, self._prefix),
+            proven=proven or store.has_succeeded(conn, job_id, recipe),
+            failed=store.canary_failed(conn, job_id, recipe),
+            primes=primes and not store.has_sent(conn, self._run_id),
         )
 
     def _pass_two(self) -> None:
@@ -341,9 +352,8 @@ class _Run:
         """The batch that is planned before all others, when the run waits for one that is not there yet."""
         with self._driver.reading() as conn:
             gate = store.run(conn, self._run_id).gate
-            if gate is None or store.gate_batches(conn, self._run_id, gate):
-                return None
-            return None if store.waits_for_gate(conn, self._run_id, gate) else gates.first(self._job, gate)
+            waits = gate is not None and not store.keeps_gate(conn, self._run_id, gate)
+            return gates.first(self._job, gate) if waits else None
 
     def _planned_by_others(self, submitter: "_Submitter") -> bool:
         """Have others plan the files of the source, if that was asked for and there are several.

@@ -1,5 +1,6 @@
 """One sweep's collecting in parts that other processes can do: which batches have ended, and one of them."""
 
+import contextlib
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ from sqlalchemy import select
 from pipeline import naming, store
 from pipeline.collect import JobOfRun, collect
 from pipeline.database import Database
-from pipeline.errors import DatabaseError, LostRace, Stopped
+from pipeline.driver import Driver
+from pipeline.errors import DatabaseError, InputError, LostRace, Stopped
 from pipeline.leases import local_now
 from pipeline.poll import poll_due
 from pipeline.states import BatchState
@@ -27,17 +29,18 @@ def ended_batches(where: Where, job: str | None = None) -> list[tuple[str, int]]
         rows = [row for row in store.all_jobs(conn) if row.id in waiting and job in (None, row.name)]
     found: list[tuple[str, int]] = []
     for client, of_client in where.by_client(rows).items():
-        with where.driving(client) as driving:
+        with contextlib.suppress(InputError), where.driving(client) as driving:
             for row in of_client:
-                try:
-                    driver = driving.driver(row)
-                    poll_due(driver)
-                except (Stopped, DatabaseError, LostRace):
-                    continue
-                with driver.reading() as conn:
-                    ended = store.batches_in(conn, driver.job_id, BatchState.ENDED, due=driver.now())
-                found += [(row.name, batch.id) for batch in ended if batch.account_id == driver.account_id]
+                with contextlib.suppress(Stopped, DatabaseError, LostRace):
+                    found += _ended(driving.driver(row))
     return found
+
+
+def _ended(driver: Driver) -> list[tuple[str, int]]:
+    poll_due(driver)
+    with driver.reading() as conn:
+        ended = store.batches_in(conn, driver.job_id, BatchState.ENDED, due=driver.now())
+    return [(driver.job_name, batch.id) for batch in ended if batch.account_id == driver.account_id]
 
 
 def collect_one(where: Where, job: str, batch: int) -> None:

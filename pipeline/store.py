@@ -35,6 +35,7 @@ from pipeline.states import (
     BATCH_MOVES,
     CLOSED_BATCHES,
     OPEN_BATCHES,
+    OUTCOMES,
     BatchState,
     Gate,
     RowState,
@@ -424,6 +425,22 @@ def open_gate(conn: Connection, run_id: int, gate: str, now: datetime) -> bool:
     return True
 
 
+def keeps_gate(conn: Connection, run_id: int, gate: str) -> bool:
+    """Whether anything is there that opens this gate of the run: on its way, waiting to go again, or answered."""
+    ahead = gate_batches(conn, run_id, gate)
+    if any(batch.state in OPEN_BATCHES for batch in ahead) or waits_for_gate(conn, run_id, gate):
+        return True
+    return any(state in OUTCOMES for state in outcomes_of(conn, [batch.id for batch in ahead]))
+
+
+def first_sent_at(conn: Connection, numbers: Sequence[int]) -> datetime | None:
+    """When the first of these batches that came to the API, or may have, was sent, by its clock; None if none did."""
+    there = or_(sendings.c.end.is_(None), sendings.c.end.not_in([SendingEnd.REJECTED, SendingEnd.ABSENT]))
+    query = select(func.min(sendings.c.started_at)).where(sendings.c.batch_id.in_(numbers), there)
+    first: datetime | None = conn.scalar(query)
+    return first
+
+
 def gate_batches(conn: Connection, run_id: int, gate: str) -> list[Batch]:
     """The batches that open this gate of the run, but for dropped ones."""
     here = (batches.c.run_id == run_id, batches.c.gate == gate, batches.c.state != BatchState.DROPPED)
@@ -447,6 +464,12 @@ def has_sent(conn: Connection, run_id: int) -> bool:
     """Whether anything of the run has ever been sent, or may have been."""
     here = (batches.c.run_id == run_id, batches.c.account_id.is_not(None))
     return conn.scalar(select(batches.c.id).where(*here).limit(1)) is not None
+
+
+def canary_failed(conn: Connection, job_id: int, recipe: str) -> bool:
+    """Whether a canary has ended a run with this recipe."""
+    here = (runs.c.job_id == job_id, runs.c.recipe == recipe, runs.c.reason == RunReason.CANARY)
+    return conn.scalar(select(runs.c.id).where(*here).limit(1)) is not None
 
 
 def has_succeeded(conn: Connection, job_id: int, recipe: str) -> bool:
@@ -972,6 +995,7 @@ _KNOWN = [
         "outcome_recipe",
         "error_type",
         "changed_hash",
+        "outcome_sent_hash",
     )
 ]
 
@@ -1082,7 +1106,7 @@ def _runs_like(conn: Connection, run_id: int, variables: dict[str, Any]) -> list
 def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, int], limit: int) -> list[Row[Any]]:
     """Waiting rows of a run whose request stands in a body, in their order there. after: (body_id, body_n, id)."""
     body, n, row = after
-    of_row = ("id", "key", "body_id", "body_n", "outcome", "error_type")
+    of_row = ("id", "key", "body_id", "body_n", "outcome", "error_type", "sent_hash", "outcome_sent_hash")
     columns = [requests.c[name] for name in of_row]
     behind = or_(
         requests.c.body_id > body,
@@ -1090,13 +1114,20 @@ def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, 
         (requests.c.body_id == body) & (requests.c.body_n == n) & (requests.c.id > row),
     )
     query = (
-        select(*columns, batches.c.nonce, batches.c.digest, batches.c.gate, batches.c.state.label("body_state"))
+        select(*columns, batches.c.nonce, batches.c.digest, batches.c.gate)
         .join(batches, batches.c.id == requests.c.body_id)
         .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"), behind)
         .order_by(requests.c.body_id, requests.c.body_n, requests.c.id)
         .limit(limit)
     )
     return list(conn.execute(query))
+
+
+def note_sent(conn: Connection, rows: Sequence[tuple[int, bytes]]) -> None:
+    """Rows that go again changed, with the hash of what they are asked now."""
+    if rows:
+        statement = update(requests).where(requests.c.id == bindparam("row")).values(sent_hash=bindparam("hash"))
+        conn.execute(statement, [{"row": row, "hash": sent_hash} for row, sent_hash in rows])
 
 
 def leave_rows(conn: Connection, numbers: Sequence[int]) -> None:
@@ -1175,6 +1206,7 @@ def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: boo
         "error_type": error_type,
         "outcome_hash": requests.c.row_hash,
         "outcome_recipe": requests.c.recipe,
+        "outcome_sent_hash": requests.c.sent_hash,
         "attempts": requests.c.attempts + 1,
     }
     return values | ({"batch_id": None, "n": None} if again else {})

@@ -88,7 +88,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
     end: Accepted | Rejected | Unknown
     try:
         with spool.BodyReader(body, may_finish) as reader:
-            end = _post(driver, reader, intent.betas)
+            end = _post(driver, reader, batch.digest, intent.betas)
     except OSError as exc:  # raised before anything is read: another driver has ended with this batch meanwhile
         end = Rejected(f"its body cannot be read: {exc.strerror}", held_back=True)
     return _record(driver, batch, sending, end)
@@ -147,8 +147,7 @@ def _gate(conn: Connection, batch: Batch, job: Job, run: Row[Any]) -> _NotNow | 
     """Whether the batch has to wait for what its run sends first."""
     if run.gate is None or batch.gate == run.gate:
         return None
-    waits = run.planned_at is None or store.waits_for_gate(conn, run.id, run.gate)
-    if waits or store.gate_batches(conn, run.id, run.gate):
+    if run.planned_at is None or store.keeps_gate(conn, run.id, run.gate):
         return _NotNow(store.BEHIND_GATE[run.gate], job)
     # what was to open it is gone, for its rows changed or left the source: others take its place
     return _NotNow(f"it takes the place of the {run.gate}", job, pack=gates.first(job, run.gate))
@@ -211,13 +210,13 @@ def _not_now(driver: Driver, batch: Batch, why: _NotNow) -> None:
             driver.tell("held_back", batch=batch.id, problem=why.problem)
 
 
-def _post(driver: Driver, reader: spool.BodyReader, betas: Sequence[str]) -> Accepted | Rejected | Unknown:
+def _post(driver: Driver, reader: spool.BodyReader, digest: str, betas: Sequence[str]) -> Accepted | Rejected | Unknown:
     """POST the body in a thread of its own, so that a driver asked to stop need not wait for a slow answer for ever."""
     answer: Future[Accepted | Rejected | Unknown] = Future()
 
     def create() -> None:
         try:
-            answer.set_result(driver.api.create(reader, betas))
+            answer.set_result(driver.api.create(reader, digest, betas))
         except BaseException as exc:  # noqa: BLE001  # raised again below, in the thread that waits
             answer.set_exception(exc)
 

@@ -208,6 +208,7 @@ requests = Table(
     Column("error_type", String),  # of that outcome: whether it may be sent again as it is
     Column("outcome_hash", LargeBinary(16)),  # the row_hash it answers
     Column("outcome_recipe", String),
+    Column("outcome_sent_hash", LargeBinary(16)),  # the sent_hash it answers: another one has been asked since, or not
     Column("changed_hash", LargeBinary(16)),  # seen in the source while the row was in flight; NULL: as sent
     UniqueConstraint("job_id", "key"),
     _one_of("state", RowState),

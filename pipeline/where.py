@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import Row
 
 from pipeline import leases, store
-from pipeline.api import Api, NotFound, Reach
+from pipeline.api import Api, NotFound
+from pipeline.clients import Reach
 from pipeline.database import Database
 from pipeline.driver import Driver, Settings, Stop, Tell, nothing
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import preview
-from pipeline.api import Reach
+from pipeline.clients import Reach
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, SourceError
 from pipeline.job import Job
@@ -770,5 +770,5 @@ def test_a_cloud_client_that_cannot_be_made_is_an_error_of_the_input(
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "ANTHROPIC_AWS_WORKSPACE_ID"):
         monkeypatch.delenv(name, raising=False)
 
-    with pytest.raises(InputError, match=r"api.client aws: the client cannot be made"):
+    with pytest.raises(InputError, match=r"api.client aws: no credentials: No AWS region"):
         async_client(Reach("aws", 5))

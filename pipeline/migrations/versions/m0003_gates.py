@@ -1,4 +1,4 @@
-"""Gates that a run waits at, usage by batch, and files put up through the Files API."""
+"""Gates that a run waits at, usage by batch, what an outcome answers, and files put up through the Files API."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,6 +20,7 @@ def upgrade() -> None:
         batches.add_column(sa.Column("gate", sa.String(), nullable=True))
         batches.add_column(sa.Column("usage", sa.JSON(), nullable=True))
         batches.create_check_constraint("known_gate", "gate = 'canary' OR gate = 'primer'")
+    op.add_column("requests", sa.Column("outcome_sent_hash", sa.LargeBinary(16), nullable=True))
     op.create_table(
         "files",
         sa.Column("id", ID, nullable=False),

@@ -1,0 +1,103 @@
+"""Which of the SDK's clients speaks to the API, made from the environment as the SDK reads it. Edge: HTTP."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import anthropic
+import httpx2
+
+from pipeline.errors import InputError
+
+#: The SDK's clients that speak the Message Batches API, by what the job file calls them.
+CLIENTS = {"default": "Anthropic", "aws": "AnthropicAWS", "google": "AnthropicGoogleCloud"}
+EXTRAS = {"aws": "batch-pipeline[aws]", "google": "batch-pipeline[google]"}
+BODY_DIGEST = "x-amz-content-sha256"  # a header by which AWS's signature knows a body that it does not hash itself
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How the API is reached: by which of the SDK's clients (default, aws, google), and with how much patience.
+
+    What is not given the SDK reads from the environment: address, credentials, proxies and certificates.
+    """
+
+    client: str
+    timeout: float  #: of one read or write
+    base_url: str | None = None
+    api_key: str | None = None
+
+
+class SigningAWS(anthropic.AnthropicAWS):
+    """The SDK's client for AWS, which signs a body whose digest is given without reading it.
+
+    The SDK reads a whole body to sign it: that would hold a batch in memory, and its last bytes would be out of our
+    hands before any of it has left.
+    """
+
+    def _prepare_request(self, request: httpx2.Request) -> None:
+        if not self._use_sigv4 or BODY_DIGEST not in request.headers:
+            super()._prepare_request(request)
+            return
+        from anthropic.lib.aws._auth import get_auth_headers
+
+        signed = get_auth_headers(
+            method=request.method,
+            url=str(request.url),
+            headers=request.headers,
+            aws_access_key=self.aws_access_key,
+            aws_secret_key=self.aws_secret_key,
+            aws_session_token=self.aws_session_token,
+            region=self.aws_region,
+            profile=self.aws_profile,
+            data=None,
+            service_name="aws-external-anthropic",
+        )
+        request.headers.update(signed)
+
+
+def made(reach: Reach, *, of: str = "") -> Any:
+    """One of the SDK's clients. of: `Async` for its async twin. Raises InputError when it cannot be made."""
+    options: dict[str, Any] = {
+        "base_url": reach.base_url,
+        "timeout": httpx2.Timeout(reach.timeout, connect=min(reach.timeout, 10.0)),
+        "max_retries": 0,  # the SDK waits as long as retry-after says, even hours; our steps come back instead
+    }
+    if reach.client == "default":
+        options["api_key"] = reach.api_key
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        path = os.environ.get(name)
+        if path and not os.path.exists(path):
+            raise InputError(f"{name}={path}: there is no such file or folder; correct the variable, or unset it")
+    kind = SigningAWS if (reach.client, of) == ("aws", "") else getattr(anthropic, of + CLIENTS[reach.client])
+    try:
+        return kind(**options)
+    except Exception as exc:
+        problem = of_credentials(exc, reach.client)
+        if problem is None and not isinstance(exc, anthropic.AnthropicError | ValueError):
+            raise
+        raise InputError(problem or f"api.client {reach.client}: the client cannot be made: {_line(exc)}") from exc
+
+
+def of_credentials(exc: BaseException, client: str = "") -> str | None:
+    """What an error says of missing or wrong credentials, as a sentence; None for any other error.
+
+    The SDK finds most of them out with the first call, and passes on what the libraries say that it asks.
+    """
+    where = f"api.client {client}: " if client else ""
+    if isinstance(exc, ImportError):  # the client needs a library that a plain installation does not have
+        extra = EXTRAS.get(client) or " or ".join(EXTRAS.values())
+        return f"{where}{_line(exc)}; install {extra}"
+    if isinstance(exc, TypeError) and "authentication" in str(exc):
+        return "no API key: set ANTHROPIC_API_KEY, or add --emulator to try it without one"
+    library = type(exc).__module__.partition(".")[0] in ("google", "botocore", "boto3")
+    missing = isinstance(exc, RuntimeError) and "credentials" in str(exc)
+    of_sdk = isinstance(exc, anthropic.AnthropicError) and not isinstance(exc, anthropic.APIError)
+    if isinstance(exc, anthropic.CredentialsError) or library or missing or of_sdk:
+        return f"{where}no credentials: {_line(exc)}"
+    return None
+
+
+def _line(exc: BaseException) -> str:
+    """An error's text in one line."""
+    return " ".join(str(exc).split()) or type(exc).__name__
