@@ -81,7 +81,7 @@ PollOption = Annotated[
 ]
 
 
-# -- commands --------------------------------------------------------------------------------------------------------
+# -- commands ----------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -534,7 +534,7 @@ def emulator(
         raise InputError(str(exc)) from exc
 
 
-# -- what is asked of the API before anything is sent -----------------------------------------------------------------
+# -- what is asked of the API before anything is sent ------------------------------------------------------------------
 
 
 def _asked_of_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]:
@@ -606,7 +606,7 @@ def _counted(loaded: "Job", quote: "Quote", *, emulated: bool) -> _Counted:
     return _Counted(tokens, prefix, queue, warnings)
 
 
-# -- what the commands share -----------------------------------------------------------------------------------------
+# -- what the commands share -------------------------------------------------------------------------------------------
 
 
 def main() -> None:

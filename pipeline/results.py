@@ -1,7 +1,7 @@
 """What the API says of one request, and what we make of it. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -58,6 +58,7 @@ def output_columns(job: Job) -> dict[str, str]:
         columns |= {name: prop.kind for name, prop in _properties(job, schema).items()}
     extra = {"thinking": "text"} if job.output.thinking else {}
     extra |= {"citations": "json"} if job.output.citations else {}
+    extra |= {"tool_use": "json"} if job.output.tool is None and _has_tools_of_its_own(job.request.params) else {}
     extra |= {"server_tool_use": "json"} if run_by_the_api(job.request.params) else {}
     for name in extra:
         if name in columns:
@@ -105,6 +106,13 @@ def run_by_the_api(params: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _has_tools_of_its_own(params: Mapping[str, Any]) -> bool:
+    """Whether the params have tools that a model only asks to be run."""
+    tools = params.get("tools")
+    listed = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    return any(run_by_the_api({"tools": [tool]}) is None for tool in listed)
+
+
 class ResultReader:
     """Reads result lines of one job."""
 
@@ -115,11 +123,8 @@ class ResultReader:
         self._tool = job.output.tool
         self._retry = job.retry
         self._retried = frozenset(job.retry.errors)
-        self._extras = [
-            (name, read)
-            for name, read in (("thinking", _thinking), ("citations", _citations), ("server_tool_use", _server_tools))
-            if name in output_columns(job)
-        ]
+        wanted = output_columns(job).keys() - (self._schema.columns.keys() if self._schema is not None else set())
+        self._extras = [(name, read) for name, read in _EXTRAS if name in wanted]
 
     def outcome(self, line: dict[str, Any]) -> Outcome:
         """The outcome that a result line stands for.
@@ -220,11 +225,26 @@ def _citations(message: dict[str, Any]) -> list[Any] | None:
     return [cited for block in _blocks(message, "text") for cited in block.get("citations") or ()] or None
 
 
+def _tool_uses(message: dict[str, Any]) -> list[Any] | None:
+    """Which tools the model wants to be run, and with what."""
+    uses = _blocks(message, "tool_use")
+    return [{"name": use.get("name"), "input": use.get("input")} for use in uses] or None
+
+
 def _server_tools(message: dict[str, Any]) -> dict[str, Any] | None:
     """How often tools that the API runs were used, as it counts them, and by name as the answer shows it."""
     uses = Counter(str(block.get("name")) for block in _blocks(message, "server_tool_use"))
     counted = (message.get("usage") or {}).get("server_tool_use") or {}
     return {name: n for name, n in {**uses, **counted}.items() if n} or None
+
+
+#: Columns that an output may ask for, beside what the answer says.
+_EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
+    ("thinking", _thinking),
+    ("citations", _citations),
+    ("tool_use", _tool_uses),
+    ("server_tool_use", _server_tools),
+)
 
 
 def _blocks(message: dict[str, Any], kind: str) -> list[dict[str, Any]]:

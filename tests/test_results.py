@@ -40,7 +40,7 @@ def errored(error: Any) -> dict[str, Any]:
     return {"custom_id": "x-0", "result": {"type": "errored", "error": error}}
 
 
-# -- answers ---------------------------------------------------------------------------------------------------------
+# -- answers -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_is_its_text_with_model_stop_reason_and_tokens() -> None:
@@ -156,7 +156,7 @@ def test_a_refusal_is_refused_and_says_why(details: Any, said: str) -> None:
     assert (outcome.text, outcome.input_tokens) == ("I cannot.", 10)
 
 
-# -- labels ----------------------------------------------------------------------------------------------------------
+# -- labels ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_without_labels_no_answer_is_looked_into() -> None:
     assert reader().outcome(answered('{"label": "yes"}')).values is None
 
 
-# -- everything else -------------------------------------------------------------------------------------------------
+# -- everything else ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_an_odd_content_block_is_no_crash(content: list[Any]) -> None:
     assert outcome.state in OUTCOMES
 
 
-# -- sending again ---------------------------------------------------------------------------------------------------
+# -- sending again -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,3 +345,124 @@ def test_a_row_that_shares_an_answer_has_all_of_it_but_the_bill() -> None:
 
     assert (shared.state, shared.text, shared.model) == (outcome.state, "x", outcome.model)
     assert [getattr(shared, name) for name in Outcome._fields if name.endswith("_tokens")] == [0] * 5
+
+
+# -- schemas, tools, and what else an output asks for ------------------------------------------------------------------
+
+INVOICE = {
+    "type": "object",
+    "properties": {
+        "total": {"type": "number"},
+        "paid": {"type": "boolean"},
+        "due": {"type": "string", "format": "date"},
+        "from": {"type": "object", "properties": {"town": {"type": "string"}}, "additionalProperties": False},
+    },
+    "required": ["total"],
+    "additionalProperties": False,
+}
+TOOL = {"name": "record", "input_schema": INVOICE}
+USE = {"type": "tool_use", "id": "toolu_1", "name": "record", "input": {"total": 9.5}}
+
+
+def asked(output: dict[str, Any], **params: Any) -> ResultReader:
+    request = {"model": "claude-haiku-4-5", "max_tokens": 10, "prompt": "{{ body }}", "params": params}
+    source, sink = {"path": "a.csv", "key": "id"}, {"table": "t"}
+    fields = {"name": "j", "source": source, "request": request, "sink": sink, "output": output}
+    return ResultReader(Job.model_validate(fields))
+
+
+def test_an_answer_by_a_schema_is_a_value_for_each_column() -> None:
+    read = asked({"schema": INVOICE, "columns": {"from.town": "town", "paid": "is_paid"}})
+
+    outcome = read.outcome(answered('{"total": 9.5, "paid": true, "due": "2026-11-30", "from": {"town": "Rome"}}'))
+
+    values = {"total": 9.5, "is_paid": True, "due": "2026-11-30", "from": {"town": "Rome"}, "town": "Rome"}
+    assert (outcome.state, outcome.values) == (RowState.SUCCEEDED, values)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param("No invoice.", "the answer is not JSON", id="no JSON"),
+        pytest.param('{"total": "much"}', "total: 'much' is not of type 'number'", id="a wrong type"),
+        pytest.param("{}", "'total' is a required property", id="a property that is missing"),
+        pytest.param('{"total": 1, "due": "soon"}', "due: 'soon' is not a date", id="no date"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_unparsable_and_says_where(answer: str, said: str) -> None:
+    outcome = asked({"schema": INVOICE}).outcome(answered(answer))
+
+    assert (outcome.state, outcome.values, outcome.text) == (RowState.UNPARSABLE, None, answer)
+    assert said in str(outcome.error_message)
+
+
+def test_the_input_of_a_forced_tool_is_the_answer_and_its_text() -> None:
+    outcome = asked({"tool": "record"}, tools=[TOOL]).outcome(answered(USE, stop_reason="tool_use"))
+
+    assert (outcome.state, outcome.text) == (RowState.SUCCEEDED, '{"total":9.5}')
+    assert outcome.values == {"total": 9.5, "paid": None, "due": None, "from": None}
+
+
+def test_an_answer_without_the_tool_is_unparsable() -> None:
+    outcome = asked({"tool": "record"}, tools=[TOOL]).outcome(answered("I would rather not."))
+
+    assert (outcome.state, outcome.error_message) == (RowState.UNPARSABLE, "the answer does not use the tool record")
+
+
+def test_a_tool_that_the_model_wants_to_be_run_is_stored_as_it_calls_it() -> None:
+    outcome = asked({}, tools=[TOOL]).outcome(answered("I note it.", USE, stop_reason="tool_use"))
+
+    assert (outcome.state, outcome.text) == (RowState.SUCCEEDED, "I note it.")
+    assert outcome.values == {"tool_use": [{"name": "record", "input": {"total": 9.5}}]}
+
+
+def test_thinking_and_citations_are_kept_when_they_are_asked_for() -> None:
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": "s"}
+    cited = {"type": "text", "text": "It sank.", "citations": [{"type": "char_location", "cited_text": "sank"}]}
+
+    outcome = asked({"thinking": True, "citations": True}).outcome(answered(thought, cited))
+
+    assert outcome.values == {"thinking": "Hm.", "citations": cited["citations"]}
+    assert asked({}).outcome(answered(thought, cited)).values is None
+
+
+def test_tools_that_the_api_ran_are_counted_and_web_searches_priced() -> None:
+    use = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "ships"}}
+    usage = {
+        "input_tokens": 1,
+        "output_tokens": 1,
+        "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 0},
+    }
+    tool = {"type": "web_search_20250305", "name": "web_search"}
+
+    outcome = asked({}, tools=[tool]).outcome(answered(use, "Found.", usage=usage))
+
+    assert outcome.values == {"server_tool_use": {"web_search": 1, "web_search_requests": 2}}
+    assert outcome.web_searches == 2
+
+
+def test_inference_in_the_us_alone_is_known_from_the_usage() -> None:
+    usage = {"input_tokens": 1, "output_tokens": 1, "inference_geo": "us"}
+
+    assert reader().outcome(answered("x", usage=usage)).in_the_us
+    assert not reader().outcome(answered("x")).in_the_us
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "error_type", "again"),
+    [
+        pytest.param({"truncated": {"max_tokens": "2x"}}, RowState.TRUNCATED, "max_tokens", True, id="cut off"),
+        pytest.param(
+            {"truncated": {"max_tokens": "2x"}}, RowState.TRUNCATED, "pause_turn", False, id="more tokens do not help"
+        ),
+        pytest.param({"refused": {"model": "claude-sonnet-5"}}, RowState.REFUSED, "refusal", True, id="refused"),
+        pytest.param({"unparsable": {"reask": True}}, RowState.UNPARSABLE, "unparsable", True, id="unparsable"),
+        pytest.param({"unparsable": {"reask": False}}, RowState.UNPARSABLE, "unparsable", False, id="off again"),
+        pytest.param({"truncated": {"max_tokens": "2x"}}, RowState.REFUSED, "refusal", False, id="another outcome"),
+    ],
+)
+def test_which_rows_go_again_changed(change: dict[str, Any], outcome: RowState, error_type: str, again: bool) -> None:
+    read = reader(change=change)
+
+    assert read.again(Outcome(outcome, error_type), 2) is again
+    assert not read.again(Outcome(outcome, error_type), 3)
