@@ -19,6 +19,8 @@ from pipeline.tables import batches
 PAST_ANSWERS = 10_000  # of the newest ones, at most
 CERTAINTY = 1.96  # standard errors to either side hold the mean 95 times of 100
 GUESS = 0.25  # how far a count by bytes may be off, to either side
+GUESS_OF_FILES = 0.6  # the same of requests with images or documents, which their bytes say nothing of
+MOST_DOUBT = 0.75
 
 USUAL_HOURS, MOST_HOURS = (
     1,
@@ -146,7 +148,8 @@ def estimate(
     """
     samples = quote.samples
     tokens = _tokens(samples, counts)
-    counted = _counted(tokens, len(counts))
+    guess = GUESS_OF_FILES if job.request.attachments else GUESS
+    counted = _counted(tokens, len(counts), quote.to_send, guess)
     cached = _cached(job, quote, prefix_tokens, before)
     expected = None if before is None else before.mean
     low = before.low if before is not None else 1.0
@@ -189,12 +192,14 @@ def _tokens(samples: Sequence[Sample], counts: Sequence[int]) -> list[float]:
     return [float(n) for n in counts] + [sample.tokens * factor for sample in samples[len(counts) :]]
 
 
-def _counted(tokens: Sequence[float], sampled: int) -> Counted:
+def _counted(tokens: Sequence[float], sampled: int, rows: int, guess: float) -> Counted:
+    """rows: that the sample is of; guess: how far its mean may be off when the API has not counted it."""
     if not tokens:
         return Counted(0.0, 0.0, sampled)
-    mean = statistics.mean(tokens)
-    error = CERTAINTY * statistics.stdev(tokens) / math.sqrt(len(tokens)) if len(tokens) > 1 else 0.0
-    return Counted(mean, error if sampled else max(error, GUESS * mean), sampled)
+    mean, error = statistics.mean(tokens), 0.0
+    if 1 < len(tokens) < rows:
+        error = CERTAINTY * statistics.stdev(tokens) / math.sqrt(len(tokens)) * math.sqrt(1 - len(tokens) / rows)
+    return Counted(mean, min(error if sampled else error + guess * mean, MOST_DOUBT * mean), sampled)
 
 
 def _cached(job: Job, quote: Quote, prefix_tokens: int, before: Past | None) -> Cached | None:
@@ -236,7 +241,10 @@ def _assumptions(job: Job, requests: int, counted: Counted, before: Past | None,
     if counted.sampled:
         found.append(f"input by the API's own count of {counted.sampled} rows of a random sample")
     else:
-        found.append("input by the bytes of a random sample, 3.5 a token give or take a quarter: the API was not asked")
+        off = GUESS_OF_FILES if job.request.attachments else GUESS
+        found.append(
+            f"input by the bytes of a random sample, 3.5 a token give or take {off:.0%}: the API was not asked"
+        )
     if before is not None:
         found.append(f"output as {before.answers:,} past answers of this job took: low is what a tenth stayed within")
     elif isinstance(job.canary, Canary) and job.canary.is_for(requests):

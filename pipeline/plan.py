@@ -346,8 +346,8 @@ class Plan:
         again: "_Again | None",
     ) -> None:
         """Note a row that is to be sent, or that cannot be. again: with what it is asked another time."""
-        same = known is not None and known.outcome_hash == row_hash
-        # they start anew when the row has changed, or a person wants it
+        same = known is not None and known.outcome_hash == row_hash and known.outcome_recipe == self.recipe
+        # they start anew when the row or the recipe has changed, or a person wants it
         attempts = known.attempts if known is not None and same and self.retry is None else 0
         try:
             built = self._built(row, moves.folder)

@@ -36,8 +36,14 @@ def job(folder: Path) -> Callable[..., None]:  # noqa: F811  # a fixture
 
     def write(rows: list[dict[str, Any]] | None = None, **fields: Any) -> None:
         pl.DataFrame(rows or ROWS).write_parquet(folder / "rows.parquet")
-        whole = {name: fields.pop(name) for name in ("output", "limits", "prices", "api", "retry") if name in fields}
-        request = {"model": "claude-sonnet-5", "max_tokens": 300, "prompt": "Sum up: {{ body }}"} | fields
+        whole: dict[str, Any] = {
+            name: fields.pop(name) for name in ("output", "limits", "prices", "api", "retry") if name in fields
+        }
+        request: dict[str, Any] = {
+            "model": "claude-sonnet-5",
+            "max_tokens": 300,
+            "prompt": "Sum up: {{ body }}",
+        } | fields
         made = {
             "name": "tickets",
             "source": {"path": "rows.parquet", "key": "id"},
