@@ -6,8 +6,6 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 import contextlib
 import gc
 import os
-import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import InputError, Interrupted, PipelineError
+from pipeline.terminal import Teller, command_line, confirmed, log_format, put_json, same_words, say, say_next, signals
 
 if TYPE_CHECKING:
     from datetime import date
@@ -55,7 +54,7 @@ SpoolOption = Annotated[
 LogOption = Annotated[
     str,
     typer.Option(
-        "--log-format", metavar="text|json", callback=lambda value: _log_format(value), help="Of what stderr says."
+        "--log-format", metavar="text|json", callback=lambda value: log_format(value), help="Of what stderr says."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line on stdout.")]
@@ -96,8 +95,8 @@ def init(
     from pipeline.starter import write_job_file
 
     written = write_job_file(file, output)
-    _say(f"wrote {written}")
-    _next("check", str(written))
+    say(f"wrote {written}")
+    say_next("check", str(written))
 
 
 @app.command()
@@ -128,16 +127,16 @@ def check(
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
         facts = {"first_params": first, "warnings": warnings, **report.quote_facts(quote)}
-        _json({"event": "check", "job": loaded.name, **facts})
+        put_json({"event": "check", "job": loaded.name, **facts})
     else:
-        _say(f"job      {loaded.name} is right: {report.count(quote.total, 'row')} with unique keys")
+        say(f"job      {loaded.name} is right: {report.count(quote.total, 'row')} with unique keys")
         for warning in warnings:
-            _say(f"warning  {warning}")
+            say(f"warning  {warning}")
         if quote.problems:
-            _say(f"warning  {report.invalid_share(quote)}")
+            say(f"warning  {report.invalid_share(quote)}")
         if first is not None:
             sys.stdout.write(orjson.dumps(report.shortened(first), option=orjson.OPT_INDENT_2).decode() + "\n")
-    _next("run", str(path))
+    say_next("run", str(path))
 
 
 @app.command()
@@ -167,14 +166,14 @@ def estimate(
     )
     if as_json:
         facts = {"rows": report.quote_facts(quote)["rows"], "warnings": counted.warnings, **said.facts()}
-        _json({"event": "estimate", "job": loaded.name, **facts})
+        put_json({"event": "estimate", "job": loaded.name, **facts})
     else:
         for line in report.estimate_lines(quote, said):
             sys.stdout.write(line + "\n")
         sys.stdout.flush()
         for warning in counted.warnings:
-            _say(f"warning  {warning}")
-    _next("run", str(path))
+            say(f"warning  {warning}")
+    say_next("run", str(path))
 
 
 @app.command()
@@ -200,17 +199,17 @@ def preview(
     checks.check_params(loaded)
     picked = live.pick(Plan(loaded), rows)
     for line in picked.problem_lines():
-        _say(line)
-    _say(f"preview  {live.announcement(picked, loaded)}")
-    if not _confirmed(yes=yes, ask=not as_json):
+        say(line)
+    say(f"preview  {live.announcement(picked, loaded)}")
+    if not confirmed(yes=yes, ask=not as_json):
         raise typer.Exit(0)
     with where.reaching(loaded.api.client, emulated=emulator) as reached:
         client = live.async_client(reached)
         if as_json:
-            code = live.tell(client, picked, loaded, lambda facts: _json({"event": "preview", **facts}))
+            code = live.tell(client, picked, loaded, lambda facts: put_json({"event": "preview", **facts}))
         else:
             code = live.show(client, picked, loaded, Console(highlight=False, soft_wrap=True))
-    _next("run", str(path))
+    say_next("run", str(path))
     raise typer.Exit(code)
 
 
@@ -232,7 +231,7 @@ def models(
         found = catalogue.facts(api.models(), LISTED)
     if as_json:
         for facts in found:
-            _json({"event": "model", **facts})
+            put_json({"event": "model", **facts})
         return
     for line in catalogue.lines(found):
         sys.stdout.write(line + "\n")
@@ -267,7 +266,7 @@ def run(
     path = _job_file(job, database, emulated=emulator)
     loaded = _load(path, var)
     if loaded.vars and not as_json:
-        _say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
+        say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
     options = Options(
         limit=limit,
         refresh=refresh,
@@ -330,7 +329,7 @@ def retry(
         row = naming.known_job(where.database, name)
         loaded, path = _load_as_last(where.database, row, job, var)
         if loaded.vars and not as_json:
-            _say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
+            say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
         confirm = _confirm_retry(where.database, row, wanted, yes=yes, as_json=as_json)
         options = Options(retry=wanted, detach=detach, confirm=confirm)
         ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
@@ -361,11 +360,11 @@ def collect(
         swept = sweep(where, name)
         for swept_name, problem in swept:
             if as_json:
-                _json({"event": "swept", "job": swept_name, "problem": problem})
+                put_json({"event": "swept", "job": swept_name, "problem": problem})
             else:
-                _say(f"job      {swept_name}: " + (problem or "swept"))
+                say(f"job      {swept_name}: " + (problem or "swept"))
         if not swept and not as_json:
-            _say("nothing to do: no run is open")
+            say("nothing to do: no run is open")
         if name is not None:
             _print_status(where.database, name, as_json=as_json, job=job)
     if any(problem for _, problem in swept):
@@ -397,11 +396,11 @@ def cancel(
         row = naming.known_job(where.database, name)
         canceled = cancel_job(where, row, abandon=abandon)
     if canceled.open > canceled.foreign:
-        _next("collect", job)
+        say_next("collect", job)
     elif canceled.foreign:
-        _next("cancel", job, "--abandon")
+        say_next("cancel", job, "--abandon")
     else:
-        _next("status", job)
+        say_next("status", job)
 
 
 @app.command()
@@ -433,16 +432,16 @@ def errors(
         causes = report.errors(conn, row, Sink.of(row), job)
     mends = causes[0]["command"] if causes else ["export", job]
     for cause in causes:
-        cause["command"] = _command(*cause["command"])
+        cause["command"] = command_line(*cause["command"])
     if as_json:
         for cause in causes:
-            _json({"event": "error", **cause})
+            put_json({"event": "error", **cause})
         return
     for line in report.error_lines(causes):
         sys.stdout.write(line + "\n")
     if not causes:
-        _say("no row has failed")
-    _next(*mends)
+        say("no row has failed")
+    say_next(*mends)
 
 
 @app.command()
@@ -469,19 +468,19 @@ def verify(
         next_words = _next_by_status(opened, row.name, job)
     if as_json:
         for of, problem in found.shown:
-            _json({"event": "problem", "of": of, "problem": problem})
-        _json({"event": "verify", "job": row.name, **report.verify_facts(found)})
+            put_json({"event": "problem", "of": of, "problem": problem})
+        put_json({"event": "verify", "job": row.name, **report.verify_facts(found)})
     else:
         for line in report.verify_lines(found):
             sys.stdout.write(line + "\n")
         sys.stdout.flush()
     if found.holds:
-        _next("export", job)
+        say_next("export", job)
         return
     if found.unplanned:
-        _next("run", job)
+        say_next("run", job)
     else:
-        _next(*(next_words if found.waiting else ["status", job]))
+        say_next(*(next_words if found.waiting else ["status", job]))
     raise typer.Exit(1)
 
 
@@ -616,22 +615,22 @@ def main() -> None:
     except typer.Exit as exc:
         code = exc.exit_code
     except Interrupted:
-        _say("interrupted: everything is resumable; run the same command again and it goes on")
+        say("interrupted: everything is resumable; run the same command again and it goes on")
         code = Interrupted.exit_code
     except PipelineError as exc:
         if "--debug" in sys.argv:
             raise
-        _say(f"error: {exc}")
+        say(f"error: {exc}")
         code = exc.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        _say("aborted; the same command again goes on")
+        say("aborted; the same command again goes on")
         code = Interrupted.exit_code
     except Exception as exc:
         code = _said_usage(exc)
         if code is None:
             if "--debug" in sys.argv:
                 raise
-            _say(f"error: unforeseen: {type(exc).__name__}: {exc}; safe to run again; --debug shows where it came from")
+            say(f"error: unforeseen: {type(exc).__name__}: {exc}; safe to run again; --debug shows where it came from")
             code = 3  # what is committed is right, and the same command goes on from there
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -643,82 +642,9 @@ def _said_usage(exc: Exception) -> int | None:
         return None
     context = getattr(exc, "ctx", None)
     if context is not None:
-        _say(context.get_usage())
-    _say(f"error: {message()}")
+        say(context.get_usage())
+    say(f"error: {message()}")
     return 2
-
-
-_log_events: "Callable[..., None] | None" = None  # with --log-format json: what logs an event
-
-
-def _log_format(value: str) -> str:
-    """Let stderr be what --log-format says."""
-    global _log_events
-    if value not in ("text", "json"):
-        raise InputError(f"--log-format {value}: write text or json")
-    if value == "json":
-        import logging
-
-        from pipeline import log
-
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(log.JsonFormatter())
-        log.logger.addHandler(handler)
-        log.logger.setLevel(logging.INFO)
-        _log_events = log.tell
-    return value
-
-
-def _say(text: str) -> None:
-    """A line for people: progress and errors go to stderr."""
-    if _log_events is not None:
-        import logging
-
-        error = text.startswith("error: ")
-        logging.getLogger("pipeline").log(logging.ERROR if error else logging.INFO, "%s", text)
-        return
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def _next(command: str, *words: str) -> None:
-    """Say the next command."""
-    _say(f"next: {_command(command, *words)}")
-
-
-def _command(command: str, *words: str) -> str:
-    """A command as a line of the shell, with the options of the present one that it needs to find the same things."""
-    takes_vars = command in ("run", "check", "retry") and "--var" not in words
-    options: list[str] = []
-    given = iter(sys.argv[2:])
-    for option in given:
-        name, equals, value = option.partition("=")
-        if name == "--emulator":
-            options.append(option)
-        elif name == "--database" or (name == "--var" and takes_vars):
-            options += [name, value if equals else next(given, "")]
-    return shlex.join(["batch-pipeline", command, *words, *options])
-
-
-def _same_command() -> list[str]:
-    """The words of the present command that `_command` does not add anyway."""
-    words: list[str] = []
-    given = iter(sys.argv[1:])
-    for word in given:
-        name, equals, _ = word.partition("=")
-        if name in ("--database", "--var"):
-            if not equals:
-                next(given, None)
-        elif name not in ("--emulator", "--debug", "--json"):
-            words.append(word)
-    return words
-
-
-def _json(value: dict[str, Any]) -> None:
-    import orjson
-
-    sys.stdout.write(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
-    sys.stdout.flush()
 
 
 def _today() -> "date":
@@ -783,7 +709,7 @@ def _open(folder: Path, database: str | None, *, emulated: bool, must_exist: boo
     if must_exist and not Database.exists(url):
         raise InputError(f"there is no database {url}; run a job first, or name another one by --database")
     opened = Database(url)
-    _say(f"database {opened.shown}{' (new)' if opened.new else ''}")
+    say(f"database {opened.shown}{' (new)' if opened.new else ''}")
     return opened
 
 
@@ -806,8 +732,8 @@ def _where(
     stop = Stop()
     with (
         contextlib.closing(opened),
-        _Teller(as_json=as_json) as teller,
-        _signals(stop),
+        Teller(as_json=as_json) as teller,
+        signals(stop),
         where.at(
             opened, spool=spool, emulated=emulated, poll_seconds=poll_seconds, tell=teller.tell, stop=stop
         ) as here,
@@ -830,37 +756,8 @@ def _many_objects_that_stay() -> Iterator[None]:
         gc.enable()
 
 
-@contextlib.contextmanager
-def _signals(stop: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the driver to stop between two transactions; a second one leaves at once."""
-
-    def handle(number: int, frame: object) -> None:
-        if stop.event.is_set():
-            os._exit(Interrupted.exit_code)
-        stop.event.set()
-        _say("stopping: waiting for what is under way (again to leave at once)")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _confirm(*, yes: bool, ask: bool) -> "Callable[[Quote], bool]":
-    return lambda quote: not quote.to_send or _confirmed(yes=yes, ask=ask)
-
-
-def _confirmed(*, yes: bool, ask: bool) -> bool:
-    """Whether a person on a terminal says yes; where there is none, it goes on."""
-    if yes or not ask or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return True
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # here Ctrl-C is a no
-    try:
-        return typer.confirm("send this?", err=True)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    return lambda quote: not quote.to_send or confirmed(yes=yes, ask=ask)
 
 
 def _confirm_retry(
@@ -877,11 +774,11 @@ def _confirm_retry(
         with database.read() as conn:
             reasons = left_out(conn, row.id, sink, wanted, quote)
         if as_json and reasons:
-            _json({"event": "left_out", "reasons": reasons})
+            put_json({"event": "left_out", "reasons": reasons})
         for reason in () if as_json else reasons:
-            _say(f"         {reason}")
+            say(f"         {reason}")
         if quote.to_send and "lost" in wanted.statuses:
-            _say("warning  what is lost may have been answered and paid for: sending it again may pay twice")
+            say("warning  what is lost may have been answered and paid for: sending it again may pay twice")
         return ask(quote)
 
     return confirm
@@ -911,7 +808,7 @@ def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _En
 
     shown = where.database.shown
     if finished.run_id is None:  # only quoted, or the answer was no
-        return _Ended(finished, None, None, [], {}, [word for word in _same_command() if word != "--dry-run"], shown)
+        return _Ended(finished, None, None, [], {}, [word for word in same_words() if word != "--dry-run"], shown)
     with where.database.read() as conn:
         ran = store.run(conn, finished.run_id)
         budget = report.budget_facts(conn, ran)
@@ -920,7 +817,7 @@ def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _En
         money = (ran.estimate, finished.cost_usd, usage)
         lines = list(report.money_lines(*money))
     if finished.reason == "budget":
-        then = _same_command()
+        then = same_words()
     elif finished.state == "finished" and sum(finished.rows.values()) > finished.rows.get("succeeded", 0):
         then = ["errors", job]
     else:
@@ -935,31 +832,31 @@ def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
     finished = ended.finished
     if finished.state == "quoted":
         if as_json:
-            _json({"event": "run", "run_id": None, "state": "quoted", "reason": None, "rows": {}, "cost_usd": 0.0})
-        _next(*ended.then)
+            put_json({"event": "run", "run_id": None, "state": "quoted", "reason": None, "rows": {}, "cost_usd": 0.0})
+        say_next(*ended.then)
         return
     if as_json:
         if ended.budget is not None:
-            _json({"event": "budget", "run_id": finished.run_id, **ended.budget})
+            put_json({"event": "budget", "run_id": finished.run_id, **ended.budget})
         if ended.month is not None:
-            _json({"event": "month", **ended.month})
-        _json({"event": "money", "run_id": finished.run_id, **ended.money})
+            put_json({"event": "month", **ended.month})
+        put_json({"event": "money", "run_id": finished.run_id, **ended.money})
         facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
-        _json({"event": "run", **facts, "rows": finished.rows, "cost_usd": finished.cost_usd})
+        put_json({"event": "run", **facts, "rows": finished.rows, "cost_usd": finished.cost_usd})
         return
     reason = f" ({finished.reason})" if finished.reason else ""
     counted = report.counts_line(finished.rows)
-    _say(f"run {finished.run_id:<4} {finished.state}{reason}: {counted}, {report.money(finished.cost_usd)}")
+    say(f"run {finished.run_id:<4} {finished.state}{reason}: {counted}, {report.money(finished.cost_usd)}")
     for line in ended.lines:
-        _say(f"         {line}")
+        say(f"         {line}")
     stopped = report.stopped_line(finished.reason, ended.budget, ended.month)
     if stopped is not None:
-        _say(f"         {stopped}")
+        say(f"         {stopped}")
     if finished.state == "open":
-        _say("         what is at the API goes on there; a sweep collects it")
+        say("         what is at the API goes on there; a sweep collects it")
     else:
-        _say(f"answers  in table {loaded.sink.table} of {ended.database}")
-    _next(*ended.then)
+        say(f"answers  in table {loaded.sink.table} of {ended.database}")
+    say_next(*ended.then)
 
 
 def _print_status(database: "Database", name: str, *, as_json: bool, job: str | None = None) -> None:
@@ -972,12 +869,12 @@ def _print_status(database: "Database", name: str, *, as_json: bool, job: str | 
         assert row is not None
         facts = report.status(conn, row, datetime.now(UTC))
     if as_json:
-        _json({"event": "status", **facts})
+        put_json({"event": "status", **facts})
         return
     for line in report.status_lines(facts):
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    _next(*report.next_command(facts, job or name))
+    say_next(*report.next_command(facts, job or name))
 
 
 def _next_by_status(database: "Database", name: str, job: str) -> list[str]:
@@ -990,75 +887,6 @@ def _next_by_status(database: "Database", name: str, job: str) -> list[str]:
         row = store.job_named(conn, name)
         assert row is not None
         return report.next_command(report.status(conn, row, datetime.now(UTC)), job)
-
-
-@dataclass
-class _Teller:
-    """Tells what a driver does: as JSON on stdout, as lines on stderr, and on a terminal with a live last line."""
-
-    as_json: bool
-    _status: Any = None
-    _last: str = ""
-
-    def __enter__(self) -> "_Teller":
-        if sys.stderr.isatty() and not self.as_json and _log_events is None:
-            from rich.console import Console
-
-            self._status = Console(stderr=True, highlight=False).status("working")
-            self._status.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._quiet()
-
-    def tell(self, event: str, **facts: Any) -> None:
-        """One event of the driver."""
-        from pipeline import report
-
-        if _log_events is not None:
-            _log_events(event, **facts)
-        if event == "quote":
-            self._quote(facts["quote"])
-        elif self.as_json:
-            if event not in ("waiting", "watching"):  # these are no moves
-                _json({"event": event, **facts})
-        elif _log_events is not None:
-            pass
-        elif event == "waiting":
-            self._wait(report.event_line(event, facts))
-        else:
-            self._last = ""
-            self._line(report.event_line(event, facts))
-
-    def _quote(self, quote: "Quote") -> None:
-        from pipeline import report
-
-        if self.as_json:
-            _json({"event": "quote", **report.quote_facts(quote)})
-            return
-        if _log_events is not None:
-            return
-        self._quiet()  # a question may follow, which a live line would hide
-        for line in report.quote_lines(quote):
-            _say(line)
-
-    def _wait(self, line: str) -> None:
-        if self._status is not None:
-            self._status.update(line)
-            self._status.start()
-        elif line.partition(";")[0] != self._last:  # a log need not say every minute that nothing has changed
-            self._last = line.partition(";")[0]
-            _say(line)
-
-    def _line(self, line: str) -> None:
-        if self._status is not None:
-            self._status.console.print(line, markup=False, soft_wrap=True)
-        else:
-            _say(line)
-
-    def _quiet(self) -> None:
-        if self._status is not None:
-            self._status.stop()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""The terminal: what a command says and asks there, and its signals. Results go to stdout, all else to stderr."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pipeline.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from pipeline.quote import Quote
+
+_log_events: "Callable[..., None] | None" = None  # with --log-format json: what logs an event
+
+
+def log_format(value: str) -> str:
+    """Let stderr be what --log-format says."""
+    global _log_events
+    if value not in ("text", "json"):
+        raise InputError(f"--log-format {value}: write text or json")
+    if value == "json":
+        import logging
+
+        from pipeline import log
+
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(log.JsonFormatter())
+        log.logger.addHandler(handler)
+        log.logger.setLevel(logging.INFO)
+        _log_events = log.tell
+    return value
+
+
+def say(text: str) -> None:
+    """A line for people: progress and errors go to stderr."""
+    if _log_events is not None:
+        import logging
+
+        error = text.startswith("error: ")
+        logging.getLogger("pipeline").log(logging.ERROR if error else logging.INFO, "%s", text)
+        return
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def say_next(command: str, *words: str) -> None:
+    """Say the next command."""
+    say(f"next: {command_line(command, *words)}")
+
+
+def command_line(command: str, *words: str) -> str:
+    """A command as a line of the shell, with the options of the present one that it needs to find the same things."""
+    takes_vars = command in ("run", "check", "retry", "estimate", "preview") and "--var" not in words
+    options: list[str] = []
+    given = iter(sys.argv[2:])
+    for option in given:
+        name, equals, value = option.partition("=")
+        if name == "--emulator":
+            options.append(option)
+        elif name == "--database" or (name == "--var" and takes_vars):
+            options += [name, value if equals else next(given, "")]
+    return shlex.join(["batch-pipeline", command, *words, *options])
+
+
+def same_words() -> list[str]:
+    """The words of the present command that `command_line` does not add anyway."""
+    words: list[str] = []
+    given = iter(sys.argv[1:])
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name in ("--database", "--var"):
+            if not equals:
+                next(given, None)
+        elif name not in ("--emulator", "--debug", "--json"):
+            words.append(word)
+    return words
+
+
+def put_json(value: dict[str, Any]) -> None:
+    """One object of --json, as a line on stdout."""
+    import orjson
+
+    sys.stdout.write(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def signals(stop: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the driver to stop between two transactions; a second one leaves at once."""
+
+    def handle(number: int, frame: object) -> None:
+        if stop.event.is_set():
+            os._exit(Interrupted.exit_code)
+        stop.event.set()
+        say("stopping: waiting for what is under way (again to leave at once)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def confirmed(*, yes: bool, ask: bool) -> bool:
+    """Whether a person on a terminal says yes; where there is none, it goes on."""
+    if yes or not ask or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # here Ctrl-C is a no
+    try:
+        return typer.confirm("send this?", err=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@dataclass
+class Teller:
+    """Tells what a driver does: as JSON on stdout, as lines on stderr, and on a terminal with a live last line."""
+
+    as_json: bool
+    _status: Any = None
+    _last: str = ""
+
+    def __enter__(self) -> "Teller":
+        if sys.stderr.isatty() and not self.as_json and _log_events is None:
+            from rich.console import Console
+
+            self._status = Console(stderr=True, highlight=False).status("working")
+            self._status.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._quiet()
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """One event of the driver."""
+        from pipeline import report
+
+        if _log_events is not None:
+            _log_events(event, **facts)
+        if event == "quote":
+            self._quote(facts["quote"])
+        elif self.as_json:
+            if event not in ("waiting", "watching"):  # these are no moves
+                put_json({"event": event, **facts})
+        elif _log_events is not None:
+            pass
+        elif event == "waiting":
+            self._wait(report.event_line(event, facts))
+        else:
+            self._last = ""
+            self._line(report.event_line(event, facts))
+
+    def _quote(self, quote: "Quote") -> None:
+        from pipeline import report
+
+        if self.as_json:
+            put_json({"event": "quote", **report.quote_facts(quote)})
+            return
+        if _log_events is not None:
+            return
+        self._quiet()  # a question may follow, which a live line would hide
+        for line in report.quote_lines(quote):
+            say(line)
+
+    def _wait(self, line: str) -> None:
+        if self._status is not None:
+            self._status.update(line)
+            self._status.start()
+        elif line.partition(";")[0] != self._last:  # a log need not say every minute that nothing has changed
+            self._last = line.partition(";")[0]
+            say(line)
+
+    def _line(self, line: str) -> None:
+        if self._status is not None:
+            self._status.console.print(line, markup=False, soft_wrap=True)
+        else:
+            say(line)
+
+    def _quiet(self) -> None:
+        if self._status is not None:
+            self._status.stop()
