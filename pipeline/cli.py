@@ -589,13 +589,14 @@ def _counted(loaded: "Job", quote: "Quote", *, emulated: bool) -> _Counted:
     from pipeline import checks, where
     from pipeline.driver import Settings
     from pipeline.errors import Stopped
+    from pipeline.quote import COUNTED_ONCE
 
     queue, tokens, prefix = Settings.from_environment().max_in_flight, [], None
     warnings: list[str] = []
     try:
         with where.asking(loaded.api.client, emulated=emulated) as api:
             prefix = checks.shared_tokens(loaded, quote, api)
-            for sample in takewhile(lambda sample: sample.params is not None, quote.samples):
+            for sample in takewhile(lambda sample: sample.params is not None, quote.samples[:COUNTED_ONCE]):
                 assert sample.params is not None
                 tokens.append(api.count_tokens(sample.params, loaded.request.betas))
     except (InputError, Stopped) as exc:

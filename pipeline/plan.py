@@ -292,8 +292,12 @@ class Plan:
         judged = self._judged(chunk, keys, known_rows)
         moves = _Moves(chunk.file.path.parent)
         values = identity.named_rows(chunk.frame, self._request_columns)
-        again = [key for key, (_, row_hash, known) in zip(keys, judged, strict=True) if self._change(known, row_hash)]
-        answers = driver.answers(again)
+        asked_again = (
+            key
+            for key, (_, row_hash, known) in zip(keys, judged, strict=True)
+            if changes.needs_answer(self._change(known, row_hash))
+        )
+        answers = driver.answers(list(asked_again))
         limit = driver.output_limit(self.job)
         for key, keep, (kind, row_hash, known), row in zip(keys, keeps, judged, values, strict=True):
             change = self._change(known, row_hash) if kind is Verdict.AGAIN else None

@@ -117,9 +117,13 @@ class ResultReader:
     """Reads result lines of one job."""
 
     def __init__(self, job: Job) -> None:
+        """Raises JobError for a schema that is none."""
         self._labels = None if job.output.labels is None else {fold(label): label for label in job.output.labels}
         schema = answer_schema(job)
-        self._schema = None if schema is None else schemas.Reader(schema, job.output.columns)
+        try:
+            self._schema = None if schema is None else schemas.Reader(schema, job.output.columns)
+        except schemas.SchemaProblem as exc:
+            raise JobError(f"output.{'tool' if job.output.tool else 'schema'}: {exc}") from exc
         self._tool = job.output.tool
         self._retry = job.retry
         self._retried = frozenset(job.retry.errors)
