@@ -1,10 +1,11 @@
-"""Answers out of the results table. Edge: SQL."""
+"""Answers out of the results table: which of them, page by page, as lines of JSON. Edge: SQL."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, Select, literal, select, text, tuple_
+from sqlalchemy import Row, Select, Table, literal, select, text, tuple_
 from sqlalchemy.exc import StatementError
 
 from pipeline.database import Database
@@ -15,35 +16,61 @@ from pipeline.states import OUTCOMES
 PAGE = 5_000  # rows of one transaction
 
 
-def ndjson(
-    database: Database, job: Row[Any], *, status: str | None = None, where: str | None = None, limit: int | None = None
-) -> Iterator[bytes]:
-    """The job's results rows as JSON lines in the order of their keys, with column names as in the table.
+@dataclass(frozen=True)
+class Wanted:
+    """Which answers. status: with this one; where: a SQL predicate over the table's columns; since: of runs after this.
 
-    status: only rows with this one; where: a SQL predicate over the table's columns. Raises InputError for a wrong one.
+    limit: so many at most. None: all.
     """
-    if status is not None and status not in OUTCOMES:
-        raise InputError(f"--status {status}: there is no such status; there are {', '.join(OUTCOMES)}")
+
+    status: str | None = None
+    where: str | None = None
+    since: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.status is not None and self.status not in OUTCOMES:
+            raise InputError(f"--status {self.status}: there is no such status; there are {', '.join(OUTCOMES)}")
+
+    def query(self, table: Table) -> Select[Any]:
+        """The answers of this table."""
+        query = select(table)
+        if self.status is not None:
+            query = query.where(table.c.status == self.status)
+        if self.where is not None:  # no colon of theirs is a parameter
+            query = query.where(text("({})".format(self.where.replace(":", "\\:"))))
+        return query if self.since is None else query.where(table.c.run_id > self.since)
+
+
+def pages(database: Database, job: Row[Any], wanted: Wanted) -> Iterator[Sequence[Row[Any]]]:
+    """The job's answers in the order of their keys, at most PAGE at a time. Raises InputError for a wrong predicate."""
     sink = Sink.of(job)
-    table = sink.table
-    key = [table.c[name] for name in sink.columns.key]
-    query = select(table).order_by(*key)
-    if status is not None:
-        query = query.where(table.c.status == status)
-    if where is not None:
-        query = query.where(text("({})".format(where.replace(":", "\\:"))))  # no colon of theirs is a parameter
-    names = [str(column.name) for column in table.columns]
-    left, page = limit, query
+    key = [sink.table.c[name] for name in sink.columns.key]
+    query = wanted.query(sink.table).order_by(*key)
+    left, page = wanted.limit, query
     while left is None or left > 0:
         # page by page, each in a transaction of its own: a long one would keep the database from tidying up
-        rows = _rows(database, page.limit(PAGE if left is None else min(PAGE, left)), where, table.name)
-        for row in rows:
-            yield orjson.dumps(dict(zip(names, row, strict=True)), default=str) + b"\n"
+        rows = _rows(database, page.limit(PAGE if left is None else min(PAGE, left)), wanted.where, sink.table.name)
+        if rows:
+            yield rows
         if len(rows) < PAGE:
             return
         left = None if left is None else left - len(rows)
         last = [literal(rows[-1]._mapping[column.name], column.type) for column in key]
         page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+
+
+def ndjson(database: Database, job: Row[Any], wanted: Wanted | None = None) -> Iterator[bytes]:
+    """The job's answers as JSON lines in the order of their keys, with column names as in the table."""
+    for page in pages(database, job, wanted or Wanted()):
+        yield from lines(page)
+
+
+def lines(page: Sequence[Row[Any]]) -> Iterator[bytes]:
+    """Answers as JSON lines."""
+    names = [str(name) for name in page[0]._fields]
+    for row in page:
+        yield orjson.dumps(dict(zip(names, row, strict=True)), default=str) + b"\n"
 
 
 def _rows(database: Database, query: Select[Any], where: str | None, table: str) -> Sequence[Row[Any]]:

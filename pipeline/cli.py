@@ -488,26 +488,35 @@ def verify(
 def export(
     job: JobArgument,
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Not yet: answers go to stdout as NDJSON.")
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A .parquet, .csv or .ndjson file. Default: NDJSON to stdout."),
     ] = None,
     status: Annotated[str | None, typer.Option(help="Only rows with this status.")] = None,
     where: Annotated[str | None, typer.Option(help="Only rows for which this SQL predicate holds.")] = None,
+    since: Annotated[
+        int | None, typer.Option(metavar="RUN", min=0, help="Only answers of runs after this one.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="At most N rows.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
     database: DatabaseOption = None,
     emulator: EmulatorOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Answers as NDJSON on stdout, in the order of their keys."""
-    from pipeline.answers import ndjson
+    """Answers in the order of their keys: to a file, or as NDJSON to stdout."""
+    from pipeline.answers import Wanted, ndjson
 
-    if file is not None:
-        raise InputError(
-            "export writes to stdout only so far: leave FILE out and redirect, for example > answers.ndjson"
-        )
+    wanted = Wanted(status, where, since, limit)
     with _known_job(job, database, emulated=emulator) as (opened, row):
+        if file is not None:
+            from pipeline import report
+            from pipeline.exports import export as export_to
+
+            exported = export_to(opened, row, file, wanted, overwrite=overwrite)
+            say(f"wrote    {report.count(exported.rows, 'row')} to {exported.path}")
+            return
         try:
-            for line in ndjson(opened, row, status=status, where=where, limit=limit):
+            for line in ndjson(opened, row, wanted):
                 sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
         except BrokenPipeError:  # whoever reads has enough

@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from pipeline import answers, store
+from pipeline.answers import Wanted
 from tests.conftest import World
 
 
@@ -26,9 +27,9 @@ def test_every_answer_comes_once_and_in_order_whatever_the_pages(world: World, k
     assert job is not None
 
     everything = [orjson.loads(line) for line in answers.ndjson(world.database, job)]
-    first = list(answers.ndjson(world.database, job, limit=7))
-    none = list(answers.ndjson(world.database, job, limit=0))
-    some = list(answers.ndjson(world.database, job, limit=6, where="status <> 'errored'"))
+    first = list(answers.ndjson(world.database, job, Wanted(limit=7)))
+    none = list(answers.ndjson(world.database, job, Wanted(limit=0)))
+    some = list(answers.ndjson(world.database, job, Wanted(limit=6, where="status <> 'errored'")))
 
     keys = [tuple(answer[name] for name in key) for answer in everything]
     assert keys == sorted(set(keys))

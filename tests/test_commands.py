@@ -610,6 +610,21 @@ def test_a_canary_of_which_most_rows_fail_says_how_to_go_on(
     assert ran.next == status.next == ["errors", "job.yaml"]
 
 
+def test_answers_are_exported_to_a_file_once(command: Command, folder: Path) -> None:
+    command("run", "job.yaml")
+
+    exported = command("export", "job.yaml", "answers.csv")
+    again = command("export", "job.yaml", "answers.csv")
+    over = command("export", "job.yaml", "answers.csv", "--overwrite", "--limit", "2")
+
+    assert (exported.code, exported.err.splitlines()[-1]) == (0, "wrote    6 rows to answers.csv")
+    assert (again.code, again.err.splitlines()[-1]) == (
+        2,
+        "error: answers.csv exists; give another name, or --overwrite",
+    )
+    assert (over.code, len((folder / "answers.csv").read_text().splitlines())) == (0, 3)
+
+
 def test_next_commands_carry_what_they_need_and_can_be_pasted(command: Command, folder: Path) -> None:
     (folder / "my job.yaml").write_text(JOB)
 
