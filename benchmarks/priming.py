@@ -25,7 +25,7 @@ from pipeline.driver import Settings
 from pipeline.emulator import start
 from pipeline.job import Job
 from pipeline.report import money
-from pipeline.run import run
+from pipeline.runner import run
 from pipeline.sink import Sink
 from pipeline.where import Where
 

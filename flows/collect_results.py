@@ -15,7 +15,7 @@ from flows.shown import Watch, sweep_state
 from flows.tasks import spread_collecting
 from pipeline.database import Database
 from pipeline.errors import PipelineError
-from pipeline.run import sweep
+from pipeline.runner import sweep
 
 
 def run_name() -> str:

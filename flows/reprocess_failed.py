@@ -17,7 +17,7 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.job import load
 from pipeline.quote import Quote
 from pipeline.retry import Retry, change, left_out
-from pipeline.run import Options, run
+from pipeline.runner import Options, run
 from pipeline.sink import Sink
 
 Status = Literal["errored", "expired", "truncated", "refused", "unparsable", "invalid", "canceled", "lost", "succeeded"]

@@ -23,7 +23,7 @@ from flows.shown import Watch, run_logger, run_state, title
 from pipeline import cancel, naming
 from pipeline.errors import PipelineError
 from pipeline.job import load
-from pipeline.run import Options, run
+from pipeline.runner import Options, run
 
 JobFile = Annotated[str, Field(min_length=1)]
 Limit = Annotated[int, Field(ge=1)]

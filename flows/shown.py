@@ -30,7 +30,7 @@ from sqlalchemy import Connection, Row, func, select
 from pipeline import log, pricing, report, store
 from pipeline.database import Database
 from pipeline.quote import Quote
-from pipeline.run import exit_code, failed_rows
+from pipeline.runner import exit_code, failed_rows
 from pipeline.sink import Sink
 from pipeline.states import OUTCOMES, RunState
 from pipeline.tables import batches

@@ -42,18 +42,19 @@ class Wanted:
         return query if self.since is None else query.where(table.c.run_id > self.since)
 
 
-def pages(database: Database, job: Row[Any], wanted: Wanted) -> Iterator[Sequence[Row[Any]]]:
-    """The job's answers in the order of their keys, at most PAGE at a time. Raises InputError for a wrong predicate."""
+def pages(database: Database, job: Row[Any], wanted: Wanted, size: int | None = None) -> Iterator[Sequence[Row[Any]]]:
+    """The job's answers in the order of their keys, so many at a time. Raises InputError for a wrong predicate."""
+    size = size or PAGE
     sink = Sink.of(job)
     key = [sink.table.c[name] for name in sink.columns.key]
     query = wanted.query(sink.table).order_by(*key)
     left, page = wanted.limit, query
     while left is None or left > 0:
         # page by page, each in a transaction of its own: a long one would keep the database from tidying up
-        rows = _rows(database, page.limit(PAGE if left is None else min(PAGE, left)), wanted.where, sink.table.name)
+        rows = _rows(database, page.limit(size if left is None else min(size, left)), wanted.where, sink.table.name)
         if rows:
             yield rows
-        if len(rows) < PAGE:
+        if len(rows) < size:
             return
         left = None if left is None else left - len(rows)
         last = [literal(rows[-1]._mapping[column.name], column.type) for column in key]

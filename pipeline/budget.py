@@ -15,8 +15,8 @@ import orjson
 from pipeline import pricing, templates
 from pipeline.errors import InputError
 from pipeline.job import Job
+from pipeline.outcomes import run_by_the_api
 from pipeline.pricing import PriceList
-from pipeline.results import run_by_the_api
 
 CERTAIN_TOKENS_PER_BYTE = 1.0  # no tokenizer makes more than one token of one byte
 QUANTILE_99 = 2.33  # standard deviations

@@ -18,10 +18,10 @@ from pipeline import capabilities, schemas
 from pipeline.api import Api, NotFound
 from pipeline.errors import JobError, Stopped
 from pipeline.job import Job
+from pipeline.outcomes import answer_schema, output_columns
 from pipeline.pricing import BYTES_PER_TOKEN
 from pipeline.quote import Quote
 from pipeline.requests import fixed_params, shared
-from pipeline.results import answer_schema, output_columns
 
 #: What the API refuses although somebody may well ask for it: the field, and why.
 REFUSED = {

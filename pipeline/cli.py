@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.plan import Plan
     from pipeline.quote import Quote
     from pipeline.retry import Retry
-    from pipeline.run import Finished
+    from pipeline.runner import Finished
     from pipeline.where import Where
 
 app = typer.Typer(
@@ -261,8 +261,8 @@ def run(
 ) -> None:
     """Plan, submit, poll and collect until every row has an outcome. The same command again just continues."""
     with _many_objects_that_stay():
-        from pipeline.run import Options
-        from pipeline.run import run as run_job
+        from pipeline.runner import Options
+        from pipeline.runner import run as run_job
     path = _job_file(job, database, emulated=emulator)
     loaded = _load(path, var)
     if loaded.vars and not as_json:
@@ -313,8 +313,8 @@ def retry(
     with _many_objects_that_stay():
         from pipeline import naming
         from pipeline.retry import Retry, change
-        from pipeline.run import Options
-        from pipeline.run import run as run_job
+        from pipeline.runner import Options
+        from pipeline.runner import run as run_job
     wanted = Retry(
         statuses=tuple(status or ()),
         error_types=tuple(error_type or ()),
@@ -351,7 +351,7 @@ def collect(
 ) -> None:
     """One sweep, for a scheduler: poll, collect, and submit what became due. Plans no new rows."""
     with _many_objects_that_stay():
-        from pipeline.run import sweep
+        from pipeline.runner import sweep
 
     folder, name = (Path(), None) if job is None else _job_and_folder(job)
     with _where(

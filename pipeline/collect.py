@@ -22,8 +22,8 @@ from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import Stopped
 from pipeline.job import Job
+from pipeline.outcomes import Outcome, ResultReader, without_usage
 from pipeline.pricing import PriceList
-from pipeline.results import Outcome, ResultReader, without_usage
 from pipeline.sink import Fixed
 from pipeline.states import BatchState, RowState
 from pipeline.store import Batch

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Row, select
 
 from pipeline import capabilities
 from pipeline.job import Canary, Job
+from pipeline.outcomes import Outcome
 from pipeline.quote import SEPARATORS, Quote, Sample
-from pipeline.results import Outcome
 from pipeline.sink import Sink
 from pipeline.states import RowState
 from pipeline.tables import batches

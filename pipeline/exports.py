@@ -112,16 +112,25 @@ def _cell(value: Any) -> Any:
 
 class _Parquet:
     def __init__(self, path: Path, table: Table) -> None:
-        self._schema = pa.schema([(column.name, _type(column)) for column in table.columns])
-        self._writer = pa.parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._table = table
+        self._writer = pa.parquet.ParquetWriter(path, _schema(table), compression="zstd")
 
     def write(self, rows: Sequence[Row[Any]]) -> None:
-        columns = zip(*rows, strict=True)
-        arrays = [_array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
-        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._writer.write_batch(batch(rows, self._table))
 
     def close(self) -> None:
         self._writer.close()
+
+
+def batch(rows: Sequence[Row[Any]], table: Table) -> Any:
+    """Answers as an Arrow record batch, with the types of the table's columns."""
+    schema = _schema(table)
+    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
+    return pa.record_batch([_array(v, f.type) for v, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _schema(table: Table) -> Any:
+    return pa.schema([(str(column.name), _type(column)) for column in table.columns])
 
 
 def _type(column: Column[Any]) -> Any:

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from pipeline import packing, store
 from pipeline.driver import Driver
-from pipeline.results import Outcome
+from pipeline.outcomes import Outcome
 from pipeline.sink import Fixed
 from pipeline.states import RowState
 from pipeline.store import Batch

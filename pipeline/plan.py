@@ -26,11 +26,11 @@ from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import JobError, LostRace, SourceError
 from pipeline.job import Job
+from pipeline.outcomes import Outcome
 from pipeline.pricing import PriceList
 from pipeline.quote import Quote
 from pipeline.repack import First, Packer, Sendable, sent_hash
 from pipeline.requests import Built, RequestBuilder
-from pipeline.results import Outcome
 from pipeline.retry import Retry, changed
 from pipeline.rows import Chunk, Rows, SourceFile
 from pipeline.sink import Sink

@@ -22,11 +22,11 @@ from pipeline.api import SPEND_CODES, beta_header, in_words
 from pipeline.clients import Reach, made, of_credentials
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, JobError, PipelineError, SourceError
 from pipeline.job import Job
+from pipeline.outcomes import Outcome, ResultReader, run_by_the_api
 from pipeline.plan import SHOWN, Plan
 from pipeline.pricing import PriceList, Prices
 from pipeline.quote import Quote
 from pipeline.requests import Built
-from pipeline.results import Outcome, ResultReader, run_by_the_api
 from pipeline.rows import Chunk
 from pipeline.states import RowState
 from pipeline.verdicts import Verdict

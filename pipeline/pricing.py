@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.job import Price
-from pipeline.results import Outcome
+from pipeline.outcomes import Outcome
 
 BYTES_PER_TOKEN = 3.5  # of English prose, for a quote made before anything is counted; the bill comes from the usage
 #: What inference in the US alone costs more. Source: platform.claude.com/docs/en/about-claude/pricing

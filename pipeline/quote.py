@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from pipeline import pricing
 from pipeline.job import Job
+from pipeline.outcomes import run_by_the_api
 from pipeline.pricing import PriceList, Prices
 from pipeline.requests import Built
-from pipeline.results import run_by_the_api
 from pipeline.verdicts import SENT, Verdict
 
 SAMPLED = 100  # rows that are rendered for the quote

@@ -33,7 +33,7 @@ from sqlalchemy.schema import CreateColumn
 from pipeline.bulk import Bulk
 from pipeline.errors import DatabaseError, JobError
 from pipeline.job import Job
-from pipeline.results import Outcome, output_columns
+from pipeline.outcomes import Outcome, output_columns
 from pipeline.tables import UtcDateTime
 
 _KINDS: dict[str, Any] = {

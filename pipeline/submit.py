@@ -22,7 +22,7 @@ from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, Budget
 from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped
 from pipeline.job import Job
-from pipeline.results import Outcome
+from pipeline.outcomes import Outcome
 from pipeline.sink import Fixed
 from pipeline.states import BatchState, RowState, RunReason
 from pipeline.store import Batch

@@ -20,7 +20,7 @@ from pipeline.database import Database
 from pipeline.driver import Settings, Stop
 from pipeline.emulator import Clock, Emulator
 from pipeline.job import Job
-from pipeline.run import Finished, Options, run, sweep
+from pipeline.runner import Finished, Options, run, sweep
 from pipeline.tables import batches, requests
 from pipeline.where import Where
 

@@ -35,7 +35,7 @@ from pipeline.database import Database
 from pipeline.driver import Settings
 from pipeline.job import Job
 from pipeline.retry import Retry
-from pipeline.run import Options, run, sweep
+from pipeline.runner import Options, run, sweep
 from pipeline.sink import Sink
 from pipeline.states import CLOSED_BATCHES, OUTCOMES
 from pipeline.tables import batches, requests, runs, sendings

@@ -42,7 +42,7 @@ import pytest
 from sqlalchemy import Connection, Row, column, delete, inspect, select, table, update
 from sqlalchemy import text as sql
 
-from pipeline import api, collect, leases, listing, packing, plan, pricing, reconcile, run, spool, store, submit
+from pipeline import api, collect, leases, listing, packing, plan, pricing, reconcile, runner, spool, store, submit
 from pipeline.api import Api
 from pipeline.cancel import cancel
 from pipeline.database import Database
@@ -51,9 +51,9 @@ from pipeline.emulator import Clock, Emulator, emulator, wire
 from pipeline.emulator.transport import Transport
 from pipeline.errors import LostRace, PipelineError
 from pipeline.job import Job
-from pipeline.results import Outcome
+from pipeline.outcomes import Outcome
 from pipeline.retry import Retry
-from pipeline.run import Options
+from pipeline.runner import Options
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, RunState, SendingEnd
 from pipeline.tables import batches, metadata, requests, runs, sendings
 from pipeline.tables import leases as lease_table
@@ -1074,7 +1074,7 @@ MOMENTS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 2_000, 2_000)
 def command(world: World, name: str) -> Callable[[Where], object]:
     """What a process does."""
     if name == "collect":
-        return run.sweep
+        return runner.sweep
     if name.startswith("cancel"):
         return lambda where: _cancel(where, abandon=name.endswith("--abandon"))
     job = world.job()
@@ -1087,7 +1087,7 @@ def command(world: World, name: str) -> Callable[[Where], object]:
         "retry --status canceled": Options(retry=Retry(statuses=("canceled",)), detach=True),
         "retry --status lost": Options(retry=Retry(statuses=("lost",)), detach=True),
     }[name]
-    return lambda where: run.run(job, where, options)
+    return lambda where: runner.run(job, where, options)
 
 
 def _cancel(where: Where, *, abandon: bool) -> None:
@@ -1572,7 +1572,7 @@ def turned(world: World, seed: int) -> Iterator[None]:
             patch.setattr(module, "secrets", chance)
         for module in (leases, submit, reconcile, anthropic._base_client):
             patch.setattr(module, "time", clock)
-        for module in (run, submit):
+        for module in (runner, submit):
             patch.setattr(module, "threading", threads)
         for module in (plan, collect):
             patch.setattr(module, "ThreadPoolExecutor", AtOnce)

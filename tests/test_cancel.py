@@ -11,7 +11,7 @@ from pipeline.cancel import Canceled, cancel
 from pipeline.errors import ApiUnreachable, Busy, Stopped
 from pipeline.job import Job
 from pipeline.retry import Retry
-from pipeline.run import Finished
+from pipeline.runner import Finished
 from pipeline.tables import batches, runs, sendings
 from tests.conftest import World, texts
 

@@ -11,7 +11,7 @@ from pipeline import changes
 from pipeline.changes import Answer
 from pipeline.errors import AccountStopped, Interrupted, JobError
 from pipeline.job import AskAgain, Change, Job, LongerAnswer, OtherModel, Retry
-from pipeline.run import Options, run
+from pipeline.runner import Options, run
 from pipeline.tables import batches, runs
 from tests.conftest import World, texts
 

@@ -20,7 +20,7 @@ from pipeline.api import Api
 from pipeline.cancel import cancel
 from pipeline.database import Database
 from pipeline.errors import AccountStopped, DatabaseError
-from pipeline.run import Options, run, sweep
+from pipeline.runner import Options, run, sweep
 from pipeline.tables import batches, runs, sendings
 from tests.conftest import World, texts
 

@@ -18,7 +18,7 @@ from pipeline.cancel import cancel
 from pipeline.errors import AccountStopped, ApiUnreachable, Interrupted
 from pipeline.job import Job
 from pipeline.retry import Retry
-from pipeline.run import Finished, Options, run
+from pipeline.runner import Finished, Options, run
 from pipeline.tables import files
 from tests.conftest import World
 

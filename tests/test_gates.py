@@ -12,7 +12,7 @@ from pipeline.errors import Interrupted
 from pipeline.gates import wanted
 from pipeline.job import Job
 from pipeline.retry import Retry
-from pipeline.run import Finished, Options, run
+from pipeline.runner import Finished, Options, run
 from pipeline.states import Gate
 from pipeline.tables import runs
 from tests.conftest import World, texts

@@ -5,7 +5,7 @@ from collections import Counter
 import httpx2
 import pytest
 
-from pipeline.run import Options, run, sweep
+from pipeline.runner import Options, run, sweep
 from tests.conftest import World, texts
 
 

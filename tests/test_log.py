@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import log
-from pipeline.run import run
+from pipeline.runner import run
 from tests.conftest import World
 
 SECRET = "Zanzibar"

@@ -13,9 +13,9 @@ from pipeline.budget import month_of
 from pipeline.driver import Settings, Stop
 from pipeline.errors import InputError, Stopped
 from pipeline.job import Job
+from pipeline.outcomes import ResultReader
 from pipeline.pricing import PriceList
-from pipeline.results import ResultReader
-from pipeline.run import Finished, Options, run
+from pipeline.runner import Finished, Options, run
 from pipeline.tables import runs, sendings
 from tests.conftest import TurnedClock, World, texts
 

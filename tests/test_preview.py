@@ -23,9 +23,9 @@ from pipeline.clients import Reach
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, SourceError
 from pipeline.job import Job
+from pipeline.outcomes import Outcome
 from pipeline.plan import Plan
 from pipeline.preview import Picked, Realtime, announcement, async_client, clean, pick, show, tell
-from pipeline.results import Outcome
 from tests.test_attachments import picture
 
 SECONDS = 20  # after which a test that waits for something has failed

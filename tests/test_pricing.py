@@ -4,7 +4,7 @@ import genai_prices
 import pytest
 
 from pipeline import pricing
-from pipeline.results import Outcome
+from pipeline.outcomes import Outcome
 from pipeline.states import RowState
 
 MODELS = [

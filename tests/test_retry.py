@@ -12,7 +12,7 @@ from pipeline import store
 from pipeline.errors import InputError, Interrupted
 from pipeline.job import Job
 from pipeline.retry import Retry, change, changed, left_out
-from pipeline.run import Options, run
+from pipeline.runner import Options, run
 from pipeline.sink import Sink
 from pipeline.tables import batches, requests, runs
 from tests.conftest import World, texts

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, func, inspect, make_url, select
 
 from pipeline.database import Database
 from pipeline.errors import DatabaseError, JobError
-from pipeline.results import Outcome
+from pipeline.outcomes import Outcome
 from pipeline.sink import HISTORY_SLICE, Columns, Fixed, Sink, stored
 from tests.postgres import connected
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from pipeline.errors import Interrupted, SourceError
-from pipeline.run import Finished
+from pipeline.runner import Finished
 from pipeline.tables import batches, runs
 from tests.conftest import World, texts
 
@@ -355,7 +355,7 @@ def test_a_second_driver_at_any_moment_shares_the_work_and_both_end(world: World
 def test_a_driver_asked_to_stop_leaves_everything_resumable(world: World) -> None:
     where = world.where()
     world.on_event = lambda event, facts: where.stop.event.set() if event == "planned" else None
-    from pipeline.run import Options, run
+    from pipeline.runner import Options, run
 
     with pytest.raises(Interrupted):
         run(world.job(limits={"max_batch_requests": 1}), where, Options())

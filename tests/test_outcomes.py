@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pipeline.job import Job
-from pipeline.results import Outcome, ResultReader, without_usage
+from pipeline.outcomes import Outcome, ResultReader, without_usage
 from pipeline.states import OUTCOMES, RowState
 
 

@@ -1,0 +1,138 @@
+"""The pipeline from Python: a script, or a notebook."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from pipeline import answers, naming, report, where
+from pipeline.answers import Wanted
+from pipeline.database import Database, default_url
+from pipeline.errors import InputError
+from pipeline.job import Job, load
+from pipeline.runner import Finished, Options
+from pipeline.runner import run as run_job
+from pipeline.sink import Sink
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def load_job(path: str | Path, variables: Mapping[str, str] | None = None, *, today: date | None = None) -> Job:
+    """The job that a file declares. variables: over those of the file; today: what the var `today` means, else UTC's.
+
+    Raises JobError that names the file, the line and the field.
+    """
+    return load(Path(path), variables=variables or {}, today=today or datetime.now(UTC).date())
+
+
+def run(
+    job: Job,
+    *,
+    database: str | None = None,
+    spool: str | None = None,
+    emulator: bool = False,
+    limit: int | None = None,
+    refresh: bool = False,
+    detach: bool = False,
+    canary: bool = True,
+    poll_seconds: float | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Finished:
+    """As `batch-pipeline run --yes`: plan, submit, poll and collect until every row of the source has an outcome.
+
+    The same call again continues. database: a URL; None: batches.db in the current folder (emulated.db with emulator).
+    tell: is given each line of progress; None: they go to stderr. Raises InputError with nothing sent, Stopped when it
+    is safe to call again.
+    """
+    say = tell or _say
+
+    def told(event: str, **facts: Any) -> None:
+        lines = report.quote_lines(facts["quote"]) if event == "quote" else [report.event_line(event, facts)]
+        for line in lines:
+            say(line)
+
+    url = database or default_url(Path(), emulated=emulator)
+    options = Options(limit=limit, refresh=refresh, detach=detach, canary=canary)
+    with (
+        contextlib.closing(Database(url)) as opened,
+        where.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=told) as here,
+    ):
+        return run_job(job, here, options)
+
+
+@overload
+def results(
+    job: Job | str,
+    *,
+    database: str | None = ...,
+    emulator: bool = ...,
+    status: str | None = ...,
+    where: str | None = ...,
+    since: int | None = ...,
+    batch_size: None = ...,
+) -> "pl.DataFrame": ...
+
+
+@overload
+def results(
+    job: Job | str,
+    *,
+    database: str | None = ...,
+    emulator: bool = ...,
+    status: str | None = ...,
+    where: str | None = ...,
+    since: int | None = ...,
+    batch_size: int,
+) -> "Iterator[pl.DataFrame]": ...
+
+
+def results(
+    job: Job | str,
+    *,
+    database: str | None = None,
+    emulator: bool = False,
+    status: str | None = None,
+    where: str | None = None,
+    since: int | None = None,
+    batch_size: int | None = None,
+) -> "pl.DataFrame | Iterator[pl.DataFrame]":
+    """The job's answers in the order of their keys: as one polars DataFrame, or as an iterator of such.
+
+    job: or its name; database: as for `run`; status, where, since: as for `batch-pipeline export`; batch_size: rows of
+    each frame but the last, for answers that do not fit into memory. Raises InputError for an unknown job or database.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size {batch_size}: this must be 1 or more")
+    url = database or default_url(Path(), emulated=emulator)
+    if not Database.exists(url):
+        raise InputError(f"there is no database {url}; run the job first, or name another one")
+    frames = _frames(url, job if isinstance(job, str) else job.name, Wanted(status, where, since), batch_size)
+    if batch_size is not None:
+        return frames
+    import polars as pl
+
+    return pl.concat(frames)
+
+
+def _frames(url: str, job: str, wanted: Wanted, batch_size: int | None) -> "Iterator[pl.DataFrame]":
+    """At least one frame, which may be empty."""
+    import polars as pl
+
+    from pipeline.exports import batch
+
+    with contextlib.closing(Database(url)) as opened:
+        row = naming.known_job(opened, job)
+        table, found = Sink.of(row).table, False
+        for page in answers.pages(opened, row, wanted, batch_size or answers.PAGE):
+            found = True
+            yield pl.DataFrame(batch(page, table))
+        if not found:
+            yield pl.DataFrame(batch([], table))
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
