@@ -278,9 +278,9 @@ class Output(Section):
 
 
 class Sink(Section):
-    """The results table."""
+    """The results table, on PostgreSQL also in a schema: `analytics.ticket_labels`."""
 
-    table: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+    table: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,62}$")]
     history: bool = False
 
     @field_validator("table")
@@ -288,6 +288,8 @@ class Sink(Section):
     def _table_is_free(cls, table: str) -> str:
         if table.lower() in metadata.tables or table.lower() == "alembic_version":
             raise ValueError("is a table of the pipeline's own; choose another name")
+        if table.lower().startswith("batch_pipeline."):
+            raise ValueError("is in the schema of the pipeline's own tables; choose another schema")
         if table.lower().startswith("sqlite_"):
             raise ValueError("names that begin with sqlite_ are SQLite's own; choose another name")
         return table

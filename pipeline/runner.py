@@ -185,17 +185,23 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
         open_now = store.open_runs(conn, driver.job_id)
     for each in open_now:
         driver.stop.check()
-        if collected and _fails(driver, jobs(each.id), each.id) and stop_run(driver, each.id, RunReason.FAILURES):
-            continue
-        gates.look(driver, each.id, jobs(each.id))
-        if waits(driver, each.id):
-            with contextlib.suppress(Busy), driver.planning():
-                for _ in send_again(driver, jobs(each.id), each.id, each.recipe):
-                    driver.stop.check()
-        if each.id != still_planning:
-            _end_if_done(driver, each.id)
+        with contextlib.suppress(RunEnded):  # by another driver, meanwhile: the others are looked at all the same
+            _pass_of_run(driver, each, jobs(each.id), collected=bool(collected))
+            if each.id != still_planning:
+                _end_if_done(driver, each.id)
     if refused is not None:
         raise refused
+
+
+def _pass_of_run(driver: Driver, run: Row[Any], job: Job, *, collected: bool) -> None:
+    """What is to be decided of one open run, and sent again for it. Raises RunEnded when another driver ends it."""
+    if collected and _fails(driver, job, run.id) and stop_run(driver, run.id, RunReason.FAILURES):
+        return
+    gates.look(driver, run.id, job)
+    if waits(driver, run.id):
+        with contextlib.suppress(Busy), driver.planning():
+            for _ in send_again(driver, job, run.id, run.recipe):
+                driver.stop.check()
 
 
 def _end_if_done(driver: Driver, run_id: int) -> None:
@@ -559,7 +565,7 @@ def _register(where: Where, job: Job, columns: Columns, file: Path | None) -> tu
             conn,
             name=job.name,
             file=None if file is None else str(file.absolute()),
-            results_table=sink.table.name,
+            results_table=job.sink.table,
             columns=stored(sink.columns),
             spool=None if beside else str(root),
             spool_id=spool.id,

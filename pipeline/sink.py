@@ -28,7 +28,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.schema import CreateColumn
+from sqlalchemy.schema import CreateColumn, CreateSchema
 
 from pipeline.bulk import Bulk
 from pipeline.errors import DatabaseError, JobError
@@ -161,11 +161,12 @@ class Sink:
     def __init__(
         self, name: str, columns: Columns, kept_today: Iterable[str] | None = None, schema: str | None = None
     ) -> None:
-        """columns: all that the table has; kept_today: those of its kept columns that the job still names.
+        """name: table or schema.table; columns: all that it has; kept_today: kept columns that the job still names.
 
-        schema: that a new table goes to; None on SQLite. A table that was made before is where it is.
+        schema: that a new table goes to whose name has none; None on SQLite. One that was made before is where it is.
         """
-        schema = columns.schema or schema
+        self._own_schema, _, name = name.rpartition(".")  # "": the name has none
+        schema = self._own_schema or columns.schema or schema
         self.columns = columns = replace(columns, schema=schema)
         self.table = Table(name, MetaData(), *_columns(columns, keyed=True), schema=schema)
         self.history: Table | None = None
@@ -230,8 +231,13 @@ class Sink:
             )
 
     def _refuse_names(self, conn: Connection) -> None:
-        """PostgreSQL would cut long names off, and has columns of its own in each table."""
+        """PostgreSQL would cut long names off, and has columns of its own in each table; SQLite has no schemas."""
         if conn.dialect.name != "postgresql":
+            if self._own_schema:
+                raise DatabaseError(
+                    f"sink.table: {self._own_schema}.{self.table.name}: a SQLite database has no schemas; "
+                    f"write {self.table.name}"
+                )
             return
         tables = [("sink.table", self.table.name), ("sink.history", f"{self.table.name}_history")]
         for what, name in tables if self.history is not None else tables[:1]:
@@ -257,6 +263,8 @@ class Sink:
         before: its columns as this job made it; None if it never did. Raises DatabaseError as `check` does.
         """
         self.check(conn, before)
+        if self._own_schema and not inspect(conn).has_schema(self._own_schema):
+            conn.execute(CreateSchema(self._own_schema))
         for table in (self.table, self.history):
             if table is None:
                 continue

@@ -5,9 +5,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from sqlalchemy import select
+from pydantic import ValidationError
+from sqlalchemy import inspect, select, text
 
-from pipeline.errors import Interrupted, SourceError
+from pipeline.errors import DatabaseError, Interrupted, SourceError
 from pipeline.runner import Finished
 from pipeline.tables import batches, runs
 from tests.conftest import World, texts
@@ -493,3 +494,24 @@ def test_a_detached_run_that_collects_the_last_batch_ends_its_run(world: World) 
 
     assert first.state == "open"
     assert (second.run_id, second.state, second.rows) == (first.run_id, "finished", {"succeeded": 5})
+
+
+def test_answers_go_to_a_table_in_a_schema_where_there_are_any(world: World) -> None:
+    job = world.job(sink={"table": "analytics.answers", "history": True})
+    if world.database.is_sqlite:
+        with pytest.raises(DatabaseError, match=r"sink.table: analytics.answers: a SQLite database has no schemas"):
+            world.run(job)
+        return
+
+    world.run(job)
+    world.run(world.job(sink={"table": "analytics.answers", "history": True}, request={"max_tokens": 90}), refresh=True)
+
+    with world.database.read() as conn:
+        assert {"answers", "answers_history"} <= set(inspect(conn).get_table_names(schema="analytics"))
+        assert conn.scalar(text("SELECT count(*) FROM analytics.answers_history")) == 5
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+def test_the_pipelines_own_schema_is_refused(world: World) -> None:
+    with pytest.raises(ValidationError, match="the schema of the pipeline's own tables"):
+        world.job(sink={"table": "batch_pipeline.answers"})
