@@ -22,6 +22,7 @@ vars: {{run_date: today}}
 source: {{path: {name}.csv, key: id}}
 request: {{model: claude-haiku-4-5, max_tokens: 60, prompt: "Summarize: {{{{ text }}}}"}}
 limits: {{max_batch_requests: 2}}
+canary: false
 sink: {{table: {name}_answers}}
 """
 

@@ -624,6 +624,7 @@ class Ways:
         )
         if chance.random() < 0.2:
             drawn.rows, drawn.canary = chance.randint(10, 12), True
+            drawn.batch_requests, drawn.in_flight = 3, 200_000  # so many rows one after the other would take weeks
         if drawn.processing_seconds > 3_000:  # one batch after the other would take weeks
             drawn.in_flight = 200_000
         return drawn
