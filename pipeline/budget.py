@@ -47,7 +47,7 @@ class Bound:
         if caches is None:
             caches = b"cache_control" in orjson.dumps(params)
         byte = max(rate.dearest for rate in known.input_rates(caches=caches))
-        factor = pricing.US_INFERENCE if params.get("inference_geo") == "us" else 1.0
+        factor = pricing.place_factor(params)
         fixed = params["max_tokens"] * known.output.dearest + elsewhere * byte
         return cls(factor * fixed, factor * byte)
 

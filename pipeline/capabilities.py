@@ -44,6 +44,21 @@ _CACHE_MINIMUM = {
 }
 
 
+def says(info: "ModelInfo", *path: str) -> bool | None:
+    """What the Models API says of a capability; None if it says nothing, as older gateways do."""
+    node: Any = info.capabilities
+    for name in (*path, "supported"):
+        node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)
+    return node if isinstance(node, bool) else None
+
+
+def day(moment: datetime | None) -> date | None:
+    """The day of a time that the Models API gives, in UTC."""
+    if moment is None:
+        return None
+    return (moment if moment.tzinfo is None else moment.astimezone(UTC)).date()
+
+
 def output_limit(info: "ModelInfo", betas: Collection[str]) -> int | None:
     """The most tokens that an answer in a batch may have; None if the API does not say."""
     if info.max_tokens is not None and EXTENDED_OUTPUT_BETA in betas and _model(info.id) in _EXTENDED:
@@ -66,7 +81,7 @@ def unknown(name: str, known: Collection[str]) -> str:
 
 def warnings(info: "ModelInfo", now: date) -> list[str]:
     """What to know of the model's remaining life. now: the day, in UTC."""
-    retires = _day(info.retires_at)
+    retires = day(info.retires_at)
     if info.lifecycle == "retired" or (info.lifecycle != "deprecated" and retires is None):
         return []
     model = f"request.model: {info.id} {'is deprecated and ' if info.lifecycle == 'deprecated' else ''}"
@@ -103,11 +118,8 @@ class _Asked(NamedTuple):
         return _model(self.info.id)
 
     def says(self, *path: str) -> bool | None:
-        """What the Models API says of a capability; None if it says nothing, as older gateways do."""
-        node: Any = self.info.capabilities
-        for name in (*path, "supported"):
-            node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)
-        return node if isinstance(node, bool) else None
+        """What the Models API says of a capability of the model."""
+        return says(self.info, *path)
 
     def mapping(self, name: str) -> Mapping[str, Any]:
         """A field of the params that is a mapping; empty if it is absent."""
@@ -136,8 +148,8 @@ def refusal(
 
 def _life(asked: _Asked) -> str | None:
     if asked.info.lifecycle == "retired":
-        day = _day(asked.info.retires_at)
-        return f"request.model: {asked.name} was retired{f' on {day}' if day else ''}; choose an active model"
+        retired = day(asked.info.retires_at)
+        return f"request.model: {asked.name} was retired{f' on {retired}' if retired else ''}; choose an active model"
     if asked.says("batch") is False:
         return f"request.model: {asked.name} takes no batches; choose another model"
     return None
@@ -303,9 +315,3 @@ def _model(name: str) -> _Model | None:
         return _PREVIEW
     found = _ID.search(name) or _OLD_ID.search(name)
     return found and _Model(found["line"], (int(found["major"]), int(found["minor"] or 0)))
-
-
-def _day(moment: datetime | None) -> date | None:
-    if moment is None:
-        return None
-    return (moment if moment.tzinfo is None else moment.astimezone(UTC)).date()

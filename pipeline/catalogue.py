@@ -1,10 +1,9 @@
 """The models that a key can use: what they cost in a batch and what they take, as a table. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.capabilities import EFFORTS, EXTENDED_OUTPUT_BETA, THINKING_TYPES, output_limit, refusal
+from pipeline.capabilities import EFFORTS, EXTENDED_OUTPUT_BETA, THINKING_TYPES, day, output_limit, refusal, says
 from pipeline.pricing import PriceList, Prices, Rate
 
 if TYPE_CHECKING:  # the SDK takes its time to import
@@ -30,37 +29,29 @@ def facts(models: Iterable["ModelInfo"], listed: PriceList) -> list[Facts]:
 
 
 def _facts(info: "ModelInfo", prices: Prices | None) -> Facts:
-    extended = output_limit(info, {EXTENDED_OUTPUT_BETA})
+    extended, retires = output_limit(info, {EXTENDED_OUTPUT_BETA}), day(info.retires_at)
     return {
         "id": info.id,
         "name": info.display_name,
         "lifecycle": info.lifecycle,
-        "retires": _day(info.retires_at),
-        "batch": _says(info, "batch"),
+        "retires": None if retires is None else retires.isoformat(),
+        "batch": says(info, "batch"),
         "context_tokens": info.max_input_tokens,
         "output_tokens": info.max_tokens,
         "extended_output_tokens": extended if extended != info.max_tokens else None,
         "prices": None if prices is None else {name: _steps(getattr(prices, name)) for name in PRICES},
-        "images": _says(info, "image_input"),
-        "pdf": _says(info, "pdf_input"),
+        "images": says(info, "image_input"),
+        "pdf": says(info, "pdf_input"),
         "thinking": _all_that(info, THINKING_TYPES, "thinking", "types"),
         "effort": _all_that(info, EFFORTS, "effort"),
-        "structured_outputs": _says(info, "structured_outputs"),
+        "structured_outputs": says(info, "structured_outputs"),
         "forced_tools": _can_be_forced(info),
     }
 
 
-def _says(info: "ModelInfo", *path: str) -> bool | None:
-    """What the API says of a capability; None if it says nothing, as older gateways do."""
-    node: Any = info.capabilities
-    for name in (*path, "supported"):
-        node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)
-    return node if isinstance(node, bool) else None
-
-
 def _all_that(info: "ModelInfo", names: Sequence[str], *path: str) -> list[str] | None:
     """Those of the names that are supported; None if nothing is said of any."""
-    said = {name: _says(info, *path, name) for name in names}
+    said = {name: says(info, *path, name) for name in names}
     if all(value is None for value in said.values()):
         return None
     return [name for name, value in said.items() if value]
@@ -75,12 +66,6 @@ def _can_be_forced(info: "ModelInfo") -> bool:
 def _steps(rate: Rate) -> list[dict[str, float]]:
     steps = [(0, rate.base), *rate.steps]
     return [{"above_tokens": above, "usd": round(price * 1e6, 6)} for above, price in steps]
-
-
-def _day(moment: datetime | None) -> str | None:
-    if moment is None:
-        return None
-    return (moment if moment.tzinfo is None else moment.astimezone(UTC)).date().isoformat()
 
 
 # -- as a table ------------------------------------------------------------------------------------------------------

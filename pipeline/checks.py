@@ -18,7 +18,7 @@ from pipeline import capabilities, schemas
 from pipeline.api import Api, NotFound
 from pipeline.errors import JobError, Stopped
 from pipeline.job import Job
-from pipeline.outcomes import answer_schema, output_columns
+from pipeline.outcomes import answer_schema, output_columns, tools_of
 from pipeline.pricing import BYTES_PER_TOKEN
 from pipeline.quote import Quote
 from pipeline.requests import fixed_params, shared
@@ -83,7 +83,7 @@ def _example(job: Job) -> dict[str, Any]:
 def _check_output(job: Job) -> None:
     """The schema or tool of the answer."""
     answer_schema(job)
-    for i, tool in enumerate(_tools(job)):
+    for i, tool in enumerate(tools_of(job.request.params)):
         if "input_schema" in tool:
             problem = schemas.refused(tool["input_schema"], strict=bool(tool.get("strict")))
             if problem is not None:
@@ -118,11 +118,6 @@ def _check_format(job: Job, wanted: Any) -> None:
             f"{field}: citations cannot be had with a format of the answer (output.labels, output.schema, or "
             "output_config.format); remove one of the two"
         )
-
-
-def _tools(job: Job) -> list[dict[str, Any]]:
-    tools = job.request.params.get("tools")
-    return [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
 
 
 def _check_cache(job: Job) -> None:

@@ -1,6 +1,7 @@
 """What a driver works with: the database, the spool, the API, its leases, a clock, and whom to tell."""
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -229,28 +230,25 @@ def nothing(event: str, **facts: Any) -> None:
 
 
 def _seconds(name: str, default: Any, least: float = 0.0) -> Any:
-    text = os.environ.get(name)
-    if not text:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not least <= value < float("inf"):
-        raise InputError(f"{name}={text!r}: this must be a number of seconds, {least:g} or more")
-    return value
+    value = _number(name, lambda seconds: seconds >= least, f"seconds, {least:g} or more")
+    return default if value is None else value
 
 
 def _dollars(name: str) -> float | None:
+    return _number(name, lambda usd: usd > 0, "US dollars, more than 0")
+
+
+def _number(name: str, fits: Callable[[float], bool], of: str) -> float | None:
+    """A finite number in the environment; None when there is none. of: of what, and which ones fit, in words."""
     text = os.environ.get(name)
     if not text:
         return None
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name}={text!r}: this must be a number of US dollars, more than 0")
+        value = math.nan
+    if not (math.isfinite(value) and fits(value)):
+        raise InputError(f"{name}={text!r}: this must be a number of {of}")
     return value
 
 

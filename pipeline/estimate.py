@@ -22,10 +22,8 @@ GUESS = 0.25  # how far a count by bytes may be off, to either side
 GUESS_OF_FILES = 0.6  # the same of requests with images or documents, which their bytes say nothing of
 MOST_DOUBT = 0.75
 
-USUAL_HOURS, MOST_HOURS = (
-    1,
-    24,
-)  # that a batch takes. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
+#: That a batch takes. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
+USUAL_HOURS, MOST_HOURS = 1, 24
 
 
 class Past(NamedTuple):
@@ -157,7 +155,6 @@ def estimate(
     if samples and quote.unpriced is None:
         shared = 0 if cached is None else cached.tokens
         rate = 0.0 if cached is None else cached.rate
-
         doubt = counted.error / counted.mean if counted.mean else 0.0
 
         def cost(output: float | None, read: float, factor: float = 1.0) -> float:

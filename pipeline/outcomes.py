@@ -72,8 +72,7 @@ def answer_schema(job: Job) -> dict[str, Any] | None:
     """The JSON schema that an answer is held to; None for free text and labels. Raises JobError for an unknown tool."""
     if job.output.tool is None:
         return job.output.schema_
-    tools = job.request.params.get("tools")
-    named = {tool.get("name"): tool for tool in tools if isinstance(tool, dict)} if isinstance(tools, list) else {}
+    named = {tool.get("name"): tool for tool in tools_of(job.request.params)}
     tool = named.get(job.output.tool)
     if tool is None or not isinstance(tool.get("input_schema"), dict):
         has = ", ".join(str(name) for name, of in named.items() if "input_schema" in of) or "none"
@@ -92,25 +91,30 @@ def _properties(job: Job, schema: dict[str, Any]) -> dict[str, schemas.Property]
         raise JobError(f"output.{'tool' if job.output.tool else 'schema'}: {exc}") from exc
 
 
+def tools_of(params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tools in the params, but for what is no tool at all."""
+    tools = params.get("tools")
+    return [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+
+
 #: Tools with a type that are run by the client all the same.
 CLIENT_TOOLS = ("bash_", "browser_", "computer_", "memory_", "text_editor_")
 
 
 def run_by_the_api(params: Mapping[str, Any]) -> str | None:
     """The first tool in the params that the API runs by itself; None when answers only ask for tools to be run."""
-    tools = params.get("tools")
-    for tool in tools if isinstance(tools, list) else ():
-        kind = str(tool.get("type", "custom")) if isinstance(tool, dict) else "custom"
-        if kind != "custom" and not kind.startswith(CLIENT_TOOLS):
-            return kind
-    return None
+    return next((kind for tool in tools_of(params) if (kind := _kind_at_the_api(tool))), None)
 
 
 def _has_tools_of_its_own(params: Mapping[str, Any]) -> bool:
     """Whether the params have tools that a model only asks to be run."""
-    tools = params.get("tools")
-    listed = [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-    return any(run_by_the_api({"tools": [tool]}) is None for tool in listed)
+    return any(_kind_at_the_api(tool) is None for tool in tools_of(params))
+
+
+def _kind_at_the_api(tool: Mapping[str, Any]) -> str | None:
+    """The type of a tool that the API runs by itself; None for one that the client runs."""
+    kind = str(tool.get("type", "custom"))
+    return None if kind == "custom" or kind.startswith(CLIENT_TOOLS) else kind
 
 
 class ResultReader:
@@ -218,7 +222,7 @@ class ResultReader:
         return _SUCCEEDED, None, None, reading.values
 
 
-def _thinking(message: dict[str, Any]) -> str | None:
+def thinking(message: dict[str, Any]) -> str | None:
     """The model's thinking as far as it is shown."""
     thoughts = [block.get("thinking") for block in _blocks(message, "thinking")]
     return "\n\n".join(thought for thought in thoughts if isinstance(thought, str) and thought) or None
@@ -244,7 +248,7 @@ def _server_tools(message: dict[str, Any]) -> dict[str, Any] | None:
 
 #: Columns that an output may ask for, beside what the answer says.
 _EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
-    ("thinking", _thinking),
+    ("thinking", thinking),
     ("citations", _citations),
     ("tool_use", _tool_uses),
     ("server_tool_use", _server_tools),

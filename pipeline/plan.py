@@ -292,15 +292,15 @@ class Plan:
         judged = self._judged(chunk, keys, known_rows)
         moves = _Moves(chunk.file.path.parent)
         values = identity.named_rows(chunk.frame, self._request_columns)
-        asked_again = (
-            key
-            for key, (_, row_hash, known) in zip(keys, judged, strict=True)
-            if changes.needs_answer(self._change(known, row_hash))
+        asked_with = [
+            self._change(known, row_hash) if kind is Verdict.AGAIN else None for kind, row_hash, known in judged
+        ]
+        answers = driver.answers(
+            [key for key, change in zip(keys, asked_with, strict=True) if changes.needs_answer(change)]
         )
-        answers = driver.answers(list(asked_again))
         limit = driver.output_limit(self.job)
-        for key, keep, (kind, row_hash, known), row in zip(keys, keeps, judged, values, strict=True):
-            change = self._change(known, row_hash) if kind is Verdict.AGAIN else None
+        rows = zip(keys, keeps, judged, asked_with, values, strict=True)
+        for key, keep, (kind, row_hash, known), change, row in rows:
             if kind in SENT:
                 again_with = None if change is None else _Again(change, answers.get(key), limit)
                 self._send(moves, run_id, key, keep, row_hash, known, row, again_with)

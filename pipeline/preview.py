@@ -22,7 +22,7 @@ from pipeline.api import SPEND_CODES, beta_header, in_words
 from pipeline.clients import Reach, made, of_credentials
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, JobError, PipelineError, SourceError
 from pipeline.job import Job
-from pipeline.outcomes import Outcome, ResultReader, run_by_the_api
+from pipeline.outcomes import Outcome, ResultReader, run_by_the_api, thinking
 from pipeline.plan import SHOWN, Plan
 from pipeline.pricing import PriceList, Prices
 from pipeline.quote import Quote
@@ -128,7 +128,7 @@ def announcement(picked: Picked, job: Job) -> str:
     if quote.unpriced is not None:
         said += f": no price is known for {quote.unpriced}"
     else:
-        factor = pricing.US_INFERENCE if job.request.params.get("inference_geo") == "us" else 1.0
+        factor = pricing.place_factor(job.request.params)
         about, most = (factor * (cost or 0.0) for cost in (quote.cost_input, quote.cost_most))
         said += (
             f" (not the batch price, which is half of it): {_about(about)} for the input, "
@@ -489,15 +489,11 @@ class _Facts:
 def facts(answered: Answered) -> dict[str, Any]:
     """One row as JSON. text, thinking and values are None where there are none; cost_usd for one without a price."""
     outcome = answered.outcome
-    content = (answered.message or {}).get("content") or []
-    thoughts = [
-        str(block["thinking"]) for block in content if block.get("type") == "thinking" and block.get("thinking")
-    ]
     return {
         "key": answered.row.key,
         "place": answered.row.place,
         "text": outcome.text,
-        "thinking": "\n\n".join(thoughts) or None,
+        "thinking": thinking(answered.message or {}),
         "values": outcome.values,
         "status": str(outcome.state),
         "error_type": outcome.error_type,

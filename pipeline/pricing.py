@@ -69,6 +69,11 @@ class Prices:
         return [self.input, self.cache_write, self.cache_write_1h] if caches else [self.input]
 
 
+def place_factor(params: Mapping[str, Any]) -> float:
+    """What the place of inference that these params ask for makes of a price."""
+    return US_INFERENCE if params.get("inference_geo") == "us" else 1.0
+
+
 class PriceList:
     """The prices of models: the list's, and a job's own over them."""
 

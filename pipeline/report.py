@@ -65,7 +65,7 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
     if problems and quote.problems:
         yield f"         {invalid_share(quote)}"
     if quote.unpriced is not None:
-        yield f"cost     unpriced: no batch price is known for {quote.unpriced}; prices in the job file can say it"
+        yield _unpriced_line(quote)
     elif quote.samples:
         most = f"at most about {money(quote.cost_most)} if every answer takes {quote.max_tokens} tokens"
         yield f"cost     about {money(quote.cost_input)} for the input, {most}"
@@ -73,6 +73,10 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         yield f"         and on top what {quote.unbounded} costs and reads at the API"
     if quote.max_cost_usd is not None:
         yield _limit_line(quote)
+
+
+def _unpriced_line(quote: Quote) -> str:
+    return f"cost     unpriced: no batch price is known for {quote.unpriced}; prices in the job file can say it"
 
 
 def _limit_line(quote: Quote) -> str:
@@ -125,7 +129,7 @@ def estimate_lines(quote: Quote, said: Estimate) -> Iterator[str]:
     if said.cached is not None:
         yield f"cache    {said.cached.tokens:,} tokens shared by all requests, for {said.cached.ttl}"
     if said.money is None:
-        yield f"cost     unpriced: no batch price is known for {quote.unpriced}; prices in the job file can say it"
+        yield _unpriced_line(quote)
     else:
         middle = "" if said.money.expected is None else f"about {money(said.money.expected)}; "
         yield f"cost     {middle}{money(said.money.low)} at least, {money(said.money.worst)} at worst"

@@ -93,6 +93,11 @@ BEHIND_GATE = {
 }
 HELD_BACK = (NO_ROOM, NO_ROOM_OF_JOB, NO_MONEY, NO_MONEY_OF_MONTH, *BEHIND_GATE.values())
 
+#: Sendings that came to the API, as far as anybody knows.
+MAY_HAVE_ARRIVED: ColumnElement[bool] = or_(
+    sendings.c.end.is_(None), sendings.c.end.not_in([SendingEnd.REJECTED, SendingEnd.ABSENT])
+)
+
 _BATCH = [batches.c[name] for name in Batch.__dataclass_fields__]
 
 
@@ -377,11 +382,10 @@ def spending_since(conn: Connection, since: datetime, certain: float) -> tuple[f
 
 def _spending(conn: Connection, which: ColumnElement[bool], per_byte: ColumnElement[Any]) -> tuple[float, float]:
     of_runs = sendings.join(batches, batches.c.id == sendings.c.batch_id).join(runs, runs.c.id == batches.c.run_id)
-    counts = or_(sendings.c.end.is_(None), sendings.c.end.not_in([SendingEnd.REJECTED, SendingEnd.ABSENT]))
     at_most = batches.c.max_output_usd + batches.c.max_input_usd * per_byte
     unsettled = case((sendings.c.settled_usd.is_(None), func.coalesce(sendings.c.reserved_usd, at_most, 0.0)))
     query = select(func.sum(sendings.c.settled_usd), func.sum(unsettled)).select_from(of_runs)
-    settled, reserved = conn.execute(query.where(which, counts)).one()
+    settled, reserved = conn.execute(query.where(which, MAY_HAVE_ARRIVED)).one()
     return float(settled or 0.0), float(reserved or 0.0)
 
 
@@ -435,8 +439,7 @@ def keeps_gate(conn: Connection, run_id: int, gate: str) -> bool:
 
 def first_sent_at(conn: Connection, numbers: Sequence[int]) -> datetime | None:
     """When the first of these batches that came to the API, or may have, was sent, by its clock; None if none did."""
-    there = or_(sendings.c.end.is_(None), sendings.c.end.not_in([SendingEnd.REJECTED, SendingEnd.ABSENT]))
-    query = select(func.min(sendings.c.started_at)).where(sendings.c.batch_id.in_(numbers), there)
+    query = select(func.min(sendings.c.started_at)).where(sendings.c.batch_id.in_(numbers), MAY_HAVE_ARRIVED)
     first: datetime | None = conn.scalar(query)
     return first
 
