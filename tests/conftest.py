@@ -19,6 +19,7 @@ from pipeline.api import Api
 from pipeline.database import Database
 from pipeline.driver import Settings, Stop
 from pipeline.emulator import Clock, Emulator
+from pipeline.errors import Interrupted
 from pipeline.job import Job
 from pipeline.runner import Finished, Options, run, sweep
 from pipeline.tables import batches, requests
@@ -128,6 +129,33 @@ class World:
     def run(self, job: Job, **options: Any) -> Finished:
         """`batch-pipeline run`."""
         return run(job, self.where(), Options(**options))
+
+    def run_beside(self, job: Job, moment: str) -> list[Finished]:
+        """A run of the job, and another that begins and ends within it when this is told first; in this order."""
+        beside: list[Finished] = []
+
+        def begin(event: str, facts: dict[str, Any]) -> None:
+            if event == moment:
+                self.on_event = None
+                beside.append(self.run(job))
+
+        self.on_event = begin
+        first = self.run(job)
+        assert beside, f"nobody told {moment!r}"
+        return [first, *beside]
+
+    def dies_at(self, job: Job, moment: str, nth: int = 1, **options: Any) -> None:
+        """A run whose driver is asked to stop when this is told for the n-th time."""
+        where = self.where()
+
+        def look(event: str, facts: dict[str, Any]) -> None:
+            if event == moment and len(self.told(moment)) == nth:
+                where.stop.event.set()
+
+        self.on_event = look
+        with pytest.raises(Interrupted):
+            run(job, where, Options(**options))
+        self.on_event = None
 
     def sweep(self) -> list[tuple[str, str | None]]:
         """`batch-pipeline collect`."""

@@ -9,9 +9,8 @@ from sqlalchemy import func, select
 
 from pipeline import changes
 from pipeline.changes import Answer
-from pipeline.errors import AccountStopped, Interrupted, JobError
+from pipeline.errors import AccountStopped, JobError
 from pipeline.job import AskAgain, Change, Job, LongerAnswer, OtherModel, Retry
-from pipeline.runner import Options, run
 from pipeline.tables import batches, runs
 from tests.conftest import World, texts
 
@@ -57,20 +56,6 @@ def bill(world: World) -> float:
     """What all batches have cost."""
     with world.database.read() as conn:
         return float(conn.scalar(select(func.sum(batches.c.cost_usd))) or 0.0)
-
-
-def dies_at(world: World, job: Job, moment: str, nth: int = 1) -> None:
-    """A run whose driver is asked to stop when this is told for the n-th time."""
-    where = world.where()
-
-    def look(event: str, facts: dict[str, Any]) -> None:
-        if event == moment and len(world.told(moment)) == nth:
-            where.stop.event.set()
-
-    world.on_event = look
-    with pytest.raises(Interrupted):
-        run(job, where, Options())
-    world.on_event = None
 
 
 def sweeps(world: World, times: int = 4) -> None:
@@ -241,7 +226,7 @@ def test_more_tokens_are_reserved_for(world: World) -> None:
 def test_a_driver_that_dies_between_is_followed_by_another(world: World, moment: str, nth: int, next_one: str) -> None:
     cut_off(world)
     job = changing(world, LONGER)
-    dies_at(world, job, moment, nth)
+    world.dies_at(job, moment, nth)
 
     if next_one == "run":
         world.run(job)
@@ -314,17 +299,10 @@ def test_a_batch_of_changed_requests_whose_body_is_gone_is_made_anew(world: Worl
 def test_a_second_driver_at_any_moment_asks_nothing_twice(world: World, moment: str) -> None:
     cut_off(world)
     job = changing(world, LONGER)
-    states: list[str] = []
 
-    def begin(event: str, facts: dict[str, Any]) -> None:
-        if event == moment:
-            world.on_event = None
-            states.append(world.run(job).state)
+    both = world.run_beside(job, moment)
 
-    world.on_event = begin
-    finished = world.run(job)
-
-    assert [finished.state, *states] == ["finished", "finished"]
+    assert [finished.state for finished in both] == ["finished", "finished"]
     assert tokens_asked(world) == [100, 200]
     assert set(world.statuses().values()) == {"succeeded"}
 
@@ -488,7 +466,7 @@ def test_false_is_off(world: World) -> None:
 def test_a_driver_that_dies_before_it_asks_again(world: World, next_one: str) -> None:
     world.emulator.add_fault(on="item", do="wrong_label", match="number 1 ", times=1)
     job = labels(world)
-    dies_at(world, job, "collected")
+    world.dies_at(job, "collected")
 
     if next_one == "run":
         world.run(job)

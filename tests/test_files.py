@@ -15,10 +15,10 @@ from sqlalchemy import select
 
 from pipeline import store
 from pipeline.cancel import cancel
-from pipeline.errors import AccountStopped, ApiUnreachable, Interrupted
+from pipeline.errors import AccountStopped, ApiUnreachable
 from pipeline.job import Job
 from pipeline.retry import Retry
-from pipeline.runner import Finished, Options, run
+from pipeline.runner import Options, run
 from pipeline.tables import files
 from tests.conftest import World
 
@@ -82,15 +82,6 @@ def known(world: World) -> list[str]:
     """The ids of the files that the database knows."""
     with world.database.read() as conn:
         return list(conn.scalars(select(files.c.file_id).order_by(files.c.id)))
-
-
-def dies_at(world: World, work: Job, moment: str) -> None:
-    """A run whose driver is asked to stop when this is told."""
-    where = world.where()
-    world.on_event = lambda event, facts: where.stop.event.set() if event == moment else None
-    with pytest.raises(Interrupted):
-        run(work, where, Options())
-    world.on_event = None
 
 
 @pytest.fixture(autouse=True)
@@ -495,7 +486,7 @@ def test_an_api_without_files_stops_the_run(world: World) -> None:
 def test_a_driver_that_dies_is_followed_by_another(world: World, moment: str) -> None:
     rows(world, ["lease.pdf"] * 4)
     work = job(world, privacy=DELETING)
-    dies_at(world, work, moment)
+    world.dies_at(work, moment)
 
     finished = world.run(work)
 
@@ -509,17 +500,9 @@ def test_a_driver_that_dies_is_followed_by_another(world: World, moment: str) ->
 def test_a_second_driver_at_any_moment_puts_nothing_up(world: World, moment: str) -> None:
     rows(world, ["lease.pdf"] * 4)
     work = job(world, limits={"max_batch_requests": 2})
-    second: list[Finished] = []
+    both = world.run_beside(work, moment)
 
-    def begin(event: str, facts: dict[str, Any]) -> None:
-        if event == moment:
-            world.on_event = None
-            second.append(world.run(work))
-
-    world.on_event = begin
-    first = world.run(work)
-
-    assert [first.state, second[0].state] == ["finished", "finished"]
+    assert [finished.state for finished in both] == ["finished", "finished"]
     assert (world.accepted(), put_up(world)) == (4, 1)
     assert set(world.statuses().values()) == {"succeeded"}
 

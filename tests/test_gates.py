@@ -8,11 +8,9 @@ import pytest
 from sqlalchemy import select
 
 from pipeline.emulator import Emulator
-from pipeline.errors import Interrupted
 from pipeline.gates import wanted
 from pipeline.job import Job
 from pipeline.retry import Retry
-from pipeline.runner import Finished, Options, run
 from pipeline.states import Gate
 from pipeline.tables import runs
 from tests.conftest import World, texts
@@ -63,20 +61,6 @@ def run_states(world: World) -> list[tuple[str, str | None]]:
     """State and reason of each run."""
     with world.database.read() as conn:
         return [(each.state, each.reason) for each in conn.execute(select(runs).order_by(runs.c.id))]
-
-
-def dies_at(world: World, job: Job, moment: str, nth: int = 1, **options: Any) -> None:
-    """A run whose driver is asked to stop when this is told for the n-th time."""
-    where = world.where()
-
-    def look(event: str, facts: dict[str, Any]) -> None:
-        if event == moment and len(world.told(moment)) == nth:
-            where.stop.event.set()
-
-    world.on_event = look
-    with pytest.raises(Interrupted):
-        run(job, where, Options(**options))
-    world.on_event = None
 
 
 def smallest_body(world: World) -> Path:
@@ -313,7 +297,7 @@ def test_a_driver_that_dies_when_it_has_collected_the_canary(world: World, fails
     if fails:
         world.emulator.add_fault(on="item", do="refuse")
     work = job(world)
-    dies_at(world, work, "collected")
+    world.dies_at(work, "collected")
     sent = sizes(world)
 
     if next_one == "run":
@@ -329,7 +313,7 @@ def test_a_driver_that_dies_when_it_has_collected_the_canary(world: World, fails
 @pytest.mark.parametrize("nth", [1, 2, 3], ids=["the canary", "the next batch", "all"])
 def test_a_driver_that_dies_when_it_has_planned(world: World, nth: int) -> None:
     work = job(world, 60, limits={"max_batch_requests": 30})
-    dies_at(world, work, "planned", nth)
+    world.dies_at(work, "planned", nth)
 
     sweeps(world)
     world.run(work)
@@ -342,7 +326,7 @@ def test_a_driver_that_dies_when_it_has_planned(world: World, nth: int) -> None:
 
 def test_a_driver_that_dies_when_it_has_planned_is_followed_by_another_run(world: World) -> None:
     work = job(world, 60, limits={"max_batch_requests": 30})
-    dies_at(world, work, "planned", 1)
+    world.dies_at(work, "planned", 1)
 
     finished = world.run(work)
 
@@ -353,7 +337,7 @@ def test_a_driver_that_dies_when_it_has_planned_is_followed_by_another_run(world
 
 def test_a_driver_that_dies_before_it_has_planned_any_is_followed_by_another_run(world: World) -> None:
     work = job(world)
-    dies_at(world, work, "quote")
+    world.dies_at(work, "quote")
 
     world.run(work)
 
@@ -363,17 +347,9 @@ def test_a_driver_that_dies_before_it_has_planned_any_is_followed_by_another_run
 @pytest.mark.parametrize("moment", ["planned", "submitting", "submitted", "waiting", "ended", "collected"])
 def test_a_second_driver_at_any_moment_waits_for_the_canary_too(world: World, moment: str) -> None:
     work = job(world, 60, limits={"max_batch_requests": 30})
-    second: list[Finished] = []
+    both = world.run_beside(work, moment)
 
-    def begin(event: str, facts: dict[str, Any]) -> None:
-        if event == moment:
-            world.on_event = None
-            second.append(world.run(work))
-
-    world.on_event = begin
-    first = world.run(work)
-
-    assert [first.state, second[0].state] == ["finished", "finished"]
+    assert [finished.state for finished in both] == ["finished", "finished"]
     assert moves(world)[:2] == ["+5", "-5"]
     assert sorted(sizes(world)) == [5, 25, 30]
     assert (world.accepted(), world.sent_twice()) == (60, [])
@@ -383,17 +359,9 @@ def test_a_second_driver_at_any_moment_waits_for_the_canary_too(world: World, mo
 def test_a_second_driver_sends_nothing_either_when_the_canary_fails(world: World, moment: str) -> None:
     work = job(world, 100)
     world.emulator.add_fault(on="item", do="refuse")
-    second: list[Finished] = []
+    both = world.run_beside(work, moment)
 
-    def begin(event: str, facts: dict[str, Any]) -> None:
-        if event == moment:
-            world.on_event = None
-            second.append(world.run(work))
-
-    world.on_event = begin
-    first = world.run(work)
-
-    assert [first.reason, second[0].reason] == ["canary", "canary"]
+    assert [finished.reason for finished in both] == ["canary", "canary"]
     assert world.accepted() <= 10
 
 
@@ -446,7 +414,7 @@ def test_when_the_rows_of_the_canary_change_after_it_was_collected_the_rest_does
     world: World,
 ) -> None:
     work = job(world, 100)
-    dies_at(world, work, "collected")
+    world.dies_at(work, "collected")
     rows = texts(100)
     for row in rows[:5]:
         row["text"] = f"Something else altogether: {row['id']}."
@@ -460,7 +428,7 @@ def test_when_the_rows_of_the_canary_change_after_it_was_collected_the_rest_does
 def test_a_driver_that_dies_when_all_of_the_canary_has_to_go_again_is_followed_by_another_run(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", times=5)
     work = job(world)
-    dies_at(world, work, "collected")
+    world.dies_at(work, "collected")
 
     finished = world.run(work)
 
@@ -650,7 +618,7 @@ def test_with_a_canary_there_is_no_other_first_row(world: World) -> None:
 
 def test_a_driver_that_dies_when_it_has_collected_the_first_row(world: World) -> None:
     work = caching(world)
-    dies_at(world, work, "collected")
+    world.dies_at(work, "collected")
 
     sweeps(world)
 

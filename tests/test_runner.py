@@ -1,7 +1,6 @@
 """A job from rows to answers, over the real SDK and the emulator."""
 
 from decimal import Decimal
-from typing import Any
 
 import polars as pl
 import pytest
@@ -9,7 +8,6 @@ from pydantic import ValidationError
 from sqlalchemy import inspect, select, text
 
 from pipeline.errors import DatabaseError, Interrupted, SourceError
-from pipeline.runner import Finished
 from pipeline.tables import batches, runs
 from tests.conftest import World, texts
 
@@ -338,17 +336,9 @@ def test_a_source_that_breaks_half_way_sends_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("moment", ["planned", "submitting", "submitted", "waiting", "ended", "collected"])
 def test_a_second_driver_at_any_moment_shares_the_work_and_both_end(world: World, moment: str) -> None:
-    second: list[Finished] = []
+    both = world.run_beside(world.job(limits={"max_batch_requests": 2}), moment)
 
-    def begin(event: str, facts: dict[str, Any]) -> None:
-        if event == moment:
-            world.on_event = None
-            second.append(world.run(world.job(limits={"max_batch_requests": 2})))
-
-    world.on_event = begin
-    first = world.run(world.job(limits={"max_batch_requests": 2}))
-
-    assert [first.state, second[0].state] == ["finished", "finished"]
+    assert [finished.state for finished in both] == ["finished", "finished"]
     assert (world.accepted(), world.sent_twice()) == (5, [])
     assert set(world.statuses().values()) == {"succeeded"}
 
