@@ -27,8 +27,8 @@ from pipeline.exports import Exported, Pipe, is_url, require_parent, synced
 from pipeline.formats import FORMATS, Rows, batch
 from pipeline.sink import Sink
 
-SORTED_BYTES = 32_000_000  # of answers that are sorted in memory at a time
-GROUP_BYTES = 16_000_000  # of answers that are handed to a file at a time: a row group of Parquet
+SORTED_BYTES = 16_000_000  # of answers that are sorted in memory at a time
+GROUP_BYTES = 8_000_000  # of answers that are handed to a file at a time: a row group of Parquet
 MOST_FOLDERS = 10_000
 LONGEST_NAME = 255  # bytes, of a folder: what file systems take
 
