@@ -7,9 +7,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from pipeline import answers, naming, report, where
+from pipeline import answers, naming, notebook, report, where
 from pipeline.answers import Wanted
 from pipeline.database import Database, default_url
+from pipeline.driver import Tell
 from pipeline.errors import InputError
 from pipeline.job import Job, load
 from pipeline.runner import Finished, Options
@@ -44,23 +45,42 @@ def run(
     """As `batch-pipeline run --yes`: plan, submit, poll and collect until every row of the source has an outcome.
 
     The same call again continues. database: a URL; None: batches.db in the current folder (emulated.db with emulator).
-    tell: is given each line of progress; None: they go to stderr. Raises InputError with nothing sent, Stopped when it
-    is safe to call again.
+    tell: is given each line of progress; None: they go to stderr, in a notebook to an area under the cell. Raises
+    InputError with nothing sent, Stopped when it is safe to call again.
     """
-    say = tell or _say
+    url = database or default_url(Path(), emulated=emulator)
+    options = Options(limit=limit, refresh=refresh, detach=detach, canary=canary)
 
+    def at_work(told: Tell) -> Finished:
+        with (
+            contextlib.closing(Database(url)) as opened,
+            where.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=told) as here,
+        ):
+            return run_job(job, here, options)
+
+    if tell is None and notebook.is_running():
+        return _in_notebook(job.name, at_work)
+    return at_work(_line_by_line(tell or _say))
+
+
+def _in_notebook(name: str, at_work: Callable[[Tell], Finished]) -> Finished:
+    area = notebook.Area(name)
+    try:
+        finished = at_work(area.tell)
+    except BaseException as exc:
+        area.failed(exc)
+        raise
+    area.finished(finished)
+    return finished
+
+
+def _line_by_line(say: Callable[[str], None]) -> Tell:
     def told(event: str, **facts: Any) -> None:
         lines = report.quote_lines(facts["quote"]) if event == "quote" else [report.event_line(event, facts)]
         for line in lines:
             say(line)
 
-    url = database or default_url(Path(), emulated=emulator)
-    options = Options(limit=limit, refresh=refresh, detach=detach, canary=canary)
-    with (
-        contextlib.closing(Database(url)) as opened,
-        where.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=told) as here,
-    ):
-        return run_job(job, here, options)
+    return told
 
 
 @overload

@@ -160,7 +160,7 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "body_lost": lambda e: f"batch {e['batch']}: its body is gone or was altered; `run` plans its rows anew",
     "canceling": lambda e: f"batch {e['batch']} is being canceled at the API",
     "ended": lambda e: f"batch {e['batch']} ended: {e['succeeded']:,} of {count(e['requests'], 'request')} succeeded",
-    "collected": lambda e: f"batch {e['batch']} collected: {_counted(e['outcomes'])}, {money(e['cost_usd'])}",
+    "collected": lambda e: f"batch {e['batch']} collected: {counted(e['outcomes'])}, {money(e['cost_usd'])}",
     "results_missing": lambda e: f"batch {e['batch']}: {e['problem']}",
     "unknown_results": lambda e: f"batch {e['batch']}: {e['lines']} result lines name no request of ours",
     "not_found": lambda e: f"batch {e['batch']}: {e['problem']}",
@@ -183,7 +183,7 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "not_deleted": lambda e: f"batch {e['batch']} not deleted at the API yet: {e['problem']}",
     "other_account": lambda e: f"batch {e['batch']} belongs to another account and is left alone",
     "unreachable": lambda e: e["problem"] + _later(e["wait"]),
-    "waiting": lambda e: f"waiting: {_counted(e['progress']['batches'])}; next look in {math.ceil(e['seconds'])} s",
+    "waiting": lambda e: f"waiting: {counted(e['progress']['batches'])}; next look in {math.ceil(e['seconds'])} s",
 }
 
 
@@ -210,10 +210,11 @@ def _at_the_api(still: int, foreign: int) -> str:
 
 def counts_line(counts: Mapping[str, int]) -> str:
     """`500 rows: 498 succeeded, 2 errored`."""
-    return f"{count(sum(counts.values()), 'row')}: {_counted(counts) or 'nothing to do'}"
+    return f"{count(sum(counts.values()), 'row')}: {counted(counts) or 'nothing to do'}"
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def counted(counts: Mapping[str, int]) -> str:
+    """`498 succeeded, 2 errored`, of rows or batches by state, in the order of the states."""
     order = [*RowState, *BatchState]
     names = sorted(counts, key=lambda name: order.index(name) if name in order else len(order))
     return ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in names if counts[name])
@@ -320,7 +321,7 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """`status` as text."""
     yield f"job      {facts['job']}, answers in table {facts['table']}"
     yield f"rows     {counts_line(facts['rows'])}"
-    yield f"batches  {_counted(facts['batches']) or 'none'}"
+    yield f"batches  {counted(facts['batches']) or 'none'}"
     yield f"cost     {money(facts['cost_usd'])} for all answers so far"
     for run in facts["open_runs"] or ([facts["last_run"]] if facts["last_run"] else []):
         yield from _run_lines(run)
@@ -587,7 +588,7 @@ def verify_lines(found: Verified) -> Iterator[str]:
     if found.holds:
         same = "each has one final status, and one answer in table"
         yield f"holds    {count(found.rows, 'row')}: {same} {found.table} that says the same"
-        yield f"         {_counted(found.statuses) or 'none'}"
+        yield f"         {counted(found.statuses) or 'none'}"
         collected = f"{count(found.batches, 'collected batch')} ({count(found.requests, 'request')})"
         yield f"         the API's counts of {collected} agree"
         if found.source_rows is not None:

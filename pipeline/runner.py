@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Finished:
     reason: str | None
     rows: dict[str, int]
     cost_usd: float
-    quote: Quote
+    quote: Quote = field(repr=False)  # it holds texts of rows, which nobody wants to see under a cell
     max_failed: float
 
     @property

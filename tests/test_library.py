@@ -67,6 +67,13 @@ def test_a_job_made_in_python_is_one_like_others() -> None:
     assert results("notes", emulator=True).height == 7
 
 
+def test_how_a_run_ended_fits_under_a_cell() -> None:
+    shown = repr(run(load_job("job.yaml"), emulator=True, poll_seconds=0.01))
+
+    assert shown.startswith("Finished(run_id=1, state='finished', reason=None, rows={'succeeded': 7}, cost_usd=0.00")
+    assert "Note number" not in shown
+
+
 def test_the_same_call_again_just_continues() -> None:
     ran(load_job("job.yaml"), limit=3)
 
