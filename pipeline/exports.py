@@ -15,8 +15,8 @@ from pipeline import objects
 from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import InputError, Stopped
-from pipeline.formats import FORMATS, Columns, Writer
 from pipeline.sink import Sink
+from pipeline.writers import FORMATS, Columns, Writer
 
 
 class Exported(NamedTuple):

@@ -141,7 +141,7 @@ def _frames(url: str, job: str, wanted: Wanted, batch_size: int | None) -> "Iter
     """At least one frame, which may be empty."""
     import polars as pl
 
-    from pipeline.formats import batch
+    from pipeline.writers import batch
 
     with contextlib.closing(Database(url)) as opened:
         row = naming.known_job(opened, job)

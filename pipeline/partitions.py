@@ -24,8 +24,8 @@ from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError, Stopped
 from pipeline.exports import Exported, Pipe, is_url, require_parent, synced
-from pipeline.formats import FORMATS, Rows, batch
 from pipeline.sink import Sink
+from pipeline.writers import FORMATS, Rows, batch
 
 SORTED_BYTES = 16_000_000  # of answers that are sorted in memory at a time
 GROUP_BYTES = 8_000_000  # of answers that are handed to a file at a time: a row group of Parquet

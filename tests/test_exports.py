@@ -17,7 +17,7 @@ from pipeline import answers, objects, store
 from pipeline.answers import Wanted
 from pipeline.errors import InputError, Stopped
 from pipeline.exports import export
-from pipeline.formats import FORMATS
+from pipeline.writers import FORMATS
 from tests.conftest import World, texts
 from tests.object_storage import S3
 
