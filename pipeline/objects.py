@@ -164,6 +164,16 @@ def _object(bucket: str, item: Any) -> Object:
     return Object(f"{bucket}/{item['path']}", item["size"], item["e_tag"] or str(item["last_modified"]))
 
 
+def root_of(url: str) -> str:
+    """The address of its bucket: s3://bucket."""
+    return _parts(url)[0]
+
+
+def path_of(url: str) -> str:
+    """What stands behind the bucket: folder/name."""
+    return _parts(url)[1]
+
+
 def _parts(url: str) -> tuple[str, str]:
     """The bucket's URL and the key: s3://bucket, folder/name."""
     split = urlsplit(url)

@@ -100,7 +100,7 @@ def _rendered(plan: Plan) -> Iterator[PreviewRow | str]:
 
 def _built(plan: Plan, chunk: Chunk, i: int, key: str, values: dict[str, Any]) -> PreviewRow | str:
     try:
-        return PreviewRow(key, chunk.place(i), plan.builder.params(values, chunk.file.path.parent, carried=True))
+        return PreviewRow(key, chunk.place(i), plan.builder.params(values, chunk.folder, carried=True))
     except templates.RowProblem as exc:
         return f"{chunk.place(i)} cannot be sent: {exc}"
     except templates.TemplateProblem as exc:

@@ -367,7 +367,7 @@ class _Run:
         Raises LostRace when they did not come to their end: under a new lease, for they may go on, all is planned here.
         """
         share, self._share = self._share, None
-        if share is None or not self._plans_all or len(self._plan.rows.files) < 2:
+        if share is None or not self._plans_all or len(self._plan.rows.inputs) < 2:
             return False
 
         def meanwhile() -> None:
