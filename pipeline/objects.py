@@ -8,6 +8,7 @@ part of it carries its ETag, so that a new object under the same name is an erro
 import functools
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -237,7 +238,11 @@ def _code(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    return text.partition("\n")[0][:SHOWN]
+    """What went wrong, in a line, without how long it was tried."""
+    said = re.sub(
+        r"^Generic \w+ error: |Error performing | in [\d.]+m?s\b|, after \d+ retries.*?retry_timeout: \S+", "", text
+    )
+    return " ".join(said.partition("\n")[0].split())[:SHOWN]
 
 
 #: What names the store that is asked.
