@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import objects
-from pipeline.errors import JobError, SourceError
+from pipeline.errors import JobError, SourceError, Stopped
 from pipeline.formats import CHUNK_BYTES
 from pipeline.job import Job, Source, load
 from pipeline.rows import Chunk, Rows
@@ -579,3 +579,33 @@ def test_an_attachment_needs_a_folder(world: World, warehouse: str) -> None:
     )
     world.run(job)
     assert "a query has no folder" in world.answers()["0"]["error_message"]
+
+
+# -- a source that changes between the passes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["here", "on object storage"])
+def test_a_source_changed_between_the_passes_stops_the_run_and_the_same_command_goes_on(
+    world: World, s3: S3, where: str
+) -> None:
+    rows = [f"{i},text {i}\n" for i in range(40)]
+
+    def write(some: list[str]) -> str:
+        data = ("id,text\n" + "".join(some)).encode()
+        if where == "on object storage":
+            return s3.put("rows.csv", data)
+        (world.folder / "rows.csv").write_bytes(data)
+        return str(world.folder / "rows.csv")
+
+    job = world.job(source={"path": write(rows[:20])})
+
+    def change(event: str, facts: dict[str, Any]) -> None:
+        if event == "quote":
+            write(rows)
+            world.on_event = None
+
+    world.on_event = change
+    with pytest.raises(Stopped, match=r"rows\.csv was (changed|replaced) while it was read"):
+        world.run(job)
+    assert world.run(job).exit_code == 0
+    assert len(world.answers()) == world.accepted() == 40
