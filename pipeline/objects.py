@@ -219,7 +219,7 @@ def _said(url: str) -> Iterator[None]:
             raise _missing(url, text) from exc
         if "redirect" in text or "PermanentRedirect" in text:
             raise NoAccess(f"{url}: the bucket is in another region; name it by AWS_REGION") from exc
-        if "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text or "InvalidToken" in text:
+        if "403 Forbidden" in text or "401 Unauthorized" in text:  # of a listing
             raise NoAccess(f"{url}: the store refuses the credentials ({_code(text)}); {_tried(url)}") from exc
         raise Stopped(f"{url}: the store cannot be reached ({_line(text)}); safe to run again") from exc
 
