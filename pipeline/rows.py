@@ -44,6 +44,9 @@ class Input(Protocol):
     def frames(self, names: list[str], where: Predicate | None = None) -> Iterator[Frame]: ...
 
 
+HEADERS = 16  # files whose headers are read at the same time
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Up to formats.CHUNK_ROWS rows of one input. numbers: for each row its number in the input, from 1."""
@@ -203,6 +206,9 @@ def _inputs(source: Source) -> list[Input]:
 
 def _common_columns(inputs: Sequence[Input]) -> list[str]:
     first: list[str] = []
+    with ThreadPoolExecutor(HEADERS, thread_name_prefix="header") as reader:  # one by one they would take long
+        for coming in [reader.submit(lambda one: one.columns, one) for one in inputs]:
+            coming.exception()  # is raised below, of the first file that has one
     for one in inputs:
         columns = one.columns
         twice = sorted({name for name in columns if columns.count(name) > 1})
