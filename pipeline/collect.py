@@ -254,7 +254,9 @@ class _Chunk:
         self, driver: Driver, batch: Batch, reader: ResultReader, listed: PriceList, first: int, last: int
     ) -> None:
         self.moves: list[store.Settled] = []
-        self.results: list[tuple[Any, ...]] = []
+        self.results: list[tuple[str, str | None, Outcome, Fixed]] = []  # key and kept values as JSON
+        self.rows: list[tuple[Any, ...]] = []  # these, as the table has them
+        self._sink = driver.sink
         self.outcomes: Counter[str] = Counter()
         self.cost_usd = 0.0
         self.unpriced = False
@@ -279,7 +281,10 @@ class _Chunk:
         """Outcomes and states, in one transaction."""
         with self._driver.moving(self._batch) as conn:
             store.mark_outcomes(conn, self._batch, self._first, self._last, self.moves)
-            self._driver.sink.write(conn, self.results)
+            sink = self._driver.sink_now(conn)
+            if sink is not self._sink:  # which has more columns by now
+                self.rows = [sink.row(*result) for result in self.results]
+            sink.write(conn, self.rows)
             if self._refused is not None:
                 store.open_circuit(conn, self._driver.account_id, self._refused, self._now)
             store.add_to_batch(conn, self._batch, self.outcomes, self.usage, self.cost_usd)
@@ -308,7 +313,8 @@ class _Chunk:
         batch = self._batch
         custom_id = packing.custom_id(batch.nonce, n)
         fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)
-        self.results.append(self._driver.sink.row(key, keep, outcome, fixed))
+        self.results.append((key, keep, outcome, fixed))
+        self.rows.append(self._sink.row(key, keep, outcome, fixed))
 
 
 def _free_bodies(driver: Driver, batch: Batch) -> None:

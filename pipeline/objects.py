@@ -7,6 +7,7 @@ part of it carries its ETag, so that a new object under the same name is an erro
 
 import functools
 import io
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -93,11 +94,19 @@ def put(url: str, data: bytes | Path | Iterable[bytes], *, create: bool = False)
     import obstore
 
     bucket, key = _parts(url)
+    if not isinstance(data, bytes | Path):
+        data = _whole_if_small(iter(data))
     with _said(url):
         if create:
             obstore.put(_store(bucket), key, data, mode="create", use_multipart=False)
         else:
             obstore.put(_store(bucket), key, data, chunk_size=PART_BYTES, max_concurrency=4)
+
+
+def _whole_if_small(data: Iterator[bytes]) -> bytes | Iterator[bytes]:
+    """What comes in one piece need not go up in parts: one request instead of three."""
+    first, second = next(data, b""), next(data, None)
+    return first if second is None else itertools.chain((first, second), data)
 
 
 def remove(url: str) -> None:

@@ -334,8 +334,9 @@ class Plan:
             store.replan_rows(conn, moves.again)
             store.mark_changed(conn, moves.changed)
             store.keep_rows(conn, moves.kept)
-            driver.sink.update_keep(conn, moves.kept_anew)
-            driver.sink.write(conn, [self._invalid(driver, run_id, *fields) for fields in moves.invalid])
+            table = driver.sink_now(conn)
+            table.update_keep(conn, moves.kept_anew)
+            table.write(conn, [self._invalid(driver, table, run_id, *fields) for fields in moves.invalid])
         numbers += [row[-1] for row in moves.again]
         sendable = zip(numbers, [*moves.new_params, *moves.again_params], strict=True)
         return [Sendable(number, *params) for number, params in sendable if params is not None]
@@ -400,11 +401,11 @@ class Plan:
         return self._bounds[facts]
 
     def _invalid(
-        self, driver: Driver, run_id: int, key: str, keep: str | None, reason: str, attempts: int
+        self, driver: Driver, table: Sink, run_id: int, key: str, keep: str | None, reason: str, attempts: int
     ) -> tuple[Any, ...]:
         outcome = Outcome(RowState.INVALID, "invalid", reason)
         fixed = sink.Fixed(self.recipe, 0.0, attempts, None, None, run_id, driver.now())
-        return driver.sink.row(key, keep, outcome, fixed)
+        return table.row(key, keep, outcome, fixed)
 
 
 class _Again(NamedTuple):

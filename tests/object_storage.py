@@ -23,7 +23,8 @@ class S3:
     """A server with one bucket. requests: method and path of each request so far, as they came; sent: bytes answered.
 
     faults: for each of the next requests what to do with it, "ok" included; used up one by one: "503", "cut" (the
-    connection breaks when half of the answer is out), "403" (as for wrong credentials).
+    connection breaks when half of the answer is out), "403" (as for wrong credentials). broken: requests (method, path
+    and query) that are answered by 503 as long as it says so.
     """
 
     address: str
@@ -31,6 +32,7 @@ class S3:
     requests: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     sent: int = 0
+    broken: Callable[[str], bool] = lambda request: False
 
     @property
     def url(self) -> str:
@@ -62,12 +64,18 @@ class S3:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
+    def unfinished(self) -> list[str]:
+        """The names of uploads in parts that have not come to their end."""
+        return [upload["Key"] for upload in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
+
     def between(self, app: Wsgi) -> Wsgi:
         """`app` behind the faults."""
 
         def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
             self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
             fault = self.faults.pop(0) if self.faults else "ok"
+            if self.broken(f"{self.requests[-1]}?{environ.get('QUERY_STRING', '')}"):
+                fault = "503"
             if fault in _REFUSALS:
                 status, code = _REFUSALS[fault]
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

@@ -635,6 +635,38 @@ def test_answers_are_exported_to_a_file_once(command: Command, folder: Path) -> 
     assert (over.code, len((folder / "answers.csv").read_text().splitlines())) == (0, 3)
 
 
+def test_answers_are_exported_to_a_folder_of_files(command: Command, folder: Path) -> None:
+    command("run", "job.yaml")
+    asked = ("export", "job.yaml", "answers", "--partition-by", "status", "--partition-by", "model", "--format", "csv")
+
+    exported = command(*asked)
+    again = command(*asked)
+
+    assert (exported.code, exported.err.splitlines()[-1]) == (0, "wrote    6 rows to answers in 1 file")
+    [file] = folder.glob("answers/status=succeeded/model=*/part-*.csv")
+    assert len(file.read_text().splitlines()) == 7
+    assert (again.code, again.err.splitlines()[-1]) == (
+        2,
+        "error: answers is not empty; give another folder, or --overwrite",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--partition-by", "status"], "--partition-by makes a folder of files: name it after the job"),
+        (["a.csv", "--format", "csv"], "--format csv: without --partition-by the name of the file says it"),
+        (["a", "--partition-by", "status", "--format", "xlsx"], "--format xlsx: write parquet, csv or ndjson"),
+    ],
+)
+def test_options_of_an_export_that_do_not_go_together_are_refused(
+    command: Command, words: list[str], said: str
+) -> None:
+    refused = command("export", "job.yaml", *words)
+
+    assert (refused.code, refused.err.splitlines()[-1]) == (2, f"error: {said}")
+
+
 def test_next_commands_carry_what_they_need_and_can_be_pasted(command: Command, folder: Path) -> None:
     (folder / "my job.yaml").write_text(JOB)
 
