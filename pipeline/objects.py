@@ -9,6 +9,7 @@ import functools
 import io
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -173,6 +174,16 @@ def _object(bucket: str, item: Any) -> Object:
     return Object(f"{bucket}/{item['path']}", item["size"], item["e_tag"] or str(item["last_modified"]))
 
 
+def root_of(url: str) -> str:
+    """The address of its bucket: s3://bucket."""
+    return _parts(url)[0]
+
+
+def path_of(url: str) -> str:
+    """What stands behind the bucket: folder/name."""
+    return _parts(url)[1]
+
+
 def _parts(url: str) -> tuple[str, str]:
     """The bucket's URL and the key: s3://bucket, folder/name."""
     split = urlsplit(url)
@@ -217,7 +228,7 @@ def _said(url: str) -> Iterator[None]:
             raise _missing(url, text) from exc
         if "redirect" in text or "PermanentRedirect" in text:
             raise NoAccess(f"{url}: the bucket is in another region; name it by AWS_REGION") from exc
-        if "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text or "InvalidToken" in text:
+        if "403 Forbidden" in text or "401 Unauthorized" in text:  # of a listing
             raise NoAccess(f"{url}: the store refuses the credentials ({_code(text)}); {_tried(url)}") from exc
         raise Stopped(f"{url}: the store cannot be reached ({_line(text)}); safe to run again") from exc
 
@@ -236,7 +247,11 @@ def _code(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    return text.partition("\n")[0][:SHOWN]
+    """What went wrong, in a line, without how long it was tried."""
+    said = re.sub(
+        r"^Generic \w+ error: |Error performing | in [\d.]+m?s\b|, after \d+ retries.*?retry_timeout: \S+", "", text
+    )
+    return " ".join(said.partition("\n")[0].split())[:SHOWN]
 
 
 #: What names the store that is asked.

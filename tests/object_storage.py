@@ -20,7 +20,7 @@ KEY = "AKIDTESTS"
 
 @dataclass
 class S3:
-    """A server with one bucket. requests: method and path of each request so far, as they came.
+    """A server with one bucket. requests: method and path of each request so far, as they came; sent: bytes answered.
 
     faults: for each of the next requests what to do with it, "ok" included; used up one by one: "503", "cut" (the
     connection breaks when half of the answer is out), "403" (as for wrong credentials). broken: requests (method, path
@@ -31,6 +31,7 @@ class S3:
     bucket: str = "bucket"
     requests: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    sent: int = 0
     broken: Callable[[str], bool] = lambda request: False
 
     @property
@@ -82,7 +83,9 @@ class S3:
                 return [f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()]
             if fault == "cut":
                 return _cut(app(environ, start), environ)
-            return app(environ, start)
+            body = [b"".join(app(environ, start))]
+            self.sent += len(body[0])
+            return body
 
         return answer
 
