@@ -33,17 +33,17 @@ def bench(options: argparse.Namespace, folder: Path) -> int:
     here, found, failed = Bench(options, folder), {}, 0
     for name in options.scenarios:
         print(f"\n{scenarios.title(name)}")
-        before = len(here.measurements)
+        here.measurements, here.tables = [], {}
         try:
             lines = list(scenarios.measure(name, here))
         except (BenchError, OSError, subprocess.SubprocessError) as exc:
             print(exc, file=sys.stderr)
             lines, failed = [Line(name, f"failed: {str(exc).splitlines()[0]}", "", met=False, value=0.0)], failed + 1
-        found[name] = report.Scenario(lines, here.measurements[before:])
+        found[name] = report.Scenario(lines, here.measurements, here.tables)
         if options.out is not None:  # after each: a whole benchmark takes an hour, and its end may not come
             report.write(options.out, machine, found)
-    print()
-    print(report.table([line for each in found.values() for line in each.lines]))
+    if lines := [line for each in found.values() for line in each.lines]:
+        print(f"\n{report.table(lines)}")
     return 1 if failed else 0
 
 

@@ -115,6 +115,7 @@ class Bench:
     options: argparse.Namespace
     folder: Path  # for rows and databases; what is in it goes at the end
     measurements: list[Measurement] = field(default_factory=list)
+    tables: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)  # for the report besides, head first
     answered: Path | None = None  # the folder of a finished run over the most rows, as Parquet, with its database
 
     def rows(self, count: int, file_format: str, *, body: int = ROW_BYTES) -> Path:
@@ -349,17 +350,23 @@ def check_answers(program: str, folder: Path, rows: int, database: str | None = 
     """Raises BenchError unless the table has exactly `rows` keys, each once and each succeeded with a text."""
     succeeded = "sum(CASE WHEN status = 'succeeded' AND text <> '' THEN 1 ELSE 0 END)"
     query = f"SELECT count(*), count(DISTINCT id), {succeeded} FROM {TABLES[program]}"
-    found: tuple[Any, ...] | None
-    if database is None:
-        with closing(sqlite3.connect(folder / SQLITE_FILES[program])) as sqlite:
-            found = sqlite.execute(query).fetchone()
-    else:
-        import psycopg
-
-        with psycopg.connect(database) as postgres:
-            found = postgres.execute(query.encode()).fetchone()
+    try:
+        found = _one_row(query, folder / SQLITE_FILES[program], database)
+    except Exception as exc:
+        raise BenchError(f"{program}: its answers cannot be read: {exc}; see {folder}") from exc
     if found != (rows, rows, rows):
         raise BenchError(f"{program}: rows, keys, succeeded are {found}, not {rows} each; see {folder}")
+
+
+def _one_row(query: str, file: Path, database: str | None) -> tuple[Any, ...] | None:
+    if database is None:
+        with closing(sqlite3.connect(file)) as sqlite:
+            row: tuple[Any, ...] | None = sqlite.execute(query).fetchone()
+            return row
+    import psycopg
+
+    with psycopg.connect(database) as postgres:
+        return postgres.execute(query.encode()).fetchone()
 
 
 def measure(

@@ -27,6 +27,7 @@ class Scenario(NamedTuple):
 
     lines: list[Line]
     measurements: list[Measurement]
+    tables: dict[str, list[tuple[str, ...]]]  # by title, head first
 
 
 def machine() -> dict[str, Any]:
@@ -85,6 +86,7 @@ def write(out: Path, facts: Mapping[str, Any], found: Mapping[str, Scenario]) ->
             "commit": _commit(),
             "lines": [line._asdict() for line in scenario.lines],
             "measurements": [measurement.as_json() for measurement in scenario.measurements],
+            "tables": scenario.tables,
         }
     _json(out).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     before, _, rest = _text(out).partition(BEGIN)
@@ -100,10 +102,16 @@ def marked(whole: Mapping[str, Any]) -> str:
         lines += [Line(**line) for line in scenario["lines"]]
         names.setdefault((scenario["measured_on"], scenario["commit"]), []).append(name)
     when = "; ".join(f"{', '.join(some)}: {day}, {commit}" for (day, commit), some in names.items())
-    parts = [said(whole["machine"]), f"Measured: {when}", table(lines)]
+    parts = [said(whole["machine"]), f"Measured: {when}", *([table(lines)] if lines else [])]
     runs = whole["scenarios"].get("run", {}).get("measurements", [])
     if told := [run for run in runs if stage_seconds(run)]:
-        parts += ["Seconds of whole runs by stage, and what is on the disk in the end:", _stages(told)]
+        parts += [
+            "Seconds of whole runs of the pipeline by stage, and what the database then has on the disk:",
+            _stages(told),
+        ]
+    for scenario in whole["scenarios"].values():
+        for title, (head, *rows) in scenario["tables"].items():
+            parts += [title, _ruled(head, rows)]
     return "\n\n".join(parts)
 
 
@@ -116,7 +124,7 @@ def _stages(runs: Sequence[Mapping[str, Any]]) -> str:
             run["source"],
             *(f"{seconds:.1f}" for seconds in stage_seconds(run)),
             f"{run['rows_per_second']:,.0f}",
-            f"{run['database_bytes'] / 1e6:,.0f} MB",
+            f"{run['database_bytes'] / 1e6:,.0f} MB" if run["database_bytes"] else "",
         )
         for run in runs
     ]

@@ -1,6 +1,6 @@
-"""Where a run's time goes: CPU seconds by module of the pipeline, sampled in the run's own process.
+"""Where a run's time goes: CPU seconds by step and by module of the pipeline, sampled in the run's own process.
 
-python benchmarks/step_profile.py [--rows 100000] [--format csv|parquet] [--rows-folder DIR]
+python benchmarks/step_profile.py [--rows 100000] [--format csv|parquet] [--rows-folder DIR] [--json]
 
 Each 5 ms, what every thread has used since then is put down to the innermost function of the pipeline on its stack,
 with all that it calls (Jinja, orjson, SQLAlchemy, sqlite3, httpx2). Threads that are not Python's (polars) are one
@@ -10,6 +10,7 @@ line. The sampler slows the run by some percent; compare shares, and take speeds
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -26,7 +27,18 @@ LEAST = 0.005  # share of the CPU time that is worth a line
 PACKAGE = f"{os.sep}pipeline{os.sep}"
 NATIVE = "threads of polars and others"
 IMPORTS = "imports"
-OUTSIDE = "the interpreter"
+OUTSIDE = "interpreter"
+REST = "all else"
+STEPS = {  # of the way of the data, with the modules in which it is done
+    "start: imports": (IMPORTS,),
+    "read the source": ("rows", "files", "formats", "objects", "queries", "predicate", NATIVE),
+    "compare with the state": ("identity", "plan", "verdicts", "quote", "distinct"),
+    "render requests": ("requests", "templates", "conversation", "attachments", "attached"),
+    "pack, spool": ("packing", "repack", "spool"),
+    "send": ("submit", "api", "clients", "driver"),
+    "read answers": ("collect", "results", "outcomes", "schemas", "pricing", "poll", "listing"),
+    "database": ("store", "bulk", "database", "tables", "sink"),
+}
 
 Seconds = defaultdict[tuple[str, str], float]  # by module and function
 
@@ -76,6 +88,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--format", choices=("csv", "parquet"), default="parquet")
     parser.add_argument("--rows-folder", type=Path)
+    parser.add_argument("--json", action="store_true", help="one object: wall and CPU seconds, and these by step")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="step-profile-") as name, harness.served("bare_server.py") as server:
         folder = Path(name)
@@ -85,7 +98,14 @@ def main() -> None:
         wall, cpu, sampler = _sampled(["batch-pipeline", "run", str(job), "--yes", "--json"])
         harness.check_answers("pipeline", folder, options.rows)
     sampler.seconds[NATIVE, ""] = max(0.0, cpu - sum(sampler.seconds.values()))
+    steps = _by_step(sampler.seconds)
+    if options.json:
+        print(json.dumps({"wall_seconds": wall, "cpu_seconds": cpu, "steps": steps}))
+        return
     print(f"{options.rows:,} rows, {options.format}: {wall:.1f} s, of which the processor worked {cpu:.1f} s")
+    for step, used in steps.items():
+        print(f"{step:30} {used:>7.2f} {used / cpu:>6.1%} {used / options.rows * 1e6:>7.1f}")
+    print()
     _print(sampler.seconds, options.rows, cpu)
 
 
@@ -106,6 +126,15 @@ def _sampled(words: list[str]) -> tuple[float, float, Sampler]:
         sampler.stop()
         sys.argv, sys.stdout = argv, stdout
     return time.monotonic() - started, time.process_time() - before, sampler
+
+
+def _by_step(seconds: Seconds) -> dict[str, float]:
+    """CPU seconds of each of STEPS, and of the rest."""
+    step_of = {module: step for step, modules in STEPS.items() for module in modules}
+    steps = dict.fromkeys((*STEPS, REST), 0.0)
+    for (module, _), used in seconds.items():
+        steps[step_of.get(module, REST)] += used
+    return steps
 
 
 def _print(seconds: Seconds, rows: int, cpu: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from harness import Bench, Line
 
-from scenarios import documents, poll, postgres, quote, second_run, start, whole_run
+from scenarios import documents, poll, postgres, profile, quote, second_run, start, whole_run
 
 SCENARIOS = {  # in this order: some use what an earlier one has made
     "run": whole_run,
@@ -16,6 +16,7 @@ SCENARIOS = {  # in this order: some use what an earlier one has made
     "postgres": postgres,
     "poll": poll,
     "documents": documents,
+    "profile": profile,
 }
 
 

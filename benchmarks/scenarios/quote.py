@@ -51,6 +51,7 @@ def _once(bench: Bench, source: Path) -> Quoted:
         usage, told = harness.run(command, folder, environment, timeout=bench.options.timeout, until=posted)
         first_create = server.seen()["first_create"]
         if first_create is None:
+            harness.succeeded(usage, "a run that should send", folder)
             raise BenchError(f"the run ended with exit code {usage.exit_code} before it sent anything; see {folder}")
         quote = told.first["quote"]
         return Quoted(quote, first_create - told.started - quote, usage.peak_mb)
