@@ -85,7 +85,7 @@ PollOption = Annotated[
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A data file: CSV, TSV, Parquet or NDJSON.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file: CSV, TSV, Parquet, NDJSON or Arrow.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The job file to write. Default: FILE's name .yaml")
     ] = None,

@@ -345,8 +345,13 @@ class _Run:
         with _Submitter(driver) as submitter:
             if not self._planned_by_others(submitter):
                 lookup = Lookup(driver.database, driver.job_id, driver.sink)
-                for _ in self._plan.batches(driver, self._run_id, lookup, first=self._first()):
-                    submitter.wake()
+                try:
+                    for _ in self._plan.batches(driver, self._run_id, lookup, first=self._first()):
+                        submitter.wake()
+                except InputError as exc:  # what came before it may be at the API by now
+                    raise Stopped(
+                        f"{exc} (rows before that are planned, and are sent and collected by the next driver)"
+                    ) from exc
             finish_planning(driver, self._run_id, dict(self._job.vars), whole=self._plans_all, now=driver.now())
             for _ in send_again(driver, self._job, self._run_id, self._plan.recipe):
                 submitter.wake()
@@ -367,7 +372,7 @@ class _Run:
         Raises LostRace when they did not come to their end: under a new lease, for they may go on, all is planned here.
         """
         share, self._share = self._share, None
-        if share is None or not self._plans_all or len(self._plan.rows.files) < 2:
+        if share is None or not self._plans_all or len(self._plan.rows.inputs) < 2:
             return False
 
         def meanwhile() -> None:

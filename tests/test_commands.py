@@ -171,9 +171,19 @@ def test_a_retry_ends_with_the_codes_of_a_run(command: Command, api: RunningEmul
     command("run", "job.yaml")
 
     fails_again = command("retry", "job.yaml", "--json")
-    detached = command("retry", "job.yaml", "--detach", "--json")
 
     assert (fails_again.code, fails_again.events[-1]["rows"]) == (1, {"refused": 1})
+
+
+@slow
+def test_a_detached_retry_leaves_its_run_open(command: Command, api: RunningEmulator) -> None:
+    api.emulator.add_fault(on="item", do="refuse", match="Note number 1 ")
+    command("run", "job.yaml", "--detach")
+    api.emulator.clock.advance(60)
+    command("collect")
+
+    detached = command("retry", "job.yaml", "--detach", "--json")
+
     assert (detached.code, detached.events[-1]["state"]) == (0, "open")
     assert detached.events[-1].keys() == {"event", "run_id", "state", "reason", "rows", "cost_usd"}
 
