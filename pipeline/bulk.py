@@ -144,7 +144,7 @@ class _Arrays:
 
 def _converter(type_: TypeEngine[Any], conn: Connection) -> Callable[[Any], Any] | None:
     """From a value to what the driver takes, or None where that is the same."""
-    if isinstance(type_, LargeBinary):  # drivers take bytes as they are
+    if isinstance(type_, LargeBinary | Float):  # drivers take bytes as they are, and numbers
         return None
     return type_.dialect_impl(conn.dialect).bind_processor(conn.dialect)
 
@@ -175,16 +175,11 @@ def _each(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
 
 def _converted(
     rows: Sequence[tuple[Any, ...]], converters: Sequence[tuple[int, Callable[[Any], Any]]]
-) -> list[tuple[Any, ...]]:
-    lists = [list(row) for row in rows]
+) -> Sequence[tuple[Any, ...]]:
     for i, convert in converters:
-        before, stored = object(), None
-        for values in lists:
-            if values[i] is not before:  # the time of a transaction, say, is one object in all its rows
-                before = values[i]
-                stored = convert(before)
-            values[i] = stored
-    return [tuple(values) for values in lists]
+        stored = _each([row[i] for row in rows], convert)
+        rows = [(*row[:i], value, *row[i + 1 :]) for row, value in zip(rows, stored, strict=True)]
+    return rows
 
 
 #: What numbers the rows of `requests` on PostgreSQL.

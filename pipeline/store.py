@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
     Row,
+    Select,
     bindparam,
     case,
     func,
@@ -1159,14 +1161,30 @@ def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | No
     return list(conn.scalars(query if batch_ids is None else query.where(batches.c.id.in_(batch_ids))))
 
 
-def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[tuple[int, int, int, str, str | None]]:
+def batch_rows(conn: Connection, batch: int, first: int, last: int) -> Sequence[Sequence[Any]]:
     """The rows of a batch still in flight, at positions first to last: (number, n, attempts, key, keep), by n."""
-    query = select(requests.c.id, requests.c.n, requests.c.attempts, requests.c.key, requests.c.keep).where(
-        requests.c.batch_id == batch,
-        requests.c.n.between(first, last),
-        requests.c.state == RowState.IN_FLIGHT,
+    query = (
+        select(requests.c.id, requests.c.n, requests.c.attempts, requests.c.key, requests.c.keep)
+        .where(
+            requests.c.batch_id == batch,
+            requests.c.n.between(first, last),
+            requests.c.state == RowState.IN_FLIGHT,
+        )
+        .order_by(requests.c.n, requests.c.id)
     )
-    return [tuple(row) for row in conn.execute(query.order_by(requests.c.n, requests.c.id))]
+    return whole(conn, query)
+
+
+def whole(conn: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:
+    """All rows of a query whose columns are numbers and texts, in its order.
+
+    On SQLite in one step: for each step its driver lets other threads go on, and then waits for its turn again.
+    """
+    if conn.dialect.name != "sqlite":
+        return conn.execute(query).fetchall()
+    rows = query.subquery()
+    found: str = conn.scalar(select(func.json_group_array(func.json_array(*rows.c)))) or "[]"
+    return orjson.loads(found)  # type: ignore[no-any-return]
 
 
 class Settled(NamedTuple):
