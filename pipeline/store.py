@@ -946,6 +946,25 @@ def postpone(
     conn.execute(update(batches).where(batches.c.id == batch.id).values(**values))
 
 
+class Again(NamedTuple):
+    """A batch that is at work at the API, when it is asked after again, and after how many seconds that is."""
+
+    batch: Batch
+    due_at: datetime
+    wait: float
+
+
+def postpone_running(conn: Connection, running: Sequence[Again]) -> None:
+    """As `postpone`, of many batches that we have claimed and the API knows; not of one that another driver has now."""
+    here = (batches.c.id == bindparam("batch"), batches.c.claim == bindparam("claim_"))
+    values: dict[str, Any] = {"due_at": bindparam("due"), "wait_seconds": bindparam("wait")}
+    answered = {"problem": None, "claimed_by": None, "not_found": 0, "not_found_at": None}  # 404s no longer count
+    conn.execute(
+        update(batches).where(*here).values(**values, **answered),
+        [{"batch": b.id, "claim_": b.claim, "due": due_at, "wait": wait} for b, due_at, wait in running],
+    )
+
+
 def hold_back(
     conn: Connection, job_id: int, why: str, *, now: datetime, due_at: datetime, behind: int | None = None
 ) -> None:

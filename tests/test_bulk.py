@@ -298,7 +298,9 @@ def test_a_server_that_goes_while_rows_are_copied_is_a_sentence(postgres_url: st
 
         def end() -> None:
             with connected(postgres_url) as admin:
-                others = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE query LIKE 'COPY pg_temp%'"
+                others = (
+                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE query LIKE 'COPY pg_temp%'"
+                )
                 admin.execute(others.encode())
 
         rows.happens = end
