@@ -1,10 +1,12 @@
 """What a competent user writes in an evening with the plain SDK: the yardstick for the pipeline.
 
-python benchmarks/plain_script.py SOURCE DATABASE [--batch-size 25000]
+python benchmarks/plain_script.py SOURCE FILE [--batch-size 25000]
+python benchmarks/plain_script.py SOURCE --database postgresql://user@host/database
 
-SOURCE: CSV or Parquet with id, title, body. Answers go into table `answers` of the SQLite file DATABASE. The address
-and the key come as the SDK reads them (ANTHROPIC_BASE_URL, ANTHROPIC_API_KEY). It keeps no state: killed, it starts
-over and pays again; that is the price of its brevity, and no part of what is measured.
+SOURCE: CSV or Parquet with id, title, body. Answers go into table `answers` of the SQLite file FILE, or of a PostgreSQL
+database, by psycopg's executemany. The address and the key come as the SDK reads them (ANTHROPIC_BASE_URL,
+ANTHROPIC_API_KEY). It keeps no state: killed, it starts over and pays again; that is the price of its brevity, and no
+part of what is measured.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anthropic
@@ -64,16 +67,47 @@ def answers(client: anthropic.Anthropic, batch_id: str) -> list[tuple[object, ..
     return rows
 
 
+Insert = Callable[[list[tuple[object, ...]]], None]
+
+
+def into_sqlite(file: str) -> Insert:
+    """A new table `answers`, and the function that inserts rows into it, in one transaction."""
+    database = sqlite3.connect(file)
+    database.execute(CREATE_TABLE)
+
+    def insert(rows: list[tuple[object, ...]]) -> None:
+        with database:
+            database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    return insert
+
+
+def into_postgres(url: str) -> Insert:
+    """As `into_sqlite`."""
+    import psycopg
+
+    database = psycopg.connect(url.replace("+psycopg://", "://", 1))
+    database.execute(CREATE_TABLE.encode())
+    database.commit()
+
+    def insert(rows: list[tuple[object, ...]]) -> None:
+        with database.cursor() as cursor:
+            cursor.executemany("INSERT INTO answers VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)", rows)
+        database.commit()
+
+    return insert
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Batch summaries with the plain SDK.")
     parser.add_argument("source", type=Path)
-    parser.add_argument("database", type=Path)
+    parser.add_argument("file", nargs="?", default="answers.db", help="of SQLite, for the answers")
+    parser.add_argument("--database", help="URL of a PostgreSQL database for them instead")
     parser.add_argument("--batch-size", type=int, default=25_000, help="requests in one create")
     arguments = parser.parse_args()
 
     client = anthropic.Anthropic()
-    database = sqlite3.connect(arguments.database)
-    database.execute(CREATE_TABLE)
+    insert = into_sqlite(arguments.file) if arguments.database is None else into_postgres(arguments.database)
 
     batch_ids = []
     for rows in read(arguments.source).iter_slices(arguments.batch_size):
@@ -83,9 +117,8 @@ def main() -> None:
     for batch_id in batch_ids:
         while client.messages.batches.retrieve(batch_id).processing_status != "ended":
             time.sleep(POLL_SECONDS)
-        with database:  # one transaction per batch
-            database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", answers(client, batch_id))
-    print(f"{len(batch_ids)} batches, {database.total_changes} rows")
+        insert(answers(client, batch_id))
+    print(f"{len(batch_ids)} batches")
 
 
 if __name__ == "__main__":

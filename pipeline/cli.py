@@ -656,8 +656,14 @@ def _counted(loaded: "Job", quote: "Quote", *, emulated: bool) -> _Counted:
 # -- what the commands share -------------------------------------------------------------------------------------------
 
 
+#: After this long another thread has its turn. With Python's own 5 ms a download or upload, which has work for a moment
+#: after each piece only, as good as stood still while another thread computed.
+TURN_SECONDS = 0.0005
+
+
 def main() -> None:
     """The console script: runs a command, turns our errors into one sentence and an exit code."""
+    sys.setswitchinterval(TURN_SECONDS)
     try:
         code = app(standalone_mode=False)
     except typer.Exit as exc:

@@ -6,21 +6,26 @@ the rows that are still in flight, wherever they are.
 """
 
 import os
+import threading
 from array import array
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import accumulate
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
+from sqlalchemy import ColumnElement
 
 from pipeline import attached, lost, packing, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
-from pipeline.errors import Stopped
+from pipeline.errors import Interrupted, Stopped
 from pipeline.job import Job
 from pipeline.outcomes import Outcome, ResultReader, without_usage
 from pipeline.pricing import PriceList
@@ -29,6 +34,8 @@ from pipeline.states import BatchState, RowState
 from pipeline.store import Batch
 
 CHUNK_ROWS = 5_000
+CHUNK_BYTES = 16_000_000  # of result lines: two chunks are in memory at a time
+STRETCH_BYTES = 8_000_000  # of result lines that are sorted together while they come in
 RETRY_SECONDS = 10.0
 #: Of a request: the API refuses the account, and would refuse every other one.
 ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
@@ -38,16 +45,67 @@ MAX_DOWNLOADS = 3
 LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing fault of the API has passed
 
 
-def collect_due(driver: Driver, jobs: "JobOfRun") -> int:
-    """Collect each ended batch of the job that is due; how many were."""
+def collect_due(driver: Driver, jobs: "JobOfRun", only: ColumnElement[bool] | None = None) -> int:
+    """Collect each ended batch of the job that is due; how many were. only: a condition besides."""
     collected = 0
-    for batch in driver.claims(BatchState.ENDED):
-        with driver.lost_races(batch):
-            if batch.account_id == driver.account_id:
-                collected += collect(driver, batch, jobs(batch.run_id))
-            else:
-                leave_alone(driver, batch, wait=60.0)
+    with _Fetcher(driver, only) as fetcher:
+        for batch, fetched in fetcher.batches():
+            with driver.lost_races(batch):
+                if fetched is None:
+                    leave_alone(driver, batch, wait=60.0)
+                else:
+                    collected += collect(driver, batch, jobs(batch.run_id), fetched)
     return collected
+
+
+class _Fetcher:
+    """Claims ended batches and fetches their results in a thread: those of the next one while one is being stored."""
+
+    def __init__(self, driver: Driver, only: ColumnElement[bool] | None) -> None:
+        self._driver, self._only = driver, only
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._files: set[Path] = set()
+        self._given_up = threading.Event()
+
+    def __enter__(self) -> "_Fetcher":
+        self._thread.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._given_up.set()  # nobody waits for what is under way
+        try:
+            self._thread.__exit__(*raised)
+        finally:
+            for file in self._files:
+                file.unlink(missing_ok=True)
+
+    def batches(self) -> Iterator[tuple[Batch, "Future[Found] | None"]]:
+        """Each batch that is due, with its results to come; None for one that another account has sent."""
+        last: tuple[Batch, Future[Found] | None] | None = None
+        for batch in self._driver.claims(BatchState.ENDED, only=self._only):
+            ahead = (batch, self._begun(batch))
+            if last is not None:
+                yield last
+                self._forget(last[0])
+            last = ahead
+        if last is not None:
+            yield last
+
+    def _begun(self, batch: Batch) -> "Future[Found] | None":
+        if batch.account_id != self._driver.account_id:
+            return None
+        file = _results_file(self._driver, batch)
+        self._files.add(file)
+        return self._thread.submit(download, self._driver, batch, file, self._given_up)
+
+    def _forget(self, batch: Batch) -> None:
+        file = _results_file(self._driver, batch)
+        file.unlink(missing_ok=True)
+        self._files.discard(file)
+
+
+def _results_file(driver: Driver, batch: Batch) -> Path:
+    return driver.spool.results_file(batch.nonce, batch.claim)
 
 
 class JobOfRun:
@@ -65,16 +123,12 @@ class JobOfRun:
         return self._jobs[run_id]
 
 
-def collect(driver: Driver, batch: Batch, job: Job) -> bool:
+def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found]") -> bool:
     """Collect one ended batch that we have claimed; False when its results are to be fetched again, or are lost."""
-    file = driver.spool.results_file(batch.nonce, batch.claim)
-    try:
-        found = _fetched(driver, batch, file)
-        if found is None or (found.missing and not _taken_as_it_is(driver, batch, found)):
-            return False
-        total = _store_outcomes(driver, batch, job, file, found)
-    finally:
-        file.unlink(missing_ok=True)
+    found = _fetched(driver, batch, fetched)
+    if found is None or (found.missing and not _taken_as_it_is(driver, batch, found)):
+        return False
+    total = _store_outcomes(driver, batch, job, found)
     with driver.moving(batch) as conn:
         if not total.unpriced:
             store.settle(conn, batch, lost=found.missing)
@@ -91,10 +145,10 @@ def collect(driver: Driver, batch: Batch, job: Job) -> bool:
     return True
 
 
-def _fetched(driver: Driver, batch: Batch, file: Path) -> "Found | None":
+def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found]") -> "Found | None":
     """The downloaded results; None when the API does not have them."""
     try:
-        return download(driver, batch, file)
+        return fetched.result()
     except NotFound as exc:  # of this batch only: the others go on
         if batch.created_at < driver.now() - store.RESULTS_KEPT:
             lost.give_up(driver, batch, f"its results are older than 29 days and gone at the API: {exc}")
@@ -107,54 +161,113 @@ def _fetched(driver: Driver, batch: Batch, file: Path) -> "Found | None":
         raise
 
 
-@dataclass
 class Found:
-    """Where each result line stands in the downloaded file, by request position.
+    """The result lines of a batch in a file: stretches of it, each in the order of the request positions.
 
-    starts: -1 where there is none. unknown: lines that name no request of the batch.
+    So the lines of a window of positions are read at once from each stretch, and not one by one from all over the file:
+    while another thread computes, each call of the system waits for its turn.
     """
 
-    starts: "array[int]"
-    lengths: "array[int]"
-    unknown: int = 0
-    conflicts: int = 0
+    def __init__(self, file: Path, batch: Batch) -> None:
+        self.file = file
+        self.unknown = 0  #: lines that name no request of the batch
+        self._there = bytearray(batch.requests)
+        self._position = packing.position_of_results(batch.nonce)
+        self._stretches: list[
+            tuple[array[int], array[int]]
+        ] = []  # positions; where each line starts, and the last ends
+        self._lines: list[tuple[int, bytes]] = []  # not written yet: position and line
+        self._unwritten = 0
+        self._size = 0
 
     @property
     def missing(self) -> int:
         """How many requests have no line."""
-        return self.starts.count(-1)
+        return self._there.count(0)
+
+    def add(self, lines: Iterable[bytes], out: BinaryIO) -> None:
+        """Lines as the API gave them, without newlines."""
+        there, requests, position = self._there, len(self._there), self._position
+        for line in lines:
+            n = position(line)
+            if n is not None and n < requests:
+                there[n] = 1
+                self._lines.append((n, line))
+                self._unwritten += len(line)
+            elif line.strip():
+                self.unknown += 1
+        if self._unwritten >= STRETCH_BYTES:
+            self.write(out)
+
+    def write(self, out: BinaryIO) -> None:
+        """Write what has come so far, in order."""
+        self._lines.sort(key=itemgetter(0))  # stable: of two lines for one request, the later one comes later
+        positions = array("q", [n for n, _ in self._lines])
+        starts = array("q", accumulate((len(line) + 1 for _, line in self._lines), initial=self._size))
+        self._lines.append((0, b""))  # for the newline behind the last line
+        out.write(b"\n".join([line for _, line in self._lines]))
+        self._stretches.append((positions, starts))
+        self._lines, self._unwritten, self._size = [], 0, starts[-1]
+
+    def windows(self, rows: int) -> Iterator[tuple[int, int]]:
+        """Ranges of positions, first and last, with about CHUNK_ROWS rows each and at most about CHUNK_BYTES of lines.
+
+        rows: of the batch, of which several may share a request.
+        """
+        requests = len(self._there)
+        step = max(1, CHUNK_ROWS * requests // max(1, rows))
+        first = 0
+        while first < requests:
+            last = min(first + step, requests) - 1
+            while last > first and self._bytes(first, last) > CHUNK_BYTES:
+                last = first + (last - first) // 2
+            yield first, last
+            first = last + 1
+
+    def _bytes(self, first: int, last: int) -> int:
+        return sum(end - start for _, start, end in self._parts(first, last))
+
+    def _parts(self, first: int, last: int) -> Iterator[tuple["array[int]", int, int]]:
+        """Of each stretch the lines at these positions: the positions, and where they start and end in the file."""
+        for positions, starts in self._stretches:
+            some = slice(bisect_left(positions, first), bisect_right(positions, last))
+            yield positions[some], starts[some.start], starts[some.stop]
+
+    def lines(self, file: int, first: int, last: int) -> dict[int, bytes]:
+        """The lines at these positions, by position. Of two, `succeeded` wins, for it was paid.
+
+        file: the descriptor.
+        """
+        found: dict[int, bytes] = {}
+        for positions, start, end in self._parts(first, last):
+            for n, line in zip(positions, os.pread(file, end - start, start).split(b"\n"), strict=False):
+                if n not in found or _succeeded(line):
+                    found[n] = line
+        return found
 
 
-def download(driver: Driver, batch: Batch, file: Path) -> Found:
+def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event) -> Found:
     """Stream a batch's results to `file`. Raises Stopped when the stream breaks; the next step fetches it again."""
     assert batch.api_id is not None
-    found = Found(array("q", [-1]) * batch.requests, array("q", [0]) * batch.requests)
-    with open(file, "w+b") as out:
+    found = Found(file, batch)
+    with open(file, "wb") as out:
         file.chmod(0o600)
+        rest: list[bytes] = []
         with driver.api.results(batch.api_id) as chunks:
             for chunk in chunks:
                 driver.stop.check()
-                out.write(chunk)
-        out.flush()
-        out.seek(0)
-        start = 0
-        for line in out:  # splits at \n only: text may hold U+2028 and its like
-            if line.strip() and (line.endswith(b"\n") or _is_whole(line)):
-                _place(found, batch.nonce, line, start, out)
-            start += len(line)
+                if given_up.is_set():
+                    raise Interrupted("interrupted")
+                first, *others = chunk.split(b"\n")  # at \n only: text may hold U+2028 and its like
+                rest.append(first)
+                if others:
+                    found.add((b"".join(rest), *others[:-1]), out)
+                    rest = [others[-1]]
+        last = b"".join(rest)
+        if _is_whole(last):
+            found.add([last], out)
+        found.write(out)
     return found
-
-
-def _place(found: Found, nonce: str, line: bytes, start: int, out: Any) -> None:
-    n = packing.position_of_result(nonce, line)
-    if n is None or n >= len(found.starts):
-        found.unknown += 1
-        return
-    if found.starts[n] >= 0:  # two lines for one request: `succeeded` wins, for it was paid
-        found.conflicts += 1
-        if not _succeeded(line):
-            return
-    found.starts[n], found.lengths[n] = start, len(line)
 
 
 def _is_whole(line: bytes) -> bool:
@@ -191,20 +304,20 @@ def _taken_as_it_is(driver: Driver, batch: Batch, found: Found) -> bool:
     return False
 
 
-def _store_outcomes(driver: Driver, batch: Batch, job: Job, file: Path, found: Found) -> "_Total":
+def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found) -> "_Total":
     reader, listed = ResultReader(job), PriceList(job.prices)
     total = _Total()
     if found.unknown:
         driver.tell("unknown_results", batch=batch.id, lines=found.unknown)
     with (
-        open(file, "rb") as lines,
+        open(found.file, "rb") as file,
         ThreadPoolExecutor(1, thread_name_prefix="collect") as writer,  # writes a chunk while the next one is parsed
     ):
         written: Future[None] | None = None
-        for first, last in _windows(batch):
+        for first, last in found.windows(batch.rows):
             driver.stop.check()
             chunk = _Chunk(driver, batch, reader, listed, first, last)
-            chunk.read(lines.fileno(), found)
+            chunk.read(found.lines(file.fileno(), first, last))
             if written is not None:
                 written.result()
             written = writer.submit(chunk.write)
@@ -226,25 +339,17 @@ class _Total:
         self.unpriced |= chunk.unpriced
 
 
-def _windows(batch: Batch) -> Iterator[tuple[int, int]]:
-    """Ranges of positions with about CHUNK_ROWS rows each: several rows may share a request."""
-    step = max(1, CHUNK_ROWS * batch.requests // max(1, batch.rows))
-    for first in range(0, batch.requests, step):
-        yield first, min(first + step, batch.requests) - 1
-
-
 _NOT_FOUND = Outcome(RowState.LOST, "lost", "the API gave no result for this request")
 
 
-def _outcome(reader: ResultReader, file: int, found: Found, n: int) -> Outcome:
-    start = found.starts[n]
-    if start < 0:
+def _outcome(reader: ResultReader, line: bytes | None) -> Outcome:
+    if line is None:
         return _NOT_FOUND
     try:
-        line = orjson.loads(os.pread(file, found.lengths[n], start))
+        parsed = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
         return Outcome(RowState.LOST, "lost", f"the API's result line for this request is no JSON: {exc}")
-    return reader.outcome(line)
+    return reader.outcome(parsed)
 
 
 class _Chunk:
@@ -261,21 +366,45 @@ class _Chunk:
         self.cost_usd = 0.0
         self.unpriced = False
         self._driver, self._batch, self._reader, self._listed = driver, batch, reader, listed
-        self.usage = dict.fromkeys(USAGE, 0)
+        self.usage: dict[str, int] = {}
         self._first, self._last = first, last
         self._now = driver.now()
         self._refused: str | None = None  # what the API said of the account, where it refused that
 
-    def read(self, file: int, found: Found) -> None:
-        """The outcomes of the batch's rows in flight at these positions. file: the downloaded one's descriptor."""
+    def read(self, lines: Mapping[int, bytes]) -> None:
+        """The outcomes of the batch's rows in flight at these positions. lines: what the API said, by position."""
+        batch, reader, row_of = self._batch, self._reader, self._sink.row
         with self._driver.reading() as conn:
-            rows = store.batch_rows(conn, self._batch.id, self._first, self._last)
+            rows = store.batch_rows(conn, batch.id, self._first, self._last)
+        outcomes: list[Outcome] = []
         answered, outcome = -1, _NOT_FOUND
-        for number, n, attempts, key, keep in rows:
-            shared = n == answered
-            if not shared:
-                answered, outcome = n, _outcome(self._reader, file, found, n)
-            self.add(number, n, attempts + 1, key, keep, without_usage(outcome) if shared else outcome)
+        for number, n, before, key, keep in rows:
+            if n != answered:
+                answered, outcome, cost = n, *self._priced(_outcome(reader, lines.get(n)))
+            else:  # of rows that share a request only the first bears its cost and tokens
+                outcome, cost = self._priced(without_usage(outcome))
+            outcomes.append(outcome)
+            attempts = before + 1
+            if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until that is right
+                self._refused = f"{outcome.error_type}: {outcome.error_message}"
+                self.moves.append(store.Settled(number, outcome.state, outcome.error_type, again=True, counts=False))
+                continue
+            again = reader.again(outcome, attempts)
+            self.moves.append(store.Settled(number, outcome.state, outcome.error_type, again))
+            custom_id = packing.custom_id(batch.nonce, n)
+            fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)
+            self.results.append((key, keep, outcome, fixed))
+            self.rows.append(row_of(key, keep, outcome, fixed))
+        self.outcomes.update(map(attrgetter("state"), outcomes))
+        self.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
+
+    def _priced(self, outcome: Outcome) -> tuple[Outcome, float | None]:
+        cost = self._listed.cost(outcome)
+        if cost is None:
+            self.unpriced = True
+        else:
+            self.cost_usd += cost
+        return outcome, cost
 
     def write(self) -> None:
         """Outcomes and states, in one transaction."""
@@ -288,33 +417,6 @@ class _Chunk:
             if self._refused is not None:
                 store.open_circuit(conn, self._driver.account_id, self._refused, self._now)
             store.add_to_batch(conn, self._batch, self.outcomes, self.usage, self.cost_usd)
-
-    def add(self, number: int, n: int, attempts: int, key: str, keep: str | None, outcome: Outcome) -> None:
-        """One row's outcome. Of rows that share a request only the first bears its cost and tokens."""
-        cost = self._listed.cost(outcome)
-        if cost is None:
-            self.unpriced = True
-        else:
-            self.cost_usd += cost
-        self.outcomes[outcome.state] += 1
-        if outcome.model is not None:
-            usage = self.usage
-            usage["input_tokens"] += outcome.input_tokens
-            usage["output_tokens"] += outcome.output_tokens
-            usage["cache_read_tokens"] += outcome.cache_read_tokens
-            usage["cache_write_tokens"] += outcome.cache_write_tokens
-        if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until the account is right
-            self._refused = f"{outcome.error_type}: {outcome.error_message}"
-            self.moves.append(store.Settled(number, outcome.state, outcome.error_type, again=True, counts=False))
-            return
-        self.moves.append(
-            store.Settled(number, outcome.state, outcome.error_type, self._reader.again(outcome, attempts))
-        )
-        batch = self._batch
-        custom_id = packing.custom_id(batch.nonce, n)
-        fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)
-        self.results.append((key, keep, outcome, fixed))
-        self.rows.append(self._sink.row(key, keep, outcome, fixed))
 
 
 def _free_bodies(driver: Driver, batch: Batch) -> None:

@@ -172,12 +172,27 @@ def _parquet_frames(file: SourceFile, names: list[str], where: Predicate | None)
         # not pre-buffered: a row group may be larger than all the memory we want to use
         parquet = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BLOCK_BYTES)
         counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        size = _batch_rows(parquet.metadata, names)
         for run in _runs(range(len(counts)) if groups is None else groups):
             first = 1 + sum(counts[: run.start])
-            batches = parquet.iter_batches(batch_size=CHUNK_ROWS, row_groups=run, columns=names, use_threads=False)
+            batches = parquet.iter_batches(batch_size=size, row_groups=run, columns=names, use_threads=False)
             for batch in batches:
                 yield Frame(first, columns_of(_polars(batch), names))
                 first += batch.num_rows
+
+
+def _batch_rows(metadata: Any, names: list[str]) -> int:
+    """How many rows to decode at once, by the largest ones that a row group has in the mean.
+
+    A dictionary makes them smaller in the file than they are; four of such chunks in memory are still few.
+    """
+    wanted, largest = set(names), 1.0
+    for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
+        columns = (group.column(i) for i in range(group.num_columns))
+        named = ((one.path_in_schema, one.total_uncompressed_size) for one in columns)  # list.list.element
+        size = sum(size for path, size in named if path in wanted or path.partition(".")[0] in wanted)
+        largest = max(largest, size / max(1, group.num_rows))
+    return max(1, min(CHUNK_ROWS, int(4 * CHUNK_BYTES / largest)))
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[range]:

@@ -1,7 +1,9 @@
 """Requests to request bodies within the API's limits, counted to the byte. Pure."""
 
 import base64
+import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import orjson
@@ -59,18 +61,21 @@ def custom_id_of_result(line: bytes) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def position_of_result(nonce: str, line: bytes) -> int | None:
-    """The n of the request of this body that a result line answers; None when it names none of them.
+def position_of_results(nonce: str) -> Callable[[bytes], int | None]:
+    """From a result line to the n of the request of this body that it answers; None when it names none of them.
 
     Nearly all lines begin with our custom_id; for these it is read off without parsing anything.
     """
-    start = len(_FIRST) + len(nonce) + 1
-    if line.startswith(_FIRST) and line[len(_FIRST) : start] == nonce.encode() + b"-":
-        digits = line[start : line.find(b'"', start)]
-        if digits.isdigit() and (digits[0] != 48 or len(digits) == 1):  # 48 is "0": no number begins with it
-            return int(digits)
-    identifier = custom_id_of_result(line)
-    return None if identifier is None else position(nonce, identifier)
+    usual = re.compile(re.escape(_FIRST + nonce.encode()) + rb'-(0|[1-9][0-9]*)"').match
+
+    def position_of(line: bytes) -> int | None:
+        found = usual(line)
+        if found is not None:
+            return int(found[1])
+        identifier = custom_id_of_result(line)
+        return None if identifier is None else position(nonce, identifier)
+
+    return position_of
 
 
 def nonce_of_result(line: bytes) -> str | None:

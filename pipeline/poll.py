@@ -9,7 +9,7 @@ from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import Stopped
 from pipeline.states import AT_THE_API, BatchState
-from pipeline.store import Batch
+from pipeline.store import Again, Batch
 
 CLAIMED_AT_ONCE = 100  # batches that one driver takes to poll, before another one may
 LONGEST_WAIT = 60.0  # seconds between two polls of a batch, unless the user says otherwise
@@ -23,16 +23,28 @@ def poll_due(driver: Driver) -> int:
     (ApiUnreachable, AccountStopped) when it is the API that cannot be asked.
     """
     ended = 0
+    running: list[Again] = []  # that nothing is to be said of but when they are asked after again
     for batch in driver.claims(*AT_THE_API, at_once=CLAIMED_AT_ONCE):
         with driver.lost_races(batch):
             if batch.account_id == driver.account_id:
-                ended += _poll(driver, batch)
+                ended += _poll(driver, batch, running)
             else:
                 leave_alone(driver, batch, wait=next_wait(batch.wait_seconds, None, driver.settings.poll))
+        if len(running) >= CLAIMED_AT_ONCE:
+            _let_run(driver, running)
+    _let_run(driver, running)
     return ended
 
 
-def _poll(driver: Driver, batch: Batch) -> bool:
+def _let_run(driver: Driver, running: list[Again]) -> None:
+    """Let these go until they are due again, in one transaction. If we die before, the next driver asks after them."""
+    if running:
+        with driver.database.write() as conn:
+            store.postpone_running(conn, running)
+        running.clear()
+
+
+def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
     try:
         at_the_api, told = _asked(driver, batch)
     except NotFound as exc:
@@ -44,8 +56,11 @@ def _poll(driver: Driver, batch: Batch) -> bool:
         raise
     if at_the_api.processing_status == "ended":
         return _ended(driver, batch, at_the_api)
-    canceling = at_the_api.processing_status == "canceling" and batch.state is BatchState.IN_PROGRESS
-    _ask_again(driver, batch, told, None, canceling=canceling)
+    if at_the_api.processing_status == "canceling" and batch.state is BatchState.IN_PROGRESS:
+        _ask_again(driver, batch, told, None, canceling=True)
+        return False
+    wait = next_wait(batch.wait_seconds, told, driver.settings.poll)
+    running.append(Again(batch, store.soon(driver.now(), wait), wait))
     return False
 
 

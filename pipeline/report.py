@@ -249,7 +249,7 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
     return {
         "job": job.name,
         "table": job.results_table,
-        "rows": dict(store.job_counts(conn, job.id)),
+        "rows": store.job_counts(conn, job.id),
         "batches": {row[0]: row[1] for row in conn.execute(by_state)},
         "cost_usd": float(cost or 0.0),
         "open_runs": [_run_facts(conn, run) for run in store.open_runs(conn, job.id)],

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import select
 
 from pipeline import naming, store
-from pipeline.collect import JobOfRun, collect
+from pipeline.collect import JobOfRun, collect_due
 from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import DatabaseError, InputError, LostRace, Stopped
@@ -51,11 +51,8 @@ def collect_one(where: Where, job: str, batch: int) -> None:
     row = naming.known_job(where.database, job)
     with where.driving(where.client_of(row)) as driving:
         driver = driving.driver(row)
-        jobs = JobOfRun(driver)
         this_one = (batches.c.id == batch) & store.of_account(driver.account_id)
-        for claimed in driver.claims(BatchState.ENDED, only=this_one):
-            with driver.lost_races(claimed):
-                collect(driver, claimed, jobs(claimed.run_id))
+        collect_due(driver, JobOfRun(driver), only=this_one)
 
 
 class Left(NamedTuple):

@@ -4,16 +4,20 @@ Every function takes a connection and commits nothing: a step decides what belon
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any, NamedTuple
 
+import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
     Row,
+    Select,
     bindparam,
     case,
     func,
@@ -43,7 +47,7 @@ from pipeline.states import (
     RunState,
     SendingEnd,
 )
-from pipeline.tables import accounts, batches, files, jobs, leases, requests, runs, sendings
+from pipeline.tables import accounts, batches, files, jobs, leases, requests, runs, sendings, tallies
 
 RESULTS_KEPT = timedelta(days=29)  # by the API, from a batch's creation
 TWIN_WATCH = timedelta(hours=25)  # how long a sending taken for not accepted is looked for: a batch takes 24 h at most
@@ -259,7 +263,10 @@ def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason
     if state is RunState.FINISHED:  # of one that stopped before, rows may still come back from the API
         values["counts"] = run_counts(conn, run_id)
     here = (runs.c.id == run_id, runs.c.state == RunState.OPEN)
-    return bool(conn.execute(update(runs).where(*here).values(**values)).rowcount)
+    ended = bool(conn.execute(update(runs).where(*here).values(**values)).rowcount)
+    if ended:
+        _add_up(conn, run_id)
+    return ended
 
 
 def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
@@ -275,14 +282,56 @@ def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
 
 def run_counts(conn: Connection, run_id: int) -> dict[str, int]:
     """The run's rows by state."""
-    query = select(requests.c.state, func.count()).where(requests.c.run_id == run_id).group_by(requests.c.state)
-    return {row[0]: row[1] for row in conn.execute(query)}
+    return _tallied(conn, tallies.c.run_id == run_id)
 
 
-def job_counts(conn: Connection, job_id: int) -> list[tuple[str, int]]:
+def job_counts(conn: Connection, job_id: int) -> dict[str, int]:
     """The job's rows by state."""
-    query = select(requests.c.state, func.count()).where(requests.c.job_id == job_id).group_by(requests.c.state)
-    return [(state, number) for state, number in conn.execute(query)]
+    return _tallied(conn, tallies.c.run_id.in_(select(runs.c.id).where(runs.c.job_id == job_id)))
+
+
+def _tallied(conn: Connection, which: ColumnElement[bool]) -> dict[str, int]:
+    number = func.sum(tallies.c.rows)
+    query = select(tallies.c.state, number).where(which).group_by(tallies.c.state).having(number != 0)
+    return {state: int(rows) for state, rows in conn.execute(query)}
+
+
+def _tally(conn: Connection, changes: Mapping[tuple[int, str], int]) -> None:
+    """Note how many rows came into a state of a run, or left it, in this transaction. changes: by run and state."""
+    rows = [{"run_id": run_id, "state": state, "rows": n} for (run_id, state), n in changes.items() if n]
+    if rows:
+        conn.execute(insert(tallies), rows)
+
+
+def _moved(conn: Connection, run_id: int, before: str, after: str, rows: int) -> int:
+    """So many rows of a run have moved from one state to another; how many."""
+    changes = Counter({(run_id, before): -rows})
+    changes[run_id, after] += rows
+    _tally(conn, changes)
+    return rows
+
+
+def _leaving(conn: Connection, *which: ColumnElement[bool]) -> Counter[tuple[int, str]]:
+    """Rows that are about to change, by run and state, each negative; they stay as they are until then."""
+    query = select(requests.c.run_id, requests.c.state).where(*which).with_for_update(key_share=True)
+    leaving: Counter[tuple[int, str]] = Counter()
+    leaving.subtract((row[0], row[1]) for row in conn.execute(query))
+    return leaving
+
+
+def _add_up(conn: Connection, run_id: int) -> None:
+    """Put the sums in the place of what they are the sums of. For a run that ends, so that one driver does it."""
+    terms = list(conn.scalars(select(tallies.c.id).where(tallies.c.run_id == run_id)))
+    sums: Counter[tuple[int, str]] = Counter()
+    for start in range(0, len(terms), _IDS_AT_ONCE):
+        some = tallies.c.id.in_(terms[start : start + _IDS_AT_ONCE])
+        for state, rows in conn.execute(select(tallies.c.state, tallies.c.rows).where(some)):
+            sums[run_id, state] += rows
+        conn.execute(tallies.delete().where(some))
+    _tally(conn, sums)
+
+
+_IDS_AT_ONCE = 5_000
 
 
 def run_cost(conn: Connection, run_id: int) -> float:
@@ -740,10 +789,13 @@ def _move(conn: Connection, batch: Batch, to: BatchState, **values: Any) -> None
 # Rows planned one after the other have consecutive numbers and positions: one statement claims them all.
 _CLAIM = Bulk(
     update(requests)
-    .where(requests.c.id.between(bindparam("first"), bindparam("last")), requests.c.state == text("'pending'"))
+    .where(
+        requests.c.id.between(bindparam("first"), bindparam("last")),
+        requests.c.run_id == bindparam("run"),
+        requests.c.state == text("'pending'"),
+    )
     .values(
         state=text("'in_flight'"),
-        run_id=bindparam("run"),
         batch_id=bindparam("batch"),
         n=requests.c.id - bindparam("offset"),
         body_id=bindparam("body"),
@@ -805,17 +857,19 @@ def add_batch(
     claims = [(first, last, offset, offset, run_id, batch, batch) for first, last, offset in stretches]
     if _CLAIM.execute(conn, claims) != len(contents.rows):
         raise LostRace("another driver planned some of these rows; the same command again goes on")
+    _moved(conn, run_id, RowState.PENDING, RowState.IN_FLIGHT, len(contents.rows))
     return batch
 
 
 def drop(conn: Connection, batch: Batch, why: str) -> None:
     """planned -> dropped: it is not going to be sent; its rows are pending again. Under the lease on planning."""
     _move(conn, batch, BatchState.DROPPED, problem=why)
-    conn.execute(
+    back = (
         update(requests)
         .where(requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
         .values(state=RowState.PENDING, batch_id=None, n=None)
     )
+    _moved(conn, batch.run_id, RowState.IN_FLIGHT, RowState.PENDING, conn.execute(back).rowcount)
 
 
 def begin_sending(
@@ -915,6 +969,25 @@ def postpone(
     conn.execute(update(batches).where(batches.c.id == batch.id).values(**values))
 
 
+class Again(NamedTuple):
+    """A batch that is at work at the API, when it is asked after again, and after how many seconds that is."""
+
+    batch: Batch
+    due_at: datetime
+    wait: float
+
+
+def postpone_running(conn: Connection, running: Sequence[Again]) -> None:
+    """As `postpone`, of many batches that we have claimed and the API knows; not of one that another driver has now."""
+    here = (batches.c.id == bindparam("batch"), batches.c.claim == bindparam("claim_"))
+    values: dict[str, Any] = {"due_at": bindparam("due"), "wait_seconds": bindparam("wait")}
+    answered = {"problem": None, "claimed_by": None, "not_found": 0, "not_found_at": None}  # 404s no longer count
+    conn.execute(
+        update(batches).where(*here).values(**values, **answered),
+        [{"batch": b.id, "claim_": b.claim, "due": due_at, "wait": wait} for b, due_at, wait in running],
+    )
+
+
 def hold_back(
     conn: Connection, job_id: int, why: str, *, now: datetime, due_at: datetime, behind: int | None = None
 ) -> None:
@@ -980,7 +1053,8 @@ def mark_found_again(conn: Connection, batch: Batch, api_id: str, *, now: dateti
     conn.execute(update(sendings).where(*unknown).values(end=SendingEnd.ADOPTED, api_id=api_id, ended_at=now))
     here = (requests.c.batch_id == batch.id, requests.c.state == RowState.LOST)
     again = {"state": RowState.IN_FLIGHT, "attempts": requests.c.attempts - 1}
-    return conn.execute(update(requests).where(*here).values(**again)).rowcount
+    waiting = conn.execute(update(requests).where(*here).values(**again)).rowcount
+    return _moved(conn, batch.run_id, RowState.LOST, RowState.IN_FLIGHT, waiting)
 
 
 def mark_deleted(conn: Connection, batch: Batch) -> None:
@@ -1042,6 +1116,7 @@ NEW_ROW = (
     *("key", "run_id", "state", "row_hash", "recipe", "keep", "sent_hash", "attempts"),
     *("outcome", "outcome_hash", "outcome_recipe"),
 )
+_RUN_AND_STATE = itemgetter(NEW_ROW.index("run_id"), NEW_ROW.index("state"))
 _ADD = Bulk(insert(requests), ("id", "job_id", *NEW_ROW))
 
 
@@ -1051,6 +1126,7 @@ def add_rows(conn: Connection, job_id: int, rows: Sequence[tuple[Any, ...]]) -> 
         return []
     numbers = next_ids(conn, len(rows))
     _ADD.execute(conn, [(number, job_id, *row) for number, row in zip(numbers, rows, strict=True)])
+    _tally(conn, Counter(map(_RUN_AND_STATE, rows)))
     return numbers
 
 
@@ -1067,8 +1143,13 @@ _REPLAN = Bulk(
 
 def replan_rows(conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Known rows -> pending (or invalid), as they are at the source now: each a tuple of NEW_ROW and its number."""
+    if not rows:
+        return
+    changes = _leaving(conn, requests.c.id.in_([row[-1] for row in rows]))
+    changes.update(map(_RUN_AND_STATE, rows))
     if _REPLAN.execute(conn, rows) != len(rows):
         raise LostRace("another driver planned some of these rows; the same command again goes on")
+    _tally(conn, changes)
 
 
 def keep_rows(conn: Connection, rows: Sequence[tuple[int, str | None, str | None]]) -> None:
@@ -1085,7 +1166,8 @@ def keep_rows(conn: Connection, rows: Sequence[tuple[int, str | None, str | None
         conn.execute(statement, stay)
     if back:
         answered = {"row_hash": requests.c.outcome_hash, "recipe": requests.c.outcome_recipe, "changed_hash": None}
-        conn.execute(statement.values(state=bindparam("outcome_"), **answered), back)
+        with _tallied_moves(conn, [row for row, _, outcome in rows if outcome is not None]):
+            conn.execute(statement.values(state=bindparam("outcome_"), **answered), back)
 
 
 def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> None:
@@ -1098,8 +1180,10 @@ def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> 
 
 def take_over(conn: Connection, run_id: int, older: Sequence[int]) -> None:
     """The waiting rows of older runs become this one's, to be rendered anew: their bodies have an older recipe."""
-    waiting = (requests.c.run_id.in_(older), requests.c.state == RowState.PENDING)
-    conn.execute(update(requests).where(*waiting).values(run_id=run_id, body_id=None, body_n=None))
+    for other in older:
+        waiting = (requests.c.run_id == other, requests.c.state == text("'pending'"))
+        taken = conn.execute(update(requests).where(*waiting).values(run_id=run_id, body_id=None, body_n=None))
+        _tally(conn, {(other, RowState.PENDING): -taken.rowcount, (run_id, RowState.PENDING): taken.rowcount})
 
 
 def forget_waiting_bodies(conn: Connection, run_id: int, variables: dict[str, Any]) -> None:
@@ -1115,12 +1199,28 @@ def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) ->
     came to wait meanwhile, out of a batch that was collected, has its body still. Rows that wait for a run with other
     vars belong to another source and stay.
     """
-    same = _runs_like(conn, run_id, variables)
-    waits = (requests.c.run_id.in_(same), requests.c.state == RowState.PENDING, requests.c.body_id.is_(None))
-    removed = conn.execute(requests.delete().where(*waits, requests.c.outcome.is_(None))).rowcount
-    # one that was to be sent again has vanished: its outcome stands
-    conn.execute(update(requests).where(*waits).values(state=requests.c.outcome))
+    removed = 0
+    for same in _runs_like(conn, run_id, variables):
+        waits = (requests.c.run_id == same, requests.c.state == text("'pending'"), requests.c.body_id.is_(None))
+        if conn.scalar(select(requests.c.id).where(*waits).limit(1)) is None:
+            continue
+        gone = conn.execute(requests.delete().where(*waits, requests.c.outcome.is_(None))).rowcount
+        _tally(conn, {(same, RowState.PENDING): -gone})
+        removed += gone
+        for outcome in OUTCOMES:  # one that was to be sent again has vanished: its outcome stands
+            stands = update(requests).where(*waits, requests.c.outcome == outcome).values(state=outcome)
+            _moved(conn, same, RowState.PENDING, outcome, conn.execute(stands).rowcount)
     return removed
+
+
+@contextmanager
+def _tallied_moves(conn: Connection, numbers: Sequence[int]) -> Iterator[None]:
+    """Within the block these rows change their states; at most a chunk of them."""
+    these = requests.c.id.in_(numbers)
+    changes = _leaving(conn, these)
+    yield
+    changes.subtract(_leaving(conn, these))
+    _tally(conn, changes)
 
 
 def _runs_like(conn: Connection, run_id: int, variables: dict[str, Any]) -> list[int]:
@@ -1165,7 +1265,8 @@ def leave_rows(conn: Connection, numbers: Sequence[int]) -> None:
             requests.c.outcome.is_not(None),
         )
         values = {"state": requests.c.outcome, "body_id": None, "body_n": None}
-        conn.execute(update(requests).where(*here).values(values), [{"row": number} for number in numbers])
+        with _tallied_moves(conn, numbers):
+            conn.execute(update(requests).where(*here).values(values), [{"row": number} for number in numbers])
 
 
 def forget_body(conn: Connection, batch: int) -> None:
@@ -1182,14 +1283,30 @@ def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | No
     return list(conn.scalars(query if batch_ids is None else query.where(batches.c.id.in_(batch_ids))))
 
 
-def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[tuple[int, int, int, str, str | None]]:
+def batch_rows(conn: Connection, batch: int, first: int, last: int) -> Sequence[Sequence[Any]]:
     """The rows of a batch still in flight, at positions first to last: (number, n, attempts, key, keep), by n."""
-    query = select(requests.c.id, requests.c.n, requests.c.attempts, requests.c.key, requests.c.keep).where(
-        requests.c.batch_id == batch,
-        requests.c.n.between(first, last),
-        requests.c.state == RowState.IN_FLIGHT,
+    query = (
+        select(requests.c.id, requests.c.n, requests.c.attempts, requests.c.key, requests.c.keep)
+        .where(
+            requests.c.batch_id == batch,
+            requests.c.n.between(first, last),
+            requests.c.state == RowState.IN_FLIGHT,
+        )
+        .order_by(requests.c.n, requests.c.id)
     )
-    return [tuple(row) for row in conn.execute(query.order_by(requests.c.n, requests.c.id))]
+    return whole(conn, query)
+
+
+def whole(conn: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:
+    """All rows of a query whose columns are numbers and texts, in its order.
+
+    On SQLite in one step: for each step its driver lets other threads go on, and then waits for its turn again.
+    """
+    if conn.dialect.name != "sqlite":
+        return conn.execute(query).fetchall()
+    rows = query.subquery()
+    found: str = conn.scalar(select(func.json_group_array(func.json_array(*rows.c)))) or "[]"
+    return orjson.loads(found)  # type: ignore[no-any-return]
 
 
 class Settled(NamedTuple):
@@ -1221,6 +1338,10 @@ def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: S
     moved += conn.execute(rest_of_them.values(_with_outcome(*usual))).rowcount
     if moved != len(rows):
         raise LostRace(f"rows of batch {batch.id} were moved by another driver; the same command again goes on")
+    changes: Counter[tuple[int, str]] = Counter({(batch.run_id, RowState.IN_FLIGHT): -len(rows)})
+    for (outcome, _, again, _), number in kinds.items():
+        changes[batch.run_id, RowState.PENDING if again else outcome] += number
+    _tally(conn, changes)
 
 
 def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: bool) -> dict[str, Any]:

@@ -221,6 +221,18 @@ requests = Table(
     _partial_index("ix_requests_changed", "run_id", where="changed_hash IS NOT NULL"),
 )
 
+#: How many rows a run has in each state, as the sum of what each transaction changed: counting ten million rows takes
+#: seconds. Only added to, so that no driver waits for another one's; added up when the run ends.
+tallies = Table(
+    "tallies",
+    metadata,
+    _id(),
+    Column("run_id", ForeignKey("runs.id"), nullable=False, index=True),
+    Column("state", String, nullable=False),
+    Column("rows", BigInteger, nullable=False),  # that came into this state; negative: that left it
+    _one_of("state", RowState),
+)
+
 #: Files that requests name, put up once through the Files API.
 files = Table(
     "files",

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ from pipeline.outcomes import Outcome
 from pipeline.retry import Retry
 from pipeline.runner import Options
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, RunState, SendingEnd
-from pipeline.tables import batches, metadata, requests, runs, sendings
+from pipeline.tables import batches, metadata, requests, runs, sendings, tallies
 from pipeline.tables import leases as lease_table
 from pipeline.where import Where
 
@@ -639,10 +639,14 @@ class Seen(NamedTuple):
     runs: Mapping[int, Row[Any]]
     answers: Mapping[str, Row[Any]]
     replaced: set[str]  #: custom_ids in the history table
+    tallies: Counter[tuple[int, str]]  #: rows by run and state, as they are kept
 
 
 _ROWS = select(
-    *(requests.c[name] for name in ("key", "state", "batch_id", "n", "attempts", "outcome", "error_type", "row_hash")),
+    *(
+        requests.c[name]
+        for name in ("key", "run_id", "state", "batch_id", "n", "attempts", "outcome", "error_type", "row_hash")
+    ),
     requests.c.outcome_hash,
 ).order_by(requests.c.id)
 _BATCHES = select(
@@ -879,7 +883,10 @@ class World:
             answers = {row.id: row for row in conn.execute(_ANSWERS)} if made else {}
             replaced: Any = select(column("custom_id")).select_from(table("answers_history"))
             history = set(conn.scalars(replaced)) if made and self.ways.history else set()
-        return Seen(rows, known_batches, known_sendings, known_runs, answers, history)
+            tallied: Counter[tuple[int, str]] = Counter()
+            for term in conn.execute(select(tallies)):
+                tallied[term.run_id, term.state] += term.rows
+        return Seen(rows, known_batches, known_sendings, known_runs, answers, history, tallied)
 
     def check(self) -> Seen:
         """Raises Violation unless everything holds that must hold after each step."""
@@ -888,6 +895,9 @@ class World:
         self.lost_batches |= {batch.id for batch in seen.batches.values() if batch.state == BatchState.LOST}
         for row in seen.rows:
             self._check_row(seen, row)
+        counted = Counter((row.run_id, row.state) for row in seen.rows)
+        if any(seen.tallies[of] != counted[of] for of in seen.tallies.keys() | counted.keys()):
+            self.violated(f"rows by run and state are kept as {seen.tallies}, and there are {counted}")
         for batch in seen.batches.values():
             self._check_batch(seen, batch)
         self._check_sendings(seen)

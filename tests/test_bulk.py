@@ -1,7 +1,7 @@
 """Statements for very many rows: the same on both databases."""
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -20,14 +20,19 @@ from sqlalchemy import (
     Text,
     bindparam,
     insert,
+    make_url,
     select,
     text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
-from pipeline.bulk import AT_ONCE_POSTGRES, Bulk, next_ids
+from pipeline.bulk import AT_ONCE_POSTGRES, WORTH_A_COPY, Bulk, next_ids
 from pipeline.database import Database
+from pipeline.errors import LostRace, Stopped
 from pipeline.tables import UtcDateTime, jobs, requests, runs
+from tests.postgres import connected
 
 NOW = datetime.datetime(2026, 11, 20, 8, 30, tzinfo=datetime.UTC)
 MANY = AT_ONCE_POSTGRES + 77  # more than one statement carries to either database
@@ -228,3 +233,87 @@ def test_a_bulk_insert_goes_where_the_state_is(postgres_url: str) -> None:
             found = conn.exec_driver_sql("SELECT id FROM batch_pipeline.requests").scalars().all()
 
     assert found == [7]
+
+
+def test_rows_are_copied_twice_in_one_transaction_and_replace_each_other(database: Database) -> None:
+    replace = _replacing(database)
+    first = [note(i) for i in range(WORTH_A_COPY)]
+    second = [note(i, text="replaced", share=None) for i in range(100, WORTH_A_COPY + 100)]
+
+    with database.write() as conn:
+        replace.execute(conn, first)
+        changed = replace.execute(conn, second)
+
+    assert changed == WORTH_A_COPY
+    assert stored(database) == first[:100] + second
+
+
+def test_a_row_that_the_table_refuses_undoes_all_that_was_copied(database: Database) -> None:
+    with pytest.raises((LostRace, IntegrityError)), database.write() as conn:
+        add_notes.execute(conn, [*(note(i) for i in range(WORTH_A_COPY)), note(1)])
+
+    assert stored(database) == []
+
+
+def test_a_user_who_may_not_make_temporary_tables_stores_rows_all_the_same(postgres_url: str) -> None:
+    name = make_url(postgres_url).database
+    with connected(postgres_url) as admin:
+        admin.execute("CREATE ROLE poor LOGIN")
+        admin.execute(f"GRANT CREATE ON DATABASE {name} TO poor".encode())
+        admin.execute("GRANT CREATE ON SCHEMA public TO poor")
+        admin.execute(f"REVOKE TEMP ON DATABASE {name} FROM PUBLIC".encode())
+    given = [note(i) for i in range(WORTH_A_COPY)]
+    poor = make_url(postgres_url).set(username="poor").render_as_string(hide_password=False)
+
+    with closing(Database(poor)) as database:
+        with database.write() as conn:
+            notes.create(conn)
+            add_notes.execute(conn, given)
+        found = stored(database)
+
+    with connected(postgres_url) as admin:
+        admin.execute("DROP OWNED BY poor")
+        admin.execute("DROP ROLE poor")
+    assert found == given
+
+
+class Ending(list[tuple[Any, ...]]):
+    """Rows in the middle of which something happens."""
+
+    happens: Callable[[], object]
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        yield from self[:100]
+        self.happens()
+        yield from self[100:]
+
+
+def test_a_server_that_goes_while_rows_are_copied_is_a_sentence(postgres_url: str) -> None:
+    add_ids = Bulk(insert(notes), ["id"])
+    rows = Ending([(i,) for i in range(20 * WORTH_A_COPY)])  # more than one buffer of what is copied
+
+    with closing(Database(postgres_url)) as database:
+        with database.write() as conn:
+            notes.create(conn)
+
+        def end() -> None:
+            with connected(postgres_url) as admin:
+                others = (
+                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE query LIKE 'COPY pg_temp%'"
+                )
+                admin.execute(others.encode())
+
+        rows.happens = end
+        with pytest.raises(Stopped, match="nothing half done"), database.write() as conn:
+            add_ids.execute(conn, rows)
+
+        assert stored(database) == []
+
+
+def _replacing(database: Database) -> Bulk:
+    """An insert of notes that replaces those with the same number."""
+    dialect = sqlite if database.is_sqlite else postgresql
+    row: Any = dialect.insert(notes)
+    replaced = {c.name: row.excluded[c.name] for c in notes.columns if not c.primary_key}
+    upsert = row.on_conflict_do_update(index_elements=["id"], set_=replaced)
+    return Bulk(upsert, [column.name for column in notes.columns])

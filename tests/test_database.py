@@ -16,7 +16,7 @@ from sqlalchemy import Connection, MetaData, Table, create_engine, func, insert,
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.sql.base import Executable
 
-from pipeline import database, migrations
+from pipeline import database, migrations, store
 from pipeline.database import Database
 from pipeline.errors import DatabaseError, LostRace, Stopped
 from pipeline.migrations import HEAD, SCHEMA
@@ -167,6 +167,8 @@ def test_an_older_database_is_brought_up_with_all_its_rows(database_url: str) ->
 
     with closing(Database(database_url)) as upgraded:
         assert not upgraded.new
+        with upgraded.read() as conn:
+            assert store.run_counts(conn, 1) == {"in_flight": 2, "pending": 1, "succeeded": 1}
 
     after = rows_of(database_url)
     for table, rows in before.items():

@@ -1,11 +1,14 @@
 """Asking after many batches at once."""
 
 from collections import Counter
+from datetime import timedelta
 
 import httpx2
 import pytest
+from sqlalchemy import insert, select, update
 
 from pipeline.runner import Options, run, sweep
+from pipeline.tables import batches, leases
 from tests.conftest import World, texts
 
 
@@ -22,6 +25,20 @@ class Counting(httpx2.BaseTransport):
             self.calls["list"] += 1
         elif request.method == "GET" and path.count("/") == 1:
             self.calls["retrieve"] += 1
+        return self._inner.handle_request(request)
+
+
+class Taking(httpx2.BaseTransport):
+    """While the listing is read, another driver takes the first batch."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._inner = world, world.emulator.transport()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.params.get("limit") == "1000":
+            with self._world.database.write() as conn:
+                taken = {"claim": batches.c.claim + 1, "claimed_by": "another driver"}
+                conn.execute(update(batches).where(batches.c.id == 1).values(**taken))
         return self._inner.handle_request(request)
 
 
@@ -55,6 +72,36 @@ def test_fifty_open_batches_are_one_listing(world: World) -> None:
     assert running == {"list": 1}
     assert ended == {"list": 1}
     assert set(world.statuses().values()) | set(world.statuses("others").values()) == {"succeeded"}
+
+
+def test_batches_that_run_wait_longer_before_they_are_asked_after_again(world: World) -> None:
+    world.with_settings(poll=None)
+    submitted(world, 6)
+    waits = []
+    for _ in range(2):
+        world.clock.advance(20)
+        swept(world)
+        with world.database.read() as conn:
+            waits.append(conn.execute(select(batches.c.wait_seconds, batches.c.claimed_by).distinct()).all())
+
+    (first, nobody), (second, _) = waits[0][0], waits[1][0]
+    assert [len(each) for each in waits] == [1, 1]
+    assert nobody is None
+    assert 0 < first < second
+
+
+def test_a_batch_that_another_driver_took_meanwhile_is_left_to_it(world: World) -> None:
+    submitted(world, 6)
+    world.clock.advance(31)
+    with world.database.write() as conn:  # its sign of life
+        until = world.clock() + timedelta(days=1)
+        conn.execute(insert(leases).values(resource="another driver", token=1, expires_at=until))
+
+    assert [problem for _, problem in sweep(world.where(Taking(world)))] == [None]
+
+    with world.database.read() as conn:
+        claimed = list(conn.scalars(select(batches.c.claimed_by).order_by(batches.c.id)))
+    assert claimed == ["another driver", None, None, None, None, None]
 
 
 def test_a_few_are_asked_after_one_by_one(world: World) -> None:

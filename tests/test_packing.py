@@ -243,4 +243,4 @@ def test_the_nonce_of_a_result_line_names_its_body() -> None:
 def test_the_position_of_a_result_line_is_read_off_however_it_is_written(line: bytes, n: int | None) -> None:
     nonce = "n" * 26
 
-    assert packing.position_of_result(nonce, line.replace(b"NONCE", nonce.encode())) == n
+    assert packing.position_of_results(nonce)(line.replace(b"NONCE", nonce.encode())) == n
