@@ -60,7 +60,11 @@ DatabaseOption = Annotated[
 ]
 SpoolOption = Annotated[
     str | None,
-    typer.Option("--spool", envvar="BATCH_SPOOL", help="Folder for request bodies. Default: beside the database."),
+    typer.Option(
+        "--spool",
+        envvar="BATCH_SPOOL",
+        help="Folder for request bodies, or s3://, gs://, az://BUCKET/PREFIX. Default: beside the database.",
+    ),
 ]
 LogOption = Annotated[
     str,

@@ -159,6 +159,9 @@ def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found]") -> "Found |
         with driver.moving(batch) as conn:
             store.postpone(conn, batch, due_at=store.soon(driver.now(), RETRY_SECONDS), problem=str(exc))
         raise
+    except OSError as exc:  # of the disk: what a connection does is Stopped by now
+        problem = f"{driver.spool.disk}: {exc.strerror or exc}"
+        raise Stopped(f"{problem}; the results of batch {batch.id} find no room, safe to run again") from exc
 
 
 class Found:
@@ -424,7 +427,10 @@ def _free_bodies(driver: Driver, batch: Batch) -> None:
     with driver.reading() as conn:
         free = store.unneeded_bodies(conn, driver.job_id, [batch.id])
     for nonce in free:
-        driver.spool.remove(nonce)
+        try:
+            driver.spool.remove(nonce)
+        except Stopped as exc:  # the next planning removes it
+            driver.tell("body_left", batch=batch.id, problem=str(exc))
 
 
 def delete_due(driver: Driver) -> None:

@@ -11,10 +11,10 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.errors import InputError, Stopped
@@ -24,12 +24,18 @@ PART_BYTES = 8_000_000  # of a body or a file that goes up in parts
 READ_BYTES = 4_000_000  # read at once by who reads an object from its start to its end
 SHOWN = 300  # characters of what a store says
 
+_T = TypeVar("_T")
+
 #: Scheme, and the extra of this package that brings the SDK which reads the credentials.
 SCHEMES = {"s3": "s3", "gs": "gs", "az": "az"}
 
 
 class NotThere(InputError):
     """There is no such object, or no such bucket."""
+
+
+class NoBucket(NotThere):
+    """There is no such bucket."""
 
 
 class NoAccess(InputError):
@@ -45,11 +51,15 @@ class Exists(InputError):
 
 
 class Object(NamedTuple):
-    """One object as it was found. url: its whole address; size: bytes; etag: another one when its content changes."""
+    """One object as it was found. url: its whole address; size: bytes; etag: another one when its content changes.
+
+    written_at: by the store's clock.
+    """
 
     url: str
     size: int
     etag: str
+    written_at: datetime
 
 
 def is_url(path: str) -> bool:
@@ -62,8 +72,7 @@ def found(url: str) -> Object:
     import obstore
 
     bucket, key = _parts(url)
-    with _said(url):
-        return _object(bucket, obstore.head(_store(bucket), key))
+    return _object(bucket, _again(url, lambda: obstore.head(_store(bucket), key)))
 
 
 def listed(url: str) -> Iterator[Object]:
@@ -71,14 +80,38 @@ def listed(url: str) -> Iterator[Object]:
     import obstore
 
     bucket, prefix = _parts(url)
-    with _said(url):
-        for some in obstore.list(_store(bucket), prefix or None, chunk_size=1000):
-            yield from (_object(bucket, item) for item in some)
+    last: str | None = None
+    for tries_left in (2, 1, 0):
+        try:
+            with _said(url):
+                for some in obstore.list(_store(bucket), prefix or None, offset=last, chunk_size=1000):
+                    for item in some:
+                        last = item["path"]
+                        yield _object(bucket, item)
+        except Stopped as exc:
+            if _BROKEN not in str(exc) or not tries_left:
+                raise
+        else:
+            return
 
 
 def read(obj: Object) -> bytes:
     """The whole object. Raises as `found`, and Replaced when it is another one by now."""
     return _range(obj, 0, obj.size) if obj.size else b""
+
+
+def content(url: str) -> bytes:
+    """The whole of a small object, in one request. Raises as `found`; unlike it this can tell a missing bucket."""
+    import obstore
+
+    bucket, key = _parts(url)
+    return _again(url, lambda: bytes(obstore.get(_store(bucket), key).bytes()))
+
+
+def download(obj: Object, file: BinaryIO) -> None:
+    """Write the object into a file, a part at a time. Raises as `read`, and OSError."""
+    for start in range(0, obj.size, PART_BYTES):
+        file.write(_range(obj, start, min(start + PART_BYTES, obj.size)))
 
 
 def opened(obj: Object, *, buffered: int = READ_BYTES) -> io.BufferedReader:
@@ -96,11 +129,18 @@ def put(url: str, data: bytes | Path | Iterable[bytes], *, create: bool = False)
     bucket, key = _parts(url)
     if not isinstance(data, bytes | Path):
         data = _whole_if_small(iter(data))
-    with _said(url):
-        if create:
+
+    def whole() -> None:
+        obstore.put(_store(bucket), key, data, chunk_size=PART_BYTES, max_concurrency=4)
+
+    if create:
+        with _said(url):
             obstore.put(_store(bucket), key, data, mode="create", use_multipart=False)
-        else:
-            obstore.put(_store(bucket), key, data, chunk_size=PART_BYTES, max_concurrency=4)
+    elif isinstance(data, bytes | Path):
+        _again(url, whole)
+    else:  # what it gave is gone
+        with _said(url):
+            whole()
 
 
 def _whole_if_small(data: Iterator[bytes]) -> bytes | Iterator[bytes]:
@@ -114,11 +154,19 @@ def remove(url: str) -> None:
     import obstore
 
     bucket, key = _parts(url)
-    try:
-        with _said(url):
-            obstore.delete(_store(bucket), key)
-    except NotThere:
-        pass
+    with suppress(NotThere):
+        _again(url, lambda: obstore.delete(_store(bucket), key))
+
+
+def abandon_uploads(folder: str) -> None:
+    """End the uploads in parts below this folder that nobody has come to the end of, as far as we may and can.
+
+    A process that is killed leaves them: no listing shows their parts, and Amazon takes money for them. Azure drops
+    what was not committed after a week; for Google a rule of the bucket's lifecycle does it.
+    """
+    bucket, prefix = _parts(folder)
+    if urlsplit(bucket).scheme == "s3":
+        _abandon_s3(urlsplit(bucket).netloc, f"{prefix}/")
 
 
 def forget_stores() -> None:
@@ -126,14 +174,29 @@ def forget_stores() -> None:
     _store.cache_clear()
 
 
+def _again(url: str, ask: Callable[[], _T]) -> _T:
+    """What the store answers, asked again when an answer breaks off: obstore does that only for some of them."""
+    for _ in range(2):
+        try:
+            with _said(url):
+                return ask()
+        except Stopped as exc:
+            if _BROKEN not in str(exc):
+                raise
+    with _said(url):
+        return ask()
+
+
+_BROKEN = "request or response body error"
+
+
 def _range(obj: Object, start: int, end: int) -> bytes:
     """Its bytes from `start` to before `end`."""
     import obstore
 
     bucket, key = _parts(obj.url)
-    with _said(obj.url):
-        options: Any = {"range": (start, end), "if_match": obj.etag}
-        data = bytes(obstore.get(_store(bucket), key, options=options).bytes())
+    options: Any = {"range": (start, end), "if_match": obj.etag}
+    data = _again(obj.url, lambda: bytes(obstore.get(_store(bucket), key, options=options).bytes()))
     if len(data) != end - start:
         raise Stopped(f"{obj.url}: the store gave {len(data):,} bytes of {end - start:,}; safe to run again")
     return data
@@ -171,7 +234,8 @@ class _Reader(io.RawIOBase):
 
 def _object(bucket: str, item: Any) -> Object:
     # a store without ETags says at least when the object was written
-    return Object(f"{bucket}/{item['path']}", item["size"], item["e_tag"] or str(item["last_modified"]))
+    written_at = item["last_modified"]
+    return Object(f"{bucket}/{item['path']}", item["size"], item["e_tag"] or str(written_at), written_at)
 
 
 def root_of(url: str) -> str:
@@ -214,6 +278,8 @@ def _said(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as exc:
         raise _missing(url, str(exc)) from exc
+    except ValueError as exc:  # an empty segment, or one of dots
+        raise InputError(f"{url}: no object can have this name ({_line(str(exc))})") from exc
     except AlreadyExistsError as exc:
         raise Exists(f"{url} exists") from exc
     except (PreconditionError, NotModifiedError) as exc:
@@ -236,7 +302,7 @@ def _said(url: str) -> Iterator[None]:
 def _missing(url: str, text: str) -> NotThere:
     bucket, _ = _parts(url)
     if "NoSuchBucket" in text or "ContainerNotFound" in text or "bucket does not exist" in text:
-        return NotThere(f"{url}: there is no bucket {bucket}; check its name, and {_ENDPOINTS[urlsplit(url).scheme]}")
+        return NoBucket(f"{url}: there is no bucket {bucket}; check its name, and {_ENDPOINTS[urlsplit(url).scheme]}")
     return NotThere(f"{url} does not exist")
 
 
@@ -305,17 +371,10 @@ def _store(bucket: str) -> Any:
 
 
 def _s3(bucket: str, options: dict[str, Any]) -> Any:
-    import boto3
-    from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store
 
-    try:
-        session = boto3.Session()
-        # the SDK knows of AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, and what stands in its files
-        client = session.client("s3", region_name=session.region_name or "us-east-1")
-    except BotoCoreError as exc:  # a profile that is not there, a file that is broken
-        raise NoAccess(f"s3://{bucket}: {exc}; {_tried('s3://')}") from exc
+    session, client = _amazon(bucket)
     config: dict[str, Any] = {"region": client.meta.region_name}
     if not (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
         config["endpoint"] = client.meta.endpoint_url
@@ -324,6 +383,35 @@ def _s3(bucket: str, options: dict[str, Any]) -> Any:
     if session.get_credentials() is None:
         raise NoAccess(f"s3://{bucket}: there are no credentials; {_tried('s3://')}")
     return S3Store(bucket, credential_provider=Boto3CredentialProvider(session), **config, **options)
+
+
+def _amazon(bucket: str) -> tuple[Any, Any]:
+    """The SDK's session, and its client for S3."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        session = boto3.Session()
+        # the SDK knows of AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, and what stands in its files
+        config = Config(connect_timeout=10, read_timeout=60, retries={"total_max_attempts": 3})
+        return session, session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    except BotoCoreError as exc:  # a profile that is not there, a file that is broken
+        raise NoAccess(f"s3://{bucket}: {exc}; {_tried('s3://')}") from exc
+
+
+def _abandon_s3(bucket: str, prefix: str) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    _, client = _amazon(bucket)
+    try:  # what is asked once a run need not keep the store's connection
+        for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+            for upload in page.get("Uploads", []):
+                client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    except (BotoCoreError, ClientError):
+        pass  # it may be forbidden to us: then a rule of the bucket's lifecycle has to do it
+    finally:
+        client.close()
 
 
 def _gs(bucket: str, options: dict[str, Any]) -> Any:

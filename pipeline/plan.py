@@ -33,7 +33,7 @@ from pipeline.requests import Built, RequestBuilder
 from pipeline.retry import Retry, changed
 from pipeline.rows import Chunk, Input, Rows
 from pipeline.sink import Sink
-from pipeline.spool import digest
+from pipeline.spool import Known
 from pipeline.states import BatchState, RowState
 from pipeline.store import Batch
 from pipeline.verdicts import SENT, Verdict, retry_verdict, verdict
@@ -477,7 +477,7 @@ def drop_stale(driver: Driver, run_id: int, job: Job, recipe: str, stale: Contai
     """
     with driver.reading() as conn:
         planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
-    damaged = {batch.id for batch in planned if digest(driver.spool.path(batch.nonce)) != batch.digest}
+    damaged = driver.spool.damaged(Known(batch.nonce, batch.digest, batch.size_bytes) for batch in planned)
     with driver.planning_transaction() as conn:
         older = [r for r in store.open_runs(conn, driver.job_id) if r.id != run_id and r.vars == job.vars]
         superseded = [run.id for run in older if run.recipe != recipe]
@@ -485,7 +485,7 @@ def drop_stale(driver: Driver, run_id: int, job: Job, recipe: str, stale: Contai
             if run.planned_at is None:
                 store.mark_planned(conn, run.id, vanished=0, now=driver.now())
     for batch in planned:
-        if batch.id in damaged:
+        if batch.nonce in damaged:
             _drop(driver, batch, "its body in the spool is gone or was altered", body=False)
         elif batch.run_id in superseded:
             _drop(driver, batch, "a new recipe took its place")
@@ -493,10 +493,17 @@ def drop_stale(driver: Driver, run_id: int, job: Job, recipe: str, stale: Contai
             _drop(driver, batch, "a row of it changed")
     with driver.planning_transaction() as conn:
         store.take_over(conn, run_id, superseded)
-    if not job.privacy.keep_spool:
-        with driver.reading() as conn:
-            unneeded = store.unneeded_bodies(conn, driver.job_id)
-        for nonce in unneeded:
+    remove_unneeded(driver, job)
+
+
+def remove_unneeded(driver: Driver, job: Job) -> None:
+    """Remove the bodies of final batches that no waiting row needs, unless the job wants to keep them."""
+    if job.privacy.keep_spool:
+        return
+    with driver.reading() as conn:
+        unneeded = store.unneeded_bodies(conn, driver.job_id)
+    if unneeded:
+        for nonce in driver.spool.bodies(driver.now()).keys() & unneeded:
             driver.spool.remove(nonce)
 
 

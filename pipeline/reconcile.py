@@ -4,7 +4,6 @@ A batch at the API is proven to be ours by the nonce in its results' custom_ids,
 until then one that could be ours is watched. One that is not in a listing begun after the grace time was not accepted.
 """
 
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from anthropic.types.messages import MessageBatch
 from sqlalchemy import Row
 
-from pipeline import leases, lost, packing, spool, store
+from pipeline import leases, lost, packing, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import DatabaseError, Stopped
@@ -150,25 +149,25 @@ def refuse_unknown_bodies(driver: Driver) -> None:
     be: restored from a backup, it would plan rows anew that have been paid for. Raises DatabaseError then, and Stopped
     while that cannot be told yet.
     """
-    bodies = driver.spool.bodies()
+    bodies = driver.spool.bodies(driver.api.now())
     with driver.reading() as conn:
         unknown = bodies.keys() - store.known_nonces(conn, driver.job_id)
     for nonce in sorted(unknown):
-        body = bodies[nonce]
-        now = driver.api.now()
-        written_at = now - timedelta(seconds=time.time() - body.stat().st_mtime)
-        window = Window(written_at - SKEW, now + SKEW, now)
-        for candidate in _candidates(driver, spool.count_requests(body), window):
+        body, now = bodies[nonce], driver.api.now()
+        window = Window(body.written_at - SKEW, now + SKEW, now)
+        around = _candidates(driver, None, window)
+        requests = driver.spool.count_requests(nonce) if around else 0  # which reads all of it, maybe from afar
+        for candidate in (listed for listed in around if _count(listed) == requests):
             if candidate.processing_status != "ended":
                 raise Stopped(
-                    f"the database does not know the batch of {body}; {candidate.id}, which runs at the API, may be "
-                    "it; run again when that has ended"
+                    f"the database does not know the batch of {body.shown}; {candidate.id}, which runs at the API, "
+                    "may be it; run again when that has ended"
                 )
             if _is_ours(driver, nonce, candidate.id):
                 raise DatabaseError(
-                    f"{driver.database.shown} does not know {candidate.id}, which was sent from {body}: it seems to be "
-                    "restored from an older backup, and its rows would be paid for again; restore a newer one, or move "
-                    "the body away to go on all the same"
+                    f"{driver.database.shown} does not know {candidate.id}, which was sent from {body.shown}: "
+                    "it seems to be restored from an older backup, and its rows would be paid for again; restore a "
+                    "newer one, or move the body away to go on all the same"
                 )
         driver.spool.remove(nonce)
 
@@ -189,8 +188,8 @@ def find_twins(driver: Driver) -> None:
                     driver.tell("twin", batch=sending.batch_id, problem=problem)
 
 
-def _candidates(driver: Driver, requests: int, window: Window) -> list[MessageBatch]:
-    """Batches at the API created in the window, with so many requests, and owned by no sending.
+def _candidates(driver: Driver, requests: int | None, window: Window) -> list[MessageBatch]:
+    """Batches at the API created in the window, with so many requests (None: any), and owned by no sending.
 
     The listing is read whole before any of it is believed: one that breaks off proves nothing.
     """
@@ -198,7 +197,7 @@ def _candidates(driver: Driver, requests: int, window: Window) -> list[MessageBa
     for listed in driver.api.newest_batches():
         if listed.created_at < window.earliest:
             break
-        if listed.created_at <= window.latest and _count(listed) == requests:
+        if listed.created_at <= window.latest and requests in (None, _count(listed)):
             created.append(listed)
     with driver.reading() as conn:
         return [listed for listed in created if not store.is_owned(conn, listed.id)]

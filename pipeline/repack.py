@@ -7,7 +7,8 @@ it is not free, the body is discarded.
 
 import hashlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,7 +20,7 @@ from pipeline.driver import Driver
 from pipeline.errors import Busy, LostRace, PipelineError
 from pipeline.job import Job
 from pipeline.pricing import PriceList
-from pipeline.spool import BodyWriter, digest
+from pipeline.spool import BodyWriter, params_at
 from pipeline.states import BatchState, RunReason, RunState
 from pipeline.store import Batch
 
@@ -153,6 +154,7 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: Fir
         yield from packer.finish()
     finally:
         packer.discard()
+        bodies.close()
 
 
 class _Bodies:
@@ -162,20 +164,30 @@ class _Bodies:
         self._driver, self._job = driver, job
         self._listed = PriceList(job.prices)
         self._largest = packing.largest_params(job.limits.max_batch_bytes)
-        self._sound: set[int] = set()  # bodies whose digest has been checked
+        self._body = -1  # the one that is at hand
+        self._file: Path | None = None  # with that body; None when it is gone or was altered
+        self._at_hand = ExitStack()
 
     def sendable(self, body: int, rows: Sequence[Row[Any]]) -> list[Sendable]:
         """Rows of one body with their requests; none if the body is damaged, and then they wait to be planned anew."""
         driver, nonce = self._driver, rows[0].nonce
-        if body not in self._sound and digest(driver.spool.path(nonce)) != rows[0].digest:
+        if body != self._body:
+            self.close()
+            self._file = self._at_hand.enter_context(driver.spool.at_hand(nonce, rows[0].digest))
+            self._body = body
+        if self._file is None:
             with driver.planning_transaction() as conn:
                 store.forget_body(conn, body)
             driver.tell("body_lost", batch=body)
             return []
-        self._sound.add(body)
         positions = list(dict.fromkeys(row.body_n for row in rows))
-        params = dict(zip(positions, driver.spool.params(nonce, positions), strict=True))
+        params = dict(zip(positions, params_at(self._file, positions), strict=True))
         return self._again(rows, params)
+
+    def close(self) -> None:
+        """Let go of what is at hand."""
+        self._body, self._file = -1, None
+        self._at_hand.close()
 
     def _change(self, row: Row[Any]) -> changes.AnyChange | None:
         """What the row is asked with again; None when what it was asked last has not been answered yet."""

@@ -18,17 +18,16 @@ from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError,
 from pipeline.estimate import estimate, past
 from pipeline.job import Job
 from pipeline.parts import Share, parts
-from pipeline.plan import Lookup, Plan, drop_stale, finish_planning
+from pipeline.plan import Lookup, Plan, drop_stale, finish_planning, remove_unneeded
 from pipeline.poll import poll_due
 from pipeline.quote import COUNTED, Quote
 from pipeline.reconcile import ask_again, find_twins, reconcile_due, refuse_unknown_bodies
 from pipeline.repack import First, drop_of_ended_runs, send_again, stop_run, waits
 from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
-from pipeline.spool import Spool
 from pipeline.states import FAILURES, OUTCOMES, Gate, RowState, RunReason, RunState
 from pipeline.submit import due_soon, submit_due
-from pipeline.where import Driving, Where
+from pipeline.where import Driving, Where, open_spool
 
 LONGEST_LOOK_AWAY = 60.0  # seconds between two passes of the loop at most
 LOOK_WHILE_PLANNED = 1.0  # seconds between two tries to plan while another driver does
@@ -107,7 +106,7 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
             if row is not None and options.retry is not None:
                 wanted = options.retry.facts()
                 plan.run_id = store.run_to_join(conn, row.id, variables=job.vars, recipe=plan.recipe, retry=wanted)
-        where.spool_root(None if row is None else row.spool)
+        where.look_at_spool(None if row is None else row.spool)
         quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), unsent)
         if quote.to_send:
             for warning in checks.check_models(plan.asked, quote, driving.api, where.now()):
@@ -188,7 +187,7 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
         with contextlib.suppress(RunEnded):  # by another driver, meanwhile: the others are looked at all the same
             _pass_of_run(driver, each, jobs(each.id), collected=bool(collected))
             if each.id != still_planning:
-                _end_if_done(driver, each.id)
+                _end_if_done(driver, each.id, jobs(each.id))
     if refused is not None:
         raise refused
 
@@ -204,12 +203,19 @@ def _pass_of_run(driver: Driver, run: Row[Any], job: Job, *, collected: bool) ->
                 driver.stop.check()
 
 
-def _end_if_done(driver: Driver, run_id: int) -> None:
+def _end_if_done(driver: Driver, run_id: int, job: Job) -> None:
     """End a run that is done, and tell so: of all drivers, and of all sweeps, one does."""
     with driver.database.write() as conn:
         ended = store.end_if_done(conn, run_id, driver.now())
     if ended:
         driver.tell("finished", run=run_id)
+        _tidy(driver, job)
+
+
+def _tidy(driver: Driver, job: Job) -> None:
+    """Remove what a run that has ended leaves in the spool: bodies of rows that went again in another one."""
+    with contextlib.suppress(Stopped):  # then the next planning does it
+        remove_unneeded(driver, job)
 
 
 def _fails(driver: Driver, job: Job, run_id: int) -> bool:
@@ -259,7 +265,8 @@ class _Run:
             others = store.open_runs(conn, driver.job_id)
         for other in others:  # whose last rows this one may have taken over
             if other.id != self._run_id:
-                _end_if_done(driver, other.id)
+                _end_if_done(driver, other.id, self._jobs(other.id))
+        _tidy(driver, self._job)
         attached.delete_due(driver)
         return self._finished()
 
@@ -574,6 +581,11 @@ def _refuse_changed(conn: Connection, job: Job, columns: Columns, row: Row[Any],
 
 def _register(where: Where, job: Job, columns: Columns, file: Path | None) -> tuple[Row[Any], Sink]:
     """Note the job and make its results table, in one transaction."""
+    with where.database.read() as conn:
+        before = store.job_named(conn, job.name)
+    root = where.spool_root(None if before is None else before.spool)
+    # before the transaction, for it may be far away
+    spool = open_spool(root, job.name, expected=None if before is None else before.spool_id)
     with where.database.write() as conn:
         store.alone(conn)  # another driver may do the same just now
         row, sink = _known(conn, where.database, job, columns)
@@ -582,8 +594,9 @@ def _register(where: Where, job: Job, columns: Columns, file: Path | None) -> tu
                 conn, row.id, to_change=True
             )  # before the table: who writes answers takes them in this order
         sink.make(conn, None if row is None else Columns(**row.columns))
-        root = where.spool_root(None if row is None else row.spool)
-        spool = Spool.open(root, job.name, expected=None if row is None else row.spool_id)
+        known = None if row is None else row.spool_id
+        if where.spool_root(None if row is None else row.spool) != root or known not in (None, spool.id):
+            raise DatabaseError(f"another driver has just chosen another spool for job {job.name}; run it again")
         beside = where.spool is None and (row is None or row.spool is None)
         store.put_job(
             conn,
@@ -591,7 +604,7 @@ def _register(where: Where, job: Job, columns: Columns, file: Path | None) -> tu
             file=None if file is None else str(file.absolute()),
             results_table=job.sink.table,
             columns=stored(sink.columns),
-            spool=None if beside else str(root),
+            spool=None if beside else root,
             spool_id=spool.id,
             now=where.now(),
         )

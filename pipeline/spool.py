@@ -1,4 +1,4 @@
-"""Request bodies on disk until they are no longer needed. Edge: files."""
+"""Request bodies until they are no longer needed: what a spool is, and a folder as one. Edge: files."""
 
 import contextlib
 import hashlib
@@ -6,9 +6,12 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline import packing
 from pipeline.budget import Bound
@@ -19,15 +22,88 @@ FORGOTTEN_SECONDS = 86_400.0  # since a results file was written: nobody is at i
 MARKER = ".batch-pipeline-spool"
 
 
+class Known(NamedTuple):
+    """A body as the database knows it. digest: its sha256 in hex; size: bytes."""
+
+    nonce: str
+    digest: str
+    size: int
+
+
+class Stored(NamedTuple):
+    """A body as the spool has it. shown: its path or URL; written_at: by the clock of the API."""
+
+    shown: str
+    size: int
+    written_at: datetime
+
+
+class Spool(ABC):
+    """A job's bodies: one for each batch, named by the batch's nonce, written once and never altered.
+
+    All of it may raise Stopped, when the spool cannot be reached now.
+    """
+
+    id: str  #: what the marker in the spool says: another place under the same address is not taken for it
+
+    @abstractmethod
+    def begin(self, nonce: str) -> Path:
+        """Where the body of this nonce is written, on a local disk; there is no such file yet."""
+
+    @abstractmethod
+    def complete(self, nonce: str, file: io.FileIO) -> None:
+        """Give the body its name, now that it is whole in the file where it was begun, and make it durable.
+
+        Raises OSError, too.
+        """
+
+    @abstractmethod
+    def discard(self, nonce: str) -> None:
+        """Remove what was begun and did not become complete."""
+
+    @property
+    @abstractmethod
+    def disk(self) -> str:
+        """What is written to, in the words of an error."""
+
+    @abstractmethod
+    def at_hand(self, nonce: str, sha256: str) -> contextlib.AbstractContextManager[Path | None]:
+        """A local file that holds the body, proven by its digest; None when the body is gone or was altered."""
+
+    @abstractmethod
+    def damaged(self, bodies: Iterable[Known]) -> set[str]:
+        """The nonces of those that are gone or were altered, as far as it can be told without reading from afar."""
+
+    @abstractmethod
+    def bodies(self, now: datetime) -> dict[str, Stored]:
+        """All bodies by their nonces. now: the time by the clock of the API."""
+
+    @abstractmethod
+    def count_requests(self, nonce: str) -> int:
+        """How many requests a body holds that is there."""
+
+    @abstractmethod
+    def remove(self, nonce: str) -> None:
+        """Remove a body that nothing needs any more; it does not have to be there."""
+
+    @abstractmethod
+    def remove_unfinished(self) -> None:
+        """Remove what a driver left half written when it died; call while planning the job."""
+
+    @abstractmethod
+    def results_file(self, nonce: str, claim: int) -> Path:
+        """Where the results of a batch are put while they are being collected by the driver with this claim."""
+
+
 @dataclass(frozen=True)
-class Spool:
-    """A job's folder of bodies: one file a batch, named by the batch's nonce, written once and never altered."""
+class LocalSpool(Spool):
+    """A spool in a folder, which several machines may share: one file a batch."""
 
     folder: Path
-    id: str  #: what the marker in the spool says: another folder under the same path is not taken for it
+    id: str
 
     @classmethod
-    def open(cls, root: Path, job: str, *, expected: str | None = None) -> "Spool":
+    def open(cls, root: Path, job: str, *, expected: str | None = None) -> "LocalSpool":
         """The folder of `job` below `root`, made readable for its owner only.
 
         expected: the id of the spool that the job has used. Raises DatabaseError if this is another one, as on a
@@ -36,11 +112,7 @@ class Spool:
         folder, marker = root / job, root / MARKER
         try:
             if expected is not None and _marked(marker) != expected:
-                raise DatabaseError(
-                    f"spool {root} is not the one that job {job} has used: {MARKER} in it does not say {expected}; "
-                    "mount that one here, or, if it is gone for good, write this into the file: what was not sent yet "
-                    "is then planned anew"
-                )
+                raise another_one(str(root), job, expected, "mount")
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
             identifier = _marked(marker) or _mark(marker)
@@ -55,8 +127,46 @@ class Spool:
         """Where the body of this nonce is."""
         return self.folder / f"{nonce}.json"
 
+    def begin(self, nonce: str) -> Path:
+        return self.path(nonce).with_suffix(".tmp")
+
+    def complete(self, nonce: str, file: io.FileIO) -> None:
+        os.fsync(file.fileno())
+        self.begin(nonce).rename(self.path(nonce))
+        _sync_folder(self.folder)
+
+    def discard(self, nonce: str) -> None:
+        self.begin(nonce).unlink(missing_ok=True)
+        self.remove(nonce)
+
+    @property
+    def disk(self) -> str:
+        return f"spool {self.folder}"
+
+    @contextlib.contextmanager
+    def at_hand(self, nonce: str, sha256: str) -> Iterator[Path | None]:
+        yield self.path(nonce) if digest(self.path(nonce)) == sha256 else None
+
+    def damaged(self, bodies: Iterable[Known]) -> set[str]:
+        return {body.nonce for body in bodies if digest(self.path(body.nonce)) != body.digest}
+
+    def bodies(self, now: datetime) -> dict[str, Stored]:
+        found = {}
+        for file in self.folder.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                stat = file.stat()
+                age = timedelta(seconds=time.time() - stat.st_mtime)  # our clock may be another than the API's
+                found[file.stem] = Stored(str(file), stat.st_size, now - age)
+        return found
+
+    def count_requests(self, nonce: str) -> int:
+        with open(self.path(nonce), "rb") as body:
+            return count_requests(body)
+
+    def remove(self, nonce: str) -> None:
+        self.path(nonce).unlink(missing_ok=True)
+
     def remove_unfinished(self) -> None:
-        """Remove what a driver left half written when it died; call while planning the job."""
         for file in self.folder.glob("*.tmp"):
             file.unlink(missing_ok=True)
         for file in self.folder.glob("*.results"):  # of drivers that died while they collected
@@ -64,47 +174,35 @@ class Spool:
                 if time.time() - file.stat().st_mtime > FORGOTTEN_SECONDS:
                     file.unlink()
 
-    def bodies(self) -> dict[str, Path]:
-        """All bodies by their nonces."""
-        return {file.stem: file for file in self.folder.glob("*.json")}
-
-    def remove(self, nonce: str) -> None:
-        """Remove a body that nothing needs any more."""
-        self.path(nonce).unlink(missing_ok=True)
-
     def results_file(self, nonce: str, claim: int) -> Path:
-        """Where the results of a batch are put while they are being collected by the driver with this claim."""
         return self.folder / f"{nonce}.{claim}.results"
 
-    def params(self, nonce: str, positions: Sequence[int]) -> Iterator[bytes]:
-        """The params of the requests at these positions, which must ascend, as they were sent."""
-        wanted = iter(positions)
-        n = next(wanted, None)
-        with open(self.path(nonce), "rb") as body:
-            body.readline()  # the envelope
-            for i, line in enumerate(body):
-                while n == i:
-                    yield packing.params_of(line)
-                    n = next(wanted, None)
-                if n is None:
-                    return
+
+def another_one(root: str, job: str, expected: str, mount: str) -> DatabaseError:
+    """The error that this is not the spool which the job has used. mount: what to do with that one."""
+    return DatabaseError(
+        f"spool {root} is not the one that job {job} has used: {MARKER} in it does not say {expected}; "
+        f"{mount} that one here, or, if it is gone for good, write this into the file: what was not sent yet "
+        "is then planned anew"
+    )
 
 
 class BodyWriter:
-    """Writes one body. It has its final name only when it is whole and on the disk.
+    """Writes one body. It has its final name only when it is whole and durable.
 
-    Raises Stopped when the disk does not take it; what was written is then removed.
+    Raises Stopped when the disk, or the store behind it, does not take it; what was written is then removed.
     """
 
     def __init__(self, spool: Spool, contents: packing.Packing) -> None:
         self.contents = contents
         self.digest = ""
-        self._path = spool.path(contents.nonce)
-        self._part = self._path.with_suffix(".tmp")
+        self._spool = spool
         self._hash = hashlib.sha256()
+        self._file: io.FileIO | None = None
+        self._complete = False
         with self._guarded():
-            handle = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            self._file = os.fdopen(handle, "wb", buffering=0)
+            handle = os.open(spool.begin(contents.nonce), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self._file = io.FileIO(handle, "wb")
         self._lines = [packing.PREFIX]
         self._unwritten = 0
 
@@ -123,36 +221,46 @@ class BodyWriter:
         """Make the body whole and durable: after this its batch may be committed."""
         self._lines.append(packing.SUFFIX)
         self._write()
-        with self._guarded():
-            os.fsync(self._file.fileno())
-            assert self._file.tell() == self.contents.size
-            self._file.close()
-            self._part.rename(self._path)
-            _sync_folder(self._path.parent)
         self.digest = self._hash.hexdigest()
+        with self._guarded():
+            assert self._file is not None
+            assert self._file.tell() == self.contents.size
+            self._spool.complete(self.contents.nonce, self._file)
+            self._complete = True
+            self._file.close()
 
     def discard(self) -> None:
-        """Remove what was written."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._part.unlink(missing_ok=True)
-        self._path.unlink(missing_ok=True)
+        """Remove what was written. What cannot be removed now, the next planning removes."""
+        with contextlib.suppress(OSError, Stopped):
+            if self._file is not None:
+                self._file.close()
+            if self._complete:
+                self._spool.remove(self.contents.nonce)
+            else:
+                self._spool.discard(self.contents.nonce)
 
     def _write(self) -> None:
         data = b"".join(self._lines)
         self._lines, self._unwritten = [], 0
         self._hash.update(data)
+        assert self._file is not None
         with self._guarded():
-            self._file.write(data)
+            left = memoryview(data)
+            while left:  # a disk with little room takes a part of it, and says so only when it is asked again
+                left = left[self._file.write(left) :]
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
-            with contextlib.suppress(AttributeError):
-                self.discard()
-            raise Stopped(f"spool {self._path.parent}: {exc.strerror}; nothing of this batch was sent") from exc
+            self.discard()
+            raise Stopped(
+                f"{self._spool.disk}: {exc.strerror or exc}; nothing of this batch was sent, safe to run again"
+            ) from exc
+        except Stopped:
+            self.discard()
+            raise
 
 
 class HeldBack(Exception):
@@ -187,14 +295,27 @@ class BodyReader(io.FileIO):
         return data
 
 
-def count_requests(body: Path) -> int:
-    """How many requests a body holds."""
+def params_at(body: Path, positions: Sequence[int]) -> Iterator[bytes]:
+    """The params of the requests at these positions of a body, which must ascend, as they were sent."""
+    wanted = iter(positions)
+    n = next(wanted, None)
     with open(body, "rb") as lines:
-        return max(0, sum(1 for _ in lines) - 2)  # the envelope has a line before and one behind them
+        lines.readline()  # the envelope
+        for i, line in enumerate(lines):
+            while n == i:
+                yield packing.params_of(line)
+                n = next(wanted, None)
+            if n is None:
+                return
+
+
+def count_requests(body: Iterable[bytes]) -> int:
+    """How many requests a body holds. body: its lines."""
+    return max(0, sum(1 for _ in body) - 2)  # the envelope has a line before and one behind them
 
 
 def digest(path: Path) -> str | None:
-    """The sha256 of a body, in hex; None when there is no such file."""
+    """The sha256 of a file, in hex; None when there is no such file."""
     try:
         with open(path, "rb") as body:
             return hashlib.file_digest(body, "sha256").hexdigest()

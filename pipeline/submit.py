@@ -5,6 +5,7 @@ is found in `submitting` and `reconcile` asks the API's listing what became of i
 committed; an end that proves nothing leaves the batch in `submitting`.
 """
 
+import contextlib
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -57,14 +59,30 @@ def due_soon(driver: Driver) -> list[Batch]:
 
 def submit(driver: Driver, batch: Batch) -> bool:
     """Send one batch that we have claimed; whether the API is known to have accepted it."""
-    body = driver.spool.path(batch.nonce)
     if batch.problem == store.TOO_LARGE:  # it could not be dropped when the API said so
         repack.drop(driver, batch, store.TOO_LARGE, body=True)
         return False
-    if spool.digest(body) != batch.digest:
-        why = "its body in the spool is gone or was altered; its rows are planned anew by `run`"
-        repack.drop(driver, batch, why, body=False)
+    with driver.reading() as conn:  # before the body is fetched, for it may wait for hours
+        not_now = _allowed(driver, conn, batch, store.run(conn, batch.run_id))[-1]
+    if not_now is not None:
+        _not_now(driver, batch, not_now)
         return False
+    with contextlib.ExitStack() as stack:
+        try:
+            body = stack.enter_context(driver.spool.at_hand(batch.nonce, batch.digest))
+        except Stopped as exc:  # the spool cannot be reached: nothing was begun
+            with driver.moving(batch) as conn:
+                store.postpone(conn, batch, due_at=store.soon(driver.now(), LOOK_AGAIN), problem=str(exc))
+            raise
+        if body is not None:
+            return _send(driver, batch, body)
+    why = "its body in the spool is gone or was altered; its rows are planned anew by `run`"
+    repack.drop(driver, batch, why, body=False)
+    return False
+
+
+def _send(driver: Driver, batch: Batch, body: Path) -> bool:
+    """Send a batch whose body is in this file; whether the API is known to have accepted it."""
     timeout = driver.settings.timeout
     ends_by = time.monotonic() + timeout
     started_at = driver.api.now()
@@ -120,13 +138,7 @@ def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: dateti
     """
     with driver.moving(batch) as conn:
         store.lock_accounts(conn)
-        run = store.require_open(conn, batch.run_id)
-        job = Job.model_validate(run.job)  # not a copy of before: the run goes by its present limits
-        _check_circuit(driver, store.circuit(conn, driver.account_id))
-        not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
-        reserved = None
-        if not_now is None:
-            reserved, not_now = _money(driver, conn, batch, job, run)
+        job, reserved, not_now = _allowed(driver, conn, batch, store.require_open(conn, batch.run_id))
         if not_now is not None:
             return not_now
         batch, sending = store.begin_sending(
@@ -141,6 +153,17 @@ def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: dateti
         )
         driver.tries_account = False  # one try for each explicit run; success closes the circuit
         return _Intent(batch, sending, job.request.betas)
+
+
+def _allowed(driver: Driver, conn: Connection, batch: Batch, run: Row[Any]) -> tuple[Job, float | None, _NotNow | None]:
+    """The job, what to reserve for the batch, and why it cannot be sent now, if so. Raises AccountStopped."""
+    job = Job.model_validate(run.job)  # not a copy of before: the run goes by its present limits
+    _check_circuit(driver, store.circuit(conn, driver.account_id))
+    not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
+    reserved = None
+    if not_now is None:
+        reserved, not_now = _money(driver, conn, batch, job, run)
+    return job, reserved, not_now
 
 
 def _gate(conn: Connection, batch: Batch, job: Job, run: Row[Any]) -> _NotNow | None:

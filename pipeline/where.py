@@ -11,15 +11,16 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from pipeline import leases, store
+from pipeline import leases, objects, store
 from pipeline.api import Api, NotFound
 from pipeline.clients import Reach
 from pipeline.database import Database
 from pipeline.driver import Driver, Settings, Stop, Tell, nothing
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError
 from pipeline.listing import Listing
+from pipeline.object_spool import ObjectSpool
 from pipeline.sink import Sink
-from pipeline.spool import Spool
+from pipeline.spool import LocalSpool, Spool
 
 EMULATED_SECONDS = 1.0  # that a batch takes in an emulator started for one command
 EMULATED_GRACE = 2.0  # what it accepted shows in its listing at once, so there is no need to wait for it long
@@ -40,26 +41,33 @@ class Where:
     stop: Stop = field(default_factory=Stop)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def spool_root(self, stored: str | None) -> Path:
+    def spool_root(self, stored: str | None) -> str:
         """The spool: the one given, else the one the job has used, else `spool` beside the database.
 
         Raises DatabaseError for another one than the job's, and where none is given and there is no such place.
         """
-        if self.spool is not None and stored is not None and Path(self.spool).absolute() != Path(stored):
+        given = None if self.spool is None else _root(self.spool)
+        if given is not None and stored is not None and given != stored:
             raise DatabaseError(f"--spool {self.spool}: this job's spool is {stored}; leave the option out")
-        chosen = self.spool or stored
+        chosen = given or stored
         if chosen:
-            return Path(chosen).absolute()
+            return chosen
         if self.database.file is None:
             raise DatabaseError(
-                f"{self.database.shown} needs a spool, a folder that all its drivers can read: give one by --spool or "
-                "BATCH_SPOOL"
+                f"{self.database.shown} needs a spool, a folder that all its drivers can read, or a place on object "
+                "storage (s3://BUCKET/PREFIX): give one by --spool or BATCH_SPOOL"
             )
-        return self.database.file.parent / "spool"
+        return str((self.database.file.parent / "spool").absolute())
+
+    def look_at_spool(self, stored: str | None) -> None:
+        """Raises DatabaseError where there is no spool to be used, before anything is asked or made there."""
+        root = self.spool_root(stored)
+        if objects.is_url(root):
+            ObjectSpool.look_at(root)
 
     def spool_of(self, job: Row[Any]) -> Spool:
         """The spool of a job of the database. Raises DatabaseError when it is not the one that the job has used."""
-        return Spool.open(self.spool_root(job.spool), job.name, expected=job.spool_id)
+        return open_spool(self.spool_root(job.spool), job.name, expected=job.spool_id)
 
     def client_of(self, job: Row[Any]) -> str:
         """The SDK's client that a job of the database speaks by."""
@@ -141,6 +149,23 @@ class Driving:
         )
 
 
+def open_spool(root: str, job: str, *, expected: str | None = None) -> Spool:
+    """The spool of a job below a folder or an address, as `Where.spool_root` gives it. Raises as they do."""
+    if objects.is_url(root):
+        return ObjectSpool.open(root, job, expected=expected)
+    return LocalSpool.open(Path(root), job, expected=expected)
+
+
+def _root(spool: str) -> str:
+    """A spool as it was given, in the form in which the database has it."""
+    if objects.is_url(spool):
+        return spool.rstrip("/")
+    if "://" in spool:
+        schemes = ", ".join(f"{scheme}://" for scheme in objects.SCHEMES)
+        raise DatabaseError(f"--spool {spool}: a spool is a folder, or an address that begins with {schemes}")
+    return str(Path(spool).absolute())
+
+
 @contextlib.contextmanager
 def at(
     database: Database,
@@ -201,6 +226,11 @@ def _emulator_beside(database: Database, spool: str | None) -> Iterator[str]:
 
     if database.file is not None:
         data = database.file.with_name(database.file.name + ".emulator")
+    elif spool is not None and objects.is_url(spool):
+        raise DatabaseError(
+            f"--emulator keeps its data beside a SQLite database or in a folder, not in {spool}; start one by "
+            "`batch-pipeline emulator --data FOLDER` and name it by ANTHROPIC_BASE_URL"
+        )
     elif spool is not None:
         data = Path(spool) / "emulator"
     else:

@@ -3,9 +3,10 @@
 A process of its own, so that it can fork: each death is os._exit in a child that has everything imported. Each point
 has a job and a database of its own. It prints one JSON object: how many points were tried, and what went wrong.
 
-    python -m tests.crash_points SCRIPT API DATABASE FOLDER
+    python -m tests.crash_points SCRIPT API DATABASE FOLDER [SPOOL]
 
-SCRIPT: what dies, see SCRIPTS; API: the emulator's URL; DATABASE: `sqlite`, or the URL of a PostgreSQL server.
+SCRIPT: what dies, see SCRIPTS; API: the emulator's URL; DATABASE: `sqlite`, or the URL of a PostgreSQL server; SPOOL:
+an address on object storage below which each point has its spool: then it dies at the calls to that, and at commits.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from sqlalchemy import Connection, event, func, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
-from pipeline import cancel, pricing, store
+from pipeline import cancel, objects, pricing, store
 from pipeline.answers import ndjson
 from pipeline.api import Api
 from pipeline.database import Database
@@ -45,6 +46,9 @@ from tests.postgres import new_database
 
 DEAD = 9
 PLACES = ("before commit", "after commit", "before call", "after call")
+FAR_PLACES = ("before commit", "after commit", "before storage", "after storage")
+#: Of pipeline.objects: what asks the store.
+STORAGE = ("found", "listed", "content", "download", "put", "remove", "abandon_uploads")
 
 MODEL = "claude-haiku-4-5"
 #: What stands in a body whose first request is that of a row that begins with "lost".
@@ -91,6 +95,7 @@ class Point:
     batch: int  #: requests of a batch
     sections: dict[str, Any] = field(default_factory=dict)  #: of the job, over those that all have
     transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
+    spool: str | None = None  #: an address; None: a folder
 
     def job(self) -> Job:
         """A job with all that a job can have: a budget, a history, batches to delete at the API."""
@@ -117,8 +122,15 @@ class Point:
                 database=database,
                 connect=self._connect,
                 settings=Settings(poll=0.02, grace=0.2, lease=30.0),
-                spool=None if database.is_sqlite else str(self.folder / "spool"),
+                spool=self.spool or (None if database.is_sqlite else str(self.folder / "spool")),
             )
+
+    def bodies(self) -> set[str]:
+        """The nonces of the bodies that are in its spool."""
+        if self.spool is None:
+            return {body.stem for body in (self.folder / "spool" / "crashing").glob("*.json")}
+        names = [obj.url.rpartition("/")[2] for obj in objects.listed(f"{self.spool}/crashing")]
+        return {name.removesuffix(".json") for name in names}
 
     def _connect(self, _: str) -> Api:
         http = httpx2.Client(transport=self.transport())
@@ -207,7 +219,7 @@ class Seen:
             assert job is not None
             sink = Sink.of(job)
             _check_closed(conn)
-            bodies = {body.stem for body in (point.folder / "spool" / "crashing").glob("*.json")}
+            bodies = point.bodies()
             assert bodies <= store.known_nonces(conn, job.id), bodies
             _check_answers(conn, [json.loads(line) for line in ndjson(where.database, job)])
             assert sink.history is not None
@@ -355,11 +367,33 @@ def die_at_commits(dying: Dying, place: str) -> None:
             dying()
 
 
+def die_at_storage(dying: Dying, place: str) -> None:
+    """Die before or after this process asks the store."""
+
+    def dies(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asking(*args: Any, **options: Any) -> Any:
+            if place == "before storage":
+                dying()
+            answer = ask(*args, **options)
+            if isinstance(answer, Iterator):
+                answer = iter(list(answer))
+            if place == "after storage":
+                dying()
+            return answer
+
+        return asking
+
+    for name in STORAGE:
+        setattr(objects, name, dies(getattr(objects, name)))
+
+
 def die(script: Script, point: Point, place: str, k: int) -> None:
     """Do what the script is about, up to the k-th time that it comes to `place`."""
     dying = Dying(k)
     if place.endswith("commit"):
         die_at_commits(dying, place)
+    elif place.endswith("storage"):
+        die_at_storage(dying, place)
     else:
         point.transport = lambda: DyingTransport(dying, place)
     script.dies(point)
@@ -396,21 +430,22 @@ THROUGH = 5  # exit code of a point that was never reached
 
 
 @contextlib.contextmanager
-def points(script: Script, api: str, database: str, folder: Path) -> Iterator[Point]:
+def points(script: Script, api: str, database: str, folder: Path, spool: str | None) -> Iterator[Point]:
     """A point with an empty database and a new folder, which are gone after it."""
     folder.mkdir()
-    texts = script.texts(folder.name)
+    texts, sections = script.texts(folder.name), dict(script.sections)
+    own = None if spool is None else f"{spool}/{folder.name}"
     if database == "sqlite":
-        yield Point(api, f"sqlite:///{folder}/batches.db", folder, texts, script.batch, dict(script.sections))
+        yield Point(api, f"sqlite:///{folder}/batches.db", folder, texts, script.batch, sections, spool=own)
     else:
         with new_database(database, template="template0") as url:
-            yield Point(api, url, folder, texts, script.batch, dict(script.sections))
+            yield Point(api, url, folder, texts, script.batch, sections, spool=own)
     shutil.rmtree(folder)
 
 
-def try_point(script: Script, api: str, database: str, folder: Path, place: str, k: int) -> int:
+def try_point(script: Script, api: str, database: str, folder: Path, place: str, k: int, spool: str | None) -> int:
     """Die at one point, and go on; DEAD when that went well, THROUGH when nothing died."""
-    with points(script, api, database, folder) as point:
+    with points(script, api, database, folder, spool) as point:
         for step in script.before:
             assert in_a_child(lambda: step(point)) == 0, f"{folder.name}: {step.__doc__} failed"  # noqa: B023
         code = in_a_child(lambda: die(script, point, place, k))
@@ -419,9 +454,9 @@ def try_point(script: Script, api: str, database: str, folder: Path, place: str,
     return DEAD if code == DEAD else THROUGH
 
 
-def try_all(script: str, api: str, database: str, folder: Path) -> dict[str, Any]:
+def try_all(script: str, api: str, database: str, folder: Path, spool: str | None = None) -> dict[str, Any]:
     """Try all points of a script, some at once, at each place until nothing dies any more; what was seen."""
-    tried = dict.fromkeys(PLACES, 0)  # at places with more points
+    tried = dict.fromkeys(PLACES if spool is None else FAR_PLACES, 0)  # at places with more points
     running: dict[int, str] = {}
     deaths, jobs = 0, 0
     problems: list[str] = []
@@ -430,7 +465,7 @@ def try_all(script: str, api: str, database: str, folder: Path) -> dict[str, Any
             place = min(tried, key=tried.__getitem__)
             k = tried[place] = tried[place] + 1
             name = f"{script}_{place}_{k}_".replace(" ", "_")
-            run_one = functools.partial(try_point, SCRIPTS[script], api, database, folder / name, place, k)
+            run_one = functools.partial(try_point, SCRIPTS[script], api, database, folder / name, place, k, spool)
             running[forked(run_one)] = place
             jobs += 1
             continue
@@ -456,9 +491,9 @@ def import_everything(folder: Path) -> None:
 
 def main() -> None:
     """Try every point and print what was seen."""
-    script, api, database, folder = sys.argv[1:]
+    script, api, database, folder, *spool = sys.argv[1:]
     import_everything(Path(folder))
-    sys.stdout.write(json.dumps(try_all(script, api, database, Path(folder))))
+    sys.stdout.write(json.dumps(try_all(script, api, database, Path(folder), *spool)))
 
 
 if __name__ == "__main__":

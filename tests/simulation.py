@@ -42,7 +42,7 @@ import pytest
 from sqlalchemy import Connection, Row, column, delete, inspect, select, table, update
 from sqlalchemy import text as sql
 
-from pipeline import api, collect, leases, listing, packing, plan, pricing, reconcile, runner, spool, store, submit
+from pipeline import api, collect, leases, listing, packing, plan, pricing, runner, spool, store, submit
 from pipeline.api import Api
 from pipeline.cancel import cancel
 from pipeline.database import Database
@@ -1581,12 +1581,13 @@ def turned(world: World, seed: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (packing, leases, spool, wire, emulator):
             patch.setattr(module, "secrets", chance)
-        for module in (leases, submit, reconcile, anthropic._base_client):
+        for module in (leases, submit, spool, anthropic._base_client):
             patch.setattr(module, "time", clock)
         for module in (runner, submit):
             patch.setattr(module, "threading", threads)
         for module in (plan, collect):
             patch.setattr(module, "ThreadPoolExecutor", AtOnce)
+        patch.setattr(spool, "FORGOTTEN_SECONDS", float("inf"))  # the files have the time of the machine
         patch.setattr(leases, "threading", renewals)
         patch.setattr(submit, "random", nonces)
         patch.setattr(api, "PAGE", 3)  # so that a few batches are a listing of several pages

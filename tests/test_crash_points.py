@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.emulator import start
 from pipeline.emulator.settings import Settings
+from pipeline.spool import MARKER
 from tests.crash_points import LOST, MAX_BATCH_BYTES, SCRIPTS
+from tests.object_storage import S3
 
 pytestmark = pytest.mark.long
 
@@ -35,14 +37,17 @@ class Tried(NamedTuple):
     left: int  #: batches that are not deleted at the API
 
 
-def try_every_point(folder: Path, database: str, script: str, *, processing_seconds: float = 0.0) -> Tried:
-    """All points of a script over one emulator, which ends a batch as soon as it is canceled."""
+def try_every_point(
+    folder: Path, database: str, script: str, *, processing_seconds: float = 0.0, spool: str | None = None
+) -> Tried:
+    """All points of a script over one emulator, which ends a batch as soon as it is canceled. spool: on a store."""
     settings = Settings(max_batch_bytes=MAX_BATCH_BYTES, cancel_seconds=0.0)
     (folder / "jobs").mkdir()
     with start(folder / "emulator", processing_seconds=processing_seconds, settings=settings) as api:
         api.emulator.add_fault(on="item", do="error", error_type="api_error", match="again", times=1, per="params")
         api.emulator.add_fault(on="create", do="drop_after", match=LOST)
         command = [sys.executable, "-m", "tests.crash_points", script, api.url, database, str(folder / "jobs")]
+        command += [] if spool is None else [spool]
         tried = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
         audit = api.emulator.audit()
         client = anthropic.Anthropic(api_key="test", base_url=api.url)
@@ -62,6 +67,20 @@ def test_a_driver_may_die_at_any_commit_and_any_call(tmp_path: Path, database: s
     assert tried.deaths > 150
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
+
+
+def test_a_driver_with_a_spool_on_object_storage_may_die_at_any_commit_and_any_call_to_it(
+    tmp_path: Path, postgres_server: str, s3: S3
+) -> None:
+    tried = try_every_point(tmp_path, postgres_server, "run", spool=f"{s3.url}/spools")
+
+    assert tried.problems == []
+    assert tried.deaths > 100
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
+    left = s3.keys()
+    assert {key.rpartition("/")[2] for key in left} == {MARKER}  # of the bodies none
+    assert len(left) == tried.jobs
 
 
 def test_a_run_behind_a_canary_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:

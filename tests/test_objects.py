@@ -77,6 +77,43 @@ def test_a_store_that_stumbles_is_asked_again(s3: S3, fault: str) -> None:
     assert s3.get("b") == b"y"
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again_whatever_it_was(s3: S3) -> None:
+    for n in range(3):
+        s3.put(f"notes/{n}", b"x")
+    s3.faults += ["cut"]
+    with pytest.raises(objects.NotThere, match="does not exist"):
+        objects.content("s3://bucket/nothing")
+    s3.faults += ["cut"]
+    assert [obj.url[-1] for obj in objects.listed("s3://bucket/notes")] == ["0", "1", "2"]
+    s3.faults += ["cut"]
+    objects.put("s3://bucket/whole", b"a" * 9_000_000)
+    assert len(s3.get("whole")) == 9_000_000
+    assert s3.faults == []
+
+
+def test_uploads_that_nobody_came_to_the_end_of_are_ended_below_one_folder(s3: S3) -> None:
+    for key in ("notes/a", "notebook/b"):
+        s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
+    objects.abandon_uploads("s3://bucket/notes")
+    assert [upload["Key"] for upload in s3.client.list_multipart_uploads(Bucket=s3.bucket)["Uploads"]] == ["notebook/b"]
+
+
+def test_a_missing_bucket_is_told_from_a_missing_object(s3: S3) -> None:
+    with pytest.raises(objects.NoBucket):
+        objects.content("s3://buckett/x")
+    with pytest.raises(InputError, match="no object can have this name"):
+        objects.content("s3://bucket/a//b")
+
+
+def test_an_object_is_downloaded_in_parts(s3: S3, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 40_000
+    obj = objects.found(s3.put("a", data))
+    with open(tmp_path / "a", "w+b") as file:
+        objects.download(obj, file)
+        file.seek(0)
+        assert file.read() == data
+
+
 def test_a_store_that_stays_down_is_told_with_its_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
     objects.forget_stores()

@@ -16,14 +16,14 @@ from pipeline import packing
 from pipeline.emulator import Emulator
 from pipeline.errors import DatabaseError
 from pipeline.packing import Packing
-from pipeline.spool import BodyReader, BodyWriter, HeldBack, Spool, digest
+from pipeline.spool import BodyReader, BodyWriter, HeldBack, LocalSpool, digest, params_at
 
 MEGABYTE = 1 << 20
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool.open(tmp_path / "spool", "tickets")
+def spool(tmp_path: Path) -> LocalSpool:
+    return LocalSpool.open(tmp_path / "spool", "tickets")
 
 
 def params(text: str) -> bytes:
@@ -31,7 +31,7 @@ def params(text: str) -> bytes:
     return orjson.dumps({"model": "claude-haiku-4-5", "max_tokens": 10, "messages": [message]})
 
 
-def filled(spool: Spool, texts: list[str], *, finish: bool = True) -> BodyWriter:
+def filled(spool: LocalSpool, texts: list[str], *, finish: bool = True) -> BodyWriter:
     """A body of these texts, one request each."""
     body = BodyWriter(spool, Packing(packing.new_nonce(), 100_000, 256_000_000))
     for row, text in enumerate(texts):
@@ -41,7 +41,7 @@ def filled(spool: Spool, texts: list[str], *, finish: bool = True) -> BodyWriter
     return body
 
 
-def path_of(spool: Spool, body: BodyWriter) -> Path:
+def path_of(spool: LocalSpool, body: BodyWriter) -> Path:
     return spool.path(body.contents.nonce)
 
 
@@ -69,7 +69,7 @@ def never() -> str:
         pytest.param(["x" * 700_000] * 4, id="several megabytes"),
     ],
 )
-def test_a_finished_body_is_what_was_counted_and_hashed(spool: Spool, texts: list[str]) -> None:
+def test_a_finished_body_is_what_was_counted_and_hashed(spool: LocalSpool, texts: list[str]) -> None:
     body = filled(spool, texts)
 
     written = path_of(spool, body).read_bytes()
@@ -80,7 +80,7 @@ def test_a_finished_body_is_what_was_counted_and_hashed(spool: Spool, texts: lis
     assert [request["params"]["messages"][0]["content"] for request in sent] == texts
 
 
-def test_a_body_has_its_name_only_when_it_is_whole(spool: Spool) -> None:
+def test_a_body_has_its_name_only_when_it_is_whole(spool: LocalSpool) -> None:
     body = filled(spool, ["x" * 700_000] * 4, finish=False)
 
     assert not path_of(spool, body).exists()
@@ -91,14 +91,14 @@ def test_a_body_has_its_name_only_when_it_is_whole(spool: Spool) -> None:
     assert list(spool.folder.iterdir()) == [path_of(spool, body)]
 
 
-def test_a_discarded_body_leaves_nothing(spool: Spool) -> None:
+def test_a_discarded_body_leaves_nothing(spool: LocalSpool) -> None:
     filled(spool, ["x" * 700_000] * 4, finish=False).discard()
     filled(spool, ["x"]).discard()
 
     assert list(spool.folder.iterdir()) == []
 
 
-def test_what_does_not_fit_is_not_in_the_body(spool: Spool) -> None:
+def test_what_does_not_fit_is_not_in_the_body(spool: LocalSpool) -> None:
     body = BodyWriter(spool, Packing(packing.new_nonce(), 2, 1_000_000))
 
     taken = [body.add(row, b"", params(str(row)), None, dedupe=False) for row in range(3)]
@@ -108,14 +108,14 @@ def test_what_does_not_fit_is_not_in_the_body(spool: Spool) -> None:
     assert len(orjson.loads(path_of(spool, body).read_bytes())["requests"]) == 2
 
 
-def test_the_spool_is_for_its_owner_only(spool: Spool) -> None:
+def test_the_spool_is_for_its_owner_only(spool: LocalSpool) -> None:
     body = filled(spool, ["one"])
 
     assert mode(spool.folder) == mode(spool.folder.parent) == 0o700
     assert mode(path_of(spool, body)) == 0o600
 
 
-def test_half_written_bodies_of_a_dead_driver_go_and_whole_ones_stay(spool: Spool) -> None:
+def test_half_written_bodies_of_a_dead_driver_go_and_whole_ones_stay(spool: LocalSpool) -> None:
     whole = filled(spool, ["one"])
     (spool.folder / "half.tmp").write_bytes(packing.PREFIX)
 
@@ -124,7 +124,7 @@ def test_half_written_bodies_of_a_dead_driver_go_and_whole_ones_stay(spool: Spoo
     assert list(spool.folder.iterdir()) == [path_of(spool, whole)]
 
 
-def test_a_removed_body_is_gone_and_removing_it_again_is_no_error(spool: Spool) -> None:
+def test_a_removed_body_is_gone_and_removing_it_again_is_no_error(spool: LocalSpool) -> None:
     body = filled(spool, ["one"])
 
     spool.remove(body.contents.nonce)
@@ -134,20 +134,20 @@ def test_a_removed_body_is_gone_and_removing_it_again_is_no_error(spool: Spool) 
 
 
 def test_two_jobs_have_folders_of_their_own_and_opening_again_is_no_error(tmp_path: Path) -> None:
-    one, other = Spool.open(tmp_path / "spool", "one"), Spool.open(tmp_path / "spool", "other")
+    one, other = LocalSpool.open(tmp_path / "spool", "one"), LocalSpool.open(tmp_path / "spool", "other")
 
     assert one.folder != other.folder
-    assert Spool.open(tmp_path / "spool", "one") == one
+    assert LocalSpool.open(tmp_path / "spool", "one") == one
 
 
 def test_a_spool_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
 
     with pytest.raises(DatabaseError, match=r"spool .*file.* cannot be used: .*; give another folder by --spool"):
-        Spool.open(tmp_path / "file", "tickets")
+        LocalSpool.open(tmp_path / "file", "tickets")
 
 
-def test_a_changed_body_has_another_digest(spool: Spool) -> None:
+def test_a_changed_body_has_another_digest(spool: LocalSpool) -> None:
     body = filled(spool, ["one"])
 
     with path_of(spool, body).open("ab") as file:
@@ -157,11 +157,11 @@ def test_a_changed_body_has_another_digest(spool: Spool) -> None:
 
 
 @pytest.mark.parametrize("wanted", [[0], [2], [4], [0, 4], [1, 2, 3], [0, 1, 2, 3, 4], []], ids=str)
-def test_the_params_of_chosen_requests_are_read_back_as_they_were_sent(spool: Spool, wanted: list[int]) -> None:
+def test_the_params_of_chosen_requests_are_read_back_as_they_were_sent(spool: LocalSpool, wanted: list[int]) -> None:
     texts = ["zero", "ä\n", '","params":{', "three,", "\u2028four}"]
     body = filled(spool, texts)
 
-    assert list(spool.params(body.contents.nonce, wanted)) == [params(texts[n]) for n in wanted]
+    assert list(params_at(path_of(spool, body), wanted)) == [params(texts[n]) for n in wanted]
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def read_all(reader: BodyReader, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096, 65_536, MEGABYTE], ids=str)
-def test_a_body_that_may_go_is_handed_out_whole(spool: Spool, size: int) -> None:
+def test_a_body_that_may_go_is_handed_out_whole(spool: LocalSpool, size: int) -> None:
     body = filled(spool, ["The ship sank. " * 50] * 3)
 
     with BodyReader(path_of(spool, body), always) as reader:
@@ -183,7 +183,7 @@ def test_a_body_that_may_go_is_handed_out_whole(spool: Spool, size: int) -> None
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096], ids=str)
-def test_a_body_that_may_not_go_keeps_its_last_bytes(spool: Spool, size: int) -> None:
+def test_a_body_that_may_not_go_keeps_its_last_bytes(spool: LocalSpool, size: int) -> None:
     body = filled(spool, ["The ship sank. " * 500])
     whole = path_of(spool, body).read_bytes()
     handed_out: list[bytes] = []
@@ -197,7 +197,7 @@ def test_a_body_that_may_not_go_keeps_its_last_bytes(spool: Spool, size: int) ->
 
 
 @pytest.mark.parametrize("size", [-1, None, 10**9], ids=str)
-def test_a_body_read_at_once_is_held_back_at_once(spool: Spool, size: int | None) -> None:
+def test_a_body_read_at_once_is_held_back_at_once(spool: LocalSpool, size: int | None) -> None:
     body = filled(spool, ["one"])
 
     with BodyReader(path_of(spool, body), never) as reader, pytest.raises(HeldBack):
@@ -206,7 +206,7 @@ def test_a_body_read_at_once_is_held_back_at_once(spool: Spool, size: int | None
     assert not reader.released
 
 
-def test_whether_it_may_go_is_asked_once_and_only_before_the_last_bytes(spool: Spool) -> None:
+def test_whether_it_may_go_is_asked_once_and_only_before_the_last_bytes(spool: LocalSpool) -> None:
     body = filled(spool, ["x" * 1000])
     left_when_asked: list[int] = []
 
@@ -217,7 +217,7 @@ def test_whether_it_may_go_is_asked_once_and_only_before_the_last_bytes(spool: S
     assert left_when_asked == [len(whole) - last]
 
 
-def test_a_body_that_became_shorter_is_not_sent(spool: Spool) -> None:
+def test_a_body_that_became_shorter_is_not_sent(spool: LocalSpool) -> None:
     body = filled(spool, ["x" * 1000])
 
     with BodyReader(path_of(spool, body), always) as reader:
@@ -226,7 +226,7 @@ def test_a_body_that_became_shorter_is_not_sent(spool: Spool) -> None:
             read_all(reader, 100)
 
 
-def test_a_reader_knows_the_size_as_a_file_does(spool: Spool) -> None:
+def test_a_reader_knows_the_size_as_a_file_does(spool: LocalSpool) -> None:
     body = filled(spool, ["ä" * 1000])
 
     with BodyReader(path_of(spool, body), always) as reader:
@@ -285,7 +285,7 @@ def post(seen: Seen) -> Callable[[BodyReader], MessageBatch]:
     ids=["one small request", "multibyte", "three megabytes"],
 )
 def test_the_sdk_sends_a_body_whole_and_says_its_length(
-    spool: Spool, emulator: Emulator, seen: Seen, post: Callable[[BodyReader], MessageBatch], texts: list[str]
+    spool: LocalSpool, emulator: Emulator, seen: Seen, post: Callable[[BodyReader], MessageBatch], texts: list[str]
 ) -> None:
     body = filled(spool, texts)
 
@@ -303,7 +303,7 @@ def test_the_sdk_sends_a_body_whole_and_says_its_length(
 
 @pytest.mark.parametrize("texts", [["one"], ["x" * 100_000] * 30], ids=["one small request", "three megabytes"])
 def test_a_body_held_back_is_not_accepted(
-    spool: Spool, emulator: Emulator, post: Callable[[BodyReader], MessageBatch], texts: list[str]
+    spool: LocalSpool, emulator: Emulator, post: Callable[[BodyReader], MessageBatch], texts: list[str]
 ) -> None:
     body = filled(spool, texts)
 
@@ -315,7 +315,7 @@ def test_a_body_held_back_is_not_accepted(
 
 
 def test_a_body_held_back_can_be_sent_later(
-    spool: Spool, emulator: Emulator, post: Callable[[BodyReader], MessageBatch]
+    spool: LocalSpool, emulator: Emulator, post: Callable[[BodyReader], MessageBatch]
 ) -> None:
     body = filled(spool, ["one", "two"])
     with BodyReader(path_of(spool, body), never) as reader, pytest.raises((HeldBack, anthropic.APIConnectionError)):
