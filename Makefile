@@ -39,8 +39,10 @@ format: install
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+# Every target of docs/performance.md, up to 10,000,000 rows: up to an hour, and 30 GB of disk. OPTIONS=--quick: less.
 bench: install
-	@$(BIN)/python benchmarks/bench.py
+	@$(BIN)/python benchmarks/bench.py --out docs/performance $(OPTIONS); code=$$?; \
+	$(BIN)/python benchmarks/picture.py docs/performance.json docs/performance.svg; exit $$code
 
 install: $(INSTALLED)
 

@@ -1,11 +1,14 @@
 """A bare server for the batches API, so that a benchmark measures the client and not the server.
 
-python benchmarks/bare_server.py [--port 0] [--forget]
+python benchmarks/bare_server.py [--port 0] [--forget] [--hold]
 
 It prints `listening on http://127.0.0.1:PORT` and serves until SIGTERM. A create costs one orjson.loads; only the
 custom_ids are kept (one string per batch), the body is dropped at once. A batch is in progress in the answer to its
 create and has ended ever after; every request succeeded, and the answers are canned. Nothing is validated: for that
 there is the emulator.
+
+Two routes are for who measures: `GET /bench` says what was asked so far (`Seen`), and with --hold all batches stay in
+progress until `POST /bench/release`.
 
 One process, one thread, no framework: asyncio's BufferedProtocol receives a body straight into the buffer it is
 parsed from. A second core for the client is assumed.
@@ -20,8 +23,10 @@ import itertools
 import json
 import random
 import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from urllib.parse import parse_qs, urlsplit
@@ -80,19 +85,32 @@ class Batch:
         }
 
 
+@dataclass
+class Seen:
+    """What clients have asked so far. first_create: when the first one's head was read, by time.monotonic(), which all
+    processes of a machine share; None before. create_bytes: of all bodies."""
+
+    first_create: float | None = None
+    create_bytes: int = 0
+    requests: Counter[str] = field(default_factory=Counter)  # create, list, account (a list of one), retrieve, results
+
+
 class NotFound(LookupError):
     """No such route, batch or result."""
 
 
 class Api:
-    """The operations, without HTTP. forget: drop a batch's custom_ids once all its results went to the socket."""
+    """The operations, without HTTP. forget: drop a batch's custom_ids once all its results went to the socket; hold:
+    no batch ends."""
 
-    def __init__(self, *, forget: bool) -> None:
-        self.forget = forget
+    def __init__(self, *, forget: bool, hold: bool) -> None:
+        self.forget, self.hold = forget, hold
+        self.seen = Seen()
         self.batches: dict[str, Batch] = {}  # oldest first
 
     def create(self, body: bytearray) -> Batch:
         custom_ids = [request["custom_id"] for request in orjson.loads(body)["requests"]]
+        self.seen.create_bytes += len(body)
         # The API gives results in any order, so no client may profit from getting its own order back.
         random.Random(len(self.batches)).shuffle(custom_ids)
         batch = Batch(len(self.batches) + 1, datetime.now(UTC), len(custom_ids), "\n".join(custom_ids))
@@ -103,6 +121,9 @@ class Api:
         if batch_id not in self.batches:
             raise NotFound(f"batch {batch_id}")
         return self.batches[batch_id]
+
+    def as_json(self, batch_id: str, host: str) -> dict[str, object]:
+        return self.retrieve(batch_id).as_json(host, ended=not self.hold)
 
     def page(self, query: dict[str, list[str]], host: str) -> dict[str, object]:
         """One page of the list, newest first, by the cursors after_id and before_id."""
@@ -115,7 +136,7 @@ class Api:
             first = ids.index(self.retrieve(query["after_id"][0]).id) + 1 if "after_id" in query else 0
             chosen, has_more = ids[first : first + limit], len(ids) > first + limit
         return {
-            "data": [self.batches[batch_id].as_json(host) for batch_id in chosen],
+            "data": [self.as_json(batch_id, host) for batch_id in chosen],
             "has_more": has_more,
             "first_id": chosen[0] if chosen else None,
             "last_id": chosen[-1] if chosen else None,
@@ -230,6 +251,8 @@ class Connection(asyncio.BufferedProtocol):
         self.method, self.target, _ = first.split(" ", 2)
         pairs = (line.split(":", 1) for line in lines)
         self.headers = {name.lower(): value.strip() for name, value in pairs}
+        if (self.method, self.target) == ("POST", BATCHES) and self.api.seen.first_create is None:
+            self.api.seen.first_create = time.monotonic()
         rest = self.head[end + 4 : self.head_size]
         self.head_size = 0
         if self.headers.get("expect", "").lower() == "100-continue":
@@ -267,15 +290,19 @@ class Connection(asyncio.BufferedProtocol):
         self, method: str, path: str, query: dict[str, list[str]], body: bytearray
     ) -> dict[str, object] | Iterator[bytes]:
         """The JSON object to send, or the pieces of a result stream."""
-        host = self.headers.get("host", "127.0.0.1")
+        host, asked = self.headers.get("host", "127.0.0.1"), self.api.seen.requests
         match method, path.removeprefix("/v1/").split("/"):
             case "POST", ["messages", "batches"]:
+                asked["create"] += 1
                 return self.api.create(body).as_json(host, ended=False)
             case "GET", ["messages", "batches"]:
+                asked["account" if query.get("limit") == ["1"] else "list"] += 1
                 return self.api.page(query, host)
             case "GET", ["messages", "batches", batch_id]:
-                return self.api.retrieve(batch_id).as_json(host)
+                asked["retrieve"] += 1
+                return self.api.as_json(batch_id, host)
             case "GET", ["messages", "batches", batch_id, "results"]:
+                asked["results"] += 1
                 return self.api.results(batch_id)
             case "POST", ["messages", "count_tokens"]:
                 return {"input_tokens": len(body) // 4}
@@ -284,6 +311,11 @@ class Connection(asyncio.BufferedProtocol):
                 return {"data": models, "has_more": False, "first_id": models[0]["id"], "last_id": models[0]["id"]}
             case "GET", ["models", model]:
                 return model_info(model)
+            case "GET", ["", "bench"]:
+                return vars(self.api.seen)
+            case "POST", ["", "bench", "release"]:
+                self.api.hold = False
+                return {}
         raise NotFound(f"{method} {path}")
 
     def _head(self, status: int, *more: str) -> bytes:
@@ -336,12 +368,12 @@ def _error(kind: str, message: str) -> dict[str, object]:
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
 
 
-async def serve(port: int, *, forget: bool) -> None:
+async def serve(port: int, *, forget: bool, hold: bool) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    api = Api(forget=forget)
+    api = Api(forget=forget, hold=hold)
     server = await loop.create_server(lambda: Connection(api), "127.0.0.1", port)
     print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await stop.wait()
@@ -352,10 +384,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve the batches API with canned answers.")
     parser.add_argument("--port", type=int, default=0, help="0 (default): a free one")
     parser.add_argument("--forget", action="store_true", help="forget a batch's custom_ids once its results were sent")
+    parser.add_argument("--hold", action="store_true", help="no batch ends until POST /bench/release")
     arguments = parser.parse_args()
     # Parsing 100,000 requests makes a million objects and no cycles; collecting in between only costs time.
     gc.disable()
-    asyncio.run(serve(arguments.port, forget=arguments.forget))
+    asyncio.run(serve(arguments.port, forget=arguments.forget, hold=arguments.hold))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Makes N rows of about 1.1 kB (id, title, body) as CSV and as Parquet, streamed: 10 million rows take no more memory.
 
-python benchmarks/make_rows.py N FOLDER [--format csv|parquet|both] [--rows-per-group 50000]
+python benchmarks/make_rows.py N FOLDER [--format csv|parquet|both] [--rows-per-group 50000] [--body 1055]
 
 Writes FOLDER/rows.csv and FOLDER/rows.parquet. The same N gives the same rows.
 """
@@ -23,7 +23,8 @@ WORDS = (
     'street kitchen paper "quoted" comma, full. question? naïve café number seven twelve hundred late early'
 )
 CORPUS_CHARACTERS = 1_000_000  # bodies are slices of one text: making each word by word would take most of the time
-BODY_CHARACTERS = (890, 1220)
+BODY = 1_055  # characters of a body on average; each has up to SPREAD more or less
+SPREAD = 165 / 1_055
 WIDE = " – Łódź, 東京"  # ends one row in ten: such characters make Python keep the whole string at two bytes each
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("body", pa.string())])
 
@@ -38,11 +39,12 @@ def corpus(rng: random.Random) -> str:
     return " ".join(words)
 
 
-def tables(rows: int, rows_per_table: int) -> Iterator[pa.Table]:
-    """The rows in tables of `rows_per_table`; the last may be shorter."""
+def tables(rows: int, rows_per_table: int, body_characters: int = BODY) -> Iterator[pa.Table]:
+    """The rows in tables of `rows_per_table`; the last may be shorter. body_characters: on average."""
     rng = random.Random(rows)
     text = corpus(rng)
-    shortest, longest = BODY_CHARACTERS
+    spread = round(body_characters * SPREAD)
+    shortest, longest = body_characters - spread, body_characters + spread
     for start in range(0, rows, rows_per_table):
         numbers = range(start, min(start + rows_per_table, rows))
         ids = [f"doc-{n:08d}" for n in numbers]
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--format", choices=("csv", "parquet", "both"), default="both")
     parser.add_argument("--rows-per-group", type=int, default=50_000, help="rows in a Parquet row group")
+    parser.add_argument("--body", type=int, default=BODY, help="characters of a row's body, on average")
     arguments = parser.parse_args()
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ def main() -> None:
             writers.append(stack.enter_context(pa.csv.CSVWriter(arguments.folder / "rows.csv", SCHEMA)))
         if arguments.format in ("parquet", "both"):
             writers.append(stack.enter_context(pa.parquet.ParquetWriter(arguments.folder / "rows.parquet", SCHEMA)))
-        for table in tables(arguments.rows, arguments.rows_per_group):
+        for table in tables(arguments.rows, arguments.rows_per_group, arguments.body):
             for writer in writers:
                 writer.write_table(table)
 

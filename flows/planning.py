@@ -20,7 +20,7 @@ INSTEAD = "this run plans by itself"
 QUIET_SECONDS = 120.0  # in which no batch is planned: then nobody is at work there
 
 
-@task(name="plan-file", task_run_name="plan {part.file}", tags=["batches"])
+@task(name="plan-file", task_run_name="plan {part.path}", tags=["batches"])
 def plan_file(part: Part, blocks: Blocks, beside: Path | None) -> Planned:
     """Plan one file of a job. Never tried again by Prefect: its run does what it left."""
     with at_work(blocks, beside) as here:
@@ -75,10 +75,10 @@ def sharing(blocks: Blocks, database: Database) -> Share | None:
 
 def _result(future: PrefectFuture[Planned], part: Part) -> Planned | None:
     if not is_done(future):
-        run_logger().warning("%s: its task has come to no end", part.file)
+        run_logger().warning("%s: its task has come to no end", part.path)
         return None
     try:
         return future.result()
     except Exception as exc:  # noqa: BLE001  # of the task, or of the worker that it was on
-        run_logger().warning("%s: its task failed: %s: %s", part.file, type(exc).__name__, exc)
+        run_logger().warning("%s: its task failed: %s: %s", part.path, type(exc).__name__, exc)
         return None

@@ -1,6 +1,6 @@
 """Answers out of the results table: which of them, page by page, as lines of JSON. Edge: SQL."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,13 +64,13 @@ def pages(database: Database, job: Row[Any], wanted: Wanted, size: int | None = 
 def ndjson(database: Database, job: Row[Any], wanted: Wanted | None = None) -> Iterator[bytes]:
     """The job's answers as JSON lines in the order of their keys, with column names as in the table."""
     for page in pages(database, job, wanted or Wanted()):
-        yield from lines(page)
+        yield from lines(page[0]._fields, page)
 
 
-def lines(page: Sequence[Row[Any]]) -> Iterator[bytes]:
-    """Answers as JSON lines."""
-    names = [str(name) for name in page[0]._fields]
-    for row in page:
+def lines(names: Iterable[str], rows: Sequence[Sequence[Any]]) -> Iterator[bytes]:
+    """Answers as JSON lines. names: of the columns, in the order of a row's values."""
+    names = [str(name) for name in names]
+    for row in rows:
         yield orjson.dumps(dict(zip(names, row, strict=True)), default=str) + b"\n"
 
 

@@ -7,13 +7,15 @@ Parquet list, or a text that is a JSON array. What a file is, its content says; 
 import hashlib
 import logging
 import os
+import posixpath
 import re
 import stat as modes
 from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -21,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import orjson
 import polars as pl
 
+from pipeline import objects
 from pipeline.identity import dump
+from pipeline.objects import Object
 from pipeline.templates import RowProblem
 
 if TYPE_CHECKING:
@@ -40,6 +44,9 @@ SMALL_CONTEXT_PAGES = 100
 REQUEST_BYTES = 32_000_000  # "32 MB", of all that a request carries; it is not said which, so the smaller megabyte
 # platform.claude.com/docs/en/build-with-claude/files
 UPLOAD_BYTES = 500_000_000  # "500 MB" a file
+
+REMEMBERED = 100_000  # objects of a folder on object storage: what was found of them
+LOOKING = 32  # requests to object storage at a time
 
 CACHE_BYTES = 64_000_000  # of files kept in memory, for rows that name the same ones
 SHOWN = 200  # characters of a path in a message: a column may hold anything
@@ -84,6 +91,9 @@ class Folder(Protocol):
     def read(self, path: str) -> bytes:
         """The whole file."""
 
+    def foresee(self, paths: Iterable[str]) -> None:
+        """Be ready for `stat` of these, where one by one they would take long. Raises nothing."""
+
 
 @dataclass(frozen=True)
 class LocalFolder:
@@ -107,6 +117,9 @@ class LocalFolder:
         with _reasons(path):
             return Path(self._inside(path)).read_bytes()
 
+    def foresee(self, paths: Iterable[str]) -> None:
+        """Nothing: the operating system is fast."""
+
     def _inside(self, path: str) -> str:
         """Where `path` leads once `..` and symbolic links are followed, if that is in this folder."""
         root = os.path.realpath(self.path)
@@ -114,6 +127,82 @@ class LocalFolder:
         if os.path.commonpath([root, real]) != root:
             raise RowProblem(f"{_shown(path)} leads out of {self.path}, the folder of the data file")
         return real
+
+
+@dataclass(frozen=True)
+class ObjectFolder:
+    """A folder on object storage. What was found of an object holds for as long as this folder is used.
+
+    An object that is replaced meanwhile is refused when it is read, and is found anew by the next planning.
+    """
+
+    url: str
+    _found: dict[str, Object | str] = field(default_factory=dict, compare=False, repr=False)
+
+    def stat(self, path: str) -> tuple[int, str]:
+        """Size and ETag. Raises RowProblem, and what `objects.found` raises of the store: no row's fault."""
+        found = self._found.get(path) or self._look(path)
+        if isinstance(found, str):
+            raise RowProblem(found)
+        return found.size, found.etag
+
+    def read(self, path: str) -> bytes:
+        """The whole object, as it was found."""
+        self.stat(path)
+        found = self._found[path]
+        assert isinstance(found, Object)
+        try:
+            return objects.read(found)
+        except (objects.NotThere, objects.Replaced):
+            raise RowProblem(f"{_shown(path)} was replaced or removed while the rows were planned; run again") from None
+
+    def foresee(self, paths: Iterable[str]) -> None:
+        """Look for all of them at the same time."""
+        wanted = [path for path in dict.fromkeys(paths) if path not in self._found]
+        if len(self._found) + len(wanted) > REMEMBERED:
+            self._found.clear()
+        with ThreadPoolExecutor(min(LOOKING, len(wanted) or 1), thread_name_prefix="look") as looking:
+            for coming in [looking.submit(self._look, path) for path in wanted]:
+                coming.exception()  # is raised by `stat`, if that is still so then
+
+    def _look(self, path: str) -> Object | str:
+        try:
+            found: Object | str = objects.found(self._inside(path))
+        except RowProblem as exc:
+            found = str(exc)
+        except objects.NotThere as exc:
+            found = f"{_shown(path)} does not exist" if "bucket" not in str(exc) else str(exc)
+        self._found[path] = found
+        return found
+
+    def _inside(self, path: str) -> str:
+        """The address of `path`, if that is in this folder; keys know no `..`, so it is worked out here."""
+        root = objects.path_of(self.url)
+        real = posixpath.normpath(posixpath.join("/", root, path))
+        if posixpath.commonpath(["/" + root, real]) != posixpath.normpath("/" + root):
+            raise RowProblem(f"{_shown(path)} leads out of {self.url}, the folder of the data file")
+        return objects.root_of(self.url) + real
+
+
+@dataclass(frozen=True)
+class NoFolder:
+    """Where a source has no folder. what: the source, with its article."""
+
+    what: str
+
+    def stat(self, path: str) -> tuple[int, str]:
+        """Raises RowProblem."""
+        raise RowProblem(
+            f"{_shown(path)} is a path, and {self.what} has no folder: give an http(s) URL, an id or bytes"
+        )
+
+    def read(self, path: str) -> bytes:
+        """Raises RowProblem."""
+        self.stat(path)
+        raise AssertionError
+
+    def foresee(self, paths: Iterable[str]) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +265,11 @@ class Attachments:
         parts = [(each, part) for each in self._attachments for part in self._parts(each, row[each.column], folder)]
         self._refuse_beyond_limits(parts)
         return [self._block(each, part) for each, part in parts]
+
+    def foresee(self, rows: Iterable[Mapping[str, Any]], folder: Folder) -> None:
+        """Be ready for the files of these rows."""
+        values = (one for row in rows for column in self.columns for one in _values(row[column]))
+        folder.foresee(value for value in values if _is_path(value))
 
     def stamp(self, row: Mapping[str, Any], folder: Folder) -> str:
         """Text that changes when one of the row's attachments does; nothing is read for it, nothing raises."""

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import InputError, Interrupted, PipelineError
-from pipeline.terminal import Teller, command_line, confirmed, log_format, put_json, same_words, say, say_next, signals
+from pipeline.terminal import (
+    Teller,
+    command_line,
+    confirmed,
+    log_format,
+    put_json,
+    same_words,
+    say,
+    say_next,
+    signals,
+    terminated,
+)
 
 if TYPE_CHECKING:
     from datetime import date
@@ -85,7 +96,7 @@ PollOption = Annotated[
 
 @app.command()
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A data file: CSV, TSV, Parquet or NDJSON.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A data file: CSV, TSV, Parquet, NDJSON or Arrow.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The job file to write. Default: FILE's name .yaml")
     ] = None,
@@ -488,8 +499,11 @@ def verify(
 def export(
     job: JobArgument,
     file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[FILE]", help="A .parquet, .csv or .ndjson file. Default: NDJSON to stdout."),
+        str | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="A .parquet, .csv or .ndjson file, also s3:// gs:// az://. Default: NDJSON to stdout.",
+        ),
     ] = None,
     status: Annotated[str | None, typer.Option(help="Only rows with this status.")] = None,
     where: Annotated[str | None, typer.Option(help="Only rows for which this SQL predicate holds.")] = None,
@@ -497,23 +511,47 @@ def export(
         int | None, typer.Option(metavar="RUN", min=0, help="Only answers of runs after this one.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="At most N rows.")] = None,
+    partition_by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Make FILE a folder, with a folder COLUMN=VALUE for each value."),
+    ] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="parquet|csv|ndjson", help="Of the files of --partition-by. Default: parquet."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
     database: DatabaseOption = None,
     emulator: EmulatorOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Answers in the order of their keys: to a file, or as NDJSON to stdout."""
+    """Answers in the order of their keys: to a file, to a folder of files, or as NDJSON to stdout."""
     from pipeline.answers import Wanted, ndjson
 
     wanted = Wanted(status, where, since, limit)
+    if file is None and partition_by:
+        raise InputError("--partition-by makes a folder of files: name it after the job")
+    if file_format is not None and (not partition_by or file_format not in ("parquet", "csv", "ndjson")):
+        what = "write parquet, csv or ndjson" if partition_by else "without --partition-by the name of the file says it"
+        raise InputError(f"--format {file_format}: {what}")
     with _known_job(job, database, emulated=emulator) as (opened, row):
         if file is not None:
             from pipeline import report
             from pipeline.exports import export as export_to
+            from pipeline.partitions import export_partitioned
 
-            exported = export_to(opened, row, file, wanted, overwrite=overwrite)
-            say(f"wrote    {report.count(exported.rows, 'row')} to {exported.path}")
+            with terminated():
+                if partition_by:
+                    ending = None if file_format is None else f".{file_format}"
+                    exported = export_partitioned(
+                        opened, row, file, partition_by, wanted, ending=ending, overwrite=overwrite
+                    )
+                else:
+                    exported = export_to(opened, row, file, wanted, overwrite=overwrite)
+            files = f" in {report.count(exported.files, 'file')}" if partition_by else ""
+            say(f"wrote    {report.count(exported.rows, 'row')} to {exported.place}{files}")
             return
         try:
             for line in ndjson(opened, row, wanted):

@@ -359,7 +359,9 @@ class _Chunk:
         self, driver: Driver, batch: Batch, reader: ResultReader, listed: PriceList, first: int, last: int
     ) -> None:
         self.moves: list[store.Settled] = []
-        self.results: list[tuple[Any, ...]] = []
+        self.results: list[tuple[str, str | None, Outcome, Fixed]] = []  # key and kept values as JSON
+        self.rows: list[tuple[Any, ...]] = []  # these, as the table has them
+        self._sink = driver.sink
         self.outcomes: Counter[str] = Counter()
         self.cost_usd = 0.0
         self.unpriced = False
@@ -371,7 +373,7 @@ class _Chunk:
 
     def read(self, lines: Mapping[int, bytes]) -> None:
         """The outcomes of the batch's rows in flight at these positions. lines: what the API said, by position."""
-        batch, reader, row_of = self._batch, self._reader, self._driver.sink.row
+        batch, reader, row_of = self._batch, self._reader, self._sink.row
         with self._driver.reading() as conn:
             rows = store.batch_rows(conn, batch.id, self._first, self._last)
         outcomes: list[Outcome] = []
@@ -391,7 +393,8 @@ class _Chunk:
             self.moves.append(store.Settled(number, outcome.state, outcome.error_type, again))
             custom_id = packing.custom_id(batch.nonce, n)
             fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)
-            self.results.append(row_of(key, keep, outcome, fixed))
+            self.results.append((key, keep, outcome, fixed))
+            self.rows.append(row_of(key, keep, outcome, fixed))
         self.outcomes.update(map(attrgetter("state"), outcomes))
         self.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
 
@@ -407,7 +410,10 @@ class _Chunk:
         """Outcomes and states, in one transaction."""
         with self._driver.moving(self._batch) as conn:
             store.mark_outcomes(conn, self._batch, self._first, self._last, self.moves)
-            self._driver.sink.write(conn, self.results)
+            sink = self._driver.sink_now(conn)
+            if sink is not self._sink:  # which has more columns by now
+                self.rows = [sink.row(*result) for result in self.results]
+            sink.write(conn, self.rows)
             if self._refused is not None:
                 store.open_circuit(conn, self._driver.account_id, self._refused, self._now)
             store.add_to_batch(conn, self._batch, self.outcomes, self.usage, self.cost_usd)

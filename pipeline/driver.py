@@ -20,7 +20,7 @@ from pipeline.errors import Busy, InputError, Interrupted, LostRace, Stopped
 from pipeline.job import Job
 from pipeline.leases import Lease, local_now
 from pipeline.listing import Listing
-from pipeline.sink import Sink
+from pipeline.sink import Columns, Sink
 from pipeline.spool import Spool
 from pipeline.states import BatchState
 from pipeline.store import Batch
@@ -113,6 +113,15 @@ class Driver:
             return {}
         with self.database.read() as conn:
             return {key: Answer(*said) for key, said in self.sink.said(conn, keys).items()}
+
+    def sink_now(self, conn: Connection) -> Sink:
+        """The results table as it is now, and stays until this transaction has ended.
+
+        Another driver whose job file names more columns may have added them, and sent rows whose answers fill them: who
+        collects these must not go by the columns that the table had when he began.
+        """
+        self.sink = self.sink.having(Columns(**store.columns_of(conn, self.job_id)))
+        return self.sink
 
     def output_limit(self, job: Job) -> Callable[[str], int | None]:
         """A function from a model to its most tokens of output, under the job's betas; None when nobody knows."""

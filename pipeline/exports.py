@@ -1,67 +1,108 @@
-"""Answers to a file: Parquet, CSV or NDJSON, whole or not at all. Edge: SQL, files."""
+"""Answers to one file, local or on object storage, whole or not at all. Edge: SQL, files, network."""
 
 import contextlib
-import csv
+import io
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet
-from sqlalchemy import BigInteger, Boolean, Column, Date, DateTime, Float, Integer, Row, Table
+from sqlalchemy import Row
 
-from pipeline.answers import Wanted, lines, pages
+from pipeline import objects
+from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import InputError, Stopped
 from pipeline.sink import Sink
-from pipeline.tables import UtcDateTime
-
-#: What a spreadsheet takes for a formula when a text begins with it (OWASP, "CSV injection").
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+from pipeline.writers import FORMATS, Columns, Writer
 
 
 class Exported(NamedTuple):
-    """What was written: how many answers, and where."""
+    """What was written: how many answers, where, and into how many files."""
 
     rows: int
-    path: Path
+    place: str
+    files: int = 1
 
 
-class Writer(Protocol):
-    """Writes answers into one file."""
-
-    def write(self, rows: Sequence[Row[Any]]) -> None:
-        """Some answers."""
-
-    def close(self) -> None:
-        """That was all."""
-
-
-def export(database: Database, job: Row[Any], path: Path, wanted: Wanted, *, overwrite: bool = False) -> Exported:
+def export(
+    database: Database, job: Row[Any], place: str | Path, wanted: Wanted, *, overwrite: bool = False
+) -> Exported:
     """Write the job's answers, in the order of their keys, into a file whose name says the format.
 
-    It has its name only when it is whole and on the disk. Raises InputError for a name that is taken (unless
-    overwrite) or says no format, Stopped when the disk does not take it.
+    place: a path, or an address on object storage. The file has its name only when it is whole. Raises InputError for
+    a name that is taken (unless overwrite) or says no format, Stopped when the disk or the store does not take it.
     """
-    make = FORMATS.get(path.suffix.lower())
-    if make is None:
-        raise InputError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
-    if not overwrite and os.path.lexists(path):
-        raise InputError(f"{path} exists; give another name, or --overwrite")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
-    rows = 0
-    with _whole(path) as part:
-        writer = make(part, Sink.of(job).table)
+    place = str(place)
+    ending = os.path.splitext(place)[1].lower()
+    if ending not in FORMATS:
+        raise InputError(f"{place}: the name must end in one of {', '.join(FORMATS)}")
+    into = _into_object if is_url(place) else _into_file
+    sheet = _Sheet(database, job, wanted, ending)
+    into(place, sheet, overwrite=overwrite)
+    return Exported(sheet.rows, place)
+
+
+def is_url(place: str) -> bool:
+    """Whether this is an address on object storage, else it is a path. Raises InputError for another kind of URL."""
+    if objects.is_url(place):
+        return True
+    if "://" in place:
+        raise InputError(
+            f"{place}: answers go to a path, or to s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME"
+        )
+    return False
+
+
+class _Sheet:
+    """The answers that go into one file. rows: how many there were so far."""
+
+    def __init__(self, database: Database, job: Row[Any], wanted: Wanted, ending: str) -> None:
+        self._pages = pages(database, job, wanted)
+        self._columns: Columns = list(Sink.of(job).table.columns)
+        self._make = FORMATS[ending]
+        self.rows = 0
+
+    def write(self, out: Any) -> Iterator[None]:
+        """Write them; comes up for air after each page."""
+        writer: Writer = self._make(out, self._columns)
         try:
-            for page in pages(database, job, wanted):
+            for page in self._pages:
                 writer.write(page)
-                rows += len(page)
+                self.rows += len(page)
+                yield
         finally:
             writer.close()
-    return Exported(rows, path)
+
+
+# -- a local file ----------------------------------------------------------------------------------------------------
+
+
+def _into_file(place: str, sheet: _Sheet, *, overwrite: bool) -> None:
+    path = Path(place)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file, or --partition-by COLUMN for a folder of files")
+    if not overwrite and os.path.lexists(path):
+        raise InputError(f"{path} exists; give another name, or --overwrite")
+    require_parent(path)
+    with _whole(path) as part, open(part, "wb") as out:
+        for _ in sheet.write(out):
+            pass
+        synced(out)
+
+
+def require_parent(path: Path) -> None:
+    """Raises InputError where there is no folder for this file or folder."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def synced(out: Any) -> None:
+    """What was written to this file is on the disk."""
+    out.flush()
+    os.fsync(out.fileno())
 
 
 @contextlib.contextmanager
@@ -70,8 +111,6 @@ def _whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield part
-        with open(part, "rb") as written:
-            os.fsync(written.fileno())
         part.replace(path)
     except OSError as exc:
         raise Stopped(f"{path}: {exc.strerror or exc}; nothing was written, safe to run again") from exc
@@ -79,88 +118,64 @@ def _whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-class _Ndjson:
-    def __init__(self, path: Path, table: Table) -> None:
-        self._out = open(path, "wb")  # noqa: SIM115  # closed by close()
-
-    def write(self, rows: Sequence[Row[Any]]) -> None:
-        self._out.writelines(lines(rows))
-
-    def close(self) -> None:
-        self._out.close()
+# -- an object -------------------------------------------------------------------------------------------------------
 
 
-class _Csv:
-    def __init__(self, path: Path, table: Table) -> None:
-        self._out = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115  # closed by close()
-        self._writer = csv.writer(self._out)
-        self._writer.writerow([column.name for column in table.columns])
+def _into_object(url: str, sheet: _Sheet, *, overwrite: bool) -> None:
+    """It goes up in parts while the database is read: no disk is needed, and no more memory than some parts take."""
 
-    def write(self, rows: Sequence[Row[Any]]) -> None:
-        self._writer.writerows([_cell(value) for value in row] for row in rows)
+    def refuse_taken() -> None:
+        if not overwrite and is_there(url):
+            raise InputError(f"{url} exists; give another name, or --overwrite")
 
-    def close(self) -> None:
-        self._out.close()
-
-
-def _cell(value: Any) -> Any:
-    """A value as CSV: a text that a spreadsheet would run as a formula stands behind an apostrophe."""
-    if isinstance(value, str) and value.startswith(FORMULAS):
-        return "'" + value
-    return value.isoformat() if hasattr(value, "isoformat") else value
+    refuse_taken()
+    # asked again before the last part: two who export to one name should not both believe that theirs is there
+    objects.put(url, Pipe.parts(sheet.write, refuse_taken))
 
 
-class _Parquet:
-    def __init__(self, path: Path, table: Table) -> None:
-        self._table = table
-        self._writer = pa.parquet.ParquetWriter(path, _schema(table), compression="zstd")
-
-    def write(self, rows: Sequence[Row[Any]]) -> None:
-        self._writer.write_batch(batch(rows, self._table))
-
-    def close(self) -> None:
-        self._writer.close()
+def is_there(url: str) -> bool:
+    """Whether there is an object at this address."""
+    try:
+        objects.found(url)
+    except objects.NotThere:
+        return False
+    return True
 
 
-def batch(rows: Sequence[Row[Any]], table: Table) -> Any:
-    """Answers as an Arrow record batch, with the types of the table's columns."""
-    schema = _schema(table)
-    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
-    return pa.record_batch([_array(v, f.type) for v, f in zip(columns, schema, strict=True)], schema=schema)
+class Pipe(io.RawIOBase):
+    """A file that is written, and taken away from the other end. held: bytes that wait to be taken."""
 
+    def __init__(self) -> None:
+        self._held: list[bytes] = []
+        self.held = self._taken = 0
 
-def _schema(table: Table) -> Any:
-    return pa.schema([(str(column.name), _type(column)) for column in table.columns])
+    def writable(self) -> bool:
+        return True
 
+    def write(self, data: Any, /) -> int:
+        self._held.append(bytes(data))
+        self.held += len(data)
+        return len(data)
 
-def _type(column: Column[Any]) -> Any:
-    """The Parquet type of a column."""
-    if isinstance(column.type, UtcDateTime):
-        return pa.timestamp("us", tz="UTC")
-    for kinds, found in _TYPES:
-        if isinstance(column.type, kinds):
-            return found
-    return pa.string()
+    def tell(self) -> int:
+        return self._taken + self.held
 
+    def take(self) -> bytes:
+        """All that was written since the last time."""
+        data = b"".join(self._held)
+        self._held.clear()
+        self._taken, self.held = self._taken + self.held, 0
+        return data
 
-_TYPES: tuple[tuple[Any, Any], ...] = (
-    ((BigInteger, Integer), pa.int64()),
-    (Float, pa.float64()),
-    (Boolean, pa.bool_()),
-    (Date, pa.date32()),
-    (DateTime, pa.timestamp("us")),
-)
-
-
-def _array(values: Sequence[Any], kind: Any) -> Any:
-    if pa.types.is_string(kind):  # a column of SQLite takes values of every kind
-        values = [value if value is None or isinstance(value, str) else str(value) for value in values]
-    return pa.array(values, kind)
-
-
-FORMATS: dict[str, Callable[[Path, Table], Writer]] = {
-    ".parquet": _Parquet,
-    ".csv": _Csv,
-    ".ndjson": _Ndjson,
-    ".jsonl": _Ndjson,
-}
+    @classmethod
+    def parts(
+        cls, write: Callable[[Any], Iterator[None]], before_last: Callable[[], None] = lambda: None
+    ) -> Iterator[bytes]:
+        """What `write` writes into the file it is given, as parts of an upload."""
+        pipe = cls()
+        for _ in write(pipe):
+            if pipe.held >= objects.PART_BYTES:
+                yield pipe.take()
+        with ThreadPoolExecutor(1) as apart:  # obstore, which asks us for the parts, cannot be asked from here
+            apart.submit(before_last).result()
+        yield pipe.take()

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from pipeline import templates, yamlfile
 from pipeline.errors import JobError
@@ -23,8 +32,6 @@ MAX_TOKENS = 300_000  # of an answer: of some models, with a beta
 
 #: Fields that the job file will have and this version does not: refused by name, so that nobody believes in them.
 NOT_YET = {
-    "source.query": "a SQL query as the source",
-    "source.database": "a SQL query as the source",
     "limits.deadline": "a deadline",
 }
 
@@ -74,16 +81,63 @@ RetryableError = Literal[
 ]
 
 
-class Source(Section):
-    """Where the rows come from, and what identifies each."""
+class Csv(Section):
+    """How CSV and TSV files are written. delimiter: None for a comma, in .tsv files a tab; quote: "" for none.
 
-    path: Texts
+    header: whether the first line names the columns; columns: their names when it does not (column_1, ... by default).
+    null_values: unquoted fields that are null; an empty field is empty text unless "" is one of them.
+    """
+
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    quote: Annotated[str, Field(max_length=1)] = '"'
+    header: bool = True
+    columns: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
+    null_values: list[str] = []
+
+    @model_validator(mode="after")
+    def _names_or_header(self) -> Self:
+        if self.columns is not None and self.header:
+            raise ValueError("columns are named by the header; to name them here, say header: false")
+        return self
+
+
+class Source(Section):
+    """Where the rows come from, and what identifies each: files, a query of a database, or a frame in Python.
+
+    database: a SQLAlchemy URL without a password, or $NAME of an environment variable that holds one. frame: polars or
+    pandas; it is not kept with the job, which is stored with a text in its place.
+    """
+
+    path: Texts | None = None
+    query: NonEmpty | None = None
+    database: NonEmpty | None = None
+    frame: Any = None
     key: Texts
     types: dict[str, str] = {}
     encoding: str = "utf-8"
+    csv: Csv = Csv()
     nulls: Literal["invalid", "empty"] = "invalid"
     where: str | None = None
     keep: Annotated[dict[str, str], BeforeValidator(_as_keep)] = {}
+
+    @model_validator(mode="after")
+    def _is_one_source(self) -> Self:
+        given = [name for name in ("path", "query", "frame") if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"there are {' and '.join(given)}" if given else "there is none of them"
+            raise ValueError(f"needs one of path, query with database, and (in Python) frame; {said}")
+        if (self.query is None) != (self.database is None):
+            raise ValueError("query and database go together")
+        if re.search(r"://[^/@]*:[^/@]+@", self.database or ""):  # here, where no message shows the value
+            raise ValueError(
+                "database holds a password, which would be stored with the job; put the URL into an environment "
+                "variable, and write its $NAME here"
+            )
+        return self
+
+    @field_serializer("frame")
+    def _without_rows(self, frame: Any) -> str | None:
+        return None if frame is None else f"a {type(frame).__name__} in Python"
 
     @field_validator("key")
     @classmethod
@@ -410,6 +464,16 @@ class Job(Section):
     prices: dict[str, Price] = {}
     privacy: Privacy = Privacy()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_a_frame(cls, fields: Any) -> Any:
+        """`Job(source=frame, key="id", ...)` as `Job(source={"frame": frame, "key": "id"}, ...)`."""
+        if not isinstance(fields, dict) or isinstance(fields.get("source"), dict | Source | str | list | None):
+            return fields
+        return {name: value for name, value in fields.items() if name not in ("source", "key")} | {
+            "source": {"frame": fields["source"]} | ({"key": fields["key"]} if "key" in fields else {})
+        }
+
     @field_validator("vars")
     @classmethod
     def _vars_fit_json(cls, variables: dict[str, Any]) -> dict[str, Any]:
@@ -519,8 +583,13 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
 
 def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
     source = fields.get("source")
-    if isinstance(source, dict) and isinstance(source.get("path"), str | list):
+    if not isinstance(source, dict):
+        return
+    if isinstance(source.get("path"), str | list):
         source["path"] = [_resolved(path, folder.absolute()) for path in _as_list(source["path"])]
+    database = source.get("database")
+    if isinstance(database, str) and (relative := re.fullmatch(r"(sqlite:///)([^/:].*)", database)):
+        source["database"] = f"{relative[1]}{folder.absolute() / relative[2]}"
 
 
 def _resolved(path: Any, folder: Path) -> Any:

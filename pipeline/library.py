@@ -121,16 +121,16 @@ def _frames(url: str, job: str, wanted: Wanted, batch_size: int | None) -> "Iter
     """At least one frame, which may be empty."""
     import polars as pl
 
-    from pipeline.exports import batch
+    from pipeline.writers import batch
 
     with contextlib.closing(Database(url)) as opened:
         row = naming.known_job(opened, job)
-        table, found = Sink.of(row).table, False
+        columns, found = list(Sink.of(row).table.columns), False
         for page in answers.pages(opened, row, wanted, batch_size or answers.PAGE):
             found = True
-            yield pl.DataFrame(batch(page, table))
+            yield pl.DataFrame(batch(page, columns))
         if not found:
-            yield pl.DataFrame(batch([], table))
+            yield pl.DataFrame(batch([], columns))
 
 
 def _say(line: str) -> None:

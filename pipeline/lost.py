@@ -51,11 +51,11 @@ def _lose(driver: Driver, batch: Batch, first: int, last: int, outcome: Outcome)
         rows = store.batch_rows(conn, batch.id, first, last)
         settled = [store.Settled(number, outcome.state, outcome.error_type, again=False) for number, *_ in rows]
         store.mark_outcomes(conn, batch, first, last, settled)
-        now = driver.now()
+        now, sink = driver.now(), driver.sink_now(conn)
         results = []
         for _, n, attempts, key, keep in rows:
             custom_id = packing.custom_id(batch.nonce, n)
             fixed = Fixed(batch.recipe, None, attempts + 1, custom_id, batch.api_id, batch.run_id, now)
-            results.append(driver.sink.row(key, keep, outcome, fixed))
-        driver.sink.write(conn, results)
+            results.append(sink.row(key, keep, outcome, fixed))
+        sink.write(conn, results)
         store.add_to_batch(conn, batch, {outcome.state: len(rows)}, {}, 0.0)

@@ -7,7 +7,6 @@ of a part dies, the rows that it had put into batches are in flight, and the dri
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline import store
 from pipeline.errors import SourceError
@@ -20,14 +19,14 @@ from pipeline.where import Where
 
 @dataclass(frozen=True)
 class Part:
-    """What is to be planned: one file, for a run of a job. lease, token: of the job's planning.
+    """What is to be planned: one file (or the query), for a run of a job. lease, token: of the job's planning.
 
     first: when its first batch is another than the rest.
     """
 
     job: str
     run_id: int
-    file: str
+    path: str
     refresh: bool
     lease: str
     token: int
@@ -51,8 +50,8 @@ Share = Callable[[list[Part], Callable[[], None]], list[Planned]]
 def parts(plan: Plan, job: str, run_id: int, lease: Lease, first: First | None = None) -> list[Part]:
     """The parts of a planning: one for each file of the source. first: see `Plan.batches`."""
     held = (lease.resource, lease.token)
-    files = [str(file.path) for file in plan.rows.files]
-    return [Part(job, run_id, file, plan.refresh, *held, None if i else first) for i, file in enumerate(files)]
+    paths = [one.path for one in plan.rows.inputs]
+    return [Part(job, run_id, path, plan.refresh, *held, None if i else first) for i, path in enumerate(paths)]
 
 
 def plan_part(where: Where, part: Part) -> Planned:
@@ -62,13 +61,13 @@ def plan_part(where: Where, part: Part) -> Planned:
         job = Job.model_validate(store.run(conn, part.run_id).job)
     assert row is not None
     plan = Plan(job, refresh=part.refresh)
-    files = [file for file in plan.rows.files if file.path == Path(part.file)]
-    if not files:
-        raise SourceError(f"source.path: {part.file} is not there on this machine; put the source on a shared path")
+    inputs = [one for one in plan.rows.inputs if one.path == part.path]
+    if not inputs:
+        raise SourceError(f"source.path: {part.path} is not there on this machine; put the source on a shared path")
     with where.driving(job.api.client) as driving:
         driver = driving.driver(row)
         lookup = Lookup(where.database, driver.job_id, driver.sink)
         with driver.planning_for(part.lease, part.token):
-            for _ in plan.batches(driver, part.run_id, lookup, files, part.first):
+            for _ in plan.batches(driver, part.run_id, lookup, inputs, part.first):
                 driver.check()
     return Planned(part, frozenset(plan.awaited), frozenset(plan.plan_again_after))

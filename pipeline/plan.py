@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,7 +18,7 @@ from sqlalchemy import Row
 
 from pipeline import changes, identity, packing, sink, store, templates
 from pipeline.attached import Uploads
-from pipeline.attachments import LocalFolder
+from pipeline.attachments import Folder
 from pipeline.budget import Bound
 from pipeline.changes import Answer, AnyChange
 from pipeline.database import Database
@@ -32,7 +31,7 @@ from pipeline.quote import Quote
 from pipeline.repack import First, Packer, Sendable, sent_hash
 from pipeline.requests import Built, RequestBuilder
 from pipeline.retry import Retry, changed
-from pipeline.rows import Chunk, Rows, SourceFile
+from pipeline.rows import Chunk, Input, Rows
 from pipeline.sink import Sink
 from pipeline.spool import digest
 from pipeline.states import BatchState, RowState
@@ -148,8 +147,9 @@ class Plan:
         """Each row's row_hash: of what its request is made of, an attachment by what tells that it changed."""
         if not self.builder.columns.attachments:
             return identity.row_hashes(chunk.frame, self._template_columns)
-        folder = LocalFolder(chunk.file.path.parent)
-        rows = identity.named_rows(chunk.frame, self.builder.columns.attachments)
+        folder = chunk.folder
+        rows = list(identity.named_rows(chunk.frame, self.builder.columns.attachments))
+        self.builder.attachments.foresee(rows, folder)
         stamps = pl.Series(STAMPS, [self.builder.attachments.stamp(row, folder) for row in rows], dtype=pl.String)
         return identity.row_hashes(chunk.frame.with_columns(stamps), [*self._template_columns, STAMPS])
 
@@ -184,7 +184,7 @@ class Plan:
         chosen = quote.reservoir.take(len(sendable))
         if not chosen:
             return
-        folder = chunk.file.path.parent
+        folder = chunk.folder
         numbers = [sendable[i] for i, _ in chosen]
         for values, (_, slot) in zip(
             identity.named_rows(chunk.frame[numbers], self._request_columns), chosen, strict=True
@@ -242,12 +242,12 @@ class Plan:
         driver: Driver,
         run_id: int,
         known_rows: Lookup,
-        files: Sequence[SourceFile] | None = None,
+        inputs: Sequence[Input] | None = None,
         first: First | None = None,
     ) -> Iterator[int]:
         """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch.
 
-        files: of these only; first: when the first batch is another than the rest. It adds to `awaited` and
+        inputs: of these only; first: when the first batch is another than the rest. It adds to `awaited` and
         `plan_again_after`, see `begin_anew`.
         """
         self.run_id = run_id
@@ -257,7 +257,7 @@ class Plan:
             with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
                 # a chunk is written while the next one is rendered
                 written: Future[list[Sendable]] | None = None
-                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self._limit, files=files)):
+                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self._limit, inputs=inputs)):
                     driver.stop.check()
                     moves = self._moves(driver, run_id, chunk, known_rows)
                     if written is not None:
@@ -276,8 +276,10 @@ class Plan:
             if not columns:
                 yield chunk
                 continue
-            folder, start, weight = LocalFolder(chunk.file.path.parent), 0, 0
-            for i, row in enumerate(identity.named_rows(chunk.frame, columns)):
+            folder, start, weight = chunk.folder, 0, 0
+            rows = list(identity.named_rows(chunk.frame, columns))
+            self.builder.attachments.foresee(rows, folder)
+            for i, row in enumerate(rows):
                 heavy = self.builder.attachments.weight(row, folder)
                 if i > start and weight + heavy > ATTACHED_BYTES:
                     yield chunk.part(start, i)
@@ -290,7 +292,7 @@ class Plan:
         keys = identity.keys(chunk.frame, self.job.source.key)
         keeps = identity.kept(chunk.frame, self.job.source.keep)
         judged = self._judged(chunk, keys, known_rows)
-        moves = _Moves(chunk.file.path.parent)
+        moves = _Moves(chunk.folder)
         values = identity.named_rows(chunk.frame, self._request_columns)
         asked_with = [
             self._change(known, row_hash) if kind is Verdict.AGAIN else None for kind, row_hash, known in judged
@@ -332,8 +334,9 @@ class Plan:
             store.replan_rows(conn, moves.again)
             store.mark_changed(conn, moves.changed)
             store.keep_rows(conn, moves.kept)
-            driver.sink.update_keep(conn, moves.kept_anew)
-            driver.sink.write(conn, [self._invalid(driver, run_id, *fields) for fields in moves.invalid])
+            table = driver.sink_now(conn)
+            table.update_keep(conn, moves.kept_anew)
+            table.write(conn, [self._invalid(driver, table, run_id, *fields) for fields in moves.invalid])
         numbers += [row[-1] for row in moves.again]
         sendable = zip(numbers, [*moves.new_params, *moves.again_params], strict=True)
         return [Sendable(number, *params) for number, params in sendable if params is not None]
@@ -380,7 +383,7 @@ class Plan:
             moves.again.append((*fields, known.id))
             moves.again_params.append(packed)
 
-    def _built(self, row: Mapping[str, Any], folder: Path) -> Built:
+    def _built(self, row: Mapping[str, Any], folder: Folder) -> Built:
         built = self.builder.params(row, folder)
         if len(built.params) > self._largest:
             raise templates.RowProblem(
@@ -398,11 +401,11 @@ class Plan:
         return self._bounds[facts]
 
     def _invalid(
-        self, driver: Driver, run_id: int, key: str, keep: str | None, reason: str, attempts: int
+        self, driver: Driver, table: Sink, run_id: int, key: str, keep: str | None, reason: str, attempts: int
     ) -> tuple[Any, ...]:
         outcome = Outcome(RowState.INVALID, "invalid", reason)
         fixed = sink.Fixed(self.recipe, 0.0, attempts, None, None, run_id, driver.now())
-        return driver.sink.row(key, keep, outcome, fixed)
+        return table.row(key, keep, outcome, fixed)
 
 
 class _Again(NamedTuple):
@@ -441,7 +444,7 @@ def _priced(params: bytes) -> dict[str, Any]:
 class _Moves:
     """What one chunk of the source changes in the database, in one transaction. folder: where its file is."""
 
-    folder: Path
+    folder: Folder
     new: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW
     #: hash, params and what they may cost; None: invalid
     new_params: list[tuple[bytes, bytes, Bound | None] | None] = field(default_factory=list)

@@ -100,7 +100,7 @@ def _rendered(plan: Plan) -> Iterator[PreviewRow | str]:
 
 def _built(plan: Plan, chunk: Chunk, i: int, key: str, values: dict[str, Any]) -> PreviewRow | str:
     try:
-        return PreviewRow(key, chunk.place(i), plan.builder.params(values, chunk.file.path.parent, carried=True))
+        return PreviewRow(key, chunk.place(i), plan.builder.params(values, chunk.folder, carried=True))
     except templates.RowProblem as exc:
         return f"{chunk.place(i)} cannot be sent: {exc}"
     except templates.TemplateProblem as exc:
@@ -128,8 +128,7 @@ def announcement(picked: Picked, job: Job) -> str:
     if quote.unpriced is not None:
         said += f": no price is known for {quote.unpriced}"
     else:
-        factor = pricing.place_factor(job.request.params)
-        about, most = (factor * (cost or 0.0) for cost in (quote.cost_input, quote.cost_most))
+        about, most = (cost or 0.0 for cost in (quote.cost_input, quote.cost_most))
         said += (
             f" (not the batch price, which is half of it): {_about(about)} for the input, "
             f"at most {_about(most)} if every answer takes its max_tokens"

@@ -74,6 +74,7 @@ class Quote:
     max_requests: int
     max_bytes: int
     max_cost_usd: float | None  #: what the run may cost at most; None: no limit
+    place_factor: float = 1.0  #: what the place of inference makes of a price
     unbounded: str | None = None  #: a tool that the API runs, whose cost nobody can say before
     rows: Counter[Verdict] = field(default_factory=Counter)
     stale_batches: set[int] = field(default_factory=set)  #: planned, not sent, with a row that has changed since
@@ -85,8 +86,15 @@ class Quote:
     @classmethod
     def of(cls, job: Job, listed: PriceList) -> "Quote":
         """An empty one for this job."""
-        limits, unbounded = job.limits, run_by_the_api(job.request.params)
-        return cls(listed, limits.max_batch_requests, limits.max_batch_bytes, limits.max_cost_usd, unbounded)
+        limits, params = job.limits, job.request.params
+        return cls(
+            listed,
+            limits.max_batch_requests,
+            limits.max_batch_bytes,
+            limits.max_cost_usd,
+            pricing.place_factor(params),
+            run_by_the_api(params),
+        )
 
     def put(self, slot: int, built: Built, carried: bytes) -> None:
         """A sampled request. carried: its params with all files in it."""
@@ -170,7 +178,7 @@ class Quote:
         if self.unpriced is not None:
             return None
         costs = (_cost(sample, self.listed.of(sample.model), with_output=with_output) for sample in self.samples)
-        return self.to_send * _mean(costs)
+        return self.to_send * self.place_factor * _mean(costs)
 
 
 def _cost(sample: Sample, prices: Prices | None, *, with_output: bool) -> float:

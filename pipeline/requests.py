@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
 from pipeline import conversation, pricing, templates
-from pipeline.attachments import Attachments, Content, LocalFolder
+from pipeline.attachments import Attachments, Content, Folder
 from pipeline.budget import elsewhere
 from pipeline.errors import JobError
 from pipeline.job import MAX_TOKENS, Job, Turn, texts_of, with_texts
@@ -82,7 +81,7 @@ class RequestBuilder:
         """Whether files are put up, instead of being carried by the requests."""
         return any(attachment.upload for attachment in self._job.request.attachments)
 
-    def params(self, row: Row, folder: Path | None = None, *, carried: bool = False) -> Built:
+    def params(self, row: Row, folder: Folder | None = None, *, carried: bool = False) -> Built:
         """This row's request.
 
         row: column name to value; folder: of the file that the row stands in, where its attachments are; carried: with
@@ -122,7 +121,7 @@ class RequestBuilder:
         return b'{"model":' + orjson.dumps(model) + b',"max_tokens":' + str(max_tokens).encode() + b"," + self._shared
 
     def _conversation(
-        self, row: Row, prompt: str, folder: Path | None, attachments: Attachments
+        self, row: Row, prompt: str, folder: Folder | None, attachments: Attachments
     ) -> list[dict[str, Any]]:
         """The turns that are not the same for every row, and the prompt."""
         messages = [render(row) for render in self._of_each_row]
@@ -132,7 +131,7 @@ class RequestBuilder:
         content: str | list[dict[str, Any]] = prompt
         if self._job.request.attachments:
             assert folder is not None
-            blocks = attachments.blocks(row, LocalFolder(folder))
+            blocks = attachments.blocks(row, folder)
             content = [*blocks, {"type": "text", "text": prompt}] if blocks else prompt
         messages.append({"role": "user", "content": content})
         conversation.first_of_user([*self._turns, *messages])

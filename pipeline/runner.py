@@ -345,8 +345,13 @@ class _Run:
         with _Submitter(driver) as submitter:
             if not self._planned_by_others(submitter):
                 lookup = Lookup(driver.database, driver.job_id, driver.sink)
-                for _ in self._plan.batches(driver, self._run_id, lookup, first=self._first()):
-                    submitter.wake()
+                try:
+                    for _ in self._plan.batches(driver, self._run_id, lookup, first=self._first()):
+                        submitter.wake()
+                except InputError as exc:  # what came before it may be at the API by now
+                    raise Stopped(
+                        f"{exc} (rows before that are planned, and are sent and collected by the next driver)"
+                    ) from exc
             finish_planning(driver, self._run_id, dict(self._job.vars), whole=self._plans_all, now=driver.now())
             for _ in send_again(driver, self._job, self._run_id, self._plan.recipe):
                 submitter.wake()
@@ -367,7 +372,7 @@ class _Run:
         Raises LostRace when they did not come to their end: under a new lease, for they may go on, all is planned here.
         """
         share, self._share = self._share, None
-        if share is None or not self._plans_all or len(self._plan.rows.files) < 2:
+        if share is None or not self._plans_all or len(self._plan.rows.inputs) < 2:
             return False
 
         def meanwhile() -> None:
@@ -527,6 +532,8 @@ def _known(conn: Connection, database: Database, job: Job, columns: Columns) -> 
             raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
     before = None if row is None else Columns(**row.columns)
     sink = _sink(database, job, columns, row, before)
+    if row is not None and before is not None:
+        _refuse_changed(conn, job, columns, row, before)
     sink.check(conn, before)
     return row, sink
 
@@ -552,11 +559,28 @@ def _sink(database: Database, job: Job, columns: Columns, row: Row[Any] | None, 
     return Sink(job.sink.table, everything, kept_today=columns.keep, schema=database.default_schema)
 
 
+def _refuse_changed(conn: Connection, job: Job, columns: Columns, row: Row[Any], before: Columns) -> None:
+    """A column changes its kind only while no answers of the former kind are on their way, nor drivers that wait."""
+    changed = columns.changed_outputs(before)
+    open_batches = store.batches_to_come_back(conn, row.id) if changed else 0
+    if open_batches:
+        name, (was, now) = next(iter(changed.items()))
+        raise DatabaseError(
+            f"output: column {name!r} of table {job.sink.table!r} holds {was}, the job now says {now}, and "
+            f"{open_batches} of its batches are open: take them to their end by `collect {job.name}` or `cancel`, then "
+            f"run again; or give the new one another name by output.columns: {{{name}: answer_{name}}}"
+        )
+
+
 def _register(where: Where, job: Job, columns: Columns, file: Path | None) -> tuple[Row[Any], Sink]:
     """Note the job and make its results table, in one transaction."""
     with where.database.write() as conn:
         store.alone(conn)  # another driver may do the same just now
         row, sink = _known(conn, where.database, job, columns)
+        if row is not None and sink.columns != Columns(**row.columns):
+            store.columns_of(
+                conn, row.id, to_change=True
+            )  # before the table: who writes answers takes them in this order
         sink.make(conn, None if row is None else Columns(**row.columns))
         root = where.spool_root(None if row is None else row.spool)
         spool = Spool.open(root, job.name, expected=None if row is None else row.spool_id)

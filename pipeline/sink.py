@@ -112,8 +112,26 @@ class Columns:
             before.history or before.had_history,
             before.schema,
         )
+        self._refuse_near_twins(before)
         columns._refuse_clashes(dict.fromkeys(columns.keep, "give the job and sink.table new names"))
         return columns
+
+    def _refuse_near_twins(self, before: "Columns") -> None:
+        """A new output column is none that the table has in other letters: SQLite takes the two for one."""
+        has = {name.lower(): name for name in before.output}
+        for name in self.output:
+            other = has.get(name.lower(), name)
+            if other != name:
+                raise JobError(
+                    f"output: property {name!r} clashes with column {other!r}, which the table has from before; write "
+                    f"output.columns: {{{name}: {other}}} to go on with it, or {{{name}: answer_{name}}}"
+                )
+
+    def changed_outputs(self, before: "Columns") -> dict[str, tuple[str, str]]:
+        """The output columns whose values are of another kind than before: name to both kinds."""
+        both = [name for name in self.output if name in before.output]
+        kinds = {name: (before.output[name], self.output[name]) for name in both}
+        return {name: (was, now) for name, (was, now) in kinds.items() if was != now}
 
     def _refuse_clashes(self, remedies: Mapping[str, str]) -> None:
         seen: dict[str, str] = {name: "a column of every results table" for name, _ in FIXED}
@@ -184,7 +202,8 @@ class Sink:
         self._readers = [(i, _READERS[kind]) for i, kind in enumerate(kinds) if kind in _READERS]
         self._outputs = [(name, _READERS.get(kind)) for name, kind in columns.output.items()]
         self._upsert: Bulk | None = None
-        today = self._keep if kept_today is None else set(kept_today)
+        self._today = None if kept_today is None else set(kept_today)
+        today = self._keep if self._today is None else self._today
         self._kept_today = [i for i, name in enumerate(self._keep, len(self._key)) if name in today]
         self._update_keep = self._keep_update()
         foreign = {*columns.key, *columns.keep, *columns.output, *_FOREIGN}
@@ -194,6 +213,13 @@ class Sink:
     def of(cls, job: Row[Any]) -> "Sink":
         """The results table of a job that the state database knows, whose row of it this is."""
         return cls(job.results_table, Columns(**job.columns))
+
+    def having(self, columns: Columns) -> "Sink":
+        """The same table when it has these columns; itself when it has them already."""
+        if columns == self.columns:
+            return self
+        name = f"{self._own_schema}.{self.table.name}" if self._own_schema else self.table.name
+        return Sink(name, columns, self._today, self.table.schema)
 
     def _upsert_on(self, conn: Connection) -> Bulk:
         row = _insert_of(conn.dialect.name)(self.table)
@@ -229,6 +255,30 @@ class Sink:
                 f"sink.history: table {self.history.name!r} exists and was not made by this job; "
                 "choose another name for sink.table, or drop it"
             )
+        if before is not None:
+            for table in (self.table, self.history):
+                if table is not None and self._exists(conn, table):
+                    self._refuse_foreign(conn, table, before)
+
+    def _refuse_foreign(self, conn: Connection, table: Table, before: Columns) -> None:
+        """Raises DatabaseError for a column that is to be added, and that somebody else has added."""
+        present = {name.lower(): name for name in self._present(conn, table)}
+        for what, names, had in (
+            ("source.keep", self.columns.keep, before.keep),
+            ("output", self.columns.output, before.output),
+        ):
+            for name in names:
+                if name not in had and name.lower() in present:
+                    remedy = {"source.keep": f"keep it as {{{name}: source_{name}}}"}.get(
+                        what, f"write output.columns: {{{name}: answer_{name}}}"
+                    )
+                    raise DatabaseError(
+                        f"{what}: table {table.name!r} has a column {present[name.lower()]!r} that this job has not "
+                        f"made; {remedy}, or drop that column"
+                    )
+
+    def _present(self, conn: Connection, table: Table) -> list[str]:
+        return [column["name"] for column in inspect(conn).get_columns(table.name, schema=table.schema)]
 
     def _refuse_names(self, conn: Connection) -> None:
         """PostgreSQL would cut long names off, and has columns of its own in each table; SQLite has no schemas."""
@@ -274,7 +324,7 @@ class Sink:
                 table.create(conn)
 
     def _bring_up(self, conn: Connection, table: Table, before: Columns | None) -> None:
-        present = {column["name"] for column in inspect(conn).get_columns(table.name, schema=table.schema)}
+        present = set(self._present(conn, table))
         had = {} if before is None else {**before.keep, **before.output}
         has = {**self.columns.keep, **self.columns.output}
         preparer = conn.dialect.identifier_preparer

@@ -2,12 +2,12 @@
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import orjson
 import polars as pl
 
-from pipeline import templates
+from pipeline import objects, templates
 from pipeline.errors import InputError
 from pipeline.job import Source
 from pipeline.plan import no_key
@@ -41,21 +41,21 @@ limits:
   max_cost_usd: 5               # of a run, in US dollars: it stops before it costs more
   max_failed: 0                 # share of the rows that may fail before `run` exits with 1
 
-canary: false                   # a first small batch to try the recipe: not in this version yet
+# canary: {{rows: 20, max_failed: 0.2}}   # a new recipe's first rows go first; false: all at once
 """
 
 
-def write_job_file(file: Path, output: Path | None) -> Path:
-    """Write a commented job file for a data file, and return where.
+def write_job_file(file: str, output: Path | None) -> Path:
+    """Write a commented job file for a data file (a path, or a URL on object storage), and return where.
 
     The key is the first column that is unique and never empty. output: None writes beside the current folder's files,
     under the data file's name. Raises InputError if the file exists already or no column can be the key.
     """
-    stem = file.name.split(".")[0]
+    stem = PurePosixPath(file).name.split(".")[0]
     job_file = output or Path(f"{stem}.yaml")
     if job_file.exists():
         raise InputError(f"{job_file} exists already; give another name by -o")
-    source = Source(path=[str(file)], key=["?"])
+    source = Source(path=[file], key=["?"])
     rows = Rows(source)
     key = _key(rows)
     if key is None:
@@ -67,7 +67,7 @@ def write_job_file(file: Path, output: Path | None) -> Path:
         file=file,
         job_file=job_file,
         name=_name(stem),
-        path=_yaml(os.path.relpath(file, job_file.parent)),
+        path=_yaml(file if objects.is_url(file) else os.path.relpath(file, job_file.parent)),
         key=_yaml(key),
         prompt="\n".join(f"    <{_tag(name)}>{_expression(name)}</{_tag(name)}>" for name in shown),
     )

@@ -148,6 +148,22 @@ def put_job(
     return _number(created)
 
 
+def columns_of(conn: Connection, job_id: int, *, to_change: bool = False) -> dict[str, Any]:
+    """The columns of the job's results table, which stay so until this transaction has ended.
+
+    to_change: unless it changes them itself: it waits until nobody writes answers any more.
+    """
+    if conn.dialect.name == "postgresql":  # on SQLite there is one writer at a time
+        # not the job's row: many readers of a locked row keep a writer waiting for ever, here all wait their turn
+        lock = func.pg_advisory_xact_lock if to_change else func.pg_advisory_xact_lock_shared
+        conn.execute(select(lock(_COLUMNS, job_id)))
+    columns: dict[str, Any] = conn.execute(select(jobs.c.columns).where(jobs.c.id == job_id)).scalar_one()
+    return columns
+
+
+_COLUMNS = 0x636F6C73  # any number that is ours
+
+
 def mark_swept(conn: Connection, job_id: int, now: datetime) -> None:
     """A driver has just done all that was due for the job."""
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(swept_at=now))
@@ -161,6 +177,13 @@ def job_named(conn: Connection, name: str) -> Row[Any] | None:
 def run(conn: Connection, run_id: int) -> Row[Any]:
     """One run."""
     return conn.execute(select(runs).where(runs.c.id == run_id)).one()
+
+
+def batches_to_come_back(conn: Connection, job_id: int) -> int:
+    """How many batches of the job are at the API, or may be, or wait to be collected."""
+    states = [state for state in OPEN_BATCHES if state is not BatchState.PLANNED]
+    here = (batches.c.job_id == job_id, batches.c.state.in_(states))
+    return conn.scalar(select(func.count()).select_from(batches).where(*here)) or 0
 
 
 def all_jobs(conn: Connection) -> list[Row[Any]]:

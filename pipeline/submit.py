@@ -294,7 +294,7 @@ def _split(driver: Driver, batch: Batch, problem: str) -> None:
         settled = [store.Settled(number, outcome.state, outcome.error_type, again=False) for number, *_ in rows]
         store.mark_outcomes(conn, batch, 0, 0, settled)
         fixed = [Fixed(batch.recipe, 0.0, n + 1, None, None, batch.run_id, driver.now()) for _, _, n, _, _ in rows]
-        results = [driver.sink.row(r[3], r[4], outcome, f) for r, f in zip(rows, fixed, strict=True)]
-        driver.sink.write(conn, results)
+        sink = driver.sink_now(conn)
+        sink.write(conn, [sink.row(r[3], r[4], outcome, f) for r, f in zip(rows, fixed, strict=True)])
         store.drop(conn, batch, problem)
     driver.tell("dropped", batch=batch.id, problem=outcome.error_message)

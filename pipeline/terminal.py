@@ -108,6 +108,16 @@ def signals(stop: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def terminated() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: it can tidy up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def confirmed(*, yes: bool, ask: bool) -> bool:
     """Whether a person on a terminal says yes; where there is none, it goes on."""
     if yes or not ask or not (sys.stdin.isatty() and sys.stderr.isatty()):

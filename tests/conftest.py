@@ -25,7 +25,7 @@ from pipeline.runner import Finished, Options, run, sweep
 from pipeline.tables import batches, requests
 from pipeline.where import Where
 
-pytest_plugins = ["tests.postgres", "tests.prefect_site"]
+pytest_plugins = ["tests.object_storage", "tests.postgres", "tests.prefect_site"]
 
 
 class TurnedClock:

@@ -7,7 +7,7 @@ import stat as modes
 import tempfile
 from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +74,9 @@ class CountingFolder:
     def read(self, path: str) -> bytes:
         self.reads[path] += 1
         return self._folder.read(path)
+
+    def foresee(self, paths: Iterable[str]) -> None:
+        self._folder.foresee(paths)
 
 
 @pytest.fixture

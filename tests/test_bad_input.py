@@ -427,7 +427,7 @@ def test_keys_that_are_twice_in_different_files_are_named_with_both(command: Com
         pytest.param("not.csv.gz", ["not.csv.gz", "cannot be read"], id="not compressed"),
         pytest.param("empty.csv.gz", ["empty.csv.gz is empty"], id="empty when decompressed"),
         pytest.param("table.xlsx", ["table.xlsx", "unknown kind of file", ".csv"], id="a spreadsheet"),
-        pytest.param("s3://bucket/a.csv", ["s3://bucket/a.csv", "local files only"], id="a bucket"),
+        pytest.param("ftp://host/a.csv", ["ftp://host/a.csv", "s3://, gs://, az://"], id="a server of another kind"),
     ],
 )
 def test_a_wrong_source_is_refused(command: Command, api: Api, folder: Path, path: str, said: list[str]) -> None:

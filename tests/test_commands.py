@@ -171,9 +171,19 @@ def test_a_retry_ends_with_the_codes_of_a_run(command: Command, api: RunningEmul
     command("run", "job.yaml")
 
     fails_again = command("retry", "job.yaml", "--json")
-    detached = command("retry", "job.yaml", "--detach", "--json")
 
     assert (fails_again.code, fails_again.events[-1]["rows"]) == (1, {"refused": 1})
+
+
+@slow
+def test_a_detached_retry_leaves_its_run_open(command: Command, api: RunningEmulator) -> None:
+    api.emulator.add_fault(on="item", do="refuse", match="Note number 1 ")
+    command("run", "job.yaml", "--detach")
+    api.emulator.clock.advance(60)
+    command("collect")
+
+    detached = command("retry", "job.yaml", "--detach", "--json")
+
     assert (detached.code, detached.events[-1]["state"]) == (0, "open")
     assert detached.events[-1].keys() == {"event", "run_id", "state", "reason", "rows", "cost_usd"}
 
@@ -623,6 +633,38 @@ def test_answers_are_exported_to_a_file_once(command: Command, folder: Path) -> 
         "error: answers.csv exists; give another name, or --overwrite",
     )
     assert (over.code, len((folder / "answers.csv").read_text().splitlines())) == (0, 3)
+
+
+def test_answers_are_exported_to_a_folder_of_files(command: Command, folder: Path) -> None:
+    command("run", "job.yaml")
+    asked = ("export", "job.yaml", "answers", "--partition-by", "status", "--partition-by", "model", "--format", "csv")
+
+    exported = command(*asked)
+    again = command(*asked)
+
+    assert (exported.code, exported.err.splitlines()[-1]) == (0, "wrote    6 rows to answers in 1 file")
+    [file] = folder.glob("answers/status=succeeded/model=*/part-*.csv")
+    assert len(file.read_text().splitlines()) == 7
+    assert (again.code, again.err.splitlines()[-1]) == (
+        2,
+        "error: answers is not empty; give another folder, or --overwrite",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--partition-by", "status"], "--partition-by makes a folder of files: name it after the job"),
+        (["a.csv", "--format", "csv"], "--format csv: without --partition-by the name of the file says it"),
+        (["a", "--partition-by", "status", "--format", "xlsx"], "--format xlsx: write parquet, csv or ndjson"),
+    ],
+)
+def test_options_of_an_export_that_do_not_go_together_are_refused(
+    command: Command, words: list[str], said: str
+) -> None:
+    refused = command("export", "job.yaml", *words)
+
+    assert (refused.code, refused.err.splitlines()[-1]) == (2, f"error: {said}")
 
 
 def test_next_commands_carry_what_they_need_and_can_be_pasted(command: Command, folder: Path) -> None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy import inspect, select
 
 from pipeline import store
+from pipeline.attachments import LocalFolder
 from pipeline.checks import check_params
 from pipeline.errors import JobError
 from pipeline.job import Job, load
@@ -172,7 +173,7 @@ def test_documents_are_cited_put_up_once_and_removed(world: World) -> None:
 def test_photos_are_attached_by_what_they_are(world: World) -> None:
     job = example("photos")
     row = {"parcel_id": "FP-20421", "photo": "photos/fp-20421.jpg", "note": "n"}
-    built = orjson.loads(RequestBuilder(job).params(row, SAMPLES / "attachments").params)
+    built = orjson.loads(RequestBuilder(job).params(row, LocalFolder(SAMPLES / "attachments")).params)
 
     world.run(job)
 

@@ -13,11 +13,13 @@ import polars as pl
 import pytest
 from sqlalchemy import Row
 
-from pipeline import answers, store
+from pipeline import answers, objects, store
 from pipeline.answers import Wanted
 from pipeline.errors import InputError, Stopped
-from pipeline.exports import FORMATS, export
+from pipeline.exports import export
+from pipeline.writers import FORMATS
 from tests.conftest import World, texts
+from tests.object_storage import S3
 
 SCHEMA = {
     "type": "object",
@@ -57,7 +59,7 @@ def test_a_parquet_file_has_the_types_of_the_columns(world: World) -> None:
 
     exported = export(world.database, job, path, Wanted())
 
-    assert exported == (5, path)
+    assert exported == (5, str(path), 1)
     found = pl.read_parquet(path)
     kinds = [found.schema[name] for name in ("id", "title", "score", "pages", "done", "at", "day", "tags")]
     assert kinds == [
@@ -141,12 +143,14 @@ def test_a_file_that_exists_stays_unless_it_may_be_replaced(world: World) -> Non
     [
         pytest.param("answers.xlsx", Wanted(), "must end in one of .parquet, .csv", id="a format"),
         pytest.param("answers", Wanted(), "must end in one of", id="no format"),
-        pytest.param("no/answers.csv", Wanted(), "there is no folder", id="a folder"),
+        pytest.param("no/answers.csv", Wanted(), "there is no folder", id="no folder"),
+        pytest.param("emulator.csv", Wanted(), "is a folder; give the name of a file", id="a folder"),
         pytest.param("answers.csv", Wanted(where="nonsense ="), "is not a SQL predicate", id="a predicate"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_left(world: World, name: str, wanted: Wanted, said: str) -> None:
     job = ran(world)
+    (world.folder / "emulator.csv").mkdir()
     before = sorted(world.folder.iterdir())
 
     with pytest.raises(InputError, match=said):
@@ -180,3 +184,116 @@ def test_a_full_disk_leaves_the_file_of_before(tmp_path: Path, world: World, suf
 
     assert path.read_text() == "before"
     assert list(tmp_path.glob(".answers*")) == []
+
+
+# -- on object storage -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("limit", [None, 0], ids=["all", "none"])
+def test_an_object_is_what_a_file_is(world: World, s3: S3, suffix: str, limit: int | None) -> None:
+    job = ran(world)
+    path = world.folder / f"answers{suffix}"
+    export(world.database, job, path, Wanted(limit=limit))
+
+    exported = export(world.database, job, f"s3://bucket/some day/answers{suffix}", Wanted(limit=limit))
+
+    assert exported == (5 if limit is None else 0, f"s3://bucket/some day/answers{suffix}", 1)
+    assert s3.get(f"some day/answers{suffix}") == path.read_bytes()
+
+
+@pytest.fixture
+def in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> Row[Any]:
+    """A job whose answers are so large that each goes up as a part of its own: 5 MB is the least that S3 takes."""
+    job = ran(world)
+    monkeypatch.setattr(objects, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(answers, "PAGE", 1)
+    table = "answers" if world.database.is_sqlite else f"{world.database.default_schema}.answers"
+    filled = "substr(hex(zeroblob(3000000)), 1, 5500000)" if world.database.is_sqlite else "repeat('0', 5500000)"
+    with world.database.write() as conn:
+        conn.exec_driver_sql(f"UPDATE {table} SET text = {filled}")
+    return job
+
+
+def test_a_large_object_goes_up_in_parts(world: World, s3: S3, in_parts: Row[Any]) -> None:
+    export(world.database, in_parts, "s3://bucket/answers.ndjson", Wanted())
+
+    assert sum(request.startswith("PUT") for request in s3.requests) >= 5
+    assert s3.get("answers.ndjson") == b"".join(answers.ndjson(world.database, in_parts))
+
+
+@pytest.mark.parametrize("name", ["answers.ndjson", "answers.parquet"])
+def test_an_object_that_exists_stays_unless_it_may_be_replaced(world: World, s3: S3, name: str) -> None:
+    job = ran(world)
+    url = s3.put(name, b"mine")
+
+    with pytest.raises(InputError, match=rf"s3://bucket/{name} exists; give another name, or --overwrite"):
+        export(world.database, job, url, Wanted())
+    assert s3.get(name) == b"mine"
+
+    assert export(world.database, job, url, Wanted(), overwrite=True).rows == 5
+    assert s3.get(name) != b"mine"
+
+
+def test_of_two_exports_to_one_name_the_later_one_is_told(
+    world: World, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = ran(world)
+    pages = answers.pages
+
+    def with_another(*args: Any) -> Iterator[Any]:
+        yield from pages(*args)
+        s3.put("answers.csv", b"of the other one")
+
+    monkeypatch.setattr("pipeline.exports.pages", with_another)
+    with pytest.raises(InputError, match="exists"):
+        export(world.database, job, "s3://bucket/answers.csv", Wanted())
+
+    assert s3.get("answers.csv") == b"of the other one"
+
+
+def test_a_store_that_goes_down_in_the_middle_keeps_what_was_there_and_nothing_else(
+    world: World, s3: S3, in_parts: Row[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
+    objects.forget_stores()
+    s3.put("answers.ndjson", b"before")
+    s3.broken = lambda request: "partNumber=3" in request
+
+    with pytest.raises(Stopped, match=r"s3://bucket/answers.ndjson: the store cannot be reached .*safe to run again"):
+        export(world.database, in_parts, "s3://bucket/answers.ndjson", Wanted(), overwrite=True)
+
+    assert any(request.startswith("PUT") for request in s3.requests)
+    assert (s3.get("answers.ndjson"), s3.unfinished()) == (b"before", [])
+
+
+def test_a_database_that_fails_in_the_middle_leaves_no_upload(
+    world: World, s3: S3, in_parts: Row[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = answers.pages
+
+    def cut(*args: Any) -> Iterator[Any]:
+        for number, page in enumerate(pages(*args)):
+            if number == 3:
+                raise Stopped("the database is gone")
+            yield page
+
+    monkeypatch.setattr("pipeline.exports.pages", cut)
+    with pytest.raises(Stopped, match="the database is gone"):
+        export(world.database, in_parts, "s3://bucket/answers.ndjson", Wanted())
+
+    assert (s3.keys(), s3.unfinished()) == ([], [])
+
+
+def test_a_bucket_that_is_not_there_and_wrong_credentials_are_told(world: World, s3: S3) -> None:
+    job = ran(world)
+
+    with pytest.raises(objects.NotThere, match=r"there is no bucket s3://buckett; check its name"):
+        export(world.database, job, "s3://buckett/answers.csv", Wanted())
+    s3.faults += ["403"]
+    with pytest.raises(objects.NoAccess, match="the store refuses the credentials"):
+        export(world.database, job, "s3://bucket/answers.csv", Wanted())
+    with pytest.raises(InputError, match="answers go to a path, or to s3://BUCKET/NAME"):
+        export(world.database, job, "https://bucket/answers.csv", Wanted())
+
+    assert s3.keys() == []

@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import preview
+from pipeline.attachments import LocalFolder
 from pipeline.clients import Reach
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, SourceError
@@ -165,7 +166,7 @@ def test_the_first_rows_are_picked_with_the_requests_of_the_batch(tmp_path: Path
     found = picked(asked, 2)
 
     plan = Plan(asked)
-    expected = [plan.builder.params(row, tmp_path).params for row in texts(2)]
+    expected = [plan.builder.params(row, LocalFolder(tmp_path)).params for row in texts(2)]
     assert [(row.key, row.place) for row in found.rows] == [("r0", "rows.csv row 1"), ("r1", "rows.csv row 2")]
     assert [row.built.params for row in found.rows] == expected
 

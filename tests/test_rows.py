@@ -13,8 +13,9 @@ import pytest
 
 from pipeline import identity
 from pipeline.errors import SourceError
+from pipeline.formats import CHUNK_ROWS
 from pipeline.job import Source
-from pipeline.rows import CHUNK_ROWS, Chunk, Rows
+from pipeline.rows import Chunk, Rows
 
 Row = dict[str, Any]
 
@@ -476,17 +477,13 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
         pytest.param("nope.csv", "nope.csv does not exist", id="no file"),
         pytest.param("nope/", "nope/ does not exist", id="no folder"),
         pytest.param("nope*.csv", "source.path: no file matches", id="a glob without match"),
-        pytest.param("empty", "empty holds no CSV, TSV, Parquet or NDJSON file", id="an empty folder"),
+        pytest.param("empty", "empty holds no CSV, TSV, Parquet, NDJSON or Arrow file", id="an empty folder"),
     ],
 )
 def test_a_source_that_is_not_there_is_named(tmp_path: Path, path: str, said: str) -> None:
     (tmp_path / "empty").mkdir()
 
     assert said in refusal(f"{tmp_path}/{path}")
-
-
-def test_a_source_elsewhere_is_not_read_yet() -> None:
-    assert "s3://bucket/a.csv: this version reads local files only" in refusal("s3://bucket/a.csv")
 
 
 def test_files_whose_columns_differ_are_refused_with_both_files_and_the_column(write: Write) -> None:

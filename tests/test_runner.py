@@ -505,3 +505,15 @@ def test_answers_go_to_a_table_in_a_schema_where_there_are_any(world: World) -> 
 def test_the_pipelines_own_schema_is_refused(world: World) -> None:
     with pytest.raises(ValidationError, match="the schema of the pipeline's own tables"):
         world.job(sink={"table": "batch_pipeline.answers"})
+
+
+def test_a_quote_counts_what_the_place_of_inference_adds(world: World) -> None:
+    world.rows([{"id": "1", "text": "one"}])
+    request = {"model": "claude-sonnet-5", "params": {}}
+    anywhere = world.run(world.job(request=request), dry_run=True).quote
+
+    in_the_us = world.run(world.job(request={**request, "params": {"inference_geo": "us"}}), dry_run=True).quote
+
+    answers = [(quote.cost_most or 0.0) - (quote.cost_input or 0.0) for quote in (anywhere, in_the_us)]
+    assert answers[0] > 0
+    assert answers[1] == pytest.approx(1.1 * answers[0])

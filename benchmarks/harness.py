@@ -1,0 +1,452 @@
+"""What all scenarios need: rows, a bare server, programs run beside it, and what each of them took.
+
+This module imports nothing large: on Linux the peak memory of a child begins at that of the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+HERE = Path(__file__).parent
+PROGRAMS = ("plain", "pipeline", "flow")
+TABLES = {"plain": "answers", "pipeline": "bench_answers", "flow": "bench_answers"}
+SQLITE_FILES = {"plain": "plain.db", "pipeline": "batches.db", "flow": "batches.db"}
+ROW_BYTES = 1_055  # of a row's body; with id and title a row has 1.1 kB
+GROUP_BYTES = 50_000 * ROW_BYTES  # of the bodies in one row group of a Parquet file
+
+NO_COMMAND = "there is no batch-pipeline command: install the project"
+
+JOB = """\
+name: bench
+source:
+  path: {source}
+  key: id
+request:
+  model: claude-haiku-4-5
+  max_tokens: 300
+  prompt: "Summarize:\\n<title>{{{{ title }}}}</title>\\n{{{{ body }}}}"
+canary: false
+limits:
+  max_batch_requests: {batch}
+sink:
+  table: bench_answers
+"""
+BATCH = 25_000  # requests of a batch, as a job has them that says nothing
+
+
+class BenchError(Exception):
+    """A measurement cannot go on, or must not count; the message says why."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one process took. peak_mb: resident, in 10**6 bytes; cpu_seconds: user and system together."""
+
+    exit_code: int
+    wall_seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One program's run. stages: seconds from its start to the end of each stage (`STAGES`), where it tells them."""
+
+    scenario: str
+    program: str
+    source: str  # csv, parquet
+    rows: int
+    client: Usage
+    server: Usage
+    stages: dict[str, float] = field(default_factory=dict)
+    body_bytes: int = 0  # of all creates, as the server saw them
+    database_bytes: int = 0  # of the SQLite file at the end
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / self.client.wall_seconds
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"rows_per_second": self.rows_per_second}
+
+
+#: Of a run: the event of `--json` that ends it, whether the first or the last such event does, its name. Sending goes
+#: on beside rendering, and beside collecting when the queue is full.
+STAGES = {
+    "quote": ("quote", "first", "start, pass one"),
+    "plan": ("planned", "last", "render, spool, send"),
+    "collect": ("collected", "last", "poll, collect"),
+}
+REST = "end"  # what comes after them
+
+
+class Line(NamedTuple):
+    """A line of the table. met: None where the target speaks of another size than was measured."""
+
+    what: str
+    measured: str
+    target: str
+    met: bool | None
+    value: float
+
+
+@dataclass
+class Bench:
+    """A benchmark under way: its options, and what the scenarios leave for each other."""
+
+    options: argparse.Namespace
+    folder: Path  # for rows and databases; what is in it goes at the end
+    measurements: list[Measurement] = field(default_factory=list)
+    tables: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)  # for the report besides, head first
+    answered: Path | None = None  # the folder of a finished run over the most rows, as Parquet, with its database
+
+    def rows(self, count: int, file_format: str, *, body: int = ROW_BYTES) -> Path:
+        """A file of so many rows, made unless it is there. body: bytes of a row's text."""
+        folder = self.options.rows_folder or self.folder
+        path = Path(folder, f"rows-{count}x{body}.{file_format}")
+        if not path.exists():
+            script, group = str(HERE / "make_rows.py"), str(max(1, GROUP_BYTES // body))
+            with self.fresh_folder("rows", folder) as made:  # renamed when whole, for it may be used again
+                options = ["--format", file_format, "--rows-per-group", group, "--body", str(body)]
+                subprocess.run([sys.executable, script, str(count), str(made), *options], check=True)
+                (made / f"rows.{file_format}").rename(path)
+        return path.absolute()
+
+    @contextmanager
+    def fresh_folder(self, name: str, parent: Path | None = None) -> Iterator[Path]:
+        """A new folder; it goes with the block, unless something was wrong: then it stays for a look."""
+        parent = parent or self.folder
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+        yield folder
+        if folder != self.answered:
+            shutil.rmtree(folder)
+
+
+Result = TypeVar("Result")
+
+
+def median_of(once: Callable[[], Result], times: int, value: Callable[[Result], float]) -> Result:
+    """The result of median value; of an even number the higher of the middle two, so that no figure is made up."""
+    results = [once() for _ in range(times)]
+    middle = statistics.median_high(value(result) for result in results)
+    return next(result for result in results if value(result) == middle)
+
+
+# Programs ------------------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """The events of `--json` that a program tells while it runs: when it told each kind first and last."""
+
+    def __init__(self, process: subprocess.Popen[bytes], started: float, output: IO[bytes]) -> None:
+        self._process, self.started, self._output = process, started, output
+        self.first: dict[str, float] = {}  # seconds from its start
+        self.last: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            seconds = time.monotonic() - self.started
+            self._output.write(line)
+            with suppress(ValueError, KeyError, TypeError):  # other programs print other lines
+                event = json.loads(line)["event"]
+                self.first.setdefault(event, seconds)
+                self.last[event] = seconds
+
+    def to_the_end(self) -> None:
+        self._thread.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def stages(self) -> dict[str, float]:
+        """When each stage ended that the program told of."""
+        ends = {stage: getattr(self, which).get(event) for stage, (event, which, _) in STAGES.items()}
+        return {stage: seconds for stage, seconds in ends.items() if seconds is not None}
+
+
+def wait(process: subprocess.Popen[bytes], started: float) -> Usage:
+    """Wait for a child and read its own usage: wait4 speaks of this child alone, getrusage of all there ever were."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
+    # Linux gives ru_maxrss in KiB, macOS in bytes.
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Usage(process.returncode, time.monotonic() - started, usage.ru_utime + usage.ru_stime, peak / 1e6)
+
+
+def run(
+    command: list[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    timeout: float,
+    until: Callable[[Told], bool] | None = None,
+) -> tuple[Usage, Told]:
+    """Run a program in its folder; all it says goes into output.txt there.
+
+    timeout: seconds, then it is killed (exit code -9). until: killed as soon as this holds, asked 20 times a second.
+    """
+    with (folder / "output.txt").open("ab") as output:
+        started = time.monotonic()
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=output)
+        told = Told(process, started, output)
+        timer = threading.Timer(timeout, process.kill)
+        timer.start()
+        try:
+            if until is not None:
+                while process.poll() is None and not until(told):
+                    time.sleep(0.05)
+                if process.returncode is not None:
+                    return Usage(process.returncode, time.monotonic() - started, 0.0, 0.0), told
+                process.kill()
+            return wait(process, started), told
+        finally:
+            timer.cancel()
+            if process.returncode is None:
+                process.kill()
+                process.wait()
+            told.to_the_end()
+
+
+def succeeded(usage: Usage, what: str, folder: Path) -> Usage:
+    """The usage of a program that ended with 0; raises BenchError with the last it said if it did not."""
+    if usage.exit_code == 0:
+        return usage
+    last = "\n".join((folder / "output.txt").read_text(errors="replace").strip().splitlines()[-15:])
+    raise BenchError(f"{what} ended with exit code {usage.exit_code}; see {folder}\n{last}")
+
+
+# Servers -------------------------------------------------------------------------------------------------------------
+
+
+class Served:
+    """A server in a process of its own that has said where it listens."""
+
+    def __init__(self, process: subprocess.Popen[bytes], started: float, url: str) -> None:
+        self._process, self._started, self.url = process, started, url
+
+    def stop(self) -> Usage:
+        """End it; what it took."""
+        self._process.send_signal(signal.SIGTERM)
+        return wait(self._process, self._started)
+
+    def seen(self) -> dict[str, Any]:
+        """What a bare server was asked so far: `bare_server.Seen`."""
+        with urllib.request.urlopen(f"{self.url}/bench", timeout=60) as answer:
+            seen: dict[str, Any] = json.load(answer)
+        return seen
+
+    def release(self) -> None:
+        """Let all batches of a bare server end that were held."""
+        urllib.request.urlopen(f"{self.url}/bench/release", data=b"", timeout=60).close()
+
+
+@contextmanager
+def served(script: str, *options: str) -> Iterator[Served]:
+    """A script of this folder that prints `listening on URL` and serves until SIGTERM."""
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, str(HERE / script), *options], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline().decode()
+        if not line.startswith("listening on "):
+            raise BenchError(f"{script} did not start")
+        yield Served(process, started, line.removeprefix("listening on ").strip())
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            process.wait()
+        process.stdout.close()
+
+
+@contextmanager
+def prefect_server(environment: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """A Prefect server in another process, as a deployment has; the environment of who talks to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--no-ui", "--port", str(port)]
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+                break
+            time.sleep(0.1)
+        else:
+            raise BenchError("Prefect's server did not start")
+        yield {**environment, "PREFECT_API_URL": url}
+    finally:
+        server.terminate()
+        server.wait()
+
+
+# The programs that are compared --------------------------------------------------------------------------------------
+
+
+def environment_for(base_url: str, folder: Path, database: str | None = None) -> dict[str, str]:
+    """The caller's environment without what would change a run: other keys, settings of ours, proxies.
+
+    folder: for the state database unless `database` names another, and for what Prefect keeps of its own.
+    """
+    foreign = ("ANTHROPIC_", "BATCH_", "PREFECT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
+    ours = {"ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-bench", "BATCH_POLL_SECONDS": "0.1"}
+    ours["BATCH_DATABASE_URL"] = database or f"sqlite:///{folder / SQLITE_FILES['pipeline']}"
+    if database is not None:
+        ours["BATCH_SPOOL"] = str(folder / "spool")
+    ours |= {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    return kept | ours
+
+
+def pipeline_command() -> str:
+    """Where `batch-pipeline` is. Raises BenchError if it is nowhere."""
+    beside = Path(sys.executable).with_name("batch-pipeline")
+    found = str(beside) if beside.exists() else shutil.which("batch-pipeline")
+    if found is None:
+        raise BenchError(NO_COMMAND)
+    return found
+
+
+def write_job(folder: Path, source: Path, *, batch: int = BATCH) -> Path:
+    """The job file of the pipeline. batch: requests of one batch at most."""
+    job = folder / "bench.yaml"
+    job.write_text(JOB.format(source=source, batch=batch), encoding="utf-8")
+    return job
+
+
+def command_for(program: str, source: Path, folder: Path, plain_batch: int, database: str | None) -> list[str]:
+    """The command line of a program. database: a URL of PostgreSQL, None for a SQLite file in its folder."""
+    if program == "plain":
+        where = [str(folder / SQLITE_FILES[program])] if database is None else ["--database", database]
+        return [sys.executable, str(HERE / "plain_script.py"), str(source), *where, "--batch-size", str(plain_batch)]
+    job = write_job(folder, source)
+    if program == "flow":
+        return [sys.executable, "-m", "flows.run_job", str(job)]
+    return [pipeline_command(), "run", str(job), "--yes", "--json"]
+
+
+def check_answers(program: str, folder: Path, rows: int, database: str | None = None) -> None:
+    """Raises BenchError unless the table has exactly `rows` keys, each once and each succeeded with a text."""
+    succeeded = "sum(CASE WHEN status = 'succeeded' AND text <> '' THEN 1 ELSE 0 END)"
+    query = f"SELECT count(*), count(DISTINCT id), {succeeded} FROM {TABLES[program]}"
+    try:
+        found = _one_row(query, folder / SQLITE_FILES[program], database)
+    except Exception as exc:
+        raise BenchError(f"{program}: its answers cannot be read: {exc}; see {folder}") from exc
+    if found != (rows, rows, rows):
+        raise BenchError(f"{program}: rows, keys, succeeded are {found}, not {rows} each; see {folder}")
+
+
+def _one_row(query: str, file: Path, database: str | None) -> tuple[Any, ...] | None:
+    if database is None:
+        with closing(sqlite3.connect(file)) as sqlite:
+            row: tuple[Any, ...] | None = sqlite.execute(query).fetchone()
+            return row
+    import psycopg
+
+    with psycopg.connect(database) as postgres:
+        return postgres.execute(query.encode()).fetchone()
+
+
+def measure(
+    bench: Bench,
+    scenario: str,
+    program: str,
+    source: Path,
+    rows: int,
+    *,
+    database: str | None = None,
+    keep: bool = False,
+) -> Measurement:
+    """One run in a fresh folder with a fresh server.
+
+    database: a URL of PostgreSQL whose database is empty. keep: leave folder and database as `bench.answered`.
+    """
+    options = bench.options
+    with bench.fresh_folder(f"{program}-{rows}") as folder:
+        command = command_for(program, source, folder, options.plain_batch, database)
+        with served("bare_server.py") as server:
+            environment: Mapping[str, str] = environment_for(server.url, folder, _for_sqlalchemy(database))
+            with prefect_server(environment) if program == "flow" else nullcontext(environment) as environment:
+                client, told = run(command, folder, environment, timeout=options.timeout)
+            body_bytes = server.seen()["create_bytes"]
+            usage = server.stop()
+        succeeded(client, f"{program} with {rows:,} rows", folder)
+        check_answers(program, folder, rows, database)
+        file = folder / SQLITE_FILES[program]
+        size = file.stat().st_size if database is None else 0
+        if keep:
+            if bench.answered is not None:
+                shutil.rmtree(bench.answered)
+            bench.answered = folder
+    suffix = source.suffix.removeprefix(".")
+    return Measurement(scenario, program, suffix, rows, client, usage, told.stages(), body_bytes, size)
+
+
+def stage_seconds(run: Mapping[str, Any]) -> list[float]:
+    """Seconds of each of STAGES and of the REST, of a measurement as in the report; none if it tells no stages."""
+    ends = [*(run["stages"].get(stage) for stage in STAGES), run["client"]["wall_seconds"]]
+    return [] if None in ends else [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
+
+
+def _for_sqlalchemy(url: str | None) -> str | None:
+    return None if url is None else url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+# What is printed -----------------------------------------------------------------------------------------------------
+
+HEADER = "      rows  program   source    wall s    cpu s  peak MB    rows/s  server cpu s"
+
+
+def line(measurement: Measurement) -> str:
+    """A measurement as a line under HEADER."""
+    client, server = measurement.client, measurement.server
+    return (
+        f"{measurement.rows:>10,}  {measurement.program:<9} {measurement.source:<8}{client.wall_seconds:>8.1f} "
+        f"{client.cpu_seconds:>8.1f} {client.peak_mb:>8.0f} {measurement.rows_per_second:>9,.0f} "
+        f"{server.cpu_seconds:>13.1f}"
+    )
+
+
+def say(bench: Bench, measurement: Measurement) -> Measurement:
+    """Print a measurement that counts, and keep it for the report."""
+    print(line(measurement), flush=True)
+    bench.measurements.append(measurement)
+    return measurement
+
+
+def at_least(what: str, value: float, measured: str, least: float, target: str, *, judged: bool = True) -> Line:
+    """A line whose value shall be `least` or more. judged: whether the target speaks of what was measured."""
+    return Line(what, measured, target, value >= least if judged else None, value)
+
+
+def below(what: str, value: float, measured: str, limit: float, target: str, *, judged: bool = True) -> Line:
+    """A line whose value shall be less than `limit`."""
+    return Line(what, measured, target, value < limit if judged else None, value)
+
+
+def peak(what: str, measurements: Iterable[Measurement], *, judged: bool = True) -> Line:
+    """The line of the largest peak memory of these."""
+    megabytes = max(each.client.peak_mb for each in measurements)
+    return below(f"{what}: peak memory", megabytes, f"{megabytes:.0f} MB", 300, "under 300 MB", judged=judged)

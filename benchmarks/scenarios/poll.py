@@ -1,0 +1,63 @@
+"""One sweep over very many open batches, none of which has ended: what waiting costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import harness
+from harness import Bench, Line, Served, below, median_of
+
+BATCHES = 1_000  # of which the targets speak: as many as one page of the listing has
+SECONDS = 3
+REQUESTS = 20  # of each batch
+POLL_SECONDS = 5  # between two polls of a batch: longer than a sweep should take, so that each sweep polls once
+
+
+class Sweep(NamedTuple):
+    """One sweep: seconds from the start of its process to its end; requests at the server."""
+
+    seconds: float
+    peak_mb: float
+    pages: int
+    retrieves: int
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """Send them to a server that holds them, sweep, then let them end and check their answers."""
+    batches = bench.options.open_batches
+    rows = batches * REQUESTS
+    with bench.fresh_folder("poll") as folder, harness.served("bare_server.py", "--hold") as server:
+        job = harness.write_job(folder, bench.rows(rows, "parquet"), batch=REQUESTS)
+        environment = harness.environment_for(server.url, folder) | {"BATCH_POLL_SECONDS": str(POLL_SECONDS)}
+
+        def done(*words: str) -> harness.Usage:
+            command = [harness.pipeline_command(), *words, "--json"]
+            usage, _ = harness.run(command, folder, environment, timeout=bench.options.timeout)
+            return harness.succeeded(usage, f"batch-pipeline {words[0]}", folder)
+
+        def sweep() -> Sweep:
+            time.sleep(POLL_SECONDS + 1)  # now all are due
+            before = _asked(server)
+            usage = done("collect", "bench")
+            pages, retrieves = (after - earlier for after, earlier in zip(_asked(server), before, strict=True))
+            return Sweep(usage.wall_seconds, usage.peak_mb, pages, retrieves)
+
+        sent = done("run", str(job), "--yes", "--detach")
+        found = median_of(sweep, bench.options.repeat, lambda each: each.seconds)
+        server.release()
+        collected = done("run", str(job), "--yes")
+        harness.check_answers("pipeline", folder, rows)
+    asked = f"listing pages: {found.pages}, retrieves: {found.retrieves}"
+    print(f"{batches:,} batches: sent in {sent.wall_seconds:.1f} s, one sweep {found.seconds:.1f} s ({asked}, ", end="")
+    print(f"{found.peak_mb:.0f} MB), collected in {collected.wall_seconds:.1f} s", flush=True)
+    what, judged = f"{batches:,} open batches, one poll pass", batches == BATCHES
+    yield below(what, found.seconds, f"{found.seconds:.1f} s", SECONDS, f"under {SECONDS} s", judged=judged)
+    requests = found.pages + found.retrieves
+    yield below(f"{what}: requests", requests, asked, 2, "one listing page", judged=judged)
+
+
+def _asked(server: Served) -> tuple[int, int]:
+    requests = server.seen()["requests"]
+    return requests.get("list", 0), requests.get("retrieve", 0)

@@ -1,0 +1,57 @@
+"""How soon a large job says what it will cost, and how soon after that its first batch is on the way.
+
+The run is ended when its first POST arrives: what comes then is measured as a whole run. So no table is checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import harness
+from harness import Bench, BenchError, Line, Told, below, median_of
+
+ROWS = 1_000_000  # of which the targets speak
+QUOTE_SECONDS, POST_SECONDS = 10, 5
+
+
+class Quoted(NamedTuple):
+    """Seconds from the start of the process to its quote, from there to the head of its first POST; MB up to then."""
+
+    quote: float
+    post: float
+    peak_mb: float
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """From Parquet, of which the targets speak, and from CSV."""
+    rows = bench.options.quote_rows
+    for source, name in (("parquet", "Parquet"), ("csv", "CSV")):
+        file = bench.rows(rows, source)
+        found = median_of(lambda file=file: _once(bench, file), bench.options.repeat, lambda quoted: quoted.quote)  # type: ignore[misc]
+        said = f"{found.quote:.1f} s to the quote, {found.post:.1f} s more to the first POST, {found.peak_mb:.0f} MB"
+        print(f"{rows:>10,}  {name:<8} {said}", flush=True)
+        what, judged = f"{rows:,} rows, {name}", rows == ROWS and source == "parquet"
+        limit = f"under {QUOTE_SECONDS} s"
+        yield below(f"quote of {what}", found.quote, f"{found.quote:.1f} s", QUOTE_SECONDS, limit, judged=judged)
+        limit = f"under {POST_SECONDS} s after the quote"
+        yield below(f"first POST of {what}", found.post, f"{found.post:.1f} s", POST_SECONDS, limit, judged=judged)
+
+
+def _once(bench: Bench, source: Path) -> Quoted:
+    with bench.fresh_folder("quote") as folder, harness.served("bare_server.py") as server:
+        job = harness.write_job(folder, source)
+        command = [harness.pipeline_command(), "run", str(job), "--yes", "--json"]
+        environment = harness.environment_for(server.url, folder)
+
+        def posted(told: Told) -> bool:
+            return "quote" in told.first and server.seen()["first_create"] is not None
+
+        usage, told = harness.run(command, folder, environment, timeout=bench.options.timeout, until=posted)
+        first_create = server.seen()["first_create"]
+        if first_create is None:
+            harness.succeeded(usage, "a run that should send", folder)
+            raise BenchError(f"the run ended with exit code {usage.exit_code} before it sent anything; see {folder}")
+        quote = told.first["quote"]
+        return Quoted(quote, first_create - told.started - quote, usage.peak_mb)

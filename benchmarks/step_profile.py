@@ -1,0 +1,156 @@
+"""Where a run's time goes: CPU seconds by step and by module of the pipeline, sampled in the run's own process.
+
+python benchmarks/step_profile.py [--rows 100000] [--format csv|parquet] [--rows-folder DIR] [--json]
+
+Each 5 ms, what every thread has used since then is put down to the innermost function of the pipeline on its stack,
+with all that it calls (Jinja, orjson, SQLAlchemy, sqlite3, httpx2). Threads that are not Python's (polars) are one
+line. The sampler slows the run by some percent; compare shares, and take speeds from bench.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import FrameType
+
+import harness
+
+INTERVAL = 0.005  # seconds
+LEAST = 0.005  # share of the CPU time that is worth a line
+PACKAGE = f"{os.sep}pipeline{os.sep}"
+NATIVE = "threads of polars and others"
+IMPORTS = "imports"
+OUTSIDE = "interpreter"
+REST = "all else"
+STEPS = {  # of the way of the data, with the modules in which it is done
+    "start: imports": (IMPORTS,),
+    "read the source": ("rows", "files", "formats", "objects", "queries", "predicate", NATIVE),
+    "compare with the state": ("identity", "plan", "verdicts", "quote", "distinct"),
+    "render requests": ("requests", "templates", "conversation", "attachments", "attached"),
+    "pack, spool": ("packing", "repack", "spool"),
+    "send": ("submit", "api", "clients", "driver"),
+    "read answers": ("collect", "results", "outcomes", "schemas", "pricing", "poll", "listing"),
+    "database": ("store", "bulk", "database", "tables", "sink"),
+}
+
+Seconds = defaultdict[tuple[str, str], float]  # by module and function
+
+
+class Sampler(threading.Thread):
+    """Puts the CPU time of each thread down to where it is found."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seconds = Seconds(float)
+        self._used: dict[int, float] = {}  # by thread, up to the last look
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        """Look again and again until stopped."""
+        while not self._ending.wait(INTERVAL):
+            for thread, frame in sys._current_frames().items():
+                if thread != self.ident:
+                    self._look(thread, frame)
+
+    def _look(self, thread: int, frame: FrameType) -> None:
+        try:
+            used = time.clock_gettime(time.pthread_getcpuclockid(thread))
+        except OSError:  # it has just ended
+            return
+        self.seconds[_place(frame)] += max(0.0, used - self._used.get(thread, 0.0))
+        self._used[thread] = used
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ending.set()
+        self.join()
+
+
+def _place(frame: FrameType | None) -> tuple[str, str]:
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if PACKAGE in name and "site-packages" not in name:
+            module, function = Path(name).stem, frame.f_code.co_name
+            return (IMPORTS, module) if function == "<module>" else (module, function)
+        frame = frame.f_back
+    return OUTSIDE, ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Where a run's time goes.")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--format", choices=("csv", "parquet"), default="parquet")
+    parser.add_argument("--rows-folder", type=Path)
+    parser.add_argument("--json", action="store_true", help="one object: wall and CPU seconds, and these by step")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="step-profile-") as name, harness.served("bare_server.py") as server:
+        folder = Path(name)
+        bench = harness.Bench(argparse.Namespace(rows_folder=options.rows_folder), folder)
+        job = harness.write_job(folder, bench.rows(options.rows, options.format))
+        os.environ.update(harness.environment_for(server.url, folder))
+        wall, cpu, sampler = _sampled(["batch-pipeline", "run", str(job), "--yes", "--json"])
+        harness.check_answers("pipeline", folder, options.rows)
+    sampler.seconds[NATIVE, ""] = max(0.0, cpu - sum(sampler.seconds.values()))
+    steps = _by_step(sampler.seconds)
+    if options.json:
+        print(json.dumps({"wall_seconds": wall, "cpu_seconds": cpu, "steps": steps}))
+        return
+    print(f"{options.rows:,} rows, {options.format}: {wall:.1f} s, of which the processor worked {cpu:.1f} s")
+    for step, used in steps.items():
+        print(f"{step:30} {used:>7.2f} {used / cpu:>6.1%} {used / options.rows * 1e6:>7.1f}")
+    print()
+    _print(sampler.seconds, options.rows, cpu)
+
+
+def _sampled(words: list[str]) -> tuple[float, float, Sampler]:
+    """Do a command in this process; seconds, CPU seconds, and the sampler that watched."""
+    sampler, started, before = Sampler(), time.monotonic(), time.process_time()
+    argv, stdout, sys.argv = sys.argv, sys.stdout, words
+    sampler.start()
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as sys.stdout:
+            from pipeline.cli import main as command  # here, so that imports are seen
+
+            command()
+    except SystemExit as exc:
+        if exc.code:
+            raise
+    finally:
+        sampler.stop()
+        sys.argv, sys.stdout = argv, stdout
+    return time.monotonic() - started, time.process_time() - before, sampler
+
+
+def _by_step(seconds: Seconds) -> dict[str, float]:
+    """CPU seconds of each of STEPS, and of the rest."""
+    step_of = {module: step for step, modules in STEPS.items() for module in modules}
+    steps = dict.fromkeys((*STEPS, REST), 0.0)
+    for (module, _), used in seconds.items():
+        steps[step_of.get(module, REST)] += used
+    return steps
+
+
+def _print(seconds: Seconds, rows: int, cpu: float) -> None:
+    """By module, the most first, each with its three largest functions."""
+    modules: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    for (module, function), used in seconds.items():
+        modules[module].append((used, function))
+    print(f"{'':30} {'cpu s':>7} {'share':>6} {'µs/row':>7}")
+    for module, functions in sorted(modules.items(), key=lambda each: -sum(used for used, _ in each[1])):
+        total = sum(used for used, _ in functions)
+        if total >= LEAST * cpu:
+            largest = ", ".join(
+                f"{name} {used / cpu:.0%}" for used, name in sorted(functions, reverse=True)[:3] if name
+            )
+            print(f"{module:30} {total:>7.2f} {total / cpu:>6.1%} {total / rows * 1e6:>7.1f}   {largest}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Which files a source has, here or on object storage, and whether they are still what they were when found.
+
+Edge: files, network.
+"""
+
+import fnmatch
+import glob
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from pipeline import objects
+from pipeline.attachments import Folder, LocalFolder, ObjectFolder
+from pipeline.errors import SourceError
+from pipeline.job import Csv, Source
+from pipeline.objects import Object
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+TYPED = ("parquet", "arrow")  # formats that say themselves which type a column has, and compress by themselves
+
+#: A folder of a hive layout: dt=2026-11-20.
+_PARTITION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+class Stamp(NamedTuple):
+    """What a file of this machine was like when it was found: another one, or one written on, differs."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source. path: of this machine, or a URL; found: what it was when it was found.
+
+    format: csv, parquet, ndjson or arrow; compression: gzip, zstd or None; partition: columns that its folders say.
+    """
+
+    path: str
+    found: Stamp | Object = field(repr=False)
+    format: str
+    compression: str | None
+    delimiter: str
+    encoding: str
+    csv: Csv
+    partition: tuple[tuple[str, str | None], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its own name, without the folders."""
+        return PurePosixPath(self.path).name if objects.is_url(self.path) else Path(self.path).name
+
+    @cached_property
+    def folder(self) -> Folder:
+        """Where it is: what the paths of attachments are relative to."""
+        if objects.is_url(self.path):
+            return ObjectFolder(self.path.rpartition("/")[0])
+        return LocalFolder(Path(self.path).parent)
+
+    def open(self) -> io.BufferedIOBase:
+        """The file as bytes, compressed as it is, to read and to seek in."""
+        if isinstance(self.found, Object):
+            return objects.opened(self.found)
+        return open(self.path, "rb")
+
+    def native(self) -> Any:
+        """The same as pyarrow has it: a file of this machine is then read without Python in between."""
+        return pa.PythonFile(self.open(), mode="r") if isinstance(self.found, Object) else pa.OSFile(self.path)
+
+    def check(self) -> None:
+        """Raises SourceError when the file is not the one any more that was found, or was written on since.
+
+        An object needs no look: each of its reads carries its ETag.
+        """
+        if isinstance(self.found, Stamp) and stamp(self.path) != self.found:
+            raise SourceError(
+                f"{self.path} was changed while it was read; let whoever writes it come to its end, and run again"
+            )
+
+
+def stamp(path: str) -> Stamp | None:
+    """What the file is like now; None when it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def find(source: Source) -> list[SourceFile]:
+    """The files of a source, in the order of their names below each path. Raises SourceError that names the path."""
+    assert source.path is not None
+    files = [_source_file(path, what, source) for path in source.path for path, what in _expand(path)]
+    formats = {file.format for file in files}
+    if len(formats) > 1:
+        raise SourceError(f"source.path: the files are of different formats ({', '.join(sorted(formats))})")
+    _refuse_mixed_partitions(files)
+    return files
+
+
+def _expand(path: str) -> list[tuple[str, Stamp | Object]]:
+    if objects.is_url(path):
+        return _expand_url(path)
+    if "://" in path:
+        known = ", ".join(f"{scheme}://" for scheme in objects.SCHEMES)
+        raise SourceError(f"source.path: {path}: files are read from this machine, or from {known}")
+    return [(name, _stamped(name)) for name in _local(path)]
+
+
+def _local(path: str) -> list[str]:
+    if glob.has_magic(path) and not os.path.exists(path):
+        files = [name for name in sorted(glob.glob(path, recursive=True)) if os.path.isfile(name)]
+        if not files:
+            raise SourceError(f"source.path: no file matches {path}")
+        return files
+    if os.path.isdir(path):
+        files = [str(f) for f in sorted(Path(path).rglob("*")) if f.is_file() and _is_data(f.relative_to(path))]
+        if not files:
+            raise SourceError(_no_data(path))
+        return files
+    if not os.path.exists(path):
+        raise SourceError(f"source.path: {path} does not exist")
+    return [path]
+
+
+def _stamped(path: str) -> Stamp:
+    found = stamp(path)
+    if found is None:
+        raise SourceError(f"source.path: {path} was removed while the source was looked through; run again")
+    return found
+
+
+def _expand_url(url: str) -> list[tuple[str, Stamp | Object]]:
+    with _of_source():
+        if glob.has_magic(url):
+            return _matching(url)
+        if not url.endswith("/"):
+            try:
+                obj = objects.found(url)
+            except objects.NotThere:
+                pass
+            else:
+                return [(obj.url, obj)]
+        below = list(objects.listed(url.rstrip("/")))
+    files = [obj for obj in below if _is_data(PurePosixPath(obj.url[len(url.rstrip("/")) + 1 :]))]
+    if not files:
+        raise SourceError(
+            _no_data(url) if below else f"source.path: {url} does not exist, neither as object nor as folder"
+        )
+    return [(obj.url, obj) for obj in sorted(files)]
+
+
+def _matching(pattern: str) -> list[tuple[str, Stamp | Object]]:
+    """The objects whose address matches: `*` and `?` within a part between slashes, `**` over any number of them."""
+    parts = pattern.split("/")
+    plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    if plain < 3:  # scheme, nothing, bucket
+        raise SourceError(f"source.path: {pattern}: a pattern can stand behind the bucket only")
+    found = [obj for obj in objects.listed("/".join(parts[:plain])) if _fits(obj.url.split("/"), parts)]
+    files = [obj for obj in found if not obj.url.endswith("/")]
+    if not files:
+        raise SourceError(f"source.path: no object matches {pattern}")
+    return [(obj.url, obj) for obj in sorted(files)]
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[i:], pattern[1:]) for i in range(len(parts)))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+@contextmanager
+def _of_source() -> Iterator[None]:
+    """What a store says, as what it means for the source."""
+    try:
+        yield
+    except (objects.NotThere, objects.NoAccess, objects.Replaced) as exc:
+        raise SourceError(f"source.path: {exc}") from exc
+
+
+def _no_data(path: str) -> str:
+    return f"source.path: folder {path} holds no CSV, TSV, Parquet, NDJSON or Arrow file"
+
+
+def _is_data(path: Path | PurePosixPath) -> bool:
+    """Whether a file found in a folder is one of the source: `_SUCCESS` and what is hidden are not."""
+    return _format(path) is not None and not any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _format(path: Path | PurePosixPath) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _source_file(path: str, found: Stamp | Object, source: Source) -> SourceFile:
+    name = PurePosixPath(path)
+    kind, last = _format(name), name.suffix.lower()
+    if kind is None:
+        raise SourceError(f"source.path: {path}: unknown kind of file; known are {', '.join(FORMATS)}, also .gz, .zst")
+    if kind in TYPED and last in COMPRESSIONS:
+        raise SourceError(
+            f"source.path: {path}: {kind.capitalize()} compresses by itself; give the {name.suffixes[-2]} file"
+        )
+    if found.size == 0:
+        raise SourceError(f"source.path: {path} is empty")
+    is_tsv = ".tsv" in [suffix.lower() for suffix in name.suffixes]
+    delimiter = source.csv.delimiter or ("\t" if is_tsv else ",")
+    compression = COMPRESSIONS.get(last)
+    return SourceFile(path, found, kind, compression, delimiter, source.encoding, source.csv, _partition(path))
+
+
+def _partition(path: str) -> tuple[tuple[str, str | None], ...]:
+    """The columns that a file's folders say, the outermost first: .../dt=2026-11-20/a.csv."""
+    values: dict[str, str | None] = {}
+    for part in path.split("/")[:-1]:
+        if found := _PARTITION.fullmatch(part):
+            value = unquote(found[2])
+            values[found[1]] = None if value == _NO_VALUE else value
+    return tuple(values.items())
+
+
+def _refuse_mixed_partitions(files: Sequence[SourceFile]) -> None:
+    for file in files:
+        mine, first = dict(file.partition), dict(files[0].partition)
+        for name in sorted(set(mine) ^ set(first)):
+            has, lacks = (file, files[0]) if name in mine else (files[0], file)
+            raise SourceError(
+                f"column {name!r} is said by a folder of {has.path} but not of {lacks.path}; "
+                "all files need to lie in the same kinds of folders"
+            )
