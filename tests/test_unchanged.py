@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import delete, select, update
 
 from pipeline import rows, stretches
 from pipeline.errors import SourceError
@@ -335,8 +335,9 @@ def test_rows_of_other_jobs_between_do_not_count(world: World) -> None:
     world.run(world.job())
     world.run(world.job(name="others", sink={"table": "others"}))
     with world.database.write() as conn:  # every second number is another job's
-        conn.execute(text("UPDATE requests SET id = 100 + 2 * id WHERE job_id = 1"))
-        conn.execute(text("UPDATE requests SET id = 101 + 2 * (id - 6) WHERE job_id = 2"))
+        for job, offset in ((1, 100), (2, 101 - 12)):
+            of_job = update(requests).where(requests.c.job_id == job)
+            conn.execute(of_job.values(id=requests.c.id * 2 + offset))
 
     with world.database.read() as conn:
         found = stretches.beginning_with(conn, 2, '["r1"]', 4, recipe="")
