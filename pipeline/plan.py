@@ -320,7 +320,7 @@ class Plan:
         """What one chunk of the source changes, its requests rendered."""
         key_column = identity.key_column(chunk.frame, self.job.source.key)
         judged = self._judged(chunk, key_column, known_rows)
-        moves = _Moves(chunk, key_column, judged)
+        moves = _Moves(chunk, key_column, judged, chunk.file.path.parent)
         some = len(judged.looked_at) < chunk.frame.height
         keys = (key_column.gather(list(judged.looked_at)) if some else key_column).to_list()
         keeps = [judged.keeps[i] for i in judged.looked_at] if some else judged.keeps
@@ -388,7 +388,7 @@ class Plan:
         # they start anew when the row or the recipe has changed, or a person wants it
         attempts = known.attempts if known is not None and same and self.retry is None else 0
         try:
-            built = self._built(row, moves.chunk.file.path.parent)
+            built = self._built(row, moves.folder)
             params = built.params
             if again is not None:
                 assert known is not None
@@ -473,11 +473,12 @@ def _priced(params: bytes) -> dict[str, Any]:
 
 @dataclass
 class _Moves:
-    """What one chunk of the source changes in the database, in one transaction. keys: of all its rows."""
+    """What one chunk of the source changes in the database, in one transaction. keys: of all; folder: of its file."""
 
     chunk: Chunk
     keys: pl.Series
     judged: Judged
+    folder: Path
     new: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW
     #: hash, params and what they may cost; None: invalid
     new_params: list[tuple[bytes, bytes, Bound | None] | None] = field(default_factory=list)
