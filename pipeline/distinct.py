@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import pyarrow as pa
 
-AT_ONCE = 1_000_000  # hashes that are held in memory
+AT_ONCE = 250_000  # hashes that are held in memory
 _PARTS = 16  # each a range of hashes: looked at one after the other, a sixteenth is in memory
 _PART_BITS = 60  # below the bits that tell the part
 

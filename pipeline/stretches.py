@@ -10,6 +10,7 @@ anew, or removed, gives another digest, and the file is read.
 import functools
 import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,7 @@ from pipeline.tables import requests, stretches
 MOST_ROWS = 20_000  # of a stretch: read in one transaction
 SPREAD = 4  # numbers that a stretch may take for each of its rows, where other rows stand between
 FEWEST_ROWS = 200  # of a file's stretches, in the mean: for shorter ones it is not worth it
+RECENT_SECONDS = 10  # more than the times of any file system are apart
 VERSION = 1  # of what a digest is made of
 READERS = 2  # threads that look at a file, or at stretches, at the same time
 _READ_BYTES = 1 << 20
@@ -154,6 +156,11 @@ def version_of(file: SourceFile) -> Version | None:
     except OSError:
         return None
     return Version(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def is_recent(version: Version) -> bool:
+    """Whether the file was written to so lately that the next writing might bear the same time."""
+    return time.time_ns() - version.modified < RECENT_SECONDS * 1_000_000_000
 
 
 def source_of(file: SourceFile, source: Source, columns: Sequence[str]) -> bytes | None:

@@ -65,7 +65,10 @@ _ON_ITS_WAY = (RowState.PENDING, RowState.IN_FLIGHT)
 
 @dataclass
 class _File:
-    """What is found out of one file. version: as it was before it was looked at; source: see stretches.source_of."""
+    """What is found out of one file. version: as it was before it was looked at.
+
+    source: see stretches.source_of, as it was before, too; None: not looked for yet, or it cannot be read.
+    """
 
     version: Version | None
     source: bytes | None = None
@@ -172,8 +175,15 @@ class Files:
             quoted = {file: found for file, found in quoted.items() if found.settled and not waits}
             self._put_notes(driver, run_id, quoted)
         left = [file for file in (self._files if files is None else files) if file not in quoted]
-        self._planned = {file: _File(stretches.version_of(file)) for file in left}
+        self._planned = {file: self._before(file) for file in left}
         return left
+
+    def _before(self, file: SourceFile) -> _File:
+        """A file that is about to be read."""
+        version = stretches.version_of(file)
+        # one that was written just now could be again without another time to show for it
+        recent = version is not None and stretches.is_recent(version)
+        return _File(version, stretches.source_of(file, self._job.source, self._columns) if recent else None)
 
     def planned(self, chunk: Chunk, keys: pl.Series, judged: Judged, new: Sequence[int]) -> None:
         """A chunk that pass two has written. new: the numbers of its new rows."""
@@ -191,9 +201,12 @@ class Files:
             notes = None if found.notes is None else found.notes.finish()
             if not notes or found.version is None:
                 continue
-            source = found.source or stretches.source_of(file, self._job.source, self._columns)
-            # what we read was what has been hashed, unless somebody wrote to the file meanwhile
-            if source is not None and stretches.version_of(file) == found.version:
+            source = found.source
+            if source is None or stretches.is_recent(found.version):
+                source = stretches.source_of(file, self._job.source, self._columns)
+            # else somebody wrote to the file, and who knows whether that was before we read it
+            unaltered = source == (found.source or source) and stretches.version_of(file) == found.version
+            if source is not None and unaltered:
                 with driver.planning_transaction(run_id) as conn:
                     stretches.put_notes(conn, driver.job_id, source, notes)
 

@@ -280,6 +280,25 @@ def test_a_file_that_is_written_to_while_it_is_planned_is_not_noted(world: World
     assert read != []
 
 
+def test_a_file_that_is_altered_within_one_tick_of_the_clock_is_not_noted(world: World, read: list[str]) -> None:
+    path = world.rows(texts(10))
+    time = os.stat(path).st_mtime_ns
+
+    def alter(event: str, facts: dict[str, Any]) -> None:
+        if event == "planned":
+            content = path.read_bytes()
+            with open(path, "r+b") as file:
+                file.write(content.replace(b"number 3 is", b"nummer 3 is"))
+            os.utime(path, ns=(time, time))
+
+    world.on_event = alter
+    world.run(world.job())
+    world.on_event = None
+
+    assert again(world, read) == {"succeeded": 1}
+    assert "nummer" in world.answers()["r3"]["text"]
+
+
 def test_a_driver_that_died_while_planning_leaves_no_note(world: World, read: list[str]) -> None:
     world.rows(texts(10))
     world.dies_at(world.job(limits={"max_batch_requests": 2}), "planned")
