@@ -157,17 +157,17 @@ class Plan:
             new = Verdict.NEW if self.retry is None else Verdict.OTHER
             return Judged(everything, [(new, b"", None)] * rows)
         keeps = identity.kept(chunk.frame, self.job.source.keep)
-        stretch, hashes = NOWHERE, None
-        if self.retry is None and not known_rows.is_empty:
-            stretch = known_rows.beginning_with(keys[0], rows, self.recipe)
-        if stretch.rows == rows and stretch.keys == stretches.lines(keys.to_list()):
+        asked, stretch, hashes = keys.to_list(), NOWHERE, None
+        if self.retry is None:
+            for key in asked[:2]:  # the first may be a new one
+                stretch = stretch if stretch.rows else known_rows.beginning_with(key, rows, self.recipe)
+        looked_at: Sequence[int] = everything
+        settled: Counter[Verdict] = Counter()
+        numbers: Sequence[int | None] | None = [None] * rows
+        if stretch.rows:
             hashes = self.hashes(chunk)
-            looked_at, settled = self._unsettled(stretch, hashes, keeps)
-            together = stretch.last - stretch.first + 1 == rows
-            numbers: Sequence[int | None] | None = range(stretch.first, stretch.last + 1) if together else None
-        else:
-            looked_at, settled, numbers = everything, Counter(), [None] * rows
-        asked = keys.to_list() if len(looked_at) == rows else keys.gather(list(looked_at)).to_list()
+            looked_at, settled, numbers = self._unsettled(stretch, asked, hashes, keeps)
+            asked = asked if len(looked_at) == rows else [asked[i] for i in looked_at]
         known = known_rows(asked) if asked else {}
         if hashes is None and not known and not hashed:
             new = Verdict.NEW if self.retry is None else Verdict.OTHER
@@ -185,27 +185,39 @@ class Plan:
         return Judged(looked_at, judged, settled, hashes, keeps, numbers)
 
     def _unsettled(
-        self, stretch: Stretch, hashes: Sequence[bytes], keeps: Sequence[str | None]
-    ) -> tuple[Sequence[int], Counter[Verdict]]:
-        """Which rows of a chunk have to be looked at one by one, and verdicts of the others.
+        self, stretch: Stretch, keys: Sequence[str], hashes: Sequence[bytes], keeps: Sequence[str | None]
+    ) -> tuple[Sequence[int], Counter[Verdict], Sequence[int | None] | None]:
+        """Which rows of a chunk have to be looked at one by one; of the others, the verdicts and the numbers.
 
-        stretch: the same rows, in the same order, in the database.
+        stretch: rows of the database, in all or in part the same ones.
         """
-        same_keeps = stretch.keeps == stretches.lines(keeps)
-        known_keeps = [] if same_keeps else stretch.keeps.decode().split("\n")
         unsettled = UNSETTLED + OLDER if self.refresh else UNSETTLED
-        looked_at: list[int] = []
-        if not same_keeps or stretch.hashes != b"".join(hashes) or any(mark in stretch.states for mark in unsettled):
+        same_keeps, same_keys = stretch.keeps == stretches.lines(keeps), stretch.keys == stretches.lines(keys)
+        places: Sequence[int | None] = range(len(keys))
+        if same_keys and same_keeps and stretch.hashes == b"".join(hashes):
+            marked = any(mark in stretch.states for mark in unsettled)
+            looked_at = [i for i, state in enumerate(stretch.states) if state in unsettled] if marked else []
+        else:
+            place = {key: i for i, key in enumerate(stretch.keys.decode().split("\n"))}
+            places = [place.get(key) for key in keys]
+            known_keeps = stretch.keeps.decode().split("\n")
             looked_at = [
                 i
-                for i, row_hash in enumerate(hashes)
-                if stretch.states[i] in unsettled
-                or stretch.hashes[16 * i : 16 * i + 16] != row_hash
-                or not (same_keeps or known_keeps[i] == (keeps[i] or ""))
+                for i, j in enumerate(places)
+                if j is None
+                or stretch.states[j] in unsettled
+                or stretch.hashes[16 * j : 16 * j + 16] != hashes[i]
+                or known_keeps[j] != (keeps[i] or "")
             ]
-        older = stretch.states.count(OLDER) - sum(stretch.states[i] == ord(OLDER) for i in looked_at)
-        kept = len(hashes) - len(looked_at) - older
-        return looked_at, Counter({kind: n for kind, n in ((Verdict.KEPT, kept), (Verdict.KEPT_OLDER, older)) if n})
+        older = 0
+        if OLDER in stretch.states:
+            at = set(range(len(keys))).difference(looked_at)
+            older = sum(j is not None and stretch.states[j] == OLDER[0] for j in map(places.__getitem__, at))
+        kept = len(keys) - len(looked_at) - older
+        settled = Counter({kind: n for kind, n in ((Verdict.KEPT, kept), (Verdict.KEPT_OLDER, older)) if n})
+        together = stretch.last - stretch.first + 1 == stretch.rows
+        numbers = [None if j is None else stretch.first + j for j in places] if together else None
+        return looked_at, settled, numbers
 
     def _sample(self, quote: Quote, chunk: Chunk, sendable: list[int]) -> None:
         """Render some of the rows that are sent: a random sample of all, and always the first one."""

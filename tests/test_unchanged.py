@@ -130,17 +130,24 @@ def test_rows_in_another_order_are_found(world: World, read: list[str]) -> None:
     assert (kept(world), world.accepted()) == (10, 10)
 
 
-def test_new_rows_between_the_old_ones_are_sent_alone(world: World, read: list[str]) -> None:
+@pytest.mark.parametrize("recipe", ["the same", "newer"])
+@pytest.mark.parametrize("places", [(0, 9), (1, 4), (3, 12), (20, 21)], ids=str)
+def test_new_rows_between_the_old_ones_are_sent_alone(
+    world: World, read: list[str], places: tuple[int, int], recipe: str
+) -> None:
     world.rows(texts(20))
     world.run(world.job())
     between = texts(20)
-    between[3:3] = [{"id": "n1", "text": "A new text."}]
-    between[12:12] = [{"id": "n2", "text": "Another new text."}]
+    for place in places:
+        between.insert(place, {"id": f"n{place}", "text": f"A new text at {place}."})
+    between.pop(16)  # which keeps its answer
     world.rows(between)
 
-    assert again(world, read) == {"succeeded": 2}
+    assert again(world, read, request={"max_tokens": 100 if recipe == "the same" else 200}) == {"succeeded": 2}
 
-    assert (kept(world), world.accepted()) == (20, 22)
+    assert (kept(world), world.accepted()) == (19, 22)
+    assert len(world.answers()) == 22
+    assert again(world, read, request={"max_tokens": 100 if recipe == "the same" else 200}) == {}
 
 
 @pytest.mark.parametrize("column", ["row_hash", "outcome_hash", "changed_hash"])
