@@ -128,7 +128,8 @@ def check(
 
     from pipeline import budget, checks, report
     from pipeline.driver import Settings
-    from pipeline.plan import Lookup, Plan
+    from pipeline.known import Lookup
+    from pipeline.plan import Plan
     from pipeline.sink import Columns
 
     path = _job_file(job, database, emulated=emulator)
@@ -608,7 +609,7 @@ def _quoted(plan: "Plan", path: Path, database: str | None, *, emulated: bool) -
     from pipeline import store
     from pipeline.database import Database, default_url
     from pipeline.estimate import past
-    from pipeline.plan import Lookup
+    from pipeline.known import Lookup
     from pipeline.sink import Sink
 
     url = database or default_url(path.parent, emulated=emulated)

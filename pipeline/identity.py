@@ -12,6 +12,9 @@ import polars as pl
 
 _JSON_OPTIONS = orjson.OPT_NON_STR_KEYS
 _BETWEEN = "\x1f"
+_ESCAPED = r'["\\\x00-\x1f]'  # in a text of JSON
+_ONE_NUMBER = r"^\[-?[0-9]+\]$"
+_INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 
 
 def columns_of(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -21,16 +24,41 @@ def columns_of(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
 
 def keys(frame: pl.DataFrame, columns: Sequence[str]) -> list[str]:
     """Each row's key as a JSON array of its key columns' values: '["acme",17]'."""
+    return key_column(frame, columns).to_list()
+
+
+def key_column(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
+    """Each row's key, as `keys` has it."""
     plain = [frame.get_column(name) for name in columns]
+    if all(_is_plain(column) for column in plain):  # put together in bulk, as `dump` writes it
+        texts = pl.DataFrame([column.cast(pl.String).alias(f"c{i}") for i, column in enumerate(plain)])
+        quotes = ['"' if column.dtype == pl.String else "" for column in plain]
+        parts = [pl.format(f"{quote}{{}}{quote}", pl.col(f"c{i}")) for i, quote in enumerate(quotes)]
+        return texts.select(pl.format("[{}]", pl.concat_str(parts, separator=",")).alias("key")).to_series()
     plain = [column + 0.0 if column.dtype.is_float() else column for column in plain]  # -0.0 is no key beside 0.0
-    return [dump(values) for values in zip(*(column.to_list() for column in plain), strict=True)]
+    lists = zip(*(column.to_list() for column in plain), strict=True)
+    return pl.Series("key", [dump(values) for values in lists], dtype=pl.String)
 
 
-def key_texts(keys: Sequence[str]) -> pl.Series:
+def _is_plain(column: pl.Series) -> bool:
+    """Whether JSON has its values as their text is, between quotes if they are texts."""
+    if column.null_count():
+        return False
+    if column.dtype == pl.String:
+        return not column.str.contains(_ESCAPED).any()
+    return column.dtype in _INTEGERS
+
+
+def key_texts(keys: pl.Series) -> pl.Series:
     """Keys for comparison: 17 and "17" are the same one, for a table that people look things up in."""
-    if any(not key.startswith('["') or "," in key for key in keys):
-        keys = [dump([value if isinstance(value, str) else dump(value) for value in orjson.loads(key)]) for key in keys]
-    return pl.Series(keys, dtype=pl.String)
+    if keys.str.contains(_ONE_NUMBER).all():
+        numbers = pl.DataFrame([keys.str.strip_chars("[]").alias("number")])
+        return numbers.select(pl.format('["{}"]', pl.col("number"))).to_series()
+    if (keys.str.starts_with('["') & ~keys.str.contains(",", literal=True)).all():
+        return keys
+    lists = map(orjson.loads, keys.to_list())
+    texts = [dump([value if isinstance(value, str) else dump(value) for value in values]) for values in lists]
+    return pl.Series(texts, dtype=pl.String)
 
 
 def kept(frame: pl.DataFrame, keep: Mapping[str, str]) -> list[str | None]:

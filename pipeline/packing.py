@@ -16,6 +16,8 @@ SUFFIX = b"\n]}"
 
 _PARAMS = b'","params":'
 _FIRST = b'{"custom_id":"'
+_ITEM = _FIRST + b"%b-%d" + _PARAMS + b"%b}"
+_NEXT_ITEM = BETWEEN + _ITEM
 
 
 def new_nonce() -> str:
@@ -36,7 +38,7 @@ def position(nonce: str, custom_id: str) -> int | None:
 
 def item(nonce: str, n: int, params: bytes) -> bytes:
     """One request as it stands in the body."""
-    return b'{"custom_id":"' + custom_id(nonce, n).encode() + _PARAMS + params + b"}"
+    return _ITEM % (nonce.encode(), n, params)
 
 
 def params_of(line: bytes) -> bytes:
@@ -120,9 +122,7 @@ class Packing:
             self.rows.append((row, n))
             return b""
         n = self.requests
-        line = item(self.nonce, n, params)
-        if n:
-            line = BETWEEN + line
+        line = (_NEXT_ITEM if n else _ITEM) % (self.nonce.encode(), n, params)  # with one copy of params
         if n >= self.max_requests or self.size + len(line) > self.max_bytes:
             return None
         self.size += len(line)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pipeline import store
 from pipeline.errors import SourceError
 from pipeline.job import Job
+from pipeline.known import Lookup
 from pipeline.leases import Lease
-from pipeline.plan import Lookup, Plan
+from pipeline.plan import Plan
 from pipeline.repack import First
 from pipeline.where import Where
 

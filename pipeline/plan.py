@@ -5,6 +5,7 @@ every file can be read. It writes nothing. Pass two renders, packs and spools; e
 at once. If we die in pass two, rows without a batch stay pending and the next run plans them again.
 """
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -16,15 +17,16 @@ import orjson
 import polars as pl
 from sqlalchemy import Row
 
-from pipeline import changes, identity, packing, sink, store, templates
+from pipeline import changes, distinct, identity, packing, sink, store, stretches, templates
 from pipeline.attached import Uploads
 from pipeline.attachments import Folder
 from pipeline.budget import Bound
 from pipeline.changes import Answer, AnyChange
-from pipeline.database import Database
+from pipeline.distinct import Distinct
 from pipeline.driver import Driver
 from pipeline.errors import JobError, LostRace, SourceError
 from pipeline.job import Job
+from pipeline.known import Lookup
 from pipeline.outcomes import Outcome
 from pipeline.pricing import PriceList
 from pipeline.quote import Quote
@@ -36,39 +38,13 @@ from pipeline.sink import Sink
 from pipeline.spool import Known
 from pipeline.states import BatchState, RowState
 from pipeline.store import Batch
+from pipeline.stretches import NOWHERE, OLDER, UNSETTLED, Stretch
+from pipeline.unchanged import Judged, Unchanged
 from pipeline.verdicts import SENT, Verdict, retry_verdict, verdict
 
 SHOWN = 10  # keys that a message lists at most
 ATTACHED_BYTES = 32_000_000  # of attachments that are rendered before they are written to the spool
 STAMPS = " attachments"  # the name by which row_hash knows them; no column has a blank first
-
-
-class Lookup:
-    """What the database knows of keys, asked chunk by chunk; without a query while the job has no rows."""
-
-    def __init__(self, database: Database | None, job_id: int | None, sink: Sink | None = None) -> None:
-        """job_id: None for a job that the database does not know yet; sink: its results table, for a retry."""
-        self._database, self._job_id, self._sink = database, None, sink
-        if database is not None and job_id is not None:
-            with database.read() as conn:
-                self._job_id = job_id if store.has_rows(conn, job_id) else None
-
-    def __call__(self, keys: Sequence[str]) -> Mapping[str, Row[Any]]:
-        """Known rows by key."""
-        if self._database is None or self._job_id is None:
-            return {}
-        with self._database.read() as conn:
-            return store.known_rows(conn, self._job_id, keys)
-
-    def wanted(self, retry: Retry, known: Mapping[str, Row[Any]]) -> set[str]:
-        """The keys of those rows that are to be sent again."""
-        keys = [key for key, row in known.items() if retry.wants(row)]
-        if not keys or (retry.where is None and not retry.error_types):
-            return set(keys)
-        assert self._database is not None
-        assert self._sink is not None
-        with self._database.read() as conn:
-            return retry.matching(conn, self._sink, keys)
 
 
 def no_key(column: pl.Series) -> pl.Series:
@@ -112,6 +88,9 @@ class Plan:
         self._listed = PriceList(job.prices)
         self._bounds: dict[tuple[str, int, int, bool], Bound | None] = {}
         self._limit, self.refresh = limit, refresh
+        whole = limit is None and retry is None and not columns.attachments  # whose files may change by themselves
+        inputs, of_request = self.rows.inputs, self._template_columns
+        self._unchanged = Unchanged(job, inputs, of_request, recipe=self.recipe, refresh=refresh, whole=whole)
         self.run_id: int | None = None  #: the run that plans; in the quote, the open one that the same command joins
         self.awaited: set[int] = set()  # batches of other runs that rows of this source are in
         self.plan_again_after: set[int] = set()  # and those whose rows have changed, or had another recipe
@@ -123,24 +102,30 @@ class Plan:
 
     # -- pass one --------------------------------------------------------------------------------------------------
 
-    def quote(self, known_rows: Lookup, unsent: Container[int] = frozenset()) -> Quote:
+    def quote(self, known_rows: Lookup, unsent: Container[int] = frozenset(), *, reads_all: bool = False) -> Quote:
         """Pass one: prove keys and files, compare with what is known, and estimate. Raises SourceError or JobError.
 
-        unsent: the job's batches that are planned and not sent.
+        unsent: the job's batches that are planned and not sent. reads_all: also inputs that are as they were planned.
         """
         quote = Quote.of(self.asked, self._listed)
-        hashes: list[pl.Series] = []
-        for chunk in self.rows.chunks(self.columns, limit=self._limit):
-            self._refuse_empty_keys(chunk)
-            keys = identity.keys(chunk.frame, self.job.source.key)
-            hashes.append(identity.key_texts(keys).hash())
-            rows = self._judged(chunk, keys, known_rows, hashed=False, unsent=unsent)
-            quote.rows.update(kind for kind, *_ in rows)
-            quote.stale_batches |= {
-                row.batch_id for kind, _, row in rows if row is not None and kind is Verdict.WAITING and row.batch_id
-            }
-            self._sample(quote, chunk, [i for i, (kind, *_) in enumerate(rows) if kind in SENT])
-        self._refuse_duplicates(hashes)
+        with Distinct() as seen:
+            unread = None if reads_all else self._unchanged.unread(quote, known_rows, seen)
+            for chunk in self.rows.chunks(self.columns, limit=self._limit, inputs=unread):
+                self._refuse_empty_keys(chunk)
+                keys = identity.key_column(chunk.frame, self.job.source.key)
+                seen.add(distinct.hashes(identity.key_texts(keys)))
+                judged = self._judged(chunk, keys, known_rows, hashed=False, unsent=unsent)
+                self._unchanged.quoted(chunk, keys, judged)
+                quote.rows.update(judged.settled)
+                quote.rows.update(kind for kind, *_ in judged.rows)
+                quote.stale_batches |= {
+                    row.batch_id
+                    for kind, _, row in judged.rows
+                    if row is not None and kind is Verdict.WAITING and row.batch_id
+                }
+                looked_at = zip(judged.looked_at, judged.rows, strict=True)
+                self._sample(quote, chunk, [i for i, (kind, *_) in looked_at if kind in SENT])
+            self._refuse_duplicates(seen.twice())
         return quote
 
     def hashes(self, chunk: Chunk) -> list[bytes]:
@@ -156,28 +141,84 @@ class Plan:
     def _judged(
         self,
         chunk: Chunk,
-        keys: Sequence[str],
+        keys: pl.Series,
         known_rows: Lookup,
         *,
         hashed: bool = True,
         unsent: Container[int] = frozenset(),
-    ) -> list[tuple[Verdict, bytes, Row[Any] | None]]:
-        """For each row the verdict, its row_hash, and what is known. hashed: the hash is wanted of new rows, too."""
-        known = known_rows(keys)
-        if not known and not hashed:
-            return [(Verdict.NEW if self.retry is None else Verdict.OTHER, b"", None)] * len(keys)
-        hashes = self.hashes(chunk)
-        found = [known.get(key) for key in keys]
-        if self.retry is not None:
-            wanted = known_rows.wanted(self.retry, known)
-            return [
-                (retry_verdict(row, wanted=key in wanted, run_id=self.run_id, unsent=unsent), row_hash, row)
-                for key, row, row_hash in zip(keys, found, hashes, strict=True)
+    ) -> Judged:
+        """What becomes of each row. hashed: whether the row_hash is wanted of new rows, too.
+
+        Rows that stand in the database as they do here, are as they were, and have their answer, are told from the
+        others in bulk.
+        """
+        rows = chunk.frame.height
+        everything = range(rows)
+        if known_rows.is_empty and not hashed:
+            new = Verdict.NEW if self.retry is None else Verdict.OTHER
+            return Judged(everything, [(new, b"", None)] * rows)
+        keeps = identity.kept(chunk.frame, self.job.source.keep)
+        asked, stretch, hashes = keys.to_list(), NOWHERE, None
+        if self.retry is None:
+            for key in asked[:2]:  # the first may be a new one
+                stretch = stretch if stretch.rows else known_rows.beginning_with(key, rows, self.recipe)
+        looked_at: Sequence[int] = everything
+        settled: Counter[Verdict] = Counter()
+        numbers: Sequence[int | None] | None = [None] * rows
+        if stretch.rows:
+            hashes = self.hashes(chunk)
+            looked_at, settled, numbers = self._unsettled(stretch, asked, hashes, keeps)
+            asked = asked if len(looked_at) == rows else [asked[i] for i in looked_at]
+        known = known_rows(asked) if asked else {}
+        if hashes is None and not known and not hashed:
+            new = Verdict.NEW if self.retry is None else Verdict.OTHER
+            return Judged(everything, [(new, b"", None)] * rows)
+        hashes = hashes or self.hashes(chunk)
+        found = [known.get(key) for key in asked]
+        wanted = known_rows.wanted(self.retry, known) if self.retry is not None else set()
+        judged: list[tuple[Verdict, bytes, Row[Any] | None]] = []
+        for i, key, row in zip(looked_at, asked, found, strict=True):
+            if self.retry is not None:
+                kind = retry_verdict(row, wanted=key in wanted, run_id=self.run_id, unsent=unsent)
+            else:
+                kind = verdict(row, hashes[i], self.recipe, self.job, refresh=self.refresh, unsent=unsent)
+            judged.append((kind, hashes[i], row))
+        return Judged(looked_at, judged, settled, hashes, keeps, numbers)
+
+    def _unsettled(
+        self, stretch: Stretch, keys: Sequence[str], hashes: Sequence[bytes], keeps: Sequence[str | None]
+    ) -> tuple[Sequence[int], Counter[Verdict], Sequence[int | None] | None]:
+        """Which rows of a chunk have to be looked at one by one; of the others, the verdicts and the numbers.
+
+        stretch: rows of the database, in all or in part the same ones.
+        """
+        unsettled = UNSETTLED + OLDER if self.refresh else UNSETTLED
+        same_keeps, same_keys = stretch.keeps == stretches.lines(keeps), stretch.keys == stretches.lines(keys)
+        places: Sequence[int | None] = range(len(keys))
+        if same_keys and same_keeps and stretch.hashes == b"".join(hashes):
+            marked = any(mark in stretch.states for mark in unsettled)
+            looked_at = [i for i, state in enumerate(stretch.states) if state in unsettled] if marked else []
+        else:
+            place = {key: i for i, key in enumerate(stretch.keys.decode().split("\n"))}
+            places = [place.get(key) for key in keys]
+            known_keeps = stretch.keeps.decode().split("\n")
+            looked_at = [
+                i
+                for i, j in enumerate(places)
+                if j is None
+                or stretch.states[j] in unsettled
+                or stretch.hashes[16 * j : 16 * j + 16] != hashes[i]
+                or known_keeps[j] != (keeps[i] or "")
             ]
-        return [
-            (verdict(row, row_hash, self.recipe, self.job, refresh=self.refresh, unsent=unsent), row_hash, row)
-            for row, row_hash in zip(found, hashes, strict=True)
-        ]
+        older = 0
+        if OLDER in stretch.states:
+            at = set(range(len(keys))).difference(looked_at)
+            older = sum(j is not None and stretch.states[j] == OLDER[0] for j in map(places.__getitem__, at))
+        kept = len(keys) - len(looked_at) - older
+        settled = Counter({kind: n for kind, n in ((Verdict.KEPT, kept), (Verdict.KEPT_OLDER, older)) if n})
+        together = stretch.last - stretch.first + 1 == stretch.rows
+        numbers = [None if j is None else stretch.first + j for j in places] if together else None
+        return looked_at, settled, numbers
 
     def _sample(self, quote: Quote, chunk: Chunk, sendable: list[int]) -> None:
         """Render some of the rows that are sent: a random sample of all, and always the first one."""
@@ -209,18 +250,14 @@ class Plan:
                     "leave such rows out by source.where, or choose other key columns"
                 )
 
-    def _refuse_duplicates(self, hashes: list[pl.Series]) -> None:
-        """Hashes first: 8 bytes a row. Only where two are equal are the keys themselves compared."""
-        if not hashes:
-            return
-        ordered = pl.concat(hashes).sort()
-        suspects = ordered.filter(ordered == ordered.shift(1)).unique()
+    def _refuse_duplicates(self, suspects: pl.Series) -> None:
+        """suspects: hashes that came twice. Only of these are the keys themselves compared."""
         if not suspects.len():
             return
         places: dict[str, list[str]] = {}
         for chunk in self.rows.chunks(self.job.source.key, limit=self._limit):
-            keys = identity.key_texts(identity.keys(chunk.frame, self.job.source.key))
-            for i in keys.hash().is_in(suspects.implode()).arg_true():
+            keys = identity.key_texts(identity.key_column(chunk.frame, self.job.source.key))
+            for i in distinct.hashes(keys).is_in(suspects.implode()).arg_true():
                 places.setdefault(keys[i], []).append(chunk.place(i))
         twice = {key: where for key, where in places.items() if len(where) > 1}
         if twice:
@@ -230,6 +267,11 @@ class Plan:
                 f"source.key: {', '.join(self.job.source.key)} does not tell all rows apart: {listed}{more}; "
                 "choose key columns that do"
             )
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the quote found nothing to be done."""
+        return self._unchanged.settled
 
     def begin_anew(self) -> None:
         """Forget which batches its rows wait in: a planning finds that out."""
@@ -253,11 +295,12 @@ class Plan:
         self.run_id = run_id
         packer = Packer(driver, self.job, run_id, self.recipe, first=first)
         self.builder.uploaded = Uploads(driver)
+        left = self._unchanged.left(driver, run_id, inputs)
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
                 # a chunk is written while the next one is rendered
                 written: Future[list[Sendable]] | None = None
-                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self._limit, inputs=inputs)):
+                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self._limit, inputs=left)):
                     driver.stop.check()
                     moves = self._moves(driver, run_id, chunk, known_rows)
                     if written is not None:
@@ -268,6 +311,7 @@ class Plan:
             yield from packer.finish()
         finally:
             packer.discard()
+        self._unchanged.finish(driver, run_id)
 
     def _in_bounds(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """The same rows in chunks whose attachments fit into memory together."""
@@ -289,19 +333,21 @@ class Plan:
 
     def _moves(self, driver: Driver, run_id: int, chunk: Chunk, known_rows: Lookup) -> "_Moves":
         """What one chunk of the source changes, its requests rendered."""
-        keys = identity.keys(chunk.frame, self.job.source.key)
-        keeps = identity.kept(chunk.frame, self.job.source.keep)
-        judged = self._judged(chunk, keys, known_rows)
-        moves = _Moves(chunk.folder)
-        values = identity.named_rows(chunk.frame, self._request_columns)
+        key_column = identity.key_column(chunk.frame, self.job.source.key)
+        judged = self._judged(chunk, key_column, known_rows)
+        moves = _Moves(chunk, key_column, judged)
+        some = len(judged.looked_at) < chunk.frame.height
+        keys = (key_column.gather(list(judged.looked_at)) if some else key_column).to_list()
+        keeps = [judged.keeps[i] for i in judged.looked_at] if some else judged.keeps
+        values = identity.named_rows(chunk.frame[judged.looked_at] if some else chunk.frame, self._request_columns)
         asked_with = [
-            self._change(known, row_hash) if kind is Verdict.AGAIN else None for kind, row_hash, known in judged
+            self._change(known, row_hash) if kind is Verdict.AGAIN else None for kind, row_hash, known in judged.rows
         ]
         answers = driver.answers(
             [key for key, change in zip(keys, asked_with, strict=True) if changes.needs_answer(change)]
         )
         limit = driver.output_limit(self.job)
-        rows = zip(keys, keeps, judged, asked_with, values, strict=True)
+        rows = zip(keys, keeps, judged.rows, asked_with, values, strict=True)
         for key, keep, (kind, row_hash, known), change, row in rows:
             if kind in SENT:
                 again_with = None if change is None else _Again(change, answers.get(key), limit)
@@ -337,6 +383,7 @@ class Plan:
             table = driver.sink_now(conn)
             table.update_keep(conn, moves.kept_anew)
             table.write(conn, [self._invalid(driver, table, run_id, *fields) for fields in moves.invalid])
+        self._unchanged.planned(moves.chunk, moves.keys, moves.judged, numbers)
         numbers += [row[-1] for row in moves.again]
         sendable = zip(numbers, [*moves.new_params, *moves.again_params], strict=True)
         return [Sendable(number, *params) for number, params in sendable if params is not None]
@@ -357,7 +404,7 @@ class Plan:
         # they start anew when the row or the recipe has changed, or a person wants it
         attempts = known.attempts if known is not None and same and self.retry is None else 0
         try:
-            built = self._built(row, moves.folder)
+            built = self._built(row, moves.chunk.folder)
             params = built.params
             if again is not None:
                 assert known is not None
@@ -442,9 +489,11 @@ def _priced(params: bytes) -> dict[str, Any]:
 
 @dataclass
 class _Moves:
-    """What one chunk of the source changes in the database, in one transaction. folder: where its file is."""
+    """What one chunk of the source changes in the database, in one transaction. keys: of all."""
 
-    folder: Folder
+    chunk: Chunk
+    keys: pl.Series
+    judged: Judged
     new: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW
     #: hash, params and what they may cost; None: invalid
     new_params: list[tuple[bytes, bytes, Bound | None] | None] = field(default_factory=list)

@@ -94,8 +94,8 @@ class RequestBuilder:
         try:
             model, max_tokens, opening = self._opening(row)
             if self._plain:
-                said = b'{"role":"user","content":' + orjson.dumps(prompt) + b"}]}"
-                return Built(opening + said, model, max_tokens, 0, self._caches)
+                params = b"".join((opening, b'{"role":"user","content":', orjson.dumps(prompt), b"}]}"))
+                return Built(params, model, max_tokens, 0, self._caches)
             messages = self._conversation(row, prompt, folder, self._carried if carried else self.attachments)
             said = b",".join(orjson.dumps(turn) for turn in messages) + b"]}"
         except orjson.JSONEncodeError as exc:

@@ -17,8 +17,9 @@ from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, LostRace, RunEnded, Stopped
 from pipeline.estimate import estimate, past
 from pipeline.job import Job
+from pipeline.known import Lookup
 from pipeline.parts import Share, parts
-from pipeline.plan import Lookup, Plan, drop_stale, finish_planning, remove_unneeded
+from pipeline.plan import Plan, drop_stale, finish_planning, remove_unneeded
 from pipeline.poll import poll_due
 from pipeline.quote import COUNTED, Quote
 from pipeline.reconcile import ask_again, find_twins, reconcile_due, refuse_unknown_bodies
@@ -379,7 +380,7 @@ class _Run:
         Raises LostRace when they did not come to their end: under a new lease, for they may go on, all is planned here.
         """
         share, self._share = self._share, None
-        if share is None or not self._plans_all or len(self._plan.rows.inputs) < 2:
+        if share is None or not self._plans_all or len(self._plan.rows.inputs) < 2 or self._plan.is_settled:
             return False
 
         def meanwhile() -> None:

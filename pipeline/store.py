@@ -1105,6 +1105,13 @@ def has_rows(conn: Connection, job_id: int) -> bool:
     return conn.scalar(select(requests.c.id).where(requests.c.job_id == job_id).limit(1)) is not None
 
 
+def any_waiting(conn: Connection, job_id: int) -> bool:
+    """Whether a row of the job is pending."""
+    of_job = select(runs.c.id).where(runs.c.job_id == job_id)
+    waiting = (requests.c.run_id.in_(of_job), requests.c.state == text("'pending'"))
+    return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
+
+
 def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, Row[Any]]:
     """What is known of these keys; at most a chunk of them."""
     query = select(*_KNOWN).where(requests.c.job_id == job_id, requests.c.key.in_(keys))

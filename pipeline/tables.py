@@ -233,6 +233,21 @@ tallies = Table(
     _one_of("state", RowState),
 )
 
+#: What the rows of a source file were when they were planned: a file whose bytes are the same needs no reading again.
+#: A stretch says nothing of the rows of today. They are held against it, so nothing has to keep it up to date.
+stretches = Table(
+    "stretches",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("source", LargeBinary(32), primary_key=True),  # the file's bytes, and how they are read: see stretches.py
+    Column("n", Integer, primary_key=True),  # its place among those of the file, from 0; all of them are there, or none
+    Column("first", BigInteger, nullable=False),  # number of its first row
+    Column("last", BigInteger, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),  # of their keys, row hashes and kept values, in this order
+    Index("ix_stretches_job_id_first", "job_id", "first"),  # which ones new ones take the place of
+)
+
 #: Files that requests name, put up once through the Files API.
 files = Table(
     "files",

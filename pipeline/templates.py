@@ -90,7 +90,59 @@ def renderer(
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as exc:
             raise RowProblem(f"the template fails for this row: {type(exc).__name__}: {exc}") from exc
 
-    return render
+    return _filler(template, variables, render) or render
+
+
+def _filler(
+    template: str, variables: Mapping[str, Any], render: Callable[[Mapping[str, Any]], str]
+) -> Callable[[Mapping[str, Any]], str] | None:
+    """The same text as `render` gives, ten times as fast; None for a template that is more than text and columns.
+
+    Rows with other values than texts, numbers and truths are left to `render`.
+    """
+    pattern, columns = "", list[str]()
+    for node in _environment("invalid").parse(template).body:
+        if not isinstance(node, nodes.Output):
+            return None
+        for part in node.nodes:
+            kind, text = _part(part)
+            if kind == "vars" and not isinstance(variables.get(text), str):
+                return None
+            if kind == "column":
+                pattern += "%s"
+                columns.append(text)
+            elif kind is None:
+                return None
+            else:
+                pattern += (text if kind == "text" else variables[text]).replace("%", "%%")
+    if not columns:
+        return None
+
+    def fill(row: Mapping[str, Any]) -> str:
+        try:
+            values = tuple([row[column] for column in columns])
+        except KeyError:
+            return render(row)
+        return pattern % values if _PLAIN.issuperset(map(type, values)) else render(row)
+
+    return fill
+
+
+_PLAIN = frozenset({str, int, float, bool})
+
+
+def _part(node: nodes.Expr) -> tuple[Literal["text", "column", "vars", None], str]:
+    """What a part of an output is: a text as it stands, the name of a column or of a var, or (None) anything else."""
+    if isinstance(node, nodes.TemplateData):
+        return "text", node.data
+    if isinstance(node, nodes.Name) and not is_taken(node.name):
+        return "column", node.name
+    if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name):
+        name = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)
+        # {{ row.items }} is what a dict has under that name, not the column
+        if isinstance(name, str) and not hasattr(dict, name) and node.node.name in RESERVED:
+            return ("column" if node.node.name == "row" else "vars"), name
+    return None, ""
 
 
 def fill_vars(text: str, variables: Mapping[str, Any]) -> str:

@@ -107,10 +107,11 @@ def verify_source(database: Database, job: Row[Any], declared: Job, found: Verif
     declared: the job as its file says. Raises SourceError or JobError when the source cannot be read, or its keys do
     not tell its rows apart.
     """
-    from pipeline.plan import Lookup, Plan  # they need polars, which the rest does not
+    from pipeline.known import Lookup  # they need polars, which the rest does not
+    from pipeline.plan import Plan
 
     plan, known_rows = Plan(declared), Lookup(database, job.id)
-    quote = plan.quote(known_rows)  # which proves the keys
+    quote = plan.quote(known_rows, reads_all=True)  # which proves the keys
     found.source_rows = quote.total
     if not quote.rows.keys() & _UNPLANNED.keys():
         return

@@ -1,9 +1,12 @@
 """Which columns a template reads, what it prints for a row, and what it may not do."""
 
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, Literal
 
 import pytest
 
+from pipeline import templates
 from pipeline.templates import RowProblem, TemplateProblem, fill_vars, names, renderer
 
 Nulls = Literal["invalid", "empty"]
@@ -248,3 +251,53 @@ def test_vars_are_filled_into_a_text(text: str, filled: str) -> None:
 def test_what_is_no_var_is_refused(text: str, said: str) -> None:
     with pytest.raises(TemplateProblem, match=said):
         fill_vars(text, {"day": "x"})
+
+
+# -- columns and texts only: filled in without Jinja -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nulls", ["invalid", "empty"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param({"a": "x", "b": "100%s", "c c": "{{ a }}", "items": "col"}, id="texts"),
+        pytest.param({"a": 1, "b": 2.5, "c c": True, "items": ""}, id="numbers and a truth"),
+        pytest.param({"a": None, "b": "", "c c": "", "items": "i"}, id="a null"),
+        pytest.param({"a": [1], "b": {"k": "é"}, "c c": b"x", "items": Decimal("1.50")}, id="other values"),
+    ],
+)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ a }} %s 100% {{ b }}",
+        "{{ row['c c'] }}{{a}}\n",
+        "{{ row.b }}{# no text #}{{- a -}} ",
+        "{{ row.items }}",
+        "{{ vars.v }}{{ a }}",
+        "{{ vars['n'] }}{{ a }}",
+        "{{ 'text' }}{{ a }}",
+        "{% raw %}{{ a }}{% endraw %}{{ a }}",
+        "{{ a }}{{ missing }}",
+        "{{ a }}{{ row['missing'] }}",
+        "{{ a | upper }}",
+        "{% if a %}{{ a }}{% endif %}",
+    ],
+)
+def test_a_row_is_the_same_text_whether_jinja_is_asked_or_not(
+    monkeypatch: pytest.MonkeyPatch, template: str, row: dict[str, Any], nulls: Nulls
+) -> None:
+    filled = said_by(renderer(template, {"v": "50%", "n": 5}, nulls), row)
+
+    monkeypatch.setattr(templates, "_filler", lambda *_: None)
+
+    if "row.items" in template:  # a method, printed with its address
+        assert filled[:20] == said_by(renderer(template, {}, nulls), row)[:20]
+    else:
+        assert filled == said_by(renderer(template, {"v": "50%", "n": 5}, nulls), row)
+
+
+def said_by(render: Callable[[dict[str, Any]], str], row: dict[str, Any]) -> str:
+    try:
+        return render(row)
+    except RowProblem as exc:
+        return str(exc)
