@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pipeline.errors import InputError, Stopped
 
 RETRY_SECONDS = 60.0  # that a request is tried again, with pauses that grow
+REQUEST_SECONDS = 120.0  # that one request may take before it is given up, and tried again
 PART_BYTES = 8_000_000  # of a body or a file that goes up in parts
 READ_BYTES = 4_000_000  # read at once by who reads an object from its start to its end
 SHOWN = 300  # characters of what a store says
@@ -361,7 +362,7 @@ def _store(bucket: str) -> Any:
     options: dict[str, Any] = {
         "retry_config": {"max_retries": 10, "retry_timeout": timedelta(seconds=RETRY_SECONDS)},
         # an address of ours on http is meant so; the time is of one request, of READ_BYTES at most
-        "client_options": {"allow_http": True, "timeout": timedelta(seconds=120)},
+        "client_options": {"allow_http": True, "timeout": timedelta(seconds=REQUEST_SECONDS)},
     }
     try:
         return _MAKERS[split.scheme](split.netloc, options)

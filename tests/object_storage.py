@@ -23,7 +23,8 @@ class S3:
     """A server with one bucket. requests: method and path of each request so far, as they came; sent: bytes answered.
 
     faults: for each of the next requests what to do with it, "ok" included; used up one by one: "503", "cut" (the
-    connection breaks when half of the answer is out), "403" (as for wrong credentials). broken: requests (method, path
+    connection breaks when half of the answer is out), "403" (as for wrong credentials), "slow" (no answer comes until
+    the test has ended). broken: requests (method, path
     and query) that are answered by 503 as long as it says so.
     """
 
@@ -32,6 +33,7 @@ class S3:
     requests: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     sent: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
     broken: Callable[[str], bool] = lambda request: False
 
     @property
@@ -81,6 +83,8 @@ class S3:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start(status, [("Content-Type", "application/xml")])
                 return [f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()]
+            if fault == "slow":
+                self.ended.wait()
             if fault == "cut":
                 return _cut(app(environ, start), environ)
             body = [b"".join(app(environ, start))]
@@ -150,4 +154,5 @@ def s3(s3_server: tuple[BaseWSGIServer, list[S3]], monkeypatch: pytest.MonkeyPat
     world.client.create_bucket(Bucket=world.bucket)
     world.requests.clear()
     yield world
+    world.ended.set()
     objects.forget_stores()

@@ -114,6 +114,17 @@ def test_an_object_is_downloaded_in_parts(s3: S3, tmp_path: Path) -> None:
         assert file.read() == data
 
 
+def test_a_store_that_is_too_slow_is_asked_again(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "REQUEST_SECONDS", 0.2)
+    objects.forget_stores()
+    obj = objects.found(s3.put("a", b"x" * 100_000))
+    s3.faults += ["slow", "slow"]
+    assert objects.read(obj) == b"x" * 100_000
+    s3.faults += ["slow"]
+    objects.put("s3://bucket/b", b"y")
+    assert s3.get("b") == b"y"
+
+
 def test_a_store_that_stays_down_is_told_with_its_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
     objects.forget_stores()

@@ -17,6 +17,7 @@ from pipeline.rows import Chunk, Rows
 from pipeline.tables import requests
 from pipeline.tables import stretches as stretches_table
 from tests.conftest import World, texts
+from tests.object_storage import S3
 
 KEEP = {"source": {"keep": ["seen"]}}
 
@@ -387,3 +388,18 @@ def test_a_file_of_more_than_one_block_has_one_digest(tmp_path: Path, monkeypatc
     content = path.read_bytes()
     path.write_bytes(content[:-2] + b"!\n")
     assert stretches.source_of(file, source, ["text"]) != one
+
+
+def test_an_object_with_the_same_etag_is_not_read_again(world: World, s3: S3, read: list[str]) -> None:
+    def rows(text: str) -> bytes:
+        return ("id,text\n" + "".join(f"r{i},{text} {i}\n" for i in range(10))).encode()
+
+    job = {"source": {"path": s3.put("rows.csv", rows("text"))}}
+    world.run(world.job(**job))
+
+    assert again(world, read, **job) == {}
+    assert read == []
+    assert kept(world) == 10
+    s3.put("rows.csv", rows("other"))
+    assert again(world, read, **job) == {"succeeded": 10}
+    assert read != []
