@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline import memory
 from pipeline.errors import InputError, Interrupted, PipelineError
 from pipeline.terminal import (
     Teller,
@@ -669,6 +670,7 @@ TURN_SECONDS = 0.0005
 def main() -> None:
     """The console script: runs a command, turns our errors into one sentence and an exit code."""
     sys.setswitchinterval(TURN_SECONDS)
+    memory.sparing()
     try:
         code = app(standalone_mode=False)
     except typer.Exit as exc:
