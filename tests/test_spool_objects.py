@@ -651,6 +651,7 @@ def every_row_once(api: RunningEmulator, s3: S3, command: Command, job: Path) ->
         assert [path.name for path in (Path(command.spool) / "notes").iterdir()] == []
 
 
+@pytest.mark.long  # real processes, killed; `test_another_machine_goes_on_after_a_death_at_any_moment` is the short one
 @pytest.mark.parametrize(
     ("event", "times"), [("quote", 1), ("planned", 2), ("submitting", 3), ("submitted", 2), ("collected", 1)], ids=str
 )
