@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -211,15 +212,26 @@ def texts(n: int) -> list[dict[str, object]]:
     return [{"id": f"r{i}", "text": f"Text number {i} is about the number {i}."} for i in range(n)]
 
 
+#: The databases of `world` where PostgreSQL, whose tests take longer, is among the long ones.
+POSTGRESQL_LONG = ("SQLite", pytest.param("PostgreSQL", marks=pytest.mark.long))
+
+
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """A world on either database: all tests that take one hold for both."""
-    url, spool = f"sqlite:///{tmp_path}/batches.db", None
+    with world_on(request, tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def world_on(request: pytest.FixtureRequest, folder: Path) -> Iterator[World]:
+    """A new world on the database that the fixture is asked for."""
+    url, spool = f"sqlite:///{folder}/batches.db", None
     if request.param == "PostgreSQL":
-        url, spool = request.getfixturevalue("migrated_url"), str(tmp_path / "spool")
-    with Emulator(tmp_path / "emulator", processing_seconds=50, clock=Clock()) as emulator:
+        url, spool = request.getfixturevalue("migrated_url"), str(folder / "spool")
+    with Emulator(folder / "emulator", processing_seconds=50, clock=Clock()) as emulator:
         clock = TurnedClock(emulator)
-        world = World(tmp_path, emulator, clock, TurnedDatabase(url, clock), spool)
+        world = World(folder, emulator, clock, TurnedDatabase(url, clock), spool)
         world.rows(texts(5))
         yield world
         world.database.close()
