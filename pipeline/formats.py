@@ -31,7 +31,7 @@ CHUNK_BYTES = 2_000_000  # of a frame: what is in memory at once, when rows are 
 BLOCK_BYTES = 1_000_000  # read at once from a text file; the parser holds several times as much
 LONGEST_ROW = 1_000_000_000  # bytes; only met when one row does not fit into a block
 
-# pyarrow's own allocators keep what they had: 40 MB more of a whole run
+# pyarrow's own allocators keep what they had for better times: 40 MB more of a whole run
 pa.set_memory_pool(pa.system_memory_pool())
 
 
@@ -132,7 +132,6 @@ def _in_chunks(found: Iterator[Frame]) -> Iterator[Frame]:
     gathered: list[pl.DataFrame] = []
     start = height = size = 0
     for first, frame in found:
-        pa.default_memory_pool().release_unused()  # else it is kept for better times
         for part in frame.iter_slices(_rows_of_a_chunk(frame)):
             part_size = int(part.estimated_size())
             follows = first == start + height
