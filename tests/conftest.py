@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -212,26 +211,25 @@ def texts(n: int) -> list[dict[str, object]]:
     return [{"id": f"r{i}", "text": f"Text number {i} is about the number {i}."} for i in range(n)]
 
 
-#: The databases of `world` where PostgreSQL, whose tests take longer, is among the long ones.
-POSTGRESQL_LONG = ("SQLite", pytest.param("PostgreSQL", marks=pytest.mark.long))
-
-
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """A world on either database: all tests that take one hold for both."""
-    with world_on(request, tmp_path) as made:
-        yield made
-
-
-@contextmanager
-def world_on(request: pytest.FixtureRequest, folder: Path) -> Iterator[World]:
-    """A new world on the database that the fixture is asked for."""
-    url, spool = f"sqlite:///{folder}/batches.db", None
+    url, spool = f"sqlite:///{tmp_path}/batches.db", None
     if request.param == "PostgreSQL":
-        url, spool = request.getfixturevalue("migrated_url"), str(folder / "spool")
-    with Emulator(folder / "emulator", processing_seconds=50, clock=Clock()) as emulator:
+        url, spool = request.getfixturevalue("migrated_url"), str(tmp_path / "spool")
+    with Emulator(tmp_path / "emulator", processing_seconds=50, clock=Clock()) as emulator:
         clock = TurnedClock(emulator)
-        world = World(folder, emulator, clock, TurnedDatabase(url, clock), spool)
+        world = World(tmp_path, emulator, clock, TurnedDatabase(url, clock), spool)
         world.rows(texts(5))
         yield world
         world.database.close()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """PostgreSQL's part of a module that says POSTGRESQL_IS_LONG is among the long tests."""
+    for item in items:
+        module = item.module if isinstance(item, pytest.Function) else None
+        chosen = item.callspec.params.get("world") if hasattr(item, "callspec") else None
+        if getattr(module, "POSTGRESQL_IS_LONG", False) and chosen == "PostgreSQL":
+            item.add_marker(pytest.mark.long)

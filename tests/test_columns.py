@@ -12,6 +12,8 @@ from pipeline.job import Job
 from pipeline.sink import Columns
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 
 def schema(*names: str, kind: str = "string") -> dict[str, Any]:
     """An output with these properties."""

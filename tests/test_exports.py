@@ -21,6 +21,8 @@ from pipeline.writers import FORMATS
 from tests.conftest import World, texts
 from tests.object_storage import S3
 
+POSTGRESQL_IS_LONG = True
+
 SCHEMA = {
     "type": "object",
     "properties": {

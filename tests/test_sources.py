@@ -22,6 +22,8 @@ from tests.object_storage import S3
 from tests.test_job import TODAY
 from tests.test_rows import CSV, NDJSON, TWO_ROWS, zstd
 
+POSTGRESQL_IS_LONG = True
+
 
 def source(*paths: Path | str, **fields: Any) -> Rows:
     return Rows(Source(path=[str(path) for path in paths], key=["id"], **fields))

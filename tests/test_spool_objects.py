@@ -24,8 +24,10 @@ from pipeline.packing import Packing
 from pipeline.spool import MARKER, BodyReader, BodyWriter, Known, LocalSpool, Spool, params_at
 from pipeline.tables import batches
 from pipeline.where import open_spool
-from tests.conftest import POSTGRESQL_LONG, World, world_on
+from tests.conftest import World
 from tests.object_storage import S3
+
+POSTGRESQL_IS_LONG = True
 
 
 def params(text: str) -> bytes:
@@ -53,13 +55,6 @@ def on_another_machine() -> None:
         copy = object_spool._COPIES.take(nonce)
         assert copy is not None
         copy.unlink(missing_ok=True)
-
-
-@pytest.fixture(params=POSTGRESQL_LONG)
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    """A world on either database."""
-    with world_on(request, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

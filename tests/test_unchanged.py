@@ -16,17 +16,12 @@ from pipeline.retry import Retry
 from pipeline.rows import Chunk, Rows
 from pipeline.tables import requests
 from pipeline.tables import stretches as stretches_table
-from tests.conftest import POSTGRESQL_LONG, World, texts, world_on
+from tests.conftest import World, texts
 from tests.object_storage import S3
 
+POSTGRESQL_IS_LONG = True
+
 KEEP = {"source": {"keep": ["seen"]}}
-
-
-@pytest.fixture(params=POSTGRESQL_LONG)
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    """A world on either database."""
-    with world_on(request, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
