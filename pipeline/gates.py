@@ -20,8 +20,9 @@ LONGEST_WAIT = timedelta(hours=2)  # for the primer, which only makes the others
 def wanted(job: Job, *, rows: int, proven: bool, failed: bool, primes: bool) -> Gate | None:
     """What a run has to wait for. Pure.
 
-    rows: how many it is going to send; proven: whether a row has succeeded with its recipe; failed: whether a canary of
-    it has; primes: whether what its requests share is to be written to the prompt cache. A canary does that as well.
+    rows: how many it is going to send; proven: whether a row has succeeded with its recipe, or the run's canary is
+    past; failed: whether a canary of the recipe has; primes: whether what its requests share is to be written to the
+    prompt cache. A canary does that as well.
     """
     if isinstance(job.canary, Canary) and not proven and (failed or job.canary.is_for(rows)):
         return Gate.CANARY

@@ -337,12 +337,13 @@ class _Run:
     def _gate(self, conn: Connection) -> Gate | None:
         """What the run has to wait for from now on."""
         job_id, recipe = self._driver.job_id, self._plan.recipe
-        proven = not self._options.canary or self._options.retry is not None
+        unasked = not self._options.canary or self._options.retry is not None
+        passed = store.has_sent(conn, self._run_id, Gate.CANARY)  # and its gate is open: once for each run
         primes = checks.primes(self._quote.models, self._prefix)
         return gates.wanted(
             self._job,
             rows=self._quote.to_send,
-            proven=proven or store.has_succeeded(conn, job_id, recipe),
+            proven=unasked or passed or store.has_succeeded(conn, job_id, recipe),
             failed=store.canary_failed(conn, job_id, recipe),
             primes=primes and not store.has_sent(conn, self._run_id),
         )

@@ -486,7 +486,7 @@ def estimated(conn: Connection, run_id: int, facts: Mapping[str, Any]) -> None:
 
 
 def set_gate(conn: Connection, run_id: int, gate: Gate | None) -> None:
-    """What the run, which has not sent anything yet, waits for; None: nothing."""
+    """What the run waits for from now on; None: nothing."""
     conn.execute(update(runs).where(runs.c.id == run_id).values(gate=gate))
 
 
@@ -535,9 +535,11 @@ def outcomes_of(conn: Connection, numbers: Sequence[int]) -> dict[str, int]:
     return {row[0]: row[1] for row in conn.execute(query)}
 
 
-def has_sent(conn: Connection, run_id: int) -> bool:
-    """Whether anything of the run has ever been sent, or may have been."""
-    here = (batches.c.run_id == run_id, batches.c.account_id.is_not(None))
+def has_sent(conn: Connection, run_id: int, gate: Gate | None = None) -> bool:
+    """Whether anything of the run, or of what opens this gate of it, has ever been sent, or may have been."""
+    here = [batches.c.run_id == run_id, batches.c.account_id.is_not(None)]
+    if gate is not None:
+        here.append(batches.c.gate == gate)
     return conn.scalar(select(batches.c.id).where(*here).limit(1)) is not None
 
 

@@ -355,6 +355,18 @@ def test_a_second_driver_at_any_moment_waits_for_the_canary_too(world: World, mo
     assert (world.accepted(), world.sent_twice()) == (60, [])
 
 
+def test_a_second_driver_does_not_wait_again_when_the_canary_is_back(world: World) -> None:
+    """Though none of its rows has succeeded: so many were allowed to fail."""
+    work = job(world, 60, canary={"rows": 5, "max_failed": 1.0})
+    world.emulator.add_fault(on="item", do="refuse", times=5)
+
+    both = world.run_beside(work, "gate_opened")
+
+    assert [finished.state for finished in both] == ["finished", "finished"]
+    assert len(world.told("gate_opened")) == 1
+    assert moves(world) == ["+5", "-5", "+55", "-55"]
+
+
 @pytest.mark.parametrize("moment", ["submitted", "waiting", "ended", "collected"])
 def test_a_second_driver_sends_nothing_either_when_the_canary_fails(world: World, moment: str) -> None:
     work = job(world, 100)
