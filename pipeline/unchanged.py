@@ -6,7 +6,7 @@ two. What changes between the passes, in the file or in the database, is for the
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -65,6 +65,13 @@ def _is_settled(kind: Verdict, known: Row[Any] | None, keep: str | None) -> bool
 _ON_ITS_WAY = (RowState.PENDING, RowState.IN_FLIGHT)
 
 
+class _Looked(NamedTuple):
+    """The rows of a stretch with which nothing is to be done. hashes: of their keys."""
+
+    counts: Counter[Verdict]
+    hashes: pl.Series
+
+
 @dataclass
 class _File:
     """What is found out of one file. version: as it was before it was looked at.
@@ -103,53 +110,75 @@ class Unchanged:
         self._quoted = {}
         if not self._whole or known_rows.is_empty:
             return None
+        noted = [self._noted(one, known_rows) for one in self._inputs]
+        every = self._all_as_noted(noted, known_rows)
         left = []
-        for one in self._inputs:
-            found = self._quoted[one.path] = _File(stretches.version_of(one))
-            if found.version is not None:
-                found.source = stretches.source_of(one, self._job.source, self._columns)
-            notes = [] if found.source is None else known_rows.notes(found.source)
-            if notes and self._as_noted(notes, quote, known_rows, seen):
-                found.notes = None
-            else:
+        for one, notes in zip(self._inputs, noted, strict=True):
+            if every is None and not self._is_as_noted(notes, quote, known_rows, seen):
                 left.append(one)
+            else:
+                self._quoted[one.path].notes = None
+        quote.rows.update(every or {})
         return left
 
-    def _as_noted(self, notes: Sequence[Note], quote: Quote, known_rows: Lookup, seen: Distinct) -> bool:
-        """Whether all rows are as they were noted, and nothing is to be done with them."""
+    def _noted(self, one: Input, known_rows: Lookup) -> list[Note]:
+        """What was noted of the input as it is now; nothing if it is not as it was."""
+        found = self._quoted[one.path] = _File(stretches.version_of(one))
+        if found.version is not None:
+            found.source = stretches.source_of(one, self._job.source, self._columns)
+        return [] if found.source is None else known_rows.notes(found.source)
+
+    def _all_as_noted(self, noted: Sequence[Sequence[Note]], known_rows: Lookup) -> Counter[Verdict] | None:
+        """Verdicts of the rows of all inputs when each is as it was noted; else None.
+
+        Then nobody has to look whether a key comes twice: no row is in two notes, and the database has each key once.
+        That is not enough where 17 and "17" may stand beside each other.
+        """
+        counts: Counter[Verdict] = Counter()
+        if not all(noted) or any(one.by_value for one in self._inputs) or len(self._by_path) < len(self._inputs):
+            return None
+        for notes in noted:
+            for found in self._stretches(notes, known_rows, hashed=False):
+                if found is None:
+                    return None
+                counts.update(found.counts)
+        return counts
+
+    def _is_as_noted(self, notes: Sequence[Note], quote: Quote, known_rows: Lookup, seen: Distinct) -> bool:
+        """Whether there are notes, and nothing is to be done with their rows, which then go to `quote` and `seen`."""
         counts: Counter[Verdict] = Counter()
         mark = seen.mark()
-
-        def looked_at(note: Note) -> tuple[Counter[Verdict], pl.Series] | None:
-            return self._stretch(note, known_rows)
-
-        with ThreadPoolExecutor(READERS, thread_name_prefix="stretch") as readers:
-            for found in stretches.in_order(readers, looked_at, notes):
-                if found is None:
-                    seen.back_to(mark)
-                    return False
-                counts.update(found[0])
-                seen.add(found[1])
+        for found in self._stretches(notes, known_rows, hashed=True):
+            if found is None:
+                seen.back_to(mark)
+                return False
+            counts.update(found.counts)
+            seen.add(found.hashes)
         quote.rows.update(counts)
-        return True
+        return bool(notes)
 
-    def _stretch(self, note: Note, known_rows: Lookup) -> tuple[Counter[Verdict], pl.Series] | None:
-        """Verdicts of the rows of a stretch and hashes of their keys; None when something is to be done with one."""
+    def _stretches(self, notes: Sequence[Note], known_rows: Lookup, *, hashed: bool) -> Iterator[_Looked | None]:
+        with ThreadPoolExecutor(READERS, thread_name_prefix="stretch") as readers:
+            yield from stretches.in_order(readers, lambda note: self._stretch(note, known_rows, hashed=hashed), notes)
+
+    def _stretch(self, note: Note, known_rows: Lookup, *, hashed: bool) -> _Looked | None:
+        """Verdicts of the rows of a stretch and, if wanted, hashes of their keys; None when one is not as noted."""
         found = known_rows.noted(note, self._recipe)
         if found.rows != note.rows or found.digest != note.digest:
             return None
         counts = Counter({Verdict.KEPT: found.states.count(SETTLED), Verdict.KEPT_OLDER: found.states.count(OLDER)})
         if self._refresh and counts[Verdict.KEPT_OLDER]:
             return None
-        keys = found.keys.decode().split("\n")
-        if UNSETTLED in found.states:
+        unsettled = UNSETTLED in found.states
+        keys = found.keys.decode().split("\n") if hashed or unsettled else []
+        if unsettled:
             known = known_rows([key for key, state in zip(keys, found.states, strict=True) if state == UNSETTLED[0]])
             for row in known.values():
                 kind = verdict(row, row.row_hash, self._recipe, self._job, refresh=self._refresh)
                 if not _is_settled(kind, row, row.keep):
                     return None
                 counts[kind] += 1
-        return +counts, distinct.hashes(identity.key_texts(pl.Series(keys)))
+        return _Looked(+counts, distinct.hashes(identity.key_texts(pl.Series(keys, dtype=pl.String))))
 
     def quoted(self, chunk: Chunk, keys: pl.Series, judged: Judged) -> None:
         """A chunk that pass one had to read."""

@@ -78,6 +78,7 @@ def test_of_several_files_only_the_new_one_is_read(world: World, read: list[str]
     assert set(read) == {"b.csv"}
     assert (kept(world), world.accepted()) == (10, 11)
     assert again(world, read, **job) == {}
+    assert (read, kept(world)) == ([], 11)
     assert read == []
 
 
@@ -274,6 +275,18 @@ def test_a_key_that_stands_in_two_files_is_refused_though_one_is_known(world: Wo
 
     with pytest.raises(SourceError, match=r"r3 in a.csv row 4, b.csv row 1"):
         world.run(world.job(**job))
+
+
+def test_a_key_of_two_kinds_is_refused_though_each_file_is_as_it_was(world: World, read: list[str]) -> None:
+    """17 and "17" are two rows of the database, and one to whoever looks for an answer."""
+    number, text = world.folder / "number.ndjson", world.folder / "text.ndjson"
+    number.write_text('{"id": 17, "text": "A number."}\n{"id": "a", "text": "A letter."}\n')
+    text.write_text('{"id": "17", "text": "A text."}\n')
+    for path in (number, text):
+        world.run(world.job(vars={"file": path.stem}, source={"path": str(path)}))
+
+    with pytest.raises(SourceError, match=r"17 in number.ndjson row 1, text.ndjson row 1"):
+        world.run(world.job(source={"path": str(world.folder / "*.ndjson")}))
 
 
 def test_a_file_that_is_written_to_while_it_is_planned_is_not_noted(world: World, read: list[str]) -> None:
