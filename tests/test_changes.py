@@ -14,6 +14,8 @@ from pipeline.job import AskAgain, Change, Job, LongerAnswer, OtherModel, Retry
 from pipeline.tables import batches, runs
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 LONGER = {"truncated": {"max_tokens": "2x"}}
 OTHER = {"refused": {"model": "claude-sonnet-5"}}
 REASK = {"unparsable": {"reask": True}}

@@ -24,6 +24,8 @@ from pipeline.runner import Options, run, sweep
 from pipeline.tables import batches, runs, sendings
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 Hook = Callable[[httpx2.Request], None]
 
 

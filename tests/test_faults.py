@@ -9,6 +9,8 @@ from pipeline.errors import AccountStopped, ApiUnreachable, DatabaseError, Input
 from pipeline.tables import accounts, batches, sendings
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 
 def ends(world: World) -> list[str | None]:
     with world.database.read() as conn:

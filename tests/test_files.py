@@ -22,6 +22,8 @@ from pipeline.runner import Options, run
 from pipeline.tables import files
 from tests.conftest import World
 
+POSTGRESQL_IS_LONG = True
+
 DELETING = {"delete_remote": True}
 
 

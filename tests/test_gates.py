@@ -50,10 +50,10 @@ def moves(world: World) -> list[str]:
     return [f"{signs[name]}{facts['requests']}" for name, facts in world.events if name in signs]
 
 
-def sweeps(world: World, times: int = 4) -> None:
-    """A scheduler that collects each minute."""
+def sweeps(world: World, times: int = 4, *, minutes: int = 1) -> None:
+    """A scheduler that collects every so many minutes."""
     for _ in range(times):
-        world.clock.advance(61)
+        world.clock.advance(60 * minutes + 1)
         world.sweep()
 
 
@@ -473,6 +473,7 @@ def test_a_canary_of_unknown_end_is_waited_for(world: World) -> None:
 
 
 def test_a_canary_that_is_lost_counts_as_failed(world: World) -> None:
+    world.with_settings(poll=600.0)
     world.emulator.add_fault(on="retrieve", do="status", status=404, error_type="not_found_error")
 
     stopped = world.run(job(world))
@@ -578,9 +579,9 @@ def slow(world: World) -> Iterator[None]:
 def test_after_two_hours_the_others_go_without_it(world: World) -> None:
     world.run(caching(world), detach=True)
 
-    sweeps(world, 115)
+    sweeps(world, 11, minutes=10)
     early = sizes(world)
-    sweeps(world, 10)
+    sweeps(world, 2, minutes=10)
 
     assert early == [1]
     assert sizes(world) == [1, 39]
@@ -590,9 +591,9 @@ def test_after_two_hours_the_others_go_without_it(world: World) -> None:
 def test_a_canary_is_waited_for_longer_than_that(world: World) -> None:
     world.run(job(world), detach=True)
 
-    sweeps(world, 200)
+    sweeps(world, 10, minutes=20)
     early = sizes(world)
-    sweeps(world, 50)
+    sweeps(world, 3, minutes=20)
 
     assert early == [5]
     assert sizes(world) == [5, 45]

@@ -108,7 +108,7 @@ def test_rows_that_are_sent_again_cost_of_the_same_budget(world: World) -> None:
     whole = reserved_for_all(world)
     world.emulator.add_fault(on="item", do="error", error_type="api_error")
 
-    stopped = world.run(world.job(limits={"max_cost_usd": whole * 1.01}, retry={"max_attempts": 100}))
+    stopped = world.run(world.job(limits={"max_cost_usd": whole * 1.01}, retry={"max_attempts": 20}))
 
     assert stopped.rows == {"errored": 20}  # errors are not billed, so nothing of the budget is used up
     with world.database.read() as conn:

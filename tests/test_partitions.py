@@ -20,6 +20,8 @@ from pipeline.terminal import terminated
 from tests.conftest import World
 from tests.object_storage import S3
 
+POSTGRESQL_IS_LONG = True
+
 TEAMS = ["red", "blue", "", "a/b c=100%", "red", "Größe", "blue"]
 
 

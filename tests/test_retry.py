@@ -17,6 +17,8 @@ from pipeline.sink import Sink
 from pipeline.tables import batches, requests, runs
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 TIMES = pl.Series([f"2026-11-0{day}T01:30:00.000005" for day in (1, 2, 3)]).str.to_datetime()
 
 

@@ -18,6 +18,8 @@ from pipeline.tables import batches, requests, sendings
 from pipeline.verify import SHOWN, Verified, disagreements, verify, verify_source
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 
 def proof(world: World, source: Job | None = None) -> Verified:
     """`batch-pipeline verify`, with `--source` when a job is given."""
