@@ -168,10 +168,10 @@ class ObjectFolder:
     def _look(self, path: str) -> Object | str:
         try:
             found: Object | str = objects.found(self._inside(path))
-        except RowProblem as exc:
+        except (RowProblem, objects.NoBucket) as exc:
             found = str(exc)
-        except objects.NotThere as exc:
-            found = f"{_shown(path)} does not exist" if "bucket" not in str(exc) else str(exc)
+        except objects.NotThere:
+            found = f"{_shown(path)} does not exist"
         self._found[path] = found
         return found
 

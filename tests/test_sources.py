@@ -553,7 +553,7 @@ def test_attachments_lie_beside_their_rows_on_object_storage(world: World, photo
         "5": "invalid",
         "6": "succeeded",
     }
-    assert "photos/none.png does not exist" in answers["3"]["error_message"]
+    assert answers["3"]["error_message"] == "column 'photo': 'photos/none.png' does not exist"
     assert "'../secret.png' leads out of s3://bucket/in" in answers["4"]["error_message"]
     assert "is plain text" in answers["5"]["error_message"]
     assert [name for name in photos.requests if name.startswith("GET") and "red.png" in name] != []
