@@ -109,20 +109,21 @@ class FileInput:
         of_folders = {name for name, _ in self.partition}
         wanted = [name for name in names if name not in of_folders]
         read = wanted or self._own[:1]  # without a column a frame would have no rows
-        for first, frame in _read(self.file, read, where):
+        for first, frame in _read(self.file, self._own, read, where):
             self.file.check()  # before anybody sees rows of a file that is being written
             yield Frame(first, columns_of(frame.with_columns(said), names) if said else frame)
         self.file.check()
 
 
-def _read(file: SourceFile, names: list[str], where: Predicate | None) -> Iterator[Frame]:
+def _read(file: SourceFile, own: list[str], names: list[str], where: Predicate | None) -> Iterator[Frame]:
+    """own: all columns of the file; names: those to read."""
     match file.format:
         case "parquet":
             return _in_chunks(_parquet_frames(file, names, where))
         case "arrow":
             return _in_chunks(_arrow_frames(file, names))
         case "csv":
-            return _in_chunks(_csv_frames(file, names))
+            return _in_chunks(_csv_frames(file, own, names))
         case _:  # is in chunks already, and each has types of its own
             return _ndjson_frames(file, names)
 
@@ -243,9 +244,8 @@ def _csv_columns(file: SourceFile) -> list[str]:
     raise SourceError(f"{file.path} row 1: the row is longer than {LONGEST_ROW:,} bytes")
 
 
-def _csv_frames(file: SourceFile, names: list[str]) -> Iterator[Frame]:
+def _csv_frames(file: SourceFile, own: list[str], names: list[str]) -> Iterator[Frame]:
     rows, block = 0, BLOCK_BYTES
-    own = _csv_columns(file)
     # the last column is where a quote that is never closed swallows the rest of the file without an error
     last = own[-1]
     read = names if last in names else [*names, last]
