@@ -176,9 +176,10 @@ def _parquet_frames(file: SourceFile, names: list[str], where: Predicate | None)
         parquet = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BLOCK_BYTES)
         counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         size = _batch_rows(parquet.metadata, names)
-        for run in _runs(range(len(counts)) if groups is None else groups):
-            first = 1 + sum(counts[: run.start])
-            batches = parquet.iter_batches(batch_size=size, row_groups=run, columns=names, use_threads=False)
+        groups = range(len(counts)) if groups is None else groups
+        for start, end in consecutive(groups):
+            first, wanted = 1 + sum(counts[: groups[start]]), groups[start:end]
+            batches = parquet.iter_batches(batch_size=size, row_groups=wanted, columns=names, use_threads=False)
             for batch in batches:
                 yield Frame(first, columns_of(_polars(batch), names))
                 first += batch.num_rows
@@ -198,18 +199,16 @@ def _batch_rows(metadata: Any, names: list[str]) -> int:
     return max(1, min(CHUNK_ROWS, int(4 * CHUNK_BYTES / largest)))
 
 
-def _runs(numbers: Sequence[int]) -> Iterator[range]:
-    """Ascending numbers as ranges of those that follow each other."""
-    start = end = None
-    for number in numbers:
-        if end is not None and number != end:
-            assert start is not None
-            yield range(start, end)
-            start = None
-        start = number if start is None else start
-        end = number + 1
-    if start is not None and end is not None:
-        yield range(start, end)
+def consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The places at which numbers that follow each other begin and end, as slices have them."""
+    if not numbers:
+        return
+    start = 0
+    for i in range(1, len(numbers)):
+        if numbers[i] != numbers[i - 1] + 1:
+            yield start, i
+            start = i
+    yield start, len(numbers)
 
 
 def _arrow_reader(raw: Any) -> Any:

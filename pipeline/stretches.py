@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from pipeline.files import Stamp, stamp
-from pipeline.formats import FileInput
+from pipeline.formats import FileInput, consecutive
 from pipeline.job import Source
 from pipeline.objects import Object
 from pipeline.rows import Input
@@ -241,7 +241,7 @@ class Notes:
     ) -> None:
         """Rows with their numbers in the database."""
         self._all += len(ids)
-        for start, end in _runs(ids):
+        for start, end in consecutive(ids):
             if not self._rows or ids[start] != self._last + 1 or self._rows + end - start > MOST_ROWS:
                 self._close()
                 self._first = ids[start]
@@ -264,18 +264,6 @@ class Notes:
 def lines(texts: Sequence[str | None]) -> bytes:
     """Texts without line ends in them, as `Stretch` has them."""
     return "\n".join([text or "" for text in texts]).encode()
-
-
-def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Where consecutive numbers begin and end."""
-    if not ids:
-        return
-    start = 0
-    for i in range(1, len(ids)):
-        if ids[i] != ids[i - 1] + 1:
-            yield start, i
-            start = i
-    yield start, len(ids)
 
 
 def notes_of(conn: Connection, job_id: int, source: bytes) -> list[Note]:
