@@ -133,7 +133,7 @@ def _in_chunks(found: Iterator[Frame]) -> Iterator[Frame]:
     gathered: list[pl.DataFrame] = []
     start = height = size = 0
     for first, frame in found:
-        for part in frame.iter_slices(_rows_of_a_chunk(frame)):
+        for part in frame.iter_slices(rows_of_a_chunk(frame)):
             part_size = int(part.estimated_size())
             follows = first == start + height
             if gathered and (not follows or height + part.height > CHUNK_ROWS or size + part_size > CHUNK_BYTES):
@@ -149,7 +149,7 @@ def _in_chunks(found: Iterator[Frame]) -> Iterator[Frame]:
         yield Frame(start, pl.concat(gathered))
 
 
-def _rows_of_a_chunk(frame: pl.DataFrame) -> int:
+def rows_of_a_chunk(frame: pl.DataFrame) -> int:
     """How many rows of this frame make a chunk of CHUNK_BYTES, at most CHUNK_ROWS."""
     mean = frame.estimated_size() / max(1, frame.height)
     return max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, mean))))

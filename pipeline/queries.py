@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from pipeline.attachments import Folder, LocalFolder, NoFolder
 from pipeline.errors import SourceError
-from pipeline.formats import CHUNK_BYTES, CHUNK_ROWS, Frame
+from pipeline.formats import Frame, rows_of_a_chunk
 from pipeline.predicate import Predicate
 
 FIRST_ROWS = 100  # fetched before it is known how long rows are
@@ -67,7 +67,7 @@ class Query:
             while rows := result.fetchmany(many):
                 columns = {name: [row[i] for row in rows] for name, i in zip(names, places, strict=True)}
                 frame = pl.DataFrame([_series(name, values, kinds, first) for name, values in columns.items()])
-                many = max(1, min(CHUNK_ROWS, int(CHUNK_BYTES * len(rows) / max(1, frame.estimated_size()))))
+                many = rows_of_a_chunk(frame)
                 yield Frame(first, frame)
                 first += len(rows)
 
@@ -182,7 +182,7 @@ class Memory:
         """The rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order."""
         del where
         chosen = pl.DataFrame([self.frame.get_column(name) for name in names])
-        many = max(1, min(CHUNK_ROWS, int(CHUNK_BYTES * chosen.height / max(1, chosen.estimated_size()))))
+        many = rows_of_a_chunk(chosen)
         for start in range(0, chosen.height, many):
             yield Frame(start + 1, chosen[start : start + many])
 
