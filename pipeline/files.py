@@ -40,7 +40,7 @@ TYPED = ("parquet", "arrow")  # formats that say themselves which type a column 
 
 #: A folder of a hive layout: dt=2026-11-20.
 _PARTITION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # as Hive has it, for null and for an empty text
 
 
 class Stamp(NamedTuple):
@@ -241,7 +241,7 @@ def _partition(path: str) -> tuple[tuple[str, str | None], ...]:
     for part in path.split("/")[:-1]:
         if found := _PARTITION.fullmatch(part):
             value = unquote(found[2])
-            values[found[1]] = None if value == _NO_VALUE else value
+            values[found[1]] = None if value == NO_VALUE else value
     return tuple(values.items())
 
 

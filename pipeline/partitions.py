@@ -24,6 +24,7 @@ from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError, Stopped
 from pipeline.exports import Exported, Pipe, is_url, require_parent, synced
+from pipeline.files import NO_VALUE
 from pipeline.sink import Sink
 from pipeline.writers import FORMATS, Rows, batch
 
@@ -32,7 +33,6 @@ GROUP_BYTES = 8_000_000  # of answers that are handed to a file at a time: a row
 MOST_FOLDERS = 10_000
 LONGEST_NAME = 255  # bytes, of a folder: what file systems take
 
-NOTHING = "__HIVE_DEFAULT_PARTITION__"  # as Hive has it, for null and for an empty text
 SUCCESS = "_SUCCESS"  # an empty file, there when the folder holds one whole export
 _OURS = re.compile(rf"part-[0-9a-f]{{16}}\.\w+|{SUCCESS}")
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")  # Hive's own list (FileUtils.escapePathName)
@@ -85,7 +85,7 @@ def folder_name(column: str, value: Any) -> str:
     """`label=billing`: as Hive names a folder. value: as the database has it."""
     if isinstance(value, bool):
         value = str(value).lower()
-    text = NOTHING if value is None or value == "" else _escaped(str(value))
+    text = NO_VALUE if value is None or value == "" else _escaped(str(value))
     name = f"{_escaped(column)}={text}"
     if len(name.encode()) > LONGEST_NAME:
         raise InputError(
