@@ -50,9 +50,7 @@ def is_url(place: str) -> bool:
     if objects.is_url(place):
         return True
     if "://" in place:
-        raise InputError(
-            f"{place}: answers go to a path, or to s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME"
-        )
+        raise InputError(f"{place}: answers go to a path, or to {objects.ADDRESSES}")
     return False
 
 

@@ -27,8 +27,9 @@ SHOWN = 300  # characters of what a store says
 
 _T = TypeVar("_T")
 
-#: Scheme, and the extra of this package that brings the SDK which reads the credentials.
-SCHEMES = {"s3": "s3", "gs": "gs", "az": "az"}
+#: Of each an extra of this package has the name, which brings the SDK that reads the credentials.
+SCHEMES = ("s3", "gs", "az")
+ADDRESSES = "s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME"  # for messages
 
 
 class NotThere(InputError):
@@ -253,9 +254,7 @@ def _parts(url: str) -> tuple[str, str]:
     """The bucket's URL and the key: s3://bucket, folder/name."""
     split = urlsplit(url)
     if split.scheme not in SCHEMES or not split.netloc:
-        raise InputError(
-            f"{url}: an address on object storage is s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME"
-        )
+        raise InputError(f"{url}: an address on object storage is {ADDRESSES}")
     start = f"{split.scheme}://{split.netloc}"
     return start, url[len(start) :].lstrip("/")
 
@@ -367,8 +366,7 @@ def _store(bucket: str) -> Any:
     try:
         return _MAKERS[split.scheme](split.netloc, options)
     except ImportError as exc:
-        extra = SCHEMES[split.scheme]
-        raise NoAccess(f"{bucket} needs {exc.name}: pip install 'batch-pipeline[{extra}]'") from exc
+        raise NoAccess(f"{bucket} needs {exc.name}: pip install 'batch-pipeline[{split.scheme}]'") from exc
 
 
 def _s3(bucket: str, options: dict[str, Any]) -> Any:
