@@ -154,9 +154,9 @@ class Plan:
         """
         rows = chunk.frame.height
         everything = range(rows)
+        all_new = Judged(everything, [(Verdict.NEW if self.retry is None else Verdict.OTHER, b"", None)] * rows)
         if known_rows.is_empty and not hashed:
-            new = Verdict.NEW if self.retry is None else Verdict.OTHER
-            return Judged(everything, [(new, b"", None)] * rows)
+            return all_new
         keeps = identity.kept(chunk.frame, self.job.source.keep)
         asked, stretch, hashes = keys.to_list(), NOWHERE, None
         if self.retry is None:
@@ -171,8 +171,7 @@ class Plan:
             asked = asked if len(looked_at) == rows else [asked[i] for i in looked_at]
         known = known_rows(asked) if asked else {}
         if hashes is None and not known and not hashed:
-            new = Verdict.NEW if self.retry is None else Verdict.OTHER
-            return Judged(everything, [(new, b"", None)] * rows)
+            return all_new
         hashes = hashes or self.hashes(chunk)
         found = [known.get(key) for key in asked]
         wanted = known_rows.wanted(self.retry, known) if self.retry is not None else set()
