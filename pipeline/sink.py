@@ -263,18 +263,15 @@ class Sink:
     def _refuse_foreign(self, conn: Connection, table: Table, before: Columns) -> None:
         """Raises DatabaseError for a column that is to be added, and that somebody else has added."""
         present = {name.lower(): name for name in self._present(conn, table)}
-        for what, names, had in (
-            ("source.keep", self.columns.keep, before.keep),
-            ("output", self.columns.output, before.output),
+        for what, names, had, remedy in (
+            ("source.keep", self.columns.keep, before.keep, "keep it as {NAME: source_NAME}"),
+            ("output", self.columns.output, before.output, "write output.columns: {NAME: answer_NAME}"),
         ):
             for name in names:
                 if name not in had and name.lower() in present:
-                    remedy = {"source.keep": f"keep it as {{{name}: source_{name}}}"}.get(
-                        what, f"write output.columns: {{{name}: answer_{name}}}"
-                    )
                     raise DatabaseError(
                         f"{what}: table {table.name!r} has a column {present[name.lower()]!r} that this job has not "
-                        f"made; {remedy}, or drop that column"
+                        f"made; {remedy.replace('NAME', name)}, or drop that column"
                     )
 
     def _present(self, conn: Connection, table: Table) -> list[str]:
