@@ -70,7 +70,7 @@ class Stretch(NamedTuple):
 
     @property
     def digest(self) -> bytes:
-        """What `Noted` has of the same rows."""
+        """What `Notes` has of the same rows."""
         columns = _Columns()
         columns.add(self.keys, self.hashes, self.keeps)
         return columns.digest()
