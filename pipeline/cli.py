@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
+    from pipeline.answers import Wanted
     from pipeline.database import Database
     from pipeline.estimate import Past
     from pipeline.job import Job
@@ -534,37 +535,17 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """Answers in the order of their keys: to a file, to a folder of files, or as NDJSON to stdout."""
-    from pipeline.answers import Wanted, ndjson
+    from pipeline.answers import Wanted
 
     wanted = Wanted(status, where, since, limit)
     if file is None and partition_by:
         raise InputError("--partition-by makes a folder of files: name it after the job")
-    if file_format is not None and (not partition_by or file_format not in ("parquet", "csv", "ndjson")):
-        what = "write parquet, csv or ndjson" if partition_by else "without --partition-by the name of the file says it"
-        raise InputError(f"--format {file_format}: {what}")
+    ending = _ending_of_parts(file_format, partition_by)
     with _known_job(job, database, emulated=emulator) as (opened, row):
-        if file is not None:
-            from pipeline import report
-            from pipeline.exports import export as export_to
-            from pipeline.partitions import export_partitioned
-
-            with terminated():
-                if partition_by:
-                    ending = None if file_format is None else f".{file_format}"
-                    exported = export_partitioned(
-                        opened, row, file, partition_by, wanted, ending=ending, overwrite=overwrite
-                    )
-                else:
-                    exported = export_to(opened, row, file, wanted, overwrite=overwrite)
-            files = f" in {report.count(exported.files, 'file')}" if partition_by else ""
-            say(f"wrote    {report.count(exported.rows, 'row')} to {exported.place}{files}")
-            return
-        try:
-            for line in ndjson(opened, row, wanted):
-                sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:  # whoever reads has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if file is None:
+            _answers_to_stdout(opened, row, wanted)
+        else:
+            _answers_to_file(opened, row, file, wanted, by=partition_by, ending=ending, overwrite=overwrite)
 
 
 @app.command()
@@ -657,6 +638,55 @@ def _counted(loaded: "Job", quote: "Quote", *, emulated: bool) -> _Counted:
     if prefix is None:
         prefix = checks.shared_tokens(loaded, quote, None)
     return _Counted(tokens, prefix, queue, warnings)
+
+
+# -- where answers go --------------------------------------------------------------------------------------------------
+
+
+def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) -> str | None:
+    """The ending of the files of --partition-by as --format says it; None if it does not."""
+    if file_format is None:
+        return None
+    if not partition_by:
+        raise InputError(f"--format {file_format}: without --partition-by the name of the file says it")
+    if file_format not in ("parquet", "csv", "ndjson"):
+        raise InputError(f"--format {file_format}: write parquet, csv or ndjson")
+    return f".{file_format}"
+
+
+def _answers_to_file(
+    database: "Database",
+    row: "Row[Any]",
+    place: str,
+    wanted: "Wanted",
+    *,
+    by: list[str] | None,
+    ending: str | None,
+    overwrite: bool,
+) -> None:
+    """To one file, or by the values of some columns to a folder of files."""
+    from pipeline import report
+    from pipeline.exports import export as export_to
+    from pipeline.partitions import export_partitioned
+
+    with terminated():
+        if by:
+            exported = export_partitioned(database, row, place, by, wanted, ending=ending, overwrite=overwrite)
+        else:
+            exported = export_to(database, row, place, wanted, overwrite=overwrite)
+    files = f" in {report.count(exported.files, 'file')}" if by else ""
+    say(f"wrote    {report.count(exported.rows, 'row')} to {exported.place}{files}")
+
+
+def _answers_to_stdout(database: "Database", row: "Row[Any]", wanted: "Wanted") -> None:
+    from pipeline.answers import ndjson
+
+    try:
+        for line in ndjson(database, row, wanted):
+            sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # -- what the commands share -------------------------------------------------------------------------------------------
