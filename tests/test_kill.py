@@ -1,26 +1,16 @@
 """A driver killed at any moment, a second one at the same time, an API that goes away: with real processes."""
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.emulator import RunningEmulator, start
-
-JOB = """\
-name: notes
-source: {path: notes.csv, key: id}
-request: {model: claude-haiku-4-5, max_tokens: 60, prompt: "Summarize: {{ text }}"}
-limits: {max_batch_requests: 40}
-sink: {table: note_summaries}
-"""
-ROWS = 100
+from tests.processes import ROWS, begin, environment, kill, put_job, until
 
 
 @pytest.fixture
@@ -31,33 +21,11 @@ def api(tmp_path: Path) -> Iterator[RunningEmulator]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    text = "".join(f'{i},"Note {i}: water the plant number {i}."\n' for i in range(ROWS))
-    (tmp_path / "notes.csv").write_text(f"id,text\n{text}")
-    path = tmp_path / "notes.yaml"
-    path.write_text(JOB)
-    return path
+    return put_job(tmp_path)
 
 
 def command(api: RunningEmulator, *arguments: str) -> "subprocess.Popen[str]":
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("BATCH_", "ANTHROPIC_"))}
-    environment |= {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": "test", "BATCH_GRACE_SECONDS": "0.5"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
-        env=environment | {"BATCH_POLL_SECONDS": "0.1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def until(process: "subprocess.Popen[str]", event: str, times: int = 1) -> None:
-    """Read what the driver tells until it has told `event`."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        times -= json.loads(line)["event"] == event
-        if times == 0:
-            return
-    raise AssertionError(f"the driver ended without telling {event}: {process.communicate()}")
+    return begin(environment(api.url), *arguments)
 
 
 def answers(job: Path) -> list[tuple[str, str]]:
@@ -86,8 +54,7 @@ def test_a_killed_run_run_again_ends_with_every_row_once(
 ) -> None:
     killed = command(api, "run", str(job), "--json")
     until(killed, event, times)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    kill(killed)
 
     again = command(api, "run", str(job), "--json")
     said, errors = again.communicate(timeout=60)
@@ -122,8 +89,7 @@ def test_a_create_that_was_accepted_while_the_driver_died_is_adopted(api: Runnin
     killed = command(api, "run", str(job), "--json")
     until(killed, "submitting")
     wait_for_a_batch(api)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    kill(killed)
 
     again = command(api, "run", str(job), "--json")
     said, errors = again.communicate(timeout=60)

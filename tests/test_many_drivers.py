@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,16 +15,9 @@ from pipeline.answers import ndjson
 from pipeline.database import Database
 from pipeline.emulator import start
 from pipeline.verify import verify
+from tests.processes import begin, environment, put_job
 
 pytestmark = pytest.mark.long
-
-JOB = """\
-name: notes
-source: {path: notes.csv, key: id}
-request: {model: claude-haiku-4-5, max_tokens: 60, prompt: "Summarize: {{ text }}"}
-limits: {max_batch_requests: MOST}
-sink: {table: note_summaries}
-"""
 
 
 @pytest.fixture(params=["PostgreSQL", "SQLite"])
@@ -38,16 +29,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_eight_drivers_of_which_two_are_killed_each_second_do_every_row_once(tmp_path: Path, url: str) -> None:
     drivers, rows = (8, 20_000) if url.startswith("postgresql") else (4, 4_000)
-    (tmp_path / "notes.csv").write_text(
-        "id,text\n" + "".join(f'{i},"Note {i}: water the plant number {i}."\n' for i in range(rows))
-    )
-    (tmp_path / "notes.yaml").write_text(JOB.replace("MOST", str(rows // 20)))
+    put_job(tmp_path, rows=rows, max_batch_requests=rows // 20)
 
     with start(tmp_path / "emulator", processing_seconds=2.0) as api:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BATCH_")}
-        environment |= {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": "test", "BATCH_DATABASE_URL": url}
-        environment |= {"BATCH_SPOOL": str(tmp_path / "spool"), "BATCH_GRACE_SECONDS": "1", "BATCH_POLL_SECONDS": "0.5"}
-        ended, killed = drive(tmp_path, environment, drivers)
+        settings = {"BATCH_DATABASE_URL": url, "BATCH_SPOOL": str(tmp_path / "spool")}
+        patient = environment(api.url, **settings, BATCH_GRACE_SECONDS="1", BATCH_POLL_SECONDS="0.5")
+        ended, killed = drive(tmp_path, patient, drivers)
         api.emulator.wait_idle()
         audit = api.emulator.audit()
 
@@ -64,24 +51,19 @@ def test_eight_drivers_of_which_two_are_killed_each_second_do_every_row_once(tmp
     database.close()
 
 
-def drive(folder: Path, environment: dict[str, str], drivers: int) -> tuple[list[tuple[int, str]], int]:
+def drive(folder: Path, variables: dict[str, str], drivers: int) -> tuple[list[tuple[int, str]], int]:
     """Let that many drivers run, kill two of them each second and begin others, until the job is done.
 
     Returns exit code and errors of those that lived to their end, and how many were killed.
     """
     chance = random.Random(0)  # which ones; the moments are as they come
 
-    def begin(number: int) -> "subprocess.Popen[bytes]":
+    def another(number: int) -> "subprocess.Popen[str]":
         with open(folder / f"driver{number}.err", "wb") as errors:
-            return subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", "run", str(folder / "notes.yaml")],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
+            return begin(variables, "run", str(folder / "notes.yaml"), stdout=subprocess.DEVNULL, stderr=errors)
 
     numbers = itertools.count()
-    alive = {number: begin(number) for number in itertools.islice(numbers, drivers)}
+    alive = {number: another(number) for number in itertools.islice(numbers, drivers)}
     ended: list[tuple[int, str]] = []
     killed, next_kill = 0, time.monotonic() + 4.0  # they need some time to begin at all
     while alive:
@@ -99,5 +81,5 @@ def drive(folder: Path, environment: dict[str, str], drivers: int) -> tuple[list
                 alive.pop(number).wait()
                 killed += 1
                 fresh = next(numbers)
-                alive[fresh] = begin(fresh)
+                alive[fresh] = another(fresh)
     return ended, killed

@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import signal
 import stat
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pipeline.tables import batches
 from pipeline.where import open_spool
 from tests.conftest import World
 from tests.object_storage import S3
+from tests.processes import ROWS, begin, environment, kill, put_job, until
 
 POSTGRESQL_IS_LONG = True
 
@@ -564,16 +564,6 @@ def test_a_store_that_is_wrong_is_found_out_before_anything_is_asked(
 
 # -- with real processes ---------------------------------------------------------------------------------------------
 
-JOB = """\
-name: notes
-source: {path: notes.csv, key: id}
-request: {model: claude-haiku-4-5, max_tokens: 60, prompt: "Summarize: {{ text }}"}
-limits: {max_batch_requests: 40}
-sink: {table: note_summaries}
-canary: false
-"""
-ROWS = 100
-
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[RunningEmulator]:
@@ -583,11 +573,7 @@ def api(tmp_path: Path) -> Iterator[RunningEmulator]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    text = "".join(f'{i},"Note {i}: water the plant number {i}."\n' for i in range(ROWS))
-    (tmp_path / "notes.csv").write_text(f"id,text\n{text}")
-    path = tmp_path / "notes.yaml"
-    path.write_text(JOB)
-    return path
+    return put_job(tmp_path)
 
 
 @pytest.fixture
@@ -603,9 +589,6 @@ class Command:
 
     def start(self, machine: str, *arguments: str, most: int | None = None) -> "subprocess.Popen[str]":
         """most: bytes that a file may have there, as on a disk that is full."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("BATCH_", "ANTHROPIC_"))}
-        environment |= {"ANTHROPIC_BASE_URL": self.api, "ANTHROPIC_API_KEY": "test", "BATCH_GRACE_SECONDS": "0.5"}
-        environment |= {"BATCH_DATABASE_URL": self.database, "BATCH_SPOOL": self.spool, "BATCH_POLL_SECONDS": "0.1"}
         temporary = self.folder / machine
         temporary.mkdir(exist_ok=True)
 
@@ -613,30 +596,14 @@ class Command:
             if most is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments],
-            env=environment | {"TMPDIR": str(temporary)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=fill,
-        )
+        settings = {"BATCH_DATABASE_URL": self.database, "BATCH_SPOOL": self.spool, "TMPDIR": str(temporary)}
+        return begin(environment(self.api, **settings), *arguments, preexec_fn=fill)
 
     def run(self, machine: str, *arguments: str, most: int | None = None) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""
         process = self.start(machine, *arguments, most=most)
         said, errors = process.communicate(timeout=120)
         return process.returncode, said, errors
-
-
-def until(process: "subprocess.Popen[str]", event: str, times: int) -> None:
-    """Read what the driver tells until it has told `event`."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        times -= json.loads(line)["event"] == event
-        if times == 0:
-            return
-    raise AssertionError(f"the driver ended without telling {event}: {process.communicate()}")
 
 
 def every_row_once(api: RunningEmulator, s3: S3, command: Command, job: Path) -> None:
@@ -662,8 +629,7 @@ def test_a_killed_driver_is_followed_by_one_on_another_machine(
 ) -> None:
     killed = command.start("one", "run", str(job), "--json")
     until(killed, event, times)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    kill(killed)
 
     code, _, errors = command.run("two", "run", str(job))
 
