@@ -218,11 +218,11 @@ def test_a_store_that_stumbles_while_a_body_is_put_up_in_parts_has_it_whole(
 
     assert s3.faults == []
     assert written(far, body) is not None
-    assert len(uploads(s3)) == ((fault, nth) == ("cut", 0))  # nobody knows the name of the one that began unheard
+    assert len(s3.unfinished()) == ((fault, nth) == ("cut", 0))  # nobody knows the name of the one that began unheard
 
     far.remove_unfinished()
 
-    assert uploads(s3) == []
+    assert s3.unfinished() == []
 
 
 def test_an_upload_that_a_killed_driver_left_is_ended_by_the_next_planning(there: "World", s3: S3) -> None:
@@ -232,12 +232,7 @@ def test_an_upload_that_a_killed_driver_left_is_ended_by_the_next_planning(there
 
     there.run(there.job())
 
-    assert uploads(s3) == ["spool/notes/b.json"]  # another job's, which its own planning ends
-
-
-def uploads(s3: S3) -> list[str]:
-    """The uploads in parts that have not come to their end."""
-    return [upload["Key"] for upload in s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads", [])]
+    assert s3.unfinished() == ["spool/notes/b.json"]  # another job's, which its own planning ends
 
 
 def test_what_a_killed_process_left_on_the_local_disk_is_removed_by_the_next_one(
@@ -300,7 +295,7 @@ def all_is_well(world: World, s3: S3, rows: int = 5) -> None:
     assert world.accepted() == rows
     assert world.sent_twice() == []
     assert s3.keys() == [f"spool/{MARKER}"]
-    assert uploads(s3) == []
+    assert s3.unfinished() == []
 
 
 def test_a_run_leaves_nothing_in_the_bucket_and_the_same_again_asks_little(there: World, s3: S3) -> None:
