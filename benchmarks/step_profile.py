@@ -1,6 +1,6 @@
 """Where a run's time goes: CPU seconds by step and by module of the pipeline, sampled in the run's own process.
 
-python benchmarks/step_profile.py [--rows 100000] [--format csv|parquet] [--rows-folder DIR] [--json]
+python benchmarks/step_profile.py [--rows 100000] [--body 1055] [--format csv|parquet] [--rows-folder DIR] [--json]
 
 Each 5 ms, what every thread has used since then is put down to the innermost function of the pipeline on its stack,
 with all that it calls (Jinja, orjson, SQLAlchemy, sqlite3, httpx2). Threads that are not Python's (polars) are one
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 import harness
+import make_rows
 
 INTERVAL = 0.005  # seconds
 LEAST = 0.005  # share of the CPU time that is worth a line
@@ -86,6 +87,7 @@ def _place(frame: FrameType | None) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Where a run's time goes.")
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--body", type=int, default=make_rows.BODY, help="characters of a row's body, on average")
     parser.add_argument("--format", choices=("csv", "parquet"), default="parquet")
     parser.add_argument("--rows-folder", type=Path)
     parser.add_argument("--json", action="store_true", help="one object: wall and CPU seconds, and these by step")
@@ -93,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="step-profile-") as name, harness.served("bare_server.py") as server:
         folder = Path(name)
         bench = harness.Bench(argparse.Namespace(rows_folder=options.rows_folder), folder)
-        job = harness.write_job(folder, bench.rows(options.rows, options.format))
+        job = harness.write_job(folder, bench.rows(options.rows, options.format, body=options.body))
         os.environ.update(harness.environment_for(server.url, folder))
         wall, cpu, sampler = _sampled(["batch-pipeline", "run", str(job), "--yes", "--json"])
         harness.check_answers("pipeline", folder, options.rows)
