@@ -360,8 +360,9 @@ def rows_for_planning(conn: Connection, run_id: int) -> int:
 
 def forget_changed(conn: Connection, run_id: int) -> None:
     """The source has been planned since: what is still marked as changed is not in it any more."""
+    marked = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None))
     back = requests.c.state.not_in([RowState.PENDING, RowState.IN_FLIGHT])
-    conn.execute(update(requests).where(requests.c.run_id == run_id, back).values(changed_hash=None))
+    conn.execute(update(requests).where(*marked, back).values(changed_hash=None))
 
 
 # -- accounts --------------------------------------------------------------------------------------------------------
