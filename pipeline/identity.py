@@ -14,6 +14,7 @@ _JSON_OPTIONS = orjson.OPT_NON_STR_KEYS
 _BETWEEN = "\x1f"
 _ESCAPED = r'["\\\x00-\x1f]'  # in a text of JSON
 _ONE_NUMBER = r"^\[-?[0-9]+\]$"
+LONG_ROW = 500  # bytes in the mean, from which rows are put together one by one
 _INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 
 
@@ -89,10 +90,31 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
     """
     if not columns:
         return [hashlib.blake2b(digest_size=16).digest()] * frame.height
-    texts = pl.DataFrame([_text(frame.get_column(name)).alias(f"c{i}") for i, name in enumerate(sorted(columns))])
-    parts = [_tagged(name, f"c{i}") for i, name in enumerate(sorted(columns))]
-    values = texts.select(pl.concat_str(parts, separator=_BETWEEN).cast(pl.Binary)).to_series()
-    return [hashlib.blake2b(value, digest_size=16).digest() for value in values.to_list()]
+    names = sorted(columns)
+    texts = [_text(frame.get_column(name)) for name in names]
+    is_long = sum(text.estimated_size() for text in texts) > LONG_ROW * frame.height
+    values = _long_rows(names, texts) if is_long else _short_rows(names, texts)
+    return [hashlib.blake2b(value, digest_size=16).digest() for value in values]
+
+
+def _short_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterable[bytes]:
+    """What row_hashes are made of: each value behind its column and length."""
+    frame = pl.DataFrame([text.alias(f"c{i}") for i, text in enumerate(texts)])
+    parts = [_tagged(name, f"c{i}") for i, name in enumerate(names)]
+    values: Iterable[bytes] = (
+        frame.select(pl.concat_str(parts, separator=_BETWEEN).cast(pl.Binary)).to_series().to_list()
+    )
+    return values
+
+
+def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[bytes]:
+    """The same, row by row: with long values the copies that polars makes on the way cost more than that."""
+    heads = [f"{_BETWEEN if i else ''}{name}:".encode() for i, name in enumerate(names)]
+    for row in zip(*(text.cast(pl.Binary).to_list() for text in texts), strict=True):
+        parts: list[bytes] = []
+        for head, value in zip(heads, row, strict=True):
+            parts += (head, b"null") if value is None else (b"%b%d:" % (head, len(value)), value)
+        yield b"".join(parts)
 
 
 def shown(key: str) -> str:

@@ -107,6 +107,17 @@ def test_a_hash_is_the_same_wherever_in_a_chunk_the_row_stands() -> None:
     assert {len(h) for h in together} == {16}
 
 
+def test_a_row_has_the_same_hash_beside_long_and_short_ones() -> None:
+    shorts = pl.DataFrame({"a": ["x", None, "", "Größe"], "n": [1, 2, None, -4], "b": [b"x", None, b"", b"\xff"]})
+    long = pl.DataFrame({"a": ["y" * 10_000], "n": [5], "b": [b"z" * 10_000]})
+
+    together = identity.row_hashes(pl.concat([shorts, long]), shorts.columns)
+
+    assert together[:4] == identity.row_hashes(shorts, shorts.columns)
+    assert together[4:] == identity.row_hashes(long, long.columns)
+    assert len(set(together)) == 5
+
+
 @pytest.mark.parametrize(
     "name",
     [
