@@ -297,16 +297,16 @@ class Plan:
         left = self._unchanged.left(driver, run_id, inputs)
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
-                # a chunk is written while the next one is rendered
-                written: Future[list[Sendable]] | None = None
+                # a chunk is written, and its requests packed, while the next one is rendered
+                packed: Future[list[int]] | None = None
                 for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self._limit, inputs=left)):
                     driver.stop.check()
                     moves = self._moves(driver, run_id, chunk, known_rows)
-                    if written is not None:
-                        yield from packer.add(written.result())
-                    written = writer.submit(self._write, driver, run_id, moves)
-                if written is not None:
-                    yield from packer.add(written.result())
+                    if packed is not None:
+                        yield from packed.result()
+                    packed = writer.submit(self._write_and_pack, driver, run_id, moves, packer)
+                if packed is not None:
+                    yield from packed.result()
             yield from packer.finish()
         finally:
             packer.discard()
@@ -371,6 +371,10 @@ class Plan:
             self.plan_again_after.add(known.batch_id)
         elif kind is Verdict.IN_FLIGHT and known.run_id != run_id:
             self.awaited.add(known.batch_id)
+
+    def _write_and_pack(self, driver: Driver, run_id: int, moves: "_Moves", packer: Packer) -> list[int]:
+        """Commit one chunk, then put its requests into bodies; the numbers of the batches that this fills."""
+        return list(packer.add(self._write(driver, run_id, moves)))
 
     def _write(self, driver: Driver, run_id: int, moves: "_Moves") -> list[Sendable]:
         """Bring the database to what the source says of one chunk, in one transaction; the rows to send."""
