@@ -35,7 +35,7 @@ from pipeline.store import Batch
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 16_000_000  # of result lines: two chunks are in memory at a time
-STRETCH_BYTES = 8_000_000  # of result lines that are sorted together while they come in
+STRETCH_BYTES = 2_000_000  # of result lines that are sorted together while they come in
 RETRY_SECONDS = 10.0
 #: Of a request: the API refuses the account, and would refuse every other one.
 ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
