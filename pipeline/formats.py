@@ -20,6 +20,7 @@ import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
+from pipeline import memory
 from pipeline.attachments import Folder
 from pipeline.errors import PipelineError, SourceError
 from pipeline.files import TYPED, SourceFile
@@ -28,6 +29,7 @@ from pipeline.predicate import Predicate
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 2_000_000  # of a frame: what is in memory at once, when rows are long
+FEW_ROWS = 200  # in a chunk: they are so long that each column is one large piece of memory
 BLOCK_BYTES = 1_000_000  # read at once from a text file; the parser holds several times as much
 LONGEST_ROW = 1_000_000_000  # bytes; only met when one row does not fit into a block
 
@@ -133,7 +135,10 @@ def _in_chunks(found: Iterator[Frame]) -> Iterator[Frame]:
     gathered: list[pl.DataFrame] = []
     start = height = size = 0
     for first, frame in found:
-        for part in frame.iter_slices(rows_of_a_chunk(frame)):
+        most = rows_of_a_chunk(frame)
+        if most < FEW_ROWS:
+            memory.keep_large()
+        for part in frame.iter_slices(most):
             part_size = int(part.estimated_size())
             follows = first == start + height
             if gathered and (not follows or height + part.height > CHUNK_ROWS or size + part_size > CHUNK_BYTES):
@@ -186,9 +191,10 @@ def _parquet_frames(file: SourceFile, names: list[str], where: Predicate | None)
 
 
 def _batch_rows(metadata: Any, names: list[str]) -> int:
-    """How many rows to decode at once, by the largest ones that a row group has in the mean.
+    """How many rows make a chunk, by the largest ones that a row group has in the mean.
 
-    A dictionary makes them smaller in the file than they are; four of such chunks in memory are still few.
+    A dictionary makes them smaller in the file than they are; what is too large then is cut. Four times as many at once
+    took half as long again for rows of 100 kB: the memory for them comes from the system each time.
     """
     wanted, largest = set(names), 1.0
     for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
@@ -196,7 +202,7 @@ def _batch_rows(metadata: Any, names: list[str]) -> int:
         named = ((one.path_in_schema, one.total_uncompressed_size) for one in columns)  # list.list.element
         size = sum(size for path, size in named if path in wanted or path.partition(".")[0] in wanted)
         largest = max(largest, size / max(1, group.num_rows))
-    return max(1, min(CHUNK_ROWS, int(4 * CHUNK_BYTES / largest)))
+    return max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / largest)))
 
 
 def consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
