@@ -26,7 +26,7 @@ def keep_large() -> None:
     """Call it when memory comes and goes by the megabyte: some of it stays for the next time.
 
     Else the system gives it anew each time, and clears every page. Measured with rows of 100 kB: three quarters of the
-    time, and 30 MB more. A process that is not `sparing` does it by itself.
+    time, and 50 MB more. A process that is not `sparing` does it by itself.
     """
     if _is_sparing:
         _set(_M_MMAP_THRESHOLD, LARGE_BYTES)
