@@ -92,6 +92,7 @@ def draw_stages(axes: Axes, runs: list[dict[str, Any]]) -> None:
         below = [low + height for low, height in zip(below, heights, strict=True)]
     axes.set_xticks(places, [_short(run["rows"]) for run in runs])
     axes.set(title="wall time per row, µs (pipeline, Parquet)", xlabel="rows")
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.35)
     axes.legend(frameon=False, fontsize=7.5, loc="upper right")
     _bare(axes)
 
