@@ -21,7 +21,6 @@ from pathlib import Path
 from types import FrameType
 
 import harness
-import make_rows
 
 INTERVAL = 0.005  # seconds
 LEAST = 0.005  # share of the CPU time that is worth a line
@@ -87,7 +86,7 @@ def _place(frame: FrameType | None) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Where a run's time goes.")
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--body", type=int, default=make_rows.BODY, help="characters of a row's body, on average")
+    parser.add_argument("--body", type=int, default=harness.ROW_BYTES, help="characters of a row's body, on average")
     parser.add_argument("--format", choices=("csv", "parquet"), default="parquet")
     parser.add_argument("--rows-folder", type=Path)
     parser.add_argument("--json", action="store_true", help="one object: wall and CPU seconds, and these by step")

@@ -156,7 +156,11 @@ def _in_chunks(found: Iterator[Frame]) -> Iterator[Frame]:
 
 def rows_of_a_chunk(frame: pl.DataFrame) -> int:
     """How many rows of this frame make a chunk of CHUNK_BYTES, at most CHUNK_ROWS."""
-    mean = frame.estimated_size() / max(1, frame.height)
+    return _rows_of_size(frame.estimated_size() / max(1, frame.height))
+
+
+def _rows_of_size(mean: float) -> int:
+    """As `rows_of_a_chunk`, of rows that have so many bytes in the mean."""
     return max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, mean))))
 
 
@@ -202,7 +206,7 @@ def _batch_rows(metadata: Any, names: list[str]) -> int:
         named = ((one.path_in_schema, one.total_uncompressed_size) for one in columns)  # list.list.element
         size = sum(size for path, size in named if path in wanted or path.partition(".")[0] in wanted)
         largest = max(largest, size / max(1, group.num_rows))
-    return max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / largest)))
+    return _rows_of_size(largest)
 
 
 def consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

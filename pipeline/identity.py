@@ -97,14 +97,11 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
     return [hashlib.blake2b(value, digest_size=16).digest() for value in values]
 
 
-def _short_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterable[bytes]:
+def _short_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> list[bytes]:
     """What row_hashes are made of: each value behind its column and length."""
     frame = pl.DataFrame([text.alias(f"c{i}") for i, text in enumerate(texts)])
     parts = [_tagged(name, f"c{i}") for i, name in enumerate(names)]
-    values: Iterable[bytes] = (
-        frame.select(pl.concat_str(parts, separator=_BETWEEN).cast(pl.Binary)).to_series().to_list()
-    )
-    return values
+    return frame.select(pl.concat_str(parts, separator=_BETWEEN).cast(pl.Binary)).to_series().to_list()
 
 
 def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's mallopt
@@ -22,6 +23,7 @@ def sparing() -> None:
     _is_sparing = True
 
 
+@functools.cache  # it is called for each chunk
 def keep_large() -> None:
     """Call it when memory comes and goes by the megabyte: some of it stays for the next time.
 

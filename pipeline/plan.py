@@ -154,9 +154,8 @@ class Plan:
         """
         rows = chunk.frame.height
         everything = range(rows)
-        all_new = Judged(everything, [(Verdict.NEW if self.retry is None else Verdict.OTHER, b"", None)] * rows)
         if known_rows.is_empty and not hashed:
-            return all_new
+            return self._all_new(rows)
         keeps = identity.kept(chunk.frame, self.job.source.keep)
         asked, stretch, hashes = keys.to_list(), NOWHERE, None
         if self.retry is None:
@@ -171,7 +170,7 @@ class Plan:
             asked = asked if len(looked_at) == rows else [asked[i] for i in looked_at]
         known = known_rows(asked) if asked else {}
         if hashes is None and not known and not hashed:
-            return all_new
+            return self._all_new(rows)
         hashes = hashes or self.hashes(chunk)
         found = [known.get(key) for key in asked]
         wanted = known_rows.wanted(self.retry, known) if self.retry is not None else set()
@@ -183,6 +182,10 @@ class Plan:
                 kind = verdict(row, hashes[i], self.recipe, self.job, refresh=self.refresh, unsent=unsent)
             judged.append((kind, hashes[i], row))
         return Judged(looked_at, judged, settled, hashes, keeps, numbers)
+
+    def _all_new(self, rows: int) -> Judged:
+        """Of so many rows of which nothing is known."""
+        return Judged(range(rows), [(Verdict.NEW if self.retry is None else Verdict.OTHER, b"", None)] * rows)
 
     def _unsettled(
         self, stretch: Stretch, keys: Sequence[str], hashes: Sequence[bytes], keeps: Sequence[str | None]

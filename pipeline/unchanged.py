@@ -6,9 +6,10 @@ two. What changes between the passes, in the file or in the database, is for the
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -111,14 +112,18 @@ class Unchanged:
         if not self._whole or known_rows.is_empty:
             return None
         noted = [self._noted(one, known_rows) for one in self._inputs]
-        every = self._all_as_noted(noted, known_rows)
+        if self._keys_differ(noted):
+            every = self._as_noted([*chain.from_iterable(noted)], known_rows, seen, hashed=False)
+            if every is not None:
+                self._take(self._inputs, every, quote)
+                return []
         left = []
         for one, notes in zip(self._inputs, noted, strict=True):
-            if every is None and not self._is_as_noted(notes, quote, known_rows, seen):
+            counts = self._as_noted(notes, known_rows, seen, hashed=True)
+            if counts is None:
                 left.append(one)
             else:
-                self._quoted[one.path].notes = None
-        quote.rows.update(every or {})
+                self._take([one], counts, quote)
         return left
 
     def _noted(self, one: Input, known_rows: Lookup) -> list[Note]:
@@ -128,38 +133,37 @@ class Unchanged:
             found.source = stretches.source_of(one, self._job.source, self._columns)
         return [] if found.source is None else known_rows.notes(found.source)
 
-    def _all_as_noted(self, noted: Sequence[Sequence[Note]], known_rows: Lookup) -> Counter[Verdict] | None:
-        """Verdicts of the rows of all inputs when each is as it was noted; else None.
+    def _keys_differ(self, noted: Sequence[Sequence[Note]]) -> bool:
+        """Whether no key comes twice, if each input is as it was noted: no row is in two notes.
 
-        Then nobody has to look whether a key comes twice: no row is in two notes, and the database has each key once.
-        That is not enough where 17 and "17" may stand beside each other.
+        The database has each key once. That is not enough where 17 and "17" may stand beside each other.
+        """
+        by_value = any(one.by_value for one in self._inputs)
+        return all(noted) and not by_value and len(self._by_path) == len(self._inputs)
+
+    def _as_noted(
+        self, notes: Sequence[Note], known_rows: Lookup, seen: Distinct, *, hashed: bool
+    ) -> Counter[Verdict] | None:
+        """Verdicts of the rows when nothing is to be done with any of them; None otherwise, and without notes.
+
+        hashed: whether their keys go to `seen`.
         """
         counts: Counter[Verdict] = Counter()
-        if not all(noted) or any(one.by_value for one in self._inputs) or len(self._by_path) < len(self._inputs):
-            return None
-        for notes in noted:
-            for found in self._stretches(notes, known_rows, hashed=False):
+        mark = seen.mark()
+        with ThreadPoolExecutor(READERS, thread_name_prefix="stretch") as readers:
+            for found in stretches.in_order(readers, lambda n: self._stretch(n, known_rows, hashed=hashed), notes):
                 if found is None:
+                    seen.back_to(mark)
                     return None
                 counts.update(found.counts)
-        return counts
+                seen.add(found.hashes)
+        return counts if notes else None
 
-    def _is_as_noted(self, notes: Sequence[Note], quote: Quote, known_rows: Lookup, seen: Distinct) -> bool:
-        """Whether there are notes, and nothing is to be done with their rows, which then go to `quote` and `seen`."""
-        counts: Counter[Verdict] = Counter()
-        mark = seen.mark()
-        for found in self._stretches(notes, known_rows, hashed=True):
-            if found is None:
-                seen.back_to(mark)
-                return False
-            counts.update(found.counts)
-            seen.add(found.hashes)
+    def _take(self, inputs: Sequence[Input], counts: Mapping[Verdict, int], quote: Quote) -> None:
+        """Nothing is to be done with these."""
         quote.rows.update(counts)
-        return bool(notes)
-
-    def _stretches(self, notes: Sequence[Note], known_rows: Lookup, *, hashed: bool) -> Iterator[_Looked | None]:
-        with ThreadPoolExecutor(READERS, thread_name_prefix="stretch") as readers:
-            yield from stretches.in_order(readers, lambda note: self._stretch(note, known_rows, hashed=hashed), notes)
+        for one in inputs:
+            self._quoted[one.path].notes = None
 
     def _stretch(self, note: Note, known_rows: Lookup, *, hashed: bool) -> _Looked | None:
         """Verdicts of the rows of a stretch and, if wanted, hashes of their keys; None when one is not as noted."""
@@ -178,7 +182,7 @@ class Unchanged:
                 if not _is_settled(kind, row, row.keep):
                     return None
                 counts[kind] += 1
-        return _Looked(+counts, distinct.hashes(identity.key_texts(pl.Series(keys, dtype=pl.String))))
+        return _Looked(+counts, distinct.hashes(identity.key_texts(pl.Series(keys if hashed else [], dtype=pl.String))))
 
     def quoted(self, chunk: Chunk, keys: pl.Series, judged: Judged) -> None:
         """A chunk that pass one had to read."""
