@@ -30,6 +30,7 @@ from sqlalchemy import Connection, Row, func, select
 from pipeline import log, pricing, report, store
 from pipeline.database import Database
 from pipeline.quote import Quote
+from pipeline.reasons import in_words
 from pipeline.runner import exit_code, failed_rows
 from pipeline.sink import Sink
 from pipeline.states import OUTCOMES, RunState
@@ -335,7 +336,7 @@ def batch_table(conn: Connection, job_id: int) -> list[dict[str, Any]]:
             "cost": report.money(batch.cost_usd),
             "age": _age((batch.collected_at or now) - batch.created_at),
             "api_id": batch.api_id or "",
-            "problem": escaped(batch.problem or ""),
+            "problem": escaped(in_words(batch.reason, batch.problem) or ""),
         }
         for batch in conn.execute(newest.limit(MOST_BATCHES))
     ]

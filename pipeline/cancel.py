@@ -75,7 +75,7 @@ def _drop_planned(driver: Driver) -> None:
     while True:
         try:
             with driver.planning():
-                return drop_planned(driver, "its run was canceled")
+                return drop_planned(driver, RunReason.CANCELED.value)
         except Busy:
             if waited >= LONGEST_LOOK:
                 raise

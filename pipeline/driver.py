@@ -20,6 +20,7 @@ from pipeline.errors import Busy, InputError, Interrupted, LostRace, Stopped
 from pipeline.job import Job
 from pipeline.leases import Lease, local_now
 from pipeline.listing import Listing
+from pipeline.reasons import Reason
 from pipeline.sink import Columns, Sink
 from pipeline.spool import Spool
 from pipeline.states import BatchState
@@ -229,8 +230,7 @@ class Driver:
 def leave_alone(driver: Driver, batch: Batch, *, wait: float) -> None:
     """A batch that another account has sent: say so, and look at it again after `wait` seconds."""
     with driver.moving(batch) as conn:
-        problem = "it was sent by another account; run with that account's key"
-        store.postpone(conn, batch, due_at=batch.due_at, wait=wait, problem=problem)
+        store.postpone(conn, batch, due_at=batch.due_at, wait=wait, reason=Reason.OTHER_ACCOUNT)
     driver.tell("other_account", batch=batch.id)
 
 

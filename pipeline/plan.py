@@ -30,6 +30,7 @@ from pipeline.known import Lookup
 from pipeline.outcomes import Outcome
 from pipeline.pricing import PriceList
 from pipeline.quote import Quote
+from pipeline.reasons import Reason, in_words
 from pipeline.repack import First, Packer, Sendable, sent_hash
 from pipeline.requests import Built, RequestBuilder
 from pipeline.retry import Retry, changed
@@ -541,11 +542,11 @@ def drop_stale(driver: Driver, run_id: int, job: Job, recipe: str, stale: Contai
                 store.mark_planned(conn, run.id, vanished=0, now=driver.now())
     for batch in planned:
         if batch.nonce in damaged:
-            _drop(driver, batch, "its body in the spool is gone or was altered", body=False)
+            _drop(driver, batch, Reason.BODY_GONE, body=False)
         elif batch.run_id in superseded:
-            _drop(driver, batch, "a new recipe took its place")
+            _drop(driver, batch, Reason.OLD_RECIPE)
         elif batch.id in stale:
-            _drop(driver, batch, "a row of it changed")
+            _drop(driver, batch, Reason.ROW_CHANGED)
     with driver.planning_transaction() as conn:
         store.take_over(conn, run_id, superseded)
     remove_unneeded(driver, job)
@@ -562,12 +563,12 @@ def remove_unneeded(driver: Driver, job: Job) -> None:
             driver.spool.remove(nonce)
 
 
-def _drop(driver: Driver, batch: Batch, why: str, *, body: bool = True) -> None:
+def _drop(driver: Driver, batch: Batch, why: Reason, *, body: bool = True) -> None:
     with suppress(LostRace), driver.planning_transaction() as conn:
         store.drop(conn, batch, why)
         if not body:
             store.forget_body(conn, batch.id)
-        driver.tell("dropped", batch=batch.id, problem=why)
+        driver.tell("dropped", batch=batch.id, problem=in_words(why))
 
 
 def finish_planning(driver: Driver, run_id: int, variables: dict[str, Any], *, whole: bool, now: datetime) -> int:

@@ -15,9 +15,11 @@ from pipeline import leases, lost, packing, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import DatabaseError, Stopped
+from pipeline.reasons import Reason, in_words
 from pipeline.states import BatchState, SendingEnd
 from pipeline.store import Batch
 
+Doubt = tuple[Reason, str]  #: what stands in the way of a batch's absence, and more of that
 SKEW = timedelta(seconds=120)  # how far the API's created_at may lie before our intent
 
 
@@ -57,15 +59,16 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
     try:
         found, doubt = _look_through(driver, batch, window)
     except Stopped as exc:  # half a listing proves nothing; and other batches can go on meanwhile
-        found, doubt = None, f"the API's listing could not be read: {exc}"
+        found, doubt = None, (Reason.LISTING_UNREADABLE, str(exc))
     if found is not None:
         with driver.moving(batch) as conn:
             store.mark_adopted(conn, batch, sending.id, found, now=driver.now())
         driver.tell("adopted", batch=batch.id, api_id=found, requests=batch.requests)
     elif doubt is not None and begun_at > sending.started_at + store.TWIN_WATCH:
-        lost.give_up(driver, batch, f"for 25 hours it could not be found out whether the API took it: {doubt}")
+        why = f"for 25 hours it could not be found out whether the API took it: {in_words(*doubt)}"
+        lost.give_up(driver, batch, why)
     elif doubt is not None:
-        _look_again(driver, batch, doubt)
+        _look_again(driver, batch, *doubt)
     elif begun_at > window.absent_after:
         with driver.moving(batch) as conn:
             absent = store.mark_absent(conn, batch, sending.id, now=driver.now())
@@ -73,21 +76,21 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
             driver.tell("absent", batch=batch.id)
     else:
         seconds = (window.absent_after - begun_at).total_seconds()
-        _look_again(driver, batch, f"not in the API's listing; taken for not accepted in {seconds:.0f} s", seconds)
+        _look_again(driver, batch, Reason.NOT_LISTED, f"taken for not accepted in {seconds:.0f} s", seconds)
 
 
-def _look_through(driver: Driver, batch: Batch, window: Window) -> tuple[str | None, str | None]:
+def _look_through(driver: Driver, batch: Batch, window: Window) -> tuple[str | None, Doubt | None]:
     """The id of the batch at the API that is proven to be this one, and what else stands in the way of its absence."""
-    doubt = None
+    doubt: Doubt | None = None
     for candidate in _candidates(driver, batch.requests, window):
         if candidate.processing_status != "ended":
-            doubt = "a batch that may be it is running at the API; its results will tell"
+            doubt = Reason.RUNNING_CANDIDATE, candidate.id
             continue
         ours = _is_ours(driver, batch.nonce, candidate.id)
         if ours:
             return candidate.id, None
         if ours is None:
-            doubt = f"{candidate.id} may be it, and its results can no longer be read"
+            doubt = Reason.RESULTS_UNREADABLE, candidate.id
     return None, doubt
 
 
@@ -103,8 +106,8 @@ def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
             now = driver.api.now()
             # one that is only suspended may wake and go on until the deadline, though never past it
             quiet_from = now if leases.is_gone(conn, sending.driver) else max(now, sending.deadline)
-            problem = "the driver that sent it is gone"
-            store.mark_unknown(conn, batch, sending.id, problem, grace_from=quiet_from, due_at=driver.now())
+            reason = Reason.DRIVER_GONE
+            store.mark_unknown(conn, batch, sending.id, reason, grace_from=quiet_from, due_at=driver.now())
             sending = store.last_sending(conn, batch.id)
     assert sending.end == SendingEnd.UNKNOWN
     return sending
@@ -122,7 +125,7 @@ def ask_again(driver: Driver) -> None:
         with driver.moving(batch) as conn:
             if api_id is None:
                 due_at = store.soon(driver.now(), lost.ASK_AGAIN)
-                store.postpone(conn, batch, due_at=due_at, problem=batch.problem)
+                store.postpone(conn, batch, due_at=due_at, problem=batch.problem)  # it says why it was lost
                 continue
             rows = store.mark_found_again(conn, batch, api_id, now=driver.now())
         driver.tell("found_again", batch=batch.id, rows=rows)
@@ -222,11 +225,11 @@ def _is_ours(driver: Driver, nonce: str, api_id: str) -> bool | None:
     return packing.nonce_of_result(start.partition(b"\n")[0]) == nonce
 
 
-def _look_again(driver: Driver, batch: Batch, why: str, at_most: float = 60.0) -> None:
+def _look_again(driver: Driver, batch: Batch, reason: Reason, detail: str, at_most: float = 60.0) -> None:
     wait = _pause(driver, at_most)
     with driver.moving(batch) as conn:
-        store.postpone(conn, batch, due_at=store.soon(driver.now(), wait), problem=why)
-    driver.tell("watching", batch=batch.id, problem=why)
+        store.postpone(conn, batch, due_at=store.soon(driver.now(), wait), reason=reason, problem=detail)
+    driver.tell("watching", batch=batch.id, problem=in_words(reason, detail))
 
 
 def _pause(driver: Driver, at_most: float) -> float:

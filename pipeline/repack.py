@@ -20,6 +20,7 @@ from pipeline.driver import Driver
 from pipeline.errors import Busy, LostRace, PipelineError
 from pipeline.job import Job
 from pipeline.pricing import PriceList
+from pipeline.reasons import Reason, in_words
 from pipeline.spool import BodyWriter, params_at
 from pipeline.states import BatchState, RunReason, RunState
 from pipeline.store import Batch
@@ -228,7 +229,7 @@ def waits(driver: Driver, run_id: int) -> bool:
         return bool(store.rows_to_send_again(conn, run_id, after=(0, -1, 0), limit=1))
 
 
-def drop(driver: Driver, batch: Batch, why: str, *, body: bool) -> bool:
+def drop(driver: Driver, batch: Batch, reason: Reason, detail: str | None = None, *, body: bool) -> bool:
     """Give up a planned batch that we have claimed; its rows wait. False while somebody plans: then a second later.
 
     body: whether the requests can still be read from its body.
@@ -236,18 +237,19 @@ def drop(driver: Driver, batch: Batch, why: str, *, body: bool) -> bool:
     try:
         with driver.planning(), driver.planning_transaction() as conn:
             store.check_claim(conn, batch)
-            store.drop(conn, batch, why)
+            store.drop(conn, batch, reason, detail)
             if not body:
                 store.forget_body(conn, batch.id)
     except Busy:
         with driver.moving(batch) as conn:
-            store.postpone(conn, batch, due_at=store.soon(driver.now(), LOOK_AFTER_PLANNING), problem=why)
+            due_at = store.soon(driver.now(), LOOK_AFTER_PLANNING)
+            store.postpone(conn, batch, due_at=due_at, reason=reason, problem=detail)
         return False
-    driver.tell("dropped", batch=batch.id, problem=why)
+    driver.tell("dropped", batch=batch.id, problem=in_words(reason, detail))
     return True
 
 
-def pack_smaller(driver: Driver, batch: Batch, job: Job, first: First, why: str) -> None:
+def pack_smaller(driver: Driver, batch: Batch, job: Job, first: First, why: Reason) -> None:
     """Put the rows of a planned batch that we have claimed into this first one, and the rest into others.
 
     If we die in between, its rows wait, and are packed as ever by whoever comes next.
@@ -264,7 +266,7 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
         with driver.planning():
             with driver.planning_transaction() as conn:
                 ended = store.end_run(conn, run_id, RunState.INCOMPLETE, reason=reason, now=driver.now())
-            drop_planned(driver, f"its run ended: {reason}", {run_id})
+            drop_planned(driver, reason.value, {run_id})
     except Busy:
         return False
     if ended:
@@ -278,15 +280,18 @@ def drop_of_ended_runs(driver: Driver) -> None:
         planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
         ended = {batch.run_id for batch in planned} - {run.id for run in store.open_runs(conn, driver.job_id)}
     if ended:
-        drop_planned(driver, "its run has ended", ended)
+        drop_planned(driver, None, ended)
 
 
-def drop_planned(driver: Driver, why: str, run_ids: Container[int] | None = None) -> None:
-    """Drop the planned batches of the job, or of some runs; rows go back to waiting. Under the lease on planning."""
+def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None = None) -> None:
+    """Drop the planned batches of the job, or of some runs, which have ended. Under the lease on planning.
+
+    Their rows wait again. why: the reason for which the runs ended, where it is known.
+    """
     with driver.reading() as conn:
         planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
     for batch in planned:
         if run_ids is None or batch.run_id in run_ids:
             with suppress(LostRace), driver.planning_transaction() as conn:  # one that is being sent stays
-                store.drop(conn, batch, why)
-                driver.tell("dropped", batch=batch.id, problem=why)
+                store.drop(conn, batch, Reason.RUN_ENDED, why)
+                driver.tell("dropped", batch=batch.id, problem=in_words(Reason.RUN_ENDED, why))

@@ -10,12 +10,13 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, func, select, text
+from sqlalchemy import Connection, Row, func, or_, select, text
 
 from pipeline import identity, store
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, month_of
 from pipeline.estimate import Estimate, read_rate, usage_of
 from pipeline.quote import Quote
+from pipeline.reasons import BEHIND_GATE, in_words
 from pipeline.sink import Sink
 from pipeline.states import FAILURES, OPEN_BATCHES, BatchState, Gate, RowState, RunReason, RunState, SendingEnd
 from pipeline.tables import batches, requests, sendings
@@ -239,8 +240,10 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
     by_state = select(batches.c.state, func.count()).where(where).group_by(batches.c.state)
     uncollected = batches.c.state.in_((BatchState.IN_PROGRESS, BatchState.CANCELING, BatchState.ENDED))
     oldest = conn.scalar(select(func.min(batches.c.created_at)).where(where, uncollected))
-    troubled = (batches.c.state.in_((*OPEN_BATCHES, BatchState.LOST)), batches.c.problem.is_not(None))
-    problems = conn.execute(select(batches.c.id, batches.c.state, batches.c.problem).where(where, *troubled))
+    said = or_(batches.c.reason.is_not(None), batches.c.problem.is_not(None))
+    troubled = (batches.c.state.in_((*OPEN_BATCHES, BatchState.LOST)), said)
+    columns = (batches.c.id, batches.c.state, batches.c.reason, batches.c.problem)
+    problems = conn.execute(select(*columns).where(where, *troubled))
     twins = (
         select(batches.c.id, sendings.c.problem)
         .join(batches, batches.c.id == sendings.c.batch_id)
@@ -258,7 +261,7 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
         "swept_seconds_ago": None if job.swept_at is None else max(0, round((now - job.swept_at).total_seconds())),
         "results_vanish_at": None if oldest is None else (oldest + store.RESULTS_KEPT).isoformat(),
         "results_vanish_days": None if oldest is None else (oldest + store.RESULTS_KEPT - now).days,
-        "problems": [{"batch": batch, "state": state, "problem": problem} for batch, state, problem in problems],
+        "problems": [{"batch": p.id, "state": p.state, "problem": in_words(p.reason, p.problem)} for p in problems],
         "twins": [{"batch": batch, "problem": problem} for batch, problem in conn.execute(twins)],
     }
 
@@ -355,7 +358,7 @@ def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     begun = f"{'a retry ' if run['retry'] else ''}begun {when}{' with ' + given if given else ''}"
     yield f"run {run['run_id']:<4} {state}{planning}, {begun}: {counts_line(run['rows'])}"
     if run["gate"] is not None:
-        yield f"         the rest {store.BEHIND_GATE[run['gate']]}"
+        yield f"         the rest {in_words(BEHIND_GATE[run['gate']])}"
     if run["budget"] is not None:
         yield f"         {budget_line(run['budget'])}"
     for line in money_lines(run["estimate"], run["cost_usd"], run["usage"]):

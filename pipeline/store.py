@@ -34,6 +34,7 @@ from pipeline.account import Identity
 from pipeline.bulk import Bulk, next_ids
 from pipeline.errors import DatabaseError, LostRace, RunEnded
 from pipeline.packing import Packing
+from pipeline.reasons import BEHIND_GATE, HELD_BACK, Reason, in_words
 from pipeline.states import (
     AT_THE_API,
     BATCH_MOVES,
@@ -74,6 +75,7 @@ class Batch:
     downloaded_at: datetime | None
     wait_seconds: float
     due_at: datetime
+    reason: str | None
     problem: str | None
     created_at: datetime
     claim: int
@@ -85,17 +87,6 @@ class Batch:
     max_input_usd: float | None
     gate: str | None
 
-
-TOO_LARGE = "the API finds it too large: its rows go in smaller batches"
-NO_ROOM = "waits for room at the API: BATCH_MAX_IN_FLIGHT requests are there"
-NO_ROOM_OF_JOB = "waits for room at the API: limits.max_in_flight_requests of this job are there"
-NO_MONEY = "waits for money: what is at the API may cost all that is left of limits.max_cost_usd"
-NO_MONEY_OF_MONTH = "waits for money: what is at the API may cost all that is left of BATCH_MONTHLY_BUDGET_USD"
-BEHIND_GATE = {
-    Gate.CANARY: "waits for the canary: the first rows of a new recipe show whether the rest is sent",
-    Gate.PRIMER: "waits for the primer: one row writes what all share into the prompt cache",
-}
-HELD_BACK = (NO_ROOM, NO_ROOM_OF_JOB, NO_MONEY, NO_MONEY_OF_MONTH, *BEHIND_GATE.values())
 
 #: Sendings that came to the API, as far as anybody knows.
 MAY_HAVE_ARRIVED: ColumnElement[bool] = or_(
@@ -426,7 +417,7 @@ def in_flight(conn: Connection) -> dict[int, int]:
 
 def jobs_held_back(conn: Connection, *, since: datetime) -> set[int]:
     """Jobs with a batch that waits for room at the API, and was asked after since then: somebody drives them."""
-    waits = (batches.c.state == BatchState.PLANNED, batches.c.problem == NO_ROOM, batches.c.due_at > since)
+    waits = (batches.c.state == BatchState.PLANNED, batches.c.reason == Reason.NO_ROOM, batches.c.due_at > since)
     return set(conn.scalars(select(batches.c.job_id).where(*waits)))
 
 
@@ -497,8 +488,8 @@ def open_gate(conn: Connection, run_id: int, gate: str, now: datetime) -> bool:
     if not conn.execute(update(runs).where(*here).values(gate=None)).rowcount:
         return False
     behind = (batches.c.run_id == run_id, batches.c.state == BatchState.PLANNED, batches.c.due_at > now)
-    waits = batches.c.problem.in_(list(BEHIND_GATE.values()))
-    conn.execute(update(batches).where(*behind, waits).values(due_at=now, problem=None))
+    waits = batches.c.reason.in_(list(BEHIND_GATE.values()))
+    conn.execute(update(batches).where(*behind, waits).values(due_at=now, reason=None, problem=None))
     return True
 
 
@@ -657,7 +648,8 @@ def any_open(conn: Connection, numbers: Iterable[int]) -> bool:
 
 def smallest_too_large(conn: Connection, run_id: int) -> int | None:
     """Of the run's batches that the API found too large, the fewest requests; None if it never did."""
-    too_large = (batches.c.run_id == run_id, batches.c.state == BatchState.DROPPED, batches.c.problem == TOO_LARGE)
+    dropped = (batches.c.run_id == run_id, batches.c.state == BatchState.DROPPED)
+    too_large = (*dropped, batches.c.reason == Reason.TOO_LARGE)
     fewest: int | None = conn.scalar(select(func.min(batches.c.requests)).where(*too_large))
     return fewest
 
@@ -781,10 +773,13 @@ def check_claim(conn: Connection, batch: Batch) -> None:
 
 
 def _move(conn: Connection, batch: Batch, to: BatchState, **values: Any) -> None:
-    """Move one batch, only from the state we believe it is in, and let it go. Raises LostRace if it is not there."""
+    """Move one batch, only from the state we believe it is in, and let it go. Raises LostRace if it is not there.
+
+    What was said of it in its old state is no longer so.
+    """
     assert to in BATCH_MOVES[batch.state], f"{batch.state} -> {to} is no legal move"
     here = (batches.c.id == batch.id, batches.c.state == batch.state)
-    values = {"claimed_by": None, **values}
+    values = {"claimed_by": None, "reason": None, "problem": None, **values}
     if conn.execute(update(batches).where(*here).values(state=to, **values)).rowcount != 1:
         raise LostRace(f"batch {batch.id} is no longer {batch.state}; the same command again goes on")
 
@@ -864,9 +859,9 @@ def add_batch(
     return batch
 
 
-def drop(conn: Connection, batch: Batch, why: str) -> None:
+def drop(conn: Connection, batch: Batch, reason: Reason, detail: str | None = None) -> None:
     """planned -> dropped: it is not going to be sent; its rows are pending again. Under the lease on planning."""
-    _move(conn, batch, BatchState.DROPPED, problem=why)
+    _move(conn, batch, BatchState.DROPPED, reason=reason, problem=detail)
     back = (
         update(requests)
         .where(requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
@@ -906,8 +901,7 @@ def record_api_id(conn: Connection, sending: int, api_id: str, request_id: str |
 
 def mark_in_progress(conn: Connection, batch: Batch, api_id: str, *, due_at: datetime) -> None:
     """submitting -> in_progress: the API has it under this id."""
-    values = {"api_id": api_id, "due_at": due_at, "wait_seconds": 0.0, "problem": None}
-    _move(conn, batch, BatchState.IN_PROGRESS, **values)
+    _move(conn, batch, BatchState.IN_PROGRESS, api_id=api_id, due_at=due_at, wait_seconds=0.0)
 
 
 def mark_rejected(
@@ -927,12 +921,19 @@ def mark_rejected(
 
 
 def mark_unknown(
-    conn: Connection, batch: Batch, sending: int, problem: str, *, grace_from: datetime, due_at: datetime
+    conn: Connection,
+    batch: Batch,
+    sending: int,
+    reason: Reason,
+    problem: str | None = None,
+    *,
+    grace_from: datetime,
+    due_at: datetime,
 ) -> None:
     """Stays submitting: how the sending ended is to be found out. grace_from: by the API's clock."""
-    values = {"end": SendingEnd.UNKNOWN, "problem": problem, "grace_from": grace_from}
+    values = {"end": SendingEnd.UNKNOWN, "problem": in_words(reason, problem), "grace_from": grace_from}
     conn.execute(update(sendings).where(sendings.c.id == sending, sendings.c.end.is_(None)).values(**values))
-    postpone(conn, batch, due_at=due_at, problem=problem)
+    postpone(conn, batch, due_at=due_at, reason=reason, problem=problem)
 
 
 def mark_adopted(conn: Connection, batch: Batch, sending: int, api_id: str, *, now: datetime) -> None:
@@ -950,7 +951,7 @@ def mark_absent(conn: Connection, batch: Batch, sending: int, *, now: datetime) 
     unknown = (sendings.c.id == sending, sendings.c.end == SendingEnd.UNKNOWN)
     if not conn.execute(update(sendings).where(*unknown).values(end=SendingEnd.ABSENT, ended_at=now)).rowcount:
         return False
-    _move(conn, batch, BatchState.PLANNED, due_at=now, problem="it never reached the API")
+    _move(conn, batch, BatchState.PLANNED, due_at=now, reason=Reason.ABSENT)
     return True
 
 
@@ -960,15 +961,16 @@ def postpone(
     *,
     due_at: datetime,
     wait: float = 0.0,
+    reason: Reason | None = None,
     problem: str | None = None,
     besides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Let the batch go; it is due again at due_at. wait: seconds of the last wait, from which the next one grows.
+    """Release the batch until due_at. wait: seconds of the last wait, from which the next one grows.
 
-    besides: columns that change with it.
+    reason, problem: why it waits, and what else is known of that; besides: columns that change with it.
     """
     values: dict[str, Any] = dict(besides or {})
-    values |= {"due_at": due_at, "wait_seconds": wait, "problem": problem, "claimed_by": None}
+    values |= {"due_at": due_at, "wait_seconds": wait, "reason": reason, "problem": problem, "claimed_by": None}
     conn.execute(update(batches).where(batches.c.id == batch.id).values(**values))
 
 
@@ -984,7 +986,7 @@ def postpone_running(conn: Connection, running: Sequence[Again]) -> None:
     """As `postpone`, of many batches that we have claimed and the API knows; not of one that another driver has now."""
     here = (batches.c.id == bindparam("batch"), batches.c.claim == bindparam("claim_"))
     values: dict[str, Any] = {"due_at": bindparam("due"), "wait_seconds": bindparam("wait")}
-    answered = {"problem": None, "claimed_by": None, "not_found": 0, "not_found_at": None}  # 404s no longer count
+    answered = {"reason": None, "problem": None, "claimed_by": None, "not_found": 0, "not_found_at": None}
     conn.execute(
         update(batches).where(*here).values(**values, **answered),
         [{"batch": b.id, "claim_": b.claim, "due": due_at, "wait": wait} for b, due_at, wait in running],
@@ -992,7 +994,7 @@ def postpone_running(conn: Connection, running: Sequence[Again]) -> None:
 
 
 def hold_back(
-    conn: Connection, job_id: int, why: str, *, now: datetime, due_at: datetime, behind: int | None = None
+    conn: Connection, job_id: int, why: Reason, *, now: datetime, due_at: datetime, behind: int | None = None
 ) -> None:
     """The job's planned batches that are due wait until due_at, or until a batch ends.
 
@@ -1001,12 +1003,12 @@ def hold_back(
     due = [batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED, batches.c.due_at <= now]
     if behind is not None:
         due += [batches.c.run_id == behind, batches.c.gate.is_(None)]
-    conn.execute(update(batches).where(*due).values(due_at=due_at, problem=why, claimed_by=None))
+    conn.execute(update(batches).where(*due).values(due_at=due_at, reason=why, problem=None, claimed_by=None))
 
 
 def wake_held_back(conn: Connection, now: datetime) -> None:
     """A batch has ended, of whatever job: those that wait for room or money may try again."""
-    waiting = (batches.c.state == BatchState.PLANNED, batches.c.problem.in_(HELD_BACK), batches.c.due_at > now)
+    waiting = (batches.c.state == BatchState.PLANNED, batches.c.reason.in_(HELD_BACK), batches.c.due_at > now)
     conn.execute(update(batches).where(*waiting).values(due_at=now))
 
 
@@ -1020,7 +1022,7 @@ def mark_ended(
 ) -> None:
     """in_progress or canceling -> ended: results can be fetched."""
     assert batch.state in AT_THE_API
-    values = {"counts": dict(counts), "ended_at": ended_at, "due_at": due_at, "wait_seconds": 0.0, "problem": None}
+    values = {"counts": dict(counts), "ended_at": ended_at, "due_at": due_at, "wait_seconds": 0.0}
     _move(conn, batch, BatchState.ENDED, **values, not_found=0, not_found_at=None)
 
 
@@ -1036,7 +1038,7 @@ def mark_collected(conn: Connection, batch: Batch, *, delete_remote: bool, now: 
     delete_remote: it is to be deleted at the API.
     """
     _refuse_in_flight(conn, batch)
-    values = {"delete_remote": delete_remote, "due_at": now, "collected_at": now, "problem": None}
+    values = {"delete_remote": delete_remote, "due_at": now, "collected_at": now}
     _move(conn, batch, BatchState.COLLECTED, **values)
 
 
@@ -1048,7 +1050,7 @@ def mark_lost(conn: Connection, batch: Batch, why: str, *, due_at: datetime) -> 
 
 def mark_found_again(conn: Connection, batch: Batch, api_id: str, *, now: datetime) -> int:
     """lost -> in_progress: the API knows it after all. How many rows wait for it again: those not sent since."""
-    values = {"api_id": api_id, "due_at": now, "wait_seconds": 0.0, "problem": None, "downloads": 0}
+    values = {"api_id": api_id, "due_at": now, "wait_seconds": 0.0, "downloads": 0}
     outcomes = dict(conn.scalar(select(batches.c.outcomes).where(batches.c.id == batch.id)) or {})
     outcomes.pop(RowState.LOST, None)
     _move(conn, batch, BatchState.IN_PROGRESS, **values, downloaded_at=None, outcomes=outcomes)

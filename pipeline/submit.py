@@ -25,6 +25,7 @@ from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped
 from pipeline.job import Job
 from pipeline.outcomes import Outcome
+from pipeline.reasons import BEHIND_GATE, Reason, in_words
 from pipeline.sink import Fixed
 from pipeline.states import BatchState, RowState, RunReason
 from pipeline.store import Batch
@@ -45,7 +46,7 @@ def submit_due(driver: Driver) -> int:
             try:
                 accepted += submit(driver, batch)
             except RunEnded as exc:
-                repack.drop(driver, batch, str(exc), body=True)
+                repack.drop(driver, batch, Reason.RUN_ENDED, str(exc), body=True)
     return accepted
 
 
@@ -59,8 +60,8 @@ def due_soon(driver: Driver) -> list[Batch]:
 
 def submit(driver: Driver, batch: Batch) -> bool:
     """Send one batch that we have claimed; whether the API is known to have accepted it."""
-    if batch.problem == store.TOO_LARGE:  # it could not be dropped when the API said so
-        repack.drop(driver, batch, store.TOO_LARGE, body=True)
+    if batch.reason == Reason.TOO_LARGE:  # it could not be dropped when the API said so
+        repack.drop(driver, batch, Reason.TOO_LARGE, body=True)
         return False
     with driver.reading() as conn:  # before the body is fetched, for it may wait for hours
         not_now = _allowed(driver, conn, batch, store.run(conn, batch.run_id))[-1]
@@ -76,8 +77,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
             raise
         if body is not None:
             return _send(driver, batch, body)
-    why = "its body in the spool is gone or was altered; its rows are planned anew by `run`"
-    repack.drop(driver, batch, why, body=False)
+    repack.drop(driver, batch, Reason.BODY_GONE, body=False)
     return False
 
 
@@ -116,7 +116,7 @@ def _send(driver: Driver, batch: Batch, body: Path) -> bool:
 class _NotNow:
     """Why a batch is not sent now. pack: what of it could be, None: all waits; stop: the run must end."""
 
-    problem: str
+    reason: Reason
     job: Job
     pack: repack.First | None = None
     stop: bool = False
@@ -171,9 +171,9 @@ def _gate(conn: Connection, batch: Batch, job: Job, run: Row[Any]) -> _NotNow | 
     if run.gate is None or batch.gate == run.gate:
         return None
     if run.planned_at is None or store.keeps_gate(conn, run.id, run.gate):
-        return _NotNow(store.BEHIND_GATE[run.gate], job)
+        return _NotNow(BEHIND_GATE[run.gate], job)
     # what was to open it is gone, for its rows changed or left the source: others take its place
-    return _NotNow(f"it takes the place of the {run.gate}", job, pack=gates.first(job, run.gate))
+    return _NotNow(Reason.OPENS_GATE, job, pack=gates.first(job, run.gate))
 
 
 def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> _NotNow | None:
@@ -181,15 +181,15 @@ def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> _NotNow |
     of_job, of_all = job.limits.max_in_flight_requests, driver.settings.max_in_flight
     if batch.requests > min(of_job, of_all):
         fits = repack.First(min(of_job, of_all), batch.gate)
-        return _NotNow("it has more requests than may be at the API at a time", job, pack=fits)
+        return _NotNow(Reason.OVER_ROOM, job, pack=fits)
     flying = store.in_flight(conn)
     ours = flying.get(driver.job_id, 0)
     if ours + batch.requests > of_job:
-        return _NotNow(store.NO_ROOM_OF_JOB, job)
+        return _NotNow(Reason.NO_ROOM_OF_JOB, job)
     others = store.jobs_held_back(conn, since=driver.now() - ASKED_LATELY) - {driver.job_id}
     behind = any(flying.get(other, 0) < ours for other in others)  # jobs take turns
     if behind or sum(flying.values()) + batch.requests > of_all:
-        return _NotNow(store.NO_ROOM, job)
+        return _NotNow(Reason.NO_ROOM, job)
     return None
 
 
@@ -208,29 +208,29 @@ def _money(
     if of_run is not None:
         fits = Budget(of_run, *store.spending(conn, batch.run_id, bound)).fits(cost, batch.requests)
         if fits < batch.requests and store.at_the_api(conn, batch.run_id):
-            return None, _NotNow(store.NO_MONEY, job)
+            return None, _NotNow(Reason.NO_MONEY, job)
     if of_month is not None:
         spent = store.spending_since(conn, budget.month_of(driver.api.now()), CERTAIN_TOKENS_PER_BYTE)
         in_month = Budget(of_month, *spent).fits(cost, batch.requests)
         if in_month < batch.requests and store.at_the_api(conn):
-            return None, _NotNow(store.NO_MONEY_OF_MONTH, job)
+            return None, _NotNow(Reason.NO_MONEY_OF_MONTH, job)
         fits = min(fits, in_month)
     if fits == batch.requests:
         return cost, None
     pack = repack.First(fits, batch.gate) if fits else None
-    return None, _NotNow("the budget does not allow all of it", job, pack=pack, stop=fits == 0)
+    return None, _NotNow(Reason.OVER_BUDGET, job, pack=pack, stop=fits == 0)
 
 
 def _not_now(driver: Driver, batch: Batch, why: _NotNow) -> None:
     if why.pack is not None:
-        repack.pack_smaller(driver, batch, why.job, why.pack, why.problem)
+        repack.pack_smaller(driver, batch, why.job, why.pack, why.reason)
     elif not why.stop or not repack.stop_run(driver, batch.run_id, RunReason.BUDGET):
         with driver.moving(batch) as conn:
             now, wait = driver.now(), repack.LOOK_AFTER_PLANNING if why.stop else LOOK_AGAIN
-            behind = batch.run_id if why.problem in store.BEHIND_GATE.values() else None
-            store.hold_back(conn, driver.job_id, why.problem, now=now, due_at=store.soon(now, wait), behind=behind)
-        if batch.problem != why.problem:  # it has been said
-            driver.tell("held_back", batch=batch.id, problem=why.problem)
+            behind = batch.run_id if why.reason in BEHIND_GATE.values() else None
+            store.hold_back(conn, driver.job_id, why.reason, now=now, due_at=store.soon(now, wait), behind=behind)
+        if batch.reason != why.reason:  # else it has been said
+            driver.tell("held_back", batch=batch.id, problem=in_words(why.reason))
 
 
 def _post(driver: Driver, reader: spool.BodyReader, digest: str, betas: Sequence[str]) -> Accepted | Rejected | Unknown:
@@ -271,7 +271,9 @@ def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected
         return True
     if isinstance(end, Unknown):
         with driver.moving(batch) as conn:
-            store.mark_unknown(conn, batch, sending, end.problem, grace_from=driver.api.now(), due_at=now)
+            store.mark_unknown(
+                conn, batch, sending, Reason.NO_ANSWER, end.problem, grace_from=driver.api.now(), due_at=now
+            )
         driver.tell("unknown_end", batch=batch.id, problem=end.problem, grace=driver.settings.grace)
         return False
     _record_rejection(driver, batch, sending, end, now)
@@ -309,7 +311,7 @@ def _stopped(cause: str) -> str:
 def _split(driver: Driver, batch: Batch, problem: str) -> None:
     """A batch too large for the API: its rows go in smaller ones, and a single row that is too large is invalid."""
     if batch.requests > 1:
-        repack.drop(driver, batch, store.TOO_LARGE, body=True)
+        repack.drop(driver, batch, Reason.TOO_LARGE, body=True)
         return
     outcome = Outcome(RowState.INVALID, "request_too_large", f"the API finds this request too large: {problem}")
     with driver.moving(batch) as conn:
@@ -319,5 +321,5 @@ def _split(driver: Driver, batch: Batch, problem: str) -> None:
         fixed = [Fixed(batch.recipe, 0.0, n + 1, None, None, batch.run_id, driver.now()) for _, _, n, _, _ in rows]
         sink = driver.sink_now(conn)
         sink.write(conn, [sink.row(r[3], r[4], outcome, f) for r, f in zip(rows, fixed, strict=True)])
-        store.drop(conn, batch, problem)
+        store.drop(conn, batch, Reason.ROW_TOO_LARGE, problem)
     driver.tell("dropped", batch=batch.id, problem=outcome.error_message)

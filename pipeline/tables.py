@@ -26,6 +26,7 @@ from sqlalchemy import (
     text,
 )
 
+from pipeline.reasons import Reason
 from pipeline.states import BatchState, Gate, RowState, RunState, SendingEnd
 
 
@@ -99,6 +100,7 @@ runs = Table(
     Column("counts", JSON),  # rows by state, written when the run ends
     Column("created_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
+    Column("announced_at", UtcDateTime),  # when somebody was told how it ended; NULL: nobody was, as far as is known
     Column("tokens_per_byte", Float),  # of input, at most: what its sendings reserve money by; NULL: no budget
     Column("gate", String),  # what has to come back before the rest of it may be sent; NULL: nothing
     Column("estimate", JSON(none_as_null=True)),  # what was said of its cost when it began, see estimate.Money
@@ -139,7 +141,8 @@ batches = Table(
     Column("cost_usd", Float, nullable=False, default=0.0),
     Column("downloads", Integer, nullable=False, default=0),  # tries to get all results
     Column("downloaded_at", UtcDateTime),  # the first of them
-    Column("problem", Text),  # the last thing that went wrong with it
+    Column("reason", String),  # why it is held back, watched, or was dropped
+    Column("problem", Text),  # what else is known of that, or the last thing that went wrong with it
     Column("created_at", UtcDateTime, nullable=False),
     Column("due_at", UtcDateTime, nullable=False),  # not before: the next submit, poll or download
     Column("wait_seconds", Float, nullable=False, default=0.0),  # between polls; grows
@@ -149,6 +152,7 @@ batches = Table(
     Column("claimed_by", String),  # the lease of the driver that has it; NULL: nobody
     Column("not_found", Integer, nullable=False, server_default=text("0")),  # times that the API said 404
     Column("not_found_at", UtcDateTime),  # the first of them
+    Column("canceling_at", UtcDateTime),  # when it was first seen canceling at the API
     Column("cancel", Boolean, nullable=False, server_default=false()),  # it is to be canceled at the API
     Column("delete_remote", Boolean, nullable=False, server_default=false()),  # it is to be deleted at the API
     # what it can cost at most: its output, and files that it only names; NULL: a model without a known price
@@ -162,6 +166,7 @@ batches = Table(
         name="has_id",
     ),
     _one_of("gate", Gate),
+    _one_of("reason", Reason),
     Index("ix_batches_job_id_state", "job_id", "state"),  # what a driver has to do
 )
 
@@ -185,6 +190,15 @@ sendings = Table(
     Column("reserved_usd", Float),  # what it may cost at most, while that is not settled; NULL: no budget
     Column("settled_usd", Float),  # what it has cost
     CheckConstraint('"end" IN ({})'.format(", ".join(f"'{end}'" for end in SendingEnd)), name="known_end"),
+)
+
+#: Batches at the API whose results told whose they are, so that each is asked once. Never asked again, never removed.
+identified = Table(
+    "identified",
+    metadata,
+    Column("account_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("api_id", String, primary_key=True),
+    Column("nonce", String, nullable=False),  # of the body that it was sent from; empty: its custom_ids are not ours
 )
 
 requests = Table(

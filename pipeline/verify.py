@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, func, literal, select, tuple_
 from pipeline import identity
 from pipeline.database import Database
 from pipeline.job import Job
+from pipeline.reasons import in_words
 from pipeline.sink import Sink
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, SendingEnd
 from pipeline.tables import batches, requests, runs, sendings
@@ -276,9 +277,8 @@ def _name_strangers(
 def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
     columns = (batches.c.id, batches.c.state, batches.c.requests, batches.c.rows, batches.c.counts, batches.c.outcomes)
     with database.read() as conn:
-        known = conn.execute(
-            select(*columns, batches.c.problem).where(batches.c.job_id == job_id).order_by(batches.c.id)
-        ).all()
+        query = select(*columns, batches.c.reason, batches.c.problem).where(batches.c.job_id == job_id)
+        known = conn.execute(query.order_by(batches.c.id)).all()
         twins = (
             select(batches.c.id, sendings.c.problem)
             .join(batches, batches.c.id == sendings.c.batch_id)
@@ -296,7 +296,7 @@ def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
         elif batch.state in OPEN_BATCHES and not found.waiting:  # else its rows have been named
             found.note(f"batch {batch.id}", f"is not done: it is {batch.state}")
         elif batch.state == BatchState.LOST:
-            found.lost.append((batch.id, batch.problem or ""))
+            found.lost.append((batch.id, in_words(batch.reason, batch.problem) or ""))
 
 
 def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Mapping[str, int]) -> Iterator[str]:

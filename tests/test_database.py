@@ -20,7 +20,7 @@ from pipeline import database, migrations, store
 from pipeline.database import Database
 from pipeline.errors import DatabaseError, LostRace, Stopped
 from pipeline.migrations import HEAD, SCHEMA
-from pipeline.tables import accounts, batches, jobs, leases, metadata, requests, sendings
+from pipeline.tables import accounts, batches, jobs, leases, metadata, requests, runs, sendings
 from tests.postgres import connected, own_server, url_of
 
 THEN = datetime(2026, 11, 20, 8, 30)  # noqa: DTZ001  # as the columns have it: UTC without a zone
@@ -137,15 +137,21 @@ FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
 
 def make_first_version(url: str) -> dict[str, list[dict[str, Any]]]:
     """A database as version 0001 made and filled it; its rows."""
+    bring_to(url, "0001")
     with plain(url) as conn:
-        config = Config(attributes={"connection": conn})
-        config.set_main_option("script_location", "pipeline:migrations")
-        config.set_main_option("path_separator", "os")
-        command.upgrade(config, "0001")
         for name, rows in FIRST_ROWS.items():
             for row in rows:
                 conn.execute(insert(reflected(conn, name)).values(row))
     return rows_of(url)
+
+
+def bring_to(url: str, revision: str) -> None:
+    """Make the tables of this version, or bring an older database up to it."""
+    with plain(url) as conn:
+        config = Config(attributes={"connection": conn})
+        config.set_main_option("script_location", "pipeline:migrations")
+        config.set_main_option("path_separator", "os")
+        command.upgrade(config, revision)
 
 
 def reflected(conn: Connection, name: str) -> Table:
@@ -190,6 +196,39 @@ def test_an_older_database_then_takes_what_today_s_takes_and_no_more(database_ur
             conn.execute(update(batches).where(batches.c.id == 2).values(state="elsewhere"))
         with pytest.raises(IntegrityError), upgraded.write() as conn:
             conn.execute(update(requests).where(requests.c.id == 1).values(batch_id=77))
+
+
+def test_sentences_that_an_older_version_decided_by_are_read_as_reasons(database_url: str) -> None:
+    make_first_version(database_url)
+    bring_to(database_url, "0005")
+    with plain(database_url) as conn:
+        theirs = reflected(conn, "batches")
+        for number, problem in [
+            (1, "it was sent by another account; run with that account's key"),
+            (2, "502 Bad Gateway"),
+            (4, "the API finds it too large: its rows go in smaller batches"),
+        ]:
+            conn.execute(update(theirs).where(theirs.c.id == number).values(problem=problem))
+
+    with closing(Database(database_url)) as upgraded, upgraded.read() as conn:
+        read = conn.execute(select(batches.c.reason, batches.c.problem).order_by(batches.c.id)).all()
+        smallest = store.smallest_too_large(conn, 1)
+
+    assert [tuple(row) for row in read] == [("other_account", None), (None, "502 Bad Gateway"), ("too_large", None)]
+    assert smallest == 2
+
+
+def test_nobody_is_told_again_of_runs_that_ended_under_an_older_version(database_url: str) -> None:
+    make_first_version(database_url)
+    bring_to(database_url, "0005")
+    with plain(database_url) as conn:
+        theirs = reflected(conn, "runs")
+        conn.execute(update(theirs).values(state="incomplete", reason="budget", ended_at=THEN))
+
+    with closing(Database(database_url)) as upgraded, upgraded.read() as conn:
+        announced = conn.scalars(select(runs.c.announced_at)).all()
+
+    assert announced == [THEN.replace(tzinfo=UTC)]
 
 
 def test_an_upgrade_that_fails_leaves_a_sqlite_database_as_it_was(tmp_path: Path) -> None:

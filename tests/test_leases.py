@@ -17,6 +17,7 @@ from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import Busy, LostRace
 from pipeline.leases import DRIVER, FORGOTTEN_AFTER, Lease, holder
+from pipeline.reasons import Reason
 from pipeline.states import BatchState
 from pipeline.store import Batch
 from pipeline.tables import accounts, batches
@@ -356,7 +357,7 @@ def test_a_batch_of_a_silent_driver_is_free_and_the_driver_that_wakes_moves_it_n
 def drop(by: Driver, batch: Batch) -> None:
     """Any move of a batch that a driver believes it has."""
     with by.moving(batch) as conn:
-        store.drop(conn, batch, "to see whether it may")
+        store.drop(conn, batch, Reason.RUN_ENDED)
 
 
 @pytest.mark.parametrize("world", ["PostgreSQL"], indirect=True)

@@ -7,7 +7,7 @@ from pipeline.errors import DatabaseError
 from pipeline.tables import metadata
 
 #: The version that this code works with; versions/ has a file for each step up to it.
-HEAD = "0005"
+HEAD = "0006"
 
 #: Where the tables are on PostgreSQL. A SQLite file has no schemas.
 SCHEMA = "batch_pipeline"
