@@ -36,7 +36,8 @@ class Canceled:
 def cancel(where: Where, job: Row[Any], *, abandon: bool = False) -> Canceled:
     """Cancel a job: its open runs, its batches not sent yet, and those at the API. Safe to call again.
 
-    abandon: give up the batches that another account has sent: their rows are lost. Raises Busy when a planner does not
+    abandon: give up the batches that another account has sent, or that the API has not ended in time: their rows are
+    lost. Raises Busy when a planner does not
     notice, Stopped when the API cannot be asked: the runs are ended all the same.
     """
     with where.database.write() as conn:
@@ -58,9 +59,11 @@ def cancel(where: Where, job: Row[Any], *, abandon: bool = False) -> Canceled:
 def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
     _drop_planned(driver)
     if abandon:
-        for batch in driver.claims(*SENT, only=store.of_others(driver.account_id)):
+        for batch in driver.claims(*SENT, only=store.to_abandon(driver.account_id)):
             with driver.lost_races(batch):
-                lost.give_up(driver, batch, "it was sent by another account, and given up by `cancel --abandon`")
+                ours = batch.account_id == driver.account_id
+                why = "the API has not ended it in time" if ours else "it was sent by another account"
+                lost.give_up(driver, batch, f"{why}, and given up by `cancel --abandon`")
     reconcile_due(driver)
     poll_due(driver)  # which cancels what is to be canceled
     with driver.reading() as conn:

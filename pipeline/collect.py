@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
 from operator import attrgetter, itemgetter
@@ -22,12 +22,12 @@ from typing import Any, BinaryIO
 import orjson
 from sqlalchemy import ColumnElement
 
-from pipeline import attached, lost, packing, store
+from pipeline import attached, lines, lost, packing, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
-from pipeline.errors import Interrupted, Stopped
-from pipeline.job import Job
-from pipeline.outcomes import Outcome, ResultReader, without_usage
+from pipeline.errors import ApiUnreachable, Interrupted, Stopped
+from pipeline.job import Job, stored_job
+from pipeline.outcomes import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
 from pipeline.pricing import PriceList
 from pipeline.sink import Fixed
 from pipeline.states import BatchState, RowState
@@ -37,8 +37,6 @@ CHUNK_ROWS = 5_000
 CHUNK_BYTES = 16_000_000  # of result lines: two chunks are in memory at a time
 STRETCH_BYTES = 2_000_000  # of result lines that are sorted together while they come in
 RETRY_SECONDS = 10.0
-#: Of a request: the API refuses the account, and would refuse every other one.
-ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
 #: Tokens by class that are counted for each batch, by their columns in the results table.
 USAGE = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 MAX_DOWNLOADS = 3
@@ -119,28 +117,33 @@ class JobOfRun:
         """The job of this run."""
         if run_id not in self._jobs:
             with self._driver.reading() as conn:
-                self._jobs[run_id] = Job.model_validate(store.run(conn, run_id).job)
+                self._jobs[run_id] = stored_job(store.run(conn, run_id))
         return self._jobs[run_id]
 
 
 def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found]") -> bool:
     """Collect one ended batch that we have claimed; False when its results are to be fetched again, or are lost."""
     found = _fetched(driver, batch, fetched)
-    if found is None or (found.missing and not _taken_as_it_is(driver, batch, found)):
+    if found is None:
         return False
-    total = _store_outcomes(driver, batch, job, found)
+    last = _is_last_download(driver, batch)
+    total = _store_outcomes(driver, batch, job, found, lose=last)
+    if total.missing:
+        _tell_missing(driver, batch, total.missing, last=last)
+    if total.missing and not last:
+        return False
     with driver.moving(batch) as conn:
+        outcomes, cost = store.collected_so_far(conn, batch)
         if not total.unpriced:
-            store.settle(conn, batch, lost=found.missing)
-        if found.missing:
-            why = f"{found.missing} of {batch.requests} results were missing in {MAX_DOWNLOADS} downloads"
+            store.settle(conn, batch, lost=total.missing)
+        if total.missing:
+            why = f"{total.missing} of {batch.requests} results were missing in {MAX_DOWNLOADS} downloads"
             store.mark_lost(conn, batch, why, due_at=store.soon(driver.now(), lost.ASK_AGAIN))
         else:
             store.mark_collected(conn, batch, delete_remote=job.privacy.delete_remote, now=driver.now())
     if not job.privacy.keep_spool:
         _free_bodies(driver, batch)
-    cost = None if total.unpriced else round(total.cost_usd, 6)
-    facts = {"outcomes": dict(total.outcomes), "cost_usd": cost}
+    facts = {"outcomes": outcomes, "cost_usd": None if total.unpriced else round(cost, 6)}
     driver.tell("collected", batch=batch.id, requests=batch.requests, rows=batch.rows, **facts)
     return True
 
@@ -150,7 +153,9 @@ def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found]") -> "Found |
     try:
         return fetched.result()
     except NotFound as exc:  # of this batch only: the others go on
-        if batch.created_at < driver.now() - store.RESULTS_KEPT:
+        with driver.reading() as conn:
+            sent_at = store.sent_at(conn, batch)
+        if sent_at < driver.now() - store.RESULTS_KEPT:
             lost.give_up(driver, batch, f"its results are older than 29 days and gone at the API: {exc}")
         else:
             lost.count_not_found(driver, batch, str(exc), wait=RETRY_SECONDS)
@@ -173,8 +178,9 @@ class Found:
 
     def __init__(self, file: Path, batch: Batch) -> None:
         self.file = file
-        self.unknown = 0  #: lines that name no request of the batch
-        self._there = bytearray(batch.requests)
+        self.known = 0  #: lines that name a request of the batch
+        self.unknown = 0  #: lines that name none
+        self._requests = batch.requests
         self._position = packing.position_of_results(batch.nonce)
         self._stretches: list[
             tuple[array[int], array[int]]
@@ -183,18 +189,13 @@ class Found:
         self._unwritten = 0
         self._size = 0
 
-    @property
-    def missing(self) -> int:
-        """How many requests have no line."""
-        return self._there.count(0)
-
     def add(self, lines: Iterable[bytes], out: BinaryIO) -> None:
         """Lines as the API gave them, without newlines."""
-        there, requests, position = self._there, len(self._there), self._position
+        requests, position = self._requests, self._position
         for line in lines:
             n = position(line)
             if n is not None and n < requests:
-                there[n] = 1
+                self.known += 1
                 self._lines.append((n, line))
                 self._unwritten += len(line)
             elif line.strip():
@@ -217,7 +218,7 @@ class Found:
 
         rows: of the batch, of which several may share a request.
         """
-        requests = len(self._there)
+        requests = self._requests
         step = max(1, CHUNK_ROWS * requests // max(1, rows))
         first = 0
         while first < requests:
@@ -237,77 +238,72 @@ class Found:
             yield positions[some], starts[some.start], starts[some.stop]
 
     def lines(self, file: int, first: int, last: int) -> dict[int, bytes]:
-        """The lines at these positions, by position. Of two, `succeeded` wins, for it was paid.
+        """The lines at these positions, by position. file: the descriptor.
 
-        file: the descriptor.
+        Of two lines one that can be read wins, and of these `succeeded`, for it was paid.
         """
         found: dict[int, bytes] = {}
         for positions, start, end in self._parts(first, last):
             for n, line in zip(positions, os.pread(file, end - start, start).split(b"\n"), strict=False):
-                if n not in found or _succeeded(line):
+                if n not in found or _rank(line) > _rank(found[n]):
                     found[n] = line
         return found
 
 
 def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event) -> Found:
-    """Stream a batch's results to `file`. Raises Stopped when the stream breaks; the next step fetches it again."""
+    """Stream a batch's results to `file`. The next step fetches them again when this fails.
+
+    Raises Stopped when the stream breaks, or when what comes is not the results of this batch.
+    """
     assert batch.api_id is not None
     found = Found(file, batch)
     with open(file, "wb") as out:
         file.chmod(0o600)
-        rest: list[bytes] = []
         with driver.api.results(batch.api_id) as chunks:
-            for chunk in chunks:
+            for some in lines.split(chunks):
                 driver.stop.check()
                 if given_up.is_set():
                     raise Interrupted("interrupted")
-                first, *others = chunk.split(b"\n")  # at \n only: text may hold U+2028 and its like
-                rest.append(first)
-                if others:
-                    found.add((b"".join(rest), *others[:-1]), out)
-                    rest = [others[-1]]
-        last = b"".join(rest)
-        if _is_whole(last):
-            found.add([last], out)
+                found.add(some, out)
         found.write(out)
+    if found.unknown and not found.known:  # a page of something else, or another batch's results
+        raise ApiUnreachable(
+            f"what came back for the results of {batch.api_id} names no request of it; nothing of it is believed"
+        )
     return found
 
 
-def _is_whole(line: bytes) -> bool:
-    """Whether the last line of a download, behind which there is no newline, was not cut off."""
-    try:
-        orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return False
-    return True
+def _rank(line: bytes) -> int:
+    """How much a line is worth beside another one for the same request."""
+    result = (lines.parsed(line) or {}).get("result")
+    return 0 if not isinstance(result, dict) else 2 if result.get("type") == "succeeded" else 1
 
 
-def _succeeded(line: bytes) -> bool:
-    try:
-        result = orjson.loads(line)["result"]
-        return bool(result["type"] == "succeeded")
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return False
+def _is_last_download(driver: Driver, batch: Batch) -> bool:
+    """Whether what this download does not have is lost."""
+    first = batch.downloaded_at or driver.now()
+    return batch.downloads + 1 >= MAX_DOWNLOADS and driver.now() - first >= LAST_DOWNLOAD_AFTER
 
 
-def _taken_as_it_is(driver: Driver, batch: Batch, found: Found) -> bool:
-    """Whether an incomplete download is the last one, and what is missing is lost. Else it is fetched again later."""
-    now = driver.now()
-    first = batch.downloaded_at or now
-    problem = f"{found.missing} of {batch.requests} results are missing at the API"
-    enough = batch.downloads + 1 >= MAX_DOWNLOADS and now - first >= LAST_DOWNLOAD_AFTER
-    if enough:
-        driver.tell("results_missing", batch=batch.id, problem=f"{problem}; their rows are lost")
-        return True
-    last_but_one = batch.downloads + 2 >= MAX_DOWNLOADS
-    due_at = max(first + LAST_DOWNLOAD_AFTER, store.soon(now, 5.0)) if last_but_one else store.soon(now, 5.0)
-    with driver.moving(batch) as conn:
-        store.count_download(conn, batch, now=now, due_at=due_at, problem=problem)
-    driver.tell("results_missing", batch=batch.id, problem=f"{problem}; fetching them again")
-    return False
+def _tell_missing(driver: Driver, batch: Batch, missing: int, *, last: bool) -> None:
+    """Say that results are missing, and note when they are fetched again; their rows stay in flight until then."""
+    problem = f"{missing} of {batch.requests} results are missing or unreadable at the API"
+    if not last:
+        now = driver.now()
+        due_at = store.soon(now, 5.0)
+        if batch.downloads + 2 >= MAX_DOWNLOADS:
+            due_at = max(due_at, (batch.downloaded_at or now) + LAST_DOWNLOAD_AFTER)
+        with driver.moving(batch) as conn:
+            store.count_download(conn, batch, now=now, due_at=due_at, problem=problem)
+    then = "their rows are lost" if last else "fetching them again"
+    driver.tell("results_missing", batch=batch.id, problem=f"{problem}; {then}")
 
 
-def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found) -> "_Total":
+def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, lose: bool) -> "_Total":
+    """Store the outcomes of the batch's rows in flight.
+
+    lose: rows without a readable line are lost; else they stay in flight.
+    """
     reader, listed = ResultReader(job), PriceList(job.prices)
     total = _Total()
     if found.unknown:
@@ -319,7 +315,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found) -> "_T
         written: Future[None] | None = None
         for first, last in found.windows(batch.rows):
             driver.stop.check()
-            chunk = _Chunk(driver, batch, reader, listed, first, last)
+            chunk = _Chunk(driver, batch, reader, listed, first, last, lose=lose)
             chunk.read(found.lines(file.fileno(), first, last))
             if written is not None:
                 written.result()
@@ -332,26 +328,26 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found) -> "_T
 
 @dataclass
 class _Total:
-    outcomes: Counter[str] = field(default_factory=Counter)
-    cost_usd: float = 0.0
+    missing: int = 0  #: requests without a readable line, whose rows are in flight or have just been lost
     unpriced: bool = False
 
     def count(self, chunk: "_Chunk") -> None:
-        self.outcomes += chunk.outcomes
-        self.cost_usd += chunk.cost_usd
+        self.missing += chunk.missing
         self.unpriced |= chunk.unpriced
 
 
-_NOT_FOUND = Outcome(RowState.LOST, "lost", "the API gave no result for this request")
+_LOST = Outcome(RowState.LOST, "lost", "the API gave no readable result for this request")
 
 
-def _outcome(reader: ResultReader, line: bytes | None) -> Outcome:
+def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
+    """What a line says; None when there is none that can be read."""
     if line is None:
-        return _NOT_FOUND
+        return None
     try:
         parsed = orjson.loads(line)
-    except orjson.JSONDecodeError as exc:
-        return Outcome(RowState.LOST, "lost", f"the API's result line for this request is no JSON: {exc}")
+    except orjson.JSONDecodeError:
+        odd = lines.parsed(line)
+        return None if odd is None else reader.odd(lines.cleaned(odd))
     return reader.outcome(parsed)
 
 
@@ -359,12 +355,23 @@ class _Chunk:
     """The moves and results rows of one transaction."""
 
     def __init__(
-        self, driver: Driver, batch: Batch, reader: ResultReader, listed: PriceList, first: int, last: int
+        self,
+        driver: Driver,
+        batch: Batch,
+        reader: ResultReader,
+        listed: PriceList,
+        first: int,
+        last: int,
+        *,
+        lose: bool,
     ) -> None:
         self.moves: list[store.Settled] = []
         self.results: list[tuple[str, str | None, Outcome, Fixed]] = []  # key and kept values as JSON
         self.rows: list[tuple[Any, ...]] = []  # these, as the table has them
         self._sink = driver.sink
+        self.left: list[int] = []  # rows that stay in flight
+        self.missing = 0  # requests without a readable line
+        self._lose = lose
         self.outcomes: Counter[str] = Counter()
         self.cost_usd = 0.0
         self.unpriced = False
@@ -374,18 +381,23 @@ class _Chunk:
         self._now = driver.now()
         self._refused: str | None = None  # what the API said of the account, where it refused that
 
-    def read(self, lines: Mapping[int, bytes]) -> None:
-        """The outcomes of the batch's rows in flight at these positions. lines: what the API said, by position."""
+    def read(self, said: Mapping[int, bytes]) -> None:
+        """Read the outcomes of the batch's rows in flight at these positions. said: the API's lines by position."""
         batch, reader, row_of = self._batch, self._reader, self._sink.row
         with self._driver.reading() as conn:
             rows = store.batch_rows(conn, batch.id, self._first, self._last)
         outcomes: list[Outcome] = []
-        answered, outcome = -1, _NOT_FOUND
+        answered = -1
+        outcome: Outcome | None = None
         for number, n, before, key, keep in rows:
             if n != answered:
-                answered, outcome, cost = n, *self._priced(_outcome(reader, lines.get(n)))
-            else:  # of rows that share a request only the first bears its cost and tokens
-                outcome, cost = self._priced(without_usage(outcome))
+                answered, outcome = n, self._found(_outcome(reader, said.get(n)))
+            elif outcome is not None:  # of rows that share a request only the first bears its cost and tokens
+                outcome = without_usage(outcome)
+            if outcome is None:
+                self.left.append(number)
+                continue
+            outcome, cost = self._priced(outcome)
             outcomes.append(outcome)
             attempts = before + 1
             if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until that is right
@@ -401,6 +413,13 @@ class _Chunk:
         self.outcomes.update(map(attrgetter("state"), outcomes))
         self.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
 
+    def _found(self, outcome: Outcome | None) -> Outcome | None:
+        """The outcome of a request; where there is none, its rows are lost, or None: they stay in flight."""
+        if outcome is None:
+            self.missing += 1
+            return _LOST if self._lose else None
+        return outcome
+
     def _priced(self, outcome: Outcome) -> tuple[Outcome, float | None]:
         cost = self._listed.cost(outcome)
         if cost is None:
@@ -412,7 +431,7 @@ class _Chunk:
     def write(self) -> None:
         """Outcomes and states, in one transaction."""
         with self._driver.moving(self._batch) as conn:
-            store.mark_outcomes(conn, self._batch, self._first, self._last, self.moves)
+            store.mark_outcomes(conn, self._batch, self._first, self._last, self.moves, left=self.left)
             sink = self._driver.sink_now(conn)
             if sink is not self._sink:  # which has more columns by now
                 self.rows = [sink.row(*result) for result in self.results]

@@ -21,9 +21,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from sqlalchemy import Row
 
 from pipeline import templates, yamlfile
-from pipeline.errors import JobError
+from pipeline.errors import DatabaseError, JobError
 from pipeline.tables import metadata
 
 MAX_REQUESTS = 100_000  # of a batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
@@ -615,6 +616,19 @@ def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, i
         elif not isinstance(error["input"], dict | list):
             message = f"{message} (it is {error['input']!r})"
         yield f"{path}{_at(lines, field)}: {_dotted(field)}: {message}"
+
+
+def stored_job(run: Row[Any]) -> Job:
+    """The job as a run was stored with it. Raises DatabaseError when this version cannot read it."""
+    try:
+        return Job.model_validate(run.job)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        field = ".".join(str(part) for part in field_of(first["loc"]))
+        raise DatabaseError(
+            f"run {run.id} was stored with a job that this version cannot read ({field}: {first['msg']}): use the "
+            "version that began it, or `cancel` it and run the job again"
+        ) from exc
 
 
 def field_of(place: Iterable[str | int]) -> tuple[str | int, ...]:

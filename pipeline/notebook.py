@@ -24,6 +24,7 @@ _MOVES: dict[str, tuple[BatchState | None, BatchState]] = {
     "submitting": (BatchState.PLANNED, BatchState.SUBMITTING),
     "submitted": (BatchState.SUBMITTING, BatchState.IN_PROGRESS),
     "adopted": (BatchState.SUBMITTING, BatchState.IN_PROGRESS),
+    "found_late": (BatchState.PLANNED, BatchState.IN_PROGRESS),
     "absent": (BatchState.SUBMITTING, BatchState.PLANNED),
     "rejected": (BatchState.SUBMITTING, BatchState.PLANNED),
     "canceling": (BatchState.IN_PROGRESS, BatchState.CANCELING),

@@ -1,5 +1,6 @@
 """What the API says of one request, and what we make of it. Pure."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -135,10 +136,23 @@ class ResultReader:
         self._extras = [(name, read) for name, read in _EXTRAS if name in wanted]
 
     def outcome(self, line: dict[str, Any]) -> Outcome:
-        """The outcome that a result line stands for.
+        """Return the outcome that a result line stands for.
 
-        Kinds are told by their `type` texts, and what is unknown is an error that names it: the API may grow.
+        Kinds are told by their `type` texts, and what is unknown is an error that names it: the API may grow. An answer
+        that is odd in any part is unparsable; its text and its usage are kept as far as they can be read.
         """
+        try:
+            outcome = self._outcome(line)
+        except (AttributeError, KeyError, TypeError, ValueError):  # a part of it is of another type than the API's
+            return _odd(line)
+        return outcome if _is_plain(outcome) else _odd(line)
+
+    def odd(self, line: dict[str, Any]) -> Outcome:
+        """As `outcome`, of a line that could only be read in part: an answer in it is unparsable, whatever it says."""
+        outcome = self.outcome(line)
+        return _odd(line) if _answer_in(line) is not None else outcome
+
+    def _outcome(self, line: dict[str, Any]) -> Outcome:
         result = line.get("result")
         kind = result.get("type") if isinstance(result, dict) else None
         if isinstance(result, dict) and kind == "succeeded" and isinstance(result.get("message"), dict):
@@ -160,7 +174,9 @@ class ResultReader:
         return changes.of(self._retry, outcome.state, outcome.error_type) is not None
 
     def _answered(self, message: dict[str, Any]) -> Outcome:
-        blocks = message.get("content") or ()
+        blocks = message.get("content") or []
+        if not isinstance(blocks, list):
+            raise TypeError("content is no list of blocks")
         texts = [block["text"] for block in blocks if _is_text(block)]
         text = texts[0] if len(texts) == 1 else "".join(texts)
         used = self._tool_input(blocks)
@@ -222,6 +238,60 @@ class ResultReader:
         return _SUCCEEDED, None, None, reading.values
 
 
+_ODD = "the API's result for this request is damaged, or not as the API writes it; what could be read of it is kept"
+
+
+def _is_plain(outcome: Outcome) -> bool:
+    """Whether all that is computed with, or stored as a text, is of its type."""
+    return (
+        type(outcome.input_tokens) is int
+        and type(outcome.output_tokens) is int
+        and type(outcome.cache_read_tokens) is int
+        and type(outcome.cache_write_tokens) is int
+        and type(outcome.cache_write_1h_tokens) is int
+        and type(outcome.web_searches) is int
+        and (outcome.model is None or type(outcome.model) is str)
+        and (outcome.stop_reason is None or type(outcome.stop_reason) is str)
+    )
+
+
+def _answer_in(line: dict[str, Any]) -> dict[str, Any] | None:
+    """The message of a line that says that its request succeeded; None of any other line."""
+    result = line.get("result")
+    answered = isinstance(result, dict) and result.get("type") == "succeeded"
+    message = result.get("message") if answered and isinstance(result, dict) else None
+    return message if isinstance(message, dict) else None
+
+
+def _odd(line: dict[str, Any]) -> Outcome:
+    """The outcome of a line that is not as the API writes it, with what can be read of an answer in it."""
+    message = _answer_in(line)
+    if message is None:
+        return Outcome(RowState.ERRORED, "unknown_result", _ODD)
+    content, usage = message.get("content"), message.get("usage")
+    texts = [block["text"] for block in content if _is_text(block)] if isinstance(content, list) else []
+    used = usage if isinstance(usage, dict) else {}
+    model, stop = message.get("model"), message.get("stop_reason")
+    return Outcome(
+        RowState.UNPARSABLE,
+        "odd_result",
+        _ODD,
+        "".join(texts) or None,
+        stop_reason=stop if isinstance(stop, str) else None,
+        model=model if isinstance(model, str) else None,
+        input_tokens=_tokens(used, "input_tokens"),
+        output_tokens=_tokens(used, "output_tokens"),
+        cache_read_tokens=_tokens(used, "cache_read_input_tokens"),
+        cache_write_tokens=_tokens(used, "cache_creation_input_tokens"),
+    )
+
+
+def _tokens(usage: Mapping[str, Any], name: str) -> int:
+    """A count of tokens; 0 where it cannot be read."""
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value < 2**53 else 0
+
+
 def thinking(message: dict[str, Any]) -> str | None:
     """The model's thinking as far as it is shown."""
     thoughts = [block.get("thinking") for block in _blocks(message, "thinking")]
@@ -276,6 +346,25 @@ def _errored(error: Any) -> Outcome:
     """The error is nested twice in the API's answer; some gateways flatten it."""
     inner = error.get("error") if isinstance(error, dict) else None
     said = inner if isinstance(inner, dict) else error if isinstance(error, dict) else {}
-    message = said.get("message")
+    kind, message = str(said.get("type") or "unknown_error"), str(said.get("message") or "no message")
     request = f" ({error['request_id']})" if isinstance(error, dict) and error.get("request_id") else ""
-    return Outcome(RowState.ERRORED, str(said.get("type") or "unknown_error"), f"{message or 'no message'}{request}")
+    details = said.get("details")
+    code = details.get("error_code") if isinstance(details, dict) else None
+    if kind not in ACCOUNT_ERRORS and (code in ACCOUNT_CODES or speaks_of_account(message)):
+        kind, message = "billing_error", f"{kind}: {message}"
+    return Outcome(RowState.ERRORED, kind, f"{message}{request}")
+
+
+#: Of a request: the API refuses the account, and would refuse every other request.
+ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
+#: The same, under whatever type it comes.
+ACCOUNT_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached", "organization_on_hold"})
+_OF_ACCOUNT = re.compile(
+    r"credit balance is too low|reached your (specified )?(workspace )?API usage limits|organization has been disabled",
+    re.IGNORECASE,
+)
+
+
+def speaks_of_account(message: str) -> bool:
+    """Whether an error says that the account cannot pay, or may not spend; the API has no type of its own for that."""
+    return _OF_ACCOUNT.search(message) is not None

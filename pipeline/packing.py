@@ -80,10 +80,13 @@ def position_of_results(nonce: str) -> Callable[[bytes], int | None]:
     return position_of
 
 
-def nonce_of_result(line: bytes) -> str | None:
-    """The nonce of the body that a result line's custom_id belongs to; None when it has none."""
-    identifier = custom_id_of_result(line)
-    return identifier.partition("-")[0] if identifier else None
+_NONCE = re.compile(r"([a-z2-7]{26})-(0|[1-9][0-9]*)")
+
+
+def nonce_of(custom_id: str) -> str:
+    """The nonce of the body that a custom_id belongs to; '' when it looks like none of ours."""
+    found = _NONCE.fullmatch(custom_id)
+    return found[1] if found else ""
 
 
 def largest_params(max_bytes: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pipeline import store
 from pipeline.errors import SourceError
-from pipeline.job import Job
+from pipeline.job import stored_job
 from pipeline.known import Lookup
 from pipeline.leases import Lease
 from pipeline.plan import Plan
@@ -59,7 +59,7 @@ def plan_part(where: Where, part: Part) -> Planned:
     """Plan one part: render, pack and spool its rows. Raises LostRace when the lease is somebody else's by now."""
     with where.database.read() as conn:
         row = store.job_named(conn, part.job)
-        job = Job.model_validate(store.run(conn, part.run_id).job)
+        job = stored_job(store.run(conn, part.run_id))
     assert row is not None
     plan = Plan(job, refresh=part.refresh)
     inputs = [one for one in plan.rows.inputs if one.path == part.path]

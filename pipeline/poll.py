@@ -1,6 +1,6 @@
 """Asking the API which batches have ended."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from anthropic.types.messages import MessageBatch
 
@@ -8,12 +8,15 @@ from pipeline import lost, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import Stopped
+from pipeline.reasons import Reason, in_words
 from pipeline.states import AT_THE_API, BatchState
 from pipeline.store import Again, Batch
 
 CLAIMED_AT_ONCE = 100  # batches that one driver takes to poll, before another one may
 LONGEST_WAIT = 60.0  # seconds between two polls of a batch, unless the user says otherwise
 GROWTH = 1.5
+ENDS_WITHIN = timedelta(hours=25)  # of its creation: the API ends a batch after 24 hours, whatever is done by then
+CANCELING_WITHIN = timedelta(hours=1)
 
 
 def poll_due(driver: Driver) -> int:
@@ -60,8 +63,21 @@ def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
         _ask_again(driver, batch, told, None, canceling=True)
         return False
     wait = next_wait(batch.wait_seconds, told, driver.settings.poll)
-    running.append(Again(batch, store.soon(driver.now(), wait), wait))
+    due_at = store.soon(driver.now(), wait)
+    if _is_overdue(driver, batch, at_the_api):
+        with driver.moving(batch) as conn:
+            store.postpone(conn, batch, due_at=due_at, wait=wait, reason=Reason.OVERDUE)
+        if batch.reason != Reason.OVERDUE:  # else it has been said
+            driver.tell("overdue", batch=batch.id, problem=in_words(Reason.OVERDUE))
+    else:
+        running.append(Again(batch, due_at, wait))
     return False
+
+
+def _is_overdue(driver: Driver, batch: Batch, at_the_api: MessageBatch) -> bool:
+    """Whether the API should have ended the batch by now. It has said so of none, so this is only told."""
+    canceling_long = batch.canceling_at is not None and driver.now() - batch.canceling_at > CANCELING_WITHIN
+    return canceling_long or driver.now() - at_the_api.created_at > ENDS_WITHIN
 
 
 def _asked(driver: Driver, batch: Batch) -> tuple[MessageBatch, float | None]:
@@ -75,10 +91,12 @@ def _asked(driver: Driver, batch: Batch) -> tuple[MessageBatch, float | None]:
 
 
 def _ended(driver: Driver, batch: Batch, at_the_api: MessageBatch) -> bool:
-    if at_the_api.archived_at is not None:
+    now: datetime = driver.now()
+    with driver.reading() as conn:
+        sent_at = store.sent_at(conn, batch)
+    if at_the_api.archived_at is not None and sent_at < now - store.RESULTS_KEPT:  # else the download will tell
         lost.give_up(driver, batch, "its results are older than 29 days and gone at the API")
         return False
-    now: datetime = driver.now()
     counts = at_the_api.request_counts
     with driver.moving(batch) as conn:
         ended_at = at_the_api.ended_at or driver.api.now()
@@ -96,7 +114,7 @@ def _ask_again(
     answered = {"not_found": 0, "not_found_at": None} if problem is None else {}  # 404s of before no longer count
     with driver.moving(batch) as conn:
         if canceling:
-            store.mark_canceling(conn, batch, due_at=due_at)
+            store.mark_canceling(conn, batch, now=driver.now(), due_at=due_at)
         store.postpone(conn, batch, due_at=due_at, wait=wait, problem=problem, besides=answered)
     if canceling:
         driver.tell("canceling", batch=batch.id)

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     OLD_RECIPE = "old_recipe"
     ROW_CHANGED = "row_changed"
     RUN_ENDED = "run_ended"
+    # in_progress, canceling
+    OVERDUE = "overdue"
     # anywhere from submitting to ended
     OTHER_ACCOUNT = "other_account"
 
@@ -61,6 +63,7 @@ TEXTS: dict[Reason, str] = {
     Reason.OLD_RECIPE: "a new recipe took its place",
     Reason.ROW_CHANGED: "a row of it changed",
     Reason.RUN_ENDED: "its run has ended",
+    Reason.OVERDUE: "the API has not ended it in time; `cancel --abandon` gives it up, and its rows are lost then",
     Reason.OTHER_ACCOUNT: "it was sent by another account; run with that account's key",
 }
 

@@ -1,26 +1,35 @@
-"""Finding out what became of a sending whose answer never came, from the API's listing. Never by guessing.
+"""Finding out what became of a sending whose response never came, from the API's listing. Never by guessing.
 
 A batch at the API is proven to be ours by the nonce in its results' custom_ids, which it has only once it has ended;
 until then one that could be ours is watched. One that is not in a listing begun after the grace time was not accepted.
+
+A proof is a whole, well-formed thing that says so: a JSON line with a custom_id, a listing read to its end in order.
+Whatever else comes, from whatever gateway, is doubt: it is watched and said, and nothing is done because of it.
 """
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain, islice
 from typing import Any
 
 from anthropic.types.messages import MessageBatch
 from sqlalchemy import Row
+from sqlalchemy.exc import IntegrityError
 
-from pipeline import leases, lost, packing, store
+from pipeline import api, leases, lines, lost, packing, shapes, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
-from pipeline.errors import DatabaseError, Stopped
+from pipeline.errors import DatabaseError, LostRace, Stopped
 from pipeline.reasons import Reason, in_words
 from pipeline.states import BatchState, SendingEnd
-from pipeline.store import Batch
+from pipeline.store import Batch, Late
 
 Doubt = tuple[Reason, str]  #: what stands in the way of a batch's absence, and more of that
-SKEW = timedelta(seconds=120)  # how far the API's created_at may lie before our intent
+#: How far to both sides of its window an ended batch is asked whose it is: clocks and the listing's times may be wrong.
+MARGIN = timedelta(days=1)
+LINES = 100  # of results that are read to find out whose a batch is: a stranger's line may stand among ours
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,20 @@ class Window:
     @classmethod
     def of(cls, sending: Row[Any], grace: timedelta) -> "Window":
         """The window of a sending of unknown end."""
-        return cls(sending.started_at - SKEW, sending.deadline + grace, sending.grace_from + grace)
+        return cls(sending.started_at - store.SKEW, sending.deadline + grace, sending.grace_from + grace)
+
+    def holds(self, listed: MessageBatch, margin: timedelta = timedelta()) -> bool:
+        """Whether a batch was created within the window, or within the margin around it."""
+        return self.earliest - margin <= listed.created_at <= self.latest + margin
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the listing showed. found: the batch that is proven to be ours; begun_at: when the listing was begun."""
+
+    begun_at: datetime
+    found: MessageBatch | None = None
+    doubt: Doubt | None = None
 
 
 def reconcile_due(driver: Driver) -> None:
@@ -55,47 +77,42 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
         leave_alone(driver, batch, wait=_pause(driver, 60.0))
         return
     window = Window.of(sending, timedelta(seconds=driver.settings.grace))
-    begun_at = driver.api.now()
     try:
-        found, doubt = _look_through(driver, batch, window)
+        sight = _look_through(driver, batch.nonce, batch.requests, window)
     except Stopped as exc:  # half a listing proves nothing; and other batches can go on meanwhile
-        found, doubt = None, (Reason.LISTING_UNREADABLE, str(exc))
-    if found is not None:
-        with driver.moving(batch) as conn:
-            store.mark_adopted(conn, batch, sending.id, found, now=driver.now())
-        driver.tell("adopted", batch=batch.id, api_id=found, requests=batch.requests)
-    elif doubt is not None and begun_at > sending.started_at + store.TWIN_WATCH:
-        why = f"for 25 hours it could not be found out whether the API took it: {in_words(*doubt)}"
+        sight = Sight(driver.api.now(), doubt=(Reason.LISTING_UNREADABLE, str(exc)))
+    if sight.found is not None:
+        _adopt(driver, batch, sending, sight.found)
+    elif sight.doubt is not None and sight.begun_at > sending.started_at + store.TWIN_WATCH:
+        why = f"for 25 hours it could not be found out whether the API took it: {in_words(*sight.doubt)}"
         lost.give_up(driver, batch, why)
-    elif doubt is not None:
-        _look_again(driver, batch, *doubt)
-    elif begun_at > window.absent_after:
-        with driver.moving(batch) as conn:
-            absent = store.mark_absent(conn, batch, sending.id, now=driver.now())
-        if absent:
-            driver.tell("absent", batch=batch.id)
+    elif sight.doubt is not None:
+        _look_again(driver, batch, *sight.doubt)
+    elif sight.begun_at > window.absent_after:
+        _absent(driver, batch, sending)
     else:
-        seconds = (window.absent_after - begun_at).total_seconds()
-        _look_again(driver, batch, Reason.NOT_LISTED, f"taken for not accepted in {seconds:.0f} s", seconds)
+        seconds = (window.absent_after - sight.begun_at).total_seconds()
+        _look_again(driver, batch, Reason.NOT_LISTED, f"presumed not accepted in {seconds:.0f} s", seconds)
 
 
-def _look_through(driver: Driver, batch: Batch, window: Window) -> tuple[str | None, Doubt | None]:
-    """The id of the batch at the API that is proven to be this one, and what else stands in the way of its absence."""
-    doubt: Doubt | None = None
-    for candidate in _candidates(driver, batch.requests, window):
-        if candidate.processing_status != "ended":
-            doubt = Reason.RUNNING_CANDIDATE, candidate.id
-            continue
-        ours = _is_ours(driver, batch.nonce, candidate.id)
-        if ours:
-            return candidate.id, None
-        if ours is None:
-            doubt = Reason.RESULTS_UNREADABLE, candidate.id
-    return None, doubt
+def _adopt(driver: Driver, batch: Batch, sending: Row[Any], found: MessageBatch) -> None:
+    with driver.moving(batch) as conn:
+        store.mark_adopted(conn, batch, sending.id, found.id, now=driver.now())
+    driver.tell("adopted", batch=batch.id, api_id=found.id, requests=batch.requests)
+    if shapes.requests_of(found) != batch.requests:
+        driver.tell("counts_disagree", batch=batch.id, requests=batch.requests, counted=shapes.requests_of(found))
+
+
+def _absent(driver: Driver, batch: Batch, sending: Row[Any]) -> None:
+    """A listing after the grace time does not show it: the API did not accept this sending."""
+    with driver.moving(batch) as conn:
+        absent = store.mark_absent(conn, batch, sending.id, now=driver.now())
+    if absent:
+        driver.tell("absent", batch=batch.id)
 
 
 def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
-    """The batch's last sending, which nobody is at any more; None when it turns out to have been accepted."""
+    """The batch's last sending, which no driver is at any more; None when it turns out to have been accepted."""
     with driver.moving(batch) as conn:
         sending = store.last_sending(conn, batch.id)
         if sending.api_id is not None:  # accepted, and the driver died before the batch's own move
@@ -119,9 +136,9 @@ def ask_again(driver: Driver) -> None:
     Those of another account are left as they are, for a driver of that one to ask.
     """
     for batch in driver.claims(BatchState.LOST, only=store.of_account(driver.account_id)):
-        api_id = None
-        if batch.created_at > driver.now() - store.RESULTS_KEPT:
-            api_id = _found_again(driver, batch)
+        with driver.reading() as conn:
+            sent_at = store.sent_at(conn, batch)
+        api_id = _found_again(driver, batch) if sent_at > driver.now() - store.RESULTS_KEPT else None
         with driver.moving(batch) as conn:
             if api_id is None:
                 due_at = store.soon(driver.now(), lost.ASK_AGAIN)
@@ -132,15 +149,18 @@ def ask_again(driver: Driver) -> None:
 
 
 def _found_again(driver: Driver, batch: Batch) -> str | None:
-    """The id of a lost batch at the API, if it is there; after a create without an answer the listing may tell."""
+    """The id of a lost batch at the API, if it is there; after a create without a response the listing may tell."""
     with driver.reading() as conn:
         sending = store.last_sending(conn, batch.id)
-    if sending.api_id is None:
-        found, _ = _look_through(driver, batch, Window.of(sending, timedelta(seconds=driver.settings.grace)))
-        return found
     try:
+        if sending.api_id is None:
+            window = Window.of(sending, timedelta(seconds=driver.settings.grace))
+            found = _look_through(driver, batch.nonce, batch.requests, window).found
+            return None if found is None else found.id
         found_batch, _ = driver.api.retrieve(sending.api_id)
-    except NotFound:
+    except Stopped as exc:  # NotFound, too: it is asked again later, and what else is due is done now
+        if not isinstance(exc, NotFound):
+            driver.tell("unreachable", problem=str(exc), wait=lost.ASK_AGAIN)
         return None
     return str(sending.api_id) if found_batch.archived_at is None else None
 
@@ -149,7 +169,7 @@ def refuse_unknown_bodies(driver: Driver) -> None:
     """Remove bodies that the database does not know and that were never sent; call it while planning.
 
     Their driver died before it had committed them. One that was sent proves that the database is older than it should
-    be: restored from a backup, it would plan rows anew that have been paid for. Raises DatabaseError then, and Stopped
+    be: restored from a backup, it would plan rows again that have been paid for. Raises DatabaseError then, and Stopped
     while that cannot be told yet.
     """
     bodies = driver.spool.bodies(driver.api.now())
@@ -157,72 +177,158 @@ def refuse_unknown_bodies(driver: Driver) -> None:
         unknown = bodies.keys() - store.known_nonces(conn, driver.job_id)
     for nonce in sorted(unknown):
         body, now = bodies[nonce], driver.api.now()
-        window = Window(body.written_at - SKEW, now + SKEW, now)
-        around = _candidates(driver, None, window)
-        requests = driver.spool.count_requests(nonce) if around else 0  # which reads all of it, maybe from afar
-        for candidate in (listed for listed in around if _count(listed) == requests):
-            if candidate.processing_status != "ended":
-                raise Stopped(
-                    f"the database does not know the batch of {body.shown}; {candidate.id}, which runs at the API, "
-                    "may be it; run again when that has ended"
-                )
-            if _is_ours(driver, nonce, candidate.id):
-                raise DatabaseError(
-                    f"{driver.database.shown} does not know {candidate.id}, which was sent from {body.shown}: "
-                    "it seems to be restored from an older backup, and its rows would be paid for again; restore a "
-                    "newer one, or move the body away to go on all the same"
-                )
+        window = Window(body.written_at - store.SKEW, now + store.SKEW, now)
+        _, around = _unowned(driver, window)
+        if around:  # else there is no need to read the whole body, maybe from afar
+            found, doubt = _seen_among(driver, around, nonce, driver.spool.count_requests(nonce), window)
+            _refuse_sent(driver, body.shown, found, doubt)
         driver.spool.remove(nonce)
 
 
+def _refuse_sent(driver: Driver, shown: str, found: MessageBatch | None, doubt: Doubt | None) -> None:
+    if found is not None:
+        raise DatabaseError(
+            f"{driver.database.shown} does not know {found.id}, which was sent from {shown}: "
+            "it seems to be restored from an older backup, and its rows would be paid for again; restore a "
+            "newer one, or move the body away to go on all the same"
+        )
+    if doubt is not None:
+        raise Stopped(
+            f"the database does not know the batch of {shown}, and whether the API has it cannot be told yet: "
+            f"{in_words(*doubt)}; run again later, or move the body away if it was never sent"
+        )
+
+
 def find_twins(driver: Driver) -> None:
-    """Report batches that show in the listing after all, when their rows have been sent again: paid twice."""
+    """Look for batches that show in the listing after all, though their sendings were concluded absent.
+
+    A batch that has not been sent again is adopted; of another one the twin is reported: both are paid.
+    """
     since = driver.now() - store.TWIN_WATCH
     with driver.reading() as conn:
         absent = store.absent_since(conn, driver.job_id, driver.account_id, since)
     for sending in absent:
-        window = Window(sending.started_at - SKEW, sending.ended_at + store.TWIN_WATCH, sending.ended_at)
-        for candidate in _candidates(driver, sending.requests, window):
-            if candidate.processing_status == "ended" and _is_ours(driver, sending.nonce, candidate.id):
-                problem = f"{candidate.id} was accepted, though the API's listing did not show it in time: paid twice"
-                with driver.database.write() as conn:
-                    new = store.record_twin(conn, sending.id, sending.batch_id, candidate.id, problem)
-                if new:
-                    driver.tell("twin", batch=sending.batch_id, problem=problem)
+        window = Window(sending.started_at - store.SKEW, sending.ended_at + store.TWIN_WATCH, sending.ended_at)
+        try:
+            found = _look_through(driver, sending.nonce, sending.requests, window).found
+        except Stopped as exc:  # the next sweep looks again; what else is due is done now
+            driver.tell("unreachable", problem=str(exc), wait=0.0)
+            return
+        if found is not None:
+            _late(driver, sending, found.id)
 
 
-def _candidates(driver: Driver, requests: int | None, window: Window) -> list[MessageBatch]:
-    """Batches at the API created in the window, with so many requests (None: any), and owned by no sending.
+def _late(driver: Driver, sending: Row[Any], api_id: str) -> None:
+    with driver.database.write() as conn:
+        came = store.record_late(conn, sending.id, api_id, now=driver.now(), shown=True)
+    if came is not None:
+        tell_late(driver, sending.batch_id, came, api_id=api_id, requests=sending.requests)
 
-    The listing is read whole before any of it is believed: one that breaks off proves nothing.
+
+def tell_late(driver: Driver, batch: int, came: Late, **facts: Any) -> None:
+    """Say what became of a batch that was accepted, or shown, after its sending had been concluded absent."""
+    if came is Late.ADOPTED:
+        driver.tell("found_late", batch=batch, **facts)
+    else:
+        driver.tell("twin", batch=batch, problem=store.twin_problem(facts["api_id"]))
+
+
+# -- the listing, and whose a batch is -------------------------------------------------------------------------------
+
+
+def _look_through(driver: Driver, nonce: str, requests: int, window: Window) -> Sight:
+    """Look for the batch of this body in the listing, which is read whole before any of it is believed."""
+    begun_at, unowned = _unowned(driver, window)
+    return Sight(begun_at, *_seen_among(driver, unowned, nonce, requests, window))
+
+
+def _seen_among(
+    driver: Driver, unowned: list[MessageBatch], nonce: str, requests: int, window: Window
+) -> tuple[MessageBatch | None, Doubt | None]:
+    """Which of these batches carries the nonce in its results, and what stands in the way of its absence.
+
+    Counts only say where to look first: the API's may be wrong. requests: of the body.
     """
-    created = []
-    for listed in driver.api.newest_batches():
-        if listed.created_at < window.earliest:
-            break
-        if listed.created_at <= window.latest and requests in (None, _count(listed)):
-            created.append(listed)
+    doubt: Doubt | None = None
+    ended = [listed for listed in unowned if listed.processing_status == "ended"]
+    for listed in sorted(ended, key=lambda each: (shapes.requests_of(each) != requests, not window.holds(each))):
+        try:
+            if _whose(driver, listed.id) == nonce:
+                return listed, None
+        except NotFound:
+            if window.holds(listed):
+                doubt = Reason.RESULTS_UNREADABLE, f"those of {listed.id} are gone"
+        except Stopped as exc:
+            doubt = Reason.RESULTS_UNREADABLE, f"{listed.id}: {exc}"
+    for listed in unowned:
+        running = listed.processing_status != "ended" and window.holds(listed)
+        if running and shapes.requests_of(listed) == requests:
+            doubt = Reason.RUNNING_CANDIDATE, listed.id
+    return None, doubt
+
+
+def _unowned(driver: Driver, window: Window) -> tuple[datetime, list[MessageBatch]]:
+    """When the listing was begun, and the batches in the window and its margin that no sending of ours owns."""
+    begun_at, listed = _listed(driver, window.earliest - MARGIN)
+    created = [each for each in listed if window.holds(each, MARGIN)]
     with driver.reading() as conn:
-        return [listed for listed in created if not store.is_owned(conn, listed.id)]
+        return begun_at, [each for each in created if not store.is_owned(conn, each.id)]
 
 
-def _count(listed: MessageBatch) -> int:
-    counts = listed.request_counts
-    return counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+def _listed(driver: Driver, since: datetime) -> tuple[datetime, list[MessageBatch]]:
+    """When the listing was begun, and at least all batches in it that were created since then.
+
+    It is read for a whole page beyond the first older batch, and to its very end when it is not newest first.
+    """
+    begun_at = driver.api.now()
+    listed: list[MessageBatch] = []
+    in_order, older = True, 0
+    for number, page in enumerate(driver.api.pages()):
+        if number == 0 and page.date is not None:
+            begun_at = min(begun_at, page.date)  # the API itself says when it was
+        for each in page.batches:
+            in_order = in_order and not (listed and each.created_at > listed[-1].created_at)
+            older = older + 1 if each.created_at < since else 0
+            listed.append(each)
+        if in_order and older >= api.PAGE:
+            break
+    return begun_at, listed
 
 
-def _is_ours(driver: Driver, nonce: str, api_id: str) -> bool | None:
-    """Whether the results carry this nonce, None when they are gone. A first line is enough: ids belong to one body."""
-    start = b""
-    try:
-        with driver.api.results(api_id) as chunks:
-            for chunk in chunks:
-                start += chunk
-                if b"\n" in start:
-                    break
-    except NotFound:
-        return None
-    return packing.nonce_of_result(start.partition(b"\n")[0]) == nonce
+def _whose(driver: Driver, api_id: str) -> str:
+    """The nonce that the results of an ended batch carry, '' for a stranger's. Each batch is asked once.
+
+    Raises NotFound when the results are gone, and Stopped when they do not tell.
+    """
+    with driver.reading() as conn:
+        known = store.nonce_at_api(conn, driver.account_id, api_id)
+    if known is not None:
+        return known
+    nonce = _nonce_in_results(driver, api_id)
+    with suppress(IntegrityError, LostRace), driver.database.write() as conn:  # another driver may have asked, too
+        store.identify(conn, driver.account_id, api_id, nonce)
+    return nonce
+
+
+def _nonce_in_results(driver: Driver, api_id: str) -> str:
+    strangers = 0
+    with driver.api.results(api_id) as chunks:
+        for custom_id in islice(_custom_ids(chunks), LINES):
+            nonce = packing.nonce_of(custom_id)
+            if nonce:
+                return nonce
+            strangers += 1
+    if not strangers:
+        raise Stopped("no line of its results says whose it is")
+    return ""
+
+
+def _custom_ids(chunks: Iterator[bytes]) -> Iterator[str]:
+    """The custom_ids of the result lines that are whole; what was cut, or is no result, has none."""
+    for line in chain.from_iterable(lines.split(chunks)):
+        custom_id = (lines.parsed(line) or {}).get("custom_id")
+        if isinstance(custom_id, str):
+            yield custom_id
 
 
 def _look_again(driver: Driver, batch: Batch, reason: Reason, detail: str, at_most: float = 60.0) -> None:

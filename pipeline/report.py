@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, func, or_, select, text
 from pipeline import identity, store
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, month_of
 from pipeline.estimate import Estimate, read_rate, usage_of
+from pipeline.outcomes import speaks_of_account
 from pipeline.quote import Quote
 from pipeline.reasons import BEHIND_GATE, in_words
 from pipeline.sink import Sink
@@ -150,7 +151,12 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "submitting": lambda e: f"batch {e['batch']} submitting",
     "submitted": lambda e: f"batch {e['batch']} submitted as {e['api_id']}",
     "adopted": lambda e: f"batch {e['batch']} found at the API as {e['api_id']}: it had been accepted",
-    "absent": lambda e: f"batch {e['batch']} is not at the API: it goes again",
+    "found_late": lambda e: f"batch {e['batch']} is at the API after all, as {e['api_id']}: it is not sent again",
+    "counts_disagree": lambda e: (
+        f"batch {e['batch']} is ours by its results, though the API counts {count(e['counted'], 'request')} in it, "
+        f"and {e['requests']:,} were sent"
+    ),
+    "absent": lambda e: f"batch {e['batch']} is not at the API: it is sent again",
     "rejected": lambda e: f"batch {e['batch']} was not accepted: {e['problem']}" + _later(e["wait"]),
     "unknown_end": lambda e: (
         f"batch {e['batch']}: no answer that says whether the API took it ({e['problem']}); "
@@ -161,6 +167,7 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "body_lost": lambda e: f"batch {e['batch']}: its body is gone or was altered; `run` plans its rows anew",
     "body_left": lambda e: f"batch {e['batch']}: its body is left until `run` plans again ({e['problem']})",
     "canceling": lambda e: f"batch {e['batch']} is being canceled at the API",
+    "overdue": lambda e: f"batch {e['batch']}: {e['problem']}",
     "ended": lambda e: f"batch {e['batch']} ended: {e['succeeded']:,} of {count(e['requests'], 'request')} succeeded",
     "collected": lambda e: f"batch {e['batch']} collected: {counted(e['outcomes'])}, {money(e['cost_usd'])}",
     "results_missing": lambda e: f"batch {e['batch']}: {e['problem']}",
@@ -485,7 +492,7 @@ def errors(conn: Connection, job: Row[Any], sink: Sink, name: str) -> list[dict[
             table.c.error_message.is_not_distinct_from(cause.error_message),
         ]
         examples = conn.execute(select(*[table.c[column] for column in key]).where(*same).limit(3))
-        remedy, words = _remedy(cause.status, cause.error_type, request)
+        remedy, words = _remedy(cause, request)
         found.append(
             {
                 "status": cause.status,
@@ -500,8 +507,9 @@ def errors(conn: Connection, job: Row[Any], sink: Sink, name: str) -> list[dict[
     return found
 
 
-def _remedy(status: str, error_type: str | None, request: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _remedy(cause: Row[Any], request: Mapping[str, Any]) -> tuple[str, list[str]]:
     """What mends rows that failed so, and the command without its job. request: what was asked of the model last."""
+    status, error_type = cause.status, cause.error_type
     again = ["retry", "--status", status]
     match status:
         case RowState.INVALID:
@@ -521,9 +529,11 @@ def _remedy(status: str, error_type: str | None, request: Mapping[str, Any]) -> 
             return "if they are wanted after all", again
         case RowState.LOST:
             return "look the batch up in the Console first: sending these rows again may pay for them twice", again
+    named = [] if error_type is None else ["--error-type", error_type]
+    if speaks_of_account(cause.error_message or ""):
+        return "the account was refused, not the request: put that right; then", [*again, *named]
     if error_type in _REFUSED_AS_IT_IS:
         return "the API refuses the request as it is: correct the job file; then", ["run"]
-    named = [] if error_type is None else ["--error-type", error_type]
     return "ask again (retry.errors names what is asked again by itself)", [*again, *named]
 
 

@@ -1,6 +1,7 @@
 """The drivers: `run` takes a job to its end, `sweep` does once what is due. Both only call the steps, in a loop."""
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,18 @@ from pipeline import attached, budget, checks, gates, store
 from pipeline.collect import JobOfRun, collect_due, delete_due
 from pipeline.database import Database
 from pipeline.driver import Driver
-from pipeline.errors import AccountStopped, ApiUnreachable, Busy, DatabaseError, InputError, LostRace, RunEnded, Stopped
+from pipeline.errors import (
+    AccountStopped,
+    ApiUnreachable,
+    Busy,
+    DatabaseError,
+    InputError,
+    Interrupted,
+    LostRace,
+    PipelineError,
+    RunEnded,
+    Stopped,
+)
 from pipeline.estimate import estimate, past
 from pipeline.job import Job
 from pipeline.known import Lookup
@@ -29,6 +41,8 @@ from pipeline.sink import Columns, Sink, named, stored
 from pipeline.states import FAILURES, OUTCOMES, Gate, RowState, RunReason, RunState
 from pipeline.submit import due_soon, submit_due
 from pipeline.where import Driving, Where, open_spool
+
+logger = logging.getLogger("pipeline")
 
 LONGEST_LOOK_AWAY = 60.0  # seconds between two passes of the loop at most
 LOOK_WHILE_PLANNED = 1.0  # seconds between two tries to plan while another driver does
@@ -149,10 +163,16 @@ def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | No
 
 
 def _swept(driving: Driving, row: Row[Any]) -> tuple[str, str | None]:
+    """Sweep one job; whatever goes wrong with it, the other jobs are swept all the same."""
     try:
         sweep_job(driving.driver(row))
-    except (Stopped, DatabaseError, LostRace) as exc:
+    except Interrupted:
+        raise
+    except PipelineError as exc:
         return row.name, str(exc)
+    except Exception as exc:  # said, and no other job has to wait for it
+        logger.debug("job %s", row.name, exc_info=True)
+        return row.name, f"unforeseen: {type(exc).__name__}: {exc}"
     return row.name, None
 
 

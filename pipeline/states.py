@@ -17,7 +17,8 @@ class BatchState(StrEnum):
 
 
 BATCH_MOVES: dict[BatchState, frozenset[BatchState]] = {
-    BatchState.PLANNED: frozenset({BatchState.SUBMITTING, BatchState.DROPPED}),
+    # to in_progress: a sending that was concluded absent was accepted after all, before the batch was sent again
+    BatchState.PLANNED: frozenset({BatchState.SUBMITTING, BatchState.DROPPED, BatchState.IN_PROGRESS}),
     BatchState.SUBMITTING: frozenset({BatchState.IN_PROGRESS, BatchState.PLANNED, BatchState.LOST}),
     BatchState.IN_PROGRESS: frozenset({BatchState.CANCELING, BatchState.ENDED, BatchState.LOST}),
     BatchState.CANCELING: frozenset({BatchState.ENDED, BatchState.LOST}),

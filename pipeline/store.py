@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -48,9 +49,10 @@ from pipeline.states import (
     RunState,
     SendingEnd,
 )
-from pipeline.tables import accounts, batches, files, jobs, leases, requests, runs, sendings, tallies
+from pipeline.tables import accounts, batches, files, identified, jobs, leases, requests, runs, sendings, tallies
 
 RESULTS_KEPT = timedelta(days=29)  # by the API, from a batch's creation
+SKEW = timedelta(seconds=120)  # how far the API's created_at may lie before our intent
 TWIN_WATCH = timedelta(hours=25)  # how long a sending taken for not accepted is looked for: a batch takes 24 h at most
 AT_ONCE = datetime(2000, 1, 1, tzinfo=UTC)  # due by every clock
 
@@ -86,6 +88,7 @@ class Batch:
     max_output_usd: float | None
     max_input_usd: float | None
     gate: str | None
+    canceling_at: datetime | None
 
 
 #: Sendings that came to the API, as far as anybody knows.
@@ -622,9 +625,41 @@ def known_nonces(conn: Connection, job_id: int) -> set[str]:
     return set(conn.scalars(select(batches.c.nonce).where(batches.c.job_id == job_id)))
 
 
+def owner_of(conn: Connection, api_id: str) -> int | None:
+    """The sending of ours that has this batch of the API; None when none has."""
+    return conn.scalar(select(sendings.c.id).where(sendings.c.api_id == api_id))
+
+
 def is_owned(conn: Connection, api_id: str) -> bool:
     """Whether a sending of ours has this batch of the API."""
-    return conn.scalar(select(sendings.c.id).where(sendings.c.api_id == api_id)) is not None
+    return owner_of(conn, api_id) is not None
+
+
+def is_of_before(conn: Connection, sending: int, api_id: str, created_at: datetime) -> bool:
+    """Whether a batch that came as the answer to this sending is another one's, or older than the sending."""
+    if owner_of(conn, api_id) not in (None, sending):
+        return True
+    began: datetime = conn.execute(select(sendings.c.started_at).where(sendings.c.id == sending)).scalar_one()
+    return created_at < began - SKEW
+
+
+def nonce_at_api(conn: Connection, account_id: int, api_id: str) -> str | None:
+    """The nonce that the results of a batch at the API were seen to carry, '' for a stranger's; None: never seen."""
+    here = (identified.c.account_id == account_id, identified.c.api_id == api_id)
+    return conn.scalar(select(identified.c.nonce).where(*here))
+
+
+def identify(conn: Connection, account_id: int, api_id: str, nonce: str) -> None:
+    """Note whose a batch at the API is. Raises LostRace or IntegrityError when another driver has just done so."""
+    conn.execute(insert(identified).values(account_id=account_id, api_id=api_id, nonce=nonce))
+
+
+def sent_at(conn: Connection, batch: Batch) -> datetime:
+    """When the sending that the API has, or may have, was begun, by its clock. For a batch that was sent."""
+    query = select(sendings.c.started_at).where(sendings.c.batch_id == batch.id)
+    owner = case((sendings.c.api_id == batch.api_id, 0), else_=1)
+    began: datetime = conn.execute(query.order_by(owner, sendings.c.id.desc()).limit(1)).scalar_one()
+    return began
 
 
 def unsent(conn: Connection, job_id: int) -> frozenset[int]:
@@ -687,27 +722,51 @@ def absent_since(conn: Connection, job_id: int, account_id: int, since: datetime
     return list(conn.execute(query))
 
 
-def record_twin(conn: Connection, sending: int, batch: int, api_id: str, problem: str) -> bool:
-    """A sending taken for not accepted was accepted after all, and its rows have been sent again since.
+class Late(StrEnum):
+    """What became of a batch that turned out to be at the API after its sending had been concluded absent."""
 
-    False when it may be another sending of the same body that was: one that has it, or one whose end is not known yet.
+    ADOPTED = "adopted"  #: its rows had not been sent again: they wait for its results
+    TWIN = "twin"  #: they had: both are paid
+
+
+def record_late(conn: Connection, sending: int, api_id: str, *, now: datetime, shown: bool) -> Late | None:
+    """A sending that was concluded absent was accepted after all.
+
+    A batch that is planned again is adopted: planned -> in_progress; a driver that has claimed it loses at its intent.
+    shown: by the listing, where it may be a later sending of the same body whose end is not known yet; else the API
+    has answered this very sending. None when nothing is to be done.
     """
-    state = conn.scalar(select(batches.c.state).where(batches.c.id == batch).with_for_update(key_share=True))
-    if state == BatchState.SUBMITTING or is_owned(conn, api_id):
-        return False
-    values = {"end": SendingEnd.TWIN, "api_id": api_id, "problem": problem}
+    number = conn.execute(select(sendings.c.batch_id).where(sendings.c.id == sending)).scalar_one()
+    query = select(*_BATCH).where(batches.c.id == number).with_for_update(key_share=True)
+    batch = _batch(conn.execute(query).one())
+    if is_owned(conn, api_id) or (shown and batch.state is BatchState.SUBMITTING):
+        return None
+    came = Late.ADOPTED if batch.state is BatchState.PLANNED else Late.TWIN
+    end: dict[str, Any] = {"end": SendingEnd.ADOPTED, "problem": None}
+    if came is Late.TWIN:
+        end = {"end": SendingEnd.TWIN, "problem": twin_problem(api_id)}
     here = (sendings.c.id == sending, sendings.c.api_id.is_(None))
-    return bool(conn.execute(update(sendings).where(*here).values(**values)).rowcount)
+    if not conn.execute(update(sendings).where(*here).values(api_id=api_id, ended_at=now, **end)).rowcount:
+        return None
+    if came is Late.ADOPTED:
+        mark_in_progress(conn, batch, api_id, due_at=now)
+    return came
+
+
+def twin_problem(api_id: str) -> str:
+    """What is to be said of a batch that was sent twice."""
+    return f"{api_id} was accepted, though the API's listing did not show it in time: paid twice"
 
 
 def jobs_with_work(conn: Connection, *, now: datetime) -> set[int]:
     """Jobs that a sweep has something to do for: open runs or batches, lost ones, some to delete, twins to look for."""
     open_run = select(runs.c.job_id).where(runs.c.state == RunState.OPEN)
+    kept = select(sendings.c.id).where(sendings.c.batch_id == batches.c.id, sendings.c.started_at > now - RESULTS_KEPT)
     batch = select(batches.c.job_id).where(
         or_(
             batches.c.state.in_(OPEN_BATCHES),
             batches.c.delete_remote,
-            (batches.c.state == BatchState.LOST) & (batches.c.created_at > now - RESULTS_KEPT),
+            (batches.c.state == BatchState.LOST) & kept.exists(),
         )
     )
     twin = (
@@ -740,9 +799,9 @@ def of_account(account_id: int) -> ColumnElement[bool]:
     return batches.c.account_id == account_id
 
 
-def of_others(account_id: int) -> ColumnElement[bool]:
-    """Batches that another account has sent."""
-    return batches.c.account_id != account_id
+def to_abandon(account_id: int) -> ColumnElement[bool]:
+    """Batches of which this account can learn nothing: another account's, and those that the API does not end."""
+    return or_(batches.c.account_id != account_id, batches.c.reason == Reason.OVERDUE)
 
 
 def claim(conn: Connection, which: Which, *, driver: str, living_at: datetime, limit: int) -> list[Batch]:
@@ -893,10 +952,17 @@ def begin_sending(
     return replace(batch, state=BatchState.SUBMITTING, account_id=account_id), sending
 
 
-def record_api_id(conn: Connection, sending: int, api_id: str, request_id: str | None, now: datetime) -> None:
-    """The API accepted this sending. Recorded even by a driver that has lost its claim: the fact is a fact."""
+def record_api_id(conn: Connection, sending: int, api_id: str, request_id: str | None, now: datetime) -> Late | None:
+    """The API accepted this sending. Recorded even by a driver that has lost its claim: the fact is a fact.
+
+    Returns what became of it where another driver has concluded meanwhile that it was absent.
+    """
     values = {"end": SendingEnd.ACCEPTED, "api_id": api_id, "request_id": request_id, "ended_at": now}
-    conn.execute(update(sendings).where(sendings.c.id == sending, sendings.c.api_id.is_(None)).values(**values))
+    open_end = or_(sendings.c.end.is_(None), sendings.c.end == SendingEnd.UNKNOWN)
+    here = (sendings.c.id == sending, sendings.c.api_id.is_(None), open_end)
+    if conn.execute(update(sendings).where(*here).values(**values)).rowcount:
+        return None
+    return record_late(conn, sending, api_id, now=now, shown=False)
 
 
 def mark_in_progress(conn: Connection, batch: Batch, api_id: str, *, due_at: datetime) -> None:
@@ -917,7 +983,19 @@ def mark_rejected(
     """submitting -> planned: proven that the API took nothing. due_at: not to be tried again before."""
     values = {"end": SendingEnd.REJECTED, "problem": problem, "request_id": request_id, "ended_at": now}
     conn.execute(update(sendings).where(sendings.c.id == sending).values(**values))
-    _move(conn, batch, BatchState.PLANNED, due_at=due_at, problem=problem)
+    _plan_again(conn, batch, due_at=due_at, problem=problem)
+
+
+def _plan_again(conn: Connection, batch: Batch, *, due_at: datetime, **values: Any) -> None:
+    """submitting -> planned; or -> in_progress where an earlier sending turned out to be at the API meanwhile."""
+    late = (sendings.c.batch_id == batch.id, sendings.c.end == SendingEnd.TWIN)
+    twin = conn.execute(select(sendings.c.id, sendings.c.api_id).where(*late).order_by(sendings.c.id).limit(1)).first()
+    if twin is None:
+        _move(conn, batch, BatchState.PLANNED, due_at=due_at, **values)
+        return
+    adopted = {"end": SendingEnd.ADOPTED, "problem": None}
+    conn.execute(update(sendings).where(sendings.c.id == twin.id).values(**adopted))
+    mark_in_progress(conn, batch, twin.api_id, due_at=due_at)
 
 
 def mark_unknown(
@@ -951,7 +1029,7 @@ def mark_absent(conn: Connection, batch: Batch, sending: int, *, now: datetime) 
     unknown = (sendings.c.id == sending, sendings.c.end == SendingEnd.UNKNOWN)
     if not conn.execute(update(sendings).where(*unknown).values(end=SendingEnd.ABSENT, ended_at=now)).rowcount:
         return False
-    _move(conn, batch, BatchState.PLANNED, due_at=now, reason=Reason.ABSENT)
+    _plan_again(conn, batch, due_at=now, reason=Reason.ABSENT)
     return True
 
 
@@ -1012,9 +1090,9 @@ def wake_held_back(conn: Connection, now: datetime) -> None:
     conn.execute(update(batches).where(*waiting).values(due_at=now))
 
 
-def mark_canceling(conn: Connection, batch: Batch, *, due_at: datetime) -> None:
+def mark_canceling(conn: Connection, batch: Batch, *, now: datetime, due_at: datetime) -> None:
     """in_progress -> canceling: somebody asked the API to cancel it."""
-    _move(conn, batch, BatchState.CANCELING, due_at=due_at)
+    _move(conn, batch, BatchState.CANCELING, due_at=due_at, canceling_at=now)
 
 
 def mark_ended(
@@ -1030,6 +1108,12 @@ def count_download(conn: Connection, batch: Batch, *, now: datetime, due_at: dat
     """The results were not complete: fetch them again at due_at."""
     downloaded = {"downloads": batch.downloads + 1, "downloaded_at": batch.downloaded_at or now}
     postpone(conn, batch, due_at=due_at, problem=problem, besides=downloaded)
+
+
+def collected_so_far(conn: Connection, batch: Batch) -> tuple[dict[str, int], float]:
+    """Rows of the batch by outcome, and US dollars of what was answered, as far as it has been collected."""
+    row = conn.execute(select(batches.c.outcomes, batches.c.cost_usd).where(batches.c.id == batch.id)).one()
+    return dict(row.outcomes or {}), float(row.cost_usd)
 
 
 def mark_collected(conn: Connection, batch: Batch, *, delete_remote: bool, now: datetime) -> None:
@@ -1331,10 +1415,12 @@ class Settled(NamedTuple):
     counts: bool = True  #: whether it was an attempt; where the account was refused, the row was not
 
 
-def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[Settled]) -> None:
+def mark_outcomes(
+    conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[Settled], *, left: Sequence[int] = ()
+) -> None:
     """in_flight -> an outcome, or pending when it is sent again, for all rows at positions first to last of a batch.
 
-    Raises LostRace unless these are just the rows in flight there.
+    left: rows there that stay in flight. Raises LostRace unless these are just the rows in flight there.
     """
     if not rows:
         return
@@ -1347,6 +1433,8 @@ def mark_outcomes(conn: Connection, batch: Batch, first: int, last: int, rows: S
         statement = update(requests).where(requests.c.id == bindparam("row"), *here)
         moved += conn.execute(statement.values(_with_outcome(*kind)), numbers).rowcount
     rest_of_them = update(requests).where(*here, requests.c.n.between(first, last))
+    if left:
+        rest_of_them = rest_of_them.where(requests.c.id.not_in(left))
     moved += conn.execute(rest_of_them.values(_with_outcome(*usual))).rowcount
     if moved != len(rows):
         raise LostRace(f"rows of batch {batch.id} were moved by another driver; the same command again goes on")

@@ -23,9 +23,10 @@ from pipeline.api import Accepted, Rejected, Unknown
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, Budget
 from pipeline.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped
-from pipeline.job import Job
+from pipeline.job import Job, stored_job
 from pipeline.outcomes import Outcome
 from pipeline.reasons import BEHIND_GATE, Reason, in_words
+from pipeline.reconcile import tell_late
 from pipeline.sink import Fixed
 from pipeline.states import BatchState, RowState, RunReason
 from pipeline.store import Batch
@@ -157,7 +158,7 @@ def _intend(driver: Driver, batch: Batch, started_at: datetime, deadline: dateti
 
 def _allowed(driver: Driver, conn: Connection, batch: Batch, run: Row[Any]) -> tuple[Job, float | None, _NotNow | None]:
     """The job, what to reserve for the batch, and why it cannot be sent now, if so. Raises AccountStopped."""
-    job = Job.model_validate(run.job)  # not a copy of before: the run goes by its present limits
+    job = stored_job(run)  # not a copy of before: the run goes by its present limits
     _check_circuit(driver, store.circuit(conn, driver.account_id))
     not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
     reserved = None
@@ -261,14 +262,7 @@ def _post(driver: Driver, reader: spool.BodyReader, digest: str, betas: Sequence
 def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected | Unknown) -> bool:
     now = driver.now()
     if isinstance(end, Accepted):
-        with driver.database.write() as conn:  # whoever has the batch by now: he needs to know this
-            store.record_api_id(conn, sending, end.batch.id, end.request_id, now)
-        with driver.moving(batch) as conn:
-            store.mark_in_progress(conn, batch, end.batch.id, due_at=now)
-            store.close_circuit(conn, driver.account_id)
-        facts = {"api_id": end.batch.id, "requests": batch.requests, "request_id": end.request_id}
-        driver.tell("submitted", batch=batch.id, **facts)
-        return True
+        return _record_acceptance(driver, batch, sending, end, now)
     if isinstance(end, Unknown):
         with driver.moving(batch) as conn:
             store.mark_unknown(
@@ -278,6 +272,24 @@ def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected
         return False
     _record_rejection(driver, batch, sending, end, now)
     return False
+
+
+def _record_acceptance(driver: Driver, batch: Batch, sending: int, end: Accepted, now: datetime) -> bool:
+    api_id = end.batch.id
+    facts = {"api_id": api_id, "requests": batch.requests, "request_id": end.request_id}
+    with driver.database.write() as conn:  # whichever driver has the batch by now needs to know this
+        of_before = store.is_of_before(conn, sending, api_id, end.batch.created_at)  # as a gateway's cache gives it
+        late = None if of_before else store.record_api_id(conn, sending, api_id, end.request_id, now)
+    if of_before:
+        return _record(driver, batch, sending, Unknown(f"what came back names {api_id}, a batch of before"))
+    if late is not None:
+        tell_late(driver, batch.id, late, **facts)
+        return False
+    with driver.moving(batch) as conn:
+        store.mark_in_progress(conn, batch, api_id, due_at=now)
+        store.close_circuit(conn, driver.account_id)
+    driver.tell("submitted", batch=batch.id, **facts)
+    return True
 
 
 def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected, now: datetime) -> None:

@@ -73,7 +73,8 @@ class Where:
         """The SDK's client that a job of the database speaks by."""
         with self.database.read() as conn:
             last = store.last_run(conn, job.id)
-        return "default" if last is None else str(last.job.get("api", {}).get("client", "default"))
+        api = None if last is None else last.job.get("api")
+        return str(api.get("client", "default")) if isinstance(api, dict) else "default"
 
     def by_client(self, jobs: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:
         """Jobs of the database by the SDK's client that each speaks by."""
@@ -93,13 +94,8 @@ class Where:
         try:
             try:
                 identity = api.identity()
-            except ApiUnreachable as exc:
+            except (ApiUnreachable, NotFound) as exc:  # a wrong address, most likely
                 raise InputError(f"{exc}; nothing was sent") from exc
-            except NotFound as exc:
-                raise InputError(
-                    f"{api.base_url} does not answer as the Messages API does ({exc}); check ANTHROPIC_BASE_URL; "
-                    "nothing was sent"
-                ) from exc
             with self.database.write() as conn:
                 account_id = store.account(conn, identity)
             yield api, account_id

@@ -309,7 +309,12 @@ class Process:
         self.tasks = [Task(world.turns, self, lambda: self._main(command))]
 
     def now(self) -> datetime:
+        """The wall clock of its machine, which may be wrong, and is set now and then."""
         return self._world.at + timedelta(seconds=self.skew)
+
+    def steady(self) -> datetime:
+        """The time since its machine was started."""
+        return datetime.fromtimestamp(0, UTC) + (self._world.at - START)
 
     def monotonic(self) -> float:
         return (self._world.at - START).total_seconds() - self.slept
@@ -335,7 +340,7 @@ class Process:
             max_retries=0,
             http_client=httpx2.Client(transport=Line(self._world)),
         )
-        return Api(client, now=self.now)
+        return Api(client, now=self.steady)
 
     def _tell(self, event: str, **facts: Any) -> None:
         if event == "lost":

@@ -393,7 +393,7 @@ def test_a_suspended_driver_is_given_until_its_deadline(world: World) -> None:
     [resent] = [facts for name, facts in world.events if name == "submitted"]
     waited = [facts["problem"] for name, facts in world.events if name == "watching"]
     assert resent["batch"] == 1
-    assert "taken for not accepted in 10" in waited[0]  # the deadline and the grace: 1060 s
+    assert "presumed not accepted in 10" in waited[0]  # the deadline and the grace: 1060 s
     assert world.accepted() == 5
 
 

@@ -209,8 +209,8 @@ def test_the_custom_id_of_a_result_line(line: bytes, custom_id: str | None) -> N
 
 
 def test_the_nonce_of_a_result_line_names_its_body() -> None:
-    assert packing.nonce_of_result(b'{"custom_id":"%s-17","result":{}}' % NONCE.encode()) == NONCE
-    assert packing.nonce_of_result(b'{"result":{}}') is None
+    assert packing.nonce_of(f"{NONCE}-17") == NONCE
+    assert [packing.nonce_of(strange) for strange in (NONCE, f"{NONCE}-017", "row-17", "", "-1")] == [""] * 5
 
 
 @pytest.mark.parametrize(

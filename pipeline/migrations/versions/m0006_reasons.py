@@ -25,7 +25,7 @@ REASONS = (
     *("no_room", "no_room_of_job", "no_money", "no_money_of_month", "behind_canary", "behind_primer", "absent"),
     *("no_answer", "driver_gone", "not_listed", "listing_unreadable", "running_candidate", "results_unreadable"),
     *("over_room", "over_budget", "opens_gate", "too_large", "row_too_large", "body_gone", "old_recipe"),
-    *("row_changed", "run_ended", "other_account"),
+    *("row_changed", "run_ended", "overdue", "other_account"),
 )
 
 
