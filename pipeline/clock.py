@@ -55,7 +55,10 @@ class ApiClock:
 
 def date_of(headers: Mapping[str, str]) -> datetime | None:
     """When an answer was made, by its Date header; None when that says nothing, as in an answer out of a cache."""
+    if "age" in headers:
+        return None
     try:
-        return None if "age" in headers else parsedate_to_datetime(headers["date"]).astimezone(UTC)
+        date = parsedate_to_datetime(headers["date"])
+        return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
