@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from pipeline.emulator.faults import Do
+from pipeline.emulator.rules import Do
 
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.emulator import Emulator
 from pipeline.emulator.errors import EmulatorError
-from pipeline.emulator.faults import Fault
+from pipeline.emulator.rules import Fault
 from pipeline.emulator.server import RunningEmulator, serve, start
 from pipeline.emulator.settings import Settings
 

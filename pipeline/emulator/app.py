@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.emulator.emulator import Emulator
 from pipeline.emulator.errors import ConnectionCut
-from pipeline.emulator.wire import Call, Reply
+from pipeline.emulator.wire import Call, Drip, Reply
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
@@ -31,6 +31,11 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.app_state = {**self.app_state, "connection": self}
+
+    def is_lost(self) -> bool:
+        """Whether the client has gone."""
+        closing: bool = self.transport.is_closing()
+        return closing
 
     def break_off(self, *, reset: bool = False) -> None:
         """Close what is under way. What was written before still leaves, unless reset."""
@@ -96,26 +101,29 @@ class _Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection: Connection = scope["state"]["connection"]
-        if not await self._waited() or self._reply.dropped:
-            connection.break_off()
-            return
         try:
-            await self._send(send)
+            if self._reply.delay_seconds:
+                await self._wait(self._reply.delay_seconds, connection)
+            if self._reply.dropped:
+                connection.break_off()
+                return
+            await self._send(send, connection)
         except ConnectionCut as cut:
             connection.break_off(reset=cut.reset)
+        finally:
+            self._reply.close()
 
-    async def _waited(self) -> bool:
-        """Keep the answer back as long as it says; False if the server stops first."""
+    async def _wait(self, seconds: float, connection: Connection) -> None:
+        """Keep the answer back so long. Raises ConnectionCut if the server stops or the client goes before."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._reply.delay_seconds
+        until = loop.time() + seconds
         while (left := until - loop.time()) > 0:
-            if self._stopping():
-                return False
+            if self._stopping() or connection.is_lost():
+                raise ConnectionCut(reset=False)
             await asyncio.sleep(min(left, DELAY_STEP_SECONDS))
-        return True
 
-    async def _send(self, send: Send) -> None:
-        body = self._reply.body
+    async def _send(self, send: Send, connection: Connection) -> None:
+        body, drip = self._reply.body, self._reply.drip
         headers = [(name.encode(), value.encode()) for name, value in self._reply.headers.items()]
         if isinstance(body, bytes):
             headers.append((b"content-length", str(len(body)).encode()))
@@ -124,5 +132,13 @@ class _Answer(Response):
             await send({"type": "http.response.body", "body": body})
             return
         async for chunk in iterate_in_threadpool(body):
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if drip is None:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            else:
+                await self._send_drop_by_drop(drip, chunk, send, connection)
         await send({"type": "http.response.body", "body": b""})
+
+    async def _send_drop_by_drop(self, drip: Drip, chunk: bytes, send: Send, connection: Connection) -> None:
+        for piece in drip.pieces(chunk):
+            await self._wait(drip.seconds, connection)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -3,6 +3,7 @@
 import gzip
 import os
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from pipeline.emulator.clock import wire_time
 from pipeline.emulator.core import Core
 from pipeline.emulator.delivery import deliver
 from pipeline.emulator.errors import ApiError
-from pipeline.emulator.faults import RESULT_FAULTS, CallFacts
+from pipeline.emulator.faults import CallFacts
 from pipeline.emulator.intake import encoded, read_requests
 from pipeline.emulator.models import page_limit
+from pipeline.emulator.rules import RESULT_FAULTS, Fault
 from pipeline.emulator.store import Batch
 from pipeline.emulator.validate import unbatchable
-from pipeline.emulator.wire import Call, Reply, json_reply, params_sha256, random_id
+from pipeline.emulator.wire import Call, Drip, Reply, json_reply, params_sha256, random_id
+
+LISTING_FAULTS = frozenset({"lag", "disorder"})
 
 
 def create(core: Core, call: Call) -> Reply:
@@ -135,16 +139,33 @@ def list_batches(core: Core, call: Call) -> Reply:
 
 
 def _listed(core: Core, call: Call) -> list[Batch]:
-    facts = CallFacts(None, 1, lambda text: text in call.path)
-    lags = core.faults.for_call("list", frozenset({"lag"}), facts)
-    lag = max((fault.seconds or 0 for fault in lags), default=0)
-    return core.store.listed(call.workspace, core.clock.now_us() - round(lag * 1e6))
+    return _shown(core, call, core.faults.for_call("list", LISTING_FAULTS, _facts(call)))
+
+
+def _shown(core: Core, call: Call, faults: list[Fault]) -> list[Batch]:
+    """The batches that a listing with these faults shows, in its order."""
+    lag = max((fault.seconds or 0 for fault in faults if fault.do == "lag"), default=0)
+    listed = core.store.listed(call.workspace, core.clock.now_us() - round(lag * 1e6))
+    match next((fault.order for fault in faults if fault.do == "disorder"), None):
+        case "oldest_first":
+            return listed[::-1]
+        case "shuffled":  # by the ids alone, so that a batch which comes in meanwhile moves none of the others
+            return sorted(listed, key=lambda batch: zlib.crc32(batch.id.encode()))
+        case _:
+            return listed
+
+
+def _facts(call: Call, batch_id: str | None = None) -> CallFacts:
+    """Of a call about a batch, or about many of them; `match` looks into the batch's path too."""
+    path = call.path if batch_id is None else f"{call.path} /v1/messages/batches/{batch_id}"
+    return CallFacts(batch_id, 1, path.__contains__)
 
 
 def list_page(core: Core, call: Call) -> int:
     """Which page of a listing this call asks for, from 1."""
     after = call.query.get("after_id")
-    ids = [batch.id for batch in core.store.listed(call.workspace, core.clock.now_us())] if after else []
+    faults = core.faults.would_fire("list", LISTING_FAULTS, _facts(call)) if after else []
+    ids = [batch.id for batch in _shown(core, call, faults)] if after else []
     limit = call.query.get("limit", "20")
     if after not in ids or not limit.isdigit() or int(limit) == 0:
         return 1
@@ -159,6 +180,8 @@ def _index(ids: list[str], wanted: str, field: str) -> int:
 
 def cancel(core: Core, call: Call, batch_id: str) -> Reply:
     batch = _visible(core, call, batch_id)
+    if batch.status != "ended":
+        core.faults.hold("cancel", "never_ends", _facts(call, batch_id))  # first: the worker does not wait for us
     moved = core.store.mark_canceling(batch_id, core.clock.now_us())
     if not moved and core.store.get(batch_id).status == "ended" and core.settings.cancel_ended_status != 200:
         text = f"Batch {batch_id} cannot be canceled because it has already ended."
@@ -181,14 +204,15 @@ def results(core: Core, call: Call, batch_id: str) -> Reply:
     if batch.status != "ended":
         text = f"Batch {batch_id} is still {batch.status}; results are available once it has ended."
         raise ApiError(core.settings.early_results_status, text)
-    facts = CallFacts(batch_id, 1, lambda text: text in call.path)
-    faults = core.faults.for_call("results", RESULT_FAULTS, facts)
+    faults = core.faults.for_call("results", RESULT_FAULTS, _facts(call, batch_id))
     try:
         body = deliver(core.store.path(batch_id, "results"), faults)
     except FileNotFoundError:
         raise ApiError(404, f"The results of batch {batch_id} are no longer available.") from None
     disposition = f'attachment; filename="{batch_id}_results.jsonl"'
-    return Reply(200, body, {"content-type": "application/x-jsonl", "content-disposition": disposition})
+    headers = {"content-type": "application/x-jsonl", "content-disposition": disposition}
+    drip = next((Drip(fault.bytes, fault.seconds or 0) for fault in faults if fault.do == "drip"), None)
+    return Reply(200, body, headers, drip=drip)
 
 
 def _visible(core: Core, call: Call, batch_id: str) -> Batch:
@@ -213,13 +237,7 @@ def message_batch(batch: Batch, call: Call, core: Core) -> dict[str, Any]:
         "id": batch.id,
         "type": "message_batch",
         "processing_status": batch.status,
-        "request_counts": {
-            "processing": 0 if ended else batch.requests,
-            "succeeded": batch.succeeded,
-            "errored": batch.errored,
-            "canceled": batch.canceled,
-            "expired": batch.expired,
-        },
+        "request_counts": _request_counts(batch, call, core),
         "ended_at": wire_time(batch.ended_us),
         "created_at": wire_time(batch.created_us),
         "expires_at": wire_time(batch.expires_us),
@@ -229,7 +247,44 @@ def message_batch(batch: Batch, call: Call, core: Core) -> dict[str, Any]:
     }
 
 
+def as_created(batch: Batch) -> Batch:
+    """The batch as the answer to its create shows it, whatever became of it."""
+    return replace(
+        batch,
+        status="in_progress",
+        cancel_initiated_us=None,
+        ended_us=None,
+        archived_us=None,
+        succeeded=0,
+        errored=0,
+        canceled=0,
+        expired=0,
+    )
+
+
+def _request_counts(batch: Batch, call: Call, core: Core) -> dict[str, int]:
+    ended = batch.status == "ended"
+    counts = {
+        "processing": 0 if ended else batch.requests,
+        "succeeded": batch.succeeded,
+        "errored": batch.errored,
+        "canceled": batch.canceled,
+        "expired": batch.expired,
+    }
+    fault = _shape_fault("counts", batch, call, core)
+    if fault is not None and fault.add is not None:
+        name = "succeeded" if ended else "processing"
+        counts[name] = max(counts[name] + fault.add, 0)
+    return counts
+
+
 def _results_origin(batch: Batch, call: Call, core: Core) -> str:
-    facts = CallFacts(batch.id, 1, lambda text: text in call.path)
-    faults = core.faults.for_call(call.operation, frozenset({"results_url"}), facts)
-    return next((fault.host for fault in faults if fault.host), call.origin)
+    fault = _shape_fault("results_url", batch, call, core)
+    return call.origin if fault is None or fault.host is None else fault.host
+
+
+def _shape_fault(do: str, batch: Batch, call: Call, core: Core) -> Fault | None:
+    """The first rule of this kind that fires for one batch of an answer."""
+    if core.faults.empty:
+        return None
+    return core.faults.first_for_call(call.operation, frozenset({do}), _facts(call, batch.id))

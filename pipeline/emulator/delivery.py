@@ -1,37 +1,51 @@
 """Streams the results of a batch from its file, with the faults asked for on the way."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
 import orjson
 
+from pipeline.emulator.damage import damaged
 from pipeline.emulator.errors import ConnectionCut
-from pipeline.emulator.faults import Fault, line_chosen
+from pipeline.emulator.faults import line_chosen
+from pipeline.emulator.rules import Fault
 
 CHUNK_BYTES = 1 << 18
+
+
+class Download(Iterator[bytes]):
+    """Chunks of a file, which is closed at their end, or by close() when nobody reads them."""
+
+    def __init__(self, file: BinaryIO, chunks: Iterator[bytes]) -> None:
+        self._file, self._chunks = file, chunks
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._chunks)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def deliver(path: Path, faults: list[Fault]) -> Iterator[bytes]:
     """The file in chunks; opened at once, so that a delete does not take it away from a running download."""
     file = path.open("rb")
-
-    def chunks() -> Iterator[bytes]:
-        with file:
-            yield from iter(lambda: file.read(CHUNK_BYTES), b"")
-
-    return _faulty(file, faults) if faults else chunks()
+    return Download(file, _faulty(file, faults) if faults else iter(lambda: file.read(CHUNK_BYTES), b""))
 
 
 def _faulty(file: BinaryIO, faults: list[Fault]) -> Iterator[bytes]:
     cut = next((fault for fault in faults if fault.do == "truncate"), None)
-    with file:
-        total = 0 if cut is None else _lines_in(file)
-        lines = _touched((line.rstrip(b"\n") for line in file), faults)
-        if cut is not None:
-            lines = _kept(lines, total, cut)
-        yield from _joined(lines)
+    total = 0 if cut is None else _lines_in(file)
+    lines = _touched((line.rstrip(b"\n") for line in file), faults)
+    if cut is not None:
+        lines = _kept(lines, total, cut)
+    before = [(fault.text or "").encode() for fault in faults if fault.do == "first_line"]
+    yield from _joined(chain(before, lines))
     if cut is not None and cut.end != "clean":
         raise ConnectionCut(reset=cut.end == "reset")
 
@@ -48,12 +62,15 @@ def _touched(lines: Iterable[bytes], faults: list[Fault]) -> Iterator[bytes]:
             for number in range(fault.count):
                 yield orjson.dumps({"custom_id": f"unknown-{number}", "result": {"type": "canceled"}})
     for position, line in enumerate(lines):
-        dos = {fault.do for fault in faults if line_chosen(fault, line, position)}
+        chosen = [fault for fault in faults if line_chosen(fault, line, position)]
+        dos = {fault.do for fault in chosen}
         if "missing_lines" in dos:
             continue
-        yield line
+        damage = next((fault.damage for fault in chosen if fault.damage is not None), None)
+        shown = line if damage is None else damaged(line, damage)
+        yield shown
         if "duplicate_lines" in dos:
-            yield line
+            yield shown
         if "conflicting_lines" in dos:
             yield _contradiction(line)
 

@@ -12,16 +12,18 @@ import orjson
 
 from pipeline.emulator import audit, batches, files, messages, models
 from pipeline.emulator.caching import PromptCache
+from pipeline.emulator.call_faults import shown_date, with_fault
 from pipeline.emulator.clock import Clock, wire_time
 from pipeline.emulator.control import control
 from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError
-from pipeline.emulator.faults import CALL_FAULTS, CallFacts, Fault, FaultBook, parse_faults
+from pipeline.emulator.faults import CallFacts, FaultBook, parse_faults
 from pipeline.emulator.processing import process
+from pipeline.emulator.rules import CALL_FAULTS, Fault
 from pipeline.emulator.settings import Settings
-from pipeline.emulator.store import Store
+from pipeline.emulator.store import Batch, Store
 from pipeline.emulator.validate import VERSIONS
-from pipeline.emulator.wire import ORGANIZATION_ID, Call, Reply, derived_id, error_reply, http_date, random_id
+from pipeline.emulator.wire import ORGANIZATION_ID, Call, Reply, derived_id, random_id, tried
 
 if TYPE_CHECKING:
     from pipeline.emulator.transport import Transport
@@ -135,7 +137,7 @@ class Emulator:
     def do_due_work(self) -> None:
         """Process every batch whose time has come, and archive old ones; returns when that is done."""
         with self._work_lock:
-            for batch in self._store.running():
+            for batch in self._to_process():
                 if self._stopping:
                     return
                 if self._core.due_us(batch) <= self.clock.now_us():
@@ -158,8 +160,12 @@ class Emulator:
 
     def _seconds_to_next(self) -> float:
         now = self.clock.now_us()
-        waits = [(self._core.due_us(batch) - now) / 1e6 for batch in self._store.running()]
+        waits = [(self._core.due_us(batch) - now) / 1e6 for batch in self._to_process()]
         return min([WORKER_PAUSE_SECONDS, *waits])
+
+    def _to_process(self) -> list[Batch]:
+        """Batches that run, but for those that a fault keeps from ending."""
+        return [batch for batch in self._store.running() if not self._core.faults.holds(batch.id)]
 
     def wait_idle(self, timeout_seconds: float = 60) -> None:
         """Return when no batch is left whose time has come. Raises TimeoutError."""
@@ -184,6 +190,7 @@ class Emulator:
 
     def clear_faults(self) -> None:
         self._core.faults.clear()
+        self._wake()  # batches that a fault kept from ending may be due
 
     def faults(self) -> list[Fault]:
         return self._core.faults.rules()
@@ -212,25 +219,21 @@ class Emulator:
             self.do_due_work()
         request_id = random_id("req")
         if call.path.startswith("/_emulator/"):
-            return self._finished(self._try(lambda: control(self, call), request_id), request_id, call)
+            return self._finished(tried(lambda: control(self, call), request_id), request_id, call)
         fault: Fault | None = None
+        date: Fault | None = None
 
         def work() -> Reply:
-            nonlocal fault
+            nonlocal fault, date
             operation, args = self._admitted(call)
-            fault = self._fault(call, args)
-            return self._with_fault(fault, lambda: operation(self._core, call, *args), request_id)
+            fault, date = self._faults(call, args)
+            if fault is None:
+                return operation(self._core, call, *args)
+            return with_fault(fault, self._core, call, lambda: operation(self._core, call, *args), request_id)
 
-        reply = self._finished(self._try(work, request_id), request_id, call)
+        reply = self._finished(tried(work, request_id), request_id, call, date)
         self._append_log(call, reply, request_id, fault)
         return reply
-
-    @staticmethod
-    def _try(work: Callable[[], Reply], request_id: str) -> Reply:
-        try:
-            return work()
-        except ApiError as exc:
-            return error_reply(exc, request_id)
 
     def _admitted(self, call: Call) -> tuple[Callable[..., Reply], tuple[str, ...]]:
         """Find the operation, check key and version; fills in the call's fields that depend on them."""
@@ -249,36 +252,25 @@ class Emulator:
         call.betas = frozenset(beta.strip() for beta in betas if beta.strip())
         return function, args
 
-    def _fault(self, call: Call, args: tuple[str, ...]) -> Fault | None:
-        """The first call fault that fires. `match` looks into the body of what is created, elsewhere into the path."""
-        if not self._core.faults.rules():
-            return None
+    def _faults(self, call: Call, args: tuple[str, ...]) -> tuple[Fault | None, Fault | None]:
+        """The first call fault and the first date fault that fire.
+
+        `match` looks into the body of what is created, elsewhere into the path.
+        """
+        faults = self._core.faults
+        if faults.empty:
+            return None, None
         page = batches.list_page(self._core, call) if call.operation == "list" else 1
         contains = call.contains if call.operation in ("create", "files_create") else call.path.__contains__
-        fired = self._core.faults.for_call(
-            call.operation, CALL_FAULTS, CallFacts(args[0] if args else None, page, contains)
-        )
-        return fired[0] if fired else None
+        facts = CallFacts(args[0] if args else None, page, contains)
+        fault, date = (faults.first_for_call(call.operation, dos, facts) for dos in (CALL_FAULTS, frozenset({"date"})))
+        return fault, date
 
-    def _with_fault(self, fault: Fault | None, work: Callable[[], Reply], request_id: str) -> Reply:
-        if fault is None:
-            return work()
-        if fault.do == "drop_before":
-            return Reply(dropped=True)
-        if fault.do == "status" and not fault.accept:
-            raise _fault_error(fault)
-        reply = self._try(work, request_id)
-        if fault.do == "drop_after":
-            return Reply(dropped=True)
-        if fault.do == "status":
-            raise _fault_error(fault)
-        reply.delay_seconds = fault.seconds or 0
-        return reply
-
-    def _finished(self, reply: Reply, request_id: str, call: Call) -> Reply:
-        """Add the headers every answer has."""
+    def _finished(self, reply: Reply, request_id: str, call: Call, date: Fault | None = None) -> Reply:
+        """Add the headers every answer has. date: the rule that says what its Date is, if it is to be wrong."""
+        shown = shown_date(self.clock.now_us(), date)
         common = {
-            "date": http_date(self.clock.now_us()),
+            **({"date": shown} if shown else {}),
             "request-id": request_id,
             "anthropic-organization-id": ORGANIZATION_ID,
         }
@@ -327,46 +319,3 @@ def _workspace(call: Call) -> str:
     if not key:
         raise ApiError(401, "x-api-key header is required")
     return key.rpartition("@")[2] if "@" in key else DEFAULT_WORKSPACE
-
-
-def _fault_error(fault: Fault) -> ApiError:
-    assert fault.status is not None
-    headers = dict(fault.headers)
-    if fault.retry_after is not None:
-        headers["retry-after"] = f"{fault.retry_after:g}"
-    if fault.should_retry is not None:
-        headers["x-should-retry"] = str(fault.should_retry).lower()
-    details = {"error_code": fault.error_code} if fault.error_code else None
-    text = fault.message or FAULT_MESSAGES.get(fault.error_code or "") or FAULT_MESSAGES.get(str(fault.status), "Error")
-    return ApiError(
-        fault.status,
-        text,
-        error_type=fault.error_type,
-        details=details,
-        headers=headers,
-        html=fault.page == "html",
-    )
-
-
-FAULT_MESSAGES = {
-    "400": "Invalid request",
-    "401": "invalid x-api-key",
-    "402": "There is an issue with your billing or payment information.",
-    "403": "Your API key does not have permission to use the specified resource.",
-    "404": "The requested resource could not be found.",
-    "408": "Request timed out",
-    "409": "The request conflicts with another one.",
-    "413": "Request exceeds the maximum size",
-    "429": "This request would exceed your organization's rate limit.",
-    "500": "Internal server error",
-    "502": "Bad gateway",
-    "503": "Service unavailable",
-    "504": "Request timed out",
-    "529": "Overloaded",
-    "enforced_spend_limit_reached": (
-        "You have reached your API usage limits: your organization has crossed its monthly API usage threshold, set "
-        "based on your organization's API tier. You will regain access on 2026-12-01 at 00:00 UTC."
-    ),
-    "storage_quota_exceeded": "Your organization's file storage quota is exhausted.",
-    "contract_spend_limit_reached": "You have reached your API usage limits: the limit of your contract.",
-}

@@ -1,189 +1,21 @@
-"""Faults on demand: rules that say which calls, requests or result lines go wrong, and how.
+"""The fault rules in force: which of them fire for a call, a request or a result line, and how rules are read."""
 
-A rule names where (`on`), what (`do`), and how often: `times`, `after`, `share`, `every`, `match`, `per`.
-docs/emulator.md describes every rule with an example.
-"""
-
+import copy
 import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.emulator.errors import EmulatorError
+from pipeline.emulator.rules import LINE_FAULTS, Fault
 from pipeline.emulator.settings import Settings
-
-On = Literal[
-    "create",
-    "retrieve",
-    "list",
-    "results",
-    "cancel",
-    "delete",
-    "count_tokens",
-    "messages",
-    "models",
-    "files_create",
-    "files_list",
-    "files_retrieve",
-    "files_delete",
-    "files_content",
-    "any",
-    "item",
-]
-Do = Literal[
-    "drop_before",
-    "drop_after",
-    "status",
-    "delay",
-    "results_url",
-    "lag",
-    "truncate",
-    "missing_lines",
-    "duplicate_lines",
-    "unknown_lines",
-    "conflicting_lines",
-    "error",
-    "expire",
-    "cancel",
-    "result_type",
-    "refuse",
-    "max_tokens",
-    "context_window",
-    "pause_turn",
-    "empty",
-    "wrong_label",
-    "wrong_case",
-    "not_json",
-    "strange_text",
-]
-CALL_FAULTS = frozenset({"drop_before", "drop_after", "status", "delay"})
-LINE_FAULTS = frozenset({"missing_lines", "duplicate_lines", "unknown_lines", "conflicting_lines"})
-RESULT_FAULTS = LINE_FAULTS | {"truncate"}
-ITEM_FAULTS = frozenset(
-    {
-        "error",
-        "expire",
-        "cancel",
-        "result_type",
-        "refuse",
-        "max_tokens",
-        "context_window",
-        "pause_turn",
-        "empty",
-        "wrong_label",
-        "wrong_case",
-        "not_json",
-        "strange_text",
-    }
-)
-#: `do` that are not for every operation, and where they belong
-PLACES: dict[str, frozenset[str]] = {
-    "results_url": frozenset({"retrieve", "list", "cancel"}),
-    "lag": frozenset({"list"}),
-    **dict.fromkeys(RESULT_FAULTS, frozenset({"results"})),
-    **dict.fromkeys(ITEM_FAULTS, frozenset({"item"})),
-}
-COMMON_FIELDS = frozenset({"on", "do", "times", "after", "share", "every", "match", "per"})
-#: the fields a `do` reads besides the common ones
-FIELDS: dict[str, frozenset[str]] = {
-    "drop_before": frozenset({"list_page"}),
-    "drop_after": frozenset({"list_page"}),
-    "delay": frozenset({"seconds", "list_page"}),
-    "status": frozenset(
-        {
-            "status",
-            "accept",
-            "page",
-            "error_type",
-            "error_code",
-            "message",
-            "retry_after",
-            "should_retry",
-            "headers",
-            "list_page",
-        }
-    ),
-    "results_url": frozenset({"host"}),
-    "lag": frozenset({"seconds"}),
-    "truncate": frozenset({"keep", "cut_at", "end"}),
-    "unknown_lines": frozenset({"count"}),
-    "error": frozenset({"error_type", "message", "flat"}),
-    "result_type": frozenset({"result_type"}),
-    "refuse": frozenset({"category", "explanation"}),
-}
-NEEDED: dict[str, tuple[str, ...]] = {
-    "status": ("status",),
-    "delay": ("seconds",),
-    "lag": ("seconds",),
-    "results_url": ("host",),
-    "error": ("error_type",),
-    "result_type": ("result_type",),
-}
-
-
-class Fault(BaseModel):
-    """One rule. Fields that its `do` does not read are refused, so that a misplaced one is not ignored in silence."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    on: On
-    do: Do
-    times: int | None = Field(default=None, ge=1)  #: fire at most so often; None: always
-    after: int = Field(default=0, ge=0)  #: let the first so many pass
-    share: float | None = Field(default=None, gt=0, le=1)  #: of requests or lines, chosen by the hash of their content
-    every: int | None = Field(default=None, ge=1)  #: each k-th call, request of a batch, or line
-    match: str | None = Field(default=None, min_length=1)  #: only where this text occurs
-    per: Literal["rule", "batch", "params"] = "rule"  #: what `times` and `after` count for
-
-    status: int | None = Field(default=None, ge=400, le=599)
-    accept: bool = False  #: do the work first, then answer so
-    page: Literal["json", "html"] = "json"
-    error_type: str | None = None
-    error_code: str | None = None
-    message: str | None = None
-    retry_after: float | None = Field(default=None, ge=0)
-    should_retry: bool | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
-    list_page: int | None = Field(default=None, ge=1)
-    seconds: float | None = Field(default=None, ge=0)
-    host: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
-    keep: float = Field(default=0.5, ge=0, le=1)
-    cut_at: Literal["line", "mid_line"] = "line"
-    end: Literal["clean", "cut", "reset"] = "clean"
-    count: int = Field(default=1, ge=1)
-    flat: bool = False
-    result_type: str | None = None
-    category: Literal["cyber", "bio", "frontier_llm", "reasoning_extraction", "general_harms"] | None = None
-    explanation: str | None = None
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "Fault":
-        places = PLACES.get(self.do, frozenset(On.__args__) - {"item"})  # type: ignore[attr-defined]  # of a Literal
-        if self.on not in places:
-            raise ValueError(f"do: {self.do} is for on: {' or '.join(sorted(places))}, not {self.on}")
-        strange = sorted(self.model_fields_set - COMMON_FIELDS - FIELDS.get(self.do, frozenset()))
-        if strange:
-            raise ValueError(f"{strange[0]} has no meaning for do: {self.do}")
-        for name in NEEDED.get(self.do, ()):
-            if getattr(self, name) is None:
-                raise ValueError(f"do: {self.do} needs {name}")
-        if self.per == "params" and self.on != "item":
-            raise ValueError("per: params is for on: item")
-        if self.list_page is not None and self.on != "list":
-            raise ValueError("list_page is for on: list")
-        return self
-
-    @property
-    def label(self) -> str:
-        """For the log."""
-        return f"status {self.status}" if self.do == "status" else self.do
 
 
 class _Armed:
@@ -191,8 +23,11 @@ class _Armed:
 
     def __init__(self, rule: Fault) -> None:
         self.rule = rule
-        self.salt = f"{rule.on} {rule.do} {rule.error_type}".encode()
+        damage = f" {rule.damage}" if rule.damage else ""
+        self.salt = f"{rule.on} {rule.do} {rule.error_type}{damage}".encode()
+        self.calls = 0  #: that matched, before share and every
         self.matched: Counter[str] = Counter()
+        self.held: set[str] = set()  #: batches that do not end while the rule is in force
 
     def chosen(self, key: bytes, position: int) -> bool:
         """By share and every."""
@@ -217,7 +52,6 @@ class FaultBook:
     def __init__(self, rules: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
         self._armed = [_Armed(rule) for rule in rules]
-        self._calls: Counter[int] = Counter()
 
     def add(self, rule: Fault) -> None:
         with self._lock:
@@ -234,20 +68,50 @@ class FaultBook:
         """Whether any rule is about `on`; so that the common case costs nothing."""
         return any(armed.rule.on == on for armed in self._armed)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no rule is in force: the common case, which costs nothing else."""
+        return not self._armed
+
     def for_call(self, on: str, dos: frozenset[str], call: "CallFacts") -> list[Fault]:
         """The rules of these kinds that fire for this call, in the order they were given."""
+        if self.empty:
+            return []
         with self._lock:
             return [armed.rule for armed in self._armed if armed.rule.do in dos and self._fires(armed, on, call)]
 
-    def _fires(self, armed: _Armed, on: str, call: "CallFacts") -> bool:
+    def first_for_call(self, on: str, dos: frozenset[str], call: "CallFacts") -> Fault | None:
+        """The first rule of these kinds that fires for this call; for the rules after it the call does not count."""
+        with self._lock:
+            fired = (armed.rule for armed in self._armed if armed.rule.do in dos and self._fires(armed, on, call))
+            return next(fired, None)
+
+    def would_fire(self, on: str, dos: frozenset[str], call: "CallFacts") -> list[Fault]:
+        """The rules of these kinds that would fire for this call, without counting it."""
+        with self._lock:
+            alike = [copy.deepcopy(armed) for armed in self._armed if armed.rule.do in dos]
+            return [armed.rule for armed in alike if self._fires(armed, on, call)]
+
+    def hold(self, on: str, do: str, call: "CallFacts") -> None:
+        """Keep the call's batch from ending as long as a rule that fires for this call is in force."""
+        with self._lock:
+            for armed in self._armed:
+                if armed.rule.do == do and call.batch_id is not None and self._fires(armed, on, call):
+                    armed.held.add(call.batch_id)
+
+    def holds(self, batch_id: str) -> bool:
+        return any(batch_id in armed.held for armed in self._armed)
+
+    @staticmethod
+    def _fires(armed: _Armed, on: str, call: "CallFacts") -> bool:
         rule = armed.rule
         if rule.on not in (on, "any") or (rule.list_page is not None and rule.list_page != call.list_page):
             return False
         if rule.do not in LINE_FAULTS:  # theirs choose lines, not calls
             if rule.match is not None and not call.contains(rule.match):
                 return False
-            self._calls[id(armed)] += 1
-            number = self._calls[id(armed)] - 1
+            armed.calls += 1
+            number = armed.calls - 1
             if not armed.chosen(str(number).encode(), number):
                 return False
         return armed.counts((call.batch_id or "") if rule.per == "batch" else "")

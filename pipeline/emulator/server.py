@@ -17,7 +17,8 @@ from pipeline.emulator.app import Connection, make_app
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.emulator import Emulator
 from pipeline.emulator.errors import EmulatorError
-from pipeline.emulator.faults import Fault, read_faults
+from pipeline.emulator.faults import read_faults
+from pipeline.emulator.rules import Fault
 from pipeline.emulator.settings import Settings
 
 HOST = "127.0.0.1"

@@ -235,6 +235,11 @@ class Store:
         )
         return [Batch(*row) for row in rows]
 
+    def newest(self, workspace: str) -> Batch | None:
+        """The batch accepted last, deleted or not; None if there never was one."""
+        rows = self._rows("SELECT * FROM batches WHERE workspace = ? ORDER BY number DESC LIMIT 1", workspace)
+        return Batch(*rows[0]) if rows else None
+
     def queued(self, workspace: str) -> int:
         """Requests of the workspace that are not processed yet."""
         rows = self._rows("SELECT sum(requests) FROM batches WHERE workspace = ? AND status <> 'ended'", workspace)

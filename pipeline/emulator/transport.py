@@ -31,10 +31,15 @@ class Transport(httpx2.BaseTransport):
                 path.unlink(missing_ok=True)
         if reply.dropped:
             raise httpx2.RemoteProtocolError("Server disconnected without sending a response.", request=request)
-        self._be_late(request, reply)
-        body = reply.body if isinstance(reply.body, bytes) else b""
-        stream = httpx2.ByteStream(body) if isinstance(reply.body, bytes) else _Stream(request, reply.body)
-        return httpx2.Response(reply.status, headers=reply.headers, stream=stream, request=request)
+        try:
+            self._be_late(request, reply)
+        except httpx2.ReadTimeout:
+            reply.close()
+            raise
+        if isinstance(reply.body, bytes):
+            headers = {**reply.headers, "content-length": str(len(reply.body))}
+            return httpx2.Response(reply.status, headers=headers, stream=httpx2.ByteStream(reply.body), request=request)
+        return httpx2.Response(reply.status, headers=reply.headers, stream=_Stream(request, reply), request=request)
 
     def _be_late(self, request: httpx2.Request, reply: Reply) -> None:
         if not reply.delay_seconds:
@@ -73,12 +78,17 @@ def _call(request: httpx2.Request, upload: Path) -> Call:
 
 
 class _Stream(httpx2.SyncByteStream):
-    def __init__(self, request: httpx2.Request, chunks: Iterator[bytes]) -> None:
-        self._request, self._chunks = request, chunks
+    """A chunked body; one that drips comes in its small pieces, without the pauses."""
+
+    def __init__(self, request: httpx2.Request, reply: Reply) -> None:
+        self._request, self._reply = request, reply
 
     def __iter__(self) -> Iterator[bytes]:
+        drip = self._reply.drip
+        assert not isinstance(self._reply.body, bytes)
         try:
-            yield from self._chunks
+            for chunk in self._reply.body:
+                yield from drip.pieces(chunk) if drip else (chunk,)
         except ConnectionCut as cut:
             if cut.reset:
                 raise httpx2.ReadError("[Errno 104] Connection reset by peer", request=self._request) from cut
@@ -88,6 +98,4 @@ class _Stream(httpx2.SyncByteStream):
             ) from cut
 
     def close(self) -> None:
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
+        self._reply.close()

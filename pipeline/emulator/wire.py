@@ -3,7 +3,7 @@
 import hashlib
 import mmap
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import format_datetime
 from pathlib import Path
@@ -60,6 +60,17 @@ class Call:
             return body.find(needle) >= 0
 
 
+@dataclass(frozen=True)
+class Drip:
+    """How a body comes slowly: so many bytes after each pause of so many seconds."""
+
+    size: int
+    seconds: float
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        return (chunk[at : at + self.size] for at in range(0, len(chunk), self.size))
+
+
 @dataclass
 class Reply:
     """One HTTP answer. An iterator as body is sent chunked, and may raise ConnectionCut."""
@@ -69,6 +80,13 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     delay_seconds: float = 0  #: wait so long before the answer leaves
     dropped: bool = False  #: close the connection instead of answering
+    drip: Drip | None = None  #: send a chunked body in small pieces
+
+    def close(self) -> None:
+        """Give up a body that nobody reads to its end, and the file it comes from."""
+        close = getattr(self.body, "close", None)
+        if close is not None:
+            close()
 
 
 def json_reply(value: object, headers: dict[str, str] | None = None, status: int = 200) -> Reply:
@@ -85,6 +103,14 @@ def error_reply(error: ApiError, request_id: str) -> Reply:
         inner["details"] = error.details
     body = {"type": "error", "error": inner, "request_id": request_id}
     return json_reply(body, error.headers, error.status)
+
+
+def tried(work: Callable[[], Reply], request_id: str) -> Reply:
+    """What `work` answers, or the answer to the ApiError that it raises."""
+    try:
+        return work()
+    except ApiError as exc:
+        return error_reply(exc, request_id)
 
 
 def http_date(now_us: int) -> str:

@@ -1,6 +1,7 @@
 """Builders of requests and clients for the emulator's tests."""
 
 import base64
+from dataclasses import dataclass
 from typing import Any
 
 import anthropic
@@ -10,6 +11,8 @@ import orjson
 from pipeline.emulator import Emulator
 
 MODEL = "claude-haiku-4-5"
+HEADERS = {"x-api-key": "emulated", "anthropic-version": "2026-10-21"}
+BATCHES = "/v1/messages/batches"
 
 
 def params(text: str = "Summarize. The ship sank.", **fields: Any) -> dict[str, Any]:
@@ -35,8 +38,34 @@ def client_of(emulator: Emulator, **options: Any) -> anthropic.Anthropic:
 
 def http_of(emulator: Emulator, **headers: str) -> httpx2.Client:
     """A plain client with a key and a version."""
-    common = {"x-api-key": "emulated", "anthropic-version": "2026-10-21", **headers}
-    return httpx2.Client(transport=emulator.transport(), base_url="http://emulator.test", headers=common)
+    return httpx2.Client(
+        transport=emulator.transport(), base_url="http://emulator.test", headers={**HEADERS, **headers}
+    )
+
+
+@dataclass
+class Served:
+    """An emulator and a plain client that reaches it."""
+
+    emulator: Emulator
+    http: httpx2.Client
+
+    def create(self, number: int = 2, first: int = 0) -> httpx2.Response:
+        body = {"requests": [request(first + n) for n in range(number)]}
+        return self.http.post(BATCHES, content=orjson.dumps(body))
+
+    def ended(self, number: int = 10) -> str:
+        """The id of an ended batch."""
+        batch_id: str = self.create(number).raise_for_status().json()["id"]
+        self.emulator.wait_idle()
+        return batch_id
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        whole: dict[str, Any] = self.http.get(f"{BATCHES}/{batch_id}").raise_for_status().json()
+        return whole
+
+    def accepted(self) -> int:
+        return len(list(self.emulator.accepted()))
 
 
 def result_lines(client: anthropic.Anthropic, batch_id: str) -> list[dict[str, Any]]:

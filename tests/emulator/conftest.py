@@ -2,10 +2,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anthropic
+import httpx2
 import pytest
 
-from pipeline.emulator import Emulator
-from tests.emulator.builders import client_of
+from pipeline.emulator import Emulator, start
+from tests.emulator.builders import HEADERS, Served, client_of, http_of
 
 
 @pytest.fixture
@@ -25,3 +26,14 @@ def slow(tmp_path: Path) -> Iterator[Emulator]:
 @pytest.fixture
 def client(emulator: Emulator) -> anthropic.Anthropic:
     return client_of(emulator)
+
+
+@pytest.fixture(params=["in process", "over HTTP"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
+    """An emulator whose batches end at once, with a client, both ways."""
+    if request.param == "in process":
+        with Emulator(tmp_path / "data") as emulator:
+            yield Served(emulator, http_of(emulator))
+        return
+    with start(tmp_path / "data") as running, httpx2.Client(base_url=running.url, headers=HEADERS) as http:
+        yield Served(running.emulator, http)

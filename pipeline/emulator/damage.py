@@ -1,0 +1,57 @@
+"""What a damaged result line looks like: cut, not JSON, or JSON that is not what the API says it is."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from pipeline.emulator.rules import Damage
+
+NO_TEXT = b"\x00\xff\xfe\x80"  #: neither UTF-8 nor allowed in JSON
+
+
+def damaged(line: bytes, damage: Damage) -> bytes:
+    """The line with this damage; unchanged if the damage is to a message and the line holds none that succeeded."""
+    half = len(line) // 2
+    if damage == "cut":
+        return line[:half]
+    if damage == "binary":
+        return line[:half] + NO_TEXT + line[half:]
+    told = orjson.loads(line)
+    if damage == "no_type":
+        del told["result"]["type"]
+        return orjson.dumps(told)
+    return (TO_MESSAGES[damage](told) if told["result"]["type"] == "succeeded" else None) or line
+
+
+def _with_null_message(told: dict[str, Any]) -> bytes:
+    return orjson.dumps({**told, "result": {**told["result"], "message": None}})
+
+
+def _with_usage_text(told: dict[str, Any]) -> bytes:
+    told["result"]["message"]["usage"]["output_tokens"] = "12"
+    return orjson.dumps(told)
+
+
+def _with_huge_number(told: dict[str, Any]) -> bytes:
+    told["result"]["message"]["usage"]["output_tokens"] = "@huge@"  # no float holds it
+    return orjson.dumps(told).replace(b'"output_tokens":"@huge@"', b'"output_tokens":1e400')
+
+
+def _with_surrogate(told: dict[str, Any]) -> bytes | None:
+    """A lone surrogate before the first space of the first text, where JSON as text stays JSON; None without a text."""
+    block = next((block for block in told["result"]["message"]["content"] if block["type"] == "text"), None)
+    if block is None:
+        return None
+    before, space, after = block["text"].partition(" ")
+    block["text"] = f"{before}\ud800{space}{after}"
+    return json.dumps(told, separators=(",", ":")).encode()  # orjson writes no lone surrogates
+
+
+TO_MESSAGES: dict[str, Callable[[dict[str, Any]], bytes | None]] = {
+    "null_message": _with_null_message,
+    "usage_text": _with_usage_text,
+    "huge_number": _with_huge_number,
+    "surrogate": _with_surrogate,
+}
