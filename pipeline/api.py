@@ -171,7 +171,7 @@ class Api:
         """A batch, and the seconds after which the API would like to be asked again. Raises NotFound."""
         with self._sentences():
             response = self._client.messages.batches.with_raw_response.retrieve(api_id)
-            batch = self._believed(response.parse(), lambda value: shapes.is_batch(value) and value.id == api_id)
+            batch = self._parsed(response, lambda value: shapes.is_batch(value) and value.id == api_id)
             return batch, _seconds(response.headers.get("retry-after"))
 
     def newest_batches(self) -> Iterator[MessageBatch]:
@@ -204,7 +204,7 @@ class Api:
         with self._sentences():  # a page after a batch that was deleted meanwhile is a 400, which says nothing of us
             patient = self._client.with_options(max_retries=2)
             response = patient.messages.batches.with_raw_response.list(**asked)
-            return self._believed(response.parse(), shapes.is_page), response
+            return self._parsed(response, shapes.is_page), response
 
     def cancel(self, api_id: str) -> None:
         """Ask the API to cancel a batch. One that has ended meanwhile is left as it is. Raises NotFound."""
@@ -228,8 +228,8 @@ class Api:
     def models(self) -> list[ModelInfo]:
         """The models that the key can use, newest first. Raises Stopped."""
         with self._sentences():
-            first = self._client.with_options(max_retries=2).models.list(limit=PAGE)
-            return [self._believed(model, shapes.is_named) for model in self._believed(first, shapes.is_list)]
+            first = self._client.with_options(max_retries=2).models.with_raw_response.list(limit=PAGE)
+            return [self._believed(model, shapes.is_named) for model in self._parsed(first, shapes.is_list)]
 
     def model(self, name: str) -> ModelInfo:
         """One model, also by an alias. Raises NotFound for one that the API does not know."""
@@ -327,6 +327,14 @@ class Api:
             if problem is None:
                 raise
             raise InputError(problem) from exc
+
+    def _parsed(self, response: Any, fits: Callable[[Any], bool]) -> Any:
+        """What a response holds, if it has the shape of the API's answers. Raises NotTheApi."""
+        try:
+            value = response.parse()
+        except (AttributeError, TypeError, ValueError) as exc:  # the SDK takes the shape for granted
+            raise self._not_the_api("a page of another kind") from exc
+        return self._believed(value, fits)
 
     def _believed(self, value: _T, fits: Callable[[Any], bool]) -> _T:
         """The value, if it has the shape of the API's answers. Raises NotTheApi."""

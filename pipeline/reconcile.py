@@ -18,7 +18,7 @@ from anthropic.types.messages import MessageBatch
 from sqlalchemy import Row
 from sqlalchemy.exc import IntegrityError
 
-from pipeline import api, leases, lines, lost, packing, shapes, store
+from pipeline import leases, lines, lost, packing, shapes, store
 from pipeline.api import NotFound
 from pipeline.driver import Driver, leave_alone
 from pipeline.errors import DatabaseError, LostRace, Stopped
@@ -29,6 +29,7 @@ from pipeline.store import Batch, Late
 Doubt = tuple[Reason, str]  #: what stands in the way of a batch's absence, and more of that
 #: How far to both sides of its window an ended batch is asked whose it is: clocks and the listing's times may be wrong.
 MARGIN = timedelta(days=1)
+BEYOND = 1_000  # older batches that are read, before it is believed that no newer one stands behind them
 LINES = 100  # of results that are read to find out whose a batch is: a stranger's line may stand among ours
 
 
@@ -278,7 +279,7 @@ def _unowned(driver: Driver, window: Window) -> tuple[datetime, list[MessageBatc
 def _listed(driver: Driver, since: datetime) -> tuple[datetime, list[MessageBatch]]:
     """When the listing was begun, and at least all batches in it that were created since then.
 
-    It is read for a whole page beyond the first older batch, and to its very end when it is not newest first.
+    It is read far beyond the first older batch, and to its very end when it is not newest first.
     """
     begun_at = driver.api.now()
     listed: list[MessageBatch] = []
@@ -290,7 +291,7 @@ def _listed(driver: Driver, since: datetime) -> tuple[datetime, list[MessageBatc
             in_order = in_order and not (listed and each.created_at > listed[-1].created_at)
             older = older + 1 if each.created_at < since else 0
             listed.append(each)
-        if in_order and older >= api.PAGE:
+        if in_order and older >= BEYOND:
             break
     return begun_at, listed
 
