@@ -1115,7 +1115,7 @@ FAULTS: tuple[Fault, ...] = (
     {"on": "count_tokens", "do": "foreign_page", "kind": "html"},
     {"on": "any", "do": "date", "seconds": 4_000, "times": 1},
     {"on": "any", "do": "date", "seconds": -4_000, "times": 1},
-    {"on": "any", "do": "date", "text": "", "times": 3},
+    {"on": "any", "do": "date", "text": "", "times": 1},
     {"on": "item", "do": "error", "error_type": "invalid_request_error", "message": CREDIT, "every": 2, "times": 1},
     {"on": "item", "do": "error", "error_type": "overloaded_error", "share": 0.5, "times": 1, "per": "params"},
     {"on": "item", "do": "error", "error_type": "api_error", "times": 2},

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from pipeline import store
+from pipeline.api import Api
 from pipeline.cancel import cancel
 from pipeline.driver import Driver
 from pipeline.emulator.transport import Transport
@@ -687,3 +688,16 @@ def test_the_wall_clock_never_enters(world: World) -> None:
 
     assert finished.rows == {"succeeded": 5}
     assert (world.accepted(), world.sent_twice()) == (5, [])
+
+
+def test_a_driver_begins_when_it_knows_the_time_though_the_first_answers_have_no_date(world: World) -> None:
+    world.emulator.add_fault(on="list", do="date", text="", times=2)
+    off = timedelta(hours=2)  # its wall clock, by which it would go if it knew nothing better
+    client = world.client()
+    where = replace(world.where(), connect=lambda _: Api(client, now=lambda: world.clock() + off))
+
+    run(world.job(), where, Options(detach=True))
+
+    with world.database.read() as conn:
+        [started_at] = conn.scalars(select(sendings.c.started_at)).all()
+    assert abs(started_at - world.clock()) < timedelta(minutes=2)
