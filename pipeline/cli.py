@@ -393,7 +393,11 @@ def collect(
 def cancel(
     job: JobArgument,
     abandon: Annotated[
-        bool, typer.Option("--abandon", help="Give up batches that another account has sent: their rows are lost.")
+        bool,
+        typer.Option(
+            "--abandon",
+            help="Give up batches that another account has sent, or that the API does not end: their rows are lost.",
+        ),
     ] = False,
     database: DatabaseOption = None,
     spool: SpoolOption = None,

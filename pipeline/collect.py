@@ -24,7 +24,7 @@ from sqlalchemy import ColumnElement
 
 from pipeline import attached, lines, lost, packing, store
 from pipeline.api import NotFound
-from pipeline.driver import Driver, leave_alone
+from pipeline.driver import Driver, Failures, leave_alone
 from pipeline.errors import ApiUnreachable, Interrupted, Stopped
 from pipeline.job import Job, stored_job
 from pipeline.outcomes import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
@@ -46,13 +46,15 @@ LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing f
 def collect_due(driver: Driver, jobs: "JobOfRun", only: ColumnElement[bool] | None = None) -> int:
     """Collect each ended batch of the job that is due; how many were. only: a condition besides."""
     collected = 0
+    failures = Failures()
     with _Fetcher(driver, only) as fetcher:
         for batch, fetched in fetcher.batches():
-            with driver.lost_races(batch):
+            with failures.one(), driver.lost_races(batch):
                 if fetched is None:
                     leave_alone(driver, batch, wait=60.0)
                 else:
                     collected += collect(driver, batch, jobs(batch.run_id), fetched)
+    failures.raise_first()
     return collected
 
 

@@ -16,7 +16,7 @@ from pipeline import capabilities, leases, store
 from pipeline.api import Api
 from pipeline.changes import Answer
 from pipeline.database import Database
-from pipeline.errors import Busy, InputError, Interrupted, LostRace, Stopped
+from pipeline.errors import ApiUnreachable, Busy, InputError, Interrupted, LostRace, Stopped
 from pipeline.job import Job
 from pipeline.leases import Lease, local_now
 from pipeline.listing import Listing
@@ -225,6 +225,37 @@ class Driver:
             if run_id is not None:
                 store.require_open(conn, run_id)
             yield conn
+
+
+class Failures:
+    """Batches of which the API gives no answer of use: the others are asked after all the same.
+
+    Several in a row are not the fault of single batches: then it is the API that is away.
+    """
+
+    IN_A_ROW = 3
+
+    def __init__(self) -> None:
+        self._first: ApiUnreachable | None = None
+        self._in_a_row = 0
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Work on one batch. Raises ApiUnreachable when it is one of several in a row."""
+        try:
+            yield
+        except ApiUnreachable as exc:
+            self._first = self._first or exc
+            self._in_a_row += 1
+            if self._in_a_row >= self.IN_A_ROW:
+                raise
+        else:
+            self._in_a_row = 0
+
+    def raise_first(self) -> None:
+        """Raise what went wrong first, once all batches have been tried."""
+        if self._first is not None:
+            raise self._first
 
 
 def leave_alone(driver: Driver, batch: Batch, *, wait: float) -> None:

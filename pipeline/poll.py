@@ -6,7 +6,7 @@ from anthropic.types.messages import MessageBatch
 
 from pipeline import lost, store
 from pipeline.api import NotFound
-from pipeline.driver import Driver, leave_alone
+from pipeline.driver import Driver, Failures, leave_alone
 from pipeline.errors import Stopped
 from pipeline.reasons import Reason, in_words
 from pipeline.states import AT_THE_API, BatchState
@@ -27,8 +27,9 @@ def poll_due(driver: Driver) -> int:
     """
     ended = 0
     running: list[Again] = []  # that nothing is to be said of but when they are asked after again
+    failures = Failures()
     for batch in driver.claims(*AT_THE_API, at_once=CLAIMED_AT_ONCE):
-        with driver.lost_races(batch):
+        with failures.one(), driver.lost_races(batch):
             if batch.account_id == driver.account_id:
                 ended += _poll(driver, batch, running)
             else:
@@ -36,6 +37,7 @@ def poll_due(driver: Driver) -> int:
         if len(running) >= CLAIMED_AT_ONCE:
             _let_run(driver, running)
     _let_run(driver, running)
+    failures.raise_first()
     return ended
 
 

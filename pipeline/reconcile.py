@@ -214,7 +214,7 @@ def find_twins(driver: Driver) -> None:
             found = _look_through(driver, sending.nonce, sending.requests, window).found
         except Stopped as exc:  # the next sweep looks again; what else is due is done now
             driver.tell("unreachable", problem=str(exc), wait=0.0)
-            return
+            continue
         if found is not None:
             _late(driver, sending, found.id)
 

@@ -701,3 +701,20 @@ def test_a_driver_begins_when_it_knows_the_time_though_the_first_answers_have_no
     with world.database.read() as conn:
         [started_at] = conn.scalars(select(sendings.c.started_at)).all()
     assert abs(started_at - world.clock()) < timedelta(minutes=2)
+
+
+@pytest.mark.parametrize("on", ["retrieve", "results"])
+def test_one_batch_without_an_answer_keeps_no_other_from_being_swept(
+    world: World, on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run(world.job(limits={"max_batch_requests": 1}), detach=True)
+    with world.database.read() as conn:
+        api_id = conn.scalar(select(batches.c.api_id).where(batches.c.id == 1))
+    world.emulator.add_fault(on=on, do="status", status=500, error_type="api_error", match=api_id)
+    monkeypatch.setattr("pipeline.listing.LEAST", 100)  # each is asked after by itself
+    for _ in range(3):
+        world.clock.advance(100)
+        [(_, problem)] = world.sweep()
+
+    assert "500" in str(problem)
+    assert world.batch_states() == ["in_progress" if on == "retrieve" else "ended", *["collected"] * 4]
