@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from pipeline import clock, shapes
 from pipeline.account import Identity
 from pipeline.clients import BODY_DIGEST, CLIENTS, Reach, SigningAWS, made, of_credentials
-from pipeline.errors import AccountStopped, ApiUnreachable, InputError, Stopped
+from pipeline.errors import AccountStopped, ApiUnreachable, InputError, NoAnswer, NotTheApi, Stopped
 from pipeline.spool import BodyReader, HeldBack
 from pipeline.templates import RowProblem
 
@@ -74,10 +74,6 @@ class Unknown:
 
 class NotFound(Stopped):
     """The API does not know this batch, or no longer has its results."""
-
-
-class NotTheApi(ApiUnreachable):
-    """What answered is not the API: a login page, a proxy's cache, a wrong address."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +276,8 @@ class Api:
             )
             try:
                 yield self._fast_enough(response.iter_bytes())
+            except httpx2.HTTPError as exc:
+                raise ApiUnreachable(f"the results of {api_id} broke off: {in_words(exc)}") from exc
             finally:
                 response.close()
 
@@ -319,7 +317,7 @@ class Api:
         except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as exc:  # of the SDK, which reads an answer
             raise self._not_the_api("no JSON") from exc
         except (anthropic.APIConnectionError, httpx2.HTTPError) as exc:
-            raise ApiUnreachable(
+            raise NoAnswer(
                 f"no answer from {self._client.base_url}: {in_words(exc)}; check ANTHROPIC_BASE_URL and the network"
             ) from exc
         except Exception as exc:

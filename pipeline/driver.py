@@ -16,7 +16,7 @@ from pipeline import capabilities, leases, store
 from pipeline.api import Api
 from pipeline.changes import Answer
 from pipeline.database import Database
-from pipeline.errors import ApiUnreachable, Busy, InputError, Interrupted, LostRace, Stopped
+from pipeline.errors import ApiUnreachable, Busy, InputError, Interrupted, LostRace, NoAnswer, Stopped
 from pipeline.job import Job
 from pipeline.leases import Lease, local_now
 from pipeline.listing import Listing
@@ -241,9 +241,11 @@ class Failures:
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
-        """Work on one batch. Raises ApiUnreachable when it is one of several in a row."""
+        """Work on one batch. Raises NoAnswer, and ApiUnreachable when this one is the last of several in a row."""
         try:
             yield
+        except NoAnswer:
+            raise
         except ApiUnreachable as exc:
             self._first = self._first or exc
             self._in_a_row += 1

@@ -10,6 +10,8 @@ PipelineError                 exit code
 │   ├── AccountStopped            the API refuses our account: key, permission, billing
 │   ├── RunEnded                  another driver ended the run: canceled, or its budget is spent
 │   └── ApiUnreachable            no answer, or none of use, from the API's address
+│       ├── NoAnswer                  nothing came at all
+│       └── NotTheApi                 what came is not the API's: a login page, a cache, a wrong address
 ├── LostRace                  3   another driver moved what we were about to move
 └── Interrupted               130 Ctrl-C or SIGTERM; it is safe to run again
 """
@@ -57,6 +59,14 @@ class RunEnded(Stopped):
 
 class ApiUnreachable(Stopped):
     """No answer came from the API's address, or one that says to come back later (5xx, 429)."""
+
+
+class NoAnswer(ApiUnreachable):
+    """Nothing came from the API's address: other calls would wait as long in vain."""
+
+
+class NotTheApi(ApiUnreachable):
+    """What answered is not the API: a login page, a proxy's cache, a wrong address."""
 
 
 class LostRace(PipelineError):

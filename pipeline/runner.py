@@ -23,6 +23,7 @@ from pipeline.errors import (
     InputError,
     Interrupted,
     LostRace,
+    NoAnswer,
     PipelineError,
     RunEnded,
     Stopped,
@@ -188,18 +189,15 @@ def sweep_job(driver: Driver) -> None:
 
 
 def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = None) -> None:
-    """Each step once, over all of the job's open runs. A refused account stops submitting, not collecting.
+    """Each step once, over all of the job's open runs. What stops one step does not stop the others; it is raised then.
 
-    still_planning: a run that its driver may plan again, and ends itself.
+    still_planning: a run that its driver may plan again, and ends itself. Raises NoAnswer at once.
     """
-    refused: AccountStopped | None = None
+    stopped: list[Stopped] = []
     reconcile_due(driver)
-    try:
-        submit_due(driver)
-    except AccountStopped as exc:
-        refused = exc
-    poll_due(driver)
-    collected = collect_due(driver, jobs)
+    _tried(lambda: submit_due(driver), stopped)
+    _tried(lambda: poll_due(driver), stopped)
+    collected = _tried(lambda: collect_due(driver, jobs), stopped)
     delete_due(driver)
     with driver.reading() as conn:
         open_now = store.open_runs(conn, driver.job_id)
@@ -209,8 +207,19 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
             _pass_of_run(driver, each, jobs(each.id), collected=bool(collected))
             if each.id != still_planning:
                 _end_if_done(driver, each.id, jobs(each.id))
-    if refused is not None:
-        raise refused
+    if stopped:
+        raise stopped[0]
+
+
+def _tried(step: Callable[[], int], stopped: list[Stopped]) -> int:
+    """Do a step, and note what stops it; how many batches it moved."""
+    try:
+        return step()
+    except NoAnswer:
+        raise
+    except Stopped as exc:
+        stopped.append(exc)
+        return 0
 
 
 def _pass_of_run(driver: Driver, run: Row[Any], job: Job, *, collected: bool) -> None:
