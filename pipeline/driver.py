@@ -54,6 +54,16 @@ class Settings:
             monthly_budget=_dollars("BATCH_MONTHLY_BUDGET_USD"),
         )
 
+    def warning(self) -> str | None:
+        """Return what is unsafe about these settings at the API, as a sentence; None if nothing is."""
+        if self.grace >= self.lease:
+            return None
+        return (
+            f"BATCH_GRACE_SECONDS={self.grace:g} is less than BATCH_LEASE_SECONDS={self.lease:g}: a driver that has "
+            "lost its lease may still be sending when the API's listing is taken for complete, and a batch may be paid "
+            f"twice; set BATCH_GRACE_SECONDS to {self.lease:g} or more"
+        )
+
 
 @dataclass
 class Stop:
