@@ -76,8 +76,8 @@ def _drop_planned(driver: Driver) -> None:
         try:
             with driver.planning():
                 return drop_planned(driver, "its run was canceled")
-        except Busy:
+        except Busy as exc:
             if waited >= LONGEST_LOOK:
-                raise
+                raise Busy(f"{exc}, and cancel again") from exc
             driver.stop.wait(LOOK_SECONDS)
             waited += LOOK_SECONDS

@@ -626,6 +626,13 @@ def next_due(conn: Connection, job_id: int, driver: str, account_id: int) -> dat
     return conn.scalar(query.order_by(batches.c.due_at).limit(1))
 
 
+def waited_for(conn: Connection, job_id: int, driver: str) -> list[Row[Any]]:
+    """Return holder and end of the lease of each other driver that has open batches of the job."""
+    theirs = (batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), batches.c.claimed_by != driver)
+    has_them = (leases.c.resource.in_(select(batches.c.claimed_by).where(*theirs)), leases.c.expires_at.is_not(None))
+    return list(conn.execute(select(leases.c.holder, leases.c.expires_at).where(*has_them)))
+
+
 def known_nonces(conn: Connection, job_id: int) -> set[str]:
     """The nonces of all batches that the job ever had."""
     return set(conn.scalars(select(batches.c.nonce).where(batches.c.job_id == job_id)))
