@@ -12,7 +12,7 @@ from typing import Any
 from anthropic.types import ModelInfo
 from sqlalchemy import Connection
 
-from pipeline import capabilities, leases, store
+from pipeline import capabilities, leases, migrations, store
 from pipeline.api import Api
 from pipeline.changes import Answer
 from pipeline.database import Database
@@ -226,10 +226,12 @@ class Driver:
     def planning_transaction(self, run_id: int | None = None) -> Iterator[Connection]:
         """A writing transaction of a planner. Raises LostRace when the lease is somebody else's by now.
 
-        run_id: the run that is planned, which must be open. Raises Stopped when it was ended meanwhile.
+        run_id: the run that is planned, which must be open. Raises Stopped when it was ended meanwhile, or the database
+        was upgraded.
         """
         assert self._planning is not None
         with self.database.write() as conn:
+            migrations.require_current(conn)
             self._planning.check(conn)
             if run_id is not None:
                 store.require_open(conn, run_id)

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Executable, Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from pipeline import migrations
 from pipeline.database import Database
 from pipeline.errors import Busy, LostRace, PipelineError
 from pipeline.holders import holder, holds, in_words, is_dead, lives, until
@@ -66,7 +67,7 @@ def hold(database: Database, resource: str, *, seconds: float, now: Now = local_
     """Hold `resource` while the block runs; a thread renews it each third of `seconds`.
 
     Raises Busy, which names the holder, when another living driver has it. A holder that is seen dead from here is
-    replaced at once, any other one when its lease has run out.
+    replaced at once, any other one when its lease has run out. Raises Stopped when the database was upgraded.
     """
     lease = _take(database, resource, seconds, now)
     mine = (leases.c.resource == resource, leases.c.token == lease.token)
@@ -121,6 +122,7 @@ def _held(database: Database, lease: Lease, seconds: float, now: Now, give_back:
 
 def _take(database: Database, resource: str, seconds: float, now: Now) -> Lease:
     with database.write() as conn:
+        migrations.require_current(conn)
         at = database.now(conn, now())
         values: dict[str, Any] = {"holder": holder(), "expires_at": at + timedelta(seconds=seconds)}
         query = select(leases).where(leases.c.resource == resource)

@@ -30,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 
+from pipeline import migrations
 from pipeline.account import Identity
 from pipeline.bulk import Bulk, next_ids
 from pipeline.errors import DatabaseError, LostRace, RunEnded
@@ -763,8 +764,10 @@ def of_others(account_id: int) -> ColumnElement[bool]:
 def claim(conn: Connection, which: Which, *, driver: str, living_at: datetime, limit: int) -> list[Batch]:
     """Take batches that no other living driver has, in the order they were planned.
 
-    driver: the sign of life of the one who takes; living_at: the time that signs of life are measured by.
+    driver: the sign of life of the one who takes; living_at: the time that signs of life are measured by. Raises
+    Stopped when the database was upgraded.
     """
+    migrations.require_current(conn)
     alive = select(leases.c.resource).where(leases.c.resource == batches.c.claimed_by, leases.c.expires_at > living_at)
     free = or_(batches.c.claimed_by.is_(None), batches.c.claimed_by == driver, ~alive.exists())
     wanted = [batches.c.job_id == which.job_id, batches.c.state.in_(which.states), batches.c.due_at <= which.due, free]
