@@ -200,7 +200,7 @@ class Watch:
         self._waiting = facts.get("progress")
         if event == "quote":
             self.quote = facts["quote"]
-        elif event not in (*NOT_LOGGED, "waiting", "emulator", "unreachable"):
+        elif event not in (*NOT_LOGGED, "waiting", "emulator", "warning", "unreachable"):
             self.moved.add(facts["job"])
         if event in ("finished", "incomplete"):
             self._ended.append(facts["run"])

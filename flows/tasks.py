@@ -155,6 +155,7 @@ def _teller() -> Tell:
 
     def tell(event: str, **facts: Any) -> None:
         level = max(logging.INFO, log.LEVELS.get(event, logging.INFO))
-        logger.log(level, "%s: %s", facts["job"], report.event_line(event, facts))
+        whose = f"{facts['job']}: " if "job" in facts else ""  # a warning about a setting is about no job
+        logger.log(level, "%s%s", whose, report.event_line(event, facts))
 
     return tell

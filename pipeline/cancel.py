@@ -79,8 +79,8 @@ def _drop_planned(driver: Driver) -> None:
         try:
             with driver.planning():
                 return drop_planned(driver, RunReason.CANCELED.value)
-        except Busy:
+        except Busy as exc:
             if waited >= LONGEST_LOOK:
-                raise
+                raise Busy(f"{exc}, and cancel again") from exc
             driver.stop.wait(LOOK_SECONDS)
             waited += LOOK_SECONDS

@@ -72,7 +72,7 @@ class Database:
             conn = plain.execution_options(pipeline_writes=True, pipeline_rebuilds=True)
             with conn.begin():
                 self.default_schema = None if self.is_sqlite else _default_schema(conn, self.shown)
-                self.new = migrations.bring_up(conn, self.shown)
+                self.new = migrations.bring_up(conn, self.shown, self.now(conn, datetime.now(UTC)))
             if self.is_sqlite:
                 conn.invalidate()  # this one does not look at foreign keys
 

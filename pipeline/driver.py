@@ -12,7 +12,7 @@ from typing import Any
 from anthropic.types import ModelInfo
 from sqlalchemy import Connection
 
-from pipeline import capabilities, leases, store
+from pipeline import capabilities, leases, migrations, store
 from pipeline.api import Api
 from pipeline.changes import Answer
 from pipeline.database import Database
@@ -53,6 +53,16 @@ class Settings:
             poll=_seconds("BATCH_POLL_SECONDS", None) if poll_seconds is None else poll_seconds,
             max_in_flight=_requests("BATCH_MAX_IN_FLIGHT", cls.max_in_flight),
             monthly_budget=_dollars("BATCH_MONTHLY_BUDGET_USD"),
+        )
+
+    def warning(self) -> str | None:
+        """Return what is unsafe about these settings at the API, as a sentence; None if nothing is."""
+        if self.grace >= self.lease:
+            return None
+        return (
+            f"BATCH_GRACE_SECONDS={self.grace:g} is less than BATCH_LEASE_SECONDS={self.lease:g}: a driver that has "
+            "lost its lease may still be sending when the API's listing is taken for complete, and a batch may be paid "
+            f"twice; set BATCH_GRACE_SECONDS to {self.lease:g} or more"
         )
 
 
@@ -217,10 +227,12 @@ class Driver:
     def planning_transaction(self, run_id: int | None = None) -> Iterator[Connection]:
         """A writing transaction of a planner. Raises LostRace when the lease is somebody else's by now.
 
-        run_id: the run that is planned, which must be open. Raises Stopped when it was ended meanwhile.
+        run_id: the run that is planned, which must be open. Raises Stopped when it was ended meanwhile, or the database
+        was upgraded.
         """
         assert self._planning is not None
         with self.database.write() as conn:
+            migrations.require_current(conn)
             self._planning.check(conn)
             if run_id is not None:
                 store.require_open(conn, run_id)

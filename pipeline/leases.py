@@ -6,21 +6,20 @@ a sign of life: the batches it has taken are free again when that has run out. S
 """
 
 import contextlib
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Executable, delete, insert, select, update
+from sqlalchemy import Connection, Executable, Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from pipeline import migrations
 from pipeline.database import Database
 from pipeline.errors import Busy, LostRace, PipelineError
+from pipeline.holders import holder, holds, in_words, is_dead, lives, until
 from pipeline.tables import leases
 
 DRIVER = "driver "
@@ -43,8 +42,8 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether the lease has run out without being renewed."""
-        return time.monotonic() >= self._until
+        """Whether the lease has run out without being renewed, or another driver has it."""
+        return self.gone or time.monotonic() >= self._until
 
     def give_up(self) -> None:
         """From now on it counts as lost: threads that still run must not go on."""
@@ -67,8 +66,8 @@ def local_now() -> datetime:
 def hold(database: Database, resource: str, *, seconds: float, now: Now = local_now) -> Iterator[Lease]:
     """Hold `resource` while the block runs; a thread renews it each third of `seconds`.
 
-    Raises Busy, which names the holder, when another living driver has it. A holder on this machine that is dead is
-    replaced at once, any other when its lease has run out.
+    Raises Busy, which names the holder, when another living driver has it. A holder that is seen dead from here is
+    replaced at once, any other one when its lease has run out. Raises Stopped when the database was upgraded.
     """
     lease = _take(database, resource, seconds, now)
     mine = (leases.c.resource == resource, leases.c.token == lease.token)
@@ -87,9 +86,14 @@ def sign_of_life(database: Database, *, seconds: float, now: Now = local_now) ->
 def bury(conn: Connection, now: datetime) -> None:
     """Remove the signs of life of drivers that are certainly dead: their batches are free."""
     drivers = conn.execute(select(leases).where(leases.c.resource.startswith(DRIVER))).all()
-    dead = [row.resource for row in drivers if is_dead(row.holder) or row.expires_at < now - FORGOTTEN_AFTER]
+    dead = [row.resource for row in drivers if is_dead(row.holder) or _is_forgotten(row, now)]
     if dead:
         conn.execute(delete(leases).where(leases.c.resource.in_(dead)))
+
+
+def _is_forgotten(row: Row[Any], now: datetime) -> bool:
+    """Whether the driver has been silent for days. One that is seen to live is not: the clock was set forward."""
+    return row.expires_at is not None and row.expires_at < now - FORGOTTEN_AFTER and not lives(row.holder)
 
 
 def is_gone(conn: Connection, driver: str) -> bool:
@@ -118,6 +122,7 @@ def _held(database: Database, lease: Lease, seconds: float, now: Now, give_back:
 
 def _take(database: Database, resource: str, seconds: float, now: Now) -> Lease:
     with database.write() as conn:
+        migrations.require_current(conn)
         at = database.now(conn, now())
         values: dict[str, Any] = {"holder": holder(), "expires_at": at + timedelta(seconds=seconds)}
         query = select(leases).where(leases.c.resource == resource)
@@ -129,8 +134,11 @@ def _take(database: Database, resource: str, seconds: float, now: Now) -> Lease:
             except IntegrityError as exc:
                 raise Busy(f"{resource}: another driver has just begun with it") from exc
             return Lease(resource, 1, seconds)
-        if row.holder is not None and not is_dead(row.holder) and row.expires_at > at:
-            raise Busy(f"{resource}: process {row.holder['pid']} on {row.holder['host']} is at it")
+        if holds(row.holder, row.expires_at, at):
+            raise Busy(
+                f"{resource}: {in_words(row.holder)} is at it; its lease lasts until {until(row.expires_at)} and is "
+                "renewed while the process lives: wait, or stop the process"
+            )
         conn.execute(update(leases).where(leases.c.resource == resource).values(token=row.token + 1, **values))
         return Lease(resource, row.token + 1, seconds)
 
@@ -145,47 +153,3 @@ def _renew(database: Database, lease: Lease, seconds: float, stop: threading.Eve
                 lease.gone = True
                 return
             lease.renewed(before)
-
-
-def holder() -> dict[str, Any]:
-    """This process, so that another one on the same machine can tell whether it still lives."""
-    return {
-        "host": socket.gethostname(),
-        "boot": _text("/proc/sys/kernel/random/boot_id"),
-        "namespace": _link("/proc/self/ns/pid"),
-        "pid": os.getpid(),
-        "started": _start_time(os.getpid()),
-    }
-
-
-def is_dead(other: dict[str, Any] | None) -> bool:
-    """Whether that process is certainly dead. False for one that cannot be seen from here, and for nobody."""
-    here = holder()
-    if other is None or not here["boot"] or any(here[part] != other.get(part) for part in ("host", "namespace")):
-        return False
-    if here["boot"] != other.get("boot"):
-        return True  # the machine has been started anew since
-    return bool(_start_time(other["pid"]) != other["started"])
-
-
-def _start_time(pid: int) -> str | None:
-    """When the process was started, in ticks since boot; None when there is no such process (or no /proc)."""
-    stat = _text(f"/proc/{pid}/stat")
-    if stat is None:
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state == "Z" else fields[18]  # a zombie does nothing any more
-
-
-def _text(path: str) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None
-
-
-def _link(path: str) -> str | None:
-    try:
-        return os.readlink(path)  # a magic link: pathlib would follow it
-    except OSError:
-        return None

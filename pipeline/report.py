@@ -192,13 +192,25 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "not_deleted": lambda e: f"batch {e['batch']} not deleted at the API yet: {e['problem']}",
     "other_account": lambda e: f"batch {e['batch']} belongs to another account and is left alone",
     "unreachable": lambda e: e["problem"] + _later(e["wait"]),
-    "waiting": lambda e: f"waiting: {counted(e['progress']['batches'])}; next look in {math.ceil(e['seconds'])} s",
+    "waiting": lambda e: f"waiting: {_waited_for(e)}; next look in {math.ceil(e['seconds'])} s",
 }
 
 
 def event_line(event: str, facts: Mapping[str, Any]) -> str:
     """One line for an event of a driver."""
     return _EVENTS[event](facts)
+
+
+def _waited_for(facts: Mapping[str, Any]) -> str:
+    """Batches by state; and the drivers that have them, where this one has nothing to do until they have ended."""
+    said, others = counted(facts["progress"]["batches"]), facts["held_by"]
+    if not others:
+        return said
+    who = ", ".join(sorted({other["process"] for other in others}))
+    return (
+        f"{said}, held by {who}: wait, or stop the process; what a process that has died holds is free when its lease "
+        f"runs out, at {max(other['until'] for other in others)} at the latest"
+    )
 
 
 def _gate_opened(facts: Mapping[str, Any]) -> str:

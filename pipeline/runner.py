@@ -29,6 +29,7 @@ from pipeline.errors import (
     Stopped,
 )
 from pipeline.estimate import estimate, past
+from pipeline.holders import in_words, until
 from pipeline.job import Job
 from pipeline.known import Lookup
 from pipeline.parts import Share, parts
@@ -482,6 +483,7 @@ class _Run:
         with driver.reading() as conn:
             next_due = store.next_due(conn, driver.job_id, driver.lease.resource, driver.account_id)
             foreign = store.all_foreign(conn, driver.job_id, driver.account_id)
+            others = store.waited_for(conn, driver.job_id, driver.lease.resource) if next_due is None else []
         if foreign:
             raise AccountStopped(
                 f"{foreign} batches of {driver.job_name} were sent by another account and nothing else is left to do; "
@@ -489,7 +491,12 @@ class _Run:
             )
         seconds = LOOK_AT_OTHERS if next_due is None else (next_due - driver.now()).total_seconds()
         if seconds > 0:
-            driver.tell("waiting", seconds=min(seconds, LONGEST_LOOK_AWAY), progress=progress(driver, self._run_id))
+            driver.tell(
+                "waiting",
+                seconds=min(seconds, LONGEST_LOOK_AWAY),
+                progress=progress(driver, self._run_id),
+                held_by=[{"process": in_words(row.holder), "until": until(row.expires_at)} for row in others],
+            )
             driver.stop.wait(min(seconds, LONGEST_LOOK_AWAY))
 
     def _finished(self) -> Finished:

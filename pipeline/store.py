@@ -31,6 +31,7 @@ from sqlalchemy import (
     update,
 )
 
+from pipeline import migrations
 from pipeline.account import Identity
 from pipeline.bulk import Bulk, next_ids
 from pipeline.errors import DatabaseError, LostRace, RunEnded
@@ -620,6 +621,13 @@ def next_due(conn: Connection, job_id: int, driver: str, account_id: int) -> dat
     return conn.scalar(query.order_by(batches.c.due_at).limit(1))
 
 
+def waited_for(conn: Connection, job_id: int, driver: str) -> list[Row[Any]]:
+    """Return holder and end of the lease of each other driver that has open batches of the job."""
+    theirs = (batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), batches.c.claimed_by != driver)
+    has_them = (leases.c.resource.in_(select(batches.c.claimed_by).where(*theirs)), leases.c.expires_at.is_not(None))
+    return list(conn.execute(select(leases.c.holder, leases.c.expires_at).where(*has_them)))
+
+
 def known_nonces(conn: Connection, job_id: int) -> set[str]:
     """The nonces of all batches that the job ever had."""
     return set(conn.scalars(select(batches.c.nonce).where(batches.c.job_id == job_id)))
@@ -807,8 +815,10 @@ def to_abandon(account_id: int) -> ColumnElement[bool]:
 def claim(conn: Connection, which: Which, *, driver: str, living_at: datetime, limit: int) -> list[Batch]:
     """Take batches that no other living driver has, in the order they were planned.
 
-    driver: the sign of life of the one who takes; living_at: the time that signs of life are measured by.
+    driver: the sign of life of the one who takes; living_at: the time that signs of life are measured by. Raises
+    Stopped when the database was upgraded.
     """
+    migrations.require_current(conn)
     alive = select(leases.c.resource).where(leases.c.resource == batches.c.claimed_by, leases.c.expires_at > living_at)
     free = or_(batches.c.claimed_by.is_(None), batches.c.claimed_by == driver, ~alive.exists())
     wanted = [batches.c.job_id == which.job_id, batches.c.state.in_(which.states), batches.c.due_at <= which.due, free]

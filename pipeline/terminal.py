@@ -161,7 +161,7 @@ class Teller:
                 put_json({"event": event, **facts})
         elif _log_events is not None:
             pass
-        elif event == "waiting":
+        elif event in ("waiting", "planned_elsewhere"):  # told with each look
             self._wait(report.event_line(event, facts))
         else:
             self._last = ""

@@ -40,6 +40,7 @@ class Where:
     tell: Tell = nothing
     stop: Stop = field(default_factory=Stop)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    warned: set[str] = field(default_factory=set)  #: what has been told: once, however many clients it drives by
 
     def spool_root(self, stored: str | None) -> str:
         """The spool: the one given, else the one the job has used, else `spool` beside the database.
@@ -98,9 +99,16 @@ class Where:
                 raise InputError(f"{exc}; nothing was sent") from exc
             with self.database.write() as conn:
                 account_id = store.account(conn, identity)
+            if not identity.emulated:  # what the emulator has accepted shows in its listing at once
+                self._warn(self.settings.warning())
             yield api, account_id
         finally:
             api.close()
+
+    def _warn(self, warning: str | None) -> None:
+        if warning is not None and warning not in self.warned:
+            self.warned.add(warning)
+            self.tell("warning", warning=warning)
 
     @contextlib.contextmanager
     def driving(self, client: str = "default") -> Iterator["Driving"]:

@@ -39,10 +39,10 @@ import anthropic._base_client
 import httpx2
 import orjson
 import pytest
-from sqlalchemy import Connection, Row, column, delete, inspect, select, table, update
+from sqlalchemy import Connection, Row, column, delete, inspect, select, table
 from sqlalchemy import text as sql
 
-from pipeline import api, collect, leases, listing, packing, plan, pricing, runner, spool, store, submit
+from pipeline import api, collect, holders, leases, listing, packing, plan, pricing, runner, spool, store, submit
 from pipeline.api import Api
 from pipeline.cancel import cancel
 from pipeline.database import Database
@@ -63,6 +63,7 @@ START = datetime(2026, 11, 20, 8, 30, tzinfo=UTC)
 ACCOUNTS = ("test", "test@other-team")
 CREDIT = "Your credit balance is too low to access the API."  #: comes as an invalid request
 ACCOUNT_ERRORS = ("authentication_error", "permission_error", "billing_error")
+MACHINES = ("boot of one machine", "boot of another")
 SETTINGS = Settings(timeout=600.0, grace=300.0, lease=120.0)
 ON_THE_WIRE = 60.0  # seconds that a body which has left may take at most to reach the API
 LAG = 100.0  # seconds until a batch shows in the listing: with those of the wire and all clocks' errors below the grace
@@ -210,7 +211,7 @@ class Renewal:
 
     def __init__(self, world: "World", renew: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self._world, self._renew, self._arguments = world, renew, arguments
-        self._renewed_at = world.at
+        self.renewed_at = world.at
         self.lease: leases.Lease = arguments[1]
         assert world.process is not None
         self.process = world.process
@@ -224,9 +225,9 @@ class Renewal:
     def go(self) -> None:
         """Renew once, if it is time."""
         database, lease, seconds, _, now = self._arguments
-        if (self._world.at - self._renewed_at).total_seconds() < seconds / 3:
+        if (self._world.at - self.renewed_at).total_seconds() < seconds / 3:
             return
-        self._renewed_at = self._world.at
+        self.renewed_at = self._world.at
         rounds = iter((False, True))
         once = SimpleNamespace(wait=lambda _: next(rounds))
         with self._world.acting_as(self.process):
@@ -281,12 +282,17 @@ class StillClock(Clock):
 
 
 class Process:
-    """One driver: a command at work, with a clock of its own. skew: seconds that it is ahead."""
+    """One driver: a command at work, with a clock of its own. skew: seconds that it is ahead.
+
+    It runs on one of two machines that have the same host name, the same pid namespace and the same process numbers.
+    """
 
     def __init__(
         self, world: "World", name: str, account: str, skew: float, command: Callable[[Where], object]
     ) -> None:
         self.name, self.account, self.skew = name, account, skew
+        self.machine = world.chance.choice(MACHINES)
+        self.pid = 100 + sum(process.machine == self.machine for process in world.processes)
         self.state = "running"  #: or stopped, dead, ended
         self.frozen = False  #: its monotonic clock stands still while it is stopped, as in a machine put to sleep
         self.slept = 0.0
@@ -318,6 +324,13 @@ class Process:
 
     def monotonic(self) -> float:
         return (self._world.at - START).total_seconds() - self.slept
+
+    @property
+    def holder(self) -> dict[str, Any]:
+        """What it says of itself where it holds a lease. Each process has a start time of its own."""
+        started = str(1_000 + self.pid + 1_000 * MACHINES.index(self.machine))
+        place = {"host": "worker", "boot": self.machine, "namespace": "pid:[4026531836]"}
+        return {**place, "pid": self.pid, "started": started}
 
     @property
     def ready(self) -> list[Task]:
@@ -919,8 +932,20 @@ class World:
         for each in seen.runs.values():
             self._check_budget(seen, each)
             self._check_gate(seen, each)
+        self._check_signs()
         self.raise_violation()
         return seen
+
+    def _check_signs(self) -> None:
+        """Nobody removes the sign of life of a driver that lives, unless it was silent for days."""
+        with self.shared.read() as conn:
+            known = set(conn.scalars(select(lease_table.c.resource)))
+        living = [process for process in self.processes if process.state in ("running", "stopped")]
+        for renewal in itertools.chain.from_iterable(process.renewals for process in living):
+            silent = self.at - renewal.renewed_at
+            days = leases.FORGOTTEN_AFTER - timedelta(hours=3)  # by clocks that are an hour off, to either side
+            if renewal.lease.resource not in known and silent < days:
+                self.violated(f"{renewal.process.name} lives, and its {renewal.lease.resource} is gone")
 
     def _check_row(self, seen: Seen, row: Row[Any]) -> None:
         key = orjson.loads(row.key)[0]
@@ -1290,22 +1315,14 @@ class Schedule:
                 renewal.go()
 
     def kill(self) -> bool:
-        """Kill a driver; sometimes nobody can tell."""
+        """Kill a driver. Who is on its machine sees that, and nobody else."""
         process = self._choose("running", "stopped")
         if process is None:
             return False
-        chance = self._world.chance
         process.state = "dead"
-        seen = chance.random() < 0.6
         for parcel in process.parcels:
-            parcel.lost = parcel.arrived_at is None and chance.random() < 0.5
-        if seen:
-            resources = [renewal.lease.resource for renewal in process.renewals]
-            dead = leases.holder() | {"started": "before"}
-            with self._world.shared.write() as conn:
-                here = lease_table.c.resource.in_(resources)
-                conn.execute(update(lease_table).where(here).values(holder=dead))
-        self._world.say(f"{process.name} is dead{'' if seen else ', and nobody can tell'}")
+            parcel.lost = parcel.arrived_at is None and self._world.chance.random() < 0.5
+        self._world.say(f"{process.name} is dead")
         return True
 
     def interrupt(self) -> bool:
@@ -1651,7 +1668,24 @@ def turned(world: World, seed: int) -> Iterator[None]:
     renewals = SimpleNamespace(
         Thread=lambda target, args, daemon, name: Renewal(world, target, args), Event=threading.Event
     )
+
+    def holder() -> dict[str, Any]:
+        assert world.process is not None
+        return world.process.holder
+
+    def runs(pid: int, started: str) -> bool:
+        """Whether a process of this machine does: two machines have the same numbers."""
+        assert world.process is not None
+        here = (process for process in world.processes if process.machine == world.process.machine)
+        return any(
+            (process.pid, process.holder["started"]) == (pid, started) and process.state in ("running", "stopped")
+            for process in here
+        )
+
     with pytest.MonkeyPatch.context() as patch:
+        for module in (holders, leases):
+            patch.setattr(module, "holder", holder)
+        patch.setattr(holders, "_runs", runs)
         for module in (packing, leases, spool, wire, emulator):
             patch.setattr(module, "secrets", chance)
         for module in (leases, submit, spool, anthropic._base_client):

@@ -1,6 +1,5 @@
 """Who may plan a job, which drivers live, and whose batches are free."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,16 +11,18 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
-from pipeline import leases, store
+from pipeline import leases, report, store
 from pipeline.database import Database
 from pipeline.driver import Driver
 from pipeline.errors import Busy, LostRace
-from pipeline.leases import DRIVER, FORGOTTEN_AFTER, Lease, holder
+from pipeline.holders import holder
+from pipeline.leases import DRIVER, FORGOTTEN_AFTER, Lease
 from pipeline.reasons import Reason
 from pipeline.states import BatchState
 from pipeline.store import Batch
 from pipeline.tables import accounts, batches
 from pipeline.tables import leases as table
+from pipeline.terminal import Teller
 from tests.conftest import World
 
 HOUR = timedelta(hours=1)
@@ -69,15 +70,41 @@ def test_each_holder_has_a_higher_token_than_the_one_before(database: Database) 
     assert (row_of(database).holder, row_of(database).expires_at) == (None, None)
 
 
-def test_a_lease_that_a_living_process_holds_is_not_given_and_its_holder_is_named(database: Database) -> None:
+def test_a_lease_that_a_living_process_holds_is_not_given_and_it_is_said_who_has_it_and_until_when(
+    database: Database,
+) -> None:
     me = holder()
 
-    with (
-        leases.hold(database, RESOURCE, seconds=60),
-        pytest.raises(Busy, match=rf"{RESOURCE}: process {me['pid']} on {me['host']} is at it"),
-        leases.hold(database, RESOURCE, seconds=60),
-    ):
+    with leases.hold(database, RESOURCE, seconds=60):
+        until = row_of(database).expires_at
+        with pytest.raises(Busy) as busy, leases.hold(database, RESOURCE, seconds=60):
+            pass
+
+    who, when = f"process {me['pid']} on {me['host']}", f"{until:%Y-%m-%d %H:%M:%S} UTC"
+    what = f"{who} is at it; its lease lasts until {when} and is renewed while the process lives"
+    assert str(busy.value) == f"{RESOURCE}: {what}: wait, or stop the process"
+
+
+@pytest.mark.parametrize(
+    "other", [{}, {"pid": 1}, [1], "a driver"], ids=["empty", "of an early version", "a list", "text"]
+)
+def test_a_holder_that_says_little_of_itself_is_waited_for_as_any_other(database: Database, other: Any) -> None:
+    held_by(database, other, left=HOUR)
+    with pytest.raises(Busy, match=rf"{RESOURCE}: process .* is at it"), leases.hold(database, RESOURCE, seconds=60):
         pass
+
+    change(database, left=-HOUR)
+
+    with leases.hold(database, RESOURCE, seconds=60) as lease:
+        assert lease.token == 2
+
+
+def test_a_lease_without_an_end_is_free(database: Database) -> None:
+    held_by(database, holder(), left=HOUR)
+    change(database, expires_at=None)
+
+    with leases.hold(database, RESOURCE, seconds=60) as lease:
+        assert lease.token == 2
 
 
 HOLDS = """\
@@ -104,45 +131,14 @@ def test_a_lease_of_a_killed_process_on_this_machine_is_free_at_once(database: D
         assert lease.token == 2
 
 
-@pytest.mark.parametrize(
-    ("difference", "dead"),
-    [
-        pytest.param({}, False, id="this very process"),
-        pytest.param({"started": "0"}, True, id="another process has its number by now"),
-        pytest.param({"boot": "before"}, True, id="the machine was started anew"),
-        pytest.param({"host": "elsewhere"}, False, id="another machine"),
-        pytest.param({"namespace": "pid:[1]"}, False, id="another container"),
-        pytest.param({"host": "elsewhere", "boot": "before", "started": "0"}, False, id="nothing known of it here"),
-    ],
-)
-def test_a_holder_is_dead_only_when_that_is_certain(difference: dict[str, str], dead: bool) -> None:
-    assert leases.is_dead(holder() | difference) is dead
+NOT_SEEN = [{"boot": "another"}, {"namespace": "pid:[1]"}]
 
 
-def test_a_process_that_died_and_that_nobody_has_waited_for_is_dead() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        its = holder() | {"pid": other.pid, "started": leases._start_time(other.pid)}
-        alive = leases.is_dead(its)
-        other.kill()
-        wait_without_reaping(other.pid)
-        zombie = leases.is_dead(its)
-
-    assert (alive, zombie, leases.is_dead(its)) == (False, True, True)
-
-
-def wait_without_reaping(pid: int) -> None:
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-
-
-def test_nobody_is_not_dead() -> None:
-    assert not leases.is_dead(None)
-
-
-@pytest.mark.parametrize("difference", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}], ids=["machine", "container"])
+@pytest.mark.parametrize("difference", NOT_SEEN, ids=["on a machine of the same name", "in another container"])
 def test_a_lease_held_elsewhere_is_free_when_it_has_run_out_and_not_before(
     database: Database, difference: dict[str, str]
 ) -> None:
-    held_by(database, holder() | difference, left=timedelta(seconds=5))
+    held_by(database, holder() | {"started": "0"} | difference, left=timedelta(seconds=5))
     with pytest.raises(Busy), leases.hold(database, RESOURCE, seconds=60):
         pass
 
@@ -209,6 +205,15 @@ def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("it does not come to hold")
 
 
+def test_a_lease_that_another_one_has_counts_as_lost_at_once() -> None:
+    lease = Lease(RESOURCE, 1, 60.0)
+    before = lease.lost
+
+    lease.gone = True
+
+    assert (before, lease.lost) == (False, True)
+
+
 def test_a_lease_that_could_not_be_renewed_in_its_time_counts_as_lost() -> None:
     lease = Lease(RESOURCE, 1, 0.0)
 
@@ -232,23 +237,25 @@ def test_each_driver_has_a_sign_of_life_that_goes_with_it(database: Database) ->
 
 
 def test_only_drivers_that_are_certainly_dead_are_buried(database: Database) -> None:
-    names = ["alive", "silent", "forgotten", "killed", "rebooted"]
+    names = ["alive", "silent", "forgotten", "killed", "of another boot", "of a clock set back", "without an end"]
     with ExitStack() as stack:
         drivers = {name: stack.enter_context(leases.sign_of_life(database, seconds=60)).resource for name in names}
-        elsewhere = holder() | {"host": "elsewhere"}
+        elsewhere = holder() | {"boot": "another", "started": "0"}
         change(database, drivers["silent"], holder=elsewhere, left=-HOUR)  # it may be suspended, and wake
         change(database, drivers["forgotten"], holder=elsewhere, left=-FORGOTTEN_AFTER - HOUR)
         change(database, drivers["killed"], holder=holder() | {"started": "0"})
-        change(database, drivers["rebooted"], holder=holder() | {"boot": "before"})
+        change(database, drivers["of another boot"], holder=elsewhere)  # a machine of this name, or this one before
+        change(database, drivers["of a clock set back"], left=-FORGOTTEN_AFTER - HOUR)  # this process, which lives
+        change(database, drivers["without an end"], holder=elsewhere, expires_at=None)
 
         with database.write() as conn:
             gone = {name for name in names if leases.is_gone(conn, drivers[name])}
             leases.bury(conn, database.now(conn, datetime.now(UTC)))
             then_gone = {name for name in names if leases.is_gone(conn, drivers[name])}
 
-        assert set(signs(database)) == {drivers["alive"], drivers["silent"]}
-        assert gone == {"killed", "rebooted"}
-        assert then_gone == {"forgotten", "killed", "rebooted"}
+        assert set(signs(database)) == {drivers[name] for name in names if name not in ("forgotten", "killed")}
+        assert gone == {"killed"}
+        assert then_gone == {"forgotten", "killed"}
 
 
 def test_a_driver_that_nobody_knows_is_not_taken_for_gone(database: Database) -> None:
@@ -336,6 +343,48 @@ def test_a_batch_of_a_dead_driver_is_free_once_a_new_one_begins(planned: World) 
         change(planned.database, dead.lease.resource, holder=holder() | {"started": "0"})
 
         assert taken(driver(planned, stack)) == [1]
+
+
+def test_a_batch_of_a_driver_on_a_machine_of_the_same_name_is_free_when_its_lease_has_run_out_and_not_before(
+    planned: World,
+) -> None:
+    with ExitStack() as stack:
+        there = driver(planned, stack)
+        assert taken(there) == [1]
+        its = holder() | {"boot": "another", "pid": 2**22}  # a number that nobody has here
+        change(planned.database, there.lease.resource, holder=its)
+        before = taken(driver(planned, stack))
+
+        planned.clock.advance(planned.settings.lease + 1)
+
+        assert (before, taken(driver(planned, stack))) == ([], [1])
+
+
+def test_a_run_that_waits_for_the_batches_of_another_driver_says_who_has_them_and_until_when(planned: World) -> None:
+    with ExitStack() as stack:
+        other = driver(planned, stack)
+        assert taken(other) == [1]
+        change(planned.database, other.lease.resource, holder=holder() | {"host": "db1", "boot": "another", "pid": 7})
+        until = row_of(planned.database, other.lease.resource).expires_at
+
+        finished = planned.run(planned.job())
+
+    who = "waiting: 1 planned, held by process 7 on db1: wait, or stop the process"
+    free = "what a process that has died holds is free when its lease runs out"
+    when = f"{free}, at {until:%Y-%m-%d %H:%M:%S} UTC at the latest; next look in 1 s"
+    assert report.event_line("waiting", planned.told("waiting")[0]) == f"{who}; {when}"
+    assert planned.told("waiting")[-1]["held_by"] == []  # by then it has the batch itself
+    assert finished.rows == {"succeeded": 5}
+
+
+def test_what_a_driver_waits_for_is_said_once_and_not_with_each_look(capfd: pytest.CaptureFixture[str]) -> None:
+    with Teller(as_json=False) as teller:
+        for second in range(3):
+            teller.tell(
+                "planned_elsewhere", problem=f"planning notes: process 7 is at it; its lease lasts until :0{second}"
+            )
+
+    assert capfd.readouterr().err == "waiting: planning notes: process 7 is at it; its lease lasts until :00\n"
 
 
 def test_a_batch_of_a_silent_driver_is_free_and_the_driver_that_wakes_moves_it_no_more(planned: World) -> None:
