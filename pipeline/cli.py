@@ -152,6 +152,8 @@ def check(
             say(f"warning  {warning}")
         if quote.problems:
             say(f"warning  {report.invalid_share(quote)}")
+        for line in report.limit_means(quote):
+            say(line)
         if first is not None:
             sys.stdout.write(orjson.dumps(report.shortened(first), option=orjson.OPT_INDENT_2).decode() + "\n")
     say_next("run", str(path))

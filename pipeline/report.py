@@ -82,8 +82,16 @@ def _unpriced_line(quote: Quote) -> str:
 
 def _limit_line(quote: Quote) -> str:
     enough = quote.cost_most is not None and quote.max_cost_usd is not None and quote.cost_most <= quote.max_cost_usd
-    then = "enough for that" if enough else "the run stops before it costs more"
+    then = "enough for that" if enough else "the run stops before it costs more, by a 99% bound of its input"
     return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
+
+
+def limit_means(quote: Quote) -> Iterator[str]:
+    """What the limit of a run's cost promises, in full; nothing for a job without one."""
+    if quote.max_cost_usd is not None:
+        yield f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): answers are bounded exactly, by max_tokens;"
+        yield "         input is bounded by the tokens per byte of a sample, with 99% certainty, so in rare cases a run"
+        yield "         costs slightly more"
 
 
 def shortened(params: Any) -> Any:
