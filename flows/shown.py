@@ -29,9 +29,9 @@ from sqlalchemy import Connection, Row, func, select
 
 from pipeline import log, pricing, report, store
 from pipeline.database import Database
+from pipeline.ends import exit_code, failed_rows
 from pipeline.quote import Quote
 from pipeline.reasons import in_words
-from pipeline.runner import exit_code, failed_rows
 from pipeline.sink import Sink
 from pipeline.states import OUTCOMES, RunState
 from pipeline.tables import batches

@@ -20,7 +20,7 @@ LEVELS: Mapping[str, int] = {
     **dict.fromkeys(("rejected", "unknown_end", "unreachable", "not_found", "results_missing"), logging.WARNING),
     **dict.fromkeys(("unknown_results", "other_account", "body_lost", "not_deleted", "not_counted"), logging.WARNING),
     **dict.fromkeys(("warning", "canary_failed", "file_not_removed", "body_left"), logging.WARNING),
-    **dict.fromkeys(("lost", "twin", "incomplete"), logging.ERROR),
+    **dict.fromkeys(("lost", "twin", "incomplete", "run_ended"), logging.ERROR),
     **dict.fromkeys(("waiting", "watching", "planned_elsewhere"), logging.DEBUG),
 }
 

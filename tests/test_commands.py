@@ -716,7 +716,7 @@ def test_every_event_of_a_driver_has_its_line() -> None:
         path.read_text(encoding="utf-8") for path in (Path(__file__).parent.parent / "pipeline").glob("*.py")
     )
 
-    told = set(re.findall(r'tell\(\s*"(\w+)"', code))
+    told = set(re.findall(r'tell(?:_end)?\(\s*"(\w+)"', code))
 
     assert "submitted" in told
     assert told - _EVENTS.keys() == {"quote"}
