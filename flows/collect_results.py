@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed
 
 from flows import places
 from flows.places import Blocks
-from flows.shown import Watch, sweep_state
+from flows.shown import Watch, note_told, sweep_state
 from flows.tasks import spread_collecting
 from pipeline.database import Database
 from pipeline.errors import PipelineError
@@ -23,13 +23,14 @@ def run_name() -> str:
     return f"sweep {places.scheduled():%Y-%m-%d %H:%M}"
 
 
-@flow(name="collect-results", flow_run_name=run_name)
+@flow(name="collect-results", flow_run_name=run_name, on_completion=[note_told], on_failure=[note_told])
 def collect_results(
     job: str | None = None, api_key_block: str | None = None, database_url_block: str | None = None
 ) -> State[list[dict[str, Any]]]:
     """Ask after all that is at the API, store what has ended, and send what has become due; plans no new rows.
 
-    A run that ends badly fails the sweep in which it ends, once, after the work for all jobs is done.
+    A run that ends badly fails the sweep in which it ends, once, after the work for all jobs is done. If that sweep
+    dies before Prefect has its state, the next sweep fails instead.
 
     Args:
         job: One job only: its file, or its name. Leave it out to sweep all jobs of the state database.
@@ -47,10 +48,11 @@ def collect_results(
             with places.driving_in(database, blocks, tell=watch.tell) as here:
                 watch.moved |= spread_collecting(here, blocks, name)
                 swept = sweep(here, name)
-            watch.show(sorted(watch.moved))
-            ended = watch.ended()
+            ended = watch.untold(name)
+            watch.show(sorted(watch.moved | {run.job for run in ended}))
+            state = sweep_state(swept, ended)
             watch.announce(ended)
-            return sweep_state(swept, ended)
+            return state
     except PipelineError as exc:
         return Failed(message=str(exc))
 

@@ -10,7 +10,7 @@ from prefect.states import Failed
 from flows import places
 from flows.places import Blocks
 from flows.run_job import JobFile, cancel_batches, ended_state
-from flows.shown import Watch, run_logger
+from flows.shown import Watch, note_told, run_logger
 from pipeline import naming, store
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError
@@ -33,7 +33,13 @@ def run_name() -> str:
     return f"{name} again"
 
 
-@flow(name="reprocess-failed", flow_run_name=run_name, on_cancellation=[cancel_batches])
+@flow(
+    name="reprocess-failed",
+    flow_run_name=run_name,
+    on_completion=[note_told],
+    on_failure=[note_told],
+    on_cancellation=[cancel_batches],
+)
 def reprocess_failed(
     job: JobFile,
     status: list[Status] | None = None,
@@ -101,6 +107,6 @@ def reprocess_failed(
             with places.driving_in(database, blocks, tell=watch.tell) as here:
                 options = Options(retry=wanted, detach=not wait, confirm=say_what_stays)
                 finished = run(loaded, here, options, file=path)
-            return ended_state(watch, name, finished.run_id)
+            return ended_state(watch, name, finished)
     except PipelineError as exc:
         return Failed(message=str(exc))

@@ -19,11 +19,11 @@ from pydantic import Field
 from flows import places
 from flows.places import Blocks
 from flows.planning import sharing
-from flows.shown import Watch, run_logger, run_state, title
+from flows.shown import Watch, note_told, run_logger, run_state, title
 from pipeline import cancel, naming
 from pipeline.errors import PipelineError
 from pipeline.job import load
-from pipeline.runner import Options, run
+from pipeline.runner import Finished, Options, run
 
 JobFile = Annotated[str, Field(min_length=1)]
 Limit = Annotated[int, Field(ge=1)]
@@ -56,7 +56,13 @@ def cancel_batches(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
             cancel.cancel(here, row)
 
 
-@flow(name="run-job", flow_run_name=run_name, on_cancellation=[cancel_batches])
+@flow(
+    name="run-job",
+    flow_run_name=run_name,
+    on_completion=[note_told],
+    on_failure=[note_told],
+    on_cancellation=[cancel_batches],
+)
 def run_job(
     job: JobFile,
     vars: dict[str, str] | None = None,
@@ -97,25 +103,26 @@ def run_job(
                 share = sharing(blocks, database)
                 options = Options(limit=limit, detach=not wait, dry_run=dry_run, canary=not no_canary, share=share)
                 finished = run(loaded, here, options, file=file)
-            return ended_state(watch, loaded.name, finished.run_id)
+            return ended_state(watch, loaded.name, finished)
     except PipelineError as exc:
         return Failed(message=str(exc))
 
 
-def ended_state(watch: Watch, job: str, run_id: int | None) -> State[dict[str, Any]]:
-    """What a flow that has driven one run ends with, and shows. run_id: None when it only asked what it would cost."""
-    if run_id is None:
+def ended_state(watch: Watch, job: str, finished: Finished) -> State[dict[str, Any]]:
+    """What a flow that has driven one run ends with, and shows."""
+    if finished.run_id is None:  # it only asked what the run would cost
         watch.show_quote(job)
         lines = [" ".join(line.split()) for line in watch.quote_lines()]
         return Completed(name="Quoted", message="; ".join([*lines, *watch.reasons]))
     watch.show(sorted({*watch.moved, job}))
-    mine = watch.of(run_id)
-    ended = [run for run in watch.ended() if run.run_id != run_id]
-    watch.announce([mine, *ended])
+    mine = watch.of(finished.run_id)
+    ended = [watch.of(end.run_id) for end in (*finished.earlier, *finished.meanwhile)]
     for other in ended:
         level = logging.INFO if other.is_well else logging.ERROR
         run_logger().log(level, "%s", other.sentence)
-    return run_state(mine, [other for other in ended if not other.is_well])
+    state = run_state(mine, [other for other in ended if not other.is_well])
+    watch.announce([mine, *ended])
+    return state
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """What a person sees of a flow in Prefect: log, states, artifacts, events. All of it may fail; the work goes on."""
 
+import contextlib
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import orjson
+from prefect import Flow
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -19,26 +21,26 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import URL, Connection, Row, func, select
 
-from pipeline import log, pricing, report, store
+from pipeline import ends, log, pricing, report, store
 from pipeline.database import Database
+from pipeline.ends import exit_code, failed_rows
 from pipeline.quote import Quote
 from pipeline.reasons import in_words
-from pipeline.runner import exit_code, failed_rows
 from pipeline.sink import Sink
 from pipeline.states import OUTCOMES, RunState
 from pipeline.tables import batches
 
 LINK = "BATCH_RESULTS_URL"  # of a page that shows a results table, as `https://bi.example.com/tables/{table}`
 MOST_BATCHES = 100  # that a table shows: a browser renders them all
-NOT_LOGGED = ("watching", "planned_elsewhere")  # each look of a driver that waits
+NOT_LOGGED = ("watching", "planned_elsewhere", "run_ended")  # looks of a driver that waits; what the state tells
 BETWEEN_UPDATES = 5.0  # seconds between two moves of the progress at least
 SERVER_AWAY = 60.0  # seconds that nothing is shown after Prefect's server did not answer
 
@@ -151,16 +153,17 @@ def run_state(run: Standing, bad: list[Standing]) -> State[dict[str, Any]]:
 
 
 def sweep_state(swept: list[tuple[str, str | None]], ended: list[Standing]) -> State[list[dict[str, Any]]]:
-    """The state of a sweep. swept: each job and why it could not be swept; ended: the runs that ended in it."""
+    """The state of a sweep. swept: each job and why it could not be swept; ended: the runs whose end it tells."""
     facts = [run.facts for run in ended]
     bad = [run for run in ended if not run.is_well]
     problems = [f"{job} could not be swept: {problem}" for job, problem in swept if problem is not None]
     if bad or problems:
         return _failed(bad, problems)
-    if not swept:
+    if not swept and not ended:
         return Completed(name="Nothing due", message="no run is open", data=facts)
     said = "; ".join(run.sentence for run in ended) or "no run ended"
-    return Completed(message=f"swept {', '.join(job for job, _ in swept)}: {said}", data=facts)
+    jobs = f"swept {', '.join(job for job, _ in swept)}: " if swept else ""
+    return Completed(message=f"{jobs}{said}", data=facts)
 
 
 def _failed(runs: list[Standing], problems: Iterable[str] = ()) -> State[Any]:
@@ -184,7 +187,6 @@ class Watch:
         self.reasons: list[str] = []  #: why rows that somebody may have meant are not sent again
         self.moved: set[str] = set()  #: jobs of which something has changed
         self._database = database
-        self._ended: list[int] = []
         self._waiting: object = None
         self._logger = run_logger()
         self._thread = threading.get_ident()
@@ -202,26 +204,36 @@ class Watch:
             self.quote = facts["quote"]
         elif event not in (*NOT_LOGGED, "waiting", "emulator", "warning", "unreachable"):
             self.moved.add(facts["job"])
-        if event in ("finished", "incomplete"):
-            self._ended.append(facts["run"])
         if event == "ended":
             of_batch = {name: facts[name] for name in ("batch", "requests", "succeeded")}
             self._emit("batch.ended", f"batch.{facts['job']}.{facts['batch']}", {"job": facts["job"], **of_batch})
         self._log(event, facts)
 
-    def ended(self) -> list[Standing]:
-        """The runs that drivers which told this have ended."""
+    def untold(self, job: str | None) -> list[Standing]:
+        """The runs of a job, or of all jobs, that have ended without anybody being told, in this sweep or before."""
         with self._database.read() as conn:
-            return [standing(conn, run_id) for run_id in dict.fromkeys(self._ended)]
+            row = None if job is None else store.job_named(conn, job)
+            return [standing(conn, end.run_id) for end in ends.untold(conn, None if row is None else row.id)]
 
     def announce(self, runs: Iterable[Standing]) -> None:
-        """Emit an event for each run that has ended. Of one that two flows announce, the server sees one."""
+        """Emit an event for each run that has ended. Of one that two flows announce, the server sees one.
+
+        The last thing before the flow returns the state that tells these ends: when Prefect has that state, `note_told`
+        notes that they were told.
+        """
+        told: dict[int, datetime] = {}
         for run in runs:
-            if run.state == RunState.OPEN:
+            if run.ended_at is None:
                 continue
             what = "job.finished" if run.state == RunState.FINISHED else "job.incomplete"
             identity = f"{self._database.shown} {run.run_id} {run.ended_at}"
             self._emit(what, f"job.{run.job}", run.facts, uuid.uuid5(uuid.NAMESPACE_URL, identity))
+            told[run.run_id] = run.ended_at
+        run_id = _run_with_hook()
+        if run_id is None:
+            ends.note_told(self._database, told, datetime.now(UTC))  # whoever has called the function is told by it
+        else:
+            _told[run_id] = (self._database.url, told)
 
     def of(self, run_id: int) -> Standing:
         """How that run stands now."""
@@ -288,6 +300,29 @@ class Watch:
             about = f"Rows of {job} with an outcome"
             key = _key("progress", job)
             self._progress[job] = shown(create_progress_artifact, percent, key=key, description=about)
+
+
+#: By the id of a flow's run, the ends that its state tells, and the state database in which to note that.
+_told: dict[uuid.UUID, tuple[URL, ends.Ended]] = {}
+
+
+def note_told(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Note the ends that the state of a flow tells, once Prefect has it. A hook of the flow, on success and on failure.
+
+    If we die on the line before, or the state is refused, the next sweep tells these ends again.
+    """
+    url, told = _told.pop(flow_run.id, (None, {}))
+    if url is not None and told:
+        with contextlib.closing(Database(url.render_as_string(hide_password=False))) as database:
+            ends.note_told(database, told, datetime.now(UTC))
+
+
+def _run_with_hook() -> uuid.UUID | None:
+    """The id of the flow's run whose engine calls `note_told` in the end; None outside of such a run."""
+    context = FlowRunContext.get()
+    if context is None or context.flow is None or context.flow_run is None:
+        return None
+    return context.flow_run.id if note_told in (context.flow.on_completion_hooks or ()) else None
 
 
 _away_until = 0.0

@@ -2,6 +2,7 @@
 
 The runs are ended first, in one transaction: from then on no driver plans or submits for them. Batches are marked as
 to be canceled next, so if we die on the line after, whoever polls them cancels them. What had succeeded is collected.
+If we die before it is told that the runs are ended, the next `collect`, `run` or `cancel` tells it.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from pipeline import lost, store
+from pipeline import ends, lost, store
 from pipeline.driver import Driver
 from pipeline.errors import Busy, InputError, Stopped
 from pipeline.poll import poll_due
@@ -70,7 +71,16 @@ def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
         left = store.batches_in(conn, driver.job_id, *SENT)
     foreign = sum(batch.account_id != driver.account_id for batch in left)
     driver.tell("canceled", runs=runs, open=len(left), foreign=foreign)
+    _note_told(driver)
     return Canceled(runs, len(left), foreign)
+
+
+def _note_told(driver: Driver) -> None:
+    """Note as told that the job's runs are canceled, also those that an earlier `cancel` ended and did not tell."""
+    with driver.reading() as conn:
+        untold = ends.untold(conn, driver.job_id)
+    canceled = {end.run_id: end.ended_at for end in untold if end.reason == RunReason.CANCELED}
+    ends.note_told(driver.database, canceled, driver.now())
 
 
 def _drop_planned(driver: Driver) -> None:

@@ -152,6 +152,8 @@ def check(
             say(f"warning  {warning}")
         if quote.problems:
             say(f"warning  {report.invalid_share(quote)}")
+        for line in report.limit_means(quote):
+            say(line)
         if first is not None:
             sys.stdout.write(orjson.dumps(report.shortened(first), option=orjson.OPT_INDENT_2).decode() + "\n")
     say_next("run", str(path))
@@ -293,9 +295,10 @@ def run(
         canary=not no_canary,
         confirm=_confirm(yes=yes, ask=not as_json),
     )
-    with _where(path.parent, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json) as where:
-        ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
-    _report_run(loaded, ended, as_json=as_json)
+    with contextlib.closing(_open(path.parent, database, emulated=emulator)) as opened:
+        with _where(opened, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json, job=job) as where:
+            ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
+        _report_run(opened, loaded, ended, as_json=as_json)
     raise typer.Exit(ended.finished.exit_code)
 
 
@@ -341,17 +344,16 @@ def retry(
         changes=dict(change(pair) for pair in changes or ()),
     )
     folder, name = _job_and_folder(job)
-    with _where(
-        folder, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json, must_exist=True
-    ) as where:
-        row = naming.known_job(where.database, name)
-        loaded, path = _load_as_last(where.database, row, job, var)
-        if loaded.vars and not as_json:
-            say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
-        confirm = _confirm_retry(where.database, row, wanted, yes=yes, as_json=as_json)
-        options = Options(retry=wanted, detach=detach, confirm=confirm)
-        ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
-    _report_run(loaded, ended, as_json=as_json)
+    with contextlib.closing(_open(folder, database, emulated=emulator, must_exist=True)) as opened:
+        with _where(opened, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json, job=job) as where:
+            row = naming.known_job(opened, name)
+            loaded, path = _load_as_last(opened, row, job, var)
+            if loaded.vars and not as_json:
+                say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
+            confirm = _confirm_retry(opened, row, wanted, yes=yes, as_json=as_json)
+            options = Options(retry=wanted, detach=detach, confirm=confirm)
+            ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
+        _report_run(opened, loaded, ended, as_json=as_json)
     raise typer.Exit(ended.finished.exit_code)
 
 
@@ -372,9 +374,10 @@ def collect(
         from pipeline.runner import sweep
 
     folder, name = (Path(), None) if job is None else _job_and_folder(job)
-    with _where(
-        folder, database, spool, emulated=emulator, poll_seconds=None, as_json=as_json, must_exist=True
-    ) as where:
+    with (
+        contextlib.closing(_open(folder, database, emulated=emulator, must_exist=True)) as opened,
+        _where(opened, spool, emulated=emulator, poll_seconds=None, as_json=as_json, job=job) as where,
+    ):
         swept = sweep(where, name)
         for swept_name, problem in swept:
             if as_json:
@@ -383,8 +386,9 @@ def collect(
                 say(f"job      {swept_name}: " + (problem or "swept"))
         if not swept and not as_json:
             say("nothing to do: no run is open")
+        _tell_ends(where, name)
         if name is not None:
-            _print_status(where.database, name, as_json=as_json, job=job)
+            _print_status(opened, name, as_json=as_json, job=job)
     if any(problem for _, problem in swept):
         raise typer.Exit(3)
 
@@ -412,10 +416,11 @@ def cancel(
         from pipeline.cancel import cancel as cancel_job
 
     folder, name = _job_and_folder(job)
-    with _where(
-        folder, database, spool, emulated=emulator, poll_seconds=None, as_json=as_json, must_exist=True
-    ) as where:
-        row = naming.known_job(where.database, name)
+    with (
+        contextlib.closing(_open(folder, database, emulated=emulator, must_exist=True)) as opened,
+        _where(opened, spool, emulated=emulator, poll_seconds=None, as_json=as_json, job=job) as where,
+    ):
+        row = naming.known_job(opened, name)
         canceled = cancel_job(where, row, abandon=abandon)
     if canceled.open > canceled.foreign:
         say_next("collect", job)
@@ -810,24 +815,15 @@ def _open(folder: Path, database: str | None, *, emulated: bool, must_exist: boo
 
 @contextlib.contextmanager
 def _where(
-    folder: Path,
-    database: str | None,
-    spool: str | None,
-    *,
-    emulated: bool,
-    poll_seconds: float | None,
-    as_json: bool,
-    must_exist: bool = False,
+    opened: "Database", spool: str | None, *, emulated: bool, poll_seconds: float | None, as_json: bool, job: str | None
 ) -> "Iterator[Where]":
-    """Database, API (or emulator), settings and signal handlers for a command that drives a job."""
+    """API (or emulator), settings and signal handlers for a command that drives a job. job: what commands call it."""
     from pipeline import where
     from pipeline.driver import Stop
 
-    opened = _open(folder, database, emulated=emulated, must_exist=must_exist)
     stop = Stop()
     with (
-        contextlib.closing(opened),
-        Teller(as_json=as_json) as teller,
+        Teller(as_json=as_json, job=job) as teller,
         signals(stop),
         where.at(
             opened, spool=spool, emulated=emulated, poll_seconds=poll_seconds, tell=teller.tell, stop=stop
@@ -920,8 +916,17 @@ def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _En
     return _Ended(finished, budget, month, lines, report.money_facts(*money), then, shown)
 
 
-def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
-    """Say how a `run` or `retry` ended, and the next command."""
+def _report_run(database: "Database", loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
+    """Say how a `run` or `retry` ended, and the next command; then note that it was told."""
+    from datetime import UTC, datetime
+
+    from pipeline import ends
+
+    _say_ended(loaded, ended, as_json=as_json)
+    ends.note_told(database, ended.finished.told, datetime.now(UTC))
+
+
+def _say_ended(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
     from pipeline import report
 
     finished = ended.finished
@@ -952,6 +957,19 @@ def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
     else:
         say(f"answers  in table {loaded.sink.table} of {ended.database}")
     say_next(*ended.then)
+
+
+def _tell_ends(where: "Where", name: str | None) -> None:
+    """Tell the bad ends of a job's runs, or of all jobs' runs, that nobody was told of, and note all ends as told."""
+    from pipeline import ends, store
+
+    with where.database.read() as conn:
+        row = None if name is None else store.job_named(conn, name)
+        found = ends.untold(conn, None if row is None else row.id)
+    for end in found:
+        if end.exit_code:
+            where.tell("run_ended", when=None, **end.facts)
+    ends.note_told(where.database, {end.run_id: end.ended_at for end in found}, where.now())
 
 
 def _print_status(database: "Database", name: str, *, as_json: bool, job: str | None = None) -> None:

@@ -105,6 +105,7 @@ class Driver:
     stop: Stop = field(default_factory=Stop)
     local_now: Callable[[], datetime] = local_now
     tries_account: bool = False  #: an explicit run may try one batch on an account that was refused
+    ended: list[int] = field(default_factory=list)  #: runs that this driver has ended
     _planning: Lease | None = None
     _models: dict[str, ModelInfo | None] = field(default_factory=dict)
 
@@ -117,6 +118,11 @@ class Driver:
         """A reading transaction."""
         with self.database.read() as conn:
             yield conn
+
+    def tell_end(self, event: str, run_id: int, **facts: Any) -> None:
+        """Tell that this driver has just ended a run."""
+        self.ended.append(run_id)
+        self.tell(event, run=run_id, **facts)
 
     def answers(self, keys: Sequence[str]) -> dict[str, Answer]:
         """What these rows were answered, and what is wrong with that, by key; at most a chunk of them."""

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from pipeline import answers, naming, notebook, report, where
+from pipeline import answers, ends, naming, notebook, report, where
 from pipeline.answers import Wanted
 from pipeline.database import Database, default_url
 from pipeline.driver import Tell
@@ -44,34 +44,34 @@ def run(
 ) -> Finished:
     """As `batch-pipeline run --yes`: plan, submit, poll and collect until every row of the source has an outcome.
 
-    The same call again continues. database: a URL; None: batches.db in the current folder (emulated.db with emulator).
-    tell: is given each line of progress; None: they go to stderr, in a notebook to an area under the cell. Raises
-    InputError with nothing sent, Stopped when it is safe to call again.
+    The same call again continues. What it returns also holds the ends of earlier runs of the job that nobody was told
+    of. database: a URL; None: batches.db in the current folder (emulated.db with emulator). tell: is given each line of
+    progress; None: they go to stderr, in a notebook to an area under the cell. Raises InputError with nothing sent,
+    Stopped when it is safe to call again.
     """
     url = database or default_url(Path(), emulated=emulator)
     options = Options(limit=limit, refresh=refresh, detach=detach, canary=canary)
 
-    def at_work(told: Tell) -> Finished:
-        with (
-            contextlib.closing(Database(url)) as opened,
-            where.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=told) as here,
-        ):
-            return run_job(job, here, options)
+    def at_work(told: Tell, show: Callable[[Finished], None]) -> Finished:
+        with contextlib.closing(Database(url)) as opened:
+            with where.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=told) as here:
+                finished = run_job(job, here, options)
+            show(finished)
+            ends.note_told(opened, finished.told, datetime.now(UTC))  # the next thing is that the caller has it
+        return finished
 
     if tell is None and notebook.is_running():
         return _in_notebook(job.name, at_work)
-    return at_work(_line_by_line(tell or _say))
+    return at_work(_line_by_line(tell or _say), lambda finished: None)
 
 
-def _in_notebook(name: str, at_work: Callable[[Tell], Finished]) -> Finished:
+def _in_notebook(name: str, at_work: Callable[[Tell, Callable[[Finished], None]], Finished]) -> Finished:
     area = notebook.Area(name)
     try:
-        finished = at_work(area.tell)
+        return at_work(area.tell, area.finished)
     except BaseException as exc:
         area.failed(exc)
         raise
-    area.finished(finished)
-    return finished
 
 
 def _line_by_line(say: Callable[[str], None]) -> Tell:

@@ -22,7 +22,7 @@ LEVELS: Mapping[str, int] = {
     **dict.fromkeys(
         ("counts_disagree", "overdue", "warning", "canary_failed", "file_not_removed", "body_left"), logging.WARNING
     ),
-    **dict.fromkeys(("lost", "twin", "incomplete"), logging.ERROR),
+    **dict.fromkeys(("lost", "twin", "incomplete", "run_ended"), logging.ERROR),
     **dict.fromkeys(("waiting", "watching", "planned_elsewhere"), logging.DEBUG),
 }
 

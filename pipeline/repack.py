@@ -270,7 +270,7 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
     except Busy:
         return False
     if ended:
-        driver.tell("incomplete", run=run_id, reason=reason)
+        driver.tell_end("incomplete", run_id, reason=reason)
     return True
 
 

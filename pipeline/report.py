@@ -5,6 +5,7 @@ A command to be said next comes as words, without the program's name: `["run", "
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy import Connection, Row, func, or_, select, text
 
 from pipeline import identity, store
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, month_of
+from pipeline.ends import failed_rows
 from pipeline.estimate import Estimate, read_rate, usage_of
 from pipeline.outcomes import speaks_of_account
 from pipeline.quote import Quote
@@ -83,8 +85,16 @@ def _unpriced_line(quote: Quote) -> str:
 
 def _limit_line(quote: Quote) -> str:
     enough = quote.cost_most is not None and quote.max_cost_usd is not None and quote.cost_most <= quote.max_cost_usd
-    then = "enough for that" if enough else "the run stops before it costs more"
+    then = "enough for that" if enough else "the run stops before it costs more, by a 99% bound of its input"
     return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
+
+
+def limit_means(quote: Quote) -> Iterator[str]:
+    """What the limit of a run's cost promises, in full; nothing for a job without one."""
+    if quote.max_cost_usd is not None:
+        yield f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): answers are bounded exactly, by max_tokens;"
+        yield "         input is bounded by the tokens per byte of a sample, with 99% certainty, so in rare cases a run"
+        yield "         costs slightly more"
 
 
 def shortened(params: Any) -> Any:
@@ -186,6 +196,7 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "file_removed": lambda e: f"file {e['file_id']} removed at the API",
     "file_not_removed": lambda e: f"file {e['file_id']} not removed at the API yet: {e['problem']}",
     "finished": lambda e: f"run {e['run']} is finished",
+    "run_ended": lambda e: run_ended_line(e, f"batch-pipeline {shlex.join(after_end(e, e['job']))}"),
     "incomplete": lambda e: f"run {e['run']} ends before its end: {e['reason']}",
     "canceled": lambda e: f"canceled {count(e['runs'], 'open run')}; {_at_the_api(e['open'], e['foreign'])}",
     "deleted": lambda e: f"batch {e['batch']} deleted at the API",
@@ -559,6 +570,32 @@ def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
 
 
 # -- the end of a run ------------------------------------------------------------------------------------------------
+
+#: Why a run is incomplete, and the command that says more of it.
+_STOPPED: dict[str, tuple[str, str]] = {
+    RunReason.BUDGET: ("the budget is used up", "status"),
+    RunReason.CANARY: ("too many of the canary's rows failed", "errors"),
+    RunReason.FAILURES: ("too many of its rows failed", "errors"),
+    RunReason.CANCELED: ("it was canceled", "status"),
+}
+
+
+def run_ended_line(end: Mapping[str, Any], command: str) -> str:
+    """`run 3 ended before this command: 2 of 5 rows failed; next: COMMAND`, of a run that ended badly.
+
+    end: the facts of an `ends.End`, and when: in words; None where the command is about several jobs.
+    """
+    if end["state"] == RunState.INCOMPLETE:
+        how = f"it stopped early, {_STOPPED[end['reason']][0]}"
+    else:
+        how = f"{failed_rows(end['rows']):,} of {count(sum(end['rows'].values()), 'row')} failed"
+    when = f"of {end['job']} ended" if end["when"] is None else f"ended {end['when']}"
+    return f"run {end['run']} {when}: {how}; next: {command}"
+
+
+def after_end(end: Mapping[str, Any], job: str) -> list[str]:
+    """The command that says more of a run that ended badly. job: what commands call the job."""
+    return [_STOPPED[end["reason"]][1] if end["state"] == RunState.INCOMPLETE else "errors", job]
 
 
 def stopped_line(

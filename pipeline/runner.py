@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from pipeline import attached, budget, checks, gates, store
+from pipeline import attached, budget, checks, ends, gates, store
 from pipeline.collect import JobOfRun, collect_due, delete_due
 from pipeline.database import Database
-from pipeline.driver import Driver
+from pipeline.driver import Driver, Tell
+from pipeline.ends import End, Ended
 from pipeline.errors import (
     AccountStopped,
     ApiUnreachable,
@@ -40,7 +41,7 @@ from pipeline.reconcile import ask_again, find_twins, reconcile_due, refuse_unkn
 from pipeline.repack import First, drop_of_ended_runs, send_again, stop_run, waits
 from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
-from pipeline.states import FAILURES, OUTCOMES, Gate, RowState, RunReason, RunState
+from pipeline.states import OUTCOMES, Gate, RowState, RunReason, RunState
 from pipeline.submit import due_soon, submit_due
 from pipeline.where import Driving, Where, open_spool
 
@@ -57,7 +58,9 @@ RETRY_SECONDS = 5.0  # after the API did not answer; doubles up to the longest l
 class Finished:
     """How a run stands when its driver ends. state open: rows are still waiting or at the API.
 
-    rows: of this run by state. kept: rows that had their outcome before. quote: what was said before.
+    rows: of this run by state. kept: rows that had their outcome before. quote: what was said before. ended_at: None
+    while it is open. earlier: how earlier runs of the job ended, where nobody had been told; meanwhile: other runs of
+    the job that this driver has ended.
     """
 
     run_id: int | None
@@ -67,23 +70,24 @@ class Finished:
     cost_usd: float
     quote: Quote = field(repr=False)  # it holds texts of rows, which nobody wants to see under a cell
     max_failed: float
+    ended_at: datetime | None = field(default=None, repr=False)
+    earlier: tuple[End, ...] = field(default=(), repr=False)
+    meanwhile: tuple[End, ...] = field(default=(), repr=False)
 
     @property
     def exit_code(self) -> int:
-        """0 when the rows of this run succeeded, up to max_failed of them; 1 when more did not; 3 when it stopped."""
-        return exit_code(self.state, self.rows, self.max_failed)
+        """0 when the rows of this run succeeded, up to max_failed of them; 1 when more did not; 3 when it stopped.
 
+        The worst code of an earlier run, when that is worse and nobody had been told.
+        """
+        return max([ends.exit_code(self.state, self.rows, self.max_failed), *(end.exit_code for end in self.earlier)])
 
-def exit_code(state: str, rows: Mapping[str, int], max_failed: float) -> int:
-    """As `Finished.exit_code` says, of any run: rows by state, and the share of them that may fail."""
-    if state == RunState.INCOMPLETE:
-        return 3
-    return 1 if failed_rows(rows) > max_failed * sum(rows.values()) else 0
-
-
-def failed_rows(rows: Mapping[str, int]) -> int:
-    """How many of these rows, by state, have an outcome that is no success."""
-    return sum(rows.get(state, 0) for state in FAILURES)
+    @property
+    def told(self) -> Ended:
+        """The ends that whoever shows this tells, for `ends.note_told`."""
+        others = {end.run_id: end.ended_at for end in (*self.earlier, *self.meanwhile)}
+        own = {} if self.run_id is None or self.ended_at is None else {self.run_id: self.ended_at}
+        return {**others, **own}
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,9 @@ class Options:
 def run(job: Job, where: Where, options: Options | None = None, *, file: Path | None = None) -> Finished:
     """Plan, submit, poll and collect until every row of the source has an outcome for its present content.
 
-    The same call again continues what an earlier one left, and several at a time share the work. Raises InputError
-    with nothing sent, Stopped or Interrupted when it is safe to call again.
+    The same call again continues what an earlier one left, and several at a time share the work. Ends of earlier runs
+    that nobody was told of are told first. Who has told the ends in what this returns notes them (`ends.note_told`).
+    Raises InputError with nothing sent, Stopped or Interrupted when it is safe to call again.
     """
     options = options or Options()
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
@@ -120,9 +125,11 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
         with where.database.read() as conn:
             row, sink = _known(conn, where.database, job, columns)
             unsent = frozenset() if row is None else store.unsent(conn, row.id)
+            earlier = [] if row is None else ends.untold(conn, row.id)
             if row is not None and options.retry is not None:
                 wanted = options.retry.facts()
                 plan.run_id = store.run_to_join(conn, row.id, variables=job.vars, recipe=plan.recipe, retry=wanted)
+        _tell_ends(where.tell, earlier, "before this command")
         where.look_at_spool(None if row is None else row.spool)
         quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), unsent)
         if quote.to_send:
@@ -133,7 +140,14 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
         row, sink = _register(where, job, columns, file)
         driver = driving.driver(row, sink, tries_account=True)
-        return _Run(driver, job, plan, quote, options).to_the_end()
+        return _Run(driver, job, plan, quote, options, earlier).to_the_end()
+
+
+def _tell_ends(tell: Tell, some: Iterable[End], when: str) -> None:
+    """Tell the bad ones of these ends."""
+    for end in some:
+        if end.exit_code:
+            tell("run_ended", when=when, **end.facts)
 
 
 def sweep(where: Where, job_name: str | None = None) -> list[tuple[str, str | None]]:
@@ -239,7 +253,7 @@ def _end_if_done(driver: Driver, run_id: int, job: Job) -> None:
     with driver.database.write() as conn:
         ended = store.end_if_done(conn, run_id, driver.now())
     if ended:
-        driver.tell("finished", run=run_id)
+        driver.tell_end("finished", run_id)
         _tidy(driver, job)
 
 
@@ -267,8 +281,12 @@ def _share_failed(counts: Mapping[str, int], allowed: float) -> bool:
 class _Run:
     """One `run` at work."""
 
-    def __init__(self, driver: Driver, job: Job, plan: Plan, quote: Quote, options: Options) -> None:
+    def __init__(
+        self, driver: Driver, job: Job, plan: Plan, quote: Quote, options: Options, earlier: Iterable[End]
+    ) -> None:
+        """earlier: ends of runs of the job that nobody was told of before this command."""
         self._driver, self._job, self._plan, self._quote, self._options = driver, job, plan, quote, options
+        self._earlier = earlier
         self._jobs = JobOfRun(driver)
         self._run_id = 0
         self._share = options.share
@@ -504,7 +522,20 @@ class _Run:
             row = store.run(conn, self._run_id)
             counts = row.counts if row.counts is not None else store.run_counts(conn, self._run_id)
             cost = store.run_cost(conn, self._run_id)
-        return Finished(self._run_id, row.state, row.reason, counts, cost, self._quote, self._job.limits.max_failed)
+            meanwhile = ends.of(conn, set(self._driver.ended) - {self._run_id})
+        _tell_ends(self._driver.tell, meanwhile, "while this command ran")
+        return Finished(
+            self._run_id,
+            row.state,
+            row.reason,
+            counts,
+            cost,
+            self._quote,
+            self._job.limits.max_failed,
+            ended_at=row.ended_at,
+            earlier=tuple(end for end in self._earlier if end.run_id != self._run_id),  # unless it went on just now
+            meanwhile=tuple(meanwhile),
+        )
 
 
 def _tokens_per_byte(driver: Driver, quote: Quote, job: Job) -> float:

@@ -38,7 +38,8 @@ sink:
   table: {name}_answers         # made in the state database
 
 limits:
-  max_cost_usd: 5               # of a run, in US dollars: it stops before it costs more
+  max_cost_usd: 5               # of a run, in US dollars: it stops before it costs more. Answers are bounded exactly,
+                                # input by a 99% bound from a sample: in rare cases a run costs slightly more
   max_failed: 0                 # share of the rows that may fail before `run` exits with 1
 
 # canary: {{rows: 20, max_failed: 0.2}}   # a new recipe's first rows go first; false: all at once

@@ -254,7 +254,8 @@ def bound_tokens(conn: Connection, run_id: int, tokens_per_byte: float | None) -
 
 def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason | None, now: datetime) -> bool:
     """open -> finished, with the counts of that moment, or incomplete; False when it was not open."""
-    values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": now}
+    # announced_at: nobody was told of this end yet, whatever was told of an earlier one before the run went on
+    values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": now, "announced_at": None}
     if state is RunState.FINISHED:  # of one that stopped before, rows may still come back from the API
         values["counts"] = run_counts(conn, run_id)
     here = (runs.c.id == run_id, runs.c.state == RunState.OPEN)

@@ -131,9 +131,13 @@ def confirmed(*, yes: bool, ask: bool) -> bool:
 
 @dataclass
 class Teller:
-    """Tells what a driver does: as JSON on stdout, as lines on stderr, and on a terminal with a live last line."""
+    """Tells what a driver does: as JSON on stdout, as lines on stderr, and on a terminal with a live last line.
+
+    job: what commands call the job; None: by its name.
+    """
 
     as_json: bool
+    job: str | None = None
     _status: Any = None
     _last: str = ""
 
@@ -163,6 +167,9 @@ class Teller:
             pass
         elif event in ("waiting", "planned_elsewhere"):  # told with each look
             self._wait(report.event_line(event, facts))
+        elif event == "run_ended":
+            words = report.after_end(facts, self.job or facts["job"])
+            self._line(report.run_ended_line(facts, command_line(*words)))
         else:
             self._last = ""
             self._line(report.event_line(event, facts))

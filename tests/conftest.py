@@ -13,7 +13,7 @@ import orjson
 import pytest
 from sqlalchemy import Connection, select
 
-from pipeline import store
+from pipeline import ends, store
 from pipeline.answers import ndjson
 from pipeline.api import Api
 from pipeline.database import Database
@@ -127,8 +127,10 @@ class World:
         )
 
     def run(self, job: Job, **options: Any) -> Finished:
-        """`batch-pipeline run`."""
-        return run(job, self.where(), Options(**options))
+        """`batch-pipeline run`, which tells how it ended."""
+        finished = run(job, self.where(), Options(**options))
+        ends.note_told(self.database, finished.told, self.clock())
+        return finished
 
     def run_beside(self, job: Job, moment: str) -> list[Finished]:
         """A run of the job, and another that begins and ends within it when this is told first; in this order."""
@@ -158,8 +160,12 @@ class World:
         self.on_event = None
 
     def sweep(self) -> list[tuple[str, str | None]]:
-        """`batch-pipeline collect`."""
-        return sweep(self.where())
+        """`batch-pipeline collect`, which tells what ended."""
+        swept = sweep(self.where())
+        with self.database.read() as conn:
+            untold = ends.untold(conn)
+        ends.note_told(self.database, {end.run_id: end.ended_at for end in untold}, self.clock())
+        return swept
 
     def answers(self, job: str = "summaries") -> dict[str, dict[str, Any]]:
         """The results table by key."""

@@ -528,7 +528,8 @@ def test_a_run_whose_budget_is_spent_says_what_would_finish_it_and_that_does(
     with_limits(folder, f"max_cost_usd: {enough[1]}, max_batch_requests: 4")
     finished = command(*stopped.next)
 
-    assert "budget   $0.0010 (limits.max_cost_usd): the run stops before it costs more" in stopped.err
+    limit = "budget   $0.0010 (limits.max_cost_usd)"
+    assert f"{limit}: the run stops before it costs more, by a 99% bound of its input\n" in stopped.err
     assert stopped.code == 3
     assert re.search(r"run 1    incomplete \(budget\): 60 rows: \d+ pending, \d+ succeeded, \$0.00", stopped.err)
     assert re.search(r"budget \$0\.0010: \$0\.00\d\d spent; limits\.max_cost_usd", stopped.err)
@@ -539,6 +540,20 @@ def test_a_run_whose_budget_is_spent_says_what_would_finish_it_and_that_does(
     assert budget["to_finish_usd"] == float(enough[1])
     assert (finished.code, "60 succeeded" in finished.err) == (0, True)
     assert api.emulator.audit()["requests_accepted"] == 60
+
+
+def test_check_says_that_the_limit_of_a_run_is_a_bound_of_its_input(command: Command, folder: Path) -> None:
+    without = command("check", "job.yaml")
+    with_limits(folder, "max_cost_usd: 5")
+
+    checked = command("check", "job.yaml")
+
+    assert "budget" not in without.err
+    assert (
+        "budget   $5.00 (limits.max_cost_usd): answers are bounded exactly, by max_tokens;\n"
+        "         input is bounded by the tokens per byte of a sample, with 99% certainty, so in rare cases a run\n"
+        "         costs slightly more\n"
+    ) in checked.err
 
 
 def test_a_budget_that_is_enough_is_said_before_the_run(command: Command, folder: Path) -> None:
@@ -701,7 +716,7 @@ def test_every_event_of_a_driver_has_its_line() -> None:
         path.read_text(encoding="utf-8") for path in (Path(__file__).parent.parent / "pipeline").glob("*.py")
     )
 
-    told = set(re.findall(r'tell\(\s*"(\w+)"', code))
+    told = set(re.findall(r'tell(?:_end)?\(\s*"(\w+)"', code))
 
     assert "submitted" in told
     assert told - _EVENTS.keys() == {"quote"}

@@ -24,10 +24,11 @@ from flows.collect_results import collect_results
 from flows.places import Blocks
 from flows.reprocess_failed import Status, reprocess_failed
 from flows.run_job import run_job
-from pipeline import store
+from pipeline import store, where
 from pipeline.database import Database
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import InputError
+from pipeline.runner import sweep
 from pipeline.states import OUTCOMES
 from tests.prefect_stack import environment
 
@@ -143,6 +144,53 @@ def test_the_sweep_in_which_a_run_ends_badly_fails_and_the_next_one_does_not(api
     assert "1 of 2 rows failed; batch-pipeline errors notes" in failed[2]
     assert "1 of 1 row failed; batch-pipeline errors others" in failed[2]
     assert after[0] == "COMPLETED"
+
+
+def bad_end_that_nobody_was_told_of(api: RunningEmulator, job: Path) -> None:
+    """A sweep that dies when it has ended a run of the job, of which a row failed."""
+    api.emulator.add_fault(on="item", do="refuse", match="one", times=1)
+    run_job.fn(str(job))
+    let_batches_end(api)
+    with closing(Database(os.environ["BATCH_DATABASE_URL"])) as database, where.at(database) as here:
+        sweep(here)
+
+
+def test_a_bad_end_that_nobody_was_told_of_fails_the_next_sweep(api: RunningEmulator, job: Path) -> None:
+    bad_end_that_nobody_was_told_of(api, job)
+
+    failed = told(collect_results.fn())
+    after = told(collect_results.fn())
+
+    assert failed[0] == "FAILED"
+    assert "1 of 2 rows failed; batch-pipeline errors notes" in failed[2]
+    assert after == ("COMPLETED", "Nothing due", "no run is open")
+
+
+def test_a_bad_end_that_nobody_was_told_of_fails_the_next_run_of_the_job(api: RunningEmulator, job: Path) -> None:
+    bad_end_that_nobody_was_told_of(api, job)
+
+    failed = told(run_job.fn(str(job)))
+    after = told(run_job.fn(str(job)))
+
+    assert failed[0] == "FAILED"
+    assert "1 of 2 rows failed; batch-pipeline errors notes" in failed[2]
+    assert after[0] == "COMPLETED"
+
+
+def test_a_good_end_that_nobody_was_told_of_is_in_the_message_of_the_next_sweep(
+    api: RunningEmulator, job: Path
+) -> None:
+    run_job.fn(str(job))
+    let_batches_end(api)
+    with closing(Database(os.environ["BATCH_DATABASE_URL"])) as database, where.at(database) as here:
+        sweep(here)
+
+    ended = told(collect_results.fn())
+    after = told(collect_results.fn())
+
+    assert ended[:2] == ("COMPLETED", "Completed")
+    assert "2 rows: 2 succeeded" in ended[2]
+    assert after[1] == "Nothing due"
 
 
 def test_what_failed_goes_once_more_by_the_parameters_that_its_cause_names(api: RunningEmulator, job: Path) -> None:

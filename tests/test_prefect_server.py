@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from tests import dying
 from tests.prefect_site import KEY, Site
 from tests.prefect_stack import PATIENCE
 
@@ -105,6 +106,28 @@ def test_a_run_that_ends_badly_fails_one_sweep_and_is_mended_by_the_parameters_i
     assert sent["state"]["name"] == "Submitted"
     assert mended["state"]["type"] == "COMPLETED"
     assert site.statuses("failing_answers") == ["succeeded"] * 3
+
+
+@pytest.mark.parametrize(("place", "what"), [("after", "end"), ("before", "note")], ids=["untold", "not noted"])
+def test_a_sweep_that_dies_around_a_bad_end_is_followed_by_one_that_fails(
+    site: Site, worker: None, place: str, what: str
+) -> None:
+    name = f"dies_{place}"
+    site.job(name)
+    site.api.emulator.add_fault(on="item", do="refuse", match=name, times=1)
+    site.prefect.python("-c", f"from flows.run_job import run_job; run_job('jobs/{name}.yaml')")
+    site.let_batches_end()
+
+    sweep = ("-m", "tests.dying", place, what, "flows.collect_results")
+    died = site.prefect.python(*sweep, PYTHONPATH=str(Path(__file__).parent.parent))
+    failed = site.prefect.run("collect-results")
+    after = site.prefect.run("collect-results")
+
+    assert died.returncode == dying.DEAD, died.stderr
+    assert ("in response to entering state 'Failed'" in died.stderr) == (what == "note")
+    assert failed["state"]["type"] == "FAILED"
+    assert f"1 of 3 rows failed; batch-pipeline errors {name}" in failed["state"]["message"]
+    assert after["state"]["name"] == "Nothing due"
 
 
 def test_wrong_parameters_and_jobs_fail_with_the_sentence_of_the_command_line(site: Site, worker: None) -> None:
