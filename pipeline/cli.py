@@ -121,11 +121,12 @@ def check(
     job: JobArgument,
     var: VarOption = None,
     database: DatabaseOption = None,
+    spool: SpoolOption = None,
     emulator: EmulatorOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Validate a job file and its source, and show the first request. Sends nothing."""
+    """Validate a job file, its source and its spool, and show the first request. Sends nothing."""
     import orjson
 
     from pipeline import budget, checks, report
@@ -140,8 +141,9 @@ def check(
     budget.require_bound(loaded, Settings.from_environment().monthly_budget)
     plan = Plan(loaded)
     Columns.of(loaded, plan.kinds())
+    warnings = _look_at_spool(loaded, path, database, spool, emulated=emulator)
     quote = plan.quote(Lookup(None, None))
-    warnings = _asked_of_models(loaded, quote, emulated=emulator)
+    warnings += _asked_of_models(loaded, quote, emulated=emulator)
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
         facts = {"first_params": first, "warnings": warnings, **report.quote_facts(quote)}
@@ -593,6 +595,29 @@ def _asked_of_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[s
         raise
     except InputError as exc:
         return [f"the models were not checked: {exc}"]
+
+
+def _look_at_spool(loaded: "Job", path: Path, database: str | None, spool: str | None, *, emulated: bool) -> list[str]:
+    """Warnings about what could not be looked at. Raises DatabaseError when a run could not use its spool."""
+    from pipeline import spools, store
+    from pipeline.database import Database, default_url
+
+    url = database or default_url(path.parent, emulated=emulated)
+    if not Database.exists(url):
+        spools.look_at(spools.address_of(Database.folder_of(url), spool, None))
+        return []
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(contextlib.closing(Database(url)))
+            with opened.read() as conn:
+                row = store.job_named(conn, loaded.name)
+        except PipelineError as exc:
+            return [f"the spool was not looked at: {exc}"]
+        if row is None:
+            spools.look_at(spools.address_of(opened.folder, spool, None))
+        else:
+            spools.check(opened, row, spool)
+    return []
 
 
 def _quoted(plan: "Plan", path: Path, database: str | None, *, emulated: bool) -> "tuple[Quote, Past | None]":

@@ -95,6 +95,17 @@ class Database:
             engine.dispose()
 
     @property
+    def folder(self) -> Path | None:
+        """The folder that a SQLite database is in; None on a server."""
+        return None if self.file is None else self.file.parent
+
+    @staticmethod
+    def folder_of(url: str) -> Path | None:
+        """The folder of the SQLite database at this URL, made or not; None on a server. Raises DatabaseError."""
+        parsed = _parsed(url)
+        return Path(parsed.database or "").absolute().parent if parsed.drivername in _SQLITE else None
+
+    @property
     def shown(self) -> str:
         """The URL without a password."""
         return _shown(self.url)

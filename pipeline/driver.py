@@ -233,13 +233,18 @@ class Driver:
     def planning_transaction(self, run_id: int | None = None) -> Iterator[Connection]:
         """A writing transaction of a planner. Raises LostRace when the lease is somebody else's by now.
 
-        run_id: the run that is planned, which must be open. Raises Stopped when it was ended meanwhile, or the database
-        was upgraded.
+        run_id: the run that is planned, which must be open. Raises Stopped when it was ended meanwhile, when another
+        driver has moved the job's spool (a batch is committed only where its body is), or the database was upgraded.
         """
         assert self._planning is not None
         with self.database.write() as conn:
             migrations.require_current(conn)
             self._planning.check(conn)
+            if store.spool_id_of(conn, self.job_id) not in (None, self.spool.id):
+                raise Stopped(
+                    f"another driver has moved the spool of job {self.job_name} meanwhile; the same command with the "
+                    "new --spool, or without one, continues there"
+                )
             if run_id is not None:
                 store.require_open(conn, run_id)
             yield conn

@@ -26,6 +26,7 @@ from pipeline.errors import PipelineError, SourceError
 from pipeline.files import TYPED, SourceFile
 from pipeline.identity import columns_of
 from pipeline.predicate import Predicate
+from pipeline.readahead import ReadAhead
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 2_000_000  # of a frame: what is in memory at once, when rows are long
@@ -245,8 +246,9 @@ def _arrow_frames(file: SourceFile, names: list[str]) -> Iterator[Frame]:
 
 def _csv_columns(file: SourceFile) -> list[str]:
     for block in (BLOCK_BYTES, LONGEST_ROW):
-        with contextlib.suppress(_RowTooLong), _translated(file), _csv_reader(file, [], block) as reader:
-            found = list(reader.schema.names)
+        with contextlib.suppress(_RowTooLong), _translated(file), ReadAhead(file) as ahead:
+            ahead.reader = _csv_reader(ahead, file, [], block)
+            found = list(ahead.reader.schema.names)
             if file.csv.header:
                 return found
             return [f"column_{i + 1}" for i in range(len(found))] if file.csv.columns is None else file.csv.columns
@@ -262,8 +264,9 @@ def _csv_frames(file: SourceFile, own: list[str], names: list[str]) -> Iterator[
     while True:
         skip = rows
         try:
-            with _translated(file), _csv_reader(file, read, block, own) as reader:
-                for batch in reader:
+            with _translated(file), ReadAhead(file) as ahead:
+                ahead.reader = _csv_reader(ahead, file, read, block, own)
+                for batch in ahead.batches():
                     frame = _polars(batch)
                     frame.columns = read
                     new = frame.slice(skip)
@@ -286,13 +289,12 @@ class _RowTooLong(Exception):
     """One row does not fit into a block of a CSV file."""
 
 
-def _csv_reader(file: SourceFile, names: list[str], block: int, own: list[str] | None = None) -> Any:
+def _csv_reader(ahead: ReadAhead, file: SourceFile, names: list[str], block: int, own: list[str] | None = None) -> Any:
     """names: of the columns to read; own: of all columns, which a file without a header does not say itself."""
-    stream = pa.input_stream(file.native(), compression=file.compression)
     unnamed = {} if file.csv.header else {"column_names": own} if own else {"autogenerate_column_names": True}
     nulls = file.csv.null_values
     return pa.csv.open_csv(
-        stream,
+        ahead.stream,
         read_options=pa.csv.ReadOptions(use_threads=False, block_size=block, encoding=file.encoding, **unnamed),
         parse_options=pa.csv.ParseOptions(
             delimiter=file.delimiter, newlines_in_values=True, quote_char=file.csv.quote or False

@@ -67,7 +67,7 @@ class ObjectSpool(Spool):
         identifier = cls.look_at(root)
         try:
             if expected is not None and identifier != expected:
-                raise another_one(root, job, expected, "name")
+                raise another_one(root, job, expected)
             if identifier is None:
                 with contextlib.suppress(objects.Exists):  # another driver has just made it
                     objects.put(marker, f"{secrets.token_hex(8)}\n".encode(), create=True)

@@ -174,6 +174,7 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "watching": lambda e: f"batch {e['batch']} waits: {e['problem']}",
     "dropped": lambda e: f"batch {e['batch']} dropped: {e['problem']}",
+    "spool_moved": lambda e: f"spool    of job {e['job']} is {e['spool']} from now on",
     "body_lost": lambda e: f"batch {e['batch']}: its body is gone or was altered; `run` plans its rows anew",
     "body_left": lambda e: f"batch {e['batch']}: its body is left until `run` plans again ({e['problem']})",
     "canceling": lambda e: f"batch {e['batch']} is being canceled at the API",

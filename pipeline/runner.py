@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from pipeline import attached, budget, checks, ends, gates, store
+from pipeline import attached, budget, checks, ends, gates, spools, store
 from pipeline.collect import JobOfRun, collect_due, delete_due
 from pipeline.database import Database
 from pipeline.driver import Driver, Tell
@@ -43,7 +43,7 @@ from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
 from pipeline.states import OUTCOMES, Gate, RowState, RunReason, RunState
 from pipeline.submit import due_soon, submit_due
-from pipeline.where import Driving, Where, open_spool
+from pipeline.where import Driving, Where
 
 logger = logging.getLogger("pipeline")
 
@@ -130,7 +130,7 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
                 wanted = options.retry.facts()
                 plan.run_id = store.run_to_join(conn, row.id, variables=job.vars, recipe=plan.recipe, retry=wanted)
         _tell_ends(where.tell, earlier, "before this command")
-        where.look_at_spool(None if row is None else row.spool)
+        where.look_at_spool(row)
         quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), unsent)
         if quote.to_send:
             for warning in checks.check_models(plan.asked, quote, driving.api, where.now()):
@@ -652,9 +652,11 @@ def _register(where: Where, job: Job, columns: Columns, file: Path | None) -> tu
     """Note the job and make its results table, in one transaction."""
     with where.database.read() as conn:
         before = store.job_named(conn, job.name)
-    root = where.spool_root(None if before is None else before.spool)
     # before the transaction, for it may be far away
-    spool = open_spool(root, job.name, expected=None if before is None else before.spool_id)
+    if before is None:
+        spool = spools.open_at(spools.address_of(where.database.folder, where.spool, None), job.name)
+    else:
+        spool = where.spool_of(before)
     with where.database.write() as conn:
         store.alone(conn)  # another driver may do the same just now
         row, sink = _known(conn, where.database, job, columns)
@@ -663,17 +665,18 @@ def _register(where: Where, job: Job, columns: Columns, file: Path | None) -> tu
                 conn, row.id, to_change=True
             )  # before the table: who writes answers takes them in this order
         sink.make(conn, None if row is None else Columns(**row.columns))
-        known = None if row is None else row.spool_id
-        if where.spool_root(None if row is None else row.spool) != root or known not in (None, spool.id):
+        if row is not None and row.spool_id not in (None, spool.id):
             raise DatabaseError(f"another driver has just chosen another spool for job {job.name}; run it again")
-        beside = where.spool is None and (row is None or row.spool is None)
+        stored_spool = None if row is None else row.spool
+        if where.spool is not None:
+            stored_spool = spools.address_of(where.database.folder, where.spool, None)
         store.put_job(
             conn,
             name=job.name,
             file=None if file is None else str(file.absolute()),
             results_table=job.sink.table,
             columns=stored(sink.columns),
-            spool=None if beside else root,
+            spool=stored_spool,
             spool_id=spool.id,
             now=where.now(),
         )

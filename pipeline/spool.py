@@ -112,16 +112,28 @@ class LocalSpool(Spool):
         folder, marker = root / job, root / MARKER
         try:
             if expected is not None and _marked(marker) != expected:
-                raise another_one(str(root), job, expected, "mount")
+                raise another_one(str(root), job, expected)
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
             identifier = _marked(marker) or _mark(marker)
             _sync_folder(root)
         except OSError as exc:
-            raise DatabaseError(
-                f"spool {folder} cannot be used: {exc.strerror}; give another folder by --spool"
-            ) from exc
+            raise unusable(folder, exc.strerror) from exc
         return cls(folder, identifier)
+
+    @staticmethod
+    def look_at(root: Path) -> str | None:
+        """The id of the spool in this folder; None when there is none yet. Raises DatabaseError if none can be."""
+        try:
+            identifier = _marked(root / MARKER)
+        except OSError as exc:
+            raise unusable(root, exc.strerror) from exc
+        there = next(folder for folder in (root, *root.parents) if folder.exists())
+        if not there.is_dir():
+            raise unusable(root, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise unusable(root, f"{there} is not writable")
+        return identifier
 
     def path(self, nonce: str) -> Path:
         """Where the body of this nonce is."""
@@ -178,12 +190,17 @@ class LocalSpool(Spool):
         return self.folder / f"{nonce}.{claim}.results"
 
 
-def another_one(root: str, job: str, expected: str, mount: str) -> DatabaseError:
-    """The error that this is not the spool which the job has used. mount: what to do with that one."""
+def unusable(folder: Path, why: str | None) -> DatabaseError:
+    """The error that no spool can be in this folder."""
+    return DatabaseError(f"spool {folder} cannot be used: {why}; give another folder by --spool")
+
+
+def another_one(address: str, job: str, expected: str) -> DatabaseError:
+    """The error that this is not the spool which the job has used."""
     return DatabaseError(
-        f"spool {root} is not the one that job {job} has used: {MARKER} in it does not say {expected}; "
-        f"{mount} that one here, or, if it is gone for good, write this into the file: what was not sent yet "
-        "is then planned anew"
+        f"spool {address} is not the one that job {job} has used: {MARKER} in it does not say {expected}; bring that "
+        "one back there, or give its new place by --spool, or, if it is gone for good, write this into the file: what "
+        "was not sent yet is then planned again"
     )
 
 

@@ -143,6 +143,25 @@ def put_job(
     return _number(created)
 
 
+def spool_id_of(conn: Connection, job_id: int, *, to_change: bool = False) -> str | None:
+    """The id of the job's spool, which stays so until this transaction has ended.
+
+    to_change: unless it changes it itself: it waits until nobody commits a batch any more.
+    """
+    if conn.dialect.name == "postgresql":  # on SQLite there is one writer at a time
+        lock = func.pg_advisory_xact_lock if to_change else func.pg_advisory_xact_lock_shared
+        conn.execute(select(lock(_SPOOL, job_id)))
+    return conn.scalar(select(jobs.c.spool_id).where(jobs.c.id == job_id))
+
+
+_SPOOL = 0x73706F6C  # any number that is ours
+
+
+def set_spool(conn: Connection, job_id: int, address: str, spool_id: str) -> None:
+    """The job's spool is at this address from now on."""
+    conn.execute(update(jobs).where(jobs.c.id == job_id).values(spool=address, spool_id=spool_id))
+
+
 def columns_of(conn: Connection, job_id: int, *, to_change: bool = False) -> dict[str, Any]:
     """The columns of the job's results table, which stay so until this transaction has ended.
 
@@ -1388,6 +1407,13 @@ def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | No
     final = batches.c.state.in_(CLOSED_BATCHES)
     query = select(batches.c.nonce).where(batches.c.job_id == job_id, final, ~needed.exists())
     return list(conn.scalars(query if batch_ids is None else query.where(batches.c.id.in_(batch_ids))))
+
+
+def needed_bodies(conn: Connection, job_id: int) -> list[int]:
+    """The numbers of the batches whose body may be read again: open ones, and those that a waiting row stands in."""
+    waiting = select(requests.c.id).where(requests.c.body_id == batches.c.id, requests.c.state == text("'pending'"))
+    needed = or_(batches.c.state.in_(OPEN_BATCHES), waiting.exists())
+    return list(conn.scalars(select(batches.c.id).where(batches.c.job_id == job_id, needed).order_by(batches.c.id)))
 
 
 def batch_rows(conn: Connection, batch: int, first: int, last: int) -> Sequence[Sequence[Any]]:

@@ -11,16 +11,15 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from pipeline import leases, objects, store
+from pipeline import leases, objects, spools, store
 from pipeline.api import Api, NotFound
 from pipeline.clients import Reach
 from pipeline.database import Database
 from pipeline.driver import Driver, Settings, Stop, Tell, nothing
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError
 from pipeline.listing import Listing
-from pipeline.object_spool import ObjectSpool
 from pipeline.sink import Sink
-from pipeline.spool import LocalSpool, Spool
+from pipeline.spool import Spool
 
 EMULATED_SECONDS = 1.0  # that a batch takes in an emulator started for one command
 EMULATED_GRACE = 2.0  # what it accepted shows in its listing at once, so there is no need to wait for it long
@@ -42,33 +41,22 @@ class Where:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     warned: set[str] = field(default_factory=set)  #: what has been told: once, however many clients it drives by
 
-    def spool_root(self, stored: str | None) -> str:
-        """The spool: the one given, else the one the job has used, else `spool` beside the database.
+    def look_at_spool(self, job: Row[Any] | None) -> None:
+        """Raises DatabaseError where there is no spool to be used, before anything is asked or made there.
 
-        Raises DatabaseError for another one than the job's, and where none is given and there is no such place.
+        job: as the database knows it, or None.
         """
-        given = None if self.spool is None else _root(self.spool)
-        if given is not None and stored is not None and given != stored:
-            raise DatabaseError(f"--spool {self.spool}: this job's spool is {stored}; leave the option out")
-        chosen = given or stored
-        if chosen:
-            return chosen
-        if self.database.file is None:
-            raise DatabaseError(
-                f"{self.database.shown} needs a spool, a folder that all its drivers can read, or a place on object "
-                "storage (s3://BUCKET/PREFIX): give one by --spool or BATCH_SPOOL"
-            )
-        return str((self.database.file.parent / "spool").absolute())
-
-    def look_at_spool(self, stored: str | None) -> None:
-        """Raises DatabaseError where there is no spool to be used, before anything is asked or made there."""
-        root = self.spool_root(stored)
-        if objects.is_url(root):
-            ObjectSpool.look_at(root)
+        if job is None:
+            spools.look_at(spools.address_of(self.database.folder, self.spool, None))
+        else:
+            spools.check(self.database, job, self.spool)
 
     def spool_of(self, job: Row[Any]) -> Spool:
-        """The spool of a job of the database. Raises DatabaseError when it is not the one that the job has used."""
-        return open_spool(self.spool_root(job.spool), job.name, expected=job.spool_id)
+        """The spool of a job of the database: the one given, if it can be that. Raises DatabaseError if it cannot."""
+        spool, moved = spools.open_for(self.database, job, self.spool)
+        if moved is not None:
+            self.tell("spool_moved", job=job.name, spool=moved)
+        return spool
 
     def client_of(self, job: Row[Any]) -> str:
         """The SDK's client that a job of the database speaks by."""
@@ -151,23 +139,6 @@ class Driving:
             local_now=where.now,
             tries_account=tries_account,
         )
-
-
-def open_spool(root: str, job: str, *, expected: str | None = None) -> Spool:
-    """The spool of a job below a folder or an address, as `Where.spool_root` gives it. Raises as they do."""
-    if objects.is_url(root):
-        return ObjectSpool.open(root, job, expected=expected)
-    return LocalSpool.open(Path(root), job, expected=expected)
-
-
-def _root(spool: str) -> str:
-    """A spool as it was given, in the form in which the database has it."""
-    if objects.is_url(spool):
-        return spool.rstrip("/")
-    if "://" in spool:
-        schemes = ", ".join(f"{scheme}://" for scheme in objects.SCHEMES)
-        raise DatabaseError(f"--spool {spool}: a spool is a folder, or an address that begins with {schemes}")
-    return str(Path(spool).absolute())
 
 
 @contextlib.contextmanager

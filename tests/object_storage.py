@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,8 @@ class S3:
     faults: for each of the next requests what to do with it, "ok" included; used up one by one: "503", "cut" (the
     connection breaks when half of the answer is out), "403" (as for wrong credentials), "slow" (no answer comes until
     the test has ended). broken: requests (method, path
-    and query) that are answered by 503 as long as it says so.
+    and query) that are answered by 503 as long as it says so. latency: seconds before a GET is answered, as a store has
+    that is far away.
     """
 
     address: str
@@ -35,6 +37,7 @@ class S3:
     sent: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
     broken: Callable[[str], bool] = lambda request: False
+    latency: float = 0.0
 
     @property
     def url(self) -> str:
@@ -78,6 +81,8 @@ class S3:
             fault = self.faults.pop(0) if self.faults else "ok"
             if self.broken(f"{self.requests[-1]}?{environ.get('QUERY_STRING', '')}"):
                 fault = "503"
+            if environ["REQUEST_METHOD"] == "GET":
+                time.sleep(self.latency)
             if fault in _REFUSALS:
                 status, code = _REFUSALS[fault]
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))

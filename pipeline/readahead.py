@@ -1,0 +1,118 @@
+"""How does a process end while pyarrow still reads a file ahead? Edge: threads.
+
+A thread of pyarrow's reads a CSV file up to 32 blocks ahead, and it continues after an error. It reads an object on
+object storage through Python code. When the interpreter ends meanwhile, that thread never gets the interpreter again:
+the process hangs for ever, or it aborts. So pyarrow reads an object through a gate. A gate that is shut gives no more
+bytes, and the process waits at its end until pyarrow has released the file.
+"""
+
+import atexit
+import io
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.files import SourceFile
+from pipeline.objects import Object
+
+COPIED_BYTES = 1_000_000  # at once into native memory, which a thread can free without the interpreter
+RELEASED_SECONDS = 1.0  # pyarrow releases a file within this time after its last read, unless something else holds it
+LOOK_SECONDS = 0.005  # between two looks at the end of the process
+
+
+class ReadAhead:
+    """A source file that a reader of pyarrow's may read ahead until the block ends.
+
+    stream: the file, decompressed. reader: the reader, which the caller opens on the stream. No local variable may hold
+    the stream or the reader: an error keeps the variables of all functions that it passed.
+    """
+
+    def __init__(self, file: SourceFile) -> None:
+        self._gate: _Gate | None = None
+        self.reader: Any = None
+        if isinstance(file.found, Object):
+            self._gate = _Gate(file.open())
+            self.stream = pa.BufferedInputStream(self._gate.lend(), COPIED_BYTES)
+        else:
+            self.stream = file.native()
+        self.stream = pa.input_stream(self.stream, compression=file.compression)
+        _OPEN.add(self)
+
+    def __enter__(self) -> "ReadAhead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def batches(self) -> Iterator[Any]:
+        """The record batches of the reader."""
+        while True:
+            try:
+                batch = self.reader.read_next_batch()
+            except StopIteration:
+                return
+            yield batch
+
+    def close(self) -> None:
+        """Give pyarrow no more bytes, and release the reader. Does not wait for pyarrow's thread."""
+        if self._gate is not None:
+            self._gate.shut = True
+        self.reader = self.stream = None
+
+
+class _Gate:
+    """A Python file that pyarrow's threads read. shut: it gives no more bytes; reading: a thread reads it now."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self.shut = self.reading = False
+        self._file = file
+
+    def lend(self) -> Any:
+        """Return the file in the form in which pyarrow takes it."""
+        handle = _Handle(self._read)
+        _LENT[handle] = self
+        return pa.PythonFile(handle, mode="r")
+
+    def _read(self, size: int) -> bytes:
+        if self.shut:
+            return b""
+        self.reading = True
+        try:
+            return self._file.read(size)
+        finally:
+            self.reading = False
+
+
+class _Handle:
+    """What pyarrow holds of the file, and nothing else holds: it is gone once no thread of pyarrow's can read."""
+
+    closed = False
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self.read = read  # an error in it keeps the gate, not this object
+
+    def close(self) -> None:
+        """Do nothing: pyarrow calls it when it releases the file."""
+
+
+_OPEN: "weakref.WeakSet[ReadAhead]" = weakref.WeakSet()
+_LENT: "weakref.WeakKeyDictionary[_Handle, _Gate]" = weakref.WeakKeyDictionary()
+
+
+def _end() -> None:
+    """Close what is still open, such as an iterator that was left in the middle, and wait until pyarrow released it."""
+    for each in list(_OPEN):
+        each.close()
+    deadline = time.monotonic() + RELEASED_SECONDS
+    while gates := list(_LENT.values()):
+        if any(gate.reading for gate in gates):  # each request has a timeout
+            deadline = time.monotonic() + RELEASED_SECONDS
+        elif time.monotonic() > deadline:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+atexit.register(_end)
