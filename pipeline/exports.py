@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row
 
-from pipeline import objects
+from pipeline import durable, objects
 from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import InputError, Stopped
@@ -88,19 +88,13 @@ def _into_file(place: str, sheet: _Sheet, *, overwrite: bool) -> None:
     with _whole(path) as part, open(part, "wb") as out:
         for _ in sheet.write(out):
             pass
-        synced(out)
+        durable.sync_file(out)
 
 
 def require_parent(path: Path) -> None:
     """Raises InputError where there is no folder for this file or folder."""
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
-
-
-def synced(out: Any) -> None:
-    """What was written to this file is on the disk."""
-    out.flush()
-    os.fsync(out.fileno())
 
 
 @contextlib.contextmanager
@@ -110,6 +104,7 @@ def _whole(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+        durable.sync_folder(path.parent)
     except OSError as exc:
         raise Stopped(f"{path}: {exc.strerror or exc}; nothing was written, safe to run again") from exc
     finally:

@@ -19,11 +19,11 @@ from typing import Any
 import pyarrow as pa
 from sqlalchemy import Column, Row
 
-from pipeline import objects
+from pipeline import durable, objects
 from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError, Stopped
-from pipeline.exports import Exported, Pipe, is_url, require_parent, synced
+from pipeline.exports import Exported, Pipe, is_url, require_parent
 from pipeline.files import NO_VALUE
 from pipeline.sink import Sink
 from pipeline.writers import FORMATS, Rows, batch
@@ -223,10 +223,13 @@ class _Folder:
                     with open(made / folder / self._name, "wb") as out:
                         for _ in write(out, folder):
                             pass
-                        synced(out)
+                        durable.sync_file(out)
                 made.mkdir(exist_ok=True)
                 (made / SUCCESS).touch()
+                for folder, _, _ in os.walk(made):
+                    durable.sync_folder(Path(folder))
                 self._swap(made)
+                durable.sync_folder(self._path.parent)
         finally:
             shutil.rmtree(made, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import packing
+from pipeline import durable, packing
 from pipeline.budget import Bound
 from pipeline.errors import DatabaseError, Stopped
 
@@ -113,10 +113,9 @@ class LocalSpool(Spool):
         try:
             if expected is not None and _marked(marker) != expected:
                 raise another_one(str(root), job, expected)
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
+            durable.make_folder(root, mode=durable.PRIVATE)
+            durable.make_folder(folder, mode=durable.PRIVATE)
             identifier = _marked(marker) or _mark(marker)
-            _sync_folder(root)
         except OSError as exc:
             raise unusable(folder, exc.strerror) from exc
         return cls(folder, identifier)
@@ -145,7 +144,7 @@ class LocalSpool(Spool):
     def complete(self, nonce: str, file: io.FileIO) -> None:
         os.fsync(file.fileno())
         self.begin(nonce).rename(self.path(nonce))
-        _sync_folder(self.folder)
+        durable.sync_folder(self.folder)
 
     def discard(self, nonce: str) -> None:
         self.begin(nonce).unlink(missing_ok=True)
@@ -350,16 +349,11 @@ def _marked(marker: Path) -> str | None:
 def _mark(marker: Path) -> str:
     """Write a new marker, or find that another driver has just done so."""
     part = marker.with_name(f"{MARKER}.{secrets.token_hex(4)}")
-    part.write_text(secrets.token_hex(8) + "\n")
+    with open(part, "w") as out:
+        out.write(secrets.token_hex(8) + "\n")
+        durable.sync_file(out)
     with contextlib.suppress(FileExistsError):
         os.link(part, marker)
     part.unlink()
+    durable.sync_folder(marker.parent)  # whoever lost the race, too: it must not go by a marker that may vanish
     return _marked(marker) or ""
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pytest
 from sqlalchemy import Row
 
-from pipeline import answers, objects, partitions, store
+from pipeline import answers, durable, objects, partitions, store
 from pipeline.answers import Wanted
 from pipeline.errors import InputError, Stopped
 from pipeline.partitions import export_partitioned, folder_name
@@ -195,7 +195,7 @@ def test_whatever_ends_it_the_folder_of_before_is_there_and_nothing_else(
     if moment == "reading":
         monkeypatch.setattr(partitions, "pages", broken_pages(Stopped("safe to run again")))
     if moment == "writing":
-        monkeypatch.setattr(partitions, "synced", nth_call(3, error))
+        monkeypatch.setattr(durable, "sync_file", nth_call(3, error))
     if moment == "swapping":
         rename = Path.rename
         monkeypatch.setattr(Path, "rename", lambda *args: nth_rename(rename, *args))
@@ -241,7 +241,7 @@ def nth_rename(rename: Any, path: Path, target: Path) -> Path:
 def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
     world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partitions, "synced", lambda out: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
     beside = sorted(os.listdir(world.folder))
 
     with pytest.raises(KeyboardInterrupt), terminated():
