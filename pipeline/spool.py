@@ -19,6 +19,7 @@ from pipeline.errors import DatabaseError, Stopped
 
 _CHUNK = 1 << 20  # bytes that are written at once
 FORGOTTEN_SECONDS = 86_400.0  # since a results file was written: nobody is at it any more
+UNKNOWN_AGE = timedelta(days=1)
 MARKER = ".batch-pipeline-spool"
 
 
@@ -166,7 +167,8 @@ class LocalSpool(Spool):
         for file in self.folder.glob("*.json"):
             with contextlib.suppress(FileNotFoundError):
                 stat = file.stat()
-                age = timedelta(seconds=time.time() - stat.st_mtime)  # our clock may be another than the API's
+                seconds = time.time() - stat.st_mtime  # our clock may be another than the API's
+                age = timedelta(seconds=seconds) if seconds >= 0 else UNKNOWN_AGE  # it was set back since
                 found[file.stem] = Stored(str(file), stat.st_size, now - age)
         return found
 

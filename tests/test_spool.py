@@ -3,7 +3,9 @@
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anthropic
@@ -325,3 +327,14 @@ def test_a_body_held_back_can_be_sent_later(
         post(reader)
 
     assert len(list(emulator.accepted())) == 2
+
+
+def test_a_body_written_before_the_clock_was_set_back_may_be_a_day_old(spool: LocalSpool) -> None:
+    now = datetime.now(UTC)
+    body = filled(spool, ["one"])
+    ahead = time.time() + 3600
+    os.utime(path_of(spool, body), (ahead, ahead))
+
+    [stored] = spool.bodies(now).values()
+
+    assert stored.written_at == now - timedelta(days=1)
