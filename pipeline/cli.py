@@ -293,7 +293,9 @@ def run(
         canary=not no_canary,
         confirm=_confirm(yes=yes, ask=not as_json),
     )
-    with _where(path.parent, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json) as where:
+    with _where(
+        path.parent, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json, job=job
+    ) as where:
         ended = _ended(where, loaded, job, run_job(loaded, where, options, file=path))
     _report_run(loaded, ended, as_json=as_json)
     raise typer.Exit(ended.finished.exit_code)
@@ -342,7 +344,14 @@ def retry(
     )
     folder, name = _job_and_folder(job)
     with _where(
-        folder, database, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json, must_exist=True
+        folder,
+        database,
+        spool,
+        emulated=emulator,
+        poll_seconds=poll_seconds,
+        as_json=as_json,
+        must_exist=True,
+        job=job,
     ) as where:
         row = naming.known_job(where.database, name)
         loaded, path = _load_as_last(where.database, row, job, var)
@@ -814,8 +823,12 @@ def _where(
     poll_seconds: float | None,
     as_json: bool,
     must_exist: bool = False,
+    job: str | None = None,
 ) -> "Iterator[Where]":
-    """Database, API (or emulator), settings and signal handlers for a command that drives a job."""
+    """Database, API (or emulator), settings and signal handlers for a command that drives a job.
+
+    job: what the command calls it.
+    """
     from pipeline import where
     from pipeline.driver import Stop
 
@@ -823,7 +836,7 @@ def _where(
     stop = Stop()
     with (
         contextlib.closing(opened),
-        Teller(as_json=as_json) as teller,
+        Teller(as_json=as_json, job=job) as teller,
         signals(stop),
         where.at(
             opened, spool=spool, emulated=emulated, poll_seconds=poll_seconds, tell=teller.tell, stop=stop
@@ -879,7 +892,7 @@ def _confirm_retry(
 class _Ended:
     """How a run ended. budget, month, money: see report.budget_facts, month_facts, money_facts.
 
-    lines: what else is said; then: the next command; database: as it is shown.
+    lines: what else is said; then: the next command; database: as it is shown; retry: whether it is a retry.
     """
 
     finished: "Finished"
@@ -889,6 +902,7 @@ class _Ended:
     money: dict[str, Any]
     then: list[str]
     database: str
+    retry: bool = False
 
 
 def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _Ended:
@@ -913,7 +927,8 @@ def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _En
         then = ["errors", job]
     else:
         then = _next_by_status(where.database, loaded.name, job)
-    return _Ended(finished, budget, month, lines, report.money_facts(*money), then, shown)
+    retry = ran.retry is not None
+    return _Ended(finished, budget, month, lines, report.money_facts(*money), then, shown, retry)
 
 
 def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
@@ -940,7 +955,7 @@ def _report_run(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
     say(f"run {finished.run_id:<4} {finished.state}{reason}: {counted}, {report.money(finished.cost_usd)}")
     for line in ended.lines:
         say(f"         {line}")
-    stopped = report.stopped_line(finished.reason, ended.budget, ended.month)
+    stopped = report.stopped_line(finished.reason, ended.budget, ended.month, retry=ended.retry)
     if stopped is not None:
         say(f"         {stopped}")
     if finished.state == "open":

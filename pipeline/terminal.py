@@ -134,6 +134,7 @@ class Teller:
     """Tells what a driver does: as JSON on stdout, as lines on stderr, and on a terminal with a live last line."""
 
     as_json: bool
+    job: str | None = None  #: what the command calls its job
     _status: Any = None
     _last: str = ""
 
@@ -154,6 +155,8 @@ class Teller:
 
         if _log_events is not None:
             _log_events(event, **facts)
+        if event == "waits_for_retry":
+            facts["command"] = command_line(*report.retry_words(facts, self.job or facts["job"]))
         if event == "quote":
             self._quote(facts["quote"])
         elif self.as_json:
