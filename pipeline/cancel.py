@@ -2,6 +2,7 @@
 
 The runs are ended first, in one transaction: from then on no driver plans or submits for them. Batches are marked as
 to be canceled next, so if we die on the line after, whoever polls them cancels them. What had succeeded is collected.
+Rows that wait for a retry stand with the outcome that they had, in the transaction that ends it.
 If we die before it is told that the runs are ended, the next `collect`, `run` or `cancel` tells it.
 """
 
@@ -45,6 +46,7 @@ def cancel(where: Where, job: Row[Any], *, abandon: bool = False) -> Canceled:
         open_runs = [run.id for run in store.open_runs(conn, job.id)]
         for run_id in open_runs:
             store.end_run(conn, run_id, RunState.INCOMPLETE, reason=RunReason.CANCELED, now=where.now())
+        store.cancel_stopped_retries(conn, job.id)
         store.ask_to_cancel(conn, job.id)
     with contextlib.ExitStack() as stack:
         try:

@@ -904,7 +904,7 @@ def _confirm_retry(
 class _Ended:
     """How a run ended. budget, month, money: see report.budget_facts, month_facts, money_facts.
 
-    lines: what else is said; then: the next command; database: as it is shown.
+    lines: what else is said; then: the next command; database: as it is shown; retry: whether it is a retry.
     """
 
     finished: "Finished"
@@ -914,6 +914,7 @@ class _Ended:
     money: dict[str, Any]
     then: list[str]
     database: str
+    retry: bool = False
 
 
 def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _Ended:
@@ -938,7 +939,8 @@ def _ended(where: "Where", loaded: "Job", job: str, finished: "Finished") -> _En
         then = ["errors", job]
     else:
         then = _next_by_status(where.database, loaded.name, job)
-    return _Ended(finished, budget, month, lines, report.money_facts(*money), then, shown)
+    retry = ran.retry is not None
+    return _Ended(finished, budget, month, lines, report.money_facts(*money), then, shown, retry)
 
 
 def _report_run(database: "Database", loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
@@ -974,7 +976,7 @@ def _say_ended(loaded: "Job", ended: _Ended, *, as_json: bool) -> None:
     say(f"run {finished.run_id:<4} {finished.state}{reason}: {counted}, {report.money(finished.cost_usd)}")
     for line in ended.lines:
         say(f"         {line}")
-    stopped = report.stopped_line(finished.reason, ended.budget, ended.month)
+    stopped = report.stopped_line(finished.reason, ended.budget, ended.month, retry=ended.retry)
     if stopped is not None:
         say(f"         {stopped}")
     if finished.state == "open":

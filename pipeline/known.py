@@ -48,6 +48,15 @@ class Lookup:
         with self._database.read() as conn:
             return stretches.stretch(conn, self._job_id, note.first, note.last, note.rows, recipe=recipe)
 
+    def retries_besides(self, variables: Mapping[str, Any], retry: Retry | None) -> frozenset[int]:
+        """The retries that are not finished, but for the one that the same command goes on with. None: a plain run."""
+        if self._database is None or self._job_id is None:
+            return frozenset()
+        with self._database.read() as conn:
+            found = store.unfinished_retries(conn, self._job_id)
+        ours = None if retry is None else (dict(variables), retry.facts())
+        return frozenset(run.id for run in found if (run.vars, run.retry) != ours)
+
     def __call__(self, keys: Sequence[str]) -> Mapping[str, Row[Any]]:
         """Known rows by key."""
         if self._database is None or self._job_id is None:

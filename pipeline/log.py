@@ -22,6 +22,7 @@ LEVELS: Mapping[str, int] = {
     **dict.fromkeys(
         ("counts_disagree", "overdue", "warning", "canary_failed", "file_not_removed", "body_left"), logging.WARNING
     ),
+    "waits_for_retry": logging.WARNING,
     **dict.fromkeys(("lost", "twin", "incomplete", "run_ended"), logging.ERROR),
     **dict.fromkeys(("waiting", "watching", "planned_elsewhere"), logging.DEBUG),
 }
@@ -35,6 +36,9 @@ def tell(event: str, **facts: Any) -> None:
     if event == "quote":
         facts = report.quote_facts(facts["quote"])
         line = f"quote: {facts['to_send']} requests to send"
+    elif event == "waits_for_retry":  # which a person may have asked for by keys of rows
+        facts = {name: facts[name] for name in ("job", "run", "rows")}
+        line = report.event_line(event, facts)
     else:
         line = report.event_line(event, facts)
     logger.log(level, "%s", line, extra={"pipeline_event": event, "pipeline_facts": facts})

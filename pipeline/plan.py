@@ -95,6 +95,7 @@ class Plan:
         self.run_id: int | None = None  #: the run that plans; in the quote, the open one that the same command joins
         self.awaited: set[int] = set()  # batches of other runs that rows of this source are in
         self.plan_again_after: set[int] = set()  # and those whose rows have changed, or had another recipe
+        self._retries: frozenset[int] = frozenset()  # that are not finished and not this one: their rows are theirs
         self._largest = packing.largest_params(job.limits.max_batch_bytes)
 
     def kinds(self) -> dict[str, str]:
@@ -109,6 +110,7 @@ class Plan:
         unsent: the job's batches that are planned and not sent. reads_all: also inputs that are as they were planned.
         """
         quote = Quote.of(self.asked, self._listed)
+        self._retries = known_rows.retries_besides(self.job.vars, self.retry)
         with Distinct() as seen:
             unread = None if reads_all else self._unchanged.unread(quote, known_rows, seen)
             for chunk in self.rows.chunks(self.columns, limit=self._limit, inputs=unread):
@@ -124,6 +126,9 @@ class Plan:
                     for kind, _, row in judged.rows
                     if row is not None and kind is Verdict.WAITING and row.batch_id
                 }
+                if self._retries:
+                    waiting = [row for kind, _, row in judged.rows if kind is Verdict.FOR_RETRY]
+                    quote.for_retries.update(row.run_id for row in waiting if row is not None)
                 looked_at = zip(judged.looked_at, judged.rows, strict=True)
                 self._sample(quote, chunk, [i for i, (kind, *_) in looked_at if kind in SENT])
             self._refuse_duplicates(seen.twice())
@@ -176,11 +181,13 @@ class Plan:
         found = [known.get(key) for key in asked]
         wanted = known_rows.wanted(self.retry, known) if self.retry is not None else set()
         judged: list[tuple[Verdict, bytes, Row[Any] | None]] = []
+        retries = self._retries
         for i, key, row in zip(looked_at, asked, found, strict=True):
             if self.retry is not None:
-                kind = retry_verdict(row, wanted=key in wanted, run_id=self.run_id, unsent=unsent)
+                kind = retry_verdict(row, wanted=key in wanted, run_id=self.run_id, unsent=unsent, retries=retries)
             else:
-                kind = verdict(row, hashes[i], self.recipe, self.job, refresh=self.refresh, unsent=unsent)
+                facts = (row, hashes[i], self.recipe, self.job)
+                kind = verdict(*facts, refresh=self.refresh, unsent=unsent, retries=retries)
             judged.append((kind, hashes[i], row))
         return Judged(looked_at, judged, settled, hashes, keeps, numbers)
 
@@ -296,6 +303,7 @@ class Plan:
         `plan_again_after`, see `begin_anew`.
         """
         self.run_id = run_id
+        self._retries = known_rows.retries_besides(self.job.vars, self.retry)
         packer = Packer(driver, self.job, run_id, self.recipe, first=first)
         self.builder.uploaded = Uploads(driver)
         left = self._unchanged.left(driver, run_id, inputs)
@@ -387,6 +395,7 @@ class Plan:
             store.replan_rows(conn, moves.again)
             store.mark_changed(conn, moves.changed)
             store.keep_rows(conn, moves.kept)
+            store.forget_bodies_of(conn, moves.outdated)
             table = driver.sink_now(conn)
             table.update_keep(conn, moves.kept_anew)
             table.write(conn, [self._invalid(driver, table, run_id, *fields) for fields in moves.invalid])
@@ -408,8 +417,8 @@ class Plan:
     ) -> None:
         """Note a row that is to be sent, or that cannot be. again: with what it is asked another time."""
         same = known is not None and known.outcome_hash == row_hash and known.outcome_recipe == self.recipe
-        # they start anew when the row or the recipe has changed, or a person wants it
-        attempts = known.attempts if known is not None and same and self.retry is None else 0
+        # they start at 0 when the row or the recipe has changed; when a person wants it, in the batch: store.add_batch
+        attempts = known.attempts if known is not None and (same or self.retry is not None) else 0
         try:
             built = self._built(row, moves.chunk.folder)
             params = built.params
@@ -426,6 +435,7 @@ class Plan:
             fields = (key, run_id, "pending", row_hash, self.recipe, keep, hashed, attempts, *before)
             packed: tuple[bytes, bytes, Bound | None] | None = (hashed, params, self._bound(built))
         except (templates.RowProblem, templates.TemplateProblem) as exc:
+            attempts = 0 if self.retry is not None else attempts  # an outcome of the retry, and it sent nothing
             moves.invalid.append((key, keep, str(exc), attempts))
             outcome = ("invalid", row_hash, self.recipe)
             fields = (key, run_id, "invalid", row_hash, self.recipe, keep, None, attempts, *outcome)
@@ -510,32 +520,41 @@ class _Moves:
     kept: list[tuple[int, str | None, str | None]] = field(default_factory=list)  #: see store.keep_rows
     kept_anew: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see store.mark_changed
+    outdated: list[int] = field(default_factory=list)  #: rows of a retry whose request is of another content
 
     def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: Row[Any]) -> None:
         """Note a row that is not sent now."""
-        flying = kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT)
+        on_its_way = kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT, Verdict.FOR_RETRY)
         wanted = row_hash if kind is Verdict.CHANGED_IN_FLIGHT else None
-        if flying and known.changed_hash != wanted:
+        if on_its_way and known.changed_hash != wanted:
             self.changed.append((known.id, wanted))
+        if kind is Verdict.FOR_RETRY and known.row_hash != row_hash:  # the row has changed, and has changed back
+            self.outdated.append(known.id)
         # a row that had changed and has changed back: the answer it has is right again
-        settled_again = not flying and (known.state == RowState.PENDING or known.changed_hash is not None)
+        settled_again = not on_its_way and (known.state == RowState.PENDING or known.changed_hash is not None)
         if known.keep != keep or settled_again:
             self.kept.append((known.id, keep, known.outcome if settled_again else None))
         if known.keep != keep:  # also of a row in flight, whose answer may just be coming
             self.kept_anew.append((key, keep))
 
 
-def drop_stale(driver: Driver, run_id: int, job: Job, recipe: str, stale: Container[int]) -> None:
+def drop_stale(
+    driver: Driver, run_id: int, job: Job, recipe: str, stale: Container[int], retry: Retry | None = None
+) -> None:
     """Drop the batches not sent yet that must not be sent as they are; call it before anything else is planned.
 
-    Those are batches with a row that has changed since (stale), batches of an older recipe of the same vars, whose
-    waiting rows this run takes over, and batches whose body is damaged. One that another driver is just sending stays.
+    Those are batches with a row that has changed since (stale), batches of an older recipe that the same command (with
+    these vars, and this retry) has planned, whose waiting rows this run takes over, and batches whose body is damaged.
+    One that another driver is just sending stays.
     """
+    facts = None if retry is None else retry.facts()
     with driver.reading() as conn:
         planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
     damaged = driver.spool.damaged(Known(batch.nonce, batch.digest, batch.size_bytes) for batch in planned)
     with driver.planning_transaction() as conn:
-        older = [r for r in store.open_runs(conn, driver.job_id) if r.id != run_id and r.vars == job.vars]
+        unfinished = store.open_runs(conn, driver.job_id) + store.unfinished_retries(conn, driver.job_id)
+        same_command = {r.id: r for r in unfinished if r.id != run_id and (r.vars, r.retry) == (job.vars, facts)}
+        older = list(same_command.values())
         superseded = [run.id for run in older if run.recipe != recipe]
         for run in older:
             if run.planned_at is None:
@@ -571,12 +590,17 @@ def _drop(driver: Driver, batch: Batch, why: Reason, *, body: bool = True) -> No
         driver.tell("dropped", batch=batch.id, problem=in_words(why))
 
 
-def finish_planning(driver: Driver, run_id: int, variables: dict[str, Any], *, whole: bool, now: datetime) -> int:
+def finish_planning(
+    driver: Driver, run_id: int, variables: dict[str, Any], *, whole: bool, retry: bool = False, now: datetime
+) -> int:
     """The planning has come to its end: note it, and remove rows that vanished from the source; how many.
 
-    whole: whether it has looked at all of the source.
+    whole: whether it has looked at all of the source. retry: whether it was of a retry, over all of the source: its
+    rows that vanished stand with their outcomes.
     """
     with driver.planning_transaction(run_id) as conn:
+        if retry:
+            store.stand_vanished(conn, run_id)
         vanished = store.remove_vanished(conn, run_id, variables) if whole else 0
         store.forget_changed(conn, run_id)
         store.mark_planned(conn, run_id, vanished=vanished, now=now)

@@ -78,6 +78,7 @@ class Quote:
     unbounded: str | None = None  #: a tool that the API runs, whose cost nobody can say before
     rows: Counter[Verdict] = field(default_factory=Counter)
     stale_batches: set[int] = field(default_factory=set)  #: planned, not sent, with a row that has changed since
+    for_retries: Counter[int] = field(default_factory=Counter)  #: rows that are left to retries, by the retry's run
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(SAMPLED))
     first_params: bytes | None = None
     _slots: dict[int, Sample | str] = field(default_factory=dict)  # a text: why the row cannot be sent

@@ -275,12 +275,20 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
 
 
 def drop_of_ended_runs(driver: Driver) -> None:
-    """Drop the batches that came back from being sent when their run had been ended. Under the lease on planning."""
+    """Drop the batches that came back from being sent when their run had been ended. Under the lease on planning.
+
+    And let rows stand that came to wait for a retry just when it was ended.
+    """
     with driver.reading() as conn:
         planned = store.batches_in(conn, driver.job_id, BatchState.PLANNED)
         ended = {batch.run_id for batch in planned} - {run.id for run in store.open_runs(conn, driver.job_id)}
+        waited_for = store.waiting_for_nothing(conn, driver.job_id)
     if ended:
         drop_planned(driver, None, ended)
+    if waited_for:
+        with driver.planning_transaction() as conn:
+            for run_id in waited_for:
+                store.stand_if_retry_is_over(conn, run_id)
 
 
 def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None = None) -> None:

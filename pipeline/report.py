@@ -52,6 +52,7 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         (rows[Verdict.WAITING] + rows[Verdict.PLANNED], "planned before and not sent yet"),
         (rows[Verdict.IN_FLIGHT] + rows[Verdict.CHANGED_IN_FLIGHT], "in flight"),
         (rows[Verdict.KEPT] + rows[Verdict.KEPT_OLDER], "kept"),
+        (rows[Verdict.FOR_RETRY], "left to a retry that is not finished"),
         (rows[Verdict.OTHER], "not asked for"),
     ]
     said = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
@@ -157,6 +158,7 @@ def estimate_lines(quote: Quote, said: Estimate) -> Iterator[str]:
 _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "emulator": lambda e: f"emulator {e['url']}",
     "warning": lambda e: f"warning  {e['warning']}",
+    "waits_for_retry": lambda e: _waits_for_retry(e),
     "planned": lambda e: f"batch {e['batch']} planned: {count(e['requests'], 'request')}, {_bytes(e['bytes'])}",
     "submitting": lambda e: f"batch {e['batch']} submitting",
     "submitted": lambda e: f"batch {e['batch']} submitted as {e['api_id']}",
@@ -225,6 +227,19 @@ def _waited_for(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _waits_for_retry(facts: Mapping[str, Any]) -> str:
+    """command: that goes on with it, where keys of rows may be said; else the line names none, for it may be logged."""
+    rows = count(facts["rows"], "row")
+    waiting = f"{rows} {'waits' if facts['rows'] == 1 else 'wait'} for a retry that is not finished"
+    way_on = f"run {facts['run']}, `batch-pipeline status {facts['job']}` says how it goes on"
+    return f"retry    {waiting}: {facts.get('command', way_on)}"
+
+
+def retry_words(run: Mapping[str, Any], job: str) -> list[str]:
+    """The command that goes on with a retry: a person has said yes to it before."""
+    return [*same_command(run, job), "--yes"]
+
+
 def _gate_opened(facts: Mapping[str, Any]) -> str:
     if facts["gate"] == Gate.PRIMER:
         return "primer is back: the prefix is in the prompt cache, the rest goes"
@@ -288,6 +303,9 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
         "batches": {row[0]: row[1] for row in conn.execute(by_state)},
         "cost_usd": float(cost or 0.0),
         "open_runs": [_run_facts(conn, run) for run in store.open_runs(conn, job.id)],
+        "stopped_retries": [
+            _run_facts(conn, run) for run in store.unfinished_retries(conn, job.id) if run.state != RunState.OPEN
+        ],
         "last_run": None if last is None else _run_facts(conn, last),
         "swept_seconds_ago": None if job.swept_at is None else max(0, round((now - job.swept_at).total_seconds())),
         "results_vanish_at": None if oldest is None else (oldest + store.RESULTS_KEPT).isoformat(),
@@ -306,7 +324,7 @@ def _run_facts(conn: Connection, run: Row[Any]) -> dict[str, Any]:
         "vars": run.vars,
         "retry": run.retry,
         "rows": counts,
-        "planned": run.planned_at is not None,
+        "planned": run.planned_at is not None and not store.rows_for_planning(conn, run.id),
         "cost_usd": store.run_cost(conn, run.id),
         "budget": budget_facts(conn, run),
         "estimate": run.estimate,
@@ -457,7 +475,8 @@ def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
     failed = any(rows.get(state) for state in FAILURES)
     stopped = last is not None and last["reason"] in (RunReason.FAILURES, RunReason.CANARY)
     if rows.get(RowState.PENDING) and not (failed and stopped):
-        return same_command(last, job)
+        waited_for = [run for run in (last, *facts["stopped_retries"]) if run["rows"].get(RowState.PENDING)]
+        return same_command(waited_for[0] if waited_for else last, job)
     return ["errors" if failed else "export", job]
 
 
@@ -600,9 +619,13 @@ def after_end(end: Mapping[str, Any], job: str) -> list[str]:
 
 
 def stopped_line(
-    reason: str | None, budget: Mapping[str, float | None] | None, month: Mapping[str, Any] | None = None
+    reason: str | None,
+    budget: Mapping[str, float | None] | None,
+    month: Mapping[str, Any] | None = None,
+    *,
+    retry: bool = False,
 ) -> str | None:
-    """Why a run stopped before its end, and the way on; None for one that did not."""
+    """Why a run stopped before its end, and the way on; None for one that did not. retry: whether it is a retry."""
     match reason:
         case RunReason.BUDGET:
             lines = [] if budget is None else [budget_line(budget)]
@@ -618,6 +641,11 @@ def stopped_line(
             return (
                 "so many of its rows failed that nothing more is sent: `errors` says why; put that right, or allow "
                 "more by limits.max_failed, and run again"
+            )
+        case RunReason.CANCELED if retry:
+            return (
+                "it was canceled: what had succeeded is collected, what was not sent keeps the outcome that it had, "
+                "and `retry --status canceled` sends what was canceled"
             )
         case RunReason.CANCELED:
             return (

@@ -101,7 +101,8 @@ def left_out(conn: Connection, job_id: int, sink: Sink, retry: Retry, quote: Quo
 
     quote: of this retry, so of the rows that stand in the source.
     """
-    in_source = sum(quote.rows[kind] for kind in (Verdict.AGAIN, Verdict.PLANNED, Verdict.IN_FLIGHT, Verdict.KEPT))
+    there = (Verdict.AGAIN, Verdict.PLANNED, Verdict.IN_FLIGHT, Verdict.KEPT, Verdict.FOR_RETRY)
+    in_source = sum(quote.rows[kind] for kind in there)
     said: list[str] = []
     if retry.keys:
         wanted, said = _of_keys(conn, job_id, sink, retry)

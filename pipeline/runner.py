@@ -136,6 +136,7 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
             for warning in checks.check_models(plan.asked, quote, driving.api, where.now()):
                 where.tell("warning", warning=warning)
         where.tell("quote", quote=quote)
+        _tell_of_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
         row, sink = _register(where, job, columns, file)
@@ -292,6 +293,7 @@ class _Run:
         self._share = options.share
         self._prefix = checks.shared_tokens(job, quote, driver.api)
         self._plans_all = options.limit is None and options.retry is None
+        self._retries_all = options.limit is None and options.retry is not None
         self._beyond_limit = 0  # rows of the run that the last planning did not come to
         self._failing_since: datetime | None = None
         self._retry_seconds = RETRY_SECONDS
@@ -361,8 +363,7 @@ class _Run:
             with driver.planning_transaction() as conn:
                 store.bound_tokens(conn, self._run_id, bound)
         drop_of_ended_runs(driver)
-        if self._options.retry is None:
-            drop_stale(driver, self._run_id, job, self._plan.recipe, stale)
+        drop_stale(driver, self._run_id, job, self._plan.recipe, stale, self._options.retry)
         if self._plans_all:
             with driver.planning_transaction() as conn:
                 store.forget_waiting_bodies(conn, self._run_id, dict(job.vars))
@@ -409,7 +410,14 @@ class _Run:
                     raise Stopped(
                         f"{exc} (rows before that are planned, and are sent and collected by the next driver)"
                     ) from exc
-            finish_planning(driver, self._run_id, dict(self._job.vars), whole=self._plans_all, now=driver.now())
+            finish_planning(
+                driver,
+                self._run_id,
+                dict(self._job.vars),
+                whole=self._plans_all,
+                retry=self._retries_all,
+                now=driver.now(),
+            )
             for _ in send_again(driver, self._job, self._run_id, self._plan.recipe):
                 submitter.wake()
         if not self._plans_all:
@@ -598,6 +606,17 @@ def progress(driver: Driver, run_id: int) -> dict[str, Any]:
     """What moves: batches by state."""
     with driver.reading() as conn:
         return {"batches": store.batches_by_state(conn, run_id)}
+
+
+def _tell_of_retries(where: Where, job: Job, quote: Quote) -> None:
+    """Tell of each retry that is not finished how many rows are left to it, and what it is."""
+    if not quote.for_retries:
+        return
+    with where.database.read() as conn:
+        retries = [store.run(conn, run_id) for run_id in sorted(quote.for_retries)]
+    for run in retries:
+        facts = {"run": run.id, "rows": quote.for_retries[run.id], "vars": run.vars, "retry": run.retry}
+        where.tell("waits_for_retry", job=job.name, **facts)
 
 
 def _known(conn: Connection, database: Database, job: Job, columns: Columns) -> tuple[Row[Any] | None, Sink]:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     text,
@@ -211,6 +212,20 @@ def open_runs(conn: Connection, job_id: int | None = None) -> list[Row[Any]]:
     return list(conn.execute(query if job_id is None else query.where(runs.c.job_id == job_id)))
 
 
+#: Runs that the same command goes on with: open ones, and those that stopped for their budget.
+UNFINISHED: ColumnElement[bool] = or_(
+    runs.c.state == RunState.OPEN, runs.c.reason.is_not_distinct_from(RunReason.BUDGET)
+)
+
+_IS_RETRY: ColumnElement[bool] = runs.c.retry.is_not(null())
+
+
+def unfinished_retries(conn: Connection, job_id: int) -> list[Row[Any]]:
+    """The retries of a job that the same command goes on with, oldest first. Their waiting rows are left to them."""
+    query = select(runs).where(runs.c.job_id == job_id, _IS_RETRY, UNFINISHED).order_by(runs.c.id)
+    return list(conn.execute(query))
+
+
 def last_run(conn: Connection, job_id: int) -> Row[Any] | None:
     """The job's newest run, or None."""
     return conn.execute(select(runs).where(runs.c.job_id == job_id).order_by(runs.c.id.desc()).limit(1)).one_or_none()
@@ -234,8 +249,7 @@ def join_run(
     joined_run = run_to_join(conn, job_id, variables=variables, recipe=recipe, retry=retry)
     open_again = {"state": RunState.OPEN, "reason": None, "ended_at": None, "counts": None, "planned_at": None}
     if joined_run is not None:
-        joinable = or_(runs.c.state == RunState.OPEN, runs.c.reason == RunReason.BUDGET)
-        joined = update(runs).where(runs.c.id == joined_run, joinable).values(job=job, **open_again)
+        joined = update(runs).where(runs.c.id == joined_run, UNFINISHED).values(job=job, **open_again)
         if conn.execute(joined).rowcount:
             return joined_run
     values = {"job_id": job_id, "vars": variables, "job": job, "recipe": recipe, "state": RunState.OPEN}
@@ -272,7 +286,10 @@ def bound_tokens(conn: Connection, run_id: int, tokens_per_byte: float | None) -
 
 
 def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason | None, now: datetime) -> bool:
-    """open -> finished, with the counts of that moment, or incomplete; False when it was not open."""
+    """open -> finished, with the counts of that moment, or incomplete; False when it was not open.
+
+    The rows that waited for a retry stand with their outcomes, unless the same command goes on with it.
+    """
     # announced_at: nobody was told of this end yet, whatever was told of an earlier one before the run went on
     values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": now, "announced_at": None}
     if state is RunState.FINISHED:  # of one that stopped before, rows may still come back from the API
@@ -280,8 +297,17 @@ def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason
     here = (runs.c.id == run_id, runs.c.state == RunState.OPEN)
     ended = bool(conn.execute(update(runs).where(*here).values(**values)).rowcount)
     if ended:
+        stand_if_retry_is_over(conn, run_id)
         _add_up(conn, run_id)
     return ended
+
+
+def cancel_stopped_retries(conn: Connection, job_id: int) -> None:
+    """Retries of the job that stopped for their budget do not go on: their waiting rows stand with their outcomes."""
+    stopped = [run.id for run in unfinished_retries(conn, job_id) if run.state != RunState.OPEN]
+    conn.execute(update(runs).where(runs.c.id.in_(stopped)).values(reason=RunReason.CANCELED))
+    for run_id in stopped:
+        stand_if_retry_is_over(conn, run_id)
 
 
 def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
@@ -874,7 +900,7 @@ def _move(conn: Connection, batch: Batch, to: BatchState, **values: Any) -> None
 
 
 # Rows planned one after the other have consecutive numbers and positions: one statement claims them all.
-_CLAIM = Bulk(
+_CLAIMED = (
     update(requests)
     .where(
         requests.c.id.between(bindparam("first"), bindparam("last")),
@@ -887,9 +913,14 @@ _CLAIM = Bulk(
         n=requests.c.id - bindparam("offset"),
         body_id=bindparam("body"),
         body_n=requests.c.id - bindparam("offset_"),
-    ),
-    ("first", "last", "offset", "offset_", "run", "batch", "body"),
+    )
 )
+# The attempts of a retry start at 0 with the batch that it planned from the source, and not before: what was planned
+# and is in no batch may still be left with its outcome. A row that has a body has been in such a batch.
+_STARTED_BY_RETRY = case((requests.c.body_id.is_(None), -func.abs(requests.c.attempts)), else_=requests.c.attempts)
+_CLAIM_PARAMETERS = ("first", "last", "offset", "offset_", "run", "batch", "body")
+_CLAIM = Bulk(_CLAIMED, _CLAIM_PARAMETERS)
+_CLAIM_FOR_RETRY = Bulk(_CLAIMED.values(attempts=_STARTED_BY_RETRY), _CLAIM_PARAMETERS)
 
 
 def _consecutive(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
@@ -916,7 +947,8 @@ def add_batch(
 ) -> int:
     """A new planned batch, and its rows pending -> in_flight. Raises LostRace when one of them is not free.
 
-    gate: of its run, that it opens; None for an ordinary batch.
+    The attempts of rows that a retry has planned start at 0. gate: of its run, that it opens; None for an ordinary
+    batch.
     """
     created = conn.execute(
         insert(batches).values(
@@ -942,14 +974,18 @@ def add_batch(
     batch = _number(created)
     stretches = _consecutive(contents.rows)
     claims = [(first, last, offset, offset, run_id, batch, batch) for first, last, offset in stretches]
-    if _CLAIM.execute(conn, claims) != len(contents.rows):
+    claim = _CLAIM_FOR_RETRY if conn.scalar(select(_IS_RETRY).where(runs.c.id == run_id)) else _CLAIM
+    if claim.execute(conn, claims) != len(contents.rows):
         raise LostRace("another driver planned some of these rows; the same command again goes on")
     _moved(conn, run_id, RowState.PENDING, RowState.IN_FLIGHT, len(contents.rows))
     return batch
 
 
 def drop(conn: Connection, batch: Batch, reason: Reason, detail: str | None = None) -> None:
-    """planned -> dropped: it is not going to be sent; its rows are pending again. Under the lease on planning."""
+    """planned -> dropped: it is not going to be sent; its rows are pending again. Under the lease on planning.
+
+    Rows of a retry that is over stand with their outcomes instead.
+    """
     _move(conn, batch, BatchState.DROPPED, reason=reason, problem=detail)
     back = (
         update(requests)
@@ -957,6 +993,7 @@ def drop(conn: Connection, batch: Batch, reason: Reason, detail: str | None = No
         .values(state=RowState.PENDING, batch_id=None, n=None)
     )
     _moved(conn, batch.run_id, RowState.IN_FLIGHT, RowState.PENDING, conn.execute(back).rowcount)
+    stand_if_retry_is_over(conn, batch.run_id)
 
 
 def begin_sending(
@@ -1208,7 +1245,6 @@ _KNOWN = [
         "recipe",
         "keep",
         "batch_id",
-        "attempts",
         "outcome",
         "outcome_hash",
         "outcome_recipe",
@@ -1232,8 +1268,10 @@ def any_waiting(conn: Connection, job_id: int) -> bool:
 
 
 def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, Row[Any]]:
-    """What is known of these keys; at most a chunk of them."""
-    query = select(*_KNOWN).where(requests.c.job_id == job_id, requests.c.key.in_(keys))
+    """What is known of these keys; at most a chunk of them. attempts: of the last outcome, where there is one."""
+    query = select(*_KNOWN, func.abs(requests.c.attempts).label("attempts")).where(
+        requests.c.job_id == job_id, requests.c.key.in_(keys)
+    )
     return {row.key: row for row in conn.execute(query)}
 
 
@@ -1291,9 +1329,17 @@ def keep_rows(conn: Connection, rows: Sequence[tuple[int, str | None, str | None
     if stay:
         conn.execute(statement, stay)
     if back:
-        answered = {"row_hash": requests.c.outcome_hash, "recipe": requests.c.outcome_recipe, "changed_hash": None}
+        answered = {**_AS_ANSWERED, "changed_hash": None}
         with _tallied_moves(conn, [row for row, _, outcome in rows if outcome is not None]):
             conn.execute(statement.values(state=bindparam("outcome_"), **answered), back)
+
+
+#: Of a row that goes back to its outcome, what else goes back to what it was then.
+_AS_ANSWERED = {
+    "row_hash": requests.c.outcome_hash,
+    "recipe": requests.c.outcome_recipe,
+    "attempts": func.abs(requests.c.attempts),
+}
 
 
 def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> None:
@@ -1318,12 +1364,54 @@ def forget_waiting_bodies(conn: Connection, run_id: int, variables: dict[str, An
     conn.execute(update(requests).where(*waiting, requests.c.body_id.is_not(None)).values(body_id=None, body_n=None))
 
 
+def forget_bodies_of(conn: Connection, numbers: Sequence[int]) -> None:
+    """These rows, where they wait, are rendered again by the run that they wait for: their requests are outdated."""
+    if numbers:
+        waiting = (requests.c.id.in_(numbers), requests.c.state == RowState.PENDING)
+        conn.execute(update(requests).where(*waiting).values(body_id=None, body_n=None))
+
+
+def stand(conn: Connection, run_id: int, *which: ColumnElement[bool]) -> None:
+    """pending -> the outcome that they had, for the rows of a run that have one. which: of these only."""
+    waits = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), *which)
+    if conn.scalar(select(requests.c.id).where(*waits).limit(1)) is None:
+        return
+    back = {**_AS_ANSWERED, "body_id": None, "body_n": None, "changed_hash": None}
+    for outcome in OUTCOMES:
+        these = update(requests).where(*waits, requests.c.outcome == outcome).values(state=outcome, **back)
+        _moved(conn, run_id, RowState.PENDING, outcome, conn.execute(these).rowcount)
+
+
+def stand_vanished(conn: Connection, run_id: int) -> None:
+    """Rows that a retry waits to send and its planning did not find in the source stand with their outcomes.
+
+    Call when the planning has come to the end of the source; see `remove_vanished`.
+    """
+    stand(conn, run_id, requests.c.body_id.is_(None))
+
+
+def stand_if_retry_is_over(conn: Connection, run_id: int) -> None:
+    """The waiting rows of a retry that no command goes on with stand with their outcomes.
+
+    On PostgreSQL another transaction may end the retry just now, and not see rows that begin to wait here: the next
+    planning looks for such ones.
+    """
+    if conn.scalar(select(runs.c.id).where(runs.c.id == run_id, _IS_RETRY, ~UNFINISHED)) is not None:
+        stand(conn, run_id)
+
+
+def waiting_for_nothing(conn: Connection, job_id: int) -> list[int]:
+    """Retries of the job that no command goes on with, and for which rows wait all the same."""
+    waits = select(requests.c.id).where(requests.c.run_id == runs.c.id, requests.c.state == text("'pending'"))
+    return list(conn.scalars(select(runs.c.id).where(runs.c.job_id == job_id, _IS_RETRY, ~UNFINISHED, waits.exists())))
+
+
 def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) -> int:
     """Remove rows that no longer stand in the source and never had an outcome; how many there were.
 
     Call when planning has come to the end of the source: every row of it that waited is in a batch by then. One that
     came to wait meanwhile, out of a batch that was collected, has its body still. Rows that wait for a run with other
-    vars belong to another source and stay.
+    vars belong to another source and stay, as do those of a retry.
     """
     removed = 0
     for same in _runs_like(conn, run_id, variables):
@@ -1350,8 +1438,9 @@ def _tallied_moves(conn: Connection, numbers: Sequence[int]) -> Iterator[None]:
 
 
 def _runs_like(conn: Connection, run_id: int, variables: dict[str, Any]) -> list[int]:
+    """The runs of the same job with these vars, but for retries: their rows are left to them."""
     job_id = conn.scalar(select(runs.c.job_id).where(runs.c.id == run_id))
-    found = conn.execute(select(runs.c.id, runs.c.vars).where(runs.c.job_id == job_id))
+    found = conn.execute(select(runs.c.id, runs.c.vars).where(runs.c.job_id == job_id, ~_IS_RETRY))
     return [run.id for run in found if run.vars == variables]
 
 
@@ -1390,7 +1479,8 @@ def leave_rows(conn: Connection, numbers: Sequence[int]) -> None:
             requests.c.state == RowState.PENDING,
             requests.c.outcome.is_not(None),
         )
-        values = {"state": requests.c.outcome, "body_id": None, "body_n": None}
+        attempts = func.abs(requests.c.attempts)
+        values = {"state": requests.c.outcome, "attempts": attempts, "body_id": None, "body_n": None}
         with _tallied_moves(conn, numbers):
             conn.execute(update(requests).where(*here).values(values), [{"row": number} for number in numbers])
 
@@ -1418,8 +1508,9 @@ def needed_bodies(conn: Connection, job_id: int) -> list[int]:
 
 def batch_rows(conn: Connection, batch: int, first: int, last: int) -> Sequence[Sequence[Any]]:
     """The rows of a batch still in flight, at positions first to last: (number, n, attempts, key, keep), by n."""
+    attempts = case((requests.c.attempts < 0, 0), else_=requests.c.attempts).label("attempts")
     query = (
-        select(requests.c.id, requests.c.n, requests.c.attempts, requests.c.key, requests.c.keep)
+        select(requests.c.id, requests.c.n, attempts, requests.c.key, requests.c.keep)
         .where(
             requests.c.batch_id == batch,
             requests.c.n.between(first, last),
@@ -1457,7 +1548,8 @@ def mark_outcomes(
 ) -> None:
     """in_flight -> an outcome, or pending when it is sent again, for all rows at positions first to last of a batch.
 
-    left: rows there that stay in flight. Raises LostRace unless these are just the rows in flight there.
+    left: rows there that stay in flight. Nothing of a retry that is over is sent again. Raises LostRace unless these
+    are just the rows in flight there.
     """
     if not rows:
         return
@@ -1479,6 +1571,8 @@ def mark_outcomes(
     for (outcome, _, again, _), number in kinds.items():
         changes[batch.run_id, RowState.PENDING if again else outcome] += number
     _tally(conn, changes)
+    if any(row.again for row in rows):
+        stand_if_retry_is_over(conn, batch.run_id)
 
 
 def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: bool) -> dict[str, Any]:
@@ -1491,7 +1585,7 @@ def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: boo
         "outcome_hash": requests.c.row_hash,
         "outcome_recipe": requests.c.recipe,
         "outcome_sent_hash": requests.c.sent_hash,
-        "attempts": requests.c.attempts + 1,
+        "attempts": case((requests.c.attempts < 0, 1), else_=requests.c.attempts + 1),
     }
     return values | ({"batch_id": None, "n": None} if again else {})
 

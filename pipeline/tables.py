@@ -217,6 +217,7 @@ requests = Table(
     Column("body_id", ForeignKey("batches.id")),  # whose body holds its request: read again when it is sent again
     Column("body_n", Integer),
     Column("sent_hash", LargeBinary(16)),  # of the params as sent
+    # of its row_hash, recipe or retry; negative: a retry has put it into a batch, and so many were before the retry
     Column("attempts", Integer, nullable=False, default=0),
     Column("outcome", String),  # the last one, kept while the row is sent again
     Column("error_type", String),  # of that outcome: whether it may be sent again as it is

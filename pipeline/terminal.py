@@ -158,6 +158,8 @@ class Teller:
 
         if _log_events is not None:
             _log_events(event, **facts)
+        if event == "waits_for_retry":
+            facts["command"] = command_line(*report.retry_words(facts, self.job or facts["job"]))
         if event == "quote":
             self._quote(facts["quote"])
         elif self.as_json:

@@ -312,6 +312,7 @@ class Script:
 SCRIPTS = {
     "run": Script(faulty, 4, (), run_it, (run_again, collect), after_run, accepted=5),
     "retry": Script(faulty, 4, (run_it,), retry, (retry, collect), after_retry, accepted=6),
+    "retry then run": Script(faulty, 4, (run_it,), retry, (run_again, retry, collect), after_retry, accepted=6),
     "gated": Script(gated, 9, (), run_it, (run_again, collect), after_gated, accepted=11, sections=GATED),
     "cancel": Script(waiting, 2, (begin,), cancel_it, (cancel_it, collect), after_cancel, accepted=4),
 }

@@ -54,7 +54,16 @@ from pipeline.job import Job
 from pipeline.outcomes import Outcome
 from pipeline.retry import Retry
 from pipeline.runner import Options
-from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, RunState, SendingEnd
+from pipeline.states import (
+    CLOSED_BATCHES,
+    OPEN_BATCHES,
+    OUTCOMES,
+    BatchState,
+    RowState,
+    RunReason,
+    RunState,
+    SendingEnd,
+)
 from pipeline.tables import batches, metadata, requests, runs, sendings, tallies
 from pipeline.tables import leases as lease_table
 from pipeline.where import Where
@@ -491,12 +500,15 @@ class _Slow(httpx2.SyncByteStream):
 
 
 class Sent(NamedTuple):
-    """One request that the API accepted for a row. text: the row's text in it."""
+    """One request that the API accepted for a row. recipe, text: the job's and the row's in it; run: that sent it."""
 
     api_id: str
     custom_id: str
     sha: str
+    recipe: str
     text: str
+    run: int
+    is_retry: bool
 
 
 @dataclass(frozen=True)
@@ -535,13 +547,15 @@ class Books:
         with self._world.shared.read() as conn:
             query = select(requests.c.key, requests.c.n).join(batches, batches.c.id == requests.c.batch_id)
             rows = conn.execute(query.where(batches.c.nonce == nonce).order_by(requests.c.key)).all()
+            of_batch = select(runs.c.id, runs.c.retry).join(batches, batches.c.run_id == runs.c.id)
+            run = conn.execute(of_batch.where(batches.c.nonce == nonce)).one()
         keys = defaultdict(list)
         for row in rows:
             keys[f"{nonce}-{row.n}"].append(orjson.loads(row.key)[0])
         for line in self._file(api_id, "requests").read_bytes().splitlines():
             sha, custom_id, params = line.split(b" ", 2)
-            text = orjson.loads(params)["messages"][-1]["content"].partition(" | ")[2]
-            sent = Sent(api_id, custom_id.decode(), sha.decode(), text)
+            recipe, _, text = orjson.loads(params)["messages"][-1]["content"].partition(" | ")
+            sent = Sent(api_id, custom_id.decode(), sha.decode(), recipe, text, run.id, run.retry is not None)
             self.requests[api_id, sent.custom_id] = sent
             if not keys[sent.custom_id]:
                 self._world.violated(f"{api_id} has a request that no row names: {sent}")
@@ -624,6 +638,7 @@ class Ways:
     delete_remote: bool
     accounts: int
     canary: bool = False
+    retries: bool = False  #: many answers are cut off, and a person sends such rows again, over and over
     recipe: int = 0
 
     @classmethod
@@ -644,9 +659,26 @@ class Ways:
         if chance.random() < 0.2:
             drawn.rows, drawn.canary = chance.randint(10, 12), True
             drawn.batch_requests, drawn.in_flight = 3, 200_000  # so many rows one after the other would take weeks
+        elif chance.random() < 0.3:
+            drawn.retries, drawn.processing_seconds = True, 50
         if drawn.processing_seconds > 3_000:  # one batch after the other would take weeks
             drawn.in_flight = 200_000
         return drawn
+
+
+def _of_the_same_attempts(earlier: Sequence[Sent], now: Sent) -> Iterator[Sent]:
+    """The sendings of a row that count as attempts together with the present one, newest first.
+
+    They are of the same recipe and text. A retry starts them at 0: nothing of before it counts, and when a retry sends
+    the row for the first time, nothing does at all.
+    """
+    later = now
+    for sent in reversed(earlier):
+        begins = later.is_retry and sent.run != later.run
+        if begins or (sent.recipe, sent.text) != (now.recipe, now.text):
+            return
+        yield sent
+        later = sent
 
 
 class Seen(NamedTuple):
@@ -676,7 +708,7 @@ _SENDINGS = select(
     *(sendings.c[name] for name in ("id", "batch_id", "end", "api_id", "started_at", "ended_at", "reserved_usd")),
     sendings.c.settled_usd,
 ).order_by(sendings.c.id)
-_RUNS = select(runs.c.id, runs.c.state, runs.c.reason, runs.c.job, runs.c.recipe, runs.c.gate)
+_RUNS = select(*(runs.c[name] for name in ("id", "state", "reason", "job", "recipe", "gate", "retry")))
 _ANSWERS = select(
     *map(column, ("id", "note", "text", "status", "error_type", "attempts", "custom_id", "batch_id"))
 ).select_from(table("answers"))
@@ -877,12 +909,12 @@ class World:
         status, error_type = status_of(result)
         if self.odd and status == RowState.SUCCEEDED:  # it may have come damaged, and then did not
             return
-        alike = list(itertools.takewhile(lambda sent: sent.sha == now.sha, reversed(earlier)))
+        alike = list(_of_the_same_attempts(earlier, now))
         if status == RowState.SUCCEEDED and (earlier[-1].sha == now.sha or not self.started["run --refresh"]):
             self.violated(f"{key} is accepted in {now.api_id}, though it succeeded in {earlier[-1].api_id}")
         if status == RowState.CANCELED and not self.started["retry --status canceled"]:
             self.violated(f"{key} is accepted in {now.api_id}, though it was canceled in {earlier[-1].api_id}")
-        if error_type in ACCOUNT_ERRORS or self.started["retry"] or not alike or status == RowState.CANCELED:
+        if error_type in ACCOUNT_ERRORS or not alike or status == RowState.CANCELED:
             return
         counted = [sent for sent in alike if status_of(self.books.result(sent) or {})[1] not in ACCOUNT_ERRORS]
         if error_type not in self.job().retry.errors or len(counted) >= self.ways.attempts:
@@ -956,11 +988,23 @@ class World:
                 self.violated(f"{key} is in flight as request {row.n} of batch {batch.id}, which is {batch.state}")
         if row.state in OUTCOMES and row.state != row.outcome:
             self.violated(f"{key} is {row.state}, and its outcome {row.outcome}")
+        self._check_attempts(seen, key, row)
         if (answer and answer.status) != row.outcome:
             self.violated(f"{key} has the outcome {row.outcome}, and in the results table {answer}")
         sent = len(self.books.rows[key]) + self.too_large  # one that was refused for its size counts, too
         if row.state != RowState.INVALID and row.attempts > sent:
             self.violated(f"{key} counts {row.attempts} attempts of {sent} sendings")
+
+    def _check_attempts(self, seen: Seen, key: str, row: Row[Any]) -> None:
+        """A row that a retry sends again keeps its attempts until it is answered, and has them again if it is not."""
+        answer, run = seen.answers.get(key), seen.runs[row.run_id]
+        if run.retry is None:
+            return
+        if row.state == RowState.PENDING and not _is_unfinished(run):
+            self.violated(f"{key} waits for run {run.id}, a retry that is {run.state}: {run.reason}")
+        found_again = row.state == RowState.IN_FLIGHT and row.batch_id in self.lost_batches
+        if answer is None or (abs(row.attempts) != answer.attempts and not found_again):
+            self.violated(f"{key} counts {row.attempts} attempts in a retry, and its answer is {answer}")
 
     def _check_batch(self, seen: Seen, batch: Row[Any]) -> None:
         held = (RowState.IN_FLIGHT, RowState.LOST)  # one that is being given up loses its rows first
@@ -1164,9 +1208,19 @@ COMMANDS = {
     "cancel": 0.7,
     "cancel --abandon": 0.2,
     "retry": 1.0,
+    "retry --set": 1.0,
     "retry --status canceled": 0.5,
     "retry --status lost": 0.4,
 }
+RETRIES = {
+    "retry": Retry(),
+    "retry --set": Retry(changes={"request.max_tokens": 200}),
+    "retry --status canceled": Retry(statuses=("canceled",)),
+    "retry --status lost": Retry(statuses=("lost",)),
+}
+#: How often where many rows are retried; and what happens to these.
+OFTEN_RETRIED = {"retry": 3.0, "retry --set": 6.0, "cancel": 1.5}
+CUT_OFF: Fault = {"on": "item", "do": "max_tokens", "share": 0.7, "per": "params"}
 SECONDS = (1, 5, 11, 31, 61, 61, 125, 250, 400, 700, 1_300, 4_000, 25_000, 100_000)
 MOMENTS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 2_000, 2_000)
 
@@ -1183,9 +1237,7 @@ def command(world: World, name: str) -> Callable[[Where], object]:
         "run --detach": Options(detach=True),
         "run --limit 2": Options(limit=2),
         "run --refresh": Options(refresh=True),
-        "retry": Options(retry=Retry()),
-        "retry --status canceled": Options(retry=Retry(statuses=("canceled",)), detach=True),
-        "retry --status lost": Options(retry=Retry(statuses=("lost",)), detach=True),
+        **{name: Options(retry=retry, detach="--status" in name) for name, retry in RETRIES.items()},
     }[name]
     return lambda where: runner.run(job, where, options)
 
@@ -1223,13 +1275,17 @@ class Schedule:
         rarely: dict[Callable[[], bool], float] = {self.hide_from_listing: 3, self.turn_far: 1}
         chosen = {action: weight for action, weight in sometimes.items() if chance.random() < 0.6}
         chosen |= {action: weight for action, weight in rarely.items() if chance.random() < 0.08}
+        if world.ways.retries:
+            chosen[self.kill_a_retry] = 12.0
         self._actions = always | chosen
         self._faults = chance.sample(FAULTS, chance.randint(1, 6))
+        self._commands = COMMANDS | (OFTEN_RETRIED if world.ways.retries else {})
 
     def play(self) -> None:
         """The schedule. Raises Violation."""
         world, chance = self._world, self._world.chance
         world.say(f"{world.ways}")
+        self._cut_off()
         self._begin("run" if chance.random() < 0.6 else "run --detach")
         for _ in range(chance.randint(10, 25)):
             while not chance.choices(list(self._actions), list(self._actions.values()))[0]():
@@ -1243,7 +1299,7 @@ class Schedule:
         """Start one more driver, and let it go on for a while."""
         if len(self._living()) >= 4:
             return False
-        self._begin(self._world.chance.choices(list(COMMANDS), list(COMMANDS.values()))[0])
+        self._begin(self._world.chance.choices(list(self._commands), list(self._commands.values()))[0])
         return True
 
     def _begin(self, name: str) -> None:
@@ -1319,11 +1375,34 @@ class Schedule:
         process = self._choose("running", "stopped")
         if process is None:
             return False
+        self._kill(process)
+        return True
+
+    def kill_a_retry(self) -> bool:
+        """Kill a retry that has marked rows, and not put them into a batch."""
+        world = self._world
+        failed = [answer for answer in world.look().answers.values() if answer.status == RowState.TRUNCATED]
+        if len(self._living()) >= 4 or not failed or self._waits_for_retry():
+            return False
+        process = self.begin("retry --set")
+        for _ in range(100):
+            if not process.ready or self._waits_for_retry():
+                break
+            self.go(process, 1)
+        if process.state == "running":
+            self._kill(process)
+        return True
+
+    def _waits_for_retry(self) -> bool:
+        """Whether a row waits for a retry."""
+        seen = self._world.look()
+        return any(row.state == RowState.PENDING and seen.runs[row.run_id].retry for row in seen.rows)
+
+    def _kill(self, process: Process) -> None:
         process.state = "dead"
         for parcel in process.parcels:
             parcel.lost = parcel.arrived_at is None and self._world.chance.random() < 0.5
         self._world.say(f"{process.name} is dead")
-        return True
 
     def interrupt(self) -> bool:
         """Ctrl-C."""
@@ -1394,9 +1473,15 @@ class Schedule:
     def mend(self) -> bool:
         """All faults are gone."""
         self._world.emulator.clear_faults()
+        self._cut_off()
         self._world.hides = False
         self._world.say("at the API: all is well")
         return True
+
+    def _cut_off(self) -> None:
+        """Many answers are cut off, in a schedule of that kind: that is no fault of the API."""
+        if self._world.ways.retries:
+            self._world.emulator.add_fault(**CUT_OFF)
 
     def _batch_at_the_api(self, *states: str) -> str | None:
         store = self._world.emulator._store
@@ -1478,6 +1563,11 @@ class Schedule:
         return True
 
 
+def _is_unfinished(run: Row[Any]) -> bool:
+    """Whether the same command goes on with it."""
+    return bool(run.state == RunState.OPEN or run.reason == RunReason.BUDGET)
+
+
 class Finale:
     """Everything is put right, all drivers end, and the job comes to its end."""
 
@@ -1532,6 +1622,9 @@ class Finale:
         world = self._world
         for turn in range(10):
             for account in ACCOUNTS[: world.ways.accounts]:
+                for name in self._unfinished_retries():
+                    self._schedule.begin(name, account)
+                    self._settle()
                 last = self._schedule.begin("run", account)
                 self._settle()
                 self._schedule.begin("collect", account)
@@ -1540,6 +1633,11 @@ class Finale:
                 return
             self._schedule.turn_by(4_000.0 * 1.5**turn)
         raise Violation(f"the job does not come to its end: {last.error or last.result}")
+
+    def _unfinished_retries(self) -> list[str]:
+        """The commands of retries that died before their end: no other one goes on with them."""
+        unfinished = [run.retry for run in self._world.look().runs.values() if run.retry and _is_unfinished(run)]
+        return [name for name, retry in RETRIES.items() if retry.facts() in unfinished]
 
     def _is_done(self, seen: Seen) -> bool:
         waiting = any(row.state not in OUTCOMES for row in seen.rows)

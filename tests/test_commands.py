@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 import typer.main
 
+from pipeline import repack
 from pipeline.cli import app, main
 from pipeline.emulator import RunningEmulator, start
+from pipeline.errors import Interrupted
 
 JOB = """\
 name: notes
@@ -164,6 +166,37 @@ def test_a_retry_says_what_goes_and_what_that_costs(command: Command, api: Runni
     assert "if every answer takes 100 tokens" in ran.err
     assert "run 2    finished: 1 row: 1 succeeded" in ran.err
     assert ran.next == ["export", "job.yaml"]
+
+
+def test_a_run_says_the_whole_command_of_a_retry_that_is_not_finished(
+    command: Command, api: RunningEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(api, 1, "max_tokens")
+    command("run", "job.yaml")
+    wanted = ["retry", "job.yaml", "--status", "truncated", "--where", "id = 'n1'", "--set", "request.max_tokens=120"]
+    with monkeypatch.context() as patch:
+        patch.setattr(repack.Packer, "add", interrupted)  # its rows are marked, and in no batch
+        died = command(*wanted, "--yes")
+
+    ran = command("run", "job.yaml", "--database", "sqlite:///batches.db")
+    as_json = command("run", "job.yaml", "--json")
+    said = [line for line in ran.err.splitlines() if line.startswith("retry    ")]
+    retried = command(*shlex.split(said[0].partition("batch-pipeline ")[2]))
+
+    assert died.code == Interrupted.exit_code
+    assert said == [
+        "retry    1 row waits for a retry that is not finished: batch-pipeline retry job.yaml --status truncated "
+        "--where 'id = '\"'\"'n1'\"'\"'' --set request.max_tokens=120 --yes --database sqlite:///batches.db"
+    ]
+    assert "rows     6 in the source: 5 kept, 1 left to a retry that is not finished\n" in ran.err
+    assert (ran.code, ran.next) == (0, [*wanted, "--database", "sqlite:///batches.db"])
+    (told,) = [fact for fact in as_json.events if fact["event"] == "waits_for_retry"]
+    assert told["command"] == f"batch-pipeline {shlex.join(wanted)} --yes"
+    assert (retried.code, len(list(api.emulator.accepted()))) == (0, 7)
+
+
+def interrupted(*_: object) -> None:
+    raise Interrupted("dead")
 
 
 def test_a_retry_ends_with_the_codes_of_a_run(command: Command, api: RunningEmulator) -> None:

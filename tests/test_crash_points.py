@@ -101,6 +101,15 @@ def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: st
     assert tried.accepted == tried.jobs * SCRIPTS["retry"].accepted
 
 
+def test_a_run_after_a_retry_that_died_anywhere_sends_nothing_of_it_unchanged(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "retry then run")
+
+    assert tried.problems == []
+    assert tried.deaths > 50
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["retry then run"].accepted
+
+
 def test_a_cancel_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
     tried = try_every_point(tmp_path, database, "cancel", processing_seconds=3.0)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import log
+from pipeline.retry import Retry
 from pipeline.runner import run
 from tests.conftest import World
 
@@ -56,6 +57,16 @@ def test_an_error_of_the_api_is_logged_with_its_request_id(world: World, lines: 
     assert "(req_" in events["rejected"]["problem"]
     assert "(req_" in events["unreachable"]["problem"]
     assert events["rejected"]["level"] == "warning"
+
+
+def test_a_retry_that_is_not_finished_is_logged_without_what_it_selects(lines: io.StringIO) -> None:
+    retry = Retry(keys=(SECRET,), where=f"id = '{SECRET}'")
+
+    log.tell("waits_for_retry", job="summaries", run=2, rows=3, vars={}, retry=retry.facts())
+
+    (event,) = map(json.loads, lines.getvalue().splitlines())
+    assert (event["level"], event["run"], event["rows"]) == ("warning", 2, 3)
+    assert SECRET not in lines.getvalue()
 
 
 def test_no_key_and_no_text_is_logged_at_any_level(world: World, lines: io.StringIO) -> None:

@@ -1,20 +1,30 @@
 """Rows that a person wants sent again: which of them go, with what changes, and what that leaves alone."""
 
+import contextlib
 import datetime
+import itertools
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import polars as pl
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
 from pipeline import store
-from pipeline.errors import InputError, Interrupted
+from pipeline.cancel import cancel as cancel_job
+from pipeline.driver import Driver
+from pipeline.errors import InputError, Interrupted, Stopped
 from pipeline.job import Job
+from pipeline.plan import Plan
+from pipeline.repack import Packer
+from pipeline.report import event_line, next_command, status
 from pipeline.retry import Retry, change, changed, left_out
-from pipeline.runner import Options, run
+from pipeline.runner import Options, run, sweep
 from pipeline.sink import Sink
-from pipeline.tables import batches, requests, runs
+from pipeline.tables import batches, jobs, requests, runs
+from pipeline.verdicts import Verdict
 from tests.conftest import World, texts
 
 POSTGRESQL_IS_LONG = True
@@ -22,11 +32,13 @@ POSTGRESQL_IS_LONG = True
 TIMES = pl.Series([f"2026-11-0{day}T01:30:00.000005" for day in (1, 2, 3)]).str.to_datetime()
 
 
-def asked(world: World) -> list[dict[str, Any]]:
-    """The params of each request that stands in the spool, in the order of the batches; for jobs that keep it."""
+def asked(world: World, job: str = "summaries") -> list[dict[str, Any]]:
+    """The params of each request that was sent, in the order of the batches; for jobs that keep their spool."""
     with world.database.read() as conn:
-        nonces = list(conn.scalars(select(batches.c.nonce).order_by(batches.c.id)))
-    bodies = [orjson.loads((world.folder / "spool" / "summaries" / f"{nonce}.json").read_bytes()) for nonce in nonces]
+        sent = (jobs.c.name == job, batches.c.account_id.is_not(None))
+        query = select(batches.c.nonce).join(jobs, jobs.c.id == batches.c.job_id).where(*sent)
+        nonces = list(conn.scalars(query.order_by(batches.c.id)))
+    bodies = [orjson.loads((world.folder / "spool" / job / f"{nonce}.json").read_bytes()) for nonce in nonces]
     return [request["params"] for body in bodies for request in body["requests"]]
 
 
@@ -498,6 +510,380 @@ def test_a_lost_row_that_was_retried_keeps_its_new_answer_when_the_batch_shows_a
     assert set(world.statuses().values()) == {"succeeded"}
     assert world.answers()["r1"]["run_id"] == retried.run_id
     assert world.accepted() == 6
+
+
+# -- a retry that is not finished --------------------------------------------------------------------------------------
+
+LONGER = Retry(statuses=("truncated",), changes={"request.max_tokens": 200})
+LONGEST = Retry(statuses=("truncated",), changes={"request.max_tokens": 300})
+
+
+@contextlib.contextmanager
+def dying(world: World, monkeypatch: pytest.MonkeyPatch, nth: int) -> Iterator[None]:
+    """In the block a driver dies: from its n-th transaction that writes on, none begins."""
+    had = 0
+    write = world.database.write
+
+    @contextlib.contextmanager
+    def writing() -> Iterator[Connection]:
+        nonlocal had
+        had += 1
+        if had >= nth:
+            raise Interrupted("dead")
+        with write() as conn:
+            yield conn
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.database, "write", writing)
+        yield
+
+
+def cut_off(world: World, job: Job, *, rows: int = 2) -> None:
+    """Run the job; the answers of its first rows are cut off."""
+    for i in range(rows):
+        fail(world, str(i), "max_tokens")
+    world.run(job)
+    world.emulator.clear_faults()
+    assert sorted(world.statuses(job.name).values()).count("truncated") == rows
+
+
+def killed_while_planning(world: World, monkeypatch: pytest.MonkeyPatch, job: Job, retry: Retry) -> None:
+    """A retry that dies after it has marked its rows, and before it has put one into a batch."""
+
+    def planned(self: Plan, driver: Driver, run_id: int, moves: Any, packer: Packer) -> list[int]:
+        self._write(driver, run_id, moves)
+        raise Interrupted("dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "_write_and_pack", planned)
+        with pytest.raises(Interrupted):
+            world.run(job, retry=retry)
+    assert set(world.states().values()) == {"pending", "succeeded"}
+
+
+def standing(world: World) -> dict[str, tuple[str, str | None, int]]:
+    """State, outcome and attempts of each row as the state database has them."""
+    with world.database.read() as conn:
+        found = conn.execute(select(requests.c.key, requests.c.state, requests.c.outcome, requests.c.attempts))
+        return {orjson.loads(row.key)[0]: (row.state, row.outcome, row.attempts) for row in found}
+
+
+def test_a_retry_killed_at_any_moment_of_its_planning_is_left_alone_by_run_and_goes_on_by_the_same_command(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.rows(texts(3))
+    died_with: Counter[int] = Counter()  # so many batches planned
+    for nth in itertools.count(1):
+        own = {"name": f"job_{nth}", "sink": {"table": f"answers_{nth}"}, "limits": {"max_batch_requests": 1}}
+        job = kept(world, **own, request={"prompt": f"{nth}: {{{{ text }}}}"})
+        cut_off(world, job)
+        world.events.clear()
+        with dying(world, monkeypatch, nth), contextlib.suppress(Interrupted):
+            world.run(job, retry=LONGER, detach=True)
+        planned, planned_to_the_end = len(world.told("planned")), bool(world.told("submitted"))
+        died_with[planned] += 1
+
+        plain = world.run(job)
+        world.run(job, retry=LONGER)
+
+        of_job = sorted(params["max_tokens"] for params in asked(world, job.name))
+        assert of_job == [100] * 3 + [200] * 2, f"dead before its {nth}. transaction"
+        assert plain.rows == {}
+        assert set(world.statuses(job.name).values()) == {"succeeded"}
+        if planned == 2 and planned_to_the_end:
+            break
+    assert died_with[0] > 5
+    assert died_with[1] > 0
+    assert world.sent_twice() == []
+
+
+def test_a_run_names_the_retry_that_rows_wait_for_and_ends_by_its_own_rows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = world.job()
+    cut_off(world, job)
+    killed_while_planning(world, monkeypatch, job, LONGER)
+    world.rows(texts(6))
+
+    ran = world.run(job)
+
+    assert (ran.state, ran.exit_code, ran.rows) == ("finished", 0, {"succeeded": 1})
+    assert (ran.quote.rows[Verdict.FOR_RETRY], ran.quote.to_send) == (2, 1)
+    (told,) = world.told("waits_for_retry")
+    assert (told["rows"], told["retry"]) == (2, LONGER.facts())
+    assert event_line("waits_for_retry", told) == (
+        "retry    2 rows wait for a retry that is not finished: run 2, "
+        "`batch-pipeline status summaries` says how it goes on"
+    )
+
+
+def test_attempts_stay_until_the_batch_of_a_retry_is_committed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.emulator.add_fault(on="item", do="expire", match="number 1 is", times=2)
+    job = world.job(retry={"max_attempts": 2})
+    world.run(job)
+    before = standing(world)["r1"]
+
+    killed_while_planning(world, monkeypatch, job, Retry())
+    planned = standing(world)["r1"]
+    world.run(job)
+
+    assert (before, planned) == (("expired", "expired", 2), ("pending", "expired", 2))
+    assert standing(world)["r1"] == planned
+    assert world.accepted() == 6
+
+
+@pytest.mark.parametrize("moment", ["marked", "planned"], ids=["before its batch", "after its batch"])
+def test_rows_of_a_canceled_retry_stand_with_the_outcome_and_attempts_of_before(
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    world.emulator.add_fault(on="item", do="expire", match="number 1 is", times=2)
+    job = world.job(retry={"max_attempts": 2})
+    world.run(job)
+    before = standing(world)
+    if moment == "marked":
+        killed_while_planning(world, monkeypatch, job, LONGER_EXPIRED)
+    else:
+        busy(world)
+        world.dies_at(job, "rejected", retry=LONGER_EXPIRED)
+        world.emulator.clear_faults()
+
+    cancel(world)
+    after = standing(world)
+    ran = world.run(job)
+
+    assert after == before
+    assert (ran.rows, world.accepted()) == ({}, 6)
+    assert world.told("waits_for_retry") == []
+    assert run_states(world)[1] == ("incomplete", "canceled")
+
+
+LONGER_EXPIRED = Retry(statuses=("expired",), changes={"request.max_tokens": 200})
+
+
+def busy(world: World) -> None:
+    """The API takes no batch for now."""
+    world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=100)
+
+
+def cancel(world: World) -> None:
+    """`batch-pipeline cancel`."""
+    with world.database.read() as conn:
+        row = store.job_named(conn, "summaries")
+    assert row is not None
+    cancel_job(world.where(), row)
+
+
+def test_a_row_that_comes_back_for_a_retry_that_was_canceled_meanwhile_stands(world: World) -> None:
+    job = world.job()
+    cut_off(world, job)
+    world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match="number 1 is")
+    world.emulator.add_fault(on="item", do="error", error_type="billing_error", match="number 0 is")
+    world.run(job, retry=LONGER, detach=True)
+    world.clock.advance(61)
+
+    cancel(world)
+    with contextlib.suppress(Stopped):
+        world.sweep()
+
+    assert {row: standing(world)[row][:2] for row in ("r0", "r1")} == {
+        "r0": ("truncated", "truncated"),
+        "r1": ("errored", "errored"),
+    }
+
+
+def test_a_row_that_changes_leaves_the_retry_that_it_waits_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = kept(world)
+    cut_off(world, job)
+    killed_while_planning(world, monkeypatch, job, LONGER)
+    rows = texts(5)
+    rows[0]["text"] = "Something else altogether."
+    world.rows(rows)
+
+    ran = world.run(job)
+    retried = world.run(job, retry=LONGER)
+
+    assert (ran.rows, retried.rows) == ({"succeeded": 1}, {"succeeded": 1})
+    assert [params["max_tokens"] for params in asked(world)] == [100] * 6 + [200]
+    assert "Something else" in world.answers()["r0"]["text"]
+
+
+def test_a_row_that_changes_in_a_batch_of_a_retry_leaves_it_and_the_others_are_sent_as_changed(world: World) -> None:
+    job = kept(world)
+    cut_off(world, job)
+    busy(world)
+    world.dies_at(job, "rejected", retry=LONGER)
+    world.emulator.clear_faults()
+    rows = texts(5)
+    rows[0]["text"] = "Something else altogether."
+    world.rows(rows)
+    world.clock.advance(200)
+
+    ran = world.run(job)
+    world.clock.advance(200)
+    world.sweep()
+    world.clock.advance(61)
+    world.sweep()
+
+    assert ran.rows == {"succeeded": 1}
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert world.accepted() == 7
+    assert {answer["run_id"] for answer in world.answers().values()} == {1, 2, 3}
+
+
+def test_a_row_that_changed_for_a_retry_and_changed_back_is_asked_with_what_the_source_says(world: World) -> None:
+    job = kept(world)
+    cut_off(world, job)
+    rows = texts(5)
+    rows[0]["text"] = "Something else altogether."
+    world.rows(rows)
+    busy(world)
+    world.dies_at(job, "rejected", retry=LONGER)
+    world.emulator.clear_faults()
+    world.rows(texts(5))
+    world.clock.advance(200)
+
+    ran = world.run(job)
+    retried = world.run(job, retry=LONGER)
+
+    assert (ran.rows, ran.exit_code) == ({}, 0)
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert "Text number 0" in world.answers()["r0"]["text"]
+    assert world.answers()["r0"]["run_id"] == retried.run_id
+    assert world.accepted() == 7
+
+
+def test_two_retries_with_different_changes_leave_each_others_rows_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = kept(world)
+    cut_off(world, job)
+    killed_while_planning(world, monkeypatch, job, LONGER)
+
+    second = world.run(job, retry=LONGEST)
+    first = world.run(job, retry=LONGER)
+
+    assert (second.state, second.rows, second.quote.rows[Verdict.FOR_RETRY]) == ("finished", {}, 2)
+    assert [told["retry"] for told in world.told("waits_for_retry")] == [LONGER.facts()]
+    assert first.rows == {"succeeded": 2}
+    assert [params["max_tokens"] for params in asked(world)] == [100] * 5 + [200] * 2
+    assert [state for state, _ in run_states(world)] == ["finished"] * 3
+
+
+def test_a_run_leaves_what_a_sweep_sends_for_a_retry(world: World) -> None:
+    job = kept(world)
+    cut_off(world, job)
+    world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match="number 0 is", times=1)
+    world.run(job, retry=LONGER, detach=True)
+    world.clock.advance(61)
+    where = world.where()
+    world.on_event = lambda event, facts: where.stop.event.set() if event == "collected" else None
+    with contextlib.suppress(Interrupted):
+        sweep(where)
+    world.on_event = None
+    waiting = standing(world)["r0"]
+
+    ran = world.run(job)
+    world.sweep()
+    world.clock.advance(61)
+    world.sweep()
+
+    assert waiting == ("pending", "errored", 1)
+    assert ran.rows == {}
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert [params["max_tokens"] for params in asked(world)] == [100] * 5 + [200] * 3
+    assert run_states(world) == [("finished", None)] * 3
+
+
+def test_with_another_recipe_the_same_retry_takes_its_rows_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_off(world, kept(world))
+    killed_while_planning(world, monkeypatch, kept(world), LONGER)
+    other = kept(world, request={"prompt": "In short: {{ text }}"})
+
+    ran = world.run(other)
+    retried = world.run(other, retry=LONGER)
+
+    assert ran.rows == {}
+    assert retried.rows == {"succeeded": 2}
+    assert [params["max_tokens"] for params in asked(world)] == [100] * 5 + [200] * 2
+    assert [state for state, _ in run_states(world)] == ["finished"] * 4
+
+
+def test_rows_of_a_retry_that_left_the_source_stand_with_their_outcomes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = world.job()
+    cut_off(world, job)
+    before = standing(world)["r0"]
+    killed_while_planning(world, monkeypatch, job, LONGER)
+    world.rows(texts(5)[1:])
+
+    ran = world.run(job)
+    waiting = standing(world)["r0"]
+    retried = world.run(job, retry=LONGER)
+
+    assert ran.rows == {}
+    assert waiting[:2] == ("pending", "truncated")
+    assert (retried.state, retried.rows) == ("finished", {"succeeded": 1, "truncated": 1})
+    assert standing(world)["r0"] == before
+
+
+def test_a_kept_column_of_a_row_that_waits_for_a_retry_is_updated(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.rows([row | {"note": "old"} for row in texts(5)])
+    job = world.job(source={"keep": ["note"]})
+    cut_off(world, job)
+    killed_while_planning(world, monkeypatch, job, LONGER)
+    world.rows([row | {"note": "new"} for row in texts(5)])
+
+    world.run(job)
+
+    assert {answer["note"] for answer in world.answers().values()} == {"new"}
+    assert list(world.states().values()).count("pending") == 2
+
+
+def test_rows_of_a_retry_whose_budget_is_spent_wait_for_it_until_it_is_canceled(world: World) -> None:
+    job = kept(world)
+    cut_off(world, job)
+    before = standing(world)
+    small = kept(world, limits={"max_cost_usd": 0.00001})
+
+    stopped = world.run(small, retry=LONGER)
+    ran = world.run(job)
+    cancel(world)
+    after = standing(world)
+
+    assert (stopped.state, stopped.reason) == ("incomplete", "budget")
+    assert (ran.rows, ran.quote.rows[Verdict.FOR_RETRY]) == ({}, 2)
+    assert after == before
+    assert run_states(world)[1] == ("incomplete", "canceled")
+    assert world.accepted() == 5
+
+
+def test_a_body_of_a_retry_that_is_lost_is_made_again_by_the_same_command_alone(world: World) -> None:
+    job = world.job()
+    cut_off(world, job)
+    busy(world)
+    world.dies_at(job, "rejected", retry=LONGER)
+    world.emulator.clear_faults()
+    for body in world.folder.glob("spool/summaries/*.json"):
+        body.unlink()
+    world.clock.advance(200)
+
+    ran = world.run(job)
+    with world.database.read() as conn:
+        row = store.job_named(conn, "summaries")
+        assert row is not None
+        then = next_command(status(conn, row, world.clock()), "job.yaml")
+    retried = world.run(job, retry=LONGER)
+
+    assert ran.rows == {}
+    assert then == ["retry", "job.yaml", "--status", "truncated", "--set", "request.max_tokens=200"]
+    assert retried.rows == {"succeeded": 2}
+    assert world.accepted() == 7
+
+
+# -- what --set takes -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Which source rows are sent, given what is known of them: the paragraph "What is sent" of the design as a table."""
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import pytest
 
 from pipeline.job import Job
 from pipeline.states import FAILURES, OUTCOMES, RowState
-from pipeline.verdicts import SENT, Verdict, verdict
+from pipeline.verdicts import SENT, Verdict, retry_verdict, verdict
 
 HASH, OTHER_HASH = b"h" * 16, b"o" * 16
 RECIPE, OLDER_RECIPE = "recipe", "older recipe"
@@ -24,6 +25,7 @@ class Known(NamedTuple):
     error_type: str | None = None
     batch_id: int | None = None
     attempts: int = 1
+    run_id: int = 1
 
 
 def answered(
@@ -32,14 +34,15 @@ def answered(
     return Known(state or outcome, row_hash, recipe, outcome, row_hash, recipe)
 
 
-def of(known: Known | None, *, refresh: bool = False) -> Verdict:
+def of(known: Known | None, *, refresh: bool = False, retries: Container[int] = frozenset()) -> Verdict:
     fields: dict[str, Any] = {
         "name": "j",
         "source": {"path": "a.csv", "key": "id"},
         "request": {"model": "m", "max_tokens": 1, "prompt": "{{ a }}"},
         "sink": {"table": "t"},
     }
-    return verdict(known, HASH, RECIPE, Job.model_validate(fields), refresh=refresh)  # type: ignore[arg-type]
+    job = Job.model_validate(fields)
+    return verdict(known, HASH, RECIPE, job, refresh=refresh, retries=retries)  # type: ignore[arg-type]
 
 
 def test_a_row_never_seen_is_sent() -> None:
@@ -121,3 +124,25 @@ def test_a_row_that_had_changed_and_changed_back_keeps_its_answer() -> None:
     back = Known(RowState.PENDING, OTHER_HASH, RECIPE, RowState.SUCCEEDED, HASH, RECIPE)
 
     assert of(back) is Verdict.KEPT
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
+@pytest.mark.parametrize("recipe", [RECIPE, OLDER_RECIPE], ids=["same recipe", "older recipe"])
+@pytest.mark.parametrize("refresh", [False, True], ids=["plain run", "refresh"])
+def test_a_row_that_waits_for_a_retry_is_left_to_it_unless_it_changed(
+    outcome: RowState, recipe: str, refresh: bool
+) -> None:
+    waits = answered(outcome, recipe=recipe, state=RowState.PENDING)._replace(run_id=7)
+    changed = waits._replace(outcome_hash=OTHER_HASH)
+
+    assert of(waits, refresh=refresh, retries={7}) is Verdict.FOR_RETRY
+    assert of(changed, refresh=refresh, retries={7}) is Verdict.CHANGED
+    assert Verdict.FOR_RETRY not in SENT
+
+
+def test_a_retry_takes_its_own_rows_and_leaves_those_of_another_one() -> None:
+    waits: Any = answered(RowState.TRUNCATED, state=RowState.PENDING)._replace(run_id=7)
+
+    assert retry_verdict(waits, wanted=True, run_id=7) is Verdict.AGAIN
+    assert retry_verdict(waits, wanted=True, run_id=8, retries={7}) is Verdict.FOR_RETRY
+    assert retry_verdict(waits, wanted=False, run_id=8, retries={7}) is Verdict.OTHER
