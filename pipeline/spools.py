@@ -115,9 +115,10 @@ def _refuse_needed(job: Row[Any], own: str, address: str, needed: Sequence[int])
     more = len(needed) - SHOWN_BATCHES
     named = ", ".join(str(number) for number in needed[:SHOWN_BATCHES]) + (f" and {more} more" if more > 0 else "")
     raise DatabaseError(
-        f"--spool {address} is not the spool of job {job.name}, which is {own}, and batches {named} still need their "
-        f"bodies there: leave --spool and BATCH_SPOOL out until `batch-pipeline collect {job.name}` has collected "
-        f"them, or copy all of {own}, with {MARKER} in it, to {address} first"
+        f"--spool {address} is not the spool of job {job.name}, which is {own}, and bodies in that are still needed "
+        f"({'batch' if len(needed) == 1 else 'batches'} {named}): leave --spool and BATCH_SPOOL out until "
+        f"`batch-pipeline collect {job.name}` has collected them, or copy all of {own}, with {MARKER} in it, to "
+        f"{address} first"
     )
 
 
