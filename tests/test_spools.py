@@ -111,9 +111,8 @@ def test_a_spool_goes_from_a_folder_to_object_storage_when_all_is_collected(
     assert [facts["spool"] for facts in local.told("spool_moved")] == [f"{s3.url}/spool"]
 
 
+@pytest.mark.parametrize("world", ["SQLite"], indirect=True)  # a database on a server has no folder
 def test_a_spool_beside_the_database_can_move_too(world: World, tmp_path: Path) -> None:
-    if not world.database.is_sqlite:
-        pytest.skip("a database on a server has no folder")
     world.run(world.job())
 
     world.spool = str(tmp_path / "elsewhere")
