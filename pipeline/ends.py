@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, select, update
 from pipeline import store
 from pipeline.database import Database
 from pipeline.states import FAILURES, RunState
-from pipeline.tables import runs
+from pipeline.tables import jobs, runs
 
 Ended = Mapping[int, datetime]  #: runs and when each ended: a run that goes on after its end ends again
 
@@ -73,12 +73,12 @@ def of(conn: Connection, run_ids: Iterable[int]) -> list[End]:
 def _end(conn: Connection, run: Row[Any]) -> End:
     return End(
         run_id=run.id,
-        job=str(run.job["name"]),
+        job=conn.execute(select(jobs.c.name).where(jobs.c.id == run.job_id)).scalar_one(),
         state=run.state,
         reason=run.reason,
         rows=dict(run.counts) if run.counts is not None else store.run_counts(conn, run.id),
         cost_usd=store.run_cost(conn, run.id),
-        max_failed=float(run.job["limits"]["max_failed"]),
+        max_failed=float((run.job.get("limits") or {}).get("max_failed", 0.0)),  # of any version
         ended_at=run.ended_at,
     )
 

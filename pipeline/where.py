@@ -83,8 +83,13 @@ class Where:
         try:
             try:
                 identity = api.identity()
-            except (ApiUnreachable, NotFound) as exc:  # a wrong address, most likely
+            except ApiUnreachable as exc:
                 raise InputError(f"{exc}; nothing was sent") from exc
+            except NotFound as exc:
+                raise InputError(
+                    f"{api.base_url} does not answer as the Messages API does ({exc}); check ANTHROPIC_BASE_URL; "
+                    "nothing was sent"
+                ) from exc
             with self.database.write() as conn:
                 account_id = store.account(conn, identity)
             if not identity.emulated:  # what the emulator has accepted shows in its listing at once
