@@ -743,9 +743,12 @@ def test_a_row_that_changed_for_a_retry_and_changed_back_is_asked_with_what_the_
     world.clock.advance(200)
 
     ran = world.run(job)
+    world.sweep()
+    sent_by_sweep = world.accepted() - 5
     retried = world.run(job, retry=LONGER)
 
     assert (ran.rows, ran.exit_code) == ({}, 0)
+    assert sent_by_sweep == 1  # the other row of that batch
     assert set(world.statuses().values()) == {"succeeded"}
     assert "Text number 0" in world.answers()["r0"]["text"]
     assert world.answers()["r0"]["run_id"] == retried.run_id
