@@ -79,6 +79,10 @@ class _Prepared:
 
     def __init__(self, statement: Executable, names: tuple[str, ...], conn: Connection) -> None:
         assert isinstance(statement, ClauseElement)
+        if isinstance(statement, Insert):
+            # SQLAlchemy makes one parameter of columns whose names differ in a blank, a point or a bracket only
+            columns, names = names, tuple(f"c{i}" for i in range(len(names)))
+            statement = statement.values({c: bindparam(name) for c, name in zip(columns, names, strict=True)})
         compiled: Any = statement.compile(dialect=conn.dialect, column_keys=list(names))
         order = [names.index(name) for name in compiled.positiontup]
         self._sql = str(compiled)
