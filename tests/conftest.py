@@ -236,6 +236,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """PostgreSQL's part of a module that says POSTGRESQL_IS_LONG is among the long tests."""
     for item in items:
         module = item.module if isinstance(item, pytest.Function) else None
-        chosen = item.callspec.params.get("world") if hasattr(item, "callspec") else None
-        if getattr(module, "POSTGRESQL_IS_LONG", False) and chosen == "PostgreSQL":
+        chosen = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        on_postgresql = any(isinstance(value, str) and value.lower() == "postgresql" for value in chosen)
+        if getattr(module, "POSTGRESQL_IS_LONG", False) and on_postgresql:
             item.add_marker(pytest.mark.long)

@@ -15,6 +15,8 @@ from pipeline.partitions import export_partitioned
 from pipeline.spool import MARKER, BodyWriter, LocalSpool
 from tests.conftest import World
 
+POSTGRESQL_IS_LONG = True
+
 Steps = list[tuple[str, str]]
 
 

@@ -22,6 +22,8 @@ from pipeline.tables import runs
 from tests import dying, processes
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 ROOT = Path(__file__).parent.parent
 
 

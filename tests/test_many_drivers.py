@@ -6,6 +6,8 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pipeline import store
 from pipeline.answers import ndjson
 from pipeline.database import Database
 from pipeline.emulator import start
+from pipeline.states import RunState
 from pipeline.verify import verify
 from tests.processes import begin, environment, put_job
 
@@ -34,7 +37,7 @@ def test_eight_drivers_of_which_two_are_killed_each_second_do_every_row_once(tmp
     with start(tmp_path / "emulator", processing_seconds=2.0) as api:
         settings = {"BATCH_DATABASE_URL": url, "BATCH_SPOOL": str(tmp_path / "spool")}
         patient = environment(api.url, **settings, BATCH_GRACE_SECONDS="1", BATCH_POLL_SECONDS="0.5")
-        ended, killed = drive(tmp_path, patient, drivers)
+        ended, killed = drive(tmp_path, patient, drivers, lambda: is_finished(url))
         api.emulator.wait_idle()
         audit = api.emulator.audit()
 
@@ -51,7 +54,17 @@ def test_eight_drivers_of_which_two_are_killed_each_second_do_every_row_once(tmp
     database.close()
 
 
-def drive(folder: Path, variables: dict[str, str], drivers: int) -> tuple[list[tuple[int, str]], int]:
+def is_finished(url: str) -> bool:
+    """Whether the run of the job has ended: what drivers then do is to find that out, and takes them seconds."""
+    with closing(Database(url)) as database, database.read() as conn:
+        job = store.job_named(conn, "notes")
+        last = None if job is None else store.last_run(conn, job.id)
+    return last is not None and last.state == RunState.FINISHED
+
+
+def drive(
+    folder: Path, variables: dict[str, str], drivers: int, is_done: Callable[[], bool]
+) -> tuple[list[tuple[int, str]], int]:
     """Let that many drivers run, kill two of them each second and begin others, until the job is done.
 
     Returns exit code and errors of those that lived to their end, and how many were killed.
@@ -74,7 +87,7 @@ def drive(folder: Path, variables: dict[str, str], drivers: int) -> tuple[list[t
                 continue
             del alive[number]
             ended.append((code, (folder / f"driver{number}.err").read_text()))
-        if time.monotonic() >= next_kill and not ended:  # once one has come to its end the others may, too
+        if time.monotonic() >= next_kill and not ended and not is_done():  # then all may come to their end
             next_kill = time.monotonic() + 1.0
             for number in chance.sample(sorted(alive), min(2, len(alive))):
                 alive[number].send_signal(signal.SIGKILL)

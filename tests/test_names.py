@@ -7,6 +7,8 @@ from sqlalchemy import column, select, text
 
 from tests.conftest import World
 
+POSTGRESQL_IS_LONG = True
+
 KEEP = ["Ticket_ID", "Ticket.ID", "Ticket[ID", "a b", "a.b", "a]b", "100%", ":at", "c0", "(x)"]
 
 

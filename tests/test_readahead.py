@@ -100,6 +100,7 @@ def test_check_ends_after_an_error_in_an_object(s3: S3, tmp_path: Path, wrong: s
         assert problem in said
 
 
+@pytest.mark.long
 def test_run_ends_after_an_error_in_an_object(s3: S3, tmp_path: Path) -> None:
     data, problem = WRONG["a wrong byte"]
     file = job(tmp_path, s3.put("notes.csv", data))
@@ -120,6 +121,7 @@ def test_a_script_ends_after_an_error_in_an_object(s3: S3, tmp_path: Path) -> No
     assert (code, problem in said) == (1, True), said  # a traceback, which holds all frames of the reader
 
 
+@pytest.mark.long
 def test_check_ends_when_the_object_is_replaced_meanwhile(s3: S3, tmp_path: Path) -> None:
     file = job(tmp_path, s3.put("notes.csv", lines(b"")))
     s3.latency = LATENCY
@@ -140,6 +142,7 @@ def test_check_ends_when_the_object_is_replaced_meanwhile(s3: S3, tmp_path: Path
     assert "s3://bucket/notes.csv was replaced while it was read" in said
 
 
+@pytest.mark.long
 def test_a_script_ends_that_leaves_an_object_in_the_middle(s3: S3) -> None:
     url = s3.put("notes.csv", lines(b""))
     s3.latency = LATENCY
@@ -179,6 +182,7 @@ def ndjson(table: pa.Table) -> bytes:
     return b"\n".join([*rows[:20_000], b"{", *rows[20_000:]])
 
 
+@pytest.mark.long
 def test_a_script_ends_after_errors_in_objects_of_all_other_formats(s3: S3) -> None:
     table = pa.table({"id": [str(i) for i in range(80_000)], "text": [f"text {i} {PAD}" for i in range(80_000)]})
     damaged = {

@@ -568,6 +568,7 @@ def standing(world: World) -> dict[str, tuple[str, str | None, int]]:
         return {orjson.loads(row.key)[0]: (row.state, row.outcome, row.attempts) for row in found}
 
 
+@pytest.mark.long
 def test_a_retry_killed_at_any_moment_of_its_planning_is_left_alone_by_run_and_goes_on_by_the_same_command(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

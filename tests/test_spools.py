@@ -17,6 +17,8 @@ from tests.conftest import World, texts
 from tests.object_storage import S3
 from tests.processes import begin, environment, put_job
 
+POSTGRESQL_IS_LONG = True
+
 SMALL = {"max_batch_requests": 2}
 
 

@@ -32,6 +32,8 @@ from tests.postgres import connected
 from tests.processes import begin, environment, put_job
 from tests.test_database import make_first_version, plain, reflected, rows_of, shape, version
 
+POSTGRESQL_IS_LONG = True
+
 MINUTE = timedelta(minutes=1)
 NEWER = "9999"
 
