@@ -155,9 +155,7 @@ def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found]") -> "Found |
     try:
         return fetched.result()
     except NotFound as exc:  # of this batch only: the others go on
-        with driver.reading() as conn:
-            sent_at = store.sent_at(conn, batch)
-        if sent_at < driver.now() - store.RESULTS_KEPT:
+        if lost.is_past(driver, batch):
             lost.give_up(driver, batch, f"its results are older than 29 days and gone at the API: {exc}")
         else:
             lost.count_not_found(driver, batch, str(exc), wait=RETRY_SECONDS)
@@ -262,10 +260,7 @@ def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event
     with open(file, "wb") as out:
         file.chmod(0o600)
         with driver.api.results(batch.api_id) as chunks:
-            for some in lines.split(chunks):
-                driver.stop.check()
-                if given_up.is_set():
-                    raise Interrupted("interrupted")
+            for some in lines.split(_until_stopped(driver, chunks, given_up)):
                 found.add(some, out)
         found.write(out)
     if found.unknown and not found.known:  # a page of something else, or another batch's results
@@ -273,6 +268,15 @@ def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event
             f"what came back for the results of {batch.api_id} names no request of it; nothing of it is believed"
         )
     return found
+
+
+def _until_stopped(driver: Driver, chunks: Iterable[bytes], given_up: threading.Event) -> Iterator[bytes]:
+    """The chunks, and between two of them, however small, a look whether somebody wants it to stop."""
+    for chunk in chunks:
+        driver.stop.check()
+        if given_up.is_set():
+            raise Interrupted("interrupted")
+        yield chunk
 
 
 def _rank(line: bytes) -> int:

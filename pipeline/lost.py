@@ -34,6 +34,12 @@ def count_not_found(driver: Driver, batch: Batch, problem: str, *, wait: float) 
         give_up(driver, batch, f"{problem} ({times} times since {first:%Y-%m-%d %H:%M} UTC)")
 
 
+def is_past(driver: Driver, batch: Batch) -> bool:
+    """Whether the API keeps the results of this batch no longer: 29 days, counted from its sending."""
+    with driver.reading() as conn:
+        return store.sent_at(conn, batch) < driver.now() - store.RESULTS_KEPT
+
+
 def give_up(driver: Driver, batch: Batch, why: str) -> None:
     """Every row of the batch that has no outcome yet is `lost`, and so is the batch."""
     outcome = Outcome(RowState.LOST, "lost", why)

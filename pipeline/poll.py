@@ -94,9 +94,7 @@ def _asked(driver: Driver, batch: Batch) -> tuple[MessageBatch, float | None]:
 
 def _ended(driver: Driver, batch: Batch, at_the_api: MessageBatch) -> bool:
     now: datetime = driver.now()
-    with driver.reading() as conn:
-        sent_at = store.sent_at(conn, batch)
-    if at_the_api.archived_at is not None and sent_at < now - store.RESULTS_KEPT:  # else the download will tell
+    if at_the_api.archived_at is not None and lost.is_past(driver, batch):  # else the download will tell
         lost.give_up(driver, batch, "its results are older than 29 days and gone at the API")
         return False
     counts = at_the_api.request_counts

@@ -137,9 +137,7 @@ def ask_again(driver: Driver) -> None:
     Those of another account are left as they are, for a driver of that one to ask.
     """
     for batch in driver.claims(BatchState.LOST, only=store.of_account(driver.account_id)):
-        with driver.reading() as conn:
-            sent_at = store.sent_at(conn, batch)
-        api_id = _found_again(driver, batch) if sent_at > driver.now() - store.RESULTS_KEPT else None
+        api_id = None if lost.is_past(driver, batch) else _found_again(driver, batch)
         with driver.moving(batch) as conn:
             if api_id is None:
                 due_at = store.soon(driver.now(), lost.ASK_AGAIN)
