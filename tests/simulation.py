@@ -234,13 +234,14 @@ class Renewal:
     def go(self) -> None:
         """Renew once, if it is time."""
         database, lease, seconds, _, now = self._arguments
-        if (self._world.at - self.renewed_at).total_seconds() < seconds / 3:
+        if lease.gone or (self._world.at - self.renewed_at).total_seconds() < seconds / 3:
             return
-        self.renewed_at = self._world.at
         rounds = iter((False, True))
         once = SimpleNamespace(wait=lambda _: next(rounds))
         with self._world.acting_as(self.process):
             self._renew(database, lease, seconds, once, now)
+        if not lease.gone:  # one that came too late has renewed nothing: the driver was silent until now
+            self.renewed_at = self._world.at
 
 
 class AtOnce:
