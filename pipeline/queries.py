@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from pipeline.attachments import Folder, LocalFolder, NoFolder
 from pipeline.errors import SourceError
-from pipeline.formats import Frame, rows_of_a_chunk
+from pipeline.frames import Frame, rows_of_a_chunk
 from pipeline.predicate import Predicate
 
 FIRST_ROWS = 100  # fetched before it is known how long rows are

@@ -12,7 +12,8 @@ import pyarrow as pa
 from pipeline import files
 from pipeline.attachments import Folder
 from pipeline.errors import SourceError
-from pipeline.formats import FileInput, Frame
+from pipeline.formats import FileInput
+from pipeline.frames import Frame
 from pipeline.identity import columns_of
 from pipeline.job import Source
 from pipeline.predicate import Predicate
@@ -49,7 +50,7 @@ HEADERS = 16  # files whose headers are read at the same time
 
 @dataclass(frozen=True)
 class Chunk:
-    """Up to formats.CHUNK_ROWS rows of one input. numbers: for each row its number in the input, from 1."""
+    """Up to frames.CHUNK_ROWS rows of one input. numbers: for each row its number in the input, from 1."""
 
     input: Input
     frame: pl.DataFrame

@@ -34,8 +34,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
+from pipeline.columnar import consecutive
 from pipeline.files import Stamp, stamp
-from pipeline.formats import FileInput, consecutive
+from pipeline.formats import FileInput
 from pipeline.job import Source
 from pipeline.objects import Object
 from pipeline.rows import Input

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import identity
 from pipeline.errors import SourceError
-from pipeline.formats import CHUNK_ROWS
+from pipeline.frames import CHUNK_ROWS
 from pipeline.job import Source
 from pipeline.rows import Chunk, Rows
 

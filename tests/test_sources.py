@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import objects
 from pipeline.errors import JobError, SourceError, Stopped
-from pipeline.formats import CHUNK_BYTES
+from pipeline.frames import CHUNK_BYTES
 from pipeline.job import Job, Source, load
 from pipeline.rows import Chunk, Rows
 from tests.conftest import World

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from sqlalchemy import delete, select, update
 
-from pipeline import formats, stretches
+from pipeline import frames, stretches
 from pipeline.errors import SourceError
 from pipeline.job import Source
 from pipeline.retry import Retry
@@ -27,7 +27,7 @@ KEEP = {"source": {"keep": ["seen"]}}
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read, once for each chunk of 4 rows."""
-    monkeypatch.setattr(formats, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(frames, "CHUNK_ROWS", 4)
     found: list[str] = []
     chunks = Rows.chunks
 
