@@ -114,7 +114,7 @@ def standing(conn: Connection, run_id: int) -> Standing:
         title=title(name, run.vars, run.created_at.date()),
         state=run.state,
         reason=run.reason,
-        rows=dict(run.counts) if run.counts is not None else store.run_counts(conn, run_id),
+        rows=dict(run.counts) if run.counts is not None else store.run_rows(conn, run_id),
         sent=(number, int(rows_sent or 0)),
         cost_usd=store.run_cost(conn, run_id),
         about_usd=about,
@@ -414,7 +414,7 @@ def _quote_lines(quote: Quote) -> list[str]:
 def _rows_table(rows: Mapping[str, int]) -> str:
     if not rows:
         return "No row had to be sent."
-    order = [state for state in ("pending", "in_flight", *OUTCOMES) if rows.get(state)]
+    order = [state for state in ("pending", "planned", "in_flight", *OUTCOMES) if rows.get(state)]
     lines = [f"| {state.replace('_', ' ')} | {rows[state]:,} |" for state in order]
     return "\n".join(["| rows | |", "| --- | ---: |", *lines])
 

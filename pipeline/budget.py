@@ -77,7 +77,7 @@ IMAGE_TOKENS = 5_000  # more than any image is; source: platform.claude.com/docs
 
 
 def elsewhere(params: Mapping[str, Any]) -> int:
-    """Tokens at most of what a request shows the model besides text: its bytes say nothing of them.
+    """Tokens at most of what a request shows the model apart from text: its bytes say nothing of them.
 
     A document may have as many as the model can read at all.
     """

@@ -44,7 +44,7 @@ LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing f
 
 
 def collect_due(driver: Driver, jobs: "JobOfRun", only: ColumnElement[bool] | None = None) -> int:
-    """Collect each ended batch of the job that is due; how many were. only: a condition besides."""
+    """Collect each ended batch of the job that is due; how many were. only: one more condition."""
     collected = 0
     failures = Failures()
     with _Fetcher(driver, only) as fetcher:

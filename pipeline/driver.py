@@ -157,7 +157,7 @@ class Driver:
     def claims(self, *states: BatchState, at_once: int = 1, only: Any = None) -> Iterator[Batch]:
         """Take the due batches in these states that no other living driver has, each of them once, one by one.
 
-        at_once: how many are taken in one transaction; only: a condition besides.
+        at_once: how many are taken in one transaction; only: one more condition.
         """
         last = 0
         while True:

@@ -28,7 +28,7 @@ def count_not_found(driver: Driver, batch: Batch, problem: str, *, wait: float) 
     with driver.moving(batch) as conn:
         created_at = store.last_sending(conn, batch.id).started_at
         counted = {"not_found": times, "not_found_at": first}
-        store.postpone(conn, batch, due_at=store.soon(now, wait), wait=wait, problem=problem, besides=counted)
+        store.postpone(conn, batch, due_at=store.soon(now, wait), wait=wait, problem=problem, also=counted)
     driver.tell("not_found", batch=batch.id, problem=problem)
     if times >= NOT_FOUND_TIMES and now - first >= NOT_FOUND_OVER and now - created_at >= NOT_FOUND_AFTER:
         give_up(driver, batch, f"{problem} ({times} times since {first:%Y-%m-%d %H:%M} UTC)")

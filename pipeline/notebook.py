@@ -34,7 +34,7 @@ _MOVES: dict[str, tuple[BatchState | None, BatchState]] = {
     "lost": (BatchState.IN_PROGRESS, BatchState.LOST),
     "found_again": (BatchState.LOST, BatchState.IN_PROGRESS),
 }
-#: What is told besides, once: it explains why rows wait, or where they went.
+#: What else is told, once: it explains why rows wait, or where they went.
 _NOTED = {name for name, level in log.LEVELS.items() if level > logging.INFO} | {"gate_opened", "held_back"}
 
 

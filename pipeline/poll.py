@@ -115,7 +115,7 @@ def _ask_again(
     with driver.moving(batch) as conn:
         if canceling:
             store.mark_canceling(conn, batch, now=driver.now(), due_at=due_at)
-        store.postpone(conn, batch, due_at=due_at, wait=wait, problem=problem, besides=answered)
+        store.postpone(conn, batch, due_at=due_at, wait=wait, problem=problem, also=answered)
     if canceling:
         driver.tell("canceling", batch=batch.id)
 

@@ -19,7 +19,7 @@ SAMPLED = 100  # rows that are rendered for the quote
 COUNTED = 20  # of them, whose tokens the API is asked to count, when there is a budget
 COUNTED_ONCE = 50  # of them, for an estimate
 KEPT_BYTES = 50_000_000  # of sampled requests, to be counted
-SEPARATORS = 70  # bytes that a request takes in a body besides its params
+SEPARATORS = 70  # bytes that a request takes in a body apart from its params
 #: About how many tokens a picture or a document has, for a quote made before anything is counted.
 IMAGE_TOKENS, DOCUMENT_TOKENS = 1_600, 6_000
 

@@ -93,7 +93,8 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
         _absent(driver, batch, sending)
     else:
         seconds = (window.absent_after - sight.begun_at).total_seconds()
-        _look_again(driver, batch, Reason.NOT_LISTED, f"presumed not accepted in {seconds:.0f} s", seconds)
+        when = f"if it does not show by {window.absent_after:%H:%M:%S} UTC, it is sent again"
+        _look_again(driver, batch, Reason.NOT_LISTED, f"{sending.problem}; {when}", seconds)
 
 
 def _adopt(driver: Driver, batch: Batch, sending: Row[Any], found: MessageBatch) -> None:

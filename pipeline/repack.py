@@ -1,7 +1,7 @@
 """Rows into batches, without the source: sent again from the spool, packed smaller, or taken out of one not sent yet.
 
 All of it is planning, and done under the lease on the job's planning, so that no two drivers pack the same rows and
-nothing drops a batch while somebody judges its rows by being in it. A row is claimed by a guarded update besides: if
+nothing drops a batch while somebody judges its rows by being in it. A row is claimed by a guarded update as well: if
 it is not free, the body is discarded.
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, Row, func, or_, select, text
 
-from pipeline import identity, store
+from pipeline import identity, recipes, store
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, month_of
 from pipeline.ends import failed_rows
 from pipeline.estimate import Estimate, read_rate, usage_of
@@ -174,7 +174,7 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"batch {e['batch']}: no answer that says whether the API took it ({e['problem']}); "
         f"the API's listing will tell, within {e['grace']:.0f} s"
     ),
-    "watching": lambda e: f"batch {e['batch']} waits: {e['problem']}",
+    "watching": lambda e: f"batch {e['batch']}: {e['problem']}",
     "dropped": lambda e: f"batch {e['batch']} dropped: {e['problem']}",
     "spool_moved": lambda e: f"spool    of job {e['job']} is {e['spool']} from now on",
     "body_lost": lambda e: f"batch {e['batch']}: its body is gone or was altered; `run` plans its rows anew",
@@ -263,7 +263,7 @@ def counts_line(counts: Mapping[str, int]) -> str:
 
 def counted(counts: Mapping[str, int]) -> str:
     """`498 succeeded, 2 errored`, of rows or batches by state, in the order of the states."""
-    order = [*RowState, *BatchState]
+    order = [RowState.PENDING, BatchState.PLANNED, *RowState, *BatchState]
     names = sorted(counts, key=lambda name: order.index(name) if name in order else len(order))
     return ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in names if counts[name])
 
@@ -299,7 +299,8 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
     return {
         "job": job.name,
         "table": job.results_table,
-        "rows": store.job_counts(conn, job.id),
+        "rows": store.job_rows(conn, job.id),
+        "recipes": [one._asdict() | {"since": one.since.isoformat()} for one in recipes.answered(conn, job.id)],
         "batches": {row[0]: row[1] for row in conn.execute(by_state)},
         "cost_usd": float(cost or 0.0),
         "open_runs": [_run_facts(conn, run) for run in store.open_runs(conn, job.id)],
@@ -316,7 +317,7 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
 
 
 def _run_facts(conn: Connection, run: Row[Any]) -> dict[str, Any]:
-    counts = run.counts if run.counts is not None else store.run_counts(conn, run.id)
+    counts = run.counts if run.counts is not None else store.run_rows(conn, run.id)
     return {
         "run_id": run.id,
         "state": run.state,
@@ -374,6 +375,7 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """`status` as text."""
     yield f"job      {facts['job']}, answers in table {facts['table']}"
     yield f"rows     {counts_line(facts['rows'])}"
+    yield from _recipe_lines(facts["recipes"])
     yield f"batches  {counted(facts['batches']) or 'none'}"
     yield f"cost     {money(facts['cost_usd'])} for all answers so far"
     for run in facts["open_runs"] or ([facts["last_run"]] if facts["last_run"] else []):
@@ -387,6 +389,17 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"warning  batch {twin['batch']}: {twin['problem']}"
     if facts["results_vanish_days"] is not None and facts["results_vanish_days"] < 7:
         yield f"warning  results vanish at the API on {facts['results_vanish_at'][:10]}; collect them before"
+
+
+def _recipe_lines(by_recipe: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Of which recipe the rows of the table are, where they are of several, or all of an older one."""
+    for recipe in by_recipe:
+        rows, since = count(recipe["rows"], "row"), recipe["since"][:10]
+        if recipe["present"]:
+            yield f"recipe   {rows} answered with the present one, of {since}"
+        else:
+            differs = f": {recipe['differs']}" if recipe["differs"] else ""
+            yield f"recipe   {rows} answered with an older one, of {since}{differs}"
 
 
 def _is_open(batches_by_state: Mapping[str, int]) -> bool:

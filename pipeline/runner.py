@@ -528,7 +528,7 @@ class _Run:
     def _finished(self) -> Finished:
         with self._driver.reading() as conn:
             row = store.run(conn, self._run_id)
-            counts = row.counts if row.counts is not None else store.run_counts(conn, self._run_id)
+            counts = row.counts if row.counts is not None else store.run_rows(conn, self._run_id)
             cost = store.run_cost(conn, self._run_id)
             meanwhile = ends.of(conn, set(self._driver.ended) - {self._run_id})
         _tell_ends(self._driver.tell, meanwhile, "while this command ran")

@@ -331,6 +331,25 @@ def job_counts(conn: Connection, job_id: int) -> dict[str, int]:
     return _tallied(conn, tallies.c.run_id.in_(select(runs.c.id).where(runs.c.job_id == job_id)))
 
 
+def run_rows(conn: Connection, run_id: int) -> dict[str, int]:
+    """The run's rows as people see them: `planned` are in a batch that was not sent yet, `in_flight` was sent."""
+    return _apart(conn, run_counts(conn, run_id), batches.c.run_id == run_id)
+
+
+def job_rows(conn: Connection, job_id: int) -> dict[str, int]:
+    """The job's rows, as `run_rows`."""
+    return _apart(conn, job_counts(conn, job_id), batches.c.job_id == job_id)
+
+
+def _apart(conn: Connection, counts: dict[str, int], which: ColumnElement[bool]) -> dict[str, int]:
+    """A row is `in_flight` from its planning on. Those of planned batches are counted apart here."""
+    query = select(func.sum(batches.c.rows)).where(which, batches.c.state == BatchState.PLANNED)
+    in_batches = counts.get(RowState.IN_FLIGHT, 0)
+    planned = min(int(conn.scalar(query) or 0), in_batches)
+    found = {**counts, BatchState.PLANNED.value: planned, RowState.IN_FLIGHT.value: in_batches - planned}
+    return {state: rows for state, rows in found.items() if rows}
+
+
 def _tallied(conn: Connection, which: ColumnElement[bool]) -> dict[str, int]:
     number = func.sum(tallies.c.rows)
     query = select(tallies.c.state, number).where(which).group_by(tallies.c.state).having(number != 0)
@@ -1108,13 +1127,13 @@ def postpone(
     wait: float = 0.0,
     reason: Reason | None = None,
     problem: str | None = None,
-    besides: Mapping[str, Any] | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> None:
     """Release the batch until due_at. wait: seconds of the last wait, from which the next one grows.
 
-    reason, problem: why it waits, and what else is known of that; besides: columns that change with it.
+    reason, problem: why it waits, and what else is known of that; also: columns that change with it.
     """
-    values: dict[str, Any] = dict(besides or {})
+    values: dict[str, Any] = dict(also or {})
     values |= {"due_at": due_at, "wait_seconds": wait, "reason": reason, "problem": problem, "claimed_by": None}
     conn.execute(update(batches).where(batches.c.id == batch.id).values(**values))
 
@@ -1174,7 +1193,7 @@ def mark_ended(
 def count_download(conn: Connection, batch: Batch, *, now: datetime, due_at: datetime, problem: str) -> None:
     """The results were not complete: fetch them again at due_at."""
     downloaded = {"downloads": batch.downloads + 1, "downloaded_at": batch.downloaded_at or now}
-    postpone(conn, batch, due_at=due_at, problem=problem, besides=downloaded)
+    postpone(conn, batch, due_at=due_at, problem=problem, also=downloaded)
 
 
 def collected_so_far(conn: Connection, batch: Batch) -> tuple[dict[str, int], float]:

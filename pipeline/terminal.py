@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -140,6 +140,7 @@ class Teller:
     job: str | None = None
     _status: Any = None
     _last: str = ""
+    _watched: dict[int, str] = field(default_factory=dict)  # batches that may have arrived, and what is said of each
 
     def __enter__(self) -> "Teller":
         if sys.stderr.isatty() and not self.as_json and _log_events is None:
@@ -172,8 +173,11 @@ class Teller:
         elif event == "run_ended":
             words = report.after_end(facts, self.job or facts["job"])
             self._line(report.run_ended_line(facts, command_line(*words)))
+        elif event == "watching":  # told with each look, too
+            self._watch(facts["batch"], report.event_line(event, facts))
         else:
             self._last = ""
+            self._watched.pop(facts.get("batch", 0), None)
             self._line(report.event_line(event, facts))
 
     def _quote(self, quote: "Quote") -> None:
@@ -188,9 +192,16 @@ class Teller:
         for line in report.quote_lines(quote):
             say(line)
 
+    def _watch(self, batch: int, line: str) -> None:
+        if self._status is None and self._watched.get(batch) != line:
+            say(line)
+        self._watched[batch] = line
+
     def _wait(self, line: str) -> None:
         if self._status is not None:
-            self._status.update(line)
+            from rich.text import Text
+
+            self._status.update(Text("\n".join([*self._watched.values(), line])))
             self._status.start()
         elif line.partition(";")[0] != self._last:  # a log need not say every minute that nothing has changed
             self._last = line.partition(";")[0]

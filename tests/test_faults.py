@@ -1,5 +1,6 @@
 """What the API and the network do to us, and what the user sees of it."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from sqlalchemy import select
 
 from pipeline.errors import AccountStopped, ApiUnreachable, DatabaseError, InputError
 from pipeline.tables import accounts, batches, sendings
+from pipeline.terminal import Teller
 from tests.conftest import World, texts
 
 POSTGRESQL_IS_LONG = True
@@ -393,7 +395,14 @@ def test_a_suspended_driver_is_given_until_its_deadline(world: World) -> None:
     [resent] = [facts for name, facts in world.events if name == "submitted"]
     waited = [facts["problem"] for name, facts in world.events if name == "watching"]
     assert resent["batch"] == 1
-    assert "presumed not accepted in 10" in waited[0]  # the deadline and the grace: 1060 s
+    with world.database.read() as conn:
+        deadline = conn.scalars(select(sendings.c.deadline).order_by(sendings.c.id)).first()
+    assert deadline is not None
+    after = deadline + timedelta(seconds=world.settings.grace)
+    assert waited[0] == (
+        "asking the API whether it arrived: the process died while sending it; "
+        f"if it does not show by {after:%H:%M:%S} UTC, it is sent again"
+    )
     assert world.accepted() == 5
 
 
@@ -458,3 +467,14 @@ def test_an_answer_later_than_the_timeout_is_found_in_the_listing(world: World) 
     assert finished.rows == {"succeeded": 5}
     assert ends(world) == ["adopted"]
     assert world.accepted() == 5
+
+
+def test_what_is_watched_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = "asking the API whether it arrived: the process died while sending it; sent again after 01:54:00 UTC"
+    waits = {"progress": {"batches": {"submitting": 1}}, "held_by": [], "seconds": 10.0}
+    with Teller(as_json=False) as teller:
+        for _ in range(3):
+            teller.tell("watching", batch=15, problem=problem)
+            teller.tell("waiting", **waits)
+
+    assert capsys.readouterr().err == f"batch 15: {problem}\nwaiting: 1 submitting; next look in 10 s\n"

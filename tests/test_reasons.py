@@ -16,7 +16,7 @@ def test_each_reason_has_a_sentence_of_its_own() -> None:
         (None, None, None),
         (None, "502 Bad Gateway", "502 Bad Gateway"),
         ("absent", None, "it never reached the API"),
-        ("not_listed", "presumed not accepted in 40 s", "not in the API's listing: presumed not accepted in 40 s"),
+        ("not_listed", "it died; sent again at 1:54", "asking the API whether it arrived: it died; sent again at 1:54"),
     ],
     ids=["nothing", "a detail alone", "a reason alone", "both"],
 )

@@ -29,7 +29,7 @@ SHORT_WORD = 3  #: words of labels up to this length ("how_to") say little alone
 
 @dataclass(frozen=True)
 class Answer:
-    """What a Message holds besides ids and input tokens. output_tokens include thinking_tokens."""
+    """What a Message holds apart from ids and input tokens. output_tokens include thinking_tokens."""
 
     content: list[dict[str, Any]]
     stop_reason: str = "end_turn"

@@ -14,7 +14,7 @@ from pipeline.emulator.models import Model
 TTL_US = {"5m": 300 * 1_000_000, "1h": 3600 * 1_000_000}
 LOOKBACK_BLOCKS = 20
 MAX_BREAKPOINTS = 4
-#: what breaks the cache of everything after the system prompt, besides the blocks themselves
+#: what breaks the cache of everything after the system prompt, apart from the blocks themselves
 MESSAGE_LEVEL = ("tool_choice", "thinking", "output_config")
 
 

@@ -30,7 +30,7 @@ On = Literal[
 CallDo = Literal["drop_before", "drop_after", "status", "delay", "foreign_page", "repeat_answer"]
 #: what happens to single result lines
 LineDo = Literal["missing_lines", "duplicate_lines", "unknown_lines", "conflicting_lines", "damaged_lines"]
-#: what happens to a download besides
+#: what else happens to a download
 DownloadDo = Literal["truncate", "first_line", "drip"]
 #: how a request within a batch ends
 ItemDo = Literal[
@@ -81,7 +81,7 @@ STATUS_FIELDS = frozenset(
         "list_page",
     }
 )
-#: the fields a `do` reads besides the common ones
+#: the fields that a `do` reads apart from the common ones
 FIELDS: dict[str, frozenset[str]] = {
     "drop_before": frozenset({"list_page"}),
     "drop_after": frozenset({"list_page"}),

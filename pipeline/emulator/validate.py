@@ -73,7 +73,7 @@ MAX_BREAKPOINTS = 4
 
 @dataclass(frozen=True)
 class Context:
-    """What a request is judged by besides its params."""
+    """What a request is judged by apart from its params."""
 
     version: str
     betas: frozenset[str] = frozenset()

@@ -1,0 +1,60 @@
+"""What `status` says of the recipes that a job's rows were answered with."""
+
+from typing import Any
+
+import pytest
+
+from pipeline import recipes, store
+from tests.conftest import World, texts
+
+
+def asking(prompt: str, **request: Any) -> dict[str, Any]:
+    return {"request": {"model": "m", "max_tokens": 9, "prompt": prompt, **request}, "output": {}, "vars": {}}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (asking("a\nb\nc"), asking("a\nB\nc"), "request.prompt line 2 was 'b', is 'B'"),
+        (asking("a"), asking("b"), "request.prompt was 'a', is 'b'"),
+        (asking("a"), asking("a\nb"), "request.prompt line 2 was not there, is 'b'"),
+        (asking("a"), asking("a", model="n"), "request.model was 'm', is 'n'"),
+        (asking("a", params={"stop": ["x"]}), asking("a", params={}), "request.params.stop[0] was 'x', is not there"),
+        (asking("a"), asking("a") | {"output": {"labels": ["x"]}}, "output.labels[0] was not there, is 'x'"),
+        (asking("a") | {"vars": {"v": 1}}, asking("a") | {"vars": {"v": 2}}, "vars.v was 1, is 2"),
+        (asking("a" * 99), asking("b"), f"request.prompt was '{'a' * 56}..., is 'b'"),
+        (asking("a"), asking("a"), None),
+    ],
+    ids=["a line", "one line", "a line more", "model", "a param less", "output", "a var", "a long line", "the same"],
+)
+def test_the_first_line_that_differs_is_named(before: dict[str, Any], now: dict[str, Any], said: str | None) -> None:
+    assert recipes.first_difference(before, now) == said
+
+
+def test_rows_are_told_apart_by_recipe_once_there_are_several(world: World) -> None:
+    world.run(world.job())
+    alone = answered(world)
+    world.rows(texts(6))
+    world.run(world.job(request={"prompt": "In one word: {{ text }}"}))
+
+    differs = "request.prompt was 'Summarize: {{ text }}', is 'In one word: {{ text }}'"
+    assert alone == []
+    assert [(one.rows, one.present, one.differs) for one in answered(world)] == [(1, True, None), (5, False, differs)]
+
+
+def answered(world: World) -> list[recipes.Answered]:
+    with world.database.read() as conn:
+        job = store.job_named(conn, "summaries")
+        assert job is not None
+        return recipes.answered(conn, job.id)
+
+
+def test_rows_that_wait_in_a_batch_are_not_called_in_flight(world: World) -> None:
+    world.dies_at(world.job(limits={"max_batch_requests": 2}), "submitted")
+
+    with world.database.read() as conn:
+        job = store.job_named(conn, "summaries")
+        assert job is not None
+        rows = store.job_rows(conn, job.id)
+
+    assert rows == {"in_flight": 2, "planned": 3}
