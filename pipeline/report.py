@@ -302,6 +302,7 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
         "rows": store.job_rows(conn, job.id),
         "recipes": [one._asdict() | {"since": one.since.isoformat()} for one in recipes.answered(conn, job.id)],
         "batches": {row[0]: row[1] for row in conn.execute(by_state)},
+        "collecting": [batch._asdict() for batch in store.partly_collected(conn, job.id)],
         "cost_usd": float(cost or 0.0),
         "open_runs": [_run_facts(conn, run) for run in store.open_runs(conn, job.id)],
         "stopped_retries": [
@@ -377,6 +378,8 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"rows     {counts_line(facts['rows'])}"
     yield from _recipe_lines(facts["recipes"])
     yield f"batches  {counted(facts['batches']) or 'none'}"
+    for batch in facts["collecting"]:
+        yield f"         batch {batch['batch']}: {batch['answered']:,} of {count(batch['rows'], 'row')} answered"
     yield f"cost     {money(facts['cost_usd'])} for all answers so far"
     for run in facts["open_runs"] or ([facts["last_run"]] if facts["last_run"] else []):
         yield from _run_lines(run)

@@ -350,6 +350,26 @@ def _apart(conn: Connection, counts: dict[str, int], which: ColumnElement[bool])
     return {state: rows for state, rows in found.items() if rows}
 
 
+class Collecting(NamedTuple):
+    """A batch of which some rows have their outcome, and others are waited for."""
+
+    batch: int
+    rows: int
+    answered: int
+
+
+def partly_collected(conn: Connection, job_id: int) -> list[Collecting]:
+    """The job's batches whose results are stored in part: more of them come, or are downloaded again."""
+    ended = select(batches.c.id, batches.c.rows).where(batches.c.job_id == job_id, batches.c.state == BatchState.ENDED)
+    found: list[Collecting] = []
+    for batch, rows in conn.execute(ended.order_by(batches.c.id)).tuples().all():
+        here = (requests.c.batch_id == batch, requests.c.state == RowState.IN_FLIGHT)
+        waiting = conn.scalar(select(func.count()).select_from(requests).where(*here)) or 0
+        if waiting < rows:
+            found.append(Collecting(batch, rows, rows - waiting))
+    return found
+
+
 def _tallied(conn: Connection, which: ColumnElement[bool]) -> dict[str, int]:
     number = func.sum(tallies.c.rows)
     query = select(tallies.c.state, number).where(which).group_by(tallies.c.state).having(number != 0)

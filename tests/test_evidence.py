@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from sqlalchemy import select, update
 
-from pipeline import store
+from pipeline import report, store
 from pipeline.api import Api
 from pipeline.cancel import cancel
 from pipeline.driver import Driver
@@ -52,6 +52,14 @@ def at_work(world: World, stack: ExitStack) -> Driver:
         job = store.job_named(conn, "summaries")
     assert job is not None
     return driving.driver(job)
+
+
+def status_of(world: World) -> list[str]:
+    """What `status` says."""
+    with world.database.read() as conn:
+        job = store.job_named(conn, "summaries")
+        assert job is not None
+        return list(report.status_lines(report.status(conn, job, world.clock())))
 
 
 # -- whose a batch is ------------------------------------------------------------------------------------------------
@@ -373,9 +381,12 @@ def test_a_damaged_line_is_fetched_again_while_the_others_are_stored(world: Worl
     world.clock.advance(100)
     world.sweep()
     first = sorted(world.states().values())
+    said_meanwhile = status_of(world)
 
     finished = world.run(world.job())
 
+    assert "         batch 1: 3 of 5 rows answered" in said_meanwhile
+    assert not any("rows answered" in line for line in status_of(world))
     assert first == ["in_flight", "in_flight", "succeeded", "succeeded", "succeeded"]
     assert finished.rows == {"succeeded": 5}
     assert (world.accepted(), world.batch_states()) == (5, ["collected"])
