@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,13 +12,13 @@ import anthropic
 import httpx2
 import orjson
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from pipeline import ends, store
 from pipeline.answers import ndjson
 from pipeline.api import Api
 from pipeline.database import Database
-from pipeline.driver import Settings, Stop
+from pipeline.driver import Driver, Settings, Stop
 from pipeline.emulator import Clock, Emulator
 from pipeline.errors import Interrupted
 from pipeline.job import Job
@@ -167,6 +168,18 @@ class World:
         ends.note_told(self.database, {end.run_id: end.ended_at for end in untold}, self.clock())
         return swept
 
+    def known(self, job: str = "summaries") -> Row[Any]:
+        """What the state database knows of a job."""
+        with self.database.read() as conn:
+            row = store.job_named(conn, job)
+        assert row is not None
+        return row
+
+    def driver(self, stack: ExitStack, *, skew: timedelta = timedelta()) -> Driver:
+        """A driver at work on the job until the stack ends. skew: by how much its own clock is wrong."""
+        where = replace(self.where(), now=lambda: self.clock() + skew)
+        return stack.enter_context(where.driving()).driver(self.known())
+
     def answers(self, job: str = "summaries") -> dict[str, dict[str, Any]]:
         """The results table by key."""
         with self.database.read() as conn:
@@ -229,6 +242,17 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         world.rows(texts(5))
         yield world
         world.database.close()
+
+
+@pytest.fixture
+def planned(world: World) -> World:
+    """A world with one planned batch that is due."""
+    world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=5)
+    world.run(world.job(), detach=True)
+    world.emulator.clear_faults()
+    world.clock.advance(60)
+    assert world.batch_states() == ["planned"]
+    return world
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at

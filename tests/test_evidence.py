@@ -14,7 +14,6 @@ from sqlalchemy import select, update
 from pipeline import report, store
 from pipeline.api import Api
 from pipeline.cancel import cancel
-from pipeline.driver import Driver
 from pipeline.emulator.transport import Transport
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, Stopped
 from pipeline.reconcile import find_twins, reconcile_due
@@ -45,21 +44,10 @@ def theirs(world: World, requests: int) -> str:
     return world.client().messages.batches.create(requests=items).id
 
 
-def at_work(world: World, stack: ExitStack) -> Driver:
-    """A driver at work on the job until the stack ends."""
-    driving = stack.enter_context(world.where().driving())
-    with world.database.read() as conn:
-        job = store.job_named(conn, "summaries")
-    assert job is not None
-    return driving.driver(job)
-
-
 def status_of(world: World) -> list[str]:
     """What `status` says."""
     with world.database.read() as conn:
-        job = store.job_named(conn, "summaries")
-        assert job is not None
-        return list(report.status_lines(report.status(conn, job, world.clock())))
+        return list(report.status_lines(report.status(conn, world.known(), world.clock())))
 
 
 # -- whose a batch is ------------------------------------------------------------------------------------------------
@@ -548,7 +536,7 @@ def conclude_absent(world: World) -> None:
     for _ in range(2):
         world.clock.advance(100)
         with ExitStack() as stack:
-            reconcile_due(at_work(world, stack))
+            reconcile_due(world.driver(stack))
 
 
 def test_an_answer_that_comes_after_its_batch_was_concluded_absent_is_adopted_unless_it_was_sent_again(
@@ -570,7 +558,7 @@ def test_a_batch_that_the_listing_shows_late_is_adopted_unless_it_was_sent_again
     world.emulator.clear_faults()
 
     with ExitStack() as stack:
-        find_twins(at_work(world, stack))
+        find_twins(world.driver(stack))
     finished = world.run(world.job())
 
     assert planned == ["planned"]

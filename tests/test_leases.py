@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -294,27 +293,6 @@ def test_on_postgresql_a_lease_lasts_as_long_whatever_the_clocks_of_its_drivers(
 # -- batches that drivers have claimed -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def planned(world: World) -> World:
-    """A world with one planned batch that is due."""
-    world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=5)
-    world.run(world.job(), detach=True)
-    world.emulator.clear_faults()
-    world.clock.advance(60)
-    assert world.batch_states() == ["planned"]
-    return world
-
-
-def driver(world: World, stack: ExitStack, *, skew: timedelta = timedelta()) -> Driver:
-    """A driver at work on the job until the stack ends. skew: by how much its own clock is wrong."""
-    where = replace(world.where(), now=lambda: world.clock() + skew)
-    driving = stack.enter_context(where.driving())
-    with world.database.read() as conn:
-        job = store.job_named(conn, "summaries")
-    assert job is not None
-    return driving.driver(job)
-
-
 def taken(by: Driver) -> list[int]:
     """The planned batches that a driver gets when it wants all there are."""
     return [batch.id for batch in by.claims(BatchState.PLANNED)]
@@ -322,7 +300,7 @@ def taken(by: Driver) -> list[int]:
 
 def test_a_batch_that_a_living_driver_has_is_not_given_to_another(planned: World) -> None:
     with ExitStack() as stack:
-        one, other = driver(planned, stack), driver(planned, stack)
+        one, other = planned.driver(stack), planned.driver(stack)
 
         assert (taken(one), taken(other)) == ([1], [])
 
@@ -330,39 +308,39 @@ def test_a_batch_that_a_living_driver_has_is_not_given_to_another(planned: World
 def test_a_batch_of_a_driver_that_has_ended_is_free(planned: World) -> None:
     with ExitStack() as stack:
         with ExitStack() as first:
-            gone = driver(planned, first)
+            gone = planned.driver(first)
             assert taken(gone) == [1]
 
-        assert taken(driver(planned, stack)) == [1]
+        assert taken(planned.driver(stack)) == [1]
 
 
 def test_a_batch_of_a_dead_driver_is_free_once_a_new_one_begins(planned: World) -> None:
     with ExitStack() as stack:
-        dead = driver(planned, stack)
+        dead = planned.driver(stack)
         assert taken(dead) == [1]
         change(planned.database, dead.lease.resource, holder=holder() | {"started": "0"})
 
-        assert taken(driver(planned, stack)) == [1]
+        assert taken(planned.driver(stack)) == [1]
 
 
 def test_a_batch_of_a_driver_on_a_machine_of_the_same_name_is_free_when_its_lease_has_run_out_and_not_before(
     planned: World,
 ) -> None:
     with ExitStack() as stack:
-        there = driver(planned, stack)
+        there = planned.driver(stack)
         assert taken(there) == [1]
         its = holder() | {"boot": "another", "pid": 2**22}  # a number that nobody has here
         change(planned.database, there.lease.resource, holder=its)
-        before = taken(driver(planned, stack))
+        before = taken(planned.driver(stack))
 
         planned.clock.advance(planned.settings.lease + 1)
 
-        assert (before, taken(driver(planned, stack))) == ([], [1])
+        assert (before, taken(planned.driver(stack))) == ([], [1])
 
 
 def test_a_run_that_waits_for_the_batches_of_another_driver_says_who_has_them_and_until_when(planned: World) -> None:
     with ExitStack() as stack:
-        other = driver(planned, stack)
+        other = planned.driver(stack)
         assert taken(other) == [1]
         change(planned.database, other.lease.resource, holder=holder() | {"host": "db1", "boot": "another", "pid": 7})
         until = row_of(planned.database, other.lease.resource).expires_at
@@ -389,7 +367,7 @@ def test_what_a_driver_waits_for_is_said_once_and_not_with_each_look(capfd: pyte
 
 def test_a_batch_of_a_silent_driver_is_free_and_the_driver_that_wakes_moves_it_no_more(planned: World) -> None:
     with ExitStack() as stack:
-        silent, other = driver(planned, stack), driver(planned, stack)
+        silent, other = planned.driver(stack), planned.driver(stack)
         [before] = silent.claims(BatchState.PLANNED)
         planned.clock.advance(planned.settings.lease + 1)  # its sign of life has run out
         [after] = other.claims(BatchState.PLANNED)
@@ -415,13 +393,13 @@ def test_on_postgresql_a_driver_whose_clock_is_an_hour_off_takes_no_batch_of_a_l
     planned: World, hours: int
 ) -> None:
     with ExitStack() as stack:
-        right, wrong = driver(planned, stack), driver(planned, stack, skew=hours * HOUR)
+        right, wrong = planned.driver(stack), planned.driver(stack, skew=hours * HOUR)
         took = taken(right), taken(wrong)
         planned.clock.advance(planned.settings.lease + 1)  # both fall silent
-        again = driver(planned, stack, skew=hours * HOUR)
+        again = planned.driver(stack, skew=hours * HOUR)
         took_then = taken(again), taken(right)
         planned.clock.advance(planned.settings.lease + 1)
-        last = taken(driver(planned, stack))
+        last = taken(planned.driver(stack))
 
     assert took == ([1], [])
     assert took_then == ([1], [])

@@ -44,17 +44,13 @@ def test_rows_are_told_apart_by_recipe_once_there_are_several(world: World) -> N
 
 def answered(world: World) -> list[recipes.Answered]:
     with world.database.read() as conn:
-        job = store.job_named(conn, "summaries")
-        assert job is not None
-        return recipes.answered(conn, job.id)
+        return recipes.answered(conn, world.known().id)
 
 
 def test_rows_that_wait_in_a_batch_are_not_called_in_flight(world: World) -> None:
     world.dies_at(world.job(limits={"max_batch_requests": 2}), "submitted")
 
     with world.database.read() as conn:
-        job = store.job_named(conn, "summaries")
-        assert job is not None
-        rows = store.job_rows(conn, job.id)
+        rows = store.job_rows(conn, world.known().id)
 
     assert rows == {"in_flight": 2, "planned": 3}

@@ -347,24 +347,6 @@ UPGRADED = (
 )
 
 
-@pytest.fixture
-def planned(world: World) -> World:
-    """A world with one planned batch that is due."""
-    world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=5)
-    world.run(world.job(), detach=True)
-    world.emulator.clear_faults()
-    world.clock.advance(60)
-    assert world.batch_states() == ["planned"]
-    return world
-
-
-def driver_of(world: World, stack: ExitStack) -> Driver:
-    with world.database.read() as conn:
-        job = store.job_named(conn, "summaries")
-    assert job is not None
-    return stack.enter_context(world.where().driving()).driver(job)
-
-
 def takes_a_batch(driver: Driver) -> None:
     next(driver.claims(BatchState.PLANNED))
 
@@ -389,7 +371,7 @@ def test_a_driver_whose_database_is_upgraded_underneath_stops_with_nothing_moved
     planned: World, does: Callable[[Driver], None]
 ) -> None:
     with ExitStack() as stack:
-        driver = driver_of(planned, stack)
+        driver = planned.driver(stack)
         upgrade_underneath(planned)
         as_it_was = state_of(planned)
 
@@ -403,7 +385,7 @@ def test_a_driver_whose_database_is_upgraded_underneath_stops_with_nothing_moved
 
 def test_a_planning_that_is_under_way_stops_at_its_next_transaction(planned: World) -> None:
     with ExitStack() as stack:
-        driver = driver_of(planned, stack)
+        driver = planned.driver(stack)
         stack.enter_context(driver.planning())
         with driver.planning_transaction() as conn:
             store.mark_swept(conn, driver.job_id, driver.now())
