@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline import kinds
 from pipeline.errors import SourceError
 from pipeline.files import SourceFile
 from pipeline.frames import LONGEST_ROW
@@ -66,7 +67,11 @@ def _at_place(file: SourceFile, fault: "_Fault") -> SourceError:
 
 def _decompressed(file: SourceFile) -> Iterator[bytes]:
     with file.native() as raw, pa.input_stream(raw, compression=file.compression) as stream:
+        at = 0
         while data := stream.read(READ_BYTES):
+            if at == 0 and file.compression is not None and (kind := kinds.kind_of(data)):
+                raise SourceError(f"{file.path}: what is compressed in it is {kind.name}, no text; unpack it, and look")
+            at += len(data)
             yield data
 
 

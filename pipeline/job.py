@@ -126,11 +126,13 @@ class Csv(Section):
 class Source(Section):
     """Where the rows come from, and what identifies each: files, a query of a database, or a frame in Python.
 
+    format: what the files of `path` are, whatever their names; None: what each name says.
     database: a SQLAlchemy URL without a password, or $NAME of an environment variable that holds one. frame: polars or
     pandas; it is not kept with the job, which is stored with a text in its place.
     """
 
     path: Texts | None = None
+    format: Literal["csv", "tsv", "ndjson", "parquet", "arrow"] | None = None
     query: NonEmpty | None = None
     database: NonEmpty | None = None
     frame: Any = None
@@ -148,6 +150,8 @@ class Source(Section):
         if len(given) != 1:
             said = f"there are {' and '.join(given)}" if given else "there is none of them"
             raise ValueError(f"needs one of path, query with database, and (in Python) frame; {said}")
+        if self.format is not None and self.path is None:
+            raise ValueError("format says what the files of path are; remove it")
         if (self.query is None) != (self.database is None):
             raise ValueError("query and database go together")
         if re.search(r"://[^/@]*:[^/@]+@", self.database or ""):  # here, where no message shows the value

@@ -4,6 +4,7 @@ import re
 
 import pyarrow as pa
 
+from pipeline import kinds
 from pipeline.errors import PipelineError, SourceError
 from pipeline.files import SourceFile
 
@@ -40,8 +41,11 @@ def _said(file: SourceFile, text: str, exc: BaseException) -> str:
     row = re.search(r"Row #(\d+): ", text)
     place = f"{file.path} row {int(row[1]) - file.csv.header}" if row else file.path
     fields = re.search(r"Expected (\d+) columns, got (\d+): ", text)
-    with file.open() as start:
-        wide = start.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    with file.open() as raw:
+        start = raw.read(kinds.START_BYTES)
+    if said := file.instead(start):
+        return f"{file.path} {said}"
+    wide = start[:2] in (b"\xff\xfe", b"\xfe\xff")
     if (wide and file.compression is None) or "UTF8" in text or isinstance(exc, UnicodeError):
         return other_encoding(place if row else f"{place}: the header" if file.format == "csv" else place, file)
     if fields:

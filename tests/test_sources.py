@@ -102,7 +102,7 @@ def test_a_folder_a_pattern_and_a_list_of_objects(s3: S3) -> None:
         return [row["id"] for row in read(source(*paths))]
 
     assert ids("s3://bucket/in/") == ids("s3://bucket/in") == ["in/a.csv", "in/b.csv", "in/deep/er/c.csv"]
-    assert ids("s3://bucket/in/*.csv") == ["in/.hidden.csv", "in/a.csv", "in/b.csv"]
+    assert ids("s3://bucket/in/*.csv") == ["in/a.csv", "in/b.csv"]
     assert ids("s3://bucket/in/**/[bc].csv") == ["in/b.csv", "in/deep/er/c.csv"]
     assert ids("s3://bucket/inn/d.csv", "s3://bucket/in/a.csv") == ["inn/d.csv", "in/a.csv"]
 
