@@ -683,8 +683,9 @@ def _did_you_mean(field: yamlfile.Path) -> str:
         model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return ""
-    near = difflib.get_close_matches(str(field[-1]), model.model_fields, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(model.model_fields)})"
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    near = difflib.get_close_matches(str(field[-1]), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
 
 
 def _at(lines: Mapping[yamlfile.Path, int], field: yamlfile.Path) -> str:
