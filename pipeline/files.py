@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipeline import objects
+from pipeline import kinds, lakes, objects
 from pipeline.attachments import Folder, LocalFolder, ObjectFolder
 from pipeline.errors import SourceError
 from pipeline.job import Csv, Source
@@ -36,7 +36,10 @@ FORMATS = {
     ".ipc": "arrow",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+FORMAT_OF_NAME = {"tsv": "csv"}  # what source.format may also say
 TYPED = ("parquet", "arrow")  # formats that say themselves which type a column has, and compress by themselves
+
+COMPRESSED_NOTHING = 300  # bytes that a compressed file of no bytes has at most; its header may hold its name
 
 #: A folder of a hive layout: dt=2026-11-20.
 _PARTITION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
@@ -86,8 +89,32 @@ class SourceFile:
         return open(self.path, "rb")
 
     def native(self) -> Any:
-        """The same as pyarrow has it: a file of this machine is then read without Python in between."""
-        return pa.PythonFile(self.open(), mode="r") if isinstance(self.found, Object) else pa.OSFile(self.path)
+        """The same as pyarrow has it: a file of this machine is then read without Python in between.
+
+        Raises SourceError for a file of text that is none by its first bytes.
+        """
+        if isinstance(self.found, Object):
+            raw = objects.opened(self.found)
+            if self.format not in TYPED:
+                self._refuse_other_kind(raw.peek(kinds.START_BYTES))  # what is read for it is not read again
+            return pa.PythonFile(raw, mode="r")
+        file = pa.OSFile(self.path)
+        if self.format not in TYPED:
+            self._refuse_other_kind(file.read(kinds.START_BYTES))
+            file.seek(0)
+        return file
+
+    def _refuse_other_kind(self, start: bytes) -> None:
+        if said := self.instead(start):
+            raise SourceError(f"{self.path} {said}")
+
+    def instead(self, start: bytes) -> str | None:
+        """What the file is by its first bytes, if it is not what it should be, and what to do."""
+        wanted = {"parquet": (kinds.PARQUET,), "arrow": (kinds.ARROW, kinds.ARROW_STREAM)}.get(self.format, ())
+        by_compression = {"gzip": (kinds.GZIP,), "zstd": (kinds.ZSTD,)}
+        if self.compression is not None:
+            wanted = by_compression[self.compression]
+        return kinds.instead(wanted, start, self.name)
 
     def check(self) -> None:
         """Raises SourceError when the file is not the one any more that was found, or was written on since.
@@ -112,7 +139,8 @@ def stamp(path: str) -> Stamp | None:
 def find(source: Source) -> list[SourceFile]:
     """The files of a source, in the order of their names below each path. Raises SourceError that names the path."""
     assert source.path is not None
-    files = [_source_file(path, what, source) for path in source.path for path, what in _expand(path)]
+    found = [pair for path in source.path for pair in _expand(path, source)]
+    files = [_source_file(path, what, source) for path, what in _not_empty(found)]
     formats = {file.format for file in files}
     if len(formats) > 1:
         raise SourceError(f"source.path: the files are of different formats ({', '.join(sorted(formats))})")
@@ -120,29 +148,40 @@ def find(source: Source) -> list[SourceFile]:
     return files
 
 
-def _expand(path: str) -> list[tuple[str, Stamp | Object]]:
+def _expand(path: str, source: Source) -> list[tuple[str, Stamp | Object]]:
+    any_name = source.format is not None
     if objects.is_url(path):
-        return _expand_url(path)
+        return _expand_url(path, any_name)
     if "://" in path:
         known = ", ".join(f"{scheme}://" for scheme in objects.SCHEMES)
         raise SourceError(f"source.path: {path}: files are read from this machine, or from {known}")
-    return [(name, _stamped(name)) for name in _local(path)]
+    return [(name, _stamped(name)) for name in _local(path, any_name)]
 
 
-def _local(path: str) -> list[str]:
+def _local(path: str, any_name: bool) -> list[str]:
+    """any_name: whether a folder's files are data whatever their endings are."""
     if glob.has_magic(path) and not os.path.exists(path):
-        files = [name for name in sorted(glob.glob(path, recursive=True)) if os.path.isfile(name)]
-        if not files:
-            raise SourceError(f"source.path: no file matches {path}")
-        return files
+        return _local_matching(path)
     if os.path.isdir(path):
-        files = [str(f) for f in sorted(Path(path).rglob("*")) if f.is_file() and _is_data(f.relative_to(path))]
+        below = [found.relative_to(path) for found in sorted(Path(path).rglob("*"))]
+        lakes.refuse_within(path, (found.parts for found in below))
+        lakes.refuse_above([Path(path).absolute()])
+        files = [str(Path(path) / f) for f in below if _is_data(f, any_name) and (Path(path) / f).is_file()]
         if not files:
             raise SourceError(_no_data(path))
         return files
     if not os.path.exists(path):
         raise SourceError(f"source.path: {path} does not exist")
     return [path]
+
+
+def _local_matching(pattern: str) -> list[str]:
+    found = [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    files = [name for name in found if _fits(name.split("/"), pattern.split("/"))]
+    if not files:
+        raise SourceError(f"source.path: no file matches {pattern}{_HIDDEN if found else ''}")
+    lakes.refuse_above({Path(name).absolute().parent for name in files})
+    return files
 
 
 def _stamped(path: str) -> Stamp:
@@ -152,7 +191,7 @@ def _stamped(path: str) -> Stamp:
     return found
 
 
-def _expand_url(url: str) -> list[tuple[str, Stamp | Object]]:
+def _expand_url(url: str, any_name: bool) -> list[tuple[str, Stamp | Object]]:
     with _of_source():
         if glob.has_magic(url):
             return _matching(url)
@@ -164,12 +203,17 @@ def _expand_url(url: str) -> list[tuple[str, Stamp | Object]]:
             else:
                 return [(obj.url, obj)]
         below = list(objects.listed(url.rstrip("/")))
-    files = [obj for obj in below if _is_data(PurePosixPath(obj.url[len(url.rstrip("/")) + 1 :]))]
+    lakes.refuse_within(url, (_parts_below(url, obj) for obj in below))
+    files = [obj for obj in below if _is_data(PurePosixPath(*_parts_below(url, obj)), any_name)]
     if not files:
         raise SourceError(
             _no_data(url) if below else f"source.path: {url} does not exist, neither as object nor as folder"
         )
     return [(obj.url, obj) for obj in sorted(files)]
+
+
+def _parts_below(folder: str, obj: Object) -> list[str]:
+    return obj.url[len(folder.rstrip("/")) + 1 :].split("/")
 
 
 def _matching(pattern: str) -> list[tuple[str, Stamp | Object]]:
@@ -178,19 +222,40 @@ def _matching(pattern: str) -> list[tuple[str, Stamp | Object]]:
     plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     if plain < 3:  # scheme, nothing, bucket
         raise SourceError(f"source.path: {pattern}: a pattern can stand behind the bucket only")
-    found = [obj for obj in objects.listed("/".join(parts[:plain])) if _fits(obj.url.split("/"), parts)]
-    files = [obj for obj in found if not obj.url.endswith("/")]
+    folder = "/".join(parts[:plain])
+    below = list(objects.listed(folder))
+    found = [obj for obj in below if not obj.url.endswith("/")]
+    files = [obj for obj in found if _fits(obj.url.split("/"), parts)]
     if not files:
-        raise SourceError(f"source.path: no object matches {pattern}")
+        hidden = any(_fits(obj.url.split("/"), parts, hidden=True) for obj in found)
+        raise SourceError(f"source.path: no object matches {pattern}{_HIDDEN if hidden else ''}")
+    lakes.refuse_within(folder, (_parts_below(folder, obj) for obj in below))
     return [(obj.url, obj) for obj in sorted(files)]
 
 
-def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+_HIDDEN = "; a name that begins with . or _ matches only a pattern that begins with the same character"
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str], *, hidden: bool = False) -> bool:
+    """Whether the parts of a path match those of a pattern.
+
+    hidden: a name that begins with . or _ is a name as any other; else it needs the same character in the pattern.
+    """
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return any(_fits(parts[i:], pattern[1:]) for i in range(len(parts)))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+        shown = 0
+        while shown < len(parts) and (hidden or not _is_hidden(parts[shown])):
+            shown += 1
+        return any(_fits(parts[i:], pattern[1:], hidden=hidden) for i in range(shown + 1))
+    if not parts or not fnmatch.fnmatchcase(parts[0], pattern[0]):
+        return False
+    meant = hidden or not _is_hidden(parts[0]) or parts[0][0] == pattern[0][0]
+    return meant and _fits(parts[1:], pattern[1:], hidden=hidden)
 
 
 @contextmanager
@@ -206,9 +271,25 @@ def _no_data(path: str) -> str:
     return f"source.path: folder {path} holds no CSV, TSV, Parquet, NDJSON or Arrow file"
 
 
-def _is_data(path: Path | PurePosixPath) -> bool:
+def _is_data(path: Path | PurePosixPath, any_name: bool) -> bool:
     """Whether a file found in a folder is one of the source: `_SUCCESS` and what is hidden are not."""
-    return _format(path) is not None and not any(part.startswith((".", "_")) for part in path.parts)
+    return (any_name or _format(path) is not None) and bool(path.name) and not any(map(_is_hidden, path.parts))
+
+
+def _not_empty(found: list[tuple[str, Stamp | Object]]) -> list[tuple[str, Stamp | Object]]:
+    """The files that hold something; a part file without a row may hold nothing. All of them if none holds anything."""
+    return [pair for pair in found if len(found) > 1 and not _holds_nothing(*pair)] or found
+
+
+def _holds_nothing(path: str, found: Stamp | Object) -> bool:
+    compression = COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
+    if found.size == 0 or compression is None or found.size > COMPRESSED_NOTHING:
+        return found.size == 0
+    try:
+        data = objects.read(found) if isinstance(found, Object) else Path(path).read_bytes()
+        return not pa.input_stream(pa.BufferReader(data), compression=compression).read(1)
+    except (OSError, pa.ArrowException):
+        return False  # whoever reads it says what is wrong
 
 
 def _format(path: Path | PurePosixPath) -> str | None:
@@ -220,19 +301,32 @@ def _format(path: Path | PurePosixPath) -> str | None:
 
 def _source_file(path: str, found: Stamp | Object, source: Source) -> SourceFile:
     name = PurePosixPath(path)
-    kind, last = _format(name), name.suffix.lower()
+    last = name.suffix.lower()
+    kind = _format(name) if source.format is None else FORMAT_OF_NAME.get(source.format, source.format)
     if kind is None:
-        raise SourceError(f"source.path: {path}: unknown kind of file; known are {', '.join(FORMATS)}, also .gz, .zst")
+        raise SourceError(f"source.path: {path}: {_unknown(last)}")
     if kind in TYPED and last in COMPRESSIONS:
         raise SourceError(
-            f"source.path: {path}: {kind.capitalize()} compresses by itself; give the {name.suffixes[-2]} file"
+            f"source.path: {path}: {kind.capitalize()} compresses by itself; give the file without {last}"
         )
     if found.size == 0:
         raise SourceError(f"source.path: {path} is empty")
-    is_tsv = ".tsv" in [suffix.lower() for suffix in name.suffixes]
+    is_tsv = source.format == "tsv" or (
+        source.format is None and ".tsv" in [suffix.lower() for suffix in name.suffixes]
+    )
     delimiter = source.csv.delimiter or ("\t" if is_tsv else ",")
     compression = COMPRESSIONS.get(last)
     return SourceFile(path, found, kind, compression, delimiter, source.encoding, source.csv, _partition(path))
+
+
+def _unknown(ending: str) -> str:
+    """What is said of a file whose name ends in none of FORMATS."""
+    if ending in (".xlsx", ".xls", ".ods"):
+        return f"a spreadsheet is not read; {kinds.SPREADSHEET}"
+    return (
+        f"unknown kind of file; known are {', '.join(FORMATS)}, also .gz, .zst; for another name, say what it is in "
+        "source.format: csv, tsv, ndjson, parquet or arrow"
+    )
 
 
 def _partition(path: str) -> tuple[tuple[str, str | None], ...]:

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -86,7 +87,9 @@ class Csv(Section):
     """How CSV and TSV files are written. delimiter: None for a comma, in .tsv files a tab; quote: "" for none.
 
     header: whether the first line names the columns; columns: their names when it does not (column_1, ... by default).
-    null_values: unquoted fields that are null; an empty field is empty text unless "" is one of them.
+    null_values: unquoted fields that are null; an empty field is empty text unless "" is one of them. escape: the
+    character before a quote, a delimiter or a line end that is text. comment: what a line begins with that is no row;
+    skip: lines before the header, or the first row.
     """
 
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
@@ -94,6 +97,24 @@ class Csv(Section):
     header: bool = True
     columns: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
     null_values: list[str] = []
+    escape: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    comment: NonEmpty | None = None
+    skip: Annotated[int, Field(strict=True, ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _are_different(self) -> Self:
+        given = [self.delimiter or ",", self.quote, self.escape]
+        if any(character is not None and not character.isascii() for character in given):
+            raise ValueError("delimiter, quote and escape must be characters of ASCII")
+        if self.delimiter is not None and self.delimiter in (self.quote, self.escape):
+            raise ValueError("delimiter must differ from quote and escape")
+        return self
+
+    @field_validator("escape")
+    @classmethod
+    def _is_no_quote(cls, escape: str | None, info: ValidationInfo) -> str | None:
+        """A quote that escapes a quote is what CSV has anyway."""
+        return None if escape == info.data.get("quote") else escape
 
     @model_validator(mode="after")
     def _names_or_header(self) -> Self:
@@ -105,11 +126,13 @@ class Csv(Section):
 class Source(Section):
     """Where the rows come from, and what identifies each: files, a query of a database, or a frame in Python.
 
+    format: what the files of `path` are, whatever their names; None: what each name says.
     database: a SQLAlchemy URL without a password, or $NAME of an environment variable that holds one. frame: polars or
     pandas; it is not kept with the job, which is stored with a text in its place.
     """
 
     path: Texts | None = None
+    format: Literal["csv", "tsv", "ndjson", "parquet", "arrow"] | None = None
     query: NonEmpty | None = None
     database: NonEmpty | None = None
     frame: Any = None
@@ -127,6 +150,8 @@ class Source(Section):
         if len(given) != 1:
             said = f"there are {' and '.join(given)}" if given else "there is none of them"
             raise ValueError(f"needs one of path, query with database, and (in Python) frame; {said}")
+        if self.format is not None and self.path is None:
+            raise ValueError("format says what the files of path are; remove it")
         if (self.query is None) != (self.database is None):
             raise ValueError("query and database go together")
         if re.search(r"://[^/@]*:[^/@]+@", self.database or ""):  # here, where no message shows the value
@@ -658,8 +683,9 @@ def _did_you_mean(field: yamlfile.Path) -> str:
         model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return ""
-    near = difflib.get_close_matches(str(field[-1]), model.model_fields, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(model.model_fields)})"
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    near = difflib.get_close_matches(str(field[-1]), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
 
 
 def _at(lines: Mapping[yamlfile.Path, int], field: yamlfile.Path) -> str:

@@ -345,7 +345,7 @@ def test_a_key_column_called_as_a_column_of_ours_is_refused(command: Command, ap
         pytest.param(
             b"id,body\n1,a\n2,b,c\n", ["tickets.csv", "2,b,c", "has 3 fields, the header 2"], id="a ragged row"
         ),
-        pytest.param(b"id,body\n1,a\n2\n", ["tickets.csv", "has 1 fields, the header 2"], id="a row too short"),
+        pytest.param(b"id,body\n1,a\n2\n", ["tickets.csv", "has 1 field, the header 2"], id="a row too short"),
         pytest.param(b'id,body\n1,a\n2,"b\n3,c\n', ["tickets.csv row 2", "never closed"], id="an open quote"),
         pytest.param(b"id,body\n1,K\xe4se\n", ["tickets.csv", "source.encoding"], id="a wrong encoding"),
         pytest.param(
@@ -426,7 +426,7 @@ def test_keys_that_are_twice_in_different_files_are_named_with_both(command: Com
         pytest.param("broken.ndjson", ["broken.ndjson line 2", "not JSON"], id="broken NDJSON"),
         pytest.param("not.csv.gz", ["not.csv.gz", "cannot be read"], id="not compressed"),
         pytest.param("empty.csv.gz", ["empty.csv.gz is empty"], id="empty when decompressed"),
-        pytest.param("table.xlsx", ["table.xlsx", "unknown kind of file", ".csv"], id="a spreadsheet"),
+        pytest.param("table.xlsx", ["table.xlsx", "a spreadsheet is not read", "save it as CSV"], id="a spreadsheet"),
         pytest.param("ftp://host/a.csv", ["ftp://host/a.csv", "s3://, gs://, az://"], id="a server of another kind"),
     ],
 )

@@ -269,8 +269,20 @@ def test_a_missing_field_is_named(job: Loader, text: str, field: str) -> None:
         pytest.param(
             "  key:",
             "  zzzz: 1\n  key:",
-            "source.zzzz: unknown field (known: path, query, database",
+            "source.zzzz: unknown field (known: path, format, query, database",
             id="nothing like it is known",
+        ),
+        pytest.param(
+            "  table: answers",
+            "  table: answers\noutput:\n  zzzz: 1",
+            "output.zzzz: unknown field (known: labels, schema, tool, columns",
+            id="fields by the names that they have in a job file",
+        ),
+        pytest.param(
+            "  table: answers",
+            "  table: answers\noutput:\n  shema: {}",
+            "output.shema: unknown field; did you mean 'schema'?",
+            id="a field that is called otherwise in Python",
         ),
     ],
 )

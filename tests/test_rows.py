@@ -436,14 +436,17 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         pytest.param("a.ndjson", b"", "a.ndjson is empty", id="an empty NDJSON"),
         pytest.param("a.csv", b"\n\n\n", "a.csv is empty", id="nothing but newlines"),
         pytest.param("a.csv.gz", gzip.compress(b""), "a.csv.gz is empty", id="an empty file, compressed"),
-        pytest.param("a.xlsx", b"x", "a.xlsx: unknown kind of file; known are .csv", id="a kind that is not read"),
-        pytest.param("a.parquet.gz", b"x", "Parquet compresses by itself; give the .parquet file", id="Parquet.gz"),
+        pytest.param("a.xlsx", b"x", "a.xlsx: a spreadsheet is not read; save it as CSV", id="a spreadsheet"),
+        pytest.param("a.txt", b"x", "a.txt: unknown kind of file; known are .csv", id="a kind that is not read"),
+        pytest.param("a.parquet.gz", b"x", "Parquet compresses by itself; give the file without .gz", id="Parquet.gz"),
         pytest.param(
             "a.parquet", b"PAR1 and no more", "a.parquet: the parquet file cannot be read", id="broken Parquet"
         ),
-        pytest.param("a.parquet", b"id,text\n1,a\n", "a.parquet: the parquet file cannot be read", id="CSV as Parquet"),
+        pytest.param(
+            "a.parquet", b"id,text\n1,a\n", "a.parquet is a file of text; name it a.csv, ", id="CSV as Parquet"
+        ),
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "2,b,c", id="a field too many"),
-        pytest.param("a.csv", b"id,text\n1,a\n2\n", "has 1 fields, the header 2", id="a field too few"),
+        pytest.param("a.csv", b"id,text\n1,a\n2\n", "has 1 field, the header 2", id="a field too few"),
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "a.csv row 2: ", id="the file of a ragged row"),
         pytest.param("a.csv", b"id,text,text\n1,a,b\n", "a.csv: column 'text' stands twice", id="a column twice"),
         pytest.param("a.csv", b'id,text\n1,a\n2,"b\n3,c\n', 'a.csv row 2: a quote (") is opened', id="an open quote"),
@@ -452,7 +455,12 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         pytest.param("a.csv", b"id,text\n1,\xe4\n", "a.csv row 1: ", id="the file of a wrong encoding"),
         pytest.param("a.csv", b"id,text\n1,\xe4\n", "say the file's encoding in source.encoding", id="wrong encoding"),
         pytest.param("a.csv", b"id,t\xe4xt\n1,a\n", "say the file's encoding in source.encoding", id="in the header"),
-        pytest.param("a.csv.gz", b"id,text\n1,a\n", "a.csv.gz: the csv file cannot be read", id="not compressed"),
+        pytest.param(
+            "a.csv.gz",
+            b"id,text\n1,a\n",
+            "a.csv.gz is not compressed, as its name says; name it a.csv",
+            id="not compressed",
+        ),
         pytest.param("a.csv.gz", gzip.compress(CSV)[:-9], "a.csv.gz: ", id="cut off"),
         pytest.param("a.csv.zst", zstd(CSV * 100)[:-9], "a.csv.zst: ", id="cut off, zstd"),
         pytest.param("a.ndjson", b'{"id":1}\n{"id":\n', "a.ndjson line 2: this is not JSON", id="broken JSON"),

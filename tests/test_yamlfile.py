@@ -1,5 +1,6 @@
 """A job file means what it shows, and what is wrong with it is said with its line."""
 
+import time
 from typing import Any
 
 import pytest
@@ -156,3 +157,66 @@ def test_what_cannot_be_a_value_is_refused_and_no_crash(text: str) -> None:
 
 def test_anchors_stand_for_what_they_name() -> None:
     assert parsed("a: &x {k: 1}\nb: *x\n") == {"a": {"k": 1}, "b": {"k": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("a: 1\nprompt: {{ text }}\n", 'line 2: YAML takes .*: prompt: "{{ text }}"$', id="alone"),
+        pytest.param(
+            "prompt: {{ text }} and more\n", 'line 1: .*: prompt: "{{ text }} and more"$', id="with text behind"
+        ),
+        pytest.param(
+            "prompt: {% if x %}y{% endif %}", 'line 1: .*: prompt: "{% if x %}y{% endif %}"$', id="a statement"
+        ),
+        pytest.param(
+            'prompt: {{ row["a b"] }}\n', """line 1: .*: prompt: '{{ row\\["a b"\\] }}'$""", id="with quotes inside"
+        ),
+        pytest.param("s:\n  path: {{ vars.d }}/a.csv\n", 'line 2: .*: path: "{{ vars.d }}/a.csv"$', id="a path"),
+        pytest.param("s:\n  - {{ vars.d }}\n", 'line 2: .*: - "{{ vars.d }}"$', id="in a list"),
+        pytest.param("s: [{{ vars.d }}]\n", "line 1: .*put the text into quotes", id="in a list on one line"),
+    ],
+)
+def test_braces_without_quotes_are_said_to_need_quotes(text: str, said: str) -> None:
+    with pytest.raises(JobError, match=f"^job.yaml {said}"):
+        parsed(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["p: Hello {{ name }}", "p: |\n  {{ name }}\n", "p: '{{ name }}'", "p: >-\n  {% x %}\n"]
+)
+def test_braces_within_a_text_need_no_quotes(text: str) -> None:
+    assert set(parsed(text)) == {"p"}
+
+
+def test_a_text_with_a_colon_is_said_to_need_quotes() -> None:
+    with pytest.raises(JobError, match="a text with a colon needs quotes"):
+        parsed("prompt: Sort-{{ x }}: now\n")
+
+
+def test_a_mapping_as_a_name_elsewhere_is_no_template() -> None:
+    with pytest.raises(JobError, match="line 1: a field's name must be text"):
+        parsed("{{a: b}: c}\n".replace("{{", "{ {"))
+
+
+ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(ALIASES, "more than 100,000 values", id="aliases of aliases"),
+        pytest.param("a: " + "[" * 5000, "more than 50 levels", id="brackets left open"),
+        pytest.param("a: " + "[" * 5000 + "]" * 5000, "more than 50 levels", id="brackets"),
+        pytest.param("a: " + "{" * 5000, "more than 50 levels", id="braces"),
+        pytest.param("".join(" " * i + "a:\n" for i in range(1500)), "more than 50 levels", id="blocks"),
+        pytest.param("a:\n " + "- " * 5000 + "x", "more than 50 levels", id="lists"),
+    ],
+)
+def test_a_file_that_would_take_all_memory_or_time_is_refused_at_once(text: str, said: str) -> None:
+    started = time.process_time()
+
+    with pytest.raises(JobError, match=said):
+        parsed(text)
+
+    assert time.process_time() - started < 3  # much less; the parser needs 5 s and more for thousands of levels
