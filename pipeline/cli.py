@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pipeline.quote import Quote
     from pipeline.retry import Retry
     from pipeline.runner import Finished
+    from pipeline.sink import Columns
     from pipeline.where import Where
 
 app = typer.Typer(
@@ -140,7 +141,7 @@ def check(
     checks.check_params(loaded)
     budget.require_bound(loaded, Settings.from_environment().monthly_budget)
     plan = Plan(loaded)
-    Columns.of(loaded, plan.kinds())
+    Columns.of(loaded, plan.kinds()).over(_columns_before(loaded.name, path, database, emulated=emulator))
     warnings = _look_at_spool(loaded, path, database, spool, emulated=emulator)
     quote = plan.quote(Lookup(None, None))
     warnings += _asked_of_models(loaded, quote, emulated=emulator)
@@ -618,6 +619,23 @@ def _look_at_spool(loaded: "Job", path: Path, database: str | None, spool: str |
         else:
             spools.check(opened, row, spool)
     return []
+
+
+def _columns_before(name: str, path: Path, database: str | None, *, emulated: bool) -> "Columns | None":
+    """The columns of the job's results table as it is; None for a job that has none yet."""
+    from pipeline import store
+    from pipeline.database import Database, default_url
+    from pipeline.sink import Columns
+
+    url = database or default_url(path.parent, emulated=emulated)
+    if not Database.exists(url):
+        return None
+    try:
+        with contextlib.closing(Database(url)) as opened, opened.read() as conn:
+            row = store.job_named(conn, name)
+    except PipelineError:  # what looks at the spool says it
+        return None
+    return None if row is None else Columns(**row.columns)
 
 
 def _quoted(plan: "Plan", path: Path, database: str | None, *, emulated: bool) -> "tuple[Quote, Past | None]":

@@ -461,7 +461,8 @@ def ended_line(answered: Answered) -> str:
     outcome = answered.outcome
     state = f"{outcome.state}: {outcome.error_message}" if outcome.error_message else str(outcome.state)
     if outcome.state == RowState.ERRORED:
-        return f"errored: {outcome.error_type}: {outcome.error_message}"
+        request = "" if outcome.request_id is None else f" ({outcome.request_id})"
+        return f"errored: {outcome.error_type}: {outcome.error_message}{request}"
     read, written = outcome.cache_read_tokens, outcome.cache_write_tokens
     cached = [f"{n:,} {what} the cache" for n, what in ((read, "read from"), (written, "written to")) if n]
     said = f" ({', '.join(cached)})" if cached else ""
@@ -498,6 +499,10 @@ def facts(answered: Answered) -> dict[str, Any]:
         "error_type": outcome.error_type,
         "error_message": outcome.error_message,
         "model": outcome.model,
+        "message_id": outcome.message_id,
+        "stop_reason": outcome.stop_reason,
+        "stop_sequence": outcome.stop_sequence,
+        "request_id": outcome.request_id,
         "tokens": {
             "input": outcome.input_tokens,
             "output": outcome.output_tokens,
