@@ -18,10 +18,13 @@ from pipeline import memory
 from pipeline.errors import InputError, Interrupted, PipelineError
 from pipeline.terminal import (
     Teller,
+    any_text,
     command_line,
     confirmed,
     log_format,
+    put,
     put_json,
+    put_request,
     same_words,
     say,
     say_next,
@@ -158,7 +161,7 @@ def check(
         for line in report.limit_means(quote):
             say(line)
         if first is not None:
-            sys.stdout.write(orjson.dumps(report.shortened(first), option=orjson.OPT_INDENT_2).decode() + "\n")
+            put_request(report.shortened(first))
     say_next("run", str(path))
 
 
@@ -192,7 +195,7 @@ def estimate(
         put_json({"event": "estimate", "job": loaded.name, **facts})
     else:
         for line in report.estimate_lines(quote, said):
-            sys.stdout.write(line + "\n")
+            put(line)
         sys.stdout.flush()
         for warning in counted.warnings:
             say(f"warning  {warning}")
@@ -257,7 +260,7 @@ def models(
             put_json({"event": "model", **facts})
         return
     for line in catalogue.lines(found):
-        sys.stdout.write(line + "\n")
+        put(line)
 
 
 @app.command()
@@ -468,7 +471,7 @@ def errors(
             put_json({"event": "error", **cause})
         return
     for line in report.error_lines(causes):
-        sys.stdout.write(line + "\n")
+        put(line)
     if not causes:
         say("no row has failed")
     say_next(*mends)
@@ -502,7 +505,7 @@ def verify(
         put_json({"event": "verify", "job": row.name, **report.verify_facts(found)})
     else:
         for line in report.verify_lines(found):
-            sys.stdout.write(line + "\n")
+            put(line)
         sys.stdout.flush()
     if found.holds:
         say_next("export", job)
@@ -753,6 +756,7 @@ def main() -> None:
     """The console script: runs a command, turns our errors into one sentence and an exit code."""
     sys.setswitchinterval(TURN_SECONDS)
     memory.sparing()
+    any_text()
     try:
         code = app(standalone_mode=False)
     except typer.Exit as exc:
@@ -784,8 +788,8 @@ def _said_usage(exc: Exception) -> int | None:
     if message is None:
         return None
     context = getattr(exc, "ctx", None)
-    if context is not None:
-        say(context.get_usage())
+    for line in () if context is None else context.get_usage().splitlines():
+        say(line)
     say(f"error: {message()}")
     return 2
 
@@ -1030,7 +1034,7 @@ def _print_status(database: "Database", name: str, *, as_json: bool, job: str | 
         put_json({"event": "status", **facts})
         return
     for line in report.status_lines(facts):
-        sys.stdout.write(line + "\n")
+        put(line)
     sys.stdout.flush()
     say_next(*report.next_command(facts, job or name))
 

@@ -6,7 +6,6 @@ not trusted: no control character of it reaches the terminal.
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +20,7 @@ from pipeline import identity, pricing, report, templates
 from pipeline.api import SPEND_CODES, beta_header, in_words
 from pipeline.clients import Reach, made, of_credentials
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, JobError, PipelineError, SourceError
+from pipeline.escapes import dropped, inline
 from pipeline.job import Job
 from pipeline.outcomes import Outcome, ResultReader, run_by_the_api, thinking
 from pipeline.plan import SHOWN, Plan
@@ -34,7 +34,6 @@ from pipeline.verdicts import Verdict
 ACCOUNT_STATUSES = frozenset({401, 402, 403})  # in a live call only these speak of the account: 400 is of the request
 SERVER_USES = ("server_tool_use", "mcp_tool_use")  # blocks of tools that the API runs by itself
 LONGEST_INPUT = 200  # characters of such a tool's input that its line shows
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # surrogates: no terminal can be given them
 
 Event = dict[str, Any]  # as the API sends it: what this version does not know passes through
 
@@ -61,7 +60,7 @@ class Picked:
     def problem_lines(self) -> Iterator[str]:
         """A line for each row that cannot be sent: its place and the reason."""
         for problem in self.problems:
-            yield f"row      {clean(problem)}"
+            yield f"row      {inline(problem)}"
         if self.left_out > len(self.problems):
             yield f"         and {self.left_out - len(self.problems):,} more"
 
@@ -376,11 +375,6 @@ class _Message:
 # -- showing ---------------------------------------------------------------------------------------------------------
 
 
-def clean(text: str) -> str:
-    """Text that is not ours, without the characters that command a terminal; newline and tab stay."""
-    return _CONTROL.sub("", text)
-
-
 class Screen:
     """Draws a preview: thinking dimmed, tool input as it comes, tools that the API runs as a line each."""
 
@@ -450,7 +444,7 @@ class Screen:
             self._out("\n")
 
     def _out(self, text: str, style: str | None = None) -> None:
-        shown = clean(text)
+        shown = dropped(text)
         if shown:
             self._console.out(shown, style=style, end="", highlight=False)
             self._at_start = shown.endswith("\n")

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, func, or_, select, text
 from pipeline import identity, store
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, month_of
 from pipeline.ends import failed_rows
+from pipeline.escapes import inline
 from pipeline.estimate import Estimate, read_rate, usage_of
 from pipeline.outcomes import speaks_of_account
 from pipeline.quote import Quote
@@ -589,7 +590,7 @@ def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
     """`errors` as text; of each the command is a line of the shell by now."""
     for cause in causes:
         what = f"{cause['status']} ({cause['error_type']})" if cause["error_type"] else cause["status"]
-        yield f"{count(cause['rows'], 'row')} {what}: {cause['error_message']}"
+        yield f"{count(cause['rows'], 'row')} {what}: {inline(str(cause['error_message']))}"
         examples = zip(cause["keys"], cause["ids"], strict=True)
         yield f"    for example {', '.join(key + _in_brackets(ids) for key, ids in examples)}"
         yield f"    {cause['remedy']}: {cause['command']}"

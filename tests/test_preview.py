@@ -23,10 +23,11 @@ from pipeline.attachments import LocalFolder
 from pipeline.clients import Reach
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, SourceError
+from pipeline.escapes import dropped
 from pipeline.job import Job
 from pipeline.outcomes import Outcome
 from pipeline.plan import Plan
-from pipeline.preview import Picked, Realtime, announcement, async_client, clean, pick, show, tell
+from pipeline.preview import Picked, Realtime, announcement, async_client, pick, show, tell
 from tests.test_attachments import picture
 
 SECONDS = 20  # after which a test that waits for something has failed
@@ -392,7 +393,7 @@ def test_no_escape_sequence_of_a_source_or_an_error_reaches_the_terminal(
     drawn = shown(running.url, job(tmp_path, [{"id": "a\x1b[2J", "text": "One."}]))
 
     assert "\x1b" not in drawn
-    assert drawn.startswith("a[2J (rows.csv row 1)\n")
+    assert drawn.startswith('["a\\u001b[2J"] (rows.csv row 1)\n')
 
 
 @pytest.mark.parametrize(
@@ -408,7 +409,7 @@ def test_no_escape_sequence_of_a_source_or_an_error_reaches_the_terminal(
     ids=["plain", "newline and tab", "an escape", "an escape of one byte", "half a character", "other scripts"],
 )
 def test_only_characters_that_command_a_terminal_are_removed(text: str, left: str) -> None:
-    assert clean(text) == left
+    assert dropped(text) == left
 
 
 @pytest.mark.parametrize("text", ["[bold]not ours[/bold] :smile: 12", "x" * 500, "ends with blanks   \n"])
@@ -563,6 +564,7 @@ def test_facts_of_a_row_have_text_values_tokens_and_the_live_price(tmp_path: Pat
     tokens = row.pop("tokens")
     assert row.pop("cost_usd") == pytest.approx((tokens["input"] * 1 + tokens["output"] * 5) / 1e6)
     assert tokens["cache_read"] == tokens["cache_write"] == 0
+    assert str(row.pop("message_id")).startswith("msg_")
     assert row == {
         "key": "r0",
         "place": "rows.csv row 1",
@@ -572,6 +574,9 @@ def test_facts_of_a_row_have_text_values_tokens_and_the_live_price(tmp_path: Pat
         "status": "succeeded",
         "error_type": None,
         "error_message": None,
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "request_id": None,
         "model": "claude-haiku-4-5-20251001",
     }
 
