@@ -206,6 +206,12 @@ def estimate(
 def preview(
     job: JobArgument,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="How many rows.")] = 3,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="The row with this key; commas between several columns.")
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Rows from all over the source instead of its first ones.")
+    ] = False,
     var: VarOption = None,
     yes: YesOption = False,
     database: DatabaseOption = None,
@@ -213,7 +219,9 @@ def preview(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """The first rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
+    """A few rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
+    if key and (sample or len(key) > 100):
+        raise InputError("--key names the rows, up to 100: leave --sample out" if sample else "--key: give up to 100")
     from rich.console import Console
 
     from pipeline import checks, where
@@ -223,7 +231,7 @@ def preview(
     path = _job_file(job, database, emulated=emulator)
     loaded = _load(path, var)
     checks.check_params(loaded)
-    picked = live.pick(Plan(loaded), rows)
+    picked = live.pick(Plan(loaded), rows, keys=key or (), sample=sample)
     for line in picked.problem_lines():
         say(line)
     say(f"preview  {live.announcement(picked, loaded)}")
@@ -475,6 +483,34 @@ def errors(
     if not causes:
         say("no row has failed")
     say_next(*mends)
+
+
+@app.command()
+def show(
+    job: JobArgument,
+    key: Annotated[str, typer.Option("--key", help="Of the row; commas between several columns.")],
+    var: LastVarOption = None,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """All that is known of one row: source values, the request as sent or as it would be, attempts, answers."""
+    from pipeline import show as shows
+
+    with contextlib.ExitStack() as stack:
+        opened, row, loaded = _job_as_far_as_known(stack, job, database, var, emulated=emulator)
+        shown = shows.show(loaded, key, opened, row, spool)
+    if as_json:
+        put_json({"event": "show", "job": loaded.name, **shown.facts()})
+    else:
+        for line in shows.lines(shown):
+            put(line)
+        sys.stdout.flush()
+    status = "succeeded" if shown.answer is None else str(shown.answer["status"])
+    failed = status not in ("succeeded", "invalid")
+    say_next(*(["retry", job, "--status", status, "--key", shown.key] if failed else ["status", job]))
 
 
 @app.command()
@@ -838,6 +874,25 @@ def _job_and_folder(job: str) -> tuple[Path, str]:
     from pipeline import naming
 
     return (Path(job).parent, naming.name_in(Path(job))) if naming.is_path(job) else (Path(), job)
+
+
+def _job_as_far_as_known(
+    stack: contextlib.ExitStack, job: str, database: str | None, var: list[str] | None, *, emulated: bool
+) -> "tuple[Database | None, Row[Any] | None, Job]":
+    """The database and the job in it, None where there is none yet, and the job with the vars of its last run."""
+    from pipeline import naming, store
+    from pipeline.database import Database, default_url
+
+    folder, name = _job_and_folder(job)
+    if naming.is_path(job) and not Database.exists(database or default_url(folder, emulated=emulated)):
+        return None, None, _load(Path(job), var)
+    opened = stack.enter_context(contextlib.closing(_open(folder, database, emulated=emulated, must_exist=True)))
+    with opened.read() as conn:
+        row = store.job_named(conn, name)
+    if row is None and naming.is_path(job):
+        return opened, None, _load(Path(job), var)
+    row = naming.known_job(opened, name)
+    return opened, row, _load_as_last(opened, row, job, var)[0]
 
 
 @contextlib.contextmanager

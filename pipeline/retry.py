@@ -124,7 +124,7 @@ def _of_keys(conn: Connection, job_id: int, sink: Sink, retry: Retry) -> tuple[i
     """How many rows the given keys name that go again, if they stand in the source; and of the others why not."""
     wanted, said = 0, []
     for given in retry.keys[:SHOWN]:
-        known = store.known_rows(conn, job_id, _spellings(given, len(sink.columns.key)))
+        known = store.known_rows(conn, job_id, spellings(given, len(sink.columns.key)))
         if not known:
             said.append(f"row {given}: the job knows no such row")
         for key, row in known.items():
@@ -145,7 +145,7 @@ def _why_not(conn: Connection, sink: Sink, retry: Retry, key: str, row: Row[Any]
     return None
 
 
-def _spellings(given: str, columns: int) -> list[str]:
+def spellings(given: str, columns: int) -> list[str]:
     """The keys (JSON) that a person may mean by `17` or `acme,17`: each value may be a text, or a number."""
     if given.startswith("["):
         return [given, *_same_key(given)]
