@@ -18,10 +18,13 @@ from pipeline import memory
 from pipeline.errors import InputError, Interrupted, PipelineError
 from pipeline.terminal import (
     Teller,
+    any_text,
     command_line,
     confirmed,
     log_format,
+    put,
     put_json,
+    put_request,
     same_words,
     say,
     say_next,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from pipeline.quote import Quote
     from pipeline.retry import Retry
     from pipeline.runner import Finished
+    from pipeline.sink import Columns
     from pipeline.where import Where
 
 app = typer.Typer(
@@ -140,7 +144,7 @@ def check(
     checks.check_params(loaded)
     budget.require_bound(loaded, Settings.from_environment().monthly_budget)
     plan = Plan(loaded)
-    Columns.of(loaded, plan.kinds())
+    Columns.of(loaded, plan.kinds()).over(_columns_before(loaded.name, path, database, emulated=emulator))
     warnings = _look_at_spool(loaded, path, database, spool, emulated=emulator)
     quote = plan.quote(Lookup(None, None))
     warnings += _asked_of_models(loaded, quote, emulated=emulator)
@@ -157,7 +161,7 @@ def check(
         for line in report.limit_means(quote):
             say(line)
         if first is not None:
-            sys.stdout.write(orjson.dumps(report.shortened(first), option=orjson.OPT_INDENT_2).decode() + "\n")
+            put_request(report.shortened(first))
     say_next("run", str(path))
 
 
@@ -191,7 +195,7 @@ def estimate(
         put_json({"event": "estimate", "job": loaded.name, **facts})
     else:
         for line in report.estimate_lines(quote, said):
-            sys.stdout.write(line + "\n")
+            put(line)
         sys.stdout.flush()
         for warning in counted.warnings:
             say(f"warning  {warning}")
@@ -202,6 +206,12 @@ def estimate(
 def preview(
     job: JobArgument,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="How many rows.")] = 3,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="The row with this key; commas between several columns.")
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Rows from all over the source instead of its first ones.")
+    ] = False,
     var: VarOption = None,
     yes: YesOption = False,
     database: DatabaseOption = None,
@@ -209,7 +219,9 @@ def preview(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """The first rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
+    """A few rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
+    if key and (sample or len(key) > 100):
+        raise InputError("--key names the rows, up to 100: leave --sample out" if sample else "--key: give up to 100")
     from rich.console import Console
 
     from pipeline import checks, where
@@ -219,7 +231,7 @@ def preview(
     path = _job_file(job, database, emulated=emulator)
     loaded = _load(path, var)
     checks.check_params(loaded)
-    picked = live.pick(Plan(loaded), rows)
+    picked = live.pick(Plan(loaded), rows, keys=key or (), sample=sample)
     for line in picked.problem_lines():
         say(line)
     say(f"preview  {live.announcement(picked, loaded)}")
@@ -256,7 +268,7 @@ def models(
             put_json({"event": "model", **facts})
         return
     for line in catalogue.lines(found):
-        sys.stdout.write(line + "\n")
+        put(line)
 
 
 @app.command()
@@ -467,10 +479,38 @@ def errors(
             put_json({"event": "error", **cause})
         return
     for line in report.error_lines(causes):
-        sys.stdout.write(line + "\n")
+        put(line)
     if not causes:
         say("no row has failed")
     say_next(*mends)
+
+
+@app.command()
+def show(
+    job: JobArgument,
+    key: Annotated[str, typer.Option("--key", help="Of the row; commas between several columns.")],
+    var: LastVarOption = None,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """All that is known of one row: source values, the request as sent or as it would be, attempts, answers."""
+    from pipeline import show as shows
+
+    with contextlib.ExitStack() as stack:
+        opened, row, loaded = _job_as_far_as_known(stack, job, database, var, emulated=emulator)
+        shown = shows.show(loaded, key, opened, row, spool)
+    if as_json:
+        put_json({"event": "show", "job": loaded.name, **shown.facts()})
+    else:
+        for line in shows.lines(shown):
+            put(line)
+        sys.stdout.flush()
+    status = "succeeded" if shown.answer is None else str(shown.answer["status"])
+    failed = status not in ("succeeded", "invalid")
+    say_next(*(["retry", job, "--status", status, "--key", shown.key] if failed else ["status", job]))
 
 
 @app.command()
@@ -501,7 +541,7 @@ def verify(
         put_json({"event": "verify", "job": row.name, **report.verify_facts(found)})
     else:
         for line in report.verify_lines(found):
-            sys.stdout.write(line + "\n")
+            put(line)
         sys.stdout.flush()
     if found.holds:
         say_next("export", job)
@@ -620,6 +660,23 @@ def _look_at_spool(loaded: "Job", path: Path, database: str | None, spool: str |
     return []
 
 
+def _columns_before(name: str, path: Path, database: str | None, *, emulated: bool) -> "Columns | None":
+    """The columns of the job's results table as it is; None for a job that has none yet."""
+    from pipeline import store
+    from pipeline.database import Database, default_url
+    from pipeline.sink import Columns
+
+    url = database or default_url(path.parent, emulated=emulated)
+    if not Database.exists(url):
+        return None
+    try:
+        with contextlib.closing(Database(url)) as opened, opened.read() as conn:
+            row = store.job_named(conn, name)
+    except PipelineError:  # what looks at the spool says it
+        return None
+    return None if row is None else Columns(**row.columns)
+
+
 def _quoted(plan: "Plan", path: Path, database: str | None, *, emulated: bool) -> "tuple[Quote, Past | None]":
     """The quote, and what the job's answers were like so far; makes no database."""
     from pipeline import store
@@ -735,6 +792,7 @@ def main() -> None:
     """The console script: runs a command, turns our errors into one sentence and an exit code."""
     sys.setswitchinterval(TURN_SECONDS)
     memory.sparing()
+    any_text()
     try:
         code = app(standalone_mode=False)
     except typer.Exit as exc:
@@ -766,8 +824,8 @@ def _said_usage(exc: Exception) -> int | None:
     if message is None:
         return None
     context = getattr(exc, "ctx", None)
-    if context is not None:
-        say(context.get_usage())
+    for line in () if context is None else context.get_usage().splitlines():
+        say(line)
     say(f"error: {message()}")
     return 2
 
@@ -816,6 +874,25 @@ def _job_and_folder(job: str) -> tuple[Path, str]:
     from pipeline import naming
 
     return (Path(job).parent, naming.name_in(Path(job))) if naming.is_path(job) else (Path(), job)
+
+
+def _job_as_far_as_known(
+    stack: contextlib.ExitStack, job: str, database: str | None, var: list[str] | None, *, emulated: bool
+) -> "tuple[Database | None, Row[Any] | None, Job]":
+    """The database and the job in it, None where there is none yet, and the job with the vars of its last run."""
+    from pipeline import naming, store
+    from pipeline.database import Database, default_url
+
+    folder, name = _job_and_folder(job)
+    if naming.is_path(job) and not Database.exists(database or default_url(folder, emulated=emulated)):
+        return None, None, _load(Path(job), var)
+    opened = stack.enter_context(contextlib.closing(_open(folder, database, emulated=emulated, must_exist=True)))
+    with opened.read() as conn:
+        row = store.job_named(conn, name)
+    if row is None and naming.is_path(job):
+        return opened, None, _load(Path(job), var)
+    row = naming.known_job(opened, name)
+    return opened, row, _load_as_last(opened, row, job, var)[0]
 
 
 @contextlib.contextmanager
@@ -1012,7 +1089,7 @@ def _print_status(database: "Database", name: str, *, as_json: bool, job: str | 
         put_json({"event": "status", **facts})
         return
     for line in report.status_lines(facts):
-        sys.stdout.write(line + "\n")
+        put(line)
     sys.stdout.flush()
     say_next(*report.next_command(facts, job or name))
 

@@ -12,9 +12,9 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,7 @@ from pipeline.errors import ApiUnreachable, Interrupted, Stopped
 from pipeline.job import Job, stored_job
 from pipeline.outcomes import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
 from pipeline.pricing import PriceList
-from pipeline.sink import Fixed
+from pipeline.sink import Columns, Fixed, stored
 from pipeline.states import BatchState, RowState
 from pipeline.store import Batch
 
@@ -37,6 +37,7 @@ CHUNK_ROWS = 5_000
 CHUNK_BYTES = 16_000_000  # of result lines: two chunks are in memory at a time
 STRETCH_BYTES = 2_000_000  # of result lines that are sorted together while they come in
 RETRY_SECONDS = 10.0
+FAILED_TOLD = 3  # results of a batch that its log names when they have failed
 #: Tokens by class that are counted for each batch, by their columns in the results table.
 USAGE = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 MAX_DOWNLOADS = 3
@@ -53,9 +54,27 @@ def collect_due(driver: Driver, jobs: "JobOfRun", only: ColumnElement[bool] | No
                 if fetched is None:
                     leave_alone(driver, batch, wait=60.0)
                 else:
+                    _complete_table(driver)
                     collected += collect(driver, batch, jobs(batch.run_id), fetched)
     failures.raise_first()
     return collected
+
+
+def _complete_table(driver: Driver) -> None:
+    """Give a results table of an older version the columns of ids, before the first answers that have some come in.
+
+    A table that has columns of its own with these names goes on without them: its next `run` says what to do.
+    """
+    if driver.sink.columns.with_ids() is None:
+        return
+    with driver.database.write() as conn:
+        store.alone(conn)
+        before = Columns(**store.columns_of(conn, driver.job_id, to_change=True))
+        complete = before.with_ids()
+        if complete is None or driver.sink.has_column_of_ids(conn):
+            return
+        driver.sink.having(complete).make(conn, before)
+        store.set_columns(conn, driver.job_id, stored(complete))
 
 
 class _Fetcher:
@@ -145,7 +164,9 @@ def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found]") ->
             store.mark_collected(conn, batch, delete_remote=job.privacy.delete_remote, now=driver.now())
     if not job.privacy.keep_spool:
         _free_bodies(driver, batch)
-    facts = {"outcomes": outcomes, "cost_usd": None if total.unpriced else round(cost, 6)}
+    facts: dict[str, Any] = {"outcomes": outcomes, "cost_usd": None if total.unpriced else round(cost, 6)}
+    if total.failed:
+        facts["failed"] = total.failed
     driver.tell("collected", batch=batch.id, requests=batch.requests, rows=batch.rows, **facts)
     return True
 
@@ -336,10 +357,12 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
 class _Total:
     missing: int = 0  #: requests without a readable line, whose rows are in flight or have just been lost
     unpriced: bool = False
+    failed: list[dict[str, str | None]] = field(default_factory=list)  #: a few, by what the API's support finds them
 
     def count(self, chunk: "_Chunk") -> None:
         self.missing += chunk.missing
         self.unpriced |= chunk.unpriced
+        self.failed += chunk.failed[: FAILED_TOLD - len(self.failed)]
 
 
 _LOST = Outcome(RowState.LOST, "lost", "the API gave no readable result for this request")
@@ -379,6 +402,7 @@ class _Chunk:
         self.missing = 0  # requests without a readable line
         self._lose = lose
         self.outcomes: Counter[str] = Counter()
+        self.failed: list[dict[str, str | None]] = []  # the first few that have an id at the API
         self.cost_usd = 0.0
         self.unpriced = False
         self._driver, self._batch, self._reader, self._listed = driver, batch, reader, listed
@@ -407,7 +431,8 @@ class _Chunk:
             outcomes.append(outcome)
             attempts = before + 1
             if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until that is right
-                self._refused = f"{outcome.error_type}: {outcome.error_message}"
+                request = "" if outcome.request_id is None else f" ({outcome.request_id})"
+                self._refused = f"{outcome.error_type}: {outcome.error_message}{request}"
                 self.moves.append(store.Settled(number, outcome.state, outcome.error_type, again=True, counts=False))
                 continue
             again = reader.again(outcome, attempts)
@@ -416,6 +441,7 @@ class _Chunk:
             fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)
             self.results.append((key, keep, outcome, fixed))
             self.rows.append(row_of(key, keep, outcome, fixed))
+        self.failed = _some_failed(outcomes)
         self.outcomes.update(map(attrgetter("state"), outcomes))
         self.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
 
@@ -431,6 +457,7 @@ class _Chunk:
         if cost is None:
             self.unpriced = True
         else:
+            cost = round(cost, 12)  # what a computer's arithmetic adds behind that is nobody's price
             self.cost_usd += cost
         return outcome, cost
 
@@ -445,6 +472,17 @@ class _Chunk:
             if self._refused is not None:
                 store.open_circuit(conn, self._driver.account_id, self._refused, self._now)
             store.add_to_batch(conn, self._batch, self.outcomes, self.usage, self.cost_usd)
+
+
+def _some_failed(outcomes: Iterable[Outcome]) -> list[dict[str, str | None]]:
+    """The ids at the API of the first few that have failed, once each: rows may share a request."""
+    names = ("status", "error_type", "message_id", "request_id")
+    found = (
+        tuple(None if value is None else str(value) for value in (o.state, o.error_type, o.message_id, o.request_id))
+        for o in outcomes
+        if o.error_type is not None and (o.message_id or o.request_id)
+    )
+    return [dict(zip(names, of, strict=True)) for of in islice(dict.fromkeys(islice(found, 50)), FAILED_TOLD)]
 
 
 def _free_bodies(driver: Driver, batch: Batch) -> None:

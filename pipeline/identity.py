@@ -10,6 +10,8 @@ from typing import Any
 import orjson
 import polars as pl
 
+from pipeline.escapes import is_plain, json_text
+
 _JSON_OPTIONS = orjson.OPT_NON_STR_KEYS
 _BETWEEN = "\x1f"
 _ESCAPED = r'["\\\x00-\x1f]'  # in a text of JSON
@@ -115,7 +117,13 @@ def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[byt
 
 
 def shown(key: str) -> str:
-    """A key as people write it: its values with commas between."""
+    """A key as people write it: its values with commas between; as JSON where a character of it is not shown."""
+    text = joined(key)
+    return text if is_plain(text) else json_text(orjson.loads(key), ascii_only=True)
+
+
+def joined(key: str) -> str:
+    """A key's values with commas between, whatever characters they have."""
     return ",".join(str(value) for value in orjson.loads(key))
 
 

@@ -12,6 +12,7 @@ from pipeline.answers import Wanted
 from pipeline.database import Database, default_url
 from pipeline.driver import Tell
 from pipeline.errors import InputError
+from pipeline.escapes import inline
 from pipeline.job import Job, load
 from pipeline.runner import Finished, Options
 from pipeline.runner import run as run_job
@@ -154,5 +155,5 @@ def _frames(url: str, job: str, wanted: Wanted, batch_size: int | None) -> "Iter
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(inline(line) + "\n")
     sys.stderr.flush()

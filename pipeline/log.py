@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from pipeline import report
+from pipeline.escapes import json_text
 
 logger = logging.getLogger("pipeline")
 
@@ -56,4 +55,4 @@ class JsonFormatter(logging.Formatter):
         }
         facts = getattr(record, "pipeline_facts", None)
         line |= {"message": record.getMessage()} if facts is None else facts
-        return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        return json_text(line, ascii_only=True)  # for nobody knows the encoding of what takes it

@@ -37,6 +37,9 @@ class Outcome(NamedTuple):  # ten times cheaper to make than a frozen dataclass,
     cache_write_1h_tokens: int = 0  #: how many of cache_write_tokens live for an hour
     web_searches: int = 0
     in_the_us: bool = False  #: inference in the US alone, which costs more
+    message_id: str | None = None  #: the API's, of the answer
+    stop_sequence: str | None = None  #: which one ended the answer
+    request_id: str | None = None  #: by which the API's support finds a request that was not answered
 
 
 def without_usage(outcome: Outcome) -> Outcome:
@@ -202,6 +205,8 @@ class ResultReader:
             one_hour,
             (usage.get("server_tool_use") or {}).get("web_search_requests") or 0,
             usage.get("inference_geo") == "us",
+            message.get("id"),
+            message.get("stop_sequence"),
         )
 
     def _tool_input(self, blocks: Sequence[Any]) -> Any:
@@ -252,6 +257,8 @@ def _is_plain(outcome: Outcome) -> bool:
         and type(outcome.web_searches) is int
         and (outcome.model is None or type(outcome.model) is str)
         and (outcome.stop_reason is None or type(outcome.stop_reason) is str)
+        and (outcome.message_id is None or type(outcome.message_id) is str)
+        and (outcome.stop_sequence is None or type(outcome.stop_sequence) is str)
     )
 
 
@@ -271,19 +278,26 @@ def _odd(line: dict[str, Any]) -> Outcome:
     content, usage = message.get("content"), message.get("usage")
     texts = [block["text"] for block in content if _is_text(block)] if isinstance(content, list) else []
     used = usage if isinstance(usage, dict) else {}
-    model, stop = message.get("model"), message.get("stop_reason")
     return Outcome(
         RowState.UNPARSABLE,
         "odd_result",
         _ODD,
         "".join(texts) or None,
-        stop_reason=stop if isinstance(stop, str) else None,
-        model=model if isinstance(model, str) else None,
+        stop_reason=_text(message, "stop_reason"),
+        model=_text(message, "model"),
         input_tokens=_tokens(used, "input_tokens"),
         output_tokens=_tokens(used, "output_tokens"),
         cache_read_tokens=_tokens(used, "cache_read_input_tokens"),
         cache_write_tokens=_tokens(used, "cache_creation_input_tokens"),
+        message_id=_text(message, "id"),
+        stop_sequence=_text(message, "stop_sequence"),
     )
+
+
+def _text(message: Mapping[str, Any], name: str) -> str | None:
+    """A text of a message; None where it is none."""
+    value = message.get(name)
+    return value if isinstance(value, str) else None
 
 
 def _tokens(usage: Mapping[str, Any], name: str) -> int:
@@ -347,12 +361,12 @@ def _errored(error: Any) -> Outcome:
     inner = error.get("error") if isinstance(error, dict) else None
     said = inner if isinstance(inner, dict) else error if isinstance(error, dict) else {}
     kind, message = str(said.get("type") or "unknown_error"), str(said.get("message") or "no message")
-    request = f" ({error['request_id']})" if isinstance(error, dict) and error.get("request_id") else ""
+    request_id = _text(error, "request_id") if isinstance(error, dict) else None
     details = said.get("details")
     code = details.get("error_code") if isinstance(details, dict) else None
     if kind not in ACCOUNT_ERRORS and (code in ACCOUNT_CODES or speaks_of_account(message)):
         kind, message = "billing_error", f"{kind}: {message}"
-    return Outcome(RowState.ERRORED, kind, f"{message}{request}")
+    return Outcome(RowState.ERRORED, kind, message, request_id=request_id)
 
 
 #: Of a request: the API refuses the account, and would refuse every other request.

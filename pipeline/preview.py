@@ -6,8 +6,7 @@ not trusted: no control character of it reaches the terminal.
 
 import asyncio
 import contextlib
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +16,11 @@ import orjson
 from anthropic import AsyncAnthropic, AsyncStream
 from rich.console import Console
 
-from pipeline import identity, pricing, report, templates
+from pipeline import identity, picking, pricing, report, templates
 from pipeline.api import SPEND_CODES, beta_header, in_words
 from pipeline.clients import Reach, made, of_credentials
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, JobError, PipelineError, SourceError
+from pipeline.escapes import dropped, inline
 from pipeline.job import Job
 from pipeline.outcomes import Outcome, ResultReader, run_by_the_api, thinking
 from pipeline.plan import SHOWN, Plan
@@ -34,7 +34,8 @@ from pipeline.verdicts import Verdict
 ACCOUNT_STATUSES = frozenset({401, 402, 403})  # in a live call only these speak of the account: 400 is of the request
 SERVER_USES = ("server_tool_use", "mcp_tool_use")  # blocks of tools that the API runs by itself
 LONGEST_INPUT = 200  # characters of such a tool's input that its line shows
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # surrogates: no terminal can be given them
+INPUT_LINES = 12  # of what a row asks that are shown before its answer
+LONGEST_LINE = 400  # characters of such a line
 
 Event = dict[str, Any]  # as the API sends it: what this version does not know passes through
 
@@ -61,20 +62,27 @@ class Picked:
     def problem_lines(self) -> Iterator[str]:
         """A line for each row that cannot be sent: its place and the reason."""
         for problem in self.problems:
-            yield f"row      {clean(problem)}"
+            yield f"row      {inline(problem)}"
         if self.left_out > len(self.problems):
             yield f"         and {self.left_out - len(self.problems):,} more"
 
 
-def pick(plan: Plan, n: int) -> Picked:
+def pick(plan: Plan, n: int, *, keys: Sequence[str] = (), sample: bool = False) -> Picked:
     """The first n rows that can be sent; files that would be put up are carried by the requests.
 
+    keys: the rows with these keys instead; sample: n rows from all over the source instead, the same ones each time.
     Raises SourceError when there is none, JobError when the template may not run at all.
     """
     found: list[PreviewRow] = []
     problems: list[str] = []
     left_out = 0
-    for row in _rendered(plan):
+    n = len(keys) or n
+    rows: Iterable[picking.Picked] = picking.all_rows(plan, plan.columns)
+    if keys:
+        rows = picking.of_keys(plan, keys, plan.columns)
+    elif sample:
+        rows = picking.sample(plan, n, plan.columns)
+    for row in (_built(plan, *each) for each in rows):
         if isinstance(row, PreviewRow):
             found.append(row)
         else:
@@ -90,17 +98,11 @@ def pick(plan: Plan, n: int) -> Picked:
     raise SourceError("there is no row to preview: the source is empty, or source.where leaves none")
 
 
-def _rendered(plan: Plan) -> Iterator[PreviewRow | str]:
-    """Each row of the source with its request, or why it has none."""
-    for chunk in plan.rows.chunks(plan.columns):
-        keys = identity.keys(chunk.frame, plan.job.source.key)
-        for i, values in enumerate(identity.named_rows(chunk.frame, plan.columns)):
-            yield _built(plan, chunk, i, identity.shown(keys[i]), values)
-
-
 def _built(plan: Plan, chunk: Chunk, i: int, key: str, values: dict[str, Any]) -> PreviewRow | str:
+    """A row with its request, or why it has none."""
     try:
-        return PreviewRow(key, chunk.place(i), plan.builder.params(values, chunk.folder, carried=True))
+        built = plan.builder.params(values, chunk.folder, carried=True)
+        return PreviewRow(identity.shown(key), chunk.place(i), built)
     except templates.RowProblem as exc:
         return f"{chunk.place(i)} cannot be sent: {exc}"
     except templates.TemplateProblem as exc:
@@ -376,11 +378,6 @@ class _Message:
 # -- showing ---------------------------------------------------------------------------------------------------------
 
 
-def clean(text: str) -> str:
-    """Text that is not ours, without the characters that command a terminal; newline and tab stay."""
-    return _CONTROL.sub("", text)
-
-
 class Screen:
     """Draws a preview: thinking dimmed, tool input as it comes, tools that the API runs as a line each."""
 
@@ -390,9 +387,12 @@ class Screen:
         self._at_start = True  # of a line
 
     def begin(self, row: PreviewRow) -> None:
-        """Its key and place."""
+        """Its key and place, and what is asked."""
         self._kind = None
         self._line(f"{row.key} ({row.place})", "bold")
+        for line in input_lines(row.built.params):
+            self._out(f"> {line}", "dim")
+            self._out("\n")
 
     def event(self, event: Event, block: Event | None) -> None:
         """A piece of its answer."""
@@ -450,10 +450,23 @@ class Screen:
             self._out("\n")
 
     def _out(self, text: str, style: str | None = None) -> None:
-        shown = clean(text)
+        shown = dropped(text)
         if shown:
             self._console.out(shown, style=style, end="", highlight=False)
             self._at_start = shown.endswith("\n")
+
+
+def input_lines(params: bytes) -> list[str]:
+    """The last turn of a request for people: its text, and of other content what kind it is; only the first lines."""
+    content = orjson.loads(params)["messages"][-1]["content"]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    texts = [str(block["text"]) if block["type"] == "text" else f"[{block['type']}]" for block in blocks]
+    lines = "\n".join(texts).splitlines()
+    cut = [
+        line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}... ({len(line):,} characters)" for line in lines
+    ]
+    more = len(lines) - INPUT_LINES
+    return cut if more <= 0 else [*cut[:INPUT_LINES], f"... ({report.count(more, 'more line')})"]
 
 
 def ended_line(answered: Answered) -> str:
@@ -461,7 +474,8 @@ def ended_line(answered: Answered) -> str:
     outcome = answered.outcome
     state = f"{outcome.state}: {outcome.error_message}" if outcome.error_message else str(outcome.state)
     if outcome.state == RowState.ERRORED:
-        return f"errored: {outcome.error_type}: {outcome.error_message}"
+        request = "" if outcome.request_id is None else f" ({outcome.request_id})"
+        return f"errored: {outcome.error_type}: {outcome.error_message}{request}"
     read, written = outcome.cache_read_tokens, outcome.cache_write_tokens
     cached = [f"{n:,} {what} the cache" for n, what in ((read, "read from"), (written, "written to")) if n]
     said = f" ({', '.join(cached)})" if cached else ""
@@ -491,6 +505,7 @@ def facts(answered: Answered) -> dict[str, Any]:
     return {
         "key": answered.row.key,
         "place": answered.row.place,
+        "request": report.shortened(orjson.loads(answered.row.built.params)),
         "text": outcome.text,
         "thinking": thinking(answered.message or {}),
         "values": outcome.values,
@@ -498,6 +513,10 @@ def facts(answered: Answered) -> dict[str, Any]:
         "error_type": outcome.error_type,
         "error_message": outcome.error_message,
         "model": outcome.model,
+        "message_id": outcome.message_id,
+        "stop_reason": outcome.stop_reason,
+        "stop_sequence": outcome.stop_sequence,
+        "request_id": outcome.request_id,
         "tokens": {
             "input": outcome.input_tokens,
             "output": outcome.output_tokens,

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, func, or_, select, text
 from pipeline import identity, recipes, store
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, month_of
 from pipeline.ends import failed_rows
+from pipeline.escapes import inline
 from pipeline.estimate import Estimate, read_rate, usage_of
 from pipeline.outcomes import speaks_of_account
 from pipeline.quote import Quote
@@ -182,7 +183,9 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "canceling": lambda e: f"batch {e['batch']} is being canceled at the API",
     "overdue": lambda e: f"batch {e['batch']}: {e['problem']}",
     "ended": lambda e: f"batch {e['batch']} ended: {e['succeeded']:,} of {count(e['requests'], 'request')} succeeded",
-    "collected": lambda e: f"batch {e['batch']} collected: {counted(e['outcomes'])}, {money(e['cost_usd'])}",
+    "collected": lambda e: (
+        f"batch {e['batch']} collected: {counted(e['outcomes'])}, {money(e['cost_usd'])}{_failed_at_the_api(e)}"
+    ),
     "results_missing": lambda e: f"batch {e['batch']}: {e['problem']}",
     "unknown_results": lambda e: f"batch {e['batch']}: {e['lines']} result lines name no request of ours",
     "not_found": lambda e: f"batch {e['batch']}: {e['problem']}",
@@ -303,7 +306,7 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
         "recipes": [one._asdict() | {"since": one.since.isoformat()} for one in recipes.answered(conn, job.id)],
         "batches": {row[0]: row[1] for row in conn.execute(by_state)},
         "collecting": [batch._asdict() for batch in store.partly_collected(conn, job.id)],
-        "cost_usd": float(cost or 0.0),
+        "cost_usd": round(float(cost or 0.0), 12),
         "open_runs": [_run_facts(conn, run) for run in store.open_runs(conn, job.id)],
         "stopped_retries": [
             _run_facts(conn, run) for run in store.unfinished_retries(conn, job.id) if run.state != RunState.OPEN
@@ -550,7 +553,9 @@ def errors(conn: Connection, job: Row[Any], sink: Sink, name: str) -> list[dict[
             table.c.error_type.is_not_distinct_from(cause.error_type),
             table.c.error_message.is_not_distinct_from(cause.error_message),
         ]
-        examples = conn.execute(select(*[table.c[column] for column in key]).where(*same).limit(3))
+        columns = [table.c[column] for column in key]
+        ids = [table.c.message_id, table.c.request_id] if sink.columns.ids else []
+        examples = [tuple(row) for row in conn.execute(select(*columns, *ids).where(*same).limit(3))]
         remedy, words = _remedy(cause, request)
         found.append(
             {
@@ -558,7 +563,8 @@ def errors(conn: Connection, job: Row[Any], sink: Sink, name: str) -> list[dict[
                 "error_type": cause.error_type,
                 "error_message": cause.error_message,
                 "rows": cause.rows,
-                "keys": [identity.shown(identity.dump(list(row))) for row in examples],
+                "keys": [identity.shown(identity.dump(list(row[: len(key)]))) for row in examples],
+                "ids": [_ids(*row[len(key) :]) for row in examples],
                 "remedy": remedy,
                 "command": [words[0], name, *words[1:]],
             }
@@ -600,9 +606,26 @@ def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
     """`errors` as text; of each the command is a line of the shell by now."""
     for cause in causes:
         what = f"{cause['status']} ({cause['error_type']})" if cause["error_type"] else cause["status"]
-        yield f"{count(cause['rows'], 'row')} {what}: {cause['error_message']}"
-        yield f"    for example {', '.join(cause['keys'])}"
+        yield f"{count(cause['rows'], 'row')} {what}: {inline(str(cause['error_message']))}"
+        examples = zip(cause["keys"], cause["ids"], strict=True)
+        yield f"    for example {', '.join(key + _in_brackets(ids) for key, ids in examples)}"
         yield f"    {cause['remedy']}: {cause['command']}"
+
+
+def _failed_at_the_api(event: Mapping[str, Any]) -> str:
+    """`; failed: req_011CS (api_error)`, of a batch; empty when none of its results has an id."""
+    named = [f"{of['request_id'] or of['message_id']} ({of['error_type']})" for of in event.get("failed", ())]
+    return f"; failed: {', '.join(named)}" if named else ""
+
+
+def _ids(message_id: str | None = None, request_id: str | None = None) -> dict[str, str | None]:
+    return {"message_id": message_id, "request_id": request_id}
+
+
+def _in_brackets(ids: Mapping[str, str | None]) -> str:
+    """` (req_011CS)`: by what the API's support finds a request; empty where nothing was sent."""
+    named = ids["request_id"] or ids["message_id"]
+    return f" ({named})" if named else ""
 
 
 # -- the end of a run ------------------------------------------------------------------------------------------------

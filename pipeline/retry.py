@@ -56,7 +56,9 @@ class Retry:
 
     def names(self, key: str) -> bool:
         """Whether this key (JSON) is among those given; every key is when none are."""
-        return not self.keys or key in self.keys or identity.shown(key) in self.keys
+        if not self.keys or key in self.keys or identity.joined(key) in self.keys:
+            return True
+        return identity.shown(key) in self.keys
 
     def wants(self, known: Row[Any]) -> bool:
         """Whether a row goes again, as far as the state database can tell; `matching` asks the results table."""
@@ -122,7 +124,7 @@ def _of_keys(conn: Connection, job_id: int, sink: Sink, retry: Retry) -> tuple[i
     """How many rows the given keys name that go again, if they stand in the source; and of the others why not."""
     wanted, said = 0, []
     for given in retry.keys[:SHOWN]:
-        known = store.known_rows(conn, job_id, _spellings(given, len(sink.columns.key)))
+        known = store.known_rows(conn, job_id, spellings(given, len(sink.columns.key)))
         if not known:
             said.append(f"row {given}: the job knows no such row")
         for key, row in known.items():
@@ -143,14 +145,23 @@ def _why_not(conn: Connection, sink: Sink, retry: Retry, key: str, row: Row[Any]
     return None
 
 
-def _spellings(given: str, columns: int) -> list[str]:
+def spellings(given: str, columns: int) -> list[str]:
     """The keys (JSON) that a person may mean by `17` or `acme,17`: each value may be a text, or a number."""
     if given.startswith("["):
-        return [given]
+        return [given, *_same_key(given)]
     parts = given.split(",") if columns > 1 else [given]
     plain = [[part, *([orjson.loads(part)] if _NUMBER.fullmatch(part) else [])] for part in parts]
     plain = [[*values, *({"True": [True], "False": [False]}.get(values[0], []))] for values in plain]
     return [identity.dump(list(values)) for values in itertools.product(*plain)]
+
+
+def _same_key(given: str) -> list[str]:
+    """A key that is given as JSON, as the state database writes it; none where it is no list."""
+    try:
+        values = orjson.loads(given)
+    except orjson.JSONDecodeError:
+        return []
+    return [identity.dump(values)] if isinstance(values, list) else []
 
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")

@@ -639,7 +639,7 @@ def _sink(database: Database, job: Job, columns: Columns, row: Row[Any] | None, 
     A column that the job had and no longer names stays, empty in new answers.
     """
     if row is None or before is None:
-        return Sink(job.sink.table, columns, schema=database.default_schema)
+        return Sink(job.sink.table, columns.over(None), schema=database.default_schema)
     if row.results_table != job.sink.table:
         raise DatabaseError(
             f"sink.table: job {job.name} has its answers in table {row.results_table!r}; go back to it, "
@@ -656,8 +656,14 @@ def _sink(database: Database, job: Job, columns: Columns, row: Row[Any] | None, 
 
 def _refuse_changed(conn: Connection, job: Job, columns: Columns, row: Row[Any], before: Columns) -> None:
     """A column changes its kind only while no answers of the former kind are on their way, nor drivers that wait."""
-    changed = columns.changed_outputs(before)
-    open_batches = store.batches_to_come_back(conn, row.id) if changed else 0
+    changed, moved = columns.changed_outputs(before), columns.moved(before)
+    open_batches = store.batches_to_come_back(conn, row.id) if changed or moved else 0
+    for name, new in moved.items() if open_batches else ():
+        raise DatabaseError(
+            f"sink.table: column {name!r} of table {job.sink.table!r} is to be renamed to {new!r}, for every results "
+            f"table has a column of that name by now, and {open_batches} of its batches are open: take them to their "
+            f"end by `collect {job.name}` or `cancel`, then run again"
+        )
     if open_batches:
         name, (was, now) = next(iter(changed.items()))
         raise DatabaseError(

@@ -67,6 +67,14 @@ FIXED: tuple[tuple[str, Any], ...] = (
     ("updated_at", UtcDateTime),
 )
 
+#: The last columns of every results table: by what the API knows an answer. Tables of older versions get them later.
+IDS: tuple[tuple[str, Any], ...] = (
+    ("message_id", String),
+    ("stop_sequence", Text),
+    ("request_id", String),
+)
+_ID_NAMES = frozenset(name for name, _ in IDS)
+
 
 #: When an answer moved to the history table, the column that only that table has.
 REPLACED_AT = "replaced_at"
@@ -83,6 +91,7 @@ class Columns:
     history: bool = False  #: an answer that gets replaced moves to the history table
     had_history: bool = False  #: this job has made that table before
     schema: str | None = None  #: where the tables were made on PostgreSQL, whose users may have one each
+    ids: bool = False  #: the tables have the columns IDS; a table of an older version may lack them
 
     @classmethod
     def of(cls, job: Job, kinds: Mapping[str, str]) -> "Columns":
@@ -92,6 +101,7 @@ class Columns:
             keep={alias: kinds[name] for name, alias in job.source.keep.items()},
             output=output_columns(job),
             history=job.sink.history,
+            ids=not any(name.lower() in _ID_NAMES for name in job.source.key),
         )
         rename = {alias: f"keep it under another name: {{{c}: source_{c}}}" for c, alias in job.source.keep.items()}
         columns._refuse_clashes(rename)
@@ -103,14 +113,17 @@ class Columns:
         A column whose values are of another kind by now holds texts. Raises JobError when two have one name.
         """
         if before is None:
+            self._refuse_key_named_as_id()
             return self
+        moved = self.moved(before)
         columns = Columns(
             self.key,
-            _joined(before.keep, self.keep),
-            _joined(before.output, self.output),
+            _joined(_renamed(before.keep, moved), self.keep),
+            _joined(_renamed(before.output, moved), self.output),
             self.history,
             before.history or before.had_history,
             before.schema,
+            self.ids,
         )
         self._refuse_near_twins(before)
         columns._refuse_clashes(dict.fromkeys(columns.keep, "give the job and sink.table new names"))
@@ -127,6 +140,38 @@ class Columns:
                     f"output.columns: {{{name}: {other}}} to go on with it, or {{{name}: answer_{name}}}"
                 )
 
+    def moved(self, before: "Columns") -> dict[str, str]:
+        """The columns of `before` that the columns IDS take the names of: name to its new name.
+
+        A table of an older version may have a kept column or a property of such a name. Raises JobError when the new
+        name is taken, too.
+        """
+        if before.ids or not self.ids:
+            return {}
+        moved = {name: f"source_{name}" for name in before.keep if name.lower() in _ID_NAMES}
+        moved |= {name: f"answer_{name}" for name in before.output if name.lower() in _ID_NAMES}
+        for name, new in moved.items():
+            if new in before.keep or new in before.output:
+                raise JobError(
+                    f"sink.table: its column {name!r} has the name of a column that every results table gets by now, "
+                    f"and {new!r} is taken, too; give the job and sink.table new names"
+                )
+        return moved
+
+    def with_ids(self) -> "Columns | None":
+        """The same with the columns IDS; None when it has them already, or columns of its own with these names."""
+        own = any(name.lower() in _ID_NAMES for name in (*self.key, *self.keep, *self.output))
+        return None if self.ids or own else replace(self, ids=True)
+
+    def _refuse_key_named_as_id(self) -> None:
+        """Raises JobError for a key column of a new table. A table of an older version goes on without the ids."""
+        for name in self.key:
+            if name.lower() in _ID_NAMES:
+                raise JobError(
+                    f"source.key: column {name!r} clashes with a column of every results table; "
+                    "rename the column in the source"
+                )
+
     def changed_outputs(self, before: "Columns") -> dict[str, tuple[str, str]]:
         """The output columns whose values are of another kind than before: name to both kinds."""
         both = [name for name in self.output if name in before.output]
@@ -134,7 +179,8 @@ class Columns:
         return {name: (was, now) for name, (was, now) in kinds.items() if was != now}
 
     def _refuse_clashes(self, remedies: Mapping[str, str]) -> None:
-        seen: dict[str, str] = {name: "a column of every results table" for name, _ in FIXED}
+        fixed = FIXED + IDS if self.ids else FIXED
+        seen: dict[str, str] = {name: "a column of every results table" for name, _ in fixed}
         if self.history or self.had_history:
             seen[REPLACED_AT] = "a column of the history table"
         for name in self.output:
@@ -155,6 +201,10 @@ class Columns:
 def _joined(before: Mapping[str, str], today: Mapping[str, str]) -> dict[str, str]:
     changed = {name for name in before.keys() & today.keys() if before[name] != today[name]}
     return {**before, **today, **{name: _wider(before[name], today[name]) for name in changed}}
+
+
+def _renamed(columns: Mapping[str, str], moved: Mapping[str, str]) -> dict[str, str]:
+    return {moved.get(name, name): kind for name, kind in columns.items()}
 
 
 def _wider(*kinds: str) -> str:
@@ -201,6 +251,7 @@ class Sink:
         kinds = [*columns.key.values(), *columns.keep.values()]
         self._readers = [(i, _READERS[kind]) for i, kind in enumerate(kinds) if kind in _READERS]
         self._outputs = [(name, _READERS.get(kind)) for name, kind in columns.output.items()]
+        self._updated_at = [column.name for column in self.table.columns].index("updated_at")
         self._upsert: Bulk | None = None
         self._today = None if kept_today is None else set(kept_today)
         today = self._keep if self._today is None else self._today
@@ -262,10 +313,25 @@ class Sink:
 
     def _refuse_foreign(self, conn: Connection, table: Table, before: Columns) -> None:
         """Raises DatabaseError for a column that is to be added, and that somebody else has added."""
-        present = {name.lower(): name for name in self._present(conn, table)}
+        moved = self.columns.moved(before)
+        present = {name.lower(): name for name in self._present(conn, table) if name not in moved}
+        for name, new in moved.items():
+            if new.lower() in present:
+                raise DatabaseError(
+                    f"sink.table: column {name!r} of table {table.name!r} is to be renamed to {new!r}, for every "
+                    f"results table has a column of that name by now, and the table has a column "
+                    f"{present[new.lower()]!r} that this job has not made; rename or drop that column"
+                )
+        ids = dict(IDS) if self.columns.ids else {}
         for what, names, had, remedy in (
-            ("source.keep", self.columns.keep, before.keep, "keep it as {NAME: source_NAME}"),
-            ("output", self.columns.output, before.output, "write output.columns: {NAME: answer_NAME}"),
+            ("source.keep", self.columns.keep, _renamed(before.keep, moved), "keep it as {NAME: source_NAME}"),
+            (
+                "output",
+                self.columns.output,
+                _renamed(before.output, moved),
+                "write output.columns: {NAME: answer_NAME}",
+            ),
+            ("sink.table", ids, ids if before.ids else {}, "every results table has one by now: rename that column"),
         ):
             for name in names:
                 if name not in had and name.lower() in present:
@@ -276,6 +342,11 @@ class Sink:
 
     def _present(self, conn: Connection, table: Table) -> list[str]:
         return [column["name"] for column in inspect(conn).get_columns(table.name, schema=table.schema)]
+
+    def has_column_of_ids(self, conn: Connection) -> bool:
+        """Whether somebody has given one of the tables a column that is named as one of IDS."""
+        tables = [table for table in (self.table, self.history) if table is not None and self._exists(conn, table)]
+        return any(name.lower() in _ID_NAMES for table in tables for name in self._present(conn, table))
 
     def _refuse_names(self, conn: Connection) -> None:
         """PostgreSQL would cut long names off, and has columns of its own in each table; SQLite has no schemas."""
@@ -321,10 +392,14 @@ class Sink:
                 table.create(conn)
 
     def _bring_up(self, conn: Connection, table: Table, before: Columns | None) -> None:
-        present = set(self._present(conn, table))
-        had = {} if before is None else {**before.keep, **before.output}
-        has = {**self.columns.keep, **self.columns.output}
         preparer = conn.dialect.identifier_preparer
+        moved = {} if before is None else self.columns.moved(before)
+        for name, new in moved.items():
+            renaming = f"RENAME COLUMN {preparer.quote(name)} TO {preparer.quote(new)}"
+            conn.exec_driver_sql(f"ALTER TABLE {preparer.format_table(table)} {renaming}")
+        present = set(self._present(conn, table))
+        had = {} if before is None else _renamed({**before.keep, **before.output}, moved)
+        has = {**self.columns.keep, **self.columns.output}
         for column in table.columns:
             change = None
             if column.name not in present:
@@ -339,7 +414,7 @@ class Sink:
     def row(self, key: str, keep: str | None, outcome: Outcome, fixed: "Fixed") -> tuple[Any, ...]:
         """A row of the table, for `write`. key, keep: JSON, as the state database has them."""
         o, f = outcome, fixed
-        return (
+        row = (
             *self._source_values(key, keep),
             *self._output_values(o.values),
             o.text,
@@ -360,6 +435,7 @@ class Sink:
             f.run_id,
             f.updated_at,
         )
+        return (*row, o.message_id, o.stop_sequence, o.request_id) if self.columns.ids else row
 
     def _output_values(self, values: Mapping[str, Any] | None) -> list[Any]:
         if values is None:
@@ -397,7 +473,7 @@ class Sink:
         key = [self.table.c[name] for name in self._key]
         keys = [row[: len(key)] for row in rows]
         here = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
-        replaced_at = bindparam("at", rows[-1][-1], type_=UtcDateTime)  # when the new answers came
+        replaced_at = bindparam("at", rows[-1][self._updated_at], type_=UtcDateTime)  # when the new answers came
         names = [column.name for column in self.table.columns] + [REPLACED_AT]
         conn.execute(insert(self.history).from_select(names, select(*self.table.columns, replaced_at).where(here)))
 
@@ -452,7 +528,7 @@ def _insert_of(dialect: str) -> Callable[[Table], Any]:
 
 
 #: The columns of every results table whose texts others have written.
-_FOREIGN = ("text", "error_type", "error_message", "stop_reason", "model")
+_FOREIGN = ("text", "error_type", "error_message", "stop_reason", "model", *_ID_NAMES)
 
 _SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
 
@@ -466,7 +542,7 @@ def _columns(columns: Columns, *, keyed: bool) -> list[Column[Any]]:
         ],
         *[Column(name, _KINDS[kind]()) for name, kind in columns.keep.items()],
         *[Column(name, _KINDS[kind]()) for name, kind in columns.output.items()],
-        *[Column(name, kind() if callable(kind) else kind) for name, kind in FIXED],
+        *[Column(name, kind() if callable(kind) else kind) for name, kind in (FIXED + IDS if columns.ids else FIXED)],
     ]
 
 

@@ -176,6 +176,11 @@ def columns_of(conn: Connection, job_id: int, *, to_change: bool = False) -> dic
     return columns
 
 
+def set_columns(conn: Connection, job_id: int, columns: dict[str, Any]) -> None:
+    """The job's results table has these columns from now on."""
+    conn.execute(update(jobs).where(jobs.c.id == job_id).values(columns=columns))
+
+
 _COLUMNS = 0x636F6C73  # any number that is ours
 
 
@@ -416,9 +421,8 @@ _IDS_AT_ONCE = 5_000
 
 def run_cost(conn: Connection, run_id: int) -> float:
     """US dollars of everything the run has had answered, failed and repeated rows included."""
-    return float(
-        conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(batches.c.run_id == run_id)) or 0
-    )
+    cost = conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(batches.c.run_id == run_id))
+    return round(float(cost or 0), 12)
 
 
 def has_work(conn: Connection, run_id: int) -> bool:
@@ -1219,7 +1223,7 @@ def count_download(conn: Connection, batch: Batch, *, now: datetime, due_at: dat
 def collected_so_far(conn: Connection, batch: Batch) -> tuple[dict[str, int], float]:
     """Rows of the batch by outcome, and US dollars of what was answered, as far as it has been collected."""
     row = conn.execute(select(batches.c.outcomes, batches.c.cost_usd).where(batches.c.id == batch.id)).one()
-    return dict(row.outcomes or {}), float(row.cost_usd)
+    return dict(row.outcomes or {}), round(float(row.cost_usd), 12)
 
 
 def mark_collected(conn: Connection, batch: Batch, *, delete_remote: bool, now: datetime) -> None:

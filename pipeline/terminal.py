@@ -1,6 +1,7 @@
 """The terminal: what a command says and asks there, and its signals. Results go to stdout, all else to stderr."""
 
 import contextlib
+import io
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipeline.errors import InputError, Interrupted
+from pipeline.escapes import escaped, inline, json_text
 
 if TYPE_CHECKING:
     from pipeline.quote import Quote
@@ -37,6 +39,17 @@ def log_format(value: str) -> str:
     return value
 
 
+def any_text() -> None:
+    """Let stdout take texts that its encoding does not have: they are written with escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it from the start
+
+
+def put(line: str) -> None:
+    """A line of what was asked for, on stdout."""
+    sys.stdout.write(escaped(line) + "\n")
+
+
 def say(text: str) -> None:
     """A line for people: progress and errors go to stderr."""
     if _log_events is not None:
@@ -45,7 +58,8 @@ def say(text: str) -> None:
         error = text.startswith("error: ")
         logging.getLogger("pipeline").log(logging.ERROR if error else logging.INFO, "%s", text)
         return
-    sys.stderr.write(text + "\n")
+    # a text of others that goes on in a second line is not to look as if that were ours
+    sys.stderr.write(escaped(text).replace("\n", "\n    ") + "\n")
     sys.stderr.flush()
 
 
@@ -83,11 +97,18 @@ def same_words() -> list[str]:
 
 
 def put_json(value: dict[str, Any]) -> None:
-    """One object of --json, as a line on stdout."""
-    import orjson
-
-    sys.stdout.write(orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+    """One object of --json, as a line on stdout: ASCII alone where that is not UTF-8."""
+    sys.stdout.write(json_text(value, ascii_only=not _is_utf8()) + "\n")
     sys.stdout.flush()
+
+
+def put_request(params: Any) -> None:
+    """A request or a message, as JSON for people, on stdout."""
+    sys.stdout.write(json_text(params, ascii_only=not _is_utf8(), indent=True) + "\n")
+
+
+def _is_utf8() -> bool:
+    return (sys.stdout.encoding or "ascii").lower().replace("-", "").replace("_", "") in ("utf8", "cp65001")
 
 
 @contextlib.contextmanager
@@ -194,14 +215,14 @@ class Teller:
 
     def _watch(self, batch: int, line: str) -> None:
         if self._status is None and self._watched.get(batch) != line:
-            say(line)
+            say(inline(line))
         self._watched[batch] = line
 
     def _wait(self, line: str) -> None:
         if self._status is not None:
             from rich.text import Text
 
-            self._status.update(Text("\n".join([*self._watched.values(), line])))
+            self._status.update(Text("\n".join(map(inline, [*self._watched.values(), line]))))
             self._status.start()
         elif line.partition(";")[0] != self._last:  # a log need not say every minute that nothing has changed
             self._last = line.partition(";")[0]
@@ -209,9 +230,9 @@ class Teller:
 
     def _line(self, line: str) -> None:
         if self._status is not None:
-            self._status.console.print(line, markup=False, soft_wrap=True)
+            self._status.console.print(inline(line), markup=False, soft_wrap=True)
         else:
-            say(line)
+            say(inline(line))
 
     def _quiet(self) -> None:
         if self._status is not None:

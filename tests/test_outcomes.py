@@ -64,6 +64,7 @@ def test_an_answer_is_its_text_with_model_stop_reason_and_tokens() -> None:
         cache_read_tokens=7,
         cache_write_tokens=9,
         cache_write_1h_tokens=6,
+        message_id="msg_1",
     )
 
 
@@ -232,7 +233,7 @@ def test_without_labels_no_answer_is_looked_into() -> None:
                 "request_id": "req_1",
             },
             "invalid_request_error",
-            "max_tokens: too large (req_1)",
+            "max_tokens: too large",
             id="nested, with a request id",
         ),
         pytest.param(
@@ -258,7 +259,8 @@ def test_without_labels_no_answer_is_looked_into() -> None:
 def test_an_error_says_its_type_and_message(error: Any, error_type: str, message: str) -> None:
     outcome = reader().outcome(errored(error))
 
-    assert outcome == Outcome(RowState.ERRORED, error_type, message)
+    request_id = error.get("request_id") if isinstance(error, dict) else None
+    assert outcome == Outcome(RowState.ERRORED, error_type, message, request_id=request_id)
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ from pipeline.attachments import LocalFolder
 from pipeline.clients import Reach
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, SourceError
+from pipeline.escapes import dropped
 from pipeline.job import Job
 from pipeline.outcomes import Outcome
 from pipeline.plan import Plan
-from pipeline.preview import Picked, Realtime, announcement, async_client, clean, pick, show, tell
+from pipeline.preview import Picked, Realtime, announcement, async_client, pick, show, tell
 from tests.test_attachments import picture
 
 SECONDS = 20  # after which a test that waits for something has failed
@@ -89,6 +90,11 @@ def colored() -> Console:
 
 
 def written(console: Console) -> str:
+    """What was drawn, without the lines that show what is asked."""
+    return re.sub(r"(?m)^(\x1b\[2m)?> .*\n", "", drawn(console))
+
+
+def drawn(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -392,7 +398,7 @@ def test_no_escape_sequence_of_a_source_or_an_error_reaches_the_terminal(
     drawn = shown(running.url, job(tmp_path, [{"id": "a\x1b[2J", "text": "One."}]))
 
     assert "\x1b" not in drawn
-    assert drawn.startswith("a[2J (rows.csv row 1)\n")
+    assert drawn.startswith('["a\\u001b[2J"] (rows.csv row 1)\n')
 
 
 @pytest.mark.parametrize(
@@ -408,7 +414,7 @@ def test_no_escape_sequence_of_a_source_or_an_error_reaches_the_terminal(
     ids=["plain", "newline and tab", "an escape", "an escape of one byte", "half a character", "other scripts"],
 )
 def test_only_characters_that_command_a_terminal_are_removed(text: str, left: str) -> None:
-    assert clean(text) == left
+    assert dropped(text) == left
 
 
 @pytest.mark.parametrize("text", ["[bold]not ours[/bold] :smile: 12", "x" * 500, "ends with blanks   \n"])
@@ -563,6 +569,8 @@ def test_facts_of_a_row_have_text_values_tokens_and_the_live_price(tmp_path: Pat
     tokens = row.pop("tokens")
     assert row.pop("cost_usd") == pytest.approx((tokens["input"] * 1 + tokens["output"] * 5) / 1e6)
     assert tokens["cache_read"] == tokens["cache_write"] == 0
+    assert str(row.pop("message_id")).startswith("msg_")
+    assert row.pop("request")["messages"] == [{"role": "user", "content": "Text number 0."}]
     assert row == {
         "key": "r0",
         "place": "rows.csv row 1",
@@ -572,6 +580,9 @@ def test_facts_of_a_row_have_text_values_tokens_and_the_live_price(tmp_path: Pat
         "status": "succeeded",
         "error_type": None,
         "error_message": None,
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "request_id": None,
         "model": "claude-haiku-4-5-20251001",
     }
 
@@ -773,3 +784,60 @@ def test_a_cloud_client_that_cannot_be_made_is_an_error_of_the_input(
 
     with pytest.raises(InputError, match=r"api.client aws: no credentials: No AWS region"):
         async_client(Reach("aws", 5))
+
+
+# -- which rows, and what they ask -------------------------------------------------------------------------------------
+
+
+def keys_of(rows: Picked) -> list[str]:
+    return [row.key for row in rows.rows]
+
+
+def test_rows_are_named_by_their_keys_and_shown_in_that_order(tmp_path: Path) -> None:
+    plan = Plan(job(tmp_path, texts(50)))
+
+    assert keys_of(pick(plan, 3, keys=["r40", "r7"])) == ["r40", "r7"]
+    with pytest.raises(SourceError, match="--key r50: no row of the source has this key"):
+        pick(plan, 3, keys=["r1", "r50"])
+
+
+def test_a_sample_is_from_all_over_the_source_and_the_same_whatever_the_order(tmp_path: Path) -> None:
+    rows = texts(3000)
+
+    chosen = keys_of(pick(Plan(job(tmp_path, rows)), 5, sample=True))
+    turned = keys_of(pick(Plan(job(tmp_path, rows[::-1])), 5, sample=True))
+
+    assert chosen == turned
+    assert len(set(chosen)) == 5
+    assert max(int(key[1:]) for key in chosen) > 100
+
+
+def test_rows_of_a_sample_that_cannot_be_sent_make_place_for_others(tmp_path: Path) -> None:
+    rows = [{"id": f"r{i}", "text": "" if i % 2 else "One."} for i in range(100)]
+
+    found = pick(Plan(job(tmp_path, rows)), 5, sample=True)
+
+    assert len(found.rows) == 5
+    assert found.left_out > 0
+    assert pick(Plan(job(tmp_path, texts(2))), 5, sample=True).left_out == 0
+
+
+def test_what_a_row_asks_stands_before_its_answer(tmp_path: Path, running: RunningEmulator) -> None:
+    asked = job(tmp_path, [{"id": "a", "text": "One.\n\x1b[2JTwo."}])
+    console = Console(file=io.StringIO(), width=200)
+
+    show(client(running.url), picked(asked), asked, console)
+
+    lines = drawn(console).splitlines()
+    assert lines[:3] == ["a (rows.csv row 1)", "> One.", "> [2JTwo."]
+    assert lines[3].startswith("[emulated] One.")
+    [row] = told(running.url, asked)
+    assert row["request"]["messages"] == [{"role": "user", "content": "One.\n\x1b[2JTwo."}]
+
+
+def test_of_a_long_input_only_the_beginning_is_shown() -> None:
+    content = [{"type": "image", "source": {}}, {"type": "text", "text": "x" * 500 + "\ny" * 20}]
+
+    shown = preview.input_lines(orjson.dumps({"messages": [{"role": "user", "content": content}]}))
+
+    assert shown == ["[image]", "x" * 400 + "... (500 characters)", *["y"] * 10, "... (10 more lines)"]
