@@ -29,7 +29,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from sqlalchemy import URL, Connection, Row, func, select
 
-from pipeline import ends, log, pricing, report, store
+from pipeline import ends, log, report, store
 from pipeline.database import Database
 from pipeline.ends import exit_code, failed_rows
 from pipeline.quote import Quote
@@ -54,7 +54,7 @@ Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 class Standing:
     """How a run stands. title: job and day; rows: by state; sent: batches, and the rows in them.
 
-    about_usd: estimated for the input; at_most_usd: for all of it; None when the model has no known price.
+    estimate: US dollars that were estimated when it began, see estimate.Money; None when a price is not known.
     """
 
     run_id: int
@@ -65,8 +65,7 @@ class Standing:
     rows: dict[str, int]
     sent: tuple[int, int]
     cost_usd: float
-    about_usd: float | None
-    at_most_usd: float | None
+    estimate: Mapping[str, float | None] | None
     max_failed: float
     budget: dict[str, float | None] | None
     ended_at: datetime | None
@@ -99,15 +98,12 @@ def standing(conn: Connection, run_id: int) -> Standing:
     name = str(run.job["name"])
     of_run = (batches.c.run_id == run_id, batches.c.state != "dropped")
     sent = batches.c.api_id.is_not(None) | (batches.c.state == "submitting")
-    number, rows_sent, output, input_ = conn.execute(
+    number, rows_sent = conn.execute(
         select(
             func.count().filter(sent),
             func.sum(batches.c.rows).filter(sent),
-            func.sum(batches.c.max_output_usd),
-            func.sum(batches.c.max_input_usd),
         ).where(*of_run)
     ).one()
-    about = None if input_ is None else float(input_) / pricing.BYTES_PER_TOKEN
     return Standing(
         run_id=run_id,
         job=name,
@@ -117,8 +113,7 @@ def standing(conn: Connection, run_id: int) -> Standing:
         rows=dict(run.counts) if run.counts is not None else store.run_rows(conn, run_id),
         sent=(number, int(rows_sent or 0)),
         cost_usd=store.run_cost(conn, run_id),
-        about_usd=about,
-        at_most_usd=None if about is None else about + float(output or 0.0),
+        estimate=(run.estimate or {}).get("cost_usd"),
         max_failed=float(run.job["limits"]["max_failed"]),
         budget=report.budget_facts(conn, run),
         ended_at=run.ended_at,
@@ -421,11 +416,8 @@ def _rows_table(rows: Mapping[str, int]) -> str:
 
 def _money(run: Standing) -> str:
     said = f"Money: {report.money(run.cost_usd)} so far."
-    if run.at_most_usd is not None:
-        about = f"about {report.money(run.about_usd)} for the input"
-        said += (
-            f" Estimated: {about}, at most about {report.money(run.at_most_usd)} if every answer is as long as it may."
-        )
+    if run.estimate is not None:
+        said += f" Estimated: {report.cost_range(run.estimate)}."
     return said if run.budget is None else f"{said} {report.budget_line(run.budget)}."
 
 

@@ -170,8 +170,6 @@ def check_models(job: Job, quote: Quote, api: Api, now: datetime) -> list[str]:
         if refused is not None:
             raise JobError(refused)
         found += capabilities.warnings(info, now.date())
-    if job.request.cache is not None:
-        found += _too_short(job, quote, api)
     return list(dict.fromkeys(found))
 
 
@@ -224,14 +222,14 @@ def prefix_tokens(job: Job, model: str, api: Api | None) -> int:
     return int(len(orjson.dumps([params, turns])) / BYTES_PER_TOKEN)
 
 
-def _too_short(job: Job, quote: Quote, api: Api) -> list[str]:
-    """Models whose cache does not take a prefix as short as this one."""
+def cache_warnings(job: Job, quote: Quote, prefix: int) -> list[str]:
+    """Models whose cache does not take a prefix as short as this one. Pure. prefix: tokens that all requests share."""
     found = []
-    for model in quote.models:
-        tokens, least = prefix_tokens(job, model, api), capabilities.cache_minimum(model)
-        if tokens < least:
+    for model in quote.models if job.request.cache is not None else ():
+        least = capabilities.cache_minimum(model)
+        if prefix < least:
             found.append(
-                f"request.cache: what the requests share has about {tokens:,} tokens, and {model} caches from "
+                f"request.cache: what the requests share has about {prefix:,} tokens, and {model} caches from "
                 f"{least:,} on: nothing will be cached"
             )
     return found

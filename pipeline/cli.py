@@ -38,14 +38,15 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from pipeline.answers import Wanted
+    from pipeline.counting import Counts
     from pipeline.database import Database
-    from pipeline.estimate import Past
     from pipeline.job import Job
     from pipeline.plan import Plan
     from pipeline.quote import Quote
+    from pipeline.quoting import Known
     from pipeline.retry import Retry
     from pipeline.runner import Finished
-    from pipeline.sink import Columns
+    from pipeline.sink import Columns, Sink
     from pipeline.where import Where
 
 app = typer.Typer(
@@ -178,26 +179,20 @@ def estimate(
 ) -> None:
     """What a run would send, how many tokens and how much money that takes, and how long. Sends nothing."""
     from pipeline import checks, report
-    from pipeline.estimate import estimate as estimated
     from pipeline.plan import Plan
 
     path = _job_file(job, database, emulated=emulator)
     loaded = _load(path, var)
     checks.check_params(loaded)
     plan = Plan(loaded, limit=limit, refresh=refresh)
-    quote, before = _quoted(plan, path, database, emulated=emulator)
-    counted = _counted(loaded, quote, emulated=emulator)
-    said = estimated(
-        loaded, quote, counts=counted.tokens, prefix_tokens=counted.prefix, before=before, queue=counted.queue
-    )
+    quote, warnings = _quoted(plan, path, database, emulated=emulator)
     if as_json:
-        facts = {"rows": report.quote_facts(quote)["rows"], "warnings": counted.warnings, **said.facts()}
-        put_json({"event": "estimate", "job": loaded.name, **facts})
+        put_json({"event": "estimate", "job": loaded.name, "warnings": warnings, **report.quote_facts(quote)})
     else:
-        for line in report.estimate_lines(quote, said):
+        for line in report.estimate_lines(quote):
             put(line)
         sys.stdout.flush()
-        for warning in counted.warnings:
+        for warning in warnings:
             say(f"warning  {warning}")
     say_next("run", str(path))
 
@@ -630,7 +625,8 @@ def _asked_of_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[s
 
     try:
         with where.asking(loaded.api.client, emulated=emulated) as api:
-            return checks.check_models(loaded, quote, api, datetime.now(UTC))
+            warnings = checks.check_models(loaded, quote, api, datetime.now(UTC))
+            return warnings + checks.cache_warnings(loaded, quote, checks.shared_tokens(loaded, quote, api))
     except JobError:
         raise
     except InputError as exc:
@@ -677,58 +673,58 @@ def _columns_before(name: str, path: Path, database: str | None, *, emulated: bo
     return None if row is None else Columns(**row.columns)
 
 
-def _quoted(plan: "Plan", path: Path, database: str | None, *, emulated: bool) -> "tuple[Quote, Past | None]":
-    """The quote, and what the job's answers were like so far; makes no database."""
+def _quoted(plan: "Plan", path: Path, database: str | None, *, emulated: bool) -> "tuple[Quote, list[str]]":
+    """What `run` would say before it sends anything, and warnings; makes no database."""
     from pipeline import store
     from pipeline.database import Database, default_url
-    from pipeline.estimate import past
-    from pipeline.known import Lookup
     from pipeline.sink import Sink
 
     url = database or default_url(path.parent, emulated=emulated)
     if not Database.exists(url):
-        return plan.quote(Lookup(None, None)), None
+        return _quote_of(plan, None, None, emulated=emulated)
     with contextlib.closing(Database(url)) as opened:
         with opened.read() as conn:
             row = store.job_named(conn, plan.job.name)
-            if row is None:
-                return plan.quote(Lookup(None, None)), None
-            before, unsent = past(conn, row, Sink.of(row), plan.recipe), store.unsent(conn, row.id)
-        return plan.quote(Lookup(opened, row.id, Sink.of(row)), unsent), before
+        if row is None:
+            return _quote_of(plan, None, None, emulated=emulated)
+        return _quote_of(plan, opened, (row, Sink.of(row)), emulated=emulated)
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """What the API says of a sample. tokens: of its first requests; prefix: tokens that all share."""
+def _quote_of(
+    plan: "Plan", database: "Database | None", job: "tuple[Row[Any], Sink] | None", *, emulated: bool
+) -> "tuple[Quote, list[str]]":
+    """job: as the database has it; None: there is none, so what the API counts is not stored either."""
+    from datetime import UTC, datetime
 
-    tokens: list[int]
-    prefix: int
-    queue: int
-    warnings: list[str]
-
-
-def _counted(loaded: "Job", quote: "Quote", *, emulated: bool) -> _Counted:
-    """The API's count of the sampled requests, if it can be asked."""
-    from itertools import takewhile
-
-    from pipeline import checks, where
+    from pipeline import quoting
     from pipeline.driver import Settings
-    from pipeline.errors import Stopped
-    from pipeline.quote import COUNTED_ONCE
+    from pipeline.known import Lookup
 
-    queue, tokens, prefix = Settings.from_environment().max_in_flight, [], None
-    warnings: list[str] = []
+    known, lookup = quoting.Known(), Lookup(None, None)
+    if database is not None and job is not None:
+        with database.read() as conn:
+            known = quoting.known(conn, *job, plan)
+        lookup = Lookup(database, job[0].id, job[1])
+    quote = plan.quote(lookup, known.unsent)
+    counts, problem = _counted(plan, quote, known, emulated=emulated)
+    if database is not None and job is not None and known.counts is None:
+        with database.write() as conn:
+            quoting.store_counts(conn, job[0].id, plan, counts, datetime.now(UTC))
+    quoting.complete(plan, quote, known, counts, canary=True, queue=Settings.from_environment().max_in_flight)
+    return quote, [] if problem is None else [f"tokens were not counted by the API: {problem}"]
+
+
+def _counted(plan: "Plan", quote: "Quote", known: "Known", *, emulated: bool) -> "tuple[Counts, str | None]":
+    """Tokens of the sample, and why the API was not asked for them."""
+    from pipeline import quoting, where
+
+    if known.counts is not None or not quote.samples:
+        return quoting.counted(plan, quote, known, None)
     try:
-        with where.asking(loaded.api.client, emulated=emulated) as api:
-            prefix = checks.shared_tokens(loaded, quote, api)
-            for sample in takewhile(lambda sample: sample.params is not None, quote.samples[:COUNTED_ONCE]):
-                assert sample.params is not None
-                tokens.append(api.count_tokens(sample.params, loaded.request.betas))
-    except (InputError, Stopped) as exc:
-        warnings = [f"tokens were not counted by the API: {exc}"]
-    if prefix is None:
-        prefix = checks.shared_tokens(loaded, quote, None)
-    return _Counted(tokens, prefix, queue, warnings)
+        with where.asking(plan.job.api.client, emulated=emulated) as api:
+            return quoting.counted(plan, quote, known, api)
+    except InputError as exc:
+        return quoting.counted(plan, quote, known, None)[0], str(exc)
 
 
 # -- where answers go --------------------------------------------------------------------------------------------------

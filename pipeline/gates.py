@@ -6,6 +6,9 @@ die between the two, the next pass of any driver finds the gate with nothing lef
 """
 
 from datetime import timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row
 
 from pipeline import store
 from pipeline.driver import Driver
@@ -27,6 +30,50 @@ def wanted(job: Job, *, rows: int, proven: bool, failed: bool, primes: bool) -> 
     if isinstance(job.canary, Canary) and not proven and (failed or job.canary.is_for(rows)):
         return Gate.CANARY
     return Gate.PRIMER if primes and rows >= PRIMED_ROWS else None
+
+
+class Standing(NamedTuple):
+    """What is known of a run before it is planned. gate: that it waits behind; sent: whether anything of it was sent.
+
+    passed: whether its canary was sent; proven, failed: see `wanted`; keeps_gate: see store.keeps_gate.
+    """
+
+    gate: str | None = None
+    keeps_gate: bool = False
+    no_canary: bool = False
+    passed: bool = False
+    proven: bool = False
+    failed: bool = False
+    sent: bool = False
+
+
+def standing(conn: Connection, job_id: int, recipe: str, run: Row[Any] | None) -> Standing:
+    """How the open run stands that the same command goes on with; None: it begins a new one."""
+    proven, failed = store.has_succeeded(conn, job_id, recipe), store.canary_failed(conn, job_id, recipe)
+    if run is None:
+        return Standing(proven=proven, failed=failed)
+    keeps = run.gate is not None and store.keeps_gate(conn, run.id, run.gate)
+    passed = store.has_sent(conn, run.id, Gate.CANARY)  # and its gate is open: once for each run
+    return Standing(run.gate, keeps, run.no_canary, passed, proven, failed, store.has_sent(conn, run.id))
+
+
+def gate_of(job: Job, known: Standing, *, rows: int, canary: bool, primes: bool) -> Gate | None:
+    """The gate that a run waits behind from now on. Pure.
+
+    canary: whether this command allows one; rows, primes: see `wanted`.
+    """
+    allowed = canary and not known.no_canary and job.canary is not False
+    if known.gate is not None and (known.gate == Gate.PRIMER or allowed):
+        return Gate(known.gate)
+    if known.gate is not None:  # it is opened
+        return None
+    return wanted(
+        job,
+        rows=rows,
+        proven=not allowed or known.passed or known.proven,
+        failed=known.failed,
+        primes=primes and not known.sent,
+    )
 
 
 def first(job: Job, gate: str) -> First:

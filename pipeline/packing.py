@@ -14,6 +14,8 @@ PREFIX = b'{"requests":[\n'  # one request a line, so that one can be read back 
 BETWEEN = b",\n"
 SUFFIX = b"\n]}"
 
+ROWS_OF_REQUEST = 4  # rows of a body for each request that it may carry, so that a body of equal ones stays bounded
+
 _PARAMS = b'","params":'
 _FIRST = b'{"custom_id":"'
 _ITEM = _FIRST + b"%b-%d" + _PARAMS + b"%b}"
@@ -116,10 +118,10 @@ class Packing:
         """Put a row's request in, if it fits: the bytes to append to the body, or None when the body is full.
 
         bound: what the request may cost at most; None: nobody knows. No bytes when an equal request is in it already. A
-        body holds at most four rows a request, so that it stays bounded.
+        body holds at most ROWS_OF_REQUEST rows a request.
         """
         n = self.seen.get(sent_hash) if dedupe else None
-        if len(self.rows) >= 4 * self.max_requests:
+        if len(self.rows) >= ROWS_OF_REQUEST * self.max_requests:
             return None
         if n is not None:
             self.rows.append((row, n))

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -29,7 +30,7 @@ from pipeline.job import Job
 from pipeline.known import Lookup
 from pipeline.outcomes import Outcome
 from pipeline.pricing import PriceList
-from pipeline.quote import Quote
+from pipeline.quote import Quote, Unsent
 from pipeline.reasons import Reason, in_words
 from pipeline.repack import First, Packer, Sendable, sent_hash
 from pipeline.requests import Built, RequestBuilder
@@ -41,7 +42,7 @@ from pipeline.states import BatchState, RowState
 from pipeline.store import Batch
 from pipeline.stretches import NOWHERE, OLDER, UNSETTLED, Stretch
 from pipeline.unchanged import Judged, Unchanged
-from pipeline.verdicts import SENT, Verdict, retry_verdict, verdict
+from pipeline.verdicts import QUOTED, SENT, Verdict, retry_verdict, verdict
 
 SHOWN = 10  # keys that a message lists at most
 ATTACHED_BYTES = 32_000_000  # of attachments that are rendered before they are written to the spool
@@ -104,12 +105,15 @@ class Plan:
 
     # -- pass one --------------------------------------------------------------------------------------------------
 
-    def quote(self, known_rows: Lookup, unsent: Container[int] = frozenset(), *, reads_all: bool = False) -> Quote:
+    def quote(
+        self, known_rows: Lookup, unsent: Mapping[int, Unsent] = MappingProxyType({}), *, reads_all: bool = False
+    ) -> Quote:
         """Pass one: prove keys and files, compare with what is known, and estimate. Raises SourceError or JobError.
 
         unsent: the job's batches that are planned and not sent. reads_all: also inputs that are as they were planned.
         """
         quote = Quote.of(self.asked, self._listed)
+        quote.unsent = unsent
         self._retries = known_rows.retries_besides(self.job.vars, self.retry)
         with Distinct() as seen:
             unread = None if reads_all else self._unchanged.unread(quote, known_rows, seen)
@@ -129,8 +133,11 @@ class Plan:
                 if self._retries:
                     waiting = [row for kind, _, row in judged.rows if kind is Verdict.FOR_RETRY]
                     quote.for_retries.update(row.run_id for row in waiting if row is not None)
-                looked_at = zip(judged.looked_at, judged.rows, strict=True)
-                self._sample(quote, chunk, [i for i, (kind, *_) in looked_at if kind in SENT])
+                if unsent:
+                    planned = [row for kind, _, row in judged.rows if kind is Verdict.PLANNED]
+                    quote.planned.update(row.batch_id for row in planned if row is not None)
+                self._pack(quote, chunk, judged)
+                self._sample(quote, chunk, judged)
             self._refuse_duplicates(seen.twice())
         return quote
 
@@ -230,20 +237,35 @@ class Plan:
         numbers = [None if j is None else stretch.first + j for j in places] if together else None
         return looked_at, settled, numbers
 
-    def _sample(self, quote: Quote, chunk: Chunk, sendable: list[int]) -> None:
+    def _pack(self, quote: Quote, chunk: Chunk, judged: Judged) -> None:
+        """Tell the quote which rows will be packed, and which of them have equal requests."""
+        sent = [i for i, (kind, *_) in zip(judged.looked_at, judged.rows, strict=True) if kind in SENT]
+        if sent:
+            frame = chunk.frame if len(sent) == chunk.frame.height else chunk.frame[sent]
+            quote.pack(self._alike(identity.columns_of(frame, self._request_columns), quote.packed_rows))
+
+    def _alike(self, frame: pl.DataFrame, before: int) -> pl.Series:
+        """A hash for each row, equal where requests are equal. before: rows of earlier chunks."""
+        hashable = all(not dtype.is_nested() and dtype != pl.Object for dtype in frame.dtypes)
+        if self.job.request.dedupe and hashable and frame.width:
+            return frame.hash_rows()
+        return pl.int_range(before, before + frame.height, dtype=pl.UInt64, eager=True)
+
+    def _sample(self, quote: Quote, chunk: Chunk, judged: Judged) -> None:
         """Render some of the rows that are sent: a random sample of all, and always the first one."""
+        sendable = [at for at, (kind, *_) in enumerate(judged.rows) if kind in QUOTED]
         chosen = quote.reservoir.take(len(sendable))
         if not chosen:
             return
         folder = chunk.folder
-        numbers = [sendable[i] for i, _ in chosen]
-        for values, (_, slot) in zip(
-            identity.named_rows(chunk.frame[numbers], self._request_columns), chosen, strict=True
-        ):
+        places = [sendable[i] for i, _ in chosen]
+        values = identity.named_rows(chunk.frame[[judged.looked_at[at] for at in places]], self._request_columns)
+        for row, at, (_, slot) in zip(values, places, chosen, strict=True):
+            _, row_hash, known = judged.rows[at]
             try:
-                built = self._built(values, folder)
-                carried = self.builder.params(values, folder, carried=True) if self.builder.uploads else built
-                quote.put(slot, built, carried.params)
+                built = self._built(row, folder)
+                carried = self.builder.params(row, folder, carried=True) if self.builder.uploads else built
+                quote.put(slot, built, carried.params, self._change(known, row_hash))
             except templates.RowProblem as exc:
                 quote.put_problem(slot, str(exc))
             except templates.TemplateProblem as exc:

@@ -16,12 +16,13 @@ import orjson
 from anthropic import AsyncAnthropic, AsyncStream
 from rich.console import Console
 
-from pipeline import identity, picking, pricing, report, templates
+from pipeline import counting, identity, picking, pricing, report, templates
 from pipeline.api import SPEND_CODES, beta_header, in_words
 from pipeline.clients import Reach, made, of_credentials
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, JobError, PipelineError, SourceError
 from pipeline.escapes import dropped, inline
-from pipeline.job import Job
+from pipeline.estimate import estimate
+from pipeline.job import Job, Retry
 from pipeline.outcomes import Outcome, ResultReader, run_by_the_api, thinking
 from pipeline.plan import SHOWN, Plan
 from pipeline.pricing import PriceList, Prices
@@ -127,13 +128,14 @@ def announcement(picked: Picked, job: Job) -> str:
     for slot, row in enumerate(picked.rows):
         quote.put(slot, row.built, b"")
     said = f"{report.count(len(picked.rows), 'request')} through the Messages API now, at its full price"
-    if quote.unpriced is not None:
-        said += f": no price is known for {quote.unpriced}"
+    once = job.model_copy(update={"retry": Retry()})  # nothing is sent again
+    found = estimate(once, quote, counts=counting.by_bytes(job, quote), before=None, queue=len(picked.rows))
+    if found.money is None:
+        said += f": no price is known for {found.unpriced}"
     else:
-        about, most = (cost or 0.0 for cost in (quote.cost_input, quote.cost_most))
         said += (
-            f" (not the batch price, which is half of it): {_about(about)} for the input, "
-            f"at most {_about(most)} if every answer takes its max_tokens"
+            f" (not the batch price, which is half of it): {_about(found.money.low)} at least, "
+            f"{_about(found.money.worst)} at worst, when every answer takes its max_tokens"
         )
     unbounded = run_by_the_api(job.request.params)
     if unbounded is not None:

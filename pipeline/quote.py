@@ -1,23 +1,28 @@
-"""What a run is about to do and what it will cost, by a random sample of its requests. Pure."""
+"""What a run is about to do, as far as the rows of its source and a random sample of its requests tell. Pure."""
 
 import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
 
 from pipeline import pricing
-from pipeline.job import Job
+from pipeline.changes import AnyChange
+from pipeline.job import MAX_TOKENS, AskAgain, Canary, Job, LongerAnswer, OtherModel
 from pipeline.outcomes import run_by_the_api
-from pipeline.pricing import PriceList, Prices
+from pipeline.packing import ROWS_OF_REQUEST
+from pipeline.pricing import PriceList
 from pipeline.requests import Built
 from pipeline.verdicts import SENT, Verdict
 
+if TYPE_CHECKING:
+    from pipeline.estimate import Estimate
+
 SAMPLED = 100  # rows that are rendered for the quote
-COUNTED = 20  # of them, whose tokens the API is asked to count, when there is a budget
-COUNTED_ONCE = 50  # of them, for an estimate
 KEPT_BYTES = 50_000_000  # of sampled requests, to be counted
 SEPARATORS = 70  # bytes that a request takes in a body apart from its params
 #: About how many tokens a picture or a document has, for a quote made before anything is counted.
@@ -52,58 +57,131 @@ class Reservoir:
         self._next += int(math.log(1.0 - self._chance.random()) / math.log1p(-self._weight)) + 1
 
 
+class Packed:
+    """How many requests and batches rows make, when equal requests of one batch are sent once.
+
+    Rows are added as hashes of the values that their requests are made of, in the order in which they are packed.
+    """
+
+    def __init__(self, most: int, first: int) -> None:
+        """most: requests of a batch; first: of the first batch, 0 when that is a batch like the others."""
+        self._most, self._room = most, min(first or most, most)
+        self._held = pl.Series(dtype=pl.UInt64)  # rows of the batch that is not full yet
+        self._requests = self._batches = 0
+
+    def add(self, hashes: pl.Series) -> None:
+        """Pack the next rows."""
+        self._held = pl.concat([self._held, hashes])
+        start = 0
+        while (window := self._held.slice(start, ROWS_OF_REQUEST * self._room + 1)).len() > self._room:
+            different = window.is_first_distinct().cum_sum()
+            rows = min(int((different <= self._room).sum()), ROWS_OF_REQUEST * self._room)
+            if rows == window.len():
+                break
+            self._requests += int(different[rows - 1])
+            self._batches += 1
+            start, self._room = start + rows, self._most
+        self._held = self._held.slice(start)
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Requests, and batches."""
+        return self._requests + self._held.n_unique(), self._batches + bool(self._held.len())
+
+
 class Sample(NamedTuple):
-    """One sampled request. size: bytes as it is sent; tokens: about how many go in; params: with all files in it."""
+    """One sampled request. size: bytes as it is sent; tokens: about how many go in, by its bytes.
+
+    params: with all files in it, None when it is not kept; marked: how long what its own blocks with cache_control
+    cover is cached, 5m or 1h; None: nothing but what `request.cache` covers.
+    """
 
     size: int
     tokens: float
     model: str
     max_tokens: int
     params: bytes | None
+    marked: str | None = None
+
+
+class Unsent(NamedTuple):
+    """A batch that is planned and not sent. opens: the gate of its run that it opens."""
+
+    requests: int
+    rows: int
+    opens: str | None
+
+
+class InFlight(NamedTuple):
+    """Batches of the job that are at the API, or may be. usd: reserved for them at most; None: a price is not known."""
+
+    batches: int
+    requests: int
+    rows: int
+    usd: float | None
 
 
 @dataclass
 class Quote:
-    """What a run is about to do, and what it will cost; said before anything is sent.
+    """What a run is about to do. It is said before anything is sent; see estimate.py for what it costs.
 
-    rows: source rows by verdict. Costs are None when a model has no known price; cost_most is with max_tokens of output
-    for every row.
+    rows: source rows by verdict. estimate: what is said of tokens and money; None when nobody asked for it.
     """
 
     listed: PriceList
     max_requests: int
     max_bytes: int
     max_cost_usd: float | None  #: what the run may cost at most; None: no limit
-    place_factor: float = 1.0  #: what the place of inference makes of a price
+    breakpoints: int = 0  #: blocks with cache_control that `request.cache` puts into each request
     unbounded: str | None = None  #: a tool that the API runs, whose cost nobody can say before
     rows: Counter[Verdict] = field(default_factory=Counter)
     stale_batches: set[int] = field(default_factory=set)  #: planned, not sent, with a row that has changed since
     for_retries: Counter[int] = field(default_factory=Counter)  #: rows that are left to retries, by the retry's run
+    unsent: Mapping[int, Unsent] = field(default_factory=dict)  #: batches that are planned and not sent
+    planned: Counter[int] = field(default_factory=Counter)  #: rows that are in them as they are, by batch
+    in_flight: InFlight | None = None
+    ahead: int = 0  #: rows that are sent before all others, which wait for them
+    waits_for_ahead: bool = False  #: these rows are in flight, and the others still wait for them
+    estimate: "Estimate | None" = None
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(SAMPLED))
     first_params: bytes | None = None
+    packed_rows: int = 0  #: rows that `pack` was told of
+    _packed: dict[int, Packed] = field(default_factory=dict)  # by the rows that go ahead
     _slots: dict[int, Sample | str] = field(default_factory=dict)  # a text: why the row cannot be sent
     _kept: int = 0
 
     @classmethod
     def of(cls, job: Job, listed: PriceList) -> "Quote":
         """An empty one for this job."""
-        limits, params = job.limits, job.request.params
+        limits, request = job.limits, job.request
+        most = min(limits.max_batch_requests, limits.max_in_flight_requests)
+        first = {0} | ({job.canary.rows} if isinstance(job.canary, Canary) else set())
+        first |= {1} if request.cache is not None else set()
         return cls(
             listed,
-            limits.max_batch_requests,
+            most,
             limits.max_batch_bytes,
             limits.max_cost_usd,
-            pricing.place_factor(params),
-            run_by_the_api(params),
+            int(request.cache is not None),
+            run_by_the_api(request.params),
+            _packed={rows: Packed(most, rows) for rows in first},
         )
 
-    def put(self, slot: int, built: Built, carried: bytes) -> None:
-        """A sampled request. carried: its params with all files in it."""
+    def pack(self, hashes: pl.Series) -> None:
+        """Take note of the next rows that are to be packed, by hashes of what their requests are made of."""
+        self.packed_rows += hashes.len()
+        for packed in self._packed.values():
+            packed.add(hashes)
+
+    def put(self, slot: int, built: Built, carried: bytes, change: AnyChange | None = None) -> None:
+        """A sampled request. carried: its params with all files in it; change: with which it is sent again."""
         self.first_params = self.first_params or built.params
         keeps = self._kept + len(carried) <= KEPT_BYTES
         self._kept += len(carried) if keeps else 0
-        size = len(built.params)
-        self._slots[slot] = Sample(size, _tokens(built), built.model, built.max_tokens, carried if keeps else None)
+        marked = _marked(built.params, self.breakpoints) if built.caches else None
+        kept = carried if keeps else None
+        sample = Sample(len(built.params), guessed_tokens(built), built.model, built.max_tokens, kept, marked)
+        self._slots[slot] = sample if change is None else changed_sample(sample, change)
 
     def put_problem(self, slot: int, why: str) -> None:
         """A sampled row that cannot be sent."""
@@ -142,54 +220,68 @@ class Quote:
     @property
     def to_send(self) -> int:
         """Rows that will be sent, as far as the sample tells."""
-        return sum(count for kind, count in self.rows.items() if kind in SENT) + self.rows[Verdict.PLANNED]
+        return self._to_pack + self.rows[Verdict.PLANNED]
+
+    @property
+    def _to_pack(self) -> int:
+        return sum(count for kind, count in self.rows.items() if kind in SENT)
+
+    @property
+    def requests(self) -> int:
+        """Requests that will be sent: equal ones of a batch are sent once. At most one for each row."""
+        return self._planned_requests + self._new[0]
 
     @property
     def batches(self) -> int:
         """About how many batches that makes."""
-        per_batch = min(self.max_requests, max(1, int(self.max_bytes / max(1.0, self.mean_bytes + SEPARATORS))))
-        return -(-self.to_send // per_batch)
+        requests, batches = self._new
+        per_batch = max(1, int(self.max_bytes / max(1.0, self.mean_bytes + SEPARATORS)))
+        return len(self.planned) + max(batches, -(-requests // per_batch))
+
+    @property
+    def _new(self) -> tuple[int, int]:
+        """Requests and batches of the rows that are in no batch yet."""
+        packed = self._packed.get(self.ahead if not self._opens_planned else 0, Packed(self.max_requests, 0))
+        if not self.packed_rows:  # nobody was told of them: as if all were different
+            return self._to_pack, -(-self._to_pack // self.max_requests)
+        return packed.totals
+
+    @property
+    def _opens_planned(self) -> bool:
+        """Whether the rows that go ahead are in a batch already."""
+        return any(self.unsent[batch].opens is not None for batch in self.planned)
+
+    @property
+    def _planned_requests(self) -> int:
+        """Requests of the rows that are planned, by what their batches have; in part when only some rows are left."""
+        found = 0
+        for batch, rows in self.planned.items():
+            unsent = self.unsent[batch]
+            found += unsent.requests if rows >= unsent.rows else min(rows, -(-unsent.requests * rows // unsent.rows))
+        return found
 
     @property
     def mean_bytes(self) -> float:
         """Bytes of one request's params."""
         return _mean(sample.size for sample in self.samples)
 
-    @property
-    def input_tokens(self) -> int:
-        """About how many tokens go in, by the sample's bytes."""
-        return round(self.to_send * _mean(sample.tokens for sample in self.samples))
 
-    @property
-    def unpriced(self) -> str | None:
-        """A model that the sampled requests ask and whose price is not known; None if there is none."""
-        return next((model for model in self.models if self.listed.of(model) is None), None)
-
-    @property
-    def cost_input(self) -> float | None:
-        """About how many US dollars the input costs."""
-        return self._cost(with_output=False)
-
-    @property
-    def cost_most(self) -> float | None:
-        """About how many US dollars it costs when every answer takes max_tokens."""
-        return self._cost(with_output=True)
-
-    def _cost(self, *, with_output: bool) -> float | None:
-        if self.unpriced is not None:
-            return None
-        costs = (_cost(sample, self.listed.of(sample.model), with_output=with_output) for sample in self.samples)
-        return self.to_send * self.place_factor * _mean(costs)
+#: Of the turn that says what is wrong with an answer.
+REASK_TOKENS = 100
 
 
-def _cost(sample: Sample, prices: Prices | None, *, with_output: bool) -> float:
-    assert prices is not None
-    prompt = round(sample.tokens)
-    output = sample.max_tokens * prices.output.of(prompt) if with_output else 0.0
-    return sample.tokens * prices.input.of(prompt) + output
+def changed_sample(sample: Sample, change: AnyChange) -> Sample:
+    """A request as it is sent again with a change of `retry.change`; of a model's own limits nothing is known here."""
+    match change:
+        case LongerAnswer():
+            return sample._replace(max_tokens=min(MAX_TOKENS, int(change.factor * sample.max_tokens)))
+        case OtherModel():
+            return sample._replace(model=change.model)
+        case AskAgain():
+            return sample._replace(tokens=sample.tokens + sample.max_tokens + REASK_TOKENS)
 
 
-def _tokens(built: Built) -> float:
+def guessed_tokens(built: Built) -> float:
     """About how many tokens a request has, by its bytes; what is no text is not in them as text."""
     if not built.elsewhere:
         return len(built.params) / pricing.BYTES_PER_TOKEN
@@ -205,6 +297,13 @@ def text_bytes(params: bytes) -> int:
 
 
 _BASE64 = re.compile(rb'"data":"[A-Za-z0-9+/=]{64,}"')
+
+
+def _marked(params: bytes, breakpoints: int) -> str | None:
+    """How long the blocks with cache_control of the user's own are cached, the longest; None: there are none."""
+    if params.count(b'"cache_control":{') <= breakpoints:
+        return None
+    return "1h" if b'"ttl":"1h"' in params else "5m"
 
 
 def _mean(values: Iterable[float]) -> float:

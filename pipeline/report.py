@@ -56,37 +56,80 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         (rows[Verdict.FOR_RETRY], "left to a retry that is not finished"),
         (rows[Verdict.OTHER], "not asked for"),
     ]
-    said = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
-    yield f"rows     {quote.total:,} in the source: {said}"
+    listed = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
+    yield f"rows     {quote.total:,} in the source: {listed}"
     if rows[Verdict.CHANGED_IN_FLIGHT]:
         changed = rows[Verdict.CHANGED_IN_FLIGHT]
         yield f"         {changed:,} of those in flight have changed; they go again when they are back"
     if rows[Verdict.KEPT_OLDER]:
         older = rows[Verdict.KEPT_OLDER]
         yield f"         {older:,} succeeded with an older recipe and are kept; --refresh sends them too"
-    if not quote.to_send:
+    yield from _in_flight_line(quote)
+    said = quote.estimate
+    if not quote.to_send or said is None:
         return
-    tokens = f"about {quote.input_tokens:,} input tokens"
-    yield f"sends    {count(quote.to_send, 'request')} in {count(quote.batches, 'batch')}, {tokens}"
+    yield f"sends    {_sends(said)} in {count(said.batches, 'batch')}{_ahead(quote)}, {_bytes(said.size_bytes)}"
     if problems and quote.problems:
         yield f"         {invalid_share(quote)}"
-    if quote.unpriced is not None:
-        yield _unpriced_line(quote)
-    elif quote.samples:
-        most = f"at most about {money(quote.cost_most)} if every answer takes {quote.max_tokens} tokens"
-        yield f"cost     about {money(quote.cost_input)} for the input, {most}"
+    tokens = said.input_tokens
+    each = f"{tokens.mean:,.0f} tokens a request, give or take {tokens.error:,.0f}; {said.total_tokens:,} in all"
+    yield f"input    {each} ({_counted_how(said)})"
+    low, expected, most = said.output_tokens
+    about = "" if expected is None else f", about {expected:,.0f}"
+    yield f"output   {low:,.0f} to {most:,} tokens an answer{about}"
+    yield f"cost     {cost_words(said)}"
     if quote.unbounded is not None:
         yield f"         and on top what {quote.unbounded} costs and reads at the API"
     if quote.max_cost_usd is not None:
         yield _limit_line(quote)
 
 
-def _unpriced_line(quote: Quote) -> str:
-    return f"cost     unpriced: no batch price is known for {quote.unpriced}; prices in the job file can say it"
+def _in_flight_line(quote: Quote) -> Iterator[str]:
+    """What is at the API, and what is reserved for it."""
+    there = quote.in_flight
+    if there is not None:
+        reserved = "unpriced" if there.usd is None else f"at most {money(there.usd)} is reserved for it"
+        yield f"at API   {count(there.batches, 'batch')} with {count(there.rows, 'row')}: {reserved}"
+
+
+def _sends(said: Estimate) -> str:
+    """`19,185 requests for 19,980 rows (795 equal to another)`, `500 requests`."""
+    equal = said.rows - said.requests
+    requests = count(said.requests, "request")
+    return f"{requests} for {count(said.rows, 'row')} ({equal:,} equal to another)" if equal > 0 else requests
+
+
+def _ahead(quote: Quote) -> str:
+    if not quote.ahead:
+        return ""
+    first = "first row" if quote.ahead == 1 else f"first {quote.ahead:,} rows"
+    if quote.waits_for_ahead:
+        return f" (they wait for the {first} of the run)"
+    return f" (the {first} {'goes' if quote.ahead == 1 else 'go'} ahead)"
+
+
+def _counted_how(said: Estimate) -> str:
+    sampled = said.input_tokens.sampled
+    return f"the API counted {count(sampled, 'request')}" if sampled else "by bytes, the API did not count"
+
+
+def cost_words(said: Estimate) -> str:
+    """What a run costs, as it is said before, at the end and by `estimate`."""
+    if said.cost_facts is None:
+        return f"unpriced: no batch price is known for {said.unpriced}; prices in the job file can say it"
+    return cost_range(said.cost_facts)
+
+
+def cost_range(usd: Mapping[str, float | None]) -> str:
+    """`about $2.60; $2.14 at least, $3.34 at worst`. usd: see estimate.Money."""
+    about = "" if usd["expected"] is None else f"about {money(usd['expected'])}; "
+    return f"{about}{money(usd['low'])} at least, {money(usd['worst'])} at worst"
 
 
 def _limit_line(quote: Quote) -> str:
-    enough = quote.cost_most is not None and quote.max_cost_usd is not None and quote.cost_most <= quote.max_cost_usd
+    said = quote.estimate
+    worst = None if said is None or said.money is None else said.money.worst
+    enough = worst is not None and quote.max_cost_usd is not None and worst <= quote.max_cost_usd
     then = "enough for that" if enough else "the run stops before it costs more, by a 99% bound of its input"
     return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
 
@@ -115,43 +158,29 @@ def invalid_share(quote: Quote) -> str:
 
 def quote_facts(quote: Quote) -> dict[str, Any]:
     """The quote as JSON."""
-    return {
+    said, there = quote.estimate, quote.in_flight
+    facts = {
         "rows": {kind.value: quote.rows[kind] for kind in Verdict},
         "to_send": quote.to_send,
-        "batches": quote.batches if quote.to_send else 0,
-        "input_tokens": quote.input_tokens,
-        "cost_input_usd": quote.cost_input,
-        "cost_most_usd": quote.cost_most,
+        "ahead": quote.ahead,
+        "in_flight": None if there is None else there._asdict(),
         "max_cost_usd": quote.max_cost_usd,
     }
+    return facts if said is None else {**facts, **said.facts()}
 
 
-def estimate_lines(quote: Quote, said: Estimate) -> Iterator[str]:
-    """`estimate` as text: rows, tokens, money, time, and what it assumes."""
-    yield next(quote_lines(quote))
-    if not said.requests:
+def estimate_lines(quote: Quote) -> Iterator[str]:
+    """`estimate` as text: what `run` says before it sends, and answers, cache, time, and what it assumes."""
+    yield from quote_lines(quote)
+    said = quote.estimate
+    if not quote.to_send or said is None:
         return
-    size = f"{count(said.batches, 'batch')}, {_bytes(said.size_bytes)}"
-    yield f"sends    {count(said.requests, 'request')} to {', '.join(said.models)} in {size}"
-    if quote.problems:
-        yield f"         {invalid_share(quote)}"
-    tokens, (low, expected, most) = said.input_tokens, said.output_tokens
-    total = round(tokens.mean * said.requests)
-    yield f"input    {tokens.mean:,.0f} tokens a request, give or take {tokens.error:,.0f}; {total:,} in all"
-    about = "" if expected is None else f", about {expected:,.0f}"
-    yield f"output   {low:,.0f} to {most:,} tokens an answer{about}"
+    yield f"models   {', '.join(said.models)}"
     if said.cached is not None:
         yield f"cache    {said.cached.tokens:,} tokens shared by all requests, for {said.cached.ttl}"
-    if said.money is None:
-        yield _unpriced_line(quote)
-    else:
-        middle = "" if said.money.expected is None else f"about {money(said.money.expected)}; "
-        yield f"cost     {middle}{money(said.money.low)} at least, {money(said.money.worst)} at worst"
     usual, longest = said.hours
     rounds = "at once" if said.rounds == 1 else f"in {said.rounds:,} rounds of {said.queue:,} requests"
     yield f"time     {rounds}: usually within {usual} h, at most {longest} h"
-    if quote.max_cost_usd is not None:
-        yield _limit_line(quote)
     for assumption in said.assumes:
         yield f"assumes  {assumption}"
 
@@ -195,7 +224,10 @@ _EVENTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "held_back": lambda e: f"batch {e['batch']} {e['problem']}",
     "taken_over": lambda e: f"batch {e['batch']} was taken over by another driver",
     "planned_elsewhere": lambda e: f"waiting: {e['problem']}",
-    "not_counted": lambda e: f"tokens could not be counted ({e['problem']}); reserving for one a byte",
+    "not_counted": lambda e: (
+        f"warning  tokens were not counted by the API: {e['problem']}; the quote goes by bytes, "
+        "and a budget reserves for one token a byte"
+    ),
     "canary_failed": lambda e: f"canary: {e['failed']:,} of its {count(e['rows'], 'row')} failed",
     "gate_opened": lambda e: _gate_opened(e),
     "uploaded": lambda e: f"file put up as {e['file_id']}, {_bytes(e['bytes'])}",
@@ -437,8 +469,7 @@ def money_lines(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[
     """What a run has cost against what was estimated when it began, and what the prompt cache did."""
     said = (estimate or {}).get("cost_usd")
     if said is not None:
-        about = "" if said["expected"] is None else f"{money(said['expected'])}, "
-        yield f"estimated {about}{money(said['low'])} to {money(said['worst'])}; it was {money(cost)} so far"
+        yield f"estimated {cost_range(said)}; it was {money(cost)} so far"
     rate = read_rate(dict(usage))
     if rate is not None:
         read, written = usage.get("cache_read_tokens", 0), usage.get("cache_write_tokens", 0)

@@ -11,7 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from pipeline import attached, budget, checks, ends, gates, spools, store
+from pipeline import attached, budget, checks, counting, ends, gates, quoting, spools, store
+from pipeline.api import Api
 from pipeline.collect import JobOfRun, collect_due, delete_due
 from pipeline.database import Database
 from pipeline.driver import Driver, Tell
@@ -29,19 +30,18 @@ from pipeline.errors import (
     RunEnded,
     Stopped,
 )
-from pipeline.estimate import estimate, past
 from pipeline.holders import in_words, until
 from pipeline.job import Job
 from pipeline.known import Lookup
 from pipeline.parts import Share, parts
 from pipeline.plan import Plan, drop_stale, finish_planning, remove_unneeded
 from pipeline.poll import poll_due
-from pipeline.quote import COUNTED, Quote
+from pipeline.quote import Quote
 from pipeline.reconcile import ask_again, find_twins, reconcile_due, refuse_unknown_bodies
 from pipeline.repack import First, drop_of_ended_runs, send_again, stop_run, waits
 from pipeline.retry import Retry
 from pipeline.sink import Columns, Sink, named, stored
-from pipeline.states import OUTCOMES, Gate, RowState, RunReason, RunState
+from pipeline.states import OUTCOMES, RowState, RunReason, RunState
 from pipeline.submit import due_soon, submit_due
 from pipeline.where import Driving, Where
 
@@ -124,24 +124,42 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
     with where.driving(job.api.client) as driving:
         with where.database.read() as conn:
             row, sink = _known(conn, where.database, job, columns)
-            unsent = frozenset() if row is None else store.unsent(conn, row.id)
+            known = quoting.known(conn, row, sink, plan)
             earlier = [] if row is None else ends.untold(conn, row.id)
-            if row is not None and options.retry is not None:
-                wanted = options.retry.facts()
-                plan.run_id = store.run_to_join(conn, row.id, variables=job.vars, recipe=plan.recipe, retry=wanted)
+        plan.run_id = known.run_id if options.retry is not None else None
         _tell_ends(where.tell, earlier, "before this command")
         where.look_at_spool(row)
-        quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), unsent)
-        if quote.to_send:
-            for warning in checks.check_models(plan.asked, quote, driving.api, where.now()):
-                where.tell("warning", warning=warning)
+        quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), known.unsent)
+        counts = _quoted(where, plan, quote, known, driving.api, canary=options.canary)
+        if row is not None:
+            _store_counts(where, row.id, plan, counts)
         where.tell("quote", quote=quote)
         _tell_of_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
         row, sink = _register(where, job, columns, file)
         driver = driving.driver(row, sink, tries_account=True)
-        return _Run(driver, job, plan, quote, options, earlier).to_the_end()
+        _store_counts(where, row.id, plan, counts)
+        return _Run(driver, job, plan, quote, counts, options, earlier).to_the_end()
+
+
+def _store_counts(where: Where, job_id: int, plan: Plan, counts: counting.Counts) -> None:
+    with where.database.write() as conn:
+        quoting.store_counts(conn, job_id, plan, counts, where.now())
+
+
+def _quoted(where: Where, plan: Plan, quote: Quote, known: quoting.Known, api: Api, *, canary: bool) -> counting.Counts:
+    """Complete the quote by what the API says; tell warnings. Raises JobError for what a model would refuse."""
+    warnings = checks.check_models(plan.asked, quote, api, where.now()) if quote.to_send else []
+    counts, problem = quoting.counted(plan, quote, known, api)
+    if quote.to_send:
+        warnings += checks.cache_warnings(plan.asked, quote, counts.prefix)
+    for warning in warnings:
+        where.tell("warning", warning=warning)
+    if problem is not None:
+        where.tell("not_counted", problem=problem)
+    quoting.complete(plan, quote, known, counts, canary=canary, queue=where.settings.max_in_flight)
+    return counts
 
 
 def _tell_ends(tell: Tell, some: Iterable[End], when: str) -> None:
@@ -283,15 +301,25 @@ class _Run:
     """One `run` at work."""
 
     def __init__(
-        self, driver: Driver, job: Job, plan: Plan, quote: Quote, options: Options, earlier: Iterable[End]
+        self,
+        driver: Driver,
+        job: Job,
+        plan: Plan,
+        quote: Quote,
+        counts: counting.Counts,
+        options: Options,
+        earlier: Iterable[End],
     ) -> None:
-        """earlier: ends of runs of the job that nobody was told of before this command."""
+        """counts: of tokens by the API, its sample empty when it was not asked.
+
+        earlier: ends of runs of the job that nobody was told of before this command.
+        """
         self._driver, self._job, self._plan, self._quote, self._options = driver, job, plan, quote, options
+        self._counts = counts
         self._earlier = earlier
         self._jobs = JobOfRun(driver)
         self._run_id = 0
         self._share = options.share
-        self._prefix = checks.shared_tokens(job, quote, driver.api)
         self._plans_all = options.limit is None and options.retry is None
         self._retries_all = options.limit is None and options.retry is not None
         self._beyond_limit = 0  # rows of the run that the last planning did not come to
@@ -350,52 +378,41 @@ class _Run:
                 retry=None if self._options.retry is None else self._options.retry.facts(),
                 now=driver.now(),
             )
+            if not self._options.canary:
+                # in the transaction that begins the run: if we die after it, whoever goes on with the run knows it
+                store.note_no_canary(conn, self._run_id)
             run = store.run(conn, self._run_id)
-            if run.gate is None:
-                store.set_gate(conn, self._run_id, self._gate(conn))
-            elif run.gate == Gate.CANARY and (not self._options.canary or job.canary is False):
-                store.open_gate(conn, self._run_id, run.gate, driver.now())
+            self._gate(conn, run)
             if run.estimate is None:
-                store.estimated(conn, self._run_id, self._estimate(conn))
-        budgeted = job.limits.max_cost_usd is not None or driver.settings.monthly_budget is not None
-        if budgeted and run.tokens_per_byte is None:
-            bound = _tokens_per_byte(driver, self._quote, job)
-            with driver.planning_transaction() as conn:
-                store.bound_tokens(conn, self._run_id, bound)
+                store.estimated(conn, self._run_id, self._estimated())
+            budgeted = job.limits.max_cost_usd is not None or driver.settings.monthly_budget is not None
+            if budgeted and run.tokens_per_byte is None:
+                store.bound_tokens(conn, self._run_id, self._counts.tokens_per_byte)
         drop_of_ended_runs(driver)
         drop_stale(driver, self._run_id, job, self._plan.recipe, stale, self._options.retry)
         if self._plans_all:
             with driver.planning_transaction() as conn:
                 store.forget_waiting_bodies(conn, self._run_id, dict(job.vars))
 
-    def _estimate(self, conn: Connection) -> dict[str, Any]:
-        """What the run will cost, to be held against what it then did."""
-        driver, job = self._driver, self._job
-        row = store.job_named(conn, driver.job_name)
-        said = estimate(
-            job,
-            self._quote,
-            counts=(),
-            prefix_tokens=checks.shared_tokens(job, self._quote, None),  # by its bytes, as all else
-            before=None if row is None else past(conn, row, driver.sink, self._plan.recipe),
-            queue=driver.settings.max_in_flight,
-        )
-        money = None if said.money is None else said.money._asdict()
-        return {"requests": said.requests, "cost_usd": money}
+    def _estimated(self) -> dict[str, Any]:
+        """What was said of the run's cost, to be held against what it then cost."""
+        said = self._quote.estimate
+        assert said is not None
+        return {"rows": said.rows, "requests": said.requests, "cost_usd": said.cost_facts}
 
-    def _gate(self, conn: Connection) -> Gate | None:
-        """What the run has to wait for from now on."""
-        job_id, recipe = self._driver.job_id, self._plan.recipe
-        unasked = not self._options.canary or self._options.retry is not None
-        passed = store.has_sent(conn, self._run_id, Gate.CANARY)  # and its gate is open: once for each run
-        primes = checks.primes(self._quote.models, self._prefix)
-        return gates.wanted(
+    def _gate(self, conn: Connection, run: Row[Any]) -> None:
+        """Set or open the gate that the run waits behind from now on."""
+        gate = gates.gate_of(
             self._job,
+            gates.standing(conn, self._driver.job_id, self._plan.recipe, run),
             rows=self._quote.to_send,
-            proven=unasked or passed or store.has_succeeded(conn, job_id, recipe),
-            failed=store.canary_failed(conn, job_id, recipe),
-            primes=primes and not store.has_sent(conn, self._run_id),
+            canary=self._options.canary and self._options.retry is None,
+            primes=checks.primes(self._quote.models, self._counts.prefix),
         )
+        if run.gate is None:
+            store.set_gate(conn, run.id, gate)
+        elif gate is None:
+            store.open_gate(conn, run.id, run.gate, self._driver.now())
 
     def _pass_two(self) -> None:
         driver = self._driver
@@ -544,17 +561,6 @@ class _Run:
             earlier=tuple(end for end in self._earlier if end.run_id != self._run_id),  # unless it went on just now
             meanwhile=tuple(meanwhile),
         )
-
-
-def _tokens_per_byte(driver: Driver, quote: Quote, job: Job) -> float:
-    """At most how many tokens a byte of the requests comes to, by the API's own count of a sample."""
-    sampled = [sample.params for sample in quote.samples if sample.params is not None][:COUNTED]
-    betas = job.request.betas
-    try:
-        return budget.tokens_per_byte([(driver.api.count_tokens(params, betas), len(params)) for params in sampled])
-    except Stopped as exc:
-        driver.tell("not_counted", problem=str(exc))
-        return budget.CERTAIN_TOKENS_PER_BYTE
 
 
 class _Submitter:

@@ -37,6 +37,7 @@ from pipeline.account import Identity
 from pipeline.bulk import Bulk, next_ids
 from pipeline.errors import DatabaseError, LostRace, RunEnded
 from pipeline.packing import Packing
+from pipeline.quote import InFlight, Unsent
 from pipeline.reasons import BEHIND_GATE, HELD_BACK, Reason, in_words
 from pipeline.states import (
     AT_THE_API,
@@ -575,6 +576,11 @@ def set_gate(conn: Connection, run_id: int, gate: Gate | None) -> None:
     conn.execute(update(runs).where(runs.c.id == run_id).values(gate=gate))
 
 
+def note_no_canary(conn: Connection, run_id: int) -> None:
+    """All rows of the run are sent at once, whoever goes on with it: a person said so."""
+    conn.execute(update(runs).where(runs.c.id == run_id).values(no_canary=True))
+
+
 def open_gate(conn: Connection, run_id: int, gate: str, now: datetime) -> bool:
     """The rest of the run may be sent; False when the gate was open already."""
     here = (runs.c.id == run_id, runs.c.gate == gate)
@@ -759,10 +765,30 @@ def sent_at(conn: Connection, batch: Batch) -> datetime:
     return began
 
 
-def unsent(conn: Connection, job_id: int) -> frozenset[int]:
-    """The numbers of the job's batches that are planned and not sent."""
-    query = select(batches.c.id).where(batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED)
-    return frozenset(conn.scalars(query))
+def unsent(conn: Connection, job_id: int) -> dict[int, Unsent]:
+    """The job's batches that are planned and not sent, by number."""
+    columns = (batches.c.id, batches.c.requests, batches.c.rows, batches.c.gate)
+    planned = select(*columns).where(batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED)
+    return {row.id: Unsent(row.requests, row.rows, row.gate) for row in conn.execute(planned)}
+
+
+def flying(conn: Connection, job_id: int, tokens_per_byte: float) -> InFlight | None:
+    """The job's batches that are at the API, or may be; None when there are none.
+
+    tokens_per_byte: of input, at most, for runs without a budget: they have none of their own.
+    """
+    per_byte = func.coalesce(runs.c.tokens_per_byte, tokens_per_byte)
+    at_most = batches.c.max_output_usd + batches.c.max_input_usd * per_byte
+    there = batches.c.state.in_((BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED))
+    query = (
+        select(
+            func.count(), func.sum(batches.c.requests), func.sum(batches.c.rows), func.sum(at_most), func.count(at_most)
+        )
+        .select_from(batches.join(runs, runs.c.id == batches.c.run_id))
+        .where(batches.c.job_id == job_id, there)
+    )
+    number, sent, rows, usd, priced = conn.execute(query).one()
+    return InFlight(number, int(sent), int(rows), float(usd) if priced == number else None) if number else None
 
 
 def all_foreign(conn: Connection, job_id: int, account_id: int) -> int:

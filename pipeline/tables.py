@@ -104,6 +104,7 @@ runs = Table(
     Column("tokens_per_byte", Float),  # of input, at most: what its sendings reserve money by; NULL: no budget
     Column("gate", String),  # what has to come back before the rest of it may be sent; NULL: nothing
     Column("estimate", JSON(none_as_null=True)),  # what was said of its cost when it began, see estimate.Money
+    Column("no_canary", Boolean, nullable=False, server_default=false()),  # a person said so: all rows are sent at once
     _one_of("state", RunState),
     _one_of("gate", Gate),
 )
@@ -261,6 +262,17 @@ stretches = Table(
     Column("rows", Integer, nullable=False),
     Column("digest", LargeBinary(32), nullable=False),  # of their keys, row hashes and kept values, in this order
     Index("ix_stretches_job_id_first", "job_id", "first"),  # which ones new ones take the place of
+)
+
+#: How many tokens the API counted in a sample of a recipe's requests. It is asked once for each recipe of a job.
+token_counts = Table(
+    "token_counts",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("recipe", String, primary_key=True),
+    Column("sample", JSON, nullable=False),  # a list of counting.Pair
+    Column("prefix", Integer, nullable=False),  # tokens that all requests share; 0 without request.cache
+    Column("counted_at", UtcDateTime, nullable=False),
 )
 
 #: Files that requests name, put up once through the Files API.

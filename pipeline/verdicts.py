@@ -30,6 +30,7 @@ class Verdict(StrEnum):
 
 
 SENT = frozenset({Verdict.NEW, Verdict.CHANGED, Verdict.AGAIN, Verdict.WAITING})
+QUOTED = SENT | {Verdict.PLANNED}  #: rows that are still to be sent
 
 
 def verdict(

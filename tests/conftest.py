@@ -21,7 +21,9 @@ from pipeline.database import Database
 from pipeline.driver import Driver, Settings, Stop
 from pipeline.emulator import Clock, Emulator
 from pipeline.errors import Interrupted
+from pipeline.estimate import Money
 from pipeline.job import Job
+from pipeline.quote import Quote
 from pipeline.runner import Finished, Options, run, sweep
 from pipeline.tables import batches, requests
 from pipeline.where import Where
@@ -223,6 +225,13 @@ class World:
         self.events.append((event, facts))
         if self.on_event is not None:
             self.on_event(event, facts)
+
+
+def said_of(quote: Quote) -> Money:
+    """What a quote says of the cost, in US dollars."""
+    assert quote.estimate is not None
+    assert quote.estimate.money is not None
+    return quote.estimate.money
 
 
 def texts(n: int) -> list[dict[str, object]]:

@@ -163,7 +163,7 @@ def test_a_retry_says_what_goes_and_what_that_costs(command: Command, api: Runni
     assert ran.code == 0
     assert "rows     6 in the source: 1 to send again, 5 not asked for\n" in ran.err
     assert "sends    1 request in 1 batch" in ran.err
-    assert "if every answer takes 100 tokens" in ran.err
+    assert " to 100 tokens an answer" in ran.err
     assert "run 2    finished: 1 row: 1 succeeded" in ran.err
     assert ran.next == ["export", "job.yaml"]
 

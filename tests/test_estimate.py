@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.counting import Counts, Pair
 from pipeline.estimate import Money, Past, estimate
 from pipeline.job import Job
 from pipeline.pricing import PriceList
@@ -31,8 +32,14 @@ def quote(made: Job, rows: int, *sizes: int, max_tokens: int = 1_000, model: str
     return made_of
 
 
+def counted(of: Quote, *tokens: int, prefix: int = 0) -> Counts:
+    """What the API counted in the first so many requests of the quote's sample."""
+    pairs = [Pair(sample.tokens, sample.size, n) for sample, n in zip(of.samples, tokens, strict=False)]
+    return Counts(tuple(pairs), prefix)
+
+
 def money(made: Job, of: Quote, counts: list[int], *, prefix: int = 0, before: Past | None = None) -> Money:
-    found = estimate(made, of, counts=counts, prefix_tokens=prefix, before=before, queue=200_000).money
+    found = estimate(made, of, counts=counted(of, *counts, prefix=prefix), before=before, queue=200_000).money
     assert found is not None
     return found
 
@@ -48,7 +55,8 @@ def test_input_and_output_cost_what_a_batch_costs() -> None:
 def test_the_error_of_the_sample_makes_the_range_wider() -> None:
     made = job()
 
-    said = estimate(made, quote(made, 1_000_000, 4, 4), counts=[80, 120], prefix_tokens=0, before=None, queue=1)
+    of = quote(made, 1_000_000, 4, 4)
+    said = estimate(made, of, counts=counted(of, 80, 120, prefix=0), before=None, queue=1)
 
     error = 1.96 * (800**0.5) / 2**0.5  # of the mean of 80 and 120
     assert said.input_tokens == pytest.approx((100, error, 2), rel=1e-3)
@@ -59,7 +67,8 @@ def test_the_error_of_the_sample_makes_the_range_wider() -> None:
 def test_a_sample_of_all_rows_has_no_error() -> None:
     made = job()
 
-    said = estimate(made, quote(made, 2, 4, 4), counts=[80, 120], prefix_tokens=0, before=None, queue=1)
+    of = quote(made, 2, 4, 4)
+    said = estimate(made, of, counts=counted(of, 80, 120, prefix=0), before=None, queue=1)
 
     assert said.input_tokens == (100, 0, 2)
 
@@ -67,7 +76,8 @@ def test_a_sample_of_all_rows_has_no_error() -> None:
 def test_what_was_not_counted_follows_the_bytes_as_the_counted_ones_have_it() -> None:
     made = job()
 
-    said = estimate(made, quote(made, 10, 350, 700), counts=[200], prefix_tokens=0, before=None, queue=1)
+    of = quote(made, 10, 350, 700)
+    said = estimate(made, of, counts=counted(of, 200, prefix=0), before=None, queue=1)
 
     assert said.input_tokens.mean == pytest.approx((200 + 400) / 2)
 
@@ -75,7 +85,8 @@ def test_what_was_not_counted_follows_the_bytes_as_the_counted_ones_have_it() ->
 def test_without_a_count_it_may_be_off_by_a_quarter() -> None:
     made = job()
 
-    said = estimate(made, quote(made, 10, 350, 350), counts=[], prefix_tokens=0, before=None, queue=1)
+    of = quote(made, 10, 350, 350)
+    said = estimate(made, of, counts=counted(of, prefix=0), before=None, queue=1)
 
     assert (said.input_tokens.mean, said.input_tokens.error) == pytest.approx((100, 25))
     assert any("give or take 25%" in assumption for assumption in said.assumes)
@@ -102,7 +113,8 @@ def test_five_minutes_of_cache_are_written_for_less() -> None:
 def test_a_prefix_too_short_for_the_cache_costs_as_ever() -> None:
     made = job(system="Be brief.", cache="1h")
 
-    said = estimate(made, quote(made, 1_000_000, 4_000), counts=[1_000], prefix_tokens=1_023, before=None, queue=1)
+    of = quote(made, 1_000_000, 4_000)
+    said = estimate(made, of, counts=counted(of, 1_000, prefix=1_023), before=None, queue=1)
 
     assert said.cached is not None
     assert said.cached.tokens == 0
@@ -140,7 +152,7 @@ def test_a_new_model_has_the_price_that_the_job_gives_it() -> None:
     unpriced = quote(job(model=new), 1_000_000, 400, model=new)
     made = job(model=new, prices={new: {"input": 1.0, "output": 2.0}})
 
-    assert unpriced.unpriced == new
+    assert estimate(job(model=new), unpriced, counts=Counts((), 0), before=None, queue=1).unpriced == new
     assert money(made, quote(made, 1_000_000, 400, model=new), [100]).worst == pytest.approx(100 + 2_000)
 
 
@@ -160,7 +172,8 @@ def test_an_answer_is_not_expected_to_be_longer_than_it_may_be() -> None:
 def test_the_queue_at_the_api_is_filled_as_often_as_it_takes() -> None:
     made = job()
 
-    said = estimate(made, quote(made, 450_000, 400), counts=[], prefix_tokens=0, before=None, queue=200_000)
+    of = quote(made, 450_000, 400)
+    said = estimate(made, of, counts=counted(of, prefix=0), before=None, queue=200_000)
 
     assert (said.rounds, said.hours) == (3, (3, 72))
 
@@ -178,7 +191,7 @@ def test_the_queue_at_the_api_is_filled_as_often_as_it_takes() -> None:
 def test_what_it_assumes_is_said(fields: dict[str, Any], rows: int, said: str) -> None:
     made = job(**fields)
 
-    found = estimate(made, quote(made, rows, 400), counts=[], prefix_tokens=0, before=None, queue=1)
+    found = estimate(made, quote(made, rows, 400), counts=Counts((), 0), before=None, queue=1)
 
     assert any(said in assumption for assumption in found.assumes)
 

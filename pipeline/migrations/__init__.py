@@ -27,7 +27,7 @@ from pipeline.holders import holds, in_words, until
 from pipeline.tables import batches, leases, metadata
 
 #: The version that this code works with; versions/ has a file for each step up to it.
-HEAD = "0006"
+HEAD = "0007"
 
 #: Where the tables are on PostgreSQL. A SQLite file has no schemas.
 SCHEMA = "batch_pipeline"

@@ -1,0 +1,25 @@
+"""What the API counted of a recipe's requests, and whether a run sends all its rows at once."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+TIME = sa.DateTime()  # UTC without a zone
+ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    """Bring version 0006 to this one."""
+    op.add_column("runs", sa.Column("no_canary", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.create_table(
+        "token_counts",
+        sa.Column("job_id", ID, nullable=False),
+        sa.Column("recipe", sa.String(), nullable=False),
+        sa.Column("sample", sa.JSON(), nullable=False),
+        sa.Column("prefix", sa.Integer(), nullable=False),
+        sa.Column("counted_at", TIME, nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_token_counts_job_id")),
+        sa.PrimaryKeyConstraint("job_id", "recipe", name=op.f("pk_token_counts")),
+    )

@@ -1,0 +1,92 @@
+"""What is said before a run: what the database knows, pass one, the API's count of tokens, and the estimate of both.
+
+`run`, `retry` and `estimate` all quote by this module, so the same rows have one price. Edge: SQL, HTTP.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from pipeline import budget, checks, counting, gates, store
+from pipeline.api import Api
+from pipeline.counting import Counts
+from pipeline.errors import Stopped
+from pipeline.estimate import Past, estimate, past
+from pipeline.plan import Plan
+from pipeline.quote import InFlight, Quote, Unsent
+from pipeline.sink import Sink
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the database knows that a quote depends on; as it is here for a job that the database does not know.
+
+    run_id: the open run that the same command goes on with. counts: by the API, of this recipe.
+    """
+
+    run_id: int | None = None
+    standing: gates.Standing = field(default_factory=gates.Standing)
+    unsent: Mapping[int, Unsent] = field(default_factory=dict)
+    in_flight: InFlight | None = None
+    before: Past | None = None
+    counts: Counts | None = None
+
+
+def known(conn: Connection, row: Row[Any] | None, sink: Sink, plan: Plan) -> Known:
+    """Read it. row: the job as the database has it; None: it does not."""
+    if row is None:
+        return Known()
+    retry = None if plan.retry is None else plan.retry.facts()
+    run_id = store.run_to_join(conn, row.id, variables=plan.job.vars, recipe=plan.recipe, retry=retry)
+    run = None if run_id is None else store.run(conn, run_id)
+    counts = counting.stored(conn, row.id, plan.asked.recipe)
+    per_byte = budget.CERTAIN_TOKENS_PER_BYTE if counts is None else counts.tokens_per_byte
+    return Known(
+        run_id,
+        gates.standing(conn, row.id, plan.recipe, run),
+        store.unsent(conn, row.id),
+        store.flying(conn, row.id, per_byte),
+        past(conn, row, sink, plan.recipe),
+        counts,
+    )
+
+
+def counted(plan: Plan, quote: Quote, known: Known, api: Api | None) -> tuple[Counts, str | None]:
+    """Tokens of the sample by the API's count, and why the API was not asked; None: it was, now or before.
+
+    api: None: it cannot be asked.
+    """
+    if known.counts is not None:
+        return known.counts, None
+    if api is not None and quote.samples:
+        try:
+            return counting.ask(plan.asked, quote, api), None
+        except Stopped as exc:
+            return counting.by_bytes(plan.asked, quote), str(exc)
+    return counting.by_bytes(plan.asked, quote), None
+
+
+def store_counts(conn: Connection, job_id: int, plan: Plan, counts: Counts, now: datetime) -> None:
+    """Note what the API counted, so that it is not asked again for this recipe of the job."""
+    store.alone(conn)  # another driver may have asked as well
+    counting.store(conn, job_id, plan.asked.recipe, counts, now)
+
+
+def complete(plan: Plan, quote: Quote, known: Known, counts: Counts, *, canary: bool, queue: int) -> None:
+    """Put into a quote which rows go ahead, what is in flight, and the estimate.
+
+    canary: whether the command allows one; queue: requests that may be at the API at a time.
+    """
+    primes = checks.primes(quote.models, counts.prefix)
+    gate = gates.gate_of(
+        plan.job, known.standing, rows=quote.to_send, canary=canary and plan.retry is None, primes=primes
+    )
+    if gate is not None:
+        quote.ahead = gates.first(plan.job, gate).requests
+        opens = any(quote.unsent[batch].opens == gate for batch in quote.planned)
+        quote.waits_for_ahead = known.standing.keeps_gate and not opens
+    quote.in_flight = known.in_flight
+    quote.estimate = estimate(plan.asked, quote, counts=counts, before=known.before, queue=queue)
