@@ -131,7 +131,7 @@ def check(
     """Validate a job file, its source and its spool, and show the first request. Sends nothing."""
     import orjson
 
-    from pipeline import budget, checks, report
+    from pipeline import budget, checks, quoting, report
     from pipeline.driver import Settings
     from pipeline.known import Lookup
     from pipeline.plan import Plan
@@ -145,6 +145,7 @@ def check(
     Columns.of(loaded, plan.kinds())
     warnings = _look_at_spool(loaded, path, database, spool, emulated=emulator)
     quote = plan.quote(Lookup(None, None))
+    warnings += quoting.require_rows(plan, quote)
     warnings += _asked_of_models(loaded, quote, emulated=emulator)
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
@@ -650,12 +651,15 @@ def _quote_of(
             known = quoting.known(conn, *job, plan)
         lookup = Lookup(database, job[0].id, job[1])
     quote = plan.quote(lookup, known.unsent)
+    warnings = quoting.require_rows(plan, quote)
     counts, problem = _counted(plan, quote, known, emulated=emulated)
     if database is not None and job is not None and known.counts is None:
         with database.write() as conn:
             quoting.store_counts(conn, job[0].id, plan, counts, datetime.now(UTC))
     quoting.complete(plan, quote, known, counts, canary=True, queue=Settings.from_environment().max_in_flight)
-    return quote, [] if problem is None else [f"tokens were not counted by the API: {problem}"]
+    if problem is not None:
+        warnings.append(f"tokens were not counted by the API: {problem}")
+    return quote, warnings
 
 
 def _counted(plan: "Plan", quote: "Quote", known: "Known", *, emulated: bool) -> "tuple[Counts, str | None]":

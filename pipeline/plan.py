@@ -89,7 +89,7 @@ class Plan:
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
         self._listed = PriceList(job.prices)
         self._bounds: dict[tuple[str, int, int, bool], Bound | None] = {}
-        self._limit, self.refresh = limit, refresh
+        self.limit, self.refresh = limit, refresh
         whole = limit is None and retry is None and not columns.attachments  # whose files may change by themselves
         inputs, of_request = self.rows.inputs, self._template_columns
         self._unchanged = Unchanged(job, inputs, of_request, recipe=self.recipe, refresh=refresh, whole=whole)
@@ -117,7 +117,7 @@ class Plan:
         self._retries = known_rows.retries_besides(self.job.vars, self.retry)
         with Distinct() as seen:
             unread = None if reads_all else self._unchanged.unread(quote, known_rows, seen)
-            for chunk in self.rows.chunks(self.columns, limit=self._limit, inputs=unread):
+            for chunk in self.rows.chunks(self.columns, limit=self.limit, inputs=unread):
                 self._refuse_empty_keys(chunk)
                 keys = identity.key_column(chunk.frame, self.job.source.key)
                 seen.add(distinct.hashes(identity.key_texts(keys)))
@@ -287,7 +287,7 @@ class Plan:
         if not suspects.len():
             return
         places: dict[str, list[str]] = {}
-        for chunk in self.rows.chunks(self.job.source.key, limit=self._limit):
+        for chunk in self.rows.chunks(self.job.source.key, limit=self.limit):
             keys = identity.key_texts(identity.key_column(chunk.frame, self.job.source.key))
             for i in distinct.hashes(keys).is_in(suspects.implode()).arg_true():
                 places.setdefault(keys[i], []).append(chunk.place(i))
@@ -333,7 +333,7 @@ class Plan:
             with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
                 # a chunk is written, and its requests packed, while the next one is rendered
                 packed: Future[list[int]] | None = None
-                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self._limit, inputs=left)):
+                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self.limit, inputs=left)):
                     driver.stop.check()
                     moves = self._moves(driver, run_id, chunk, known_rows)
                     if packed is not None:
