@@ -62,8 +62,9 @@ def require_rows(plan: Plan, quote: Quote) -> list[str]:
     where = " that source.where lets through" if plan.job.source.where is not None else ""
     least = plan.job.limits.min_rows
     if least is not None and quote.total < (least if plan.limit is None else min(least, plan.limit)):
+        rows = f"{quote.total:,} {'row' if quote.total == 1 else 'rows'}"
         raise InputError(
-            f"the source has {quote.total:,} {'row' if quote.total == 1 else 'rows'}{where}, fewer than limits.min_rows ({least:,}); nothing was sent: "
+            f"the source has {rows}{where}, fewer than limits.min_rows ({least:,}); nothing was sent: "
             "complete the source, or lower limits.min_rows"
         )
     if not quote.total:

@@ -159,6 +159,7 @@ def _quoted(where: Where, plan: Plan, quote: Quote, known: quoting.Known, api: A
         where.tell("warning", warning=warning)
     if problem is not None:
         where.tell("not_counted", problem=problem)
+    plan.tokens_per_byte = counts.tokens_per_byte
     quoting.complete(plan, quote, known, counts, canary=canary, queue=where.settings.max_in_flight)
     return counts
 
