@@ -113,7 +113,7 @@ def init(
     """Write a commented job file for a data file; never overwrites."""
     from pipeline.starter import write_job_file
 
-    written = write_job_file(file, output)
+    written = write_job_file(file, output, _newest_haiku())
     say(f"wrote {written}")
     say_next("check", str(written))
 
@@ -576,6 +576,27 @@ def emulator(
 
 
 # -- what is asked of the API before anything is sent ------------------------------------------------------------------
+
+
+PATIENCE_SECONDS = 10.0  # with an API that is only asked which models it has
+
+
+def _newest_haiku() -> str:
+    """The newest Haiku, which is the cheapest line, that the key can use; without a key, that the price list has."""
+    from pipeline import capabilities, pricing
+    from pipeline.api import Api
+    from pipeline.clients import Reach
+    from pipeline.errors import Stopped
+
+    listed: list[str] = []
+    with (
+        contextlib.suppress(InputError, Stopped),
+        contextlib.closing(Api.connect(Reach("default", PATIENCE_SECONDS))) as api,
+    ):
+        listed = [info.id for info in api.models()]
+    found = capabilities.newest(listed, "haiku") or capabilities.newest(pricing.windows(), "haiku")
+    assert found is not None, "the price list has a Haiku"
+    return found
 
 
 def _asked_of_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]:
