@@ -72,6 +72,12 @@ def cache_minimum(model: str) -> int:
     return 1024 if known is None else _CACHE_MINIMUM.get(known, 1024)
 
 
+def newest(names: Collection[str], line: str) -> str | None:
+    """Of these models the newest one of a line (haiku, sonnet, ...), by the number in its id; None if there is none."""
+    known = {name: model for name in sorted(names) if (model := _model(name)) is not None and model.line == line}
+    return max(known, key=lambda name: known[name].generation, default=None)
+
+
 def unknown(name: str, known: Collection[str]) -> str:
     """What to say of a model that the API does not list. known: the ids that it lists."""
     near = difflib.get_close_matches(name, sorted(known, reverse=True), n=1)

@@ -116,7 +116,7 @@ def init(
     """Write a commented job file for a data file; never overwrites."""
     from pipeline.starter import write_job_file
 
-    written = write_job_file(file, output)
+    written = write_job_file(file, output, _newest_haiku())
     say(f"wrote {written}")
     say_next("check", str(written))
 
@@ -134,7 +134,7 @@ def check(
     """Validate a job file, its source and its spool, and show the first request. Sends nothing."""
     import orjson
 
-    from pipeline import budget, checks, report
+    from pipeline import budget, checks, quoting, report
     from pipeline.driver import Settings
     from pipeline.known import Lookup
     from pipeline.plan import Plan
@@ -148,6 +148,7 @@ def check(
     Columns.of(loaded, plan.kinds()).over(_columns_before(loaded.name, path, database, emulated=emulator))
     warnings = _look_at_spool(loaded, path, database, spool, emulated=emulator)
     quote = plan.quote(Lookup(None, None))
+    warnings += quoting.require_rows(plan, quote)
     warnings += _asked_of_models(loaded, quote, emulated=emulator)
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
@@ -616,6 +617,27 @@ def emulator(
 # -- what is asked of the API before anything is sent ------------------------------------------------------------------
 
 
+PATIENCE_SECONDS = 10.0  # with an API that is only asked which models it has
+
+
+def _newest_haiku() -> str:
+    """The newest Haiku, which is the cheapest line, that the key can use; without a key, that the price list has."""
+    from pipeline import capabilities, pricing
+    from pipeline.api import Api
+    from pipeline.clients import Reach
+    from pipeline.errors import Stopped
+
+    listed: list[str] = []
+    with (
+        contextlib.suppress(InputError, Stopped),
+        contextlib.closing(Api.connect(Reach("default", PATIENCE_SECONDS))) as api,
+    ):
+        listed = [info.id for info in api.models()]
+    found = capabilities.newest(listed, "haiku") or capabilities.newest(pricing.windows(), "haiku")
+    assert found is not None, "the price list has a Haiku"
+    return found
+
+
 def _asked_of_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]:
     """Warnings by the Models API, if it can be asked. Raises JobError for what a model would refuse."""
     from datetime import UTC, datetime
@@ -706,12 +728,15 @@ def _quote_of(
             known = quoting.known(conn, *job, plan)
         lookup = Lookup(database, job[0].id, job[1])
     quote = plan.quote(lookup, known.unsent)
+    warnings = quoting.require_rows(plan, quote)
     counts, problem = _counted(plan, quote, known, emulated=emulated)
     if database is not None and job is not None and known.counts is None:
         with database.write() as conn:
             quoting.store_counts(conn, job[0].id, plan, counts, datetime.now(UTC))
     quoting.complete(plan, quote, known, counts, canary=True, queue=Settings.from_environment().max_in_flight)
-    return quote, [] if problem is None else [f"tokens were not counted by the API: {problem}"]
+    if problem is not None:
+        warnings.append(f"tokens were not counted by the API: {problem}")
+    return quote, warnings
 
 
 def _counted(plan: "Plan", quote: "Quote", known: "Known", *, emulated: bool) -> "tuple[Counts, str | None]":

@@ -12,7 +12,7 @@ from typing import Any
 from anthropic.types import ModelInfo
 from sqlalchemy import Connection
 
-from pipeline import capabilities, leases, migrations, store
+from pipeline import capabilities, leases, migrations, pricing, store
 from pipeline.api import Api
 from pipeline.changes import Answer
 from pipeline.database import Database
@@ -144,15 +144,25 @@ class Driver:
         """A function from a model to its most tokens of output, under the job's betas; None when nobody knows."""
 
         def limit(model: str) -> int | None:
-            if model not in self._models:
-                try:
-                    self._models[model] = self.api.model(model)
-                except Stopped:  # the API does not say, so what is asked for is what it will be asked
-                    self._models[model] = None
-            info = self._models[model]
+            info = self._model(model)
             return None if info is None else capabilities.output_limit(info, job.request.betas)
 
         return limit
+
+    def window(self, model: str) -> int:
+        """Tokens that a prompt of this model has at most, by the API, or as far as is known without it."""
+        info = self._model(model)
+        known = None if info is None else info.max_input_tokens
+        return pricing.context_window(model) if known is None else known
+
+    def _model(self, name: str) -> ModelInfo | None:
+        """What the Models API says of a model, asked once; None when it does not say."""
+        if name not in self._models:
+            try:
+                self._models[name] = self.api.model(name)
+            except Stopped:  # what is asked for is what it will be asked
+                self._models[name] = None
+        return self._models[name]
 
     def claims(self, *states: BatchState, at_once: int = 1, only: Any = None) -> Iterator[Batch]:
         """Take the due batches in these states that no other living driver has, each of them once, one by one.

@@ -387,10 +387,11 @@ class Canary(Section):
 
 
 class Limits(Section):
-    """What a run may do at most."""
+    """What a run may do at most. min_rows: of the source, else nothing is sent; None: any number is right."""
 
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_rows: Annotated[int, Field(strict=True, ge=1)] | None = None
     max_batch_requests: Annotated[int, Field(ge=1, le=MAX_REQUESTS)] = 25_000
     max_batch_bytes: Annotated[int, Field(ge=1_000, le=MAX_BYTES)] = 240_000_000
     max_in_flight_requests: Annotated[int, Field(ge=1)] = 200_000

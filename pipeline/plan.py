@@ -21,7 +21,7 @@ from sqlalchemy import Row
 from pipeline import changes, distinct, identity, packing, sink, store, stretches, templates
 from pipeline.attached import Uploads
 from pipeline.attachments import Folder
-from pipeline.budget import Bound
+from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, Bound
 from pipeline.changes import Answer, AnyChange
 from pipeline.distinct import Distinct
 from pipeline.driver import Driver
@@ -43,6 +43,7 @@ from pipeline.store import Batch
 from pipeline.stretches import NOWHERE, OLDER, UNSETTLED, Stretch
 from pipeline.unchanged import Judged, Unchanged
 from pipeline.verdicts import QUOTED, SENT, Verdict, retry_verdict, verdict
+from pipeline.window import SURELY_FITS, Windows
 
 SHOWN = 10  # keys that a message lists at most
 ATTACHED_BYTES = 32_000_000  # of attachments that are rendered before they are written to the spool
@@ -89,7 +90,7 @@ class Plan:
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
         self._listed = PriceList(job.prices)
         self._bounds: dict[tuple[str, int, int, bool], Bound | None] = {}
-        self._limit, self.refresh = limit, refresh
+        self.limit, self.refresh = limit, refresh
         whole = limit is None and retry is None and not columns.attachments  # whose files may change by themselves
         inputs, of_request = self.rows.inputs, self._template_columns
         self._unchanged = Unchanged(job, inputs, of_request, recipe=self.recipe, refresh=refresh, whole=whole)
@@ -97,6 +98,8 @@ class Plan:
         self.awaited: set[int] = set()  # batches of other runs that rows of this source are in
         self.plan_again_after: set[int] = set()  # and those whose rows have changed, or had another recipe
         self._retries: frozenset[int] = frozenset()  # that are not finished and not this one: their rows are theirs
+        self.tokens_per_byte = CERTAIN_TOKENS_PER_BYTE  #: at most, by the API's count of a sample
+        self._windows: Windows | None = None  # while batches are planned
         self._largest = packing.largest_params(job.limits.max_batch_bytes)
 
     def kinds(self) -> dict[str, str]:
@@ -117,7 +120,7 @@ class Plan:
         self._retries = known_rows.retries_besides(self.job.vars, self.retry)
         with Distinct() as seen:
             unread = None if reads_all else self._unchanged.unread(quote, known_rows, seen)
-            for chunk in self.rows.chunks(self.columns, limit=self._limit, inputs=unread):
+            for chunk in self.rows.chunks(self.columns, limit=self.limit, inputs=unread):
                 self._refuse_empty_keys(chunk)
                 keys = identity.key_column(chunk.frame, self.job.source.key)
                 seen.add(distinct.hashes(identity.key_texts(keys)))
@@ -287,7 +290,7 @@ class Plan:
         if not suspects.len():
             return
         places: dict[str, list[str]] = {}
-        for chunk in self.rows.chunks(self.job.source.key, limit=self._limit):
+        for chunk in self.rows.chunks(self.job.source.key, limit=self.limit):
             keys = identity.key_texts(identity.key_column(chunk.frame, self.job.source.key))
             for i in distinct.hashes(keys).is_in(suspects.implode()).arg_true():
                 places.setdefault(keys[i], []).append(chunk.place(i))
@@ -328,12 +331,13 @@ class Plan:
         self._retries = known_rows.retries_besides(self.job.vars, self.retry)
         packer = Packer(driver, self.job, run_id, self.recipe, first=first)
         self.builder.uploaded = Uploads(driver)
+        self._windows = Windows(driver, self.asked, self.tokens_per_byte)
         left = self._unchanged.left(driver, run_id, inputs)
         try:
             with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
                 # a chunk is written, and its requests packed, while the next one is rendered
                 packed: Future[list[int]] | None = None
-                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self._limit, inputs=left)):
+                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self.limit, inputs=left)):
                     driver.stop.check()
                     moves = self._moves(driver, run_id, chunk, known_rows)
                     if packed is not None:
@@ -475,6 +479,8 @@ class Plan:
             raise templates.RowProblem(
                 f"the request has {len(built.params):,} bytes, more than a batch can carry ({self._largest:,})"
             )
+        if self._windows is not None and len(built.params) > SURELY_FITS:
+            self._windows.check(built)
         return built
 
     def _bound(self, built: Built) -> Bound | None:

@@ -145,6 +145,16 @@ LARGEST_CONTEXT = 1_000_000
 
 
 @functools.cache
+def windows() -> Mapping[str, int]:
+    """The context window of each model of the list that has a batch price, by its API name."""
+    from genai_prices.data import providers
+
+    anthropic = next(provider for provider in providers if provider.id == "anthropic")
+    known = {model.id: model.context_window for model in anthropic.models}
+    return {name: window for name, window in known.items() if window is not None and prices(name) is not None}
+
+
+@functools.cache
 def _found(model: str, batch: bool) -> Any:
     import genai_prices
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from pipeline import budget, checks, counting, gates, store
 from pipeline.api import Api
 from pipeline.counting import Counts
-from pipeline.errors import Stopped
+from pipeline.errors import InputError, Stopped
 from pipeline.estimate import Past, estimate, past
 from pipeline.plan import Plan
 from pipeline.quote import InFlight, Quote, Unsent
@@ -52,6 +52,24 @@ def known(conn: Connection, row: Row[Any] | None, sink: Sink, plan: Plan) -> Kno
         past(conn, row, sink, plan.recipe),
         counts,
     )
+
+
+def require_rows(plan: Plan, quote: Quote) -> list[str]:
+    """Warnings about a source without rows. Raises InputError when it has fewer than limits.min_rows.
+
+    A source that is smaller than ever is a broken upload more often than not.
+    """
+    where = " that source.where lets through" if plan.job.source.where is not None else ""
+    least = plan.job.limits.min_rows
+    if least is not None and quote.total < (least if plan.limit is None else min(least, plan.limit)):
+        rows = f"{quote.total:,} {'row' if quote.total == 1 else 'rows'}"
+        raise InputError(
+            f"the source has {rows}{where}, fewer than limits.min_rows ({least:,}); nothing was sent: "
+            "complete the source, or lower limits.min_rows"
+        )
+    if not quote.total:
+        return [f"the source has no rows{where}; limits.min_rows makes that an error"]
+    return []
 
 
 def counted(plan: Plan, quote: Quote, known: Known, api: Api | None) -> tuple[Counts, str | None]:

@@ -150,7 +150,8 @@ def _store_counts(where: Where, job_id: int, plan: Plan, counts: counting.Counts
 
 def _quoted(where: Where, plan: Plan, quote: Quote, known: quoting.Known, api: Api, *, canary: bool) -> counting.Counts:
     """Complete the quote by what the API says; tell warnings. Raises JobError for what a model would refuse."""
-    warnings = checks.check_models(plan.asked, quote, api, where.now()) if quote.to_send else []
+    warnings = quoting.require_rows(plan, quote)
+    warnings += checks.check_models(plan.asked, quote, api, where.now()) if quote.to_send else []
     counts, problem = quoting.counted(plan, quote, known, api)
     if quote.to_send:
         warnings += checks.cache_warnings(plan.asked, quote, counts.prefix)
@@ -158,6 +159,7 @@ def _quoted(where: Where, plan: Plan, quote: Quote, known: quoting.Known, api: A
         where.tell("warning", warning=warning)
     if problem is not None:
         where.tell("not_counted", problem=problem)
+    plan.tokens_per_byte = counts.tokens_per_byte
     quoting.complete(plan, quote, known, counts, canary=canary, queue=where.settings.max_in_flight)
     return counts
 

@@ -24,7 +24,7 @@ source:
   # keep: [column]                # source columns to carry into the answers table
 
 request:
-  model: claude-haiku-4-5
+  model: {model}
   max_tokens: 300               # of an answer, at most; it bounds the cost of a run
   system: Answer in one or two plain sentences.
   prompt: |                     # Jinja2 over the columns of a row
@@ -46,11 +46,12 @@ limits:
 """
 
 
-def write_job_file(file: str, output: Path | None) -> Path:
+def write_job_file(file: str, output: Path | None, model: str) -> Path:
     """Write a commented job file for a data file (a path, or a URL on object storage), and return where.
 
     The key is the first column that is unique and never empty. output: None writes beside the current folder's files,
-    under the data file's name. Raises InputError if the file exists already or no column can be the key.
+    under the data file's name. model: that is asked. Raises InputError if the file exists already or no column can be
+    the key.
     """
     stem = PurePosixPath(file).name.split(".")[0]
     job_file = output or Path(f"{stem}.yaml")
@@ -67,6 +68,7 @@ def write_job_file(file: str, output: Path | None) -> Path:
     text = _TEMPLATE.format(
         file=file,
         job_file=job_file,
+        model=model,
         name=_name(stem),
         path=_yaml(file if objects.is_url(file) else os.path.relpath(file, job_file.parent)),
         key=_yaml(key),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from anthropic.types import ModelInfo
 
-from pipeline.capabilities import cache_minimum, output_limit, refusal, unknown, warnings
+from pipeline.capabilities import cache_minimum, newest, output_limit, refusal, unknown, warnings
 from pipeline.emulator import Emulator
 from tests.emulator.builders import client_of, params, result_lines
 
@@ -552,3 +552,11 @@ def test_a_model_that_the_api_does_not_list_is_named_with_what_may_be_meant(
     name: str, known: list[str], said: str
 ) -> None:
     assert unknown(name, known) == f"request.model: the API knows no model '{name}'{said}"
+
+
+def test_the_newest_model_of_a_line_is_the_one_with_the_highest_number() -> None:
+    names = ["claude-3-5-haiku-20241022", "claude-haiku-4-5-20251001", "claude-haiku-5-5", "claude-sonnet-6", "gpt"]
+
+    assert newest(names, "haiku") == "claude-haiku-5-5"
+    assert newest(names[:2], "haiku") == "claude-haiku-4-5-20251001"
+    assert newest(["claude-v1"], "haiku") is None

@@ -734,6 +734,7 @@ def test_a_job_file_of_init_has_a_budget_and_is_right_as_it_is(command: Command,
     ran = command("run", "new.yaml")
 
     assert "max_cost_usd: 5" in (folder / "new.yaml").read_text()
+    assert "model: claude-haiku-5-5\n" in (folder / "new.yaml").read_text()  # the newest one that the API lists
     assert checked.code == 0
     assert ran.code == 0
     assert "budget   $5.00 (limits.max_cost_usd): enough for that" in ran.err

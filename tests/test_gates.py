@@ -491,6 +491,34 @@ def test_equal_rows_share_the_requests_of_a_canary(world: World) -> None:
     assert world.accepted() == 50
 
 
+@pytest.mark.parametrize("moment", ["planned", "submitting"])
+def test_whoever_goes_on_with_a_run_without_a_canary_has_none_either(world: World, moment: str) -> None:
+    work = job(world, 50, limits={"max_batch_requests": 25})
+    world.dies_at(work, moment, canary=False)
+
+    quoted = world.run(work, dry_run=True).quote
+    finished = world.run(work)
+
+    assert (quoted.ahead, quoted.batches) == (0, 2)
+    assert sizes(world) == [25, 25]
+    assert finished.rows == {"succeeded": 50}
+
+
+def test_the_next_run_has_a_canary_again(world: World) -> None:
+    work = job(world, 50)
+    world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", times=50)
+    world.run(work, canary=False)
+
+    with world.database.read() as conn:
+        assert list(conn.scalars(select(runs.c.no_canary))) == [True]
+    world.rows([*texts(50), {"id": "new", "text": "another"}])
+    world.run(world.job(canary=CANARY, request={"max_tokens": 50}))
+
+    with world.database.read() as conn:
+        assert list(conn.scalars(select(runs.c.no_canary).order_by(runs.c.id))) == [True, False]
+    assert sizes(world)[1] == 5
+
+
 def test_rows_that_a_person_wants_again_have_no_canary(world: World) -> None:
     work = job(world, 60, False)
     world.emulator.add_fault(on="item", do="refuse")

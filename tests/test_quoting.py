@@ -1,5 +1,6 @@
 """A quote is one promise: the same figures wherever it is said, before a run, in the middle of one, and at its end."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import select
 from pipeline import report, store
 from pipeline.budget import tokens_per_byte
 from pipeline.cli import main
-from pipeline.errors import AccountStopped
+from pipeline.errors import AccountStopped, InputError
 from pipeline.quote import Quote
 from pipeline.tables import batches, token_counts
 from pipeline.verdicts import Verdict
@@ -239,3 +240,41 @@ def test_without_the_apis_count_the_quote_goes_by_bytes_and_says_so_everywhere(w
         assert conn.execute(select(token_counts)).all() == []
         stored = store.run(conn, 1).estimate
     assert stored["cost_usd"] == said_of(quoted)._asdict()
+
+
+# -- too few rows ------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_source_is_a_warning(world: World) -> None:
+    world.rows([])
+
+    finished = world.run(world.job())
+
+    assert finished.rows == {}
+    warned = [facts["warning"] for facts in world.told("warning")]
+    assert "the source has no rows; limits.min_rows makes that an error" in warned
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        pytest.param({}, "the source has 5 rows, fewer than limits.min_rows (6); nothing was sent", id="rows"),
+        pytest.param(
+            {"source": {"where": "id <> 'r0'"}},
+            "the source has 4 rows that source.where lets through, fewer than limits.min_rows (6)",
+            id="a predicate",
+        ),
+    ],
+)
+def test_fewer_rows_than_the_limit_are_refused_with_both_numbers(
+    world: World, fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        world.run(world.job(limits={"min_rows": 6}, **fields))
+
+    assert world.accepted() == 0
+    assert world.states() == {}
+
+
+def test_a_run_of_the_first_rows_needs_no_more_than_these(world: World) -> None:
+    assert world.run(world.job(limits={"min_rows": 5}), limit=2).rows == {"succeeded": 2}
