@@ -135,6 +135,7 @@ class Quote:
     breakpoints: int = 0  #: blocks with cache_control that `request.cache` puts into each request
     unbounded: str | None = None  #: a tool that the API runs, whose cost nobody can say before
     rows: Counter[Verdict] = field(default_factory=Counter)
+    gone: int | None = None  #: rows of the job that are not in its source any more; None: that is not known
     stale_batches: set[int] = field(default_factory=set)  #: planned, not sent, with a row that has changed since
     for_retries: Counter[int] = field(default_factory=Counter)  #: rows that are left to retries, by the retry's run
     unsent: Mapping[int, Unsent] = field(default_factory=dict)  #: batches that are planned and not sent

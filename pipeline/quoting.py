@@ -18,6 +18,7 @@ from pipeline.estimate import Past, estimate, past
 from pipeline.plan import Plan
 from pipeline.quote import InFlight, Quote, Unsent
 from pipeline.sink import Sink
+from pipeline.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Known:
     """What the database knows that a quote depends on; as it is here for a job that the database does not know.
 
     run_id: the open run that the same command goes on with. counts: by the API, of this recipe.
+    rows: all that the job has, if they are all of this source.
     """
 
     run_id: int | None = None
@@ -33,6 +35,7 @@ class Known:
     in_flight: InFlight | None = None
     before: Past | None = None
     counts: Counts | None = None
+    rows: int | None = None
 
 
 def known(conn: Connection, row: Row[Any] | None, sink: Sink, plan: Plan) -> Known:
@@ -51,6 +54,7 @@ def known(conn: Connection, row: Row[Any] | None, sink: Sink, plan: Plan) -> Kno
         store.flying(conn, row.id, per_byte),
         past(conn, row, sink, plan.recipe),
         counts,
+        store.rows_of_source(conn, row.id, plan.job.vars),
     )
 
 
@@ -107,4 +111,11 @@ def complete(plan: Plan, quote: Quote, known: Known, counts: Counts, *, canary: 
         opens = any(quote.unsent[batch].opens == gate for batch in quote.planned)
         quote.waits_for_ahead = known.standing.keeps_gate and not opens
     quote.in_flight = known.in_flight
+    if known.rows is not None and plan.limit is None and plan.retry is None:
+        quote.gone = gone(known.rows, quote)
     quote.estimate = estimate(plan.asked, quote, counts=counts, before=known.before, queue=queue)
+
+
+def gone(rows: int, quote: Quote) -> int:
+    """How many of the job's rows are not in the source any more. quote: of all of the source."""
+    return max(0, rows - (quote.total - quote.rows[Verdict.NEW]))

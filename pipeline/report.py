@@ -64,6 +64,8 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
     if rows[Verdict.KEPT_OLDER]:
         older = rows[Verdict.KEPT_OLDER]
         yield f"         {older:,} succeeded with an older recipe and are kept; --refresh sends them too"
+    if quote.gone:
+        yield f"         {gone_words(quote.gone)}; answers stay"
     yield from _in_flight_line(quote)
     said = quote.estimate
     if not quote.to_send or said is None:
@@ -82,6 +84,11 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         yield f"         and on top what {quote.unbounded} costs and reads at the API"
     if quote.max_cost_usd is not None:
         yield _limit_line(quote)
+
+
+def gone_words(rows: int) -> str:
+    """`12 rows of the job are no longer in its source`."""
+    return f"{count(rows, 'row')} of the job {'is' if rows == 1 else 'are'} no longer in its source"
 
 
 def _in_flight_line(quote: Quote) -> Iterator[str]:
@@ -335,6 +342,8 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
         "job": job.name,
         "table": job.results_table,
         "rows": store.job_rows(conn, job.id),
+        "gone": job.gone,
+        "gone_at": None if job.gone_at is None else job.gone_at.isoformat(),
         "recipes": [one._asdict() | {"since": one.since.isoformat()} for one in recipes.answered(conn, job.id)],
         "batches": {row[0]: row[1] for row in conn.execute(by_state)},
         "collecting": [batch._asdict() for batch in store.partly_collected(conn, job.id)],
@@ -411,6 +420,8 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """`status` as text."""
     yield f"job      {facts['job']}, answers in table {facts['table']}"
     yield f"rows     {counts_line(facts['rows'])}"
+    if facts["gone"]:
+        yield f"         {gone_words(facts['gone'])}, as of {facts['gone_at'][:10]}"
     yield from _recipe_lines(facts["recipes"])
     yield f"batches  {counted(facts['batches']) or 'none'}"
     for batch in facts["collecting"]:
@@ -737,6 +748,7 @@ def verify_facts(found: Verified) -> dict[str, Any]:
         "statuses": dict(found.statuses),
         "waiting": found.waiting,
         "source_rows": found.source_rows,
+        "gone": found.gone,
         "vanished": found.vanished,
         "batches": found.batches,
         "requests": found.requests,
@@ -763,6 +775,8 @@ def verify_lines(found: Verified) -> Iterator[str]:
             yield f"    {of} {problem}"
         if found.problems > len(found.shown):
             yield f"    and {found.problems - len(found.shown):,} more"
+    if found.gone:
+        yield f"         {gone_words(found.gone)}"
     if found.vanished:
         yield f"         {count(found.vanished, 'row')} left the source before being answered, and the job with it"
     for batch, problem in found.lost:

@@ -132,20 +132,23 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
         quote = plan.quote(Lookup(where.database, None if row is None else row.id, sink), known.unsent)
         counts = _quoted(where, plan, quote, known, driving.api, canary=options.canary)
         if row is not None:
-            _store_counts(where, row.id, plan, counts)
+            _note(where, row.id, plan, quote, counts)
         where.tell("quote", quote=quote)
         _tell_of_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
         row, sink = _register(where, job, columns, file)
         driver = driving.driver(row, sink, tries_account=True)
-        _store_counts(where, row.id, plan, counts)
+        _note(where, row.id, plan, quote, counts)
         return _Run(driver, job, plan, quote, counts, options, earlier).to_the_end()
 
 
-def _store_counts(where: Where, job_id: int, plan: Plan, counts: counting.Counts) -> None:
+def _note(where: Where, job_id: int, plan: Plan, quote: Quote, counts: counting.Counts) -> None:
+    """What was found out for the quote, and is of use later."""
     with where.database.write() as conn:
         quoting.store_counts(conn, job_id, plan, counts, where.now())
+        if quote.gone is not None:
+            store.note_gone(conn, job_id, quote.gone, where.now())
 
 
 def _quoted(where: Where, plan: Plan, quote: Quote, known: quoting.Known, api: Api, *, canary: bool) -> counting.Counts:

@@ -356,6 +356,19 @@ def _apart(conn: Connection, counts: dict[str, int], which: ColumnElement[bool])
     return {state: rows for state, rows in found.items() if rows}
 
 
+def rows_of_source(conn: Connection, job_id: int, variables: dict[str, Any]) -> int | None:
+    """The job's rows, if all of them are of the source that these vars name; None when it was run with other vars."""
+    others = select(runs.c.vars).where(runs.c.job_id == job_id)
+    if any(given != variables for given in conn.scalars(others)):
+        return None
+    return sum(job_counts(conn, job_id).values())
+
+
+def note_gone(conn: Connection, job_id: int, gone: int, now: datetime) -> None:
+    """So many rows of the job were not in its source when it was read whole."""
+    conn.execute(update(jobs).where(jobs.c.id == job_id).values(gone=gone, gone_at=now))
+
+
 class Collecting(NamedTuple):
     """A batch of which some rows have their outcome, and others are waited for."""
 

@@ -81,6 +81,8 @@ jobs = Table(
     Column("spool", Text),  # NULL: beside the database
     Column("spool_id", String),  # what the spool's marker says, so that another folder is not taken for it
     Column("swept_at", UtcDateTime),  # when a driver last did all that was due
+    Column("gone", Integer),  # rows that the source did not have when it was last read whole; NULL: unknown
+    Column("gone_at", UtcDateTime),  # when that was
     Column("created_at", UtcDateTime, nullable=False),
 )
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, func, literal, select, tuple_
 
-from pipeline import identity
+from pipeline import identity, store
 from pipeline.database import Database
 from pipeline.job import Job
 from pipeline.reasons import in_words
@@ -49,7 +49,8 @@ class Verified:
 
     statuses: rows with an outcome by it; waiting: rows without one that goes for now; batches, requests: collected ones
     whose counts were compared with the API's; lost, twins: batches to know of; vanished: rows that left the source
-    before they had an answer; source_rows: None when the source was not read; unplanned: those that only `run` mends.
+    before they had an answer; source_rows, gone: rows in the source, and those of the job that are not (None: it was
+    not read); unplanned: those that only `run` mends.
     """
 
     table: str
@@ -62,6 +63,7 @@ class Verified:
     twins: list[tuple[int, str]] = field(default_factory=list)
     vanished: int = 0
     source_rows: int | None = None
+    gone: int | None = None
     unplanned: int = 0
     problems: int = 0
     shown: list[Problem] = field(default_factory=list)
@@ -108,12 +110,16 @@ def verify_source(database: Database, job: Row[Any], declared: Job, found: Verif
     declared: the job as its file says. Raises SourceError or JobError when the source cannot be read, or its keys do
     not tell its rows apart.
     """
-    from pipeline.known import Lookup  # they need polars, which the rest does not
+    from pipeline import quoting  # they need polars, which the rest does not
+    from pipeline.known import Lookup
     from pipeline.plan import Plan
 
     plan, known_rows = Plan(declared), Lookup(database, job.id)
     quote = plan.quote(known_rows, reads_all=True)  # which proves the keys
     found.source_rows = quote.total
+    with database.read() as conn:
+        rows = store.rows_of_source(conn, job.id, declared.vars)
+    found.gone = None if rows is None else quoting.gone(rows, quote)
     if not quote.rows.keys() & _UNPLANNED.keys():
         return
     for chunk in plan.rows.chunks(plan.columns):

@@ -498,6 +498,7 @@ def test_verify_says_what_was_proven(command: Command, api: RunningEmulator) -> 
             "statuses": {"succeeded": 5, "refused": 1},
             "waiting": 0,
             "source_rows": None,
+            "gone": None,
             "vanished": 0,
             "batches": 1,
             "requests": 6,

@@ -1,10 +1,12 @@
-"""What `status` says of the recipes that a job's rows were answered with."""
+"""What `status` tells apart: rows by recipe, planned ones from those in flight, those that left the source."""
 
 from typing import Any
 
 import pytest
 
-from pipeline import recipes, store
+from pipeline import recipes, report, store
+from pipeline.retry import Retry
+from pipeline.verify import verify, verify_source
 from tests.conftest import World, texts
 
 
@@ -54,3 +56,32 @@ def test_rows_that_wait_in_a_batch_are_not_called_in_flight(world: World) -> Non
         rows = store.job_rows(conn, world.known().id)
 
     assert rows == {"in_flight": 2, "planned": 3}
+
+
+def test_rows_that_left_the_source_are_named_by_run_status_and_verify(world: World) -> None:
+    world.run(world.job())
+    world.rows(texts(3))
+
+    quote = world.run(world.job()).quote
+    found = verify(world.database, world.known())
+    verify_source(world.database, world.known(), world.job(), found)
+
+    assert "         2 rows of the job are no longer in its source; answers stay" in list(report.quote_lines(quote))
+    assert "         2 rows of the job are no longer in its source" in list(report.verify_lines(found))
+    with world.database.read() as conn:
+        said = list(report.status_lines(report.status(conn, world.known(), world.clock())))
+    assert f"         2 rows of the job are no longer in its source, as of {world.clock():%Y-%m-%d}" in said
+
+
+@pytest.mark.parametrize("options", [{"limit": 2}, {"retry": Retry()}], ids=["of a part", "of a retry"])
+def test_a_run_that_does_not_ask_for_the_whole_source_names_none(world: World, options: dict[str, Any]) -> None:
+    world.run(world.job())
+
+    assert world.run(world.job(), **options).quote.gone is None
+
+
+def test_rows_of_other_vars_have_not_left_a_source(world: World) -> None:
+    world.run(world.job(vars={"day": "1"}))
+    world.rows(texts(3))
+
+    assert world.run(world.job(vars={"day": "2"})).quote.gone is None

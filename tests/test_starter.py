@@ -14,7 +14,7 @@ def test_a_column_called_like_a_method_or_a_word_of_jinja_is_printed_by_its_temp
     data = tmp_path / "odd.csv"
     data.write_text(f"id,plain,{','.join(WORDS)}\n1,value of plain,{','.join(f'value of {word}' for word in WORDS)}\n")
 
-    written = write_job_file(str(data), tmp_path / "odd.yaml")
+    written = write_job_file(str(data), tmp_path / "odd.yaml", "claude-haiku-4-5")
 
     prompt = load(written, variables={}, today=date(2026, 11, 20)).request.prompt
     text = templates.renderer(prompt, {}, "invalid")({word: f"value of {word}" for word in ["plain", *WORDS]})

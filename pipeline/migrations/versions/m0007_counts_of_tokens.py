@@ -1,4 +1,4 @@
-"""What the API counted of a recipe's requests, and whether a run sends all its rows at once."""
+"""What the API counted of a recipe's requests, whether a run sends all its rows at once, which rows left the source."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,6 +13,8 @@ ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     """Bring version 0006 to this one."""
     op.add_column("runs", sa.Column("no_canary", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("jobs", sa.Column("gone", sa.Integer()))
+    op.add_column("jobs", sa.Column("gone_at", TIME))
     op.create_table(
         "token_counts",
         sa.Column("job_id", ID, nullable=False),
