@@ -196,6 +196,66 @@ def test_what_it_assumes_is_said(fields: dict[str, Any], rows: int, said: str) -
     assert any(said in assumption for assumption in found.assumes)
 
 
+# -- the worst is the worst --------------------------------------------------------------------------------------------
+
+
+def marked(made: Job, ttl: str = "5m") -> Quote:
+    """A million rows whose requests have a block with cache_control of the user's own."""
+    made_of = Quote.of(made, PriceList(made.prices))
+    made_of.rows[Verdict.NEW] = 1_000_000
+    block = b'"cache_control":{"type":"ephemeral","ttl":"%b"}' % ttl.encode()
+    made_of.put(0, Built(block + b"x" * 16_000, MODEL, 1_000, 0, True), b"x")
+    return made_of
+
+
+@pytest.mark.parametrize(("ttl", "write"), [("5m", 1.25), ("1h", 2.0)])
+def test_what_a_users_own_cache_control_covers_is_written_at_worst_and_read_at_least(ttl: str, write: float) -> None:
+    made = job()
+
+    said = money(made, marked(made, ttl), [4_000])
+
+    assert said.worst == pytest.approx(4_000 * write + 5_000)
+    assert said.low == pytest.approx(4_000 * 0.1 + 5, rel=1e-3)
+
+
+def test_a_request_too_short_for_the_cache_is_not_written_to_it() -> None:
+    made = job()
+
+    assert money(made, marked(made), [1_000]).worst == pytest.approx(1_000 + 5_000)
+
+
+def test_past_runs_say_how_much_of_the_input_the_cache_takes() -> None:
+    made = job()
+
+    said = money(made, marked(made), [4_000], before=Past(9, 10.0, 10.0, 0.5, cached=0.5))
+
+    assert said.expected == pytest.approx(2_000 + 1_000 * 0.1 + 1_000 * 1.25 + 50)
+
+
+@pytest.mark.parametrize(
+    ("change", "worst"),
+    [
+        pytest.param({"truncated": {"max_tokens": "2x"}}, 3 * 100 + (1 + 2 + 4) * 5_000, id="longer answers"),
+        pytest.param({"refused": {"model": "claude-opus-5"}}, 100 + 5_000 + 250 + 12_500, id="another model, once"),
+        pytest.param(
+            {"unparsable": {"reask": True}}, 100 + 1_200 + 2_300 + 3 * 5_000, id="the answer goes back with the request"
+        ),
+    ],
+)
+def test_each_change_that_is_switched_on_is_made_in_every_attempt_at_worst(change: Any, worst: float) -> None:
+    made = job(retry={"change": change})
+
+    assert money(made, quote(made, 1_000_000, 400), [100]).worst == pytest.approx(worst, rel=1e-3)
+
+
+def test_the_other_model_of_a_change_needs_a_price_too() -> None:
+    made = job(retry={"change": {"refused": {"model": "claude-of-next-year"}}})
+
+    said = estimate(made, quote(made, 9, 400), counts=Counts((), 0), before=None, queue=1)
+
+    assert (said.money, said.unpriced) == (None, "claude-of-next-year")
+
+
 # -- the sample --------------------------------------------------------------------------------------------------------
 
 

@@ -106,8 +106,8 @@ def test_the_quote_of_a_retry_is_of_its_rows_and_its_changes_alone(world: World)
     changed = world.run(world.job(), retry=Retry(changes={"request.max_tokens": 1000}), dry_run=True).quote
 
     assert (plain.to_send, changed.to_send, plain.total) == (1, 1, 5)
-    more = 900 * 2.5 / 1e6  # US dollars for so many more tokens of output, in a batch
-    assert said_of(changed).worst - said_of(plain).worst == pytest.approx(more)
+    longer = 900 * 2.5 / 1e6  # tokens that its answer may have more, at the price of claude-haiku-4-5 in a batch
+    assert said_of(changed).worst - said_of(plain).worst == pytest.approx(longer, rel=0.02)
 
 
 def test_a_row_that_was_never_run_is_not_sent_by_a_retry(world: World) -> None:
