@@ -196,13 +196,19 @@ def test_a_folder_that_is_a_table_is_refused_with_a_way_out(
     assert way_out in message
 
 
-@pytest.mark.parametrize("path", ["t/dt=2026-11-20", "t/dt=2026-11-20/*.csv", "t/*/*.csv"])
-def test_a_partition_of_a_table_is_refused_too(tmp_path: Path, path: str) -> None:
-    for name in ("t/dt=2026-11-20/a.csv", "t/_delta_log/0.json"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_bytes(CSV)
+@pytest.mark.parametrize("path", ["/dt=2026-11-20", "/dt=2026-11-20/*.csv", "/*/*.csv", "/dt=2026-11-20/h=1/"])
+@pytest.mark.parametrize(
+    ("data", "marker", "kind"),
+    [
+        pytest.param("t", "t/_delta_log/0.json", "a Delta table", id="Delta"),
+        pytest.param("t", "t/.hoodie/hoodie.properties", "a Hudi table", id="Hudi"),
+        pytest.param("t/data", "t/metadata/v1.metadata.json", "an Iceberg table", id="Iceberg"),
+    ],
+)
+def test_a_partition_of_a_table_is_refused_too(put: Put, path: str, data: str, marker: str, kind: str) -> None:
+    (root,) = {put(name, CSV) for name in (f"{data}/dt=2026-11-20/a.csv", f"{data}/dt=2026-11-20/h=1/b.csv", marker)}
 
-    assert f"{tmp_path}/t is a Delta table" in refusal(str(tmp_path / path))
+    assert f"{root}/t is {kind}" in refusal(f"{root}/{data}{path}")
 
 
 def test_one_file_of_a_table_that_is_named_is_read(put: Put) -> None:
