@@ -1,7 +1,8 @@
 """A row's images and documents as content blocks of its user turn, checked against what the API takes. Edge: files.
 
 A value is a path under the folder of the data file, an http(s) URL, a Files API id, bytes, or several of these: a
-Parquet list, or a text that is a JSON array. What a file is, its content says; its name may lie.
+Parquet list, or a text that is a JSON array. What a file is, its content says; its name may lie. Rows may come from
+strangers: they cannot name hidden files, nor the pipeline's own, which often are in the folder of the data file.
 """
 
 import hashlib
@@ -50,6 +51,14 @@ LOOKING = 32  # requests to object storage at a time
 
 CACHE_BYTES = 64_000_000  # of files kept in memory, for rows that name the same ones
 SHOWN = 200  # characters of a path in a message: a column may hold anything
+
+SPOOL_MARKER = ".batch-pipeline-spool"  # a file in the folder of each local spool
+OWN_FILE_BYTES = 100_000  # from the start, in which such a file is recognized
+OWN_FILES = {
+    "a database": re.compile(rb"SQLite format 3\0"),
+    "a request body of the pipeline's": re.compile(rb'\{"requests":\[\n'),
+    "a job file": re.compile(rb"(?=(?s:.*)^source *:)(?=(?s:.*)^request *:)(?=(?s:.*)^sink *:)", re.MULTILINE),
+}
 
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -126,6 +135,11 @@ class LocalFolder:
         real = os.path.realpath(os.path.join(root, path))
         if os.path.commonpath([root, real]) != root:
             raise RowProblem(f"{_shown(path)} leads out of {self.path}, the folder of the data file")
+        if path.startswith(".") or "/." in path:
+            named = os.path.relpath(os.path.normpath(os.path.join(root, path)), root)
+            _refuse_hidden(path, named if not named.startswith("..") else os.path.relpath(real, root))
+        if _is_in_spool(real, root):
+            raise RowProblem(f"{_shown(path)} is in a spool of the pipeline, which holds no data")
         return real
 
 
@@ -181,6 +195,7 @@ class ObjectFolder:
         real = posixpath.normpath(posixpath.join("/", root, path))
         if posixpath.commonpath(["/" + root, real]) != posixpath.normpath("/" + root):
             raise RowProblem(f"{_shown(path)} leads out of {self.url}, the folder of the data file")
+        _refuse_hidden(path, posixpath.relpath(real, "/" + root))
         return objects.root_of(self.url) + real
 
 
@@ -460,6 +475,8 @@ def _checked(data: bytes, attachment: "Attachment", path: str | None) -> _Part:
     """The part that this content makes. path: where it came from, if from a file. Raises RowProblem."""
     name = _name(path)
     _refuse_size(len(data), attachment, name)
+    if path is not None:
+        _refuse_own(data, name)
     found = media_type(data)
     _refuse_other_kind(found, _kind(attachment), name)
     assert found is not None
@@ -496,6 +513,30 @@ def _refuse_size(size: int, attachment: "Attachment", name: str) -> None:
             f"{name} has {size:,} bytes; the API takes at most {REQUEST_BYTES:,} in a request, "
             "unless the attachment has upload: true"
         )
+
+
+def _is_in_spool(file: str, root: str) -> bool:
+    """Whether a folder between these two is a local spool."""
+    folder = os.path.dirname(file)
+    while len(folder) > len(root):
+        if os.path.exists(f"{folder}/{SPOOL_MARKER}"):
+            return True
+        folder = os.path.dirname(folder)
+    return False
+
+
+def _refuse_hidden(path: str, within: str) -> None:
+    """within: the same path, from the folder of the data file."""
+    if any(part.startswith(".") and part not in (".", "..") for part in within.split("/")):
+        raise RowProblem(f"{_shown(path)} is hidden: a name that begins with a dot is no data; give it another name")
+
+
+def _refuse_own(data: bytes, name: str) -> None:
+    """Raises RowProblem for the content of a file that the pipeline has made, or is told by."""
+    start = data[:OWN_FILE_BYTES]
+    for kind, pattern in OWN_FILES.items():
+        if pattern.match(start):
+            raise RowProblem(f"{name} is {kind}, and no data; name a file of the data")
 
 
 def _refuse_other_kind(found: str | None, kind: str, name: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline import memory
-from pipeline.errors import InputError, Interrupted, PipelineError
+from pipeline.errors import Completed, InputError, Interrupted, PipelineError
 from pipeline.terminal import (
     Teller,
     any_text,
@@ -817,6 +817,9 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except typer.Exit as exc:
+        code = exc.exit_code
+    except Completed as exc:
+        say(f"interrupted: {exc}")
         code = exc.exit_code
     except Interrupted:
         say("interrupted: everything is resumable; run the same command again and it goes on")

@@ -44,7 +44,8 @@ class CsvText:
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer at the end. Raises SourceError, and what pyarrow raises of the file."""
-        parts, missing = [self._held], size - len(self._held)
+        parts = [self._held] if self._held else []  # one block alone is not copied
+        missing = size - len(self._held)
         while missing > 0 and (block := next(self._blocks, b"")):
             parts.append(block)
             missing -= len(block)

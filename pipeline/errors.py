@@ -14,6 +14,7 @@ PipelineError                 exit code
 │       └── NotTheApi                 what came is not the API's: a login page, a cache, a wrong address
 ├── LostRace                  3   another driver moved what we were about to move
 └── Interrupted               130 Ctrl-C or SIGTERM; it is safe to run again
+    └── Completed                 it came after all had been done
 """
 
 
@@ -77,3 +78,7 @@ class Interrupted(PipelineError):
     """A person or the system asked us to stop."""
 
     exit_code = 130
+
+
+class Completed(Interrupted):
+    """A person or the system asked us to stop after all had been done. The message says what is there."""

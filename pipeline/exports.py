@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row
 
-from pipeline import durable, objects
+from pipeline import durable, files, objects
 from pipeline.answers import Wanted, pages
 from pipeline.database import Database
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Completed, InputError, PipelineError, Stopped
 from pipeline.sink import Sink
 from pipeline.writers import FORMATS, Columns, Writer
 
@@ -41,8 +41,37 @@ def export(
         raise InputError(f"{place}: the name must end in one of {', '.join(FORMATS)}")
     into = _into_object if is_url(place) else _into_file
     sheet = _Sheet(database, job, wanted, ending)
-    into(place, sheet, overwrite=overwrite)
+    before = _version(place)
+    with said_if_whole(place, lambda: _version(place) not in (None, before)):
+        into(place, sheet, overwrite=overwrite)
     return Exported(sheet.rows, place)
+
+
+@contextlib.contextmanager
+def said_if_whole(place: str, is_whole: Callable[[], bool]) -> Iterator[None]:
+    """Turns Ctrl-C or SIGTERM into Completed when the export had been written by then.
+
+    The process hears of them when an upload has come to its end, so its object may be whole.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        whole = False
+        with contextlib.suppress(PipelineError):
+            whole = is_whole()
+        if whole:
+            raise Completed(f"{place} is whole: all answers had been written before") from exc
+        raise
+
+
+def _version(place: str) -> object:
+    """What changes when this file or object is written; None if there is none."""
+    if not is_url(place):
+        return files.stamp(place)
+    try:
+        return objects.found(place)
+    except objects.NotThere:
+        return None
 
 
 def is_url(place: str) -> bool:

@@ -203,7 +203,7 @@ def _expand_url(url: str, any_name: bool) -> list[tuple[str, Stamp | Object]]:
             else:
                 return [(obj.url, obj)]
         below = list(objects.listed(url.rstrip("/")))
-    lakes.refuse_within(url, (_parts_below(url, obj) for obj in below))
+    _refuse_lakes(url, below)
     files = [obj for obj in below if _is_data(PurePosixPath(*_parts_below(url, obj)), any_name)]
     if not files:
         raise SourceError(
@@ -229,8 +229,24 @@ def _matching(pattern: str) -> list[tuple[str, Stamp | Object]]:
     if not files:
         hidden = any(_fits(obj.url.split("/"), parts, hidden=True) for obj in found)
         raise SourceError(f"source.path: no object matches {pattern}{_HIDDEN if hidden else ''}")
-    lakes.refuse_within(folder, (_parts_below(folder, obj) for obj in below))
+    _refuse_lakes(folder, below)
     return [(obj.url, obj) for obj in sorted(files)]
+
+
+def _refuse_lakes(folder: str, below: Sequence[Object]) -> None:
+    """Raises SourceError if a table is in this folder, or if the folder is a partition of one, or Iceberg's `data`.
+
+    To look further up would cost some requests for each folder.
+    """
+    lakes.refuse_within(folder, (_parts_below(folder, obj) for obj in below))
+    parts = folder.rstrip("/").split("/")
+    partition = next((i for i, part in enumerate(parts) if _PARTITION.fullmatch(part)), None)
+    root = "/".join(parts[:partition])
+    markers = [] if partition is None else [(root, "_delta_log"), (root, ".hoodie")]
+    if root.endswith("/data"):
+        markers.append((root.removesuffix("/data"), "metadata"))
+    for table, marker in markers:
+        lakes.refuse_within(table, (_parts_below(table, obj) for obj in objects.listed(f"{table}/{marker}")))
 
 
 _HIDDEN = "; a name that begins with . or _ matches only a pattern that begins with the same character"

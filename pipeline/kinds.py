@@ -28,6 +28,10 @@ WORKBOOK = Kind("an Excel workbook (.xlsx)", SPREADSHEET)
 ZIP = Kind("a zip archive", "unpack it")
 TEXT = Kind("a file of text", "name it {stem}.csv, .tsv or .ndjson, or say source.format: csv, tsv or ndjson")
 
+LFS = Kind("a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull")
+PDF = Kind("a PDF", "give the file that holds the rows")
+HTML = Kind("an HTML page", "download the file itself; the page may be a login")
+
 _SIGNATURES = {
     b"\x1f\x8b": GZIP,
     b"\x28\xb5\x2f\xfd": ZSTD,
@@ -36,9 +40,7 @@ _SIGNATURES = {
     b"ARROW1": ARROW,
     b"\xff\xff\xff\xff": ARROW_STREAM,
     b"FEA1": Kind("a Feather file of version 1", "write it as version 2, or as Parquet"),
-    b"version https://git-lfs.github.com/spec/": Kind(
-        "a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull"
-    ),
+    b"version https://git-lfs.github.com/spec/": LFS,
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": Kind("a file of an old Excel (.xls)", SPREADSHEET),
     b"BZh": Kind("a bzip2 file", _UNPACK),
     b"\xfd7zXZ\x00": Kind("an xz file", _UNPACK),
@@ -47,9 +49,8 @@ _SIGNATURES = {
     b"7z\xbc\xaf\x27\x1c": Kind("a 7z archive", "unpack it"),
     b"Obj\x01": Kind("an Avro file", _CONVERT),
     b"SQLite format 3\x00": Kind("an SQLite database", "read it by source.query and source.database"),
-    b"%PDF-": Kind("a PDF", "give the file that holds the rows"),
+    b"%PDF-": PDF,
 }
-_HTML = Kind("an HTML page", "download the file itself; the page may be a login")
 
 
 def kind_of(start: bytes) -> Kind | None:
@@ -57,7 +58,7 @@ def kind_of(start: bytes) -> Kind | None:
     if start.startswith(b"PK\x03\x04"):
         return WORKBOOK if b"xl/" in start or b"[Content_Types].xml" in start else ZIP
     if start[:100].lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return _HTML
+        return HTML
     for signature, kind in _SIGNATURES.items():
         if start.startswith(signature) and not (signature == b"BZh" and start[4:7] != b"1AY"):
             return kind
@@ -78,6 +79,8 @@ def instead(wanted: tuple[Kind, ...], start: bytes, name: str) -> str | None:
     found = kind_of(start)
     if found is None and wanted and is_text(start):
         found = TEXT
+    if not wanted and is_text(start) and found not in (LFS, PDF, HTML):
+        return None  # a column may be called PAR1
     if found is None or found in wanted:
         return None
     if wanted in ((GZIP,), (ZSTD,)):

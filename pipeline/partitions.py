@@ -23,7 +23,7 @@ from pipeline import durable, objects
 from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError, Stopped
-from pipeline.exports import Exported, Pipe, is_url, require_parent
+from pipeline.exports import Exported, Pipe, is_url, require_parent, said_if_whole
 from pipeline.files import NO_VALUE
 from pipeline.sink import Sink
 from pipeline.writers import FORMATS, Rows, batch
@@ -69,7 +69,8 @@ def export_partitioned(
             for page in pages(database, job, wanted):
                 sorter.add(page)
             sorter.spill()
-        into.fill(sorter.folders(), lambda out, folder: sorter.write(out, folder, ending))
+        with said_if_whole(place, into.is_whole):
+            into.fill(sorter.folders(), lambda out, folder: sorter.write(out, folder, ending))
     return Exported(sorter.rows, place, len(sorter.folders()))
 
 
@@ -213,6 +214,10 @@ class _Folder:
         _refuse_taken(place, (str(file) for file in files), overwrite=overwrite)
         self.scratch = self._path.parent  #: where there has to be room for them anyway
 
+    def is_whole(self) -> bool:
+        """Whether this export is there."""
+        return any(self._name in names for _, _, names in os.walk(self._path))
+
     def fill(self, folders: Sequence[str], write: Write) -> None:
         """Write these folders, and have the whole appear."""
         made = self._beside("tmp")
@@ -281,6 +286,11 @@ class _Prefix:
         """The addresses of all files in it; a store's console leaves empty objects where it has shown a folder."""
         found = [obj for obj in objects.listed(self._place) if obj.url.startswith(f"{self._place}/")]
         return [obj.url for obj in found if obj.size or obj.url.rpartition("/")[2] == SUCCESS]
+
+    def is_whole(self) -> bool:
+        """Whether this export is there, and nothing else."""
+        names = {url.rpartition("/")[2] for url in self._files()}
+        return self._name in names and names <= {self._name, SUCCESS} and SUCCESS in names
 
     def fill(self, folders: Sequence[str], write: Write) -> None:
         """Write these folders, then take away what was there, then say that it is whole."""

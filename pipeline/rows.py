@@ -86,8 +86,7 @@ class Rows:
         """Raises SourceError unless the source has all these columns. by: what names them, for the message."""
         for name in names:
             if name not in self.columns:
-                near = difflib.get_close_matches(name, self.columns, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = _hint(name, self.columns)
                 known = ", ".join(self.columns[:20])
                 raise SourceError(f"{by} names column {name!r}, which the source does not have (it has: {known}){hint}")
 
@@ -173,6 +172,16 @@ class Rows:
                 )
             frame = frame.with_columns(cast.alias(name))
         return frame
+
+
+def _hint(name: str, columns: Sequence[str]) -> str:
+    """What may have been meant by the name of a column that is not among these; empty if nothing is like it."""
+    separators = [character for character in ";\t|" if len(columns) == 1 and character in columns[0]]
+    if separators:
+        return f"; fields seem to be separated by {separators[0]!r}: say so in source.csv.delimiter"
+    other_case = [column for column in columns if column.strip().casefold() == name.strip().casefold()]
+    near = other_case or difflib.get_close_matches(name, columns, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import sqlite3
 import stat as modes
 import tempfile
 from base64 import b64decode, b64encode
@@ -18,7 +19,9 @@ import pytest
 from PIL import Image
 from pypdf import PdfWriter
 
-from pipeline.attachments import Attachments, Content, Folder, LocalFolder, media_type, stamp, weight
+from pipeline import attachments as module
+from pipeline import spool
+from pipeline.attachments import Attachments, Content, Folder, LocalFolder, ObjectFolder, media_type, stamp, weight
 from pipeline.job import Attachment
 from pipeline.templates import RowProblem
 
@@ -287,6 +290,83 @@ def test_a_path_may_not_leave_the_folder(path: str, folder: LocalFolder) -> None
     said = refusal(images(), path, folder)
 
     assert said == f"column 'photo': {path!r} leads out of {folder.path}, the folder of the data file"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(".env", id="a file"),
+        pytest.param("photos/.env", id="a file in a folder"),
+        pytest.param(".git/config", id="in a hidden folder"),
+        pytest.param("photos/../.env", id="on a way round"),
+        pytest.param("./.env", id="behind a dot that means this folder"),
+        pytest.param("/.env", id="an absolute path"),
+        pytest.param(".missing", id="missing"),
+    ],
+)
+@pytest.mark.parametrize("where", ["here", "on object storage"])
+def test_hidden_files_are_no_data(request: pytest.FixtureRequest, path: str, where: str, folder: LocalFolder) -> None:
+    names = (".env", "photos/.env", ".git/config")
+    place: Folder = folder
+    for name in names:
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_text("KEY=secret")
+    if where == "on object storage":
+        s3 = request.getfixturevalue("s3")
+        for name in names:
+            s3.put(f"in/{name}", b"KEY=secret")
+        place = ObjectFolder("s3://bucket/in")
+    if path.startswith("/"):
+        path = f"/in{path}" if place is not folder else str(folder.path) + path
+
+    said = refusal(documents(), path, place)
+
+    assert said == f"column 'file': {path!r} is hidden: a name that begins with a dot is no data; give it another name"
+
+
+def test_a_folder_may_itself_be_below_a_hidden_one(tmp_path: Path) -> None:
+    (tmp_path / ".cache" / "data").mkdir(parents=True)
+    (tmp_path / ".cache" / "data" / "a.png").write_bytes(picture())
+    inside = LocalFolder(tmp_path / ".cache" / "data")
+
+    assert images().blocks({"photo": "a.png"}, inside)
+    assert images().blocks({"photo": str(tmp_path / ".cache" / "data" / "a.png")}, inside)
+
+
+def test_a_link_may_lead_to_a_hidden_file(folder: LocalFolder) -> None:
+    """As git-annex and DVC keep data."""
+    (folder.path / ".annex").mkdir()
+    (folder.path / ".annex" / "x.png").write_bytes(picture())
+    (folder.path / "x.png").symlink_to(".annex/x.png")
+
+    assert images().blocks({"photo": "x.png"}, folder)
+
+
+def test_what_the_pipeline_keeps_beside_the_data_is_no_data(folder: LocalFolder) -> None:
+    (folder.path / "job.yaml").write_text(
+        "name: t\nsource: {path: rows.csv, key: id}\nrequest:\n  model: m\n  prompt: x\nsink: {table: t}\n"
+    )
+    with contextlib.closing(sqlite3.connect(folder.path / "batches.db")) as conn:
+        conn.execute("CREATE TABLE t (id)")
+    bodies = spool.LocalSpool.open(folder.path / "spool", "t")
+    bodies.path("nonce").write_text('{"requests":[\n{"custom_id":"x"}\n]}')
+    (folder.path / "copy.json").write_bytes(bodies.path("nonce").read_bytes())
+
+    assert "'job.yaml' is a job file, and no data" in refusal(documents(), "job.yaml", folder)
+    assert "'batches.db' is a database, and no data" in refusal(documents(), "batches.db", folder)
+    assert "is in a spool of the pipeline" in refusal(documents(), "spool/t/nonce.json", folder)
+    assert "'copy.json' is a request body of the pipeline's" in refusal(documents(), "copy.json", folder)
+
+
+def test_other_texts_of_yaml_and_json_are_data(folder: LocalFolder) -> None:
+    (folder.path / "a.yaml").write_text("source: here\nrequest: that\nnested:\n  sink: there\n")
+    (folder.path / "a.json").write_text('{"requests": []}')
+
+    assert len(documents().blocks({"file": ["a.yaml", "a.json"]}, folder)) == 2
+
+
+def test_the_marker_of_a_spool_is_the_one_that_spools_have() -> None:
+    assert module.SPOOL_MARKER == spool.MARKER
 
 
 @pytest.mark.parametrize(

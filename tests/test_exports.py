@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import resource
 import signal
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ import polars as pl
 import pytest
 from sqlalchemy import Row
 
-from pipeline import answers, objects, store
+from pipeline import answers, durable, objects, store
 from pipeline.answers import Wanted
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Completed, InputError, Stopped
 from pipeline.exports import export
+from pipeline.terminal import terminated
 from pipeline.writers import FORMATS
 from tests.conftest import World, texts
 from tests.object_storage import S3
@@ -299,3 +301,42 @@ def test_a_bucket_that_is_not_there_and_wrong_credentials_are_told(world: World,
         export(world.database, job, "https://bucket/answers.csv", Wanted())
 
     assert s3.keys() == []
+
+
+# -- interrupted -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["here.csv", "s3://bucket/there.csv"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "replaced"])
+def test_an_export_that_is_interrupted_when_it_is_whole_says_so(
+    world: World, s3: S3, monkeypatch: pytest.MonkeyPatch, place: str, overwrite: bool
+) -> None:
+    job = ran(world)
+    place = place if "://" in place else str(world.folder / place)
+    if overwrite:
+        export(world.database, job, place, Wanted(limit=1))
+    put, sync = objects.put, durable.sync_folder
+
+    def interrupted(call: Any, *args: Any) -> None:
+        call(*args)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(objects, "put", functools.partial(interrupted, put))
+    monkeypatch.setattr(durable, "sync_folder", functools.partial(interrupted, sync))
+    with pytest.raises(Completed, match=rf"{place} is whole: all answers had been written before"), terminated():
+        export(world.database, job, place, Wanted(), overwrite=overwrite)
+
+    written = s3.get("there.csv") if "://" in place else Path(place).read_bytes()
+    assert written.count(b"\r\n") == 6
+
+
+def test_an_export_that_is_interrupted_before_does_not_say_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = ran(world)
+    place = world.folder / "here.csv"
+    export(world.database, job, place, Wanted(limit=1))
+    monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
+
+    with pytest.raises(KeyboardInterrupt), terminated():
+        export(world.database, job, place, Wanted(), overwrite=True)
+
+    assert place.read_bytes().count(b"\r\n") == 2

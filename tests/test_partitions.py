@@ -14,7 +14,7 @@ from sqlalchemy import Row
 
 from pipeline import answers, durable, objects, partitions, store
 from pipeline.answers import Wanted
-from pipeline.errors import InputError, Stopped
+from pipeline.errors import Completed, InputError, Stopped
 from pipeline.partitions import export_partitioned, folder_name
 from pipeline.terminal import terminated
 from tests.conftest import World
@@ -248,6 +248,30 @@ def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
         export_partitioned(world.database, job, world.folder / "answers", ["team"], Wanted())
 
     assert sorted(os.listdir(world.folder)) == beside
+
+
+@pytest.mark.parametrize("place", ["answers", "s3://bucket/answers"])
+def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
+    world: World, job: Row[Any], s3: S3, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    place = place if "://" in place else str(world.folder / place)
+    put, sync = objects.put, durable.sync_folder
+
+    def put_and_stop(url: str, *args: Any) -> None:
+        put(url, *args)
+        if url.endswith("/_SUCCESS"):
+            signal.raise_signal(signal.SIGTERM)
+
+    def sync_and_stop(folder: Path) -> None:
+        sync(folder)
+        if folder == world.folder:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(objects, "put", put_and_stop)
+    monkeypatch.setattr(durable, "sync_folder", sync_and_stop)
+
+    with pytest.raises(Completed, match=f"{place} is whole: all answers had been written before"), terminated():
+        export_partitioned(world.database, job, place, ["team"], Wanted())
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -196,13 +196,19 @@ def test_a_folder_that_is_a_table_is_refused_with_a_way_out(
     assert way_out in message
 
 
-@pytest.mark.parametrize("path", ["t/dt=2026-11-20", "t/dt=2026-11-20/*.csv", "t/*/*.csv"])
-def test_a_partition_of_a_table_is_refused_too(tmp_path: Path, path: str) -> None:
-    for name in ("t/dt=2026-11-20/a.csv", "t/_delta_log/0.json"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_bytes(CSV)
+@pytest.mark.parametrize("path", ["/dt=2026-11-20", "/dt=2026-11-20/*.csv", "/*/*.csv", "/dt=2026-11-20/h=1/"])
+@pytest.mark.parametrize(
+    ("data", "marker", "kind"),
+    [
+        pytest.param("t", "t/_delta_log/0.json", "a Delta table", id="Delta"),
+        pytest.param("t", "t/.hoodie/hoodie.properties", "a Hudi table", id="Hudi"),
+        pytest.param("t/data", "t/metadata/v1.metadata.json", "an Iceberg table", id="Iceberg"),
+    ],
+)
+def test_a_partition_of_a_table_is_refused_too(put: Put, path: str, data: str, marker: str, kind: str) -> None:
+    (root,) = {put(name, CSV) for name in (f"{data}/dt=2026-11-20/a.csv", f"{data}/dt=2026-11-20/h=1/b.csv", marker)}
 
-    assert f"{tmp_path}/t is a Delta table" in refusal(str(tmp_path / path))
+    assert f"{root}/t is {kind}" in refusal(f"{root}/{data}{path}")
 
 
 def test_one_file_of_a_table_that_is_named_is_read(put: Put) -> None:
@@ -275,10 +281,18 @@ HTML = b"\n<!DOCTYPE html>\n<html><title>Log in</title></html>"
         pytest.param(HTML, "is an HTML page; download the file itself", id="HTML"),
     ],
 )
-def test_a_file_that_is_no_text_is_named_as_what_it_is(put: Put, ending: str, content: bytes, said: str) -> None:
-    root = put(f"rows.{ending}", content)
+def test_a_file_that_is_no_text_is_named_as_what_it_is(tmp_path: Path, ending: str, content: bytes, said: str) -> None:
+    file = tmp_path / f"rows.{ending}"
+    file.write_bytes(content)
 
-    assert f"/rows.{ending} {said.replace('END', ending)}" in refusal(f"{root}/rows.{ending}")
+    assert refusal(str(file)).startswith(f"{file} {said.replace('END', ending)}")
+
+
+@pytest.mark.parametrize("ending", ["csv", "ndjson"])
+def test_an_object_that_is_no_text_is_named_as_what_it_is(s3: S3, ending: str) -> None:
+    url = s3.put(f"rows.{ending}", gzip.compress(CSV))
+
+    assert refusal(url) == f"{url} is a gzip file; name it rows.{ending}.gz"
 
 
 @pytest.mark.parametrize(
@@ -312,9 +326,11 @@ def test_a_database_is_named_as_one(tmp_path: Path) -> None:
 def test_text_that_begins_like_another_kind_is_text(put: Put) -> None:
     root = put("rows.csv", b"id,BZh9\n1,PK\n")
     put("b.csv", b"BZhang,id\n1,2\n")
+    put("c.csv", b"PAR1,id\n1,3\n")
 
     assert ids(f"{root}/rows.csv") == ["1"]
     assert ids(f"{root}/b.csv") == ["2"]
+    assert ids(f"{root}/c.csv") == ["3"]
 
 
 def test_the_first_bytes_of_an_object_are_no_request_of_their_own(s3: S3) -> None:

@@ -618,3 +618,22 @@ def test_utf_16_that_the_job_does_not_name_is_said_to_be_an_encoding(write: Writ
 
 def test_the_row_of_a_ragged_csv_is_counted_as_all_other_rows_are(write: Write) -> None:
     assert "a.csv row 2: " in refusal(write("a.csv", "id,text\n1,a\n2,b,c\n"))
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        pytest.param("id,TEXT", "(it has: id, TEXT); did you mean 'TEXT'?", id="other letters"),
+        pytest.param("id, text", "did you mean ' text'?", id="a blank"),
+        pytest.param("id;text", "fields seem to be separated by ';': say so in source.csv.delimiter", id="semicolons"),
+        pytest.param("id\ttext", r"fields seem to be separated by '\t': say so in source.csv.delimiter", id="tabs"),
+        pytest.param("id,other", "(it has: id, other)", id="nothing like it"),
+    ],
+)
+def test_a_column_that_is_not_there_has_a_hint_at_what_was_meant(write: Write, header: str, said: str) -> None:
+    values = "1,a" if "," in header else "1"
+
+    message = refusal(write("a.csv", f"{header}\n{values}\n"), columns=["text"])
+
+    assert "the job names column 'text', which the source does not have" in message
+    assert message.endswith(said)
