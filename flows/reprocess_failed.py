@@ -14,6 +14,7 @@ from flows.shown import Watch, note_told, run_logger
 from pipeline import naming, store
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError
+from pipeline.escapes import inline
 from pipeline.job import load
 from pipeline.quote import Quote
 from pipeline.retry import Retry, change, left_out
@@ -100,7 +101,7 @@ def reprocess_failed(
                 with database.read() as conn:
                     watch.reasons = left_out(conn, row.id, sink, wanted, quote)
                 for reason in watch.reasons:
-                    run_logger().info("%s", reason)
+                    run_logger().info("%s", inline(reason))
                 return not dry_run
 
             watch = Watch(database)

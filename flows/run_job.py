@@ -122,6 +122,8 @@ def ended_state(watch: Watch, job: str, finished: Finished) -> State[dict[str, A
         run_logger().log(level, "%s", other.sentence)
     state = run_state(mine, [other for other in ended if not other.is_well])
     watch.announce([mine, *ended])
+    if watch.reasons:  # why rows that somebody may have meant were not sent again
+        state.message = "; ".join(filter(None, [state.message, *watch.reasons]))
     return state
 
 

@@ -8,8 +8,10 @@ import orjson
 from sqlalchemy import Row, Select, Table, literal, select, text, tuple_
 from sqlalchemy.exc import StatementError
 
+from pipeline import nested
 from pipeline.database import Database
 from pipeline.errors import InputError
+from pipeline.nested import Nesteds
 from pipeline.sink import Sink
 from pipeline.states import OUTCOMES
 
@@ -63,15 +65,29 @@ def pages(database: Database, job: Row[Any], wanted: Wanted, size: int | None = 
 
 def ndjson(database: Database, job: Row[Any], wanted: Wanted | None = None) -> Iterator[bytes]:
     """The job's answers as JSON lines in the order of their keys, with column names as in the table."""
+    with database.read() as conn:
+        columns = nested.of(conn, job, Sink.of(job).columns)
     for page in pages(database, job, wanted or Wanted()):
-        yield from lines(page[0]._fields, page)
+        yield from lines(page[0]._fields, page, columns)
 
 
-def lines(names: Iterable[str], rows: Sequence[Sequence[Any]]) -> Iterator[bytes]:
-    """Answers as JSON lines. names: of the columns, in the order of a row's values."""
+def lines(names: Iterable[str], rows: Sequence[Sequence[Any]], columns: Nesteds | None = None) -> Iterator[bytes]:
+    """Answers as JSON lines. names: of the columns, in the order of a row's values; columns: of lists and objects."""
     names = [str(name) for name in names]
+    holds = [name for name in names if name in (columns or {})]
+    cost = "cost_usd" in names
     for row in rows:
-        yield orjson.dumps(dict(zip(names, row, strict=True)), default=str) + b"\n"
+        values = dict(zip(names, row, strict=True))
+        for name in holds:
+            values[name] = nested.value_of(values[name])
+        if cost:
+            values["cost_usd"] = price(values["cost_usd"])
+        yield orjson.dumps(values, default=str) + b"\n"
+
+
+def price(usd: float | None) -> float | None:
+    """A price as it is meant: older versions stored all digits of a float's arithmetic."""
+    return None if usd is None else round(usd, 12)
 
 
 def _rows(database: Database, query: Select[Any], where: str | None, table: str) -> Sequence[Row[Any]]:

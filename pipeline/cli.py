@@ -59,6 +59,7 @@ app = typer.Typer(
 )
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job file, or the name of a job the database knows.")]
+# Each command takes the same options, so that a script may give them to all; some have no use for one of them.
 DatabaseOption = Annotated[
     str | None,
     typer.Option(
@@ -89,7 +90,12 @@ LastVarOption = Annotated[
     list[str] | None,
     typer.Option("--var", metavar="NAME=VALUE", help="Override a var. Default: what the last run had."),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask after the quote.")]
+YesOption = Annotated[
+    bool,
+    typer.Option(
+        "--yes", help="Do not ask after the quote. Without a terminal, or with --json, nothing is asked anyway."
+    ),
+]
 DetachOption = Annotated[bool, typer.Option("--detach", help="End once all is sent; `collect` takes it to its end.")]
 PollOption = Annotated[
     float | None,
@@ -102,6 +108,23 @@ PollOption = Annotated[
 ]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        sys.stdout.write(f"batch-pipeline {metadata.version('batch-pipeline')}\n")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and end.")
+    ] = False,
+) -> None:
+    """Rows in, a SQL table of answers out, at batch price, through Anthropic's Message Batches API."""
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,13 +134,21 @@ def init(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The job file to write. Default: FILE's name .yaml")
     ] = None,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a commented job file for a data file; never overwrites."""
     from pipeline.starter import write_job_file
 
     written = write_job_file(file, output, _newest_haiku())
-    say(f"wrote {written}")
+    if as_json:
+        put_json({"event": "init", "file": str(written)})
+    else:
+        say(f"wrote {written}")
     say_next("check", str(written))
 
 
@@ -128,6 +159,7 @@ def check(
     database: DatabaseOption = None,
     spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -174,7 +206,9 @@ def estimate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Also what an older recipe answered.")] = False,
     database: DatabaseOption = None,
+    spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -211,7 +245,9 @@ def preview(
     var: VarOption = None,
     yes: YesOption = False,
     database: DatabaseOption = None,
+    spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -246,7 +282,10 @@ def preview(
 @app.command()
 def models(
     client: Annotated[str, typer.Option(help="Which of the SDK's clients asks: default, aws or google.")] = "default",
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -289,7 +328,11 @@ def run(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Plan, submit, poll and collect until every row has an outcome. The same command again just continues."""
+    """Plan, submit, poll and collect until every row has an outcome. The same command again just continues.
+
+    On a terminal it asks after the quote. Without one (cron, CI, a pipe) it goes on unasked: limits.max_cost_usd bounds
+    what it may cost, and --dry-run only says it.
+    """
     with _many_objects_that_stay():
         from pipeline.runner import Options
         from pipeline.runner import run as run_job
@@ -444,7 +487,9 @@ def cancel(
 def status(
     job: JobArgument,
     database: DatabaseOption = None,
+    spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -457,7 +502,9 @@ def status(
 def errors(
     job: JobArgument,
     database: DatabaseOption = None,
+    spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -489,6 +536,7 @@ def show(
     database: DatabaseOption = None,
     spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -517,7 +565,9 @@ def verify(
     ] = False,
     var: LastVarOption = None,
     database: DatabaseOption = None,
+    spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -577,7 +627,9 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
     database: DatabaseOption = None,
+    spool: SpoolOption = None,
     emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

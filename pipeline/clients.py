@@ -1,6 +1,7 @@
 """Which of the SDK's clients speaks to the API, made from the environment as the SDK reads it. Edge: HTTP."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,16 +86,27 @@ def of_credentials(exc: BaseException, client: str = "") -> str | None:
     The SDK finds most of them out with the first call, and passes on what the libraries say that it asks.
     """
     where = f"api.client {client}: " if client else ""
-    if isinstance(exc, ImportError):  # the client needs a library that a plain installation does not have
-        extra = EXTRAS.get(client) or " or ".join(EXTRAS.values())
-        return f"{where}{_line(exc)}; install {extra}"
+    library = _missing_library(exc)
+    if library is not None:  # the client needs one that a plain installation does not have
+        extra = EXTRAS.get(client) or EXTRAS["aws" if library.startswith("boto") else "google"]
+        return f"{where}the library {library} is not installed: pip install '{extra}'"
     if isinstance(exc, TypeError) and "authentication" in str(exc):
         return "no API key: set ANTHROPIC_API_KEY, or add --emulator to try it without one"
-    library = type(exc).__module__.partition(".")[0] in ("google", "botocore", "boto3")
+    of_library = type(exc).__module__.partition(".")[0] in ("google", "botocore", "boto3")
     missing = isinstance(exc, RuntimeError) and "credentials" in str(exc)
     of_sdk = isinstance(exc, anthropic.AnthropicError) and not isinstance(exc, anthropic.APIError)
-    if isinstance(exc, anthropic.CredentialsError) or library or missing or of_sdk:
+    if isinstance(exc, anthropic.CredentialsError) or of_library or missing or of_sdk:
         return f"{where}no credentials: {_line(exc)}"
+    return None
+
+
+def _missing_library(exc: BaseException) -> str | None:
+    """The library that was not found; None for any other error."""
+    if isinstance(exc, ImportError):
+        return (exc.name or "").partition(".")[0] or _line(exc)
+    if type(exc).__name__ == "MissingDependencyError":  # of the SDK, which hides it among its own errors
+        named = re.search(r"`([^`]+)`", str(exc))
+        return named[1] if named else _line(exc)
     return None
 
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row
 
-from pipeline import durable, files, objects
+from pipeline import durable, files, nested, objects
 from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import Completed, InputError, PipelineError, Stopped
+from pipeline.nested import Nesteds
 from pipeline.sink import Sink
 from pipeline.writers import FORMATS, Columns, Writer
 
@@ -40,11 +41,38 @@ def export(
     if ending not in FORMATS:
         raise InputError(f"{place}: the name must end in one of {', '.join(FORMATS)}")
     into = _into_object if is_url(place) else _into_file
-    sheet = _Sheet(database, job, wanted, ending)
     before = _version(place)
     with said_if_whole(place, lambda: _version(place) not in (None, before)):
-        into(place, sheet, overwrite=overwrite)
-    return Exported(sheet.rows, place)
+        rows = fitting(database, job, lambda nesteds: _written(into, place, database, job, wanted, nesteds, overwrite))
+    return Exported(rows, place)
+
+
+def fitting(database: Database, job: Row[Any], write: Callable[[Nesteds], int]) -> int:
+    """What `write` returns, which writes the answers with these columns of lists and objects.
+
+    It begins again when a value does not fit the type of its column, which is text then; nothing has its name by then.
+    """
+    with database.read() as conn:
+        nesteds = nested.of(conn, job, Sink.of(job).columns)
+    while True:
+        try:
+            return write(nesteds)
+        except nested.Misfit as misfit:
+            nesteds = {**nesteds, misfit.column: nested.Nested()}
+
+
+def _written(
+    into: Callable[..., None],
+    place: str,
+    database: Database,
+    job: Row[Any],
+    wanted: Wanted,
+    nesteds: Nesteds,
+    overwrite: bool,
+) -> int:
+    sheet = _Sheet(database, job, wanted, os.path.splitext(place)[1].lower(), nesteds)
+    into(place, sheet, overwrite=overwrite)
+    return sheet.rows
 
 
 @contextlib.contextmanager
@@ -86,15 +114,15 @@ def is_url(place: str) -> bool:
 class _Sheet:
     """The answers that go into one file. rows: how many there were so far."""
 
-    def __init__(self, database: Database, job: Row[Any], wanted: Wanted, ending: str) -> None:
+    def __init__(self, database: Database, job: Row[Any], wanted: Wanted, ending: str, nesteds: Nesteds) -> None:
         self._pages = pages(database, job, wanted)
         self._columns: Columns = list(Sink.of(job).table.columns)
-        self._make = FORMATS[ending]
+        self._make, self._nesteds = FORMATS[ending], nesteds
         self.rows = 0
 
     def write(self, out: Any) -> Iterator[None]:
         """Write them; comes up for air after each page."""
-        writer: Writer = self._make(out, self._columns)
+        writer: Writer = self._make(out, self._columns, self._nesteds)
         try:
             for page in self._pages:
                 writer.write(page)

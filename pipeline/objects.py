@@ -366,7 +366,9 @@ def _store(bucket: str) -> Any:
     try:
         return _MAKERS[split.scheme](split.netloc, options)
     except ImportError as exc:
-        raise NoAccess(f"{bucket} needs {exc.name}: pip install 'batch-pipeline[{split.scheme}]'") from exc
+        library = f"the library {exc.name}" if exc.name else f"a library ({' '.join(str(exc).split())})"
+        remedy = f"pip install 'batch-pipeline[{split.scheme}]'"
+        raise NoAccess(f"{bucket} needs {library}, which is not installed: {remedy}") from exc
 
 
 def _s3(bucket: str, options: dict[str, Any]) -> Any:

@@ -181,13 +181,15 @@ class ResultReader:
         if not isinstance(blocks, list):
             raise TypeError("content is no list of blocks")
         texts = [block["text"] for block in blocks if _is_text(block)]
-        text = texts[0] if len(texts) == 1 else "".join(texts)
+        text: str | None = texts[0] if len(texts) == 1 else "".join(texts)
         used = self._tool_input(blocks)
-        if used is not None:
-            text = text or orjson.dumps(used).decode()
         usage = message.get("usage") or {}
         one_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
-        state, error_type, error_message, values = self._judged(message, text, used)
+        state, error_type, error_message, values, rest = self._judged(message, text or "", used)
+        if values is not None:  # what has a column is not stored twice
+            text = "\n".join(filter(None, (text if used is not None else None, _as_json(rest)))) or None
+        elif used is not None:
+            text = text or orjson.dumps(used).decode()
         if self._extras:
             values = {**(values or {}), **{name: read(message) for name, read in self._extras}}
         return Outcome(
@@ -220,27 +222,32 @@ class ResultReader:
 
     def _judged(
         self, message: dict[str, Any], text: str, used: Any
-    ) -> tuple[str, str | None, str | None, Mapping[str, Any] | None]:
+    ) -> tuple[str, str | None, str | None, Mapping[str, Any] | None, Mapping[str, Any]]:
+        """State, error_type, error_message, the values of the columns, and what of the answer these do not hold."""
         stop = message.get("stop_reason")
         if stop == "refusal":
             details = message.get("stop_details") or {}
             said = details.get("explanation") or details.get("category") or "the model refused"
-            return RowState.REFUSED, "refusal", str(said), None
+            return RowState.REFUSED, "refusal", str(said), None, {}
         if stop in _TRUNCATED:
-            return RowState.TRUNCATED, stop, _TRUNCATED[stop], None
+            return RowState.TRUNCATED, stop, _TRUNCATED[stop], None, {}
         if self._labels is not None:
-            label, problem = _label(text, self._labels)
+            label, problem, rest = _label(text, self._labels)
             if label is None:
-                return RowState.UNPARSABLE, "unparsable", problem, None
-            return _SUCCEEDED, None, None, {"label": label}
+                return RowState.UNPARSABLE, "unparsable", problem, None, {}
+            return _SUCCEEDED, None, None, {"label": label}, rest
         if self._schema is None:
-            return _SUCCEEDED, None, None, None
+            return _SUCCEEDED, None, None, None, {}
         if self._tool is not None and used is None:
-            return RowState.UNPARSABLE, "unparsable", f"the answer does not use the tool {self._tool}", None
+            return RowState.UNPARSABLE, "unparsable", f"the answer does not use the tool {self._tool}", None, {}
         reading = self._schema.read_text(text) if self._tool is None else self._schema.read(used)
         if reading.problem is not None:
-            return RowState.UNPARSABLE, "unparsable", reading.problem, None
-        return _SUCCEEDED, None, None, reading.values
+            return RowState.UNPARSABLE, "unparsable", reading.problem, None, {}
+        return _SUCCEEDED, None, None, reading.values, reading.rest
+
+
+def _as_json(rest: Mapping[str, Any]) -> str | None:
+    return orjson.dumps(dict(rest)).decode() if rest else None
 
 
 _ODD = "the API's result for this request is damaged, or not as the API writes it; what could be read of it is kept"
@@ -306,6 +313,11 @@ def _tokens(usage: Mapping[str, Any], name: str) -> int:
     return value if type(value) is int and 0 <= value < 2**53 else 0
 
 
+def said(message: dict[str, Any]) -> str:
+    """All texts of an answer."""
+    return "".join(block["text"] for block in message.get("content") or () if _is_text(block))
+
+
 def thinking(message: dict[str, Any]) -> str | None:
     """The model's thinking as far as it is shown."""
     thoughts = [block.get("thinking") for block in _blocks(message, "thinking")]
@@ -343,17 +355,17 @@ def _blocks(message: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [b for b in message.get("content") or () if isinstance(b, dict) and b.get("type") == kind]
 
 
-def _label(text: str, labels: dict[str, str]) -> tuple[str | None, str]:
-    """The declared label that an answer names, or None and what is wrong with the answer."""
+def _label(text: str, labels: dict[str, str]) -> tuple[str | None, str, dict[str, Any]]:
+    """The declared label that an answer names, or None and what is wrong with the answer; and its other fields."""
     try:
         answer = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return None, "the answer is not JSON"
-    named = answer.get("label") if isinstance(answer, dict) else None
+        return None, "the answer is not JSON", {}
+    named = answer.pop("label", None) if isinstance(answer, dict) else None
     if not isinstance(named, str):
-        return None, "the answer has no text field 'label'"
+        return None, "the answer has no text field 'label'", {}
     label = labels.get(fold(named))
-    return label, f"the answer's label {named[:80]!r} is none of the declared ones"
+    return label, f"the answer's label {named[:80]!r} is none of the declared ones", answer
 
 
 def _errored(error: Any) -> Outcome:

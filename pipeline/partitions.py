@@ -23,8 +23,9 @@ from pipeline import durable, objects
 from pipeline.answers import Wanted, pages
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError, Stopped
-from pipeline.exports import Exported, Pipe, is_url, require_parent, said_if_whole
+from pipeline.exports import Exported, Pipe, fitting, is_url, require_parent, said_if_whole
 from pipeline.files import NO_VALUE
+from pipeline.nested import Nesteds
 from pipeline.sink import Sink
 from pipeline.writers import FORMATS, Rows, batch
 
@@ -69,8 +70,13 @@ def export_partitioned(
             for page in pages(database, job, wanted):
                 sorter.add(page)
             sorter.spill()
+
+        def write(nesteds: Nesteds) -> int:
+            into.fill(sorter.folders(), lambda out, folder: sorter.write(out, folder, ending, nesteds))
+            return sorter.rows
+
         with said_if_whole(place, into.is_whole):
-            into.fill(sorter.folders(), lambda out, folder: sorter.write(out, folder, ending))
+            fitting(database, job, write)
     return Exported(sorter.rows, place, len(sorter.folders()))
 
 
@@ -169,9 +175,9 @@ class _Sorter:
         self._held.clear()
         self._held_names.clear()
 
-    def write(self, out: Any, folder: str, ending: str) -> Iterator[None]:
+    def write(self, out: Any, folder: str, ending: str, nesteds: Nesteds) -> Iterator[None]:
         """Write a folder's answers into a file; comes up for air now and then."""
-        writer = FORMATS[ending](out, self._columns)
+        writer = FORMATS[ending](out, self._columns, nesteds)
         try:
             for table in self._groups(folder):
                 writer.write_arrow(table)

@@ -23,7 +23,7 @@ from pipeline.errors import AccountStopped, ApiUnreachable, InputError, JobError
 from pipeline.escapes import dropped, inline
 from pipeline.estimate import estimate
 from pipeline.job import Job, Retry
-from pipeline.outcomes import Outcome, ResultReader, run_by_the_api, thinking
+from pipeline.outcomes import Outcome, ResultReader, run_by_the_api, said, thinking
 from pipeline.plan import SHOWN, Plan
 from pipeline.pricing import PriceList, Prices
 from pipeline.quote import Quote
@@ -508,7 +508,7 @@ def facts(answered: Answered) -> dict[str, Any]:
         "key": answered.row.key,
         "place": answered.row.place,
         "request": report.shortened(orjson.loads(answered.row.built.params)),
-        "text": outcome.text,
+        "text": said(answered.message or {}) or outcome.text,
         "thinking": thinking(answered.message or {}),
         "values": outcome.values,
         "status": str(outcome.state),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
@@ -52,17 +53,25 @@ class SchemaProblem(Exception):
 
 
 class Property(NamedTuple):
-    """Where in an answer the value of a column is, and the column's kind as the results table knows it."""
+    """Where in an answer the value of a column is, and the column's kind as the results table knows it.
+
+    without: paths from there to what has a column of its own, and is not stored a second time.
+    """
 
     path: tuple[str, ...]
     kind: str
+    without: tuple[tuple[str, ...], ...] = ()
 
 
 class Reading(NamedTuple):
-    """An answer as the values of its columns, as JSON has them; all None if there is a problem with it."""
+    """An answer as the values of its columns, as JSON has them; all None if there is a problem with it.
+
+    rest: what of the answer no column holds, or not exactly.
+    """
 
     values: dict[str, Any]
     problem: str | None = None
+    rest: Mapping[str, Any] = MappingProxyType({})
 
 
 # -- what the API refuses --------------------------------------------------------------------------------------------
@@ -251,9 +260,33 @@ def _feature(pattern: str) -> str | None:
 def columns(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Property]:
     """The columns that answers become: one for each property of the schema, in its order, then the nested ones.
 
-    renames: a property's name, or the dotted path of one inside of another, to the name of its column.
-    Raises SchemaProblem if the schema is no object with properties, or a rename does not fit it.
+    renames: a property's name, or the dotted path of one inside of another, to the name of its column. An object has no
+    column if all that can be in it has one. Raises SchemaProblem if the schema is no object with properties, or a
+    rename does not fit it.
     """
+    root, found = _found(schema, renames)
+    return {column: Property(path, _kind(child, root), without) for column, path, child, without in found}
+
+
+def described(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, "Described"]:
+    """What the schema says of each of these columns."""
+    root, found = _found(schema, renames)
+    return {column: Described(child, root, without) for column, _, child, without in found}
+
+
+class Described(NamedTuple):
+    """A part of a schema. root: the whole, which `$ref` points into; without: as Property has it."""
+
+    node: Any
+    root: dict[str, Any]
+    without: tuple[tuple[str, ...], ...] = ()
+
+
+_Found = tuple[str, tuple[str, ...], Any, tuple[tuple[str, ...], ...]]
+
+
+def _found(schema: Mapping[str, Any], renames: Mapping[str, str]) -> tuple[dict[str, Any], list[_Found]]:
+    """The whole schema, and each column with its path, the part of the schema that is there, and what is not in it."""
     root = _as_json(schema)
     properties = _properties(root, root)
     if not properties:
@@ -262,7 +295,26 @@ def columns(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, 
     found = [(renames.get(name, name), (name,), child) for name, child in properties.items()]
     found += [(alias, *_nested(path, root)) for path, alias in renames.items() if path not in properties]
     _refuse_clashes((column, path) for column, path, _ in found)
-    return {column: Property(path, _kind(child, root)) for column, path, child in found}
+    paths = [path for _, path, _ in found]
+    described = [(column, path, child, tuple(_below(path, paths))) for column, path, child in found]
+    return root, [one for one in described if not _is_covered(one[2], root, one[3])]
+
+
+def _below(path: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Those paths that lead on from this one, from there on."""
+    return (p[len(path) :] for p in paths if len(p) > len(path) and p[: len(path)] == path)
+
+
+def _is_covered(node: Any, root: dict[str, Any], without: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether nothing can be in this part of an answer beside what is at these paths."""
+    if not without:
+        return False
+    properties = _properties(node, root)
+    closed = all(one.get("additionalProperties") is False for one in alternatives(node, root))
+    if properties is None or not closed:
+        return False
+    inner = {name: tuple(path[1:] for path in without if path[0] == name) for name in properties}
+    return all(() in paths or _is_covered(properties[name], root, paths) for name, paths in inner.items())
 
 
 def _refuse_clashes(found: Iterable[tuple[str, tuple[str, ...]]]) -> None:
@@ -298,18 +350,18 @@ def _nested(dotted: str, root: dict[str, Any]) -> tuple[tuple[str, ...], Any]:
 def _properties(node: Any, root: dict[str, Any]) -> dict[str, Any] | None:
     """The properties of an object, or of each object that it may be; None if it may be something else."""
     found: dict[str, list[Any]] = {}
-    alternatives = list(_alternatives(node, root))
-    for one in alternatives:
+    each = list(alternatives(node, root))
+    for one in each:
         if "properties" not in one or one.get("type", "object") != "object":
             return None
         for name, child in one["properties"].items():
             found.setdefault(name, []).append(child)
-    return {name: {"anyOf": children} for name, children in found.items()} if alternatives else None
+    return {name: {"anyOf": children} for name, children in found.items()} if each else None
 
 
 def _kind(node: Any, root: dict[str, Any]) -> str:
     """The kind of column that a property's values fit into."""
-    kinds = {kind for one in _alternatives(node, root) for kind in _kinds(one)}
+    kinds = {kind for one in alternatives(node, root) for kind in _kinds(one)}
     if len(kinds) == 1:
         return kinds.pop()
     if kinds == {"integer", "number"}:
@@ -330,15 +382,15 @@ def _kinds(one: dict[str, Any]) -> Iterator[str]:
         yield "json"
 
 
-def _alternatives(node: Any, root: dict[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
-    """What a value may be beside null, each with one type at most."""
+def alternatives(node: Any, root: dict[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
+    """What a value may be beside null, each with one type at most. root: the schema that `$ref` points into."""
     flat, seen = _flat(node, root, seen)
     for word in ("anyOf", "oneOf"):
         if word in flat:
             beside = {key: value for key, value in flat.items() if key != word}
             for branch in flat[word]:
                 other, followed = _flat(branch, root, seen)
-                yield from _alternatives({**beside, **other}, root, followed)
+                yield from alternatives({**beside, **other}, root, followed)
             return
     if "type" not in flat:
         yield flat
@@ -404,6 +456,9 @@ class Reader:
             self._validator.is_valid
         )  # a hundred times faster than jsonschema, which says better what is wrong
         self._tops = [(column, p.path[0]) for column, p in self.columns.items() if len(p.path) == 1]
+        self._names = frozenset(_properties(self._schema, self._schema) or ())
+        self._pruned = [(column, p.without) for column, p in self.columns.items() if p.without]
+        self._exact = [(column, p.path[0], _EXACT[p.kind]) for column, p in self.columns.items() if p.kind in _EXACT]
         self._nested = [(column, p.path) for column, p in self.columns.items() if len(p.path) > 1]
         self._checks = [(column, p.path, _CHECKS[p.kind]) for column, p in self.columns.items() if p.kind in _CHECKS]
 
@@ -430,13 +485,19 @@ class Reader:
         values = {column: answer.get(name) for column, name in self._tops}
         for column, path in self._nested:
             values[column] = _value_at(answer, path)
+        for column, without in self._pruned:
+            values[column] = _pruned(values[column], without)
+        rest = {name: answer[name] for name in answer if name not in self._names} if answer.keys() - self._names else {}
+        for column, top, is_exact in self._exact:
+            if values[column] is not None and not is_exact(values[column]):
+                rest[top] = answer[top]
         for column, path, check in self._checks:
             if values[column] is not None:
                 try:
                     values[column] = check(values[column])
                 except ValueError as exc:
                     return self._problem(_at(path, str(exc)))
-        return Reading(values)
+        return Reading(values, None, rest)
 
     def _problem(self, problem: str) -> Reading:
         return Reading(dict.fromkeys(self.columns), problem)
@@ -499,6 +560,22 @@ def _value_at(answer: Any, path: tuple[str, ...]) -> Any:
     return answer
 
 
+def _pruned(value: Any, without: Iterable[tuple[str, ...]]) -> Any:
+    """An object without what is at these paths; None if nothing else was in it."""
+    if not isinstance(value, dict):
+        return value
+    left = dict(value)
+    inside: dict[str, list[tuple[str, ...]]] = {}
+    for name, *path in without:
+        inside.setdefault(name, []).append(tuple(path))
+    for name, paths in inside.items():
+        inner = None if () in paths else _pruned(left.get(name), paths)
+        left[name] = inner
+        if inner is None:
+            del left[name]
+    return left or (None if value else value)
+
+
 def _put(answer: Any, path: tuple[Any, ...], value: str) -> None:
     for key in path[:-1]:
         answer = answer[key]
@@ -534,6 +611,13 @@ def _datetime(value: str) -> str:
 
 #: What a column of this kind needs beyond what the schema says. Raises ValueError.
 _CHECKS: dict[str, Callable[[Any], Any]] = {"integer": _integer, "date": _date, "datetime": _datetime}
+
+
+#: Whether a column of this kind holds just what the answer says, for the kinds where it may not.
+_EXACT: dict[str, Callable[[Any], bool]] = {
+    "number": lambda value: type(value) is not int or abs(value) <= 2**53,
+    "datetime": lambda value: value[-6:-5] not in ("+", "-") or value.endswith(("+00:00", "-00:00")),
+}
 
 
 # -- models ----------------------------------------------------------------------------------------------------------

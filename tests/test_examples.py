@@ -74,7 +74,6 @@ COLUMNS: dict[str, dict[str, type]] = {
         "service": str,
         "weight_kg": float,
         "marks": str,
-        "recipient": str,
         "agrees_with_note": bool,
         "recipient_name": str,
         "town": str,
@@ -179,7 +178,8 @@ def test_photos_are_attached_by_what_they_are(world: World) -> None:
 
     assert built["messages"][0]["content"][0]["source"]["media_type"] == "image/png"  # its name says otherwise
     for answer in answers(world, job):
-        assert orjson.loads(answer["recipient"])["town"] == answer["town"]
+        assert "recipient" not in answer  # all of it has columns
+        assert answer["town"] is not None
         assert isinstance(orjson.loads(answer["marks"]), list)
 
 
@@ -190,9 +190,10 @@ def test_a_nested_property_has_a_column_beside_its_object(world: World) -> None:
     world.run(job)
 
     for answer in answers(world, job):
-        assert orjson.loads(answer["address"])["town"] == answer["town"]
+        assert answer["town"] is not None
+        assert "town" not in orjson.loads(answer["address"] or "{}")
         assert set(orjson.loads(answer["lines"])[0]) == {"what", "amount"}
-        assert orjson.loads(answer["text"])["paid"] == answer["paid"]
+        assert (answer["paid"] is None, answer["text"]) == (False, None)
 
 
 @ON_SQLITE
@@ -204,7 +205,7 @@ def test_thinking_stands_in_its_own_column_alone(world: World, name: str) -> Non
 
     for answer in answers(world, job):
         assert answer["thinking"].startswith("[emulated]")
-        assert answer["thinking"] not in answer["text"]
+        assert answer["thinking"] not in (answer["text"] or "")
 
 
 @ON_SQLITE

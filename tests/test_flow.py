@@ -202,6 +202,7 @@ def test_what_failed_goes_once_more_by_the_parameters_that_its_cause_names(api: 
 
     quoted = told(reprocess_failed.fn("notes", status=["refused"], dry_run=True))
     none = told(reprocess_failed.fn(str(job), status=["expired"], dry_run=True))
+    unknown = told(reprocess_failed.fn("notes", key=["four"]))
     sent = told(reprocess_failed.fn("notes", status=["refused"]))
     let_batches_end(api)
     ended = told(collect_results.fn())
@@ -209,6 +210,7 @@ def test_what_failed_goes_once_more_by_the_parameters_that_its_cause_names(api: 
     assert quoted[:2] == ("COMPLETED", "Quoted")
     assert "1 to send again" in quoted[2]
     assert "no row has the status expired" in none[2]
+    assert "row four: the job knows no such row" in unknown[2]
     assert sent[:2] == ("COMPLETED", "Submitted")
     assert "1 row: 1 succeeded" in ended[2]
 
@@ -404,3 +406,16 @@ def test_the_flow_takes_a_job_to_its_end_without_a_server(tmp_path: Path, job: P
         check=True,
     )
     assert [json.loads(line)["status"] for line in exported.stdout.splitlines()] == ["succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize("module", ["flows.run_job", "flows.automations", "flows"])
+def test_without_prefect_a_flow_says_what_to_install(module: str) -> None:
+    hidden = "import sys, runpy; sys.modules['prefect'] = None; sys.argv[0] = '-m'\n"
+    words = [sys.executable, "-c", f"{hidden}runpy.run_module({module!r}, run_name='__main__')"]
+
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: the flows need Prefect, which is not installed: pip install 'batch-pipeline[prefect]'\n"
+    )

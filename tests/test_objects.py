@@ -1,5 +1,6 @@
 """Object storage over HTTP: moto's S3 server, with faults between."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,3 +191,35 @@ def test_google_and_azure_say_what_they_tried(monkeypatch: pytest.MonkeyPatch, t
         objects.found("gs://bucket/x")
     with pytest.raises(objects.NoAccess, match="no account is named; tried AZURE_STORAGE_ACCOUNT_NAME"):
         objects.found("az://container/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "hidden", "said"),
+    [
+        (
+            "s3://b/x",
+            ["boto3"],
+            "s3://b needs the library boto3, which is not installed: pip install 'batch-pipeline[s3]'",
+        ),
+        ("gs://b/x", ["google.auth"], "gs://b needs the library google.auth, which is not installed: pip install "),
+        ("gs://b/x", ["requests"], "is not installed: pip install 'batch-pipeline[gs]'"),
+        ("az://b/x", ["azure.identity"], "is not installed: pip install 'batch-pipeline[az]'"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_and_no_credentials_are_blamed(
+    monkeypatch: pytest.MonkeyPatch, url: str, hidden: list[str], said: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("google.auth.transport")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in hidden:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    objects.forget_stores()
+
+    with pytest.raises(objects.NoAccess) as refused:
+        objects.found(url)
+
+    assert said in str(refused.value)
+    assert "None" not in str(refused.value)
+    assert "credentials" not in str(refused.value)
+    objects.forget_stores()

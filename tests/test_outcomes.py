@@ -161,21 +161,21 @@ def test_a_refusal_is_refused_and_says_why(details: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "label"),
+    ("answer", "label", "rest"),
     [
-        pytest.param('{"label": "billing"}', "billing", id="as declared"),
-        pytest.param('{"label": "BILLING"}', "billing", id="in capitals"),
-        pytest.param('{"label": "  billing\\n"}', "billing", id="with blanks"),
-        pytest.param('{"label": "how to"}', " How To ", id="a label that was declared with blanks"),
-        pytest.param('{"label": "STRASSE"}', "Straße", id="folded as Unicode does"),
-        pytest.param('{"label": "no", "why": "x"}', "no", id="beside other fields"),
-        pytest.param('\n {"label":"no"} \n', "no", id="blanks around the JSON"),
+        pytest.param('{"label": "billing"}', "billing", None, id="as declared"),
+        pytest.param('{"label": "BILLING"}', "billing", None, id="in capitals"),
+        pytest.param('{"label": "  billing\\n"}', "billing", None, id="with blanks"),
+        pytest.param('{"label": "how to"}', " How To ", None, id="a label that was declared with blanks"),
+        pytest.param('{"label": "STRASSE"}', "Straße", None, id="folded as Unicode does"),
+        pytest.param('{"label": "no", "why": "x"}', "no", '{"why":"x"}', id="beside other fields"),
+        pytest.param('\n {"label":"no"} \n', "no", None, id="blanks around the JSON"),
     ],
 )
-def test_a_label_is_stored_as_declared(answer: str, label: str) -> None:
+def test_a_label_is_stored_as_declared_and_once(answer: str, label: str, rest: str | None) -> None:
     outcome = reader(["billing", " How To ", "Straße", "no"]).outcome(answered(answer))
 
-    assert (outcome.state, outcome.values, outcome.text) == (RowState.SUCCEEDED, {"label": label}, answer)
+    assert (outcome.state, outcome.values, outcome.text) == (RowState.SUCCEEDED, {"label": label}, rest)
 
 
 def test_a_label_behind_a_thinking_block_and_in_two_parts_is_found() -> None:
@@ -378,8 +378,60 @@ def test_an_answer_by_a_schema_is_a_value_for_each_column() -> None:
 
     outcome = read.outcome(answered('{"total": 9.5, "paid": true, "due": "2026-11-30", "from": {"town": "Rome"}}'))
 
-    values = {"total": 9.5, "is_paid": True, "due": "2026-11-30", "from": {"town": "Rome"}, "town": "Rome"}
-    assert (outcome.state, outcome.values) == (RowState.SUCCEEDED, values)
+    values = {"total": 9.5, "is_paid": True, "due": "2026-11-30", "town": "Rome"}  # all of `from`
+    assert (outcome.state, outcome.values, outcome.text) == (RowState.SUCCEEDED, values, None)
+
+
+AHEAD = "2026-11-30T10:00:00+02:00"
+
+FREE = {
+    "name": "record",
+    "input_schema": {
+        "type": "object",
+        "properties": {
+            "at": {"type": "string", "format": "date-time"},
+            "n": {"type": "number"},
+            "where": {"type": "object", "properties": {"town": {"type": "string"}}},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "values", "text"),
+    [
+        ({"n": 1, "at": "2026-11-30T10:00:00Z"}, {"n": 1, "at": "2026-11-30T10:00:00Z"}, None),
+        ({"n": 1, "more": [1]}, {"n": 1}, '{"more":[1]}'),
+        (
+            {"at": "2026-11-30T10:00:00+02:00"},
+            {"at": "2026-11-30T10:00:00+02:00"},
+            '{"at":"2026-11-30T10:00:00+02:00"}',
+        ),
+        ({"n": 2**60 + 1}, {"n": 2**60 + 1}, f'{{"n":{2**60 + 1}}}'),
+        ({"where": {"town": "Rome", "zip": "1"}}, {"town": "Rome", "where": {"zip": "1"}}, None),
+        ({"where": {"town": "Rome"}}, {"town": "Rome"}, None),
+        ({"where": {}}, {"where": {}}, None),
+    ],
+    ids=[
+        *("all in columns", "a property without a column", "an offset that the column cannot hold"),
+        *("a number that the column cannot hold", "an object without what has a column", "nothing left", "empty"),
+    ],
+)
+def test_the_text_of_an_answer_in_columns_is_what_they_do_not_hold(
+    given: dict[str, Any], values: dict[str, Any], text: str | None
+) -> None:
+    read = asked({"tool": "record", "columns": {"where.town": "town"}}, tools=[FREE])
+
+    outcome = read.outcome(answered({**USE, "input": given}, stop_reason="tool_use"))
+
+    empty = dict.fromkeys(("at", "n", "where", "town"))
+    assert (outcome.state, outcome.values, outcome.text) == (RowState.SUCCEEDED, {**empty, **values}, text)
+
+
+def test_what_a_model_says_beside_its_tool_is_kept() -> None:
+    said = answered("I note it.", {**USE, "input": {"more": 1}}, stop_reason="tool_use")
+
+    assert asked({"tool": "record"}, tools=[FREE]).outcome(said).text == 'I note it.\n{"more":1}'
 
 
 @pytest.mark.parametrize(
@@ -398,10 +450,10 @@ def test_an_answer_that_does_not_fit_is_unparsable_and_says_where(answer: str, s
     assert said in str(outcome.error_message)
 
 
-def test_the_input_of_a_forced_tool_is_the_answer_and_its_text() -> None:
+def test_the_input_of_a_forced_tool_is_the_answer() -> None:
     outcome = asked({"tool": "record"}, tools=[TOOL]).outcome(answered(USE, stop_reason="tool_use"))
 
-    assert (outcome.state, outcome.text) == (RowState.SUCCEEDED, '{"total":9.5}')
+    assert (outcome.state, outcome.text) == (RowState.SUCCEEDED, None)
     assert outcome.values == {"total": 9.5, "paid": None, "due": None, "from": None}
 
 

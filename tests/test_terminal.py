@@ -4,12 +4,14 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from pipeline import identity, log
-from pipeline.cli import main
+from pipeline.cli import app, main
 from pipeline.emulator import RunningEmulator, start
 from pipeline.escapes import dropped, escaped, inline, json_text
 from pipeline.retry import Retry
@@ -63,6 +65,7 @@ def test_no_command_fails_at_a_stdout_that_is_not_utf_8(
 ) -> None:
     api.emulator.add_fault(on="item", do="error", error_type="api_error", message="Désolé 世界", match="Ça")
     commands = ["check", "estimate", "preview --yes", "run", "status", "errors", "verify", "run --dry-run"]
+    commands += ["show --key 2", "preview --yes --key 2 --key 1é", "preview --yes --sample -n 1"]
 
     for words in commands:
         plain = command(*words.split(), "notes.yaml", encoding=encoding)
@@ -163,3 +166,41 @@ def test_a_line_of_the_log_is_ascii(capfd: pytest.CaptureFixture[str]) -> None:
 
     assert line.isascii()
     assert json.loads(line)["message"] == f"é{EVIL}"
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_takes_the_same_options() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+    for name, taken in commands.items():
+        options = {option for parameter in taken.params for option in parameter.opts}
+        if name != "emulator":
+            assert {"--database", "--spool", "--emulator", "--log-format", "--json", "--debug"} <= options, name
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--version", "run"]])
+def test_the_version_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["batch-pipeline", *words])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert (ended.value.code, capfd.readouterr().out) == (0, f"batch-pipeline {version('batch-pipeline')}\n")
+
+
+@pytest.mark.parametrize("name", ["run", "retry", "preview"])
+def test_help_says_that_nothing_is_asked_without_a_terminal(name: str) -> None:
+    taken = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+
+    [yes] = [parameter for parameter in taken.params if "--yes" in parameter.opts]
+    assert "Without a terminal" in yes.help
+
+
+def test_init_says_its_file_as_json(command: Callable[..., bytes], tmp_path: Path) -> None:
+    said = command("init", "notes.csv", "-o", "made.yaml", "--json", "--spool", str(tmp_path / "spool"))
+
+    assert json.loads(said) == {"event": "init", "file": "made.yaml"}
