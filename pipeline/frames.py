@@ -11,6 +11,9 @@ FEW_ROWS = 200  # in a chunk: they are so long that each column is one large pie
 BLOCK_BYTES = 1_000_000  # read at once from a text file; the parser holds several times as much
 LONGEST_ROW = 1_000_000_000  # bytes; only met when one row does not fit into a block
 
+#: The column of the fields of an NDJSON object that no other column of a frame has. No field is called so.
+LATE_FIELDS = "\0fields that are first seen late"
+
 # pyarrow's own allocators keep what they had for better times: 40 MB more of a whole run
 pa.set_memory_pool(pa.system_memory_pool())
 

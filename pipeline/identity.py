@@ -4,11 +4,14 @@ import base64
 import datetime
 import decimal
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 import polars as pl
+
+from pipeline.frames import LATE_FIELDS
 
 _JSON_OPTIONS = orjson.OPT_NON_STR_KEYS
 _BETWEEN = "\x1f"
@@ -74,7 +77,13 @@ def named_rows(frame: pl.DataFrame, columns: Sequence[str]) -> Iterable[dict[str
     """Each row as a mapping of these columns; an empty one for each row when there are none."""
     if not columns:
         return ({} for _ in range(frame.height))
-    return (dict(zip(columns, values, strict=True)) for values in _rows(frame, columns))
+    rows = (dict(zip(columns, values, strict=True)) for values in _rows(frame, columns))
+    return map(_with_late_fields, rows) if LATE_FIELDS in columns else rows
+
+
+def _with_late_fields(row: dict[str, Any]) -> dict[str, Any]:
+    late = row.pop(LATE_FIELDS)
+    return {**row, **late} if late else row
 
 
 def _rows(frame: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -90,10 +99,12 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
     """
     if not columns:
         return [hashlib.blake2b(digest_size=16).digest()] * frame.height
-    names = sorted(columns)
+    names = sorted(column for column in columns if column != LATE_FIELDS)
     texts = [_text(frame.get_column(name)) for name in names]
     is_long = sum(text.estimated_size() for text in texts) > LONG_ROW * frame.height
     values = _long_rows(names, texts) if is_long else _short_rows(names, texts)
+    if LATE_FIELDS in columns:
+        values = map(_with_late_text, values, frame.get_column(LATE_FIELDS).to_list())
     return [hashlib.blake2b(value, digest_size=16).digest() for value in values]
 
 
@@ -114,14 +125,69 @@ def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[byt
         yield b"".join(parts)
 
 
+def _with_late_text(value: bytes, late: Mapping[str, Any] | None) -> bytes:
+    """What a row_hash is made of. A row without such fields has the hash that it has without the column of them."""
+    if not late:
+        return value
+    text = json_text({name: late[name] for name in sorted(late)})
+    return f"{_BETWEEN}{LATE_FIELDS}:{len(text)}:{text}".encode() + value
+
+
 def shown(key: str) -> str:
     """A key as people write it: its values with commas between."""
     return ",".join(str(value) for value in orjson.loads(key))
 
 
-def dump(value: Any) -> str:
-    """Compact JSON text of a source value; dates as ISO text, decimals as text, bytes as base64."""
-    return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS).decode()
+def dump(values: Any) -> str:
+    """Compact JSON text of source values; dates as ISO text, decimals as text.
+
+    An integer beyond 64 bits is a text, and a list or structure that holds one is the text of its JSON: who reads this
+    text would make a float of it.
+    """
+    try:
+        return _dumped(values)
+    except _LargeInteger:
+        pass
+    if isinstance(values, dict):
+        return _dumped({name: _readable(value) for name, value in values.items()})
+    return _dumped([_readable(value) for value in values])
+
+
+def json_text(value: Any) -> str:
+    """Compact JSON text of one value, with its integers as they stand."""
+    try:
+        return _dumped(value)
+    except _LargeInteger:
+        return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":"))
+
+
+class _LargeInteger(Exception):
+    """There is an integer that orjson does not write."""
+
+
+def _dumped(value: Any) -> str:
+    try:
+        return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS).decode()
+    except orjson.JSONEncodeError as exc:
+        if "64-bit" in str(exc):
+            raise _LargeInteger from exc
+        raise
+
+
+def _readable(value: Any) -> Any:
+    """The value as orjson writes it and reads it back."""
+    if is_large(value):
+        return str(value)
+    try:
+        _dumped(value)
+    except _LargeInteger:
+        return json_text(value)
+    return value
+
+
+def is_large(value: Any) -> bool:
+    """Whether this is an integer beyond 64 bits."""
+    return type(value) is int and not -(2**63) <= value < 2**63
 
 
 def _tagged(name: str, column: str) -> pl.Expr:
@@ -143,8 +209,10 @@ def _text(column: pl.Series) -> pl.Series:
 def _text_of(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, dict | list) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
-        return str(value) if isinstance(value, int) else dump(value)
+    if isinstance(value, dict | list):
+        return json_text(value)
+    if is_large(value):
+        return str(value)
     text: str = pl.Series([value]).cast(pl.String)[0]
     return text
 

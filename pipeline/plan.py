@@ -25,6 +25,7 @@ from pipeline.changes import Answer, AnyChange
 from pipeline.distinct import Distinct
 from pipeline.driver import Driver
 from pipeline.errors import JobError, LostRace, SourceError
+from pipeline.frames import LATE_FIELDS
 from pipeline.job import Job
 from pipeline.known import Lookup
 from pipeline.outcomes import Outcome
@@ -83,7 +84,10 @@ class Plan:
                     f'{field_name}: {name} is a function of the templates; for the column write row["{name}"]'
                 )
         columns = self.builder.columns
-        self._template_columns = list(self.rows.columns if columns.all_columns else columns.templates)
+        self._template_columns = list(columns.templates)
+        if columns.all_columns:
+            late = [LATE_FIELDS] if self.rows.has_later else []
+            self._template_columns = list(dict.fromkeys([*self.rows.columns, *columns.templates, *late]))
         self._request_columns = list(dict.fromkeys([*self._template_columns, *columns.attachments]))
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
         self._listed = PriceList(job.prices)

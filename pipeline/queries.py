@@ -50,16 +50,23 @@ class Query:
             return list(result.keys())
 
     @property
+    def later_columns(self) -> list[str]:
+        """None: `columns` has all."""
+        return []
+
+    @property
     def types(self) -> dict[str, Any]:
         """Nothing to compare: there is one query."""
         return {}
 
-    def frames(self, names: list[str], where: Predicate | None = None) -> Iterator[Frame]:
+    def frames(
+        self, names: list[str], where: Predicate | None = None, known: frozenset[str] = frozenset()
+    ) -> Iterator[Frame]:
         """The rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order.
 
         Each column has the type of its first values. Raises SourceError that names row and column.
         """
-        del where  # it is for who wrote the query to say it there
+        del where, known  # it is for who wrote the query to say it there
         kinds: dict[str, Any] = {}
         first, many = 1, FIRST_ROWS
         with self._result() as result:
@@ -174,13 +181,20 @@ class Memory:
         return self.frame.columns
 
     @property
+    def later_columns(self) -> list[str]:
+        """None: `columns` has all."""
+        return []
+
+    @property
     def types(self) -> dict[str, Any]:
         """Nothing to compare: there is one frame."""
         return {}
 
-    def frames(self, names: list[str], where: Predicate | None = None) -> Iterator[Frame]:
+    def frames(
+        self, names: list[str], where: Predicate | None = None, known: frozenset[str] = frozenset()
+    ) -> Iterator[Frame]:
         """The rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order."""
-        del where
+        del where, known
         chosen = pl.DataFrame([self.frame.get_column(name) for name in names])
         many = rows_of_a_chunk(chosen)
         for start in range(0, chosen.height, many):

@@ -4,16 +4,17 @@ import difflib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
 
-from pipeline import files
+from pipeline import files, identity
 from pipeline.attachments import Folder
 from pipeline.errors import SourceError
 from pipeline.formats import FileInput
-from pipeline.frames import Frame
+from pipeline.frames import LATE_FIELDS, Frame
 from pipeline.identity import columns_of
 from pipeline.job import Source
 from pipeline.predicate import Predicate
@@ -24,8 +25,9 @@ class Input(Protocol):
     """One input of a source: a file, the rows of a query, a frame in memory.
 
     path: what names it in full; name: in short; folder: what the paths of attachments are relative to; columns: all it
-    has; types: the Arrow types of its columns, if it has any that must be the same in all inputs; partition: columns
-    with one value; by_value: whether a column's type is that of each of its values.
+    has, as far as its start tells; later_columns: those that only the whole of it tells; types: the Arrow types of its
+    columns, if it has any that must be the same in all inputs; partition: columns with one value; by_value: whether a
+    column's type is that of each of its values.
     """
 
     @property
@@ -37,12 +39,16 @@ class Input(Protocol):
     @property
     def columns(self) -> list[str]: ...
     @property
+    def later_columns(self) -> list[str]: ...
+    @property
     def types(self) -> dict[str, Any]: ...
     @property
     def partition(self) -> tuple[tuple[str, str | None], ...]: ...
     @property
     def by_value(self) -> bool: ...
-    def frames(self, names: list[str], where: Predicate | None = None) -> Iterator[Frame]: ...
+    def frames(
+        self, names: list[str], where: Predicate | None = None, known: frozenset[str] = frozenset()
+    ) -> Iterator[Frame]: ...
 
 
 HEADERS = 16  # files whose headers are read at the same time
@@ -83,13 +89,28 @@ class Rows:
         self.require(list(self._dtypes), "source.types")
 
     def require(self, names: Sequence[str], by: str) -> None:
-        """Raises SourceError unless the source has all these columns. by: what names them, for the message."""
+        """Raises SourceError unless the source has all these columns. by: what names them, for the message.
+
+        A column that the start of each input does not have is looked for in the whole of them.
+        """
         for name in names:
-            if name not in self.columns:
-                near = difflib.get_close_matches(name, self.columns, n=1)
+            if name not in self.columns and name not in self._later and name != LATE_FIELDS:
+                every = [*self.columns, *self._later]
+                near = difflib.get_close_matches(name, every, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                known = ", ".join(self.columns[:20])
+                known = ", ".join(every[:20])
                 raise SourceError(f"{by} names column {name!r}, which the source does not have (it has: {known}){hint}")
+
+    @cached_property
+    def _later(self) -> list[str]:
+        """The columns that no input has at its start."""
+        found = dict.fromkeys(name for one in self.inputs for name in one.later_columns)
+        return [name for name in found if name not in self.columns]
+
+    @property
+    def has_later(self) -> bool:
+        """Whether rows may have columns beyond `columns`; frames.LATE_FIELDS is these of each row."""
+        return any(one.by_value for one in self.inputs)
 
     def chunks(
         self, columns: Sequence[str], *, limit: int | None = None, inputs: Sequence[Input] | None = None
@@ -107,9 +128,9 @@ class Rows:
     def _chunks(
         self, where: Predicate | None, needed: list[str], read: list[str], limit: int | None, inputs: Sequence[Input]
     ) -> Iterator[Chunk]:
-        left = limit
+        left, known = limit, frozenset(self.columns)
         for one in inputs if where is None else self._ruled_in(inputs, where):
-            for first, frame in one.frames(read, where):
+            for first, frame in one.frames(read, where, known):
                 typed = self._typed(frame, one, first)
                 numbers: Sequence[int] = range(first, first + frame.height)
                 if where is not None:
@@ -276,7 +297,7 @@ def _kinds(column: pl.Series) -> set[str]:
     """What the values of a column are in SQL; nothing for a column of nulls out of NDJSON."""
     if column.dtype == pl.Object:
         values = [value for value in column.to_list() if value is not None]
-        large = {"text" for value in values if type(value) is int and not -(2**63) <= value < 2**63}
+        large = {"text" for value in values if identity.is_large(value)}
         return large | {_JSON_KINDS.get(type(value), "json") for value in values}
     return set() if column.dtype == pl.Null else {_kind(column.dtype)}
 
