@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -86,7 +87,9 @@ class Csv(Section):
     """How CSV and TSV files are written. delimiter: None for a comma, in .tsv files a tab; quote: "" for none.
 
     header: whether the first line names the columns; columns: their names when it does not (column_1, ... by default).
-    null_values: unquoted fields that are null; an empty field is empty text unless "" is one of them.
+    null_values: unquoted fields that are null; an empty field is empty text unless "" is one of them. escape: the
+    character before a quote, a delimiter or a line end that is text. comment: what a line begins with that is no row;
+    skip: lines before the header, or the first row.
     """
 
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
@@ -94,6 +97,24 @@ class Csv(Section):
     header: bool = True
     columns: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
     null_values: list[str] = []
+    escape: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    comment: NonEmpty | None = None
+    skip: Annotated[int, Field(strict=True, ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _are_different(self) -> Self:
+        given = [self.delimiter or ",", self.quote, self.escape]
+        if any(character is not None and not character.isascii() for character in given):
+            raise ValueError("delimiter, quote and escape must be characters of ASCII")
+        if self.delimiter is not None and self.delimiter in (self.quote, self.escape):
+            raise ValueError("delimiter must differ from quote and escape")
+        return self
+
+    @field_validator("escape")
+    @classmethod
+    def _is_no_quote(cls, escape: str | None, info: ValidationInfo) -> str | None:
+        """A quote that escapes a quote is what CSV has anyway."""
+        return None if escape == info.data.get("quote") else escape
 
     @model_validator(mode="after")
     def _names_or_header(self) -> Self:

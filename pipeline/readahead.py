@@ -1,44 +1,41 @@
 """How does a process end while pyarrow still reads a file ahead? Edge: threads.
 
-A thread of pyarrow's reads a CSV file up to 32 blocks ahead, and it continues after an error. It reads an object on
-object storage through Python code. When the interpreter ends meanwhile, that thread never gets the interpreter again:
-the process hangs for ever, or it aborts. So pyarrow reads an object through a gate. A gate that is shut gives no more
-bytes, and the process waits at its end until pyarrow has released the file.
+A thread of pyarrow's reads a CSV file up to 32 blocks ahead, and it continues after an error. It reads the file through
+Python code. When the interpreter ends meanwhile, that thread never gets the interpreter again: the process hangs for
+ever, or it aborts. So pyarrow reads a file through a gate. A gate that is shut gives no more bytes, and the process
+waits at its end until pyarrow has released the file.
 """
 
 import atexit
-import io
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
-
-from pipeline.files import SourceFile
-from pipeline.objects import Object
 
 COPIED_BYTES = 1_000_000  # at once into native memory, which a thread can free without the interpreter
 RELEASED_SECONDS = 1.0  # pyarrow releases a file within this time after its last read, unless something else holds it
 LOOK_SECONDS = 0.005  # between two looks at the end of the process
 
 
-class ReadAhead:
-    """A source file that a reader of pyarrow's may read ahead until the block ends.
+class Readable(Protocol):
+    """What can be read once from its start to its end."""
 
-    stream: the file, decompressed. reader: the reader, which the caller opens on the stream. No local variable may hold
-    the stream or the reader: an error keeps the variables of all functions that it passed.
+    def read(self, size: int, /) -> bytes: ...
+
+
+class ReadAhead:
+    """A text that a reader of pyarrow's may read ahead until the block ends.
+
+    stream: the text. reader: the reader, which the caller opens on the stream. No local variable may hold the stream
+    or the reader: an error keeps the variables of all functions that it passed.
     """
 
-    def __init__(self, file: SourceFile) -> None:
-        self._gate: _Gate | None = None
+    def __init__(self, text: Readable) -> None:
+        self._gate = _Gate(text)
         self.reader: Any = None
-        if isinstance(file.found, Object):
-            self._gate = _Gate(file.open())
-            self.stream = pa.BufferedInputStream(self._gate.lend(), COPIED_BYTES)
-        else:
-            self.stream = file.native()
-        self.stream = pa.input_stream(self.stream, compression=file.compression)
+        self.stream = pa.BufferedInputStream(self._gate.lend(), COPIED_BYTES)
         _OPEN.add(self)
 
     def __enter__(self) -> "ReadAhead":
@@ -58,20 +55,19 @@ class ReadAhead:
 
     def close(self) -> None:
         """Give pyarrow no more bytes, and release the reader. Does not wait for pyarrow's thread."""
-        if self._gate is not None:
-            self._gate.shut = True
+        self._gate.shut = True
         self.reader = self.stream = None
 
 
 class _Gate:
-    """A Python file that pyarrow's threads read. shut: it gives no more bytes; reading: a thread reads it now."""
+    """A text that pyarrow's threads read. shut: it gives no more bytes; reading: a thread reads it now."""
 
-    def __init__(self, file: io.BufferedIOBase) -> None:
+    def __init__(self, text: Readable) -> None:
         self.shut = self.reading = False
-        self._file = file
+        self._text = text
 
     def lend(self) -> Any:
-        """Return the file in the form in which pyarrow takes it."""
+        """Return the text in the form in which pyarrow takes it."""
         handle = _Handle(self._read)
         _LENT[handle] = self
         return pa.PythonFile(handle, mode="r")
@@ -81,13 +77,13 @@ class _Gate:
             return b""
         self.reading = True
         try:
-            return self._file.read(size)
+            return self._text.read(size)
         finally:
             self.reading = False
 
 
 class _Handle:
-    """What pyarrow holds of the file, and nothing else holds: it is gone once no thread of pyarrow's can read."""
+    """What pyarrow holds of the text, and nothing else holds: it is gone once no thread of pyarrow's can read."""
 
     closed = False
 

@@ -102,7 +102,8 @@ def _tag(column: str) -> str:
 
 
 def _expression(column: str) -> str:
-    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", column) and not templates.is_taken(column)
+    odd = templates.is_taken(column) or templates.is_method(column)
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", column) and not odd
     value = column if plain else f"row[{orjson.dumps(column).decode()}]"
     return "{{ " + f"{value} if {value} is not none else ''" + " }}"
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from functools import cache
 from typing import Any, Literal
+from uuid import UUID
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -38,8 +41,38 @@ def is_template(text: str) -> bool:
 
 def is_taken(name: str) -> bool:
     """Whether a bare name in a template is not the column of that name: ours, a function, or a word of Jinja's."""
-    words = {"true", "false", "none", "True", "False", "None", "not", "and", "or", "in", "is", "if", "else", "loop"}
-    return name in RESERVED or name in _environment("invalid").globals or name in words
+    return name in RESERVED or name in _environment("invalid").globals or name in _WORDS
+
+
+#: Words of Jinja's language, and the names that it gives a template besides its variables.
+_WORDS = frozenset(
+    [
+        "true",
+        "false",
+        "none",
+        "True",
+        "False",
+        "None",
+        "not",
+        "and",
+        "or",
+        "in",
+        "is",
+        "if",
+        "else",
+        "loop",
+        "self",
+        "super",
+        "caller",
+        "varargs",
+        "kwargs",
+    ]
+)
+
+
+def is_method(name: str) -> bool:
+    """Whether a mapping of Python's has a method of this name: then `row.NAME` reads as if it were that method."""
+    return hasattr(dict, name)
 
 
 def names(template: str) -> Names:
@@ -49,6 +82,7 @@ def names(template: str) -> Names:
         tree = environment.parse(template)
         _refuse_escapes(tree)
         _refuse_unknown(tree, environment)
+        _refuse_own_words(tree)
         environment.from_string(template)
     except TemplateSyntaxError as exc:
         raise TemplateProblem(f"line {exc.lineno} of the template: {exc.message}") from exc
@@ -84,6 +118,8 @@ def renderer(
             return "".join(compiled.root_render_func(context))
         except SecurityError as exc:
             raise TemplateProblem(f"the template is not allowed to do this: {exc}") from exc
+        except _NotAValue as exc:
+            raise RowProblem(f"the template prints {exc}") from None
         except _NullPrinted:
             empty = ", ".join(name for name, value in row.items() if value is None)
             raise RowProblem(f"the template prints a null; null in this row: {empty}") from None
@@ -139,8 +175,7 @@ def _part(node: nodes.Expr) -> tuple[Literal["text", "column", "vars", None], st
         return "column", node.name
     if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name):
         name = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)
-        # {{ row.items }} is what a dict has under that name, not the column
-        if isinstance(name, str) and not hasattr(dict, name) and node.node.name in RESERVED:
+        if isinstance(name, str) and node.node.name in RESERVED:
             return ("column" if node.node.name == "row" else "vars"), name
     return None, ""
 
@@ -166,20 +201,123 @@ class _NullPrinted(Exception):
     """A `{{ }}` came to None."""
 
 
+class _NotAValue(Exception):
+    """A `{{ }}` came to an object of Python or Jinja. The message names it, and says what to write."""
+
+
 def _refuse_null(value: Any) -> Any:
     if value is None:
         raise _NullPrinted
-    return value
+    return _printable(value)
 
 
 def _null_as_empty(value: Any) -> Any:
-    return "" if value is None else value
+    return "" if value is None else _printable(value)
+
+
+#: What a template may print. An Undefined says itself what is wrong.
+_VALUES = (str, int, float, Decimal, date, time, timedelta, bytes, UUID, list, tuple, dict, type(None), Undefined)
+
+
+def _printable(value: Any) -> Any:
+    """`value` itself. Raises _NotAValue if its text, or that of a value inside, is the name of a Python object."""
+    if type(value) in _PLAIN:
+        return value
+    inside = [value]
+    while inside:
+        one = inside.pop()
+        if not isinstance(one, _VALUES):
+            kind = type(one).__name__
+            hint = "; add |list" if hasattr(one, "__iter__") else ""
+            raise _NotAValue(f"an object of Python's type {kind}, which is no value{hint}")
+        if isinstance(one, list | tuple):
+            inside += one
+        elif isinstance(one, dict):
+            inside += one.values()
+    return value
+
+
+#: Filters that make a text of whatever they get.
+_TEXT_FILTERS = frozenset(
+    [
+        "string",
+        "upper",
+        "lower",
+        "capitalize",
+        "title",
+        "trim",
+        "replace",
+        "truncate",
+        "indent",
+        "center",
+        "wordwrap",
+        "wordcount",
+        "format",
+        "escape",
+        "e",
+        "forceescape",
+        "safe",
+        "striptags",
+        "urlencode",
+        "urlize",
+    ]
+)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja, where `row.items` is the column and `row.items()` the method, and only values become text."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """What `obj.attribute` is where nothing calls it: of a mapping its item, never its method."""
+        if isinstance(obj, dict):
+            if attribute in obj:
+                return obj[attribute]
+            return super().getattr(obj, attribute) if attribute.startswith("_") else self._missing(obj, attribute)
+        value = super().getattr(obj, attribute)
+        if callable(value) and not isinstance(value, Undefined) and isinstance(obj, _VALUES):
+            raise _NotAValue(f"{attribute!r}, which is a method of this value: write .{attribute}() to call it")
+        return value
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """What `obj[argument]` is: of a mapping its item, never its method."""
+        if isinstance(obj, dict) and isinstance(argument, str) and not argument.startswith("_"):
+            return obj[argument] if argument in obj else self._missing(obj, argument)
+        return super().getitem(obj, argument)
+
+    def _missing(self, obj: Any, name: str) -> Undefined:
+        return self.undefined(obj=obj, name=name)
+
+    def method(self, obj: Any, name: str) -> Any:
+        """What `obj.name` is in `obj.name()`: the method, if there is one."""
+        return super().getattr(obj, name)
+
+    def printable(self, value: Any) -> Any:
+        """`value`, where it becomes a part of a text."""
+        return _printable(value)
+
+    def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
+        """The template as Python code. Jinja offers this method for changes to the parsed template."""
+        for call in list(source.find_all(nodes.Call)):
+            if isinstance(call.node, nodes.Getattr):
+                call.node = _call("method", call.node.node, nodes.Const(call.node.attr))
+        for joined in list(source.find_all(nodes.Concat)):
+            joined.nodes = [_call("printable", part) for part in joined.nodes]
+        for filtered in list(source.find_all(nodes.Filter)):
+            if filtered.node is not None and filtered.name in _TEXT_FILTERS:
+                filtered.node = _call("printable", filtered.node)
+        source.set_environment(self)
+        return super()._generate(source, *args, **options)
+
+
+def _call(name: str, *args: nodes.Expr) -> nodes.Call:
+    """A call of a method of the environment."""
+    return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None, lineno=args[0].lineno)
 
 
 @cache
-def _environment(nulls: str) -> ImmutableSandboxedEnvironment:
+def _environment(nulls: str) -> _Environment:
     finalize = _null_as_empty if nulls == "empty" else _refuse_null
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=finalize, autoescape=False)
+    return _Environment(undefined=StrictUndefined, finalize=finalize, autoescape=False)
 
 
 def _refuse_escapes(tree: nodes.Template) -> None:
@@ -200,11 +338,27 @@ def _refuse_unknown(tree: nodes.Template, environment: ImmutableSandboxedEnviron
             raise TemplateProblem(f"line {node.lineno} of the template: No {what} named {node.name!r}.")
 
 
+def _refuse_own_words(tree: nodes.Template) -> None:
+    """Refuse to print `self`, and `loop` in a loop: they are objects of Jinja's, whatever columns there are."""
+    in_loops = [output for loop in tree.find_all(nodes.For) for output in loop.find_all(nodes.Output)]
+    printed = {id(part) for output in in_loops for part in output.nodes}
+    of_blocks = {id(node.node) for node in tree.find_all(nodes.Getattr)}
+    for node in tree.find_all(nodes.Name):
+        if (node.name == "self" and id(node) not in of_blocks) or (node.name == "loop" and id(node) in printed):
+            raise TemplateProblem(
+                f"line {node.lineno} of the template: {node.name} is a word of Jinja's; "
+                f'for the column of that name write row["{node.name}"]'
+            )
+
+
 def _lookups(tree: nodes.Template, name: str) -> tuple[int, set[str]]:
     """How many times the variable `name` is read, and the written-out names it is looked up by."""
     reads = sum(node.name == name and node.ctx == "load" for node in tree.find_all(nodes.Name))
     constants: list[str] = []
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}  # row.items() is no column, and reads them all
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        if id(node) in called and isinstance(node, nodes.Getattr):
+            continue
         if isinstance(node.node, nodes.Name) and node.node.name == name:  # type: ignore[attr-defined]
             attribute = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)  # type: ignore[attr-defined]
             if isinstance(attribute, str):

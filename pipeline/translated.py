@@ -39,15 +39,36 @@ def _said(file: SourceFile, text: str, exc: BaseException) -> str:
     """What pyarrow says of a file, in our words; its rows count the header, ours do not."""
     row = re.search(r"Row #(\d+): ", text)
     place = f"{file.path} row {int(row[1]) - file.csv.header}" if row else file.path
-    fields = re.search(r"Expected (\d+) columns, got (\d+)", text)
+    fields = re.search(r"Expected (\d+) columns, got (\d+): ", text)
     with file.open() as start:
         wide = start.read(2) in (b"\xff\xfe", b"\xfe\xff")
     if (wide and file.compression is None) or "UTF8" in text or isinstance(exc, UnicodeError):
-        return f"{place}: the text is in another encoding; say the file's encoding in source.encoding"
+        return other_encoding(place if row else f"{place}: the header" if file.format == "csv" else place, file)
     if fields:
-        first = "header" if file.csv.header else "first row"
-        return (
-            f"{place}: the row has {fields[2]} fields, the {first} {fields[1]}: "
-            f"{text.partition(fields[0] + ': ')[2]}; put a field that holds the delimiter or a line end into quotes"
-        )
+        return f"{place}: {_ragged(file, int(fields[1]), int(fields[2]), text[fields.end() :])}"
     return f"{place}: the {file.format} file cannot be read ({text}); write it again, or leave it out of source.path"
+
+
+def other_encoding(place: str, file: SourceFile) -> str:
+    """What is said of bytes that are no text in the file's encoding."""
+    return f"{place}: the text is in another encoding than {file.encoding}; say the file's encoding in source.encoding"
+
+
+def _ragged(file: SourceFile, wanted: int, got: int, row: str) -> str:
+    """What is wrong with a row of too few or too many fields, and what to do."""
+    first = "header" if file.csv.header else "first row"
+    said = f"the row has {got} field{'' if got == 1 else 's'}, the {first} {wanted}: {row}"
+    return f"{said}; {_remedy(file, wanted, got, row, first)}" if row.strip() else "the line is blank; remove it"
+
+
+def _remedy(file: SourceFile, wanted: int, got: int, row: str, first: str) -> str:
+    delimiter = repr(file.delimiter)
+    if file.csv.comment is None and row.startswith(("#", "//")):
+        return f"if lines that begin with {row[:1]!r} are comments, say so in source.csv.comment"
+    if got < wanted:
+        return "complete the row, remove it, or put a field that holds a line end into quotes"
+    if row.endswith(file.delimiter * (got - wanted)) and row.count(file.delimiter) == got - 1:
+        return f"remove the delimiter ({delimiter}) at the end of the row, or name the column in the {first}"
+    if wanted == 1 and file.csv.header:
+        return "if lines stand before the header, say in source.csv.skip how many"
+    return f"put a field that holds the delimiter ({delimiter}) into quotes"

@@ -345,7 +345,7 @@ def test_a_key_column_called_as_a_column_of_ours_is_refused(command: Command, ap
         pytest.param(
             b"id,body\n1,a\n2,b,c\n", ["tickets.csv", "2,b,c", "has 3 fields, the header 2"], id="a ragged row"
         ),
-        pytest.param(b"id,body\n1,a\n2\n", ["tickets.csv", "has 1 fields, the header 2"], id="a row too short"),
+        pytest.param(b"id,body\n1,a\n2\n", ["tickets.csv", "has 1 field, the header 2"], id="a row too short"),
         pytest.param(b'id,body\n1,a\n2,"b\n3,c\n', ["tickets.csv row 2", "never closed"], id="an open quote"),
         pytest.param(b"id,body\n1,K\xe4se\n", ["tickets.csv", "source.encoding"], id="a wrong encoding"),
         pytest.param(

@@ -443,7 +443,7 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         ),
         pytest.param("a.parquet", b"id,text\n1,a\n", "a.parquet: the parquet file cannot be read", id="CSV as Parquet"),
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "2,b,c", id="a field too many"),
-        pytest.param("a.csv", b"id,text\n1,a\n2\n", "has 1 fields, the header 2", id="a field too few"),
+        pytest.param("a.csv", b"id,text\n1,a\n2\n", "has 1 field, the header 2", id="a field too few"),
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "a.csv row 2: ", id="the file of a ragged row"),
         pytest.param("a.csv", b"id,text,text\n1,a,b\n", "a.csv: column 'text' stands twice", id="a column twice"),
         pytest.param("a.csv", b'id,text\n1,a\n2,"b\n3,c\n', 'a.csv row 2: a quote (") is opened', id="an open quote"),
