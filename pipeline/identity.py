@@ -2,18 +2,17 @@
 
 import base64
 import datetime
-import decimal
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 import polars as pl
 
+from pipeline import exact, legacy
 from pipeline.frames import LATE_FIELDS
+from pipeline.jsontext import Unfit, dump, hashed_text, is_large, json_text
 
-_JSON_OPTIONS = orjson.OPT_NON_STR_KEYS
 _BETWEEN = "\x1f"
 _ESCAPED = r'["\\\x00-\x1f]'  # in a text of JSON
 _ONE_NUMBER = r"^\[-?[0-9]+\]$"
@@ -40,8 +39,19 @@ def key_column(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
         parts = [pl.format(f"{quote}{{}}{quote}", pl.col(f"c{i}")) for i, quote in enumerate(quotes)]
         return texts.select(pl.format("[{}]", pl.concat_str(parts, separator=",")).alias("key")).to_series()
     plain = [column + 0.0 if column.dtype.is_float() else column for column in plain]  # -0.0 is no key beside 0.0
-    lists = zip(*(column.to_list() for column in plain), strict=True)
+    lists = zip(*(exact.of_series(column) for column in plain), strict=True)
     return pl.Series("key", [dump(values) for values in lists], dtype=pl.String)
+
+
+def older_keys(frame: pl.DataFrame, columns: Sequence[str], types: Mapping[str, Any]) -> pl.Series | None:
+    """The keys by which rows were known before some conversions became exact; None if none of them differs.
+
+    types: as for `older_hashes`.
+    """
+    older = {name: legacy.key_values(frame.get_column(name), types.get(name)) for name in columns}
+    if all(values is None for values in older.values()):
+        return None
+    return key_column(pl.DataFrame({n: frame.get_column(n) if v is None else v for n, v in older.items()}), columns)
 
 
 def _is_plain(column: pl.Series) -> bool:
@@ -73,11 +83,16 @@ def kept(frame: pl.DataFrame, keep: Mapping[str, str]) -> list[str | None]:
     return [dump(dict(zip(names, values, strict=True))) for values in _rows(frame, list(keep))]
 
 
-def named_rows(frame: pl.DataFrame, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
-    """Each row as a mapping of these columns; an empty one for each row when there are none."""
+def named_rows(
+    frame: pl.DataFrame, columns: Sequence[str], *, as_bytes: Container[str] = ()
+) -> Iterable[dict[str, Any]]:
+    """Each row as a mapping of these columns; an empty one for each row when there are none.
+
+    as_bytes: the columns whose binary values stay bytes, for attachments.
+    """
     if not columns:
         return ({} for _ in range(frame.height))
-    rows = (dict(zip(columns, values, strict=True)) for values in _rows(frame, columns))
+    rows = (dict(zip(columns, values, strict=True)) for values in _rows(frame, columns, as_bytes))
     return map(_with_late_fields, rows) if LATE_FIELDS in columns else rows
 
 
@@ -86,9 +101,10 @@ def _with_late_fields(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **late} if late else row
 
 
-def _rows(frame: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def _rows(frame: pl.DataFrame, columns: Sequence[str], as_bytes: Container[str] = ()) -> Iterator[tuple[Any, ...]]:
     """The values of these columns row by row; half the time of polars' own iter_rows."""
-    return zip(*(frame.get_column(name).to_list() for name in columns), strict=True)
+    found = ((name, frame.get_column(name)) for name in columns)
+    return zip(*(one.to_list() if name in as_bytes else exact.of_series(one) for name, one in found), strict=True)
 
 
 def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
@@ -100,11 +116,32 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
     if not columns:
         return [hashlib.blake2b(digest_size=16).digest()] * frame.height
     names = sorted(column for column in columns if column != LATE_FIELDS)
-    texts = [_text(frame.get_column(name)) for name in names]
-    is_long = sum(text.estimated_size() for text in texts) > LONG_ROW * frame.height
-    values = _long_rows(names, texts) if is_long else _short_rows(names, texts)
-    if LATE_FIELDS in columns:
-        values = map(_with_late_text, values, frame.get_column(LATE_FIELDS).to_list())
+    late = frame.get_column(LATE_FIELDS).to_list() if LATE_FIELDS in columns else None
+    return _hashes(names, [_text(frame.get_column(name)) for name in names], late)
+
+
+def older_hashes(frame: pl.DataFrame, columns: Sequence[str], types: Mapping[str, Any]) -> list[bytes] | None:
+    """The row_hashes by which rows were known before some conversions became exact; None if none of them differs.
+
+    types: the Arrow types of the columns in their file, as far as it has any.
+    """
+    names = sorted(column for column in columns if column != LATE_FIELDS)
+    texts = [legacy.text(frame.get_column(name), types.get(name), _text_of) for name in names]
+    late = LATE_FIELDS in columns and any(frame.get_column(LATE_FIELDS).to_list())
+    if not late and all(text is None for text in texts):
+        return None
+    both = zip(names, texts, strict=True)
+    return _hashes(names, [_text(frame.get_column(name)) if text is None else text for name, text in both], None)
+
+
+def _hashes(
+    names: Sequence[str], texts: Sequence[pl.Series], late: Sequence[Mapping[str, Any] | None] | None
+) -> list[bytes]:
+    rows = len(texts[0]) if texts else len(late or ())
+    is_long = sum(text.estimated_size() for text in texts) > LONG_ROW * rows
+    values: Iterable[bytes] = _long_rows(names, texts) if is_long else _short_rows(names, texts)
+    if late is not None:
+        values = map(_with_late_text, values, late)
     return [hashlib.blake2b(value, digest_size=16).digest() for value in values]
 
 
@@ -138,58 +175,6 @@ def shown(key: str) -> str:
     return ",".join(str(value) for value in orjson.loads(key))
 
 
-def dump(values: Any) -> str:
-    """Compact JSON text of source values; dates as ISO text, decimals as text.
-
-    An integer beyond 64 bits is a text, and a list or structure that holds one is the text of its JSON: who reads this
-    text would make a float of it.
-    """
-    try:
-        return _dumped(values)
-    except _LargeInteger:
-        pass
-    if isinstance(values, dict):
-        return _dumped({name: _readable(value) for name, value in values.items()})
-    return _dumped([_readable(value) for value in values])
-
-
-def json_text(value: Any) -> str:
-    """Compact JSON text of one value, with its integers as they stand."""
-    try:
-        return _dumped(value)
-    except _LargeInteger:
-        return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":"))
-
-
-class _LargeInteger(Exception):
-    """There is an integer that orjson does not write."""
-
-
-def _dumped(value: Any) -> str:
-    try:
-        return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS).decode()
-    except orjson.JSONEncodeError as exc:
-        if "64-bit" in str(exc):
-            raise _LargeInteger from exc
-        raise
-
-
-def _readable(value: Any) -> Any:
-    """The value as orjson writes it and reads it back."""
-    if is_large(value):
-        return str(value)
-    try:
-        _dumped(value)
-    except _LargeInteger:
-        return json_text(value)
-    return value
-
-
-def is_large(value: Any) -> bool:
-    """Whether this is an integer beyond 64 bits."""
-    return type(value) is int and not -(2**63) <= value < 2**63
-
-
 def _tagged(name: str, column: str) -> pl.Expr:
     text = pl.col(column)
     present = pl.concat_str([pl.lit(f"{name}:"), text.str.len_bytes().cast(pl.String), pl.lit(":"), text])
@@ -200,30 +185,37 @@ def _text(column: pl.Series) -> pl.Series:
     """The values as text, each the same whatever the values beside it are."""
     if column.dtype == pl.Object:
         return pl.Series([_text_of(value) for value in column.to_list()], dtype=pl.String)
+    if column.dtype == pl.Binary:
+        return pl.Series([None if v is None else _text_of_bytes(v) for v in column.to_list()], dtype=pl.String)
     if column.dtype.is_nested():
-        values = [None if value is None else dump(_listed(value)) for value in column.to_list()]
-        return pl.Series(values, dtype=pl.String)
-    return column.bin.encode("base64") if column.dtype == pl.Binary else column.cast(pl.String)
+        return pl.Series([_text_of(value) for value in exact.of_series(column)], dtype=pl.String)
+    text = column.cast(pl.String)
+    if column.dtype == pl.Time:  # polars writes its seconds only
+        return text.zip_with((column.to_physical() % 1_000_000_000 == 0).fill_null(value=True), _texts(column))
+    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_unit == "ns":  # see legacy.py
+        return text.zip_with((column.to_physical() % 1_000 == 0).fill_null(value=True), _texts(column))
+    return text
+
+
+def _text_of_bytes(value: bytes) -> str:
+    text = exact.text_of(value)
+    return base64.b64encode(value).decode() if isinstance(text, Unfit) else text
+
+
+def _texts(column: pl.Series) -> pl.Series:
+    return pl.Series([_text_of(value) for value in exact.of_series(column)], dtype=pl.String)
 
 
 def _text_of(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, Unfit):
+        return f"\0{value.reason}"
     if isinstance(value, dict | list):
-        return json_text(value)
+        return hashed_text(value)
     if is_large(value):
         return str(value)
+    if isinstance(value, datetime.time):
+        return value.isoformat()
     text: str = pl.Series([value]).cast(pl.String)[0]
     return text
-
-
-def _listed(value: Any) -> Any:
-    return value.to_list() if isinstance(value, pl.Series) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, decimal.Decimal | datetime.timedelta):
-        return str(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    raise TypeError(f"a value of type {type(value).__name__} cannot be kept")

@@ -92,9 +92,10 @@ def pick(plan: Plan, n: int) -> Picked:
 
 def _rendered(plan: Plan) -> Iterator[PreviewRow | str]:
     """Each row of the source with its request, or why it has none."""
+    attached = plan.builder.columns.attachments
     for chunk in plan.rows.chunks(plan.columns):
         keys = identity.keys(chunk.frame, plan.job.source.key)
-        for i, values in enumerate(identity.named_rows(chunk.frame, plan.columns)):
+        for i, values in enumerate(identity.named_rows(chunk.frame, plan.columns, as_bytes=attached)):
             yield _built(plan, chunk, i, identity.shown(keys[i]), values)
 
 
