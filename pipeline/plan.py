@@ -124,8 +124,8 @@ class Plan:
             for chunk in self.rows.chunks(self.columns, limit=self._limit, inputs=unread):
                 self._refuse_empty_keys(chunk)
                 self._refuse_unfit(chunk)
-                self._refuse_older_keys(chunk, known_rows)
                 keys = identity.key_column(chunk.frame, self.job.source.key)
+                self._refuse_older_keys(chunk, keys, known_rows)
                 seen.add(distinct.hashes(identity.key_texts(keys)))
                 judged = self._judged(chunk, keys, known_rows, hashed=False, unsent=unsent)
                 self._unchanged.quoted(chunk, keys, judged)
@@ -302,13 +302,12 @@ class Plan:
                         "or leave such rows out by source.where"
                     )
 
-    def _refuse_older_keys(self, chunk: Chunk, known_rows: Lookup) -> None:
+    def _refuse_older_keys(self, chunk: Chunk, keys: pl.Series, known_rows: Lookup) -> None:
         """Raises SourceError when rows are known by inexact keys: they would be taken for new ones, and paid again."""
         if known_rows.is_empty:
             return
         older = identity.older_keys(chunk.frame, self.job.source.key, chunk.input.types)
-        known = {} if older is None else known_rows(older.to_list())
-        for key in known:
+        for key in [] if older is None else known_rows(older.filter(older != keys).to_list()):
             raise SourceError(
                 "source.key: an earlier version of this program wrote inexact keys for this column, such as "
                 f"{identity.shown(key)}, and all rows would be sent again under exact ones; to do so, give the job and "

@@ -176,6 +176,7 @@ class Rows:
 
         NDJSON says it value by value, so there the whole source is looked at; values of several kinds are text.
         """
+        columns = list(dict.fromkeys(columns))
         self.require(columns, "the job")
         found: dict[str, set[str]] = {name: self._stored(name) for name in columns}
         for one in self.inputs:

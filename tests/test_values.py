@@ -12,15 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
+from sqlalchemy import select, update
 
 from pipeline import columnar, identity
-from pipeline.errors import SourceError
+from pipeline.errors import DatabaseError, SourceError
 from pipeline.frames import CHUNK_ROWS, unreadable
 from pipeline.job import Job, Source
 from pipeline.known import Lookup
 from pipeline.plan import Plan
 from pipeline.rows import Rows
+from pipeline.tables import jobs, requests
 from pipeline.templates import RowProblem
+from pipeline.verdicts import Verdict
 from tests.conftest import World
 
 POSTGRESQL_IS_LONG = True
@@ -338,3 +341,105 @@ def test_times_of_spark_beyond_the_range_of_nanoseconds_are_what_they_are(tmp_pa
         "4": "0001-01-01 00:00:00",
         "5": "1970-01-01 00:00:00.000001",
     }
+
+
+# -- rows that were answered before conversions were exact -----------------------------------------------------------
+
+
+def uuids(*values: bytes) -> Any:
+    return pa.ExtensionArray.from_storage(pa.uuid(), pa.array(values, pa.binary(16)))
+
+
+OLDER: dict[str, tuple[pa.Table | list[str], dict[str, object]]] = {
+    "bytes that are text": (pa.table({"id": [1, 2], "x": [b"hello", b"a"]}), {"x": "aGVsbG8="}),
+    "a UUID": (
+        pa.table(
+            {
+                "id": [1, 2],
+                "x": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16), b"x" * 16], pa.binary(16))),
+            }
+        ),
+        {"x": "AAAAAAAAAAAAAAAAAAAAAA=="},
+    ),
+    "nanoseconds": (
+        pa.table({"id": [1, 2], "x": pa.array([1_001, 1_000], pa.timestamp("ns"))}),
+        {"x": "1970-01-01 00:00:00.000001001"},
+    ),
+    "NaN in a list": (pa.table({"id": [1, 2], "x": [[float("nan")], [1.0]]}), {"x": "[null]"}),
+    "bytes in a structure": (pa.table({"id": [1, 2], "x": [{"a": b"x"}, {"a": b"y"}]}), {"x": '{"a":"eA=="}'}),
+    "a time of the day": (
+        pa.table({"id": [1, 2], "x": pa.array([1_000, 0], pa.time64("us"))}),
+        {"x": "00:00:00"},
+    ),
+    "a large integer": (['{"id":1,"x":18446744073709551617}', '{"id":2,"x":3}'], {"x": 18446744073709551617.0}),
+    "a late field": ([*(f'{{"id":{i},"x":1}}' for i in range(2, 5003)), '{"id":1,"x":1,"y":2}'], {"id": "1", "x": "1"}),
+}
+
+
+def write_older(folder: Path, content: Any) -> Path:
+    if isinstance(content, list):
+        return lines(folder / "a.ndjson", *content)
+    pq.write_table(content, folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_row_answered_with_an_inexact_value_is_kept_as_of_an_older_recipe(world: World, name: str) -> None:
+    content, before = OLDER[name]
+    late = name == "a late field"
+    job = job_over(write_older(world.folder, content), "{{ row | tojson }}" if late else "{{ x }}")
+    world.run(job)
+    sent = world.accepted()
+    older = identity.row_hashes(pl.DataFrame([before]), list(before))[0]
+    with world.database.write() as conn:
+        stored = update(requests).where(requests.c.key == "[1]")
+        assert conn.execute(stored.values(row_hash=older, outcome_hash=older)).rowcount == 1
+
+    quote = Plan(job).quote(Lookup(world.database, 1))
+    world.run(job)
+
+    assert quote.rows == {Verdict.KEPT: sent - 1, Verdict.KEPT_OLDER: 1}
+    assert world.accepted() == sent
+    world.run(job, refresh=True)
+    assert world.accepted() == sent + 1
+    assert Plan(job).quote(Lookup(world.database, 1)).rows == {Verdict.KEPT: sent}
+
+
+def test_a_row_in_flight_with_an_inexact_value_is_not_sent_again(world: World) -> None:
+    job = job_over(write_older(world.folder, OLDER["bytes that are text"][0]), "{{ x }}")
+    world.dies_at(job, "submitted")
+    sent, older = world.accepted(), identity.row_hashes(pl.DataFrame({"x": ["aGVsbG8="]}), ["x"])[0]
+    with world.database.write() as conn:
+        conn.execute(update(requests).where(requests.c.key == "[1]").values(row_hash=older))
+
+    world.run(job)
+    world.run(job)
+
+    assert world.accepted() == sent == 2
+    assert world.statuses("values") == {"1": "succeeded", "2": "succeeded"}
+
+
+def test_rows_that_are_known_by_inexact_keys_stop_the_run_before_anything_is_sent(world: World) -> None:
+    file = lines(world.folder / "a.ndjson", '{"id":18446744073709551617}', '{"id":"b"}')
+    job = job_over(file, "{{ id }}")
+    world.run(job)
+    sent = world.accepted()
+    with world.database.write() as conn:
+        here = requests.c.key == '["18446744073709551617"]'
+        conn.execute(update(requests).where(here).values(key=orjson.dumps([float(2**64)]).decode()))
+
+    with pytest.raises(SourceError, match=r"inexact keys for this column, such as 1\.84467\d+e\+19, .* new names"):
+        world.run(job)
+
+    assert world.accepted() == sent
+
+
+def test_a_key_of_a_type_that_was_bytes_is_refused_with_what_to_do(world: World) -> None:
+    job = job_over(parquet(world.folder, id=[b"k1"], text=["a"]), "{{ text }}")
+    world.run(job)
+    with world.database.write() as conn:
+        columns = conn.execute(select(jobs.c.columns)).scalar_one()
+        conn.execute(update(jobs).values(columns={**columns, "key": {"id": "json"}}))
+
+    with pytest.raises(DatabaseError, match=r"has the key id \(json\), the job now says id \(text\); give the job"):
+        world.run(job)
