@@ -47,9 +47,11 @@ def of_arrow(batch: Any, path: str = "the file") -> pl.DataFrame:
         except BaseException as exc:  # a panic of polars is no Exception
             raise unreadable(exc, path, None) from exc
         assert isinstance(frame, pl.DataFrame)
+        if frame.columns != batch.schema.names:  # polars calls a column without a name otherwise
+            frame.columns = batch.schema.names
         return frame
     columns = zip(batch.schema.names, batch.columns, strict=True)
-    return pl.DataFrame([_column(array, name, path) for name, array in columns])
+    return pl.DataFrame({name: _column(array, name, path) for name, array in columns})
 
 
 def _column(array: Any, name: str, path: str) -> pl.Series:

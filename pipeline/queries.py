@@ -24,6 +24,7 @@ from pipeline import exact
 from pipeline.attachments import Folder, LocalFolder, NoFolder
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, of_arrow, rows_of_a_chunk, unreadable
+from pipeline.identity import columns_of
 from pipeline.predicate import Predicate
 
 FIRST_ROWS = 100  # fetched before it is known how long rows are
@@ -82,7 +83,7 @@ class Query:
             places = [list(result.keys()).index(name) for name in names]
             while rows := result.fetchmany(many):
                 columns = {name: [row[i] for row in rows] for name, i in zip(names, places, strict=True)}
-                frame = pl.DataFrame([_series(name, values, kinds, first) for name, values in columns.items()])
+                frame = pl.DataFrame({name: _series(name, values, kinds, first) for name, values in columns.items()})
                 many = rows_of_a_chunk(frame)
                 yield Frame(first, frame)
                 first += len(rows)
@@ -273,10 +274,10 @@ class Memory:
         Raises SourceError that names the column for values that have no exact text.
         """
         del where, known
-        chosen = pl.DataFrame([self.frame.get_column(name) for name in names])
+        chosen = columns_of(self.frame, names)
         many = rows_of_a_chunk(chosen)
         for start in range(0, chosen.height, many):
-            yield Frame(start + 1, pl.DataFrame(list(map(_held, chosen[start : start + many]))))
+            yield Frame(start + 1, pl.DataFrame({one.name: _held(one) for one in chosen[start : start + many]}))
 
 
 def _held(column: pl.Series) -> pl.Series:
