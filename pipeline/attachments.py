@@ -25,7 +25,7 @@ import orjson
 import polars as pl
 
 from pipeline import objects
-from pipeline.identity import dump
+from pipeline.jsontext import dump
 from pipeline.objects import Object
 from pipeline.templates import RowProblem
 

@@ -12,7 +12,6 @@ import polars as pl
 
 from pipeline import columnar, csvfile, frames, memory, ndjson
 from pipeline.attachments import Folder
-from pipeline.errors import SourceError
 from pipeline.files import TYPED, SourceFile
 from pipeline.frames import Frame
 from pipeline.identity import columns_of
@@ -71,14 +70,23 @@ class FileInput:
             return list(self._schema.names)
         if self.file.format == "csv":
             return csvfile.columns(self.file)
-        first = next(ndjson.objects(self.file), None)
-        if first is None:
-            raise SourceError(f"source.path: {self.path} is empty")
-        return list(dict.fromkeys(name for item in first[1] for name in item))
+        return ndjson.first_fields(self.file)
 
-    def frames(self, names: list[str], where: Predicate | None = None) -> Iterator[Frame]:
+    @cached_property
+    def later_columns(self) -> list[str]:
+        """Columns that the file has beyond `columns`: fields of NDJSON that no object at its start has.
+
+        This reads the whole of an NDJSON file. Raises SourceError.
+        """
+        found = ndjson.all_fields(self.file) if self.by_value else []
+        return [name for name in found if name not in self.columns]
+
+    def frames(
+        self, names: list[str], where: Predicate | None = None, known: frozenset[str] = frozenset()
+    ) -> Iterator[Frame]:
         """The file's rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order.
 
+        known: the columns that the source has; frames.LATE_FIELDS among the names is the fields beyond these.
         where: parts of a file of which it proves that they hold no wanted row are not read; the others come whole.
         Raises SourceError that names the file and the row, and when the file changes meanwhile.
         """
@@ -86,13 +94,15 @@ class FileInput:
         of_folders = {name for name, _ in self.partition}
         wanted = [name for name in names if name not in of_folders]
         read = wanted or self._own[:1]  # without a column a frame would have no rows
-        for first, frame in _read(self.file, self._own, read, where):
+        for first, frame in _read(self.file, self._own, read, where, known):
             self.file.check()  # before anybody sees rows of a file that is being written
             yield Frame(first, columns_of(frame.with_columns(said), names) if said else frame)
         self.file.check()
 
 
-def _read(file: SourceFile, own: list[str], names: list[str], where: Predicate | None) -> Iterator[Frame]:
+def _read(
+    file: SourceFile, own: list[str], names: list[str], where: Predicate | None, known: frozenset[str]
+) -> Iterator[Frame]:
     """own: all columns of the file; names: those to read."""
     match file.format:
         case "parquet":
@@ -102,7 +112,7 @@ def _read(file: SourceFile, own: list[str], names: list[str], where: Predicate |
         case "csv":
             return _in_chunks(csvfile.frames(file, own, names))
         case _:  # is in chunks already, and each has types of its own
-            return ndjson.frames(file, names)
+            return ndjson.frames(file, names, known)
 
 
 def _in_chunks(found: Iterator[Frame]) -> Iterator[Frame]:

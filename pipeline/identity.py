@@ -2,17 +2,17 @@
 
 import base64
 import datetime
-import decimal
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 import polars as pl
 
-from pipeline.escapes import is_plain, json_text
+from pipeline import escapes, exact, legacy
+from pipeline.frames import LATE_FIELDS
+from pipeline.jsontext import Unfit, dump, hashed_text, is_large, json_text
 
-_JSON_OPTIONS = orjson.OPT_NON_STR_KEYS
 _BETWEEN = "\x1f"
 _ESCAPED = r'["\\\x00-\x1f]'  # in a text of JSON
 _ONE_NUMBER = r"^\[-?[0-9]+\]$"
@@ -39,8 +39,19 @@ def key_column(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
         parts = [pl.format(f"{quote}{{}}{quote}", pl.col(f"c{i}")) for i, quote in enumerate(quotes)]
         return texts.select(pl.format("[{}]", pl.concat_str(parts, separator=",")).alias("key")).to_series()
     plain = [column + 0.0 if column.dtype.is_float() else column for column in plain]  # -0.0 is no key beside 0.0
-    lists = zip(*(column.to_list() for column in plain), strict=True)
+    lists = zip(*(exact.of_series(column) for column in plain), strict=True)
     return pl.Series("key", [dump(values) for values in lists], dtype=pl.String)
+
+
+def older_keys(frame: pl.DataFrame, columns: Sequence[str], types: Mapping[str, Any]) -> pl.Series | None:
+    """The keys by which rows were known before some conversions became exact; None if none of them differs.
+
+    types: as for `older_hashes`.
+    """
+    older = {name: legacy.key_values(frame.get_column(name), types.get(name)) for name in columns}
+    if all(values is None for values in older.values()):
+        return None
+    return key_column(pl.DataFrame({n: frame.get_column(n) if v is None else v for n, v in older.items()}), columns)
 
 
 def _is_plain(column: pl.Series) -> bool:
@@ -72,16 +83,28 @@ def kept(frame: pl.DataFrame, keep: Mapping[str, str]) -> list[str | None]:
     return [dump(dict(zip(names, values, strict=True))) for values in _rows(frame, list(keep))]
 
 
-def named_rows(frame: pl.DataFrame, columns: Sequence[str]) -> Iterable[dict[str, Any]]:
-    """Each row as a mapping of these columns; an empty one for each row when there are none."""
+def named_rows(
+    frame: pl.DataFrame, columns: Sequence[str], *, as_bytes: Container[str] = ()
+) -> Iterable[dict[str, Any]]:
+    """Each row as a mapping of these columns; an empty one for each row when there are none.
+
+    as_bytes: the columns whose binary values stay bytes, for attachments.
+    """
     if not columns:
         return ({} for _ in range(frame.height))
-    return (dict(zip(columns, values, strict=True)) for values in _rows(frame, columns))
+    rows = (dict(zip(columns, values, strict=True)) for values in _rows(frame, columns, as_bytes))
+    return map(_with_late_fields, rows) if LATE_FIELDS in columns else rows
 
 
-def _rows(frame: pl.DataFrame, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def _with_late_fields(row: dict[str, Any]) -> dict[str, Any]:
+    late = row.pop(LATE_FIELDS)
+    return {**row, **late} if late else row
+
+
+def _rows(frame: pl.DataFrame, columns: Sequence[str], as_bytes: Container[str] = ()) -> Iterator[tuple[Any, ...]]:
     """The values of these columns row by row; half the time of polars' own iter_rows."""
-    return zip(*(frame.get_column(name).to_list() for name in columns), strict=True)
+    found = ((name, frame.get_column(name)) for name in columns)
+    return zip(*(one.to_list() if name in as_bytes else exact.of_series(one) for name, one in found), strict=True)
 
 
 def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
@@ -92,10 +115,33 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
     """
     if not columns:
         return [hashlib.blake2b(digest_size=16).digest()] * frame.height
-    names = sorted(columns)
-    texts = [_text(frame.get_column(name)) for name in names]
-    is_long = sum(text.estimated_size() for text in texts) > LONG_ROW * frame.height
-    values = _long_rows(names, texts) if is_long else _short_rows(names, texts)
+    names = sorted(column for column in columns if column != LATE_FIELDS)
+    late = frame.get_column(LATE_FIELDS).to_list() if LATE_FIELDS in columns else None
+    return _hashes(names, [_text(frame.get_column(name)) for name in names], late)
+
+
+def older_hashes(frame: pl.DataFrame, columns: Sequence[str], types: Mapping[str, Any]) -> list[bytes] | None:
+    """The row_hashes by which rows were known before some conversions became exact; None if none of them differs.
+
+    types: the Arrow types of the columns in their file, as far as it has any.
+    """
+    names = sorted(column for column in columns if column != LATE_FIELDS)
+    texts = [legacy.text(frame.get_column(name), types.get(name), _text_of) for name in names]
+    late = LATE_FIELDS in columns and any(frame.get_column(LATE_FIELDS).to_list())
+    if not late and all(text is None for text in texts):
+        return None
+    both = zip(names, texts, strict=True)
+    return _hashes(names, [_text(frame.get_column(name)) if text is None else text for name, text in both], None)
+
+
+def _hashes(
+    names: Sequence[str], texts: Sequence[pl.Series], late: Sequence[Mapping[str, Any] | None] | None
+) -> list[bytes]:
+    rows = len(texts[0]) if texts else len(late or ())
+    is_long = sum(text.estimated_size() for text in texts) > LONG_ROW * rows
+    values: Iterable[bytes] = _long_rows(names, texts) if is_long else _short_rows(names, texts)
+    if late is not None:
+        values = map(_with_late_text, values, late)
     return [hashlib.blake2b(value, digest_size=16).digest() for value in values]
 
 
@@ -116,20 +162,23 @@ def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[byt
         yield b"".join(parts)
 
 
+def _with_late_text(value: bytes, late: Mapping[str, Any] | None) -> bytes:
+    """What a row_hash is made of. A row without such fields has the hash that it has without the column of them."""
+    if not late:
+        return value
+    text = json_text({name: late[name] for name in sorted(late)})
+    return f"{_BETWEEN}{LATE_FIELDS}:{len(text)}:{text}".encode() + value
+
+
 def shown(key: str) -> str:
     """A key as people write it: its values with commas between; as JSON where a character of it is not shown."""
     text = joined(key)
-    return text if is_plain(text) else json_text(orjson.loads(key), ascii_only=True)
+    return text if escapes.is_plain(text) else escapes.json_text(orjson.loads(key), ascii_only=True)
 
 
 def joined(key: str) -> str:
     """A key's values with commas between, whatever characters they have."""
     return ",".join(str(value) for value in orjson.loads(key))
-
-
-def dump(value: Any) -> str:
-    """Compact JSON text of a source value; dates as ISO text, decimals as text, bytes as base64."""
-    return orjson.dumps(value, default=_plain, option=_JSON_OPTIONS).decode()
 
 
 def _tagged(name: str, column: str) -> pl.Expr:
@@ -142,28 +191,37 @@ def _text(column: pl.Series) -> pl.Series:
     """The values as text, each the same whatever the values beside it are."""
     if column.dtype == pl.Object:
         return pl.Series([_text_of(value) for value in column.to_list()], dtype=pl.String)
+    if column.dtype == pl.Binary:
+        return pl.Series([None if v is None else _text_of_bytes(v) for v in column.to_list()], dtype=pl.String)
     if column.dtype.is_nested():
-        values = [None if value is None else dump(_listed(value)) for value in column.to_list()]
-        return pl.Series(values, dtype=pl.String)
-    return column.bin.encode("base64") if column.dtype == pl.Binary else column.cast(pl.String)
+        return pl.Series([_text_of(value) for value in exact.of_series(column)], dtype=pl.String)
+    text = column.cast(pl.String)
+    if column.dtype == pl.Time:  # polars writes its seconds only
+        return text.zip_with((column.to_physical() % 1_000_000_000 == 0).fill_null(value=True), _texts(column))
+    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_unit == "ns":  # see legacy.py
+        return text.zip_with((column.to_physical() % 1_000 == 0).fill_null(value=True), _texts(column))
+    return text
+
+
+def _text_of_bytes(value: bytes) -> str:
+    text = exact.text_of(value)
+    return base64.b64encode(value).decode() if isinstance(text, Unfit) else text
+
+
+def _texts(column: pl.Series) -> pl.Series:
+    return pl.Series([_text_of(value) for value in exact.of_series(column)], dtype=pl.String)
 
 
 def _text_of(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, dict | list) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
-        return str(value) if isinstance(value, int) else dump(value)
+    if isinstance(value, Unfit):
+        return f"\0{value.reason}"
+    if isinstance(value, dict | list):
+        return hashed_text(value)
+    if is_large(value):
+        return str(value)
+    if isinstance(value, datetime.time):
+        return value.isoformat()
     text: str = pl.Series([value]).cast(pl.String)[0]
     return text
-
-
-def _listed(value: Any) -> Any:
-    return value.to_list() if isinstance(value, pl.Series) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, decimal.Decimal | datetime.timedelta):
-        return str(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    raise TypeError(f"a value of type {type(value).__name__} cannot be kept")

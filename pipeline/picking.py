@@ -26,9 +26,10 @@ class Picked(NamedTuple):
 
 def all_rows(plan: Plan, columns: Sequence[str]) -> Iterator[Picked]:
     """Each row of the source. columns: that are read of it."""
+    attached = plan.builder.columns.attachments
     for chunk in plan.rows.chunks(columns):
         keys = identity.keys(chunk.frame, plan.job.source.key)
-        rows = zip(keys, identity.named_rows(chunk.frame, columns), strict=True)
+        rows = zip(keys, identity.named_rows(chunk.frame, columns, as_bytes=attached), strict=True)
         yield from (Picked(chunk, i, key, values) for i, (key, values) in enumerate(rows))
 
 
@@ -59,12 +60,12 @@ def sample(plan: Plan, n: int, columns: Sequence[str]) -> Iterator[Picked]:
 
 def _with_keys(plan: Plan, keys: Collection[str], columns: Sequence[str], *, at_most: int) -> Iterator[Picked]:
     """The rows with these keys. at_most: how many there can be, so that the rest of the source need not be read."""
-    left = at_most
+    left, attached = at_most, plan.builder.columns.attachments
     wanted = pl.Series(list(keys), dtype=pl.String)
     for chunk in plan.rows.chunks(columns):
         of_rows = identity.key_column(chunk.frame, plan.job.source.key)
         for i in of_rows.is_in(wanted.implode()).arg_true():
-            [values] = identity.named_rows(chunk.frame[i : i + 1], columns)
+            [values] = identity.named_rows(chunk.frame[i : i + 1], columns, as_bytes=attached)
             yield Picked(chunk, i, of_rows[i], values)
             left -= 1
         if left <= 0:

@@ -6,7 +6,7 @@ at once. If we die in pass two, rows without a batch stay pending and the next r
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ import orjson
 import polars as pl
 from sqlalchemy import Row
 
-from pipeline import changes, distinct, identity, packing, sink, store, stretches, templates
+from pipeline import changes, distinct, exact, identity, packing, sink, store, stretches, templates
 from pipeline.attached import Uploads
 from pipeline.attachments import Folder
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, Bound
@@ -26,6 +26,7 @@ from pipeline.changes import Answer, AnyChange
 from pipeline.distinct import Distinct
 from pipeline.driver import Driver
 from pipeline.errors import JobError, LostRace, SourceError
+from pipeline.frames import LATE_FIELDS
 from pipeline.job import Job
 from pipeline.known import Lookup
 from pipeline.outcomes import Outcome
@@ -85,7 +86,10 @@ class Plan:
                     f'{field_name}: {name} is a function of the templates; for the column write row["{name}"]'
                 )
         columns = self.builder.columns
-        self._template_columns = list(self.rows.columns if columns.all_columns else columns.templates)
+        self._template_columns = list(columns.templates)
+        if columns.all_columns:
+            late = [LATE_FIELDS] if self.rows.has_later else []
+            self._template_columns = list(dict.fromkeys([*self.rows.columns, *columns.templates, *late]))
         self._request_columns = list(dict.fromkeys([*self._template_columns, *columns.attachments]))
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
         self._listed = PriceList(job.prices)
@@ -106,6 +110,10 @@ class Plan:
         """What the key and kept columns are in SQL."""
         return self.rows.kinds([*self.job.source.key, *self.job.source.keep])
 
+    def request_values(self, frame: pl.DataFrame) -> Iterable[dict[str, Any]]:
+        """What the request of each row is made of."""
+        return identity.named_rows(frame, self._request_columns, as_bytes=self.builder.columns.attachments)
+
     # -- pass one --------------------------------------------------------------------------------------------------
 
     def quote(
@@ -122,7 +130,9 @@ class Plan:
             unread = None if reads_all else self._unchanged.unread(quote, known_rows, seen)
             for chunk in self.rows.chunks(self.columns, limit=self.limit, inputs=unread):
                 self._refuse_empty_keys(chunk)
+                self._refuse_unfit(chunk)
                 keys = identity.key_column(chunk.frame, self.job.source.key)
+                self._refuse_older_keys(chunk, keys, known_rows)
                 seen.add(distinct.hashes(identity.key_texts(keys)))
                 judged = self._judged(chunk, keys, known_rows, hashed=False, unsent=unsent)
                 self._unchanged.quoted(chunk, keys, judged)
@@ -148,11 +158,35 @@ class Plan:
         """Each row's row_hash: of what its request is made of, an attachment by what tells that it changed."""
         if not self.builder.columns.attachments:
             return identity.row_hashes(chunk.frame, self._template_columns)
-        folder = chunk.folder
-        rows = list(identity.named_rows(chunk.frame, self.builder.columns.attachments))
+        return identity.row_hashes(self._stamped(chunk), [*self._template_columns, STAMPS])
+
+    def _stamped(self, chunk: Chunk) -> pl.DataFrame:
+        """The rows with what tells that an attachment has changed."""
+        folder, attached = chunk.folder, self.builder.columns.attachments
+        rows = list(identity.named_rows(chunk.frame, attached, as_bytes=attached))
         self.builder.attachments.foresee(rows, folder)
         stamps = pl.Series(STAMPS, [self.builder.attachments.stamp(row, folder) for row in rows], dtype=pl.String)
-        return identity.row_hashes(chunk.frame.with_columns(stamps), [*self._template_columns, STAMPS])
+        return chunk.frame.with_columns(stamps)
+
+    def older_hashes(self, chunk: Chunk) -> Sequence[bytes | None]:
+        """By which hash each row was known before some conversions became exact, see legacy.py; None where by none."""
+        if self.builder.columns.attachments:
+            older = identity.older_hashes(self._stamped(chunk), [*self._template_columns, STAMPS], chunk.input.types)
+        else:
+            older = identity.older_hashes(chunk.frame, self._template_columns, chunk.input.types)
+        return older or [None] * chunk.frame.height
+
+    def verdict_of(
+        self, row: Row[Any] | None, row_hash: bytes, older: bytes | None, *, unsent: Container[int] = frozenset()
+    ) -> Verdict:
+        """What becomes of a source row. row: as the database knows it; older: of `older_hashes`."""
+        recipe = self.recipe
+        known = () if row is None else (row.row_hash, row.outcome_hash)
+        if row is not None and older is not None and older in known and row_hash not in known:
+            row_hash = older  # the row has not changed; what was made of it has
+            recipe = "" if row.outcome in (None, RowState.SUCCEEDED, RowState.INVALID) else recipe
+        facts = (row, row_hash, recipe, self.job)
+        return verdict(*facts, refresh=self.refresh, unsent=unsent, retries=self._retries)
 
     def _judged(
         self,
@@ -191,13 +225,13 @@ class Plan:
         found = [known.get(key) for key in asked]
         wanted = known_rows.wanted(self.retry, known) if self.retry is not None else set()
         judged: list[tuple[Verdict, bytes, Row[Any] | None]] = []
+        older = self.older_hashes(chunk) if known else [None] * rows
         retries = self._retries
         for i, key, row in zip(looked_at, asked, found, strict=True):
             if self.retry is not None:
                 kind = retry_verdict(row, wanted=key in wanted, run_id=self.run_id, unsent=unsent, retries=retries)
             else:
-                facts = (row, hashes[i], self.recipe, self.job)
-                kind = verdict(*facts, refresh=self.refresh, unsent=unsent, retries=retries)
+                kind = self.verdict_of(row, hashes[i], older[i], unsent=unsent)
             judged.append((kind, hashes[i], row))
         return Judged(looked_at, judged, settled, hashes, keeps, numbers)
 
@@ -262,7 +296,7 @@ class Plan:
             return
         folder = chunk.folder
         places = [sendable[i] for i, _ in chosen]
-        values = identity.named_rows(chunk.frame[[judged.looked_at[at] for at in places]], self._request_columns)
+        values = self.request_values(chunk.frame[[judged.looked_at[at] for at in places]])
         for row, at, (_, slot) in zip(values, places, chosen, strict=True):
             _, row_hash, known = judged.rows[at]
             try:
@@ -284,6 +318,28 @@ class Plan:
                     f"source.key: column {name!r} is empty in {', '.join(places)}; each row needs a key: "
                     "leave such rows out by source.where, or choose other key columns"
                 )
+
+    def _refuse_unfit(self, chunk: Chunk) -> None:
+        """Raises SourceError for a key or kept value that no key and no column can hold as it is."""
+        for field_name, names in (("source.key", self.job.source.key), ("source.keep", self.job.source.keep)):
+            for name in names:
+                if (found := exact.unfit(chunk.frame[name])) is not None:
+                    raise SourceError(
+                        f"{field_name}: column {name!r} in {chunk.place(found[0])}: {found[1]}; mend it in the source, "
+                        "or leave such rows out by source.where"
+                    )
+
+    def _refuse_older_keys(self, chunk: Chunk, keys: pl.Series, known_rows: Lookup) -> None:
+        """Raises SourceError when rows are known by inexact keys: they would be taken for new ones, and paid again."""
+        if known_rows.is_empty:
+            return
+        older = identity.older_keys(chunk.frame, self.job.source.key, chunk.input.types)
+        for key in [] if older is None else known_rows(older.filter(older != keys).to_list()):
+            raise SourceError(
+                "source.key: an earlier version of this program wrote inexact keys for this column, such as "
+                f"{identity.shown(key)}, and all rows would be sent again under exact ones; to do so, give the job and "
+                "sink.table new names; else leave out the rows that have their answers by source.where"
+            )
 
     def _refuse_duplicates(self, suspects: pl.Series) -> None:
         """suspects: hashes that came twice. Only of these are the keys themselves compared."""
@@ -358,7 +414,7 @@ class Plan:
                 yield chunk
                 continue
             folder, start, weight = chunk.folder, 0, 0
-            rows = list(identity.named_rows(chunk.frame, columns))
+            rows = list(identity.named_rows(chunk.frame, columns, as_bytes=columns))
             self.builder.attachments.foresee(rows, folder)
             for i, row in enumerate(rows):
                 heavy = self.builder.attachments.weight(row, folder)
@@ -376,7 +432,7 @@ class Plan:
         some = len(judged.looked_at) < chunk.frame.height
         keys = (key_column.gather(list(judged.looked_at)) if some else key_column).to_list()
         keeps = [judged.keeps[i] for i in judged.looked_at] if some else judged.keeps
-        values = identity.named_rows(chunk.frame[judged.looked_at] if some else chunk.frame, self._request_columns)
+        values = self.request_values(chunk.frame[judged.looked_at] if some else chunk.frame)
         asked_with = [
             self._change(known, row_hash) if kind is Verdict.AGAIN else None for kind, row_hash, known in judged.rows
         ]

@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 
+from pipeline import exact
 from pipeline.errors import SourceError
 
 
@@ -40,9 +41,10 @@ class Predicate:
         """The row groups of a Parquet file that may hold wanted rows, by its own statistics; None: any of them."""
         fragment = _fragment(raw)
         schema = fragment.physical_schema
-        floats = {name for name, kind in zip(schema.names, schema.types, strict=True) if pa.types.is_floating(kind)}
+        types = zip(schema.names, schema.types, strict=True)
+        others = {name for name, kind in types if pa.types.is_floating(kind) or not exact.is_compared(kind)}
         # NaN is above all numbers to the predicate, and in no statistics; a typed column has other values there
-        if not (self._typed | floats).isdisjoint(self.columns):
+        if not (self._typed | others).isdisjoint(self.columns):
             return None
         rule = self._rule(schema)
         return None if rule is None else [group.id for group in fragment.subset(filter=rule, schema=schema).row_groups]

@@ -1,26 +1,36 @@
 """The rows of a SQL query, and those of a frame in memory, as inputs of a source. Edge: SQL."""
 
 import contextlib
+import datetime
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Engine, create_engine
+import pyarrow as pa
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import CursorResult, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from pipeline import exact
 from pipeline.attachments import Folder, LocalFolder, NoFolder
 from pipeline.errors import SourceError
-from pipeline.frames import Frame, rows_of_a_chunk
+from pipeline.frames import Frame, of_arrow, rows_of_a_chunk, unreadable
+from pipeline.identity import columns_of
 from pipeline.predicate import Predicate
 
 FIRST_ROWS = 100  # fetched before it is known how long rows are
 BUFFERED_ROWS = 250  # that the driver holds beside ours, at most
+#: A statement that changes rows; it may have rows itself, by RETURNING.
+WRITES = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(insert|update|delete|merge|replace)\b", re.IGNORECASE | re.DOTALL)
 ENVIRONMENT = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -50,29 +60,41 @@ class Query:
             return list(result.keys())
 
     @property
+    def later_columns(self) -> list[str]:
+        """None: `columns` has all."""
+        return []
+
+    @property
     def types(self) -> dict[str, Any]:
         """Nothing to compare: there is one query."""
         return {}
 
-    def frames(self, names: list[str], where: Predicate | None = None) -> Iterator[Frame]:
+    def frames(
+        self, names: list[str], where: Predicate | None = None, known: frozenset[str] = frozenset()
+    ) -> Iterator[Frame]:
         """The rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order.
 
         Each column has the type of its first values. Raises SourceError that names row and column.
         """
-        del where  # it is for who wrote the query to say it there
+        del where, known  # it is for who wrote the query to say it there
         kinds: dict[str, Any] = {}
         first, many = 1, FIRST_ROWS
         with self._result() as result:
             places = [list(result.keys()).index(name) for name in names]
             while rows := result.fetchmany(many):
                 columns = {name: [row[i] for row in rows] for name, i in zip(names, places, strict=True)}
-                frame = pl.DataFrame([_series(name, values, kinds, first) for name, values in columns.items()])
+                frame = pl.DataFrame({name: _series(name, values, kinds, first) for name, values in columns.items()})
                 many = rows_of_a_chunk(frame)
                 yield Frame(first, frame)
                 first += len(rows)
 
     @contextlib.contextmanager
     def _result(self) -> Iterator[CursorResult[Any]]:
+        if word := WRITES.match(self.sql):
+            raise SourceError(
+                f"source.query begins with {word[1].upper()}, which writes to the database; a query is asked several "
+                "times in a run, so write a SELECT"
+            )
         engine = _engine(self.database)
         options: dict[str, Any] = {"stream_results": True, "max_row_buffer": BUFFERED_ROWS, "no_parameters": True}
         if engine.dialect.name == "postgresql":
@@ -80,7 +102,7 @@ class Query:
         try:
             with (
                 engine.connect().execution_options(**options) as conn,
-                contextlib.closing(conn.exec_driver_sql(self.sql)) as result,
+                contextlib.closing(_asked(conn, self.sql)) as result,
             ):
                 if not result.returns_rows:
                     raise SourceError("source.query gives no rows: write a SELECT")
@@ -97,28 +119,89 @@ class Query:
 
 
 def _series(name: str, values: list[Any], kinds: dict[str, Any], first: int) -> pl.Series:
-    """A column's values with the type that it had so far."""
+    """A column's values with the type that it had so far. Raises SourceError for a value that it would change."""
     known = kinds.get(name)
-    try:
-        series = pl.Series(name, values, dtype=known, strict=True)
-    except (TypeError, pl.exceptions.PolarsError):
-        at = next((i for i, value in enumerate(values) if not _fits(value, known)), 0)
-        wanted = "values of one type" if known is None else str(known)
+    values = [value if value is None or type(value) in _PLAIN else _plain(value, name, first) for value in values]
+    if known == pl.Object or any(isinstance(value, dict | list) for value in values):
+        kinds[name] = pl.Object
+        return pl.Series(name, values, dtype=pl.Object)
+    series = _made(name, values, known)
+    if series is None or not _same(series, values):
+        at, wanted = _differing(values, known)
         raise SourceError(
             f"source.query row {first + at}: column {name!r} holds {values[at]!r}, which is not {wanted} as the rows "
             "before it have; CAST it in the query"
-        ) from None
+        )
     if series.dtype != pl.Null:
         kinds[name] = series.dtype
     return series
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _asked(conn: Connection, sql: str) -> CursorResult[Any]:
+    """The result of a query that may not write. PostgreSQL is told so by the connection's options."""
+    if conn.dialect.name == "sqlite":
+        conn.exec_driver_sql("PRAGMA query_only = ON")
+    return conn.exec_driver_sql(sql)
+
+
+#: What frames hold as it is.
+_PLAIN = frozenset(
+    {str, int, float, bool, bytes, dict, list, Decimal, datetime.date, datetime.datetime, datetime.time, NoneType}
+)
+#: What has a standard text.
+_TEXTS = (uuid.UUID, IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
+
+
+def _plain(value: Any, name: str, first: int) -> Any:
+    """A value of the database's driver as one that frames hold."""
+    if isinstance(value, _TEXTS):
+        return str(value)
+    if isinstance(value, datetime.timedelta):
+        return exact.duration(value)
+    if isinstance(value, memoryview | bytearray):
+        return bytes(value)
+    if isinstance(value, tuple):
+        return list(value)
+    kind = next((kind for kind in (str, int, float) if isinstance(value, kind)), None)
+    if kind is not None:
+        return kind(value)
+    raise SourceError(
+        f"source.query: column {name!r} holds values of type {type(value).__name__} (in the rows from {first} on), "
+        "which have no exact text; CAST it to text in the query"
+    )
+
+
+def _made(name: str, values: list[Any], kind: Any) -> pl.Series | None:
+    """A series of these values; None if there is none of this kind."""
+    if any(type(value) is Decimal and not value.is_finite() for value in values):
+        return None  # polars panics
     try:
-        pl.Series([value], dtype=kind, strict=True)
-    except (TypeError, pl.exceptions.PolarsError):
-        return False
-    return True
+        return pl.Series(name, values, dtype=kind, strict=True)
+    except (TypeError, RuntimeError, OverflowError, ValueError, pl.exceptions.PolarsError):
+        return None
+
+
+def _same(series: pl.Series, values: list[Any]) -> bool:
+    """Whether the series holds the very values: polars rounds decimals and cuts times where a type has no room."""
+    if series.dtype in (pl.String, pl.Null, pl.Int64):
+        return True
+    return all(one == value or value != value for one, value in zip(series.to_list(), values, strict=True))  # NaN
+
+
+def _differing(values: list[Any], kind: Any) -> tuple[int, str]:
+    """Which value is not as those before it, and what these are. kind: the column's type so far, if it has one."""
+    if kind is None:
+        begun = next(value for value in values if value is not None)
+        for i, value in enumerate(values):
+            if value is not None and type(value) is not type(begun):
+                return i, f"a value of type {type(begun).__name__}"
+        return next((i for i, value in enumerate(values) if not _fits(value, None)), 0), "a value that can be held"
+    return next((i for i, value in enumerate(values) if not _fits(value, kind)), 0), str(kind)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    made = _made("", [value], kind)
+    return made is not None and _same(made, [value])
 
 
 def _engine(database: str) -> Engine:
@@ -174,25 +257,60 @@ class Memory:
         return self.frame.columns
 
     @property
+    def later_columns(self) -> list[str]:
+        """None: `columns` has all."""
+        return []
+
+    @property
     def types(self) -> dict[str, Any]:
         """Nothing to compare: there is one frame."""
         return {}
 
-    def frames(self, names: list[str], where: Predicate | None = None) -> Iterator[Frame]:
-        """The rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order."""
-        del where
-        chosen = pl.DataFrame([self.frame.get_column(name) for name in names])
+    def frames(
+        self, names: list[str], where: Predicate | None = None, known: frozenset[str] = frozenset()
+    ) -> Iterator[Frame]:
+        """The rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order.
+
+        Raises SourceError that names the column for values that have no exact text.
+        """
+        del where, known
+        chosen = columns_of(self.frame, names)
         many = rows_of_a_chunk(chosen)
         for start in range(0, chosen.height, many):
-            yield Frame(start + 1, chosen[start : start + many])
+            yield Frame(start + 1, pl.DataFrame({one.name: _held(one) for one in chosen[start : start + many]}))
+
+
+def _held(column: pl.Series) -> pl.Series:
+    """A column of a frame in memory as one whose values have exact texts. Raises SourceError that names it."""
+    if column.dtype == pl.Object:
+        values = column.to_list()
+        kinds = [type(value) for value in values if type(value) not in _PLAIN and not isinstance(value, _TEXTS)]
+        if kinds:
+            raise SourceError(
+                f"source.frame: column {column.name!r} holds values of Python's type {kinds[0].__name__}, which have "
+                "no exact text; make them texts, or leave the column out"
+            )
+        return pl.Series(column.name, [str(v) if isinstance(v, _TEXTS) else v for v in values], dtype=pl.Object)
+    try:
+        kind = column.head(0).to_arrow().type
+        if exact.is_plain(kind):
+            return column
+        of_one = pa.table({column.name: column.to_arrow()}).combine_chunks()
+        return of_arrow(of_one, "source.frame").to_series()
+    except BaseException as exc:  # a panic of polars is no Exception
+        raise unreadable(exc, "source.frame", column.name) from exc
 
 
 def memory(frame: Any) -> Memory:
     """A frame of polars, pandas or pyarrow as an input. Raises SourceError for anything else."""
     try:
+        if isinstance(frame, pa.Table | pa.RecordBatch):
+            return Memory(of_arrow(frame, "source.frame"))
         found = pl.DataFrame(frame) if hasattr(frame, "__arrow_c_stream__") or _is_pandas(frame) else frame
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as exc:
+    except (TypeError, ValueError, pa.ArrowException) as exc:
         raise SourceError(f"source.frame: the frame cannot be read ({exc})") from exc
+    except BaseException as exc:  # a panic of polars is no Exception
+        raise unreadable(exc, "source.frame", None) from exc
     if not isinstance(found, pl.DataFrame):
         raise SourceError(
             f"source.frame: a {type(frame).__name__} is no frame; give a polars or pandas DataFrame, or an Arrow table"

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, Row, func, or_, select, text
 
-from pipeline import identity, recipes, store
+from pipeline import identity, jsontext, recipes, store
 from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, month_of
 from pipeline.ends import failed_rows
 from pipeline.escapes import inline
@@ -605,7 +605,7 @@ def errors(conn: Connection, job: Row[Any], sink: Sink, name: str) -> list[dict[
                 "error_type": cause.error_type,
                 "error_message": cause.error_message,
                 "rows": cause.rows,
-                "keys": [identity.shown(identity.dump(list(row[: len(key)]))) for row in examples],
+                "keys": [identity.shown(jsontext.dump(list(row[: len(key)]))) for row in examples],
                 "ids": [_ids(*row[len(key) :]) for row in examples],
                 "remedy": remedy,
                 "command": [words[0], name, *words[1:]],

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Connection, Row, Table, func, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 
-from pipeline import identity, store, yamlfile
+from pipeline import identity, jsontext, store, yamlfile
 from pipeline.errors import InputError, JobError
 from pipeline.job import Job, field_of
 from pipeline.quote import Quote
@@ -152,7 +152,7 @@ def spellings(given: str, columns: int) -> list[str]:
     parts = given.split(",") if columns > 1 else [given]
     plain = [[part, *([orjson.loads(part)] if _NUMBER.fullmatch(part) else [])] for part in parts]
     plain = [[*values, *({"True": [True], "False": [False]}.get(values[0], []))] for values in plain]
-    return [identity.dump(list(values)) for values in itertools.product(*plain)]
+    return [jsontext.dump(list(values)) for values in itertools.product(*plain)]
 
 
 def _same_key(given: str) -> list[str]:
@@ -161,7 +161,7 @@ def _same_key(given: str) -> list[str]:
         values = orjson.loads(given)
     except orjson.JSONDecodeError:
         return []
-    return [identity.dump(values)] if isinstance(values, list) else []
+    return [jsontext.dump(values)] if isinstance(values, list) else []
 
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, Row, select
 
-from pipeline import identity, picking, spools, templates
+from pipeline import identity, jsontext, picking, spools, templates
 from pipeline.database import Database
 from pipeline.errors import InputError, PipelineError, SourceError
 from pipeline.escapes import inline, json_text
@@ -222,4 +222,4 @@ def _fields(values: Mapping[str, Any]) -> Iterator[str]:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return orjson.dumps(value).decode()  # 0.0000305, and not 3.05e-05
-    return identity.dump(value) if isinstance(value, list | dict) else str(value)
+    return jsontext.dump(value) if isinstance(value, list | dict) else str(value)

@@ -46,7 +46,8 @@ MOST_ROWS = 20_000  # of a stretch: read in one transaction
 SPREAD = 4  # numbers that a stretch may take for each of its rows, where other rows stand between
 FEWEST_ROWS = 200  # of a file's stretches, in the mean: for shorter ones it is not worth it
 RECENT_SECONDS = 10  # more than the times of any file system are apart
-VERSION = 1  # of what a digest is made of
+VERSION = 2  # of what a digest is made of, of files
+TEXT_VERSION = 1  # of CSV files
 READERS = 2  # threads that look at a file, or at stretches, at the same time
 _READ_BYTES = 1 << 20
 _BLOCK_BYTES = 16 << 20  # of a file, which a thread takes
@@ -168,7 +169,8 @@ def source_of(one: Input, source: Source, columns: Sequence[str]) -> bytes | Non
     settings = source.model_dump(mode="json", exclude={"path"})
     # now() in a `where` is the time at which it was parsed
     where = None if source.where is None else str(pl.sql_expr(source.where))
-    said = [VERSION, settings, where, list(columns), file.path, file.format, file.compression, file.delimiter]
+    version = TEXT_VERSION if file.format == "csv" else VERSION
+    said = [version, settings, where, list(columns), file.path, file.format, file.compression, file.delimiter]
     found = hashlib.sha256(orjson.dumps(said, option=orjson.OPT_SORT_KEYS, default=str))
     if isinstance(file.found, Object):
         found.update(orjson.dumps([file.found.size, file.found.etag]))

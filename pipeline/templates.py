@@ -13,6 +13,8 @@ from jinja2.exceptions import SecurityError
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from pipeline.jsontext import Unfit, json_text, plain
+
 RESERVED = frozenset({"row", "vars"})  # in a template these two words are ours; a column of that name is row["row"]
 
 
@@ -220,12 +222,19 @@ _VALUES = (str, int, float, Decimal, date, time, timedelta, bytes, UUID, list, t
 
 
 def _printable(value: Any) -> Any:
-    """`value` itself. Raises _NotAValue if its text, or that of a value inside, is the name of a Python object."""
+    """`value` itself, a list or mapping as JSON.
+
+    Raises _NotAValue if its text, or that of a value inside, is the name of a Python object, or is not exact.
+    """
     if type(value) in _PLAIN:
         return value
     inside = [value]
     while inside:
         one = inside.pop()
+        if isinstance(one, Unfit):
+            raise _NotAValue(f"a value that has no exact text: {one.reason}")
+        if isinstance(one, bytes):
+            raise _NotAValue("bytes, which are for request.attachments: decode them in the source")
         if not isinstance(one, _VALUES):
             kind = type(one).__name__
             hint = "; add |list" if hasattr(one, "__iter__") else ""
@@ -234,7 +243,7 @@ def _printable(value: Any) -> Any:
             inside += one
         elif isinstance(one, dict):
             inside += one.values()
-    return value
+    return json_text(value) if isinstance(value, list | tuple | dict) else value
 
 
 #: Filters that make a text of whatever they get.
@@ -317,7 +326,9 @@ def _call(name: str, *args: nodes.Expr) -> nodes.Call:
 @cache
 def _environment(nulls: str) -> _Environment:
     finalize = _null_as_empty if nulls == "empty" else _refuse_null
-    return _Environment(undefined=StrictUndefined, finalize=finalize, autoescape=False)
+    environment = _Environment(undefined=StrictUndefined, finalize=finalize, autoescape=False)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": plain}  # dates and decimals in tojson
+    return environment
 
 
 def _refuse_escapes(tree: nodes.Template) -> None:

@@ -19,7 +19,7 @@ from pipeline.reasons import in_words
 from pipeline.sink import Sink
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, SendingEnd
 from pipeline.tables import batches, requests, runs, sendings
-from pipeline.verdicts import Verdict, verdict
+from pipeline.verdicts import Verdict
 
 PAGE = 5_000  # rows of one transaction
 AT_ONCE = 500  # keys that one query asks for
@@ -125,8 +125,8 @@ def verify_source(database: Database, job: Row[Any], declared: Job, found: Verif
     for chunk in plan.rows.chunks(plan.columns):
         keys = identity.keys(chunk.frame, declared.source.key)
         known = known_rows(keys)
-        for key, row_hash in zip(keys, plan.hashes(chunk), strict=True):
-            kind = verdict(known.get(key), row_hash, plan.recipe, declared, refresh=False)
+        for key, row_hash, older in zip(keys, plan.hashes(chunk), plan.older_hashes(chunk), strict=True):
+            kind = plan.verdict_of(known.get(key), row_hash, older)
             if kind in _UNPLANNED:
                 found.unplanned += 1
                 found.note(identity.shown(key), _UNPLANNED[kind])

@@ -405,7 +405,10 @@ def test_a_query_of_postgresql_comes_by_a_cursor_of_the_server(postgres_server: 
     ("sql", "database", "said"),
     [
         ("SELECT nope FROM tickets", None, "no such column: nope; check source.query"),
-        ("DELETE FROM tickets WHERE id < 0", None, "source.query gives no rows"),
+        ("DELETE FROM tickets WHERE id < 0", None, "source.query begins with DELETE"),
+        ("-- a\n INSERT INTO tickets VALUES (9, '') RETURNING id", None, "source.query begins with INSERT"),
+        ("WITH a AS (SELECT 1) INSERT INTO tickets SELECT 9, 'x', 1 FROM a RETURNING id", None, "readonly database"),
+        ("SAVEPOINT a", None, "source.query gives no rows"),
         ("SELECT id, id FROM tickets", None, "column 'id' stands twice"),
         ("SELECT id, CASE WHEN id < 150 THEN 1 ELSE 'x' END AS v FROM tickets", None, "row 151: column 'v' holds 'x'"),
         ("SELECT 1 AS id", "$NOT_SET_HERE", "environment variable NOT_SET_HERE is not set"),

@@ -359,7 +359,7 @@ def test_a_column_called_like_a_word_of_jinja_is_read_by_its_name_in_the_row(nam
     ("template", "text"),
     [
         pytest.param("{{ a ~ none ~ 1 }}", "xNone1", id="a null put together with a text"),
-        pytest.param("{{ tags }}{{ order }}", "['a', 1.5]{'k': None}", id="a list and a mapping"),
+        pytest.param("{{ tags }}{{ order }}", '["a",1.5]{"k":null}', id="a list and a mapping"),
         pytest.param("{% block b %}x{% endblock %}{{ self.b() }}", "xx", id="a block twice"),
         pytest.param("{% macro m(v) %}<{{ v }}>{% endmacro %}{{ m(a) }}", "<x>", id="a macro that is called"),
         pytest.param("{% for x in tags %}{{ loop.index }}{{ loop.cycle('a', 'b') }}{% endfor %}", "1a2b", id="loop"),

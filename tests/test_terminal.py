@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from pipeline import identity, log
+from pipeline import identity, jsontext, log
 from pipeline.cli import app, main
 from pipeline.emulator import RunningEmulator, start
 from pipeline.escapes import dropped, escaped, inline, json_text
@@ -151,7 +151,7 @@ def test_errors_escapes_keys_and_what_the_api_says_and_retry_takes_the_key_as_sh
 
 
 def test_a_key_is_named_as_it_is_and_as_it_is_shown() -> None:
-    stored = identity.dump([EVIL, 7])
+    stored = jsontext.dump([EVIL, 7])
 
     for given in (identity.shown(stored), identity.joined(stored), stored):
         assert Retry(keys=(given,)).names(stored)
