@@ -424,7 +424,7 @@ def test_keys_that_are_twice_in_different_files_are_named_with_both(command: Com
             "twice.parquet", ["source.key", "7 in twice.parquet row 1, twice.parquet row 3"], id="a key twice"
         ),
         pytest.param("broken.ndjson", ["broken.ndjson line 2", "not JSON"], id="broken NDJSON"),
-        pytest.param("not.csv.gz", ["not.csv.gz", "cannot be read"], id="not compressed"),
+        pytest.param("not.csv.gz", ["not.csv.gz", "is not compressed, as its name says"], id="not compressed"),
         pytest.param("empty.csv.gz", ["empty.csv.gz is empty"], id="empty when decompressed"),
         pytest.param("table.xlsx", ["table.xlsx", "a spreadsheet is not read", "save it as CSV"], id="a spreadsheet"),
         pytest.param("ftp://host/a.csv", ["ftp://host/a.csv", "s3://, gs://, az://"], id="a server of another kind"),
