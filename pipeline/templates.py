@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal
 from uuid import UUID
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes, pass_environment
 from jinja2.exceptions import SecurityError
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -208,6 +208,8 @@ class _NotAValue(Exception):
 
 
 def _refuse_null(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if value is None:
         raise _NullPrinted
     return _printable(value)
@@ -296,31 +298,32 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _missing(self, obj: Any, name: str) -> Undefined:
         return self.undefined(obj=obj, name=name)
 
-    def method(self, obj: Any, name: str) -> Any:
-        """What `obj.name` is in `obj.name()`: the method, if there is one."""
-        return super().getattr(obj, name)
-
-    def printable(self, value: Any) -> Any:
-        """`value`, where it becomes a part of a text."""
-        return _printable(value)
-
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
         """The template as Python code. Jinja offers this method for changes to the parsed template."""
         for call in list(source.find_all(nodes.Call)):
             if isinstance(call.node, nodes.Getattr):
-                call.node = _call("method", call.node.node, nodes.Const(call.node.attr))
+                call.node = _filtered(call.node.node, _METHOD, nodes.Const(call.node.attr))
         for joined in list(source.find_all(nodes.Concat)):
-            joined.nodes = [_call("printable", part) for part in joined.nodes]
+            joined.nodes = [_filtered(part, _PRINTABLE) for part in joined.nodes]
         for filtered in list(source.find_all(nodes.Filter)):
             if filtered.node is not None and filtered.name in _TEXT_FILTERS:
-                filtered.node = _call("printable", filtered.node)
+                filtered.node = _filtered(filtered.node, _PRINTABLE)
         source.set_environment(self)
         return super()._generate(source, *args, **options)
 
 
-def _call(name: str, *args: nodes.Expr) -> nodes.Call:
-    """A call of a method of the environment."""
-    return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None, lineno=args[0].lineno)
+#: Filters of ours, by names that no template can write. What a template calls by name would take ten times as long.
+_METHOD, _PRINTABLE = "the method", "the value"
+
+
+def _filtered(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
+
+
+@pass_environment
+def _method(environment: "_Environment", obj: Any, name: str) -> Any:
+    """What `obj.name` is in `obj.name()`: the method, if there is one."""
+    return super(_Environment, environment).getattr(obj, name)
 
 
 @cache
@@ -328,6 +331,7 @@ def _environment(nulls: str) -> _Environment:
     finalize = _null_as_empty if nulls == "empty" else _refuse_null
     environment = _Environment(undefined=StrictUndefined, finalize=finalize, autoescape=False)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": plain}  # dates and decimals in tojson
+    environment.filters |= {_METHOD: _method, _PRINTABLE: _printable}
     return environment
 
 
