@@ -878,7 +878,8 @@ def _said_usage(exc: Exception) -> int | None:
     context = getattr(exc, "ctx", None)
     for line in () if context is None else context.get_usage().splitlines():
         say(line)
-    say(f"error: {message()}")
+    for line in f"error: {message()}".splitlines():
+        say(line)
     return 2
 
 
