@@ -21,6 +21,7 @@ from pipeline.terminal import (
     any_text,
     command_line,
     confirmed,
+    is_utf8,
     log_format,
     put,
     put_json,
@@ -553,7 +554,7 @@ def show(
     if as_json:
         put_json({"event": "show", "job": loaded.name, **shown.facts()})
     else:
-        for line in shows.lines(shown):
+        for line in shows.lines(shown, ascii_only=not is_utf8()):
             put(line)
         sys.stdout.flush()
     status = "succeeded" if shown.answer is None else str(shown.answer["status"])
