@@ -21,6 +21,7 @@ from pipeline.terminal import (
     any_text,
     command_line,
     confirmed,
+    is_utf8,
     log_format,
     put,
     put_json,
@@ -549,7 +550,7 @@ def show(
     if as_json:
         put_json({"event": "show", "job": loaded.name, **shown.facts()})
     else:
-        for line in shows.lines(shown):
+        for line in shows.lines(shown, ascii_only=not is_utf8()):
             put(line)
         sys.stdout.flush()
     status = "succeeded" if shown.answer is None else str(shown.answer["status"])
@@ -902,7 +903,8 @@ def _said_usage(exc: Exception) -> int | None:
     context = getattr(exc, "ctx", None)
     for line in () if context is None else context.get_usage().splitlines():
         say(line)
-    say(f"error: {message()}")
+    for line in f"error: {message()}".splitlines():
+        say(line)
     return 2
 
 

@@ -167,8 +167,8 @@ def _of_spool(shown: Shown, database: Database, job: Row[Any], given: str | None
 # -- as text ---------------------------------------------------------------------------------------------------------
 
 
-def lines(shown: Shown) -> Iterator[str]:
-    """A row as text."""
+def lines(shown: Shown, *, ascii_only: bool = False) -> Iterator[str]:
+    """A row as text. ascii_only: whether the request has to be JSON in ASCII."""
     yield f"row      {shown.key}" + ("" if shown.place is None else f" ({inline(shown.place)})")
     yield from _fields(shown.source or {})
     if shown.row is None:
@@ -181,7 +181,7 @@ def lines(shown: Shown) -> Iterator[str]:
         yield f"problem  {inline(problem)}"
     if shown.request is not None and shown.request_is is not None:
         yield f"request  {_REQUEST_IS[shown.request_is]}"
-        yield json_text(shortened(shown.request), ascii_only=False, indent=True)
+        yield json_text(shortened(shown.request), ascii_only=ascii_only, indent=True)
     for answer in shown.earlier:
         yield f"replaced {_when(answer['replaced_at'])}"
         yield from _fields(answer)

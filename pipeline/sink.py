@@ -434,8 +434,11 @@ class Sink:
             f.batch_id,
             f.run_id,
             f.updated_at,
+            o.message_id,
+            o.stop_sequence,
+            o.request_id,
         )
-        return (*row, o.message_id, o.stop_sequence, o.request_id) if self.columns.ids else row
+        return row if self.columns.ids else row[: -len(IDS)]
 
     def _output_values(self, values: Mapping[str, Any] | None) -> list[Any]:
         if values is None:

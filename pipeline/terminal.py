@@ -98,16 +98,17 @@ def same_words() -> list[str]:
 
 def put_json(value: dict[str, Any]) -> None:
     """One object of --json, as a line on stdout: ASCII alone where that is not UTF-8."""
-    sys.stdout.write(json_text(value, ascii_only=not _is_utf8()) + "\n")
+    sys.stdout.write(json_text(value, ascii_only=not is_utf8()) + "\n")
     sys.stdout.flush()
 
 
 def put_request(params: Any) -> None:
     """A request or a message, as JSON for people, on stdout."""
-    sys.stdout.write(json_text(params, ascii_only=not _is_utf8(), indent=True) + "\n")
+    sys.stdout.write(json_text(params, ascii_only=not is_utf8(), indent=True) + "\n")
 
 
-def _is_utf8() -> bool:
+def is_utf8() -> bool:
+    """Whether stdout takes every character as UTF-8."""
     return (sys.stdout.encoding or "ascii").lower().replace("-", "").replace("_", "") in ("utf8", "cp65001")
 
 

@@ -75,6 +75,8 @@ def test_no_command_fails_at_a_stdout_that_is_not_utf_8(
         assert [json.loads(line.decode("ascii")) for line in facts.splitlines()] or words == "run"
         if words == "check":
             assert b"R\\u00e9sum\\u00e9: \\u00c7a va?" in plain
+        if words.startswith("show"):
+            assert b"R\\u00e9sum\\u00e9: \\u00dcnl\\u00fc" in plain
         if words == "errors":
             assert b"4e16" in plain
     assert "é".encode() in command("export", "notes.yaml", encoding=encoding)  # a file of JSON lines is UTF-8
