@@ -2,9 +2,11 @@
 
 import base64
 from collections.abc import Iterator
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import orjson
 import polars as pl
@@ -443,3 +445,52 @@ def test_a_key_of_a_type_that_was_bytes_is_refused_with_what_to_do(world: World)
 
     with pytest.raises(DatabaseError, match=r"has the key id \(json\), the job now says id \(text\); give the job"):
         world.run(job)
+
+
+# -- frames in memory ------------------------------------------------------------------------------------------------
+
+
+class Thing:
+    """A value of no type that anybody knows."""
+
+
+def frame_job(frame: Any) -> Job:
+    fields = {"model": "claude-haiku-4-5", "max_tokens": 10, "prompt": "{{ x }}"}
+    source = {"frame": frame, "key": "id"}
+    return Job.model_validate({"name": "values", "source": source, "request": fields, "sink": {"table": "answers"}})
+
+
+@pytest.mark.parametrize(
+    ("frame", "printed"),
+    [
+        pytest.param(pl.DataFrame({"id": [1], "x": [timedelta(hours=26)]}), "P1DT2H", id="a duration"),
+        pytest.param(pl.DataFrame({"id": [1], "x": [b"a"]}), "a", id="bytes that are text"),
+        pytest.param(
+            pl.DataFrame({"id": [1], "x": pl.Series([UUID(int=10)], dtype=pl.Object)}), str(UUID(int=10)), id="a UUID"
+        ),
+        pytest.param(
+            pl.DataFrame({"id": [1], "x": pl.Series([{"a": [2**70]}], dtype=pl.Object)}),
+            '{"a":[1180591620717411303424]}',
+            id="a structure of Python",
+        ),
+        pytest.param(pa.table({"id": [1], "x": uuids(UUID(int=10).bytes)}), str(UUID(int=10)), id="a UUID of Arrow"),
+        pytest.param(
+            pl.DataFrame({"id": [1], "x": ["a"]}, schema_overrides={"x": pl.Categorical}), "a", id="a category"
+        ),
+    ],
+)
+def test_a_value_of_a_frame_is_printed_exactly(frame: Any, printed: str) -> None:
+    assert prompts(frame_job(frame)) == {"1": printed}
+
+
+def test_a_value_of_a_frame_without_a_text_is_refused_with_its_column() -> None:
+    frame = pl.DataFrame({"id": [1], "x": pl.Series([Thing()], dtype=pl.Object)})
+
+    with pytest.raises(SourceError, match="column 'x' holds values of Python's type Thing, which have no exact text"):
+        prompts(frame_job(frame))
+
+
+def test_where_compares_bytes_that_are_text_as_text(tmp_path: Path) -> None:
+    file = parquet(tmp_path, id=[b"k1"], text=["a"])
+
+    assert prompts(job_over(file, "{{ text }}", where="id = 'k1'")) == {"k1": "a"}
