@@ -16,9 +16,10 @@ from pipeline import pricing, templates
 from pipeline.errors import InputError
 from pipeline.job import Job
 from pipeline.outcomes import run_by_the_api
-from pipeline.pricing import PriceList
+from pipeline.pricing import PriceList, Rate
 
 CERTAIN_TOKENS_PER_BYTE = 1.0  # no tokenizer makes more than one token of one byte
+SMALL_PROMPT = 100_000  # tokens: up to here no model of the price list costs more for a long prompt
 QUANTILE_99 = 2.33  # standard deviations
 LEAST_SHARE = (
     0.05  # of the budget: for less no batch is packed smaller, or a run would creep towards its limit for days
@@ -34,22 +35,38 @@ class Bound:
 
     @classmethod
     def of(
-        cls, params: Mapping[str, Any], listed: PriceList, *, caches: bool | None = None, elsewhere: int = 0
+        cls,
+        params: Mapping[str, Any],
+        listed: PriceList,
+        *,
+        caches: bool | None = None,
+        elsewhere: int = 0,
+        small: bool = False,
     ) -> "Bound | None":
         """The bound of requests with these params; None when their model has no known price.
 
         caches: whether it writes to the prompt cache; None: that is looked for. elsewhere: tokens at most of files that
-        it only names.
+        it only names; small: whether its bytes and these tokens are at most SMALL_PROMPT.
         """
         known = listed.of(params["model"])
         if known is None:
             return None
         if caches is None:
             caches = b"cache_control" in orjson.dumps(params)
-        byte = max(rate.dearest for rate in known.input_rates(caches=caches))
+        byte = max(_dearest(rate, small=small) for rate in known.input_rates(caches=caches))
         factor = pricing.place_factor(params)
-        fixed = params["max_tokens"] * known.output.dearest + elsewhere * byte
+        fixed = params["max_tokens"] * _dearest(known.output, small=small) + elsewhere * byte
         return cls(factor * fixed, factor * byte)
+
+
+def _dearest(rate: Rate, *, small: bool) -> float:
+    """The price of a token that a request may have at most; some models cost more when the prompt is long."""
+    return rate.of(SMALL_PROMPT) if small else rate.dearest
+
+
+def is_small(size: int, elsewhere: int) -> bool:
+    """Whether a request of so many bytes has the price of a short prompt: no byte is more than one token."""
+    return size + elsewhere <= SMALL_PROMPT
 
 
 def require_bound(job: Job, monthly_usd: float | None = None) -> None:

@@ -169,7 +169,8 @@ def estimate(job: Job, quote: Quote, *, counts: Counts, before: Past | None, que
     counts: what the API counted of this recipe, its sample empty when it was not asked; queue: requests that may be at
     the API at a time.
     """
-    samples = [sample._replace(tokens=sample.tokens * counts.factor) for sample in quote.samples]
+    asked = (sample if sample.change is None else changed_sample(sample, sample.change) for sample in quote.samples)
+    samples = [sample._replace(tokens=sample.tokens * counts.factor) for sample in asked]
     counted = _counted(samples, counts, quote.requests, GUESS_OF_FILES if job.request.attachments else GUESS)
     cached = _cached(job, quote, counts.prefix, before)
     priced = _Priced(job, quote.listed, counts.prefix, counted, before)

@@ -21,7 +21,7 @@ from sqlalchemy import Row
 from pipeline import changes, distinct, exact, identity, packing, sink, store, stretches, templates
 from pipeline.attached import Uploads
 from pipeline.attachments import Folder
-from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, Bound
+from pipeline.budget import CERTAIN_TOKENS_PER_BYTE, Bound, is_small
 from pipeline.changes import Answer, AnyChange
 from pipeline.distinct import Distinct
 from pipeline.driver import Driver
@@ -93,7 +93,7 @@ class Plan:
         self._request_columns = list(dict.fromkeys([*self._template_columns, *columns.attachments]))
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
         self._listed = PriceList(job.prices)
-        self._bounds: dict[tuple[str, int, int, bool], Bound | None] = {}
+        self._bounds: dict[tuple[str, int, int, bool, bool], Bound | None] = {}
         self.limit, self.refresh = limit, refresh
         whole = limit is None and retry is None and not columns.attachments  # whose files may change by themselves
         inputs, of_request = self.rows.inputs, self._template_columns
@@ -541,11 +541,14 @@ class Plan:
 
     def _bound(self, built: Built) -> Bound | None:
         """What the request may cost at most. Most have the same model and max_tokens as the one before."""
-        facts = built[1:]
+        small = is_small(len(built.params), built.elsewhere)
+        facts = (*built[1:], small)
         if facts not in self._bounds:
             geo = self.asked.request.params.get("inference_geo")
             params = {"model": built.model, "max_tokens": built.max_tokens, "inference_geo": geo}
-            self._bounds[facts] = Bound.of(params, self._listed, caches=built.caches, elsewhere=built.elsewhere)
+            self._bounds[facts] = Bound.of(
+                params, self._listed, caches=built.caches, elsewhere=built.elsewhere, small=small
+            )
         return self._bounds[facts]
 
     def _invalid(

@@ -93,7 +93,7 @@ class Sample(NamedTuple):
     """One sampled request. size: bytes as it is sent; tokens: about how many go in, by its bytes.
 
     params: with all files in it, None when it is not kept; marked: how long what its own blocks with cache_control
-    cover is cached, 5m or 1h; None: nothing but what `request.cache` covers.
+    cover is cached, 5m or 1h; None: nothing but what `request.cache` covers; change: with which it is sent again.
     """
 
     size: int
@@ -102,6 +102,7 @@ class Sample(NamedTuple):
     max_tokens: int
     params: bytes | None
     marked: str | None = None
+    change: AnyChange | None = None
 
 
 class Unsent(NamedTuple):
@@ -181,8 +182,9 @@ class Quote:
         self._kept += len(carried) if keeps else 0
         marked = _marked(built.params, self.breakpoints) if built.caches else None
         kept = carried if keeps else None
-        sample = Sample(len(built.params), guessed_tokens(built), built.model, built.max_tokens, kept, marked)
-        self._slots[slot] = sample if change is None else changed_sample(sample, change)
+        self._slots[slot] = Sample(
+            len(built.params), guessed_tokens(built), built.model, built.max_tokens, kept, marked, change
+        )
 
     def put_problem(self, slot: int, why: str) -> None:
         """A sampled row that cannot be sent."""

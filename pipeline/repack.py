@@ -15,7 +15,7 @@ import orjson
 from sqlalchemy import Row
 
 from pipeline import changes, packing, store
-from pipeline.budget import Bound, elsewhere
+from pipeline.budget import Bound, elsewhere, is_small
 from pipeline.driver import Driver
 from pipeline.errors import Busy, LostRace, PipelineError
 from pipeline.job import Job
@@ -205,7 +205,11 @@ class _Bodies:
             wanted = change[row.id]
             as_it_was = params[row.body_n]
             if wanted is None:
-                found.append(Sendable(row.id, sent_hash(as_it_was), as_it_was, self._bound(orjson.loads(as_it_was))))
+                found.append(
+                    Sendable(
+                        row.id, sent_hash(as_it_was), as_it_was, self._bound(orjson.loads(as_it_was), len(as_it_was))
+                    )
+                )
                 continue
             limit = self._driver.output_limit(self._job)
             changed = changes.changed(orjson.loads(as_it_was), wanted, answers.get(row.key), limit)
@@ -213,14 +217,17 @@ class _Bodies:
             if changed is None or len(encoded) > self._largest:
                 in_vain.append(row.id)
                 continue
-            found.append(Sendable(row.id, sent_hash(encoded), encoded, self._bound(changed), changed=True))
+            found.append(
+                Sendable(row.id, sent_hash(encoded), encoded, self._bound(changed, len(encoded)), changed=True)
+            )
         if in_vain:
             with self._driver.planning_transaction() as conn:
                 store.leave_rows(conn, in_vain)
         return found
 
-    def _bound(self, params: Mapping[str, Any]) -> Bound | None:
-        return Bound.of(params, self._listed, elsewhere=elsewhere(params))
+    def _bound(self, params: Mapping[str, Any], size: int) -> Bound | None:
+        tokens = elsewhere(params)
+        return Bound.of(params, self._listed, elsewhere=tokens, small=is_small(size, tokens))
 
 
 def waits(driver: Driver, run_id: int) -> bool:

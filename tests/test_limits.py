@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from pipeline import budget
 from pipeline.budget import Budget, tokens_per_byte
 from pipeline.errors import InputError
+from pipeline.pricing import PriceList
 from pipeline.tables import batches, sendings
 from tests.conftest import World, texts
 
@@ -301,3 +303,15 @@ def test_replaced_answers_move_to_the_history(world: World) -> None:
     assert "number 2" in old.text
     assert old.replaced_at is not None
     assert "Something else" in world.answers()["r2"]["text"]
+
+
+@pytest.mark.parametrize(("size", "price"), [(100_000, 0.25), (100_001, 1.25)])
+def test_a_short_prompt_is_reserved_for_at_its_own_price(size: int, price: float) -> None:
+    """Haiku 5.5 costs five times as much from 100,000 tokens of a prompt on."""
+    small = budget.is_small(size, 0)
+
+    bound = budget.Bound.of({"model": "claude-haiku-5-5", "max_tokens": 1_000_000}, PriceList(), small=small)
+
+    assert bound is not None
+    assert bound.fixed == pytest.approx(price)
+    assert bound.byte == pytest.approx(price / 5e6)
