@@ -123,7 +123,7 @@ def test_each_row_is_asked_of_its_own_model_and_for_its_own_length(world: World)
     world.run(job)
 
     models = {(answer["priority"], answer["model"]) for answer in answers(world, job)}
-    assert models == {("urgent", "claude-sonnet-5"), ("low", "claude-haiku-4-5-20251001")}
+    assert models == {("urgent", "claude-sonnet-5"), ("low", "claude-haiku-5-5")}
     row = {"subject": "s", "body": "b"}
     assert builder.params({**row, "priority": "urgent"}).max_tokens == 600
     assert builder.params({**row, "priority": "low"}).max_tokens == 200
