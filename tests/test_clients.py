@@ -284,6 +284,7 @@ def bearers(relay: Relay) -> set[str]:
 
 #: What a run of one batch calls.
 WHOLE_RUN = {
+    "POST /v1/messages/count_tokens",
     "GET /v1/messages/batches",
     "GET /v1/models/claude-haiku-4-5",
     "POST /v1/messages/batches",
@@ -403,7 +404,7 @@ def test_the_betas_of_a_job_stay_beside_the_one_of_a_profile(machine: Machine, r
     ran = machine("run", job.name)
 
     assert ran.code == 0, ran.err
-    (create,) = (call for call in relay.calls if call.method == "POST")
+    (create,) = (call for call in relay.calls if call.name == "POST /v1/messages/batches")
     assert {"output-300k-2026-03-24", "oauth-2025-04-20"} <= set(re.split(", *", create.headers["anthropic-beta"]))
 
 
