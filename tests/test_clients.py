@@ -284,6 +284,7 @@ def bearers(relay: Relay) -> set[str]:
 
 #: What a run of one batch calls.
 WHOLE_RUN = {
+    "POST /v1/messages/count_tokens",
     "GET /v1/messages/batches",
     "GET /v1/models/claude-haiku-4-5",
     "POST /v1/messages/count_tokens",
