@@ -287,7 +287,6 @@ WHOLE_RUN = {
     "POST /v1/messages/count_tokens",
     "GET /v1/messages/batches",
     "GET /v1/models/claude-haiku-4-5",
-    "POST /v1/messages/count_tokens",
     "POST /v1/messages/batches",
     "GET /v1/messages/batches/ID",
     "GET /v1/messages/batches/ID/results",
