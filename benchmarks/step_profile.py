@@ -31,7 +31,10 @@ OUTSIDE = "interpreter"
 REST = "all else"
 STEPS = {  # of the way of the data, with the modules in which it is done
     "start: imports": (IMPORTS,),
-    "read the source": ("rows", "files", "formats", "objects", "queries", "predicate", NATIVE),
+    "read the source": (
+        *("rows", "files", "formats", "frames", "columnar", "csvfile", "csvtext", "ndjson", "readahead", "exact"),
+        *("objects", "queries", "predicate", NATIVE),
+    ),
     "compare with the state": ("identity", "plan", "verdicts", "quote", "distinct"),
     "render requests": ("requests", "templates", "conversation", "attachments", "attached"),
     "pack, spool": ("packing", "repack", "spool"),

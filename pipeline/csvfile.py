@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from pipeline.csvtext import CsvText
+from pipeline import csvtext
 from pipeline.errors import SourceError
 from pipeline.files import SourceFile
 from pipeline.frames import BLOCK_BYTES, LONGEST_ROW, Frame, of_arrow
@@ -18,7 +18,7 @@ from pipeline.translated import RowTooLong, Translated
 
 def columns(file: SourceFile) -> list[str]:
     for block in (BLOCK_BYTES, LONGEST_ROW):
-        with contextlib.suppress(RowTooLong), Translated(file), ReadAhead(CsvText(file)) as ahead:
+        with contextlib.suppress(RowTooLong), Translated(file), ReadAhead(csvtext.opened(file)) as ahead:
             ahead.reader = _csv_reader(ahead, file, [], block)
             found = list(ahead.reader.schema.names)
             if file.csv.header:
@@ -33,7 +33,7 @@ def frames(file: SourceFile, own: list[str], names: list[str]) -> Iterator[Frame
     while True:
         skip = rows
         try:
-            with Translated(file), ReadAhead(CsvText(file)) as ahead:
+            with Translated(file), ReadAhead(csvtext.opened(file)) as ahead:
                 ahead.reader = _csv_reader(ahead, file, read, block, own)
                 for batch in ahead.batches():
                     frame = of_arrow(batch)

@@ -31,16 +31,33 @@ _MARK = b"\xef\xbb\xbf"  # a byte order mark, in UTF-8
 _CHECKED: set[tuple[object, ...]] = set()
 
 
+def opened(file: SourceFile) -> "CsvText | pa.NativeFile":
+    """A CSV file's text, to read once from its start to its end.
+
+    pyarrow reads a file of this machine without Python in between once there is nothing left to do for us.
+    """
+    plain = file.csv.skip == 0 and file.csv.comment is None and file.csv.escape is None
+    if plain and file.is_local and codecs.lookup(file.encoding).name == "utf-8" and _is_checked(file):
+        return pa.input_stream(file.native(), compression=file.compression)
+    return CsvText(file)
+
+
+def _is_checked(file: SourceFile) -> bool:
+    return not file.csv.quote or _identity(file) in _CHECKED
+
+
+def _identity(file: SourceFile) -> tuple[object, ...]:
+    return (file.path, file.found, file.delimiter, file.encoding, file.csv.model_dump_json())
+
+
 class CsvText:
-    """A CSV file's text, to read once from its start to its end."""
+    """A CSV file's text as `opened` has it, each of its quotes checked."""
 
     def __init__(self, file: SourceFile) -> None:
         self._file = file
         self._blocks = filter(None, _text(file, _decompressed(file)))
         self._held = b""
-        self._identity = (file.path, file.found, file.delimiter, file.encoding, file.csv.model_dump_json())
-        is_checked = not file.csv.quote or self._identity in _CHECKED
-        self._quotes = None if is_checked else _Quotes(file)
+        self._quotes = None if _is_checked(file) else _Quotes(file)
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer at the end. Raises SourceError, and what pyarrow raises of the file."""
@@ -57,7 +74,7 @@ class CsvText:
             except _Fault as fault:
                 raise _at_place(self._file, fault) from None
             if not data:
-                _CHECKED.add(self._identity)
+                _CHECKED.add(_identity(self._file))
         return data
 
 

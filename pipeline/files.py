@@ -88,6 +88,11 @@ class SourceFile:
             return objects.opened(self.found)
         return open(self.path, "rb")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file of this machine."""
+        return isinstance(self.found, Stamp)
+
     def native(self) -> Any:
         """The same as pyarrow has it: a file of this machine is then read without Python in between.
 

@@ -33,9 +33,13 @@ class ReadAhead:
     """
 
     def __init__(self, text: Readable) -> None:
-        self._gate = _Gate(text)
+        self._gate: _Gate | None = None
         self.reader: Any = None
-        self.stream = pa.BufferedInputStream(self._gate.lend(), COPIED_BYTES)
+        if isinstance(text, pa.NativeFile):  # no code of Python's is behind it
+            self.stream = text
+        else:
+            self._gate = _Gate(text)
+            self.stream = pa.BufferedInputStream(self._gate.lend(), COPIED_BYTES)
         _OPEN.add(self)
 
     def __enter__(self) -> "ReadAhead":
@@ -55,7 +59,8 @@ class ReadAhead:
 
     def close(self) -> None:
         """Give pyarrow no more bytes, and release the reader. Does not wait for pyarrow's thread."""
-        self._gate.shut = True
+        if self._gate is not None:
+            self._gate.shut = True
         self.reader = self.stream = None
 
 
