@@ -15,6 +15,8 @@ from pipeline.runner import Finished
 from pipeline.tables import batches, runs, sendings
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 BUSY = {"on": "create", "do": "status", "status": 429, "error_type": "rate_limit_error", "retry_after": 100}
 
 

@@ -15,6 +15,8 @@ from pipeline.states import Gate
 from pipeline.tables import runs
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 CANARY = {"rows": 5, "max_failed": 0.2}
 WAITS = 500  # of a driver that waits for what never comes
 BUSY = {"on": "create", "do": "status", "status": 429, "error_type": "rate_limit_error", "retry_after": 100}

@@ -12,6 +12,8 @@ from pipeline.pricing import PriceList
 from pipeline.tables import batches, sendings
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 
 def spent(world: World) -> float:
     """What all answers have cost, by the usage that the API said."""

@@ -11,6 +11,8 @@ from pipeline.runner import Options, run, sweep
 from pipeline.tables import batches, leases
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 
 class Counting(httpx2.BaseTransport):
     """Counts what the driver asks for."""

@@ -19,6 +19,8 @@ from pipeline.runner import Finished, Options, run
 from pipeline.tables import runs, sendings
 from tests.conftest import TurnedClock, World, texts
 
+POSTGRESQL_IS_LONG = True
+
 PATIENCE = 120.0
 SMALL = {"max_batch_requests": 10}
 

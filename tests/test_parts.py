@@ -14,6 +14,8 @@ from pipeline.job import Job
 from pipeline.parts import Part, Planned, Share, plan_part
 from tests.conftest import World
 
+POSTGRESQL_IS_LONG = True
+
 
 def files(world: World, number: int = 3, rows: int = 4) -> Job:
     """A job over several files."""

@@ -11,6 +11,8 @@ from pipeline.errors import DatabaseError, Interrupted, SourceError
 from pipeline.tables import batches, runs
 from tests.conftest import World, said_of, texts
 
+POSTGRESQL_IS_LONG = True
+
 
 def test_every_row_gets_an_answer(world: World) -> None:
     finished = world.run(world.job())
