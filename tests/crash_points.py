@@ -21,11 +21,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anthropic
 import httpx2
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
@@ -338,13 +338,16 @@ class DyingTransport(httpx2.HTTPTransport):
 
     def __init__(self, dying: Dying, place: str) -> None:
         super().__init__(verify=False)
-        self._dying, self._place = dying, place
+        self._dying, self._place, self._counted = dying, place, False
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        if self._place == "before call":
+        is_count = request.url.path.endswith("/count_tokens")
+        is_point = not (is_count and self._counted)  # of the counts, which change nothing, the first one
+        self._counted |= is_count
+        if is_point and self._place == "before call":
             self._dying()
         response = super().handle_request(request)
-        if self._place == "after call":
+        if is_point and self._place == "after call":
             self._dying()
         return response
 
@@ -430,21 +433,47 @@ ENOUGH = 10  # problems: more would say no more
 THROUGH = 5  # exit code of a point that was never reached
 
 
+class Template(NamedTuple):
+    """A database with our tables: a copy is made in a moment. server: PostgreSQL's, None: it is a SQLite file."""
+
+    server: str | None
+    name: str
+
+    @contextlib.contextmanager
+    def copy(self, folder: Path) -> Iterator[str]:
+        """The URL of a copy, which is gone after the block or with the folder."""
+        if self.server is None:
+            shutil.copy(self.name, folder / "batches.db")
+            yield f"sqlite:///{folder}/batches.db"
+        else:
+            with new_database(self.server, template=self.name) as url:
+                yield url
+
+
 @contextlib.contextmanager
-def points(script: Script, api: str, database: str, folder: Path, spool: str | None) -> Iterator[Point]:
-    """A point with an empty database and a new folder, which are gone after it."""
+def made(database: str, folder: Path) -> Iterator[Template]:
+    """A template for all points. database: sqlite, or the URL of a server."""
+    if database == "sqlite":
+        Database(f"sqlite:///{folder}/template.db").close()
+        yield Template(None, str(folder / "template.db"))
+        return
+    with new_database(database, template="template0") as url:
+        Database(url).close()
+        yield Template(database, str(make_url(url).database))
+
+
+@contextlib.contextmanager
+def points(script: Script, api: str, database: Template, folder: Path, spool: str | None) -> Iterator[Point]:
+    """A point with a database without rows and a new folder, which are gone after it."""
     folder.mkdir()
     texts, sections = script.texts(folder.name), dict(script.sections)
     own = None if spool is None else f"{spool}/{folder.name}"
-    if database == "sqlite":
-        yield Point(api, f"sqlite:///{folder}/batches.db", folder, texts, script.batch, sections, spool=own)
-    else:
-        with new_database(database, template="template0") as url:
-            yield Point(api, url, folder, texts, script.batch, sections, spool=own)
+    with database.copy(folder) as url:
+        yield Point(api, url, folder, texts, script.batch, sections, spool=own)
     shutil.rmtree(folder)
 
 
-def try_point(script: Script, api: str, database: str, folder: Path, place: str, k: int, spool: str | None) -> int:
+def try_point(script: Script, api: str, database: Template, folder: Path, place: str, k: int, spool: str | None) -> int:
     """Die at one point, and go on; DEAD when that went well, THROUGH when nothing died."""
     with points(script, api, database, folder, spool) as point:
         for step in script.before:
@@ -455,7 +484,7 @@ def try_point(script: Script, api: str, database: str, folder: Path, place: str,
     return DEAD if code == DEAD else THROUGH
 
 
-def try_all(script: str, api: str, database: str, folder: Path, spool: str | None = None) -> dict[str, Any]:
+def try_all(script: str, api: str, database: Template, folder: Path, spool: str | None = None) -> dict[str, Any]:
     """Try all points of a script, some at once, at each place until nothing dies any more; what was seen."""
     tried = dict.fromkeys(PLACES if spool is None else FAR_PLACES, 0)  # at places with more points
     running: dict[int, str] = {}
@@ -494,7 +523,8 @@ def main() -> None:
     """Try every point and print what was seen."""
     script, api, database, folder, *spool = sys.argv[1:]
     import_everything(Path(folder))
-    sys.stdout.write(json.dumps(try_all(script, api, database, Path(folder), *spool)))
+    with made(database, Path(folder)) as template:
+        sys.stdout.write(json.dumps(try_all(script, api, template, Path(folder), *spool)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent
-SCHEDULES = 250  # of each part: so that several processes can share them
+SCHEDULES = 150  # of each part: so that several processes can share them
 
 
 @pytest.mark.parametrize("first", range(0, 4 * SCHEDULES, SCHEDULES))
