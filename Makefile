@@ -15,7 +15,7 @@ prefect-demo: install
 test: install
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not long and not prefect"
 
-# Every crash point, a thousand random schedules, many drivers that are killed.
+# Every crash point, 600 random schedules, many drivers that are killed.
 test-long: install
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m long
 

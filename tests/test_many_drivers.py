@@ -65,7 +65,7 @@ def is_finished(url: str) -> bool:
 def drive(
     folder: Path, variables: dict[str, str], drivers: int, is_done: Callable[[], bool]
 ) -> tuple[list[tuple[int, str]], int]:
-    """Let that many drivers run, kill two of them each second and begin others, until the job is done.
+    """Let that many drivers run, kill a quarter of them each second and begin others, until the job is done.
 
     Returns exit code and errors of those that lived to their end, and how many were killed.
     """
@@ -89,7 +89,7 @@ def drive(
             ended.append((code, (folder / f"driver{number}.err").read_text()))
         if time.monotonic() >= next_kill and not ended and not is_done():  # then all may come to their end
             next_kill = time.monotonic() + 1.0
-            for number in chance.sample(sorted(alive), min(2, len(alive))):
+            for number in chance.sample(sorted(alive), min(drivers // 4, len(alive))):
                 alive[number].send_signal(signal.SIGKILL)
                 alive.pop(number).wait()
                 killed += 1
