@@ -24,6 +24,8 @@ from pipeline.tables import leases as table
 from pipeline.terminal import Teller
 from tests.conftest import World
 
+POSTGRESQL_IS_LONG = True
+
 HOUR = timedelta(hours=1)
 RESOURCE = "planning notes"
 

@@ -17,6 +17,8 @@ from pipeline.tables import batches, token_counts
 from pipeline.verdicts import Verdict
 from tests.conftest import World, said_of, texts
 
+POSTGRESQL_IS_LONG = True
+
 JOBS = Path(__file__).parent.parent / "sample_data" / "jobs"
 
 

@@ -9,6 +9,8 @@ from pipeline.retry import Retry
 from pipeline.verify import verify, verify_source
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 
 def asking(prompt: str, **request: Any) -> dict[str, Any]:
     return {"request": {"model": "m", "max_tokens": 9, "prompt": prompt, **request}, "output": {}, "vars": {}}

@@ -16,6 +16,8 @@ from pipeline.tables import batches, jobs
 from pipeline.where import Where
 from tests.conftest import World, texts
 
+POSTGRESQL_IS_LONG = True
+
 PATIENCE = 60.0
 
 
