@@ -110,7 +110,7 @@ def standing(conn: Connection, run_id: int) -> Standing:
         title=title(name, run.vars, run.created_at.date()),
         state=run.state,
         reason=run.reason,
-        rows=dict(run.counts) if run.counts is not None else store.run_rows(conn, run_id),
+        rows=store.run_rows(conn, run),
         sent=(number, int(rows_sent or 0)),
         cost_usd=store.run_cost(conn, run_id),
         estimate=(run.estimate or {}).get("cost_usd"),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import orjson
 import polars as pl
 
-from pipeline import objects
+from pipeline import objects, packing, spool
 from pipeline.jsontext import dump
 from pipeline.objects import Object
 from pipeline.templates import RowProblem
@@ -52,11 +52,10 @@ LOOKING = 32  # requests to object storage at a time
 CACHE_BYTES = 64_000_000  # of files kept in memory, for rows that name the same ones
 SHOWN = 200  # characters of a path in a message: a column may hold anything
 
-SPOOL_MARKER = ".batch-pipeline-spool"  # a file in the folder of each local spool
 OWN_FILE_BYTES = 100_000  # from the start, in which such a file is recognized
 OWN_FILES = {
     "a database": re.compile(rb"SQLite format 3\0"),
-    "a request body of the pipeline's": re.compile(rb'\{"requests":\[\n'),
+    "a request body of the pipeline's": re.compile(re.escape(packing.PREFIX)),
     "a job file": re.compile(rb"(?=(?s:.*)^source *:)(?=(?s:.*)^request *:)(?=(?s:.*)^sink *:)", re.MULTILINE),
 }
 
@@ -519,7 +518,7 @@ def _is_in_spool(file: str, root: str) -> bool:
     """Whether a folder between these two is a local spool."""
     folder = os.path.dirname(file)
     while len(folder) > len(root):
-        if os.path.exists(f"{folder}/{SPOOL_MARKER}"):
+        if os.path.exists(f"{folder}/{spool.MARKER}"):
             return True
         folder = os.path.dirname(folder)
     return False

@@ -37,9 +37,13 @@ def opened(file: SourceFile) -> "CsvText | pa.NativeFile":
     pyarrow reads a file of this machine without Python in between once there is nothing left to do for us.
     """
     plain = file.csv.skip == 0 and file.csv.comment is None and file.csv.escape is None
-    if plain and file.is_local and codecs.lookup(file.encoding).name == "utf-8" and _is_checked(file):
+    if plain and file.is_local and _is_utf8(file) and _is_checked(file):
         return pa.input_stream(file.native(), compression=file.compression)
     return CsvText(file)
+
+
+def _is_utf8(file: SourceFile) -> bool:
+    return codecs.lookup(file.encoding).name == "utf-8"
 
 
 def _is_checked(file: SourceFile) -> bool:
@@ -85,11 +89,11 @@ def _at_place(file: SourceFile, fault: "_Fault") -> SourceError:
 
 def _decompressed(file: SourceFile) -> Iterator[bytes]:
     with file.native() as raw, pa.input_stream(raw, compression=file.compression) as stream:
-        at = 0
+        is_start = True
         while data := stream.read(READ_BYTES):
-            if at == 0 and file.compression is not None and (kind := kinds.kind_of(data)):
+            if is_start and file.compression is not None and (kind := kinds.kind_of(data)):
                 raise SourceError(f"{file.path}: what is compressed in it is {kind.name}, no text; unpack it, and look")
-            at += len(data)
+            is_start = False
             yield data
 
 
@@ -98,7 +102,7 @@ def _text(file: SourceFile, blocks: Iterator[bytes], errors: str = "strict") -> 
 
     Raises SourceError for bytes that are none, where `errors` is strict.
     """
-    if codecs.lookup(file.encoding).name != "utf-8":
+    if not _is_utf8(file):
         blocks = _transcoded(file, blocks, errors)
     blocks = _without_mark(blocks)
     if file.csv.skip:

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, select
@@ -208,10 +209,8 @@ def _counted(samples: Sequence[Sample], counts: Counts, requests: int, guess: fl
     """
     if not samples:
         return Counted(0.0, 0.0, len(counts.sample))
-    tokens, off = (
-        [sample.tokens for sample in samples],
-        [pair.tokens - counts.factor * pair.guess for pair in counts.sample],
-    )
+    tokens = [sample.tokens for sample in samples]
+    off = [pair.tokens - counts.factor * pair.guess for pair in counts.sample]
     mean = statistics.mean(tokens)
     of_sample, of_counts = _error(tokens, requests), _error(off, requests)
     error = math.hypot(of_sample, of_counts) if counts.sample else of_sample + guess * mean
@@ -242,7 +241,7 @@ class _Priced:
         self._job, self._listed, self._prefix, self._before = job, listed, prefix, before
         self._doubt = counted.error / counted.mean if counted.mean else 0.0
         self._doubt_of_prefix = self._doubt if counted.sampled else GUESS
-        self._changes = [change for change in _switched_on(job) if change is not None]
+        self._changes = _switched_on(job)
 
     def money(self, samples: Sequence[Sample], requests: int) -> Money:
         """What so many requests like these cost."""
@@ -273,7 +272,7 @@ class _Priced:
         asked = [sample._replace(tokens=(1 + self._doubt) * sample.tokens)]
         cost = self._worst_of_one(asked[0])
         for _ in range(self._job.retry.max_attempts - 1 if self._changes else 0):
-            again = _changed(asked[0], self._changes)
+            again = reduce(changed_sample, self._changes, asked[0])  # at worst with each of them
             if again == asked[0]:
                 break
             # a change of model may have been made or not
@@ -310,21 +309,14 @@ class _Priced:
         return prices.cost(usage)
 
 
-def _switched_on(job: Job) -> Iterator[AnyChange | None]:
+def _switched_on(job: Job) -> list[AnyChange]:
     change = job.retry.change
-    yield from (change.truncated, change.refused, change.unparsable)
-
-
-def _changed(sample: Sample, made: Sequence[AnyChange]) -> Sample:
-    """The request as it is sent again at worst: with each of these changes."""
-    for change in made:
-        sample = changed_sample(sample, change)
-    return sample
+    return [each for each in (change.truncated, change.refused, change.unparsable) if each is not None]
 
 
 def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, cached: Cached | None) -> Iterator[str]:
     yield "batch prices, half of the list's; what errors or expires is not billed, so sending it again costs nothing"
-    if any(_switched_on(job)):
+    if _switched_on(job):
         yield f"at worst every row is sent {job.retry.max_attempts} times, with what retry.change makes of it"
     yield counted_by(job, counted)
     if before is not None:

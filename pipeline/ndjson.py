@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.errors import SourceError
 from pipeline.files import SourceFile
 from pipeline.frames import CHUNK_BYTES, CHUNK_ROWS, LATE_FIELDS, Frame
+from pipeline.jsontext import is_large
 from pipeline.translated import Translated
 
 _DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
@@ -66,7 +67,7 @@ def of_values(values: dict[str, list[Any]]) -> pl.DataFrame:
 def _series(values: list[Any]) -> pl.Series:
     """One column; see `of_values`."""
     kinds = {type(value) for value in values if value is not None}
-    large = int in kinds and any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in values)
+    large = int in kinds and any(map(is_large, values))
     if len(kinds) > 1 or kinds & {dict, list} or large:
         return pl.Series(values, dtype=pl.Object)
     return pl.Series(values)

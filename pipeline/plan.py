@@ -170,10 +170,10 @@ class Plan:
 
     def older_hashes(self, chunk: Chunk) -> Sequence[bytes | None]:
         """By which hash each row was known before some conversions became exact, see legacy.py; None where by none."""
-        if self.builder.columns.attachments:
-            older = identity.older_hashes(self._stamped(chunk), [*self._template_columns, STAMPS], chunk.input.types)
-        else:
-            older = identity.older_hashes(chunk.frame, self._template_columns, chunk.input.types)
+        types = chunk.input.types
+        older = identity.older_hashes(chunk.frame, self._template_columns, types)
+        if older is not None and self.builder.columns.attachments:  # to look at all files again costs more than that
+            older = identity.older_hashes(self._stamped(chunk), [*self._template_columns, STAMPS], types)
         return older or [None] * chunk.frame.height
 
     def verdict_of(

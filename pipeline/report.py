@@ -362,14 +362,13 @@ def status(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
 
 
 def _run_facts(conn: Connection, run: Row[Any]) -> dict[str, Any]:
-    counts = run.counts if run.counts is not None else store.run_rows(conn, run.id)
     return {
         "run_id": run.id,
         "state": run.state,
         "reason": run.reason,
         "vars": run.vars,
         "retry": run.retry,
-        "rows": counts,
+        "rows": store.run_rows(conn, run),
         "planned": run.planned_at is not None and not store.rows_for_planning(conn, run.id),
         "cost_usd": store.run_cost(conn, run.id),
         "budget": budget_facts(conn, run),

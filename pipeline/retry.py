@@ -56,9 +56,8 @@ class Retry:
 
     def names(self, key: str) -> bool:
         """Whether this key (JSON) is among those given; every key is when none are."""
-        if not self.keys or key in self.keys or identity.joined(key) in self.keys:
-            return True
-        return identity.shown(key) in self.keys
+        given = self.keys
+        return not given or key in given or identity.joined(key) in given or identity.shown(key) in given
 
     def wants(self, known: Row[Any]) -> bool:
         """Whether a row goes again, as far as the state database can tell; `matching` asks the results table."""

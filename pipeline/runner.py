@@ -137,9 +137,11 @@ def run(job: Job, where: Where, options: Options | None = None, *, file: Path | 
         _tell_of_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
+        is_new = row is None
         row, sink = _register(where, job, columns, file)
         driver = driving.driver(row, sink, tries_account=True)
-        _note(where, row.id, plan, quote, counts)
+        if is_new:
+            _note(where, row.id, plan, quote, counts)
         return _Run(driver, job, plan, quote, counts, options, earlier).to_the_end()
 
 
@@ -550,7 +552,7 @@ class _Run:
     def _finished(self) -> Finished:
         with self._driver.reading() as conn:
             row = store.run(conn, self._run_id)
-            counts = row.counts if row.counts is not None else store.run_rows(conn, self._run_id)
+            counts = store.run_rows(conn, row)
             cost = store.run_cost(conn, self._run_id)
             meanwhile = ends.of(conn, set(self._driver.ended) - {self._run_id})
         _tell_ends(self._driver.tell, meanwhile, "while this command ran")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, Select, Table, select
 
 from pipeline import identity, jsontext, picking, spools, templates
 from pipeline.database import Database
@@ -113,13 +113,15 @@ def _of_database(shown: Shown, conn: Connection, job: Row[Any], spelled: Sequenc
         shown.sendings = [{name: getattr(each, name) for name in _OF_SENDING} for each in conn.execute(of_batch)]
     sink = Sink.of(job)
     of_key = sink.key_values(found.key)
-    here = [sink.table.c[name] == value for name, value in zip(sink.columns.key, of_key, strict=True)]
-    answer = conn.execute(select(sink.table).where(*here)).first()
+
+    def answers(table: Table) -> Select[Any]:
+        same = (table.c[name] == value for name, value in zip(sink.columns.key, of_key, strict=True))
+        return select(table).where(*same)
+
+    answer = conn.execute(answers(sink.table)).first()
     shown.answer = None if answer is None else dict(answer._mapping)
     if sink.history is not None and sink.columns.history:
-        past = sink.history
-        here = [past.c[name] == value for name, value in zip(sink.columns.key, of_key, strict=True)]
-        replaced = conn.execute(select(past).where(*here).order_by(past.c.replaced_at))
+        replaced = conn.execute(answers(sink.history).order_by(sink.history.c.replaced_at))
         shown.earlier = [dict(row._mapping) for row in replaced]
     return found
 

@@ -337,9 +337,14 @@ def job_counts(conn: Connection, job_id: int) -> dict[str, int]:
     return _tallied(conn, tallies.c.run_id.in_(select(runs.c.id).where(runs.c.job_id == job_id)))
 
 
-def run_rows(conn: Connection, run_id: int) -> dict[str, int]:
-    """The run's rows as people see them: `planned` are in a batch that was not sent yet, `in_flight` was sent."""
-    return _apart(conn, run_counts(conn, run_id), batches.c.run_id == run_id)
+def run_rows(conn: Connection, run: Row[Any]) -> dict[str, int]:
+    """The run's rows as people see them: `planned` are in a batch that was not sent yet, `in_flight` was sent.
+
+    Of a run that has ended, the counts that were written then.
+    """
+    if run.counts is not None:
+        return dict(run.counts)
+    return _apart(conn, run_counts(conn, run.id), batches.c.run_id == run.id)
 
 
 def job_rows(conn: Connection, job_id: int) -> dict[str, int]:

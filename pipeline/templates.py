@@ -46,7 +46,7 @@ def is_taken(name: str) -> bool:
     return name in RESERVED or name in _environment("invalid").globals or name in _WORDS
 
 
-#: Words of Jinja's language, and the names that it gives a template besides its variables.
+#: Words of Jinja's language, and names that Jinja itself defines in every template.
 _WORDS = frozenset(
     [
         "true",

@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 from pypdf import PdfWriter
 
-from pipeline import attachments as module
 from pipeline import spool
 from pipeline.attachments import Attachments, Content, Folder, LocalFolder, ObjectFolder, media_type, stamp, weight
 from pipeline.job import Attachment
@@ -363,10 +362,6 @@ def test_other_texts_of_yaml_and_json_are_data(folder: LocalFolder) -> None:
     (folder.path / "a.json").write_text('{"requests": []}')
 
     assert len(documents().blocks({"file": ["a.yaml", "a.json"]}, folder)) == 2
-
-
-def test_the_marker_of_a_spool_is_the_one_that_spools_have() -> None:
-    assert module.SPOOL_MARKER == spool.MARKER
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from sqlalchemy import Row
 
-from pipeline import answers, durable, objects, store
+from pipeline import answers, durable, objects
 from pipeline.answers import Wanted
 from pipeline.errors import Completed, InputError, Stopped
 from pipeline.exports import export
@@ -51,10 +51,7 @@ def pages_of_two() -> Iterator[None]:
 def ran(world: World, **changes: Any) -> Row[Any]:
     """The job, with five answers."""
     world.run(world.job(**changes))
-    with world.database.read() as conn:
-        job = store.job_named(conn, "summaries")
-    assert job is not None
-    return job
+    return world.known()
 
 
 def test_a_parquet_file_has_the_types_of_the_columns(world: World) -> None:

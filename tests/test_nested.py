@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Row, update
 
-from pipeline import answers, nested, schemas, store
+from pipeline import answers, nested, schemas
 from pipeline.answers import Wanted
 from pipeline.exports import export
 from pipeline.nested import Misfit, Nested
@@ -19,6 +19,7 @@ from pipeline.schemas import Described
 from pipeline.sink import Sink
 from tests.conftest import World, texts
 from tests.object_storage import S3
+from tests.test_exports import ran
 
 POSTGRESQL_IS_LONG = True
 
@@ -118,14 +119,6 @@ SCHEMA = closed(
     address=closed(town={"type": "string"}, zip={"type": "string"}),
 )
 OUTPUT = {"schema": SCHEMA, "columns": {"address.town": "town"}}
-
-
-def ran(world: World, **changes: Any) -> Row[Any]:
-    world.run(world.job(**changes))
-    with world.database.read() as conn:
-        job = store.job_named(conn, "summaries")
-    assert job is not None
-    return job
 
 
 def test_parquet_and_ndjson_have_lists_and_objects_and_csv_has_json(world: World) -> None:
