@@ -171,9 +171,10 @@ def _gate(conn: Connection, batch: Batch, job: Job, run: Row[Any]) -> _NotNow | 
     """Whether the batch has to wait for what its run sends first."""
     if run.gate is None or batch.gate == run.gate:
         return None
-    if run.planned_at is None or store.keeps_gate(conn, run.id, run.gate):
+    if store.keeps_gate(conn, run.id, run.gate):
         return _NotNow(BEHIND_GATE[run.gate], job)
-    # what was to open it is gone, for its rows changed or left the source: others take its place
+    # What was to open it is gone: its rows changed, left the source, or were too large. Others take its place, as soon
+    # as nobody plans: a run that is not planned to its end may have a planner that is dead, and then nobody else does.
     return _NotNow(Reason.OPENS_GATE, job, pack=gates.first(job, run.gate))
 
 

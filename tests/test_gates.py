@@ -1,5 +1,6 @@
 """What a run sends first and waits for: the canary of a new recipe, and the row that fills the prompt cache."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from pipeline import runner
 from pipeline.emulator import Emulator
+from pipeline.errors import Interrupted
 from pipeline.gates import wanted
 from pipeline.job import Job
 from pipeline.retry import Retry
@@ -50,6 +53,10 @@ def moves(world: World) -> list[str]:
     """Which batches were submitted, and collected, in this order: `+5` and `-5` for one of five requests."""
     signs = {"submitted": "+", "collected": "-"}
     return [f"{signs[name]}{facts['requests']}" for name, facts in world.events if name in signs]
+
+
+def dead(*args: Any, **options: Any) -> None:
+    raise Interrupted("dead")
 
 
 def sweeps(world: World, times: int = 4, *, minutes: int = 1) -> None:
@@ -407,6 +414,25 @@ def test_when_the_canary_is_gone_and_its_rows_have_left_the_source_others_take_t
 
     assert moves(world)[:3] == ["+5", "-5", "+90"]
     assert finished.rows == {"succeeded": 95}
+
+
+def test_when_the_canary_is_gone_and_whoever_planned_died_a_sweep_sends_other_rows_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.emulator.add_fault(**BUSY)
+    work = job(world, 20, canary={"rows": 1, "max_failed": 0.2})
+    world.run(work, detach=True)
+    world.emulator.clear_faults()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "finish_planning", dead)
+        with pytest.raises(Interrupted):
+            world.run(work)
+    world.emulator.add_fault(on="create", do="status", status=413, error_type="request_too_large", times=1)
+
+    sweeps(world, 6)
+
+    assert moves(world) == ["+1", "-1", "+18", "-18"]
+    assert Counter(world.statuses().values()) == {"invalid": 1, "succeeded": 19}
 
 
 def test_a_canary_of_which_one_row_changed_and_the_others_left_the_source_is_that_row(world: World) -> None:
