@@ -26,12 +26,18 @@ from sqlalchemy import Row
 
 from pipeline import templates, yamlfile
 from pipeline.errors import DatabaseError, JobError
-from pipeline.tables import metadata
 
 MAX_REQUESTS = 100_000  # of a batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
 MAX_BYTES = 256_000_000
 MAX_TOKENS = 300_000  # of an answer: of some models, with a beta
 
+#: Of the state database, in which the results table may be, too.
+OUR_TABLES = frozenset(
+    {
+        "accounts", "alembic_version", "batches", "files", "identified", "jobs", "leases", "requests", "runs",
+        "sendings", "stretches", "tallies", "token_counts",
+    }
+)  # fmt: skip
 #: Fields that the job file will have and this version does not: refused by name, so that nobody believes in them.
 NOT_YET = {
     "limits.deadline": "a deadline",
@@ -366,7 +372,7 @@ class Sink(Section):
     @field_validator("table")
     @classmethod
     def _table_is_free(cls, table: str) -> str:
-        if table.lower() in metadata.tables or table.lower() == "alembic_version":
+        if table.lower() in OUR_TABLES:
             raise ValueError("is a table of the pipeline's own; choose another name")
         if table.lower().startswith("batch_pipeline."):
             raise ValueError("is in the schema of the pipeline's own tables; choose another schema")

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import JobError
-from pipeline.job import NOT_YET, Job, load
+from pipeline.job import NOT_YET, OUR_TABLES, Job, load
+from pipeline.tables import metadata
 
 TODAY = date(2026, 11, 20)
 PLAIN = """\
@@ -468,3 +469,7 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) ->
     loaded = load(folder / "job.yaml", variables={}, today=TODAY)
 
     assert [file.name for file in Rows(loaded.source).inputs] == ["a.csv"]
+
+
+def test_the_results_table_cannot_have_the_name_of_a_table_of_the_state_database() -> None:
+    assert {*metadata.tables, "alembic_version"} == OUR_TABLES
