@@ -48,7 +48,7 @@ from pipeline.cancel import cancel
 from pipeline.database import Database
 from pipeline.driver import Settings, Stop
 from pipeline.emulator import Clock, Emulator, emulator, wire
-from pipeline.emulator.transport import Transport
+from pipeline.emulator.http.transport import Transport
 from pipeline.errors import LostRace, PipelineError
 from pipeline.job import Job
 from pipeline.outcomes import Outcome

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from pipeline import report, store
 from pipeline.api import Api
 from pipeline.cancel import cancel
-from pipeline.emulator.transport import Transport
+from pipeline.emulator.http.transport import Transport
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, Stopped
 from pipeline.reconcile import find_twins, reconcile_due
 from pipeline.runner import Options, run, sweep

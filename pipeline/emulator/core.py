@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from pipeline.emulator.caching import PromptCache
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.faults import FaultBook
+from pipeline.emulator.model.caching import PromptCache
+from pipeline.emulator.model.validate import Context
 from pipeline.emulator.settings import Settings
 from pipeline.emulator.store import Batch, Store, StoredFile
-from pipeline.emulator.validate import Context
 
 
 @dataclass

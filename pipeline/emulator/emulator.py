@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from pipeline.emulator import audit, batches, files, messages, models
-from pipeline.emulator.caching import PromptCache
-from pipeline.emulator.call_faults import shown_date, with_fault
+from pipeline.emulator import audit, models
 from pipeline.emulator.clock import Clock, wire_time
-from pipeline.emulator.control import control
 from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError
 from pipeline.emulator.faults import CallFacts, FaultBook, parse_faults
-from pipeline.emulator.processing import process
+from pipeline.emulator.http.call_faults import shown_date, with_fault
+from pipeline.emulator.model.caching import PromptCache
+from pipeline.emulator.model.validate import VERSIONS
+from pipeline.emulator.operations import batches, files, messages
+from pipeline.emulator.operations.control import control
+from pipeline.emulator.operations.processing import process
 from pipeline.emulator.rules import CALL_FAULTS, Fault
 from pipeline.emulator.settings import Settings
 from pipeline.emulator.store import Batch, Store
-from pipeline.emulator.validate import VERSIONS
 from pipeline.emulator.wire import ORGANIZATION_ID, Call, Reply, derived_id, random_id, tried
 
 if TYPE_CHECKING:
-    from pipeline.emulator.transport import Transport
+    from pipeline.emulator.http.transport import Transport
 
 CREATE_PATH = "/v1/messages/batches"
 DEFAULT_WORKSPACE = "default"
@@ -119,7 +120,7 @@ class Emulator:
 
     def transport(self) -> "Transport":
         """For `anthropic.Anthropic(http_client=httpx2.Client(transport=...))`: no socket, no thread."""
-        from pipeline.emulator.transport import Transport  # it imports this module
+        from pipeline.emulator.http.transport import Transport  # it imports this module
 
         return Transport(self)
 

@@ -10,7 +10,7 @@ from pipeline.emulator.clock import wire_time
 from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError
 from pipeline.emulator.models import page_limit
-from pipeline.emulator.multipart import Part, read_form
+from pipeline.emulator.operations.multipart import Part, read_form
 from pipeline.emulator.store import StoredFile
 from pipeline.emulator.wire import Call, Reply, json_reply, random_id
 

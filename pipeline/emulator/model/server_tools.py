@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.emulator.marks import MARK
+from pipeline.emulator.model.wording import MARK
 from pipeline.emulator.wire import derived_id
 
 URL = re.compile(r"https?://[^\s<>\"']+")

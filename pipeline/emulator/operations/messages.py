@@ -7,13 +7,13 @@ from typing import Any
 
 import orjson
 
-from pipeline.emulator.answers import answer, input_tokens, message
-from pipeline.emulator.batches import invalid_encoding, unsupported_encoding
-from pipeline.emulator.caching import breakpoint_problem, plain_usage
 from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError, Problem
+from pipeline.emulator.model.answers import answer, input_tokens, message
+from pipeline.emulator.model.caching import breakpoint_problem, plain_usage
+from pipeline.emulator.model.validate import Context, count_tokens_problem, problem
 from pipeline.emulator.models import find_model
-from pipeline.emulator.validate import Context, count_tokens_problem, problem
+from pipeline.emulator.operations.batches import invalid_encoding, unsupported_encoding
 from pipeline.emulator.wire import Call, Reply, json_reply, params_sha256, random_id
 
 MAX_BYTES = 32_000_000

@@ -13,11 +13,11 @@ from typing import Any
 
 import uvicorn
 
-from pipeline.emulator.app import Connection, make_app
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.emulator import Emulator
 from pipeline.emulator.errors import EmulatorError
 from pipeline.emulator.faults import read_faults
+from pipeline.emulator.http.app import Connection, make_app
 from pipeline.emulator.rules import Fault
 from pipeline.emulator.settings import Settings
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.emulator.marks import GIST_CHARACTERS, MARK, SENTENCE
+from pipeline.emulator.model.wording import GIST_CHARACTERS, MARK, SENTENCE
 from pipeline.emulator.store import FileFinder
 
 
