@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.emulator.errors import Problem
 from pipeline.emulator.model.attachments import attachment_problem
+from pipeline.emulator.model.catalogue import Model, find_model
+from pipeline.emulator.model.files import FileFinder, no_files
 from pipeline.emulator.model.schema import schema_problem
-from pipeline.emulator.models import Model, find_model
-from pipeline.emulator.store import FileFinder, no_files
 
 VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
 NO_SAMPLING_VERSION = "2026-10-21"
