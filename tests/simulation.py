@@ -47,8 +47,8 @@ from pipeline.api import Api
 from pipeline.cancel import cancel
 from pipeline.database import Database
 from pipeline.driver import Settings, Stop
-from pipeline.emulator import Clock, Emulator, emulator, wire
-from pipeline.emulator.transport import Transport
+from pipeline.emulator import Clock, Emulator, ids
+from pipeline.emulator.http import router
 from pipeline.errors import LostRace, PipelineError
 from pipeline.job import Job
 from pipeline.outcomes import Outcome
@@ -428,7 +428,7 @@ class Line(httpx2.BaseTransport):
 
     def __init__(self, world: "World") -> None:
         self._world = world
-        self._api = Transport(world.emulator)
+        self._api = world.emulator.transport()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         world = self._world
@@ -440,7 +440,7 @@ class Line(httpx2.BaseTransport):
         world.turns.moment(what)
         if request.method == "DELETE":
             world.books.read_results()
-        if request.method == "POST" and request.url.path == emulator.CREATE_PATH:
+        if request.method == "POST" and request.url.path == router.CREATE_PATH:
             response = self._posted(process, request)
         else:
             response = self._api.handle_request(request)
@@ -826,7 +826,7 @@ class World:
         """A body reaches the API."""
         parcel.arrived_at = self.at
         try:
-            parcel.response = Transport(self.emulator).handle_request(parcel.request)
+            parcel.response = self.emulator.transport().handle_request(parcel.request)
         except httpx2.HTTPError as exc:
             parcel.error = exc
         before = set(self.books.batches)
@@ -841,7 +841,7 @@ class World:
         headers = {"x-api-key": ACCOUNTS[0], "anthropic-version": "2023-06-01", "content-type": "application/json"}
         with (
             contextlib.suppress(httpx2.HTTPError),
-            httpx2.Client(transport=Transport(self.emulator), base_url="http://emulator") as client,
+            httpx2.Client(transport=self.emulator.transport(), base_url="http://emulator") as client,
         ):
             client.request(method, path, headers=headers, content=orjson.dumps(body) if body else None)
 
@@ -850,7 +850,7 @@ class World:
         self.others = True
         params = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello."}]}
         theirs = [{"custom_id": f"other-{next(self._numbers_of_others)}", "params": params} for _ in range(number)]
-        self.console("POST", emulator.CREATE_PATH, {"requests": theirs})
+        self.console("POST", router.CREATE_PATH, {"requests": theirs})
         self.books.look()
 
     # the source and the job
@@ -1500,7 +1500,7 @@ class Schedule:
         api_id = self._batch_at_the_api("in_progress")
         if api_id is None:
             return False
-        self._world.console("POST", f"{emulator.CREATE_PATH}/{api_id}/cancel")
+        self._world.console("POST", f"{router.CREATE_PATH}/{api_id}/cancel")
         self._world.say(f"somebody cancels {api_id}")
         return True
 
@@ -1511,7 +1511,7 @@ class Schedule:
             return False
         self._world.hidden |= {api_id} & self._unowned()
         self._world.books.read_results()
-        self._world.console("DELETE", f"{emulator.CREATE_PATH}/{api_id}")
+        self._world.console("DELETE", f"{router.CREATE_PATH}/{api_id}")
         self._world.say(f"somebody deletes {api_id}")
         return True
 
@@ -1785,7 +1785,7 @@ def turned(world: World, seed: int) -> Iterator[None]:
         for module in (holders, leases):
             patch.setattr(module, "holder", holder)
         patch.setattr(holders, "_runs", runs)
-        for module in (packing, leases, spool, wire, emulator):
+        for module in (packing, leases, spool, ids, router):
             patch.setattr(module, "secrets", chance)
         for module in (leases, submit, spool, anthropic._base_client):
             patch.setattr(module, "time", clock)

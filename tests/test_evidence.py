@@ -14,7 +14,6 @@ from sqlalchemy import select, update
 from pipeline import report, store
 from pipeline.api import Api
 from pipeline.cancel import cancel
-from pipeline.emulator.transport import Transport
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, Stopped
 from pipeline.reconcile import find_twins, reconcile_due
 from pipeline.runner import Options, run, sweep
@@ -655,7 +654,7 @@ def test_a_batch_that_the_api_does_not_end_within_its_24_hours_is_said(world: Wo
             return httpx2.Request("GET", f"http://emulator/v1/messages/batches/{newest(world)}", headers=headers)
 
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-            response = Transport(world.emulator).handle_request(request)
+            response = world.emulator.transport().handle_request(request)
             if request.method == "GET" and request.url.path.endswith(newest(world)):
                 return httpx2.Response(200, headers=response.headers, content=self.first.content, request=request)
             return response

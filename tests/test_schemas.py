@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from pipeline.emulator.schema import schema_problem
+from pipeline.emulator.model.schema import schema_problem
 from pipeline.schemas import FORMATS, Property, Reader, Reading, SchemaProblem, columns, of_model, refused
 
 TEXT = {"type": "string"}

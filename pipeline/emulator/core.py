@@ -1,20 +1,21 @@
 """What the operations share: the store, the clock, the settings, the faults, the cache."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import cache
 
-from pipeline.emulator.caching import PromptCache
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.faults import FaultBook
+from pipeline.emulator.model.caching import PromptCache
+from pipeline.emulator.model.files import StoredFile
+from pipeline.emulator.model.validate import Context
 from pipeline.emulator.settings import Settings
-from pipeline.emulator.store import Batch, Store, StoredFile
-from pipeline.emulator.validate import Context
+from pipeline.emulator.store import Batch, Store
 
 
 @dataclass
 class Core:
-    """processing_seconds: from create to ended, by the clock. wake: call it when work may have become due."""
+    """processing_seconds: from create to ended, by the clock. moved: notified when work may have become due."""
 
     store: Store
     clock: Clock
@@ -22,7 +23,16 @@ class Core:
     faults: FaultBook
     cache: PromptCache
     processing_seconds: float
-    wake: Callable[[], None]
+    moved: threading.Condition = field(default_factory=threading.Condition)
+
+    def wake(self) -> None:
+        """Work may have become due."""
+        with self.moved:
+            self.moved.notify_all()
+
+    def clear_faults(self) -> None:
+        self.faults.clear()
+        self.wake()  # batches that a fault kept from ending may be due
 
     def due_us(self, batch: Batch) -> int:
         """When the batch ends: all processed, a cancel through, or 24 hours over."""

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipeline.emulator.models import BY_NAME
+from pipeline.emulator.model.catalogue import BY_NAME
 
 
 class Settings(BaseModel):

@@ -26,11 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from pipeline.emulator.errors import EmulatorError
+from pipeline.emulator.model.files import StoredFile
 
 DAY_US = 24 * 3600 * 1_000_000
 RETENTION_US = 29 * DAY_US
-TEXT_BYTES = 100_000  #: of an uploaded text, as much as anybody here reads
 RESULT_CODES = {"succeeded": b"s", "errored": b"e", "canceled": b"c", "expired": b"x"}
 RESULT_NAMES = {code[0]: name for name, code in RESULT_CODES.items()}
 SCHEMA = """
@@ -95,40 +97,6 @@ class Batch:
     @property
     def expires_us(self) -> int:
         return self.created_us + DAY_US
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A row of `files`, and where its bytes are; times in microseconds since 1970, expires_us None: never."""
-
-    number: int
-    id: str
-    workspace: str
-    filename: str
-    mime_type: str
-    size_bytes: int
-    created_us: int
-    expires_us: int | None
-    path: Path
-
-    def expired(self, now_us: int) -> bool:
-        return self.expires_us is not None and self.expires_us <= now_us
-
-    def text(self) -> str:
-        """Its beginning as UTF-8; what is none is replaced. Empty if it was deleted meanwhile."""
-        try:
-            with self.path.open("rb") as file:
-                return file.read(TEXT_BYTES).decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-
-
-FileFinder = Callable[[str], StoredFile | None]  #: by id, within one workspace
-
-
-def no_files(file_id: str) -> StoredFile | None:
-    """A FileFinder that finds nothing."""
-    return None
 
 
 class Store:
@@ -365,12 +333,12 @@ class Store:
     def append_log(self, line: bytes) -> None:
         os.write(self._log, line + b"\n")
 
-    def log_lines(self) -> Iterator[bytes]:
-        """Complete lines, each with its newline."""
+    def log(self) -> Iterator[dict[str, Any]]:
+        """Each call seen, oldest first; a line that is being written does not count."""
         with (self.folder / "log.ndjson").open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
-                    yield line
+                    yield orjson.loads(line)
 
 
 def _flock(folder: Path) -> int:

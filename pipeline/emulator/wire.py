@@ -1,8 +1,6 @@
-"""The shapes that every operation shares: a call, a reply, the error envelope, ids."""
+"""The shapes that every operation shares: a call, a reply, the error envelope."""
 
-import hashlib
 import mmap
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import format_datetime
@@ -15,7 +13,6 @@ from pipeline.emulator.clock import when
 from pipeline.emulator.errors import ApiError
 
 ORGANIZATION_ID = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"
-BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 HTML_PAGE = (
     "<html>\r\n<head><title>{status} {title}</title></head>\r\n<body>\r\n<center><h1>{status} {title}</h1></center>\r\n"
     "<hr><center>cloudflare</center>\r\n</body>\r\n</html>\r\n"
@@ -115,26 +112,3 @@ def tried(work: Callable[[], Reply], request_id: str) -> Reply:
 
 def http_date(now_us: int) -> str:
     return format_datetime(when(now_us), usegmt=True)
-
-
-def random_id(prefix: str) -> str:
-    """`prefix` + 01 + 22 base58 characters, as `msgbatch_01MxdL3LT4Dizo9t3j6FY9Ap`."""
-    return prefix + "_01" + "".join(secrets.choice(BASE58) for _ in range(22))
-
-
-def derived_id(prefix: str, *parts: str | bytes) -> str:
-    """Looks like a random id, but equal parts give an equal id."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part)
-    number = int.from_bytes(digest.digest(), "big")
-    letters = []
-    for _ in range(22):
-        number, letter = divmod(number, 58)
-        letters.append(BASE58[letter])
-    return f"{prefix}_01{''.join(letters)}"
-
-
-def params_sha256(params: object) -> str:
-    """Hex sha256 of the params as orjson writes them with sorted keys: equal for equal params whatever their order."""
-    return hashlib.sha256(orjson.dumps(params, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -6,7 +6,7 @@ from typing import Any
 import anthropic
 
 from pipeline.emulator import Emulator
-from pipeline.emulator.wire import params_sha256
+from pipeline.emulator.ids import params_sha256
 from tests.emulator.builders import client_of, request, requests
 
 

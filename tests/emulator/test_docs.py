@@ -8,8 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.emulator import Settings
-from pipeline.emulator.emulator import ROUTES
 from pipeline.emulator.faults import parse_faults
+from pipeline.emulator.http.router import ROUTES
 from pipeline.emulator.rules import Do, Fault, On
 
 TEXT = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.emulator import Emulator, EmulatorError
 from pipeline.emulator.faults import read_faults
-from pipeline.emulator.processing import WRONG_LABEL
+from pipeline.emulator.operations.processing import WRONG_LABEL
 from tests.emulator.builders import client_of, http_of, params, request, requests, result_lines, result_of
 
 BATCHES = "/v1/messages/batches"

@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import orjson
 
-from pipeline.emulator.damage import damaged
 from pipeline.emulator.errors import ConnectionCut
 from pipeline.emulator.faults import line_chosen
+from pipeline.emulator.operations.damage import damaged
 from pipeline.emulator.rules import Fault
 
 CHUNK_BYTES = 1 << 18

@@ -9,10 +9,11 @@ from typing import Any
 from pipeline.emulator.clock import wire_time
 from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError
-from pipeline.emulator.models import page_limit
-from pipeline.emulator.multipart import Part, read_form
-from pipeline.emulator.store import StoredFile
-from pipeline.emulator.wire import Call, Reply, json_reply, random_id
+from pipeline.emulator.ids import random_id
+from pipeline.emulator.model.files import StoredFile
+from pipeline.emulator.operations.models import page_limit
+from pipeline.emulator.operations.multipart import Part, read_form
+from pipeline.emulator.wire import Call, Reply, json_reply
 
 MAX_NAME, MAX_IDS = 500, 100
 SHORTEST_SECONDS, LONGEST_SECONDS = 3600, 7_776_000

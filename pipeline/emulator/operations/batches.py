@@ -9,15 +9,16 @@ from typing import Any
 
 from pipeline.emulator.clock import wire_time
 from pipeline.emulator.core import Core
-from pipeline.emulator.delivery import deliver
 from pipeline.emulator.errors import ApiError
 from pipeline.emulator.faults import CallFacts
-from pipeline.emulator.intake import encoded, read_requests
-from pipeline.emulator.models import page_limit
+from pipeline.emulator.ids import params_sha256, random_id
+from pipeline.emulator.model.validate import unbatchable
+from pipeline.emulator.operations.delivery import deliver
+from pipeline.emulator.operations.intake import encoded, read_requests
+from pipeline.emulator.operations.models import page_limit
 from pipeline.emulator.rules import RESULT_FAULTS, Fault
 from pipeline.emulator.store import Batch
-from pipeline.emulator.validate import unbatchable
-from pipeline.emulator.wire import Call, Drip, Reply, json_reply, params_sha256, random_id
+from pipeline.emulator.wire import Call, Drip, Reply, json_reply
 
 LISTING_FAULTS = frozenset({"lag", "disorder"})
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from pipeline.emulator import batches
 from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError, ConnectionCut
+from pipeline.emulator.operations import batches
 from pipeline.emulator.rules import Fault
 from pipeline.emulator.wire import Call, Reply, http_date, json_reply, tried
 

@@ -6,7 +6,7 @@ import anthropic
 import pytest
 
 from pipeline.emulator import Emulator
-from pipeline.emulator.validate import Context, problem
+from pipeline.emulator.model.validate import Context, problem
 from tests.emulator.builders import (
     JPEG,
     PDF,

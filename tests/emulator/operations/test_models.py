@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.emulator import Emulator, Settings
-from pipeline.emulator.validate import Context, problem
+from pipeline.emulator.model.validate import Context, problem
 from tests.emulator.builders import asking, client_of, image, params, pdf, result_of, text_document
 
 TOOL = {"name": "look", "input_schema": {"type": "object"}}

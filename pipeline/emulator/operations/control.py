@@ -1,44 +1,43 @@
 """The control surface under /_emulator/: faults, clock, log, accepted, audit. Needs no key and is not logged."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
+from pipeline.emulator import audit
+from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError, EmulatorError
 from pipeline.emulator.faults import parse_faults
 from pipeline.emulator.wire import Call, Reply, json_reply
-
-if TYPE_CHECKING:
-    from pipeline.emulator.emulator import Emulator
 
 NDJSON = {"content-type": "application/x-ndjson"}
 LINES_PER_CHUNK = 500
 
 
-def control(emulator: "Emulator", call: Call) -> Reply:
+def control(core: Core, call: Call) -> Reply:
     """Raises ApiError 404 for a path there is not, 400 for a body that says nothing sensible."""
     match call.method, call.path.removeprefix("/_emulator/"):
         case "GET", "faults":
-            rules = [rule.model_dump(exclude_defaults=True) for rule in emulator.faults()]
+            rules = [rule.model_dump(exclude_defaults=True) for rule in core.faults.rules()]
             return json_reply({"faults": rules})
         case "POST", "faults":
-            _add_faults(emulator, _json(call))
-            return json_reply({"faults": len(emulator.faults())})
+            _add_faults(core, _json(call))
+            return json_reply({"faults": len(core.faults.rules())})
         case "DELETE", "faults":
-            emulator.clear_faults()
+            core.clear_faults()
             return json_reply({"faults": 0})
         case "GET", "clock":
-            return _clock(emulator)
+            return _clock(core)
         case "POST", "clock":
-            _advance(emulator, _json(call))
-            return _clock(emulator)
+            _advance(core, _json(call))
+            return _clock(core)
         case "GET", "log":
-            return Reply(200, _ndjson(emulator.log()), NDJSON)
+            return Reply(200, _ndjson(core.store.log()), NDJSON)
         case "GET", "accepted":
-            return Reply(200, _ndjson(emulator.accepted()), NDJSON)
+            return Reply(200, _ndjson(audit.accepted(core.store)), NDJSON)
         case "GET", "audit":
-            return json_reply(emulator.audit())
+            return json_reply(audit.audit(core.store))
     raise ApiError(404, f"{call.method} {call.path} is not part of the emulator's control surface")
 
 
@@ -49,26 +48,26 @@ def _json(call: Call) -> Any:
         raise ApiError(400, f"the body is not JSON: {exc}") from None
 
 
-def _add_faults(emulator: "Emulator", body: Any) -> None:
+def _add_faults(core: Core, body: Any) -> None:
     """One rule, a list of rules, or {"faults": [...]}; all of them or none."""
     if isinstance(body, dict):
         body = body.get("faults", [body])
     try:
         for rule in parse_faults(body):
-            emulator.add_fault(rule)
+            core.faults.add(rule)
     except EmulatorError as exc:
         raise ApiError(400, str(exc)) from exc
 
 
-def _advance(emulator: "Emulator", body: Any) -> None:
+def _advance(core: Core, body: Any) -> None:
     seconds = body.get("advance_seconds") if isinstance(body, dict) else None
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0:
         raise ApiError(400, "advance_seconds must be a number, 0 or more")
-    emulator.clock.advance(seconds)
+    core.clock.advance(seconds)
 
 
-def _clock(emulator: "Emulator") -> Reply:
-    clock = emulator.clock
+def _clock(core: Core) -> Reply:
+    clock = core.clock
     now = clock.now().isoformat(timespec="microseconds")
     return json_reply({"now": now, "offset_seconds": clock.offset_seconds})
 

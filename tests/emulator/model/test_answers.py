@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.emulator import Emulator
-from pipeline.emulator.answers import gist
+from pipeline.emulator.model.answers import gist
 from tests.emulator.builders import PNG, asking, client_of, image, params, pdf, result_of, text_document
 
 SCHEMA = {

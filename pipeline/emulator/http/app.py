@@ -16,8 +16,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pipeline.emulator.emulator import Emulator
 from pipeline.emulator.errors import ConnectionCut
+from pipeline.emulator.http.router import Router
 from pipeline.emulator.wire import Call, Drip, Reply
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -47,18 +47,18 @@ class Connection(H11Protocol):
             self.transport.close()
 
 
-def make_app(emulator: Emulator, stopping: Callable[[], bool]) -> Starlette:
+def make_app(router: Router, stopping: Callable[[], bool]) -> Starlette:
     """stopping: once true, answers that are kept back on purpose are given up."""
 
     async def endpoint(request: Request) -> Response:
-        upload = emulator.upload_path()
+        upload = router.upload_path()
         try:
             try:
                 await _receive(request, upload)
             except ClientDisconnect:
-                emulator.log_broken_upload(request.method, request.url.path)
+                router.log_broken_upload(request.method, request.url.path)
                 return _Answer(Reply(dropped=True), stopping)
-            reply = await run_in_threadpool(_handle, emulator, _call(request, upload))
+            reply = await run_in_threadpool(_handle, router, _call(request, upload))
         finally:
             for path in (upload, upload.with_suffix(".plain")):
                 path.unlink(missing_ok=True)
@@ -67,9 +67,9 @@ def make_app(emulator: Emulator, stopping: Callable[[], bool]) -> Starlette:
     return Starlette(routes=[Route("/{path:path}", endpoint, methods=METHODS)])
 
 
-def _handle(emulator: Emulator, call: Call) -> Reply:
+def _handle(router: Router, call: Call) -> Reply:
     try:
-        return emulator.handle(call)
+        return router.handle(call)
     except Exception:
         traceback.print_exc()  # a fault of ours; uvicorn is kept quiet, since broken connections are our trade
         raise

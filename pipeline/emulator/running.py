@@ -1,37 +1,21 @@
 """The emulator behind a socket on 127.0.0.1: in a thread of a test or a command, or in the foreground."""
 
-import contextlib
-import logging
-import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
-from pipeline.emulator.app import Connection, make_app
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.emulator import Emulator
 from pipeline.emulator.errors import EmulatorError
 from pipeline.emulator.faults import read_faults
+from pipeline.emulator.http.server import HOST, listen, make_server, signals_end
 from pipeline.emulator.rules import Fault
 from pipeline.emulator.settings import Settings
 
-HOST = "127.0.0.1"
 START_SECONDS = 10
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that leaves signals alone: in a thread they are not ours, in the foreground `serve` handles them."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class RunningEmulator:
@@ -39,9 +23,9 @@ class RunningEmulator:
 
     def __init__(self, emulator: Emulator, port: int) -> None:
         self.emulator = emulator
-        self._socket = _listen(port)
+        self._socket = listen(port)
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}"
-        self._server = _make_server(emulator)
+        self._server = make_server(emulator.router)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="emulator-server", daemon=True
         )
@@ -94,11 +78,11 @@ def serve(data: Path, *, port: int, processing_seconds: float, faults_file: Path
     """Serve in the foreground until SIGINT or SIGTERM, then return. Raises EmulatorError: port or folder in use."""
     rules, settings = read_faults(faults_file) if faults_file else ([], Settings())
     with Emulator(data, processing_seconds=processing_seconds, faults=rules, settings=settings) as emulator:
-        listening = _listen(port)
+        listening = listen(port)
         url = f"http://{HOST}:{listening.getsockname()[1]}"
         emulator.set_url(url)
-        server = _make_server(emulator)
-        with _signals_end(server), listening:
+        server = make_server(emulator.router)
+        with signals_end(server), listening:
             emulator.start_worker()
             sys.stderr.write(
                 f"emulator at {url}, data in {data}; "
@@ -106,55 +90,3 @@ def serve(data: Path, *, port: int, processing_seconds: float, faults_file: Path
             )
             sys.stderr.flush()
             server.run(sockets=[listening])
-
-
-def _listen(port: int) -> socket.socket:
-    # the protocol is named, or asyncio would not turn off Nagle's algorithm: 40 ms a call
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((HOST, port))
-        listening.listen(128)
-    except (OSError, OverflowError) as exc:
-        listening.close()
-        why = getattr(exc, "strerror", None) or str(exc)
-        raise EmulatorError(f"port {port} on {HOST} cannot be used ({why}); choose another with --port") from exc
-    return listening
-
-
-def _make_server(emulator: Emulator) -> _Server:
-    server: _Server
-
-    def stopping() -> bool:
-        return server.should_exit
-
-    config = uvicorn.Config(
-        make_app(emulator, stopping),
-        http=Connection,
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level=logging.CRITICAL,
-        access_log=False,
-        date_header=False,  # ours is by the emulator's clock
-        server_header=False,
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=1,
-    )
-    server = _Server(config)
-    return server
-
-
-@contextlib.contextmanager
-def _signals_end(server: uvicorn.Server) -> Iterator[None]:
-    def end(number: int, frame: object) -> None:
-        server.force_exit = server.should_exit  # the second one does not wait for open connections
-        server.should_exit = True
-
-    before = {number: signal.signal(number, end) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.emulator.marks import GIST_CHARACTERS, MARK, SENTENCE
-from pipeline.emulator.store import FileFinder
+from pipeline.emulator.model.files import FileFinder
+from pipeline.emulator.model.wording import GIST_CHARACTERS, MARK, SENTENCE
 
 
 def document_text(block: dict[str, Any], files: FileFinder) -> str | None:

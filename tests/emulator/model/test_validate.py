@@ -10,11 +10,11 @@ from anthropic.types.beta.message_create_params import MessageCreateParamsBase a
 from anthropic.types.message_create_params import MessageCreateParamsBase as Params
 from anthropic.types.model import Model
 
-from pipeline.emulator.answers import answer, input_tokens, message
-from pipeline.emulator.caching import PromptCache, breakpoint_problem
-from pipeline.emulator.models import BY_NAME
-from pipeline.emulator.store import StoredFile
-from pipeline.emulator.validate import BETA_FIELDS, FIELDS, PREFILL, Context, count_tokens_problem, problem
+from pipeline.emulator.model.answers import answer, input_tokens, message
+from pipeline.emulator.model.caching import PromptCache, breakpoint_problem
+from pipeline.emulator.model.catalogue import BY_NAME
+from pipeline.emulator.model.files import StoredFile
+from pipeline.emulator.model.validate import BETA_FIELDS, FIELDS, PREFILL, Context, count_tokens_problem, problem
 from tests.emulator.builders import asking, image, params, pdf, text_document
 
 OLD, NEW = "2023-06-01", "2026-10-21"

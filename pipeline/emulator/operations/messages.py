@@ -7,14 +7,15 @@ from typing import Any
 
 import orjson
 
-from pipeline.emulator.answers import answer, input_tokens, message
-from pipeline.emulator.batches import invalid_encoding, unsupported_encoding
-from pipeline.emulator.caching import breakpoint_problem, plain_usage
 from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError, Problem
-from pipeline.emulator.models import find_model
-from pipeline.emulator.validate import Context, count_tokens_problem, problem
-from pipeline.emulator.wire import Call, Reply, json_reply, params_sha256, random_id
+from pipeline.emulator.ids import params_sha256, random_id
+from pipeline.emulator.model.answers import answer, input_tokens, message
+from pipeline.emulator.model.caching import breakpoint_problem, plain_usage
+from pipeline.emulator.model.catalogue import find_model
+from pipeline.emulator.model.validate import Context, count_tokens_problem, problem
+from pipeline.emulator.operations.batches import invalid_encoding, unsupported_encoding
+from pipeline.emulator.wire import Call, Reply, json_reply
 
 MAX_BYTES = 32_000_000
 DELTA_CHARACTERS = 24

@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx2
 
-from pipeline.emulator.emulator import Emulator
 from pipeline.emulator.errors import ConnectionCut
+from pipeline.emulator.http.router import Router
 from pipeline.emulator.wire import Call, Reply
 
 
@@ -18,14 +18,14 @@ class Transport(httpx2.BaseTransport):
     waiting: the clock is advanced, and the client's read timeout strikes if it is shorter.
     """
 
-    def __init__(self, emulator: Emulator) -> None:
-        self._emulator = emulator
+    def __init__(self, router: Router) -> None:
+        self._router = router
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        upload = self._emulator.upload_path()
+        upload = self._router.upload_path()
         try:
             _receive(request, upload)
-            reply = self._emulator.handle(_call(request, upload))
+            reply = self._router.handle(_call(request, upload))
         finally:
             for path in (upload, upload.with_suffix(".plain")):
                 path.unlink(missing_ok=True)
@@ -47,9 +47,9 @@ class Transport(httpx2.BaseTransport):
         timeout: dict[str, Any] = request.extensions.get("timeout", {})
         patience = timeout.get("read")
         if patience is not None and patience < reply.delay_seconds:
-            self._emulator.clock.advance(patience)
+            self._router.clock.advance(patience)
             raise httpx2.ReadTimeout("The read operation timed out", request=request)
-        self._emulator.clock.advance(reply.delay_seconds)
+        self._router.clock.advance(reply.delay_seconds)
 
 
 def _receive(request: httpx2.Request, upload: Path) -> None:

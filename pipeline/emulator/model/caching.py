@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from pipeline.emulator.answers import BYTES_PER_TOKEN, Usage, input_tokens, prompt_part_tokens
-from pipeline.emulator.models import Model
+from pipeline.emulator.model.answers import BYTES_PER_TOKEN, Usage, input_tokens, prompt_part_tokens
+from pipeline.emulator.model.catalogue import Model
 
 TTL_US = {"5m": 300 * 1_000_000, "1h": 3600 * 1_000_000}
 LOOKBACK_BLOCKS = 20

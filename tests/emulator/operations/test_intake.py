@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.emulator import Emulator, intake
+from pipeline.emulator import Emulator
+from pipeline.emulator.operations import intake
 from tests.emulator.builders import http_of, params, request
 
 GOOD = request(0)

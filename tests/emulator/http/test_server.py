@@ -428,7 +428,7 @@ def test_log_accepted_and_audit_are_read_over_http(running: RunningEmulator, htt
 
 
 def test_wait_idle_gives_up_in_time(running: RunningEmulator, http: httpx2.Client) -> None:
-    with running.emulator._work_lock:  # nothing is processed meanwhile
+    with running.emulator._worker._work_lock:  # nothing is processed meanwhile
         create(http)
         with pytest.raises(TimeoutError, match=r"after 0\.01 s"):
             running.emulator.wait_idle(0.01)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.emulator.attachments import attachment_problem
 from pipeline.emulator.errors import Problem
-from pipeline.emulator.models import Model, find_model
-from pipeline.emulator.schema import schema_problem
-from pipeline.emulator.store import FileFinder, no_files
+from pipeline.emulator.model.attachments import attachment_problem
+from pipeline.emulator.model.catalogue import Model, find_model
+from pipeline.emulator.model.files import FileFinder, no_files
+from pipeline.emulator.model.schema import schema_problem
 
 VERSIONS = ("2023-01-01", "2023-06-01", "2026-10-21")
 NO_SAMPLING_VERSION = "2026-10-21"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.emulator.errors import Problem
-from pipeline.emulator.models import Model
-from pipeline.emulator.store import FileFinder
+from pipeline.emulator.model.catalogue import Model
+from pipeline.emulator.model.files import FileFinder
 
 ATTACHED = ("image", "document")
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")

@@ -12,15 +12,15 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from pipeline.emulator.answers import Answer, Usage, answer, message, output_schema, text_of, with_text
-from pipeline.emulator.caching import FirstWave, breakpoint_problem, plain_usage
 from pipeline.emulator.core import Core
-from pipeline.emulator.models import find_model
+from pipeline.emulator.ids import derived_id
+from pipeline.emulator.model.answers import Answer, Usage, answer, message, output_schema, text_of, with_text
+from pipeline.emulator.model.caching import FirstWave, breakpoint_problem, plain_usage
+from pipeline.emulator.model.catalogue import find_model
+from pipeline.emulator.model.schema import resolve
+from pipeline.emulator.model.validate import problem
 from pipeline.emulator.rules import Fault
-from pipeline.emulator.schema import resolve
 from pipeline.emulator.store import RESULT_CODES, Batch
-from pipeline.emulator.validate import problem
-from pipeline.emulator.wire import derived_id
 
 CHUNK = 500
 WRONG_LABEL = "no_such_label"

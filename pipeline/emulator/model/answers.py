@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 
-from pipeline.emulator import server_tools
-from pipeline.emulator.documents import citation, document_text
-from pipeline.emulator.marks import GIST_CHARACTERS, MARK, SENTENCE
-from pipeline.emulator.models import Model
-from pipeline.emulator.schema import Inventor, words
-from pipeline.emulator.store import FileFinder, no_files
-from pipeline.emulator.wire import derived_id
+from pipeline.emulator.ids import derived_id
+from pipeline.emulator.model import server_tools
+from pipeline.emulator.model.catalogue import Model
+from pipeline.emulator.model.documents import citation, document_text
+from pipeline.emulator.model.files import FileFinder, no_files
+from pipeline.emulator.model.schema import Inventor, words
+from pipeline.emulator.model.wording import GIST_CHARACTERS, MARK, SENTENCE
 
 BYTES_PER_TOKEN = 4
 IMAGE_TOKENS, DOCUMENT_TOKENS = 1600, 3000

@@ -6,8 +6,8 @@ from typing import Any
 
 import orjson
 
-from pipeline.emulator.marks import MARK
-from pipeline.emulator.wire import derived_id
+from pipeline.emulator.ids import derived_id
+from pipeline.emulator.model.wording import MARK
 
 URL = re.compile(r"https?://[^\s<>\"']+")
 PAGE = "https://example.com/emulated"

@@ -1,0 +1,170 @@
+"""Answers calls: finds the operation, checks key and version, lets faults strike, and writes the log."""
+
+import re
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+from pipeline.emulator.clock import wire_time
+from pipeline.emulator.core import Core
+from pipeline.emulator.errors import ApiError
+from pipeline.emulator.faults import CallFacts
+from pipeline.emulator.http.call_faults import shown_date, with_fault
+from pipeline.emulator.ids import derived_id, random_id
+from pipeline.emulator.model.validate import VERSIONS
+from pipeline.emulator.operations import batches, files, messages, models
+from pipeline.emulator.operations.control import control
+from pipeline.emulator.operations.worker import Worker
+from pipeline.emulator.rules import CALL_FAULTS, Fault
+from pipeline.emulator.wire import ORGANIZATION_ID, Call, Reply, tried
+
+CREATE_PATH = "/v1/messages/batches"
+DEFAULT_WORKSPACE = "default"
+#: (method, path, operation as fault rules name it, function)
+ROUTES: list[tuple[str, re.Pattern[str], str, Callable[..., Reply]]] = [
+    (method, re.compile(path), operation, function)
+    for method, path, operation, function in (
+        ("POST", CREATE_PATH, "create", batches.create),
+        ("GET", CREATE_PATH, "list", batches.list_batches),
+        ("GET", f"{CREATE_PATH}/([^/]+)", "retrieve", batches.retrieve),
+        ("DELETE", f"{CREATE_PATH}/([^/]+)", "delete", batches.delete),
+        ("POST", f"{CREATE_PATH}/([^/]+)/cancel", "cancel", batches.cancel),
+        ("GET", f"{CREATE_PATH}/([^/]+)/results", "results", batches.results),
+        ("POST", "/v1/messages", "messages", messages.create),
+        ("POST", "/v1/messages/count_tokens", "count_tokens", messages.count_tokens),
+        ("POST", "/v1/files", "files_create", files.create),
+        ("GET", "/v1/files", "files_list", files.list_files),
+        ("GET", "/v1/files/([^/]+)", "files_retrieve", files.retrieve),
+        ("DELETE", "/v1/files/([^/]+)", "files_delete", files.delete),
+        ("GET", "/v1/files/([^/]+)/content", "files_content", files.content),
+        ("GET", "/v1/models", "models", models.list_models),
+        ("GET", "/v1/models/([^/]+)", "models", models.get_model),
+    )
+]
+
+
+class Router:
+    """Answers the calls that come by a socket or by the in-process transport.
+
+    worker: unless it has a thread of its own, each call first does the work that is due.
+    """
+
+    def __init__(self, core: Core, worker: Worker) -> None:
+        self._core, self._worker = core, worker
+        self._store, self.clock = core.store, core.clock
+        self._calls = self._store.log_size()
+        self._log_lock = threading.Lock()
+
+    def upload_path(self) -> Path:
+        """Where to spool a body that comes in; the caller removes it."""
+        return self._store.uploads / secrets.token_hex(12)
+
+    def handle(self, call: Call) -> Reply:
+        """Answer one call, its body complete. Never raises for what a client sends."""
+        if not self._worker.is_started:
+            self._worker.do_due_work()
+        request_id = random_id("req")
+        if call.path.startswith("/_emulator/"):
+            return self._finished(tried(lambda: control(self._core, call), request_id), request_id, call)
+        fault: Fault | None = None
+        date: Fault | None = None
+
+        def work() -> Reply:
+            nonlocal fault, date
+            operation, args = self._admitted(call)
+            fault, date = self._faults(call, args)
+            if fault is None:
+                return operation(self._core, call, *args)
+            return with_fault(fault, self._core, call, lambda: operation(self._core, call, *args), request_id)
+
+        reply = self._finished(tried(work, request_id), request_id, call, date)
+        self._append_log(call, reply, request_id, fault)
+        return reply
+
+    def _admitted(self, call: Call) -> tuple[Callable[..., Reply], tuple[str, ...]]:
+        """Find the operation, check key and version; fills in the call's fields that depend on them."""
+        operation, function, args = _route(call)
+        call.operation = operation
+        if operation in ("retrieve", "delete", "cancel", "results"):
+            call.batch_id = args[0]
+        call.workspace = _workspace(call)
+        version = call.headers.get("anthropic-version")
+        if version is None:
+            raise ApiError(400, "anthropic-version: header is required")
+        if version not in VERSIONS:
+            raise ApiError(400, f'anthropic-version: "{version}" is not a valid version')
+        call.version = version
+        betas = call.headers.get("anthropic-beta", "").split(",")
+        call.betas = frozenset(beta.strip() for beta in betas if beta.strip())
+        return function, args
+
+    def _faults(self, call: Call, args: tuple[str, ...]) -> tuple[Fault | None, Fault | None]:
+        """The first call fault and the first date fault that fire.
+
+        `match` looks into the body of what is created, elsewhere into the path.
+        """
+        faults = self._core.faults
+        if faults.empty:
+            return None, None
+        page = batches.list_page(self._core, call) if call.operation == "list" else 1
+        contains = call.contains if call.operation in ("create", "files_create") else call.path.__contains__
+        facts = CallFacts(args[0] if args else None, page, contains)
+        fault, date = (faults.first_for_call(call.operation, dos, facts) for dos in (CALL_FAULTS, frozenset({"date"})))
+        return fault, date
+
+    def _finished(self, reply: Reply, request_id: str, call: Call, date: Fault | None = None) -> Reply:
+        """Add the headers every answer has. date: the rule that says what its Date is, if it is to be wrong."""
+        shown = shown_date(self.clock.now_us(), date)
+        common = {
+            **({"date": shown} if shown else {}),
+            "request-id": request_id,
+            "anthropic-organization-id": ORGANIZATION_ID,
+        }
+        if call.workspace:  # unknown until the key was checked
+            common["anthropic-workspace-id"] = derived_id("wrkspc", call.workspace)
+        reply.headers = {**common, **reply.headers}
+        return reply
+
+    def _append_log(self, call: Call, reply: Reply, request_id: str, fault: Fault | None) -> None:
+        with self._log_lock:
+            self._calls += 1
+            entry = {
+                "n": self._calls,
+                "time": wire_time(self.clock.now_us()),
+                "method": call.method,
+                "path": call.path,
+                "status": None if reply.dropped else reply.status,
+                "request_id": request_id,
+                "fault": fault.label if fault else None,
+                "batch": call.batch_id,
+            }
+            self._store.append_log(orjson.dumps(entry))
+
+    def log_broken_upload(self, method: str, path: str) -> None:
+        """A body that did not arrive whole: nothing was accepted, nobody is left to answer."""
+        call = Call(method, path, {}, {}, b"", "")
+        self._append_log(call, Reply(dropped=True), random_id("req"), None)
+
+
+def _route(call: Call) -> tuple[str, Callable[..., Reply], tuple[str, ...]]:
+    path_known = False
+    for method, pattern, operation, function in ROUTES:
+        found = pattern.fullmatch(call.path)
+        if found and method == call.method:
+            return operation, function, found.groups()
+        path_known = path_known or found is not None
+    if path_known:
+        raise ApiError(405, "Method Not Allowed")
+    raise ApiError(404, "Not found")
+
+
+def _workspace(call: Call) -> str:
+    """The workspace of the key: the default one, of keys like `...@NAME` another. Raises ApiError 401 without a key."""
+    bearer = call.headers.get("authorization", "")
+    key = call.headers.get("x-api-key") or (bearer[7:].strip() if bearer.lower().startswith("bearer ") else "")
+    if not key:
+        raise ApiError(401, "x-api-key header is required")
+    return key.rpartition("@")[2] if "@" in key else DEFAULT_WORKSPACE
