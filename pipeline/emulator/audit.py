@@ -6,7 +6,7 @@ from itertools import chain, repeat
 from typing import Any
 
 from pipeline.emulator.clock import wire_time
-from pipeline.emulator.store import RESULT_NAMES, Batch, Store
+from pipeline.emulator.store.batches import RESULT_NAMES, Batch, BatchStore
 
 EXAMPLES = 100
 RUNNING_US = 1 << 62  #: the end of a batch that has none yet
@@ -21,7 +21,7 @@ WINDOW earlier AS (PARTITION BY sha ORDER BY rowid ROWS BETWEEN UNBOUNDED PRECED
 """
 
 
-def accepted(store: Store) -> Iterator[dict[str, Any]]:
+def accepted(store: BatchStore) -> Iterator[dict[str, Any]]:
     """Each request of each batch in the order they came; result is None until the batch has ended."""
     for batch in store.all():
         created_at = wire_time(batch.created_us)
@@ -35,7 +35,7 @@ def accepted(store: Store) -> Iterator[dict[str, Any]]:
             }
 
 
-def _requests(store: Store, batch: Batch) -> Iterator[tuple[str, str, str | None]]:
+def _requests(store: BatchStore, batch: Batch) -> Iterator[tuple[str, str, str | None]]:
     ended = batch.status == "ended"
     outcomes = store.path(batch.id, "outcomes").read_bytes() if ended else b""
     results = chain((RESULT_NAMES[code] for code in outcomes), repeat(None))
@@ -45,7 +45,7 @@ def _requests(store: Store, batch: Batch) -> Iterator[tuple[str, str, str | None
             yield sha256, custom_id, result
 
 
-def audit(store: Store) -> dict[str, Any]:
+def audit(store: BatchStore) -> dict[str, Any]:
     """Counts, and the params that were accepted again though an earlier acceptance ran or had succeeded.
 
     Works in a temporary SQLite file, so memory stays flat for millions of requests.

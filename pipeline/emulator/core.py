@@ -1,4 +1,4 @@
-"""What the operations share: the store, the clock, the settings, the faults, the cache."""
+"""What the operations share: the data folder, the clock, the settings, the faults, the cache."""
 
 import threading
 from dataclasses import dataclass, field
@@ -10,14 +10,20 @@ from pipeline.emulator.model.caching import PromptCache
 from pipeline.emulator.model.files import StoredFile
 from pipeline.emulator.model.validate import Context
 from pipeline.emulator.settings import Settings
-from pipeline.emulator.store import Batch, Store
+from pipeline.emulator.store.batches import Batch, BatchStore
+from pipeline.emulator.store.files import FileStore
+from pipeline.emulator.store.folder import DataFolder
 
 
 @dataclass
 class Core:
-    """processing_seconds: from create to ended, by the clock. moved: notified when work may have become due."""
+    """folder: the data folder. store: its batches. files: its uploads. processing_seconds: from create to ended, by the
+    clock. moved: notified when work may have become due.
+    """
 
-    store: Store
+    folder: DataFolder
+    store: BatchStore
+    files: FileStore
     clock: Clock
     settings: Settings
     faults: FaultBook
@@ -48,7 +54,7 @@ class Core:
 
         @cache
         def find_file(file_id: str) -> StoredFile | None:
-            return self.store.file(workspace, file_id)
+            return self.files.get(workspace, file_id)
 
         return Context(
             version,

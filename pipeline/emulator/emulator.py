@@ -14,7 +14,9 @@ from pipeline.emulator.model.caching import PromptCache
 from pipeline.emulator.operations.worker import Worker
 from pipeline.emulator.rules import Fault
 from pipeline.emulator.settings import Settings
-from pipeline.emulator.store import Store
+from pipeline.emulator.store.batches import BatchStore
+from pipeline.emulator.store.files import FileStore
+from pipeline.emulator.store.folder import DataFolder
 
 
 class Emulator:
@@ -39,22 +41,32 @@ class Emulator:
     ) -> None:
         rules = parse_faults(list(faults or ()))
         self.settings = settings or Settings()
-        self._store = Store(Path(data))
-        self.clock = clock or Clock(float(self._store.load("offset_seconds") or 0))
+        self._folder = DataFolder(Path(data))
+        self._store = BatchStore(self._folder)
+        self.clock = clock or Clock(float(self._folder.load("offset_seconds") or 0))
         cache = PromptCache(self.settings.cache_minimum_tokens)
-        self._core = Core(self._store, self.clock, self.settings, FaultBook(rules), cache, processing_seconds)
+        self._core = Core(
+            self._folder,
+            self._store,
+            FileStore(self._folder),
+            self.clock,
+            self.settings,
+            FaultBook(rules),
+            cache,
+            processing_seconds,
+        )
         self._worker = Worker(self._core)
         self.router = Router(self._core, self._worker)
         self.clock.subscribe(self._clock_advanced)
 
     @property
     def data(self) -> Path:
-        return self._store.folder
+        return self._folder.path
 
     def close(self) -> None:
         """Stop working and give the data folder free. Safe to call twice."""
         self._worker.stop()
-        self._store.close()
+        self._folder.close()
 
     def __enter__(self) -> "Emulator":
         return self
@@ -64,7 +76,7 @@ class Emulator:
 
     def set_url(self, url: str) -> None:
         """Tell others who want this data folder where its emulator is."""
-        self._store.set_url(url)
+        self._folder.set_url(url)
 
     def transport(self) -> Transport:
         """For `anthropic.Anthropic(http_client=httpx2.Client(transport=...))`: no socket, no thread."""
@@ -74,7 +86,7 @@ class Emulator:
 
     def _clock_advanced(self) -> None:
         if not self._worker.stopping:
-            self._store.save("offset_seconds", repr(self.clock.offset_seconds))
+            self._folder.save("offset_seconds", repr(self.clock.offset_seconds))
         self._core.wake()
 
     def do_due_work(self) -> None:
@@ -105,7 +117,7 @@ class Emulator:
 
     def log(self) -> Iterator[dict[str, Any]]:
         """Each HTTP call, oldest first: n, time, method, path, status (None: no answer), request_id, fault, batch."""
-        return self._store.log()
+        return self._folder.log()
 
     def accepted(self) -> Iterator[dict[str, Any]]:
         """Each request ever accepted: batch_id, custom_id, created_at, params_sha256, result."""

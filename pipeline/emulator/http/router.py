@@ -54,13 +54,13 @@ class Router:
 
     def __init__(self, core: Core, worker: Worker) -> None:
         self._core, self._worker = core, worker
-        self._store, self.clock = core.store, core.clock
-        self._calls = self._store.log_size()
+        self._folder, self.clock = core.folder, core.clock
+        self._calls = self._folder.log_size()
         self._log_lock = threading.Lock()
 
     def upload_path(self) -> Path:
         """Where to spool a body that comes in; the caller removes it."""
-        return self._store.uploads / secrets.token_hex(12)
+        return self._folder.uploads / secrets.token_hex(12)
 
     def handle(self, call: Call) -> Reply:
         """Answer one call, its body complete. Never raises for what a client sends."""
@@ -141,7 +141,7 @@ class Router:
                 "fault": fault.label if fault else None,
                 "batch": call.batch_id,
             }
-            self._store.append_log(orjson.dumps(entry))
+            self._folder.append_log(orjson.dumps(entry))
 
     def log_broken_upload(self, method: str, path: str) -> None:
         """A body that did not arrive whole: nothing was accepted, nobody is left to answer."""

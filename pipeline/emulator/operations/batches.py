@@ -17,7 +17,7 @@ from pipeline.emulator.operations.delivery import deliver
 from pipeline.emulator.operations.intake import encoded, read_requests
 from pipeline.emulator.operations.models import page_limit
 from pipeline.emulator.rules import RESULT_FAULTS, Fault
-from pipeline.emulator.store import Batch
+from pipeline.emulator.store.batches import Batch
 from pipeline.emulator.wire import Call, Drip, Reply, json_reply
 
 LISTING_FAULTS = frozenset({"lag", "disorder"})

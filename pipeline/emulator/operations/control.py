@@ -33,7 +33,7 @@ def control(core: Core, call: Call) -> Reply:
             _advance(core, _json(call))
             return _clock(core)
         case "GET", "log":
-            return Reply(200, _ndjson(core.store.log()), NDJSON)
+            return Reply(200, _ndjson(core.folder.log()), NDJSON)
         case "GET", "accepted":
             return Reply(200, _ndjson(audit.accepted(core.store)), NDJSON)
         case "GET", "audit":

@@ -35,7 +35,7 @@ def create(core: Core, call: Call) -> Reply:
     name = _filename(part, media_type)
     seconds = _lifetime(form.get("expires_in_seconds"))
     now_us = core.clock.now_us()
-    stored = core.store.add_file(
+    stored = core.files.add(
         random_id("file"),
         part.copy_to,
         workspace=call.workspace,
@@ -81,7 +81,7 @@ def list_files(core: Core, call: Call) -> Reply:
         return _page(core, _named(core, call, list(dict.fromkeys(ids.split(",")))), None)
     before = _before(page) if page is not None else None
     limit = page_limit(call)
-    found = core.store.files(call.workspace, before=before, most=limit + 1)
+    found = core.files.listed(call.workspace, before=before, most=limit + 1)
     more = f"page_{found[limit - 1].number}" if len(found) > limit else None
     return _page(core, found[:limit], more)
 
@@ -90,7 +90,7 @@ def _named(core: Core, call: Call, ids: list[str]) -> list[StoredFile]:
     """Those of the ids that there are; the others are left out in silence, as the API does."""
     if len(ids) > MAX_IDS:
         raise ApiError(400, f"ids: List should have at most {MAX_IDS} items after validation")
-    found = [file for file_id in ids if (file := core.store.file(call.workspace, file_id)) is not None]
+    found = [file for file_id in ids if (file := core.files.get(call.workspace, file_id)) is not None]
     return sorted(found, key=lambda file: -file.number)
 
 
@@ -112,7 +112,7 @@ def retrieve(core: Core, call: Call, file_id: str) -> Reply:
 
 def delete(core: Core, call: Call, file_id: str) -> Reply:
     _visible(core, call, file_id)
-    core.store.remove_file(file_id)
+    core.files.remove(file_id)
     return json_reply({"id": file_id, "type": "file_deleted"})
 
 
@@ -140,7 +140,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _visible(core: Core, call: Call, file_id: str) -> StoredFile:
-    file = core.store.file(call.workspace, file_id)
+    file = core.files.get(call.workspace, file_id)
     if file is None:
         raise ApiError(404, f"File not found: {file_id}")
     return file

@@ -20,7 +20,7 @@ from pipeline.emulator.model.catalogue import find_model
 from pipeline.emulator.model.schema import resolve
 from pipeline.emulator.model.validate import problem
 from pipeline.emulator.rules import Fault
-from pipeline.emulator.store import RESULT_CODES, Batch
+from pipeline.emulator.store.batches import RESULT_CODES, Batch
 
 CHUNK = 500
 WRONG_LABEL = "no_such_label"

@@ -5,7 +5,7 @@ import time
 
 from pipeline.emulator.core import Core
 from pipeline.emulator.operations.processing import process
-from pipeline.emulator.store import Batch
+from pipeline.emulator.store.batches import Batch
 
 WORKER_PAUSE_SECONDS = 0.5  #: the longest the worker sleeps; real time moves the clock too
 
