@@ -1,8 +1,13 @@
 """The documents for those who join the project are there, are linked, and keep their order."""
 
+import ast
 import re
+import sys
 import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +21,39 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def project() -> dict[str, object]:
-    found: dict[str, object] = tomllib.loads(text("pyproject.toml"))["project"]
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads(text("pyproject.toml"))["project"]
     return found
+
+
+def declared(*extras: str) -> set[str]:
+    """The libraries that the package and these of its extras ask for, by the names they are installed by."""
+    wanted = [
+        *project()["dependencies"],
+        *(one for extra in extras for one in project()["optional-dependencies"][extra]),
+    ]
+    return {normal(re.split(r"[\[<>=!~; ]", one, maxsplit=1)[0]) for one in wanted}
+
+
+def normal(name: str) -> str:
+    """A library's name in one spelling of several that mean the same."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported(package: str) -> Iterator[str]:
+    """The first names of all modules that a package imports."""
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (name.name.partition(".")[0] for name in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                yield node.module.partition(".")[0]
+
+
+#: botocore is boto3's own core; IPython is there where a notebook is, and else is not imported.
+BROUGHT = {"botocore", "IPython"}
+OURS = {"pipeline", "flows"}
+CLOUDS = ["aws", "google", "s3", "gs", "az"]
 
 
 def terms() -> list[str]:
@@ -53,6 +88,15 @@ def test_the_changelog_has_what_is_unreleased_first_and_the_version_of_the_packa
 
 def test_the_licence_of_the_package_is_that_of_the_file() -> None:
     assert text("LICENSE").startswith(f"{project()['license']} License\n")
+
+
+@pytest.mark.parametrize(("package", "extras"), [("pipeline", CLOUDS), ("flows", [*CLOUDS, "prefect", "dask"])])
+def test_each_library_that_a_package_imports_is_declared(package: str, extras: list[str]) -> None:
+    libraries = set(imported(package)) - sys.stdlib_module_names - OURS - BROUGHT
+    installed_by = {name: {normal(one) for one in names} for name, names in packages_distributions().items()}
+
+    assert {name for name in libraries if not declared(*extras) & installed_by.get(name, set())} == set()
+    assert len(libraries) > 3
 
 
 def test_make_help_names_every_target() -> None:
