@@ -1,50 +1,56 @@
-# `make demo` and `make test` make a virtual environment if there is none, install, and do it all.
+# `make demo` and `make test` make a virtual environment if there is none, install, and do it all. `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo prefect-demo test test-long test-prefect soak check format lint types bench install
+.PHONY: demo prefect-demo test test-long test-prefect soak check format package bench install help
 
-demo: install
+demo: install ## run the sample job of 500 rows against the emulator, offline (what `make` alone does)
 	@$(BIN)/python sample_data/demo.py
 
-prefect-demo: install
+prefect-demo: install ## run the same as Prefect flows, with a temporary Prefect server
 	@$(BIN)/python sample_data/prefect_demo.py
 
-test: install
+test: install ## run the tests, offline
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not long and not prefect"
 
 # Every crash point, 600 random schedules, many drivers that are killed.
-test-long: install
+test-long: install ## run the long proofs: crash points, random schedules, killed drivers
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m long
 
 # A real Prefect server with a worker and the deployments of prefect.yaml; a Dask cluster of which processes die.
-test-prefect: install
+test-prefect: install ## run the tests with a real Prefect server and a Dask cluster
 	@$(BIN)/pytest -q -n 2 --dist loadfile -m prefect
 
 # Random schedules of several drivers for SECONDS, on both databases in turn.
 SECONDS ?= 600
-soak: install
+soak: install ## run more random schedules, for SECONDS on each database
 	@$(BIN)/python -m tests.simulation --seconds $(SECONDS) --processes 2
 	@$(BIN)/python -m tests.simulation --seconds $(SECONDS) --processes 2 --postgresql
 
-check: install
+check: install ## check format, lint and types, then run the tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
-format: install
+format: install ## format the code and mend what the linter can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+package: install ## build the sdist and the wheel, install each alone and run a job with it
+	@$(BIN)/python .ci/package.py
+
 # Every target of docs/performance.md, up to 10,000,000 rows: up to an hour, and 30 GB of disk. OPTIONS=--quick: less.
-bench: install
+bench: install ## measure the figures of docs/performance.md (OPTIONS=--quick measures fewer)
 	@$(BIN)/python benchmarks/bench.py --out docs/performance $(OPTIONS); code=$$?; \
 	$(BIN)/python benchmarks/picture.py docs/performance.json docs/performance.svg; exit $$code
 
-install: $(INSTALLED)
+install: $(INSTALLED) ## make the virtual environment, with the package and all tools
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 $(INSTALLED): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
