@@ -26,13 +26,14 @@ test-prefect: install ## run the tests with a real Prefect server and a Dask clu
 # Random schedules of several drivers for SECONDS, on both databases in turn.
 SECONDS ?= 600
 soak: install ## run more random schedules, for SECONDS on each database
-	@$(BIN)/python -m tests.simulation --seconds $(SECONDS) --processes 2
-	@$(BIN)/python -m tests.simulation --seconds $(SECONDS) --processes 2 --postgresql
+	@$(BIN)/python -m tests.proofs.simulation --seconds $(SECONDS) --processes 2
+	@$(BIN)/python -m tests.proofs.simulation --seconds $(SECONDS) --processes 2 --postgresql
 
-check: install ## check format, lint and types, then run the tests
+check: install ## check format, lint, types and layers, then run the tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 	@$(MAKE) --no-print-directory test
 
 format: install ## format the code and mend what the linter can mend

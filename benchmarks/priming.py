@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import func, select
 
-from pipeline import store
-from pipeline.api import Api
-from pipeline.clients import Reach
-from pipeline.database import Database
-from pipeline.driver import Settings
+from pipeline.api.client import Api
+from pipeline.api.connect import Reach
+from pipeline.driver.environment import Environment
+from pipeline.driver.settings import Settings
 from pipeline.emulator import start
-from pipeline.job import Job
-from pipeline.report import money
-from pipeline.runner import run
-from pipeline.sink import Sink
-from pipeline.where import Where
+from pipeline.job.model import Job
+from pipeline.runner.run import run
+from pipeline.sink.table import ResultsTable
+from pipeline.state.database import Database
+from pipeline.state.jobs import job_named
+from pipeline.text import money
 
 MODEL = "claude-sonnet-5"  # caches prefixes from 1,024 tokens on
 BYTES_PER_TOKEN = 4  # of the emulator
@@ -68,7 +68,7 @@ def measure(rows: int, prefix: int, batch: int, *, primed: bool) -> Seen:
         job = _job(folder, rows, prefix, batch, primed=primed)
         with start(folder / "emulator", processing_seconds=1.0) as api:
             database = Database(f"sqlite:///{folder}/batches.db")
-            here = Where(
+            here = Environment(
                 database=database,
                 connect=lambda client: Api.connect(Reach(client, 60.0, api.url, "emulated")),
                 settings=Settings(poll=0.2),
@@ -101,9 +101,9 @@ def _job(folder: Path, rows: int, prefix: int, batch: int, *, primed: bool) -> J
 
 def _seen(database: Database, job: Job) -> Seen:
     with database.read() as conn:
-        row = store.job_named(conn, job.name)
+        row = job_named(conn, job.name)
         assert row is not None
-        table = Sink.of(row).table
+        table = ResultsTable.of(row).table
         sums = (table.c[name] for name in ("input_tokens", "cache_write_tokens", "cache_read_tokens", "cost_usd"))
         query = select(func.count(), *(func.sum(column) for column in sums)).where(table.c.status == "succeeded")
         return Seen(*conn.execute(query).one())

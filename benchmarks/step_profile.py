@@ -120,7 +120,7 @@ def _sampled(words: list[str]) -> tuple[float, float, Sampler]:
     sampler.start()
     try:
         with open(os.devnull, "w", encoding="utf-8") as sys.stdout:
-            from pipeline.cli import main as command  # here, so that imports are seen
+            from pipeline.cli.app import main as command  # here, so that imports are seen
 
             command()
     except SystemExit as exc:

@@ -17,10 +17,10 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 from flows.collect_results import collect_results
-from flows.planning import plan_files
+from flows.collect_tasks import collect_ended
+from flows.plan_tasks import plan_files
 from flows.reprocess_failed import reprocess_failed
 from flows.run_job import run_job
-from flows.tasks import collect_ended
 
 NAME = "batch-pipeline: end silent runs"
 SILENT = timedelta(seconds=540)  # three heartbeats of a flow, by default

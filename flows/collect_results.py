@@ -9,18 +9,19 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows import places
-from flows.places import Blocks
-from flows.shown import Watch, note_told, sweep_state
-from flows.tasks import spread_collecting
-from pipeline.database import Database
+from flows import environment
+from flows.collect_tasks import spread_collecting
+from flows.environment import Blocks
+from flows.states import sweep_state
+from flows.watch import Watch, note_told
 from pipeline.errors import PipelineError
-from pipeline.runner import sweep
+from pipeline.runner.sweep import sweep
+from pipeline.state.database import Database
 
 
 def run_name() -> str:
     """`sweep 2026-11-20 04:10`, by the time it was scheduled for (UTC)."""
-    return f"sweep {places.scheduled():%Y-%m-%d %H:%M}"
+    return f"sweep {environment.scheduled():%Y-%m-%d %H:%M}"
 
 
 @flow(name="collect-results", flow_run_name=run_name, on_completion=[note_told], on_failure=[note_told])
@@ -39,13 +40,13 @@ def collect_results(
     """
     blocks = Blocks(api_key_block, database_url_block)
     try:
-        file, name = (None, None) if job is None else places.named(job)
-        url = places.database_url(blocks, beside=file)
+        file, name = (None, None) if job is None else environment.named(job)
+        url = environment.database_url(blocks, beside=file)
         if not Database.exists(url):  # the first sweeps may come before the first run
             return Completed(name="Nothing due", message="there is no state database yet: no job has been run", data=[])
-        with places.database(blocks, beside=file) as database:
+        with environment.database(blocks, beside=file) as database:
             watch = Watch(database)
-            with places.driving_in(database, blocks, tell=watch.tell) as here:
+            with environment.driving_in(database, blocks, tell=watch.tell) as here:
                 watch.moved |= spread_collecting(here, blocks, name)
                 swept = sweep(here, name)
             ended = watch.untold(name)

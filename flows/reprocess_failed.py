@@ -7,19 +7,21 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
-from flows import places
-from flows.places import Blocks
+from flows import environment
+from flows.environment import Blocks
 from flows.run_job import JobFile, cancel_batches, ended_state
-from flows.shown import Watch, note_told, run_logger
-from pipeline import naming, store
-from pipeline.database import Database
+from flows.watch import Watch, note_told, run_logger
 from pipeline.errors import InputError, PipelineError
 from pipeline.escapes import inline
-from pipeline.job import load
-from pipeline.quote import Quote
-from pipeline.retry import Retry, change, left_out
-from pipeline.runner import Options, run
-from pipeline.sink import Sink
+from pipeline.job.load import load
+from pipeline.planning.quote import Quote
+from pipeline.planning.selection import Selection, change, left_out
+from pipeline.runner.options import Options
+from pipeline.runner.run import run
+from pipeline.sink.table import ResultsTable
+from pipeline.state.database import Database
+from pipeline.state.jobs import job_file_of, known_job
+from pipeline.state.runs import last_run
 
 Status = Literal["errored", "expired", "truncated", "refused", "unparsable", "invalid", "canceled", "lost", "succeeded"]
 
@@ -28,7 +30,7 @@ def run_name() -> str:
     """`ticket_triage again`, from the run's parameters."""
     job = str(flow_run.parameters["job"])
     try:
-        _, name = places.named(job)
+        _, name = environment.named(job)
     except PipelineError:
         name = job
     return f"{name} again"
@@ -77,25 +79,25 @@ def reprocess_failed(
     """
     blocks = Blocks(api_key_block, database_url_block)
     try:
-        wanted = Retry(
+        wanted = Selection(
             statuses=tuple(status or ()),
             error_types=tuple(error_type or ()),
             keys=tuple(key or ()),
             where=where,
             changes=dict(change(pair) for pair in set or ()),
         )
-        file, name = places.named(job)
-        url = places.database_url(blocks, beside=file)
+        file, name = environment.named(job)
+        url = environment.database_url(blocks, beside=file)
         if not Database.exists(url):
             raise InputError("there is no state database yet: run the job first")
-        with places.database(blocks, beside=file) as database:
-            row = naming.known_job(database, name)
-            path = file or naming.file_of(row)
+        with environment.database(blocks, beside=file) as database:
+            row = known_job(database, name)
+            path = file or job_file_of(row)
             with database.read() as conn:
-                last = store.last_run(conn, row.id)
+                last = last_run(conn, row.id)
             before = None if last is None else last.vars
-            loaded = load(path, variables=vars or {}, today=places.day(time_zone), before=before)
-            sink = Sink.of(row)
+            loaded = load(path, variables=vars or {}, today=environment.day(time_zone), before=before)
+            sink = ResultsTable.of(row)
 
             def say_what_stays(quote: Quote) -> bool:
                 with database.read() as conn:
@@ -105,7 +107,7 @@ def reprocess_failed(
                 return not dry_run
 
             watch = Watch(database)
-            with places.driving_in(database, blocks, tell=watch.tell) as here:
+            with environment.driving_in(database, blocks, tell=watch.tell) as here:
                 options = Options(retry=wanted, detach=not wait, confirm=say_what_stays)
                 finished = run(loaded, here, options, file=path)
             return ended_state(watch, name, finished)

@@ -16,14 +16,18 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows import places
-from flows.places import Blocks
-from flows.planning import sharing
-from flows.shown import Watch, note_told, run_logger, run_state, title
-from pipeline import cancel, naming
+from flows import environment
+from flows.environment import Blocks
+from flows.plan_tasks import sharing
+from flows.standing import title
+from flows.states import run_state
+from flows.watch import Watch, note_told, run_logger
 from pipeline.errors import PipelineError
-from pipeline.job import load
-from pipeline.runner import Finished, Options, run
+from pipeline.job.load import load
+from pipeline.runner.options import Finished, Options
+from pipeline.runner.run import run
+from pipeline.state.jobs import known_job
+from pipeline.steps import cancel
 
 JobFile = Annotated[str, Field(min_length=1)]
 Limit = Annotated[int, Field(ge=1)]
@@ -33,8 +37,8 @@ def run_name() -> str:
     """`ticket_triage 2026-11-20`, from the run's parameters; the file's name when it cannot be read as a job."""
     parameters = flow_run.parameters
     try:
-        day = places.day(parameters.get("time_zone") or "UTC")
-        file = places.job_file(parameters["job"])
+        day = environment.day(parameters.get("time_zone") or "UTC")
+        file = environment.job_file(parameters["job"])
         loaded = load(file, variables=parameters.get("vars") or {}, today=day)
         return title(loaded.name, loaded.vars, day)
     except PipelineError:
@@ -46,13 +50,13 @@ def cancel_batches(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     given = flow_run.parameters
     if not given.get("cancel_batches_on_cancel"):
         return
-    file, name = places.named(given["job"])
+    file, name = environment.named(given["job"])
     blocks = Blocks(given.get("api_key_block"), given.get("database_url_block"))
     emulated = bool(given.get("emulator"))
-    with places.database(blocks, beside=file, emulated=emulated) as database:
-        row = naming.known_job(database, name)
+    with environment.database(blocks, beside=file, emulated=emulated) as database:
+        row = known_job(database, name)
         watch = Watch(database)
-        with places.driving_in(database, blocks, tell=watch.tell, emulated=emulated) as here:
+        with environment.driving_in(database, blocks, tell=watch.tell, emulated=emulated) as here:
             cancel.cancel(here, row)
 
 
@@ -95,11 +99,11 @@ def run_job(
     """
     blocks = Blocks(api_key_block, database_url_block)
     try:
-        file = places.file_of(job, blocks)
-        loaded = load(file, variables=vars or {}, today=places.day(time_zone))
-        with places.database(blocks, beside=file, emulated=emulator) as database:
+        file = environment.file_of(job, blocks)
+        loaded = load(file, variables=vars or {}, today=environment.day(time_zone))
+        with environment.database(blocks, beside=file, emulated=emulator) as database:
             watch = Watch(database)
-            with places.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
+            with environment.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
                 share = sharing(blocks, database)
                 options = Options(limit=limit, detach=not wait, dry_run=dry_run, canary=not no_canary, share=share)
                 finished = run(loaded, here, options, file=file)

@@ -10,7 +10,7 @@ frame = results(job, database="sqlite:///batches.db")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.job import Job
+    from pipeline.job.model import Job
     from pipeline.library import load_job, results, run
 
 __all__ = ["Job", "load_job", "results", "run"]
@@ -19,7 +19,7 @@ __all__ = ["Job", "load_job", "results", "run"]
 def __getattr__(name: str) -> Any:
     """What the package offers, imported where it is used: a command that only says its options need not wait for it."""
     if name == "Job":
-        from pipeline.job import Job
+        from pipeline.job.model import Job
 
         return Job
     if name in __all__:

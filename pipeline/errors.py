@@ -82,3 +82,7 @@ class Interrupted(PipelineError):
 
 class Completed(Interrupted):
     """A person or the system asked us to stop after all had been done. The message says what is there."""
+
+
+class RowProblem(Exception):
+    """This one row cannot be rendered; the message is the reason."""

@@ -7,16 +7,22 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from pipeline import answers, ends, naming, notebook, report, where
-from pipeline.answers import Wanted
-from pipeline.database import Database, default_url
-from pipeline.driver import Tell
+from pipeline.driver import environment
 from pipeline.errors import InputError
 from pipeline.escapes import inline
-from pipeline.job import Job, load
-from pipeline.runner import Finished, Options
-from pipeline.runner import run as run_job
-from pipeline.sink import Sink
+from pipeline.events import Tell
+from pipeline.job.load import load
+from pipeline.job.model import Job
+from pipeline.report import notebook
+from pipeline.report.events import event_line
+from pipeline.report.quote import quote_lines
+from pipeline.runner.options import Finished, Options
+from pipeline.runner.run import run as run_job
+from pipeline.sink.read import PAGE, Wanted, pages
+from pipeline.sink.table import ResultsTable
+from pipeline.state import ends
+from pipeline.state.database import Database, default_url
+from pipeline.state.jobs import known_job
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,7 +61,7 @@ def run(
 
     def at_work(told: Tell, show: Callable[[Finished], None]) -> Finished:
         with contextlib.closing(Database(url)) as opened:
-            with where.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=told) as here:
+            with environment.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=told) as here:
                 finished = run_job(job, here, options)
             show(finished)
             ends.note_told(opened, finished.told, datetime.now(UTC))  # the next thing is that the caller has it
@@ -77,7 +83,7 @@ def _in_notebook(name: str, at_work: Callable[[Tell, Callable[[Finished], None]]
 
 def _line_by_line(say: Callable[[str], None]) -> Tell:
     def told(event: str, **facts: Any) -> None:
-        lines = report.quote_lines(facts["quote"]) if event == "quote" else [report.event_line(event, facts)]
+        lines = quote_lines(facts["quote"]) if event == "quote" else [event_line(event, facts)]
         for line in lines:
             say(line)
 
@@ -142,12 +148,12 @@ def _frames(url: str, job: str, wanted: Wanted, batch_size: int | None) -> "Iter
     """At least one frame, which may be empty."""
     import polars as pl
 
-    from pipeline.writers import batch
+    from pipeline.sink.formats import batch
 
     with contextlib.closing(Database(url)) as opened:
-        row = naming.known_job(opened, job)
-        columns, found = list(Sink.of(row).table.columns), False
-        for page in answers.pages(opened, row, wanted, batch_size or answers.PAGE):
+        row = known_job(opened, job)
+        columns, found = list(ResultsTable.of(row).table.columns), False
+        for page in pages(opened, row, wanted, batch_size or PAGE):
             found = True
             yield pl.DataFrame(batch(page, columns))
         if not found:

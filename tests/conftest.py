@@ -14,21 +14,25 @@ import orjson
 import pytest
 from sqlalchemy import Connection, Row, select
 
-from pipeline import ends, store
-from pipeline.answers import ndjson
-from pipeline.api import Api
-from pipeline.database import Database
-from pipeline.driver import Driver, Settings, Stop
+from pipeline.api.client import Api
+from pipeline.driver.driver import Driver, Stop
+from pipeline.driver.environment import Environment
+from pipeline.driver.settings import Settings
 from pipeline.emulator import Clock, Emulator
 from pipeline.errors import Interrupted
-from pipeline.estimate import Money
-from pipeline.job import Job
-from pipeline.quote import Quote
-from pipeline.runner import Finished, Options, run, sweep
-from pipeline.tables import batches, requests
-from pipeline.where import Where
+from pipeline.job.model import Job
+from pipeline.planning.estimate import Money
+from pipeline.planning.quote import Quote
+from pipeline.runner.options import Finished, Options
+from pipeline.runner.run import run
+from pipeline.runner.sweep import sweep
+from pipeline.sink.read import ndjson
+from pipeline.state import ends
+from pipeline.state.database import Database
+from pipeline.state.jobs import job_named
+from pipeline.state.tables import batches, requests
 
-pytest_plugins = ["tests.object_storage", "tests.postgres", "tests.prefect_site"]
+pytest_plugins = ["tests.support.object_storage", "tests.support.postgres", "tests.support.prefect_site"]
 
 
 class TurnedClock:
@@ -116,10 +120,10 @@ class World:
         http = httpx2.Client(transport=through or self.emulator.transport())
         return anthropic.Anthropic(api_key=self.key, base_url="http://emulator", max_retries=0, http_client=http)
 
-    def where(self, through: httpx2.BaseTransport | None = None) -> Where:
+    def where(self, through: httpx2.BaseTransport | None = None) -> Environment:
         """Our side of the world: what a driver works with. through: as `client` has it."""
         client = self.client(through)
-        return Where(
+        return Environment(
             database=self.database,
             connect=lambda _: Api(client, now=self.clock),
             settings=self.settings,
@@ -173,7 +177,7 @@ class World:
     def known(self, job: str = "summaries") -> Row[Any]:
         """What the state database knows of a job."""
         with self.database.read() as conn:
-            row = store.job_named(conn, job)
+            row = job_named(conn, job)
         assert row is not None
         return row
 
@@ -185,7 +189,7 @@ class World:
     def answers(self, job: str = "summaries") -> dict[str, dict[str, Any]]:
         """The results table by key."""
         with self.database.read() as conn:
-            row = store.job_named(conn, job)
+            row = job_named(conn, job)
         assert row is not None
         found = [orjson.loads(line) for line in ndjson(self.database, row)]
         return {str(answer["id"]): answer for answer in found}

@@ -1,0 +1,131 @@
+"""Where a flow works: the project's folder, its state database, its key, and the day that it is for."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import httpx
+from prefect.blocks.system import Secret
+from prefect.runtime import flow_run
+
+from pipeline.api.client import Api
+from pipeline.api.connect import Reach
+from pipeline.driver import environment
+from pipeline.driver.environment import Environment
+from pipeline.errors import DatabaseError, InputError, Stopped
+from pipeline.events import Tell
+from pipeline.job.load import is_path, name_in
+from pipeline.state.database import Database, default_url
+from pipeline.state.jobs import job_file_of, known_job
+
+DATABASE = "BATCH_DATABASE_URL"
+KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Names of Secret blocks that stand in for what the worker's environment does not have. Never values."""
+
+    api_key: str | None = None
+    database_url: str | None = None
+
+
+def job_file(job: str) -> Path:
+    """The job file of this name: relative ones are of the project, PIPELINE_ROOT, or else of the working directory."""
+    return _root() / job
+
+
+def named(job: str) -> tuple[Path | None, str]:
+    """A job as a parameter names it: its file, None when `job` is the name by which the database knows it; its name.
+
+    Raises JobError.
+    """
+    if not is_path(job, _root()):
+        return None, job
+    file = job_file(job)
+    return file, name_in(file)
+
+
+def _root() -> Path:
+    return Path(os.environ.get("PIPELINE_ROOT") or ".")
+
+
+def scheduled() -> datetime:
+    """For when the run was scheduled, in UTC; outside of a run: now."""
+    return cast("datetime", flow_run.scheduled_start_time).astimezone(UTC)
+
+
+def day(time_zone: str) -> date:
+    """The day for which a run was scheduled, so that a late one takes the right partition; else the present one.
+
+    Raises InputError for a time zone that does not exist.
+    """
+    try:
+        return scheduled().astimezone(ZoneInfo(time_zone)).date()
+    except (ZoneInfoNotFoundError, ValueError) as exc:
+        raise InputError(f"time_zone {time_zone!r}: there is no such time zone; write one like Europe/Berlin") from exc
+
+
+def secret(variables: tuple[str, ...], block: str | None) -> str | None:
+    """What the environment has under one of these names, else the value of the Secret block, else None.
+
+    Raises InputError when the block is missing, Stopped when Prefect's server cannot be asked for it.
+    """
+    for variable in variables:
+        if os.environ.get(variable):
+            return os.environ[variable]
+    if block is None:
+        return None
+    instead = f"or set {variables[0]} in the worker's environment"
+    try:
+        held = cast("Secret[Any]", Secret.load(block)).get()
+    except ValueError as exc:
+        raise InputError(f"there is no Secret block {block!r}: create it in Prefect, {instead}") from exc
+    except httpx.HTTPError as exc:
+        raise Stopped(f"Secret block {block!r}: Prefect's server does not answer; try again, {instead}") from exc
+    if not isinstance(held, str) or not held:
+        raise InputError(f"Secret block {block!r} holds no text: put the value itself into it, {instead}")
+    return held
+
+
+def file_of(job: str, blocks: Blocks) -> Path:
+    """The file of a job as a parameter names it, by the state database if that is a name. Raises InputError."""
+    if is_path(job, _root()):
+        return job_file(job)
+    with database(blocks) as known:
+        return job_file_of(known_job(known, job))
+
+
+@contextlib.contextmanager
+def database(blocks: Blocks, *, beside: Path | None = None, emulated: bool = False) -> Iterator[Database]:
+    """The state database: of the environment, of the block, else beside a job file. Made when it is new."""
+    with contextlib.closing(Database(database_url(blocks, beside=beside, emulated=emulated))) as opened:
+        yield opened
+
+
+def database_url(blocks: Blocks, *, beside: Path | None = None, emulated: bool = False) -> str:
+    """The URL of the state database. beside: a job file. Raises DatabaseError when nothing names one."""
+    url = secret((DATABASE,), blocks.database_url)
+    if url is None and beside is None:
+        raise DatabaseError(
+            f"which state database? Set {DATABASE} in the worker's environment, or put its URL into a Secret block and "
+            "give the block's name as database_url_block"
+        )
+    return url or default_url(cast("Path", beside).parent, emulated=emulated)
+
+
+@contextlib.contextmanager
+def driving_in(database: Database, blocks: Blocks, *, tell: Tell, emulated: bool = False) -> Iterator[Environment]:
+    """Where a driver works with this database: with the API and the key of the environment, or of the block."""
+    held_by_sdk = emulated or any(os.environ.get(name) for name in KEYS)
+    key = None if held_by_sdk else secret(KEYS, blocks.api_key)
+    with environment.at(database, spool=os.environ.get("BATCH_SPOOL"), emulated=emulated, tell=tell) as here:
+        if key is not None:
+            timeout = here.settings.timeout
+            here = replace(here, connect=lambda client: Api.connect(Reach(client, timeout, api_key=key)))
+        yield here

@@ -1,0 +1,97 @@
+"""How a job stands, for titles and artifacts of Prefect. Pure."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from pipeline.report.money import budget_facts, stopped_line
+from pipeline.state.ends import exit_code, failed_rows
+from pipeline.state.runs import get_run, run_cost
+from pipeline.state.tables import batches
+from pipeline.state.tallies import run_rows
+from pipeline.states import RunState
+from pipeline.text import count, counts_line, money
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands. title: job and day; rows: by state; sent: batches, and the rows in them.
+
+    estimate: US dollars that were estimated when it began, see estimate.Money; None when a price is not known.
+    """
+
+    run_id: int
+    job: str
+    title: str
+    state: str
+    reason: str | None
+    rows: dict[str, int]
+    sent: tuple[int, int]
+    cost_usd: float
+    estimate: Mapping[str, float | None] | None
+    max_failed: float
+    budget: dict[str, float | None] | None
+    ended_at: datetime | None
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it goes on, or ended as it should."""
+        return self.state == RunState.OPEN or exit_code(self.state, self.rows, self.max_failed) == 0
+
+    @property
+    def sentence(self) -> str:
+        """How it ended, or where it is, and the way on."""
+        if self.state == RunState.INCOMPLETE:
+            return f"{self.title}: {stopped_line(self.reason, self.budget)}"
+        if not self.is_well:
+            failed = f"{failed_rows(self.rows):,} of {count(sum(self.rows.values()), 'row')} failed"
+            return f"{self.title}: {failed}; batch-pipeline errors {self.job}"
+        return f"{self.title}: {counts_line(self.rows)}, {money(self.cost_usd)}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        facts = {"job": self.job, "run_id": self.run_id, "title": self.title, "state": self.state}
+        return {**facts, "reason": self.reason, "rows": self.rows, "cost_usd": self.cost_usd}
+
+
+def standing(conn: Connection, run_id: int) -> Standing:
+    """How a run of the database stands."""
+    run = get_run(conn, run_id)
+    name = str(run.job["name"])
+    of_run = (batches.c.run_id == run_id, batches.c.state != "dropped")
+    sent = batches.c.api_id.is_not(None) | (batches.c.state == "submitting")
+    number, rows_sent = conn.execute(
+        select(
+            func.count().filter(sent),
+            func.sum(batches.c.rows).filter(sent),
+        ).where(*of_run)
+    ).one()
+    return Standing(
+        run_id=run_id,
+        job=name,
+        title=title(name, run.vars, run.created_at.date()),
+        state=run.state,
+        reason=run.reason,
+        rows=run_rows(conn, run),
+        sent=(number, int(rows_sent or 0)),
+        cost_usd=run_cost(conn, run_id),
+        estimate=(run.estimate or {}).get("cost_usd"),
+        max_failed=float(run.job["limits"]["max_failed"]),
+        budget=budget_facts(conn, run),
+        ended_at=run.ended_at,
+    )
+
+
+def title(job: str, variables: Mapping[str, Any], day: date) -> str:
+    """`ticket_triage 2026-11-20`: the job, and the days that its vars name, else the day of the run."""
+    days = [value for value in variables.values() if isinstance(value, str) and _is_day(value)]
+    return " ".join([job, *(days or [day.isoformat()])])
+
+
+def _is_day(value: str) -> bool:
+    return re.fullmatch(r"\d{4}-\d\d-\d\d", value) is not None

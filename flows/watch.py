@@ -1,0 +1,225 @@
+"""What a person sees of a flow in Prefect: log, states, artifacts, events. All of it may fail; the work goes on."""
+
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import Flow
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+from sqlalchemy import URL
+
+from flows.artifacts import artifact_key, batch_table, escaped, quoted, quoted_lines, results_link, summary_text
+from flows.standing import Standing, standing
+from pipeline.events import LEVELS
+from pipeline.planning.quote import Quote
+from pipeline.report.events import event_line
+from pipeline.state import ends
+from pipeline.state.database import Database
+from pipeline.state.jobs import job_named
+from pipeline.state.runs import last_run
+from pipeline.state.tallies import run_counts
+from pipeline.states import OUTCOMES, RunState
+
+NOT_LOGGED = ("watching", "planned_elsewhere", "run_ended")  # looks of a driver that waits; what the state tells
+BETWEEN_UPDATES = 5.0  # seconds between two moves of the progress at least
+SERVER_AWAY = 60.0  # seconds that nothing is shown after Prefect's server did not answer
+
+Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+class Watch:
+    """Tells the run's log what drivers do, and remembers what artifacts and states are made of.
+
+    Drivers tell from several threads; Prefect is spoken to from the one that made this.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.quote: Quote | None = None
+        self.reasons: list[str] = []  #: why rows that somebody may have meant are not sent again
+        self.moved: set[str] = set()  #: jobs of which something has changed
+        self._database = database
+        self._waiting: object = None
+        self._logger = run_logger()
+        self._thread = threading.get_ident()
+        self._progress: dict[str, Any] = {}
+        self._next_update = 0.0
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """One event of a driver."""
+        if event in ("waiting", "planned", "submitted", "collected"):
+            self._move_progress(facts["job"])
+        if event == "waiting" and facts["progress"] == self._waiting:  # that it still waits for the same is said once
+            return
+        self._waiting = facts.get("progress")
+        if event == "quote":
+            self.quote = facts["quote"]
+        elif event not in (*NOT_LOGGED, "waiting", "emulator", "warning", "unreachable"):
+            self.moved.add(facts["job"])
+        if event == "ended":
+            of_batch = {name: facts[name] for name in ("batch", "requests", "succeeded")}
+            self._emit("batch.ended", f"batch.{facts['job']}.{facts['batch']}", {"job": facts["job"], **of_batch})
+        self._log(event, facts)
+
+    def untold(self, job: str | None) -> list[Standing]:
+        """The runs of a job, or of all jobs, that have ended without anybody being told, in this sweep or before."""
+        with self._database.read() as conn:
+            row = None if job is None else job_named(conn, job)
+            return [standing(conn, end.run_id) for end in ends.untold(conn, None if row is None else row.id)]
+
+    def announce(self, runs: Iterable[Standing]) -> None:
+        """Emit an event for each run that has ended. Of one that two flows announce, the server sees one.
+
+        The last thing before the flow returns the state that tells these ends: when Prefect has that state, `note_told`
+        notes that they were told.
+        """
+        told: dict[int, datetime] = {}
+        for run in runs:
+            if run.ended_at is None:
+                continue
+            what = "job.finished" if run.state == RunState.FINISHED else "job.incomplete"
+            identity = f"{self._database.shown} {run.run_id} {run.ended_at}"
+            self._emit(what, f"job.{run.job}", run.facts, uuid.uuid5(uuid.NAMESPACE_URL, identity))
+            told[run.run_id] = run.ended_at
+        run_id = _run_with_hook()
+        if run_id is None:
+            ends.note_told(self._database, told, datetime.now(UTC))  # whoever has called the function is told by it
+        else:
+            _told[run_id] = (self._database.url, told)
+
+    def of(self, run_id: int) -> Standing:
+        """How that run stands now."""
+        with self._database.read() as conn:
+            return standing(conn, run_id)
+
+    def quote_lines(self) -> list[str]:
+        """The quote as text."""
+        return [] if self.quote is None else quoted_lines(self.quote)
+
+    def show_quote(self, job: str) -> None:
+        """The quote of a job of which nothing was sent, as an artifact."""
+        if self.quote is not None:
+            text = f"# {escaped(job)}: what it would send\n\n{quoted(self.quote, self.reasons)}\n"
+            shown(create_markdown_artifact, text, key=artifact_key("quote", job), description=f"Quote of {job}")
+
+    def show(self, jobs: Iterable[str]) -> None:
+        """Artifacts of these jobs: progress, batches, a summary, and a link to the answers if they have a page."""
+        for name in jobs:
+            with self._database.read() as conn:
+                row = job_named(conn, name)
+                last = None if row is None else last_run(conn, row.id)
+                if row is None or last is None:
+                    continue
+                run = standing(conn, last.id)
+                table = batch_table(conn, row.id)
+                summary = summary_text(self._database, conn, row, run)
+            if self.quote is not None:
+                summary += f"\n## Said before it was sent\n\n{quoted(self.quote, self.reasons)}\n"
+            self._next_update = 0.0
+            self._move_progress(name)
+            shown(create_table_artifact, table, key=artifact_key("batches", name), description=f"Batches of {name}")
+            shown(create_markdown_artifact, summary, key=artifact_key("summary", name), description=run.title)
+            link = results_link(row.results_table)
+            if link is not None:
+                shown(
+                    create_link_artifact,
+                    link,
+                    key=artifact_key("answers", name),
+                    link_text=f"Answers: {row.results_table}",
+                )
+
+    def _log(self, event: str, facts: Mapping[str, Any]) -> None:
+        if event in NOT_LOGGED:
+            return
+        lines = quoted_lines(facts["quote"]) if event == "quote" else [event_line(event, facts)]
+        level = max(logging.INFO, LEVELS.get(event, logging.INFO))
+        job = f"{facts['job']}: " if "job" in facts else ""
+        for line in lines:
+            self._logger.log(level, "%s", job + line)
+
+    def _emit(self, what: str, resource: str, payload: dict[str, Any], identity: uuid.UUID | None = None) -> None:
+        of = {"prefect.resource.id": f"batch-pipeline.{resource}", "prefect.resource.name": payload["job"]}
+        shown(emit_event, event=f"batch-pipeline.{what}", resource=of, payload=payload, id=identity)
+
+    def _move_progress(self, job: str) -> None:
+        if threading.get_ident() != self._thread or time.monotonic() < self._next_update:
+            return
+        self._next_update = time.monotonic() + BETWEEN_UPDATES
+        with self._database.read() as conn:
+            row = job_named(conn, job)
+            last = None if row is None else last_run(conn, row.id)
+            rows = {} if last is None else last.counts or run_counts(conn, last.id)
+        done = sum(rows.get(state, 0) for state in OUTCOMES)
+        percent = round(100.0 * done / (sum(rows.values()) or 1), 1) if rows else 0.0
+        if self._progress.get(job) is not None:
+            shown(update_progress_artifact, self._progress[job], progress=percent)
+        else:
+            about = f"Rows of {job} with an outcome"
+            key = artifact_key("progress", job)
+            self._progress[job] = shown(create_progress_artifact, percent, key=key, description=about)
+
+
+#: By the id of a flow's run, the ends that its state tells, and the state database in which to note that.
+_told: dict[uuid.UUID, tuple[URL, ends.Ended]] = {}
+
+
+def note_told(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Note the ends that the state of a flow tells, once Prefect has it. A hook of the flow, on success and on failure.
+
+    If we die on the line before, or the state is refused, the next sweep tells these ends again.
+    """
+    url, told = _told.pop(flow_run.id, (None, {}))
+    if url is not None and told:
+        with contextlib.closing(Database(url.render_as_string(hide_password=False))) as database:
+            ends.note_told(database, told, datetime.now(UTC))
+
+
+def _run_with_hook() -> uuid.UUID | None:
+    """The id of the flow's run whose engine calls `note_told` in the end; None outside of such a run."""
+    context = FlowRunContext.get()
+    if context is None or context.flow is None or context.flow_run is None:
+        return None
+    return context.flow_run.id if note_told in (context.flow.on_completion_hooks or ()) else None
+
+
+_away_until = 0.0
+
+
+def shown(make: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """Call something of Prefect's that shows something, and return what it returns; None when it could not.
+
+    Whatever it raises, the run's work goes on. After a failure nothing is tried for a while: a server that is away
+    costs time with each call.
+    """
+    global _away_until
+    if FlowRunContext.get() is None or time.monotonic() < _away_until:
+        return None  # outside of a run Prefect would start a server of its own for it
+    try:
+        return make(*args, **named)
+    except Exception as exc:  # noqa: BLE001  # whatever it is, it is about showing
+        _away_until = time.monotonic() + SERVER_AWAY
+        logging.getLogger("pipeline.flows").warning("not shown in Prefect: %s: %s", type(exc).__name__, exc)
+        return None
+
+
+def run_logger() -> Logger:
+    """The log of the flow's run, which all threads may write to; the library's one outside of a run."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("pipeline.flows")

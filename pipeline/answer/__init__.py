@@ -1,0 +1,1 @@
+"""What the API says of one request, and what is made of it."""

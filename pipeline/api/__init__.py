@@ -1,0 +1,1 @@
+"""Anthropic's API as the pipeline uses it, through the installed SDK."""

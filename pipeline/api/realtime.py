@@ -1,0 +1,267 @@
+"""Asks rows live, through the Messages API, and streams what comes. Edge: HTTP.
+
+What a model says is not trusted: no control character of it reaches the terminal.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import anthropic
+import httpx2
+import orjson
+from anthropic import AsyncAnthropic, AsyncStream
+
+from pipeline.answer.outcome import Outcome, ResultReader
+from pipeline.api.client import SPEND_CODES, beta_header, in_words
+from pipeline.api.connect import Reach, made, of_credentials
+from pipeline.errors import AccountStopped, ApiUnreachable, InputError, PipelineError
+from pipeline.escapes import inline
+from pipeline.job.model import Job
+from pipeline.money.prices import PriceList, Prices, prices_of
+from pipeline.request.build import Built
+from pipeline.states import RowState
+
+ACCOUNT_STATUSES = frozenset({401, 402, 403})  # in a live call only these speak of the account: 400 is of the request
+
+Event = dict[str, Any]  # as the API sends it: what this version does not know passes through
+
+
+class PreviewRow(NamedTuple):
+    """A row to be asked. key: as people write it; place: where it stands, for a message."""
+
+    key: str
+    place: str
+    built: Built
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The rows of a preview. problems: rows before them that cannot be sent, the first few; left_out: how many."""
+
+    rows: Sequence[PreviewRow]
+    problems: Sequence[str] = ()
+    left_out: int = 0
+
+    def problem_lines(self) -> Iterator[str]:
+        """A line for each row that cannot be sent: its place and the reason."""
+        for problem in self.problems:
+            yield f"row      {inline(problem)}"
+        if self.left_out > len(self.problems):
+            yield f"         and {self.left_out - len(self.problems):,} more"
+
+
+class Realtime(PriceList):
+    """The prices of live calls. A job's own `prices` are of batches and do not count here."""
+
+    def of(self, model: str) -> Prices | None:
+        """The price of live calls of a model; None when it is not known."""
+        return prices_of(model, batch=False)
+
+
+def async_client(reach: Reach) -> AsyncAnthropic:
+    """The async twin of the client that Api.connect makes; `show` and `tell` close it. Raises as `api.made` does."""
+    client: AsyncAnthropic = made(reach, of="Async")
+    return client
+
+
+class Answered(NamedTuple):
+    """How one row ended. message: as far as it came, None if nothing did; cost_usd: None when it has no known price."""
+
+    row: PreviewRow
+    outcome: Outcome
+    message: dict[str, Any] | None
+    cost_usd: float | None
+
+
+class View(Protocol):
+    """Who watches a preview: row after row, each with its events as they come."""
+
+    def begin(self, row: PreviewRow) -> None:
+        """A row's turn to be shown."""
+
+    def event(self, event: Event, block: Event | None) -> None:
+        """Something came of it. block: the content block that it belongs to, as far as that has come."""
+
+    def end(self, answered: Answered) -> None:
+        """That was all of it."""
+
+
+async def stream(client: AsyncAnthropic, picked: Picked, job: Job, view: View) -> int:
+    """Ask all rows at once, and show them to the view one after another, the first of them live. As `show` says."""
+    async with client:
+        lives = [_Live(row) for row in picked.rows]
+        asking = [asyncio.create_task(_ask(client, live, job.request.betas)) for live in lives]
+        try:
+            return await _watched(lives, ResultReader(job), view)
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+
+class _Live:
+    """One row while it is being answered."""
+
+    def __init__(self, row: PreviewRow) -> None:
+        self.row = row
+        self.message = _Message()
+        self.begun = asyncio.Event()  #: something came of it, or it failed
+        self.heard = False  #: the API said something of this row
+        self.failure: Exception | None = None
+        self._events: asyncio.Queue[tuple[Event, Event | None] | None] = asyncio.Queue()
+
+    def take(self, event: Event) -> None:
+        """An event of its answer. Raises ValueError for one that is not as the API sends it."""
+        self.heard = True
+        self.begun.set()
+        try:
+            block = self.message.add(event)
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError(f"an event {event.get('type')!r} that is not understood") from None
+        self._events.put_nowait((event, block))
+
+    def finish(self, failure: Exception | None) -> None:
+        """No more comes."""
+        self.failure = failure
+        self.heard = self.heard or (failure is not None and not isinstance(failure, PipelineError))
+        self._events.put_nowait(None)
+        self.begun.set()
+
+    async def show(self, view: View) -> None:
+        """Give the view all that has come and what is coming. Raises what is no failure of a call."""
+        while (came := await self._events.get()) is not None:
+            view.event(*came)
+        if not (self.failure is None or isinstance(self.failure, _FORESEEN)):
+            raise self.failure
+
+
+_FORESEEN = (anthropic.AnthropicError, httpx2.HTTPError, OSError, ValueError, PipelineError)
+
+
+async def _ask(client: AsyncAnthropic, live: _Live, betas: Sequence[str]) -> None:
+    """One row's call. Its end is in `live`, also when it fails."""
+    failure: Exception | None = None
+    try:
+        async with await _sent(client, live.row.built.params, betas) as events:
+            async for event in events:
+                if isinstance(event, dict):
+                    live.take(event)
+    except Exception as exc:  # noqa: BLE001  # it is raised where the row is shown
+        failure = _of_all(exc, client) or exc if not live.heard else exc
+    live.finish(failure)
+
+
+async def _sent(client: AsyncAnthropic, params: bytes, betas: Sequence[str]) -> AsyncStream[object]:
+    """The call, with the bytes of the batch's request: no field of them is read, left out or renamed on the way."""
+    return await client.post(
+        "/v1/messages",
+        cast_to=object,
+        content=params[:-1] + b',"stream":true}',
+        options={"headers": {"content-type": "application/json", **beta_header(betas)}, "follow_redirects": False},
+        stream=True,
+        stream_cls=AsyncStream[object],
+    )
+
+
+def _of_all(exc: Exception, client: AsyncAnthropic) -> PipelineError | None:
+    """What a failed call says of all of them; None when it is about its row."""
+    translated: PipelineError | None = None
+    problem = of_credentials(exc)
+    if problem is not None:
+        translated = InputError(problem)
+    elif isinstance(exc, anthropic.APIStatusError):
+        own_envelope = exc.type is not None and exc.api_message is not None
+        if own_envelope and (exc.status_code in ACCOUNT_STATUSES or exc.error_code in SPEND_CODES):
+            translated = AccountStopped(f"the API refuses this account: {in_words(exc)}")
+        elif not own_envelope and exc.status_code != 413:  # 413: a proxy may say it in the API's place
+            translated = ApiUnreachable(f"the API answers {in_words(exc)}; check ANTHROPIC_BASE_URL")
+    elif isinstance(exc, anthropic.APIConnectionError | httpx2.HTTPError | OSError):
+        said = f"no answer from {str(client.base_url).rstrip('/')}: {in_words(exc)}"
+        translated = ApiUnreachable(f"{said}; check ANTHROPIC_BASE_URL and the network")
+    if translated is not None:
+        translated.__cause__ = exc
+    return translated
+
+
+async def _watched(lives: Sequence[_Live], reader: ResultReader, view: View) -> int:
+    """Show the rows in their order. What fails all of them is raised, at the end if any was answered."""
+    outcomes = []
+    for live in lives:
+        await live.begun.wait()
+        if isinstance(live.failure, PipelineError):
+            await asyncio.gather(*(other.begun.wait() for other in lives))
+            if not any(other.heard for other in lives):
+                raise InputError(f"{live.failure}; no row was answered") from live.failure
+        view.begin(live.row)
+        await live.show(view)
+        outcome = _judged(live, reader)
+        outcomes.append(outcome)
+        view.end(Answered(live.row, outcome, live.message.whole, Realtime().cost(outcome)))
+    stopped = next((live.failure for live in lives if isinstance(live.failure, PipelineError)), None)
+    if stopped is not None:
+        raise stopped
+    return int(any(outcome.state != RowState.SUCCEEDED for outcome in outcomes))
+
+
+def _judged(live: _Live, reader: ResultReader) -> Outcome:
+    """What the pipeline would make of this answer in a batch."""
+    failure, message = live.failure, live.message
+    if failure is None and message.whole is not None and message.complete:
+        return reader.outcome({"result": {"type": "succeeded", "message": message.whole}})
+    if isinstance(failure, anthropic.APIStatusError) and isinstance(failure.body, dict):
+        return reader.outcome({"result": {"type": "errored", "error": failure.body}})
+    if isinstance(failure, PipelineError):
+        return Outcome(RowState.ERRORED, "not_asked", str(failure))
+    if isinstance(failure, anthropic.APIStatusError):
+        return Outcome(RowState.ERRORED, f"http_{failure.status_code}", in_words(failure))
+    why = "" if failure is None else f" ({in_words(failure)})"
+    return Outcome(RowState.ERRORED, "connection_error", f"the answer broke off before its end{why}")
+
+
+class _Message:
+    """A Message as its events complete it. whole: as a batch's result has it; None before it begins."""
+
+    def __init__(self) -> None:
+        self.whole: dict[str, Any] | None = None
+        self.complete = False
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._inputs: dict[int, str] = {}
+
+    def add(self, event: Event) -> Event | None:
+        """The next event; the block that it belongs to, None if to none. An event that is not known changes nothing."""
+        index = event.get("index")
+        match event.get("type"):
+            case "message_start":
+                self.whole = {**event["message"], "content": []}
+            case "content_block_start" if self.whole is not None and isinstance(index, int):
+                self._blocks[index] = dict(event["content_block"])
+                self.whole["content"].append(self._blocks[index])
+            case "content_block_delta" if index in self._blocks:
+                self._grow(index, event["delta"])
+            case "content_block_stop" if index in self._inputs:
+                with contextlib.suppress(orjson.JSONDecodeError):  # cut off at max_tokens: the outcome says that
+                    self._blocks[index]["input"] = orjson.loads(self._inputs[index])
+            case "message_delta" if self.whole is not None:
+                self.whole |= event.get("delta") or {}
+                used = {name: value for name, value in (event.get("usage") or {}).items() if value is not None}
+                self.whole["usage"] = {**(self.whole.get("usage") or {}), **used}
+            case "message_stop":
+                self.complete = True
+        return self._blocks.get(index) if isinstance(index, int) else None
+
+    def _grow(self, index: int, delta: Event) -> None:
+        block = self._blocks[index]
+        match delta.get("type"):
+            case "text_delta":
+                block["text"] = block.get("text", "") + delta["text"]
+            case "thinking_delta":
+                block["thinking"] = block.get("thinking", "") + delta["thinking"]
+            case "signature_delta":
+                block["signature"] = delta["signature"]
+            case "citations_delta":
+                block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+            case "input_json_delta":
+                self._inputs[index] = self._inputs.get(index, "") + delta["partial_json"]

@@ -1,0 +1,42 @@
+"""`errors`: which rows did not succeed, and why."""
+
+from pipeline.cli.opening import known_job
+from pipeline.cli.options import (
+    DatabaseOption,
+    DebugOption,
+    EmulatorOption,
+    JobArgument,
+    JsonOption,
+    LogOption,
+    SpoolOption,
+)
+from pipeline.cli.terminal import command_line, put, put_json, say, say_next
+
+
+def errors(
+    job: JobArgument,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Failed rows by cause, with example keys and what mends them."""
+    from pipeline.report.errors import error_facts, error_lines
+    from pipeline.sink.table import ResultsTable
+
+    with known_job(job, database, emulated=emulator) as (opened, row), opened.read() as conn:
+        causes = error_facts(conn, row, ResultsTable.of(row), job)
+    mends = causes[0]["command"] if causes else ["export", job]
+    for cause in causes:
+        cause["command"] = command_line(*cause["command"])
+    if as_json:
+        for cause in causes:
+            put_json({"event": "error", **cause})
+        return
+    for line in error_lines(causes):
+        put(line)
+    if not causes:
+        say("no row has failed")
+    say_next(*mends)

@@ -1,0 +1,119 @@
+"""`export`: answers to a file or to stdout."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.opening import known_job
+from pipeline.cli.options import (
+    DatabaseOption,
+    DebugOption,
+    EmulatorOption,
+    JobArgument,
+    JsonOption,
+    LogOption,
+    SpoolOption,
+)
+from pipeline.cli.terminal import say, terminated
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
+
+    from pipeline.sink.read import Wanted
+    from pipeline.state.database import Database
+
+
+def export(
+    job: JobArgument,
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="A .parquet, .csv or .ndjson file, also s3:// gs:// az://. Default: NDJSON to stdout.",
+        ),
+    ] = None,
+    status: Annotated[str | None, typer.Option(help="Only rows with this status.")] = None,
+    where: Annotated[str | None, typer.Option(help="Only rows for which this SQL predicate holds.")] = None,
+    since: Annotated[
+        int | None, typer.Option(metavar="RUN", min=0, help="Only answers of runs after this one.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="At most N rows.")] = None,
+    partition_by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Make FILE a folder, with a folder COLUMN=VALUE for each value."),
+    ] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="parquet|csv|ndjson", help="Of the files of --partition-by. Default: parquet."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Answers in the order of their keys: to a file, to a folder of files, or as NDJSON to stdout."""
+    from pipeline.sink.read import Wanted
+
+    wanted = Wanted(status, where, since, limit)
+    if file is None and partition_by:
+        raise InputError("--partition-by makes a folder of files: name it after the job")
+    ending = _ending_of_parts(file_format, partition_by)
+    with known_job(job, database, emulated=emulator) as (opened, row):
+        if file is None:
+            _answers_to_stdout(opened, row, wanted)
+        else:
+            _answers_to_file(opened, row, file, wanted, by=partition_by, ending=ending, overwrite=overwrite)
+
+
+def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) -> str | None:
+    """The ending of the files of --partition-by as --format says it; None if it does not."""
+    if file_format is None:
+        return None
+    if not partition_by:
+        raise InputError(f"--format {file_format}: without --partition-by the name of the file says it")
+    if file_format not in ("parquet", "csv", "ndjson"):
+        raise InputError(f"--format {file_format}: write parquet, csv or ndjson")
+    return f".{file_format}"
+
+
+def _answers_to_file(
+    database: "Database",
+    row: "Row[Any]",
+    place: str,
+    wanted: "Wanted",
+    *,
+    by: list[str] | None,
+    ending: str | None,
+    overwrite: bool,
+) -> None:
+    """To one file, or by the values of some columns to a folder of files."""
+    from pipeline.sink.export import export as export_to
+    from pipeline.sink.partitions import export_partitioned
+    from pipeline.text import count
+
+    with terminated():
+        if by:
+            exported = export_partitioned(database, row, place, by, wanted, ending=ending, overwrite=overwrite)
+        else:
+            exported = export_to(database, row, place, wanted, overwrite=overwrite)
+    files = f" in {count(exported.files, 'file')}" if by else ""
+    say(f"wrote    {count(exported.rows, 'row')} to {exported.place}{files}")
+
+
+def _answers_to_stdout(database: "Database", row: "Row[Any]", wanted: "Wanted") -> None:
+    from pipeline.sink.read import ndjson
+
+    try:
+        for line in ndjson(database, row, wanted):
+            sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,172 @@
+"""The models that a key can use, as a table. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.api.capabilities import EFFORTS, EXTENDED_OUTPUT_BETA, THINKING_TYPES, day, output_limit, refusal, says
+from pipeline.money.prices import PriceList, Prices, Rate
+
+if TYPE_CHECKING:
+    from anthropic.types import ModelInfo
+
+
+Facts = dict[str, Any]
+
+PRICES = {
+    "input": "INPUT",
+    "output": "OUTPUT",
+    "cache_read": "CACHE READ",
+    "cache_write": "CACHE WRITE 5m",
+    "cache_write_1h": "CACHE WRITE 1h",
+}
+
+
+def model_facts(models: Iterable["ModelInfo"], listed: PriceList) -> list[Facts]:
+    """Each model as JSON, in the order given. What the API does not say is None, a model without a price has None.
+
+    prices: in US dollars of a million tokens in a batch, as steps that begin above so many tokens of the prompt.
+    """
+    return [_facts(info, listed.of(info.id)) for info in models]
+
+
+def _facts(info: "ModelInfo", prices: Prices | None) -> Facts:
+    extended, retires = output_limit(info, {EXTENDED_OUTPUT_BETA}), day(info.retires_at)
+    return {
+        "id": info.id,
+        "name": info.display_name,
+        "lifecycle": info.lifecycle,
+        "retires": None if retires is None else retires.isoformat(),
+        "batch": says(info, "batch"),
+        "context_tokens": info.max_input_tokens,
+        "output_tokens": info.max_tokens,
+        "extended_output_tokens": extended if extended != info.max_tokens else None,
+        "prices": None if prices is None else {name: _steps(getattr(prices, name)) for name in PRICES},
+        "images": says(info, "image_input"),
+        "pdf": says(info, "pdf_input"),
+        "thinking": _all_that(info, THINKING_TYPES, "thinking", "types"),
+        "effort": _all_that(info, EFFORTS, "effort"),
+        "structured_outputs": says(info, "structured_outputs"),
+        "forced_tools": _can_be_forced(info),
+    }
+
+
+def _all_that(info: "ModelInfo", names: Sequence[str], *path: str) -> list[str] | None:
+    """Those of the names that are supported; None if nothing is said of any."""
+    said = {name: says(info, *path, name) for name in names}
+    if all(value is None for value in said.values()):
+        return None
+    return [name for name, value in said.items() if value]
+
+
+def _can_be_forced(info: "ModelInfo") -> bool:
+    """Whether the model can be made to call a tool, by what it would refuse; nothing else of it is looked at."""
+    bare = info.model_copy(update={"capabilities": None, "lifecycle": "active"})
+    return refusal({"model": info.id, "tool_choice": {"type": "any"}}, bare) is None
+
+
+def _steps(rate: Rate) -> list[dict[str, float]]:
+    steps = [(0, rate.base), *rate.steps]
+    return [{"above_tokens": above, "usd": round(price * 1e6, 6)} for above, price in steps]
+
+
+# -- as a table ------------------------------------------------------------------------------------------------------
+
+
+def model_lines(models: Sequence[Facts]) -> Iterator[str]:
+    """The models as three tables of plain text: what there is, what it costs, what it takes; at most 120 columns.
+
+    SCHEMA: structured outputs, which output.schema and output.labels need; FORCED TOOLS: what output.tool needs.
+    """
+    if not models:
+        yield "the API lists no model for this key"
+        return
+    yield from _table(["MODEL", "LIFECYCLE", "BATCH", "CONTEXT", "OUTPUT"], [_life(model) for model in models])
+    yield ""
+    yield "US dollars of a million tokens in a batch; a larger prompt has the larger price for all of its request"
+    priced = [row for model in models for row in _prices(model)]
+    yield from _table(["MODEL", "PROMPT", *PRICES.values()], priced, right=range(2, 2 + len(PRICES)))
+    yield ""
+    headings = ["MODEL", "IMAGES", "PDF", "THINKING", "EFFORT", "SCHEMA", "FORCED TOOLS"]
+    yield from _table(headings, [_takes(model) for model in models])
+    if any(model["extended_output_tokens"] for model in models):
+        yield ""
+        yield f"* with {EXTENDED_OUTPUT_BETA} in request.betas"
+
+
+def _life(model: Facts) -> list[str]:
+    lifecycle, extended = str(model["lifecycle"]), model["extended_output_tokens"]
+    retires = f", retires {model['retires']}" if model["retires"] else ""
+    output = _tokens(model["output_tokens"]) + (f", {_tokens(extended)}*" if extended else "")
+    return [model["id"], lifecycle + retires, _yes(model["batch"]), _tokens(model["context_tokens"]), output]
+
+
+def _prices(model: Facts) -> Iterator[list[str]]:
+    """A line for each size of prompt that has prices of its own."""
+    prices: Mapping[str, list[dict[str, float]]] | None = model["prices"]
+    if prices is None:
+        yield [model["id"], "unpriced"]
+        return
+    sizes = sorted({step["above_tokens"] for steps in prices.values() for step in steps})
+    for above, up_to in zip(sizes, [*sizes[1:], None], strict=True):
+        prompt = f"above {_tokens(above)}" if above else f"up to {_tokens(up_to)}" if up_to else "any"
+        yield [model["id"], prompt, *(_dollars(_at(steps, above)) for steps in prices.values())]
+
+
+def _at(steps: Sequence[Mapping[str, float]], above: float) -> float:
+    return next(step["usd"] for step in reversed(steps) if step["above_tokens"] <= above)
+
+
+def _takes(model: Facts) -> list[str]:
+    thinking, effort = model["thinking"], model["effort"]
+    return [
+        model["id"],
+        _yes(model["images"]),
+        _yes(model["pdf"]),
+        "?" if thinking is None else "/".join(thinking) or "no",
+        "?" if effort is None else ", ".join(_ranges(effort)) or "no",
+        _yes(model["structured_outputs"]),
+        _yes(model["forced_tools"]),
+    ]
+
+
+def _ranges(effort: Sequence[str]) -> Iterator[str]:
+    """`low-high`, `max`: levels that follow one another as one range."""
+    run: list[str] = []
+    for level in (*EFFORTS, None):
+        if level in effort:
+            run.append(str(level))
+        elif run:
+            yield run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}"
+            run = []
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: range = range(0)) -> Iterator[str]:
+    """Columns as wide as what is in them, two blanks between. right: the columns of numbers."""
+    filled = [[*row, *[""] * (len(headings) - len(row))] for row in (headings, *rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*filled, strict=True)]
+    for row in filled:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _yes(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "?"}[value]
+
+
+def _tokens(n: float | None) -> str:
+    """`1M`, `200k`; a number that is neither is written out."""
+    if n is None:
+        return "?"
+    whole = int(n)
+    if whole and whole % 1_000_000 == 0:
+        return f"{whole // 1_000_000}M"
+    return f"{whole // 1_000}k" if whole and whole % 1_000 == 0 else f"{whole:,}"
+
+
+def _dollars(usd: float) -> str:
+    """At least two digits after the point, and as many as there are."""
+    whole, _, digits = f"{usd:.6f}".partition(".")
+    return f"${whole}.{digits.rstrip('0').ljust(2, '0')}"

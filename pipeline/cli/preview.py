@@ -1,0 +1,68 @@
+"""`preview`: a few rows of a job, asked live."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.opening import job_file, load_job
+from pipeline.cli.options import (
+    DatabaseOption,
+    DebugOption,
+    EmulatorOption,
+    JobArgument,
+    JsonOption,
+    LogOption,
+    SpoolOption,
+    VarOption,
+    YesOption,
+)
+from pipeline.cli.terminal import confirmed, put_json, say, say_next
+from pipeline.errors import InputError
+
+
+def preview(
+    job: JobArgument,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="How many rows.")] = 3,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="The row with this key; commas between several columns.")
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Rows from all over the source instead of its first ones.")
+    ] = False,
+    var: VarOption = None,
+    yes: YesOption = False,
+    database: DatabaseOption = None,
+    spool: SpoolOption = None,
+    emulator: EmulatorOption = False,
+    log_format: LogOption = "text",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """A few rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
+    if key and (sample or len(key) > 100):
+        raise InputError("--key names the rows, up to 100: leave --sample out" if sample else "--key: give up to 100")
+    from rich.console import Console
+
+    from pipeline.api.realtime import async_client
+    from pipeline.cli import preview_rows as live
+    from pipeline.driver import environment
+    from pipeline.planning.plan import Plan
+    from pipeline.request.check import check_params
+
+    path = job_file(job, database, emulated=emulator)
+    loaded = load_job(path, var)
+    check_params(loaded)
+    picked = live.pick(Plan(loaded), rows, keys=key or (), sample=sample)
+    for line in picked.problem_lines():
+        say(line)
+    say(f"preview  {live.announcement(picked, loaded)}")
+    if not confirmed(yes=yes, ask=not as_json):
+        raise typer.Exit(0)
+    with environment.reaching(loaded.api.client, emulated=emulator) as reached:
+        client = async_client(reached)
+        if as_json:
+            code = live.tell(client, picked, loaded, lambda facts: put_json({"event": "preview", **facts}))
+        else:
+            code = live.show(client, picked, loaded, Console(highlight=False, soft_wrap=True))
+    say_next("run", str(path))
+    raise typer.Exit(code)

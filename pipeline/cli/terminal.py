@@ -1,0 +1,242 @@
+"""The terminal: what a command says and asks there, and its signals. Results go to stdout, all else to stderr."""
+
+import contextlib
+import io
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pipeline.errors import InputError, Interrupted
+from pipeline.escapes import escaped, inline, json_text
+
+if TYPE_CHECKING:
+    from pipeline.planning.quote import Quote
+
+
+_log_events: "Callable[..., None] | None" = None  # with --log-format json: what logs an event
+
+
+def log_format(value: str) -> str:
+    """Let stderr be what --log-format says."""
+    global _log_events
+    if value not in ("text", "json"):
+        raise InputError(f"--log-format {value}: write text or json")
+    if value == "json":
+        import logging
+
+        from pipeline.report import log
+
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(log.JsonFormatter())
+        log.logger.addHandler(handler)
+        log.logger.setLevel(logging.INFO)
+        _log_events = log.tell
+    return value
+
+
+def any_text() -> None:
+    """Let stdout take texts that its encoding does not have: they are written with escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it from the start
+
+
+def put(line: str) -> None:
+    """A line of what was asked for, on stdout."""
+    sys.stdout.write(escaped(line) + "\n")
+
+
+def say(text: str) -> None:
+    """A line for people: progress and errors go to stderr."""
+    if _log_events is not None:
+        import logging
+
+        error = text.startswith("error: ")
+        logging.getLogger("pipeline").log(logging.ERROR if error else logging.INFO, "%s", text)
+        return
+    # a text of others that goes on in a second line is not to look as if that were ours
+    sys.stderr.write(escaped(text).replace("\n", "\n    ") + "\n")
+    sys.stderr.flush()
+
+
+def say_next(command: str, *words: str) -> None:
+    """Say the next command."""
+    say(f"next: {command_line(command, *words)}")
+
+
+def command_line(command: str, *words: str) -> str:
+    """A command as a line of the shell, with the options of the present one that it needs to find the same things."""
+    takes_vars = command in ("run", "check", "retry", "estimate", "preview") and "--var" not in words
+    options: list[str] = []
+    given = iter(sys.argv[2:])
+    for option in given:
+        name, equals, value = option.partition("=")
+        if name == "--emulator":
+            options.append(option)
+        elif name == "--database" or (name == "--var" and takes_vars):
+            options += [name, value if equals else next(given, "")]
+    return shlex.join(["batch-pipeline", command, *words, *options])
+
+
+def same_words() -> list[str]:
+    """The words of the present command that `command_line` does not add anyway."""
+    words: list[str] = []
+    given = iter(sys.argv[1:])
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name in ("--database", "--var"):
+            if not equals:
+                next(given, None)
+        elif name not in ("--emulator", "--debug", "--json"):
+            words.append(word)
+    return words
+
+
+def put_json(value: dict[str, Any]) -> None:
+    """One object of --json, as a line on stdout: ASCII alone where that is not UTF-8."""
+    sys.stdout.write(json_text(value, ascii_only=not is_utf8()) + "\n")
+    sys.stdout.flush()
+
+
+def put_request(params: Any) -> None:
+    """A request or a message, as JSON for people, on stdout."""
+    sys.stdout.write(json_text(params, ascii_only=not is_utf8(), indent=True) + "\n")
+
+
+def is_utf8() -> bool:
+    """Whether stdout takes every character as UTF-8."""
+    return (sys.stdout.encoding or "ascii").lower().replace("-", "").replace("_", "") in ("utf8", "cp65001")
+
+
+@contextlib.contextmanager
+def signals(stop: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the driver to stop between two transactions; a second one leaves at once."""
+
+    def handle(number: int, frame: object) -> None:
+        if stop.event.is_set():
+            os._exit(Interrupted.exit_code)
+        stop.event.set()
+        say("stopping: waiting for what is under way (again to leave at once)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def terminated() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: it can tidy up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def confirmed(*, yes: bool, ask: bool) -> bool:
+    """Whether a person on a terminal says yes; where there is none, it goes on."""
+    if yes or not ask or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # here Ctrl-C is a no
+    try:
+        return typer.confirm("send this?", err=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@dataclass
+class Teller:
+    """Tells what a driver does: as JSON on stdout, as lines on stderr, and on a terminal with a live last line.
+
+    job: what commands call the job; None: by its name.
+    """
+
+    as_json: bool
+    job: str | None = None
+    _status: Any = None
+    _last: str = ""
+    _watched: dict[int, str] = field(default_factory=dict)  # batches that may have arrived, and what is said of each
+
+    def __enter__(self) -> "Teller":
+        if sys.stderr.isatty() and not self.as_json and _log_events is None:
+            from rich.console import Console
+
+            self._status = Console(stderr=True, highlight=False).status("working")
+            self._status.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._quiet()
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """One event of the driver."""
+        from pipeline.report.events import event_line, retry_words, run_ended_line
+        from pipeline.report.next_command import after_end
+
+        if _log_events is not None:
+            _log_events(event, **facts)
+        if event == "waits_for_retry":
+            facts["command"] = command_line(*retry_words(facts, self.job or facts["job"]))
+        if event == "quote":
+            self._quote(facts["quote"])
+        elif self.as_json:
+            if event not in ("waiting", "watching"):  # these are no moves
+                put_json({"event": event, **facts})
+        elif _log_events is not None:
+            pass
+        elif event in ("waiting", "planned_elsewhere"):  # told with each look
+            self._wait(event_line(event, facts))
+        elif event == "run_ended":
+            words = after_end(facts, self.job or facts["job"])
+            self._line(run_ended_line(facts, command_line(*words)))
+        elif event == "watching":  # told with each look, too
+            self._watch(facts["batch"], event_line(event, facts))
+        else:
+            self._last = ""
+            self._watched.pop(facts.get("batch", 0), None)
+            self._line(event_line(event, facts))
+
+    def _quote(self, quote: "Quote") -> None:
+        from pipeline.report.quote import quote_facts, quote_lines
+
+        if self.as_json:
+            put_json({"event": "quote", **quote_facts(quote)})
+            return
+        if _log_events is not None:
+            return
+        self._quiet()  # a question may follow, which a live line would hide
+        for line in quote_lines(quote):
+            say(line)
+
+    def _watch(self, batch: int, line: str) -> None:
+        if self._status is None and self._watched.get(batch) != line:
+            say(inline(line))
+        self._watched[batch] = line
+
+    def _wait(self, line: str) -> None:
+        if self._status is not None:
+            from rich.text import Text
+
+            self._status.update(Text("\n".join(map(inline, [*self._watched.values(), line]))))
+            self._status.start()
+        elif line.partition(";")[0] != self._last:  # a log need not say every minute that nothing has changed
+            self._last = line.partition(";")[0]
+            say(line)
+
+    def _line(self, line: str) -> None:
+        if self._status is not None:
+            self._status.console.print(inline(line), markup=False, soft_wrap=True)
+        else:
+            say(inline(line))
+
+    def _quiet(self) -> None:
+        if self._status is not None:
+            self._status.stop()

@@ -1,0 +1,1 @@
+"""What a driver works with: its environment, its settings, its leases."""

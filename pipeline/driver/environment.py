@@ -1,0 +1,229 @@
+"""Where a driver works: the state database, the spool, and the API or the emulator in its place."""
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row
+
+from pipeline.api.client import Api, NotFound
+from pipeline.api.connect import Reach
+from pipeline.driver import spools
+from pipeline.driver.driver import Driver, Stop
+from pipeline.driver.listing import Listing
+from pipeline.driver.settings import Settings
+from pipeline.errors import ApiUnreachable, DatabaseError, InputError
+from pipeline.events import Tell, nothing
+from pipeline.sink.table import ResultsTable
+from pipeline.spool.spool import Spool
+from pipeline.state import leases
+from pipeline.state.accounts import find_or_add_account
+from pipeline.state.database import Database
+from pipeline.state.runs import last_run
+from pipeline.storage import objects
+
+EMULATED_SECONDS = 1.0  # that a batch takes in an emulator started for one command
+EMULATED_GRACE = 2.0  # what it accepted shows in its listing at once, so there is no need to wait for it long
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a driver works: state database, spool (None: beside the database), and how to reach the API.
+
+    connect: by which of the SDK's clients, as the job's `api.client` names it.
+    """
+
+    database: Database
+    connect: Callable[[str], Api]
+    settings: Settings = field(default_factory=Settings)
+    spool: str | None = None
+    tell: Tell = nothing
+    stop: Stop = field(default_factory=Stop)
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    warned: set[str] = field(default_factory=set)  #: what has been told: once, however many clients it drives by
+
+    def look_at_spool(self, job: Row[Any] | None) -> None:
+        """Raises DatabaseError where there is no spool to be used, before anything is asked or made there.
+
+        job: as the database knows it, or None.
+        """
+        if job is None:
+            spools.look_at(spools.address_of(self.database.folder, self.spool, None))
+        else:
+            spools.check(self.database, job, self.spool)
+
+    def spool_of(self, job: Row[Any]) -> Spool:
+        """The spool of a job of the database: the one given, if it can be that. Raises DatabaseError if it cannot."""
+        spool, moved = spools.open_for(self.database, job, self.spool)
+        if moved is not None:
+            self.tell("spool_moved", job=job.name, spool=moved)
+        return spool
+
+    def client_of(self, job: Row[Any]) -> str:
+        """The SDK's client that a job of the database speaks by."""
+        with self.database.read() as conn:
+            last = last_run(conn, job.id)
+        api = None if last is None else last.job.get("api")
+        return str(api.get("client", "default")) if isinstance(api, dict) else "default"
+
+    def by_client(self, jobs: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:
+        """Jobs of the database by the SDK's client that each speaks by."""
+        found: dict[str, list[Row[Any]]] = {}
+        for job in jobs:
+            found.setdefault(self.client_of(job), []).append(job)
+        return found
+
+    @contextlib.contextmanager
+    def api(self, client: str = "default") -> Iterator[tuple[Api, int]]:
+        """The API by one of the SDK's clients, and our account's number there.
+
+        Raises InputError for an address that does not answer, for nothing was sent, and DatabaseError when the database
+        belongs to the other world.
+        """
+        api = self.connect(client)
+        try:
+            try:
+                identity = api.identity()
+            except ApiUnreachable as exc:
+                raise InputError(f"{exc}; nothing was sent") from exc
+            except NotFound as exc:
+                raise InputError(
+                    f"{api.base_url} does not answer as the Messages API does ({exc}); check ANTHROPIC_BASE_URL; "
+                    "nothing was sent"
+                ) from exc
+            with self.database.write() as conn:
+                account_id = find_or_add_account(conn, identity)
+            if not identity.emulated:  # what the emulator has accepted shows in its listing at once
+                self._warn(self.settings.warning())
+            yield api, account_id
+        finally:
+            api.close()
+
+    def _warn(self, warning: str | None) -> None:
+        if warning is not None and warning not in self.warned:
+            self.warned.add(warning)
+            self.tell("warning", warning=warning)
+
+    @contextlib.contextmanager
+    def driving(self, client: str = "default") -> Iterator["Session"]:
+        """Be a driver: with the API, our account there, and a sign of life. Raises as `api` does."""
+        with (
+            self.api(client) as (api, account_id),
+            leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease,
+        ):
+            with self.database.write() as conn:
+                leases.bury(conn, self.database.now(conn, self.now()))
+            yield Session(self, api, account_id, lease, Listing(api, self.database, account_id))
+
+
+@dataclass(frozen=True)
+class Session:
+    """A driver that has not chosen a job yet."""
+
+    where: Environment
+    api: Api
+    account_id: int
+    lease: leases.Lease
+    listing: Listing
+
+    def driver(self, job: Row[Any], sink: ResultsTable | None = None, *, tries_account: bool = False) -> Driver:
+        """The driver for one job of the database. sink: its results table, unless that is as the database knows it."""
+        where = self.where
+        return Driver(
+            database=where.database,
+            spool=where.spool_of(job),
+            api=self.api,
+            account_id=self.account_id,
+            job_id=job.id,
+            job_name=job.name,
+            sink=sink or ResultsTable.of(job),
+            lease=self.lease,
+            listing=self.listing,
+            settings=where.settings,
+            tell=functools.partial(where.tell, job=job.name),
+            stop=where.stop,
+            local_now=where.now,
+            tries_account=tries_account,
+        )
+
+
+@contextlib.contextmanager
+def at(
+    database: Database,
+    *,
+    spool: str | None = None,
+    emulated: bool = False,
+    poll_seconds: float | None = None,
+    tell: Tell = nothing,
+    stop: Stop | None = None,
+) -> Iterator[Environment]:
+    """Work with this database and the API that the environment names, or an emulator started for it.
+
+    The emulator's data lies beside the database, so that a killed run finds its batches again. Raises InputError when
+    another process is using that data.
+    """
+    settings = Settings.from_environment(poll_seconds=poll_seconds, grace=EMULATED_GRACE if emulated else None)
+    base_url = api_key = None
+    with contextlib.ExitStack() as stack:
+        if emulated:
+            base_url, api_key = stack.enter_context(_emulator_beside(database, spool)), "emulated"
+            tell("emulator", url=base_url)
+        yield Environment(
+            database=database,
+            # an emulator is spoken to by the plain client, whatever the job names
+            connect=lambda client: Api.connect(
+                Reach("default" if emulated else client, settings.timeout, base_url, api_key)
+            ),
+            settings=settings,
+            spool=spool,
+            tell=tell,
+            stop=stop or Stop(),
+        )
+
+
+@contextlib.contextmanager
+def reaching(client: str = "default", *, emulated: bool = False) -> Iterator[Reach]:
+    """How the API is reached without a database; or an emulator that is gone afterwards."""
+    timeout = Settings.from_environment().timeout
+    if not emulated:
+        yield Reach(client, timeout)
+        return
+    from pipeline.emulator import start
+
+    with tempfile.TemporaryDirectory() as folder, start(Path(folder)) as running:
+        yield Reach("default", timeout, running.url, "emulated")
+
+
+@contextlib.contextmanager
+def asking(client: str = "default", *, emulated: bool = False) -> Iterator[Api]:
+    """The API, to be asked without a database, as `reaching` reaches it."""
+    with reaching(client, emulated=emulated) as reached, contextlib.closing(Api.connect(reached)) as api:
+        yield api
+
+
+@contextlib.contextmanager
+def _emulator_beside(database: Database, spool: str | None) -> Iterator[str]:
+    from pipeline.emulator import EmulatorError, start
+
+    if database.file is not None:
+        data = database.file.with_name(database.file.name + ".emulator")
+    elif spool is not None and objects.is_url(spool):
+        raise DatabaseError(
+            f"--emulator keeps its data beside a SQLite database or in a folder, not in {spool}; start one by "
+            "`batch-pipeline emulator --data FOLDER` and name it by ANTHROPIC_BASE_URL"
+        )
+    elif spool is not None:
+        data = Path(spool) / "emulator"
+    else:
+        raise DatabaseError(f"{database.shown} needs a spool, where the emulator's data lies too: give one by --spool")
+    try:
+        running = start(data, processing_seconds=EMULATED_SECONDS)
+    except EmulatorError as exc:
+        raise InputError(str(exc)) from exc
+    with running:
+        yield running.url

@@ -1,0 +1,1 @@
+"""The job: one declared piece of work, from a YAML file or from Python."""

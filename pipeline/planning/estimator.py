@@ -1,0 +1,207 @@
+"""What a run would cost, low, expected and at worst, and what that assumes. Pure.
+
+There is one estimate of a run: `run` says it before anything is sent, `estimate` says it, and it is stored with the run
+to be held against what the run then cost.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from functools import reduce
+
+from pipeline.answer.outcome import Outcome
+from pipeline.answer.retry_change import AnyChange
+from pipeline.api import capabilities
+from pipeline.job.model import Canary, Job
+from pipeline.money.prices import PriceList
+from pipeline.planning.estimate import Cached, Counted, Estimate, Money
+from pipeline.planning.past import Past
+from pipeline.planning.quote import Quote
+from pipeline.planning.sample import SEPARATORS, Counts, Sample, changed_sample
+from pipeline.states import RowState
+
+CERTAINTY = 1.96  # standard errors to either side hold the mean 95 times of 100
+GUESS = 0.25  # how far a count by bytes may be off, to either side
+GUESS_OF_FILES = 0.6  # the same of requests with images or documents, which their bytes say nothing of
+MOST_DOUBT = 0.75
+
+
+def estimate(job: Job, quote: Quote, *, counts: Counts, before: Past | None, queue: int) -> Estimate:
+    """The estimate for what the quote would send.
+
+    counts: what the API counted of this recipe, its sample empty when it was not asked; queue: requests that may be at
+    the API at a time.
+    """
+    asked = (sample if sample.change is None else changed_sample(sample, sample.change) for sample in quote.samples)
+    samples = [sample._replace(tokens=sample.tokens * counts.factor) for sample in asked]
+    counted = _counted(samples, counts, quote.requests, GUESS_OF_FILES if job.request.attachments else GUESS)
+    cached = _cached(job, quote, counts.prefix, before)
+    priced = _Priced(job, quote.listed, counts.prefix, counted, before)
+    unpriced = next((model for model in _models(job, quote) if quote.listed.of(model) is None), None)
+    low = 1.0 if before is None else before.low
+    expected = None if before is None else before.mean
+    return Estimate(
+        rows=quote.to_send,
+        requests=quote.requests,
+        batches=quote.batches if quote.to_send else 0,
+        size_bytes=round(quote.requests * (quote.mean_bytes + SEPARATORS)),
+        models=quote.models,
+        input_tokens=counted,
+        output_tokens=(low, expected, quote.max_tokens),
+        cached=cached,
+        money=priced.money(samples, quote.requests) if samples and unpriced is None else None,
+        unpriced=unpriced,
+        rounds=math.ceil(quote.requests / queue),
+        queue=queue,
+        assumes=list(_assumptions(job, quote, counted, before, cached)),
+    )
+
+
+def _models(job: Job, quote: Quote) -> list[str]:
+    """The models that may be asked, also those that `retry.change` names."""
+    other = job.retry.change.refused
+    return quote.models if other is None or not quote.models else [*quote.models, other.model]
+
+
+def _counted(samples: Sequence[Sample], counts: Counts, requests: int, guess: float) -> Counted:
+    """Tokens of the mean request, and how far that may be off.
+
+    The API's count of a few requests says how many tokens a guessed one is; the larger sample says how many are
+    guessed. Both have an error. requests: that the sample is of; guess: the error when the API has counted nothing.
+    """
+    if not samples:
+        return Counted(0.0, 0.0, len(counts.sample))
+    tokens = [sample.tokens for sample in samples]
+    off = [pair.tokens - counts.factor * pair.guess for pair in counts.sample]
+    mean = statistics.mean(tokens)
+    of_sample, of_counts = _error(tokens, requests), _error(off, requests)
+    error = math.hypot(of_sample, of_counts) if counts.sample else of_sample + guess * mean
+    return Counted(mean, min(error, MOST_DOUBT * mean), len(counts.sample))
+
+
+def _error(values: Sequence[float], population: int) -> float:
+    """How far the mean of these may be off, to either side; nothing when they are all that there are."""
+    if not 1 < len(values) < population:
+        return 0.0
+    return CERTAINTY * statistics.stdev(values) / math.sqrt(len(values)) * math.sqrt(1 - len(values) / population)
+
+
+def _cached(job: Job, quote: Quote, prefix_tokens: int, before: Past | None) -> Cached | None:
+    if job.request.cache is None or not quote.models:
+        return None
+    least = max(capabilities.cache_minimum(model) for model in quote.models)
+    rate = 1.0 - 1.0 / max(1, quote.requests)
+    if before is not None and before.rate is not None:
+        rate = before.rate
+    return Cached(prefix_tokens if prefix_tokens >= least else 0, job.request.cache, rate)
+
+
+class _Priced:
+    """What requests cost, by what is known of tokens, cache and answers."""
+
+    def __init__(self, job: Job, listed: PriceList, prefix: int, counted: Counted, before: Past | None) -> None:
+        self._job, self._listed, self._prefix, self._before = job, listed, prefix, before
+        self._doubt = counted.error / counted.mean if counted.mean else 0.0
+        self._doubt_of_prefix = self._doubt if counted.sampled else GUESS
+        self._changes = _switched_on(job)
+
+    def money(self, samples: Sequence[Sample], requests: int) -> Money:
+        """What so many requests like these cost."""
+
+        def total(costs: Iterator[float]) -> float:
+            return requests * statistics.mean(costs)
+
+        best = 1.0 - 1.0 / max(1, requests)  # one request writes the shared prefix, all others read it
+        expected = None
+        if self._before is not None:
+            expected = total(self._expected(sample, self._before, best) for sample in samples)
+        low = total(self._low(sample, best) for sample in samples)
+        return Money(low, expected, total(self._worst(sample) for sample in samples))
+
+    def _low(self, sample: Sample, best: float) -> float:
+        tokens = (1 - self._doubt) * sample.tokens
+        covered = self._covered(sample, tokens, (1 - self._doubt) * self._prefix)
+        return self._cost(sample, tokens, covered, best, 1.0 if self._before is None else self._before.low)
+
+    def _expected(self, sample: Sample, before: Past, best: float) -> float:
+        covered = self._covered(sample, sample.tokens, self._prefix)
+        if sample.marked is not None:
+            covered = before.cached * sample.tokens
+        return self._cost(sample, sample.tokens, covered, best if before.rate is None else before.rate, before.mean)
+
+    def _worst(self, sample: Sample) -> float:
+        """Nothing is read from the cache, each answer takes max_tokens, and each change is made that is switched on."""
+        asked = [sample._replace(tokens=(1 + self._doubt) * sample.tokens)]
+        cost = self._worst_of_one(asked[0])
+        for _ in range(self._job.retry.max_attempts - 1 if self._changes else 0):
+            again = reduce(changed_sample, self._changes, asked[0])  # at worst with each of them
+            if again == asked[0]:
+                break
+            # a change of model may have been made or not
+            asked = list(dict.fromkeys([again, again._replace(model=sample.model)]))
+            cost += max(self._worst_of_one(one) for one in asked)
+        return cost
+
+    def _worst_of_one(self, sample: Sample) -> float:
+        covered = self._covered(sample, sample.tokens, (1 + self._doubt_of_prefix) * self._prefix)
+        return self._cost(sample, sample.tokens, covered, 0.0, float(sample.max_tokens))
+
+    def _covered(self, sample: Sample, tokens: float, prefix: float) -> float:
+        """Tokens that the prompt cache may take: all of them with cache_control of the user's own, or the prefix."""
+        wanted = tokens if sample.marked is not None else prefix
+        return wanted if wanted >= capabilities.cache_minimum(sample.model) else 0.0
+
+    def _cost(self, sample: Sample, tokens: float, covered: float, read: float, output: float) -> float:
+        """US dollars of one request. covered: tokens in the cache, of which the share `read` is read from it."""
+        prices = self._listed.of(sample.model)
+        assert prices is not None
+        covered = min(covered, tokens)
+        reads = round(covered * read)
+        writes = round(covered) - reads
+        usage = Outcome(
+            RowState.SUCCEEDED,
+            model=sample.model,
+            input_tokens=max(0, round(tokens) - reads - writes),
+            output_tokens=min(round(output), sample.max_tokens),
+            cache_read_tokens=reads,
+            cache_write_tokens=writes,
+            cache_write_1h_tokens=writes if "1h" in (sample.marked, self._job.request.cache) else 0,
+            in_the_us=self._job.request.params.get("inference_geo") == "us",
+        )
+        return prices.cost(usage)
+
+
+def _switched_on(job: Job) -> list[AnyChange]:
+    change = job.retry.change
+    return [each for each in (change.truncated, change.refused, change.unparsable) if each is not None]
+
+
+def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, cached: Cached | None) -> Iterator[str]:
+    yield "batch prices, half of the list's; what errors or expires is not billed, so sending it again costs nothing"
+    if _switched_on(job):
+        yield f"at worst every row is sent {job.retry.max_attempts} times, with what retry.change makes of it"
+    yield counted_by(job, counted)
+    if before is not None:
+        yield f"output as {before.answers:,} past answers of this job took: low is what a tenth stayed within"
+    elif isinstance(job.canary, Canary) and job.canary.is_for(quote.to_send):
+        yield f"output: nothing is known before the canary, the first {job.canary.rows} rows, is back"
+    else:
+        yield "output: nothing is known before the first rows are answered; try `run --limit 20`"
+    if cached is not None and not cached.tokens:
+        yield "what the requests share is too short for the prompt cache, so nothing is cached"
+    elif cached is not None:
+        measured = before is not None and before.rate is not None
+        how = "as in this job's runs so far" if measured else "if the row that goes first has written it for all others"
+        yield f"{cached.rate:.1%} of the shared prefix read from the cache, {how}; at worst all rows write it"
+    if any(sample.marked is not None for sample in quote.samples):
+        yield "blocks with cache_control of your own: at worst all input is written to the cache, at least read from it"
+    if "tools" in job.request.params:
+        yield "fees and input of tools that the API runs are not in it"
+
+
+def counted_by(job: Job, counted: Counted) -> str:
+    """How the input was counted, in words."""
+    if counted.sampled:
+        return f"input by the API's own count of {counted.sampled} rows of a random sample"
+    off = GUESS_OF_FILES if job.request.attachments else GUESS
+    return f"input by the bytes of a random sample, 3.5 a token give or take {off:.0%}: the API was not asked"

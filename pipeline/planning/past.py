@@ -1,0 +1,63 @@
+"""What the answers of a job were like so far: how long, and how much of them came from the prompt cache. Edge: SQL."""
+
+import statistics
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, select
+
+from pipeline.sink.table import ResultsTable
+from pipeline.state.tables import batches
+from pipeline.states import RowState
+
+PAST_ANSWERS = 10_000  # of the newest ones, at most
+
+
+class Past(NamedTuple):
+    """What this job's answers were like. low, mean: output tokens that a tenth stayed within, and of all.
+
+    rate: see `read_rate`; cached: of all input tokens the share that requests have in the prompt cache.
+    """
+
+    answers: int
+    low: float
+    mean: float
+    rate: float | None
+    cached: float = 0.0
+
+
+def read_rate(usage: dict[str, int]) -> float | None:
+    """Of the tokens that requests have in the prompt cache, the share that was read from it; None if there are none."""
+    read, written = usage.get("cache_read_tokens", 0), usage.get("cache_write_tokens", 0)
+    return read / (read + written) if read + written else None
+
+
+def cached_share(usage: dict[str, int]) -> float:
+    """Of all input tokens, the share that was read from the prompt cache or written to it."""
+    cached = usage.get("cache_read_tokens", 0) + usage.get("cache_write_tokens", 0)
+    return cached / (usage.get("input_tokens", 0) + cached) if cached else 0.0
+
+
+def usage_of(conn: Connection, *where: Any) -> dict[str, int]:
+    """Tokens by class of the collected batches for which this holds."""
+    total: dict[str, int] = {}
+    for usage in conn.scalars(select(batches.c.usage).where(*where, batches.c.usage.is_not(None))):
+        for name, tokens in usage.items():
+            total[name] = total.get(name, 0) + tokens
+    return total
+
+
+def past(conn: Connection, job: Row[Any], sink: ResultsTable, recipe: str) -> Past | None:
+    """This job's past answers, those of this recipe if there are any; None if there are none at all."""
+    table = sink.table
+    usage = usage_of(conn, batches.c.job_id == job.id)
+    for only in ([table.c.recipe == recipe], []):
+        newest = (
+            select(table.c.output_tokens)
+            .where(table.c.status == RowState.SUCCEEDED, table.c.output_tokens > 0, *only)
+            .limit(PAST_ANSWERS)
+        )
+        tokens = sorted(conn.scalars(newest))
+        if tokens:
+            low, mean = float(tokens[len(tokens) // 10]), statistics.mean(tokens)
+            return Past(len(tokens), low, mean, read_rate(usage), cached_share(usage))
+    return None

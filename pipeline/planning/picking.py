@@ -1,0 +1,72 @@
+"""Which rows of a source does a person mean: the first ones, those of some keys, or a sample? Reads the source."""
+
+import heapq
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from pipeline.errors import SourceError
+from pipeline.planning.plan import Plan
+from pipeline.planning.selection import spellings
+from pipeline.source import duplicates, identity
+from pipeline.source.rows import Chunk
+
+SPARE = 20  # rows beyond those of a sample, for some of a sample may not be sendable
+
+
+class Picked(NamedTuple):
+    """The i-th row of a chunk. key: JSON, as the state database has it; values: by the name of the column."""
+
+    chunk: Chunk
+    i: int
+    key: str
+    values: dict[str, Any]
+
+
+def all_rows(plan: Plan, columns: Sequence[str]) -> Iterator[Picked]:
+    """Each row of the source. columns: that are read of it."""
+    attached = plan.builder.columns.attachments
+    for chunk in plan.rows.chunks(columns):
+        keys = identity.keys(chunk.frame, plan.job.source.key)
+        rows = zip(keys, identity.named_rows(chunk.frame, columns, as_bytes=attached), strict=True)
+        yield from (Picked(chunk, i, key, values) for i, (key, values) in enumerate(rows))
+
+
+def of_keys(plan: Plan, given: Sequence[str], columns: Sequence[str]) -> list[Picked]:
+    """The rows with these keys, in the order of the keys. Raises SourceError, which names a key that no row has."""
+    wanted = [set(spellings(key, len(plan.job.source.key))) for key in given]
+    found = {row.key: row for row in _with_keys(plan, set().union(*wanted), columns, at_most=len(given))}
+    picked = []
+    for key, spelled in zip(given, wanted, strict=True):
+        row = next((found[one] for one in spelled if one in found), None)
+        if row is None:
+            raise SourceError(f"--key {key}: no row of the source has this key")
+        picked.append(row)
+    return picked
+
+
+def sample(plan: Plan, n: int, columns: Sequence[str]) -> Iterator[Picked]:
+    """At least n rows, if there are so many, from all over the source: the same ones whatever the order of the rows."""
+    lowest: list[tuple[int, str]] = []
+    for chunk in plan.rows.chunks(plan.job.source.key):
+        keys = identity.key_column(chunk.frame, plan.job.source.key)
+        hashed = duplicates.hashes(identity.key_texts(keys)).to_list()
+        lowest = heapq.nsmallest(n + SPARE, [*lowest, *zip(hashed, keys.to_list(), strict=True)])
+    chosen = [key for _, key in lowest]
+    found = {row.key: row for row in _with_keys(plan, set(chosen), columns, at_most=len(chosen))}
+    return (found[key] for key in chosen if key in found)
+
+
+def _with_keys(plan: Plan, keys: Collection[str], columns: Sequence[str], *, at_most: int) -> Iterator[Picked]:
+    """The rows with these keys. at_most: how many there can be, so that the rest of the source need not be read."""
+    left, attached = at_most, plan.builder.columns.attachments
+    wanted = pl.Series(list(keys), dtype=pl.String)
+    for chunk in plan.rows.chunks(columns):
+        of_rows = identity.key_column(chunk.frame, plan.job.source.key)
+        for i in of_rows.is_in(wanted.implode()).arg_true():
+            [values] = identity.named_rows(chunk.frame[i : i + 1], columns, as_bytes=attached)
+            yield Picked(chunk, i, of_rows[i], values)
+            left -= 1
+        if left <= 0:
+            return

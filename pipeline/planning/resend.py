@@ -1,0 +1,129 @@
+"""Packs rows that are sent again into batches, from the bodies in the spool. Edge: files, SQL."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy import Row
+
+from pipeline.answer import retry_change
+from pipeline.driver.driver import Driver
+from pipeline.job.model import Job
+from pipeline.money.budget import Bound, elsewhere, is_small
+from pipeline.money.prices import PriceList
+from pipeline.planning.packer import First, Packer, Sendable, sent_hash
+from pipeline.request import packing
+from pipeline.spool.body import params_at
+from pipeline.state.batches import smallest_too_large
+from pipeline.state.rows import forget_body, leave_rows, rows_to_send_again
+
+
+def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: First | None = None) -> Iterator[int]:
+    """Pack the waiting rows of a run whose requests stand in the spool into new batches; yields their numbers.
+
+    These are rows that go again, as they are or changed, and rows of dropped batches. The source is not read. first:
+    when the first batch is another than the rest.
+    """
+    with driver.reading() as conn:
+        too_large = smallest_too_large(conn, run_id)
+    at_most = None if too_large is None else max(1, too_large // 2)
+    packer = Packer(driver, job, run_id, recipe, max_requests=at_most, first=first)
+    bodies = _Bodies(driver, job)
+    after = (0, -1, 0)
+    try:
+        while True:
+            with driver.reading() as conn:
+                rows = rows_to_send_again(conn, run_id, after=after, limit=1_000)
+            if not rows:
+                break
+            for body in dict.fromkeys(row.body_id for row in rows):
+                of_body = [row for row in rows if row.body_id == body]
+                if first is None and of_body[0].gate != packer.gate:  # what was to open a gate still is
+                    yield from packer.finish()
+                    packer.gate = of_body[0].gate
+                yield from packer.add(bodies.sendable(body, of_body))
+            after = (rows[-1].body_id, rows[-1].body_n, rows[-1].id)
+        yield from packer.finish()
+    finally:
+        packer.discard()
+        bodies.close()
+
+
+class _Bodies:
+    """Reads rows' requests back from the bodies that they stand in, and changes those that go again otherwise."""
+
+    def __init__(self, driver: Driver, job: Job) -> None:
+        self._driver, self._job = driver, job
+        self._listed = PriceList(job.prices)
+        self._largest = packing.largest_params(job.limits.max_batch_bytes)
+        self._body = -1  # the one that is at hand
+        self._file: Path | None = None  # with that body; None when it is gone or was altered
+        self._at_hand = ExitStack()
+
+    def sendable(self, body: int, rows: Sequence[Row[Any]]) -> list[Sendable]:
+        """Rows of one body with their requests; none if the body is damaged, and then they wait to be planned anew."""
+        driver, nonce = self._driver, rows[0].nonce
+        if body != self._body:
+            self.close()
+            self._file = self._at_hand.enter_context(driver.spool.at_hand(nonce, rows[0].digest))
+            self._body = body
+        if self._file is None:
+            with driver.planning_transaction() as conn:
+                forget_body(conn, body)
+            driver.tell("body_lost", batch=body)
+            return []
+        positions = list(dict.fromkeys(row.body_n for row in rows))
+        params = dict(zip(positions, params_at(self._file, positions), strict=True))
+        return self._again(rows, params)
+
+    def close(self) -> None:
+        """Let go of what is at hand."""
+        self._body, self._file = -1, None
+        self._at_hand.close()
+
+    def _change(self, row: Row[Any]) -> retry_change.AnyChange | None:
+        """What the row is asked with again; None when what it was asked last has not been answered yet."""
+        if row.sent_hash != row.outcome_sent_hash:
+            return None
+        return retry_change.of(self._job.retry, row.outcome, row.error_type)
+
+    def _again(self, rows: Sequence[Row[Any]], params: Mapping[int, bytes]) -> list[Sendable]:
+        """Rows with their requests as they are, or with the change that the job names for how they ended."""
+        change = {row.id: self._change(row) for row in rows}
+        answers = self._driver.answers([row.key for row in rows if retry_change.needs_answer(change[row.id])])
+        found, in_vain = [], []
+        for row in rows:
+            wanted = change[row.id]
+            as_it_was = params[row.body_n]
+            if wanted is None:
+                found.append(
+                    Sendable(
+                        row.id, sent_hash(as_it_was), as_it_was, self._bound(orjson.loads(as_it_was), len(as_it_was))
+                    )
+                )
+                continue
+            limit = self._driver.output_limit(self._job)
+            changed = retry_change.changed(orjson.loads(as_it_was), wanted, answers.get(row.key), limit)
+            encoded = b"" if changed is None else orjson.dumps(changed)
+            if changed is None or len(encoded) > self._largest:
+                in_vain.append(row.id)
+                continue
+            found.append(
+                Sendable(row.id, sent_hash(encoded), encoded, self._bound(changed, len(encoded)), changed=True)
+            )
+        if in_vain:
+            with self._driver.planning_transaction() as conn:
+                leave_rows(conn, in_vain)
+        return found
+
+    def _bound(self, params: Mapping[str, Any], size: int) -> Bound | None:
+        tokens = elsewhere(params)
+        return Bound.of(params, self._listed, elsewhere=tokens, small=is_small(size, tokens))
+
+
+def waits(driver: Driver, run_id: int) -> bool:
+    """Whether the run has rows to send again."""
+    with driver.reading() as conn:
+        return bool(rows_to_send_again(conn, run_id, after=(0, -1, 0), limit=1))

@@ -1,0 +1,139 @@
+"""A run's progress in a notebook: an area under the cell that changes in place, and stays as the record of the run."""
+
+import logging
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.events import LEVELS, MOVES
+from pipeline.report.events import event_line
+from pipeline.report.quote import quote_lines
+from pipeline.states import BatchState
+from pipeline.text import counted, money
+
+if TYPE_CHECKING:
+    from pipeline.runner.options import Finished
+
+
+PAUSE_SECONDS = 0.1  # between two changes of the area at least: a browser need not follow a hundred batches one by one
+NOTED = 10  # lines of what else was told, the last ones
+#: What else is told, once: it explains why rows wait, or where they went.
+_NOTED = {name for name, level in LEVELS.items() if level > logging.INFO} | {"gate_opened", "held_back"}
+
+
+def is_running() -> bool:
+    """Whether this is a notebook: IPython with a kernel, not IPython in a terminal."""
+    ipython = sys.modules.get("IPython")  # where it was never imported, nobody runs in it
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
+class Area:
+    """The area under a cell: what is sent, batches by state, rows, money, time, the next look."""
+
+    def __init__(self, name: str, show: Callable[[str], None] | None = None) -> None:
+        """name: the job's; show: shows a text in place of the one before; None: under the notebook's cell."""
+        self._name, self._show = name, show or _display()
+        self._began = time.monotonic()
+        self._shown_at = -PAUSE_SECONDS
+        self._quote: list[str] = []
+        self._to_send = 0
+        self._states: dict[int, BatchState] = {}
+        self._batches: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        self._cost_usd: float | None = 0.0
+        self._next = ""
+        self._notes: list[str] = []
+        self._lock = threading.Lock()  # batches are submitted by a thread of their own
+        self._draw()
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """One event of the driver."""
+        with self._lock:
+            self._take(event, facts)
+            if event in ("quote", "waiting") or time.monotonic() - self._shown_at >= PAUSE_SECONDS:
+                self._draw()
+
+    def _take(self, event: str, facts: dict[str, Any]) -> None:
+        self._next = ""
+        if event == "quote":
+            self._quote, self._to_send = list(quote_lines(facts["quote"])), facts["quote"].to_send
+        elif event == "waiting":
+            self._batches = Counter(facts["progress"]["batches"])  # as the database has them, whoever moved them
+            # the time of day: nobody counts seconds down here while the driver waits
+            self._next = f"{datetime.fromtimestamp(time.time() + facts['seconds']):%H:%M:%S}"  # noqa: DTZ006  # theirs
+        elif event in MOVES:
+            before, after = MOVES[event]
+            self._batches[self._states.get(facts["batch"], before) or ""] -= 1
+            self._batches[after] += 1
+            self._states[facts["batch"]] = after
+        if event == "collected":
+            self._outcomes.update(facts["outcomes"])
+            unpriced = self._cost_usd is None or facts["cost_usd"] is None
+            self._cost_usd = None if unpriced else (self._cost_usd or 0.0) + facts["cost_usd"]
+        if event in _NOTED:
+            line = event_line(event, facts)
+            self._notes = [*[note for note in self._notes if note != line], line][-NOTED:]
+
+    def finished(self, finished: "Finished") -> None:
+        """How the run stands now that its driver ends."""
+        if finished.run_id is None:
+            self._end("nothing was sent")
+            return
+        self._outcomes, self._cost_usd = Counter(finished.rows), finished.cost_usd
+        reason = f" ({finished.reason})" if finished.reason else ""
+        self._end(f"run {finished.run_id} {finished.state}{reason}")
+
+    def failed(self, exc: BaseException) -> None:
+        """What ended the driver."""
+        self._end(f"{type(exc).__name__}: {exc}" if str(exc) else f"{type(exc).__name__}: the same call again goes on")
+
+    def _end(self, how: str) -> None:
+        with self._lock:
+            self._next = ""
+            self._draw(how)
+
+    def _draw(self, how: str = "at work") -> None:
+        self._shown_at = time.monotonic()
+        self._show("\n".join([f"{self._name}: {how}, {_lasted(self._shown_at - self._began)}", *self._lines()]))
+
+    def _lines(self) -> list[str]:
+        lines, batches = [*self._quote], +self._batches
+        if batches:
+            lines.append(f"batches  {counted(batches)}")
+        if self._outcomes:
+            of = f" of {self._to_send:,}" if self._to_send > self._outcomes.total() else ""
+            lines.append(f"answers  {self._outcomes.total():,}{of}: {counted(self._outcomes)}")
+            lines.append(f"spent    {money(self._cost_usd)}")
+        if self._next:
+            lines.append(f"next     look at {self._next}")
+        return lines + [f"         {note}" for note in self._notes]
+
+
+def _lasted(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (seconds, "s")]
+    first = next((i for i, (n, _) in enumerate(parts) if n), 2)
+    return " ".join(f"{n:.0f} {unit}" for n, unit in parts[first:])
+
+
+def _display() -> Callable[[str], None]:
+    """Shows texts under the cell that runs, each in place of the one before."""
+    from IPython.display import display
+
+    handle: Any = None
+
+    def show(text: str) -> None:
+        nonlocal handle
+        bundle = {"text/plain": text}  # which every notebook, and its viewers on the web, show as it is
+        if handle is None:
+            handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            handle.update(bundle, raw=True)
+
+    return show

@@ -1,0 +1,158 @@
+"""A quote and its estimate as lines of text and as facts. Pure."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.planning.estimate import Estimate
+from pipeline.planning.quote import Quote
+from pipeline.planning.verdict import Verdict
+from pipeline.text import count, money, size
+
+
+def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
+    """What a run is about to do and what it will cost. problems: with the first one, which may tell a row's text."""
+    rows = quote.rows
+    parts = [
+        (rows[Verdict.NEW], "new"),
+        (rows[Verdict.CHANGED], "changed"),
+        (rows[Verdict.AGAIN], "to send again"),
+        (rows[Verdict.WAITING] + rows[Verdict.PLANNED], "planned before and not sent yet"),
+        (rows[Verdict.IN_FLIGHT] + rows[Verdict.CHANGED_IN_FLIGHT], "in flight"),
+        (rows[Verdict.KEPT] + rows[Verdict.KEPT_OLDER], "kept"),
+        (rows[Verdict.FOR_RETRY], "left to a retry that is not finished"),
+        (rows[Verdict.OTHER], "not asked for"),
+    ]
+    listed = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
+    yield f"rows     {quote.total:,} in the source: {listed}"
+    if rows[Verdict.CHANGED_IN_FLIGHT]:
+        changed = rows[Verdict.CHANGED_IN_FLIGHT]
+        yield f"         {changed:,} of those in flight have changed; they go again when they are back"
+    if rows[Verdict.KEPT_OLDER]:
+        older = rows[Verdict.KEPT_OLDER]
+        yield f"         {older:,} succeeded with an older recipe and are kept; --refresh sends them too"
+    if quote.gone:
+        yield f"         {gone_words(quote.gone)}; answers stay"
+    yield from _in_flight_line(quote)
+    said = quote.estimate
+    if not quote.to_send or said is None:
+        return
+    yield f"sends    {_sends(said)} in {count(said.batches, 'batch')}{_ahead(quote)}, {size(said.size_bytes)}"
+    if problems and quote.problems:
+        yield f"         {invalid_share(quote)}"
+    tokens = said.input_tokens
+    each = f"{tokens.mean:,.0f} tokens a request, give or take {tokens.error:,.0f}; {said.total_tokens:,} in all"
+    yield f"input    {each} ({_counted_how(said)})"
+    low, expected, most = said.output_tokens
+    about = "" if expected is None else f", about {expected:,.0f}"
+    yield f"output   {low:,.0f} to {most:,} tokens an answer{about}"
+    yield f"cost     {cost_words(said)}"
+    if quote.unbounded is not None:
+        yield f"         and on top what {quote.unbounded} costs and reads at the API"
+    if quote.max_cost_usd is not None:
+        yield _limit_line(quote)
+
+
+def gone_words(rows: int) -> str:
+    """`12 rows of the job are no longer in its source`."""
+    return f"{count(rows, 'row')} of the job {'is' if rows == 1 else 'are'} no longer in its source"
+
+
+def _in_flight_line(quote: Quote) -> Iterator[str]:
+    """What is at the API, and what is reserved for it."""
+    there = quote.in_flight
+    if there is not None:
+        reserved = "unpriced" if there.usd is None else f"at most {money(there.usd)} is reserved for it"
+        yield f"at API   {count(there.batches, 'batch')} with {count(there.rows, 'row')}: {reserved}"
+
+
+def _sends(said: Estimate) -> str:
+    """`19,185 requests for 19,980 rows (795 equal to another)`, `500 requests`."""
+    equal = said.rows - said.requests
+    requests = count(said.requests, "request")
+    return f"{requests} for {count(said.rows, 'row')} ({equal:,} equal to another)" if equal > 0 else requests
+
+
+def _ahead(quote: Quote) -> str:
+    if not quote.ahead:
+        return ""
+    first = "first row" if quote.ahead == 1 else f"first {quote.ahead:,} rows"
+    if quote.waits_for_ahead:
+        return f" (they wait for the {first} of the run)"
+    return f" (the {first} {'goes' if quote.ahead == 1 else 'go'} ahead)"
+
+
+def _counted_how(said: Estimate) -> str:
+    sampled = said.input_tokens.sampled
+    return f"the API counted {count(sampled, 'request')}" if sampled else "by bytes, the API did not count"
+
+
+def cost_words(said: Estimate) -> str:
+    """What a run costs, as it is said before, at the end and by `estimate`."""
+    if said.cost_facts is None:
+        return f"unpriced: no batch price is known for {said.unpriced}; prices in the job file can say it"
+    return cost_range(said.cost_facts)
+
+
+def cost_range(usd: Mapping[str, float | None]) -> str:
+    """`about $2.60; $2.14 at least, $3.34 at worst`. usd: see estimate.Money."""
+    about = "" if usd["expected"] is None else f"about {money(usd['expected'])}; "
+    return f"{about}{money(usd['low'])} at least, {money(usd['worst'])} at worst"
+
+
+def _limit_line(quote: Quote) -> str:
+    said = quote.estimate
+    worst = None if said is None or said.money is None else said.money.worst
+    enough = worst is not None and quote.max_cost_usd is not None and worst <= quote.max_cost_usd
+    then = "enough for that" if enough else "the run stops before it costs more, by a 99% bound of its input"
+    return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
+
+
+def limit_means(quote: Quote) -> Iterator[str]:
+    """What the limit of a run's cost promises, in full; nothing for a job without one."""
+    if quote.max_cost_usd is not None:
+        yield f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): answers are bounded exactly, by max_tokens;"
+        yield "         input is bounded by the tokens per byte of a sample, with 99% certainty, so in rare cases a run"
+        yield "         costs slightly more"
+
+
+def shortened(params: Any) -> Any:
+    """A request for people: of the files that it carries only how they begin."""
+    if isinstance(params, dict):
+        carried = params.get("type") == "base64" and isinstance(params.get("data"), str)
+        rest = {"data": f"{params['data'][:40]}... ({len(params['data']):,} characters)"} if carried else {}
+        return {name: shortened(value) for name, value in {**params, **rest}.items()}
+    return [shortened(value) for value in params] if isinstance(params, list) else params
+
+
+def invalid_share(quote: Quote) -> str:
+    """`3 of 100 sampled rows cannot be sent: column 'photo' ...`."""
+    return f"{len(quote.problems)} of {quote.sampled} sampled rows cannot be sent: {quote.problems[0]}"
+
+
+def quote_facts(quote: Quote) -> dict[str, Any]:
+    """The quote as JSON."""
+    said, there = quote.estimate, quote.in_flight
+    facts = {
+        "rows": {kind.value: quote.rows[kind] for kind in Verdict},
+        "to_send": quote.to_send,
+        "ahead": quote.ahead,
+        "in_flight": None if there is None else there._asdict(),
+        "max_cost_usd": quote.max_cost_usd,
+    }
+    return facts if said is None else {**facts, **said.facts()}
+
+
+def estimate_lines(quote: Quote) -> Iterator[str]:
+    """`estimate` as text: what `run` says before it sends, and answers, cache, time, and what it assumes."""
+    yield from quote_lines(quote)
+    said = quote.estimate
+    if not quote.to_send or said is None:
+        return
+    yield f"models   {', '.join(said.models)}"
+    if said.cached is not None:
+        yield f"cache    {said.cached.tokens:,} tokens shared by all requests, for {said.cached.ttl}"
+    usual, longest = said.hours
+    rounds = "at once" if said.rounds == 1 else f"in {said.rounds:,} rounds of {said.queue:,} requests"
+    yield f"time     {rounds}: usually within {usual} h, at most {longest} h"
+    for assumption in said.assumes:
+        yield f"assumes  {assumption}"

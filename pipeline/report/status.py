@@ -1,0 +1,131 @@
+"""The status of a job and its runs, as facts and as lines. Pure but for a few queries."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, or_, select
+
+from pipeline.planning.past import usage_of
+from pipeline.reasons import BEHIND_GATE, in_words
+from pipeline.report.money import budget_facts, budget_line, money_lines
+from pipeline.report.quote import gone_words
+from pipeline.state import recipes
+from pipeline.state.batches import RESULTS_KEPT
+from pipeline.state.runs import last_run, open_runs, partly_collected, rows_for_planning, run_cost, unfinished_retries
+from pipeline.state.tables import batches, sendings
+from pipeline.state.tallies import job_rows, run_rows
+from pipeline.states import OPEN_BATCHES, BatchState, RunState, SendingEnd
+from pipeline.text import count, counted, counts_line, duration, money
+
+
+def status_facts(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
+    """What is known of a job: rows and batches by state, open runs and the last one, money, what is about to vanish."""
+    last = last_run(conn, job.id)
+    where = batches.c.job_id == job.id
+    by_state = select(batches.c.state, func.count()).where(where).group_by(batches.c.state)
+    uncollected = batches.c.state.in_((BatchState.IN_PROGRESS, BatchState.CANCELING, BatchState.ENDED))
+    oldest = conn.scalar(select(func.min(batches.c.created_at)).where(where, uncollected))
+    said = or_(batches.c.reason.is_not(None), batches.c.problem.is_not(None))
+    troubled = (batches.c.state.in_((*OPEN_BATCHES, BatchState.LOST)), said)
+    columns = (batches.c.id, batches.c.state, batches.c.reason, batches.c.problem)
+    problems = conn.execute(select(*columns).where(where, *troubled))
+    twins = (
+        select(batches.c.id, sendings.c.problem)
+        .join(batches, batches.c.id == sendings.c.batch_id)
+        .where(where, sendings.c.end == SendingEnd.TWIN)
+    )
+    cost = conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(where))
+    return {
+        "job": job.name,
+        "table": job.results_table,
+        "rows": job_rows(conn, job.id),
+        "gone": job.gone,
+        "gone_at": None if job.gone_at is None else job.gone_at.isoformat(),
+        "recipes": [one._asdict() | {"since": one.since.isoformat()} for one in recipes.answered(conn, job.id)],
+        "batches": {row[0]: row[1] for row in conn.execute(by_state)},
+        "collecting": [batch._asdict() for batch in partly_collected(conn, job.id)],
+        "cost_usd": round(float(cost or 0.0), 12),
+        "open_runs": [_run_facts(conn, run) for run in open_runs(conn, job.id)],
+        "stopped_retries": [
+            _run_facts(conn, run) for run in unfinished_retries(conn, job.id) if run.state != RunState.OPEN
+        ],
+        "last_run": None if last is None else _run_facts(conn, last),
+        "swept_seconds_ago": None if job.swept_at is None else max(0, round((now - job.swept_at).total_seconds())),
+        "results_vanish_at": None if oldest is None else (oldest + RESULTS_KEPT).isoformat(),
+        "results_vanish_days": None if oldest is None else (oldest + RESULTS_KEPT - now).days,
+        "problems": [{"batch": p.id, "state": p.state, "problem": in_words(p.reason, p.problem)} for p in problems],
+        "twins": [{"batch": batch, "problem": problem} for batch, problem in conn.execute(twins)],
+    }
+
+
+def _run_facts(conn: Connection, run: Row[Any]) -> dict[str, Any]:
+    return {
+        "run_id": run.id,
+        "state": run.state,
+        "reason": run.reason,
+        "vars": run.vars,
+        "retry": run.retry,
+        "rows": run_rows(conn, run),
+        "planned": run.planned_at is not None and not rows_for_planning(conn, run.id),
+        "cost_usd": run_cost(conn, run.id),
+        "budget": budget_facts(conn, run),
+        "estimate": run.estimate,
+        "usage": usage_of(conn, batches.c.run_id == run.id),
+        "gate": run.gate if run.state == RunState.OPEN else None,
+        "created_at": run.created_at.isoformat(),
+    }
+
+
+def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """`status` as text."""
+    yield f"job      {facts['job']}, answers in table {facts['table']}"
+    yield f"rows     {counts_line(facts['rows'])}"
+    if facts["gone"]:
+        yield f"         {gone_words(facts['gone'])}, as of {facts['gone_at'][:10]}"
+    yield from _recipe_lines(facts["recipes"])
+    yield f"batches  {counted(facts['batches']) or 'none'}"
+    for batch in facts["collecting"]:
+        yield f"         batch {batch['batch']}: {batch['answered']:,} of {count(batch['rows'], 'row')} answered"
+    yield f"cost     {money(facts['cost_usd'])} for all answers so far"
+    for run in facts["open_runs"] or ([facts["last_run"]] if facts["last_run"] else []):
+        yield from _run_lines(run)
+    if (facts["open_runs"] or is_open(facts["batches"])) and facts["swept_seconds_ago"] is not None:
+        yield f"swept    {duration(facts['swept_seconds_ago'])} ago"
+    for problem in facts["problems"]:
+        lost = "is lost: " if problem["state"] == BatchState.LOST else ""
+        yield f"         batch {problem['batch']}: {lost}{problem['problem']}"
+    for twin in facts["twins"]:
+        yield f"warning  batch {twin['batch']}: {twin['problem']}"
+    if facts["results_vanish_days"] is not None and facts["results_vanish_days"] < 7:
+        yield f"warning  results vanish at the API on {facts['results_vanish_at'][:10]}; collect them before"
+
+
+def _recipe_lines(by_recipe: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Of which recipe the rows of the table are, where they are of several, or all of an older one."""
+    for recipe in by_recipe:
+        rows, since = count(recipe["rows"], "row"), recipe["since"][:10]
+        if recipe["present"]:
+            yield f"recipe   {rows} answered with the present one, of {since}"
+        else:
+            differs = f": {recipe['differs']}" if recipe["differs"] else ""
+            yield f"recipe   {rows} answered with an older one, of {since}{differs}"
+
+
+def is_open(batches_by_state: Mapping[str, int]) -> bool:
+    return any(batches_by_state.get(state) for state in OPEN_BATCHES)
+
+
+def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
+    given = " ".join(f"{name}={value}" for name, value in run["vars"].items())
+    state = run["state"] + (f": {run['reason']}" if run["reason"] else "")
+    planning = "" if run["planned"] or run["state"] != RunState.OPEN else ", planning not finished"
+    when = run["created_at"][:16].replace("T", " ")
+    begun = f"{'a retry ' if run['retry'] else ''}begun {when}{' with ' + given if given else ''}"
+    yield f"run {run['run_id']:<4} {state}{planning}, {begun}: {counts_line(run['rows'])}"
+    if run["gate"] is not None:
+        yield f"         the rest {in_words(BEHIND_GATE[run['gate']])}"
+    if run["budget"] is not None:
+        yield f"         {budget_line(run['budget'])}"
+    for line in money_lines(run["estimate"], run["cost_usd"], run["usage"]):
+        yield f"         {line}"

@@ -1,0 +1,54 @@
+"""The proof of `verify` as lines and as facts. Pure."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.report.quote import gone_words
+from pipeline.runner.verify import Verified
+from pipeline.text import count, counted
+
+
+def verify_facts(found: Verified) -> dict[str, Any]:
+    """A proof as JSON, without what does not hold."""
+    return {
+        "holds": found.holds,
+        "problems": found.problems,
+        "rows": found.rows,
+        "statuses": dict(found.statuses),
+        "waiting": found.waiting,
+        "source_rows": found.source_rows,
+        "gone": found.gone,
+        "vanished": found.vanished,
+        "batches": found.batches,
+        "requests": found.requests,
+        "lost": [{"batch": batch, "problem": problem} for batch, problem in found.lost],
+        "twins": [{"batch": batch, "problem": problem} for batch, problem in found.twins],
+    }
+
+
+def verify_lines(found: Verified) -> Iterator[str]:
+    """A proof as text: what was proven, or what does not hold."""
+    if found.holds:
+        same = "each has one final status, and one answer in table"
+        yield f"holds    {count(found.rows, 'row')}: {same} {found.table} that says the same"
+        yield f"         {counted(found.statuses) or 'none'}"
+        collected = f"{count(found.batches, 'collected batch')} ({count(found.requests, 'request')})"
+        yield f"         the API's counts of {collected} agree"
+        if found.source_rows is not None:
+            rows = count(found.source_rows, "row")
+            yield f"         {rows} of the source: each has an outcome for its present content"
+    else:
+        of_rows = f"{count(found.rows, 'row')}, {found.waiting:,} of them not done" if found.waiting else "the job"
+        yield f"does not hold: {count(found.problems, 'problem')} with {of_rows}"
+        for of, problem in found.shown:
+            yield f"    {of} {problem}"
+        if found.problems > len(found.shown):
+            yield f"    and {found.problems - len(found.shown):,} more"
+    if found.gone:
+        yield f"         {gone_words(found.gone)}"
+    if found.vanished:
+        yield f"         {count(found.vanished, 'row')} left the source before being answered, and the job with it"
+    for batch, problem in found.lost:
+        yield f"warning  batch {batch} is lost: {problem}"
+    for batch, problem in found.twins:
+        yield f"warning  batch {batch}: {problem}"

@@ -1,0 +1,323 @@
+"""A row's images and documents as content blocks of its user turn, checked against what the API takes. Edge: files.
+
+A value is a path under the folder of the data file, an http(s) URL, a Files API id, bytes, or several of these: a
+Parquet list, or a text that is a JSON array. What a file is, its content says; its name may lie. Rows may come from
+strangers: they cannot name hidden files, nor the pipeline's own, which often are in the folder of the data file.
+"""
+
+import hashlib
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+import polars as pl
+
+from pipeline.errors import RowProblem
+from pipeline.job.json_values import dump
+from pipeline.request.media import (
+    MANY_IMAGES,
+    MANY_IMAGES_PIXELS,
+    Content,
+    Part,
+    base64_size,
+    checked_part,
+    kind_of,
+    name_of,
+    refuse_bytes,
+    refuse_size,
+    sides,
+)
+from pipeline.storage.folders import Folder, shown_path
+
+if TYPE_CHECKING:
+    from pipeline.job.model import Attachment
+
+IMAGES = 600  # in a request
+SMALL_CONTEXT_IMAGES = 100  # the same for models with less than 1M tokens of context
+# platform.claude.com/docs/en/build-with-claude/pdf-support
+PAGES = 600  # in a request
+SMALL_CONTEXT_PAGES = 100
+
+CACHE_BYTES = 64_000_000  # of files kept in memory, for rows that name the same ones
+
+FILE_ID = re.compile(r"file_[A-Za-z0-9]+")
+WEB = re.compile(r"https?://", re.IGNORECASE)
+# a file may be called `scan:1.png`, so what has no slashes must be a scheme that people do write
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|(data|file|blob|about|mailto):", re.IGNORECASE)
+
+# pypdf tells of every oddity that it reads over, on stderr if nobody listens; what it cannot read it raises
+logging.getLogger("pypdf").setLevel(logging.ERROR)
+
+Nulls = Literal["invalid", "empty"]
+
+
+class Attachments:
+    """A job's attachments: content blocks for each row, and what tells whether a row's files have changed.
+
+    Not for several threads at once: it remembers the files that it read.
+    """
+
+    def __init__(
+        self,
+        attachments: Sequence["Attachment"],
+        *,
+        nulls: Nulls,
+        uploaded: Callable[[Content], str] | None = None,
+        small_context: bool = False,
+    ) -> None:
+        """nulls: a row that has no file is invalid, or goes without. small_context: the model has less than 1M tokens.
+
+        uploaded: gives the Files API id of a content, for attachments with `upload`. It is asked for each row, and
+        only once the whole row is known to be fine.
+        """
+        self._attachments = tuple(attachments)
+        self._nulls = nulls
+        self._uploaded = uploaded
+        self._small_context = small_context
+        self._recent = _Recent(CACHE_BYTES)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that hold attachments, each once."""
+        return tuple(dict.fromkeys(attachment.column for attachment in self._attachments))
+
+    def blocks(self, row: Mapping[str, Any], folder: Folder) -> list[dict[str, Any]]:
+        """The row's content blocks, in the order of the job's attachments and of each column's values.
+
+        Raises RowProblem with the column, the file and the reason when the API would not take them.
+        """
+        self._refuse_too_large(row, folder)
+        parts = [(each, part) for each in self._attachments for part in self._parts(each, row[each.column], folder)]
+        self._refuse_beyond_limits(parts)
+        return [self._block(each, part) for each, part in parts]
+
+    def foresee(self, rows: Iterable[Mapping[str, Any]], folder: Folder) -> None:
+        """Be ready for the files of these rows."""
+        values = (one for row in rows for column in self.columns for one in _values(row[column]))
+        folder.foresee(value for value in values if _is_path(value))
+
+    def stamp(self, row: Mapping[str, Any], folder: Folder) -> str:
+        """Text that changes when one of the row's attachments does; nothing is read for it, nothing raises."""
+        return dump({column: stamp(row[column], folder) for column in self.columns})
+
+    def weight(self, row: Mapping[str, Any], folder: Folder) -> int:
+        """About how many bytes the row's request carries for its attachments, as base64; those uploaded are 0."""
+        return sum(weight(row[each.column], folder) for each in self._attachments if not each.upload)
+
+    def _parts(self, attachment: "Attachment", value: Any, folder: Folder) -> Iterator[Part]:
+        for one in _values(value):
+            if one is not None:
+                with _in_column(attachment.column):
+                    part = self._part(attachment, one, folder)
+                yield part
+            elif self._nulls == "invalid":
+                raise RowProblem(
+                    f"column {attachment.column!r} holds no {kind_of(attachment)} (it is null or empty); "
+                    "with source.nulls: empty such rows go without"
+                )
+
+    def _part(self, attachment: "Attachment", value: Any, folder: Folder) -> Part:
+        match value:
+            case bytes():
+                return checked_part(value, attachment, None)
+            case str():
+                source = _elsewhere(value)
+                return Part(shown_path(value), source) if source else self._file(attachment, value, folder)
+            case _:
+                raise RowProblem(f"a value of type {type(value).__name__} is not {_TAKEN}")
+
+    def _file(self, attachment: "Attachment", path: str, folder: Folder) -> Part:
+        size, version = folder.stat(path)
+        key = (folder, path, size, version, kind_of(attachment), attachment.upload)
+        part = self._recent.get(key)
+        if part is None:
+            data = folder.read(path)
+            try:
+                part = checked_part(data, attachment, path)
+            except RowProblem as exc:
+                part = str(exc)  # the next row that names it gets the same answer, and as fast
+            self._recent.put(key, part, _held(part))
+        if isinstance(part, str):
+            raise RowProblem(part)
+        return part
+
+    def _refuse_too_large(self, row: Mapping[str, Any], folder: Folder) -> None:
+        """Before anything is read, by the sizes alone: what is too large would only fill the memory."""
+        carried: list[tuple[int, str]] = []
+        for attachment in self._attachments:
+            for one in _values(row[attachment.column]):
+                size, name = _size(one, folder), name_of(one)
+                with _in_column(attachment.column):
+                    refuse_size(size, attachment, name)
+                carried.append((0 if attachment.upload else size, name))
+        refuse_bytes(carried, "")
+
+    def _refuse_beyond_limits(self, parts: Sequence[tuple["Attachment", Part]]) -> None:
+        images = sum(attachment.image is not None for attachment, _ in parts)
+        pages = sum(part.pages for _, part in parts)
+        _refuse_more(images, "image", SMALL_CONTEXT_IMAGES if self._small_context else IMAGES, self._small_context)
+        _refuse_more(pages, "PDF page", SMALL_CONTEXT_PAGES if self._small_context else PAGES, self._small_context)
+        for attachment, part in parts:
+            if images > MANY_IMAGES and part.pixels and max(part.pixels) > MANY_IMAGES_PIXELS:
+                raise RowProblem(
+                    f"column {attachment.column!r}: {part.name} is {sides(part.pixels)} pixels; in a request with more "
+                    f"than {MANY_IMAGES} images (this has {images}) the API takes at most "
+                    f"{sides((MANY_IMAGES_PIXELS, MANY_IMAGES_PIXELS))}"
+                )
+        refuse_bytes([(part.bytes, part.name) for _, part in parts], " as they are sent")
+
+    def _block(self, attachment: "Attachment", part: Part) -> dict[str, Any]:
+        source = part.source
+        if isinstance(source, Content):
+            if self._uploaded is None:
+                raise ValueError(
+                    f"attachments of column {attachment.column!r} are uploaded, and `uploaded` is not given"
+                )
+            source = _file_source(self._uploaded(source))
+        block: dict[str, Any] = {"type": kind_of(attachment), "source": source}
+        if attachment.title is not None:
+            block["title"] = attachment.title
+        if attachment.context is not None:
+            block["context"] = attachment.context
+        if attachment.citations:
+            block["citations"] = {"enabled": True}
+        return block
+
+
+def stamp(value: Any, folder: Folder) -> str:
+    """What identifies a column's attachments: path|size|time of change, path|missing, a URL or id, sha256 of bytes.
+
+    "null" for none, a JSON array for several. Reads no file; a value of a wrong kind has a stamp, too.
+    """
+    stamps = [_stamp(one, folder) for one in _values(value)]
+    return stamps[0] if len(stamps) == 1 else dump(stamps)
+
+
+def weight(value: Any, folder: Folder) -> int:
+    """About how many bytes a column's attachments are as base64; 0 for URLs, ids, and what cannot be read."""
+    return sum(base64_size(_size(one, folder)) for one in _values(value))
+
+
+_TAKEN = "a path, an http(s) URL, a Files API id, bytes, or a list of these"
+
+
+def _values(value: Any) -> list[Any]:
+    """The values that a column's value stands for, in order: texts, bytes, and None for each that is null or empty."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _json_list(value)
+    if isinstance(value, pl.Series):
+        value = value.to_list()
+    if not isinstance(value, list | tuple):
+        value = [value]
+    return [_value(one) for one in value] or [None]
+
+
+def _json_list(text: str) -> str | list[Any]:
+    """The list that a text of JSON holds; a text that merely looks like one may be a path: `[draft] plan.pdf`."""
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    return found if isinstance(found, list) else text
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, bytearray | memoryview):
+        value = bytes(value)
+    empty = value.strip() == "" if isinstance(value, str) else isinstance(value, bytes) and len(value) == 0
+    return None if empty else value
+
+
+def _elsewhere(text: str) -> dict[str, Any] | None:
+    """The source of what is not ours to read: a URL or a Files API id; None for a path."""
+    if WEB.match(text):
+        return {"type": "url", "url": text}
+    if FILE_ID.fullmatch(text):
+        return _file_source(text)
+    if scheme := SCHEME.match(text):
+        # the rest of it may hold a password, or be a whole file
+        raise RowProblem(f"{scheme[1] or scheme[2]}: URLs are not taken; give {_TAKEN}")
+    return None
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and not (FILE_ID.fullmatch(value) or WEB.match(value) or SCHEME.match(value))
+
+
+def _stamp(value: Any, folder: Folder) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bytes):
+        return f"sha256:{hashlib.sha256(value).hexdigest()}"
+    text = value if isinstance(value, str) else f"{type(value).__name__} {value!r}"
+    if _is_path(value):
+        try:
+            text += "|{}|{}".format(*folder.stat(value))
+        except RowProblem:
+            text += "|missing"
+    return text.encode(errors="backslashreplace").decode()  # half a character cannot be hashed
+
+
+def _size(value: Any, folder: Folder) -> int:
+    if isinstance(value, bytes):
+        return len(value)
+    if not _is_path(value):
+        return 0
+    try:
+        return folder.stat(value)[0]
+    except RowProblem:
+        return 0
+
+
+def _refuse_more(n: int, what: str, most: int, small_context: bool) -> None:
+    if n > most:
+        model = " to a model with less than 1M tokens of context" if small_context else ""
+        raise RowProblem(f"the attachments are {n:,} {what}s; the API takes at most {most:,} in a request{model}")
+
+
+def _file_source(file_id: str) -> dict[str, Any]:
+    return {"type": "file", "file_id": file_id}
+
+
+def _held(part: Part | str) -> int:
+    """About how many bytes of memory it takes to remember this."""
+    if isinstance(part, str):
+        return len(part)
+    return len(part.source.data) if isinstance(part.source, Content) else part.bytes
+
+
+@contextmanager
+def _in_column(column: str) -> Iterator[None]:
+    try:
+        yield
+    except RowProblem as exc:
+        raise RowProblem(f"column {column!r}: {exc}") from exc
+
+
+class _Recent:
+    """What was made of files lately, up to so many bytes; the longest unused goes first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bytes = 0
+        self._parts: OrderedDict[Hashable, tuple[Part | str, int]] = OrderedDict()
+
+    def get(self, key: Hashable) -> Part | str | None:
+        if key not in self._parts:
+            return None
+        self._parts.move_to_end(key)
+        return self._parts[key][0]
+
+    def put(self, key: Hashable, part: Part | str, size: int) -> None:
+        size += 1000  # of the key and the rest
+        if size > self._most:
+            return
+        self._parts[key] = (part, size)
+        self._bytes += size
+        while self._bytes > self._most:
+            _, (_, freed) = self._parts.popitem(last=False)
+            self._bytes -= freed

@@ -1,0 +1,65 @@
+"""The turns of a conversation that a column of the source holds. Pure."""
+
+from typing import Any
+
+import orjson
+import polars as pl
+
+from pipeline.errors import RowProblem
+
+ROLES = ("user", "assistant")
+
+
+def turns(column: str, value: Any) -> list[dict[str, Any]]:
+    """The turns in a column's value, as the Messages API takes them.
+
+    value: a list of {role, content}, as Parquet and NDJSON have it, or its JSON text; null or empty: no turns. content
+    is a text or a list of blocks. Raises RowProblem that says what is wrong with which turn.
+    """
+    if value is None or value == "":
+        return []
+    listed = _parsed(column, value) if isinstance(value, str) else value
+    listed = listed.to_list() if isinstance(listed, pl.Series) else listed
+    if not isinstance(listed, list):
+        raise RowProblem(f"column {column!r} must hold a list of turns (it is {_short(listed)})")
+    return [_turn(f"column {column!r}, turn {i}", turn) for i, turn in enumerate(listed, 1)]
+
+
+def first_of_user(messages: list[dict[str, Any]]) -> None:
+    """Raises RowProblem unless the conversation begins with a turn of the user."""
+    if messages[0]["role"] != "user":
+        raise RowProblem(f"the conversation begins with a turn of role {messages[0]['role']!r}; it must be 'user'")
+
+
+def _parsed(column: str, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise RowProblem(f"column {column!r} must hold turns as JSON: {exc}") from exc
+
+
+def _turn(where: str, turn: Any) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise RowProblem(f"{where}: must be {{role, content}} (it is {_short(turn)})")
+    unknown = sorted(str(name) for name, value in turn.items() if name not in ("role", "content") and value is not None)
+    if unknown:
+        raise RowProblem(f"{where}: unknown field {unknown[0]!r}; a turn has role and content")
+    role, content = turn.get("role"), turn.get("content")
+    if role not in ROLES:
+        raise RowProblem(f"{where}: role must be 'user' or 'assistant' (it is {_short(role)})")
+    content = content.to_list() if isinstance(content, pl.Series) else content
+    if isinstance(content, list) and content and all(_is_block(block) for block in content):
+        # a Parquet struct has every field that any of its blocks has
+        return {"role": role, "content": [{k: v for k, v in block.items() if v is not None} for block in content]}
+    if not isinstance(content, str) or not content.strip():
+        raise RowProblem(f"{where}: content must be a text or a list of blocks, not empty (it is {_short(content)})")
+    return {"role": role, "content": content}
+
+
+def _is_block(block: Any) -> bool:
+    return isinstance(block, dict) and isinstance(block.get("type"), str)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

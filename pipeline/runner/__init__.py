@@ -1,0 +1,1 @@
+"""The drivers: `run` takes a job to its end, `sweep` does once what is due."""

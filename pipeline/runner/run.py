@@ -1,0 +1,84 @@
+"""Takes a job to its end: the quote, the confirmation, then the loop."""
+
+from pathlib import Path
+
+from pipeline.api.client import Api
+from pipeline.driver.environment import Environment
+from pipeline.job.model import Job
+from pipeline.money import budget
+from pipeline.planning import quoting
+from pipeline.planning.known_rows import KnownRows
+from pipeline.planning.model_checks import cache_warnings, check_models
+from pipeline.planning.plan import Plan
+from pipeline.planning.quote import Quote
+from pipeline.planning.sample import Counts
+from pipeline.request.check import check_params
+from pipeline.runner.loop import Run, note, tell_ends
+from pipeline.runner.options import Finished, Options
+from pipeline.runner.register import known_to_database, register
+from pipeline.sink.columns import ResultColumns
+from pipeline.state import ends
+from pipeline.state.runs import get_run
+
+
+def run(job: Job, where: Environment, options: Options | None = None, *, file: Path | None = None) -> Finished:
+    """Plan, submit, poll and collect until every row of the source has an outcome for its present content.
+
+    The same call again continues what an earlier one left, and several at a time share the work. Ends of earlier runs
+    that nobody was told of are told first. Who has told the ends in what this returns notes them (`ends.note_told`).
+    Raises InputError with nothing sent, Stopped or Interrupted when it is safe to call again.
+    """
+    options = options or Options()
+    plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
+    check_params(plan.asked)
+    budget.require_bound(plan.asked, where.settings.monthly_budget)
+    columns = ResultColumns.of(job, plan.kinds())
+    with where.driving(job.api.client) as driving:
+        with where.database.read() as conn:
+            row, sink = known_to_database(conn, where.database, job, columns)
+            known = quoting.known(conn, row, sink, plan)
+            earlier = [] if row is None else ends.untold(conn, row.id)
+        plan.run_id = known.run_id if options.retry is not None else None
+        tell_ends(where.tell, earlier, "before this command")
+        where.look_at_spool(row)
+        quote = plan.quote(KnownRows(where.database, None if row is None else row.id, sink), known.unsent)
+        counts = _quoted(where, plan, quote, known, driving.api, canary=options.canary)
+        if row is not None:
+            note(where, row.id, plan, quote, counts)
+        where.tell("quote", quote=quote)
+        _tell_of_retries(where, job, quote)
+        if options.dry_run or not options.confirm(quote):
+            return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
+        is_new = row is None
+        row, sink = register(where, job, columns, file)
+        driver = driving.driver(row, sink, tries_account=True)
+        if is_new:
+            note(where, row.id, plan, quote, counts)
+        return Run(driver, job, plan, quote, counts, options, earlier).to_the_end()
+
+
+def _quoted(where: Environment, plan: Plan, quote: Quote, known: quoting.Known, api: Api, *, canary: bool) -> Counts:
+    """Complete the quote by what the API says; tell warnings. Raises JobError for what a model would refuse."""
+    warnings = quoting.require_rows(plan, quote)
+    warnings += check_models(plan.asked, quote, api, where.now()) if quote.to_send else []
+    counts, problem = quoting.counted(plan, quote, known, api)
+    if quote.to_send:
+        warnings += cache_warnings(plan.asked, quote, counts.prefix)
+    for warning in warnings:
+        where.tell("warning", warning=warning)
+    if problem is not None:
+        where.tell("not_counted", problem=problem)
+    plan.tokens_per_byte = counts.tokens_per_byte
+    quoting.complete(plan, quote, known, counts, canary=canary, queue=where.settings.max_in_flight)
+    return counts
+
+
+def _tell_of_retries(where: Environment, job: Job, quote: Quote) -> None:
+    """Tell of each retry that is not finished how many rows are left to it, and what it is."""
+    if not quote.for_retries:
+        return
+    with where.database.read() as conn:
+        retries = [get_run(conn, run_id) for run_id in sorted(quote.for_retries)]
+    for run in retries:
+        facts = {"run": run.id, "rows": quote.for_retries[run.id], "vars": run.vars, "retry": run.retry}
+        where.tell("waits_for_retry", job=job.name, **facts)

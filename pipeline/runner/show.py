@@ -1,0 +1,167 @@
+"""What is known of one row: its source values, its request, its attempts, its answers? Edge: SQL, files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Row, Select, Table, select
+
+from pipeline.driver import spools
+from pipeline.errors import InputError, PipelineError, RowProblem, SourceError
+from pipeline.job import templates
+from pipeline.job.model import Job
+from pipeline.planning import picking
+from pipeline.planning.packer import sent_hash
+from pipeline.planning.plan import Plan
+from pipeline.planning.selection import spellings
+from pipeline.sink.table import ResultsTable
+from pipeline.source import identity
+from pipeline.spool.body import params_at
+from pipeline.state.database import Database
+from pipeline.state.tables import batches, requests, sendings
+from pipeline.states import BatchState, RowState
+
+#: What a request is that is shown, by its short name in --json.
+SENT, PLANNED, AGAIN, NOW = "sent", "planned", "again", "now"
+REQUEST_IS = {
+    SENT: "as it was sent",
+    PLANNED: "as it waits to be sent",
+    AGAIN: "as it was sent, and waits to be sent again",
+    NOW: "as it would be sent now",
+}
+
+
+@dataclass
+class Shown:
+    """One row. source, request, row: None where there is none; problems: what could not be read, and why."""
+
+    key: str
+    place: str | None = None
+    source: dict[str, Any] | None = None
+    request: Any = None
+    request_is: str | None = None
+    row: dict[str, Any] | None = None
+    batch: dict[str, Any] | None = None
+    sendings: list[dict[str, Any]] = field(default_factory=list)
+    answer: dict[str, Any] | None = None
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return dict(vars(self))
+
+
+def show(job: Job, key: str, database: Database | None, known_job: Row[Any] | None, spool: str | None) -> Shown:
+    """All that is known of the row with this key, as people write it.
+
+    database, known_job: None for a job that no database knows yet. Raises InputError for a row that neither the source
+    nor the database has.
+    """
+    spelled = spellings(key, len(job.source.key))
+    shown, rendered = Shown(key), None
+    try:
+        rendered = _of_source(shown, Plan(job), key)
+    except SourceError as exc:
+        shown.problems.append(str(exc))
+    found = None
+    if database is not None and known_job is not None:
+        with database.read() as conn:
+            found = _of_database(shown, conn, known_job, spelled)
+            stored = None if found is None else _body_of(conn, found)
+        if stored is not None:
+            _of_spool(shown, database, known_job, spool, stored)
+    if found is None and shown.source is None:
+        raise InputError(shown.problems[0] if shown.problems else f"--key {key}: there is no such row")
+    if shown.request is None and rendered is not None:
+        shown.request = orjson.loads(rendered)
+        same = found is not None and sent_hash(rendered) in (found.sent_hash, found.outcome_sent_hash)
+        shown.request_is = SENT if same and shown.batch is not None else NOW
+    return shown
+
+
+def _of_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
+    """Fill in what the source has; the request as it would be sent now, None for one that cannot be."""
+    [picked] = picking.of_keys(plan, [key], plan.rows.columns)
+    shown.key, shown.place = identity.shown(picked.key), picked.chunk.place(picked.i)
+    shown.source = picked.values
+    try:
+        return plan.builder.params(picked.values, picked.chunk.folder, carried=True).params
+    except (RowProblem, templates.TemplateProblem) as exc:
+        shown.problems.append(f"the row cannot be sent: {exc}")
+        return None
+
+
+def _of_database(shown: Shown, conn: Connection, job: Row[Any], spelled: Sequence[str]) -> Row[Any] | None:
+    """Fill in what the database has; the row's own state, None for a row that it does not know."""
+    found = conn.execute(select(requests).where(requests.c.job_id == job.id, requests.c.key.in_(spelled))).first()
+    if found is None:
+        return None
+    shown.key = identity.shown(found.key)
+    shown.row = {
+        "state": found.state,
+        "run_id": found.run_id,
+        "attempts": abs(found.attempts),
+        "outcome": found.outcome,
+        "error_type": found.error_type,
+    }
+    if found.batch_id is not None:
+        batch = conn.execute(select(batches).where(batches.c.id == found.batch_id)).one()
+        shown.batch = {name: getattr(batch, name) for name in _OF_BATCH}
+        shown.batch["custom_id"] = f"{batch.nonce}-{found.n}"
+        of_batch = select(sendings).where(sendings.c.batch_id == batch.id).order_by(sendings.c.id)
+        shown.sendings = [{name: getattr(each, name) for name in _OF_SENDING} for each in conn.execute(of_batch)]
+    sink = ResultsTable.of(job)
+    of_key = sink.key_values(found.key)
+
+    def answers(table: Table) -> Select[Any]:
+        same = (table.c[name] == value for name, value in zip(sink.columns.key, of_key, strict=True))
+        return select(table).where(*same)
+
+    answer = conn.execute(answers(sink.table)).first()
+    shown.answer = None if answer is None else dict(answer._mapping)
+    if sink.history is not None and sink.columns.history:
+        replaced = conn.execute(answers(sink.history).order_by(sink.history.c.replaced_at))
+        shown.earlier = [dict(row._mapping) for row in replaced]
+    return found
+
+
+_OF_BATCH = ("id", "run_id", "state", "reason", "problem", "api_id", "created_at", "ended_at", "collected_at")
+_OF_SENDING = ("started_at", "ended_at", "end", "api_id", "request_id", "problem")
+
+
+@dataclass(frozen=True)
+class _Body:
+    """Where in the spool a row's request stands, if it is still there. what: one of _REQUEST_IS."""
+
+    nonce: str
+    digest: str
+    n: int
+    what: str
+
+
+def _body_of(conn: Connection, row: Row[Any]) -> _Body | None:
+    waits = row.state == RowState.PENDING
+    number, n = (row.body_id, row.body_n) if waits else (row.batch_id, row.n)
+    if number is None or n is None:
+        return None
+    batch = conn.execute(select(batches).where(batches.c.id == number)).one()
+    sent = batch.state not in (BatchState.PLANNED, BatchState.DROPPED)
+    return _Body(batch.nonce, batch.digest, n, AGAIN if waits else SENT if sent else PLANNED)
+
+
+def _of_spool(shown: Shown, database: Database, job: Row[Any], given: str | None, body: _Body) -> None:
+    """Fill in the request as the spool has it, which it has no longer once its answer is stored."""
+    try:
+        address = spools.address_of(database.folder, given, job.spool)
+        if spools.look_at(address) != job.spool_id:
+            shown.problems.append(f"{address} is not the spool of job {job.name} on this machine")
+            return
+        with spools.open_at(address, job.name, expected=job.spool_id).at_hand(body.nonce, body.digest) as file:
+            found = None if file is None else next(params_at(file, [body.n]), None)
+    except PipelineError as exc:
+        shown.problems.append(str(exc))
+        return
+    if found is not None:
+        shown.request, shown.request_is = orjson.loads(found), body.what

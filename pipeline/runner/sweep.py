@@ -1,0 +1,157 @@
+"""One pass over all that is due: of one job, or of every job."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import Row
+
+from pipeline.driver.driver import Driver
+from pipeline.driver.environment import Environment, Session
+from pipeline.driver.job_of_run import JobOfRun
+from pipeline.errors import Busy, InputError, Interrupted, NoAnswer, PipelineError, RunEnded, Stopped
+from pipeline.job.model import Job
+from pipeline.planning.drop import remove_unneeded, stop_run
+from pipeline.planning.resend import send_again, waits
+from pipeline.state.jobs import all_jobs, jobs_with_work, mark_swept
+from pipeline.state.runs import end_if_done, open_runs, run_outcomes
+from pipeline.state.tallies import run_counts
+from pipeline.states import OUTCOMES, RowState, RunReason
+from pipeline.steps.collect import collect_due
+from pipeline.steps.delete import delete_batches_due
+from pipeline.steps.gates import evaluate, share_that_may_fail
+from pipeline.steps.poll import poll_due
+from pipeline.steps.reconcile import ask_again, find_twins, reconcile_due
+from pipeline.steps.submit import submit_due
+
+logger = logging.getLogger("pipeline")
+FAILED_AFTER_ROWS = 1_000  # that have an outcome: fewer prove nothing
+
+
+def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, str | None]]:
+    """Do once what is due for every job: poll, collect, submit, ask after what was lost. Plans no new rows.
+
+    job_name: of one job only. Returns for each job its name and why it could not be swept, or None. Raises InputError
+    for an unknown job.
+    """
+    with where.database.read() as conn:
+        known = all_jobs(conn)
+        waiting = jobs_with_work(conn, now=where.now())
+    if job_name is not None and job_name not in {row.name for row in known}:
+        names = ", ".join(row.name for row in known) or "none"
+        raise InputError(f"this database knows no job {job_name!r} (it knows: {names})")
+    chosen = [row for row in known if row.id in waiting and job_name in (None, row.name)]
+    swept: list[tuple[str, str | None]] = []
+    if not chosen:
+        return swept
+    clients = where.by_client(chosen)
+    for client, rows in clients.items():
+        try:
+            with where.driving(client) as driving:
+                swept += [_swept(driving, row) for row in rows]
+        except InputError as exc:
+            if len(clients) == 1:
+                raise
+            swept += [(row.name, str(exc)) for row in rows]  # the jobs of other clients are swept all the same
+    return swept
+
+
+def _swept(driving: Session, row: Row[Any]) -> tuple[str, str | None]:
+    """Sweep one job; whatever goes wrong with it, the other jobs are swept all the same."""
+    try:
+        sweep_job(driving.driver(row))
+    except Interrupted:
+        raise
+    except PipelineError as exc:
+        return row.name, str(exc)
+    except Exception as exc:  # said, and no other job has to wait for it
+        logger.debug("job %s", row.name, exc_info=True)
+        return row.name, f"unforeseen: {type(exc).__name__}: {exc}"
+    return row.name, None
+
+
+def sweep_job(driver: Driver) -> None:
+    """One sweep over one job."""
+    jobs = JobOfRun(driver)
+    ask_again(driver)
+    find_twins(driver)
+    one_pass(driver, jobs)
+    one_pass(driver, jobs)  # what the first pass packed anew is submitted by the second
+    with driver.database.write() as conn:
+        mark_swept(conn, driver.job_id, driver.now())
+
+
+def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = None) -> None:
+    """Each step once, over all of the job's open runs. What stops one step does not stop the others; it is raised then.
+
+    still_planning: a run that its driver may plan again, and ends itself. Raises NoAnswer at once.
+    """
+    stopped: list[Stopped] = []
+    reconcile_due(driver)
+    _tried(lambda: submit_due(driver), stopped)
+    _tried(lambda: poll_due(driver), stopped)
+    collected = _tried(lambda: collect_due(driver, jobs), stopped)
+    delete_batches_due(driver)
+    with driver.reading() as conn:
+        open_now = open_runs(conn, driver.job_id)
+    for each in open_now:
+        driver.stop.check()
+        with contextlib.suppress(RunEnded):  # by another driver, meanwhile: the others are looked at all the same
+            _pass_of_run(driver, each, jobs(each.id), collected=bool(collected))
+            if each.id != still_planning:
+                end_run_if_done(driver, each.id, jobs(each.id))
+    if stopped:
+        raise stopped[0]
+
+
+def _tried(step: Callable[[], int], stopped: list[Stopped]) -> int:
+    """Do a step, and note what stops it; how many batches it moved."""
+    try:
+        return step()
+    except NoAnswer:
+        raise
+    except Stopped as exc:
+        stopped.append(exc)
+        return 0
+
+
+def _pass_of_run(driver: Driver, run: Row[Any], job: Job, *, collected: bool) -> None:
+    """What is to be decided of one open run, and sent again for it. Raises RunEnded when another driver ends it."""
+    if collected and _fails(driver, job, run.id) and stop_run(driver, run.id, RunReason.FAILURES):
+        return
+    evaluate(driver, run.id, job)
+    if waits(driver, run.id):
+        with contextlib.suppress(Busy), driver.planning():
+            for _ in send_again(driver, job, run.id, run.recipe):
+                driver.stop.check()
+
+
+def end_run_if_done(driver: Driver, run_id: int, job: Job) -> None:
+    """End a run that is done, and tell so: of all drivers, and of all sweeps, one does."""
+    with driver.database.write() as conn:
+        ended = end_if_done(conn, run_id, driver.now())
+    if ended:
+        driver.tell_end("finished", run_id)
+        tidy(driver, job)
+
+
+def tidy(driver: Driver, job: Job) -> None:
+    """Remove what a run that has ended leaves in the spool: bodies of rows that went again in another one."""
+    with contextlib.suppress(Stopped):  # then the next planning does it
+        remove_unneeded(driver, job)
+
+
+def _fails(driver: Driver, job: Job, run_id: int) -> bool:
+    """Whether so large a share of the run's rows fails that sending more would be a waste."""
+    allowed = max(share_that_may_fail(job), job.limits.max_failed)
+    with driver.reading() as conn:
+        if not _share_failed(run_outcomes(conn, run_id), allowed):  # which is cheap to know, and counts retries
+            return False
+        return _share_failed(run_counts(conn, run_id), allowed)
+
+
+def _share_failed(counts: Mapping[str, int], allowed: float) -> bool:
+    answered = sum(counts.get(state, 0) for state in OUTCOMES)
+    failed = answered - counts.get(RowState.SUCCEEDED, 0)
+    return answered >= FAILED_AFTER_ROWS and failed > allowed * answered

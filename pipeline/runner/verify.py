@@ -1,0 +1,329 @@
+"""Proof that a job is complete: states, answers, the API's own counts and the source agree. Edge: SQL, and files.
+
+All of it is read page by page, each page in a short transaction of its own, so it may run beside drivers at work: what
+they have not finished is named as that.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, func, literal, select, tuple_
+
+from pipeline.job.model import Job
+from pipeline.planning.verdict import Verdict
+from pipeline.reasons import in_words
+from pipeline.sink.table import ResultsTable
+from pipeline.source import identity
+from pipeline.state.database import Database
+from pipeline.state.tables import batches, requests, runs, sendings
+from pipeline.state.tallies import rows_of_source
+from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, SendingEnd
+
+PAGE = 5_000  # rows of one transaction
+AT_ONCE = 500  # keys that one query asks for
+SHOWN = 30  # problems that are kept to be shown; all are counted
+BUCKETS = 4_096  # see _Fingerprint
+LOOKED_AT = 200_000  # keys that are kept in memory to name those that do not agree
+
+#: The API's word for what came of a request, and our outcomes that stand for it.
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "succeeded": (RowState.SUCCEEDED, RowState.TRUNCATED, RowState.REFUSED, RowState.UNPARSABLE),
+    "errored": (RowState.ERRORED,),
+    "canceled": (RowState.CANCELED,),
+    "expired": (RowState.EXPIRED,),
+}
+
+
+class Problem(NamedTuple):
+    """What does not hold, of a row (its key, as people write it) or a batch (`batch 7`)."""
+
+    of: str
+    problem: str
+
+
+@dataclass
+class Verified:
+    """What was proven of a job, and what does not hold.
+
+    statuses: rows with an outcome by it; waiting: rows without one that goes for now; batches, requests: collected ones
+    whose counts were compared with the API's; lost, twins: batches to know of; vanished: rows that left the source
+    before they had an answer; source_rows, gone: rows in the source, and those of the job that are not (None: it was
+    not read); unplanned: those that only `run` mends.
+    """
+
+    table: str
+    rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    waiting: int = 0
+    batches: int = 0
+    requests: int = 0
+    lost: list[tuple[int, str]] = field(default_factory=list)
+    twins: list[tuple[int, str]] = field(default_factory=list)
+    vanished: int = 0
+    source_rows: int | None = None
+    gone: int | None = None
+    unplanned: int = 0
+    problems: int = 0
+    shown: list[Problem] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything does."""
+        return not self.problems
+
+    def note(self, of: str, problem: str) -> None:
+        """Something does not hold."""
+        self.problems += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(Problem(of, problem))
+
+
+def verify(database: Database, job: Row[Any]) -> Verified:
+    """Prove the job complete against the rows that its runs planned.
+
+    job: its row in the state database. Raises DatabaseError when the results table is gone.
+    """
+    sink = ResultsTable.of(job)
+    with database.read() as conn:
+        sink.check(conn, sink.columns)
+    found = Verified(job.results_table)
+    answers, answered = _Fingerprint(), _Fingerprint()
+    for page in _answers(database, sink):  # first: an answer that comes from now on is no stranger
+        answers.add(page)
+    for of_job in _rows(database, job.id, sink):
+        answered.add([row.key for row in of_job if row.status is not None])
+        for row in of_job:
+            _verify_row(found, row)
+    differing = answers.differing(answered)
+    if differing:
+        strangers = answers.keys - answered.keys
+        _name_strangers(found, database, job.id, sink, differing, strangers)
+    _verify_batches(found, database, job.id)
+    return found
+
+
+def verify_source(database: Database, job: Row[Any], declared: Job, found: Verified) -> None:
+    """Prove that each row of the whole source has an outcome for its present content; what does not goes to `found`.
+
+    declared: the job as its file says. Raises SourceError or JobError when the source cannot be read, or its keys do
+    not tell its rows apart.
+    """
+    from pipeline.planning import quoting  # they need polars, which the rest does not
+    from pipeline.planning.known_rows import KnownRows
+    from pipeline.planning.plan import Plan
+
+    plan, known_rows = Plan(declared), KnownRows(database, job.id)
+    quote = plan.quote(known_rows, reads_all=True)  # which proves the keys
+    found.source_rows = quote.total
+    with database.read() as conn:
+        rows = rows_of_source(conn, job.id, declared.vars)
+    found.gone = None if rows is None else quoting.gone(rows, quote)
+    if not quote.rows.keys() & _UNPLANNED.keys():
+        return
+    for chunk in plan.rows.chunks(plan.columns):
+        keys = identity.keys(chunk.frame, declared.source.key)
+        known = known_rows(keys)
+        for key, row_hash, older in zip(keys, plan.hashes(chunk), plan.older_hashes(chunk), strict=True):
+            kind = plan.verdict_of(known.get(key), row_hash, older)
+            if kind in _UNPLANNED:
+                found.unplanned += 1
+                found.note(identity.shown(key), _UNPLANNED[kind])
+
+
+#: Verdicts of source rows that `verify` cannot have named: no row of ours stands for what the source says.
+_UNPLANNED: Mapping[Verdict, str] = {
+    Verdict.NEW: "stands in the source and was never planned",
+    Verdict.CHANGED: "has changed at the source since its outcome",
+    Verdict.CHANGED_IN_FLIGHT: "has changed at the source since it was sent",
+}
+
+
+# -- rows and answers ------------------------------------------------------------------------------------------------
+
+
+class _Row(NamedTuple):
+    """A row of the state database, its key as the results table has it, and its status there; None: it is not there."""
+
+    known: Row[Any]
+    key: tuple[Any, ...]
+    status: str | None
+
+    @property
+    def shown(self) -> str:
+        """Its key as people write it."""
+        return identity.shown(self.known.key)
+
+
+def _rows(database: Database, job_id: int, sink: ResultsTable) -> Iterator[list[_Row]]:
+    """The job's rows, page by page."""
+    columns = [requests.c.key, requests.c.state, requests.c.outcome, requests.c.batch_id]
+    query = page = (
+        select(*columns, batches.c.state.label("batch_state"))
+        .outerjoin(batches, batches.c.id == requests.c.batch_id)
+        .where(requests.c.job_id == job_id)
+        .order_by(requests.c.key)  # not by number: an index has the keys of each job together
+        .limit(PAGE)
+    )
+    while True:
+        statuses: dict[tuple[Any, ...], str] = {}
+        with database.read() as conn:
+            found = conn.execute(page).all()
+            keys = [sink.key_values(row.key) for row in found]
+            for start in range(0, len(keys), AT_ONCE):
+                statuses |= _statuses(conn, sink, keys[start : start + AT_ONCE])
+        if not found:
+            return
+        yield [_Row(row, key, statuses.get(key)) for row, key in zip(found, keys, strict=True)]
+        page = query.where(requests.c.key > found[-1].key)
+
+
+def _statuses(conn: Connection, sink: ResultsTable, values: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+    """What the results table says of these keys."""
+    key = [sink.table.c[name] for name in sink.columns.key]
+    here = key[0].in_([value for (value,) in values]) if len(key) == 1 else tuple_(*key).in_(values)
+    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.table.c.status).where(here)).all()}
+
+
+def _answers(database: Database, sink: ResultsTable) -> Iterator[list[tuple[Any, ...]]]:
+    """The keys in the results table page by page, each as the values of its columns."""
+    key = [sink.table.c[name] for name in sink.columns.key]
+    query = page = select(*key).order_by(*key).limit(PAGE)
+    while True:
+        with database.read() as conn:
+            found = [tuple(row) for row in conn.execute(page).all()]
+        if not found:
+            return
+        yield found
+        last = [literal(value, column.type) for value, column in zip(found[-1], key, strict=True)]
+        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+
+
+def _verify_row(found: Verified, row: _Row) -> None:
+    """One row of the state database against its answer."""
+    known = row.known
+    found.rows += 1
+    if known.outcome is not None and row.status is None:
+        found.note(row.shown, f"has the outcome {known.outcome} and no row in table {found.table}")
+    elif known.outcome != row.status:
+        ours = known.outcome or "not answered"
+        found.note(row.shown, f"is {row.status} in table {found.table} and {ours} in the state database")
+    if known.state in OUTCOMES:
+        found.statuses[known.state] += 1
+        if known.state != known.outcome:
+            found.note(row.shown, f"is {known.state}, and its outcome is {known.outcome or 'none'}")
+        return
+    found.waiting += 1
+    if known.state == RowState.PENDING:
+        found.note(row.shown, "is not done: it waits to be sent")
+    elif known.batch_state in CLOSED_BATCHES:
+        found.note(row.shown, f"is in flight in batch {known.batch_id}, which is {known.batch_state}")
+    else:
+        found.note(row.shown, f"is not done: it is in batch {known.batch_id}, which is {known.batch_state}")
+
+
+class _Fingerprint:
+    """What stands for a set of keys in flat memory: the sum of their hashes, in BUCKETS by the hash.
+
+    Two sets with the same sums are the same. Where they are not, only the keys of the buckets that differ have to be
+    looked at again.
+    """
+
+    def __init__(self) -> None:
+        self.keys = 0
+        self._sums = [0] * BUCKETS
+
+    def add(self, keys: Sequence[tuple[Any, ...]]) -> None:
+        """More keys of the set, as the values of their columns."""
+        self.keys += len(keys)
+        for values in keys:
+            number = _hash(values)
+            self._sums[number % BUCKETS] += number
+
+    def differing(self, other: "_Fingerprint") -> frozenset[int]:
+        """The buckets that are not the same in both, or the first of them, with LOOKED_AT keys or about one bucket."""
+        differ = [i for i, (ours, theirs) in enumerate(zip(self._sums, other._sums, strict=True)) if ours != theirs]
+        return frozenset(differ[: max(1, LOOKED_AT * BUCKETS // max(1, self.keys))])
+
+
+def _hash(values: tuple[Any, ...]) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=16).digest())
+
+
+def _name_strangers(
+    found: Verified, database: Database, job_id: int, sink: ResultsTable, buckets: frozenset[int], at_least: int
+) -> None:
+    """Answers of no row, and rows that share an answer: those in these buckets by name, others as a number.
+
+    at_least: how many more answers than rows with one there are.
+    """
+    strangers: dict[int, str] = {}
+    for page in _answers(database, sink):
+        hashes = ((_hash(values), values) for values in page)
+        strangers |= {number: ",".join(map(str, values)) for number, values in hashes if number % BUCKETS in buckets}
+    owners: dict[int, str] = {}
+    for of_job in _rows(database, job_id, sink):
+        for row in of_job:
+            number = _hash(row.key)
+            if number % BUCKETS not in buckets or row.status is None:
+                continue
+            if number in owners:
+                found.note(row.known.key, f"shares one row of table {found.table} with {owners[number]}")
+            owners[number] = row.known.key
+            strangers.pop(number, None)
+    for shown in strangers.values():
+        found.note(shown, f"has a row in table {found.table}, and the job knows no such row")
+    found.problems += max(0, at_least - len(strangers))
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
+    columns = (batches.c.id, batches.c.state, batches.c.requests, batches.c.rows, batches.c.counts, batches.c.outcomes)
+    with database.read() as conn:
+        query = select(*columns, batches.c.reason, batches.c.problem).where(batches.c.job_id == job_id)
+        known = conn.execute(query.order_by(batches.c.id)).all()
+        twins = (
+            select(batches.c.id, sendings.c.problem)
+            .join(batches, batches.c.id == sendings.c.batch_id)
+            .where(batches.c.job_id == job_id, sendings.c.end == SendingEnd.TWIN)
+        )
+        found.twins = [(batch, problem) for batch, problem in conn.execute(twins)]
+        vanished = conn.scalar(select(func.sum(runs.c.vanished)).where(runs.c.job_id == job_id))
+    found.vanished = int(vanished or 0)
+    for batch in known:
+        if batch.state == BatchState.COLLECTED:
+            found.batches += 1
+            found.requests += batch.requests
+            for problem in disagreements(batch.requests, batch.rows, batch.counts or {}, batch.outcomes or {}):
+                found.note(f"batch {batch.id}", problem)
+        elif batch.state in OPEN_BATCHES and not found.waiting:  # else its rows have been named
+            found.note(f"batch {batch.id}", f"is not done: it is {batch.state}")
+        elif batch.state == BatchState.LOST:
+            found.lost.append((batch.id, in_words(batch.reason, batch.problem) or ""))
+
+
+def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Mapping[str, int]) -> Iterator[str]:
+    """How the API's counts of a collected batch contradict what was collected of it. Pure.
+
+    sent, rows: its requests, and the rows that share them; counts: requests by the API's kind; outcomes: rows by ours.
+    """
+    if sum(counts.values()) != sent:
+        yield f"has {sent} requests, and the API counts {sum(counts.values())}"
+        return
+    collected = sum(outcomes.values())
+    if collected > rows:
+        yield f"has {rows} rows, and {collected} outcomes were collected"
+        return
+    if sent != rows:
+        return  # how many rows share each request is not known any more
+    # Fewer are right where the batch was lost, and rows of it were sent again before it was found; and a result that
+    # came without a readable line is lost, whatever kind the API counts it as.
+    unread = outcomes.get(RowState.LOST, 0) + rows - collected
+    for kind, ours in _KINDS.items():
+        here = sum(outcomes.get(outcome, 0) for outcome in ours)
+        if not here <= counts.get(kind, 0) <= here + unread:
+            yield f"has {counts.get(kind, 0)} {kind} by the API's count, and {here} were collected"

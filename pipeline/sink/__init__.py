@@ -1,0 +1,1 @@
+"""The results table, and answers read and exported from it."""

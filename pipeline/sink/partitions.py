@@ -1,0 +1,330 @@
+"""Answers to a folder in the layout of Hive, COLUMN=VALUE/part-ID.parquet. Edge: SQL, files, network.
+
+The database gives answers in the order of their keys, a page at a time, and has no index for any other order. So they
+go through an unnamed file on a local disk first, sorted into their folders; then one file after the other is written,
+each once. However many values there are, one file is open at a time.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from sqlalchemy import Column, Row
+
+from pipeline.errors import InputError, PipelineError, Stopped
+from pipeline.sink.export import Exported, Pipe, fitting, is_url, require_parent, said_if_whole
+from pipeline.sink.formats import FORMATS, Rows, batch
+from pipeline.sink.nested import Nesteds
+from pipeline.sink.read import Wanted, pages
+from pipeline.sink.table import ResultsTable
+from pipeline.source.files import NO_VALUE
+from pipeline.state.database import Database
+from pipeline.storage import durable, objects
+
+SORTED_BYTES = 16_000_000  # of answers that are sorted in memory at a time
+GROUP_BYTES = 8_000_000  # of answers that are handed to a file at a time: a row group of Parquet
+MOST_FOLDERS = 10_000
+LONGEST_NAME = 255  # bytes, of a folder: what file systems take
+
+SUCCESS = "_SUCCESS"  # an empty file, there when the folder holds one whole export
+_OURS = re.compile(rf"part-[0-9a-f]{{16}}\.\w+|{SUCCESS}")
+_ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")  # Hive's own list (FileUtils.escapePathName)
+
+
+def export_partitioned(
+    database: Database,
+    job: Row[Any],
+    place: str | Path,
+    by: Sequence[str],
+    wanted: Wanted,
+    *,
+    ending: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write the job's answers into a folder, with a folder in it for each value of the columns `by`.
+
+    place: a path, or an address on object storage. ending: one of FORMATS; None: that of `place`, else .parquet.
+    Raises InputError for a folder that is not empty (unless overwrite: then, for one that holds other files than an
+    export does), for a column that is not there, and for more than MOST_FOLDERS; Stopped as `export` does.
+    """
+    place = str(place).rstrip("/") or "/"
+    ending = ending or os.path.splitext(place)[1].lower()
+    ending = ending if ending in FORMATS else ".parquet"
+    table = ResultsTable.of(job).table
+    names = [str(column.name) for column in table.columns]
+    for name in by:
+        if name not in names or list(by).count(name) > 1:
+            what = "is named twice" if name in names else f"is no column of {table.name} (it has {', '.join(names)})"
+            raise InputError(f"--partition-by {name}: this {what}")
+    into = (_Prefix if is_url(place) else _Folder)(place, f"part-{secrets.token_hex(8)}{ending}", overwrite=overwrite)
+    with _Sorter(list(table.columns), by, into.scratch) as sorter:
+        with _disk(into.scratch or tempfile.gettempdir()):
+            for page in pages(database, job, wanted):
+                sorter.add(page)
+            sorter.spill()
+
+        def write(nesteds: Nesteds) -> int:
+            into.fill(sorter.folders(), lambda out, folder: sorter.write(out, folder, ending, nesteds))
+            return sorter.rows
+
+        with said_if_whole(place, into.is_whole):
+            fitting(database, job, write)
+    return Exported(sorter.rows, place, len(sorter.folders()))
+
+
+@contextlib.contextmanager
+def _disk(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise Stopped(f"{path}: {exc.strerror or exc}; nothing was written, safe to run again") from exc
+
+
+def folder_name(column: str, value: Any) -> str:
+    """`label=billing`: as Hive names a folder. value: as the database has it."""
+    if isinstance(value, bool):
+        value = str(value).lower()
+    text = NO_VALUE if value is None or value == "" else _escaped(str(value))
+    name = f"{_escaped(column)}={text}"
+    if len(name.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"--partition-by {column}: the value {str(value)[:40]!r}... is too long for a folder's name; choose a "
+            "column of short values"
+        )
+    return name
+
+
+def _escaped(text: str) -> str:
+    return _ESCAPED.sub(lambda found: f"%{ord(found[0]):02X}", text)
+
+
+# -- sorting ---------------------------------------------------------------------------------------------------------
+
+
+class _Sorter:
+    """Answers on a local disk, in blocks of one folder each. rows: how many there are."""
+
+    def __init__(self, columns: list[Column[Any]], by: Sequence[str], scratch: Path | None) -> None:
+        """scratch: a folder on a disk with room for all answers; None: where temporary files go."""
+        self._all, self._by = columns, by
+        self._columns = [column for column in columns if column.name not in by]  # the others stand in the folder's name
+        at = [str(column.name) for column in columns]
+        self._at = [at.index(name) for name in by]
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._held: list[Any] = []
+        self._held_names: list[str] = []
+        self._blocks: dict[str, array[int]] = {}  # by folder: where each block begins and ends, one after the other
+        self.rows = 0
+        with _disk(scratch or tempfile.gettempdir()):
+            self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # closed, and gone, with the block
+
+    def __enter__(self) -> "_Sorter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def folders(self) -> list[str]:
+        """The folders that there are answers for, in the order of their names."""
+        return sorted(self._blocks)
+
+    def add(self, page: Rows) -> None:
+        """Some answers."""
+        self.rows += len(page)
+        self._held_names += [self._folder(tuple(row[i] for i in self._at)) for row in page]
+        self._held.append(batch(page, self._all))
+        if sum(each.nbytes for each in self._held) >= SORTED_BYTES:
+            self.spill()
+
+    def _folder(self, values: tuple[Any, ...]) -> str:
+        name = self._names.get(values)
+        if name is None:
+            name = "/".join(folder_name(column, value) for column, value in zip(self._by, values, strict=True))
+            self._names[values] = name
+            if len(self._names) > MOST_FOLDERS:
+                raise InputError(
+                    f"--partition-by {', '.join(self._by)}: there are more than {MOST_FOLDERS:,} values; choose "
+                    "columns of fewer"
+                )
+        return name
+
+    def spill(self) -> None:
+        """Write what is held to the disk, folder by folder."""
+        if not self._held:
+            return
+        names = self._held_names
+        order = sorted(range(len(names)), key=names.__getitem__)  # stable: by key within a folder
+        table = pa.Table.from_batches(self._held).select([str(column.name) for column in self._columns])
+        [held] = table.take(pa.array(order)).combine_chunks().to_batches()
+        start = 0
+        for i in range(1, len(order) + 1):
+            folder = names[order[start]]
+            if i == len(order) or names[order[i]] != folder:
+                begins = self._file.tell()
+                self._file.write(held.slice(start, i - start).serialize())
+                self._blocks.setdefault(folder, array("Q")).extend((begins, self._file.tell()))
+                start = i
+        self._held.clear()
+        self._held_names.clear()
+
+    def write(self, out: Any, folder: str, ending: str, nesteds: Nesteds) -> Iterator[None]:
+        """Write a folder's answers into a file; comes up for air now and then."""
+        writer = FORMATS[ending](out, self._columns, nesteds)
+        try:
+            for table in self._groups(folder):
+                writer.write_arrow(table)
+                yield
+        finally:
+            writer.close()
+
+    def _groups(self, folder: str) -> Iterator[Any]:
+        fields = batch([], self._columns).schema
+        blocks, held, size = self._blocks[folder], list[Any](), 0
+        for begins, ends in zip(blocks[::2], blocks[1::2], strict=True):
+            self._file.seek(begins)
+            held.append(pa.ipc.read_record_batch(pa.py_buffer(self._file.read(ends - begins)), fields))
+            size += ends - begins
+            if size >= GROUP_BYTES:
+                yield pa.Table.from_batches(held)
+                held, size = [], 0
+        if held:
+            yield pa.Table.from_batches(held)
+
+
+#: Writes a folder's answers into an open file; comes up for air now and then.
+Write = Callable[[Any, str], Iterator[None]]
+
+
+# -- a local folder --------------------------------------------------------------------------------------------------
+
+
+class _Folder:
+    """A local folder: made beside it under another name, and renamed when it is whole."""
+
+    def __init__(self, place: str, name: str, *, overwrite: bool) -> None:
+        """name: of each file. Raises InputError when the folder may not be filled."""
+        self._path, self._name, self._overwrite = Path(place).resolve(), name, overwrite
+        self._shown = place
+        if self._path.exists() and not self._path.is_dir():
+            raise InputError(f"{place} is a file; --partition-by COLUMN makes a folder: give another name")
+        require_parent(self._path)
+        files = (Path(root, name) for root, _, names in os.walk(self._path) for name in names)
+        _refuse_taken(place, (str(file) for file in files), overwrite=overwrite)
+        self.scratch = self._path.parent  #: where there has to be room for them anyway
+
+    def is_whole(self) -> bool:
+        """Whether this export is there."""
+        return any(self._name in names for _, _, names in os.walk(self._path))
+
+    def fill(self, folders: Sequence[str], write: Write) -> None:
+        """Write these folders, and have the whole appear."""
+        made = self._beside("tmp")
+        try:
+            with _disk(self._shown):
+                for folder in folders:
+                    (made / folder).mkdir(parents=True)
+                    with open(made / folder / self._name, "wb") as out:
+                        for _ in write(out, folder):
+                            pass
+                        durable.sync_file(out)
+                made.mkdir(exist_ok=True)
+                (made / SUCCESS).touch()
+                for folder, _, _ in os.walk(made):
+                    durable.sync_folder(Path(folder))
+                self._swap(made)
+                durable.sync_folder(self._path.parent)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def _beside(self, kind: str) -> Path:
+        return self._path.with_name(f".{self._path.name}.{self._name.partition('.')[0][5:]}.{kind}")
+
+    def _swap(self, made: Path) -> None:
+        if not self._overwrite or not self._path.exists():
+            made.rename(self._path)  # which an empty folder does not hinder, and any other does
+            return
+        before = self._beside("old")
+        self._path.rename(before)
+        try:
+            made.rename(self._path)
+        except BaseException:
+            before.rename(self._path)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _refuse_taken(place: str, files: Iterator[str], *, overwrite: bool) -> None:
+    """Whatever else lies in a folder is somebody's: only what an export has left may go."""
+    for file in files:
+        if not overwrite:
+            raise InputError(f"{place} is not empty; give another folder, or --overwrite")
+        if not _OURS.fullmatch(file.rpartition("/")[2]):
+            raise InputError(f"{place} holds {file}, which is of no export; give another folder")
+
+
+# -- a folder on object storage --------------------------------------------------------------------------------------
+
+
+class _Prefix:
+    """A folder on object storage, where nothing can be renamed.
+
+    `_SUCCESS` is there just while the folder holds one whole export, and nothing else. So it goes before the first new
+    file comes, and comes back last. If we die in between, there is none, and the next export with overwrite tidies up.
+    """
+
+    scratch = None
+
+    def __init__(self, place: str, name: str, *, overwrite: bool) -> None:
+        """As `_Folder`."""
+        self._place, self._name = place, name
+        self._before = self._files()
+        _refuse_taken(place, iter(self._before), overwrite=overwrite)
+
+    def _files(self) -> list[str]:
+        """The addresses of all files in it; a store's console leaves empty objects where it has shown a folder."""
+        found = [obj for obj in objects.listed(self._place) if obj.url.startswith(f"{self._place}/")]
+        return [obj.url for obj in found if obj.size or obj.url.rpartition("/")[2] == SUCCESS]
+
+    def is_whole(self) -> bool:
+        """Whether this export is there, and nothing else."""
+        names = {url.rpartition("/")[2] for url in self._files()}
+        return self._name in names and names <= {self._name, SUCCESS} and SUCCESS in names
+
+    def fill(self, folders: Sequence[str], write: Write) -> None:
+        """Write these folders, then take away what was there, then say that it is whole."""
+        success = f"{self._place}/{SUCCESS}"
+        put: list[str] = []
+        try:
+            if success in self._before:
+                objects.remove(success)
+            for folder in folders:
+                put.append(f"{self._place}/{folder}/{self._name}")
+                objects.put(put[-1], Pipe.parts(lambda out, folder=folder: write(out, folder)))  # type: ignore[misc]
+            self._refuse_strangers(put)
+        except BaseException:
+            with contextlib.suppress(PipelineError):  # what made us stop is what is told
+                for url in put:
+                    objects.remove(url)
+                if success in self._before:
+                    objects.put(success, b"")
+            raise
+        for url in self._before:
+            if url != success:
+                objects.remove(url)
+        objects.put(success, b"")
+
+    def _refuse_strangers(self, put: list[str]) -> None:
+        """Another export to the same folder, at the same time: readers would find the answers of both."""
+        strangers = set(self._files()) - set(put) - set(self._before)
+        if strangers:
+            raise Stopped(
+                f"{self._place}: another export writes there too ({min(strangers)}); let it end, and run again"
+            )

@@ -1,0 +1,1 @@
+"""The rows of a job: files, queries and frames, read in bounded chunks."""

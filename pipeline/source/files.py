@@ -1,0 +1,372 @@
+"""Which files a source has, here or on object storage, and whether they are still what they were when found.
+
+Edge: files, network.
+"""
+
+import fnmatch
+import glob
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from pipeline.errors import SourceError
+from pipeline.job.model import Csv, Source
+from pipeline.source import kinds, lakes
+from pipeline.storage import objects
+from pipeline.storage.folders import Folder, LocalFolder, ObjectFolder
+from pipeline.storage.objects import Object
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+FORMAT_OF_NAME = {"tsv": "csv"}  # what source.format may also say
+TYPED = ("parquet", "arrow")  # formats that say themselves which type a column has, and compress by themselves
+
+COMPRESSED_NOTHING = 300  # bytes that a compressed file of no bytes has at most; its header may hold its name
+
+#: A folder of a hive layout: dt=2026-11-20.
+_PARTITION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # as Hive has it, for null and for an empty text
+
+
+class Stamp(NamedTuple):
+    """What a file of this machine was like when it was found: another one, or one written on, differs."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source. path: of this machine, or a URL; found: what it was when it was found.
+
+    format: csv, parquet, ndjson or arrow; compression: gzip, zstd or None; partition: columns that its folders say.
+    """
+
+    path: str
+    found: Stamp | Object = field(repr=False)
+    format: str
+    compression: str | None
+    delimiter: str
+    encoding: str
+    csv: Csv
+    partition: tuple[tuple[str, str | None], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its own name, without the folders."""
+        return PurePosixPath(self.path).name if objects.is_url(self.path) else Path(self.path).name
+
+    @cached_property
+    def folder(self) -> Folder:
+        """Where it is: what the paths of attachments are relative to."""
+        if objects.is_url(self.path):
+            return ObjectFolder(self.path.rpartition("/")[0])
+        return LocalFolder(Path(self.path).parent)
+
+    def open(self) -> io.BufferedIOBase:
+        """The file as bytes, compressed as it is, to read and to seek in."""
+        if isinstance(self.found, Object):
+            return objects.opened(self.found)
+        return open(self.path, "rb")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file of this machine."""
+        return isinstance(self.found, Stamp)
+
+    def native(self) -> Any:
+        """The same as pyarrow has it: a file of this machine is then read without Python in between.
+
+        Raises SourceError for a file of text that is none by its first bytes.
+        """
+        if isinstance(self.found, Object):
+            raw = objects.opened(self.found)
+            if self.format not in TYPED:
+                self._refuse_other_kind(raw.peek(kinds.START_BYTES))  # what is read for it is not read again
+            return pa.PythonFile(raw, mode="r")
+        file = pa.OSFile(self.path)
+        if self.format not in TYPED:
+            self._refuse_other_kind(file.read(kinds.START_BYTES))
+            file.seek(0)
+        return file
+
+    def _refuse_other_kind(self, start: bytes) -> None:
+        if said := self.instead(start):
+            raise SourceError(f"{self.path} {said}")
+
+    def instead(self, start: bytes) -> str | None:
+        """What the file is by its first bytes, if it is not what it should be, and what to do."""
+        wanted = {"parquet": (kinds.PARQUET,), "arrow": (kinds.ARROW, kinds.ARROW_STREAM)}.get(self.format, ())
+        by_compression = {"gzip": (kinds.GZIP,), "zstd": (kinds.ZSTD,)}
+        if self.compression is not None:
+            wanted = by_compression[self.compression]
+        return kinds.instead(wanted, start, self.name)
+
+    def check(self) -> None:
+        """Raises SourceError when the file is not the one any more that was found, or was written on since.
+
+        An object needs no look: each of its reads carries its ETag.
+        """
+        if isinstance(self.found, Stamp) and stamp(self.path) != self.found:
+            raise SourceError(
+                f"{self.path} was changed while it was read; let whoever writes it come to its end, and run again"
+            )
+
+
+def stamp(path: str) -> Stamp | None:
+    """What the file is like now; None when it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def find(source: Source) -> list[SourceFile]:
+    """The files of a source, in the order of their names below each path. Raises SourceError that names the path."""
+    assert source.path is not None
+    found = [pair for path in source.path for pair in _expand(path, source)]
+    files = [_source_file(path, what, source) for path, what in _not_empty(found)]
+    formats = {file.format for file in files}
+    if len(formats) > 1:
+        raise SourceError(f"source.path: the files are of different formats ({', '.join(sorted(formats))})")
+    _refuse_mixed_partitions(files)
+    return files
+
+
+def _expand(path: str, source: Source) -> list[tuple[str, Stamp | Object]]:
+    any_name = source.format is not None
+    if objects.is_url(path):
+        return _expand_url(path, any_name)
+    if "://" in path:
+        known = ", ".join(f"{scheme}://" for scheme in objects.SCHEMES)
+        raise SourceError(f"source.path: {path}: files are read from this machine, or from {known}")
+    return [(name, _stamped(name)) for name in _local(path, any_name)]
+
+
+def _local(path: str, any_name: bool) -> list[str]:
+    """any_name: whether a folder's files are data whatever their endings are."""
+    if glob.has_magic(path) and not os.path.exists(path):
+        return _local_matching(path)
+    if os.path.isdir(path):
+        below = [found.relative_to(path) for found in sorted(Path(path).rglob("*"))]
+        lakes.refuse_within(path, (found.parts for found in below))
+        lakes.refuse_above([Path(path).absolute()])
+        files = [str(Path(path) / f) for f in below if _is_data(f, any_name) and (Path(path) / f).is_file()]
+        if not files:
+            raise SourceError(_no_data(path))
+        return files
+    if not os.path.exists(path):
+        raise SourceError(f"source.path: {path} does not exist")
+    return [path]
+
+
+def _local_matching(pattern: str) -> list[str]:
+    found = [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    files = [name for name in found if _fits(name.split("/"), pattern.split("/"))]
+    if not files:
+        raise SourceError(f"source.path: no file matches {pattern}{_HIDDEN if found else ''}")
+    lakes.refuse_above({Path(name).absolute().parent for name in files})
+    return files
+
+
+def _stamped(path: str) -> Stamp:
+    found = stamp(path)
+    if found is None:
+        raise SourceError(f"source.path: {path} was removed while the source was looked through; run again")
+    return found
+
+
+def _expand_url(url: str, any_name: bool) -> list[tuple[str, Stamp | Object]]:
+    with _of_source():
+        if glob.has_magic(url):
+            return _matching(url)
+        if not url.endswith("/"):
+            try:
+                obj = objects.found(url)
+            except objects.NotThere:
+                pass
+            else:
+                return [(obj.url, obj)]
+        below = list(objects.listed(url.rstrip("/")))
+    _refuse_lakes(url, below)
+    files = [obj for obj in below if _is_data(PurePosixPath(*_parts_below(url, obj)), any_name)]
+    if not files:
+        raise SourceError(
+            _no_data(url) if below else f"source.path: {url} does not exist, neither as object nor as folder"
+        )
+    return [(obj.url, obj) for obj in sorted(files)]
+
+
+def _parts_below(folder: str, obj: Object) -> list[str]:
+    return obj.url[len(folder.rstrip("/")) + 1 :].split("/")
+
+
+def _matching(pattern: str) -> list[tuple[str, Stamp | Object]]:
+    """The objects whose address matches: `*` and `?` within a part between slashes, `**` over any number of them."""
+    parts = pattern.split("/")
+    plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    if plain < 3:  # scheme, nothing, bucket
+        raise SourceError(f"source.path: {pattern}: a pattern can stand behind the bucket only")
+    folder = "/".join(parts[:plain])
+    below = list(objects.listed(folder))
+    found = [obj for obj in below if not obj.url.endswith("/")]
+    files = [obj for obj in found if _fits(obj.url.split("/"), parts)]
+    if not files:
+        hidden = any(_fits(obj.url.split("/"), parts, hidden=True) for obj in found)
+        raise SourceError(f"source.path: no object matches {pattern}{_HIDDEN if hidden else ''}")
+    _refuse_lakes(folder, below)
+    return [(obj.url, obj) for obj in sorted(files)]
+
+
+def _refuse_lakes(folder: str, below: Sequence[Object]) -> None:
+    """Raises SourceError if a table is in this folder, or if the folder is a partition of one, or Iceberg's `data`.
+
+    To look further up would cost some requests for each folder.
+    """
+    lakes.refuse_within(folder, (_parts_below(folder, obj) for obj in below))
+    parts = folder.rstrip("/").split("/")
+    partition = next((i for i, part in enumerate(parts) if _PARTITION.fullmatch(part)), None)
+    root = "/".join(parts[:partition])
+    markers = [] if partition is None else [(root, "_delta_log"), (root, ".hoodie")]
+    if root.endswith("/data"):
+        markers.append((root.removesuffix("/data"), "metadata"))
+    for table, marker in markers:
+        lakes.refuse_within(table, (_parts_below(table, obj) for obj in objects.listed(f"{table}/{marker}")))
+
+
+_HIDDEN = "; a name that begins with . or _ matches only a pattern that begins with the same character"
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str], *, hidden: bool = False) -> bool:
+    """Whether the parts of a path match those of a pattern.
+
+    hidden: a name that begins with . or _ is a name as any other; else it needs the same character in the pattern.
+    """
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        shown = 0
+        while shown < len(parts) and (hidden or not _is_hidden(parts[shown])):
+            shown += 1
+        return any(_fits(parts[i:], pattern[1:], hidden=hidden) for i in range(shown + 1))
+    if not parts or not fnmatch.fnmatchcase(parts[0], pattern[0]):
+        return False
+    meant = hidden or not _is_hidden(parts[0]) or parts[0][0] == pattern[0][0]
+    return meant and _fits(parts[1:], pattern[1:], hidden=hidden)
+
+
+@contextmanager
+def _of_source() -> Iterator[None]:
+    """What a store says, as what it means for the source."""
+    try:
+        yield
+    except (objects.NotThere, objects.NoAccess, objects.Replaced) as exc:
+        raise SourceError(f"source.path: {exc}") from exc
+
+
+def _no_data(path: str) -> str:
+    return f"source.path: folder {path} holds no CSV, TSV, Parquet, NDJSON or Arrow file"
+
+
+def _is_data(path: Path | PurePosixPath, any_name: bool) -> bool:
+    """Whether a file found in a folder is one of the source: `_SUCCESS` and what is hidden are not."""
+    return (any_name or _format(path) is not None) and bool(path.name) and not any(map(_is_hidden, path.parts))
+
+
+def _not_empty(found: list[tuple[str, Stamp | Object]]) -> list[tuple[str, Stamp | Object]]:
+    """The files that hold something; a part file without a row may hold nothing. All of them if none holds anything."""
+    return [pair for pair in found if len(found) > 1 and not _holds_nothing(*pair)] or found
+
+
+def _holds_nothing(path: str, found: Stamp | Object) -> bool:
+    compression = COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
+    if found.size == 0 or compression is None or found.size > COMPRESSED_NOTHING:
+        return found.size == 0
+    try:
+        data = objects.read(found) if isinstance(found, Object) else Path(path).read_bytes()
+        return not pa.input_stream(pa.BufferReader(data), compression=compression).read(1)
+    except (OSError, pa.ArrowException):
+        return False  # whoever reads it says what is wrong
+
+
+def _format(path: Path | PurePosixPath) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _source_file(path: str, found: Stamp | Object, source: Source) -> SourceFile:
+    name = PurePosixPath(path)
+    last = name.suffix.lower()
+    kind = _format(name) if source.format is None else FORMAT_OF_NAME.get(source.format, source.format)
+    if kind is None:
+        raise SourceError(f"source.path: {path}: {_unknown(last)}")
+    if kind in TYPED and last in COMPRESSIONS:
+        raise SourceError(
+            f"source.path: {path}: {kind.capitalize()} compresses by itself; give the file without {last}"
+        )
+    if found.size == 0:
+        raise SourceError(f"source.path: {path} is empty")
+    is_tsv = source.format == "tsv" or (
+        source.format is None and ".tsv" in [suffix.lower() for suffix in name.suffixes]
+    )
+    delimiter = source.csv.delimiter or ("\t" if is_tsv else ",")
+    compression = COMPRESSIONS.get(last)
+    return SourceFile(path, found, kind, compression, delimiter, source.encoding, source.csv, _partition(path))
+
+
+def _unknown(ending: str) -> str:
+    """What is said of a file whose name ends in none of FORMATS."""
+    if ending in (".xlsx", ".xls", ".ods"):
+        return f"a spreadsheet is not read; {kinds.SPREADSHEET}"
+    return (
+        f"unknown kind of file; known are {', '.join(FORMATS)}, also .gz, .zst; for another name, say what it is in "
+        "source.format: csv, tsv, ndjson, parquet or arrow"
+    )
+
+
+def _partition(path: str) -> tuple[tuple[str, str | None], ...]:
+    """The columns that a file's folders say, the outermost first: .../dt=2026-11-20/a.csv."""
+    values: dict[str, str | None] = {}
+    for part in path.split("/")[:-1]:
+        if found := _PARTITION.fullmatch(part):
+            value = unquote(found[2])
+            values[found[1]] = None if value == NO_VALUE else value
+    return tuple(values.items())
+
+
+def _refuse_mixed_partitions(files: Sequence[SourceFile]) -> None:
+    for file in files:
+        mine, first = dict(file.partition), dict(files[0].partition)
+        for name in sorted(set(mine) ^ set(first)):
+            has, lacks = (file, files[0]) if name in mine else (files[0], file)
+            raise SourceError(
+                f"column {name!r} is said by a folder of {has.path} but not of {lacks.path}; "
+                "all files need to lie in the same kinds of folders"
+            )

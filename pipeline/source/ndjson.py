@@ -1,0 +1,169 @@
+"""NDJSON files as polars frames. Edge: files."""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import orjson
+import polars as pl
+import pyarrow as pa
+
+from pipeline.errors import SourceError
+from pipeline.job.json_values import is_large
+from pipeline.source.files import SourceFile
+from pipeline.source.frames import CHUNK_BYTES, CHUNK_ROWS, LATE_FIELDS, Frame
+from pipeline.source.translated import Translated
+
+_DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
+_LARGE = b"0" * 19  # as many digits as the smallest integer beyond 64 bits has
+_ALL_DIGITS = re.compile(rb"[0-9]{19}")
+
+
+def frames(file: SourceFile, names: list[str], known: frozenset[str] = frozenset()) -> Iterator[Frame]:
+    """The rows of the file with these fields.
+
+    LATE_FIELDS among the names: for each object its fields that are not among `known`, or null without any.
+    """
+    for first, items in objects(file):
+        values = {name: [item.get(name) for item in items] for name in names}
+        if LATE_FIELDS in values:
+            values[LATE_FIELDS] = [_late(item, known) for item in items]
+        yield Frame(first, of_values(values))
+
+
+def _late(item: dict[str, Any], known: frozenset[str]) -> dict[str, Any] | None:
+    if item.keys() <= known:
+        return None
+    return {name: value for name, value in item.items() if name not in known}
+
+
+def first_fields(file: SourceFile) -> list[str]:
+    """The fields of the first objects of the file, in the order in which they appear. Raises SourceError."""
+    first = next(objects(file), None)
+    if first is None:
+        raise SourceError(f"source.path: {file.path} is empty")
+    return list(dict.fromkeys(name for item in first[1] for name in item))
+
+
+def all_fields(file: SourceFile) -> list[str]:
+    """The fields of all objects of the file: this reads the whole file. Raises SourceError."""
+    found: dict[str, None] = {}
+    for _, items in objects(file):
+        found |= dict.fromkeys(itertools.chain.from_iterable(items))
+    return list(found)
+
+
+def of_values(values: dict[str, list[Any]]) -> pl.DataFrame:
+    """Python values by column as a frame; where those of a column are of several kinds, or nested, as they are.
+
+    So each value stays what it is in its source, whatever stands beside it: a series has one type for all.
+    """
+    return pl.DataFrame({name: _series(column) for name, column in values.items()})
+
+
+def _series(values: list[Any]) -> pl.Series:
+    """One column; see `of_values`."""
+    kinds = {type(value) for value in values if value is not None}
+    large = int in kinds and any(map(is_large, values))
+    if len(kinds) > 1 or kinds & {dict, list} or large:
+        return pl.Series(values, dtype=pl.Object)
+    return pl.Series(values)
+
+
+def objects(file: SourceFile) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The objects of an NDJSON file, in lists of at most CHUNK_ROWS and about CHUNK_BYTES bytes of text.
+
+    Each with the number of its first object, from 1.
+    """
+    objects: list[dict[str, Any]] = []
+    first, size = 1, 0
+    for number, (line, large) in enumerate(_lines(file), 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no content
+        if not line.strip():
+            continue
+        objects.append(_object(file, number, line, large))
+        size += len(line)
+        if len(objects) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield first, objects
+            first, objects, size = first + len(objects), [], 0
+    if objects:
+        yield first, objects
+
+
+def _object(file: SourceFile, number: int, line: bytes, large: bool) -> dict[str, Any]:
+    """The object of a line. large: whether it may hold an integer beyond 64 bits, of which orjson makes a float."""
+    large = large and _ALL_DIGITS.search(line) is not None
+    try:
+        value = orjson.loads(line if file.encoding == "utf-8" else line.decode(file.encoding))
+    except (orjson.JSONDecodeError, UnicodeDecodeError) as exc:
+        if not large or "infinity" not in str(exc):
+            _refuse_line(file, number, line, exc)
+        value = {}
+    if not isinstance(value, dict):
+        _refuse_line(file, number, line, None)
+    return _exact(file, number, line) if large else value
+
+
+def _exact(file: SourceFile, number: int, line: bytes) -> Any:
+    """The object of a line with its integers as they stand, of any size."""
+    try:
+        return json.loads(line.decode(file.encoding), parse_float=_finite)
+    except ValueError as exc:  # Python reads integers of 4,300 digits at most
+        raise SourceError(
+            f"{file.path} line {number}: a number is too large to be read ({exc}); put it into quotes"
+        ) from exc
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is beyond the range of a number with a point or an exponent")
+    return value
+
+
+def _refuse_line(file: SourceFile, number: int, line: bytes, exc: ValueError | None) -> NoReturn:
+    """Raises SourceError for a line that is no JSON object, with what the file may be instead."""
+    if number == 1 and line.lstrip().startswith(b"["):
+        raise SourceError(
+            f"{file.path}: this is one JSON document (an array), and NDJSON has one object on each line; write one "
+            "object a line, for instance by `jq -c '.[]'`"
+        ) from exc
+    if exc is None:
+        raise SourceError(f"{file.path} line {number}: each line must be a JSON object")
+    if number == 1 and line.lstrip().startswith(b"{") and "unexpected end of data" in str(exc):
+        raise SourceError(
+            f"{file.path}: the JSON object on line 1 does not end there, and NDJSON has one object on each line; write "
+            "each object on one line, for instance by `jq -c .`"
+        ) from exc
+    raise SourceError(
+        f"{file.path} line {number}: this is not JSON in {file.encoding}: {exc}{_hint(line, str(exc))}"
+    ) from exc
+
+
+def _hint(line: bytes, said: str) -> str:
+    """What mends a value that Python's json writes and JSON does not have."""
+    if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", line):
+        return "; JSON has no NaN and no Infinity: write null"
+    return "; half a character is escaped there: write the text as UTF-8" if "surrogate" in said else ""
+
+
+def _lines(file: SourceFile) -> Iterator[tuple[bytes, bool]]:
+    """The file's lines, each with whether it may hold an integer of 19 digits or more.
+
+    They are split at \\n only: JSON text may hold other characters that Python takes for line ends.
+    """
+    with Translated(file), file.native() as raw, pa.input_stream(raw, compression=file.compression) as stream:
+        rest: list[bytes] = []
+        while data := stream.read(1_000_000):
+            *lines, tail = data.split(b"\n")
+            large = _LARGE in data.translate(_DIGITS)  # a tenth of the time that a regular expression takes
+            for line in lines:
+                yield (b"".join([*rest, line]), True) if rest else (line, large)
+                rest = []
+            rest.append(tail)
+        if any(rest):
+            yield b"".join(rest), True

@@ -1,0 +1,1 @@
+"""Request bodies until they are no longer needed."""

@@ -1,0 +1,58 @@
+"""The accounts at the API, and whether sending has stopped for one of them. Edge: SQL."""
+
+from datetime import datetime
+
+from sqlalchemy import (
+    Connection,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from pipeline.api.account import Account
+from pipeline.errors import DatabaseError
+from pipeline.state.conditions import inserted_id
+from pipeline.state.jobs import alone
+from pipeline.state.tables import accounts
+
+
+def find_or_add_account(conn: Connection, identity: Account) -> int:
+    """The number of this account. Raises DatabaseError when the database belongs to the other world."""
+    alone(conn)
+    other = conn.scalar(select(accounts.c.base_url).where(accounts.c.emulated != identity.emulated).limit(1))
+    if other is not None:
+        holds, this = ("the API", "the emulator") if identity.emulated else ("the emulator", "the API")
+        raise DatabaseError(
+            f"this database holds answers of {holds} ({other}), and this command speaks to {this}; "
+            "give another database by --database"
+        )
+    found = conn.scalar(
+        select(accounts.c.id).where(
+            accounts.c.organization == identity.organization,
+            accounts.c.workspace == identity.workspace,
+            # the emulator takes a new port at each start, and is the same account for all that
+            or_(accounts.c.base_url == identity.base_url, accounts.c.emulated),
+        )
+    )
+    if found is not None:
+        return int(found)
+    values = {name: getattr(identity, name) for name in ("base_url", "organization", "workspace", "emulated")}
+    return inserted_id(conn.execute(insert(accounts).values(**values)))
+
+
+def circuit(conn: Connection, account_id: int) -> str | None:
+    """Why submitting on this account has stopped; None when it goes on."""
+    return conn.scalar(select(accounts.c.circuit_cause).where(accounts.c.id == account_id))
+
+
+def open_circuit(conn: Connection, account_id: int, cause: str, now: datetime) -> None:
+    """Stop all submitting on this account."""
+    values = {"circuit_cause": cause, "circuit_at": now}
+    conn.execute(update(accounts).where(accounts.c.id == account_id).values(**values))
+
+
+def close_circuit(conn: Connection, account_id: int) -> None:
+    """A batch was accepted: submitting goes on."""
+    values = {"circuit_cause": None, "circuit_at": None}
+    conn.execute(update(accounts).where(accounts.c.id == account_id).values(**values))

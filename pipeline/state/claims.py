@@ -1,0 +1,65 @@
+"""Which driver works on a batch now: one function takes the next one that is due. Edge: SQL."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    or_,
+    select,
+    update,
+)
+
+from pipeline.errors import LostRace
+from pipeline.reasons import Reason
+from pipeline.state import migrations
+from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of
+from pipeline.state.tables import batches, leases
+from pipeline.states import BatchState
+
+
+class Which(NamedTuple):
+    """Batches to take: of a job, in these states, due by then, with a higher number than `after`, and `only`."""
+
+    job_id: int
+    states: Sequence[BatchState]
+    due: datetime
+    after: int = 0
+    only: ColumnElement[bool] | None = None
+
+
+TO_DELETE: ColumnElement[bool] = batches.c.delete_remote
+
+
+def to_abandon(account_id: int) -> ColumnElement[bool]:
+    """Batches of which this account can learn nothing: another account's, and those that the API does not end."""
+    return or_(batches.c.account_id != account_id, batches.c.reason == Reason.OVERDUE)
+
+
+def claim(conn: Connection, which: Which, *, driver: str, living_at: datetime, limit: int) -> list[Batch]:
+    """Take batches that no other living driver has, in the order they were planned.
+
+    driver: the sign of life of the one who takes; living_at: the time that signs of life are measured by. Raises
+    Stopped when the database was upgraded.
+    """
+    migrations.require_current(conn)
+    alive = select(leases.c.resource).where(leases.c.resource == batches.c.claimed_by, leases.c.expires_at > living_at)
+    free = or_(batches.c.claimed_by.is_(None), batches.c.claimed_by == driver, ~alive.exists())
+    wanted = [batches.c.job_id == which.job_id, batches.c.state.in_(which.states), batches.c.due_at <= which.due, free]
+    wanted += [batches.c.id > which.after] + ([] if which.only is None else [which.only])
+    query = select(*BATCH_COLUMNS).where(*wanted).order_by(batches.c.id).limit(limit)
+    taken = [batch_of(row) for row in conn.execute(query.with_for_update(key_share=True, skip_locked=True))]
+    if taken:
+        here = batches.c.id.in_([batch.id for batch in taken])
+        conn.execute(update(batches).where(here).values(claim=batches.c.claim + 1, claimed_by=driver))
+    return [replace(batch, claim=batch.claim + 1) for batch in taken]
+
+
+def check_claim(conn: Connection, batch: Batch) -> None:
+    """Raises LostRace unless the batch is still ours, and keeps it so until this transaction has ended."""
+    query = select(batches.c.claim).where(batches.c.id == batch.id).with_for_update(key_share=True)
+    if conn.scalar(query) != batch.claim:
+        raise LostRace(f"batch {batch.id} was taken by another driver; the same command again goes on")

@@ -1,0 +1,94 @@
+"""How has a run ended, and has anybody been told? Edge: SQL.
+
+The end of a run is committed first and told afterwards, so a process that dies in between tells nobody. That is why
+whoever has told an end notes it (`runs.announced_at`), and why every later `run`, `collect` and flow tells the ends
+that nobody noted. If we die between the telling and the note, the end is told twice, and never not at all.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, update
+
+from pipeline.state.database import Database
+from pipeline.state.runs import run_cost
+from pipeline.state.tables import jobs, runs
+from pipeline.state.tallies import run_counts
+from pipeline.states import FAILURES, RunState
+
+Ended = Mapping[int, datetime]  #: runs and when each ended: a run that goes on after its end ends again
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended. rows: by state; max_failed: the share of them that may fail."""
+
+    run_id: int
+    job: str
+    state: str
+    reason: str | None
+    rows: dict[str, int]
+    cost_usd: float
+    max_failed: float
+    ended_at: datetime
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a `run` that ends so."""
+        return exit_code(self.state, self.rows, self.max_failed)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As an event tells it."""
+        facts = {"run": self.run_id, "job": self.job, "state": self.state, "reason": self.reason}
+        return {**facts, "rows": self.rows, "cost_usd": self.cost_usd}
+
+
+def exit_code(state: str, rows: Mapping[str, int], max_failed: float) -> int:
+    """0 when the rows succeeded, up to max_failed of them; 1 when more did not; 3 when the run stopped early."""
+    if state == RunState.INCOMPLETE:
+        return 3
+    return 1 if failed_rows(rows) > max_failed * sum(rows.values()) else 0
+
+
+def failed_rows(rows: Mapping[str, int]) -> int:
+    """How many of these rows, by state, have an outcome that is no success."""
+    return sum(rows.get(state, 0) for state in FAILURES)
+
+
+def untold(conn: Connection, job_id: int | None = None) -> list[End]:
+    """The ends of a job's runs, or of all jobs' runs, that nobody was told of as far as is known; oldest first."""
+    query = select(runs).where(runs.c.state != RunState.OPEN, runs.c.announced_at.is_(None)).order_by(runs.c.id)
+    found = conn.execute(query if job_id is None else query.where(runs.c.job_id == job_id)).all()
+    return [_end(conn, run) for run in found]
+
+
+def of(conn: Connection, run_ids: Iterable[int]) -> list[End]:
+    """How these runs ended. A run that goes on again is left out."""
+    query = select(runs).where(runs.c.id.in_(list(run_ids)), runs.c.state != RunState.OPEN).order_by(runs.c.id)
+    return [_end(conn, run) for run in conn.execute(query).all()]
+
+
+def _end(conn: Connection, run: Row[Any]) -> End:
+    return End(
+        run_id=run.id,
+        job=conn.execute(select(jobs.c.name).where(jobs.c.id == run.job_id)).scalar_one(),
+        state=run.state,
+        reason=run.reason,
+        rows=dict(run.counts) if run.counts is not None else run_counts(conn, run.id),
+        cost_usd=run_cost(conn, run.id),
+        max_failed=float((run.job.get("limits") or {}).get("max_failed", 0.0)),  # of any version
+        ended_at=run.ended_at,
+    )
+
+
+def note_told(database: Database, ended: Ended, now: datetime) -> None:
+    """Note that somebody was told of these ends. An end that another process noted first stays noted by that one."""
+    if not ended:
+        return
+    with database.write() as conn:
+        for run_id, ended_at in ended.items():
+            here = (runs.c.id == run_id, runs.c.ended_at == ended_at, runs.c.announced_at.is_(None))
+            conn.execute(update(runs).where(*here).values(announced_at=now))

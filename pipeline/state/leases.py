@@ -1,0 +1,155 @@
+"""Leases: who may plan a job now, and which drivers live. Edge: SQL, and a thread that renews.
+
+A lease has a token that counts up with each holder, and what is done under it checks the token in its own transaction,
+so a driver that was suspended past its lease and wakes up can no longer do it. Each driver holds a lease of its own as
+a sign of life: the batches it has taken are free again when that has run out. See `store.claim`.
+"""
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Executable, Row, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from pipeline.errors import Busy, LostRace, PipelineError
+from pipeline.state import migrations
+from pipeline.state.database import Database
+from pipeline.state.holders import holder, holds, in_words, is_dead, lives, until
+from pipeline.state.tables import leases
+
+DRIVER = "driver "
+FORGOTTEN_AFTER = timedelta(days=2)  # an expired sign of life; every POST of its driver has met its deadline by then
+
+
+class Lease:
+    """A lease that this process holds. `lost` says whether it may be somebody else's by now."""
+
+    def __init__(self, resource: str, token: int, seconds: float) -> None:
+        self.resource, self.token, self._seconds = resource, token, seconds
+        self.gone = False  #: another driver has it, or took this one for dead: it will not be ours again
+        self._until = time.monotonic() + seconds
+
+    def check(self, conn: Connection) -> None:
+        """Raises LostRace unless the lease is still ours, and keeps it so until this transaction has ended."""
+        query = select(leases.c.token).where(leases.c.resource == self.resource)
+        if conn.scalar(query.with_for_update(read=True)) != self.token:  # several may be at work under it
+            raise LostRace(f"{self.resource}: another driver took over; the same command again goes on")
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease has run out without being renewed, or another driver has it."""
+        return self.gone or time.monotonic() >= self._until
+
+    def give_up(self) -> None:
+        """From now on it counts as lost: threads that still run must not go on."""
+        self._until = float("-inf")
+
+    def renewed(self, at: float) -> None:
+        """It was renewed; at: monotonic seconds before the renewal was asked for."""
+        self._until = at + self._seconds
+
+
+Now = Callable[[], datetime]
+
+
+def local_now() -> datetime:
+    """The time by this machine's clock."""
+    return datetime.now(UTC)
+
+
+@contextlib.contextmanager
+def hold(database: Database, resource: str, *, seconds: float, now: Now = local_now) -> Iterator[Lease]:
+    """Hold `resource` while the block runs; a thread renews it each third of `seconds`.
+
+    Raises Busy, which names the holder, when another living driver has it. A holder that is seen dead from here is
+    replaced at once, any other one when its lease has run out. Raises Stopped when the database was upgraded.
+    """
+    lease = _take(database, resource, seconds, now)
+    mine = (leases.c.resource == resource, leases.c.token == lease.token)
+    with _held(database, lease, seconds, now, update(leases).where(*mine).values(holder=None, expires_at=None)):
+        yield lease
+
+
+@contextlib.contextmanager
+def sign_of_life(database: Database, *, seconds: float, now: Now = local_now) -> Iterator[Lease]:
+    """A lease of this driver's own while the block runs; gone with it, so that its batches are free at once."""
+    lease = _take(database, DRIVER + secrets.token_hex(8), seconds, now)
+    with _held(database, lease, seconds, now, delete(leases).where(leases.c.resource == lease.resource)):
+        yield lease
+
+
+def bury(conn: Connection, now: datetime) -> None:
+    """Remove the signs of life of drivers that are certainly dead: their batches are free."""
+    drivers = conn.execute(select(leases).where(leases.c.resource.startswith(DRIVER))).all()
+    dead = [row.resource for row in drivers if is_dead(row.holder) or _is_forgotten(row, now)]
+    if dead:
+        conn.execute(delete(leases).where(leases.c.resource.in_(dead)))
+
+
+def _is_forgotten(row: Row[Any], now: datetime) -> bool:
+    """Whether the driver has been silent for days. One that is seen to live is not: the clock was set forward."""
+    return row.expires_at is not None and row.expires_at < now - FORGOTTEN_AFTER and not lives(row.holder)
+
+
+def is_gone(conn: Connection, driver: str) -> bool:
+    """Whether the driver of this sign of life certainly does nothing any more: it ended, or is dead.
+
+    One whose lease just ran out may be suspended, and wake. '' is a driver that is not known.
+    """
+    holders = conn.scalars(select(leases.c.holder).where(leases.c.resource == driver)).all()
+    return bool(driver) and all(is_dead(holder) for holder in holders)
+
+
+@contextlib.contextmanager
+def _held(database: Database, lease: Lease, seconds: float, now: Now, give_back: Executable) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=_renew, args=(database, lease, seconds, stop, now), daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        lease.give_up()
+        with contextlib.suppress(PipelineError), database.write() as conn:
+            conn.execute(give_back)
+
+
+def _take(database: Database, resource: str, seconds: float, now: Now) -> Lease:
+    with database.write() as conn:
+        migrations.require_current(conn)
+        at = database.now(conn, now())
+        values: dict[str, Any] = {"holder": holder(), "expires_at": at + timedelta(seconds=seconds)}
+        query = select(leases).where(leases.c.resource == resource)
+        row = conn.execute(query.with_for_update(key_share=True)).one_or_none()
+        if row is None:
+            try:
+                with conn.begin_nested():
+                    conn.execute(insert(leases).values(resource=resource, token=1, **values))
+            except IntegrityError as exc:
+                raise Busy(f"{resource}: another driver has just begun with it") from exc
+            return Lease(resource, 1, seconds)
+        if holds(row.holder, row.expires_at, at):
+            raise Busy(
+                f"{resource}: {in_words(row.holder)} is at it; its lease lasts until {until(row.expires_at)} and is "
+                "renewed while the process lives: wait, or stop the process"
+            )
+        conn.execute(update(leases).where(leases.c.resource == resource).values(token=row.token + 1, **values))
+        return Lease(resource, row.token + 1, seconds)
+
+
+def _renew(database: Database, lease: Lease, seconds: float, stop: threading.Event, now: Now) -> None:
+    while not stop.wait(seconds / 3):
+        before = time.monotonic()
+        with contextlib.suppress(PipelineError), database.write() as conn:  # a renewal that fails is tried again
+            mine = (leases.c.resource == lease.resource, leases.c.token == lease.token)
+            expires_at = database.now(conn, now()) + timedelta(seconds=seconds)
+            if not conn.execute(update(leases).where(*mine).values(expires_at=expires_at)).rowcount:
+                lease.gone = True
+                return
+            lease.renewed(before)

@@ -1,0 +1,91 @@
+"""With which recipes a job's rows were answered, and in what an older one differs from the present one."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, func, select
+
+from pipeline.state.tables import runs, tallies
+from pipeline.states import OUTCOMES
+
+PARTS = ("request", "output", "vars")  # of a job, that its recipe is made of
+LONGEST = 60  # characters of a line that is shown
+
+
+class Answered(NamedTuple):
+    """The rows whose last outcome came with one recipe.
+
+    since: when a run first had it; differs: the first line in which it is not the present one, None for the present
+    one, and where only the version of the hash differs.
+    """
+
+    recipe: str
+    since: datetime
+    rows: int
+    present: bool
+    differs: str | None
+
+
+def answered(conn: Connection, job_id: int) -> list[Answered]:
+    """The job's rows that have their outcome, by recipe, the present one first; none while it has had one only.
+
+    A row belongs to the run that planned it last, so its recipe is that of the run: no row has to be looked at.
+    """
+    columns = (runs.c.recipe, runs.c.created_at, runs.c.job, runs.c.retry)
+    found = conn.execute(select(*columns).where(runs.c.job_id == job_id).order_by(runs.c.id)).all()
+    first = {run.recipe: run for run in reversed(found)}
+    if len(first) < 2:
+        return []
+    present = next((run for run in reversed(found) if run.retry is None), found[-1])
+    by_recipe = (
+        select(runs.c.recipe, func.sum(tallies.c.rows))
+        .join(runs, runs.c.id == tallies.c.run_id)
+        .where(runs.c.job_id == job_id, tallies.c.state.in_(OUTCOMES))
+        .group_by(runs.c.recipe)
+    )
+    return sorted(
+        (
+            Answered(
+                recipe,
+                first[recipe].created_at,
+                int(rows),
+                recipe == present.recipe,
+                None if recipe == present.recipe else first_difference(first[recipe].job, present.job),
+            )
+            for recipe, rows in conn.execute(by_recipe).tuples()
+            if rows
+        ),
+        key=lambda one: (one.present, one.since),
+        reverse=True,
+    )
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """`request.prompt line 2 was 'Summarise', is 'Classify'`: where two stored jobs first ask in other words."""
+    old, new = (dict(_lines({part: job.get(part) for part in PARTS})) for job in (before, now))
+    for place in [*old, *(place for place in new if place not in old)]:
+        if old.get(place) != new.get(place):
+            return f"{place} was {_shown(old.get(place))}, is {_shown(new.get(place))}"
+    return None
+
+
+def _lines(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Each value of a nested one, with its place: request.params.temperature. A text is told by its lines."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _lines(inner, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _lines(inner, f"{place}[{number}]")
+    elif isinstance(value, str):
+        for number, line in enumerate(value.split("\n"), 1):
+            yield (place if number == 1 else f"{place} line {number}"), repr(line)
+    elif value is not None:
+        yield place, repr(value)
+
+
+def _shown(line: str | None) -> str:
+    if line is None:
+        return "not there"
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."

@@ -1,0 +1,200 @@
+"""The runs of a job: begun, joined, planned, ended. Edge: SQL."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from pipeline.errors import RunEnded
+from pipeline.state.conditions import IS_RETRY, UNFINISHED, inserted_id
+from pipeline.state.files import mark_files_done
+from pipeline.state.rows import stand_if_retry_is_over
+from pipeline.state.tables import batches, requests, runs
+from pipeline.state.tallies import add_up, run_counts
+from pipeline.states import OPEN_BATCHES, BatchState, RowState, RunReason, RunState
+
+
+def get_run(conn: Connection, run_id: int) -> Row[Any]:
+    """One run."""
+    return conn.execute(select(runs).where(runs.c.id == run_id)).one()
+
+
+def open_runs(conn: Connection, job_id: int | None = None) -> list[Row[Any]]:
+    """The open runs of a job, or of all jobs, oldest first."""
+    query = select(runs).where(runs.c.state == RunState.OPEN).order_by(runs.c.id)
+    return list(conn.execute(query if job_id is None else query.where(runs.c.job_id == job_id)))
+
+
+def unfinished_retries(conn: Connection, job_id: int) -> list[Row[Any]]:
+    """The retries of a job that the same command goes on with, oldest first. Their waiting rows are left to them."""
+    query = select(runs).where(runs.c.job_id == job_id, IS_RETRY, UNFINISHED).order_by(runs.c.id)
+    return list(conn.execute(query))
+
+
+def last_run(conn: Connection, job_id: int) -> Row[Any] | None:
+    """The job's newest run, or None."""
+    return conn.execute(select(runs).where(runs.c.job_id == job_id).order_by(runs.c.id.desc()).limit(1)).one_or_none()
+
+
+def join_run(
+    conn: Connection,
+    job_id: int,
+    *,
+    variables: dict[str, Any],
+    job: dict[str, Any],
+    recipe: str,
+    retry: dict[str, Any] | None,
+    now: datetime,
+) -> int:
+    """The job's open run with these vars and this recipe, which then goes by the present job; else a new one.
+
+    A run that stopped for its budget is opened again: its money counts on. retry: what a person wants sent again, which
+    is a run of its own; None for the whole source. Under the lease on planning.
+    """
+    joined_run = run_to_join(conn, job_id, variables=variables, recipe=recipe, retry=retry)
+    open_again = {"state": RunState.OPEN, "reason": None, "ended_at": None, "counts": None, "planned_at": None}
+    if joined_run is not None:
+        joined = update(runs).where(runs.c.id == joined_run, UNFINISHED).values(job=job, **open_again)
+        if conn.execute(joined).rowcount:
+            return joined_run
+    values = {"job_id": job_id, "vars": variables, "job": job, "recipe": recipe, "state": RunState.OPEN}
+    created = conn.execute(insert(runs).values(created_at=now, vanished=0, retry=retry, **values))
+    return inserted_id(created)
+
+
+def run_to_join(
+    conn: Connection, job_id: int, *, variables: dict[str, Any], recipe: str, retry: dict[str, Any] | None
+) -> int | None:
+    """The newest such run, an open one before all others, if it can go on; None if there is none."""
+    query = select(runs).where(runs.c.job_id == job_id, runs.c.recipe == recipe).order_by(runs.c.id.desc())
+    alike = [run for run in conn.execute(query) if run.vars == variables and run.retry == retry]
+    last = next((run for run in alike if run.state == RunState.OPEN), alike[0] if alike else None)
+    return last.id if last is not None and (last.state == RunState.OPEN or last.reason == RunReason.BUDGET) else None
+
+
+def require_open(conn: Connection, run_id: int) -> Row[Any]:
+    """The run, which stays open until this transaction has ended. Raises RunEnded when it is not open."""
+    run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(read=True)).one()
+    if run.state != RunState.OPEN:
+        raise RunEnded(f"run {run_id} was ended by another driver ({run.reason or run.state})")
+    return run
+
+
+def mark_planned(conn: Connection, run_id: int, *, vanished: int, now: datetime) -> None:
+    """The run's planning has come to the end of the source."""
+    conn.execute(update(runs).where(runs.c.id == run_id).values(planned_at=now, vanished=runs.c.vanished + vanished))
+
+
+def bound_tokens(conn: Connection, run_id: int, tokens_per_byte: float | None) -> None:
+    """Note how many tokens a byte of input comes to at most; None for a run without a budget."""
+    conn.execute(update(runs).where(runs.c.id == run_id).values(tokens_per_byte=tokens_per_byte))
+
+
+def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason | None, now: datetime) -> bool:
+    """open -> finished, with the counts of that moment, or incomplete; False when it was not open.
+
+    The rows that waited for a retry stand with their outcomes, unless the same command goes on with it.
+    """
+    # announced_at: nobody was told of this end yet, whatever was told of an earlier one before the run went on
+    values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": now, "announced_at": None}
+    if state is RunState.FINISHED:  # of one that stopped before, rows may still come back from the API
+        values["counts"] = run_counts(conn, run_id)
+    here = (runs.c.id == run_id, runs.c.state == RunState.OPEN)
+    ended = bool(conn.execute(update(runs).where(*here).values(**values)).rowcount)
+    if ended:
+        stand_if_retry_is_over(conn, run_id)
+        add_up(conn, run_id)
+    return ended
+
+
+def cancel_stopped_retries(conn: Connection, job_id: int) -> None:
+    """Retries of the job that stopped for their budget do not go on: their waiting rows stand with their outcomes."""
+    stopped = [run.id for run in unfinished_retries(conn, job_id) if run.state != RunState.OPEN]
+    conn.execute(update(runs).where(runs.c.id.in_(stopped)).values(reason=RunReason.CANCELED))
+    for run_id in stopped:
+        stand_if_retry_is_over(conn, run_id)
+
+
+def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
+    """open -> finished, when it has been planned to the end and nothing of it is left to do; whether it just ended."""
+    run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(key_share=True)).one()
+    if run.planned_at is None or has_work(conn, run_id) or rows_for_planning(conn, run_id):
+        return False
+    ended = end_run(conn, run_id, RunState.FINISHED, reason=None, now=now)
+    if ended and run.job.get("privacy", {}).get("delete_remote"):
+        mark_files_done(conn, run.job_id)
+    return ended
+
+
+class Collecting(NamedTuple):
+    """A batch of which some rows have their outcome, and others are waited for."""
+
+    batch: int
+    rows: int
+    answered: int
+
+
+def partly_collected(conn: Connection, job_id: int) -> list[Collecting]:
+    """The job's batches whose results are stored in part: more of them come, or are downloaded again."""
+    ended = select(batches.c.id, batches.c.rows).where(batches.c.job_id == job_id, batches.c.state == BatchState.ENDED)
+    found: list[Collecting] = []
+    for batch, rows in conn.execute(ended.order_by(batches.c.id)).tuples().all():
+        here = (requests.c.batch_id == batch, requests.c.state == RowState.IN_FLIGHT)
+        waiting = conn.scalar(select(func.count()).select_from(requests).where(*here)) or 0
+        if waiting < rows:
+            found.append(Collecting(batch, rows, rows - waiting))
+    return found
+
+
+def run_cost(conn: Connection, run_id: int) -> float:
+    """US dollars of everything the run has had answered, failed and repeated rows included."""
+    cost = conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(batches.c.run_id == run_id))
+    return round(float(cost or 0), 12)
+
+
+def has_work(conn: Connection, run_id: int) -> bool:
+    """Whether a batch of the run is open, or a row waits whose request stands in the spool."""
+    flying = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(OPEN_BATCHES))
+    waiting = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_not(None))
+    # in one statement, so that a row on its way from waiting to flying is seen at either place
+    return bool(conn.scalar(select(or_(flying.exists(), select(requests.c.id).where(*waiting).exists()))))
+
+
+def rows_for_planning(conn: Connection, run_id: int) -> int:
+    """How many rows of the run can only go on from the source: never spooled, or changed since they were sent."""
+    unspooled = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_(None))
+    back = requests.c.state != RowState.IN_FLIGHT
+    changed = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None), back)
+    counts = [conn.scalar(select(func.count()).select_from(requests).where(*some)) for some in (unspooled, changed)]
+    return sum(count or 0 for count in counts)
+
+
+def forget_changed(conn: Connection, run_id: int) -> None:
+    """The source has been planned since: what is still marked as changed is not in it any more."""
+    marked = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None))
+    back = requests.c.state.not_in([RowState.PENDING, RowState.IN_FLIGHT])
+    conn.execute(update(requests).where(*marked, back).values(changed_hash=None))
+
+
+def run_outcomes(conn: Connection, run_id: int) -> Counter[str]:
+    """Rows of the run's batches by the outcome that was collected for them."""
+    total: Counter[str] = Counter()
+    for outcomes in conn.scalars(select(batches.c.outcomes).where(batches.c.run_id == run_id)):
+        total.update(outcomes or {})
+    return total
+
+
+def save_estimate(conn: Connection, run_id: int, facts: Mapping[str, Any]) -> None:
+    """Note what was said of the run's cost when it began."""
+    conn.execute(update(runs).where(runs.c.id == run_id).values(estimate=dict(facts)))

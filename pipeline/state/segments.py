@@ -1,0 +1,212 @@
+"""Rows of the state database in bulk, and source files that are known by their bytes. Edge: SQL, files.
+
+A stretch is rows in the order of their numbers, each column as one text, so that a row costs a hundredth of what an
+object of it does. Planning notes which stretches the rows of a source file are, with a digest of what their keys,
+hashes and kept values came to. When the file's bytes are the same again, and the rows still come to these digests, they
+are what the file says, and nobody has to read it. So a note never says what the rows are today: a row that was planned
+anew, or removed, gives another digest, and the file is read.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    Subquery,
+    and_,
+    case,
+    cast,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+
+from pipeline.source.columnar import consecutive
+from pipeline.state.tables import requests, stretches
+
+MOST_ROWS = 20_000  # of a stretch: read in one transaction
+SPREAD = 4  # numbers that a stretch may take for each of its rows, where other rows stand between
+FEWEST_ROWS = 200  # of a file's stretches, in the mean: for shorter ones it is not worth it
+
+SETTLED, OLDER, UNSETTLED = b"1", b"2", b"0"  # succeeded as it is; so with another recipe; all else
+
+
+class Segment(NamedTuple):
+    """Rows of a job in the order of their numbers, each column as one text; all of it empty without any row."""
+
+    rows: int
+    first: int
+    last: int
+    keys: bytes  #: with a line end between two
+    hashes: bytes  #: row_hashes, 16 bytes each
+    keeps: bytes  #: with a line end between two, nothing for NULL
+    states: bytes  #: SETTLED, OLDER or UNSETTLED each
+
+    @property
+    def digest(self) -> bytes:
+        """What `Notes` has of the same rows."""
+        columns = _Columns()
+        columns.add(self.keys, self.hashes, self.keeps)
+        return columns.digest()
+
+
+NOWHERE = Segment(0, 0, 0, b"", b"", b"", b"")
+
+
+def segment_from(conn: Connection, job_id: int, first: int, last: int, limit: int, *, recipe: str) -> Segment:
+    """The first `limit` rows of the job with numbers from `first` to `last`. recipe: today's."""
+    settled = and_(
+        requests.c.state == literal_column("'succeeded'"),
+        requests.c.outcome == literal_column("'succeeded'"),
+        requests.c.outcome_hash == requests.c.row_hash,
+        requests.c.changed_hash.is_(None),
+    )
+    today = and_(settled, requests.c.outcome_recipe == recipe)
+    found = (
+        select(
+            requests.c.id,
+            requests.c.key,
+            requests.c.row_hash,
+            func.coalesce(requests.c.keep, literal_column("''")).label("keep"),
+            case((today, _literal(SETTLED)), (settled, _literal(OLDER)), else_=_literal(UNSETTLED)).label("state"),
+        )
+        # "+ 0": by an index on job_id SQLite would collect all rows of the job and sort them
+        .where(requests.c.job_id + literal_column("0") == job_id, requests.c.id.between(first, last))
+        .order_by(requests.c.id)
+        .limit(limit)
+        .subquery()
+    )
+    joined = _joined_of_sqlite if conn.dialect.name == "sqlite" else _joined_of_postgres
+    wanted = [joined(found, name, "\n" if name in ("key", "keep") else "") for name in _JOINED]
+    query = select(func.count(), func.min(found.c.id), func.max(found.c.id), *wanted).select_from(found)
+    rows, lowest, highest, *columns = conn.execute(query).one()
+    return Segment(rows, lowest, highest, *map(bytes, columns)) if rows else NOWHERE
+
+
+def _literal(mark: bytes) -> ColumnElement[str]:
+    return literal_column(f"'{mark.decode()}'")
+
+
+_JOINED = ("key", "row_hash", "keep", "state")
+
+
+def _joined_of_sqlite(rows: Subquery, name: str, between: str) -> ColumnElement[bytes]:
+    # as BLOB, or the driver would make a str of it
+    return cast(func.group_concat(rows.c[name], literal_column(f"'{between}'")), LargeBinary)
+
+
+def _joined_of_postgres(rows: Subquery, name: str, between: str) -> ColumnElement[bytes]:
+    column: ColumnElement[Any] = rows.c[name]
+    if name != "row_hash":
+        column = func.convert_to(column, "UTF8")
+    separator = func.convert_to(literal_column(f"'{between}'"), "UTF8")
+    return func.string_agg(column, aggregate_order_by(separator, rows.c.id), type_=LargeBinary())
+
+
+def beginning_with(conn: Connection, job_id: int, key: str, rows: int, *, recipe: str) -> Segment:
+    """So many rows of the job from the one with this key on; fewer where others stand between too many of them."""
+    query = select(requests.c.id).where(requests.c.job_id == job_id, requests.c.key == key)
+    first = conn.scalar(query)
+    if first is None:
+        return NOWHERE
+    return segment_from(conn, job_id, first, first + SPREAD * rows, rows, recipe=recipe)
+
+
+class SegmentDigest(NamedTuple):
+    """One stretch of a file as it was planned. digest: of its rows' keys, hashes and kept values."""
+
+    first: int
+    last: int
+    rows: int
+    digest: bytes
+
+
+class _Columns:
+    """A digest of rows that come in pieces, column by column."""
+
+    def __init__(self) -> None:
+        self._of_each = [hashlib.sha256() for _ in range(3)]
+
+    def add(self, keys: bytes, hashes: bytes, keeps: bytes) -> None:
+        """Some rows; the keys and kept values with a line end between two."""
+        for column, data in zip(self._of_each, (keys + b"\n", hashes, keeps + b"\n"), strict=True):
+            column.update(data)
+
+    def digest(self) -> bytes:
+        return hashlib.sha256(b"".join(column.digest() for column in self._of_each)).digest()
+
+
+class Notes:
+    """Takes note of the rows of one file, in their order, as they are planned."""
+
+    def __init__(self) -> None:
+        self._closed: list[SegmentDigest] = []
+        self._columns = _Columns()
+        self._first = self._last = self._rows = 0
+        self._all = 0
+
+    def add(
+        self, ids: Sequence[int], keys: Sequence[str], hashes: Sequence[bytes], keeps: Sequence[str | None]
+    ) -> None:
+        """Rows with their numbers in the database."""
+        self._all += len(ids)
+        for start, end in consecutive(ids):
+            if not self._rows or ids[start] != self._last + 1 or self._rows + end - start > MOST_ROWS:
+                self._close()
+                self._first = ids[start]
+            self._columns.add(lines(keys[start:end]), b"".join(hashes[start:end]), lines(keeps[start:end]))
+            self._last, self._rows = ids[end - 1], self._rows + end - start
+
+    def finish(self) -> list[SegmentDigest] | None:
+        """The notes; None when the rows stand in too many places."""
+        self._close()
+        if len(self._closed) > 1 + self._all // FEWEST_ROWS:
+            return None
+        return self._closed
+
+    def _close(self) -> None:
+        if self._rows:
+            self._closed.append(SegmentDigest(self._first, self._last, self._rows, self._columns.digest()))
+        self._columns, self._rows = _Columns(), 0
+
+
+def lines(texts: Sequence[str | None]) -> bytes:
+    """Texts without line ends in them, as `Stretch` has them."""
+    return "\n".join([text or "" for text in texts]).encode()
+
+
+def notes_of(conn: Connection, job_id: int, source: bytes) -> list[SegmentDigest]:
+    """The stretches of a source in their order; none when it was not planned as it is, or not to its end."""
+    here = (stretches.c.job_id == job_id, stretches.c.source == source)
+    columns = [stretches.c[name] for name in SegmentDigest._fields]
+    return [SegmentDigest(*row) for row in conn.execute(select(*columns).where(*here).order_by(stretches.c.n))]
+
+
+def put_notes(conn: Connection, job_id: int, source: bytes, notes: Sequence[SegmentDigest]) -> None:
+    """Note the stretches of a source. Those of others over the same rows go: these were planned since."""
+    outdated = {source}
+    for first, last in _ranges(notes):
+        touching = (stretches.c.job_id == job_id, stretches.c.first <= last, stretches.c.last >= first)
+        outdated |= set(conn.scalars(select(stretches.c.source).where(*touching)))
+    for each in outdated:
+        conn.execute(delete(stretches).where(stretches.c.job_id == job_id, stretches.c.source == each))
+    rows = [{"job_id": job_id, "source": source, "n": n, **note._asdict()} for n, note in enumerate(notes)]
+    if rows:
+        conn.execute(insert(stretches), rows)
+
+
+def _ranges(notes: Sequence[SegmentDigest]) -> list[tuple[int, int]]:
+    """The numbers that they are about, from first to last, neighbours as one."""
+    ranges: list[tuple[int, int]] = []
+    for note in sorted(notes):
+        if ranges and note.first == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], note.last)
+        else:
+            ranges.append((note.first, note.last))
+    return ranges

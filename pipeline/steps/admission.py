@@ -1,0 +1,150 @@
+"""May this batch be sent now? Its gate, the room at the API, the budget and the account decide. Edge: SQL."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from pipeline.driver.driver import Driver
+from pipeline.errors import AccountStopped, Stopped
+from pipeline.job.load import stored_job
+from pipeline.job.model import Job
+from pipeline.money import budget
+from pipeline.money.budget import CERTAIN_TOKENS_PER_BYTE, Budget
+from pipeline.planning import gates, packer
+from pipeline.reasons import BEHIND_GATE, Reason
+from pipeline.state.accounts import circuit
+from pipeline.state.batches import Batch, at_the_api
+from pipeline.state.gates import keeps_gate
+from pipeline.state.moves import begin_sending
+from pipeline.state.runs import require_open
+from pipeline.state.spending import in_flight, jobs_held_back, lock_accounts, reservation, spending, spending_since
+
+LOOK_AGAIN = 10.0  # seconds until a batch that was held back is tried again, unless another one ends before
+ASKED_LATELY = timedelta(minutes=2)  # a job whose batch was held back since then is driven by somebody
+
+
+@dataclass(frozen=True)
+class NotNow:
+    """Why a batch is not sent now. pack: what of it could be, None: all waits; stop: the run must end."""
+
+    reason: Reason
+    job: Job
+    pack: packer.First | None = None
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class _Intent:
+    """A sending that is committed. betas: of its batch, as the job names them."""
+
+    batch: Batch
+    sending: int
+    betas: Sequence[str]
+
+
+def intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetime) -> _Intent | NotNow:
+    """Take room and money and commit the intent, all in one transaction; or why that cannot be.
+
+    Raises RunEnded when the batch's run was ended meanwhile, and AccountStopped for a refused account.
+    """
+    with driver.moving(batch) as conn:
+        lock_accounts(conn)
+        job, reserved, not_now = allowed_now(driver, conn, batch, require_open(conn, batch.run_id))
+        if not_now is not None:
+            return not_now
+        batch, sending = begin_sending(
+            conn,
+            batch,
+            driver.account_id,
+            driver=driver.lease.resource,
+            started_at=started_at,
+            deadline=deadline,
+            due_at=driver.now(),
+            reserved_usd=reserved,
+        )
+        driver.tries_account = False  # one try for each explicit run; success closes the circuit
+        return _Intent(batch, sending, job.request.betas)
+
+
+def allowed_now(
+    driver: Driver, conn: Connection, batch: Batch, run: Row[Any]
+) -> tuple[Job, float | None, NotNow | None]:
+    """The job, what to reserve for the batch, and why it cannot be sent now, if so. Raises AccountStopped."""
+    job = stored_job(run)  # not a copy of before: the run goes by its present limits
+    _check_circuit(driver, circuit(conn, driver.account_id))
+    not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
+    reserved = None
+    if not_now is None:
+        reserved, not_now = _money(driver, conn, batch, job, run)
+    return job, reserved, not_now
+
+
+def _gate(conn: Connection, batch: Batch, job: Job, run: Row[Any]) -> NotNow | None:
+    """Whether the batch has to wait for what its run sends first."""
+    if run.gate is None or batch.gate == run.gate:
+        return None
+    if keeps_gate(conn, run.id, run.gate):
+        return NotNow(BEHIND_GATE[run.gate], job)
+    # What was to open it is gone: its rows changed, left the source, or were too large. Others take its place, as soon
+    # as nobody plans: a run that is not planned to its end may have a planner that is dead, and then nobody else does.
+    return NotNow(Reason.OPENS_GATE, job, pack=gates.first(job, run.gate))
+
+
+def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> NotNow | None:
+    """Whether the batch would be more than may be at the API at a time, of its job or of all jobs."""
+    of_job, of_all = job.limits.max_in_flight_requests, driver.settings.max_in_flight
+    if batch.requests > min(of_job, of_all):
+        fits = packer.First(min(of_job, of_all), batch.gate)
+        return NotNow(Reason.OVER_ROOM, job, pack=fits)
+    flying = in_flight(conn)
+    ours = flying.get(driver.job_id, 0)
+    if ours + batch.requests > of_job:
+        return NotNow(Reason.NO_ROOM_OF_JOB, job)
+    others = jobs_held_back(conn, since=driver.now() - ASKED_LATELY) - {driver.job_id}
+    behind = any(flying.get(other, 0) < ours for other in others)  # jobs take turns
+    if behind or sum(flying.values()) + batch.requests > of_all:
+        return NotNow(Reason.NO_ROOM, job)
+    return None
+
+
+def _money(
+    driver: Driver, conn: Connection, batch: Batch, job: Job, run: Row[Any]
+) -> tuple[float | None, NotNow | None]:
+    """What to reserve for the batch, None without a budget; or why it cannot be paid for now."""
+    of_run, of_month = job.limits.max_cost_usd, driver.settings.monthly_budget
+    if of_run is None and of_month is None:
+        return None, None
+    bound = CERTAIN_TOKENS_PER_BYTE if run.tokens_per_byte is None else run.tokens_per_byte
+    cost = reservation(batch, bound)
+    if cost is None:
+        raise Stopped(f"a budget: batch {batch.id} asks a model without a known price; nothing of it is sent")
+    fits = batch.requests
+    if of_run is not None:
+        fits = Budget(of_run, *spending(conn, batch.run_id, bound)).fits(cost, batch.requests)
+        if fits < batch.requests and at_the_api(conn, batch.run_id):
+            return None, NotNow(Reason.NO_MONEY, job)
+    if of_month is not None:
+        spent = spending_since(conn, budget.month_of(driver.api.now()), CERTAIN_TOKENS_PER_BYTE)
+        in_month = Budget(of_month, *spent).fits(cost, batch.requests)
+        if in_month < batch.requests and at_the_api(conn):
+            return None, NotNow(Reason.NO_MONEY_OF_MONTH, job)
+        fits = min(fits, in_month)
+    if fits == batch.requests:
+        return cost, None
+    pack = packer.First(fits, batch.gate) if fits else None
+    return None, NotNow(Reason.OVER_BUDGET, job, pack=pack, stop=fits == 0)
+
+
+def _check_circuit(driver: Driver, cause: str | None) -> None:
+    if cause is not None and not driver.tries_account:
+        raise AccountStopped(stopped(cause))
+
+
+def stopped(cause: str) -> str:
+    return (
+        f"submitting has stopped, for the API refuses the account or the job as a whole: {cause}; "
+        "put that right and run the job again: it tries one batch, and goes on when that is accepted"
+    )

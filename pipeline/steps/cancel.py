@@ -1,0 +1,103 @@
+"""Ending a job's open runs for all drivers, and canceling at the API what it has not finished.
+
+The runs are ended first, in one transaction: from then on no driver plans or submits for them. Batches are marked as
+to be canceled next, so if we die on the line after, whoever polls them cancels them. What had succeeded is collected.
+Rows that wait for a retry stand with the outcome that they had, in the transaction that ends it.
+If we die before it is told that the runs are ended, the next `collect`, `run` or `cancel` tells it.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
+
+from pipeline.driver.driver import Driver
+from pipeline.driver.environment import Environment
+from pipeline.errors import Busy, InputError, Stopped
+from pipeline.planning.drop import drop_planned
+from pipeline.state import ends
+from pipeline.state.batches import batches_in
+from pipeline.state.claims import to_abandon
+from pipeline.state.moves import ask_to_cancel
+from pipeline.state.runs import cancel_stopped_retries, end_run, open_runs
+from pipeline.states import AT_THE_API, BatchState, RunReason, RunState
+from pipeline.steps import lost
+from pipeline.steps.poll import poll_due
+from pipeline.steps.reconcile import reconcile_due
+
+LONGEST_LOOK = 30.0  # seconds that a planner may take to notice that its run has ended
+LOOK_SECONDS = 0.5
+SENT = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
+
+
+@dataclass(frozen=True)
+class Canceled:
+    """What was done. open: batches that are at the API, or may be, still; foreign: those of another account."""
+
+    runs: int
+    open: int
+    foreign: int
+
+
+def cancel(where: Environment, job: Row[Any], *, abandon: bool = False) -> Canceled:
+    """Cancel a job: its open runs, its batches not sent yet, and those at the API. Safe to call again.
+
+    abandon: give up the batches that another account has sent, or that the API has not ended in time: their rows are
+    lost. Raises Busy when a planner does not
+    notice, Stopped when the API cannot be asked: the runs are ended all the same.
+    """
+    with where.database.write() as conn:
+        ended = [run.id for run in open_runs(conn, job.id)]
+        for run_id in ended:
+            end_run(conn, run_id, RunState.INCOMPLETE, reason=RunReason.CANCELED, now=where.now())
+        cancel_stopped_retries(conn, job.id)
+        ask_to_cancel(conn, job.id)
+    with contextlib.ExitStack() as stack:
+        try:
+            driving = stack.enter_context(where.driving(where.client_of(job)))
+        except (InputError, Stopped) as exc:
+            raise Stopped(
+                f"the runs of {job.name} are ended and send nothing more; what is at the API goes on until it can be "
+                f"asked to cancel it: {exc}; `collect` does that, and so does the same command again"
+            ) from exc
+        return _cancel(driving.driver(job), len(ended), abandon=abandon)
+
+
+def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
+    _drop_planned(driver)
+    if abandon:
+        for batch in driver.claims(*SENT, only=to_abandon(driver.account_id)):
+            with driver.lost_races(batch):
+                ours = batch.account_id == driver.account_id
+                why = "the API has not ended it in time" if ours else "it was sent by another account"
+                lost.give_up(driver, batch, f"{why}, and given up by `cancel --abandon`")
+    reconcile_due(driver)
+    poll_due(driver)  # which cancels what is to be canceled
+    with driver.reading() as conn:
+        left = batches_in(conn, driver.job_id, *SENT)
+    foreign = sum(batch.account_id != driver.account_id for batch in left)
+    driver.tell("canceled", runs=runs, open=len(left), foreign=foreign)
+    _note_told(driver)
+    return Canceled(runs, len(left), foreign)
+
+
+def _note_told(driver: Driver) -> None:
+    """Note as told that the job's runs are canceled, also those that an earlier `cancel` ended and did not tell."""
+    with driver.reading() as conn:
+        untold = ends.untold(conn, driver.job_id)
+    canceled = {end.run_id: end.ended_at for end in untold if end.reason == RunReason.CANCELED}
+    ends.note_told(driver.database, canceled, driver.now())
+
+
+def _drop_planned(driver: Driver) -> None:
+    waited = 0.0
+    while True:
+        try:
+            with driver.planning():
+                return drop_planned(driver, RunReason.CANCELED.value)
+        except Busy as exc:
+            if waited >= LONGEST_LOOK:
+                raise Busy(f"{exc}, and cancel again") from exc
+            driver.stop.wait(LOOK_SECONDS)
+            waited += LOOK_SECONDS

@@ -1,0 +1,370 @@
+"""Collecting an ended batch: its results to outcomes, in the results table and the rows' states in one transaction.
+
+The results are streamed to a file, found complete, and read from it in the order of the request positions. If we die
+between two chunks, the rows of the chunks before have their outcome and the others are still in flight: going on takes
+the rows that are still in flight, wherever they are.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy import ColumnElement
+
+from pipeline.answer import lines
+from pipeline.answer.outcome import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
+from pipeline.api.client import NotFound
+from pipeline.driver.driver import Driver, Failures, leave_alone
+from pipeline.driver.job_of_run import JobOfRun
+from pipeline.errors import Stopped
+from pipeline.job.model import Job
+from pipeline.money.prices import PriceList
+from pipeline.request import packing
+from pipeline.sink.columns import ResultColumns
+from pipeline.sink.table import Fixed, stored
+from pipeline.state.accounts import open_circuit
+from pipeline.state.batches import Batch
+from pipeline.state.conditions import soon
+from pipeline.state.jobs import alone, columns_of, set_columns
+from pipeline.state.moves import collected_so_far, count_download, mark_collected, mark_lost, postpone
+from pipeline.state.rows import Settled, add_to_batch, batch_rows, mark_outcomes, unneeded_bodies
+from pipeline.state.spending import settle
+from pipeline.states import BatchState, RowState
+from pipeline.steps import lost
+from pipeline.steps.results_file import Found, download
+
+RETRY_SECONDS = 10.0
+FAILED_TOLD = 3  # results of a batch that its log names when they have failed
+#: Tokens by class that are counted for each batch, by their columns in the results table.
+USAGE = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+MAX_DOWNLOADS = 3
+LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing fault of the API has passed
+
+
+def collect_due(driver: Driver, jobs: "JobOfRun", only: ColumnElement[bool] | None = None) -> int:
+    """Collect each ended batch of the job that is due; how many were. only: one more condition."""
+    collected = 0
+    failures = Failures()
+    with _Fetcher(driver, only) as fetcher:
+        for batch, fetched in fetcher.batches():
+            with failures.one(), driver.lost_races(batch):
+                if fetched is None:
+                    leave_alone(driver, batch, wait=60.0)
+                else:
+                    _complete_table(driver)
+                    collected += collect(driver, batch, jobs(batch.run_id), fetched)
+    failures.raise_first()
+    return collected
+
+
+def _complete_table(driver: Driver) -> None:
+    """Give a results table of an older version the columns of ids, before the first answers that have some come in.
+
+    A table that has columns of its own with these names goes on without them: its next `run` says what to do.
+    """
+    if driver.sink.columns.with_ids() is None:
+        return
+    with driver.database.write() as conn:
+        alone(conn)
+        before = ResultColumns(**columns_of(conn, driver.job_id, to_change=True))
+        complete = before.with_ids()
+        if complete is None or driver.sink.has_column_of_ids(conn):
+            return
+        driver.sink.having(complete).make(conn, before)
+        set_columns(conn, driver.job_id, stored(complete))
+
+
+class _Fetcher:
+    """Claims ended batches and fetches their results in a thread: those of the next one while one is being stored."""
+
+    def __init__(self, driver: Driver, only: ColumnElement[bool] | None) -> None:
+        self._driver, self._only = driver, only
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._files: set[Path] = set()
+        self._given_up = threading.Event()
+
+    def __enter__(self) -> "_Fetcher":
+        self._thread.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._given_up.set()  # nobody waits for what is under way
+        try:
+            self._thread.__exit__(*raised)
+        finally:
+            for file in self._files:
+                file.unlink(missing_ok=True)
+
+    def batches(self) -> Iterator[tuple[Batch, "Future[Found] | None"]]:
+        """Each batch that is due, with its results to come; None for one that another account has sent."""
+        last: tuple[Batch, Future[Found] | None] | None = None
+        for batch in self._driver.claims(BatchState.ENDED, only=self._only):
+            ahead = (batch, self._begun(batch))
+            if last is not None:
+                yield last
+                self._forget(last[0])
+            last = ahead
+        if last is not None:
+            yield last
+
+    def _begun(self, batch: Batch) -> "Future[Found] | None":
+        if batch.account_id != self._driver.account_id:
+            return None
+        file = _results_file(self._driver, batch)
+        self._files.add(file)
+        return self._thread.submit(download, self._driver, batch, file, self._given_up)
+
+    def _forget(self, batch: Batch) -> None:
+        file = _results_file(self._driver, batch)
+        file.unlink(missing_ok=True)
+        self._files.discard(file)
+
+
+def _results_file(driver: Driver, batch: Batch) -> Path:
+    return driver.spool.results_file(batch.nonce, batch.claim)
+
+
+def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found]") -> bool:
+    """Collect one ended batch that we have claimed; False when its results are to be fetched again, or are lost."""
+    found = _fetched(driver, batch, fetched)
+    if found is None:
+        return False
+    last = _is_last_download(driver, batch)
+    total = _store_outcomes(driver, batch, job, found, lose=last)
+    if total.missing:
+        _tell_missing(driver, batch, total.missing, last=last)
+    if total.missing and not last:
+        return False
+    with driver.moving(batch) as conn:
+        outcomes, cost = collected_so_far(conn, batch)
+        if not total.unpriced:
+            settle(conn, batch, lost=total.missing)
+        if total.missing:
+            why = f"{total.missing} of {batch.requests} results were missing in {MAX_DOWNLOADS} downloads"
+            mark_lost(conn, batch, why, due_at=soon(driver.now(), lost.ASK_AGAIN))
+        else:
+            mark_collected(conn, batch, delete_remote=job.privacy.delete_remote, now=driver.now())
+    if not job.privacy.keep_spool:
+        _free_bodies(driver, batch)
+    facts: dict[str, Any] = {"outcomes": outcomes, "cost_usd": None if total.unpriced else round(cost, 6)}
+    if total.failed:
+        facts["failed"] = total.failed
+    driver.tell("collected", batch=batch.id, requests=batch.requests, rows=batch.rows, **facts)
+    return True
+
+
+def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found]") -> "Found | None":
+    """The downloaded results; None when the API does not have them."""
+    try:
+        return fetched.result()
+    except NotFound as exc:  # of this batch only: the others go on
+        if lost.is_past(driver, batch):
+            lost.give_up(driver, batch, f"its results are older than 29 days and gone at the API: {exc}")
+        else:
+            lost.count_not_found(driver, batch, str(exc), wait=RETRY_SECONDS)
+        return None
+    except Stopped as exc:
+        with driver.moving(batch) as conn:
+            postpone(conn, batch, due_at=soon(driver.now(), RETRY_SECONDS), problem=str(exc))
+        raise
+    except OSError as exc:  # of the disk: what a connection does is Stopped by now
+        problem = f"{driver.spool.disk}: {exc.strerror or exc}"
+        raise Stopped(f"{problem}; the results of batch {batch.id} find no room, safe to run again") from exc
+
+
+def _is_last_download(driver: Driver, batch: Batch) -> bool:
+    """Whether what this download does not have is lost."""
+    first = batch.downloaded_at or driver.now()
+    return batch.downloads + 1 >= MAX_DOWNLOADS and driver.now() - first >= LAST_DOWNLOAD_AFTER
+
+
+def _tell_missing(driver: Driver, batch: Batch, missing: int, *, last: bool) -> None:
+    """Say that results are missing, and note when they are fetched again; their rows stay in flight until then."""
+    problem = f"{missing} of {batch.requests} results are missing or unreadable at the API"
+    if not last:
+        now = driver.now()
+        due_at = soon(now, 5.0)
+        if batch.downloads + 2 >= MAX_DOWNLOADS:
+            due_at = max(due_at, (batch.downloaded_at or now) + LAST_DOWNLOAD_AFTER)
+        with driver.moving(batch) as conn:
+            count_download(conn, batch, now=now, due_at=due_at, problem=problem)
+    then = "their rows are lost" if last else "fetching them again"
+    driver.tell("results_missing", batch=batch.id, problem=f"{problem}; {then}")
+
+
+def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, lose: bool) -> "_Total":
+    """Store the outcomes of the batch's rows in flight.
+
+    lose: rows without a readable line are lost; else they stay in flight.
+    """
+    reader, listed = ResultReader(job), PriceList(job.prices)
+    total = _Total()
+    if found.unknown:
+        driver.tell("unknown_results", batch=batch.id, lines=found.unknown)
+    with (
+        open(found.file, "rb") as file,
+        ThreadPoolExecutor(1, thread_name_prefix="collect") as writer,  # writes a chunk while the next one is parsed
+    ):
+        written: Future[None] | None = None
+        for first, last in found.windows(batch.rows):
+            driver.stop.check()
+            chunk = _Chunk(driver, batch, reader, listed, first, last, lose=lose)
+            chunk.read(found.lines(file.fileno(), first, last))
+            if written is not None:
+                written.result()
+            written = writer.submit(chunk.write)
+            total.count(chunk)
+        if written is not None:
+            written.result()
+    return total
+
+
+@dataclass
+class _Total:
+    missing: int = 0  #: requests without a readable line, whose rows are in flight or have just been lost
+    unpriced: bool = False
+    failed: list[dict[str, str | None]] = field(default_factory=list)  #: a few, by what the API's support finds them
+
+    def count(self, chunk: "_Chunk") -> None:
+        self.missing += chunk.missing
+        self.unpriced |= chunk.unpriced
+        self.failed += chunk.failed[: FAILED_TOLD - len(self.failed)]
+
+
+_LOST = Outcome(RowState.LOST, "lost", "the API gave no readable result for this request")
+
+
+def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
+    """What a line says; None when there is none that can be read."""
+    if line is None:
+        return None
+    try:
+        parsed = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        odd = lines.parsed(line)
+        return None if odd is None else reader.odd(lines.cleaned(odd))
+    return reader.outcome(parsed)
+
+
+class _Chunk:
+    """The moves and results rows of one transaction."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        batch: Batch,
+        reader: ResultReader,
+        listed: PriceList,
+        first: int,
+        last: int,
+        *,
+        lose: bool,
+    ) -> None:
+        self.moves: list[Settled] = []
+        self.results: list[tuple[str, str | None, Outcome, Fixed]] = []  # key and kept values as JSON
+        self.rows: list[tuple[Any, ...]] = []  # these, as the table has them
+        self._sink = driver.sink
+        self.left: list[int] = []  # rows that stay in flight
+        self.missing = 0  # requests without a readable line
+        self._lose = lose
+        self.outcomes: Counter[str] = Counter()
+        self.failed: list[dict[str, str | None]] = []  # the first few that have an id at the API
+        self.cost_usd = 0.0
+        self.unpriced = False
+        self._driver, self._batch, self._reader, self._listed = driver, batch, reader, listed
+        self.usage: dict[str, int] = {}
+        self._first, self._last = first, last
+        self._now = driver.now()
+        self._refused: str | None = None  # what the API said of the account, where it refused that
+
+    def read(self, said: Mapping[int, bytes]) -> None:
+        """Read the outcomes of the batch's rows in flight at these positions. said: the API's lines by position."""
+        batch, reader, row_of = self._batch, self._reader, self._sink.row
+        with self._driver.reading() as conn:
+            rows = batch_rows(conn, batch.id, self._first, self._last)
+        outcomes: list[Outcome] = []
+        answered = -1
+        outcome: Outcome | None = None
+        for number, n, before, key, keep in rows:
+            if n != answered:
+                answered, outcome = n, self._found(_outcome(reader, said.get(n)))
+            elif outcome is not None:  # of rows that share a request only the first bears its cost and tokens
+                outcome = without_usage(outcome)
+            if outcome is None:
+                self.left.append(number)
+                continue
+            outcome, cost = self._priced(outcome)
+            outcomes.append(outcome)
+            attempts = before + 1
+            if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until that is right
+                request = "" if outcome.request_id is None else f" ({outcome.request_id})"
+                self._refused = f"{outcome.error_type}: {outcome.error_message}{request}"
+                self.moves.append(Settled(number, outcome.state, outcome.error_type, again=True, counts=False))
+                continue
+            again = reader.again(outcome, attempts)
+            self.moves.append(Settled(number, outcome.state, outcome.error_type, again))
+            custom_id = packing.custom_id(batch.nonce, n)
+            fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)
+            self.results.append((key, keep, outcome, fixed))
+            self.rows.append(row_of(key, keep, outcome, fixed))
+        self.failed = _some_failed(outcomes)
+        self.outcomes.update(map(attrgetter("state"), outcomes))
+        self.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
+
+    def _found(self, outcome: Outcome | None) -> Outcome | None:
+        """The outcome of a request; where there is none, its rows are lost, or None: they stay in flight."""
+        if outcome is None:
+            self.missing += 1
+            return _LOST if self._lose else None
+        return outcome
+
+    def _priced(self, outcome: Outcome) -> tuple[Outcome, float | None]:
+        cost = self._listed.cost(outcome)
+        if cost is None:
+            self.unpriced = True
+        else:
+            cost = round(cost, 12)  # what a computer's arithmetic adds behind that is nobody's price
+            self.cost_usd += cost
+        return outcome, cost
+
+    def write(self) -> None:
+        """Outcomes and states, in one transaction."""
+        with self._driver.moving(self._batch) as conn:
+            mark_outcomes(conn, self._batch, self._first, self._last, self.moves, left=self.left)
+            sink = self._driver.sink_now(conn)
+            if sink is not self._sink:  # which has more columns by now
+                self.rows = [sink.row(*result) for result in self.results]
+            sink.write(conn, self.rows)
+            if self._refused is not None:
+                open_circuit(conn, self._driver.account_id, self._refused, self._now)
+            add_to_batch(conn, self._batch, self.outcomes, self.usage, self.cost_usd)
+
+
+def _some_failed(outcomes: Iterable[Outcome]) -> list[dict[str, str | None]]:
+    """The ids at the API of the first few that have failed, once each: rows may share a request."""
+    names = ("status", "error_type", "message_id", "request_id")
+    found = (
+        tuple(None if value is None else str(value) for value in (o.state, o.error_type, o.message_id, o.request_id))
+        for o in outcomes
+        if o.error_type is not None and (o.message_id or o.request_id)
+    )
+    return [dict(zip(names, of, strict=True)) for of in islice(dict.fromkeys(islice(found, 50)), FAILED_TOLD)]
+
+
+def _free_bodies(driver: Driver, batch: Batch) -> None:
+    """Remove the body of a collected batch unless rows of it are to be sent again."""
+    with driver.reading() as conn:
+        free = unneeded_bodies(conn, driver.job_id, [batch.id])
+    for nonce in free:
+        try:
+            driver.spool.remove(nonce)
+        except Stopped as exc:  # the next planning removes it
+            driver.tell("body_left", batch=batch.id, problem=str(exc))

@@ -1,0 +1,74 @@
+"""One sweep's collecting in parts that other processes can do: which batches have ended, and one of them."""
+
+import contextlib
+from collections.abc import Collection
+from typing import NamedTuple
+
+from sqlalchemy import select
+
+from pipeline.driver.driver import Driver
+from pipeline.driver.environment import Environment
+from pipeline.driver.job_of_run import JobOfRun
+from pipeline.errors import DatabaseError, InputError, LostRace, Stopped
+from pipeline.state.batches import batches_in, of_account
+from pipeline.state.database import Database
+from pipeline.state.jobs import all_jobs, jobs_with_work, known_job
+from pipeline.state.leases import local_now
+from pipeline.state.tables import batches, leases
+from pipeline.states import BatchState
+from pipeline.steps.collect import collect_due
+from pipeline.steps.poll import poll_due
+
+
+def ended_batches(where: Environment, job: str | None = None) -> list[tuple[str, int]]:
+    """Ask after all that is at the API, and list what has ended and is not collected: job and batch.
+
+    job: of one job only. A job that cannot be asked after, and batches of other accounts, are left to the sweep, which
+    says why.
+    """
+    with where.database.read() as conn:
+        waiting = jobs_with_work(conn, now=where.now())
+        rows = [row for row in all_jobs(conn) if row.id in waiting and job in (None, row.name)]
+    found: list[tuple[str, int]] = []
+    for client, of_client in where.by_client(rows).items():
+        with contextlib.suppress(InputError), where.driving(client) as driving:
+            for row in of_client:
+                with contextlib.suppress(Stopped, DatabaseError, LostRace):
+                    found += _ended(driving.driver(row))
+    return found
+
+
+def _ended(driver: Driver) -> list[tuple[str, int]]:
+    poll_due(driver)
+    with driver.reading() as conn:
+        ended = batches_in(conn, driver.job_id, BatchState.ENDED, due=driver.now())
+    return [(driver.job_name, batch.id) for batch in ended if batch.account_id == driver.account_id]
+
+
+def collect_one(where: Environment, job: str, batch: int) -> None:
+    """Collect this batch, unless another driver has it or has done it, or another account has sent it.
+
+    Raises Stopped or InputError when the API cannot be asked, InputError for an unknown job.
+    """
+    row = known_job(where.database, job)
+    with where.driving(where.client_of(row)) as driving:
+        driver = driving.driver(row)
+        this_one = (batches.c.id == batch) & of_account(driver.account_id)
+        collect_due(driver, JobOfRun(driver), only=this_one)
+
+
+class Left(NamedTuple):
+    """What is not collected yet of some ended batches, and which of it a living driver is collecting."""
+
+    waiting: frozenset[int]
+    held: frozenset[int]
+
+
+def left_of(database: Database, wanted: Collection[int]) -> Left:
+    """How far the collecting of these batches has come, whoever does it."""
+    with database.read() as conn:
+        living = select(leases.c.resource).where(leases.c.expires_at > database.now(conn, local_now()))
+        held = batches.c.claimed_by.in_(living).is_(True)
+        ended = conn.execute(select(batches.c.id, held).where(batches.c.state == BatchState.ENDED)).all()
+    waiting = {number: is_held for number, is_held in ended if number in wanted}
+    return Left(frozenset(waiting), frozenset(number for number, is_held in waiting.items() if is_held))

@@ -1,0 +1,38 @@
+"""Deletes batches at the API that the job wants removed there. Edge: HTTP, SQL."""
+
+from pipeline.api.client import NotFound
+from pipeline.driver.driver import Driver
+from pipeline.errors import Stopped
+from pipeline.state.claims import TO_DELETE
+from pipeline.state.conditions import soon
+from pipeline.state.moves import mark_deleted, postpone
+from pipeline.states import BatchState
+from pipeline.steps.collect import RETRY_SECONDS
+from pipeline.steps.delete_files import delete_files_due
+
+
+def delete_batches_due(driver: Driver) -> None:
+    """Delete at the API what jobs want deleted there: collected batches, and files that nothing needs any more.
+
+    What cannot be deleted now is tried again later.
+    """
+    delete_files_due(driver)
+    for batch in driver.claims(BatchState.COLLECTED, only=TO_DELETE):
+        assert batch.api_id is not None
+        problem = None
+        if batch.account_id != driver.account_id:
+            problem = "it was sent by another account"
+        else:
+            try:
+                driver.api.delete(batch.api_id)
+            except NotFound:
+                pass  # somebody else deleted it
+            except Stopped as exc:
+                problem = str(exc)
+        with driver.moving(batch) as conn:
+            if problem is None:
+                mark_deleted(conn, batch)
+            else:
+                due_at = soon(driver.now(), RETRY_SECONDS)
+                postpone(conn, batch, due_at=due_at, problem=f"not deleted at the API yet: {problem}")
+        driver.tell("deleted" if problem is None else "not_deleted", batch=batch.id, problem=problem)

@@ -1,0 +1,31 @@
+"""Deletes uploaded files at the API that nothing needs any more. Edge: HTTP, SQL."""
+
+from pipeline.api.client import NotFound
+from pipeline.driver.driver import Driver
+from pipeline.errors import Stopped
+from pipeline.state.files import files_to_delete, forget_file, has_files, mark_files_done
+from pipeline.state.runs import last_run
+
+
+def delete_files_due(driver: Driver) -> None:
+    """Remove the job's files at the API that are to be removed; one that cannot be removed now is tried again."""
+    with driver.reading() as conn:
+        if not has_files(conn, driver.job_id):
+            return
+        last = last_run(conn, driver.job_id)
+    with driver.database.write() as conn:
+        if last is not None and last.job.get("privacy", {}).get("delete_remote"):
+            mark_files_done(conn, driver.job_id)
+        due = files_to_delete(conn, driver.job_id, driver.account_id)
+    for file_id in due:
+        driver.stop.check()
+        try:
+            driver.api.delete_file(file_id)
+        except NotFound:
+            pass  # somebody else removed it
+        except Stopped as exc:
+            driver.tell("file_not_removed", file_id=file_id, problem=str(exc))
+            continue
+        with driver.database.write() as conn:
+            forget_file(conn, file_id)
+        driver.tell("file_removed", file_id=file_id)

@@ -1,0 +1,220 @@
+"""Submitting one planned batch exactly once.
+
+The intent is committed before the POST: if we die on the line before, nothing was sent; on the line after, the batch
+is found in `submitting` and `reconcile` asks the API's listing what became of it. Whatever the POST's end is, it is
+committed; an end that proves nothing leaves the batch in `submitting`.
+"""
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pipeline.answer.outcome import Outcome
+from pipeline.api.client import Accepted, Rejected, Unknown
+from pipeline.driver.driver import Driver
+from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped
+from pipeline.planning.drop import LOOK_AFTER_PLANNING, drop, pack_smaller, stop_run
+from pipeline.reasons import BEHIND_GATE, Reason, in_words
+from pipeline.sink.table import Fixed
+from pipeline.spool.body import BodyReader
+from pipeline.state.accounts import close_circuit, open_circuit
+from pipeline.state.batches import Batch, batches_in, is_of_before
+from pipeline.state.conditions import soon
+from pipeline.state.moves import (
+    drop_batch,
+    hold_back,
+    mark_in_progress,
+    mark_rejected,
+    mark_unknown,
+    postpone,
+    record_api_id,
+)
+from pipeline.state.rows import Settled, batch_rows, mark_outcomes
+from pipeline.state.runs import get_run
+from pipeline.states import BatchState, RowState, RunReason
+from pipeline.steps.admission import LOOK_AGAIN, NotNow, allowed_now, intend, stopped
+from pipeline.steps.reconcile import tell_late
+
+LAST_WAIT = 10.0  # seconds that a driver asked to stop waits for the answer to a create that has left
+
+
+def submit_due(driver: Driver) -> int:
+    """Submit the job's planned batches that are due, in their order; how many the API accepted.
+
+    Raises AccountStopped when the API refuses the account, or has refused it before and nothing changed since.
+    """
+    accepted = 0
+    for batch in driver.claims(BatchState.PLANNED):
+        with driver.lost_races(batch):
+            try:
+                accepted += submit(driver, batch)
+            except RunEnded as exc:
+                drop(driver, batch, Reason.RUN_ENDED, str(exc), body=True)
+    return accepted
+
+
+def due_soon(driver: Driver) -> list[Batch]:
+    """The planned batches that may be submitted now, or have only waited for the end of planning."""
+    with driver.reading() as conn:
+        return batches_in(conn, driver.job_id, BatchState.PLANNED, due=soon(driver.now(), LOOK_AFTER_PLANNING))
+
+
+def submit(driver: Driver, batch: Batch) -> bool:
+    """Send one batch that we have claimed; whether the API is known to have accepted it."""
+    if batch.reason == Reason.TOO_LARGE:  # it could not be dropped when the API said so
+        drop(driver, batch, Reason.TOO_LARGE, body=True)
+        return False
+    with driver.reading() as conn:  # before the body is fetched, for it may wait for hours
+        not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id))[-1]
+    if not_now is not None:
+        _not_now(driver, batch, not_now)
+        return False
+    with contextlib.ExitStack() as stack:
+        try:
+            body = stack.enter_context(driver.spool.at_hand(batch.nonce, batch.digest))
+        except Stopped as exc:  # the spool cannot be reached: nothing was begun
+            with driver.moving(batch) as conn:
+                postpone(conn, batch, due_at=soon(driver.now(), LOOK_AGAIN), problem=str(exc))
+            raise
+        if body is not None:
+            return _send(driver, batch, body)
+    drop(driver, batch, Reason.BODY_GONE, body=False)
+    return False
+
+
+def _send(driver: Driver, batch: Batch, body: Path) -> bool:
+    """Send a batch whose body is in this file; whether the API is known to have accepted it."""
+    timeout = driver.settings.timeout
+    ends_by = time.monotonic() + timeout
+    started_at = driver.api.now()
+    deadline = started_at + timedelta(seconds=timeout)
+    intent = intend(driver, batch, started_at, deadline)
+    if isinstance(intent, NotNow):
+        _not_now(driver, batch, intent)
+        return False
+    batch, sending = intent.batch, intent.sending
+
+    def may_finish() -> str | None:
+        if driver.stop.event.is_set():
+            return "asked to stop"
+        if driver.lease.lost:
+            return "the lease ran out"
+        if time.monotonic() >= ends_by or driver.api.now() >= deadline:
+            return f"the upload took longer than {timeout:.0f} s"
+        return None
+
+    driver.tell("submitting", batch=batch.id, requests=batch.requests)
+    end: Accepted | Rejected | Unknown
+    try:
+        with BodyReader(body, may_finish) as reader:
+            end = _post(driver, reader, batch.digest, intent.betas)
+    except OSError as exc:  # raised before anything is read: another driver has ended with this batch meanwhile
+        end = Rejected(f"its body cannot be read: {exc.strerror}", held_back=True)
+    return _record(driver, batch, sending, end)
+
+
+def _not_now(driver: Driver, batch: Batch, why: NotNow) -> None:
+    if why.pack is not None:
+        pack_smaller(driver, batch, why.job, why.pack, why.reason)
+    elif not why.stop or not stop_run(driver, batch.run_id, RunReason.BUDGET):
+        with driver.moving(batch) as conn:
+            now, wait = driver.now(), LOOK_AFTER_PLANNING if why.stop else LOOK_AGAIN
+            behind = batch.run_id if why.reason in BEHIND_GATE.values() else None
+            hold_back(conn, driver.job_id, why.reason, now=now, due_at=soon(now, wait), behind=behind)
+        if batch.reason != why.reason:  # else it has been said
+            driver.tell("held_back", batch=batch.id, problem=in_words(why.reason))
+
+
+def _post(driver: Driver, reader: BodyReader, digest: str, betas: Sequence[str]) -> Accepted | Rejected | Unknown:
+    """POST the body in a thread of its own, so that a driver asked to stop need not wait for a slow answer for ever."""
+    answer: Future[Accepted | Rejected | Unknown] = Future()
+
+    def create() -> None:
+        try:
+            answer.set_result(driver.api.create(reader, digest, betas))
+        except BaseException as exc:  # noqa: BLE001  # raised again below, in the thread that waits
+            answer.set_exception(exc)
+
+    thread = threading.Thread(target=create, daemon=True, name="create")
+    thread.start()
+    try:
+        while thread.is_alive() and not driver.stop.event.is_set():
+            thread.join(0.1)
+    except BaseException:  # a signal that raises: the last chunk must not leave once we have left
+        driver.stop.event.set()
+        raise
+    finally:
+        thread.join(LAST_WAIT)
+    if not answer.done():
+        return Unknown("no answer came in the time left after being asked to stop")
+    return answer.result()
+
+
+def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected | Unknown) -> bool:
+    now = driver.now()
+    if isinstance(end, Accepted):
+        return _record_acceptance(driver, batch, sending, end, now)
+    if isinstance(end, Unknown):
+        with driver.moving(batch) as conn:
+            mark_unknown(conn, batch, sending, Reason.NO_ANSWER, end.problem, grace_from=driver.api.now(), due_at=now)
+        driver.tell("unknown_end", batch=batch.id, problem=end.problem, grace=driver.settings.grace)
+        return False
+    _record_rejection(driver, batch, sending, end, now)
+    return False
+
+
+def _record_acceptance(driver: Driver, batch: Batch, sending: int, end: Accepted, now: datetime) -> bool:
+    api_id = end.batch.id
+    facts = {"api_id": api_id, "requests": batch.requests, "request_id": end.request_id}
+    with driver.database.write() as conn:  # whichever driver has the batch by now needs to know this
+        of_before = is_of_before(conn, sending, api_id, end.batch.created_at)  # as a gateway's cache gives it
+        late = None if of_before else record_api_id(conn, sending, api_id, end.request_id, now)
+    if of_before:
+        return _record(driver, batch, sending, Unknown(f"what came back names {api_id}, a batch of before"))
+    if late is not None:
+        tell_late(driver, batch.id, late, **facts)
+        return False
+    with driver.moving(batch) as conn:
+        mark_in_progress(conn, batch, api_id, due_at=now)
+        close_circuit(conn, driver.account_id)
+    driver.tell("submitted", batch=batch.id, **facts)
+    return True
+
+
+def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected, now: datetime) -> None:
+    wait = 1.0 if end.held_back else end.wait * random.uniform(1.0, 1.25)  # so that many drivers spread
+    with driver.moving(batch) as conn:
+        due_at = soon(now, wait)
+        mark_rejected(conn, batch, sending, end.problem, end.request_id, now=now, due_at=due_at)
+        if end.circuit:
+            open_circuit(conn, driver.account_id, end.problem, now)
+    driver.tell("rejected", batch=batch.id, problem=end.problem, wait=round(wait, 1))
+    if end.circuit:
+        raise AccountStopped(stopped(end.problem))
+    if end.too_large:
+        _split(driver, replace(batch, state=BatchState.PLANNED), end.problem)
+    if end.unreachable:
+        raise ApiUnreachable(f"the batch could not be sent: {end.problem}")
+
+
+def _split(driver: Driver, batch: Batch, problem: str) -> None:
+    """A batch too large for the API: its rows go in smaller ones, and a single row that is too large is invalid."""
+    if batch.requests > 1:
+        drop(driver, batch, Reason.TOO_LARGE, body=True)
+        return
+    outcome = Outcome(RowState.INVALID, "request_too_large", f"the API finds this request too large: {problem}")
+    with driver.moving(batch) as conn:
+        rows = batch_rows(conn, batch.id, 0, 0)
+        settled = [Settled(number, outcome.state, outcome.error_type, again=False) for number, *_ in rows]
+        mark_outcomes(conn, batch, 0, 0, settled)
+        fixed = [Fixed(batch.recipe, 0.0, n + 1, None, None, batch.run_id, driver.now()) for _, _, n, _, _ in rows]
+        sink = driver.sink_now(conn)
+        sink.write(conn, [sink.row(r[3], r[4], outcome, f) for r, f in zip(rows, fixed, strict=True)])
+        drop_batch(conn, batch, Reason.ROW_TOO_LARGE, problem)
+    driver.tell("dropped", batch=batch.id, problem=outcome.error_message)

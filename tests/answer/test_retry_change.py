@@ -1,0 +1,644 @@
+"""Rows that did not succeed go again changed: with more tokens, to another model, or with what was wrong."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+from sqlalchemy import func, select
+
+from pipeline.answer import retry_change
+from pipeline.answer.retry_change import Answer
+from pipeline.errors import AccountStopped, JobError
+from pipeline.job.model import AskAgain, Change, Job, LongerAnswer, OtherModel, Retry
+from pipeline.state.tables import batches, runs
+from tests.conftest import World, texts
+
+POSTGRESQL_IS_LONG = True
+
+LONGER = {"truncated": {"max_tokens": "2x"}}
+OTHER = {"refused": {"model": "claude-sonnet-5"}}
+REASK = {"unparsable": {"reask": True}}
+BUSY = {"on": "create", "do": "status", "status": 429, "error_type": "rate_limit_error", "retry_after": 100}
+
+
+def changing(world: World, change: dict[str, Any], **sections: Any) -> Job:
+    """A job whose failed rows go again so changed."""
+    return world.job(retry={"change": change, **sections.pop("retry", {})}, **sections)
+
+
+def labels(world: World, change: dict[str, Any] = REASK, **sections: Any) -> Job:
+    """The same with labels."""
+    return changing(world, change, output={"labels": ["rain", "sun"]}, **sections)
+
+
+def asked(world: World, text: str = "") -> list[dict[str, Any]]:
+    """The params of all requests whose params hold this text, in the order that the API accepted them."""
+    found = []
+    for batch in dict.fromkeys(each["batch_id"] for each in world.emulator.accepted()):
+        lines = (world.emulator.data / "batches" / batch / "requests").read_bytes().splitlines()
+        found += [params for line in lines if text.encode() in (params := line.split(b" ", 2)[2])]
+    return [orjson.loads(params) for params in found]
+
+
+def tokens_asked(world: World, text: str = "number 1 ") -> list[int]:
+    """max_tokens of the requests that hold this text, in their order."""
+    return [params["max_tokens"] for params in asked(world, text)]
+
+
+def cut_off(world: World, below: int = 200, **rule: Any) -> None:
+    """Answers to row 1 are cut off, if they may not have so many tokens."""
+    for tokens in (100, 200, 400, 800):
+        if tokens < below:
+            match = f'"max_tokens":{tokens},"messages":[{{"role":"user","content":"Summarize: Text number 1 '
+            world.emulator.add_fault(on="item", do="max_tokens", match=match, **rule)
+
+
+def bill(world: World) -> float:
+    """What all batches have cost."""
+    with world.database.read() as conn:
+        return float(conn.scalar(select(func.sum(batches.c.cost_usd))) or 0.0)
+
+
+def sweeps(world: World, times: int = 4) -> None:
+    """A scheduler that collects each minute."""
+    for _ in range(times):
+        world.clock.advance(61)
+        world.sweep()
+
+
+# -- too short -------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_was_cut_off_is_asked_for_again_with_more_tokens(world: World) -> None:
+    cut_off(world)
+
+    finished = world.run(changing(world, LONGER))
+
+    assert finished.rows == {"succeeded": 5}
+    assert tokens_asked(world) == [100, 200]
+    assert (world.accepted(), world.sent_twice()) == (6, [])
+    assert (world.answers()["r1"]["status"], world.answers()["r1"]["attempts"]) == ("succeeded", 2)
+    assert world.answers()["r2"]["attempts"] == 1
+
+
+def test_each_time_with_more_until_the_attempts_are_used_up(world: World) -> None:
+    cut_off(world, 10_000)
+
+    finished = world.run(changing(world, LONGER))
+
+    assert finished.rows == {"succeeded": 4, "truncated": 1}
+    assert tokens_asked(world) == [100, 200, 400]
+    assert world.answers()["r1"]["attempts"] == 3
+
+
+def test_what_is_asked_again_is_paid_for(world: World) -> None:
+    cut_off(world)
+
+    finished = world.run(changing(world, LONGER))
+
+    stored = sum(answer["cost_usd"] for answer in world.answers().values())
+    assert finished.cost_usd == pytest.approx(bill(world))
+    assert finished.cost_usd > stored > 0  # the answer that was cut off was replaced, and had its price
+
+
+def test_it_is_off_unless_named(world: World) -> None:
+    cut_off(world)
+
+    finished = world.run(world.job())
+
+    assert finished.rows == {"succeeded": 4, "truncated": 1}
+    assert world.accepted() == 5
+
+
+def test_not_more_often_than_the_job_says(world: World) -> None:
+    cut_off(world)
+
+    finished = world.run(changing(world, LONGER, retry={"max_attempts": 1}))
+
+    assert finished.rows == {"succeeded": 4, "truncated": 1}
+    assert world.accepted() == 5
+
+
+def test_never_with_more_tokens_than_the_model_answers_with(world: World) -> None:
+    world.emulator.add_fault(on="item", do="max_tokens", match="number 1 ")
+
+    finished = world.run(changing(world, {"truncated": {"max_tokens": "50x"}}, request={"max_tokens": 2_000}))
+
+    assert tokens_asked(world) == [2_000, 64_000]
+    assert finished.rows == {"succeeded": 4, "truncated": 1}
+    assert world.answers()["r1"]["attempts"] == 2
+    assert world.sweep() == []
+
+
+def test_at_the_limit_the_same_command_does_not_ask_the_same_again(world: World) -> None:
+    world.emulator.add_fault(on="item", do="max_tokens", match="number 1 ")
+    job = changing(world, {"truncated": {"max_tokens": "50x"}}, request={"max_tokens": 2_000})
+    world.run(job)
+
+    again = world.run(job)
+
+    assert tokens_asked(world) == [2_000, 64_000]
+    assert again.rows == {}
+
+
+@pytest.mark.parametrize("fault", ["context_window", "pause_turn"])
+def test_more_tokens_are_no_help_for_an_answer_that_stopped_for_another_reason(world: World, fault: str) -> None:
+    world.emulator.add_fault(on="item", do=fault, match="number 1 ")
+
+    finished = world.run(changing(world, LONGER))
+
+    assert finished.rows == {"succeeded": 4, "truncated": 1}
+    assert world.accepted() == 5
+
+
+def test_an_attempt_that_was_not_cut_off_does_not_count_for_the_tokens(world: World) -> None:
+    world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match="number 1 ", times=1)
+    cut_off(world)
+    world.run(changing(world, {}, retry={"max_attempts": 2}))
+
+    finished = world.run(changing(world, LONGER, retry={"max_attempts": 3}))
+
+    assert finished.rows == {"succeeded": 1}
+    assert tokens_asked(world) == [100, 100, 200]
+
+
+def test_a_failure_for_the_moment_after_it_keeps_the_tokens(world: World) -> None:
+    cut_off(world)
+    match = '"max_tokens":200,"messages":[{"role":"user","content":"Summarize: Text number 1 '
+    world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match=match, times=1)
+
+    finished = world.run(changing(world, LONGER))
+
+    assert finished.rows == {"succeeded": 5}
+    assert tokens_asked(world) == [100, 200, 200]
+
+
+def test_rows_that_failed_before_it_was_turned_on_go_again(world: World) -> None:
+    cut_off(world)
+    world.run(world.job())
+
+    finished = world.run(changing(world, LONGER))
+
+    assert finished.rows == {"succeeded": 1}
+    assert tokens_asked(world) == [100, 200]
+
+
+def test_a_row_that_changed_begins_anew(world: World) -> None:
+    cut_off(world, 10_000)
+    job = changing(world, LONGER)
+    world.run(job)
+    rows = texts(5)
+    rows[1]["text"] = "Another text altogether."
+    world.rows(rows)
+
+    finished = world.run(job)
+
+    assert finished.rows == {"succeeded": 1}
+    assert tokens_asked(world, "Another text") == [100]
+    assert world.answers()["r1"]["attempts"] == 1
+
+
+def test_another_recipe_begins_anew(world: World) -> None:
+    cut_off(world, 10_000)
+    world.run(changing(world, LONGER))
+
+    world.run(changing(world, LONGER, request={"prompt": "In one word: {{ text }}"}))
+
+    assert tokens_asked(world, "In one word: Text number 1 ") == [100]
+
+
+def test_more_tokens_are_reserved_for(world: World) -> None:
+    cut_off(world)
+    limits = {"max_cost_usd": 1.0}
+
+    finished = world.run(changing(world, LONGER, limits=limits))
+
+    with world.database.read() as conn:
+        most = list(conn.scalars(select(batches.c.max_output_usd).order_by(batches.c.id)))
+    assert most[1] == pytest.approx(2 * most[0] / 5)
+    assert finished.rows == {"succeeded": 5}
+
+
+# -- deaths, splits and others ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("next_one", ["run", "sweeps"])
+@pytest.mark.parametrize(("moment", "nth"), [("collected", 1), ("planned", 2), ("submitted", 2)])
+def test_a_driver_that_dies_between_is_followed_by_another(world: World, moment: str, nth: int, next_one: str) -> None:
+    cut_off(world)
+    job = changing(world, LONGER)
+    world.dies_at(job, moment, nth)
+
+    if next_one == "run":
+        world.run(job)
+    else:
+        sweeps(world)
+
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert tokens_asked(world) == [100, 200]
+    assert (world.answers()["r1"]["attempts"], world.sent_twice()) == (2, [])
+
+
+def test_detached_it_is_left_to_sweeps(world: World) -> None:
+    cut_off(world)
+    world.run(changing(world, LONGER), detach=True)
+
+    sweeps(world)
+
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert tokens_asked(world) == [100, 200]
+    with world.database.read() as conn:
+        assert conn.scalar(select(runs.c.state)) == "finished"
+
+
+@pytest.mark.parametrize("json", [True, False], ids=["the API's own answer", "a proxy's page"])
+def test_a_batch_of_changed_requests_that_is_split_is_not_changed_twice(world: World, json: bool) -> None:
+    world.emulator.add_fault(on="item", do="max_tokens", match='"max_tokens":100')
+    page = {} if json else {"page": "html"}
+    world.emulator.add_fault(on="create", do="status", status=413, match='"max_tokens":200', times=1, **page)
+
+    finished = world.run(changing(world, LONGER))
+
+    assert finished.rows == {"succeeded": 5}
+    assert sorted(tokens_asked(world, "Summarize")) == [100] * 5 + [200] * 5
+    assert "dropped" in world.batch_states()
+
+
+def test_a_batch_of_changed_requests_that_was_not_sent_stays_as_it_is(world: World) -> None:
+    cut_off(world)
+    world.run(changing(world, LONGER), detach=True)
+    world.emulator.add_fault(**BUSY)
+    world.clock.advance(61)
+    world.sweep()
+    world.emulator.clear_faults()
+    waiting = world.batch_states()
+
+    world.run(changing(world, LONGER))
+
+    assert waiting == ["collected", "planned"]
+    assert tokens_asked(world) == [100, 200]
+
+
+def test_a_batch_of_changed_requests_whose_body_is_gone_is_made_anew(world: World) -> None:
+    cut_off(world)
+    job = changing(world, LONGER)
+    world.run(job, detach=True)
+    world.emulator.add_fault(**BUSY)
+    world.clock.advance(61)
+    world.sweep()
+    world.emulator.clear_faults()
+    for body in (world.folder / "spool" / "summaries").glob("*.json"):
+        body.unlink()
+
+    finished = world.run(job)
+
+    assert finished.rows == {"succeeded": 5}
+    assert tokens_asked(world) == [100, 200]
+
+
+@pytest.mark.parametrize("moment", ["waiting", "ended", "collected"])
+def test_a_second_driver_at_any_moment_asks_nothing_twice(world: World, moment: str) -> None:
+    cut_off(world)
+    job = changing(world, LONGER)
+
+    both = world.run_beside(job, moment)
+
+    assert [finished.state for finished in both] == ["finished", "finished"]
+    assert tokens_asked(world) == [100, 200]
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+def test_rows_with_equal_requests_are_asked_again_together(world: World) -> None:
+    world.rows([{"id": f"r{i}", "text": "The same text."} for i in range(4)])
+    world.emulator.add_fault(on="item", do="max_tokens", match='"max_tokens":100')
+
+    finished = world.run(changing(world, LONGER))
+
+    assert finished.rows == {"succeeded": 4}
+    assert tokens_asked(world, "same text") == [100, 200]
+    assert {answer["attempts"] for answer in world.answers().values()} == {2}
+
+
+@pytest.mark.parametrize("next_one", ["run", "sweeps and run"])
+def test_a_changed_request_that_was_refused_for_the_account_goes_again_as_it_was(world: World, next_one: str) -> None:
+    cut_off(world)
+    match = '"max_tokens":200,"messages":[{"role":"user","content":"Summarize: Text number 1 '
+    world.emulator.add_fault(on="item", do="error", error_type="billing_error", match=match, times=1)
+    with pytest.raises(AccountStopped):
+        world.run(changing(world, LONGER))
+
+    if next_one != "run":
+        sweeps(world)
+    world.run(changing(world, LONGER))
+
+    assert tokens_asked(world) == [100, 200, 200]
+    assert world.answers()["r1"]["attempts"] == 2
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+def test_another_model_that_was_refused_for_the_account_is_asked_again(world: World) -> None:
+    world.emulator.add_fault(**REFUSED_BY_HAIKU, times=1)
+    world.emulator.add_fault(
+        on="item", do="error", error_type="billing_error", match='"model":"claude-sonnet-5"', times=1
+    )
+    with pytest.raises(AccountStopped):
+        world.run(changing(world, OTHER, retry={"max_attempts": 2}))
+
+    world.run(changing(world, OTHER, retry={"max_attempts": 2}))
+
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert [params["model"] for params in asked(world)][5:] == ["claude-sonnet-5"] * 2
+
+
+# -- refused ---------------------------------------------------------------------------------------------------------
+
+REFUSED_BY_HAIKU = {"on": "item", "do": "refuse", "match": '"model":"claude-haiku-4-5"'}
+
+
+def test_what_one_model_refuses_another_is_asked(world: World) -> None:
+    world.emulator.add_fault(**REFUSED_BY_HAIKU, times=2)
+
+    finished = world.run(changing(world, OTHER))
+
+    by = {key: answer["model"].rsplit("-2025", 1)[0] for key, answer in world.answers().items()}
+    assert finished.rows == {"succeeded": 5}
+    assert sorted(by.values()) == ["claude-haiku-4-5"] * 3 + ["claude-sonnet-5"] * 2
+    assert [params["model"] for params in asked(world)][5:] == ["claude-sonnet-5"] * 2
+    assert finished.cost_usd == pytest.approx(bill(world))
+
+
+def test_what_the_other_model_refuses_too_is_refused(world: World) -> None:
+    world.emulator.add_fault(on="item", do="refuse", match="number 1 ")
+
+    finished = world.run(changing(world, OTHER))
+
+    assert finished.rows == {"succeeded": 4, "refused": 1}
+    assert [params["model"] for params in asked(world, "number 1 ")] == ["claude-haiku-4-5", "claude-sonnet-5"]
+    assert world.answers()["r1"]["attempts"] == 2
+    assert world.answers()["r1"]["model"] == "claude-sonnet-5"
+
+
+def test_the_same_command_does_not_ask_the_other_model_again(world: World) -> None:
+    world.emulator.add_fault(on="item", do="refuse", match="number 1 ")
+    job = changing(world, OTHER)
+    world.run(job)
+
+    again = world.run(job)
+
+    assert again.rows == {}
+    assert len(asked(world, "number 1 ")) == 2
+
+
+def test_a_model_that_is_asked_anyway_is_no_other_one(world: World) -> None:
+    world.emulator.add_fault(on="item", do="refuse", match="number 1 ")
+
+    finished = world.run(changing(world, {"refused": {"model": "claude-haiku-4-5"}}))
+    again = world.run(changing(world, {"refused": {"model": "claude-haiku-4-5"}}))
+
+    assert (finished.state, finished.rows) == ("finished", {"succeeded": 4, "refused": 1})
+    assert again.rows == {}
+    assert world.accepted() == 5
+    assert world.states()["r1"] == "refused"
+
+
+def test_a_model_that_cannot_be_asked_is_refused_before_anything_is_sent(world: World) -> None:
+    with pytest.raises(JobError, match="claude-sonnet-55"):
+        world.run(changing(world, {"refused": {"model": "claude-sonnet-55"}}))
+
+    assert world.accepted() == 0
+
+
+# -- unparsable ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("wrong_label", "the answer's label 'no_such_label' is none of the declared ones"),
+        ("not_json", "the answer is not JSON"),
+    ],
+)
+def test_an_answer_that_does_not_fit_goes_back_with_what_is_wrong(world: World, fault: str, said: str) -> None:
+    world.emulator.add_fault(on="item", do=fault, match="number 1 ", times=1)
+
+    finished = world.run(labels(world))
+
+    first, second = asked(world, "number 1 ")
+    assert finished.rows == {"succeeded": 5}
+    assert second == {**first, "messages": second["messages"]}
+    assert second["messages"][:1] == first["messages"]
+    answer, problem = second["messages"][1:]
+    assert (answer["role"], problem["role"]) == ("assistant", "user")
+    assert answer["content"]
+    assert problem["content"] == f"That answer cannot be used: {said}. Answer again, so that it fits."
+    assert world.answers()["r1"]["label"] in ("rain", "sun")
+    assert world.answers()["r1"]["attempts"] == 2
+    assert finished.cost_usd == pytest.approx(bill(world))
+
+
+def test_each_answer_that_does_not_fit_goes_back(world: World) -> None:
+    world.emulator.add_fault(on="item", do="wrong_label", match="number 1 ")
+
+    finished = world.run(labels(world))
+
+    assert finished.rows == {"succeeded": 4, "unparsable": 1}
+    assert [len(params["messages"]) for params in asked(world, "number 1 ")] == [1, 3, 5]
+
+
+def test_of_an_empty_answer_only_what_is_wrong_goes_back(world: World) -> None:
+    world.emulator.add_fault(on="item", do="empty", match="number 1 ", times=1)
+
+    finished = world.run(labels(world))
+
+    assert finished.rows == {"succeeded": 5}
+    assert [turn["role"] for turn in asked(world, "number 1 ")[1]["messages"]] == ["user", "user"]
+
+
+def test_false_is_off(world: World) -> None:
+    world.emulator.add_fault(on="item", do="wrong_label", match="number 1 ")
+
+    finished = world.run(labels(world, {"unparsable": {"reask": False}}))
+
+    assert finished.rows == {"succeeded": 4, "unparsable": 1}
+    assert world.accepted() == 5
+
+
+@pytest.mark.parametrize("next_one", ["run", "sweeps"])
+def test_a_driver_that_dies_before_it_asks_again(world: World, next_one: str) -> None:
+    world.emulator.add_fault(on="item", do="wrong_label", match="number 1 ", times=1)
+    job = labels(world)
+    world.dies_at(job, "collected")
+
+    if next_one == "run":
+        world.run(job)
+    else:
+        sweeps(world)
+
+    assert [len(params["messages"]) for params in asked(world, "number 1 ")] == [1, 3]
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+@pytest.mark.parametrize("path", ["at once", "by the next run"])
+def test_a_question_that_grows_too_large_for_a_batch_is_not_asked_again(world: World, path: str) -> None:
+    world.rows([{"id": "r1", "text": f"Text number 1 {'is long ' * 180}"}])
+    world.emulator.add_fault(on="item", do="wrong_label")
+    limits = {"max_batch_bytes": 2_000}
+    if path != "at once":
+        world.run(labels(world, {}, limits=limits))
+
+    finished = world.run(labels(world, limits=limits))
+
+    assert (finished.state, world.accepted()) == ("finished", 1)
+    assert set(world.states().values()) <= {"unparsable", "invalid"}
+
+
+def tool(world: World, **sections: Any) -> Job:
+    """A job whose answer is the use of a tool, with an input that the emulator does not manage."""
+    note = {"type": "string", "minLength": 5_000}
+    schema = {"type": "object", "properties": {"note": note}, "required": ["note"]}
+    params = {"tools": [{"name": "keep", "input_schema": schema}]}
+    return changing(world, REASK, output={"tool": "keep"}, request={"params": params, "max_tokens": 1_000}, **sections)
+
+
+def test_the_use_of_a_tool_that_does_not_fit_goes_back_as_a_result_that_failed(world: World) -> None:
+    world.rows(texts(1))
+
+    finished = world.run(tool(world, retry={"max_attempts": 2}))
+
+    _, second = asked(world)
+    used, result = (turn["content"][0] for turn in second["messages"][1:])
+    assert finished.rows == {"unparsable": 1}
+    assert (used["type"], used["name"], set(used["input"])) == ("tool_use", "keep", {"note"})
+    assert (result["type"], result["tool_use_id"], result["is_error"]) == ("tool_result", used["id"], True)
+    assert "note" in result["content"]
+    assert world.answers()["r0"]["error_type"] == "unparsable"
+
+
+def test_each_use_of_a_tool_that_goes_back_has_an_id_of_its_own(world: World) -> None:
+    """The API refuses a conversation in which two uses have the same."""
+    world.rows(texts(1))
+
+    world.run(tool(world))
+
+    used = [
+        block["id"] for turn in asked(world)[2]["messages"] if turn["role"] == "assistant" for block in turn["content"]
+    ]
+    assert len(used) == 2
+    assert len(set(used)) == 2
+
+
+def test_an_answer_without_the_tool_goes_back_as_a_text(world: World) -> None:
+    world.rows(texts(1))
+    world.emulator.add_fault(on="item", do="not_json", times=1)
+    schema = {"type": "object", "properties": {"note": {"type": "string"}}, "required": ["note"]}
+    params = {"tools": [{"name": "keep", "input_schema": schema}]}
+
+    finished = world.run(changing(world, REASK, output={"tool": "keep"}, request={"params": params}))
+
+    answer, problem = asked(world)[1]["messages"][1:]
+    assert finished.rows == {"succeeded": 1}
+    assert answer["content"].startswith("[emulated]")
+    assert "does not use the tool keep" in problem["content"]
+
+
+# -- pure ------------------------------------------------------------------------------------------------------------
+
+ASKED = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "Well?"}]}
+TOOL = {**ASKED, "tool_choice": {"type": "tool", "name": "keep"}}
+WRONG = "That answer cannot be used: it is late. Answer again, so that it fits."
+TWICE = LongerAnswer(max_tokens="2x")
+USE = {"type": "tool_use", "id": "toolu_01reasked000000000000001", "name": "keep", "input": {"a": 1}}
+FAILED = {"type": "tool_result", "tool_use_id": "toolu_01reasked000000000000001", "is_error": True, "content": WRONG}
+
+
+def limit(most: int | None) -> Callable[[str], int | None]:
+    """Of every model."""
+    return lambda model: most
+
+
+def turns(*more: tuple[str, Any]) -> dict[str, Any]:
+    """ASKED with these turns behind."""
+    return {**ASKED, "messages": [*ASKED["messages"], *({"role": role, "content": said} for role, said in more)]}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "most", "tokens"),
+    [
+        pytest.param(TWICE, None, 200, id="twice"),
+        pytest.param(TWICE, 150, 150, id="up to the limit"),
+        pytest.param(TWICE, 100, None, id="the limit is reached"),
+        pytest.param(TWICE, 50, None, id="the limit is passed"),
+        pytest.param(LongerAnswer(max_tokens="1.5x"), None, 150, id="by a fraction"),
+        pytest.param(LongerAnswer(max_tokens="1.001x"), None, None, id="by less than a token"),
+    ],
+)
+def test_a_longer_answer(change: LongerAnswer, most: int | None, tokens: int | None) -> None:
+    expected = None if tokens is None else {**ASKED, "max_tokens": tokens}
+
+    assert retry_change.changed(ASKED, change, None, limit(most)) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [pytest.param("n", {**ASKED, "model": "n"}, id="another"), pytest.param("m", None, id="the same")],
+)
+def test_another_model(model: str, expected: dict[str, Any] | None) -> None:
+    assert retry_change.changed(ASKED, OtherModel(model=model), None, limit(None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param(None, None, id="nobody knows the answer"),
+        pytest.param("Soon. \n", turns(("assistant", "Soon."), ("user", WRONG)), id="a text"),
+        pytest.param(" \n", turns(("user", WRONG)), id="an empty one"),
+    ],
+)
+def test_the_answer_goes_back(answer: str | None, expected: dict[str, Any] | None) -> None:
+    given = None if answer is None else Answer(answer, "it is late")
+
+    assert retry_change.changed(ASKED, AskAgain(reask=True), given, limit(None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "result"),
+    [
+        pytest.param('{"a":1}', [USE], [FAILED], id="its input"),
+        pytest.param("Soon.", "Soon.", WRONG, id="a text instead"),
+        pytest.param("[1]", "[1]", WRONG, id="no object"),
+    ],
+)
+def test_the_use_of_a_tool_goes_back(answer: str, said: Any, result: Any) -> None:
+    changed = retry_change.changed(TOOL, AskAgain(reask=True), Answer(answer, "it is late"), limit(None))
+
+    assert changed is not None
+    assert [turn["content"] for turn in changed["messages"][1:]] == [said, result]
+
+
+def test_what_was_asked_is_left_as_it_was() -> None:
+    before = orjson.dumps(TOOL)
+
+    retry_change.changed(TOOL, AskAgain(reask=True), Answer('{"a":1}', "it is late"), limit(None))
+
+    assert orjson.dumps(TOOL) == before
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error_type", "expected"),
+    [
+        ("truncated", "max_tokens", TWICE),
+        ("truncated", "model_context_window_exceeded", None),
+        ("truncated", "pause_turn", None),
+        ("refused", "refusal", OtherModel(model="n")),
+        ("unparsable", "unparsable", AskAgain(reask=True)),
+        ("errored", "overloaded_error", None),
+        ("succeeded", None, None),
+        (None, None, None),
+    ],
+)
+def test_which_change_an_outcome_has(outcome: str | None, error_type: str | None, expected: Any) -> None:
+    change = Change(truncated=TWICE, refused=OtherModel(model="n"), unparsable=AskAgain(reask=True))
+
+    assert retry_change.of(Retry(change=change), outcome, error_type) == expected
+    assert retry_change.of(Retry(), outcome, error_type) is None

@@ -1,0 +1,119 @@
+"""The benchmarks measure what they say: a tiny one is whole, and what must not count does not."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "benchmarks" / "bench.py"
+
+
+def bench(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """A benchmark with everything that it makes in a folder of the test's."""
+    command = [sys.executable, str(BENCH), "--folder", str(tmp_path), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+
+
+def test_a_whole_run_is_measured_and_its_report_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("Before.\n<!-- benchmark: begin -->\nold\n<!-- benchmark: end -->\nAfter.\n")
+    out = str(tmp_path / "report")
+
+    done = bench(tmp_path, "--only", "pipeline", "--sizes", "60", "--format", "parquet", "--repeat", "1", "--out", out)
+
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads((tmp_path / "report.json").read_text())["scenarios"]["run"]["measurements"]
+    assert (run["program"], run["source"], run["rows"]) == ("pipeline", "parquet", 60)
+    assert run["body_bytes"] > 1_000 * run["rows"]
+    assert list(run["stages"]) == ["quote", "plan", "collect"]
+    assert 0 < run["stages"]["quote"] <= run["stages"]["plan"] <= run["stages"]["collect"]
+    assert run["stages"]["collect"] < run["client"]["wall_seconds"]
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith(f"Before.\n<!-- benchmark: begin -->\n{os.cpu_count()} CPUs (")
+    assert text.endswith("<!-- benchmark: end -->\nAfter.\n")
+    assert "old" not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+@pytest.mark.long
+def test_a_small_benchmark_measures_each_scenario(tmp_path: Path) -> None:
+    sizes = ("--sizes", "60,90", "--quote-rows", "90", "--documents", "12", "--open-batches", "2", "--repeat", "1")
+    scenarios = ("--only", "run,second,start,quote,documents", "--format", "parquet")
+
+    done = bench(tmp_path, *scenarios, *sizes, "--out", str(tmp_path / "report"))
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    lines = [line for scenario in report["scenarios"].values() for line in scenario["lines"]]
+    assert [line["what"] for line in lines] == [
+        "whole run, 60 rows, Parquet",
+        "whole run, 90 rows, Parquet",
+        "second run over 90 unchanged rows, Parquet",
+        "second run over 90 unchanged rows, Parquet: peak memory",
+        "batch-pipeline --help",
+        "status, 90 rows",
+        "quote of 90 rows, Parquet",
+        "first POST of 90 rows, Parquet",
+        "quote of 90 rows, CSV",
+        "first POST of 90 rows, CSV",
+        "12 documents of 100 kB",
+        "12 documents of 100 kB: peak memory",
+    ]
+    assert all(line["value"] > 0 for line in lines)
+    runs = report["scenarios"]["run"]["measurements"]
+    assert [(run["program"], run["rows"]) for run in runs] == [
+        ("plain", 60),
+        ("pipeline", 60),
+        ("plain", 90),
+        ("pipeline", 90),
+    ]
+
+
+@pytest.mark.long
+def test_a_poll_pass_over_open_batches_is_counted_at_the_server(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--only", "poll", "--open-batches", "6", "--repeat", "1")
+
+    assert done.returncode == 0, done.stderr
+    assert "listing pages: 1, retrieves: 0" in done.stdout
+
+
+def test_a_program_that_fails_is_no_figure_and_the_next_scenario_is_measured_all_the_same(tmp_path: Path) -> None:
+    options = ("--sizes", "60", "--format", "csv", "--repeat", "1", "--timeout", "0.01")
+
+    done = bench(tmp_path, "--only", "run,start", *options, "--out", str(tmp_path / "report"))
+
+    assert done.returncode == 1
+    scenarios = json.loads((tmp_path / "report.json").read_text())["scenarios"]
+    (run,), (start,) = scenarios["run"]["lines"], scenarios["start"]["lines"]
+    assert run["measured"].startswith("failed: plain with 60 rows ended with exit code -9; see ")
+    assert start["measured"].startswith("failed: batch-pipeline --help ended with exit code -9; see ")
+    assert run["met"] is False
+    assert scenarios["run"]["measurements"] == []
+
+
+def test_a_table_that_lacks_a_row_or_an_answer_does_not_count(tmp_path: Path) -> None:
+    sqlite = sqlite3.connect(tmp_path / "plain.db")
+    sqlite.execute("CREATE TABLE answers (id, status, text)")
+    rows = [("a", "succeeded", "text"), ("b", "succeeded", "text"), ("c", "succeeded", "")]
+    sqlite.executemany("INSERT INTO answers VALUES (?, ?, ?)", rows)
+    sqlite.commit()
+    sqlite.close()
+    code = "from harness import *; import sys; check_answers('plain', Path(sys.argv[1]), int(sys.argv[2]))"
+
+    for wanted in ("2", "3", "4"):
+        command = [sys.executable, "-c", code, str(tmp_path), wanted]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCH.parent)
+        assert f"plain: rows, keys, succeeded are (3, 3, 2), not {wanted} each" in done.stderr
+
+
+def test_a_file_without_marks_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("My notes.\n")
+
+    done = bench(tmp_path, "--out", str(tmp_path / "report"))
+
+    assert done.returncode == 1
+    assert "report.md is there without one <!-- benchmark: begin -->" in done.stderr
+    assert (tmp_path / "report.md").read_text() == "My notes.\n"

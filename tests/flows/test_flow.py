@@ -1,0 +1,424 @@
+"""The Prefect flows: the same steps as the command line's, with no server to set up."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from prefect.cli.deploy._models import PrefectYamlModel  # private; there is no public way to check the file
+from prefect.flows import load_flow_from_entrypoint
+from prefect.logging import disable_run_logger
+from prefect.runtime import flow_run
+from ruamel.yaml import YAML
+
+from flows.artifacts import batch_table, parameters_of, summary_text
+from flows.artifacts import escaped as escaped_text
+from flows.collect_results import collect_results
+from flows.environment import Blocks, database_url, day, job_file, named
+from flows.reprocess_failed import Status, reprocess_failed
+from flows.run_job import run_job
+from flows.standing import standing
+from pipeline.driver.environment import at
+from pipeline.emulator import RunningEmulator, start
+from pipeline.errors import InputError
+from pipeline.runner.sweep import sweep
+from pipeline.state.database import Database
+from pipeline.state.jobs import job_named
+from pipeline.states import OUTCOMES
+from tests.support.prefect_stack import environment
+
+ROOT = Path(__file__).parents[2]
+
+JOB = """\
+name: notes
+source: {path: notes.csv, key: id}
+request: {model: claude-haiku-4-5, max_tokens: 60, prompt: "Summarize: {{ text }}"}
+sink: {table: note_summaries}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "notes.csv").write_text("id,text\n1,one\n2,two\n")
+    path = tmp_path / "notes.yaml"
+    path.write_text(JOB)
+    return path
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningEmulator]:
+    """An API, and an environment that names it, a key and a database."""
+    for name in [name for name in os.environ if name.startswith(("ANTHROPIC_", "BATCH_", "PIPELINE_"))]:
+        monkeypatch.delenv(name)
+    with start(tmp_path / "emulator", processing_seconds=60) as running, disable_run_logger():
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", running.url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "test")
+        monkeypatch.setenv("BATCH_DATABASE_URL", f"sqlite:///{tmp_path}/batches.db")
+        monkeypatch.setenv("BATCH_POLL_SECONDS", "0")
+        yield running
+
+
+def let_batches_end(api: RunningEmulator) -> None:
+    api.emulator.clock.advance(61)
+    api.emulator.wait_idle()
+
+
+def told(state: Any) -> tuple[str, str, str]:
+    """Type, name and message of a flow's state."""
+    return state.type.value, state.name, state.message
+
+
+# -- a run, a sweep, and what failed once more -----------------------------------------------------------------------
+
+
+def test_a_run_ends_as_submitted_and_a_sweep_takes_it_to_its_end(api: RunningEmulator, job: Path) -> None:
+    submitted = told(run_job.fn(str(job)))
+    waiting = told(collect_results.fn())
+    let_batches_end(api)
+    ended = told(collect_results.fn())
+    nothing = told(collect_results.fn())
+
+    assert submitted[:2] == ("COMPLETED", "Submitted")
+    assert submitted[2].startswith("Submitted 1 batch, 2 rows; collect_results takes notes 20")
+    assert waiting == ("COMPLETED", "Completed", "swept notes: no run ended")
+    assert ended[:2] == ("COMPLETED", "Completed")
+    assert "2 rows: 2 succeeded" in ended[2]
+    assert nothing == ("COMPLETED", "Nothing due", "no run is open")
+
+
+def test_a_sweep_before_the_first_run_has_nothing_to_do(api: RunningEmulator) -> None:
+    assert told(collect_results.fn())[1:] == ("Nothing due", "there is no state database yet: no job has been run")
+
+
+def test_sweeps_that_were_late_and_come_all_at_once_do_the_work_once(api: RunningEmulator, job: Path) -> None:
+    run_job.fn(str(job))
+    let_batches_end(api)
+
+    with ThreadPoolExecutor(20) as pool:
+        swept = [told(state) for state in pool.map(lambda _: collect_results.fn(), range(20))]
+    before = len(list(api.emulator.log()))
+    late = told(collect_results.fn())
+
+    assert {kind for kind, *_ in swept} == {"COMPLETED"}
+    # one has ended the run; another one that came before it had noted that it was told may say it, too
+    assert any("2 succeeded" in message for *_, message in swept)
+    assert late[1:] == ("Nothing due", "no run is open")
+    assert len(list(api.emulator.log())) == before  # and ask nobody
+    assert api.emulator.audit()["accepted_twice"] == []
+
+
+def test_two_runs_of_one_job_at_once_send_each_row_once(api: RunningEmulator, job: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        ran = [told(state) for state in pool.map(lambda _: run_job.fn(str(job)), range(2))]
+    let_batches_end(api)
+    collect_results.fn()
+
+    assert {kind for kind, *_ in ran} == {"COMPLETED"}
+    assert api.emulator.audit()["requests_accepted"] == 2
+
+
+def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(api: RunningEmulator, job: Path) -> None:
+    quoted = told(run_job.fn(str(job), dry_run=True))
+
+    assert quoted[:2] == ("COMPLETED", "Quoted")
+    assert "sends 2 requests in 1 batch" in quoted[2]
+    assert list(api.emulator.accepted()) == []
+
+
+def test_the_sweep_in_which_a_run_ends_badly_fails_and_the_next_one_does_not(api: RunningEmulator, job: Path) -> None:
+    api.emulator.add_fault(on="item", do="refuse", match="one")
+    other = job.with_name("other.yaml")
+    other.write_text(JOB.replace("name: notes", "name: others").replace("note_summaries", "other_summaries"))
+
+    run_job.fn(str(job))
+    run_job.fn(str(other), vars={}, limit=1)
+    let_batches_end(api)
+    failed = told(collect_results.fn())
+    after = told(collect_results.fn())
+
+    assert failed[:2] == ("FAILED", "Failed")
+    assert "1 of 2 rows failed; batch-pipeline errors notes" in failed[2]
+    assert "1 of 1 row failed; batch-pipeline errors others" in failed[2]
+    assert after[0] == "COMPLETED"
+
+
+def bad_end_that_nobody_was_told_of(api: RunningEmulator, job: Path) -> None:
+    """A sweep that dies when it has ended a run of the job, of which a row failed."""
+    api.emulator.add_fault(on="item", do="refuse", match="one", times=1)
+    run_job.fn(str(job))
+    let_batches_end(api)
+    with closing(Database(os.environ["BATCH_DATABASE_URL"])) as database, at(database) as here:
+        sweep(here)
+
+
+def test_a_bad_end_that_nobody_was_told_of_fails_the_next_sweep(api: RunningEmulator, job: Path) -> None:
+    bad_end_that_nobody_was_told_of(api, job)
+
+    failed = told(collect_results.fn())
+    after = told(collect_results.fn())
+
+    assert failed[0] == "FAILED"
+    assert "1 of 2 rows failed; batch-pipeline errors notes" in failed[2]
+    assert after == ("COMPLETED", "Nothing due", "no run is open")
+
+
+def test_a_bad_end_that_nobody_was_told_of_fails_the_next_run_of_the_job(api: RunningEmulator, job: Path) -> None:
+    bad_end_that_nobody_was_told_of(api, job)
+
+    failed = told(run_job.fn(str(job)))
+    after = told(run_job.fn(str(job)))
+
+    assert failed[0] == "FAILED"
+    assert "1 of 2 rows failed; batch-pipeline errors notes" in failed[2]
+    assert after[0] == "COMPLETED"
+
+
+def test_a_good_end_that_nobody_was_told_of_is_in_the_message_of_the_next_sweep(
+    api: RunningEmulator, job: Path
+) -> None:
+    run_job.fn(str(job))
+    let_batches_end(api)
+    with closing(Database(os.environ["BATCH_DATABASE_URL"])) as database, at(database) as here:
+        sweep(here)
+
+    ended = told(collect_results.fn())
+    after = told(collect_results.fn())
+
+    assert ended[:2] == ("COMPLETED", "Completed")
+    assert "2 rows: 2 succeeded" in ended[2]
+    assert after[1] == "Nothing due"
+
+
+def test_what_failed_goes_once_more_by_the_parameters_that_its_cause_names(api: RunningEmulator, job: Path) -> None:
+    api.emulator.add_fault(on="item", do="refuse", match="one", times=1)
+    run_job.fn(str(job))
+    let_batches_end(api)
+    collect_results.fn()
+
+    quoted = told(reprocess_failed.fn("notes", status=["refused"], dry_run=True))
+    none = told(reprocess_failed.fn(str(job), status=["expired"], dry_run=True))
+    unknown = told(reprocess_failed.fn("notes", key=["four"]))
+    sent = told(reprocess_failed.fn("notes", status=["refused"]))
+    let_batches_end(api)
+    ended = told(collect_results.fn())
+
+    assert quoted[:2] == ("COMPLETED", "Quoted")
+    assert "1 to send again" in quoted[2]
+    assert "no row has the status expired" in none[2]
+    assert "row four: the job knows no such row" in unknown[2]
+    assert sent[:2] == ("COMPLETED", "Submitted")
+    assert "1 row: 1 succeeded" in ended[2]
+
+
+def test_a_run_that_stops_for_its_budget_says_so_in_the_name_of_its_state(api: RunningEmulator, job: Path) -> None:
+    job.write_text(JOB + "limits: {max_cost_usd: 0.000001}\n")
+
+    state = told(run_job.fn(str(job), wait=True))
+
+    assert state[:2] == ("FAILED", "Incomplete (budget)")
+    assert "raise it, and the same command goes on with what is left" in state[2]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"job": "nowhere.yaml"}, "nowhere.yaml: cannot read the job file: No such file or directory"),
+        ({"vars": {"nope": "1"}}, "--var nope: the job declares no such var"),
+        ({"time_zone": "Europe/Berln"}, "time_zone 'Europe/Berln': there is no such time zone"),
+    ],
+    ids=["a missing file", "an unknown var", "a wrong time zone"],
+)
+def test_a_wrong_parameter_fails_the_run_with_one_sentence(
+    api: RunningEmulator, job: Path, parameters: dict[str, Any], sentence: str
+) -> None:
+    state = told(run_job.fn(**{"job": str(job), **parameters}))
+
+    assert state[0] == "FAILED"
+    assert sentence in state[2]
+
+
+def test_a_job_that_was_run_can_be_run_by_its_name(api: RunningEmulator, job: Path) -> None:
+    run_job.fn(str(job))
+
+    again = told(run_job.fn("notes"))
+    unknown = told(run_job.fn("note"))
+
+    assert again[:2] == ("COMPLETED", "Submitted")
+    assert unknown[:2] == ("FAILED", "Failed")
+    assert "knows no job 'note' (it knows: notes)" in unknown[2]
+
+
+def test_a_retry_of_a_job_nobody_knows_names_those_there_are(api: RunningEmulator, job: Path) -> None:
+    before = told(reprocess_failed.fn("notes"))
+    run_job.fn(str(job))
+
+    assert before[2] == "there is no state database yet: run the job first"
+    assert "knows no job 'nodes' (it knows: notes)" in told(reprocess_failed.fn("nodes"))[2]
+    assert (
+        "--set request.prompt=x: write FIELD=VALUE" in told(reprocess_failed.fn("notes", set=["request.prompt=x"]))[2]
+    )
+
+
+# -- where a flow works ----------------------------------------------------------------------------------------------
+
+
+def test_job_files_are_found_relative_to_the_project_whatever_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, job: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PIPELINE_ROOT", str(tmp_path))
+    monkeypatch.chdir("/")
+
+    assert job_file("notes.yaml") == job
+    assert named("notes.yaml") == (job, "notes")
+    assert named("notes") == (None, "notes")
+
+
+def test_today_is_the_day_of_the_scheduled_start_in_the_schedules_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_run, "scheduled_start_time", datetime(2026, 11, 20, 23, 30, tzinfo=UTC), raising=False)
+
+    assert day("UTC") == date(2026, 11, 20)
+    assert day("Europe/Berlin") == date(2026, 11, 21)
+
+
+def test_without_a_database_anywhere_a_sweep_says_how_to_name_one(api: RunningEmulator, monkeypatch: Any) -> None:
+    monkeypatch.delenv("BATCH_DATABASE_URL")
+
+    state = told(collect_results.fn())
+
+    assert state[0] == "FAILED"
+    assert "Set BATCH_DATABASE_URL in the worker's environment, or put its URL into a Secret block" in state[2]
+
+
+def test_the_environment_wins_over_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCH_DATABASE_URL", "sqlite:///here.db")
+
+    assert database_url(Blocks(database_url="a-block-that-nobody-asks-for")) == "sqlite:///here.db"
+
+
+# -- what a person sees ----------------------------------------------------------------------------------------------
+
+
+def test_what_models_have_written_is_shown_as_it_is() -> None:
+    hostile = (
+        "![x](http://evil.example/x.png) <script>alert(1)</script> | `code` [a](javascript:b) # *b* www.evil.example"
+    )
+
+    escaped = escaped_text(hostile)
+
+    assert escaped.replace("\\", "") == hostile  # which has no backslash itself
+    assert not set("!()[]<>|`#*:/.") & set(re.sub(r"\\.", "", escaped))
+
+
+def test_a_remedy_is_shown_as_parameters_that_the_flow_takes() -> None:
+    command = ["retry", "notes", "--status", "truncated", "--set", "request.max_tokens=120", "--key", "a", "--key", "b"]
+
+    flow, parameters = parameters_of(command)
+
+    assert flow == "reprocess_failed"
+    assert parameters == {"job": "notes", "status": ["truncated"], "set": ["request.max_tokens=120"], "key": ["a", "b"]}
+    assert parameters.keys() <= reprocess_failed.parameters.properties.keys()
+    assert parameters_of(["run", "notes"]) == ("run_job", {"job": "notes"})
+
+
+def test_the_summary_of_a_job_names_what_mends_its_failures(api: RunningEmulator, job: Path) -> None:
+    api.emulator.add_fault(on="item", do="refuse", match="one")
+    run_job.fn(str(job), wait=False)
+    let_batches_end(api)
+    collect_results.fn()
+
+    with closing(Database(os.environ["BATCH_DATABASE_URL"])) as database, database.read() as conn:
+        row = job_named(conn, "notes")
+        assert row is not None
+        text = summary_text(database, conn, row, standing(conn, 1))
+        table = batch_table(conn, row.id)
+
+    assert "| refused | 1 |" in text
+    assert '"status": [\n    "refused"\n  ]' in text
+    assert "SELECT status, count(*), sum(cost_usd) FROM note_summaries" in text
+    assert "Estimated: $" in text
+    assert [(each["state"], each["requests"], each["outcomes"]) for each in table] == [
+        ("collected", 2, "1 refused, 1 succeeded")
+    ]
+
+
+# -- deployments -----------------------------------------------------------------------------------------------------
+
+
+def test_the_deployments_are_what_prefect_takes_and_name_flows_parameters_and_jobs_that_exist() -> None:
+    declared = YAML(typ="safe").load(ROOT / "prefect.yaml")
+
+    PrefectYamlModel.model_validate(declared)
+    names = [each["name"] for each in declared["deployments"]]
+    assert names == ["nightly-document-summarization", "ticket-classification", "collect-results", "reprocess-failed"]
+    known = {"name", "description", "entrypoint", "parameters", "schedules", "concurrency_limit", "tags", "work_pool"}
+    for deployment in declared["deployments"]:
+        assert deployment.keys() <= known  # a key that Prefect does not know it drops silently
+        deployed: Any = load_flow_from_entrypoint(deployment["entrypoint"])
+        assert deployment["parameters"].keys() <= deployed.parameters.properties.keys()
+        if "job" in deployment["parameters"]:
+            assert (ROOT / deployment["parameters"]["job"]).exists()
+            assert {each["timezone"] for each in deployment["schedules"]} == {deployment["parameters"]["time_zone"]}
+
+
+def test_every_parameter_says_in_the_form_what_it_is_for() -> None:
+    for flow in (run_job, collect_results, reprocess_failed):
+        described = {name: "description" in each for name, each in flow.parameters.properties.items()}
+        assert described == dict.fromkeys(described, True)
+    assert set(get_args(Status)) == set(OUTCOMES)
+
+
+def test_a_secret_is_never_a_parameter() -> None:
+    with pytest.raises(InputError, match="Set BATCH_DATABASE_URL"):
+        database_url(Blocks())
+    names = {name for flow in (run_job, collect_results, reprocess_failed) for name in flow.parameters.properties}
+    assert {name for name in names if "key" in name or "url" in name} == {"key", "api_key_block", "database_url_block"}
+
+
+# -- without a server ------------------------------------------------------------------------------------------------
+
+
+def flow(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "flows.run_job", *arguments],
+        cwd=ROOT,
+        env=environment(tmp_path / "prefect"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_flow_takes_a_job_to_its_end_without_a_server(tmp_path: Path, job: Path) -> None:
+    ran = flow(tmp_path, str(job), "--emulator")
+
+    assert ran.returncode == 0, ran.stderr
+    assert ": 2 rows: 2 succeeded" in ran.stdout + ran.stderr
+    exported = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "export", str(job), "--emulator"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [json.loads(line)["status"] for line in exported.stdout.splitlines()] == ["succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize("module", ["flows.run_job", "flows.automations", "flows"])
+def test_without_prefect_a_flow_says_what_to_install(module: str) -> None:
+    hidden = "import sys, runpy; sys.modules['prefect'] = None; sys.argv[0] = '-m'\n"
+    words = [sys.executable, "-c", f"{hidden}runpy.run_module({module!r}, run_name='__main__')"]
+
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "error: the flows need Prefect, which is not installed: pip install 'batch-pipeline[prefect]'\n"
+    )

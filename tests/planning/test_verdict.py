@@ -1,0 +1,148 @@
+"""Which source rows are sent, given what is known of them: the paragraph "What is sent" of the design as a table."""
+
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import pytest
+
+from pipeline.job.model import Job
+from pipeline.planning.verdict import SENT, Verdict, retry_verdict, verdict
+from pipeline.states import FAILURES, OUTCOMES, RowState
+
+HASH, OTHER_HASH = b"h" * 16, b"o" * 16
+RECIPE, OLDER_RECIPE = "recipe", "older recipe"
+
+
+class Known(NamedTuple):
+    """What the database knows of a key: its present state, and the last outcome with what it was asked of."""
+
+    state: RowState
+    row_hash: bytes = HASH
+    recipe: str = RECIPE
+    outcome: RowState | None = None
+    outcome_hash: bytes | None = None
+    outcome_recipe: str | None = None
+    error_type: str | None = None
+    batch_id: int | None = None
+    attempts: int = 1
+    run_id: int = 1
+
+
+def answered(
+    outcome: RowState, *, row_hash: bytes = HASH, recipe: str = RECIPE, state: RowState | None = None
+) -> Known:
+    return Known(state or outcome, row_hash, recipe, outcome, row_hash, recipe)
+
+
+def of(known: Known | None, *, refresh: bool = False, retries: Container[int] = frozenset()) -> Verdict:
+    fields: dict[str, Any] = {
+        "name": "j",
+        "source": {"path": "a.csv", "key": "id"},
+        "request": {"model": "m", "max_tokens": 1, "prompt": "{{ a }}"},
+        "sink": {"table": "t"},
+    }
+    job = Job.model_validate(fields)
+    return verdict(known, HASH, RECIPE, job, refresh=refresh, retries=retries)  # type: ignore[arg-type]
+
+
+def test_a_row_never_seen_is_sent() -> None:
+    assert of(None) is Verdict.NEW
+    assert Verdict.NEW in SENT
+
+
+@pytest.mark.parametrize("refresh", [False, True], ids=["plain run", "refresh"])
+def test_a_row_planned_and_not_sent_yet_is_sent(refresh: bool) -> None:
+    assert of(Known(RowState.PENDING), refresh=refresh) is Verdict.WAITING
+    assert of(Known(RowState.PENDING, row_hash=OTHER_HASH, recipe=OLDER_RECIPE), refresh=refresh) is Verdict.WAITING
+    assert Verdict.WAITING in SENT
+
+
+@pytest.mark.parametrize("refresh", [False, True], ids=["plain run", "refresh"])
+@pytest.mark.parametrize(
+    "outcome",
+    [None, RowState.SUCCEEDED, RowState.ERRORED, RowState.LOST],
+    ids=["first", "after success", "error", "lost"],
+)
+@pytest.mark.parametrize("recipe", [RECIPE, OLDER_RECIPE], ids=["same recipe", "older recipe"])
+def test_a_row_in_flight_is_never_sent_a_second_time(recipe: str, outcome: RowState | None, refresh: bool) -> None:
+    known = Known(RowState.IN_FLIGHT, HASH, recipe, outcome, OTHER_HASH, recipe)
+
+    assert of(known, refresh=refresh) is Verdict.IN_FLIGHT
+    assert Verdict.IN_FLIGHT not in SENT
+
+
+def test_a_row_that_changed_in_flight_waits_for_that_sending() -> None:
+    assert of(Known(RowState.IN_FLIGHT, row_hash=OTHER_HASH)) is Verdict.CHANGED_IN_FLIGHT
+    assert Verdict.CHANGED_IN_FLIGHT not in SENT
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
+@pytest.mark.parametrize("recipe", [RECIPE, OLDER_RECIPE], ids=["same recipe", "older recipe"])
+def test_a_row_whose_values_changed_since_its_outcome_is_sent(outcome: RowState, recipe: str) -> None:
+    assert of(answered(outcome, row_hash=OTHER_HASH, recipe=recipe)) is Verdict.CHANGED
+    assert Verdict.CHANGED in SENT
+
+
+def test_an_answered_row_is_kept_even_when_refreshing() -> None:
+    assert of(answered(RowState.SUCCEEDED)) is Verdict.KEPT
+    assert of(answered(RowState.SUCCEEDED), refresh=True) is Verdict.KEPT
+    assert Verdict.KEPT not in SENT
+
+
+def test_an_answer_of_an_older_recipe_is_kept_unless_asked_to_refresh() -> None:
+    older = answered(RowState.SUCCEEDED, recipe=OLDER_RECIPE)
+
+    assert of(older) is Verdict.KEPT_OLDER
+    assert of(older, refresh=True) is Verdict.AGAIN
+    assert Verdict.KEPT_OLDER not in SENT
+    assert Verdict.AGAIN in SENT
+
+
+ONLY_BY_A_PERSON = {RowState.LOST, RowState.CANCELED}
+
+
+@pytest.mark.parametrize("outcome", [state for state in FAILURES if state not in ONLY_BY_A_PERSON], ids=str)
+def test_a_failed_row_goes_again_with_a_new_recipe_only(outcome: RowState) -> None:
+    assert of(answered(outcome)) is Verdict.KEPT
+    assert of(answered(outcome), refresh=True) is Verdict.KEPT
+    assert of(answered(outcome, recipe=OLDER_RECIPE)) is Verdict.AGAIN
+
+
+@pytest.mark.parametrize("outcome", sorted(ONLY_BY_A_PERSON), ids=str)
+@pytest.mark.parametrize("refresh", [False, True], ids=["plain run", "refresh"])
+def test_a_lost_or_canceled_row_is_sent_again_by_a_person_only(outcome: RowState, refresh: bool) -> None:
+    assert of(answered(outcome), refresh=refresh) is Verdict.KEPT
+    assert of(answered(outcome, recipe=OLDER_RECIPE), refresh=refresh) is Verdict.KEPT
+
+
+@pytest.mark.parametrize("outcome", [RowState.ERRORED, RowState.EXPIRED], ids=str)
+def test_a_failed_row_that_waits_for_its_next_attempt_is_sent(outcome: RowState) -> None:
+    assert of(answered(outcome, state=RowState.PENDING)) is Verdict.AGAIN
+
+
+def test_a_row_that_had_changed_and_changed_back_keeps_its_answer() -> None:
+    back = Known(RowState.PENDING, OTHER_HASH, RECIPE, RowState.SUCCEEDED, HASH, RECIPE)
+
+    assert of(back) is Verdict.KEPT
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
+@pytest.mark.parametrize("recipe", [RECIPE, OLDER_RECIPE], ids=["same recipe", "older recipe"])
+@pytest.mark.parametrize("refresh", [False, True], ids=["plain run", "refresh"])
+def test_a_row_that_waits_for_a_retry_is_left_to_it_unless_it_changed(
+    outcome: RowState, recipe: str, refresh: bool
+) -> None:
+    waits = answered(outcome, recipe=recipe, state=RowState.PENDING)._replace(run_id=7)
+    changed = waits._replace(outcome_hash=OTHER_HASH)
+
+    assert of(waits, refresh=refresh, retries={7}) is Verdict.FOR_RETRY
+    assert of(changed, refresh=refresh, retries={7}) is Verdict.CHANGED
+    assert Verdict.FOR_RETRY not in SENT
+
+
+def test_a_retry_takes_its_own_rows_and_leaves_those_of_another_one() -> None:
+    waits: Any = answered(RowState.TRUNCATED, state=RowState.PENDING)._replace(run_id=7)
+
+    assert retry_verdict(waits, wanted=True, run_id=7) is Verdict.AGAIN
+    assert retry_verdict(waits, wanted=True, run_id=8, retries={7}) is Verdict.FOR_RETRY
+    assert retry_verdict(waits, wanted=False, run_id=8, retries={7}) is Verdict.OTHER

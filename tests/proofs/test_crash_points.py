@@ -1,0 +1,119 @@
+"""Death at every commit and at every HTTP call of a command: nothing is lost, and nothing is accepted twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import anthropic
+import pytest
+
+from pipeline.emulator import start
+from pipeline.emulator.settings import Settings
+from pipeline.storage.folders import MARKER
+from tests.support.crash_points import LOST, MAX_BATCH_BYTES, SCRIPTS
+from tests.support.object_storage import S3
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def database(request: pytest.FixtureRequest) -> str:
+    """Where the points have their databases, as crash_points takes it."""
+    return "sqlite" if request.param == "SQLite" else str(request.getfixturevalue("postgres_server"))
+
+
+class Tried(NamedTuple):
+    """What was seen at the points of one script, each of which has a job of its own."""
+
+    deaths: int
+    jobs: int
+    problems: list[str]
+    accepted: int
+    accepted_twice: object
+    left: int  #: batches that are not deleted at the API
+
+
+def try_every_point(
+    folder: Path, database: str, script: str, *, processing_seconds: float = 0.0, spool: str | None = None
+) -> Tried:
+    """All points of a script over one emulator, which ends a batch as soon as it is canceled. spool: on a store."""
+    settings = Settings(max_batch_bytes=MAX_BATCH_BYTES, cancel_seconds=0.0)
+    (folder / "jobs").mkdir()
+    with start(folder / "emulator", processing_seconds=processing_seconds, settings=settings) as api:
+        api.emulator.add_fault(on="item", do="error", error_type="api_error", match="again", times=1, per="params")
+        api.emulator.add_fault(on="create", do="drop_after", match=LOST)
+        command = [sys.executable, "-m", "tests.support.crash_points", script, api.url, database, str(folder / "jobs")]
+        command += [] if spool is None else [spool]
+        tried = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+        audit = api.emulator.audit()
+        client = anthropic.Anthropic(api_key="test", base_url=api.url)
+        left = len(list(client.messages.batches.list()))
+    return Tried(
+        **json.loads(tried.stdout),
+        accepted=audit["requests_accepted"],
+        accepted_twice=audit["accepted_twice"],
+        left=left,
+    )
+
+
+def test_a_driver_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "run")
+
+    assert tried.problems == []
+    assert tried.deaths > 150
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
+
+
+def test_a_driver_with_a_spool_on_object_storage_may_die_at_any_commit_and_any_call_to_it(
+    tmp_path: Path, postgres_server: str, s3: S3
+) -> None:
+    tried = try_every_point(tmp_path, postgres_server, "run", spool=f"{s3.url}/spools")
+
+    assert tried.problems == []
+    assert tried.deaths > 100
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
+    left = s3.keys()
+    assert {key.rpartition("/")[2] for key in left} == {MARKER}  # of the bodies none
+    assert len(left) == tried.jobs
+
+
+def test_a_run_behind_a_canary_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "gated")
+
+    assert tried.problems == []
+    assert tried.deaths > 80
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["gated"].accepted
+
+
+def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "retry")
+
+    assert tried.problems == []
+    assert tried.deaths > 50
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["retry"].accepted
+
+
+def test_a_run_after_a_retry_that_died_anywhere_sends_nothing_of_it_unchanged(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "retry then run")
+
+    assert tried.problems == []
+    assert tried.deaths > 50
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["retry then run"].accepted
+
+
+def test_a_cancel_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "cancel", processing_seconds=3.0)
+
+    assert tried.problems == []
+    assert tried.deaths > 20
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["cancel"].accepted

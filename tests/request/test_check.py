@@ -1,0 +1,188 @@
+"""A request that the Messages API would refuse is refused before it costs anything, and the field is named."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.errors import JobError
+from pipeline.job.model import Job
+from pipeline.request.check import check_params
+
+
+def job(params: dict[str, Any] | None = None, **fields: Any) -> Job:
+    """A job with these `request.params`, and other fields of `request`, or `output` as a whole."""
+    whole = {name: fields.pop(name) for name in ("output",) if name in fields}
+    request = {"model": "claude-haiku-4-5", "max_tokens": 2000, "prompt": "{{ body }}", "params": params or {}}
+    source = {"path": "a.csv", "key": "id"}
+    sink = {"table": "t"}
+    return Job.model_validate({"name": "j", "source": source, "request": request | fields, "sink": sink, **whole})
+
+
+def refusal(wrong: Job) -> str:
+    with pytest.raises(JobError) as refused:
+        check_params(wrong)
+    return str(refused.value)
+
+
+TOOL = {"name": "look_up", "input_schema": {"type": "object", "properties": {"q": {"type": "string"}}}}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        pytest.param({}, id="none"),
+        pytest.param({"stop_sequences": ["</answer>"]}, id="stop sequences"),
+        pytest.param({"stop_sequences": []}, id="no stop sequences"),
+        pytest.param({"thinking": {"type": "enabled", "budget_tokens": 1024}}, id="thinking with a budget"),
+        pytest.param({"thinking": {"type": "disabled"}}, id="no thinking"),
+        pytest.param({"thinking": {"type": "adaptive"}}, id="adaptive thinking"),
+        pytest.param({"output_config": {"effort": "low"}}, id="effort"),
+        pytest.param({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "look_up"}}, id="a tool"),
+        pytest.param({"tools": [TOOL], "tool_choice": {"type": "auto"}}, id="a tool if need be"),
+        pytest.param({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, id="a tool of the API's own"),
+        pytest.param({"metadata": {"user_id": "u-1"}}, id="metadata"),
+        pytest.param({"metadata": {"user_id": None}}, id="metadata without a user"),
+        pytest.param({"service_tier": "auto"}, id="service tier"),
+    ],
+)
+def test_what_the_messages_api_takes_passes(params: dict[str, Any]) -> None:
+    check_params(job(params))
+
+
+def test_a_model_that_this_sdk_does_not_know_by_name_passes() -> None:
+    check_params(job(model="claude-of-next-year"))
+
+
+def test_system_blocks_pass() -> None:
+    check_params(job(system=[{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]))
+
+
+@pytest.mark.parametrize("field", ["temperature", "top_p", "top_k"])
+def test_sampling_is_refused_with_the_reason_and_the_remedy(field: str) -> None:
+    message = refusal(job({field: 1}))
+
+    assert message.startswith(f"request.params.{field}: API version 2026-10-21 refuses sampling parameters")
+    assert message.endswith("remove the field")
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        pytest.param("stream", "a batch has no streaming", id="stream"),
+        pytest.param("speed", "a batch has no fast mode", id="speed"),
+        pytest.param("messages", "the messages are made of request.prompt", id="messages"),
+        pytest.param("model", "this is request.model", id="model"),
+        pytest.param("max_tokens", "this is request.max_tokens", id="max_tokens"),
+        pytest.param("system", "this is request.system", id="system"),
+    ],
+)
+def test_what_has_its_own_place_or_none_is_refused(field: str, said: str) -> None:
+    assert refusal(job({field: 1})).startswith(f"request.params.{field}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        pytest.param({"temprature": 1}, "request.params.temprature: the Messages API has no such field", id="unknown"),
+        pytest.param({"stop_sequence": ["x"]}, "did you mean 'stop_sequences'?", id="misspelt"),
+        pytest.param(
+            {"stop_sequences": "x"}, "request.params.stop_sequences: must be a list (it is 'x')", id="no list"
+        ),
+        pytest.param({"stop_sequences": [1]}, "request.params.stop_sequences.0: must be str", id="no text in a list"),
+        pytest.param(
+            {"output_config": {"effort": "lo"}}, "request.params.output_config.effort: must be one of", id="a word"
+        ),
+        pytest.param(
+            {"output_config": {"efort": "low"}},
+            "request.params.output_config.efort: the Messages API has no such field; did you mean 'effort'?",
+            id="misspelt inside",
+        ),
+        pytest.param({"thinking": "on"}, "request.params.thinking: must be a mapping (it is 'on')", id="no mapping"),
+        pytest.param(
+            {"thinking": {"type": "enabled"}},
+            "request.params.thinking.budget_tokens: this field is required",
+            id="a field that is missing",
+        ),
+        pytest.param(
+            {"thinking": {"type": "on"}}, "request.params.thinking.type: must be one of 'adaptive'", id="a wrong type"
+        ),
+        pytest.param(
+            {"thinking": {"type": "enabled", "budget_tokens": "many"}},
+            "request.params.thinking.budget_tokens: must be int (it is 'many')",
+            id="no number",
+        ),
+        pytest.param(
+            {"thinking": {"type": "enabled", "budget_tokens": True}},
+            "request.params.thinking.budget_tokens: must be int",
+            id="a truth as a number",
+        ),
+        pytest.param(
+            {"tool_choice": {"type": "tool"}},
+            "request.params.tool_choice.name: this field is required",
+            id="tool_choice",
+        ),
+        pytest.param(
+            {"tools": [{"name": "x", "input_schema": {"type": "object"}, "descripton": "x"}]},
+            "request.params.tools.0.descripton",
+            id="misspelt in a tool",
+        ),
+        pytest.param({"metadata": {"user": "x"}}, "request.params.metadata.user", id="unknown metadata"),
+        pytest.param({"service_tier": "cheap"}, "request.params.service_tier: must be one of", id="service tier"),
+    ],
+)
+def test_a_param_that_the_sdk_does_not_know_is_named(params: dict[str, Any], said: str) -> None:
+    assert said in refusal(job(params))
+
+
+@pytest.mark.parametrize(
+    ("system", "said"),
+    [
+        pytest.param([{"type": "txt", "text": "x"}], "request.system.0.type: must be", id="an unknown type"),
+        pytest.param(
+            [{"type": "text"}],
+            "request.system.0.text: this field is required",
+            id="no text",
+        ),
+        pytest.param([{"type": "text", "text": 5}], "request.system.0.text: must be str", id="a number"),
+        pytest.param([{"type": "text", "text": "x", "cache": 1}], "request.system.0.cache: the Messages", id="unknown"),
+    ],
+)
+def test_a_wrong_system_block_is_named(system: list[dict[str, Any]], said: str) -> None:
+    assert said in refusal(job(system=system))
+
+
+@pytest.mark.parametrize(
+    ("budget", "fits"), [(1999, True), (2000, False), (3000, False)], ids=["below", "same", "over"]
+)
+def test_a_thinking_budget_must_leave_room_for_the_answer(budget: int, fits: bool) -> None:
+    asked = job({"thinking": {"type": "enabled", "budget_tokens": budget}})
+
+    if fits:
+        check_params(asked)
+    else:
+        assert refusal(asked) == (f"request.params.thinking.budget_tokens: {budget} must be below max_tokens (2000)")
+
+
+def test_labels_and_a_format_of_ones_own_do_not_go_together() -> None:
+    params = {"output_config": {"format": {"type": "json_schema", "schema": {}}}}
+
+    message = refusal(job(params, output={"labels": ["a", "b"]}))
+
+    assert message.startswith("request.params.output_config.format: output.labels sets the format")
+
+
+def test_labels_and_an_effort_go_together() -> None:
+    check_params(job({"output_config": {"effort": "low"}}, output={"labels": ["a", "b"]}))
+
+
+@pytest.mark.parametrize("wrong", ["low", ["low"]], ids=["text", "list"])
+def test_labels_beside_a_wrong_output_config_are_refused_and_no_crash(wrong: Any) -> None:
+    message = refusal(job({"output_config": wrong}, output={"labels": ["a", "b"]}))
+
+    assert message.startswith("request.params.output_config: must be a mapping")
+
+
+def test_a_number_that_json_cannot_carry_is_refused_and_no_crash() -> None:
+    tool = {"name": "x", "input_schema": {"type": "object", "maximum": 10**20}}
+
+    assert "request.params.tools.0.input_schema" in refusal(job({"tools": [tool]}))

@@ -1,0 +1,246 @@
+"""A body is what the API takes, never over its limits, and its bytes are counted exactly."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+import orjson
+import pytest
+
+from pipeline.request import packing
+from pipeline.request.packing import Packing
+
+NONCE = "a" * 26
+
+
+def params(text: str) -> bytes:
+    return orjson.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": text}]})
+
+
+def digest(of: bytes) -> bytes:
+    return hashlib.blake2b(of, digest_size=16).digest()
+
+
+def packed(body: Packing, texts: Iterable[str], *, dedupe: bool = False) -> tuple[bytes, int]:
+    """The body's bytes, and how many of the texts went in before it was full."""
+    lines = [packing.PREFIX]
+    for row, text in enumerate(texts):
+        line = body.add(row, digest(params(text)), params(text), None, dedupe=dedupe)
+        if line is None:
+            break
+        lines.append(line)
+    return b"".join([*lines, packing.SUFFIX]), len(body.rows)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 99, 100, 101, 1000])
+@pytest.mark.parametrize("text", ["plain", "ä€😀\u2028 العربية", '"\\\n'], ids=["ASCII", "multibyte", "escapes"])
+def test_the_size_is_that_of_the_body_to_the_byte(count: int, text: str) -> None:
+    body = Packing(NONCE, 100_000, 256_000_000)
+
+    written, rows = packed(body, (f"{text} {n}" for n in range(count)))
+
+    assert body.size == len(written)
+    assert body.requests == rows == count
+
+
+def test_a_body_is_valid_json_of_the_apis_form() -> None:
+    body = Packing(NONCE, 10, 10_000)
+
+    written, _ = packed(body, ["one", "zwei ä", "three\n"])
+
+    parsed = orjson.loads(written)
+    assert parsed == {
+        "requests": [
+            {"custom_id": f"{NONCE}-{n}", "params": orjson.loads(params(text))}
+            for n, text in enumerate(["one", "zwei ä", "three\n"])
+        ]
+    }
+
+
+@pytest.mark.parametrize("text", ["x", "ä€😀", "a longer text of several words"], ids=["short", "multibyte", "long"])
+def test_a_body_is_filled_to_the_last_byte_and_not_one_more(text: str) -> None:
+    exact = packed(Packing(NONCE, 100, 10_000_000), [text] * 11)[0]
+
+    just_fits, rows_fit = packed(Packing(NONCE, 100, len(exact)), [text] * 12)
+    one_less, rows_less = packed(Packing(NONCE, 100, len(exact) - 1), [text] * 12)
+
+    assert (len(just_fits), rows_fit) == (len(exact), 11)
+    assert rows_less == 10
+    assert len(one_less) < len(exact)
+
+
+@pytest.mark.parametrize("limit", [1, 9, 10, 11])
+def test_a_body_holds_no_more_requests_than_allowed(limit: int) -> None:
+    body = Packing(NONCE, limit, 1_000_000)
+
+    written, rows = packed(body, (str(n) for n in range(20)))
+
+    assert body.requests == rows == limit
+    assert len(orjson.loads(written)["requests"]) == limit
+
+
+def test_a_full_body_stays_as_it_is() -> None:
+    body = Packing(NONCE, 1, 1_000_000)
+    packed(body, ["one"])
+    size = body.size
+
+    refused = body.add(7, b"other", params("two"), None, dedupe=True)
+
+    assert refused is None
+    assert (body.size, body.requests, body.rows) == (size, 1, [(0, 0)])
+    assert b"other" not in body.seen
+
+
+def test_the_largest_params_fit_alone_and_one_byte_more_does_not() -> None:
+    largest = packing.largest_params(1_000)
+
+    fits, too_large = (
+        Packing(NONCE, 10, 1_000).add(0, b"", b"x" * size, None, dedupe=False) for size in (largest, largest + 1)
+    )
+
+    assert fits is not None
+    assert len(packing.PREFIX) + len(fits) + len(packing.SUFFIX) == 1_000
+    assert too_large is None
+
+
+def test_equal_requests_share_one_and_add_no_bytes() -> None:
+    body = Packing(NONCE, 100, 1_000_000)
+
+    written, _ = packed(body, ["a", "b", "a", "a", "b"], dedupe=True)
+
+    assert body.rows == [(0, 0), (1, 1), (2, 0), (3, 0), (4, 1)]
+    assert body.requests == 2
+    assert body.size == len(written)
+    assert len(orjson.loads(written)["requests"]) == 2
+
+
+def test_equal_requests_are_sent_each_when_the_job_says_so() -> None:
+    body = Packing(NONCE, 100, 1_000_000)
+
+    written, _ = packed(body, ["a", "a", "a"], dedupe=False)
+
+    assert body.rows == [(0, 0), (1, 1), (2, 2)]
+    assert len(orjson.loads(written)["requests"]) == 3
+
+
+def test_an_equal_request_still_joins_a_body_that_is_full() -> None:
+    body = Packing(NONCE, 1, 1_000_000)
+
+    packed(body, ["a", "a"], dedupe=True)
+
+    assert body.rows == [(0, 0), (1, 0)]
+
+
+def test_at_most_four_rows_a_request_join_a_body() -> None:
+    body = Packing(NONCE, 5, 1_000_000)
+
+    _, rows = packed(body, ["a"] * 100, dedupe=True)
+
+    assert rows == 20
+    assert body.requests == 1
+
+
+def test_params_are_read_back_byte_for_byte() -> None:
+    texts = ["one", "ä€😀", '","params":{"x":1}}', "line\nbreak", "ends with ,", "}"]
+    written, _ = packed(Packing(NONCE, 10, 1_000_000), texts)
+
+    lines = written.split(b"\n")[1:-1]
+
+    assert [packing.params_of(line) for line in lines] == [params(text) for text in texts]
+    assert [packing.params_of(line + b"\n") for line in lines] == [params(text) for text in texts]
+
+
+def test_nonces_are_26_base32_characters_and_never_the_same() -> None:
+    nonces = {packing.new_nonce() for _ in range(1000)}
+
+    assert len(nonces) == 1000
+    assert all(re.fullmatch(r"[a-z2-7]{26}", nonce) for nonce in nonces)
+
+
+@pytest.mark.parametrize("n", [0, 9, 10, 99_999])
+def test_a_custom_id_is_one_that_the_api_takes_and_gives_its_position_back(n: int) -> None:
+    nonce = packing.new_nonce()
+
+    identifier = packing.custom_id(nonce, n)
+
+    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", identifier)
+    assert packing.position(nonce, identifier) == n
+
+
+@pytest.mark.parametrize(
+    "custom_id",
+    [
+        pytest.param("b" * 26 + "-0", id="another body's"),
+        pytest.param(NONCE, id="no position"),
+        pytest.param(f"{NONCE}-", id="an empty position"),
+        pytest.param(f"{NONCE}-x", id="a letter"),
+        pytest.param(f"{NONCE}--1", id="a negative position"),
+        pytest.param(f"{NONCE}-01", id="a leading zero"),
+        pytest.param(f"{NONCE}-1-2", id="two positions"),
+        pytest.param(f"{NONCE}-1 ", id="a blank"),
+        pytest.param(f"{NONCE}-٣", id="a digit of another script"),
+        pytest.param(f"{NONCE}-²", id="a superscript"),
+        pytest.param("", id="nothing"),
+    ],
+)
+def test_a_custom_id_that_is_not_of_this_body_has_no_position(custom_id: str) -> None:
+    assert packing.position(NONCE, custom_id) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "custom_id"),
+    [
+        pytest.param(b'{"custom_id":"abc-7","result":{}}', "abc-7", id="as the API writes it"),
+        pytest.param(b'{ "custom_id" : "abc-7" }', "abc-7", id="with blanks"),
+        pytest.param(b'{"result":{"custom_id":"x"},"custom_id":"abc-7"}', "abc-7", id="not first"),
+        pytest.param(b'{"custom_id":"a\\u0062c-7","result":{}}', "abc-7", id="with an escape"),
+        pytest.param(b'{"custom_id":"' + b"x" * 64 + b'"}', "x" * 64, id="as long as one may be"),
+        pytest.param(b'{"custom_id":"' + b"x" * 90 + b'"}', "x" * 90, id="longer than one may be"),
+        pytest.param(b'{"custom_id":7}', None, id="a number"),
+        pytest.param(b'{"result":{}}', None, id="none"),
+        pytest.param(b'["custom_id"]', None, id="a list"),
+        pytest.param(b'{"custom_id":"abc', None, id="cut off"),
+        pytest.param(b"", None, id="nothing"),
+        pytest.param(b"<html>", None, id="a page"),
+    ],
+)
+def test_the_custom_id_of_a_result_line(line: bytes, custom_id: str | None) -> None:
+    assert packing.custom_id_of_result(line) == custom_id
+
+
+def test_the_nonce_of_a_result_line_names_its_body() -> None:
+    assert packing.nonce_of(f"{NONCE}-17") == NONCE
+    assert [packing.nonce_of(strange) for strange in (NONCE, f"{NONCE}-017", "row-17", "", "-1")] == [""] * 5
+
+
+@pytest.mark.parametrize(
+    ("line", "n"),
+    [
+        (b'{"custom_id":"NONCE-0","result":{}}', 0),
+        (b'{"custom_id":"NONCE-12","result":{}}', 12),
+        (b'{"result":{},"custom_id":"NONCE-12"}', 12),
+        (b'{ "custom_id": "NONCE-12", "result": {}}', 12),
+        (b'{"custom_id":"NONCE-012","result":{}}', None),
+        (b'{"custom_id":"NONCE-","result":{}}', None),
+        (b'{"custom_id":"NONCE-1x","result":{}}', None),
+        (b'{"custom_id":"OTHER-1","result":{}}', None),
+        (b'{"custom_id":"NONCE-1', None),
+        (b"not JSON", None),
+    ],
+    ids=[
+        "first",
+        "two digits",
+        "last field",
+        "blanks",
+        "a zero",
+        "no number",
+        "no digits",
+        "another's",
+        "cut",
+        "no JSON",
+    ],
+)
+def test_the_position_of_a_result_line_is_read_off_however_it_is_written(line: bytes, n: int | None) -> None:
+    nonce = "n" * 26
+
+    assert packing.position_of_results(nonce)(line.replace(b"NONCE", nonce.encode())) == n

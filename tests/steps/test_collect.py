@@ -1,0 +1,76 @@
+"""How the results of a batch come in and are stored."""
+
+import threading
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from pipeline.runner.options import Options
+from pipeline.runner.run import run
+from pipeline.runner.sweep import sweep
+from pipeline.steps import results_file
+from tests.conftest import World, texts
+
+
+class Asked(httpx2.BaseTransport):
+    """Notes which batches' results were asked for, in order."""
+
+    def __init__(self, world: World) -> None:
+        self._inner = world.emulator.transport()
+        self.second = threading.Event()
+        self.paths: list[str] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/results"):
+            self.paths.append(request.url.path)
+            if len(self.paths) == 2:
+                self.second.set()
+        return self._inner.handle_request(request)
+
+
+def test_the_next_results_are_fetched_while_those_of_a_batch_are_stored(world: World) -> None:
+    world.rows(texts(4))
+    run(world.job(limits={"max_batch_requests": 2}), world.where(), Options(detach=True))
+    world.clock.advance(61)
+    asked = Asked(world)
+    fetched: list[bool] = []
+    world.on_event = lambda event, facts: fetched.append(asked.second.wait(30)) if event == "collected" else None
+
+    sweep(world.where(asked))
+
+    assert fetched == [True, True]
+    assert world.statuses() == {f"r{i}": "succeeded" for i in range(4)}
+
+
+@pytest.mark.parametrize("fault", [None, "duplicate_lines", "conflicting_lines", "unknown_lines"])
+def test_results_in_any_order_and_in_many_pieces_are_each_row_s_own(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: str | None
+) -> None:
+    monkeypatch.setattr(results_file, "STRETCH_BYTES", 3_000)  # a few lines
+    monkeypatch.setattr(results_file, "CHUNK_BYTES", 5_000)
+    world.rows(texts(50))
+    if fault is not None:
+        world.emulator.add_fault(on="results", do=fault)
+
+    world.run(world.job())
+
+    answers = world.answers()
+    assert {key: answer["status"] for key, answer in answers.items()} == {f"r{i}": "succeeded" for i in range(50)}
+    assert all(f"Text number {key[1:]} " in answer["text"] for key, answer in answers.items())
+
+
+def test_a_driver_asked_to_stop_leaves_nothing_of_what_it_has_fetched_ahead(world: World) -> None:
+    world.rows(texts(6))
+    job = world.job(limits={"max_batch_requests": 2})
+
+    world.dies_at(job, "collected")
+
+    assert fetched_files(world) == []
+    assert sorted(world.states().values()) == 4 * ["in_flight"] + 2 * ["succeeded"]
+    assert world.run(job).rows == {"succeeded": 6}
+    assert world.sent_twice() == []
+
+
+def fetched_files(world: World) -> list[Path]:
+    return list(world.folder.rglob("*.results"))

@@ -1,0 +1,537 @@
+"""Runs a command that dies at its k-th commit or HTTP call, for every k, and then what a user would run next.
+
+A process of its own, so that it can fork: each death is os._exit in a child that has everything imported. Each point
+has a job and a database of its own. It prints one JSON object: how many points were tried, and what went wrong.
+
+    python -m tests.support.crash_points SCRIPT API DATABASE FOLDER [SPOOL]
+
+SCRIPT: what dies, see SCRIPTS; API: the emulator's URL; DATABASE: `sqlite`, or the URL of a PostgreSQL server; SPOOL:
+an address on object storage below which each point has its spool: then it dies at the calls to that, and at commits.
+"""
+
+import contextlib
+import functools
+import gc
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anthropic
+import httpx2
+from sqlalchemy import Connection, event, func, make_url, select
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool
+
+from pipeline.api.client import Api
+from pipeline.driver.environment import Environment
+from pipeline.driver.settings import Settings
+from pipeline.errors import Stopped
+from pipeline.job.model import Job
+from pipeline.money.prices import prices_of
+from pipeline.planning.selection import Selection
+from pipeline.runner.options import Options
+from pipeline.runner.run import run
+from pipeline.runner.sweep import sweep
+from pipeline.sink.read import ndjson
+from pipeline.sink.table import ResultsTable
+from pipeline.state.batches import known_nonces
+from pipeline.state.database import Database
+from pipeline.state.jobs import job_named
+from pipeline.state.tables import batches, requests, runs, sendings
+from pipeline.states import CLOSED_BATCHES, OUTCOMES
+from pipeline.steps import cancel
+from pipeline.storage import objects
+from tests.support.postgres import new_database
+
+DEAD = 9
+PLACES = ("before commit", "after commit", "before call", "after call")
+FAR_PLACES = ("before commit", "after commit", "before storage", "after storage")
+#: Of pipeline.objects: what asks the store.
+STORAGE = ("found", "listed", "content", "download", "put", "remove", "abandon_uploads")
+
+MODEL = "claude-haiku-4-5"
+#: What stands in a body whose first request is that of a row that begins with "lost".
+LOST = '-0","params":{"model":"claude-haiku-4-5","max_tokens":30,"messages":[{"role":"user","content":"lost '
+MAX_BATCH_BYTES = 2_400  # that the emulator takes: less than two long rows
+LONG = "A long one. " * 100
+ENDLESS = "and on " * 160  # an answer begins like its text: this one is longer than max_tokens
+
+
+def faulty(name: str) -> list[str]:
+    """Texts of rows that make one batch, which is too large: it is split in two. In one of them a row fails at first,
+    the other is accepted without an answer, and a row of it is cut off. The row without a text cannot be sent.
+
+    name: of the point, so that its requests are its own.
+    """
+    return [f"again {name} {LONG}", f"a {name}", "", f"lost {name} {ENDLESS}", f"b {name}"]
+
+
+def gated(name: str) -> list[str]:
+    """Texts of ten rows, of which the first goes before the others and one is cut off."""
+    return [f"first {name}", f"cut {name} {ENDLESS}", *(f"{i} {name}" for i in range(8))]
+
+
+GATED = {
+    "canary": {"rows": 1},
+    "limits": {"max_batch_requests": 9, "max_cost_usd": 1.0},
+    "retry": {"change": {"truncated": {"max_tokens": "20x"}}},
+}
+
+
+def waiting(name: str) -> list[str]:
+    """Texts of rows for batches of two: one is accepted without an answer, one with, and for one there is no room."""
+    return [f"{text} {name}" for text in ("lost", "a", "b", "c", "d", "e")]
+
+
+@dataclass
+class Point:
+    """One place to die: a job over a few rows, with a database and a folder of its own."""
+
+    api: str
+    database: str
+    folder: Path
+    texts: list[str]
+    batch: int  #: requests of a batch
+    sections: dict[str, Any] = field(default_factory=dict)  #: of the job, over those that all have
+    transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
+    spool: str | None = None  #: an address; None: a folder
+
+    def job(self) -> Job:
+        """A job with all that a job can have: a budget, a history, batches to delete at the API."""
+        rows = "".join(f"{i},{text}\n" for i, text in enumerate(self.texts))
+        (self.folder / "rows.csv").write_text(f"id,text\n{rows}")
+        return Job.model_validate(
+            {
+                "name": "crashing",
+                "source": {"path": str(self.folder / "rows.csv"), "key": "id"},
+                "request": {"model": MODEL, "max_tokens": 30, "prompt": "{{ text }}"},
+                "limits": {"max_batch_requests": self.batch, "max_in_flight_requests": 4, "max_cost_usd": 1.0},
+                "sink": {"table": "answers", "history": True},
+                "privacy": {"delete_remote": True},
+                "canary": False,
+                **self.sections,
+            }
+        )
+
+    @contextlib.contextmanager
+    def where(self) -> Iterator[Environment]:
+        """Our side of it."""
+        with contextlib.closing(Database(self.database)) as database:
+            yield Environment(
+                database=database,
+                connect=self._connect,
+                settings=Settings(poll=0.02, grace=0.2, lease=30.0),
+                spool=self.spool or (None if database.is_sqlite else str(self.folder / "spool")),
+            )
+
+    def bodies(self) -> set[str]:
+        """The nonces of the bodies that are in its spool."""
+        if self.spool is None:
+            return {body.stem for body in (self.folder / "spool" / "crashing").glob("*.json")}
+        names = [obj.url.rpartition("/")[2] for obj in objects.listed(f"{self.spool}/crashing")]
+        return {name.removesuffix(".json") for name in names}
+
+    def _connect(self, _: str) -> Api:
+        http = httpx2.Client(transport=self.transport())
+        return Api(anthropic.Anthropic(api_key="test", base_url=self.api, max_retries=0, http_client=http))
+
+
+# -- what dies -------------------------------------------------------------------------------------------------------
+
+
+def run_it(point: Point) -> None:
+    """`run`"""
+    with point.where() as where:
+        run(point.job(), where)
+
+
+def run_again(point: Point) -> None:
+    """`run`, and once more as long as it says that it is to be run again: another point's batch may look like ours."""
+    for _ in range(MOST_SWEEPS):
+        with point.where() as where:
+            try:
+                run(point.job(), where)
+            except Stopped:
+                where.stop.wait(0.05)
+            else:
+                return
+    raise AssertionError(f"{point.folder.name}: stopped {MOST_SWEEPS} times")
+
+
+def begin(point: Point) -> None:
+    """`run --detach`"""
+    with point.where() as where:
+        run(point.job(), where, Options(detach=True))
+
+
+def retry(point: Point) -> None:
+    """`retry --status truncated --set request.max_tokens=1000`"""
+    with point.where() as where:
+        wanted = Selection(statuses=("truncated",), changes={"request.max_tokens": 1_000})
+        run(point.job(), where, Options(retry=wanted))
+
+
+def cancel_it(point: Point) -> None:
+    """`cancel`"""
+    with point.where() as where:
+        with where.database.read() as conn:
+            job = job_named(conn, "crashing")
+        assert job is not None
+        cancel.cancel(where, job)
+
+
+def collect(point: Point) -> None:
+    """`collect`, until nothing is left at the API."""
+    with point.where() as where:
+        for _ in range(MOST_SWEEPS):
+            assert [problem for _, problem in sweep(where) if problem] == []
+            with where.database.read() as conn:
+                if not conn.scalars(LEFT).all():
+                    return
+            where.stop.wait(0.05)
+        raise AssertionError(f"{point.folder.name}: a batch is left after {MOST_SWEEPS} sweeps")
+
+
+LEFT = select(batches.c.id).where(batches.c.state.not_in(CLOSED_BATCHES) | batches.c.delete_remote)
+MOST_SWEEPS = 200
+
+
+# -- and what is then to be seen -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What is in the database of a point in the end."""
+
+    rows: Counter[str]
+    answers: Counter[str]
+    history: Counter[str]
+    runs: Counter[tuple[str, str | None]]
+    cost_usd: float
+    settled_usd: float
+
+    @classmethod
+    def at(cls, point: Point) -> "Seen":
+        """Look, and check what must hold whatever dies."""
+        with point.where() as where, where.database.read() as conn:
+            job = job_named(conn, "crashing")
+            assert job is not None
+            sink = ResultsTable.of(job)
+            _check_closed(conn)
+            bodies = point.bodies()
+            assert bodies <= known_nonces(conn, job.id), bodies
+            _check_answers(conn, [json.loads(line) for line in ndjson(where.database, job)])
+            assert sink.history is not None
+            states = select(runs.c.state, runs.c.reason)
+            return cls(
+                rows=Counter(conn.scalars(select(requests.c.state))),
+                answers=Counter(conn.scalars(select(sink.table.c.status))),
+                history=Counter(conn.scalars(select(sink.history.c.status))),
+                runs=Counter((state, reason) for state, reason in conn.execute(states)),
+                cost_usd=conn.scalar(select(func.sum(batches.c.cost_usd))) or 0.0,
+                settled_usd=conn.scalar(select(func.sum(sendings.c.settled_usd))) or 0.0,
+            )
+
+
+def _check_closed(conn: Connection) -> None:
+    """Nothing is under way, and nothing is left at the API."""
+    assert conn.scalars(LEFT).all() == []
+    ends = set(conn.scalars(select(sendings.c.end)))
+    assert ends <= {"accepted", "adopted", "rejected", "absent"}, ends
+
+
+def _check_answers(conn: Connection, answers: list[dict[str, Any]]) -> None:
+    """A row with an outcome has one answer that says so, and one without has none."""
+    rows = conn.execute(select(requests.c.key, requests.c.state).where(requests.c.state.in_(OUTCOMES)))
+    outcomes = {json.loads(key)[0]: state for key, state in rows}
+    assert {str(answer["id"]): answer["status"] for answer in answers} == {str(k): v for k, v in outcomes.items()}
+    assert len(answers) == len(outcomes)
+
+
+def _check_paid(seen: Seen) -> None:
+    """What was reserved is settled, and comes to what the answers cost."""
+    assert abs(seen.settled_usd - seen.cost_usd) < 1e-9, (seen.settled_usd, seen.cost_usd)
+
+
+def after_run(point: Point) -> None:
+    """Every row has its outcome."""
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 3, "truncated": 1, "invalid": 1}, seen
+    assert seen.history == {"errored": 1}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen  # a second one, when it died just after the end
+    _check_paid(seen)
+
+
+def after_gated(point: Point) -> None:
+    """Every row has its answer, the one that was cut off by being asked for a longer one; one row went first."""
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 10}, seen
+    assert seen.history == {"truncated": 1}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen
+    _check_paid(seen)
+
+
+def after_retry(point: Point) -> None:
+    """The row that was cut off has been answered."""
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 4, "invalid": 1}, seen
+    assert seen.history == {"errored": 1, "truncated": 1}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen
+    _check_paid(seen)
+
+
+def after_cancel(point: Point) -> None:
+    """The run is canceled; of what was sent nothing is in flight, and the rest is not sent."""
+    seen = Seen.at(point)
+    assert seen.rows.keys() <= {"succeeded", "canceled", "pending"}, seen
+    assert seen.rows["pending"] == 2, seen
+    assert seen.runs == {("incomplete", "canceled"): 1}, seen
+    _check_paid(seen)
+
+
+Step = Callable[[Point], None]
+
+
+@dataclass(frozen=True)
+class Script:
+    """texts, batch: the rows, and how many make a batch; before: what has been done; dies: what is killed; then: what a
+    user runs next; check: what must hold then; accepted: requests of one job that the API has accepted by then.
+    """
+
+    texts: Callable[[str], list[str]]
+    batch: int
+    before: tuple[Step, ...]
+    dies: Step
+    then: tuple[Step, ...]
+    check: Step
+    accepted: int
+    sections: Mapping[str, Any] = field(default_factory=dict)
+
+
+SCRIPTS = {
+    "run": Script(faulty, 4, (), run_it, (run_again, collect), after_run, accepted=5),
+    "retry": Script(faulty, 4, (run_it,), retry, (retry, collect), after_retry, accepted=6),
+    "retry then run": Script(faulty, 4, (run_it,), retry, (run_again, retry, collect), after_retry, accepted=6),
+    "gated": Script(gated, 9, (), run_it, (run_again, collect), after_gated, accepted=11, sections=GATED),
+    "cancel": Script(waiting, 2, (begin,), cancel_it, (cancel_it, collect), after_cancel, accepted=4),
+}
+
+
+# -- dying -----------------------------------------------------------------------------------------------------------
+
+
+class Dying:
+    """Dies at the k-th time it is asked."""
+
+    def __init__(self, k: int) -> None:
+        self._left = k
+
+    def __call__(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            os._exit(DEAD)
+
+
+class DyingTransport(httpx2.HTTPTransport):
+    """Dies before a call, or when its answer has come."""
+
+    def __init__(self, dying: Dying, place: str) -> None:
+        super().__init__(verify=False)
+        self._dying, self._place, self._counted = dying, place, False
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        is_count = request.url.path.endswith("/count_tokens")
+        is_point = not (is_count and self._counted)  # of the counts, which change nothing, the first one
+        self._counted |= is_count
+        if is_point and self._place == "before call":
+            self._dying()
+        response = super().handle_request(request)
+        if is_point and self._place == "after call":
+            self._dying()
+        return response
+
+
+def die_at_commits(dying: Dying, place: str) -> None:
+    """Die before or after the commits of this process that change anything."""
+
+    @event.listens_for(Engine, "after_cursor_execute")
+    def executed(conn: Connection, cursor: Any, statement: str, *_: object) -> None:
+        if cursor.rowcount != 0 and not statement.startswith(("BEGIN", "PRAGMA", "SELECT", "SHOW")):
+            conn.info["changes"] = True
+
+    @event.listens_for(Engine, "commit")
+    def committing(conn: Connection) -> None:
+        if place == "before commit" and conn.info.get("changes"):
+            dying()
+
+    @event.listens_for(Pool, "checkin")
+    def committed(_connection: object, record: Any) -> None:
+        if record.info.pop("changes", False) and place == "after commit":
+            dying()
+
+
+def die_at_storage(dying: Dying, place: str) -> None:
+    """Die before or after this process asks the store."""
+
+    def dies(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def asking(*args: Any, **options: Any) -> Any:
+            if place == "before storage":
+                dying()
+            answer = ask(*args, **options)
+            if isinstance(answer, Iterator):
+                answer = iter(list(answer))
+            if place == "after storage":
+                dying()
+            return answer
+
+        return asking
+
+    for name in STORAGE:
+        setattr(objects, name, dies(getattr(objects, name)))
+
+
+def die(script: Script, point: Point, place: str, k: int) -> None:
+    """Do what the script is about, up to the k-th time that it comes to `place`."""
+    dying = Dying(k)
+    if place.endswith("commit"):
+        die_at_commits(dying, place)
+    elif place.endswith("storage"):
+        die_at_storage(dying, place)
+    else:
+        point.transport = lambda: DyingTransport(dying, place)
+    script.dies(point)
+
+
+def follow(script: Script, point: Point) -> None:
+    """What comes after the death."""
+    for step in (*script.then, script.check):
+        step(point)
+
+
+def forked(do: Callable[[], int | None]) -> int:
+    """Begin to do it in a forked process, whose exit code it returns; the process's id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(do() or 0)
+        except BaseException:  # noqa: BLE001  # the child ends here, whatever it is
+            sys.stderr.write(traceback.format_exc())
+            os._exit(1)
+    return pid
+
+
+def in_a_child(do: Callable[[], int | None]) -> int:
+    """Do it in a forked process; its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked(do), 0)[1])
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+AT_ONCE = 4  # points: they wait as much as they work
+ENOUGH = 10  # problems: more would say no more
+THROUGH = 5  # exit code of a point that was never reached
+
+
+class Template(NamedTuple):
+    """A database with our tables: a copy is made in a moment. server: PostgreSQL's, None: it is a SQLite file."""
+
+    server: str | None
+    name: str
+
+    @contextlib.contextmanager
+    def copy(self, folder: Path) -> Iterator[str]:
+        """The URL of a copy, which is gone after the block or with the folder."""
+        if self.server is None:
+            shutil.copy(self.name, folder / "batches.db")
+            yield f"sqlite:///{folder}/batches.db"
+        else:
+            with new_database(self.server, template=self.name) as url:
+                yield url
+
+
+@contextlib.contextmanager
+def made(database: str, folder: Path) -> Iterator[Template]:
+    """A template for all points. database: sqlite, or the URL of a server."""
+    if database == "sqlite":
+        Database(f"sqlite:///{folder}/template.db").close()
+        yield Template(None, str(folder / "template.db"))
+        return
+    with new_database(database, template="template0") as url:
+        Database(url).close()
+        yield Template(database, str(make_url(url).database))
+
+
+@contextlib.contextmanager
+def points(script: Script, api: str, database: Template, folder: Path, spool: str | None) -> Iterator[Point]:
+    """A point with a database without rows and a new folder, which are gone after it."""
+    folder.mkdir()
+    texts, sections = script.texts(folder.name), dict(script.sections)
+    own = None if spool is None else f"{spool}/{folder.name}"
+    with database.copy(folder) as url:
+        yield Point(api, url, folder, texts, script.batch, sections, spool=own)
+    shutil.rmtree(folder)
+
+
+def try_point(script: Script, api: str, database: Template, folder: Path, place: str, k: int, spool: str | None) -> int:
+    """Die at one point, and go on; DEAD when that went well, THROUGH when nothing died."""
+    with points(script, api, database, folder, spool) as point:
+        for step in script.before:
+            assert in_a_child(lambda: step(point)) == 0, f"{folder.name}: {step.__doc__} failed"  # noqa: B023
+        code = in_a_child(lambda: die(script, point, place, k))
+        assert code in (0, DEAD), f"{folder.name}: it ended with {code}, not dead"
+        assert in_a_child(lambda: follow(script, point)) == 0, f"{folder.name}: what a user runs next failed"
+    return DEAD if code == DEAD else THROUGH
+
+
+def try_all(script: str, api: str, database: Template, folder: Path, spool: str | None = None) -> dict[str, Any]:
+    """Try all points of a script, some at once, at each place until nothing dies any more; what was seen."""
+    tried = dict.fromkeys(PLACES if spool is None else FAR_PLACES, 0)  # at places with more points
+    running: dict[int, str] = {}
+    deaths, jobs = 0, 0
+    problems: list[str] = []
+    while running or (tried and len(problems) < ENOUGH):
+        if tried and len(running) < AT_ONCE and len(problems) < ENOUGH:
+            place = min(tried, key=tried.__getitem__)
+            k = tried[place] = tried[place] + 1
+            name = f"{script}_{place}_{k}_".replace(" ", "_")
+            run_one = functools.partial(try_point, SCRIPTS[script], api, database, folder / name, place, k, spool)
+            running[forked(run_one)] = place
+            jobs += 1
+            continue
+        pid, status = os.wait()
+        place, code = running.pop(pid), os.waitstatus_to_exitcode(status)
+        if code == THROUGH:
+            tried.pop(place, None)
+        elif code == DEAD:
+            deaths += 1
+        else:
+            problems.append(f"{script} {place}")
+    return {"deaths": deaths, "jobs": jobs, "problems": problems}
+
+
+def import_everything(folder: Path) -> None:
+    """What is imported where it is used, or made at its first use: the children need not do that one by one."""
+    prices_of(MODEL)
+    httpx2.HTTPTransport(verify=False)
+    Database(f"sqlite:///{folder}/first.db").close()
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+
+def main() -> None:
+    """Try every point and print what was seen."""
+    script, api, database, folder, *spool = sys.argv[1:]
+    import_everything(Path(folder))
+    with made(database, Path(folder)) as template:
+        sys.stdout.write(json.dumps(try_all(script, api, template, Path(folder), *spool)))
+
+
+if __name__ == "__main__":
+    main()
