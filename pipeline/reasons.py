@@ -1,6 +1,7 @@
 """Why a batch is held back, watched, or was dropped: what the code decides by, and the sentences that people read."""
 
 from enum import StrEnum
+from typing import overload
 
 from pipeline.states import Gate
 
@@ -75,6 +76,10 @@ HELD_BACK = (
 )
 
 
+@overload
+def in_words(reason: str, detail: str | None = None) -> str: ...
+@overload
+def in_words(reason: str | None, detail: str | None = None) -> str | None: ...
 def in_words(reason: str | None, detail: str | None = None) -> str | None:
     """The sentence of a reason with what else is known; the detail alone without a reason, None without either."""
     if reason is None:

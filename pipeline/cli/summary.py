@@ -111,7 +111,7 @@ def tell_ends(where: "Environment", name: str | None) -> None:
         found = ends.untold(conn, None if row is None else row.id)
     for end in found:
         if end.exit_code:
-            where.tell("run_ended", when=None, **end.facts)
+            where.tell(end.event(when=None))
     ends.note_told(where.database, {end.run_id: end.ended_at for end in found}, where.now())
 
 

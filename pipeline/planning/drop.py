@@ -7,6 +7,8 @@ from typing import Any
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import Busy, LostRace
+from pipeline.events.batches import Dropped
+from pipeline.events.runs import RunIncomplete
 from pipeline.job.model import Job
 from pipeline.planning.packer import First
 from pipeline.planning.resend import send_again
@@ -79,7 +81,7 @@ def _drop(driver: Driver, batch: Batch, why: Reason, *, body: bool = True) -> No
         drop_batch(conn, batch, why)
         if not body:
             forget_body(conn, batch.id)
-        driver.tell("dropped", batch=batch.id, problem=in_words(why))
+        driver.tell(Dropped(batch=batch.id, problem=in_words(why)))
 
 
 def finish_planning(
@@ -118,7 +120,7 @@ def drop(driver: Driver, batch: Batch, reason: Reason, detail: str | None = None
             due_at = soon(driver.now(), LOOK_AFTER_PLANNING)
             postpone(conn, batch, due_at=due_at, reason=reason, problem=detail)
         return False
-    driver.tell("dropped", batch=batch.id, problem=in_words(reason, detail))
+    driver.tell(Dropped(batch=batch.id, problem=in_words(reason, detail)))
     return True
 
 
@@ -143,7 +145,7 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
     except Busy:
         return False
     if ended:
-        driver.tell_end("incomplete", run_id, reason=reason)
+        driver.tell_end(RunIncomplete(run=run_id, reason=reason))
     return True
 
 
@@ -175,4 +177,4 @@ def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None
         if run_ids is None or batch.run_id in run_ids:
             with suppress(LostRace), driver.planning_transaction() as conn:  # one that is being sent stays
                 drop_batch(conn, batch, Reason.RUN_ENDED, why)
-                driver.tell("dropped", batch=batch.id, problem=in_words(Reason.RUN_ENDED, why))
+                driver.tell(Dropped(batch=batch.id, problem=in_words(Reason.RUN_ENDED, why)))

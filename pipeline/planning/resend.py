@@ -10,6 +10,7 @@ from sqlalchemy import Row
 
 from pipeline.answer import retry_change
 from pipeline.driver.driver import Driver
+from pipeline.events.batches import BodyLost
 from pipeline.job.model import Job
 from pipeline.money.budget import Bound, elsewhere, is_small
 from pipeline.money.prices import PriceList
@@ -72,7 +73,7 @@ class _Bodies:
         if self._file is None:
             with driver.planning_transaction() as conn:
                 forget_body(conn, body)
-            driver.tell("body_lost", batch=body)
+            driver.tell(BodyLost(batch=body))
             return []
         positions = list(dict.fromkeys(row.body_n for row in rows))
         params = dict(zip(positions, params_at(self._file, positions), strict=True))
