@@ -223,7 +223,7 @@ class World:
 
     def with_settings(self, **changes: Any) -> None:
         """Change how long drivers wait."""
-        self.settings = replace(self.settings, **changes)
+        self.settings = self.settings.model_copy(update=changes)
 
     def _tell(self, event: str, **facts: Any) -> None:
         self.events.append((event, facts))
