@@ -226,7 +226,7 @@ class World:
 
     def with_settings(self, **changes: Any) -> None:
         """Change how long drivers wait."""
-        self.settings = replace(self.settings, **changes)
+        self.settings = self.settings.model_copy(update=changes)
 
     def _tell(self, event: Event) -> None:
         facts = event.facts()

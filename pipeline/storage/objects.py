@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.errors import InputError, Stopped
+
+if TYPE_CHECKING:
+    from stamina import Attempt
 
 RETRY_SECONDS = 60.0  # that a request is tried again, with pauses that grow
 REQUEST_SECONDS = 120.0  # that one request may take before it is given up, and tried again
@@ -46,6 +49,10 @@ class NoAccess(InputError):
 
 class Replaced(InputError):
     """The object is not the one any more that was found."""
+
+
+class BrokenOff(Stopped):
+    """The connection broke while an answer came. The same request may succeed now."""
 
 
 class Exists(InputError):
@@ -83,18 +90,12 @@ def listed(url: str) -> Iterator[Object]:
 
     bucket, prefix = _parts(url)
     last: str | None = None
-    for tries_left in (2, 1, 0):
-        try:
-            with _said(url):
-                for some in obstore.list(_store(bucket), prefix or None, offset=last, chunk_size=1000):
-                    for item in some:
-                        last = item["path"]
-                        yield _object(bucket, item)
-        except Stopped as exc:
-            if _BROKEN not in str(exc) or not tries_left:
-                raise
-        else:
-            return
+    for attempt in _attempts():
+        with attempt, _said(url):
+            for some in obstore.list(_store(bucket), prefix or None, offset=last, chunk_size=1000):
+                for item in some:
+                    last = item["path"]
+                    yield _object(bucket, item)
 
 
 def read(obj: Object) -> bytes:
@@ -177,19 +178,27 @@ def forget_stores() -> None:
 
 
 def _again(url: str, ask: Callable[[], _T]) -> _T:
-    """What the store answers, asked again when an answer breaks off: obstore does that only for some of them."""
-    for _ in range(2):
-        try:
-            with _said(url):
-                return ask()
-        except Stopped as exc:
-            if _BROKEN not in str(exc):
-                raise
-    with _said(url):
-        return ask()
+    """Return what the store answers; ask again when an answer breaks off, which obstore does for some requests only."""
+    for attempt in _attempts():
+        with attempt, _said(url):
+            return ask()
+    raise AssertionError("the last attempt returns or raises")
 
 
-_BROKEN = "request or response body error"
+def _attempts() -> "Iterable[Attempt]":
+    """Return the attempts at one request, as contexts: one more after each that raises BrokenOff, three in all."""
+    import stamina
+
+    _silence_stamina()
+    return stamina.retry_context(on=BrokenOff, attempts=3, timeout=None, wait_max=1.0, wait_jitter=0.1)
+
+
+@functools.cache
+def _silence_stamina() -> None:
+    """Let stamina write nothing about what it tries again: the terminal and stdout belong to the commands."""
+    from stamina.instrumentation import set_on_retry_hooks
+
+    set_on_retry_hooks(())
 
 
 def _range(obj: Object, start: int, end: int) -> bytes:
@@ -296,7 +305,8 @@ def _said(url: str) -> Iterator[None]:
             raise NoAccess(f"{url}: the bucket is in another region; name it by AWS_REGION") from exc
         if "403 Forbidden" in text or "401 Unauthorized" in text:  # of a listing
             raise NoAccess(f"{url}: the store refuses the credentials ({_code(text)}); {_tried(url)}") from exc
-        raise Stopped(f"{url}: the store cannot be reached ({_line(text)}); safe to run again") from exc
+        failed = BrokenOff if "request or response body error" in text else Stopped
+        raise failed(f"{url}: the store cannot be reached ({_line(text)}); safe to run again") from exc
 
 
 def _missing(url: str, text: str) -> NotThere:
