@@ -79,7 +79,7 @@ TURN_SECONDS = 0.0005
 def main() -> None:
     """The console script: runs a command, turns our errors into one sentence and an exit code."""
     sys.setswitchinterval(TURN_SECONDS)
-    memory.sparing()
+    memory.use_little_memory()
     any_text()
     try:
         code = app(standalone_mode=False)

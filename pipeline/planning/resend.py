@@ -12,7 +12,7 @@ from pipeline.answer import retry_change
 from pipeline.driver.driver import Driver
 from pipeline.events.batches import BodyLost
 from pipeline.job.model import Job
-from pipeline.money.budget import Bound, elsewhere, is_small
+from pipeline.money.budget import Bound, attachment_tokens, is_small
 from pipeline.money.prices import PriceList
 from pipeline.planning.packer import First, Packer, Sendable, sent_hash
 from pipeline.request import packing
@@ -120,8 +120,8 @@ class _Bodies:
         return found
 
     def _bound(self, params: Mapping[str, Any], size: int) -> Bound | None:
-        tokens = elsewhere(params)
-        return Bound.of(params, self._listed, elsewhere=tokens, small=is_small(size, tokens))
+        tokens = attachment_tokens(params)
+        return Bound.of(params, self._listed, attachment_tokens=tokens, small=is_small(size, tokens))
 
 
 def waits(driver: Driver, run_id: int) -> bool:
