@@ -100,7 +100,7 @@ def _look_at_spool(loaded: "Job", path: Path, database: str | None, spool: str |
 
     url = database or default_url(path.parent, emulated=emulated)
     if not Database.exists(url):
-        spools.look_at(spools.address_of(Database.folder_of(url), spool, None))
+        spools.read_id(spools.address_of(Database.folder_of(url), spool, None))
         return []
     with contextlib.ExitStack() as stack:
         try:
@@ -110,7 +110,7 @@ def _look_at_spool(loaded: "Job", path: Path, database: str | None, spool: str |
         except PipelineError as exc:
             return [f"the spool was not looked at: {exc}"]
         if row is None:
-            spools.look_at(spools.address_of(opened.folder, spool, None))
+            spools.read_id(spools.address_of(opened.folder, spool, None))
         else:
             spools.check(opened, row, spool)
     return []
