@@ -129,9 +129,9 @@ def job_file(job: str, database: str | None, *, emulated: bool) -> Path:
 
 def job_and_folder(job: str) -> tuple[Path, str]:
     """Where the default database is, and the name of the job; for commands that do not need the job file itself."""
-    from pipeline.job.load import is_path, name_in
+    from pipeline.job.load import is_path, read_name
 
-    return (Path(job).parent, name_in(Path(job))) if is_path(job) else (Path(), job)
+    return (Path(job).parent, read_name(Path(job))) if is_path(job) else (Path(), job)
 
 
 def job_as_far_as_known(

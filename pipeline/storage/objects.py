@@ -78,7 +78,7 @@ def head(url: str) -> Object:
 
 
 def list_objects(url: str) -> Iterator[Object]:
-    """Yield all objects below this folder, at any depth, ordered by name; an empty folder has none. Raises as `head`."""
+    """Yield all objects below this folder, at any depth, ordered by name; possibly none. Raises as `head`."""
     import obstore
 
     bucket, prefix = _parts(url)
