@@ -53,7 +53,7 @@ class Environment:
         job: as the database knows it, or None.
         """
         if job is None:
-            spools.look_at(spools.address_of(self.database.folder, self.spool, None))
+            spools.read_id(spools.address_of(self.database.folder, self.spool, None))
         else:
             spools.check(self.database, job, self.spool)
 

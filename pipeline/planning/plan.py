@@ -155,7 +155,7 @@ class Plan:
         """The rows with what tells that an attachment has changed."""
         folder, attached = chunk.folder, self.builder.columns.attachments
         rows = list(identity.named_rows(chunk.frame, attached, as_bytes=attached))
-        self.builder.attachments.foresee(rows, folder)
+        self.builder.attachments.prefetch(rows, folder)
         stamps = pl.Series(STAMPS, [self.builder.attachments.stamp(row, folder) for row in rows], dtype=pl.String)
         return chunk.frame.with_columns(stamps)
 
@@ -406,7 +406,7 @@ class Plan:
                 continue
             folder, start, weight = chunk.folder, 0, 0
             rows = list(identity.named_rows(chunk.frame, columns, as_bytes=columns))
-            self.builder.attachments.foresee(rows, folder)
+            self.builder.attachments.prefetch(rows, folder)
             for i, row in enumerate(rows):
                 heavy = self.builder.attachments.weight(row, folder)
                 if i > start and weight + heavy > ATTACHED_BYTES:

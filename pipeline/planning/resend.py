@@ -68,7 +68,7 @@ class _Bodies:
         driver, nonce = self._driver, rows[0].nonce
         if body != self._body:
             self.close()
-            self._file = self._at_hand.enter_context(driver.spool.at_hand(nonce, rows[0].digest))
+            self._file = self._at_hand.enter_context(driver.spool.local_copy(nonce, rows[0].digest))
             self._body = body
         if self._file is None:
             with driver.planning_transaction() as conn:

@@ -210,7 +210,7 @@ def refuse_unknown_bodies(driver: Driver) -> None:
         _, around = _unowned(driver, window)
         if around:  # else there is no need to read the whole body, maybe from afar
             found, doubt = _seen_among(driver, around, nonce, driver.spool.count_requests(nonce), window)
-            _refuse_sent(driver, body.shown, found, doubt)
+            _refuse_sent(driver, body.location, found, doubt)
         driver.spool.remove(nonce)
 
 

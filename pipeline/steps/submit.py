@@ -78,7 +78,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
         return False
     with contextlib.ExitStack() as stack:
         try:
-            body = stack.enter_context(driver.spool.at_hand(batch.nonce, batch.digest))
+            body = stack.enter_context(driver.spool.local_copy(batch.nonce, batch.digest))
         except Stopped as exc:  # the spool cannot be reached: nothing was begun
             with driver.moving(batch) as conn:
                 postpone(conn, batch, due_at=soon(driver.now(), LOOK_AGAIN), problem=str(exc))
