@@ -66,7 +66,7 @@ def cancel(where: Environment, job: Row[Any], *, abandon: bool = False) -> Cance
 
 
 def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
-    _drop_planned(driver)
+    _drop_when_nobody_plans(driver)
     if abandon:
         for batch in driver.claims(*SENT, only=to_abandon(driver.account_id)):
             with driver.lost_races(batch):
@@ -91,7 +91,8 @@ def _note_told(driver: Driver) -> None:
     ends.note_told(driver.database, canceled, driver.now())
 
 
-def _drop_planned(driver: Driver) -> None:
+def _drop_when_nobody_plans(driver: Driver) -> None:
+    """Drop the job's planned batches. Raises Busy when a planner does not notice in time that its run has ended."""
     waited = 0.0
     while True:
         try:

@@ -20,7 +20,7 @@ from pipeline.api.client import Accepted, Rejected, Unknown
 from pipeline.driver.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped
 from pipeline.events.batches import Dropped, FoundLate, HeldBack, NotAccepted, Submitted, Submitting, UnknownEnd
-from pipeline.planning.drop import LOOK_AFTER_PLANNING, drop, pack_smaller, stop_run
+from pipeline.planning.drop import LOOK_AFTER_PLANNING, drop_claimed, pack_smaller, stop_run
 from pipeline.reasons import BEHIND_GATE, Reason, in_words
 from pipeline.sink.table import Fixed
 from pipeline.spool.body import BodyReader
@@ -56,7 +56,7 @@ def submit_due(driver: Driver) -> int:
             try:
                 accepted += submit(driver, batch)
             except RunEnded as exc:
-                drop(driver, batch, Reason.RUN_ENDED, str(exc), body=True)
+                drop_claimed(driver, batch, Reason.RUN_ENDED, str(exc))
     return accepted
 
 
@@ -69,7 +69,7 @@ def due_soon(driver: Driver) -> list[Batch]:
 def submit(driver: Driver, batch: Batch) -> bool:
     """Send one batch that we have claimed; whether the API is known to have accepted it."""
     if batch.reason == Reason.TOO_LARGE:  # it could not be dropped when the API said so
-        drop(driver, batch, Reason.TOO_LARGE, body=True)
+        drop_claimed(driver, batch, Reason.TOO_LARGE)
         return False
     with driver.reading() as conn:  # before the body is fetched, for it may wait for hours
         not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id))[-1]
@@ -85,7 +85,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
             raise
         if body is not None:
             return _send(driver, batch, body)
-    drop(driver, batch, Reason.BODY_GONE, body=False)
+    drop_claimed(driver, batch, Reason.BODY_GONE, body=False)
     return False
 
 
@@ -207,7 +207,7 @@ def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected,
 def _split(driver: Driver, batch: Batch, problem: str) -> None:
     """A batch too large for the API: its rows go in smaller ones, and a single row that is too large is invalid."""
     if batch.requests > 1:
-        drop(driver, batch, Reason.TOO_LARGE, body=True)
+        drop_claimed(driver, batch, Reason.TOO_LARGE)
         return
     outcome = Outcome(RowState.INVALID, "request_too_large", f"the API finds this request too large: {problem}")
     with driver.moving(batch) as conn:
