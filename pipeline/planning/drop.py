@@ -7,12 +7,14 @@ from typing import Any
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import Busy, LostRace
+from pipeline.events.batches import Dropped
+from pipeline.events.runs import RunIncomplete
 from pipeline.job.model import Job
 from pipeline.planning.packer import First
 from pipeline.planning.resend import send_again
 from pipeline.planning.selection import Selection
 from pipeline.reasons import Reason, in_words
-from pipeline.spool.spool import Known
+from pipeline.spool.spool import KnownBody
 from pipeline.state.batches import Batch, batches_in
 from pipeline.state.claims import check_claim
 from pipeline.state.conditions import soon
@@ -42,7 +44,7 @@ def drop_stale(
     facts = None if retry is None else retry.facts()
     with driver.reading() as conn:
         planned = batches_in(conn, driver.job_id, BatchState.PLANNED)
-    damaged = driver.spool.damaged(Known(batch.nonce, batch.digest, batch.size_bytes) for batch in planned)
+    damaged = driver.spool.damaged(KnownBody(batch.nonce, batch.digest, batch.size_bytes) for batch in planned)
     with driver.planning_transaction() as conn:
         unfinished = open_runs(conn, driver.job_id) + unfinished_retries(conn, driver.job_id)
         same_command = {r.id: r for r in unfinished if r.id != run_id and (r.vars, r.retry) == (job.vars, facts)}
@@ -87,7 +89,7 @@ def drop(
         drop_batch(conn, batch, reason, detail)
         if not body:
             forget_body(conn, batch.id)
-    driver.tell("dropped", batch=batch.id, problem=in_words(reason, detail))
+    driver.tell(Dropped(batch=batch.id, problem=in_words(reason, detail)))
 
 
 def _drop_unless_sent(
@@ -167,7 +169,7 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
     except Busy:
         return False
     if ended:
-        driver.tell_end("incomplete", run_id, reason=reason)
+        driver.tell_end(RunIncomplete(run=run_id, reason=reason))
     return True
 
 

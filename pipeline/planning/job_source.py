@@ -69,7 +69,7 @@ class JobSource:
                 continue
             folder, start, weight = chunk.folder, 0, 0
             rows = list(identity.named_rows(chunk.frame, attached, as_bytes=attached))
-            self._builder.attachments.foresee(rows, folder)
+            self._builder.attachments.prefetch(rows, folder)
             for i, row in enumerate(rows):
                 heavy = self._builder.attachments.weight(row, folder)
                 if i > start and weight + heavy > ATTACHED_BYTES:
@@ -119,6 +119,6 @@ class JobSource:
         """The rows with what tells that an attachment has changed."""
         folder, attached = chunk.folder, self._builder.columns.attachments
         rows = list(identity.named_rows(chunk.frame, attached, as_bytes=attached))
-        self._builder.attachments.foresee(rows, folder)
+        self._builder.attachments.prefetch(rows, folder)
         stamps = pl.Series(STAMPS, [self._builder.attachments.stamp(row, folder) for row in rows], dtype=pl.String)
         return chunk.frame.with_columns(stamps)

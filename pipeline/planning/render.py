@@ -35,12 +35,12 @@ class Renderer:
 
     def bound(self, built: Built) -> Bound | None:
         """Return what the request may cost at most. Most have the same model and max_tokens as the one before."""
-        small = is_small(len(built.params), built.elsewhere)
+        small = is_small(len(built.params), built.attachment_tokens)
         facts = (*built[1:], small)
         if facts not in self._bounds:
             geo = self._job.request.params.get("inference_geo")
             params = {"model": built.model, "max_tokens": built.max_tokens, "inference_geo": geo}
             self._bounds[facts] = Bound.of(
-                params, self._listed, caches=built.caches, elsewhere=built.elsewhere, small=small
+                params, self._listed, caches=built.caches, attachment_tokens=built.attachment_tokens, small=small
             )
         return self._bounds[facts]

@@ -9,8 +9,9 @@ import orjson
 from sqlalchemy import Row
 
 from pipeline.driver.driver import Driver
+from pipeline.events.batches import BodyLost
 from pipeline.job.model import Job
-from pipeline.money.budget import Bound, elsewhere, is_small
+from pipeline.money.budget import Bound, attachment_tokens, is_small
 from pipeline.money.prices import PriceList
 from pipeline.planning.packer import First, Packer, Sendable, sent_hash
 from pipeline.planning.retry_changes import RetryChanges, change_of_spooled
@@ -66,12 +67,12 @@ class _Bodies:
         driver, nonce = self._driver, rows[0].nonce
         if body != self._body:
             self.close()
-            self._file = self._at_hand.enter_context(driver.spool.at_hand(nonce, rows[0].digest))
+            self._file = self._at_hand.enter_context(driver.spool.local_copy(nonce, rows[0].digest))
             self._body = body
         if self._file is None:
             with driver.planning_transaction() as conn:
                 forget_body(conn, body)
-            driver.tell("body_lost", batch=body)
+            driver.tell(BodyLost(batch=body))
             return []
         positions = list(dict.fromkeys(row.body_n for row in rows))
         params = dict(zip(positions, params_at(self._file, positions), strict=True))
@@ -101,8 +102,8 @@ class _Bodies:
 
     def _sendable(self, row: int, params: bytes, fields: Mapping[str, Any]) -> Sendable:
         """A row with its request. fields: the same as `params`, as a mapping."""
-        tokens = elsewhere(fields)
-        bound = Bound.of(fields, self._listed, elsewhere=tokens, small=is_small(len(params), tokens))
+        tokens = attachment_tokens(fields)
+        bound = Bound.of(fields, self._listed, attachment_tokens=tokens, small=is_small(len(params), tokens))
         return Sendable(row, sent_hash(params), params, bound)
 
 

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.job.json_values import Unfit, is_large
+from pipeline.job.json_values import Unprintable, is_large
 from pipeline.job.model import Source
 from pipeline.prefetch import prefetch
 from pipeline.source import exact, files
@@ -237,7 +237,7 @@ def _comparable(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     for name in columns:
         column = frame.get_column(name)
         if column.dtype == pl.Binary:
-            texts = [None if isinstance(text, Unfit) else text for text in exact.of_series(column)]
+            texts = [None if isinstance(text, Unprintable) else text for text in exact.of_series(column)]
             frame = frame.with_columns(pl.Series(name, texts, dtype=pl.String))
         elif column.dtype == pl.Object and all(value is None or type(value) is Decimal for value in column.to_list()):
             numbers = [None if value is None else float(value) for value in column.to_list()]
@@ -390,7 +390,7 @@ _TOO_FINE = r"\.[0-9]{6}[0-9]*[1-9]"
 def _kinds(column: pl.Series) -> set[str]:
     """What the values of a column are in SQL; nothing for a column of nulls out of NDJSON."""
     if column.dtype == pl.Object:
-        values = [value for value in column.to_list() if value is not None and not isinstance(value, Unfit)]
+        values = [value for value in column.to_list() if value is not None and not isinstance(value, Unprintable)]
         large = {"text" for value in values if is_large(value)}
         return large | {_JSON_KINDS.get(type(value), "json") for value in values}
     return set() if column.dtype == pl.Null else {_kind(column.dtype)}

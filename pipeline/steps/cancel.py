@@ -15,6 +15,7 @@ from sqlalchemy import Row
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
 from pipeline.errors import Busy, InputError, Stopped
+from pipeline.events.runs import JobCanceled
 from pipeline.planning.drop import drop_planned
 from pipeline.state import ends
 from pipeline.state.batches import batches_in
@@ -77,7 +78,7 @@ def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
     with driver.reading() as conn:
         left = batches_in(conn, driver.job_id, *SENT)
     foreign = sum(batch.account_id != driver.account_id for batch in left)
-    driver.tell("canceled", runs=runs, open=len(left), foreign=foreign)
+    driver.tell(JobCanceled(runs=runs, open=len(left), foreign=foreign))
     _note_told(driver)
     return Canceled(runs, len(left), foreign)
 

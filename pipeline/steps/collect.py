@@ -26,6 +26,7 @@ from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import Stopped
+from pipeline.events.batches import BodyLeft, Collected, ResultsMissing, UnknownResults
 from pipeline.job.model import Job
 from pipeline.money.prices import PriceList
 from pipeline.prefetch import calls_ahead, prefetch
@@ -140,10 +141,16 @@ def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found | Non
             mark_collected(conn, batch, delete_remote=job.privacy.delete_remote, now=driver.now())
     if not job.privacy.keep_spool:
         _free_bodies(driver, batch)
-    facts: dict[str, Any] = {"outcomes": outcomes, "cost_usd": None if total.unpriced else round(cost, 6)}
-    if total.failed:
-        facts["failed"] = total.failed
-    driver.tell("collected", batch=batch.id, requests=batch.requests, rows=batch.rows, **facts)
+    driver.tell(
+        Collected(
+            batch=batch.id,
+            requests=batch.requests,
+            rows=batch.rows,
+            outcomes=outcomes,
+            cost_usd=None if total.unpriced else round(cost, 6),
+            failed=total.failed or (),
+        )
+    )
     return True
 
 
@@ -183,7 +190,7 @@ def _tell_missing(driver: Driver, batch: Batch, missing: int, *, last: bool) -> 
         with driver.moving(batch) as conn:
             count_download(conn, batch, now=now, due_at=due_at, problem=problem)
     then = "their rows are lost" if last else "fetching them again"
-    driver.tell("results_missing", batch=batch.id, problem=f"{problem}; {then}")
+    driver.tell(ResultsMissing(batch=batch.id, problem=f"{problem}; {then}"))
 
 
 def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, lose: bool) -> "_Total":
@@ -194,7 +201,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
     reader, listed = ResultReader(job), PriceList(job.prices)
     total = _Total()
     if found.unknown:
-        driver.tell("unknown_results", batch=batch.id, lines=found.unknown)
+        driver.tell(UnknownResults(batch=batch.id, lines=found.unknown))
     with open(found.file, "rb") as file:
 
         def chunks() -> Iterator[_Chunk]:
@@ -351,4 +358,4 @@ def _free_bodies(driver: Driver, batch: Batch) -> None:
         try:
             driver.spool.remove(nonce)
         except Stopped as exc:  # the next planning removes it
-            driver.tell("body_left", batch=batch.id, problem=str(exc))
+            driver.tell(BodyLeft(batch=batch.id, problem=str(exc)))

@@ -53,8 +53,12 @@ from pipeline.driver.settings import Settings
 from pipeline.emulator import Clock, Emulator, ids
 from pipeline.emulator.http import router
 from pipeline.errors import LostRace, PipelineError
+from pipeline.events.batches import BatchLost
+from pipeline.events.event import Event
+from pipeline.events.runs import Waiting
 from pipeline.job.model import Job
 from pipeline.money.prices import LISTED
+from pipeline.planning.quote import Quoted
 from pipeline.planning.selection import Selection
 from pipeline.request import packing
 from pipeline.runner import submitter
@@ -374,11 +378,11 @@ class Process:
         )
         return Api(client, now=self.steady)
 
-    def _tell(self, event: str, **facts: Any) -> None:
-        if event == "lost":
-            self._world.lost_batches.add(facts["batch"])
-        if event not in ("quote", "waiting"):
-            self._world.say(f"    {self.name} tells {event} {facts}")
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, BatchLost):
+            self._world.lost_batches.add(event.batch)
+        if not isinstance(event, Quoted | Waiting):
+            self._world.say(f"    {self.name} tells {event.name} {event.facts()}")
 
 
 class Watched(Database):
