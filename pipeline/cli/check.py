@@ -1,4 +1,4 @@
-"""`check`: is the job right, before anything is paid?"""
+"""`check`: is a job valid, before anything is paid?"""
 
 import contextlib
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def _say_checked(loaded: "Job", quote: "Quote", warnings: list[str], *, as_json:
         facts = {"first_params": first, "warnings": warnings, **quote_facts(quote)}
         put_json({"event": "check", "job": loaded.name, **facts})
         return
-    say(f"job      {loaded.name} is right: {count(quote.total, 'row')} with unique keys")
+    say(f"job      {loaded.name} is valid: {count(quote.total, 'row')} with unique keys")
     for warning in warnings:
         say(f"warning  {warning}")
     if quote.problems:
@@ -117,7 +117,7 @@ class _State:
 
 
 def _check_against_state(plan: "Plan", path: Path, shared: SharedOptions) -> list[str]:
-    """Check that a run could write to the job's results table and spool; return warnings about what was not looked at.
+    """Check that a run could write to the job's results table and spool; return warnings about what was not checked.
 
     Raises JobError when the columns of the table do not fit, DatabaseError when the spool cannot be used.
     """
@@ -150,7 +150,7 @@ def _read_state(url: str, job: str) -> Iterator[_State]:
 
 
 def _check_spool(state: _State, spool: str | None) -> list[str]:
-    """Return a warning if the spool was not looked at. Raises DatabaseError when a run could not use it.
+    """Return a warning if the spool was not checked. Raises DatabaseError when a run could not use it.
 
     spool: what --spool gives; None: the job's own, or the default one.
     """
@@ -158,7 +158,7 @@ def _check_spool(state: _State, spool: str | None) -> list[str]:
     from pipeline.state.database import Database
 
     if state.problem is not None:
-        return [f"the spool was not looked at: {state.problem}"]
+        return [f"the spool was not checked: {state.problem}"]
     if state.database is None or state.row is None:
         spools.look_at(spools.address_of(Database.folder_of(state.url), spool, None))
     else:

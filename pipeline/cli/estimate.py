@@ -1,4 +1,4 @@
-"""`estimate`: what a run would do and cost."""
+"""`estimate`: what would a run send and cost?"""
 
 import contextlib
 import sys
@@ -28,11 +28,11 @@ def estimate(
     job: JobArgument,
     var: VarOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Also what an older recipe answered.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Also rows that succeeded with an older recipe.")] = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """What a run would send, how many tokens and how much money that takes, and how long. Sends nothing."""
+    """Show what a run would send and estimate its tokens, its cost and its time. Sends nothing."""
     from pipeline.planning.plan import Plan
     from pipeline.report.quote import estimate_lines, quote_facts
     from pipeline.request.check import check_params
@@ -92,7 +92,7 @@ def _quote(
             quoting.store_counts(conn, known_job[0].id, plan, counts, datetime.now(UTC))
     quoting.complete(plan, quote, known, counts, canary=True, queue=Settings.from_environment().max_in_flight)
     if problem is not None:
-        warnings.append(f"tokens were not counted by the API: {problem}")
+        warnings.append(f"the API did not count the tokens: {problem}")
     return quote, warnings
 
 

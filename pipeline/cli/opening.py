@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import SharedOptions
-from pipeline.cli.terminal import Teller, confirmed, say, signals
+from pipeline.cli.terminal import Teller, confirmed, say, stop_on_signals
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def open_database(folder: Path, shared: SharedOptions, *, must_exist: bool = Fal
 
     url = shared.database or default_url(folder, emulated=shared.emulator)
     if must_exist and not Database.exists(url):
-        raise InputError(f"there is no database {url}; run a job first, or name another one by --database")
+        raise InputError(f"there is no database {url}; run a job first, or name another one with --database")
     with contextlib.closing(Database(url)) as database:
         say(f"database {database.shown}{' (new)' if database.new else ''}")
         yield database
@@ -120,7 +120,7 @@ def open_environment(database: "Database", shared: SharedOptions, *, job: str | 
     stop = Stop()
     with (
         Teller(as_json=shared.as_json, job=job) as teller,
-        signals(stop),
+        stop_on_signals(stop),
         environment.at(
             database,
             spool=shared.spool,

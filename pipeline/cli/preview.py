@@ -1,4 +1,4 @@
-"""`preview`: a few rows of a job, asked live."""
+"""`preview`: send a few rows of a job live."""
 
 from typing import Annotated
 
@@ -13,21 +13,25 @@ from pipeline.errors import InputError
 @takes(*EVERYWHERE)
 def preview(
     job: JobArgument,
-    rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="How many rows.")] = 3,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="Number of rows.")] = 3,
     key: Annotated[
-        list[str] | None, typer.Option("--key", help="The row with this key; commas between several columns.")
+        list[str] | None,
+        typer.Option("--key", help="The row with this key. Separate the values of several key columns by commas."),
     ] = None,
     sample: Annotated[
-        bool, typer.Option("--sample", help="Rows from all over the source instead of its first ones.")
+        bool, typer.Option("--sample", help="Rows from the whole source instead of its first ones.")
     ] = False,
     var: VarOption = None,
     yes: YesOption = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """A few rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
+    """Send a few rows through the realtime API, at full price, and show the answers live. Stores nothing.
+
+    The requests are the same as in a batch.
+    """
     if key and (sample or len(key) > 100):
-        raise InputError("--key names the rows, up to 100: leave --sample out" if sample else "--key: give up to 100")
+        raise InputError("--key names the rows: leave --sample out" if sample else "--key: give at most 100 keys")
     from rich.console import Console
 
     from pipeline.api.realtime import async_client

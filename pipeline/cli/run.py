@@ -1,4 +1,4 @@
-"""`run`: takes a job to its end."""
+"""`run`: run a job until every row has an outcome."""
 
 from typing import Annotated
 
@@ -22,22 +22,22 @@ def run(
     job: JobArgument,
     var: VarOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Also what an older recipe answered.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Also rows that succeeded with an older recipe.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what a run would send and cost; send nothing.")
+        bool, typer.Option("--dry-run", help="Show what a run would send and cost. Sends nothing.")
     ] = False,
     detach: DetachOption = False,
     yes: YesOption = False,
     no_canary: Annotated[
-        bool, typer.Option("--no-canary", help="Send all at once, also with a recipe that never succeeded before.")
+        bool, typer.Option("--no-canary", help="Send all rows at once, even with a recipe that has never succeeded.")
     ] = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """Plan, submit, poll and collect until every row has an outcome. The same command again just continues.
+    """Plan, submit, poll and collect until every row has an outcome. The same command again continues.
 
-    On a terminal it asks after the quote. Without one (cron, CI, a pipe) it goes on unasked: limits.max_cost_usd bounds
-    what it may cost, and --dry-run only says it.
+    On a terminal it asks for confirmation after the quote. Without one (cron, CI, a pipe) it does not ask:
+    limits.max_cost_usd bounds the cost, and --dry-run shows the quote only.
     """
     with heavy_imports():
         from pipeline.runner.options import Options

@@ -286,8 +286,8 @@ def test_a_retry_of_lost_rows_says_that_it_may_pay_twice(command: Command, api: 
     nothing = command("retry", "job.yaml", "--status", "lost")
     named = command("retry", "job.yaml", "--status", "lost", "--status", "succeeded", "--key", "n1")
 
-    assert "may pay twice" not in nothing.err
-    assert "warning  what is lost may have been answered and paid for: sending it again may pay twice" in named.err
+    assert "may cost twice" not in nothing.err
+    assert "warning  lost rows may have been answered and paid for: sending them again may cost twice" in named.err
 
 
 @pytest.mark.parametrize(
@@ -704,8 +704,11 @@ def test_answers_are_exported_to_a_folder_of_files(command: Command, folder: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--partition-by", "status"], "--partition-by makes a folder of files: name it after the job"),
-        (["a.csv", "--format", "csv"], "--format csv: without --partition-by the name of the file says it"),
+        (["--partition-by", "status"], "--partition-by writes a folder of files: give its path after the job"),
+        (
+            ["a.csv", "--format", "csv"],
+            "--format csv: this is for --partition-by only; else the ending of FILE says the format",
+        ),
         (["a", "--partition-by", "status", "--format", "xlsx"], "--format xlsx: write parquet, csv or ndjson"),
     ],
 )
