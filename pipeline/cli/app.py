@@ -80,7 +80,7 @@ TURN_SECONDS = 0.0005
 def main() -> None:
     """Run a command and exit with its code. An error becomes one sentence on stderr, or, with --debug, a traceback."""
     sys.setswitchinterval(TURN_SECONDS)
-    memory.sparing()
+    memory.use_little_memory()
     escape_unencodable()
     invocation = Invocation()
     try:

@@ -160,7 +160,7 @@ def _check_spool(state: _State, spool: str | None) -> list[str]:
     if state.problem is not None:
         return [f"the spool was not checked: {state.problem}"]
     if state.database is None or state.row is None:
-        spools.look_at(spools.address_of(Database.folder_of(state.url), spool, None))
+        spools.read_id(spools.address_of(Database.folder_of(state.url), spool, None))
     else:
         spools.check(state.database, state.row, spool)
     return []

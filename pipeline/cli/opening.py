@@ -27,9 +27,9 @@ def folder_and_name(job: str) -> tuple[Path, str]:
 
     job: JOB of the command line, a job file or the name of a job in the database of the current folder.
     """
-    from pipeline.job.load import is_path, name_in
+    from pipeline.job.load import is_path, read_name
 
-    return (Path(job).parent, name_in(Path(job))) if is_path(job) else (Path(), job)
+    return (Path(job).parent, read_name(Path(job))) if is_path(job) else (Path(), job)
 
 
 def find_job_file(job: str, shared: SharedOptions) -> Path:

@@ -128,7 +128,7 @@ def tell_earlier_ends(environment: "Environment", name: str | None) -> None:
         found = ends.untold(conn, None if row is None else row.id)
     for end in found:
         if end.exit_code:
-            environment.tell("run_ended", when=None, **end.facts)
+            environment.tell(end.event(when=None))
     ends.note_told(environment.database, {end.run_id: end.ended_at for end in found}, environment.now())
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,10 +17,11 @@ from pipeline.escapes import escaped, inline, json_text
 
 if TYPE_CHECKING:
     from pipeline.driver.driver import Stop
+    from pipeline.events.event import Event
     from pipeline.planning.quote import Quote
 
 
-_log_events: "Callable[..., None] | None" = None  # logs an event; None unless --log-format is json
+_log_events: "Callable[[Event], None] | None" = None  # logs an event; None unless --log-format is json
 
 
 def set_log_format(value: str) -> str:
@@ -152,33 +153,47 @@ class Teller:
     def __exit__(self, *exc: object) -> None:
         self._quiet()
 
-    def tell(self, event: str, **facts: Any) -> None:
+    def tell(self, event: "Event") -> None:
         """One event of the driver."""
-        from pipeline.report.events import event_line, retry_words, run_ended_line
-        from pipeline.report.next_command import after_end
+        from pipeline.events.runs import WaitsForRetry
+        from pipeline.planning.quote import Quoted
+        from pipeline.report.next_command import retry_words
 
         if _log_events is not None:
-            _log_events(event, **facts)
-        if event == "waits_for_retry":
-            facts["command"] = command_line(*retry_words(facts, self.job or facts["job"]))
-        if event == "quote":
-            self._quote(facts["quote"])
+            _log_events(event)
+        if isinstance(event, WaitsForRetry):
+            words = retry_words(event.facts(), self.job or event.job or "")
+            event = replace(event, command=command_line(*words))
+        if isinstance(event, Quoted):
+            self._quote(event.quote)
         elif self.as_json:
-            if event not in ("waiting", "watching"):  # these are no moves
-                put_json({"event": event, **facts})
-        elif _log_events is not None:
-            pass
-        elif event in ("waiting", "planned_elsewhere"):  # told with each look
-            self._wait(event_line(event, facts))
-        elif event == "run_ended":
-            words = after_end(facts, self.job or facts["job"])
-            self._line(run_ended_line(facts, command_line(*words)))
-        elif event == "watching":  # told with each look, too
-            self._watch(facts["batch"], event_line(event, facts))
-        else:
-            self._last = ""
-            self._watched.pop(facts.get("batch", 0), None)
-            self._line(event_line(event, facts))
+            self._json(event)
+        elif _log_events is None:
+            self._text(event)
+
+    def _json(self, event: "Event") -> None:
+        from pipeline.events.batches import Watching
+        from pipeline.events.runs import Waiting
+
+        if not isinstance(event, Waiting | Watching):  # these are no moves
+            put_json({"event": event.name, **event.facts()})
+
+    def _text(self, event: "Event") -> None:
+        from pipeline.events.batches import BatchEvent, Watching
+        from pipeline.events.runs import PlannedElsewhere, RunEnded, Waiting
+
+        match event:
+            case Waiting() | PlannedElsewhere():  # told with each look
+                self._wait(event.line())
+            case Watching():  # told with each look, too
+                self._watch(event.batch, event.line())
+            case RunEnded():
+                self._line(event.line(command_line(*event.then(self.job))))
+            case _:
+                self._last = ""
+                if isinstance(event, BatchEvent):
+                    self._watched.pop(event.batch, None)
+                self._line(event.line())
 
     def _quote(self, quote: "Quote") -> None:
         from pipeline.report.quote import quote_facts, quote_lines

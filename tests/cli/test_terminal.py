@@ -15,7 +15,7 @@ from pipeline.cli.app import app, main
 from pipeline.cli.running import command_line, note_running, running_command
 from pipeline.cli.terminal import say
 from pipeline.emulator import RunningEmulator, start
-from pipeline.escapes import dropped, escaped, inline, json_text
+from pipeline.escapes import escaped, inline, json_text, stripped
 from pipeline.job import json_values
 from pipeline.planning.selection import Selection
 from pipeline.report import log
@@ -111,7 +111,7 @@ def test_characters_that_command_a_terminal_are_escaped(text: str, shown: str) -
     assert escaped(text) == inline(text) == shown
     assert inline(f"{text}\n\t") == rf"{shown}\n\t"
     assert escaped(f"{text}\n\t") == f"{shown}\n\t"
-    assert escaped(dropped(text)) == dropped(text)
+    assert escaped(stripped(text)) == stripped(text)
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])
