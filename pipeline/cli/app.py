@@ -27,7 +27,7 @@ from pipeline.errors import Completed, Interrupted, PipelineError
 
 app = typer.Typer(
     name="batch-pipeline",
-    help="Send rows through Anthropic's Message Batches API, at batch price, and get a SQL table of answers.",
+    help="Send rows to Anthropic's Message Batches API, at batch price, and store the answers in a SQL table.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,7 +69,7 @@ def main_options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Send rows through Anthropic's Message Batches API, at batch price, and get a SQL table of answers."""
+    """Send rows to Anthropic's Message Batches API, at batch price, and store the answers in a SQL table."""
 
 
 #: How long a thread may run before another one gets its turn. With Python's default of 5 ms a download or an upload
