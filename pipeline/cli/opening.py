@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 # -- the job ---------------------------------------------------------------------------------------------------------
 
 
+def default_folder(job: str) -> Path:
+    """Return the folder of the default database: that of a job file, or the current one for the name of a job."""
+    from pipeline.job.load import is_path
+
+    return Path(job).parent if is_path(job) else Path()
+
+
 def folder_and_name(job: str) -> tuple[Path, str]:
     """Return the folder of the default database and the name of the job, for commands that do not load the job.
 
-    job: JOB of the command line, a job file or the name of a job in the database of the current folder.
+    job: JOB of the command line, a job file or the name of a job.
     """
     from pipeline.job.load import is_path, read_name
 
-    return (Path(job).parent, read_name(Path(job))) if is_path(job) else (Path(), job)
+    return default_folder(job), read_name(Path(job)) if is_path(job) else job
 
 
 def find_job_file(job: str, shared: SharedOptions) -> Path:

@@ -40,8 +40,7 @@ def preview(
     from pipeline.planning.plan import Plan
     from pipeline.request.check import check_params
 
-    path = find_job_file(job, shared)
-    loaded = load_job(path, var)
+    loaded = load_job(find_job_file(job, shared), var)
     check_params(loaded)
     picked = live.pick(Plan(loaded), rows, keys=key or (), sample=sample)
     for line in picked.problem_lines():
@@ -55,5 +54,5 @@ def preview(
             code = live.tell(client, picked, loaded, lambda facts: put_json({"event": "preview", **facts}))
         else:
             code = live.show(client, picked, loaded, Console(highlight=False, soft_wrap=True))
-    say_next("run", str(path))
+    say_next("run", job)
     raise typer.Exit(code)

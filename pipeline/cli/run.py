@@ -6,6 +6,7 @@ import typer
 
 from pipeline.cli.opening import (
     ask_after_quote,
+    default_folder,
     find_job_file,
     heavy_imports,
     load_job,
@@ -53,7 +54,7 @@ def run(
         canary=not no_canary,
         confirm=ask_after_quote(shared, yes=yes),
     )
-    with open_database(path.parent, shared) as database:
+    with open_database(default_folder(job), shared) as database:
         with open_environment(database, shared, job=job) as environment:
             finished = run_job(loaded, environment, options, file=path)
             ending = read_ending(environment, loaded, finished, job=job)

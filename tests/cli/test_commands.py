@@ -732,6 +732,23 @@ def test_next_commands_carry_what_they_need_and_can_be_pasted(command: Command, 
     assert len(exported.events) == 6
 
 
+def test_a_job_given_by_its_name_stays_in_the_database_that_knows_it(
+    command: Command, api: RunningEmulator, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    command("run", "work/job.yaml", "--database", "sqlite:///batches.db")
+
+    checked = command("check", "notes")
+    estimated = command("estimate", "notes", "--json")
+    again = command(*checked.next)
+
+    assert checked.next == estimated.next == ["run", "notes"]
+    assert estimated.events[0]["rows"]["kept"] == 6
+    assert (again.code, "6 kept" in again.err) == (0, True)
+    assert len(list(api.emulator.accepted())) == 6
+    assert list(folder.glob("*.db")) == []
+
+
 def test_check_opens_the_database_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     command("run", "job.yaml")
     opened = []
