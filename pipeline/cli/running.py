@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-_running: typer.Context | None = None  # None when no command runs, as in a test of what commands use
+_running: typer.Context | None = None  # None outside of a command
 
 _TAKE_VARS = ("run", "check", "retry", "estimate", "preview")  # the commands that read the job file with its vars
 
@@ -73,4 +73,9 @@ def _words(option: str | None, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option]
     values = value if isinstance(value, list | tuple) else [value]
-    return [word for each in values for word in (option, f"{each:g}" if isinstance(each, float) else str(each))]
+    return [word for each in values for word in (option, _text(each))]
+
+
+def _text(value: Any) -> str:
+    """Return a value as a person writes it: `1` for 1.0."""
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -219,6 +219,12 @@ def test_the_next_command_has_the_options_of_the_present_one_that_it_needs(given
         assert command_line("status", "j.yaml") == f"batch-pipeline {status}"
 
 
+def test_no_module_reads_the_words_of_the_command_line_itself() -> None:
+    modules = (Path(__file__).parents[2] / "pipeline").rglob("*.py")
+
+    assert [path.name for path in modules if "sys.argv" in path.read_text(encoding="utf-8")] == []
+
+
 def test_what_the_environment_gives_is_not_repeated_in_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH_DATABASE_URL", "sqlite:///other.db")
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
