@@ -31,7 +31,7 @@ from pipeline.request.media import (
     refuse_size,
     sides,
 )
-from pipeline.storage.folders import Folder, shown_path
+from pipeline.storage.folders import Folder, quoted_path
 
 if TYPE_CHECKING:
     from pipeline.job.model import Attachment
@@ -96,10 +96,10 @@ class Attachments:
         self._refuse_beyond_limits(parts)
         return [self._block(each, part) for each, part in parts]
 
-    def foresee(self, rows: Iterable[Mapping[str, Any]], folder: Folder) -> None:
+    def prefetch(self, rows: Iterable[Mapping[str, Any]], folder: Folder) -> None:
         """Be ready for the files of these rows."""
         values = (one for row in rows for column in self.columns for one in _values(row[column]))
-        folder.foresee(value for value in values if _is_path(value))
+        folder.prefetch(value for value in values if _is_path(value))
 
     def stamp(self, row: Mapping[str, Any], folder: Folder) -> str:
         """Text that changes when one of the row's attachments does; nothing is read for it, nothing raises."""
@@ -127,7 +127,7 @@ class Attachments:
                 return checked_part(value, attachment, None)
             case str():
                 source = _elsewhere(value)
-                return Part(shown_path(value), source) if source else self._file(attachment, value, folder)
+                return Part(quoted_path(value), source) if source else self._file(attachment, value, folder)
             case _:
                 raise RowProblem(f"a value of type {type(value).__name__} is not {_TAKEN}")
 

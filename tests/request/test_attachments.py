@@ -80,8 +80,8 @@ class CountingFolder:
         self.reads[path] += 1
         return self._folder.read(path)
 
-    def foresee(self, paths: Iterable[str]) -> None:
-        self._folder.foresee(paths)
+    def prefetch(self, paths: Iterable[str]) -> None:
+        self._folder.prefetch(paths)
 
 
 @pytest.fixture
