@@ -1,6 +1,7 @@
-"""Proves what a job asks against the SDK's request types and the models' capabilities, before money is spent.
+"""Would the Messages API accept the requests of this job? Answered before money is spent. Pure.
 
-The API checks params only while it works on a batch, so a misspelt field would cost an hour and fail every row.
+The API checks params only when it processes a batch. Without this check a misspelt field would fail every row after an
+hour.
 """
 
 from collections.abc import Mapping
@@ -15,19 +16,19 @@ from pipeline.job.schema_rules import first_problem
 from pipeline.request.build import fixed_params, shared
 from pipeline.request.sdk_types import first_mismatch
 
-#: What the API refuses although somebody may well ask for it: the field, and why.
+#: Fields of the Messages API that `request.params` may not have, and why.
 REFUSED = {
-    "temperature": "API version 2026-10-21 refuses sampling parameters; steer by the prompt or output_config.effort",
-    "top_p": "API version 2026-10-21 refuses sampling parameters; steer by the prompt or output_config.effort",
-    "top_k": "API version 2026-10-21 refuses sampling parameters; steer by the prompt or output_config.effort",
+    "temperature": "API version 2026-10-21 refuses sampling parameters; use the prompt or output_config.effort instead",
+    "top_p": "API version 2026-10-21 refuses sampling parameters; use the prompt or output_config.effort instead",
+    "top_k": "API version 2026-10-21 refuses sampling parameters; use the prompt or output_config.effort instead",
     "stream": "a batch has no streaming",
     "speed": "a batch has no fast mode",
-    "messages": "the messages are made of request.prompt",
+    "messages": "the messages are built from request.prompt",
     "model": "this is request.model",
     "max_tokens": "this is request.max_tokens",
     "system": "this is request.system",
     "betas": "this is request.betas",
-    "workspace_id": "this is a header of the call, which the SDK reads from its own settings",
+    "workspace_id": "this is a header, which the SDK reads from its own settings",
     "fallbacks": "a batch has no fallbacks; retry.change asks another model",
     "fallback_credit_token": "a batch has no fallbacks; retry.change asks another model",
     "thread": "a batch has no threads",
@@ -35,7 +36,7 @@ REFUSED = {
 
 
 def check_params(job: Job) -> None:
-    """Raises JobError that names the first field of `request` or `output` that the Messages API would not take."""
+    """Raise JobError for the first field of `request` or `output` that the Messages API would refuse."""
     request, output = job.request, job.output
     for field, why in REFUSED.items():
         if field in request.params:
@@ -55,14 +56,14 @@ def check_params(job: Job) -> None:
 
 
 def _example(job: Job) -> dict[str, Any]:
-    """The params as every request has them; what each row gives is filled in so that it fits."""
+    """Return params as every request has them, with a valid value for all that depends on the row."""
     params = {"model": "a model", "max_tokens": 1, **fixed_params(job)}
     turns = [turn.model_dump() for turn in job.request.messages]
     return params | {"messages": [*turns, {"role": "user", "content": "a prompt"}]}
 
 
 def _check_output(job: Job) -> None:
-    """The schema or tool of the answer."""
+    """Raise JobError if the schema, the labels or the tool of the answer cannot be used."""
     answer_schema(job)
     for i, tool in enumerate(tools_of(job.request.params)):
         if "input_schema" in tool:
@@ -86,7 +87,7 @@ def _check_output(job: Job) -> None:
 
 
 def _check_format(job: Job, wanted: Any) -> None:
-    """The format that an answer is held to, whoever asks for it."""
+    """Raise JobError if the format of the answer cannot be used, whichever field asks for it."""
     if job.output.labels is None and job.output.schema_ is None and isinstance(wanted, dict) and "schema" in wanted:
         problem = first_problem(wanted["schema"])
         if problem is not None:
@@ -96,8 +97,8 @@ def _check_format(job: Job, wanted: Any) -> None:
     if cited or b'"citations":{"enabled":true}' in turns:
         field = "request.attachments" if cited else "request.messages"
         raise JobError(
-            f"{field}: citations cannot be had with a format of the answer (output.labels, output.schema, or "
-            "output_config.format); remove one of the two"
+            f"{field}: the API does not allow citations together with a format of the answer (output.labels, "
+            "output.schema or output_config.format); remove one of the two"
         )
 
 
@@ -106,12 +107,12 @@ def _check_cache(job: Job) -> None:
     marks = orjson.dumps([params, turns]).count(b'"cache_control":{')
     if not marks:
         raise JobError(
-            "request.cache: nothing is the same in all requests but the prompt's own words, so there is nothing to "
-            "cache: put what they share into request.system or request.messages, or leave cache out"
+            "request.cache: the requests share no text before the prompt, so there is nothing to cache; put what they "
+            "share into request.system or request.messages, or remove request.cache"
         )
     if marks > MAX_BREAKPOINTS:
         raise JobError(
-            f"request.cache: with its own there are {marks} blocks with cache_control, and the API takes "
+            f"request.cache: with the one that it adds, {marks} blocks have cache_control, and the API accepts "
             f"{MAX_BREAKPOINTS}; remove some"
         )
 
@@ -134,5 +135,5 @@ def _check_types(job: Job) -> None:
         raise JobError(f"request.{field}: {wrong.message}")
 
 
-#: What of a request's params has a field of its own in the job file.
+#: The params that have their own field in the job file's `request`.
 _OWN_FIELDS = (("model",), ("max_tokens",), ("system",), ("messages",))

@@ -95,14 +95,15 @@ def _refuse_field(known: Sequence[str], value: object) -> object:
 def _most_helpful(errors: Sequence[ErrorDetails], params: Mapping[str, Any]) -> Mismatch:
     """Return the deepest error. Of a union's members those count that have the value's `type`, if any has it."""
     other_kinds = {error["loc"][:-1] for error in errors if _is_kind(error)}
-    candidates = [error for error in errors if not _is_inside(error, other_kinds)]
-    paths = [_path(error, params) for error in candidates]
-    best = max(range(len(candidates)), key=lambda i: (len(paths[i]), not _is_kind(candidates[i])))
-    if not _is_kind(candidates[best]):
-        return Mismatch(paths[best], _message(candidates[best]))
-    kinds = [error for error, path in zip(candidates, paths, strict=True) if path == paths[best] and _is_kind(error)]
-    expected = sorted({word for error in kinds for word in _expected(error)})
-    return Mismatch(paths[best], f"must be one of {', '.join(expected)} (it is {kinds[0]['input']!r})")
+    candidates = [(_path(error, params), error) for error in errors if not _is_inside(error, other_kinds)]
+    path, best = max(candidates, key=lambda candidate: (len(candidate[0]), not _is_kind(candidate[1])))
+    if _is_kind(best):
+        expected = {word for at, error in candidates if at == path and _is_kind(error) for word in _expected(error)}
+        return Mismatch(path, f"must be one of {', '.join(sorted(expected))} (it is {best['input']!r})")
+    for at, error in candidates:  # a misspelt field explains the missing one
+        if error["type"] == "unknown_field" and error["loc"][:-1] == best["loc"][:-1]:
+            return Mismatch(at, _message(error))
+    return Mismatch(path, _message(best))
 
 
 def _is_kind(error: ErrorDetails) -> bool:

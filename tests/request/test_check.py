@@ -72,7 +72,7 @@ def test_sampling_is_refused_with_the_reason_and_the_remedy(field: str) -> None:
     [
         pytest.param("stream", "a batch has no streaming", id="stream"),
         pytest.param("speed", "a batch has no fast mode", id="speed"),
-        pytest.param("messages", "the messages are made of request.prompt", id="messages"),
+        pytest.param("messages", "the messages are built from request.prompt", id="messages"),
         pytest.param("model", "this is request.model", id="model"),
         pytest.param("max_tokens", "this is request.max_tokens", id="max_tokens"),
         pytest.param("system", "this is request.system", id="system"),
@@ -160,6 +160,7 @@ def test_a_param_that_the_sdk_does_not_know_is_named(params: dict[str, Any], sai
             id="no text",
         ),
         pytest.param([{"type": "text", "text": 5}], "request.system.0.text: must be str", id="a number"),
+        pytest.param([{"type": "text", "txt": "x"}], "request.system.0.txt: the Messages API has no", id="misspelt"),
         pytest.param([{"type": "text", "text": "x", "cache": 1}], "request.system.0.cache: the Messages", id="unknown"),
     ],
 )
