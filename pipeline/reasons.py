@@ -1,6 +1,7 @@
 """The reasons why a batch is held back, watched or dropped, with the sentence that people read for each. Pure."""
 
 from enum import StrEnum
+from typing import overload
 
 from pipeline.states import Gate
 
@@ -75,6 +76,10 @@ HELD_BACK = (
 )
 
 
+@overload
+def in_words(reason: str, detail: str | None = None) -> str: ...
+@overload
+def in_words(reason: str | None, detail: str | None = None) -> str | None: ...
 def in_words(reason: str | None, detail: str | None = None) -> str | None:
     """Return the sentence of a reason, followed by the detail.
 

@@ -1,5 +1,6 @@
 """The states of batches, rows, runs and sendings, and the legal moves of a batch. Pure."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -53,6 +54,11 @@ class RowState(StrEnum):
 
 OUTCOMES = tuple(state for state in RowState if state not in (RowState.PENDING, RowState.IN_FLIGHT))
 FAILURES = tuple(state for state in OUTCOMES if state is not RowState.SUCCEEDED)
+
+
+def failed_rows(rows: Mapping[str, int]) -> int:
+    """How many of these rows, by state, have an outcome that is no success."""
+    return sum(rows.get(state, 0) for state in FAILURES)
 
 
 class RunState(StrEnum):

@@ -10,6 +10,7 @@ from sqlalchemy import Row
 
 from pipeline.answer import retry_change
 from pipeline.driver.driver import Driver
+from pipeline.events.batches import BodyLost
 from pipeline.job.model import Job
 from pipeline.money.budget import Bound, attachment_tokens, is_small
 from pipeline.money.prices import PriceList
@@ -67,12 +68,12 @@ class _Bodies:
         driver, nonce = self._driver, rows[0].nonce
         if body != self._body:
             self.close()
-            self._file = self._at_hand.enter_context(driver.spool.at_hand(nonce, rows[0].digest))
+            self._file = self._at_hand.enter_context(driver.spool.local_copy(nonce, rows[0].digest))
             self._body = body
         if self._file is None:
             with driver.planning_transaction() as conn:
                 forget_body(conn, body)
-            driver.tell("body_lost", batch=body)
+            driver.tell(BodyLost(batch=body))
             return []
         positions = list(dict.fromkeys(row.body_n for row in rows))
         params = dict(zip(positions, params_at(self._file, positions), strict=True))

@@ -9,7 +9,7 @@ import orjson
 
 from pipeline.errors import JobError, RowProblem
 from pipeline.job import templates
-from pipeline.job.model import MAX_TOKENS, Job, Turn, texts_of, with_texts
+from pipeline.job.model import MAX_TOKENS, Job, Turn, map_texts, template_texts
 from pipeline.money.budget import attachment_tokens
 from pipeline.money.prices import LARGEST_CONTEXT, context_window
 from pipeline.request.attachments import Attachments
@@ -144,13 +144,13 @@ class RequestBuilder:
         return templates.renderer(template, self._job.vars, self._job.source.nulls)
 
     def _turn_renderer(self, turn: Turn) -> Callable[[Row], dict[str, Any]]:
-        renders = {text: self._renderer(text) for text in texts_of(turn.content)}
+        renders = {text: self._renderer(text) for text in template_texts(turn.content)}
 
         def rendered(row: Row) -> dict[str, Any]:
             def fill(text: str) -> str:
                 return _not_empty(renders[text](row), "request.messages")
 
-            return {"role": turn.role, "content": with_texts(turn.content, fill)}
+            return {"role": turn.role, "content": map_texts(turn.content, fill)}
 
         return rendered
 
@@ -184,7 +184,7 @@ def shared(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         params.setdefault("tool_choice", {"type": "tool", "name": job.output.tool})
     turns = []
     for turn in request.messages:
-        if any(_of_rows(job, text) for text in texts_of(turn.content)):
+        if any(_of_rows(job, text) for text in template_texts(turn.content)):
             break
         turns.append(_filled(job, turn))
     if request.cache is not None:
@@ -226,7 +226,7 @@ def _of_rows(job: Job, template: str) -> bool:
 
 def _filled(job: Job, turn: Turn) -> dict[str, Any]:
     """A turn that only names vars, if anything."""
-    content = with_texts(turn.content, lambda text: templates.renderer(text, job.vars, "invalid")({}))
+    content = map_texts(turn.content, lambda text: templates.renderer(text, job.vars, "invalid")({}))
     return {"role": turn.role, "content": content}
 
 
