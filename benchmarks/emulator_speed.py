@@ -70,9 +70,8 @@ def main() -> None:
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert server.stderr
         url = server.stderr.readline().split()[2].rstrip(",")
-        content = body(
-            requests
-        )  # after the start of the server, because a child's peak RSS starts at that of its parent
+        # after the start of the server, because a child's peak RSS starts at that of its parent
+        content = body(requests)
         stop, slowest = threading.Event(), [0.0]
         watcher = threading.Thread(target=slowest_call, args=(url, stop, slowest), daemon=True)
         watcher.start()

@@ -115,9 +115,8 @@ class Bench:
     options: argparse.Namespace
     folder: Path  # for rows and databases; its content is removed at the end
     measurements: list[Measurement] = field(default_factory=list)
-    tables: dict[str, list[tuple[str, ...]]] = field(
-        default_factory=dict
-    )  # further tables of the report, with their heads first
+    # further tables of the report, with their heads first
+    tables: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     answered: Path | None = None  # the folder of a finished run over the most rows, as Parquet, with its database
 
     def rows(self, count: int, file_format: str, *, body: int = ROW_BYTES) -> Path:

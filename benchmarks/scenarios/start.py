@@ -30,9 +30,8 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 def _seconds(bench: Bench, folder: Path, words: list[str]) -> float:
     def once() -> Usage:
-        environment = harness.environment_for(
-            "http://127.0.0.1:9", folder
-        )  # an address without a server, which is not called
+        # an address without a server, which is not called
+        environment = harness.environment_for("http://127.0.0.1:9", folder)
         usage, _ = harness.run([harness.pipeline_command(), *words], folder, environment, timeout=bench.options.timeout)
         return harness.succeeded(usage, f"batch-pipeline {' '.join(words)}", folder)
 

@@ -348,9 +348,8 @@ class DyingTransport(httpx2.HTTPTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         is_count = request.url.path.endswith("/count_tokens")
-        is_point = not (
-            is_count and self._counted
-        )  # only the first count_tokens call, because these calls change nothing
+        # only the first count_tokens call, because these calls change nothing
+        is_point = not (is_count and self._counted)
         self._counted |= is_count
         if is_point and self._place == "before call":
             self._dying()
