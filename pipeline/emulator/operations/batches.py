@@ -187,9 +187,8 @@ def _index(ids: list[str], wanted: str, field: str) -> int:
 def cancel(core: Core, call: Call, batch_id: str) -> Reply:
     batch = _visible(core, call, batch_id)
     if batch.status != "ended":
-        core.faults.hold(
-            "cancel", "never_ends", _facts(call, batch_id)
-        )  # before the move, because the worker may end the batch at any time
+        # before the move, because the worker may end the batch at any time
+        core.faults.hold("cancel", "never_ends", _facts(call, batch_id))
     moved = core.store.mark_canceling(batch_id, core.clock.now_us())
     if not moved and core.store.get(batch_id).status == "ended" and core.settings.cancel_ended_status != 200:
         text = f"Batch {batch_id} cannot be canceled because it has already ended."
