@@ -130,4 +130,4 @@ def _columns_before(name: str, path: Path, database: str | None, *, emulated: bo
             row = job_named(conn, name)
     except PipelineError:  # what looks at the spool says it
         return None
-    return None if row is None else ResultColumns(**row.columns)
+    return None if row is None else ResultColumns.from_stored(row.columns)

@@ -12,8 +12,6 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from datetime import date
 
-    from sqlalchemy import Row
-
     from pipeline.driver.environment import Environment
     from pipeline.job.model import Job
     from pipeline.planning.plan import Plan
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.planning.sample import Counts
     from pipeline.sink.table import ResultsTable
     from pipeline.state.database import Database
+    from pipeline.state.jobs import JobRecord
 
 
 PATIENCE_SECONDS = 10.0  # with an API that is only asked which models it has
@@ -45,7 +44,7 @@ def quoted(plan: "Plan", path: Path, database: str | None, *, emulated: bool) ->
 
 
 def _quote_of(
-    plan: "Plan", database: "Database | None", job: "tuple[Row[Any], ResultsTable] | None", *, emulated: bool
+    plan: "Plan", database: "Database | None", job: "tuple[JobRecord, ResultsTable] | None", *, emulated: bool
 ) -> "tuple[Quote, list[str]]":
     """job: as the database has it; None: there is none, so what the API counts is not stored either."""
     from datetime import UTC, datetime
@@ -104,7 +103,7 @@ def load_job(path: Path, var: list[str] | None, *, before: dict[str, Any] | None
     return load(path, variables=given, today=_today(), before=before)
 
 
-def load_as_last(database: "Database", row: "Row[Any]", job: str, var: list[str] | None) -> "tuple[Job, Path]":
+def load_as_last(database: "Database", row: "JobRecord", job: str, var: list[str] | None) -> "tuple[Job, Path]":
     """The job with the vars of its last run, and its file. row: as the database has it; job: as it was named."""
     from pipeline.job.load import is_path
     from pipeline.state.jobs import job_file_of
@@ -136,7 +135,7 @@ def job_and_folder(job: str) -> tuple[Path, str]:
 
 def job_as_far_as_known(
     stack: contextlib.ExitStack, job: str, database: str | None, var: list[str] | None, *, emulated: bool
-) -> "tuple[Database | None, Row[Any] | None, Job]":
+) -> "tuple[Database | None, JobRecord | None, Job]":
     """The database and the job in it, None where there is none yet, and the job with the vars of its last run."""
     from pipeline.job.load import is_path
     from pipeline.state.database import Database, default_url
@@ -157,7 +156,7 @@ def job_as_far_as_known(
 
 
 @contextlib.contextmanager
-def known_job(job: str, database: str | None, *, emulated: bool) -> "Iterator[tuple[Database, Row[Any]]]":
+def known_job(job: str, database: str | None, *, emulated: bool) -> "Iterator[tuple[Database, JobRecord]]":
     from pipeline.state.jobs import known_job
 
     folder, name = job_and_folder(job)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,11 +31,10 @@ from pipeline.cli.summary import ended_run, report_run
 from pipeline.cli.terminal import put_json, say
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-
     from pipeline.planning.quote import Quote
     from pipeline.planning.selection import Selection
     from pipeline.state.database import Database
+    from pipeline.state.jobs import JobRecord
 
 
 def retry(
@@ -95,7 +94,7 @@ def retry(
 
 
 def _confirm_retry(
-    database: "Database", row: "Row[Any]", wanted: "Selection", *, yes: bool, as_json: bool
+    database: "Database", row: "JobRecord", wanted: "Selection", *, yes: bool, as_json: bool
 ) -> "Callable[[Quote], bool]":
     """What is said of a retry after its quote: what does not go, and why; and what it may cost twice."""
     from pipeline.planning.selection import left_out

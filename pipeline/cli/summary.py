@@ -32,10 +32,9 @@ class _Ended:
 
 def ended_run(where: "Environment", loaded: "Job", job: str, finished: "Finished") -> _Ended:
     """What is to be said at the end of a run, read from the database. job: what commands call it."""
-    from pipeline.planning.past import usage_of
     from pipeline.report.money import budget_facts, money_facts, money_lines, month_facts
     from pipeline.state.runs import get_run
-    from pipeline.state.tables import batches
+    from pipeline.state.spending import usage_of_run
 
     shown = where.database.shown
     if finished.run_id is None:  # only quoted, or the answer was no
@@ -44,7 +43,7 @@ def ended_run(where: "Environment", loaded: "Job", job: str, finished: "Finished
         ran = get_run(conn, finished.run_id)
         budget = budget_facts(conn, ran)
         month = month_facts(conn, ran, where.settings.monthly_budget, where.now())
-        usage = usage_of(conn, batches.c.run_id == ran.id)
+        usage = usage_of_run(conn, ran.id)
         money = (ran.estimate, finished.cost_usd, usage)
         lines = list(money_lines(*money))
     if finished.reason == "budget":

@@ -105,7 +105,7 @@ class Driver:
         Another driver whose job file names more columns may have added them, and sent rows whose answers fill them: who
         collects these must not go by the columns that the table had when he began.
         """
-        self.sink = self.sink.having(ResultColumns(**columns_of(conn, self.job_id)))
+        self.sink = self.sink.having(ResultColumns.from_stored(columns_of(conn, self.job_id)))
         return self.sink
 
     def output_limit(self, job: Job) -> Callable[[str], int | None]:

@@ -13,9 +13,8 @@ from pydantic import (
     BaseModel,
     ValidationError,
 )
-from sqlalchemy import Row
 
-from pipeline.errors import DatabaseError, JobError
+from pipeline.errors import JobError
 from pipeline.job import templates, yamlfile
 from pipeline.job.model import NOT_YET, Job, Section, as_list
 
@@ -134,19 +133,6 @@ def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, i
         elif not isinstance(error["input"], dict | list):
             message = f"{message} (it is {error['input']!r})"
         yield f"{path}{_at(lines, field)}: {_dotted(field)}: {message}"
-
-
-def stored_job(run: Row[Any]) -> Job:
-    """The job as a run was stored with it. Raises DatabaseError when this version cannot read it."""
-    try:
-        return Job.model_validate(run.job)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        field = ".".join(str(part) for part in field_of(first["loc"]))
-        raise DatabaseError(
-            f"run {run.id} was stored with a job that this version cannot read ({field}: {first['msg']}): use the "
-            "version that began it, or `cancel` it and run the job again"
-        ) from exc
 
 
 def field_of(place: Iterable[str | int]) -> tuple[str | int, ...]:

@@ -5,13 +5,14 @@ stands in the state database, not in a process: whoever has collected what went 
 die between the two, the next pass of any driver finds the gate with nothing left to wait for, and decides.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from pipeline.job.model import Canary, Job
 from pipeline.planning.packer import First
 from pipeline.state.gates import canary_failed, has_sent, has_succeeded, keeps_gate
+from pipeline.state.runs import RunRecord
 from pipeline.states import Gate
 
 PRIMED_ROWS = 3  # a run that has fewer gains nothing by waiting for its first one
@@ -44,7 +45,7 @@ class Standing(NamedTuple):
     sent: bool = False
 
 
-def standing(conn: Connection, job_id: int, recipe: str, run: Row[Any] | None) -> Standing:
+def standing(conn: Connection, job_id: int, recipe: str, run: RunRecord | None) -> Standing:
     """How the open run stands that the same command goes on with; None: it begins a new one."""
     proven, failed = has_succeeded(conn, job_id, recipe), canary_failed(conn, job_id, recipe)
     if run is None:

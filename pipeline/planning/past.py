@@ -1,12 +1,13 @@
 """What the answers of a job were like so far: how long, and how much of them came from the prompt cache. Edge: SQL."""
 
 import statistics
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
 from pipeline.sink.table import ResultsTable
-from pipeline.state.tables import batches
+from pipeline.state.jobs import JobRecord
+from pipeline.state.spending import usage_of_job
 from pipeline.states import RowState
 
 PAST_ANSWERS = 10_000  # of the newest ones, at most
@@ -37,19 +38,10 @@ def cached_share(usage: dict[str, int]) -> float:
     return cached / (usage.get("input_tokens", 0) + cached) if cached else 0.0
 
 
-def usage_of(conn: Connection, *where: Any) -> dict[str, int]:
-    """Tokens by class of the collected batches for which this holds."""
-    total: dict[str, int] = {}
-    for usage in conn.scalars(select(batches.c.usage).where(*where, batches.c.usage.is_not(None))):
-        for name, tokens in usage.items():
-            total[name] = total.get(name, 0) + tokens
-    return total
-
-
-def past(conn: Connection, job: Row[Any], sink: ResultsTable, recipe: str) -> Past | None:
+def past(conn: Connection, job: JobRecord, sink: ResultsTable, recipe: str) -> Past | None:
     """This job's past answers, those of this recipe if there are any; None if there are none at all."""
     table = sink.table
-    usage = usage_of(conn, batches.c.job_id == job.id)
+    usage = usage_of_job(conn, job.id)
     for only in ([table.c.recipe == recipe], []):
         newest = (
             select(table.c.output_tokens)

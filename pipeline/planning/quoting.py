@@ -6,9 +6,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from pipeline.api.client import Api
 from pipeline.errors import InputError, Stopped
@@ -23,7 +22,7 @@ from pipeline.planning.sample import Counts
 from pipeline.planning.verdict import Verdict
 from pipeline.sink.table import ResultsTable
 from pipeline.state.batches import InFlight, Unsent, flying, unsent
-from pipeline.state.jobs import alone
+from pipeline.state.jobs import JobRecord, alone
 from pipeline.state.runs import get_run, run_to_join
 from pipeline.state.tallies import rows_of_source
 
@@ -45,7 +44,7 @@ class Known:
     rows: int | None = None
 
 
-def known(conn: Connection, row: Row[Any] | None, sink: ResultsTable, plan: Plan) -> Known:
+def known(conn: Connection, row: JobRecord | None, sink: ResultsTable, plan: Plan) -> Known:
     """Read it. row: the job as the database has it; None: it does not."""
     if row is None:
         return Known()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
@@ -34,6 +34,7 @@ from pipeline.state.holders import in_words, until
 from pipeline.state.jobs import mark_swept
 from pipeline.state.rows import forget_waiting_bodies
 from pipeline.state.runs import (
+    RunRecord,
     bound_tokens,
     end_if_done,
     get_run,
@@ -42,9 +43,10 @@ from pipeline.state.runs import (
     open_runs,
     rows_for_planning,
     run_cost,
+    run_rows,
     save_estimate,
 )
-from pipeline.state.tallies import note_gone, run_rows
+from pipeline.state.tallies import note_gone
 from pipeline.states import RunState
 from pipeline.steps.delete_files import delete_files_due
 from pipeline.steps.reconcile import reconcile_due, refuse_unknown_bodies
@@ -174,7 +176,7 @@ class Run:
         assert said is not None
         return {"rows": said.rows, "requests": said.requests, "cost_usd": said.cost_facts}
 
-    def _gate(self, conn: Connection, run: Row[Any]) -> None:
+    def _gate(self, conn: Connection, run: RunRecord) -> None:
         """Set or open the gate that the run waits behind from now on."""
         gate = gates.gate_of(
             self._job,
@@ -219,8 +221,9 @@ class Run:
         """The batch that is planned before all others, when the run waits for one that is not there yet."""
         with self._driver.reading() as conn:
             gate = get_run(conn, self._run_id).gate
-            waits = gate is not None and not keeps_gate(conn, self._run_id, gate)
-            return gates.first(self._job, gate) if waits else None
+            if gate is None or keeps_gate(conn, self._run_id, gate):
+                return None
+            return gates.first(self._job, gate)
 
     def _planned_by_others(self, submitter: "Submitter") -> bool:
         """Have others plan the files of the source, if that was asked for and there are several.

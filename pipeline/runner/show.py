@@ -19,6 +19,7 @@ from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
 from pipeline.spool.body import params_at
 from pipeline.state.database import Database
+from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import batches, requests, sendings
 from pipeline.states import BatchState, RowState
 
@@ -53,7 +54,7 @@ class Shown:
         return dict(vars(self))
 
 
-def show(job: Job, key: str, database: Database | None, known_job: Row[Any] | None, spool: str | None) -> Shown:
+def show(job: Job, key: str, database: Database | None, known_job: JobRecord | None, spool: str | None) -> Shown:
     """All that is known of the row with this key, as people write it.
 
     database, known_job: None for a job that no database knows yet. Raises InputError for a row that neither the source
@@ -93,7 +94,7 @@ def _of_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
         return None
 
 
-def _of_database(shown: Shown, conn: Connection, job: Row[Any], spelled: Sequence[str]) -> Row[Any] | None:
+def _of_database(shown: Shown, conn: Connection, job: JobRecord, spelled: Sequence[str]) -> Row[Any] | None:
     """Fill in what the database has; the row's own state, None for a row that it does not know."""
     found = conn.execute(select(requests).where(requests.c.job_id == job.id, requests.c.key.in_(spelled))).first()
     if found is None:
@@ -151,7 +152,7 @@ def _body_of(conn: Connection, row: Row[Any]) -> _Body | None:
     return _Body(batch.nonce, batch.digest, n, AGAIN if waits else SENT if sent else PLANNED)
 
 
-def _of_spool(shown: Shown, database: Database, job: Row[Any], given: str | None, body: _Body) -> None:
+def _of_spool(shown: Shown, database: Database, job: JobRecord, given: str | None, body: _Body) -> None:
     """Fill in the request as the spool has it, which it has no longer once its answer is stored."""
     try:
         address = spools.address_of(database.folder, given, job.spool)

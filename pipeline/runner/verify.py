@@ -18,6 +18,7 @@ from pipeline.reasons import in_words
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
 from pipeline.state.database import Database
+from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import batches, requests, runs, sendings
 from pipeline.state.tallies import rows_of_source
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, SendingEnd
@@ -81,7 +82,7 @@ class Verified:
             self.shown.append(Problem(of, problem))
 
 
-def verify(database: Database, job: Row[Any]) -> Verified:
+def verify(database: Database, job: JobRecord) -> Verified:
     """Prove the job complete against the rows that its runs planned.
 
     job: its row in the state database. Raises DatabaseError when the results table is gone.
@@ -105,7 +106,7 @@ def verify(database: Database, job: Row[Any]) -> Verified:
     return found
 
 
-def verify_source(database: Database, job: Row[Any], declared: Job, found: Verified) -> None:
+def verify_source(database: Database, job: JobRecord, declared: Job, found: Verified) -> None:
     """Prove that each row of the whole source has an outcome for its present content; what does not goes to `found`.
 
     declared: the job as its file says. Raises SourceError or JobError when the source cannot be read, or its keys do

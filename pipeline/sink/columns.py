@@ -90,6 +90,11 @@ class ResultColumns:
         columns._refuse_clashes(rename)
         return columns
 
+    @classmethod
+    def from_stored(cls, columns: Mapping[str, Any]) -> "ResultColumns":
+        """Return the columns that the state database stored as JSON for a job, see `stored` in table.py."""
+        return cls(**columns)
+
     def over(self, before: "ResultColumns | None") -> "ResultColumns":
         """The columns of a table that had those of `before`: what the job no longer names stays, empty in new answers.
 

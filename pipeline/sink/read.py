@@ -13,6 +13,7 @@ from pipeline.sink import nested
 from pipeline.sink.nested import Nesteds
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
+from pipeline.state.jobs import JobRecord
 from pipeline.states import OUTCOMES
 
 PAGE = 5_000  # rows of one transaction
@@ -44,7 +45,7 @@ class Wanted:
         return query if self.since is None else query.where(table.c.run_id > self.since)
 
 
-def pages(database: Database, job: Row[Any], wanted: Wanted, size: int | None = None) -> Iterator[Sequence[Row[Any]]]:
+def pages(database: Database, job: JobRecord, wanted: Wanted, size: int | None = None) -> Iterator[Sequence[Row[Any]]]:
     """The job's answers in the order of their keys, so many at a time. Raises InputError for a wrong predicate."""
     size = size or PAGE
     sink = ResultsTable.of(job)
@@ -63,7 +64,7 @@ def pages(database: Database, job: Row[Any], wanted: Wanted, size: int | None = 
         page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
 
 
-def ndjson(database: Database, job: Row[Any], wanted: Wanted | None = None) -> Iterator[bytes]:
+def ndjson(database: Database, job: JobRecord, wanted: Wanted | None = None) -> Iterator[bytes]:
     """The job's answers as JSON lines in the order of their keys, with column names as in the table."""
     with database.read() as conn:
         columns = nested.of(conn, job, ResultsTable.of(job).columns)

@@ -11,7 +11,6 @@ from sqlalchemy import (
     Connection,
     Index,
     MetaData,
-    Row,
     String,
     Table,
     bindparam,
@@ -27,6 +26,7 @@ from pipeline.answer.outcome import Outcome
 from pipeline.errors import DatabaseError
 from pipeline.sink.columns import FIXED, ID_NAMES, IDS, KINDS, REPLACED_AT, ResultColumns, renamed
 from pipeline.state.bulk import Bulk
+from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import UtcDateTime
 
 HISTORY_SLICE = 500  # keys that one statement looks for, to move what is replaced
@@ -82,9 +82,9 @@ class ResultsTable:
         self._texts = [i for i, c in enumerate(self.table.c) if c.name in foreign and isinstance(c.type, String)]
 
     @classmethod
-    def of(cls, job: Row[Any]) -> "ResultsTable":
-        """The results table of a job that the state database knows, whose row of it this is."""
-        return cls(job.results_table, ResultColumns(**job.columns))
+    def of(cls, job: JobRecord) -> "ResultsTable":
+        """The results table of a job that the state database knows."""
+        return cls(job.results_table, ResultColumns.from_stored(job.columns))
 
     def having(self, columns: ResultColumns) -> "ResultsTable":
         """The same table when it has these columns; itself when it has them already."""

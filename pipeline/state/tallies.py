@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     func,
     insert,
     select,
@@ -30,23 +29,16 @@ def job_counts(conn: Connection, job_id: int) -> dict[str, int]:
     return _tallied(conn, tallies.c.run_id.in_(select(runs.c.id).where(runs.c.job_id == job_id)))
 
 
-def run_rows(conn: Connection, run: Row[Any]) -> dict[str, int]:
-    """The run's rows as people see them: `planned` are in a batch that was not sent yet, `in_flight` was sent.
-
-    Of a run that has ended, the counts that were written then.
-    """
-    if run.counts is not None:
-        return dict(run.counts)
-    return _apart(conn, run_counts(conn, run.id), batches.c.run_id == run.id)
-
-
 def job_rows(conn: Connection, job_id: int) -> dict[str, int]:
-    """The job's rows, as `run_rows`."""
-    return _apart(conn, job_counts(conn, job_id), batches.c.job_id == job_id)
+    """The job's rows as people see them, see `as_people_see`."""
+    return as_people_see(conn, job_counts(conn, job_id), batches.c.job_id == job_id)
 
 
-def _apart(conn: Connection, counts: dict[str, int], which: ColumnElement[bool]) -> dict[str, int]:
-    """A row is `in_flight` from its planning on. Those of planned batches are counted apart here."""
+def as_people_see(conn: Connection, counts: dict[str, int], which: ColumnElement[bool]) -> dict[str, int]:
+    """Return counts of rows in which `planned` are in a batch that was not sent yet, and `in_flight` were sent.
+
+    counts: rows by state, where a row is in_flight from its planning on; which: the batches that these rows may be in.
+    """
     query = select(func.sum(batches.c.rows)).where(which, batches.c.state == BatchState.PLANNED)
     in_batches = counts.get(RowState.IN_FLIGHT, 0)
     planned = min(int(conn.scalar(query) or 0), in_batches)

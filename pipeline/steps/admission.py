@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from pipeline.driver.driver import Driver
+from pipeline.driver.job_of_run import stored_job
 from pipeline.errors import AccountStopped, Stopped
-from pipeline.job.load import stored_job
 from pipeline.job.model import Job
 from pipeline.money import budget
 from pipeline.money.budget import CERTAIN_TOKENS_PER_BYTE, Budget
@@ -19,7 +18,7 @@ from pipeline.state.accounts import circuit
 from pipeline.state.batches import Batch, at_the_api
 from pipeline.state.gates import keeps_gate
 from pipeline.state.moves import begin_sending
-from pipeline.state.runs import require_open
+from pipeline.state.runs import RunRecord, require_open
 from pipeline.state.spending import in_flight, jobs_held_back, lock_accounts, reservation, spending, spending_since
 
 LOOK_AGAIN = 10.0  # seconds until a batch that was held back is tried again, unless another one ends before
@@ -70,7 +69,7 @@ def intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetim
 
 
 def allowed_now(
-    driver: Driver, conn: Connection, batch: Batch, run: Row[Any]
+    driver: Driver, conn: Connection, batch: Batch, run: RunRecord
 ) -> tuple[Job, float | None, NotNow | None]:
     """The job, what to reserve for the batch, and why it cannot be sent now, if so. Raises AccountStopped."""
     job = stored_job(run)  # not a copy of before: the run goes by its present limits
@@ -82,7 +81,7 @@ def allowed_now(
     return job, reserved, not_now
 
 
-def _gate(conn: Connection, batch: Batch, job: Job, run: Row[Any]) -> NotNow | None:
+def _gate(conn: Connection, batch: Batch, job: Job, run: RunRecord) -> NotNow | None:
     """Whether the batch has to wait for what its run sends first."""
     if run.gate is None or batch.gate == run.gate:
         return None
@@ -111,7 +110,7 @@ def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> NotNow | 
 
 
 def _money(
-    driver: Driver, conn: Connection, batch: Batch, job: Job, run: Row[Any]
+    driver: Driver, conn: Connection, batch: Batch, job: Job, run: RunRecord
 ) -> tuple[float | None, NotNow | None]:
     """What to reserve for the batch, None without a budget; or why it cannot be paid for now."""
     of_run, of_month = job.limits.max_cost_usd, driver.settings.monthly_budget

@@ -74,7 +74,7 @@ def _complete_table(driver: Driver) -> None:
         return
     with driver.database.write() as conn:
         alone(conn)
-        before = ResultColumns(**columns_of(conn, driver.job_id, to_change=True))
+        before = ResultColumns.from_stored(columns_of(conn, driver.job_id, to_change=True))
         complete = before.with_ids()
         if complete is None or driver.sink.has_column_of_ids(conn):
             return
