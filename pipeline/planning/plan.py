@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Row
 
 from pipeline.answer import retry_change
 from pipeline.answer.outcome import Outcome
@@ -31,17 +30,26 @@ from pipeline.planning.unchanged import Judged, Unchanged
 from pipeline.planning.uploads import Uploads
 from pipeline.planning.verdict import QUOTED, SENT, Verdict, retry_verdict, verdict
 from pipeline.planning.window import SURELY_FITS, Windows
-from pipeline.planning.write import Again, Moves, priced
+from pipeline.planning.write import Again, Invalid, Moves, Packed, priced
 from pipeline.request import packing
 from pipeline.request.build import Built, RequestBuilder
-from pipeline.sink.table import Fixed, ResultsTable
+from pipeline.sink.table import Answer, Fixed
 from pipeline.source import duplicates, exact, identity
 from pipeline.source.duplicates import Distinct
 from pipeline.source.frames import LATE_FIELDS
 from pipeline.source.rows import Chunk, Input, Rows, no_key
 from pipeline.state import segments
 from pipeline.state.batches import Unsent
-from pipeline.state.rows import add_rows, forget_bodies_of, keep_rows, mark_changed, replan_rows
+from pipeline.state.rows import (
+    KnownRow,
+    NewRow,
+    Replanned,
+    add_rows,
+    forget_bodies_of,
+    keep_rows,
+    mark_changed,
+    replan_rows,
+)
 from pipeline.state.segments import NOWHERE, OLDER, UNSETTLED, Segment
 from pipeline.states import RowState
 from pipeline.storage.folders import Folder
@@ -139,7 +147,9 @@ class Plan:
                     quote.for_retries.update(row.run_id for row in waiting if row is not None)
                 if unsent:
                     planned = [row for kind, _, row in judged.rows if kind is Verdict.PLANNED]
-                    quote.planned.update(row.batch_id for row in planned if row is not None)
+                    quote.planned.update(
+                        row.batch_id for row in planned if row is not None and row.batch_id is not None
+                    )
                 self._pack(quote, chunk, judged)
                 self._sample(quote, chunk, judged)
             self._refuse_duplicates(seen.twice())
@@ -168,7 +178,7 @@ class Plan:
         return older or [None] * chunk.frame.height
 
     def verdict_of(
-        self, row: Row[Any] | None, row_hash: bytes, older: bytes | None, *, unsent: Container[int] = frozenset()
+        self, row: KnownRow | None, row_hash: bytes, older: bytes | None, *, unsent: Container[int] = frozenset()
     ) -> Verdict:
         """What becomes of a source row. row: as the database knows it; older: of `older_hashes`."""
         recipe = self.recipe
@@ -215,7 +225,7 @@ class Plan:
         hashes = hashes or self.hashes(chunk)
         found = [known.get(key) for key in asked]
         wanted = known_rows.wanted(self.retry, known) if self.retry is not None else set()
-        judged: list[tuple[Verdict, bytes, Row[Any] | None]] = []
+        judged: list[tuple[Verdict, bytes, KnownRow | None]] = []
         older = self.older_hashes(chunk) if known else [None] * rows
         retries = self._retries
         for i, key, row in zip(looked_at, asked, found, strict=True):
@@ -442,7 +452,7 @@ class Plan:
                 self._await(kind, run_id, known)
         return moves
 
-    def _change(self, known: Row[Any] | None, row_hash: bytes) -> AnyChange | None:
+    def _change(self, known: KnownRow | None, row_hash: bytes) -> AnyChange | None:
         """What a row is asked with again; None for one that is new, or asked otherwise by a person or a new recipe."""
         if known is None or self.retry is not None or known.outcome_hash != row_hash:
             return None
@@ -450,12 +460,12 @@ class Plan:
             return None
         return retry_change.of(self.job.retry, known.outcome, known.error_type)
 
-    def _await(self, kind: Verdict, run_id: int, known: Row[Any]) -> None:
+    def _await(self, kind: Verdict, run_id: int, known: KnownRow) -> None:
         """Note the batch of a row in flight that this run has to wait for, and whether to plan again after it."""
         if kind is Verdict.CHANGED_IN_FLIGHT or (kind is Verdict.IN_FLIGHT and known.recipe != self.recipe):
-            self.plan_again_after.add(known.batch_id)
+            self.plan_again_after.add(known.batch)
         elif kind is Verdict.IN_FLIGHT and known.run_id != run_id:
-            self.awaited.add(known.batch_id)
+            self.awaited.add(known.batch)
 
     def _write_and_pack(self, driver: Driver, run_id: int, moves: "Moves", packer: Packer) -> list[int]:
         """Commit one chunk, then put its requests into bodies; the numbers of the batches that this fills."""
@@ -471,9 +481,9 @@ class Plan:
             forget_bodies_of(conn, moves.outdated)
             table = driver.sink_now(conn)
             table.update_keep(conn, moves.kept_anew)
-            table.write(conn, [self._invalid(driver, table, run_id, *fields) for fields in moves.invalid])
+            table.write_answers(conn, [self._invalid(driver, run_id, row) for row in moves.invalid])
         self._unchanged.planned(moves.chunk, moves.keys, moves.judged, numbers)
-        numbers += [row[-1] for row in moves.again]
+        numbers += [replanned.row for replanned in moves.again]
         sendable = zip(numbers, [*moves.new_params, *moves.again_params], strict=True)
         return [Sendable(number, *params) for number, params in sendable if params is not None]
 
@@ -484,7 +494,7 @@ class Plan:
         key: str,
         keep: str | None,
         row_hash: bytes,
-        known: Row[Any] | None,
+        known: KnownRow | None,
         row: Mapping[str, Any],
         again: "Again | None",
     ) -> None:
@@ -504,20 +514,42 @@ class Plan:
                 params = changed
                 built = built._replace(params=params, **priced(params))
             hashed = sent_hash(params)
-            before = (known.outcome, known.outcome_hash, known.outcome_recipe) if known else (None, None, None)
-            fields = (key, run_id, "pending", row_hash, self.recipe, keep, hashed, attempts, *before)
-            packed: tuple[bytes, bytes, Bound | None] | None = (hashed, params, self._bound(built))
+            new = NewRow(
+                key=key,
+                run_id=run_id,
+                state="pending",
+                row_hash=row_hash,
+                recipe=self.recipe,
+                keep=keep,
+                sent_hash=hashed,
+                attempts=attempts,
+                outcome=None if known is None else known.outcome,
+                outcome_hash=None if known is None else known.outcome_hash,
+                outcome_recipe=None if known is None else known.outcome_recipe,
+            )
+            packed: Packed | None = Packed(hashed, params, self._bound(built))
         except (RowProblem, templates.TemplateProblem) as exc:
             attempts = 0 if self.retry is not None else attempts  # an outcome of the retry, and it sent nothing
-            moves.invalid.append((key, keep, str(exc), attempts))
-            outcome = ("invalid", row_hash, self.recipe)
-            fields = (key, run_id, "invalid", row_hash, self.recipe, keep, None, attempts, *outcome)
+            moves.invalid.append(Invalid(key, keep, str(exc), attempts))
+            new = NewRow(
+                key=key,
+                run_id=run_id,
+                state="invalid",
+                row_hash=row_hash,
+                recipe=self.recipe,
+                keep=keep,
+                sent_hash=None,
+                attempts=attempts,
+                outcome="invalid",
+                outcome_hash=row_hash,
+                outcome_recipe=self.recipe,
+            )
             packed = None
         if known is None:
-            moves.new.append(fields)
+            moves.new.append(new)
             moves.new_params.append(packed)
         else:
-            moves.again.append((*fields, known.id))
+            moves.again.append(Replanned(known.id, new))
             moves.again_params.append(packed)
 
     def _built(self, row: Mapping[str, Any], folder: Folder) -> Built:
@@ -542,9 +574,14 @@ class Plan:
             )
         return self._bounds[facts]
 
-    def _invalid(
-        self, driver: Driver, table: ResultsTable, run_id: int, key: str, keep: str | None, reason: str, attempts: int
-    ) -> tuple[Any, ...]:
-        outcome = Outcome(RowState.INVALID, "invalid", reason)
-        fixed = Fixed(self.recipe, 0.0, attempts, None, None, run_id, driver.now())
-        return table.row(key, keep, outcome, fixed)
+    def _invalid(self, driver: Driver, run_id: int, row: Invalid) -> Answer:
+        fixed = Fixed(
+            recipe=self.recipe,
+            cost_usd=0.0,
+            attempts=row.attempts,
+            custom_id=None,
+            batch_id=None,
+            run_id=run_id,
+            updated_at=driver.now(),
+        )
+        return Answer(row.key, row.keep, Outcome(RowState.INVALID, "invalid", row.reason), fixed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Connection, Row, Table, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, func, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.errors import InputError, JobError
@@ -19,7 +19,7 @@ from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
-from pipeline.state.rows import known_rows
+from pipeline.state.rows import KnownRow, known_rows
 from pipeline.states import FAILURES, OUTCOMES, RowState
 
 #: What goes again when no status is named. A lost row may have been paid for; a canceled one was canceled on purpose.
@@ -62,7 +62,7 @@ class Selection:
         given = self.keys
         return not given or key in given or identity.joined(key) in given or identity.shown(key) in given
 
-    def wants(self, known: Row[Any]) -> bool:
+    def wants(self, known: KnownRow) -> bool:
         """Whether a row goes again, as far as the state database can tell; `matching` asks the results table."""
         return known.outcome in self.outcomes and self.names(known.key)
 
@@ -136,7 +136,7 @@ def _of_keys(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection
     return wanted, said
 
 
-def _why_not(conn: Connection, sink: ResultsTable, retry: Selection, key: str, row: Row[Any]) -> str | None:
+def _why_not(conn: Connection, sink: ResultsTable, retry: Selection, key: str, row: KnownRow) -> str | None:
     """Why a row that a key names does not go again; None when it does."""
     if row.outcome is None:
         return "it has no answer yet; `run` sends it" if row.state == RowState.PENDING else "it is in flight"

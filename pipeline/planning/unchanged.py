@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
-from sqlalchemy import Row
 
 from pipeline.driver.driver import Driver
 from pipeline.job.model import Job
@@ -27,7 +26,7 @@ from pipeline.source.files import Stamp
 from pipeline.source.fingerprint import READERS, fingerprint, in_order, is_recent, version_of
 from pipeline.source.rows import Chunk, Input
 from pipeline.state import segments
-from pipeline.state.rows import any_waiting
+from pipeline.state.rows import KnownRow, any_waiting
 from pipeline.state.segments import OLDER, SETTLED, UNSETTLED, Notes, SegmentDigest
 from pipeline.states import RowState
 from pipeline.storage.objects import Object
@@ -39,7 +38,7 @@ class Judged(NamedTuple):
     """What becomes of the rows of a chunk."""
 
     looked_at: Sequence[int]  #: which of them are judged one by one
-    rows: Sequence[tuple[Verdict, bytes, Row[Any] | None]]  #: these: the verdict, row_hash, and what is known
+    rows: Sequence[tuple[Verdict, bytes, KnownRow | None]]  #: these: the verdict, row_hash, and what is known
     settled: Mapping[Verdict, int] = _NO_ROWS  #: verdicts of the others: nothing is to be done with them
     hashes: Sequence[bytes] = ()  #: of all rows; none when nothing is known of any and they were not wanted
     keeps: Sequence[str | None] = ()  #: of all rows; none likewise
@@ -60,7 +59,7 @@ class Judged(NamedTuple):
         return bool(self.hashes) and all(_is_settled(kind, row, self.keeps[i]) for i, (kind, _, row) in rows)
 
 
-def _is_settled(kind: Verdict, known: Row[Any] | None, keep: str | None) -> bool:
+def _is_settled(kind: Verdict, known: KnownRow | None, keep: str | None) -> bool:
     if known is None or kind not in (Verdict.KEPT, Verdict.KEPT_OLDER):
         return False
     return known.keep == keep and known.changed_hash is None and known.state not in _ON_ITS_WAY

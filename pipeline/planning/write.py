@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import orjson
 import polars as pl
-from sqlalchemy import Row
 
 from pipeline.answer import retry_change
 from pipeline.answer.retry_change import Answer, AnyChange
@@ -15,6 +14,7 @@ from pipeline.planning.packer import sent_hash
 from pipeline.planning.unchanged import Judged
 from pipeline.planning.verdict import Verdict
 from pipeline.source.rows import Chunk
+from pipeline.state.rows import Kept, KnownRow, NewRow, Replanned
 from pipeline.states import RowState
 
 
@@ -50,6 +50,23 @@ def priced(params: bytes) -> dict[str, Any]:
     return {"model": parsed["model"], "max_tokens": parsed["max_tokens"]}
 
 
+class Packed(NamedTuple):
+    """A request as it goes into a batch. bound: what it may cost at most; None for a model without a known price."""
+
+    sent_hash: bytes
+    params: bytes
+    bound: Bound | None
+
+
+class Invalid(NamedTuple):
+    """A row that cannot be sent, and why. attempts: those of the row before."""
+
+    key: str
+    keep: str | None
+    reason: str
+    attempts: int
+
+
 @dataclass
 class Moves:
     """What one chunk of the source changes in the database, in one transaction. keys: of all."""
@@ -57,18 +74,18 @@ class Moves:
     chunk: Chunk
     keys: pl.Series
     judged: Judged
-    new: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW
-    #: hash, params and what they may cost; None: invalid
-    new_params: list[tuple[bytes, bytes, Bound | None] | None] = field(default_factory=list)
-    again: list[tuple[Any, ...]] = field(default_factory=list)  #: store.NEW_ROW and the row's number
-    again_params: list[tuple[bytes, bytes, Bound | None] | None] = field(default_factory=list)
-    invalid: list[tuple[str, str | None, str, int]] = field(default_factory=list)  #: key, kept, reason, attempts
-    kept: list[tuple[int, str | None, str | None]] = field(default_factory=list)  #: see store.keep_rows
+    new: list[NewRow] = field(default_factory=list)
+    #: None: invalid
+    new_params: list[Packed | None] = field(default_factory=list)
+    again: list[Replanned] = field(default_factory=list)
+    again_params: list[Packed | None] = field(default_factory=list)
+    invalid: list[Invalid] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     kept_anew: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see store.mark_changed
     outdated: list[int] = field(default_factory=list)  #: rows of a retry whose request is of another content
 
-    def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: Row[Any]) -> None:
+    def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: KnownRow) -> None:
         """Note a row that is not sent now."""
         on_its_way = kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT, Verdict.FOR_RETRY)
         wanted = row_hash if kind is Verdict.CHANGED_IN_FLIGHT else None
@@ -79,6 +96,6 @@ class Moves:
         # a row that had changed and has changed back: the answer it has is right again
         settled_again = not on_its_way and (known.state == RowState.PENDING or known.changed_hash is not None)
         if known.keep != keep or settled_again:
-            self.kept.append((known.id, keep, known.outcome if settled_again else None))
+            self.kept.append(Kept(known.id, keep, known.outcome if settled_again else None))
         if known.keep != keep:  # also of a row in flight, whose answer may just be coming
             self.kept_anew.append((key, keep))

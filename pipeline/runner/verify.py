@@ -10,18 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, func, literal, select, tuple_
+from sqlalchemy import Connection, literal, select, tuple_
 
 from pipeline.job.model import Job
 from pipeline.planning.verdict import Verdict
-from pipeline.reasons import in_words
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
+from pipeline.state.batch_facts import batches_of_job, twins
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
-from pipeline.state.tables import batches, requests, runs, sendings
+from pipeline.state.row_facts import ProvedRow, proved_rows
+from pipeline.state.runs import vanished_rows
 from pipeline.state.tallies import rows_of_source
-from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, SendingEnd
+from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState
 
 PAGE = 5_000  # rows of one transaction
 AT_ONCE = 500  # keys that one query asks for
@@ -148,7 +149,7 @@ _UNPLANNED: Mapping[Verdict, str] = {
 class _Row(NamedTuple):
     """A row of the state database, its key as the results table has it, and its status there; None: it is not there."""
 
-    known: Row[Any]
+    known: ProvedRow
     key: tuple[Any, ...]
     status: str | None
 
@@ -160,25 +161,18 @@ class _Row(NamedTuple):
 
 def _rows(database: Database, job_id: int, sink: ResultsTable) -> Iterator[list[_Row]]:
     """The job's rows, page by page."""
-    columns = [requests.c.key, requests.c.state, requests.c.outcome, requests.c.batch_id]
-    query = page = (
-        select(*columns, batches.c.state.label("batch_state"))
-        .outerjoin(batches, batches.c.id == requests.c.batch_id)
-        .where(requests.c.job_id == job_id)
-        .order_by(requests.c.key)  # not by number: an index has the keys of each job together
-        .limit(PAGE)
-    )
+    after: str | None = None
     while True:
         statuses: dict[tuple[Any, ...], str] = {}
         with database.read() as conn:
-            found = conn.execute(page).all()
+            found = proved_rows(conn, job_id, after=after, limit=PAGE)
             keys = [sink.key_values(row.key) for row in found]
             for start in range(0, len(keys), AT_ONCE):
                 statuses |= _statuses(conn, sink, keys[start : start + AT_ONCE])
         if not found:
             return
         yield [_Row(row, key, statuses.get(key)) for row, key in zip(found, keys, strict=True)]
-        page = query.where(requests.c.key > found[-1].key)
+        after = found[-1].key
 
 
 def _statuses(conn: Connection, sink: ResultsTable, values: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
@@ -283,18 +277,10 @@ def _name_strangers(
 
 
 def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
-    columns = (batches.c.id, batches.c.state, batches.c.requests, batches.c.rows, batches.c.counts, batches.c.outcomes)
     with database.read() as conn:
-        query = select(*columns, batches.c.reason, batches.c.problem).where(batches.c.job_id == job_id)
-        known = conn.execute(query.order_by(batches.c.id)).all()
-        twins = (
-            select(batches.c.id, sendings.c.problem)
-            .join(batches, batches.c.id == sendings.c.batch_id)
-            .where(batches.c.job_id == job_id, sendings.c.end == SendingEnd.TWIN)
-        )
-        found.twins = [(batch, problem) for batch, problem in conn.execute(twins)]
-        vanished = conn.scalar(select(func.sum(runs.c.vanished)).where(runs.c.job_id == job_id))
-    found.vanished = int(vanished or 0)
+        known = batches_of_job(conn, job_id)
+        found.twins = [(twin.batch, twin.problem or "") for twin in twins(conn, job_id)]
+        found.vanished = vanished_rows(conn, job_id)
     for batch in known:
         if batch.state == BatchState.COLLECTED:
             found.batches += 1
@@ -304,7 +290,7 @@ def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
         elif batch.state in OPEN_BATCHES and not found.waiting:  # else its rows have been named
             found.note(f"batch {batch.id}", f"is not done: it is {batch.state}")
         elif batch.state == BatchState.LOST:
-            found.lost.append((batch.id, in_words(batch.reason, batch.problem) or ""))
+            found.lost.append((batch.id, batch.trouble or ""))
 
 
 def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Mapping[str, int]) -> Iterator[str]:

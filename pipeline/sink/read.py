@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Row, Select, Table, literal, select, text, tuple_
+from sqlalchemy import Connection, Row, Select, Table, literal, select, text, tuple_
 from sqlalchemy.exc import StatementError
 
 from pipeline.errors import InputError
@@ -84,6 +84,29 @@ def lines(names: Iterable[str], rows: Sequence[Sequence[Any]], columns: Nesteds 
         if cost:
             values["cost_usd"] = price(values["cost_usd"])
         yield orjson.dumps(values, default=str) + b"\n"
+
+
+class AnswersOfRow(NamedTuple):
+    """The answers of one row by column: the present one, None without any, and those that it replaced, oldest first."""
+
+    present: dict[str, Any] | None
+    earlier: list[dict[str, Any]]
+
+
+def answers_of_row(conn: Connection, sink: ResultsTable, key: str) -> AnswersOfRow:
+    """Return the answers of the row with this key. key: JSON, as the state database has it."""
+    values = sink.key_values(key)
+
+    def answers(table: Table) -> Select[Any]:
+        same = (table.c[name] == value for name, value in zip(sink.columns.key, values, strict=True))
+        return select(table).where(*same)
+
+    present = conn.execute(answers(sink.table)).first()
+    earlier: list[dict[str, Any]] = []
+    if sink.history is not None and sink.columns.history:
+        replaced = conn.execute(answers(sink.history).order_by(sink.history.c.replaced_at))
+        earlier = [dict(row._mapping) for row in replaced]
+    return AnswersOfRow(None if present is None else dict(present._mapping), earlier)
 
 
 def price(usd: float | None) -> float | None:

@@ -44,6 +44,15 @@ class Fixed(NamedTuple):
     updated_at: datetime.datetime
 
 
+class Answer(NamedTuple):
+    """What `ResultsTable.row` makes a row of. key, keep: JSON, as the state database has them."""
+
+    key: str
+    keep: str | None
+    outcome: Outcome
+    fixed: Fixed
+
+
 class ResultsTable:
     """One job's results table, and the history table beside it when the job has one."""
 
@@ -279,6 +288,10 @@ class ResultsTable:
             for row in conn.execute(select(*columns, self.table.c.text, self.table.c.error_message).where(among)):
                 found[some[tuple(row[: len(columns)])]] = (row.text or "", row.error_message or "")
         return found
+
+    def write_answers(self, conn: Connection, answers: Iterable[Answer]) -> None:
+        """Write answers, as `write` does."""
+        self.write(conn, [self.row(*answer) for answer in answers])
 
     def write(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows, or replace the ones with the same key: these move to the history table if the job has one."""

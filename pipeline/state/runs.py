@@ -273,6 +273,11 @@ def rows_for_planning(conn: Connection, run_id: int) -> int:
     return sum(count or 0 for count in counts)
 
 
+def vanished_rows(conn: Connection, job_id: int) -> int:
+    """How many rows of the job left the source before they had an answer."""
+    return int(conn.scalar(select(func.sum(runs.c.vanished)).where(runs.c.job_id == job_id)) or 0)
+
+
 def forget_changed(conn: Connection, run_id: int) -> None:
     """The source has been planned since: what is still marked as changed is not in it any more."""
     marked = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None))

@@ -15,7 +15,6 @@ from itertools import chain, islice
 from typing import Any
 
 from anthropic.types.messages import MessageBatch
-from sqlalchemy import Row
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.answer import lines
@@ -29,7 +28,9 @@ from pipeline.state import leases
 from pipeline.state.batches import (
     SKEW,
     TWIN_WATCH,
+    AbsentSending,
     Batch,
+    SendingRecord,
     absent_since,
     identify,
     is_owned,
@@ -69,8 +70,9 @@ class Window:
     absent_after: datetime
 
     @classmethod
-    def of(cls, sending: Row[Any], grace: timedelta) -> "Window":
+    def of(cls, sending: SendingRecord, grace: timedelta) -> "Window":
         """The window of a sending of unknown end."""
+        assert sending.grace_from is not None
         return cls(sending.started_at - SKEW, sending.deadline + grace, sending.grace_from + grace)
 
     def holds(self, listed: MessageBatch, margin: timedelta = timedelta()) -> bool:
@@ -124,7 +126,7 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
         _look_again(driver, batch, Reason.NOT_LISTED, f"{sending.problem}; {when}", seconds)
 
 
-def _adopt(driver: Driver, batch: Batch, sending: Row[Any], found: MessageBatch) -> None:
+def _adopt(driver: Driver, batch: Batch, sending: SendingRecord, found: MessageBatch) -> None:
     with driver.moving(batch) as conn:
         mark_adopted(conn, batch, sending.id, found.id, now=driver.now())
     driver.tell("adopted", batch=batch.id, api_id=found.id, requests=batch.requests)
@@ -132,7 +134,7 @@ def _adopt(driver: Driver, batch: Batch, sending: Row[Any], found: MessageBatch)
         driver.tell("counts_disagree", batch=batch.id, requests=batch.requests, counted=shapes.requests_of(found))
 
 
-def _absent(driver: Driver, batch: Batch, sending: Row[Any]) -> None:
+def _absent(driver: Driver, batch: Batch, sending: SendingRecord) -> None:
     """A listing after the grace time does not show it: the API did not accept this sending."""
     with driver.moving(batch) as conn:
         absent = mark_absent(conn, batch, sending.id, now=driver.now())
@@ -140,7 +142,7 @@ def _absent(driver: Driver, batch: Batch, sending: Row[Any]) -> None:
         driver.tell("absent", batch=batch.id)
 
 
-def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
+def _ended_sending(driver: Driver, batch: Batch) -> SendingRecord | None:
     """The batch's last sending, which no driver is at any more; None when it turns out to have been accepted."""
     with driver.moving(batch) as conn:
         sending = last_sending(conn, batch.id)
@@ -245,7 +247,7 @@ def find_twins(driver: Driver) -> None:
             _late(driver, sending, found.id)
 
 
-def _late(driver: Driver, sending: Row[Any], api_id: str) -> None:
+def _late(driver: Driver, sending: AbsentSending, api_id: str) -> None:
     with driver.database.write() as conn:
         came = record_late(conn, sending.id, api_id, now=driver.now(), shown=True)
     if came is not None:
