@@ -18,8 +18,8 @@ from pipeline.api.connect import Reach
 from pipeline.driver import environment
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError, InputError, Stopped
-from pipeline.events import Tell
-from pipeline.job.load import is_path, name_in
+from pipeline.events.event import Tell
+from pipeline.job.load import is_path, read_name
 from pipeline.state.database import Database, default_url
 from pipeline.state.jobs import job_file_of, known_job
 
@@ -48,7 +48,7 @@ def named(job: str) -> tuple[Path | None, str]:
     if not is_path(job, _root()):
         return None, job
     file = job_file(job)
-    return file, name_in(file)
+    return file, read_name(file)
 
 
 def _root() -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.report.money import budget_facts, stopped_line
 from pipeline.state.batch_facts import Sent, sent_of_run
 from pipeline.state.database import Connection
-from pipeline.state.ends import exit_code, failed_rows
+from pipeline.state.ends import exit_code
 from pipeline.state.runs import get_run, run_cost, run_rows
-from pipeline.states import RunState
+from pipeline.states import RunState, failed_rows
 from pipeline.text import count, counts_line, money
 
 

@@ -12,7 +12,7 @@ from pipeline.answer import retry_change
 from pipeline.answer.schema import Property, Reader, columns
 from pipeline.errors import JobError
 from pipeline.job.json_schema import SchemaProblem
-from pipeline.job.model import Job, fold
+from pipeline.job.model import Job, fold_label
 from pipeline.states import RowState
 
 _SUCCEEDED: str = RowState.SUCCEEDED.value
@@ -130,7 +130,7 @@ class ResultReader:
 
     def __init__(self, job: Job) -> None:
         """Raises JobError for a schema that is none."""
-        self._labels = None if job.output.labels is None else {fold(label): label for label in job.output.labels}
+        self._labels = None if job.output.labels is None else {fold_label(label): label for label in job.output.labels}
         schema = answer_schema(job)
         try:
             self._schema = None if schema is None else Reader(schema, job.output.columns)
@@ -382,7 +382,7 @@ def _label(text: str, labels: dict[str, str]) -> tuple[str | None, str, dict[str
     named = answer.pop("label", None) if isinstance(answer, dict) else None
     if not isinstance(named, str):
         return None, "the answer has no text field 'label'", {}
-    label = labels.get(fold(named))
+    label = labels.get(fold_label(named))
     return label, f"the answer's label {named[:80]!r} is none of the declared ones", answer
 
 

@@ -16,8 +16,8 @@ from pipeline.job.json_schema import (
     at_path,
     compiled,
     did_you_mean,
-    in_short,
-    invalid,
+    schema_errors,
+    shortened,
 )
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Reader:
     def __init__(self, schema: Mapping[str, Any], renames: Mapping[str, str]) -> None:
         """renames: as for `columns`. Raises SchemaProblem as it does, and for what is no JSON Schema."""
         self._schema: dict[str, Any] = as_json(schema)
-        if problem := next(invalid(self._schema), None):
+        if problem := next(schema_errors(self._schema), None):
             raise SchemaProblem(problem)
         self.columns = columns(self._schema, renames)
         self._validator = compiled(self._schema)
@@ -254,9 +254,9 @@ class Reader:
 
         best = best_match(errors)
         if best is not None:
-            return at_path(best.absolute_path, in_short(best.message))
+            return at_path(best.absolute_path, shortened(best.message))
         first = next(self._validator.iter_errors(answer))  # the two do not read every pattern alike
-        return at_path(first.instance_path, in_short(first.message))
+        return at_path(first.instance_path, shortened(first.message))
 
     @cached_property
     def _explainer(self) -> "Draft202012Validator":
@@ -323,7 +323,7 @@ def _date(value: str) -> str:
     try:
         datetime.date.fromisoformat(value)
     except ValueError:
-        raise ValueError(f"{in_short(value)!r} is not a date") from None
+        raise ValueError(f"{shortened(value)!r} is not a date") from None
     return value
 
 
@@ -334,7 +334,7 @@ def _datetime(value: str) -> str:
         if parsed.tzinfo is not None:
             parsed.astimezone(datetime.UTC)
     except (ValueError, OverflowError):
-        raise ValueError(f"{in_short(value)!r} is not a date-time") from None
+        raise ValueError(f"{shortened(value)!r} is not a date-time") from None
     return value
 
 

@@ -104,7 +104,7 @@ def _tag(column: str) -> str:
 
 
 def _expression(column: str) -> str:
-    odd = templates.is_taken(column) or templates.is_method(column)
+    odd = templates.is_jinja_name(column) or templates.is_method(column)
     plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", column) and not odd
     value = column if plain else f"row[{orjson.dumps(column).decode()}]"
     return "{{ " + f"{value} if {value} is not none else ''" + " }}"

@@ -4,21 +4,21 @@ from pydantic import ValidationError
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import DatabaseError
-from pipeline.job.load import field_of
+from pipeline.job.load import field_of_error
 from pipeline.job.model import Job
 from pipeline.state.runs import RunRecord, get_run
 
 
 def stored_job(run: RunRecord) -> Job:
-    """Return the job as a run was stored with it. Raises DatabaseError when this version cannot read it."""
+    """Return the job that was stored with a run. Raises DatabaseError if this version cannot read it."""
     try:
         return Job.model_validate(run.job)
     except ValidationError as exc:
         first = exc.errors()[0]
-        field = ".".join(str(part) for part in field_of(first["loc"]))
+        field = ".".join(str(part) for part in field_of_error(first["loc"]))
         raise DatabaseError(
-            f"run {run.id} was stored with a job that this version cannot read ({field}: {first['msg']}): use the "
-            "version that began it, or `cancel` it and run the job again"
+            f"run {run.id} was stored with a job that this version cannot read ({field}: {first['msg']}); use the "
+            "version that started the run, or `cancel` it and run the job again"
         ) from exc
 
 

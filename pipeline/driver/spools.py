@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.errors import DatabaseError, Stopped
 from pipeline.spool.local import LocalSpool
 from pipeline.spool.objects import ObjectSpool
-from pipeline.spool.spool import Spool, another_one
+from pipeline.spool.spool import Spool, wrong_spool
 from pipeline.state.batches import known_nonces
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord, alone, set_spool, spool_id_of
@@ -58,23 +58,23 @@ def open_at(address: str, job: str, *, expected: str | None = None) -> Spool:
     return LocalSpool.open(Path(address), job, expected=expected)
 
 
-def look_at(address: str) -> str | None:
+def read_id(address: str) -> str | None:
     """The id of the spool at this address; None when there is none yet. Changes nothing.
 
     Raises DatabaseError when no spool can be there, and Stopped when a store cannot be reached.
     """
-    return ObjectSpool.look_at(address) if objects.is_url(address) else LocalSpool.look_at(Path(address))
+    return ObjectSpool.read_id(address) if objects.is_url(address) else LocalSpool.read_id(Path(address))
 
 
 def check(database: Database, job: JobRecord, given: str | None) -> None:
     """Raises DatabaseError unless the job can use the spool that is given, or else its own. Changes nothing."""
     own, address = _addresses(database, job, given)
-    found = look_at(address)
+    found = read_id(address)
     if address != own and not _is_same(job, found):
         with database.read() as conn:
             _refuse_needed(job, own, address, needed_bodies(conn, job.id))
     elif job.spool_id not in (None, found):
-        raise another_one(address, job.name, job.spool_id)
+        raise wrong_spool(address, job.name, job.spool_id)
 
 
 def open_for(database: Database, job: JobRecord, given: str | None) -> tuple[Spool, str | None]:
@@ -86,7 +86,7 @@ def open_for(database: Database, job: JobRecord, given: str | None) -> tuple[Spo
     if address == own:
         return open_at(own, job.name, expected=job.spool_id), None
     check(database, job, given)
-    is_same = _is_same(job, look_at(address))
+    is_same = _is_same(job, read_id(address))
     if not is_same:
         _refuse_unknown(database, job, own)
     spool = open_at(address, job.name, expected=job.spool_id if is_same else None)
@@ -139,6 +139,6 @@ def _refuse_unknown(database: Database, job: JobRecord, own: str) -> None:
         unknown = held.keys() - known_nonces(conn, job.id)
     if unknown:
         raise DatabaseError(
-            f"spool {own} holds a body that {database.shown} does not know ({held[min(unknown)].shown}): run job "
+            f"spool {own} holds a body that {database.shown} does not know ({held[min(unknown)].location}): run job "
             f"{job.name} once without --spool and BATCH_SPOOL, which finds out whether it was sent, and then again"
         )

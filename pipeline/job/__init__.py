@@ -1,1 +1,1 @@
-"""The job: one declared piece of work, from a YAML file or from Python."""
+"""The job: one declared piece of work. Reads job files, checks them, and fills in their templates."""

@@ -1,4 +1,4 @@
-"""Walks a JSON Schema: references, alternatives, types, and where it is not valid. Pure."""
+"""Check a JSON Schema, follow its references and list the alternatives that it allows. Pure."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -15,11 +15,11 @@ TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
 
 class SchemaProblem(Exception):
-    """A schema, or a rename of its properties, that cannot be used. The message does not name the job file's field."""
+    """A schema, or the column names for its properties, cannot be used. The message does not name the job's field."""
 
 
 def as_json(schema: object) -> Any:
-    """The schema as plain JSON values. Raises SchemaProblem if it is none."""
+    """Return the schema as plain JSON values. Raises SchemaProblem if it is not a mapping that JSON can represent."""
     try:
         plain = orjson.loads(orjson.dumps(schema))
     except TypeError as exc:
@@ -29,42 +29,43 @@ def as_json(schema: object) -> Any:
     return plain
 
 
-def invalid(schema: dict[str, Any]) -> Iterator[str]:
-    """What makes it no JSON Schema, or none that answers can be judged by."""
+def schema_errors(schema: dict[str, Any]) -> Iterator[str]:
+    """Yield each problem that makes the schema invalid, or unusable to check answers: its path and a sentence."""
     from jsonschema import Draft202012Validator, SchemaError
 
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as exc:
-        yield at_path(exc.absolute_path, _misfit(exc))
+        yield at_path(exc.absolute_path, _explanation(exc))
     for path, ref in _refs(schema, ()):
         try:
-            _flat({"$ref": ref}, schema)
+            _merged({"$ref": ref}, schema)
         except SchemaProblem as exc:
             yield at_path(path, str(exc))
     try:
         compiled(schema)
-    except jsonschema_rs.ValidationError as exc:  # the two validators know slightly different regular expressions
+    except jsonschema_rs.ValidationError as exc:  # the two validators accept slightly different regular expressions
         yield at_path(
-            exc.instance_path, _no_expression(exc.instance) if exc.instance_path[-1:] == ["pattern"] else exc.message
+            exc.instance_path, _bad_pattern(exc.instance) if exc.instance_path[-1:] == ["pattern"] else exc.message
         )
 
 
-def _misfit(error: "SchemaError") -> str:
+def _explanation(error: "SchemaError") -> str:
+    """Return what is wrong, without the path: clearer than jsonschema's message for types and patterns."""
     keyword = error.absolute_path[-1] if error.absolute_path else None
     if keyword == "type" and isinstance(error.instance, str):
         return f"JSON Schema has no type {error.instance!r}{did_you_mean(error.instance, TYPES)}"
     if error.validator == "format" and keyword == "pattern":
-        return _no_expression(error.instance)
-    return in_short(error.message)
+        return _bad_pattern(error.instance)
+    return shortened(error.message)
 
 
-def _no_expression(pattern: object) -> str:
-    return f"{pattern!r} is no regular expression that JSON Schema knows"
+def _bad_pattern(pattern: object) -> str:
+    return f"{pattern!r} is not a valid regular expression of JSON Schema"
 
 
 def _refs(node: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each `$ref` of the schema and its path."""
+    """Yield the path and the value of each `$ref` in a part of the schema. path: of this part."""
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
@@ -77,45 +78,52 @@ def _refs(node: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 
 
 def alternatives(node: Any, root: dict[str, Any], seen: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
-    """What a value may be beside null, each with one type at most. root: the schema that `$ref` points into."""
-    flat, seen = _flat(node, root, seen)
-    for word in ("anyOf", "oneOf"):
-        if word in flat:
-            beside = {key: value for key, value in flat.items() if key != word}
-            for branch in flat[word]:
-                other, followed = _flat(branch, root, seen)
-                yield from alternatives({**beside, **other}, root, followed)
-            return
-    if "type" not in flat:
-        yield flat
-    for kind in listed(flat.get("type")):
-        if kind != "null":
-            yield {**flat, "type": kind}
+    """Yield a schema for each kind of value that a part of the schema allows, except null.
 
-
-def _flat(node: Any, root: dict[str, Any], seen: frozenset[str] = frozenset()) -> tuple[dict[str, Any], frozenset[str]]:
-    """A part of the schema with what its `$ref` and `allOf` name merged into it, and all refs that were followed.
-
-    Raises SchemaProblem for a `$ref` that leads nowhere, or back to where it came from.
+    Each has at most one `type`, and no `$ref`, `anyOf`, `oneOf` or `allOf`; none at all if only null is allowed.
+    node: the part; root: the whole schema, into which `$ref` points; seen: the refs that led to `node`.
+    Raises SchemaProblem for a `$ref` to nothing, or to itself.
     """
-    flat = dict(node) if isinstance(node, dict) else {}  # true: anything goes
-    while "$ref" in flat:
-        ref = flat.pop("$ref")
+    merged, seen = _merged(node, root, seen)
+    for word in ("anyOf", "oneOf"):
+        if word in merged:
+            shared = {key: value for key, value in merged.items() if key != word}
+            for branch in merged[word]:
+                other, followed = _merged(branch, root, seen)
+                yield from alternatives({**shared, **other}, root, followed)
+            return
+    if "type" not in merged:
+        yield merged
+    for kind in type_names(merged.get("type")):
+        if kind != "null":
+            yield {**merged, "type": kind}
+
+
+def _merged(
+    node: Any, root: dict[str, Any], seen: frozenset[str] = frozenset()
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """Merge what `$ref` and `allOf` name into a part of the schema; return it and all refs that were followed.
+
+    Raises SchemaProblem for a `$ref` to nothing, or to itself.
+    """
+    merged = dict(node) if isinstance(node, dict) else {}  # true allows any value
+    while "$ref" in merged:
+        ref = merged.pop("$ref")
         if ref in seen:
-            raise SchemaProblem(f"{ref!r} leads back to itself")
+            raise SchemaProblem(f"{ref!r} refers to itself")
         seen |= {ref}
-        flat = {**target_of(ref, root), **flat}
-    for part in flat.pop("allOf", ()):
-        other, _ = _flat(part, root, seen)
-        both = {**flat.get("properties", {}), **other.get("properties", {})}
-        flat = {**flat, **other, **({"properties": both} if both else {})}
-    return flat, seen
+        merged = {**target_of(ref, root), **merged}
+    for part in merged.pop("allOf", ()):
+        other, _ = _merged(part, root, seen)
+        both = {**merged.get("properties", {}), **other.get("properties", {})}
+        merged = {**merged, **other, **({"properties": both} if both else {})}
+    return merged, seen
 
 
 def target_of(ref: str, root: dict[str, Any]) -> dict[str, Any]:
-    """The part of the schema that a `#/...` pointer names."""
+    """Return the part of the schema `root` that a pointer like `#/$defs/a` names. Raises SchemaProblem for no part."""
     if not ref.startswith("#"):
-        raise SchemaProblem(f"{ref!r} points outside of the schema; copy what it names to $defs, and write #/$defs/...")
+        raise SchemaProblem(f"{ref!r} points outside of the schema; copy its target to $defs, and write #/$defs/...")
     node: Any = root
     for part in unquote(ref).split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
@@ -129,25 +137,31 @@ def target_of(ref: str, root: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def listed(types: Any) -> list[Any]:
+def type_names(types: Any) -> list[Any]:
+    """Return the value of a schema's `type` as a list: one name becomes a list of one, None an empty list."""
     return types if isinstance(types, list) else [] if types is None else [types]
 
 
 def compiled(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
-    """Raises jsonschema_rs.ValidationError for what it cannot use. Formats are left to structured outputs."""
+    """Return a validator for the schema. It does not check `format`, which structured outputs enforce.
+
+    Raises jsonschema_rs.ValidationError for a schema that it cannot use.
+    """
     return jsonschema_rs.Draft202012Validator(schema, validate_formats=False, offline=True)
 
 
-def at_path(path: Iterable[Any], said: str) -> str:
-    where = ".".join(str(part) for part in path)
-    return f"{where}: {said}" if where else said
+def at_path(path: Iterable[Any], problem: str) -> str:
+    """Return the problem with its path in front, like "properties.a: must be ..."; no path for the whole schema."""
+    dotted = ".".join(str(part) for part in path)
+    return f"{dotted}: {problem}" if dotted else problem
 
 
-def in_short(text: str, limit: int = 300) -> str:
-    """A text without its middle if it is long: answers stand in messages, and may be pages."""
+def shortened(text: str, limit: int = 300) -> str:
+    """Return the text, without its middle if it is longer than `limit` characters, for messages that quote answers."""
     return text if len(text) <= limit else f"{text[: limit * 2 // 3]} ... {text[-limit // 3 :]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint for the end of a message that names the most similar known word; empty if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""How a source value is written as JSON: in keys, in kept values, and where a template prints a list. Pure."""
+"""Write source values as JSON: for keys, for kept columns, and for lists that a template prints. Pure."""
 
 import base64
 import datetime
@@ -15,71 +15,72 @@ from pipeline.errors import SourceError
 _JSON_OPTIONS = orjson.OPT_NON_STR_KEYS
 
 
-class NoText(ValueError):
-    """A value is printed that has no exact text; the message is the reason."""
+class UnprintableError(ValueError):
+    """An unprintable value was printed. The message is the reason why the value has no exact text."""
 
 
-class Unfit:
-    """A value that has no exact text. Whoever prints it, or writes it as JSON, fails with the reason."""
+class Unprintable:
+    """Stands for a source value that has no exact text. Printing it, or writing it as JSON, raises the reason."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
     def __str__(self) -> str:
-        raise NoText(self.reason)
+        raise UnprintableError(self.reason)
 
     def __repr__(self) -> str:
-        return f"Unfit({self.reason!r})"
+        return f"Unprintable({self.reason!r})"
 
     __html__ = __str__
 
 
 class Nanoseconds(str):
-    """ISO text of a time whose nanoseconds no Python type and no results table holds."""
+    """A time as ISO text with nanoseconds, which no Python type and no results table can hold."""
 
     __slots__ = ()
 
 
 def dump(values: Any) -> str:
-    """Compact JSON text of source values; dates as ISO text, decimals as text.
+    """Return a list or mapping of source values as compact JSON; dates as ISO text, decimals as text.
 
-    An integer beyond 64 bits is a text, and a list or structure that holds one is the text of its JSON: who reads this
-    text would make a float of it.
+    An integer beyond 64 bits becomes text, and a list or structure that contains one becomes the text of its JSON,
+    because readers of JSON would turn such an integer into a float.
+    Raises SourceError, which names source.key and source.keep, for a value that has no exact text.
     """
     try:
         return _dumped(values)
     except _LargeInteger:
         pass
     if isinstance(values, dict):
-        return _dumped({name: _readable(value) for name, value in values.items()})
-    return _dumped([_readable(value) for value in values])
+        return _dumped({name: _without_large_integers(value) for name, value in values.items()})
+    return _dumped([_without_large_integers(value) for value in values])
 
 
 def json_text(value: Any) -> str:
-    """Compact JSON text of one value, with its integers as they stand."""
+    """Return one value as compact JSON, with all digits of large integers."""
     try:
         return _dumped(value)
     except _LargeInteger:
-        return json.dumps(value, default=plain, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(value, default=json_default, ensure_ascii=False, separators=(",", ":"))
 
 
 class _LargeInteger(Exception):
-    """There is an integer that orjson does not write."""
+    """A value contains an integer beyond 64 bits, which orjson cannot write."""
 
 
 def _dumped(value: Any) -> str:
     try:
-        return orjson.dumps(value, default=plain, option=_JSON_OPTIONS).decode()
+        return orjson.dumps(value, default=json_default, option=_JSON_OPTIONS).decode()
     except orjson.JSONEncodeError as exc:
         if "64-bit" in str(exc):
             raise _LargeInteger from exc
-        if isinstance(exc.__cause__, NoText):
+        if isinstance(exc.__cause__, UnprintableError):
             raise SourceError(f"source.key or source.keep: {exc.__cause__}") from exc
         raise
 
 
-def _readable(value: Any) -> Any:
-    """The value as orjson writes it and reads it back."""
+def _without_large_integers(value: Any) -> Any:
+    """Return the value, or its text or its JSON as text if it is or contains an integer beyond 64 bits."""
     if is_large(value):
         return str(value)
     try:
@@ -90,16 +91,16 @@ def _readable(value: Any) -> Any:
 
 
 def is_large(value: Any) -> bool:
-    """Whether this is an integer beyond 64 bits."""
+    """Return whether the value is an integer that does not fit in 64 bits."""
     return type(value) is int and not -(2**63) <= value < 2**63
 
 
-def hashed_text(value: Any) -> str:
-    """A list or structure as row_hashes have it: as JSON, where NaN and the infinities are not the same as null."""
+def text_to_hash(value: Any) -> str:
+    """Return the JSON of a list or structure for row_hash; NaN and the infinities stay distinct from null."""
     text = json_text(value)
     if "null" not in text or _is_finite(value):
         return text
-    return json.dumps(value, default=plain, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, default=json_default, ensure_ascii=False, separators=(",", ":"))
 
 
 def _is_finite(value: Any) -> bool:
@@ -110,13 +111,17 @@ def _is_finite(value: Any) -> bool:
     return all(map(_is_finite, value)) if isinstance(value, list) else True
 
 
-def plain(value: Any) -> Any:
+def json_default(value: Any) -> Any:
+    """Convert a value that JSON has no type for: to text, and bytes to base64. The `default` function of JSON writers.
+
+    Raises UnprintableError for an Unprintable, and TypeError for an unknown type.
+    """
     if isinstance(value, decimal.Decimal | datetime.timedelta | uuid.UUID):
         return str(value)
     if isinstance(value, datetime.date | datetime.time):  # for Python's own JSON
         return value.isoformat()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if isinstance(value, Unfit):
-        raise NoText(value.reason)
+    if isinstance(value, Unprintable):
+        raise UnprintableError(value.reason)
     raise TypeError(f"a value of type {type(value).__name__} cannot be kept")

@@ -1,4 +1,4 @@
-"""Reads a job file: its variables, its paths, and each error as a sentence that names the field. Edge: files."""
+"""Load a job from a job file: fill in vars, resolve paths, and name the field in each error. Edge: files."""
 
 import functools
 import glob
@@ -16,22 +16,22 @@ from pydantic import (
 
 from pipeline.errors import JobError
 from pipeline.job import templates, yamlfile
-from pipeline.job.model import NOT_YET, Job, Section, as_list
+from pipeline.job.model import FUTURE_FIELDS, Job, Section, as_list
 
 
 def load(path: Path, *, variables: Mapping[str, str], today: date, before: Mapping[str, Any] | None = None) -> Job:
-    """The job that the file `path` declares, with vars filled in and source paths made absolute.
+    """Return the job that a job file declares, with vars filled in and source paths made absolute.
 
-    variables: values that override the file's vars; before: those of an earlier run, which stand in for the file's;
-    today: what the vars `today` and `yesterday` mean.
-    Raises JobError that names the file, the line and the field.
+    variables: values given by the user, which override all others. before: the vars of an earlier run, which override
+    the values in the file; None if there is none. today: the date that the var values `today` and `yesterday` refer to.
+    Raises JobError, which names the file, the line and the field.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as exc:
         raise JobError(f"{path}: cannot read the job file: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
-        raise JobError(f"{path}: a job file is UTF-8 text, this one has other bytes at {exc.start}") from exc
+        raise JobError(f"{path}: byte {exc.start + 1} is not valid UTF-8; save the job file as UTF-8 text") from exc
     fields, lines = yamlfile.parse(text, str(path))
     try:
         fields["vars"] = _vars(fields.get("vars"), variables, today, before or {})
@@ -40,18 +40,21 @@ def load(path: Path, *, variables: Mapping[str, str], today: date, before: Mappi
         _resolve_paths(filled, path.parent)
         return Job.model_validate(filled)
     except ValidationError as exc:
-        raise JobError("; ".join(_sentences(exc, path, lines))) from exc
+        raise JobError("; ".join(_error_sentences(exc, path, lines))) from exc
     except _FieldError as exc:
         raise JobError(f"{path}{_at(lines, exc.field)}: {exc}") from exc
 
 
 class _FieldError(Exception):
+    """A field's value is wrong. field: its path; the message names it."""
+
     def __init__(self, field: yamlfile.Path, message: str) -> None:
         super().__init__(f"{_dotted(field)}: {message}" if field else message)
         self.field = field
 
 
 def _vars(declared: Any, given: Mapping[str, str], today: date, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of each declared var: `given`, else of the run `before`, else from the file."""
     if declared is None:
         declared = {}
     if not isinstance(declared, dict) or any(isinstance(v, dict | list) or v is None for v in declared.values()):
@@ -66,7 +69,8 @@ def _vars(declared: Any, given: Mapping[str, str], today: date, before: Mapping[
 
 
 def _refuse_later_fields(fields: dict[str, Any]) -> None:
-    for field, what in NOT_YET.items():
+    """Raise _FieldError for a field that only a later version will have."""
+    for field, what in FUTURE_FIELDS.items():
         at: Any = fields
         parts = tuple(field.split("."))
         for part in parts:
@@ -75,12 +79,15 @@ def _refuse_later_fields(fields: dict[str, Any]) -> None:
             raise _FieldError(parts, f"this version does not have {what} yet; remove the field")
 
 
-#: Fields whose texts may name columns, which are filled in row by row.
-_OF_ROWS = (("request", "messages"), ("request", "model"), ("request", "max_tokens"))
+#: Fields whose texts may be templates over columns, which are filled in for each row.
+_ROW_TEMPLATES = (("request", "messages"), ("request", "model"), ("request", "max_tokens"))
 
 
 def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> Any:
-    """`value` with vars filled into every string, but for the prompt and what else names columns of the rows."""
+    """Fill vars into every text of a value, except the prompt and other templates that name columns.
+
+    path: of the field that holds the value. Raises _FieldError.
+    """
     if isinstance(value, dict):
         return {key: _filled(child, (*path, key), variables) for key, child in value.items()}
     if isinstance(value, list):
@@ -88,7 +95,7 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
     if not isinstance(value, str) or path[:2] == ("request", "prompt") or path[:1] == ("vars",):
         return value
     try:
-        if path[:2] in _OF_ROWS and templates.is_template(value):
+        if path[:2] in _ROW_TEMPLATES and templates.is_template(value):
             named = templates.names(value)
             if named.columns or named.all_columns:
                 return value
@@ -100,6 +107,7 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
 
 
 def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
+    """Make the paths in source.path, and that of a SQLite database, absolute in place; `folder` is the job file's."""
     source = fields.get("source")
     if not isinstance(source, dict):
         return
@@ -118,13 +126,14 @@ def _resolved(path: Any, folder: Path) -> Any:
     return str(folder / path)
 
 
-def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, int]) -> Iterator[str]:
-    said: set[yamlfile.Path] = set()
+def _error_sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, int]) -> Iterator[str]:
+    """Yield one sentence for each field that pydantic refused, with the file and the line."""
+    reported: set[yamlfile.Path] = set()
     for error in exc.errors():
-        field = field_of(error["loc"])
-        if field in said:  # each kind of value that a field can have complains; the first one says enough
+        field = field_of_error(error["loc"])
+        if field in reported:  # a field of several types gets an error for each type; the first one is enough
             continue
-        said.add(field)
+        reported.add(field)
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
             message = "unknown field" + _did_you_mean(field)
@@ -135,24 +144,25 @@ def _sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, i
         yield f"{path}{_at(lines, field)}: {_dotted(field)}: {message}"
 
 
-def field_of(place: Iterable[str | int]) -> tuple[str | int, ...]:
-    """The field that pydantic means by the place of an error."""
-    return tuple(part for part in place if not _is_type_name(part))
+def field_of_error(loc: Iterable[str | int]) -> tuple[str | int, ...]:
+    """Return the path of the field that a pydantic error is about. loc: of the error, which also has names of types."""
+    return tuple(part for part in loc if not _is_type_name(part))
 
 
 def _is_type_name(part: str | int) -> bool:
-    """Whether this part of a place is pydantic's name of a type rather than a field."""
+    """Return whether a part of an error's `loc` is a type's name, rather than a field."""
     plain = ("str", "int", "float", "bool", "constrained-str", "constrained-int")
     return isinstance(part, str) and ("[" in part or part in plain or part in _sections())
 
 
 @functools.cache
 def _sections() -> frozenset[str]:
-    """The names of the classes of sections, by which pydantic tells the members of a union apart."""
+    """Return the names of the Section classes, which pydantic puts into the `loc` of an error in a union."""
     return frozenset(section.__name__ for section in Section.__subclasses__())
 
 
 def _did_you_mean(field: yamlfile.Path) -> str:
+    """Return a hint for the end of a message: the known field that is most similar, else all known fields."""
     import difflib
 
     model: Any = Job
@@ -168,6 +178,7 @@ def _did_you_mean(field: yamlfile.Path) -> str:
 
 
 def _at(lines: Mapping[yamlfile.Path, int], field: yamlfile.Path) -> str:
+    """Return " line N" for the field, or for the innermost section around it that has a line; else an empty text."""
     while field and field not in lines:
         field = field[:-1]
     return f" line {lines[field]}" if field in lines and field else ""
@@ -178,12 +189,15 @@ def _dotted(field: yamlfile.Path) -> str:
 
 
 def is_path(job: str, root: Path | None = None) -> bool:
-    """Whether this is a job file's path rather than a job's name. root: where a relative path begins."""
+    """Return whether `job` is the path of a job file, rather than the name of a job.
+
+    root: the folder for relative paths; None for the current folder.
+    """
     return ((root or Path()) / job).exists() or "/" in job or job.endswith((".yaml", ".yml"))
 
 
-def name_in(file: Path) -> str:
-    """The name of the job that a file declares; nothing else of it is checked. Raises JobError."""
+def read_name(file: Path) -> str:
+    """Return the name of the job that a file declares, without a check of the other fields. Raises JobError."""
     try:
         fields, _ = yamlfile.parse(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as exc:

@@ -1,4 +1,4 @@
-"""The job: one declared piece of work, from a YAML file or from Python."""
+"""The job as pydantic models: its sections, their fields, and which values are allowed. Pure."""
 
 import hashlib
 import re
@@ -19,35 +19,36 @@ from pydantic import (
 
 from pipeline.job import templates
 
-MAX_REQUESTS = 100_000  # of a batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
-MAX_BYTES = 256_000_000
-MAX_TOKENS = 300_000  # of an answer: of some models, with a beta
+MAX_REQUESTS = 100_000  # of one batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
+MAX_BYTES = 256_000_000  # of one batch. Source: the same
+MAX_TOKENS = 300_000  # of one answer; only some models reach it, with a beta
 
-#: Of the state database, in which the results table may be, too.
-OUR_TABLES = frozenset(
+#: Tables of the state database. The results table may be in the same database, so it may not have one of these names.
+STATE_TABLES = frozenset(
     {
         "accounts", "alembic_version", "batches", "files", "identified", "jobs", "leases", "requests", "runs",
         "sendings", "stretches", "tallies", "token_counts",
     }
 )  # fmt: skip
-#: Fields that the job file will have and this version does not: refused by name, so that nobody believes in them.
-NOT_YET = {
+#: Fields that a later version will have. They are refused by name, so that no user relies on them.
+FUTURE_FIELDS = {
     "limits.deadline": "a deadline",
 }
 
 
 class Section(BaseModel):
-    """A part of a job file; fields it does not know are refused."""
+    """A section of a job file. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
 
 
 def as_list(value: Any) -> Any:
+    """Return a list with the text if the value is a text, else the value unchanged."""
     return [value] if isinstance(value, str) else value
 
 
 def _as_keep(value: Any) -> Any:
-    """`[a, {b: c}]` as `{a: a, b: c}`: source column to results column."""
+    """Return `[a, {b: c}]` as `{a: a, b: c}`, from source column to results column. Raises ValueError."""
     if not isinstance(value, list):
         return value
     pairs = [pair for item in value for pair in (item.items() if isinstance(item, dict) else [(item, item)])]
@@ -82,12 +83,14 @@ RetryableError = Literal[
 
 
 class Csv(Section):
-    """How CSV and TSV files are written. delimiter: None for a comma, in .tsv files a tab; quote: "" for none.
+    """The dialect of CSV and TSV files.
 
-    header: whether the first line names the columns; columns: their names when it does not (column_1, ... by default).
-    null_values: unquoted fields that are null; an empty field is empty text unless "" is one of them. escape: the
-    character before a quote, a delimiter or a line end that is text. comment: what a line begins with that is no row;
-    skip: lines before the header, or the first row.
+    delimiter: between fields; None for a comma, or for a tab in TSV files. quote: "" if the files have no quotes.
+    header: whether the first line names the columns. columns: the names if it does not; None for column_1, ...
+    null_values: unquoted fields that mean null; an empty field is empty text unless "" is among them.
+    escape: the character that makes the quote, delimiter or line end after it plain text; None if there is none.
+    comment: a line that begins with this text is not a row; None if there are no comments.
+    skip: the number of lines before the header, or before the first row.
     """
 
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
@@ -103,7 +106,7 @@ class Csv(Section):
     def _are_different(self) -> Self:
         given = [self.delimiter or ",", self.quote, self.escape]
         if any(character is not None and not character.isascii() for character in given):
-            raise ValueError("delimiter, quote and escape must be characters of ASCII")
+            raise ValueError("delimiter, quote and escape must be ASCII characters")
         if self.delimiter is not None and self.delimiter in (self.quote, self.escape):
             raise ValueError("delimiter must differ from quote and escape")
         return self
@@ -111,22 +114,25 @@ class Csv(Section):
     @field_validator("escape")
     @classmethod
     def _is_no_quote(cls, escape: str | None, info: ValidationInfo) -> str | None:
-        """A quote that escapes a quote is what CSV has anyway."""
+        """Return None if the escape is the quote: in CSV a doubled quote is a quote without any setting."""
         return None if escape == info.data.get("quote") else escape
 
     @model_validator(mode="after")
     def _names_or_header(self) -> Self:
         if self.columns is not None and self.header:
-            raise ValueError("columns are named by the header; to name them here, say header: false")
+            raise ValueError("the header names the columns; to name them here, write header: false")
         return self
 
 
 class Source(Section):
-    """Where the rows come from, and what identifies each: files, a query of a database, or a frame in Python.
+    """Where the rows come from (files, a SQL query, or a frame in Python), and which columns identify a row.
 
-    format: what the files of `path` are, whatever their names; None: what each name says.
-    database: a SQLAlchemy URL without a password, or $NAME of an environment variable that holds one. frame: polars or
-    pandas; it is not kept with the job, which is stored with a text in its place.
+    path: files, folders and patterns. format: of all these files; None if each file's name tells its format.
+    query, database: SQL, and a SQLAlchemy URL without a password, or $NAME of an environment variable with a URL.
+    frame: a polars or pandas frame; the stored job has a text in its place.
+    key: the columns that identify a row. types: column to its type, where the values should not decide it.
+    nulls: whether a printed null makes a row invalid, or prints nothing. where: a condition that rows must meet; None
+    for all rows. keep: source column to the results column that holds a copy of it.
     """
 
     path: Texts | None = None
@@ -146,13 +152,13 @@ class Source(Section):
     def _is_one_source(self) -> Self:
         given = [name for name in ("path", "query", "frame") if getattr(self, name) is not None]
         if len(given) != 1:
-            said = f"there are {' and '.join(given)}" if given else "there is none of them"
-            raise ValueError(f"needs one of path, query with database, and (in Python) frame; {said}")
+            given_here = f"it has {' and '.join(given)}" if given else "it has none of them"
+            raise ValueError(f"needs exactly one of path, query with database, and (in Python) frame; {given_here}")
         if self.format is not None and self.path is None:
-            raise ValueError("format says what the files of path are; remove it")
+            raise ValueError("format applies to files, and there is no path; remove format")
         if (self.query is None) != (self.database is None):
-            raise ValueError("query and database go together")
-        if re.search(r"://[^/@]*:[^/@]+@", self.database or ""):  # here, where no message shows the value
+            raise ValueError("query and database need each other; give both or neither")
+        if re.search(r"://[^/@]*:[^/@]+@", self.database or ""):  # checked here, where no message shows the value
             raise ValueError(
                 "database holds a password, which would be stored with the job; put the URL into an environment "
                 "variable, and write its $NAME here"
@@ -173,17 +179,18 @@ class Source(Section):
 
 
 class Turn(Section):
-    """One turn of a conversation before the prompt. content: a text, or blocks; both are templates."""
+    """One turn of the conversation before the prompt. content: a text or content blocks, whose texts are templates."""
 
     role: Literal["user", "assistant"]
     content: NonEmpty | Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
 class Attachment(Section):
-    """Images or documents of each row: the column that holds a path, an http(s) URL, bytes, a Files API id, or several.
+    """Images or documents that each row's request carries.
 
-    upload: each file is put up once through the Files API instead of being carried by each request. title, context,
-    citations: of documents.
+    image, document: the column with a path, an http(s) URL, bytes or a Files API id, or a list of these; exactly one
+    of both is given. upload: upload each file once through the Files API, instead of a copy in each request.
+    title, context: of a document; None for none. citations: whether the model cites the document.
     """
 
     image: NonEmpty | None = None
@@ -198,17 +205,24 @@ class Attachment(Section):
         if (self.image is None) == (self.document is None):
             raise ValueError("name one column: {image: COLUMN} or {document: COLUMN}")
         if self.image is not None and (self.title or self.context or self.citations):
-            raise ValueError("title, context and citations are of documents, not of images")
+            raise ValueError("title, context and citations apply to documents, not to images")
         return self
 
     @property
     def column(self) -> str:
-        """The column that holds it."""
+        """The column that holds the image or document."""
         return self.image or self.document or ""
 
 
 class Request(Section):
-    """What is asked of the model for each row. model, max_tokens: also templates over the row's columns."""
+    """The request that is sent for each row.
+
+    model, max_tokens: fixed, or templates over the row's columns. prompt: a template, the last turn of the user.
+    system: a text or content blocks, the same for all rows; None for none. messages: turns before the prompt, the same
+    for all rows but for templates. turns: the column that holds a conversation before the prompt; None for none.
+    params: other fields of the Messages API. cache: how long the shared prefix stays in the prompt cache; None for no
+    caching. betas: names for the anthropic-beta header. dedupe: whether equal requests are sent once.
+    """
 
     model: NonEmpty
     max_tokens: Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)] | Template
@@ -235,9 +249,9 @@ class Request(Section):
     @classmethod
     def _conversation_begins_with_user(cls, turns: list[Turn]) -> list[Turn]:
         if turns and turns[0].role != "user":
-            raise ValueError("a conversation begins with a turn of the user")
+            raise ValueError("the first turn of a conversation must have the role user")
         for turn in turns:
-            for text in texts_of(turn.content):
+            for text in template_texts(turn.content):
                 try:
                     templates.names(text)
                 except templates.TemplateProblem as exc:
@@ -245,36 +259,36 @@ class Request(Section):
         return turns
 
     def templates(self) -> dict[str, str]:
-        """Every text that may name columns, by its field."""
+        """Return every text that may name columns, by its field, like "request.prompt"."""
         found = {"request.prompt": self.prompt, "request.model": self.model}
         if isinstance(self.max_tokens, str):
             found["request.max_tokens"] = self.max_tokens
         for i, turn in enumerate(self.messages):
-            for n, text in enumerate(texts_of(turn.content)):
+            for n, text in enumerate(template_texts(turn.content)):
                 found[f"request.messages.{i}.content" + (f".{n}" if n else "")] = text
         return found
 
 
-def texts_of(content: str | list[dict[str, Any]]) -> list[str]:
-    """The texts of a turn's content that are templates: its own, or those of its text blocks and text documents."""
+def template_texts(content: str | list[dict[str, Any]]) -> list[str]:
+    """Return the templates in a turn's content: the content itself, or the texts of its text and document blocks."""
     if isinstance(content, str):
         return [content]
     found: list[str] = []
 
-    def note(text: str) -> str:
+    def collect(text: str) -> str:
         found.append(text)
         return text
 
-    with_texts(content, note)
+    map_texts(content, collect)
     return found
 
 
-def with_texts(content: str | list[dict[str, Any]], change: Callable[[str], str]) -> str | list[dict[str, Any]]:
-    """A turn's content with each text that is a template changed."""
-    return change(content) if isinstance(content, str) else [_with_text(block, change) for block in content]
+def map_texts(content: str | list[dict[str, Any]], change: Callable[[str], str]) -> str | list[dict[str, Any]]:
+    """Return a turn's content with `change` applied to each of its templates."""
+    return change(content) if isinstance(content, str) else [_map_text(block, change) for block in content]
 
 
-def _with_text(block: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+def _map_text(block: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     source = block.get("source")
     if block.get("type") == "text" and isinstance(block.get("text"), str):
         return {**block, "text": change(block["text"])}
@@ -283,8 +297,8 @@ def _with_text(block: dict[str, Any], change: Callable[[str], str]) -> dict[str,
     return block
 
 
-#: The SDK's other clients, which have no Message Batches API, and what does the same there.
-WITHOUT_BATCHES = {
+#: The SDK's clients that have no Message Batches API, and what there is instead.
+CLIENTS_WITHOUT_BATCHES = {
     "bedrock": "Bedrock has batch inference jobs of its own (CreateModelInvocationJob)",
     "vertex": "Vertex has batch prediction jobs of its own, over BigQuery or Cloud Storage",
     "foundry": "Microsoft Foundry has no batches of Claude requests",
@@ -292,26 +306,28 @@ WITHOUT_BATCHES = {
 
 
 class ApiClient(Section):
-    """Which of the SDK's clients speaks to the API."""
+    """Which of the SDK's clients connects to the API."""
 
     client: Literal["default", "aws", "google"] = "default"
 
     @field_validator("client", mode="before")
     @classmethod
     def _has_batches(cls, client: Any) -> Any:
-        if client in WITHOUT_BATCHES:
+        if client in CLIENTS_WITHOUT_BATCHES:
             raise ValueError(
-                f"this client does not speak the Message Batches API: {WITHOUT_BATCHES[client]}; clients that do are "
+                f"this client has no Message Batches API: {CLIENTS_WITHOUT_BATCHES[client]}; clients that have it are "
                 "default (Anthropic), aws (Claude Platform on AWS) and google (Claude on Google Cloud)"
             )
         return client
 
 
 class Output(Section):
-    """What becomes of an answer: its text as it is, one of `labels`, or values by a JSON `schema` or a forced `tool`.
+    """How an answer is read: as text, as one of `labels`, or as values by a JSON `schema` or a forced `tool`.
 
-    schema: a JSON Schema, or in Python also a pydantic model. columns: property, or path into it with dots, to the SQL
-    column that holds it. thinking, citations: a column each for the model's thinking text and its citations.
+    labels: the allowed answers, compared without case; None for any text. schema: a JSON Schema, in Python also a
+    pydantic model; None for none. tool: the name of the tool in request.params that each answer must call; None for
+    none. columns: property, or dotted path to a property, to the name of its SQL column.
+    thinking, citations: whether the results table has a column for the model's thinking, and one for its citations.
     """
 
     labels: list[NonEmpty] | None = None
@@ -326,10 +342,10 @@ class Output(Section):
     def _schema_of_a_model(cls, schema: Any) -> Any:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             from pipeline.job.json_schema import SchemaProblem
-            from pipeline.job.pydantic_schema import of_model
+            from pipeline.job.pydantic_schema import schema_of_model
 
             try:
-                return of_model(schema)
+                return schema_of_model(schema)
             except SchemaProblem as exc:
                 raise ValueError(str(exc)) from exc
         return schema
@@ -340,24 +356,28 @@ class Output(Section):
             name for name, value in (("labels", self.labels), ("schema", self.schema_), ("tool", self.tool)) if value
         ]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} cannot both say what an answer is; keep one of them")
+            raise ValueError(f"{' and '.join(given)} exclude each other; keep one of them")
         if self.columns and self.schema_ is None and self.tool is None:
-            raise ValueError("columns names properties of a schema: give output.schema or output.tool, too")
+            raise ValueError("columns needs a schema whose properties it names; add output.schema or output.tool")
         return self
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
-        folded = [fold(label) for label in self.labels or ()]
+        folded = [fold_label(label) for label in self.labels or ()]
         if self.labels is not None and len(folded) < 2:
-            raise ValueError("labels needs at least two labels to choose from")
+            raise ValueError("labels needs at least two labels")
         for i, label in enumerate(folded):
             if label in folded[:i]:
-                raise ValueError(f"labels {self.labels[i]!r} and another are the same without case and outer blanks")  # type: ignore[index]
+                raise ValueError(f"label {self.labels[i]!r} equals another label, apart from case and outer blanks")  # type: ignore[index]
         return self
 
 
 class Sink(Section):
-    """The results table, on PostgreSQL also in a schema: `analytics.ticket_labels`."""
+    """Where answers are stored.
+
+    table: the results table; on PostgreSQL it may have a schema, as in `analytics.ticket_labels`.
+    history: whether answers that newer answers replace are kept in a second table.
+    """
 
     table: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,62}$")]
     history: bool = False
@@ -365,28 +385,36 @@ class Sink(Section):
     @field_validator("table")
     @classmethod
     def _table_is_free(cls, table: str) -> str:
-        if table.lower() in OUR_TABLES:
-            raise ValueError("is a table of the pipeline's own; choose another name")
+        if table.lower() in STATE_TABLES:
+            raise ValueError("the pipeline has a table of this name; choose another name")
         if table.lower().startswith("batch_pipeline."):
-            raise ValueError("is in the schema of the pipeline's own tables; choose another schema")
+            raise ValueError("the schema batch_pipeline is for the pipeline's own tables; choose another schema")
         if table.lower().startswith("sqlite_"):
-            raise ValueError("names that begin with sqlite_ are SQLite's own; choose another name")
+            raise ValueError("SQLite reserves names that begin with sqlite_; choose another name")
         return table
 
 
 class Canary(Section):
-    """The rows of a new recipe that go first, and the share of them that may fail: above it nothing more is sent."""
+    """The first rows of a new recipe, which are sent as a batch of their own before the remaining rows.
+
+    rows: how many. max_failed: the share of them that may fail, 0 to 1; if more fail, the remaining rows are not sent.
+    """
 
     rows: Annotated[int, Field(ge=1, le=10_000)] = 20
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2
 
-    def is_for(self, rows: int) -> bool:
-        """Whether a run of so many rows is large enough to have one."""
+    def applies_to(self, rows: int) -> bool:
+        """Return whether a run of this many rows is large enough to need a canary."""
         return rows >= 10 * self.rows
 
 
 class Limits(Section):
-    """What a run may do at most. min_rows: of the source, else nothing is sent; None: any number is right."""
+    """The limits of a run and of its batches.
+
+    max_cost_usd: of the run, in US dollars; None for no limit. max_failed: the share of rows that may fail without a
+    failing exit code, 0 to 1. min_rows: if the source has fewer rows, nothing is sent; None for no minimum.
+    max_batch_requests, max_batch_bytes: of one batch. max_in_flight_requests: of the job's batches that are at the API.
+    """
 
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -397,14 +425,17 @@ class Limits(Section):
 
 
 class LongerAnswer(Section):
-    """max_tokens: how many times as many tokens the next answer may have, as `2x`; never more than the model's own."""
+    """The change that lets the next answer be longer.
+
+    max_tokens: the factor for the request's max_tokens, as `2x`; the model's own limit still holds.
+    """
 
     max_tokens: Annotated[str, Field(pattern=r"^[1-9][0-9]?(\.[0-9]+)?x$")]
 
     @model_validator(mode="after")
     def _is_longer(self) -> Self:
         if self.factor <= 1:
-            raise ValueError("max_tokens must be more than 1x, for example 2x")
+            raise ValueError("max_tokens must be greater than 1x, for example 2x")
         return self
 
     @property
@@ -414,26 +445,26 @@ class LongerAnswer(Section):
 
 
 class OtherModel(Section):
-    """model: which one is asked instead."""
+    """The change to another model. model: the one that is asked next."""
 
     model: NonEmpty
 
 
 class AskAgain(Section):
-    """reask: the answer, and what is wrong with it, go back as two more turns."""
+    """The change that asks a second question. reask: whether the answer and its problem are sent as two more turns."""
 
     reask: bool
 
 
 class Change(Section):
-    """What a row that did not succeed is sent again with. Off unless named, for each costs money."""
+    """By outcome, the change with which a row is sent again. None, the default: none, as each change costs money."""
 
     truncated: LongerAnswer | None = None
     refused: OtherModel | None = None
     unparsable: AskAgain | None = None
 
     def of(self, outcome: str | None) -> LongerAnswer | OtherModel | AskAgain | None:
-        """The change for rows with this outcome; None: they are not sent again by it."""
+        """Return the change for rows with this outcome; None if they are not sent again with a change."""
         if outcome not in Change.model_fields:
             return None
         change: LongerAnswer | OtherModel | AskAgain | None = getattr(self, outcome)
@@ -441,9 +472,10 @@ class Change(Section):
 
 
 class Price(Section):
-    """US dollars of a million tokens in a batch, or the share that a list price is lowered by. What is not given stays.
+    """A model's prices in batches, in US dollars per million tokens; None leaves the list price unchanged.
 
-    cache_write: for five minutes; cache_write_1h: for an hour. discount: 0.1 is ten percent.
+    cache_write: for the five-minute cache; cache_write_1h: for the one-hour cache. discount: the share that is taken
+    off the list prices; 0.1 is ten percent.
     """
 
     RATES: ClassVar = ("input", "output", "cache_read", "cache_write", "cache_write_1h")
@@ -457,7 +489,11 @@ class Price(Section):
 
 
 class Retry(Section):
-    """Which results are asked for again, and how often. change: those that are, but otherwise."""
+    """Which rows are sent again without a person's decision, and how often.
+
+    max_attempts: of one row, with the first one. errors: errors of the API after which a row is sent again unchanged.
+    change: outcomes after which a row is sent again with a change.
+    """
 
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     errors: list[RetryableError] = ["expired", "api_error", "overloaded_error", "timeout_error", "rate_limit_error"]
@@ -465,16 +501,20 @@ class Retry(Section):
 
 
 class Privacy(Section):
-    """What is removed once it is collected. delete_remote: the batch at the API, too; keep_spool: bodies stay."""
+    """What is removed after a batch is collected.
+
+    delete_remote: whether the batch is deleted at the API. keep_spool: whether its request body stays in the spool.
+    """
 
     delete_remote: bool = False
     keep_spool: bool = False
 
 
 class Job(Section):
-    """One declared piece of work: rows, what to ask of each, and the table of the answers.
+    """One declared piece of work: a source of rows, the request for each row, and the table of the answers.
 
-    From a file with `load`; in Python with the same fields, where relative paths are relative to the current folder.
+    `load` reads it from a job file. In Python it takes the same fields; there, relative paths are relative to the
+    current folder. canary: False for none. prices: model to its prices, where they differ from the list prices.
     """
 
     name: Name
@@ -493,7 +533,7 @@ class Job(Section):
     @model_validator(mode="before")
     @classmethod
     def _takes_a_frame(cls, fields: Any) -> Any:
-        """`Job(source=frame, key="id", ...)` as `Job(source={"frame": frame, "key": "id"}, ...)`."""
+        """Turn `Job(source=frame, key="id", ...)` into `Job(source={"frame": frame, "key": "id"}, ...)`."""
         if not isinstance(fields, dict) or isinstance(fields.get("source"), dict | Source | str | list | None):
             return fields
         return {name: value for name, value in fields.items() if name not in ("source", "key")} | {
@@ -505,15 +545,15 @@ class Job(Section):
     def _vars_fit_json(cls, variables: dict[str, Any]) -> dict[str, Any]:
         for name, value in variables.items():
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise ValueError(f"{name} is too large a number; put it into quotes")
+                raise ValueError(f"the number {name} does not fit in 64 bits; put it into quotes")
         return variables
 
     @property
     def recipe(self) -> str:
-        """16 hex digits: a hash of what is asked and what is made of the answer, vars filled in.
+        """A hash of `request` and `output` with vars filled in, as 16 hex digits.
 
-        A field that is left to its default does not count, so that a new kind of field makes nothing new; nor does a
-        var that only says where the rows are (a date in the path).
+        Fields with their default value do not count, so that a version with new fields computes the same hash. Vars
+        that only the source uses, such as a date in the path, do not count either.
         """
         named = {name for text in self.request.templates().values() for name in templates.names(text).variables}
         used = {name: self.vars[name] for name in sorted(named) if name in self.vars}
@@ -522,6 +562,6 @@ class Job(Section):
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
-def fold(label: str) -> str:
-    """A label as it is compared: without case and outer blanks."""
+def fold_label(label: str) -> str:
+    """Return the label in the form in which labels are compared: without case and outer blanks."""
     return label.strip().casefold()

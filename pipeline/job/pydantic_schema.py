@@ -1,4 +1,4 @@
-"""The JSON Schema of a pydantic model, in the form that the API takes. Pure."""
+"""Turn a pydantic model into a JSON Schema that the API accepts. Pure."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-def of_model(model: type["BaseModel"]) -> dict[str, Any]:
-    """The schema of a pydantic model as structured outputs take it: what they refuse moves to the descriptions.
+def schema_of_model(model: type["BaseModel"]) -> dict[str, Any]:
+    """Return the JSON Schema of a pydantic model for structured outputs.
 
-    Raises SchemaProblem for a model with fields that no such schema can describe.
+    Constraints that structured outputs do not support become part of the descriptions.
+    Raises SchemaProblem for a model with a field that such a schema cannot describe.
     """
     from anthropic import transform_schema
 
@@ -20,17 +21,19 @@ def of_model(model: type["BaseModel"]) -> dict[str, Any]:
     for path in _free_mappings(original, ()):
         raise SchemaProblem(
             at_path(
-                path, "structured outputs take no mapping with keys of its own; write a list of objects with a key each"
+                path,
+                "structured outputs do not support a mapping with arbitrary keys; "
+                "write a list of objects with a key each",
             )
         )
     try:
         return transform_schema(original)
     except ValueError as exc:
-        raise SchemaProblem(f"{model.__name__} has a field whose type says too little for a schema: {exc}") from exc
+        raise SchemaProblem(f"{model.__name__} has a field whose type is too general for a schema: {exc}") from exc
 
 
 def _free_mappings(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The SDK's transformation would leave such a mapping without any key."""
+    """Yield the path of each mapping with arbitrary keys: the SDK would silently turn it into one without any key."""
     if isinstance(node, dict):
         if node.get("type") == "object" and "properties" not in node and node.get("additionalProperties", True):
             yield path

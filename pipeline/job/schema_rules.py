@@ -1,4 +1,4 @@
-"""Which parts of JSON Schema does the API refuse in structured outputs? Pure."""
+"""Find the parts of a JSON Schema that the API refuses in structured outputs and tools. Pure."""
 
 import difflib
 import re
@@ -8,13 +8,13 @@ from typing import Any
 
 import orjson
 
-from pipeline.job.json_schema import SchemaProblem, as_json, at_path, did_you_mean, invalid, listed, target_of
+from pipeline.job.json_schema import SchemaProblem, as_json, at_path, did_you_mean, schema_errors, target_of, type_names
 
-MAX_OPTIONAL, MAX_UNIONS = 24, 16
+MAX_OPTIONAL, MAX_UNIONS = 24, 16  # optional properties and unions in one schema
 FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
 
 _DESCRIBE = "say it in the description"
-#: Keywords that structured outputs do not take, and what to do instead.
+#: Keywords that structured outputs do not support, and what to do instead.
 _REFUSED = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _DESCRIBE),
     **dict.fromkeys(("minLength", "maxLength"), _DESCRIBE),
@@ -27,18 +27,19 @@ _REFUSED = {
     **dict.fromkeys(("$dynamicRef", "$recursiveRef"), "write $ref"),
     "oneOf": "write anyOf",
 }
-_TAKEN = (
+_SUPPORTED = (
     *("$defs", "$ref", "additionalProperties", "allOf", "anyOf", "const", "description", "enum", "format", "items"),
     *("minItems", "pattern", "properties", "required", "title", "type"),
 )
-#: What structured outputs do not take of regular expressions; escapes and character classes are skipped as a whole.
+#: Parts of a regular expression to look at: escapes and character classes as a whole, and unsupported features.
 _PATTERN_PART = re.compile(r"\[(?:\\.|[^\]\\])*\]|\\k<|\\.|\(\?P=|\(\?<?[=!]", re.DOTALL)
 
 
-def refused(schema: object, *, strict: bool = True) -> str | None:
-    """The first thing in a schema that the API would refuse: its path, the keyword, what to do. None if it takes all.
+def first_problem(schema: object, *, strict: bool = True) -> str | None:
+    """Return the first problem for which the API would refuse a schema; None if it accepts the schema.
 
-    strict: as a schema of structured outputs, or of a strict tool; else as the input_schema of an ordinary tool.
+    The problem is one sentence with the path, the keyword and what to do.
+    strict: whether the schema is for structured outputs or a strict tool; else it is the input_schema of another tool.
     Source of the rules: platform.claude.com/docs/en/build-with-claude/structured-outputs
     """
     try:
@@ -48,7 +49,8 @@ def refused(schema: object, *, strict: bool = True) -> str | None:
 
 
 def _problems(schema: Any, strict: bool) -> Iterator[str]:
-    yield from invalid(schema)
+    """Yield all problems of a schema, as sentences. strict: see first_problem."""
+    yield from schema_errors(schema)
     if strict:
         yield from _walk(schema, (), _Strict(schema))
     elif schema.get("type") != "object":
@@ -57,7 +59,7 @@ def _problems(schema: Any, strict: bool) -> Iterator[str]:
 
 @dataclass
 class _Strict:
-    """What a walk through a schema of structured outputs knows of the whole."""
+    """The whole schema during a walk, and the optional properties and unions that were counted so far."""
 
     root: dict[str, Any]
     optional: int = 0
@@ -65,9 +67,9 @@ class _Strict:
 
 
 def _walk(node: Any, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...] = ()) -> Iterator[str]:
-    """What structured outputs refuse of a part of the schema. refs: those that led here."""
+    """Yield the problems of a part of the schema. path: of the part; refs: the `$ref`s that led to it."""
     if not isinstance(node, dict):
-        yield at_path(path, f"structured outputs take a mapping here (it is {orjson.dumps(node).decode()})")
+        yield at_path(path, f"structured outputs need a mapping here (it is {orjson.dumps(node).decode()})")
         return
     yield from _own_problems(node, path)
     if "$ref" in node:
@@ -77,9 +79,11 @@ def _walk(node: Any, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...
     whole.optional += len(properties.keys() - set(node.get("required", ())))
     whole.unions += isinstance(node.get("type"), list) or "anyOf" in node
     if whole.optional > MAX_OPTIONAL:
-        yield f"structured outputs take {MAX_OPTIONAL} optional properties at most; name more of them in `required`"
+        yield f"structured outputs support at most {MAX_OPTIONAL} optional properties; name more of them in `required`"
     if whole.unions > MAX_UNIONS:
-        yield f"structured outputs take {MAX_UNIONS} unions at most (anyOf, or a list of types); give others one type"
+        yield (
+            f"structured outputs support at most {MAX_UNIONS} unions (anyOf, or a list of types); give others one type"
+        )
     for name, child in properties.items():
         yield from _walk(child, (*path, "properties", name), whole, refs)
     for word in ("anyOf", "allOf"):
@@ -90,52 +94,61 @@ def _walk(node: Any, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...
 
 
 def _walk_ref(ref: str, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...]) -> Iterator[str]:
+    """Yield the problems of a `$ref`, and of the part that it names. path: of the mapping that has the `$ref`."""
     here = (*path, "$ref")
     if ref in refs:
         yield at_path(
-            here, f"structured outputs take no recursion, and {ref} contains itself; write out as many levels"
+            here,
+            f"structured outputs do not support recursion, and {ref} contains itself; "
+            "write out as many levels as you need",
         )
     if path[-2:-1] == ("allOf",):
-        yield at_path(here, "structured outputs take no `$ref` inside of allOf; write the $ref instead of the allOf")
+        yield at_path(
+            here, "structured outputs do not support `$ref` inside of allOf; write the $ref instead of the allOf"
+        )
     inside = () if ref == "#" else tuple(ref.removeprefix("#/").split("/"))
     yield from _walk(target_of(ref, whole.root), inside, whole, (*refs, ref))
 
 
 def _own_problems(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the problems of the keywords of this part, without the parts inside it."""
     for word in node:
         if word in _REFUSED:
-            yield at_path((*path, word), f"structured outputs take no `{word}`; {_REFUSED[word]}")
-        elif word not in _TAKEN and difflib.get_close_matches(word, _TAKEN, n=1, cutoff=0.8):
-            yield at_path((*path, word), f"JSON Schema has no such keyword{did_you_mean(word, _TAKEN)}")
+            yield at_path((*path, word), f"structured outputs do not support `{word}`; {_REFUSED[word]}")
+        elif word not in _SUPPORTED and difflib.get_close_matches(word, _SUPPORTED, n=1, cutoff=0.8):
+            yield at_path((*path, word), f"JSON Schema has no such keyword{did_you_mean(word, _SUPPORTED)}")
     if node.get("minItems", 0) not in (0, 1):
-        yield at_path((*path, "minItems"), f"structured outputs take 0 or 1 (it is {node['minItems']}); {_DESCRIBE}")
+        yield at_path(
+            (*path, "minItems"), f"structured outputs support only 0 or 1 (it is {node['minItems']}); {_DESCRIBE}"
+        )
     if node.get("format", "date") not in FORMATS:
         yield at_path(
             (*path, "format"),
-            f"structured outputs know no format {node['format']!r} (known: {', '.join(FORMATS)}); {_DESCRIBE}",
+            f"structured outputs do not support the format {node['format']!r} "
+            f"(known: {', '.join(FORMATS)}); {_DESCRIBE}",
         )
     if feature := _feature(node.get("pattern", "")):
-        yield at_path((*path, "pattern"), f"structured outputs take no {feature} in a pattern; {_DESCRIBE}")
+        yield at_path((*path, "pattern"), f"structured outputs do not support {feature} in a pattern; {_DESCRIBE}")
     yield from _own_values(node, path)
     yield from _own_object(node, path)
 
 
 def _own_values(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     if node.get("enum") == []:
-        yield at_path((*path, "enum"), "names no value to choose from")
+        yield at_path((*path, "enum"), "must contain at least one value")
     for word, values in (("enum", node.get("enum", ())), ("const", [node.get("const")])):
         for value in values:
             if isinstance(value, dict | list):
-                said = f"structured outputs take texts, numbers, booleans and null here (not {value!r})"
-                yield at_path((*path, word), said)
+                problem = f"structured outputs support only texts, numbers, booleans and null here (not {value!r})"
+                yield at_path((*path, word), problem)
 
 
 def _own_object(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     properties = node.get("properties", {})
-    is_object = "properties" in node or "object" in listed(node.get("type"))
+    is_object = "properties" in node or "object" in type_names(node.get("type"))
     if is_object and node.get("additionalProperties") is not False:
-        said = "must be false" if "additionalProperties" in node else "must be there and be false"
-        yield at_path((*path, "additionalProperties"), f"{said} on each object of structured outputs")
+        problem = "must be false" if "additionalProperties" in node else "must be present and false"
+        yield at_path((*path, "additionalProperties"), f"{problem} on each object of structured outputs")
     if is_object and "allOf" not in node:
         for name in node.get("required", ()):
             if name not in properties:
@@ -143,7 +156,7 @@ def _own_object(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _feature(pattern: str) -> str | None:
-    """What of a regular expression structured outputs do not take."""
+    """Return the first feature of a pattern that structured outputs do not support; None if it has no such feature."""
     for part in _PATTERN_PART.findall(pattern):
         if part in ("(?=", "(?!"):
             return "lookahead"

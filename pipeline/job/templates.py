@@ -1,4 +1,4 @@
-"""Jinja2 templates over a row's columns: which columns they name, and their text for a row. Sandboxed."""
+"""Compile and fill in Jinja2 templates over a row's columns, in a sandbox. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,36 +14,40 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.errors import RowProblem
-from pipeline.job.json_values import Unfit, json_text, plain
+from pipeline.job.json_values import Unprintable, json_default, json_text
 
-RESERVED = frozenset({"row", "vars"})  # in a template these two words are ours; a column of that name is row["row"]
+RESERVED = frozenset({"row", "vars"})  # our own names in a template; a column of such a name is written row["row"]
 
 
 class TemplateProblem(Exception):
-    """A template that does not compile, or must not run. The message says what and on which of its lines."""
+    """A template does not compile, or is not allowed to run. The message gives the reason and the template's line."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a template reads. all_columns: it looks columns up by a name that only the row decides."""
+    """The names that a template reads.
+
+    columns, variables: the columns and vars that are written out. all_columns: whether it also reads columns whose
+    names it computes, so that it may need any column. functions: of Jinja, like `range`.
+    """
 
     columns: frozenset[str]
     variables: frozenset[str]
     all_columns: bool
-    functions: frozenset[str] = frozenset()  #: Jinja's own, like range
+    functions: frozenset[str] = frozenset()
 
 
 def is_template(text: str) -> bool:
-    """Whether anything in the text would be filled in."""
+    """Return whether the text contains Jinja syntax."""
     return "{{" in text or "{%" in text or "{#" in text
 
 
-def is_taken(name: str) -> bool:
-    """Whether a bare name in a template is not the column of that name: ours, a function, or a word of Jinja's."""
+def is_jinja_name(name: str) -> bool:
+    """Return whether a bare name in a template means something of Jinja's or ours, and not the column of that name."""
     return name in RESERVED or name in _environment("invalid").globals or name in _WORDS
 
 
-#: Words of Jinja's language, and names that Jinja itself defines in every template.
+#: Keywords of Jinja, and names that Jinja defines in every template.
 _WORDS = frozenset(
     [
         "true",
@@ -70,12 +74,15 @@ _WORDS = frozenset(
 
 
 def is_method(name: str) -> bool:
-    """Whether a mapping of Python's has a method of this name: then `row.NAME` reads as if it were that method."""
+    """Return whether Python's dict has a method of this name, so that a reader may take `row.NAME` for the method."""
     return hasattr(dict, name)
 
 
 def names(template: str) -> Names:
-    """The columns and vars that `template` names. Raises TemplateProblem if it does not compile or reaches inside."""
+    """Return the names that a template reads.
+
+    Raises TemplateProblem if it does not compile, or uses what the sandbox forbids.
+    """
     environment = _environment("invalid")
     try:
         tree = environment.parse(template)
@@ -89,7 +96,7 @@ def names(template: str) -> Names:
     rows, row_constants = _lookups(tree, "row")
     variables, variable_constants = _lookups(tree, "vars")
     if variables > len(variable_constants):
-        raise TemplateProblem("vars is read by a name that is not written out; write {{ vars.NAME }}")
+        raise TemplateProblem("the name of a var must be written out; write {{ vars.NAME }}")
     return Names(
         columns=frozenset(bare - RESERVED) | frozenset(row_constants),
         variables=frozenset(variable_constants),
@@ -101,17 +108,18 @@ def names(template: str) -> Names:
 def renderer(
     template: str, variables: Mapping[str, Any], nulls: Literal["invalid", "empty"]
 ) -> Callable[[Mapping[str, Any]], str]:
-    """A function from a row (column name to value) to the template's text.
+    """Return a function that renders the template for a row: from column name to value, to the text.
 
-    It raises RowProblem for a row that cannot be rendered (a null where a value is printed, a filter that fails),
-    and TemplateProblem when the sandbox stops the template.
+    variables: values of vars. nulls: whether a printed null is an error ("invalid") or an empty text ("empty").
+    The function raises RowProblem for a row that cannot be rendered (a null is printed, a filter fails), and
+    TemplateProblem if the sandbox stops the template.
     """
     compiled = _environment(nulls).from_string(template)
     fixed = {**compiled.globals, "vars": dict(variables)}
-    compiled.globals = {}  # they come with each row's values; here Jinja would go through them once more for each row
+    compiled.globals = {}  # `fixed` has them; Jinja would merge them a second time for each row
 
     def render(row: Mapping[str, Any]) -> str:
-        # `compiled.render(row)` in its parts, without its copies of globals and row: they took a third of the time
+        # does what `compiled.render(row)` does, without its copies of globals and row, a third of its time
         context = compiled.new_context({**fixed, **row, "row": row, "vars": fixed["vars"]}, shared=True)
         try:
             return "".join(compiled.root_render_func(context))
@@ -125,15 +133,16 @@ def renderer(
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as exc:
             raise RowProblem(f"the template fails for this row: {type(exc).__name__}: {exc}") from exc
 
-    return _filler(template, variables, render) or render
+    return _fast_renderer(template, variables, render) or render
 
 
-def _filler(
+def _fast_renderer(
     template: str, variables: Mapping[str, Any], render: Callable[[Mapping[str, Any]], str]
 ) -> Callable[[Mapping[str, Any]], str] | None:
-    """The same text as `render` gives, ten times as fast; None for a template that is more than text and columns.
+    """Return a function that gives the same text as `render`, ten times as fast.
 
-    Rows with other values than texts, numbers and truths are left to `render`.
+    None if the template has anything but text, columns and vars. It calls `render` for rows whose columns are missing,
+    or hold other values than texts, numbers and booleans.
     """
     pattern, columns = "", list[str]()
     for node in _environment("invalid").parse(template).body:
@@ -167,10 +176,13 @@ _PLAIN = frozenset({str, int, float, bool})
 
 
 def _part(node: nodes.Expr) -> tuple[Literal["text", "column", "vars", None], str]:
-    """What a part of an output is: a text as it stands, the name of a column or of a var, or (None) anything else."""
+    """Return what a part of a template's output is: its kind, and its text or the name of the column or var.
+
+    The kind is None for anything else.
+    """
     if isinstance(node, nodes.TemplateData):
         return "text", node.data
-    if isinstance(node, nodes.Name) and not is_taken(node.name):
+    if isinstance(node, nodes.Name) and not is_jinja_name(node.name):
         return "column", node.name
     if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name):
         name = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)
@@ -197,14 +209,15 @@ def fill_vars(text: str, variables: Mapping[str, Any]) -> str:
 
 
 class _NullPrinted(Exception):
-    """A `{{ }}` came to None."""
+    """A `{{ }}` printed a null."""
 
 
 class _NotAValue(Exception):
-    """A `{{ }}` came to an object of Python or Jinja. The message names it, and says what to write."""
+    """A `{{ }}` printed something that is not a value: an object of Python or Jinja. The message names it."""
 
 
 def _refuse_null(value: Any) -> Any:
+    """Return the value in a form that can be printed. Raises _NullPrinted and _NotAValue."""
     if type(value) in _PLAIN:
         return value
     if value is None:
@@ -213,31 +226,32 @@ def _refuse_null(value: Any) -> Any:
 
 
 def _null_as_empty(value: Any) -> Any:
+    """Return the value in a form that can be printed, an empty text for a null. Raises _NotAValue."""
     return "" if value is None else _printable(value)
 
 
-#: What a template may print. An Undefined says itself what is wrong.
+#: Types that a template may print. An Undefined raises its own error when it is printed.
 _VALUES = (str, int, float, Decimal, date, time, timedelta, bytes, UUID, list, tuple, dict, type(None), Undefined)
 
 
 def _printable(value: Any) -> Any:
-    """`value` itself, a list or mapping as JSON.
+    """Return the value, or its JSON if it is a list or mapping.
 
-    Raises _NotAValue if its text, or that of a value inside, is the name of a Python object, or is not exact.
+    Raises _NotAValue if the value, or one inside it, is bytes, an object of Python or Jinja, or has no exact text.
     """
     if type(value) in _PLAIN:
         return value
     inside = [value]
     while inside:
         one = inside.pop()
-        if isinstance(one, Unfit):
+        if isinstance(one, Unprintable):
             raise _NotAValue(f"a value that has no exact text: {one.reason}")
         if isinstance(one, bytes):
-            raise _NotAValue("bytes, which are for request.attachments: decode them in the source")
+            raise _NotAValue("bytes, which only request.attachments can use; decode them in the source")
         if not isinstance(one, _VALUES):
             kind = type(one).__name__
             hint = "; add |list" if hasattr(one, "__iter__") else ""
-            raise _NotAValue(f"an object of Python's type {kind}, which is no value{hint}")
+            raise _NotAValue(f"an object of Python's type {kind}, which is not a value{hint}")
         if isinstance(one, list | tuple):
             inside += one
         elif isinstance(one, dict):
@@ -245,7 +259,7 @@ def _printable(value: Any) -> Any:
     return json_text(value) if isinstance(value, list | tuple | dict) else value
 
 
-#: Filters that make a text of whatever they get.
+#: Filters that turn any value into text, so that their input must be printable.
 _TEXT_FILTERS = frozenset(
     [
         "string",
@@ -273,21 +287,21 @@ _TEXT_FILTERS = frozenset(
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja, where `row.items` is the column and `row.items()` the method, and only values become text."""
+    """Jinja's sandbox, where `row.items` is the column, `row.items()` is the method, and only values become text."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """What `obj.attribute` is where nothing calls it: of a mapping its item, never its method."""
+        """Return the value of `obj.attribute` where it is not called: of a mapping the item, never the method."""
         if isinstance(obj, dict):
             if attribute in obj:
                 return obj[attribute]
             return super().getattr(obj, attribute) if attribute.startswith("_") else self._missing(obj, attribute)
         value = super().getattr(obj, attribute)
         if callable(value) and not isinstance(value, Undefined) and isinstance(obj, _VALUES):
-            raise _NotAValue(f"{attribute!r}, which is a method of this value: write .{attribute}() to call it")
+            raise _NotAValue(f"{attribute!r}, which is a method of this value; write .{attribute}() to call it")
         return value
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """What `obj[argument]` is: of a mapping its item, never its method."""
+        """Return the value of `obj[argument]`: of a mapping the item, never the method."""
         if isinstance(obj, dict) and isinstance(argument, str) and not argument.startswith("_"):
             return obj[argument] if argument in obj else self._missing(obj, argument)
         return super().getitem(obj, argument)
@@ -296,44 +310,49 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.undefined(obj=obj, name=name)
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
-        """The template as Python code. Jinja offers this method for changes to the parsed template."""
+        """Return the template as Python code, after our changes to the parsed template; Jinja's hook for this."""
         for call in list(source.find_all(nodes.Call)):
             if isinstance(call.node, nodes.Getattr):
-                call.node = _filtered(call.node.node, _METHOD, nodes.Const(call.node.attr))
+                call.node = _with_filter(call.node.node, _METHOD, nodes.Const(call.node.attr))
         for joined in list(source.find_all(nodes.Concat)):
-            joined.nodes = [_filtered(part, _PRINTABLE) for part in joined.nodes]
+            joined.nodes = [_with_filter(part, _PRINTABLE) for part in joined.nodes]
         for filtered in list(source.find_all(nodes.Filter)):
             if filtered.node is not None and filtered.name in _TEXT_FILTERS:
-                filtered.node = _filtered(filtered.node, _PRINTABLE)
+                filtered.node = _with_filter(filtered.node, _PRINTABLE)
         source.set_environment(self)
         return super()._generate(source, *args, **options)
 
 
-#: Filters of ours, by names that no template can write. What a template calls by name would take ten times as long.
+#: Names of our own filters, which no template can write. As functions of the template they would be ten times slower.
 _METHOD, _PRINTABLE = "the method", "the value"
 
 
-def _filtered(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+def _with_filter(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+    """Return an expression that applies the filter `name` to the expression `node`."""
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 
 @pass_environment
 def _method(environment: "_Environment", obj: Any, name: str) -> Any:
-    """What `obj.name` is in `obj.name()`: the method, if there is one."""
+    """Return the value of `obj.name` in `obj.name()`: the method if there is one."""
     return super(_Environment, environment).getattr(obj, name)
 
 
 @cache
 def _environment(nulls: str) -> _Environment:
+    """Return Jinja's environment for a job. nulls: see renderer."""
     finalize = _null_as_empty if nulls == "empty" else _refuse_null
     environment = _Environment(undefined=StrictUndefined, finalize=finalize, autoescape=False)
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": plain}  # dates and decimals in tojson
+    environment.policies["json.dumps_kwargs"] = {
+        "sort_keys": True,
+        "default": json_default,
+    }  # dates and decimals in tojson
     environment.filters |= {_METHOD: _method, _PRINTABLE: _printable}
     return environment
 
 
 def _refuse_escapes(tree: nodes.Template) -> None:
-    """Names that begin with an underscore lead out of the sandbox; say so before anything is rendered or sent."""
+    """Raise TemplateProblem for names and files outside of the sandbox, before any row is rendered or sent."""
     for other in tree.find_all((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)):
         raise TemplateProblem(f"line {other.lineno} of the template: other files cannot be read from a template")
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
@@ -343,7 +362,7 @@ def _refuse_escapes(tree: nodes.Template) -> None:
 
 
 def _refuse_unknown(tree: nodes.Template, environment: ImmutableSandboxedEnvironment) -> None:
-    """Jinja finds out only when it comes to them: for some row, after others have been sent."""
+    """Raise TemplateProblem for unknown filters and tests: Jinja would fail at some row, after others were sent."""
     for node in tree.find_all((nodes.Filter, nodes.Test)):
         known, what = (environment.filters, "filter") if isinstance(node, nodes.Filter) else (environment.tests, "test")
         if node.name not in known:
@@ -351,23 +370,26 @@ def _refuse_unknown(tree: nodes.Template, environment: ImmutableSandboxedEnviron
 
 
 def _refuse_own_words(tree: nodes.Template) -> None:
-    """Refuse to print `self`, and `loop` in a loop: they are objects of Jinja's, whatever columns there are."""
+    """Raise TemplateProblem if `self`, or `loop` in a loop, is printed: they are objects of Jinja, never columns."""
     in_loops = [output for loop in tree.find_all(nodes.For) for output in loop.find_all(nodes.Output)]
     printed = {id(part) for output in in_loops for part in output.nodes}
     of_blocks = {id(node.node) for node in tree.find_all(nodes.Getattr)}
     for node in tree.find_all(nodes.Name):
         if (node.name == "self" and id(node) not in of_blocks) or (node.name == "loop" and id(node) in printed):
             raise TemplateProblem(
-                f"line {node.lineno} of the template: {node.name} is a word of Jinja's; "
+                f"line {node.lineno} of the template: {node.name} is a word of Jinja; "
                 f'for the column of that name write row["{node.name}"]'
             )
 
 
 def _lookups(tree: nodes.Template, name: str) -> tuple[int, set[str]]:
-    """How many times the variable `name` is read, and the written-out names it is looked up by."""
+    """Return how often the variable `name` is read, and the names in it that the template writes out.
+
+    The number counts each written-out name once: it is larger than their number only if other reads exist.
+    """
     reads = sum(node.name == name and node.ctx == "load" for node in tree.find_all(nodes.Name))
     constants: list[str] = []
-    called = {id(call.node) for call in tree.find_all(nodes.Call)}  # row.items() is no column, and reads them all
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}  # row.items() is not a column: it reads all columns
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
         if id(node) in called and isinstance(node, nodes.Getattr):
             continue
@@ -375,9 +397,9 @@ def _lookups(tree: nodes.Template, name: str) -> tuple[int, set[str]]:
             attribute = node.attr if isinstance(node, nodes.Getattr) else _constant(node.arg)  # type: ignore[attr-defined]
             if isinstance(attribute, str):
                 constants.append(attribute)
-    # Reads are counted, constants are a set: hand back as many reads as are not explained by a constant plus the set.
     return reads - len(constants) + len(set(constants)), set(constants)
 
 
 def _constant(node: nodes.Node) -> Any:
+    """Return the value of a constant in a template; None for any other expression."""
     return node.value if isinstance(node, nodes.Const) else None

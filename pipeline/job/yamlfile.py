@@ -1,7 +1,7 @@
-"""YAML 1.2 text to plain values, each with the line it stands on.
+"""Parse YAML 1.2 text into plain values, and note the line of each field. Pure.
 
-ruamel.yaml parses; the values are made here because a job file means what it shows: `yes`, `on`, dates and 01234
-stay text, and a key given twice is an error instead of a silent choice.
+ruamel.yaml parses the text. The values are built here, so that `yes`, `on`, dates and 01234 stay text, and a field that
+is given twice is an error instead of a silent choice.
 """
 
 import re
@@ -12,9 +12,9 @@ from pipeline.errors import JobError
 
 Path = tuple[str | int, ...]
 
-DEEPEST = 50  # levels: an alias inside of its own anchor would go down for ever
-LONGEST_NUMBER = 100  # digits
-MOST_VALUES = 100_000  # in a job file: a few aliases of aliases would make billions
+MAX_DEPTH = 50  # levels; an alias inside its own anchor would never end
+MAX_DIGITS = 100  # of a number
+MAX_VALUES = 100_000  # in a job file; a few aliases of aliases would make billions
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -24,9 +24,9 @@ _WORDS |= {word: word.lower() == "true" for word in ("true", "True", "TRUE", "fa
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
-    """The mapping that `text` holds, and the line (from 1) of each of its fields by path.
+    """Return the mapping in a YAML text, and the line of each field, from 1, by the field's path.
 
-    name: how messages call the text, usually its file. Raises JobError for what is no YAML mapping.
+    name: of the text in messages, usually its file. Raises JobError, with the line, if it is not a YAML mapping.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -54,7 +54,7 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
 
 
 class _NotText(Exception):
-    """A field's name is a list or a mapping. line: from 0."""
+    """The name of a field is a list or a mapping. line: from 0."""
 
     def __init__(self, line: int) -> None:
         super().__init__(line)
@@ -62,43 +62,44 @@ class _NotText(Exception):
 
 
 def _refuse_deep(events: Iterable[Any], name: str) -> None:
-    """Raises JobError at the first value that is nested too deeply: for thousands of levels `compose` needs seconds."""
+    """Raise JobError at the first value nested too deeply; `compose` would need seconds for thousands of levels."""
     from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
     depth = 0
     for event in events:
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             raise _too_deep(event, name)
 
 
 def _too_deep(place: Any, name: str) -> JobError:
-    return JobError(f"{name} line {place.start_mark.line + 1}: values are nested more than {DEEPEST} levels deep")
+    return JobError(f"{name} line {place.start_mark.line + 1}: values are nested more than {MAX_DEPTH} levels deep")
 
 
 def _refuse_bare_braces(text: str, lines: Iterable[int], name: str) -> None:
-    """Raises JobError if a value begins with {{ or {% on one of these lines, from 0: in YAML that is a mapping."""
+    """Raise JobError if a value on one of these lines, from 0, begins with {{ or {%: YAML reads that as a mapping."""
     written = text.splitlines()
     for line in lines:
         if line < len(written) and (found := _BARE_BRACES.search(written[line])):
             start, value = written[line][: found.start(1)].strip(), found[1].rstrip()
             quoted = f"'{value}'" if '"' in value else f'"{value}"'
             raise JobError(
-                f"{name} line {line + 1}: YAML takes braces at the start of a value for a mapping; put the text into "
+                f"{name} line {line + 1}: YAML reads braces at the start of a value as a mapping; put the text into "
                 f"quotes: {start} {quoted}"
             ) from None
 
 
 def _value(node: Any, path: Path, lines: dict[Path, int], name: str) -> Any:
+    """Return the plain value of a YAML node, and add the lines of it and of the values inside it to `lines`."""
     from ruamel.yaml.nodes import MappingNode, SequenceNode
 
     lines.setdefault(path, node.start_mark.line + 1)
-    if len(path) > DEEPEST:
+    if len(path) > MAX_DEPTH:
         raise _too_deep(node, name)
-    if len(lines) > MOST_VALUES:
+    if len(lines) > MAX_VALUES:
         raise JobError(
-            f"{name} line {node.start_mark.line + 1}: the file holds more than {MOST_VALUES:,} values, each alias "
-            "counted as what it stands for; write fewer"
+            f"{name} line {node.start_mark.line + 1}: the file has more than {MAX_VALUES:,} values, counting each "
+            "alias as the values that it repeats; write fewer"
         )
     if isinstance(node, SequenceNode):
         return [_value(child, (*path, i), lines, name) for i, child in enumerate(node.value)]
@@ -112,20 +113,21 @@ def _value(node: Any, path: Path, lines: dict[Path, int], name: str) -> Any:
         if key in mapping:
             first = lines[(*path, key)]
             line = key_node.start_mark.line + 1
-            raise JobError(f"{name} line {line}: field {key!r} stands twice (first on line {first}); remove one")
+            raise JobError(f"{name} line {line}: field {key!r} is given twice (first on line {first}); remove one")
         lines[(*path, key)] = key_node.start_mark.line + 1
         mapping[key] = _value(child, (*path, key), lines, name)
     return mapping
 
 
 def _scalar(node: Any, name: str) -> str | int | float | bool | None:
+    """Return the value of a YAML scalar: a null, a boolean or a number only if it is written as one, else text."""
     text: str = node.value
-    if node.style is not None:  # quoted or a block: text as it stands
+    if node.style is not None:  # quoted text, or a block
         return text
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
-        if len(text) > LONGEST_NUMBER:
+        if len(text) > MAX_DIGITS:
             raise JobError(f"{name} line {node.start_mark.line + 1}: a number of {len(text)} digits is too large")
         return int(text)
     if _FLOAT.fullmatch(text):

@@ -183,7 +183,7 @@ def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, 
     yield counted_by(job, counted)
     if before is not None:
         yield f"output as {before.answers:,} past answers of this job took: low is what a tenth stayed within"
-    elif isinstance(job.canary, Canary) and job.canary.is_for(quote.to_send):
+    elif isinstance(job.canary, Canary) and job.canary.applies_to(quote.to_send):
         yield f"output: nothing is known before the canary, the first {job.canary.rows} rows, is back"
     else:
         yield "output: nothing is known before the first rows are answered; try `run --limit 20`"

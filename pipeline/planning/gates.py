@@ -25,7 +25,7 @@ def wanted(job: Job, *, rows: int, proven: bool, failed: bool, primes: bool) -> 
     past; failed: whether a canary of the recipe has; primes: whether what its requests share is to be written to the
     prompt cache. A canary does that as well.
     """
-    if isinstance(job.canary, Canary) and not proven and (failed or job.canary.is_for(rows)):
+    if isinstance(job.canary, Canary) and not proven and (failed or job.canary.applies_to(rows)):
         return Gate.CANARY
     return Gate.PRIMER if primes and rows >= PRIMED_ROWS else None
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pipeline.errors import InputError, JobError
 from pipeline.job import json_values, yamlfile
-from pipeline.job.load import field_of
+from pipeline.job.load import field_of_error
 from pipeline.job.model import Job
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
@@ -232,4 +232,4 @@ def changed(job: Job, changes: Mapping[str, Any]) -> Job:
         return Job.model_validate(fields)
     except ValidationError as exc:
         error = exc.errors()[0]
-        raise InputError(f"--set {'.'.join(map(str, field_of(error['loc'])))}: {error['msg']}") from exc
+        raise InputError(f"--set {'.'.join(map(str, field_of_error(error['loc'])))}: {error['msg']}") from exc

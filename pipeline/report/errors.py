@@ -87,12 +87,6 @@ def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
         yield f"    {cause['remedy']}: {cause['command']}"
 
 
-def failed_at_the_api(event: Mapping[str, Any]) -> str:
-    """`; failed: req_011CS (api_error)`, of a batch; empty when none of its results has an id."""
-    named = [f"{of['request_id'] or of['message_id']} ({of['error_type']})" for of in event.get("failed", ())]
-    return f"; failed: {', '.join(named)}" if named else ""
-
-
 def _in_brackets(ids: Mapping[str, str | None]) -> str:
     """` (req_011CS)`: by what the API's support finds a request; empty where nothing was sent."""
     named = ids["request_id"] or ids["message_id"]

@@ -9,8 +9,8 @@ import orjson
 
 from pipeline.errors import JobError, RowProblem
 from pipeline.job import templates
-from pipeline.job.model import MAX_TOKENS, Job, Turn, texts_of, with_texts
-from pipeline.money.budget import elsewhere
+from pipeline.job.model import MAX_TOKENS, Job, Turn, map_texts, template_texts
+from pipeline.money.budget import attachment_tokens
 from pipeline.money.prices import LARGEST_CONTEXT, context_window
 from pipeline.request.attachments import Attachments
 from pipeline.request.media import Content
@@ -36,7 +36,7 @@ class Built(NamedTuple):
     params: bytes
     model: str
     max_tokens: int
-    elsewhere: int
+    attachment_tokens: int
     caches: bool
 
 
@@ -103,7 +103,7 @@ class RequestBuilder:
             said = b",".join(orjson.dumps(turn) for turn in messages) + b"]}"
         except orjson.JSONEncodeError as exc:
             raise RowProblem(f"the request is not valid Unicode text: {exc}") from exc
-        not_text = elsewhere({"model": model, "messages": [*self._turns, *messages]})
+        not_text = attachment_tokens({"model": model, "messages": [*self._turns, *messages]})
         return Built(opening + said, model, max_tokens, not_text, self._caches or b"cache_control" in said)
 
     def _opening(self, row: Row) -> tuple[str, int, bytes]:
@@ -144,13 +144,13 @@ class RequestBuilder:
         return templates.renderer(template, self._job.vars, self._job.source.nulls)
 
     def _turn_renderer(self, turn: Turn) -> Callable[[Row], dict[str, Any]]:
-        renders = {text: self._renderer(text) for text in texts_of(turn.content)}
+        renders = {text: self._renderer(text) for text in template_texts(turn.content)}
 
         def rendered(row: Row) -> dict[str, Any]:
             def fill(text: str) -> str:
                 return _not_empty(renders[text](row), "request.messages")
 
-            return {"role": turn.role, "content": with_texts(turn.content, fill)}
+            return {"role": turn.role, "content": map_texts(turn.content, fill)}
 
         return rendered
 
@@ -184,7 +184,7 @@ def shared(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         params.setdefault("tool_choice", {"type": "tool", "name": job.output.tool})
     turns = []
     for turn in request.messages:
-        if any(_of_rows(job, text) for text in texts_of(turn.content)):
+        if any(_of_rows(job, text) for text in template_texts(turn.content)):
             break
         turns.append(_filled(job, turn))
     if request.cache is not None:
@@ -226,7 +226,7 @@ def _of_rows(job: Job, template: str) -> bool:
 
 def _filled(job: Job, turn: Turn) -> dict[str, Any]:
     """A turn that only names vars, if anything."""
-    content = with_texts(turn.content, lambda text: templates.renderer(text, job.vars, "invalid")({}))
+    content = map_texts(turn.content, lambda text: templates.renderer(text, job.vars, "invalid")({}))
     return {"role": turn.role, "content": content}
 
 

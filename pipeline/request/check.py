@@ -16,7 +16,7 @@ import typing_extensions
 from pipeline.answer.outcome import answer_schema, output_columns, tools_of
 from pipeline.errors import JobError
 from pipeline.job.model import Job
-from pipeline.job.schema_rules import refused
+from pipeline.job.schema_rules import first_problem
 from pipeline.request.build import fixed_params, shared
 
 #: What the API refuses although somebody may well ask for it: the field, and why.
@@ -81,11 +81,11 @@ def _check_output(job: Job) -> None:
     answer_schema(job)
     for i, tool in enumerate(tools_of(job.request.params)):
         if "input_schema" in tool:
-            problem = refused(tool["input_schema"], strict=bool(tool.get("strict")))
+            problem = first_problem(tool["input_schema"], strict=bool(tool.get("strict")))
             if problem is not None:
                 raise JobError(f"request.params.tools.{i}.input_schema: {problem}")
     if job.output.schema_ is not None:
-        problem = refused(job.output.schema_)
+        problem = first_problem(job.output.schema_)
         if problem is not None:
             raise JobError(f"output.schema: {problem}")
     output_columns(job)
@@ -103,7 +103,7 @@ def _check_output(job: Job) -> None:
 def _check_format(job: Job, wanted: Any) -> None:
     """The format that an answer is held to, whoever asks for it."""
     if job.output.labels is None and job.output.schema_ is None and isinstance(wanted, dict) and "schema" in wanted:
-        problem = refused(wanted["schema"])
+        problem = first_problem(wanted["schema"])
         if problem is not None:
             raise JobError(f"request.params.output_config.format.schema: {problem}")
     cited = any(attachment.citations for attachment in job.request.attachments)

@@ -12,7 +12,7 @@ import orjson
 
 from pipeline.errors import RowProblem
 from pipeline.request import packing
-from pipeline.storage.folders import reason_of, shown_path
+from pipeline.storage.folders import quoted_path, reason_of
 
 if TYPE_CHECKING:
     from pipeline.job.model import Attachment
@@ -248,4 +248,4 @@ def sides(pixels: Iterable[int]) -> str:
 
 
 def name_of(value: Any) -> str:
-    return shown_path(value) if isinstance(value, str) else "the value"
+    return quoted_path(value) if isinstance(value, str) else "the value"

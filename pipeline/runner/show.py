@@ -147,10 +147,10 @@ def _of_spool(shown: Shown, database: Database, job: JobRecord, given: str | Non
     """Fill in the request as the spool has it, which it has no longer once its answer is stored."""
     try:
         address = spools.address_of(database.folder, given, job.spool)
-        if spools.look_at(address) != job.spool_id:
+        if spools.read_id(address) != job.spool_id:
             shown.problems.append(f"{address} is not the spool of job {job.name} on this machine")
             return
-        with spools.open_at(address, job.name, expected=job.spool_id).at_hand(body.nonce, body.digest) as file:
+        with spools.open_at(address, job.name, expected=job.spool_id).local_copy(body.nonce, body.digest) as file:
             found = None if file is None else next(params_at(file, [body.n]), None)
     except PipelineError as exc:
         shown.problems.append(str(exc))

@@ -98,8 +98,8 @@ def _version(place: str) -> object:
     if not is_url(place):
         return files.stamp(place)
     try:
-        return objects.found(place)
-    except objects.NotThere:
+        return objects.head(place)
+    except objects.NotFound:
         return None
 
 
@@ -187,8 +187,8 @@ def _into_object(url: str, sheet: _Sheet, *, overwrite: bool) -> None:
 def is_there(url: str) -> bool:
     """Whether there is an object at this address."""
     try:
-        objects.found(url)
-    except objects.NotThere:
+        objects.head(url)
+    except objects.NotFound:
         return False
     return True
 

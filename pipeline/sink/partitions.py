@@ -291,7 +291,7 @@ class _Prefix:
 
     def _files(self) -> list[str]:
         """The addresses of all files in it; a store's console leaves empty objects where it has shown a folder."""
-        found = [obj for obj in objects.listed(self._place) if obj.url.startswith(f"{self._place}/")]
+        found = [obj for obj in objects.list_objects(self._place) if obj.url.startswith(f"{self._place}/")]
         return [obj.url for obj in found if obj.size or obj.url.rpartition("/")[2] == SUCCESS]
 
     def is_whole(self) -> bool:

@@ -1,7 +1,7 @@
 """Which Python value stands for each value of an Arrow array, so that its text is exact. Pure.
 
 A value is one that templates, JSON and polars know (text, number, truth, date, ...), or the standard text of what
-Python has no type for: a duration, nanoseconds, bytes that are text. A value without either is an `Unfit`.
+Python has no type for: a duration, nanoseconds, bytes that are text. A value without either is an `Unprintable`.
 """
 
 import datetime
@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.job.json_values import Nanoseconds, Unfit
+from pipeline.job.json_values import Nanoseconds, Unprintable
 
 _EPOCH = datetime.datetime(1970, 1, 1)  # noqa: DTZ001  # of a column without a time zone
 _UTC_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -103,7 +103,7 @@ def series(array: Any) -> pl.Series:
     if is_plain(kind):
         return pl.Series(array)
     found = values(array)
-    if not pa.types.is_nested(kind) and not any(type(value) is Unfit for value in found):
+    if not pa.types.is_nested(kind) and not any(type(value) is Unprintable for value in found):
         texts = [str(value) if isinstance(value, uuid.UUID) else value for value in found]
         return pl.Series(texts, dtype=pl.Boolean if isinstance(kind, pa.Bool8Type) else pl.String)
     return pl.Series(found, dtype=pl.Object)
@@ -134,7 +134,7 @@ def unfit(column: pl.Series) -> tuple[int, str] | None:
     if _is_as_it_is(column.dtype) and column.dtype != pl.Object:
         return None
     for i, value in enumerate(of_series(column)):
-        if isinstance(value, Unfit):
+        if isinstance(value, Unprintable):
             return i, value.reason
         if isinstance(column.dtype, pl.Datetime) and isinstance(value, Nanoseconds):
             return i, f"{value} has nanoseconds, and a results table holds microseconds"
@@ -216,12 +216,12 @@ def _is_binary(kind: Any) -> bool:
     return bool(views or known.is_binary(kind) or known.is_large_binary(kind) or known.is_fixed_size_binary(kind))
 
 
-def text_of(value: bytes) -> str | Unfit:
+def text_of(value: bytes) -> str | Unprintable:
     """Bytes as the UTF-8 text that they are: some programs write texts without saying so."""
     try:
         return value.decode()
     except UnicodeDecodeError:
-        return Unfit(f"a value is bytes that are no UTF-8 text ({value[:12].hex()}...)")
+        return Unprintable(f"a value is bytes that are no UTF-8 text ({value[:12].hex()}...)")
 
 
 def _of_extension(array: Any) -> list[Any]:
@@ -239,7 +239,7 @@ def _of_nested(array: Any) -> list[Any]:
     if known.is_struct(kind):
         names = [kind.field(i).name for i in range(kind.num_fields)]
         if len(set(names)) < len(names):
-            return [Unfit("a structure has two fields of one name") if there else None for there in present]
+            return [Unprintable("a structure has two fields of one name") if there else None for there in present]
         fields = [values(field) for field in array.flatten()]
         rows = zip(*fields, strict=True) if fields else itertools.repeat(())
         return [
@@ -271,11 +271,11 @@ def _items(array: Any) -> Any:
 def _pairs(pairs: Sequence[tuple[Any, Any]]) -> Any:
     """A map as JSON has it: an object by the texts of its keys."""
     texts = [key if isinstance(key, str) else _key(key) for key, _ in pairs]
-    bad = next((text for text in texts if isinstance(text, Unfit)), None)
+    bad = next((text for text in texts if isinstance(text, Unprintable)), None)
     if bad is not None:
         return bad
     if len(set(texts)) < len(texts):
-        return Unfit("a map has one key twice")
+        return Unprintable("a map has one key twice")
     return _whole(dict(zip(texts, (value for _, value in pairs), strict=True)))
 
 
@@ -284,13 +284,13 @@ def _key(key: Any) -> Any:
         return "true" if key else "false"
     if isinstance(key, datetime.date | datetime.time):
         return key.isoformat()
-    return key if isinstance(key, Unfit) else str(key)
+    return key if isinstance(key, Unprintable) else str(key)
 
 
 def _whole(value: Any) -> Any:
     """A list or structure; the first value in it that is unfit, if one is."""
     inner = value.values() if isinstance(value, dict) else value
-    return next((one for one in inner if type(one) is Unfit), value)
+    return next((one for one in inner if type(one) is Unprintable), value)
 
 
 # -- dates and times -------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def _whole(value: Any) -> Any:
 
 def _date(days: int) -> Any:
     if days not in _DAYS:
-        return Unfit("a date is before year 1 or after year 9999")
+        return Unprintable("a date is before year 1 or after year 9999")
     return _EPOCH.date() + datetime.timedelta(days=days)
 
 
@@ -309,7 +309,7 @@ def _timestamp(value: int, *, unit: int, zone: str | None) -> Any:
         found = (_EPOCH if zone is None else _UTC_EPOCH) + datetime.timedelta(microseconds=micros)
         found = found if zone is None else found.astimezone(_zone(zone))
     except OverflowError:
-        return Unfit("a time is before year 1 or after year 9999")
+        return Unprintable("a time is before year 1 or after year 9999")
     return Nanoseconds(_with_nanos(found, nanos)) if nanos else found
 
 
@@ -333,7 +333,7 @@ def _with_nanos(value: datetime.datetime | datetime.time, nanos: int) -> str:
 def _time(nanos: int) -> Any:
     micros, rest = divmod(nanos, 1000)
     if not 0 <= micros < 86_400_000_000:
-        return Unfit("a time of the day is not before 24:00")
+        return Unprintable("a time of the day is not before 24:00")
     found = (_EPOCH + datetime.timedelta(microseconds=micros)).time()
     return Nanoseconds(_with_nanos(found, rest)) if rest else found
 

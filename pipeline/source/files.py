@@ -86,7 +86,7 @@ class SourceFile:
     def open(self) -> io.BufferedIOBase:
         """The file as bytes, compressed as it is, to read and to seek in."""
         if isinstance(self.found, Object):
-            return objects.opened(self.found)
+            return objects.open_object(self.found)
         return open(self.path, "rb")
 
     @property
@@ -100,7 +100,7 @@ class SourceFile:
         Raises SourceError for a file of text that is none by its first bytes.
         """
         if isinstance(self.found, Object):
-            raw = objects.opened(self.found)
+            raw = objects.open_object(self.found)
             if self.format not in TYPED:
                 self._refuse_other_kind(raw.peek(kinds.START_BYTES))  # what is read for it is not read again
             return pa.PythonFile(raw, mode="r")
@@ -203,12 +203,12 @@ def _expand_url(url: str, any_name: bool) -> list[tuple[str, Stamp | Object]]:
             return _matching(url)
         if not url.endswith("/"):
             try:
-                obj = objects.found(url)
-            except objects.NotThere:
+                obj = objects.head(url)
+            except objects.NotFound:
                 pass
             else:
                 return [(obj.url, obj)]
-        below = list(objects.listed(url.rstrip("/")))
+        below = list(objects.list_objects(url.rstrip("/")))
     _refuse_lakes(url, below)
     files = [obj for obj in below if _is_data(PurePosixPath(*_parts_below(url, obj)), any_name)]
     if not files:
@@ -229,7 +229,7 @@ def _matching(pattern: str) -> list[tuple[str, Stamp | Object]]:
     if plain < 3:  # scheme, nothing, bucket
         raise SourceError(f"source.path: {pattern}: a pattern can stand behind the bucket only")
     folder = "/".join(parts[:plain])
-    below = list(objects.listed(folder))
+    below = list(objects.list_objects(folder))
     found = [obj for obj in below if not obj.url.endswith("/")]
     files = [obj for obj in found if _fits(obj.url.split("/"), parts)]
     if not files:
@@ -252,7 +252,7 @@ def _refuse_lakes(folder: str, below: Sequence[Object]) -> None:
     if root.endswith("/data"):
         markers.append((root.removesuffix("/data"), "metadata"))
     for table, marker in markers:
-        lakes.refuse_within(table, (_parts_below(table, obj) for obj in objects.listed(f"{table}/{marker}")))
+        lakes.refuse_within(table, (_parts_below(table, obj) for obj in objects.list_objects(f"{table}/{marker}")))
 
 
 _HIDDEN = "; a name that begins with . or _ matches only a pattern that begins with the same character"
@@ -285,7 +285,7 @@ def _of_source() -> Iterator[None]:
     """What a store says, as what it means for the source."""
     try:
         yield
-    except (objects.NotThere, objects.NoAccess, objects.Replaced) as exc:
+    except (objects.NotFound, objects.AccessDenied, objects.Replaced) as exc:
         raise SourceError(f"source.path: {exc}") from exc
 
 

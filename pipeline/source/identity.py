@@ -10,7 +10,7 @@ import orjson
 import polars as pl
 
 from pipeline import escapes
-from pipeline.job.json_values import Unfit, dump, hashed_text, is_large, json_text
+from pipeline.job.json_values import Unprintable, dump, is_large, json_text, text_to_hash
 from pipeline.source import exact, legacy
 from pipeline.source.frames import LATE_FIELDS
 
@@ -206,7 +206,7 @@ def _text(column: pl.Series) -> pl.Series:
 
 def _text_of_bytes(value: bytes) -> str:
     text = exact.text_of(value)
-    return base64.b64encode(value).decode() if isinstance(text, Unfit) else text
+    return base64.b64encode(value).decode() if isinstance(text, Unprintable) else text
 
 
 def _texts(column: pl.Series) -> pl.Series:
@@ -216,10 +216,10 @@ def _texts(column: pl.Series) -> pl.Series:
 def _text_of(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, Unfit):
+    if isinstance(value, Unprintable):
         return f"\0{value.reason}"
     if isinstance(value, dict | list):
-        return hashed_text(value)
+        return text_to_hash(value)
     if is_large(value):
         return str(value)
     if isinstance(value, datetime.time):

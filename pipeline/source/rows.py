@@ -13,8 +13,9 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.job.json_values import Unfit, is_large
+from pipeline.job.json_values import Unprintable, is_large
 from pipeline.job.model import Source
+from pipeline.prefetch import prefetch
 from pipeline.source import exact, files
 from pipeline.source.formats import FileInput
 from pipeline.source.frame import memory
@@ -130,7 +131,8 @@ class Rows:
         where = None if self._source.where is None else Predicate(self._source.where, list(self._dtypes))
         read = list(dict.fromkeys([*needed, *([] if where is None else where.columns)]))
         self.require(read, "source.where" if where is not None else "the job")
-        return _ahead(self._chunks(where, needed, read, limit, self.inputs if inputs is None else inputs))
+        chunks = self._chunks(where, needed, read, limit, self.inputs if inputs is None else inputs)
+        return prefetch(chunks, name="read")  # parsing leaves Python to other threads
 
     def _chunks(
         self, where: Predicate | None, needed: list[str], read: list[str], limit: int | None, inputs: Sequence[Input]
@@ -235,7 +237,7 @@ def _comparable(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     for name in columns:
         column = frame.get_column(name)
         if column.dtype == pl.Binary:
-            texts = [None if isinstance(text, Unfit) else text for text in exact.of_series(column)]
+            texts = [None if isinstance(text, Unprintable) else text for text in exact.of_series(column)]
             frame = frame.with_columns(pl.Series(name, texts, dtype=pl.String))
         elif column.dtype == pl.Object and all(value is None or type(value) is Decimal for value in column.to_list()):
             numbers = [None if value is None else float(value) for value in column.to_list()]
@@ -258,15 +260,6 @@ def _as_integers(column: pl.Series, one: Input, first: int) -> pl.Series:
 
 
 _EXACT_DOUBLES = 2**53  # integers up to here are doubles that are no other integer's
-
-
-def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, each read while the one before is being worked on: parsing leaves Python to other threads."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        coming = reader.submit(next, chunks, None)
-        while (chunk := coming.result()) is not None:
-            coming = reader.submit(next, chunks, None)
-            yield chunk
 
 
 def _check_encoding(encoding: str) -> None:
@@ -397,7 +390,7 @@ _TOO_FINE = r"\.[0-9]{6}[0-9]*[1-9]"
 def _kinds(column: pl.Series) -> set[str]:
     """What the values of a column are in SQL; nothing for a column of nulls out of NDJSON."""
     if column.dtype == pl.Object:
-        values = [value for value in column.to_list() if value is not None and not isinstance(value, Unfit)]
+        values = [value for value in column.to_list() if value is not None and not isinstance(value, Unprintable)]
         large = {"text" for value in values if is_large(value)}
         return large | {_JSON_KINDS.get(type(value), "json") for value in values}
     return set() if column.dtype == pl.Null else {_kind(column.dtype)}

@@ -1,1 +1,1 @@
-"""Request bodies until they are no longer needed."""
+"""The spool: stores the request bodies of batches until they are no longer needed."""

@@ -1,4 +1,4 @@
-"""A request body in the spool: written request by request, and read in pieces. Edge: files."""
+"""Write a request body into the spool, one request at a time, and read it in chunks. Edge: files."""
 
 import contextlib
 import hashlib
@@ -12,13 +12,15 @@ from pipeline.money.budget import Bound
 from pipeline.request import packing
 from pipeline.spool.spool import Spool
 
-_CHUNK = 1 << 20  # bytes that are written at once
+_CHUNK = 1 << 20  # bytes of one write
 
 
 class BodyWriter:
-    """Writes one body. It has its final name only when it is whole and durable.
+    """Writes one body. The body gets its final name when it is complete and durable.
 
-    Raises Stopped when the disk, or the store behind it, does not take it; what was written is then removed.
+    Methods raise Stopped if the disk or the object store fails; what was written is then removed.
+
+    contents: which rows and how many bytes the body has. digest: the body's sha256 in hex; empty until `finish`.
     """
 
     def __init__(self, spool: Spool, contents: packing.Packing) -> None:
@@ -35,7 +37,10 @@ class BodyWriter:
         self._unwritten = 0
 
     def add(self, row: int, sent_hash: bytes, params: bytes, bound: Bound | None, *, dedupe: bool) -> bool:
-        """Put one row's request into the body; False when it does not fit any more. bound: see packing.Packing."""
+        """Append one row's request to the body and return True; return False if the body has no room for it.
+
+        The arguments are those of `packing.Packing.add`.
+        """
         line = self.contents.add(row, sent_hash, params, bound, dedupe=dedupe)
         if line is None:
             return False
@@ -46,7 +51,7 @@ class BodyWriter:
         return True
 
     def finish(self) -> None:
-        """Make the body whole and durable: after this its batch may be committed."""
+        """Complete the body and make it durable. Only after this may its batch be committed."""
         self._lines.append(packing.SUFFIX)
         self._write()
         self.digest = self._hash.hexdigest()
@@ -58,7 +63,7 @@ class BodyWriter:
             self._file.close()
 
     def discard(self) -> None:
-        """Remove what was written. What cannot be removed now, the next planning removes."""
+        """Remove what was written. Errors are ignored: the next planning removes what is left."""
         with contextlib.suppress(OSError, Stopped):
             if self._file is not None:
                 self._file.close()
@@ -74,7 +79,7 @@ class BodyWriter:
         assert self._file is not None
         with self._guarded():
             left = memoryview(data)
-            while left:  # a disk with little room takes a part of it, and says so only when it is asked again
+            while left:  # a disk that is nearly full writes a part of the data, and raises only at the next write
                 left = left[self._file.write(left) :]
 
     @contextlib.contextmanager
@@ -92,14 +97,15 @@ class BodyWriter:
 
 
 class HeldBack(Exception):
-    """The body's last chunk was not handed out, so the API cannot have taken it."""
+    """The last chunk of a body was held back, so the API cannot have accepted the body. The message is the reason."""
 
 
 class BodyReader(io.FileIO):
-    """A body as the HTTP client reads it. Its last chunk is handed out only if `may_finish()` is None.
+    """A body as a file for the HTTP client, which can hold back its last chunk.
 
-    may_finish: the reason to hold back, or None; asked once, before the last chunk.
-    released: whether the last chunk has been handed out. While it is False the API cannot have accepted the body.
+    may_finish: called once, before the last chunk is returned. None releases the chunk; a text is the reason to hold it
+    back, and becomes the message of HeldBack.
+    released: whether the last chunk has been returned. While it is False, the API cannot have accepted the body.
     """
 
     def __init__(self, path: Path, may_finish: Callable[[], str | None]) -> None:
@@ -109,7 +115,11 @@ class BodyReader(io.FileIO):
         self.released = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next bytes, at most `size`. Raises HeldBack instead of handing out the last ones."""
+        """Return the next bytes, at most `size`; all that are left if it is None or negative.
+
+        Raises HeldBack instead of returning the last chunk if may_finish gives a reason, or if the file is shorter than
+        it was when it was opened.
+        """
         wanted = self._left if size is None or size < 0 else min(size, self._left)
         if wanted and wanted == self._left and not self.released:
             reason = self._may_finish()
@@ -124,11 +134,14 @@ class BodyReader(io.FileIO):
 
 
 def params_at(body: Path, positions: Sequence[int]) -> Iterator[bytes]:
-    """The params of the requests at these positions of a body, which must ascend, as they were sent."""
+    """Yield the params of these requests of a body, as JSON, byte by byte as they are sent.
+
+    positions: of the requests in the body, from 0, ascending; a repeated position is yielded again.
+    """
     wanted = iter(positions)
     n = next(wanted, None)
     with open(body, "rb") as lines:
-        lines.readline()  # the envelope
+        lines.readline()  # the opening line of the envelope
         for i, line in enumerate(lines):
             while n == i:
                 yield packing.params_of(line)
@@ -138,12 +151,12 @@ def params_at(body: Path, positions: Sequence[int]) -> Iterator[bytes]:
 
 
 def count_requests(body: Iterable[bytes]) -> int:
-    """How many requests a body holds. body: its lines."""
-    return max(0, sum(1 for _ in body) - 2)  # the envelope has a line before and one behind them
+    """Return the number of requests in a body. body: its lines."""
+    return max(0, sum(1 for _ in body) - 2)  # without the first and the last line, which are the envelope
 
 
 def digest(path: Path) -> str | None:
-    """The sha256 of a file, in hex; None when there is no such file."""
+    """Return the sha256 of a file's content, in hex; None if the file does not exist."""
     try:
         with open(path, "rb") as body:
             return hashlib.file_digest(body, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A folder of this machine as a spool. Edge: files."""
+"""A spool in a folder of this machine's file system. Edge: files."""
 
 import contextlib
 import io
@@ -11,54 +11,61 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline.spool.body import count_requests, digest
-from pipeline.spool.spool import UNKNOWN_AGE, Known, Spool, Stored, another_one, unusable
+from pipeline.spool.spool import UNKNOWN_AGE, KnownBody, Spool, StoredBody, unusable_spool, wrong_spool
 from pipeline.storage import durable
 from pipeline.storage.folders import MARKER
 
-FORGOTTEN_SECONDS = 86_400.0  # since a results file was written: nobody is at it any more
+FORGOTTEN_SECONDS = 86_400.0  # after the last write to a results file, no driver is still writing it
 
 
 @dataclass(frozen=True)
 class LocalSpool(Spool):
-    """A spool in a folder, which several machines may share: one file a batch."""
+    """A spool in a folder, with one file per batch. Several machines may share the folder.
+
+    folder: where the job's bodies are; id: see Spool.
+    """
 
     folder: Path
     id: str
 
     @classmethod
     def open(cls, root: Path, job: str, *, expected: str | None = None) -> "LocalSpool":
-        """The folder of `job` below `root`, made readable for its owner only.
+        """Return the spool of a job, and create its folder `root`/`job`, private to its owner, if it is missing.
 
-        expected: the id of the spool that the job has used. Raises DatabaseError if this is another one, as on a
-        machine where it is not mounted, or if it cannot be used.
+        expected: the id of the spool that the job has used; None if any will do.
+        Raises DatabaseError if the id differs, for example on a machine where the shared folder is not mounted, or if
+        the folder cannot be used.
         """
         folder, marker = root / job, root / MARKER
         try:
-            if expected is not None and _marked(marker) != expected:
-                raise another_one(str(root), job, expected)
+            if expected is not None and _read_marker(marker) != expected:
+                raise wrong_spool(str(root), job, expected)
             durable.make_folder(root, mode=durable.PRIVATE)
             durable.make_folder(folder, mode=durable.PRIVATE)
-            identifier = _marked(marker) or _mark(marker)
+            identifier = _read_marker(marker) or _write_marker(marker)
         except OSError as exc:
-            raise unusable(folder, exc.strerror) from exc
+            raise unusable_spool(folder, exc.strerror) from exc
         return cls(folder, identifier)
 
     @staticmethod
-    def look_at(root: Path) -> str | None:
-        """The id of the spool in this folder; None when there is none yet. Raises DatabaseError if none can be."""
+    def read_id(root: Path) -> str | None:
+        """Return the id of the spool in this folder; None if there is no spool yet. Changes nothing.
+
+        Raises DatabaseError if a spool cannot be created here.
+        """
         try:
-            identifier = _marked(root / MARKER)
+            identifier = _read_marker(root / MARKER)
         except OSError as exc:
-            raise unusable(root, exc.strerror) from exc
+            raise unusable_spool(root, exc.strerror) from exc
         there = next(folder for folder in (root, *root.parents) if folder.exists())
         if not there.is_dir():
-            raise unusable(root, f"{there} is no folder")
+            raise unusable_spool(root, f"{there} is not a folder")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise unusable(root, f"{there} is not writable")
+            raise unusable_spool(root, f"{there} is not writable")
         return identifier
 
     def path(self, nonce: str) -> Path:
-        """Where the body of this nonce is."""
+        """Return the path of the body with this nonce."""
         return self.folder / f"{nonce}.json"
 
     def begin(self, nonce: str) -> Path:
@@ -78,20 +85,20 @@ class LocalSpool(Spool):
         return f"spool {self.folder}"
 
     @contextlib.contextmanager
-    def at_hand(self, nonce: str, sha256: str) -> Iterator[Path | None]:
+    def local_copy(self, nonce: str, sha256: str) -> Iterator[Path | None]:
         yield self.path(nonce) if digest(self.path(nonce)) == sha256 else None
 
-    def damaged(self, bodies: Iterable[Known]) -> set[str]:
+    def damaged(self, bodies: Iterable[KnownBody]) -> set[str]:
         return {body.nonce for body in bodies if digest(self.path(body.nonce)) != body.digest}
 
-    def bodies(self, now: datetime) -> dict[str, Stored]:
+    def bodies(self, now: datetime) -> dict[str, StoredBody]:
         found = {}
         for file in self.folder.glob("*.json"):
             with contextlib.suppress(FileNotFoundError):
                 stat = file.stat()
-                seconds = time.time() - stat.st_mtime  # our clock may be another than the API's
-                age = timedelta(seconds=seconds) if seconds >= 0 else UNKNOWN_AGE  # it was set back since
-                found[file.stem] = Stored(str(file), stat.st_size, now - age)
+                seconds = time.time() - stat.st_mtime  # an age, because our clock may differ from the API's
+                age = timedelta(seconds=seconds) if seconds >= 0 else UNKNOWN_AGE  # our clock was set back since
+                found[file.stem] = StoredBody(str(file), stat.st_size, now - age)
         return found
 
     def count_requests(self, nonce: str) -> int:
@@ -104,7 +111,7 @@ class LocalSpool(Spool):
     def remove_unfinished(self) -> None:
         for file in self.folder.glob("*.tmp"):
             file.unlink(missing_ok=True)
-        for file in self.folder.glob("*.results"):  # of drivers that died while they collected
+        for file in self.folder.glob("*.results"):  # left by drivers that died while they collected
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - file.stat().st_mtime > FORGOTTEN_SECONDS:
                     file.unlink()
@@ -113,21 +120,22 @@ class LocalSpool(Spool):
         return self.folder / f"{nonce}.{claim}.results"
 
 
-def _marked(marker: Path) -> str | None:
+def _read_marker(marker: Path) -> str | None:
+    """Return the spool id in a marker file; None if the file is missing or empty."""
     try:
         return marker.read_text().strip() or None
     except FileNotFoundError:
         return None
 
 
-def _mark(marker: Path) -> str:
-    """Write a new marker, or find that another driver has just done so."""
-    part = marker.with_name(f"{MARKER}.{secrets.token_hex(4)}")
-    with open(part, "w") as out:
+def _write_marker(marker: Path) -> str:
+    """Create the marker file with a new spool id, unless another driver has just done so; return the id in the file."""
+    new = marker.with_name(f"{MARKER}.{secrets.token_hex(4)}")
+    with open(new, "w") as out:
         out.write(secrets.token_hex(8) + "\n")
         durable.sync_file(out)
     with contextlib.suppress(FileExistsError):
-        os.link(part, marker)
-    part.unlink()
-    durable.sync_folder(marker.parent)  # whoever lost the race, too: it must not go by a marker that may vanish
-    return _marked(marker) or ""
+        os.link(new, marker)
+    new.unlink()
+    durable.sync_folder(marker.parent)  # also by the driver that lost the race: the marker it uses must not vanish
+    return _read_marker(marker) or ""

@@ -1,8 +1,8 @@
-"""A spool on object storage, which drivers on several machines share. Edge: network.
+"""A spool on object storage, which drivers on several machines share. Edge: files, network.
 
-A body is written to a private local file first and put up whole. Whoever sends it has it in a local file again, proven
-by its digest, before the intent: the store cannot fail in the middle of a POST, a body that was altered is never begun,
-and the request goes out as from a folder, its length and digest known.
+A body is written to a private local file and then uploaded whole. Before the intent is committed, the driver that sends
+the body has a local copy whose digest it has checked. So the store cannot fail in the middle of a POST, an altered body
+is never sent, and the length and the digest of the request are known, as with a local folder.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from pathlib import Path
 
 from pipeline.errors import DatabaseError, InputError, Stopped
 from pipeline.spool.body import count_requests, digest
-from pipeline.spool.spool import Known, Spool, Stored, another_one
+from pipeline.spool.spool import KnownBody, Spool, StoredBody, wrong_spool
 from pipeline.storage import objects, tempdir
 from pipeline.storage.folders import MARKER
 
-COPIES_BYTES = 256_000_000  # of bodies that are kept at hand when they are not in use
+COPIES_BYTES = 256_000_000  # of local copies that are kept while they are not in use
 
 
 class _Copies:
-    """Local copies of bodies that this process has written or read lately: who sends one soon need not fetch it."""
+    """A cache of local copies of bodies that this process wrote or read recently, so that sending needs no download."""
 
     def __init__(self) -> None:
         self._files: dict[str, Path] = {}
         self._lock = threading.Lock()  # one thread plans while another submits
 
     def put(self, nonce: str, file: Path) -> None:
-        """Keep the file, and as many of those before it as there is room for."""
+        """Add a file; remove the oldest files beyond COPIES_BYTES, but never this one."""
         with self._lock, contextlib.suppress(FileNotFoundError):
             self._files[nonce] = file
             left = COPIES_BYTES
@@ -43,53 +43,57 @@ class _Copies:
                     self._files.pop(other).unlink(missing_ok=True)
 
     def take(self, nonce: str) -> Path | None:
-        """The copy, which is the caller's from now on."""
+        """Take the copy of this body out of the cache, so that the caller owns the file; None if there is no copy."""
         with self._lock:
             return self._files.pop(nonce, None)
 
 
-_COPIES = _Copies()  # of all jobs: one process sends one body after the other
+_COPIES = _Copies()  # one cache for all jobs: a process sends one body at a time
 
 
 @dataclass(frozen=True)
 class ObjectSpool(Spool):
-    """A spool below an address: one object a batch. folder: the address of the job's bodies."""
+    """A spool on object storage, with one object per batch.
+
+    folder: the URL below which the job's bodies are; id: see Spool.
+    """
 
     folder: str
     id: str
 
     @classmethod
     def open(cls, root: str, job: str, *, expected: str | None = None) -> "ObjectSpool":
-        """The bodies of `job` below `root`.
+        """Return the spool of a job below the URL `root`, and create its marker if it is missing.
 
-        expected: the id of the spool that the job has used. Raises DatabaseError if this is another one, or if bucket
-        or credentials are missing or wrong, and Stopped when the store cannot be reached.
+        expected: the id of the spool that the job has used; None if any will do.
+        Raises DatabaseError if the id differs, or if the bucket or the credentials are missing or wrong, and Stopped if
+        the store cannot be reached.
         """
         marker = f"{root}/{MARKER}"
-        identifier = cls.look_at(root)
+        identifier = cls.read_id(root)
         try:
             if expected is not None and identifier != expected:
-                raise another_one(root, job, expected)
+                raise wrong_spool(root, job, expected)
             if identifier is None:
-                with contextlib.suppress(objects.Exists):  # another driver has just made it
+                with contextlib.suppress(objects.AlreadyExists):  # another driver has just made it
                     objects.put(marker, f"{secrets.token_hex(8)}\n".encode(), create=True)
-                identifier = _marked(marker)
+                identifier = _read_marker(marker)
         except DatabaseError:
             raise
-        except InputError as exc:  # it may be read and not written to
+        except InputError as exc:  # for example: reading is permitted and writing is not
             raise DatabaseError(f"spool {exc}") from exc
         return cls(f"{root}/{job}", identifier or "")
 
     @staticmethod
-    def look_at(root: str) -> str | None:
-        """The id of the spool below this address; None when there is none yet. Raises as `open`."""
+    def read_id(root: str) -> str | None:
+        """Return the id of the spool below this URL; None if there is no spool yet. Raises as `open`."""
         try:
-            return _marked(f"{root}/{MARKER}")
+            return _read_marker(f"{root}/{MARKER}")
         except InputError as exc:
             raise DatabaseError(f"spool {exc}") from exc
 
     def url(self, nonce: str) -> str:
-        """Where the body of this nonce is."""
+        """Return the URL of the body with this nonce."""
         return f"{self.folder}/{nonce}.json"
 
     def begin(self, nonce: str) -> Path:
@@ -97,13 +101,13 @@ class ObjectSpool(Spool):
 
     def complete(self, nonce: str, file: io.FileIO) -> None:
         size = file.tell()
-        with _while_it_is_used():
+        with _errors_stop_the_driver():
             try:
                 objects.put(self.url(nonce), self.begin(nonce))
-            except (objects.NotThere, Stopped):
-                # The last answer may have got lost, and the end of an upload in parts cannot be asked for twice. Only
-                # this body has this name, and a store has it whole or not at all.
-                if not _is_there(self.url(nonce), size):
+            except (objects.NotFound, Stopped):
+                # Perhaps only the response was lost, and a multipart upload cannot be completed twice. An object of the
+                # right size is our body: no other body has this name, and a store never holds a part of an object.
+                if not _has_size(self.url(nonce), size):
                     raise
         _COPIES.put(nonce, self.begin(nonce))
 
@@ -113,56 +117,57 @@ class ObjectSpool(Spool):
 
     @property
     def disk(self) -> str:
-        return tempdir.where()
+        return tempdir.description()
 
     @contextlib.contextmanager
-    def at_hand(self, nonce: str, sha256: str) -> Iterator[Path | None]:
-        file = _sound(_COPIES.take(nonce), sha256) or _sound(self._downloaded(nonce), sha256)
+    def local_copy(self, nonce: str, sha256: str) -> Iterator[Path | None]:
+        file = _verified(_COPIES.take(nonce), sha256) or _verified(self._download(nonce), sha256)
         try:
             yield file
         finally:
             if file is not None:
-                _COPIES.put(nonce, file)  # it may be held back, and tried again soon
+                _COPIES.put(nonce, file)  # if the body was held back, it is sent again soon
 
-    def damaged(self, bodies: Iterable[Known]) -> set[str]:
+    def damaged(self, bodies: Iterable[KnownBody]) -> set[str]:
         known = list(bodies)
         if not known:
             return set()
-        sizes = {nonce: obj.size for nonce, obj in self._listed().items()}  # the digest is proven before it is sent
+        sizes = {nonce: obj.size for nonce, obj in self._list_bodies().items()}  # digests are checked before sending
         return {body.nonce for body in known if sizes.get(body.nonce) != body.size}
 
-    def bodies(self, now: datetime) -> dict[str, Stored]:
-        # The store's clock is taken for the API's, which ours need not be: both are kept by somebody who has to.
-        return {nonce: Stored(obj.url, obj.size, obj.written_at) for nonce, obj in self._listed().items()}
+    def bodies(self, now: datetime) -> dict[str, StoredBody]:
+        # The dates are by the store's clock, which can stand in for the API's: both are kept exact, ours may not be.
+        return {nonce: StoredBody(obj.url, obj.size, obj.written_at) for nonce, obj in self._list_bodies().items()}
 
     def count_requests(self, nonce: str) -> int:
-        with _while_it_is_used(), objects.opened(objects.found(self.url(nonce))) as body:
+        with _errors_stop_the_driver(), objects.open_object(objects.head(self.url(nonce))) as body:
             return count_requests(body)
 
     def remove(self, nonce: str) -> None:
         copy = _COPIES.take(nonce)
         if copy is not None:
             copy.unlink(missing_ok=True)
-        with _while_it_is_used():
+        with _errors_stop_the_driver():
             objects.remove(self.url(nonce))
 
     def remove_unfinished(self) -> None:
-        with _while_it_is_used():
+        with _errors_stop_the_driver():
             objects.abandon_uploads(self.folder)
 
     def results_file(self, nonce: str, claim: int) -> Path:
         return tempdir.folder() / f"{nonce}.{claim}.results"
 
-    def _listed(self) -> dict[str, objects.Object]:
-        with _while_it_is_used():
-            named = {obj.url.rpartition("/")[2]: obj for obj in objects.listed(self.folder)}
+    def _list_bodies(self) -> dict[str, objects.Object]:
+        """Return the stored bodies by their nonces."""
+        with _errors_stop_the_driver():
+            named = {obj.url.rpartition("/")[2]: obj for obj in objects.list_objects(self.folder)}
         return {name.removesuffix(".json"): obj for name, obj in named.items() if name.endswith(".json")}
 
-    def _downloaded(self, nonce: str) -> Path | None:
-        """The body in a new local file; None when it is gone, or becomes another one while it is read."""
-        with _while_it_is_used():
+    def _download(self, nonce: str) -> Path | None:
+        """Download the body into a new local file; return None if it does not exist, or is replaced meanwhile."""
+        with _errors_stop_the_driver():
             try:
-                obj = objects.found(self.url(nonce))
+                obj = objects.head(self.url(nonce))
                 handle, name = tempfile.mkstemp(dir=tempdir.folder(), prefix=nonce)
                 try:
                     with os.fdopen(handle, "wb") as out:
@@ -170,40 +175,42 @@ class ObjectSpool(Spool):
                 except BaseException:
                     os.unlink(name)
                     raise
-            except (objects.NotThere, objects.Replaced):
+            except (objects.NotFound, objects.Replaced):
                 return None
             except OSError as exc:
-                raise Stopped(f"{tempdir.where()}: {exc.strerror or exc}; safe to run again") from exc
+                raise Stopped(f"{tempdir.description()}: {exc.strerror or exc}; safe to run again") from exc
             return Path(name)
 
 
-def _sound(file: Path | None, sha256: str) -> Path | None:
-    """The file if this is its digest; else it is removed."""
+def _verified(file: Path | None, sha256: str) -> Path | None:
+    """Return the file if its digest is `sha256`; else delete it and return None. None stays None."""
     if file is None or digest(file) == sha256:
         return file
     file.unlink(missing_ok=True)
     return None
 
 
-def _marked(marker: str) -> str | None:
+def _read_marker(marker: str) -> str | None:
+    """Return the spool id in the marker at this URL; None if there is no marker, or it is empty."""
     try:
-        return objects.content(marker).decode().strip() or None
-    except objects.NoBucket:
+        return objects.get(marker).decode().strip() or None
+    except objects.BucketNotFound:
         raise
-    except objects.NotThere:
+    except objects.NotFound:
         return None
 
 
-def _is_there(url: str, size: int) -> bool:
+def _has_size(url: str, size: int) -> bool:
+    """Return whether there is an object of this size, in bytes; False also if the store cannot tell."""
     try:
-        return objects.found(url).size == size
+        return objects.head(url).size == size
     except (InputError, Stopped):
         return False
 
 
 @contextlib.contextmanager
-def _while_it_is_used() -> Iterator[None]:
-    """What is wrong with a store that was all right when it was opened: the driver stops, and it is safe to go on."""
+def _errors_stop_the_driver() -> Iterator[None]:
+    """Turn an InputError into Stopped: the spool could be opened, so the cause may pass, and a new run is safe."""
     try:
         yield
     except InputError as exc:

@@ -1,4 +1,4 @@
-"""Request bodies until they are no longer needed: what a spool is, and a folder as one. Edge: files."""
+"""The interface of a spool, which stores request bodies until they are no longer needed. Pure."""
 
 import contextlib
 import io
@@ -11,91 +11,97 @@ from typing import NamedTuple
 from pipeline.errors import DatabaseError
 from pipeline.storage.folders import MARKER
 
-UNKNOWN_AGE = timedelta(days=1)
+UNKNOWN_AGE = timedelta(days=1)  # assumed for a body whose date cannot be trusted
 
 
-class Known(NamedTuple):
-    """A body as the database knows it. digest: its sha256 in hex; size: bytes."""
+class KnownBody(NamedTuple):
+    """A body, as the database knows it. digest: its sha256 in hex; size: in bytes."""
 
     nonce: str
     digest: str
     size: int
 
 
-class Stored(NamedTuple):
-    """A body as the spool has it. shown: its path or URL; written_at: by the clock of the API."""
+class StoredBody(NamedTuple):
+    """A body, as it is in the spool. location: its path or URL; size: in bytes; written_at: by the API's clock."""
 
-    shown: str
+    location: str
     size: int
     written_at: datetime
 
 
 class Spool(ABC):
-    """A job's bodies: one for each batch, named by the batch's nonce, written once and never altered.
+    """The bodies of one job: one for each batch, named by the batch's nonce, written once and never altered.
 
-    All of it may raise Stopped, when the spool cannot be reached now.
+    Every method may raise Stopped: the spool cannot be reached now.
     """
 
-    id: str  #: what the marker in the spool says: another place under the same address is not taken for it
+    id: str  #: from the marker file in the spool; tells this spool from another one at the same address
 
     @abstractmethod
     def begin(self, nonce: str) -> Path:
-        """Where the body of this nonce is written, on a local disk; there is no such file yet."""
+        """Return the local path at which the caller creates and writes the body with this nonce."""
 
     @abstractmethod
     def complete(self, nonce: str, file: io.FileIO) -> None:
-        """Give the body its name, now that it is whole in the file where it was begun, and make it durable.
+        """Give a completely written body its final name and place, and make it durable.
 
-        Raises OSError, too.
+        file: the open file at the path that `begin` returned. Raises OSError, too.
         """
 
     @abstractmethod
     def discard(self, nonce: str) -> None:
-        """Remove what was begun and did not become complete."""
+        """Remove a body that was begun and not completed."""
 
     @property
     @abstractmethod
     def disk(self) -> str:
-        """What is written to, in the words of an error."""
+        """The place that `begin` writes to, as an error message names it."""
 
     @abstractmethod
-    def at_hand(self, nonce: str, sha256: str) -> contextlib.AbstractContextManager[Path | None]:
-        """A local file that holds the body, proven by its digest; None when the body is gone or was altered."""
+    def local_copy(self, nonce: str, sha256: str) -> contextlib.AbstractContextManager[Path | None]:
+        """Give, as a context, a local file with the body, whose digest has been checked.
+
+        sha256: the expected digest, in hex. Gives None if the body does not exist or was altered.
+        """
 
     @abstractmethod
-    def damaged(self, bodies: Iterable[Known]) -> set[str]:
-        """The nonces of those that are gone or were altered, as far as it can be told without reading from afar."""
+    def damaged(self, bodies: Iterable[KnownBody]) -> set[str]:
+        """Return the nonces of the bodies that are missing or altered.
+
+        A remote spool is not read for this: only the sizes are compared.
+        """
 
     @abstractmethod
-    def bodies(self, now: datetime) -> dict[str, Stored]:
-        """All bodies by their nonces. now: the time by the clock of the API."""
+    def bodies(self, now: datetime) -> dict[str, StoredBody]:
+        """Return all bodies, by nonce. now: the current time by the API's clock."""
 
     @abstractmethod
     def count_requests(self, nonce: str) -> int:
-        """How many requests a body holds that is there."""
+        """Return the number of requests in a body, which must exist."""
 
     @abstractmethod
     def remove(self, nonce: str) -> None:
-        """Remove a body that nothing needs any more; it does not have to be there."""
+        """Delete a body that is no longer needed; do nothing if it does not exist."""
 
     @abstractmethod
     def remove_unfinished(self) -> None:
-        """Remove what a driver left half written when it died; call while planning the job."""
+        """Remove incomplete files of drivers that died. Only for the driver that holds the job's planning lease."""
 
     @abstractmethod
     def results_file(self, nonce: str, claim: int) -> Path:
-        """Where the results of a batch are put while they are being collected by the driver with this claim."""
+        """Return the local path of the results that the driver with this claim is collecting from a batch."""
 
 
-def unusable(folder: Path, why: str | None) -> DatabaseError:
-    """The error that no spool can be in this folder."""
-    return DatabaseError(f"spool {folder} cannot be used: {why}; give another folder by --spool")
+def unusable_spool(folder: Path, reason: str | None) -> DatabaseError:
+    """Return the error for a folder that cannot hold a spool."""
+    return DatabaseError(f"spool {folder} cannot be used: {reason}; give another folder by --spool")
 
 
-def another_one(address: str, job: str, expected: str) -> DatabaseError:
-    """The error that this is not the spool which the job has used."""
+def wrong_spool(address: str, job: str, expected: str) -> DatabaseError:
+    """Return the error for a spool whose id is not the expected one, the id of the spool that the job has used."""
     return DatabaseError(
-        f"spool {address} is not the one that job {job} has used: {MARKER} in it does not say {expected}; bring that "
-        "one back there, or give its new place by --spool, or, if it is gone for good, write this into the file: what "
-        "was not sent yet is then planned again"
+        f"spool {address} is not the one that job {job} has used: {MARKER} in it does not contain {expected}; move "
+        f"that spool back, or give its new place by --spool, or, if it is lost, write {expected} into {MARKER}: the "
+        "rows that were not sent yet are then planned again"
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
 from pipeline.errors import Busy, InputError, Stopped
+from pipeline.events.runs import JobCanceled
 from pipeline.planning.drop import drop_planned
 from pipeline.state import ends
 from pipeline.state.batches import batches_in
@@ -63,7 +64,7 @@ def cancel(where: Environment, job: JobRecord, *, abandon: bool = False) -> Canc
 
 
 def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
-    _drop_planned(driver)
+    _drop_when_nobody_plans(driver)
     if abandon:
         for batch in driver.claims(*SENT, only=to_abandon(driver.account_id)):
             with driver.lost_races(batch):
@@ -75,7 +76,7 @@ def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
     with driver.reading() as conn:
         left = batches_in(conn, driver.job_id, *SENT)
     foreign = sum(batch.account_id != driver.account_id for batch in left)
-    driver.tell("canceled", runs=runs, open=len(left), foreign=foreign)
+    driver.tell(JobCanceled(runs=runs, open=len(left), foreign=foreign))
     _note_told(driver)
     return Canceled(runs, len(left), foreign)
 
@@ -88,7 +89,8 @@ def _note_told(driver: Driver) -> None:
     ends.note_told(driver.database, canceled, driver.now())
 
 
-def _drop_planned(driver: Driver) -> None:
+def _drop_when_nobody_plans(driver: Driver) -> None:
+    """Drop the job's planned batches. Raises Busy when a planner does not notice in time that its run has ended."""
     waited = 0.0
     while True:
         try:

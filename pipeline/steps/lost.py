@@ -10,6 +10,7 @@ from datetime import timedelta
 from pipeline.answer.outcome import Outcome
 from pipeline.driver.driver import Driver
 from pipeline.driver.settle import settle_alike
+from pipeline.events.batches import BatchLost, BatchNotFound
 from pipeline.state.batches import RESULTS_KEPT, Batch, last_sending, sent_at
 from pipeline.state.conditions import soon
 from pipeline.state.moves import mark_lost, postpone
@@ -30,7 +31,7 @@ def count_not_found(driver: Driver, batch: Batch, problem: str, *, wait: float) 
         created_at = last_sending(conn, batch.id).started_at
         counted = {"not_found": times, "not_found_at": first}
         postpone(conn, batch, due_at=soon(now, wait), wait=wait, problem=problem, also=counted)
-    driver.tell("not_found", batch=batch.id, problem=problem)
+    driver.tell(BatchNotFound(batch=batch.id, problem=problem))
     if times >= NOT_FOUND_TIMES and now - first >= NOT_FOUND_OVER and now - created_at >= NOT_FOUND_AFTER:
         give_up(driver, batch, f"{problem} ({times} times since {first:%Y-%m-%d %H:%M} UTC)")
 
@@ -52,4 +53,4 @@ def give_up(driver: Driver, batch: Batch, why: str) -> None:
             settle_alike(driver, conn, batch, outcome, first=first, last=last, sent=True)
     with driver.moving(batch) as conn:
         mark_lost(conn, batch, why, due_at=soon(driver.now(), ASK_AGAIN))
-    driver.tell("lost", batch=batch.id, problem=why)
+    driver.tell(BatchLost(batch=batch.id, problem=why))

@@ -1,1 +1,1 @@
-"""Where bytes are: objects on S3, Google Cloud Storage and Azure, folders, temporary folders."""
+"""Access to stored bytes: object storage (S3, Google Cloud Storage, Azure), local folders, temporary folders."""

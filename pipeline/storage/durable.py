@@ -1,24 +1,24 @@
-"""What makes a new file or folder survive a power cut? Edge: files.
+"""Sync files and folders, so that they survive a power cut. Edge: files.
 
-A file's content is durable once the file is synced. Its name is durable once the folder that holds the name is synced,
-and so is the name of a folder. A rename, too, is durable once the folder is synced.
+The content of a file is durable once the file is synced. The name of a file or folder is durable once the folder that
+contains it is synced; a rename likewise.
 """
 
 import os
 from pathlib import Path
 from typing import Any
 
-PRIVATE = 0o700  # readable for its owner only
+PRIVATE = 0o700  # only the owner may read, write and list
 
 
 def sync_file(out: Any) -> None:
-    """Sync what was written into an open file."""
+    """Flush and fsync an open file: its content is then on the disk. Raises OSError."""
     out.flush()
     os.fsync(out.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync the names in a folder: new, renamed and removed ones."""
+    """Fsync a folder: names that were created, renamed or removed in it are then durable. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -27,9 +27,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:
-    """Make a folder, and those above it that are missing, and sync each folder that has a new one in it.
+    """Create a folder and its missing parents, durably; do nothing if it exists.
 
-    mode: of this one, before the umask. Raises OSError.
+    mode: the permissions of the last folder, before the umask; the parents get the default. Raises OSError.
     """
     if folder.is_dir():
         return

@@ -1,4 +1,4 @@
-"""The folder in which a row's attachments are: on this machine, or on object storage. Edge: files, network."""
+"""Read attachment files from the folder of the data file, local or on object storage. Edge: files, network."""
 
 import os
 import posixpath
@@ -14,147 +14,161 @@ from pipeline.errors import RowProblem
 from pipeline.storage import objects
 from pipeline.storage.objects import Object
 
-REMEMBERED = 100_000  # objects of a folder on object storage: what was found of them
-LOOKING = 32  # requests to object storage at a time
-SHOWN = 200  # characters of a path in a message: a column may hold anything
+CACHED_OBJECTS = 100_000  # objects whose size and ETag one folder remembers
+CONCURRENT_REQUESTS = 32  # to object storage
+LONGEST_SHOWN = 200  # characters of a path in a message: a column may hold anything
 
 
 class Folder(Protocol):
-    """Where the paths of rows lead. Hashable: folders that are equal hold the same files, which are read once.
+    """A folder that the paths in a row are relative to; a path may not lead out of it.
 
-    Paths are relative to it and may not leave it. Both methods raise RowProblem with the path and the reason.
+    Hashable: equal folders hold the same files, so that a file is read once for both.
+    `stat` and `read` raise RowProblem, which names the path and the reason.
     """
 
     def stat(self, path: str) -> tuple[int, int | str]:
-        """The file's size in bytes, and what changes when its content does: nanoseconds, or an ETag."""
+        """Return the file's size in bytes and its version: the time of change (ns), or the ETag of an object."""
 
     def read(self, path: str) -> bytes:
-        """The whole file."""
+        """Return the content of the whole file."""
 
-    def foresee(self, paths: Iterable[str]) -> None:
-        """Be ready for `stat` of these, where one by one they would take long. Raises nothing."""
+    def prefetch(self, paths: Iterable[str]) -> None:
+        """Fetch and cache what `stat` returns for these paths, where single requests would be slow. Raises nothing."""
 
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder of this machine's file system."""
+    """A folder in the file system of this machine."""
 
     path: Path
 
     def stat(self, path: str) -> tuple[int, int]:
-        """Size and time of change (ns)."""
+        """Return the file's size in bytes and its time of change (ns)."""
         with _reasons(path):
             found = os.stat(self._inside(path))
         if modes.S_ISDIR(found.st_mode):
-            raise RowProblem(f"{shown_path(path)} is a folder, not a file")
+            raise RowProblem(f"{quoted_path(path)} is a folder, not a file")
         if not modes.S_ISREG(found.st_mode):
-            raise RowProblem(f"{shown_path(path)} is no regular file")
+            raise RowProblem(f"{quoted_path(path)} is not a regular file")
         return found.st_size, found.st_mtime_ns
 
     def read(self, path: str) -> bytes:
-        """The whole file."""
-        self.stat(path)  # a pipe or a device would have no end
+        """Return the content of the whole file."""
+        self.stat(path)  # refuses pipes and devices, whose content has no end
         with _reasons(path):
             return Path(self._inside(path)).read_bytes()
 
-    def foresee(self, paths: Iterable[str]) -> None:
-        """Nothing: the operating system is fast."""
+    def prefetch(self, paths: Iterable[str]) -> None:
+        """Do nothing: the operating system answers `stat` fast enough."""
 
     def _inside(self, path: str) -> str:
-        """Where `path` leads once `..` and symbolic links are followed, if that is in this folder."""
+        """Return the real path, with `..` and symbolic links resolved.
+
+        Raises RowProblem if it is outside of this folder, hidden, or in a spool.
+        """
         root = os.path.realpath(self.path)
         real = os.path.realpath(os.path.join(root, path))
         if os.path.commonpath([root, real]) != root:
-            raise RowProblem(f"{shown_path(path)} leads out of {self.path}, the folder of the data file")
+            raise RowProblem(f"{quoted_path(path)} leads out of {self.path}, the folder of the data file")
         if path.startswith(".") or "/." in path:
             named = os.path.relpath(os.path.normpath(os.path.join(root, path)), root)
             _refuse_hidden(path, named if not named.startswith("..") else os.path.relpath(real, root))
         if _is_in_spool(real, root):
-            raise RowProblem(f"{shown_path(path)} is in a spool of the pipeline, which holds no data")
+            raise RowProblem(f"{quoted_path(path)} is in a spool of the pipeline, which does not hold data")
         return real
 
 
 @dataclass(frozen=True)
 class ObjectFolder:
-    """A folder on object storage. What was found of an object holds for as long as this folder is used.
+    """A folder on object storage. The size and ETag of an object are looked up once and then cached.
 
-    An object that is replaced meanwhile is refused when it is read, and is found anew by the next planning.
+    An object that is replaced after that is refused when it is read; the next planning looks it up again.
     """
 
     url: str
     _found: dict[str, Object | str] = field(default_factory=dict, compare=False, repr=False)
 
     def stat(self, path: str) -> tuple[int, str]:
-        """Size and ETag. Raises RowProblem, and what `objects.found` raises of the store: no row's fault."""
-        found = self._found.get(path) or self._look(path)
+        """Return the object's size in bytes and its ETag.
+
+        Raises RowProblem, and the errors of `objects.head` about the store itself, which are no fault of the row.
+        """
+        found = self._found.get(path) or self._look_up(path)
         if isinstance(found, str):
             raise RowProblem(found)
         return found.size, found.etag
 
     def read(self, path: str) -> bytes:
-        """The whole object, as it was found."""
+        """Return the content of the whole object. Raises RowProblem if it was replaced after it was looked up."""
         self.stat(path)
         found = self._found[path]
         assert isinstance(found, Object)
         try:
             return objects.read(found)
-        except (objects.NotThere, objects.Replaced):
+        except (objects.NotFound, objects.Replaced):
             raise RowProblem(
-                f"{shown_path(path)} was replaced or removed while the rows were planned; run again"
+                f"{quoted_path(path)} was replaced or removed while the rows were planned; run again"
             ) from None
 
-    def foresee(self, paths: Iterable[str]) -> None:
-        """Look for all of them at the same time."""
+    def prefetch(self, paths: Iterable[str]) -> None:
+        """Look up all of these objects concurrently."""
         wanted = [path for path in dict.fromkeys(paths) if path not in self._found]
-        if len(self._found) + len(wanted) > REMEMBERED:
+        if len(self._found) + len(wanted) > CACHED_OBJECTS:
             self._found.clear()
-        with ThreadPoolExecutor(min(LOOKING, len(wanted) or 1), thread_name_prefix="look") as looking:
-            for coming in [looking.submit(self._look, path) for path in wanted]:
-                coming.exception()  # is raised by `stat`, if that is still so then
+        with ThreadPoolExecutor(min(CONCURRENT_REQUESTS, len(wanted) or 1), thread_name_prefix="look") as pool:
+            for future in [pool.submit(self._look_up, path) for path in wanted]:
+                future.exception()  # waits; `stat` asks again, and raises the error if it persists
 
-    def _look(self, path: str) -> Object | str:
+    def _look_up(self, path: str) -> Object | str:
+        """Ask the store for the object and cache it, or the sentence that says why it cannot be used."""
         try:
-            found: Object | str = objects.found(self._inside(path))
-        except (RowProblem, objects.NoBucket) as exc:
+            found: Object | str = objects.head(self._inside(path))
+        except (RowProblem, objects.BucketNotFound) as exc:
             found = str(exc)
-        except objects.NotThere:
-            found = f"{shown_path(path)} does not exist"
+        except objects.NotFound:
+            found = f"{quoted_path(path)} does not exist"
         self._found[path] = found
         return found
 
     def _inside(self, path: str) -> str:
-        """The address of `path`, if that is in this folder; keys know no `..`, so it is worked out here."""
+        """Return the URL of `path`; `..` is resolved here, because object storage does not know it.
+
+        Raises RowProblem if it is outside of this folder, or hidden.
+        """
         root = objects.path_of(self.url)
         real = posixpath.normpath(posixpath.join("/", root, path))
         if posixpath.commonpath(["/" + root, real]) != posixpath.normpath("/" + root):
-            raise RowProblem(f"{shown_path(path)} leads out of {self.url}, the folder of the data file")
+            raise RowProblem(f"{quoted_path(path)} leads out of {self.url}, the folder of the data file")
         _refuse_hidden(path, posixpath.relpath(real, "/" + root))
         return objects.root_of(self.url) + real
 
 
 @dataclass(frozen=True)
 class NoFolder:
-    """Where a source has no folder. what: the source, with its article."""
+    """Stands in for the folder of a source that has none, and refuses every path.
+
+    what: the source in messages, with its article: "a SQL query".
+    """
 
     what: str
 
     def stat(self, path: str) -> tuple[int, str]:
-        """Raises RowProblem."""
+        """Raise RowProblem."""
         raise RowProblem(
-            f"{shown_path(path)} is a path, and {self.what} has no folder: give an http(s) URL, an id or bytes"
+            f"{quoted_path(path)} is a path, and {self.what} has no folder: give an http(s) URL, an id or bytes"
         )
 
     def read(self, path: str) -> bytes:
-        """Raises RowProblem."""
+        """Raise RowProblem."""
         self.stat(path)
         raise AssertionError
 
-    def foresee(self, paths: Iterable[str]) -> None:
-        """Nothing."""
+    def prefetch(self, paths: Iterable[str]) -> None:
+        """Do nothing: no path can be read."""
 
 
 def _is_in_spool(file: str, root: str) -> bool:
-    """Whether a folder between these two is a local spool."""
+    """Return whether one of the folders between `root` and `file` is a local spool."""
     folder = os.path.dirname(file)
     while len(folder) > len(root):
         if os.path.exists(f"{folder}/{MARKER}"):
@@ -164,32 +178,33 @@ def _is_in_spool(file: str, root: str) -> bool:
 
 
 def _refuse_hidden(path: str, within: str) -> None:
-    """within: the same path, from the folder of the data file."""
+    """Raise RowProblem if a part of `within` begins with a dot. within: `path`, relative to the data file's folder."""
     if any(part.startswith(".") and part not in (".", "..") for part in within.split("/")):
         raise RowProblem(
-            f"{shown_path(path)} is hidden: a name that begins with a dot is no data; give it another name"
+            f"{quoted_path(path)} is hidden: files whose names begin with a dot are not read; give it another name"
         )
 
 
-def shown_path(path: str) -> str:
-    """A path as it stands in a message: quoted, for blanks at its ends; what is no path may be very long."""
-    return repr(path if len(path) <= SHOWN else path[:SHOWN] + "…")
+def quoted_path(path: str) -> str:
+    """Return the path for a message: quoted, so that blanks at its ends are seen, and cut if it is very long."""
+    return repr(path if len(path) <= LONGEST_SHOWN else path[:LONGEST_SHOWN] + "…")
 
 
 def reason_of(exc: Exception) -> str:
-    return str(exc).strip().rstrip(".").split("\n")[0][:SHOWN] or type(exc).__name__
+    """Return the first line of the error's message, without a final period; its type's name if there is none."""
+    return str(exc).strip().rstrip(".").split("\n")[0][:LONGEST_SHOWN] or type(exc).__name__
 
 
 @contextmanager
 def _reasons(path: str) -> Iterator[None]:
-    """What the file system says, as a RowProblem. It is a ValueError when the text can be no path at all."""
+    """Turn an error of the file system into a RowProblem. Text that cannot be a path at all gives a ValueError."""
     try:
         yield
     except FileNotFoundError as exc:
-        raise RowProblem(f"{shown_path(path)} does not exist; paths begin at the folder of the data file") from exc
+        raise RowProblem(f"{quoted_path(path)} does not exist; paths begin at the folder of the data file") from exc
     except (OSError, ValueError) as exc:
-        said = exc.strerror if isinstance(exc, OSError) and exc.strerror else reason_of(exc)
-        raise RowProblem(f"{shown_path(path)} cannot be read: {said}") from exc
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else reason_of(exc)
+        raise RowProblem(f"{quoted_path(path)} cannot be read: {reason}") from exc
 
 
 MARKER = ".batch-pipeline-spool"

@@ -1,7 +1,7 @@
-"""A private folder on a local disk for what a process has at hand; it is gone with the process. Edge: files.
+"""A private temporary folder of this process, removed when the process ends. Edge: files.
 
-It lies where Python's tempfile puts things: TMPDIR, else /tmp. What a killed process left is removed by the next one of
-the same user: the lock on a file in it is held as long as its process lives.
+It is made where Python's tempfile makes things: in TMPDIR, else in /tmp. The folder of a killed process is removed by
+the same user's next process: each process holds a lock on a file in its folder for as long as it lives.
 """
 
 import atexit
@@ -19,16 +19,16 @@ LOCK = "lock"
 
 
 def folder() -> Path:
-    """The folder of this process, readable for its owner only. Raises Stopped when it cannot be made."""
+    """Return the folder of this process, which only its user can read. Raises Stopped if it cannot be created."""
     try:
         return _folder(os.getpid())  # a forked process has one of its own
     except OSError as exc:
-        raise Stopped(f"{where()}: {exc.strerror or exc}; safe to run again") from exc
+        raise Stopped(f"{description()}: {exc.strerror or exc}; safe to run again") from exc
 
 
-def where() -> str:
-    """The place, in the words of an error."""
-    with contextlib.suppress(FileNotFoundError):  # there is none at all
+def description() -> str:
+    """Return how an error message names the place of the temporary folder."""
+    with contextlib.suppress(FileNotFoundError):  # this machine has no place for temporary files
         return f"temporary folder {tempfile.gettempdir()} (TMPDIR names another)"
     return "temporary folder (TMPDIR names it)"
 
@@ -38,9 +38,9 @@ def _folder(pid: int) -> Path:
     prefix = f"batch-pipeline-{os.getuid()}-"
     _remove_dead(Path(tempfile.gettempdir()), prefix)
     made = Path(tempfile.mkdtemp(prefix=prefix))  # 0700
-    part = made / f"{LOCK}.new"
-    fcntl.flock(os.open(part, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)  # kept open until the process ends
-    part.rename(made / LOCK)  # whoever finds the file finds it locked
+    unlocked = made / f"{LOCK}.new"
+    fcntl.flock(os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)  # kept open until the process ends
+    unlocked.rename(made / LOCK)  # so that no other process ever sees the lock file unlocked
     atexit.register(_remove, made, pid)
     return made
 
@@ -52,7 +52,7 @@ def _remove(made: Path, pid: int) -> None:
 
 def _remove_dead(parent: Path, prefix: str) -> None:
     for left in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # another process removes it just now, or it is not ours, or in use
+        with contextlib.suppress(OSError):  # another process is removing it, or it is another user's, or in use
             handle = os.open(left / LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 if os.fstat(handle).st_uid == os.getuid():

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 from pipeline.answer.schema import Property, Reader, Reading, columns
 from pipeline.emulator.model.schema import schema_problem
 from pipeline.job.json_schema import SchemaProblem
-from pipeline.job.pydantic_schema import of_model
-from pipeline.job.schema_rules import FORMATS, refused
+from pipeline.job.pydantic_schema import schema_of_model
+from pipeline.job.schema_rules import FORMATS, first_problem
 
 TEXT = {"type": "string"}
 DATE = {"type": "string", "format": "date"}
@@ -192,7 +192,7 @@ def test_a_property_with_a_dot_in_its_name_is_renamed_as_it_is() -> None:
         pytest.param(
             with_defs(an_object(a={"$ref": "#/$defs/A"}), A={"anyOf": [{"$ref": "#/$defs/A"}, NULL]}),
             {},
-            "'#/$defs/A' leads back to itself",
+            "'#/$defs/A' refers to itself",
             id="a reference to itself",
         ),
     ],
@@ -228,7 +228,7 @@ def test_what_makes_no_columns_is_refused(schema: Any, renames: dict[str, str], 
     ],
 )
 def test_what_structured_outputs_take_passes_here_and_at_the_emulator(schema: dict[str, Any]) -> None:
-    assert refused(schema) is None
+    assert first_problem(schema) is None
     assert schema_problem(schema) is None
 
 
@@ -245,7 +245,7 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         *[
             pytest.param(
                 an_object(a={"type": "number", word: 1}),
-                f"properties.a.{word}: structured outputs take no `{word}`; {DESCRIBE}",
+                f"properties.a.{word}: structured outputs do not support `{word}`; {DESCRIBE}",
                 id=f"a number's {word}",
             )
             for word in NUMBERS
@@ -253,7 +253,7 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         *[
             pytest.param(
                 an_object(a={"type": "string", word: 1}),
-                f"properties.a.{word}: structured outputs take no `{word}`; {DESCRIBE}",
+                f"properties.a.{word}: structured outputs do not support `{word}`; {DESCRIBE}",
                 id=f"a text's {word}",
             )
             for word in ("minLength", "maxLength")
@@ -261,7 +261,7 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         *[
             pytest.param(
                 an_object(a={"type": "array", "items": TEXT, word: value}),
-                f"properties.a.{word}: structured outputs take no `{word}`; {DESCRIBE}",
+                f"properties.a.{word}: structured outputs do not support `{word}`; {DESCRIBE}",
                 id=f"a list's {word}",
             )
             for word, value in (("maxItems", 3), ("uniqueItems", True), ("contains", {}))
@@ -269,7 +269,7 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         *[
             pytest.param(
                 an_object() | {word: value},
-                f"{word}: structured outputs take no `{word}`; {DESCRIBE}",
+                f"{word}: structured outputs do not support `{word}`; {DESCRIBE}",
                 id=f"an object's {word}",
             )
             for word, value in (
@@ -281,27 +281,27 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         ],
         pytest.param(
             an_object(a={"type": "array", "items": TEXT, "minItems": 2}),
-            f"properties.a.minItems: structured outputs take 0 or 1 (it is 2); {DESCRIBE}",
+            f"properties.a.minItems: structured outputs support only 0 or 1 (it is 2); {DESCRIBE}",
             id="a list of two or more",
         ),
         pytest.param(
             an_object(a={"type": "array", "items": {"type": "integer", "minimum": 0}}),
-            f"properties.a.items.minimum: structured outputs take no `minimum`; {DESCRIBE}",
+            f"properties.a.items.minimum: structured outputs do not support `minimum`; {DESCRIBE}",
             id="inside of a list",
         ),
         pytest.param(
             an_object(a={"anyOf": [NULL, {"type": "integer", "minimum": 0}]}),
-            f"properties.a.anyOf.1.minimum: structured outputs take no `minimum`; {DESCRIBE}",
+            f"properties.a.anyOf.1.minimum: structured outputs do not support `minimum`; {DESCRIBE}",
             id="inside of a union",
         ),
         pytest.param(
             with_defs(an_object(a={"$ref": "#/$defs/A"}), A={"type": "integer", "minimum": 0}),
-            f"$defs.A.minimum: structured outputs take no `minimum`; {DESCRIBE}",
+            f"$defs.A.minimum: structured outputs do not support `minimum`; {DESCRIBE}",
             id="behind a reference",
         ),
         pytest.param(
             an_object(a={"type": "object", "properties": {}}),
-            "properties.a.additionalProperties: must be there and be false on each object of structured outputs",
+            "properties.a.additionalProperties: must be present and false on each object of structured outputs",
             id="an object that says nothing of other properties",
         ),
         pytest.param(
@@ -311,26 +311,26 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         ),
         pytest.param(
             an_object(a={"oneOf": [TEXT, NULL]}),
-            "properties.a.oneOf: structured outputs take no `oneOf`; write anyOf",
+            "properties.a.oneOf: structured outputs do not support `oneOf`; write anyOf",
             id="oneOf",
         ),
         *[
             pytest.param(
                 an_object(a=TEXT) | {word: {}},
-                f"{word}: structured outputs take no `{word}`; {DESCRIBE}",
+                f"{word}: structured outputs do not support `{word}`; {DESCRIBE}",
                 id=word,
             )
             for word in ("not", "if", "then", "else", "dependentSchemas")
         ],
         pytest.param(
             an_object(a=True),
-            "properties.a: structured outputs take a mapping here (it is true)",
+            "properties.a: structured outputs need a mapping here (it is true)",
             id="a boolean as a schema",
         ),
         pytest.param(
             RECURSIVE,
-            "$defs.A.properties.next.$ref: structured outputs take no recursion, and #/$defs/A contains itself; "
-            "write out as many levels",
+            "$defs.A.properties.next.$ref: structured outputs do not support recursion, and #/$defs/A contains itself; "
+            "write out as many levels as you need",
             id="recursion",
         ),
         pytest.param(
@@ -340,19 +340,19 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         ),
         pytest.param(
             an_object(**OPTIONAL) | {"required": []},
-            "structured outputs take 24 optional properties at most; name more of them in `required`",
+            "structured outputs support at most 24 optional properties; name more of them in `required`",
             id="too many optional properties",
         ),
         pytest.param(
             an_object(**UNIONS),
-            "structured outputs take 16 unions at most (anyOf, or a list of types); give others one type",
+            "structured outputs support at most 16 unions (anyOf, or a list of types); give others one type",
             id="too many unions",
         ),
         pytest.param([], "the schema must be a mapping (it is [])", id="no mapping"),
     ],
 )
 def test_what_structured_outputs_refuse_is_named_here_and_refused_at_the_emulator(schema: Any, said: str) -> None:
-    assert refused(schema) == said
+    assert first_problem(schema) == said
     assert schema_problem(schema) is not None
 
 
@@ -362,7 +362,7 @@ def test_what_structured_outputs_refuse_is_named_here_and_refused_at_the_emulato
         pytest.param(
             an_object(a={"$ref": "https://example.com/a"}),
             "properties.a.$ref: 'https://example.com/a' points outside of the schema; "
-            "copy what it names to $defs, and write #/$defs/...",
+            "copy its target to $defs, and write #/$defs/...",
             id="a reference to elsewhere",
         ),
         pytest.param(
@@ -370,40 +370,40 @@ def test_what_structured_outputs_refuse_is_named_here_and_refused_at_the_emulato
         ),
         pytest.param(
             with_defs(an_object(a={"$ref": "#/$defs/A"}), A={"$ref": "#/$defs/A"}),
-            "properties.a.$ref: '#/$defs/A' leads back to itself",
+            "properties.a.$ref: '#/$defs/A' refers to itself",
             id="a reference to itself",
         ),
         pytest.param(
             with_defs(an_object(a={"allOf": [{"$ref": "#/$defs/A"}]}), A=TEXT),
-            "properties.a.allOf.0.$ref: structured outputs take no `$ref` inside of allOf; "
+            "properties.a.allOf.0.$ref: structured outputs do not support `$ref` inside of allOf; "
             "write the $ref instead of the allOf",
             id="a reference inside of allOf",
         ),
         pytest.param(
             an_object(a={"type": "array", "prefixItems": [TEXT, INTEGER]}),
-            "properties.a.prefixItems: structured outputs take no `prefixItems`; "
+            "properties.a.prefixItems: structured outputs do not support `prefixItems`; "
             "make it an object with a property for each place",
             id="a tuple",
         ),
         pytest.param(
             an_object(a={"type": "string", "format": "phone"}),
-            "properties.a.format: structured outputs know no format 'phone' "
+            "properties.a.format: structured outputs do not support the format 'phone' "
             "(known: date, date-time, duration, email, hostname, ipv4, ipv6, time, uri, uuid); "
             "say it in the description",
             id="an unknown format",
         ),
         pytest.param(
             an_object(a={"enum": ["a", [1]]}),
-            "properties.a.enum: structured outputs take texts, numbers, booleans and null here (not [1])",
+            "properties.a.enum: structured outputs support only texts, numbers, booleans and null here (not [1])",
             id="a list to choose",
         ),
         pytest.param(
             an_object(a={"const": {}}),
-            "properties.a.const: structured outputs take texts, numbers, booleans and null here (not {})",
+            "properties.a.const: structured outputs support only texts, numbers, booleans and null here (not {})",
             id="an object as a constant",
         ),
         pytest.param(
-            an_object(a={"enum": []}), "properties.a.enum: names no value to choose from", id="nothing to choose"
+            an_object(a={"enum": []}), "properties.a.enum: must contain at least one value", id="nothing to choose"
         ),
         pytest.param(
             an_object(name=TEXT) | {"required": ["nam"]},
@@ -418,7 +418,7 @@ def test_what_structured_outputs_refuse_is_named_here_and_refused_at_the_emulato
     ],
 )
 def test_what_the_emulator_does_not_know_to_refuse_is_named(schema: Any, said: str) -> None:
-    assert refused(schema) == said
+    assert first_problem(schema) == said
 
 
 @pytest.mark.parametrize(
@@ -438,9 +438,9 @@ def test_what_the_emulator_does_not_know_to_refuse_is_named(schema: Any, said: s
     ],
 )
 def test_patterns_are_taken_but_for_what_looks_around(pattern: str, feature: str | None) -> None:
-    said = f"properties.a.pattern: structured outputs take no {feature} in a pattern; say it in the description"
+    said = f"properties.a.pattern: structured outputs do not support {feature} in a pattern; say it in the description"
 
-    assert refused(an_object(a={"type": "string", "pattern": pattern})) == (said if feature else None)
+    assert first_problem(an_object(a={"type": "string", "pattern": pattern})) == (said if feature else None)
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["structured outputs", "a tool"])
@@ -462,12 +462,12 @@ def test_patterns_are_taken_but_for_what_looks_around(pattern: str, feature: str
         pytest.param(an_object(a=5), "properties.a: 5 is not of type 'object', 'boolean'", id="a number as a schema"),
         pytest.param(
             an_object(a={"type": "string", "pattern": "("}),
-            "properties.a.pattern: '(' is no regular expression that JSON Schema knows",
+            "properties.a.pattern: '(' is not a valid regular expression of JSON Schema",
             id="a broken pattern",
         ),
         pytest.param(
             an_object(a={"type": "string", "pattern": "a\\Z"}),
-            "properties.a.pattern: 'a\\\\Z' is no regular expression that JSON Schema knows",
+            "properties.a.pattern: 'a\\\\Z' is not a valid regular expression of JSON Schema",
             id="a pattern that only Python knows",
         ),
         pytest.param(
@@ -478,14 +478,14 @@ def test_patterns_are_taken_but_for_what_looks_around(pattern: str, feature: str
     ],
 )
 def test_what_is_no_json_schema_is_refused_for_every_use(schema: Any, said: str, strict: bool) -> None:
-    assert refused(schema, strict=strict) == said
+    assert first_problem(schema, strict=strict) == said
 
 
 def test_an_ordinary_tool_takes_what_structured_outputs_refuse() -> None:
     tool = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0}, "b": {"oneOf": [TEXT, NULL]}}}
 
-    assert refused(tool, strict=False) is None
-    assert refused(RECURSIVE, strict=False) is None
+    assert first_problem(tool, strict=False) is None
+    assert first_problem(RECURSIVE, strict=False) is None
 
 
 @pytest.mark.parametrize(
@@ -496,11 +496,11 @@ def test_an_ordinary_tool_takes_what_structured_outputs_refuse() -> None:
     ],
 )
 def test_a_tools_schema_must_be_an_object(schema: Any, said: str) -> None:
-    assert refused(schema, strict=False) == f"type: the input_schema of a tool must be of type object {said}"
+    assert first_problem(schema, strict=False) == f"type: the input_schema of a tool must be of type object {said}"
 
 
 def test_a_reference_to_elsewhere_is_refused_for_a_tool_as_well_for_nothing_is_fetched() -> None:
-    said = refused({"type": "object", "properties": {"a": {"$ref": "other.json"}}}, strict=False)
+    said = first_problem({"type": "object", "properties": {"a": {"$ref": "other.json"}}}, strict=False)
 
     assert said is not None
     assert said.startswith("properties.a.$ref: 'other.json' points outside of the schema")
@@ -742,9 +742,9 @@ class Bill(BaseModel):
 
 
 def test_a_model_becomes_a_schema_that_structured_outputs_take() -> None:
-    schema = of_model(Bill)
+    schema = schema_of_model(Bill)
 
-    assert refused(schema) is None
+    assert first_problem(schema) is None
     assert schema_problem(schema) is None
     assert {name: found.kind for name, found in columns(schema, {}).items()} == {
         "number": "text",
@@ -756,7 +756,7 @@ def test_a_model_becomes_a_schema_that_structured_outputs_take() -> None:
 
 
 def test_what_structured_outputs_refuse_of_a_model_moves_to_the_description() -> None:
-    schema = of_model(Bill)
+    schema = schema_of_model(Bill)
 
     assert schema["properties"]["lines"]["description"] == "{maxItems: 3}"
     assert schema["$defs"]["Line"]["properties"]["price"]["description"] == "{minimum: 0}"
@@ -775,19 +775,19 @@ class Tree(BaseModel):
 
 
 def test_a_model_with_a_field_of_any_type_is_refused() -> None:
-    with pytest.raises(SchemaProblem, match="WithAnything has a field whose type says too little for a schema"):
-        of_model(WithAnything)
+    with pytest.raises(SchemaProblem, match="WithAnything has a field whose type is too general for a schema"):
+        schema_of_model(WithAnything)
 
 
 def test_a_model_with_a_mapping_is_refused_for_it_would_lose_its_keys() -> None:
     with pytest.raises(SchemaProblem) as problem:
-        of_model(WithMapping)
+        schema_of_model(WithMapping)
 
     assert str(problem.value) == (
-        "properties.prices: structured outputs take no mapping with keys of its own; "
+        "properties.prices: structured outputs do not support a mapping with arbitrary keys; "
         "write a list of objects with a key each"
     )
 
 
 def test_a_recursive_model_becomes_a_schema_that_is_then_refused() -> None:
-    assert "take no recursion" in str(refused(of_model(Tree)))
+    assert "do not support recursion" in str(first_problem(schema_of_model(Tree)))

@@ -309,17 +309,17 @@ def test_a_template_that_calls_a_method_of_the_row_reads_all_columns() -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        pytest.param("{{ a.upper }}", "'upper', which is a method of this value: write .upper()", id="a method"),
+        pytest.param("{{ a.upper }}", "'upper', which is a method of this value; write .upper()", id="a method"),
         pytest.param("{{ tags.count ~ '' }}", "'count', which is a method", id="a method as part of a text"),
         pytest.param("{{ [a.upper]|join }}", "'upper', which is a method", id="a method in a list"),
         pytest.param("{{ a|attr('upper') }}", "'upper', which is a method", id="a method by a filter"),
-        pytest.param("{{ order.keys() }}", "type dict_keys, which is no value; add |list", id="keys"),
-        pytest.param("{{ tags|map('upper') }}", "type generator, which is no value; add |list", id="a generator"),
+        pytest.param("{{ order.keys() }}", "type dict_keys, which is not a value; add |list", id="keys"),
+        pytest.param("{{ tags|map('upper') }}", "type generator, which is not a value; add |list", id="a generator"),
         pytest.param("{{ tags|map('upper')|string }}", "type generator", id="a generator as a text"),
         pytest.param("{{ tags|map('upper') ~ a }}", "type generator", id="a generator before a text"),
         pytest.param("{{ range }}", "type function", id="a function of Jinja"),
         pytest.param("{{ lipsum }}", "type function", id="another function of Jinja"),
-        pytest.param("{{ range(3) }}", "type range, which is no value; add |list", id="a range"),
+        pytest.param("{{ range(3) }}", "type range, which is not a value; add |list", id="a range"),
         pytest.param("{% macro m() %}{% endmacro %}{{ m }}", "type Macro", id="a macro"),
         pytest.param("{{ namespace(a=1) }}", "type Namespace", id="a namespace"),
         pytest.param("{% for x in tags %}{{ [loop] }}{% endfor %}", "type LoopContext", id="a loop in a list"),
@@ -409,7 +409,7 @@ def test_a_row_is_the_same_text_whether_jinja_is_asked_or_not(
 ) -> None:
     filled = said_by(renderer(template, {"v": "50%", "n": 5}, nulls), row)
 
-    monkeypatch.setattr(templates, "_filler", lambda *_: None)
+    monkeypatch.setattr(templates, "_fast_renderer", lambda *_: None)
 
     assert filled == said_by(renderer(template, {"v": "50%", "n": 5}, nulls), row)
 

@@ -99,11 +99,15 @@ def test_each_field_has_the_line_it_stands_on() -> None:
     ("text", "said"),
     [
         pytest.param(
-            "a: 1\nb: 2\na: 3\n", "job.yaml line 3: field 'a' stands twice (first on line 1)", id="at the top"
+            "a: 1\nb: 2\na: 3\n", "job.yaml line 3: field 'a' is given twice (first on line 1)", id="at the top"
         ),
-        pytest.param("s:\n  k: 1\n  k: 1\n", "job.yaml line 3: field 'k' stands twice (first on line 2)", id="inside"),
-        pytest.param("s: {k: 1, k: 2}\n", "job.yaml line 1: field 'k' stands twice", id="on one line"),
-        pytest.param("l:\n- k: 1\n  'k': 2\n", "job.yaml line 3: field 'k' stands twice", id="in a list, once quoted"),
+        pytest.param(
+            "s:\n  k: 1\n  k: 1\n", "job.yaml line 3: field 'k' is given twice (first on line 2)", id="inside"
+        ),
+        pytest.param("s: {k: 1, k: 2}\n", "job.yaml line 1: field 'k' is given twice", id="on one line"),
+        pytest.param(
+            "l:\n- k: 1\n  'k': 2\n", "job.yaml line 3: field 'k' is given twice", id="in a list, once quoted"
+        ),
     ],
 )
 def test_a_field_that_stands_twice_is_refused_with_both_lines(text: str, said: str) -> None:
@@ -162,7 +166,7 @@ def test_anchors_stand_for_what_they_name() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        pytest.param("a: 1\nprompt: {{ text }}\n", 'line 2: YAML takes .*: prompt: "{{ text }}"$', id="alone"),
+        pytest.param("a: 1\nprompt: {{ text }}\n", 'line 2: YAML reads .*: prompt: "{{ text }}"$', id="alone"),
         pytest.param(
             "prompt: {{ text }} and more\n", 'line 1: .*: prompt: "{{ text }} and more"$', id="with text behind"
         ),

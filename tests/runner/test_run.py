@@ -506,7 +506,7 @@ def test_answers_go_to_a_table_in_a_schema_where_there_are_any(world: World) -> 
 
 
 def test_the_pipelines_own_schema_is_refused(world: World) -> None:
-    with pytest.raises(ValidationError, match="the schema of the pipeline's own tables"):
+    with pytest.raises(ValidationError, match="for the pipeline's own tables"):
         world.job(sink={"table": "batch_pipeline.answers"})
 
 

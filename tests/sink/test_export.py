@@ -291,10 +291,10 @@ def test_a_database_that_fails_in_the_middle_leaves_no_upload(
 def test_a_bucket_that_is_not_there_and_wrong_credentials_are_told(world: World, s3: S3) -> None:
     job = ran(world)
 
-    with pytest.raises(objects.NotThere, match=r"there is no bucket s3://buckett; check its name"):
+    with pytest.raises(objects.NotFound, match=r"there is no bucket s3://buckett; check its name"):
         export(world.database, job, "s3://buckett/answers.csv", Wanted())
     s3.faults += ["403"]
-    with pytest.raises(objects.NoAccess, match="the store refuses the credentials"):
+    with pytest.raises(objects.AccessDenied, match="the store refuses the credentials"):
         export(world.database, job, "s3://bucket/answers.csv", Wanted())
     with pytest.raises(InputError, match="answers go to a path, or to s3://BUCKET/NAME"):
         export(world.database, job, "https://bucket/answers.csv", Wanted())

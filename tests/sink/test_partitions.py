@@ -414,5 +414,5 @@ def test_of_two_exports_at_the_same_time_one_is_told(
 
 
 def test_a_bucket_that_is_not_there_is_told(world: World, job: JobRecord, s3: S3) -> None:
-    with pytest.raises(objects.NotThere, match="there is no bucket s3://buckett"):
+    with pytest.raises(objects.NotFound, match="there is no bucket s3://buckett"):
         export_partitioned(world.database, job, "s3://buckett/answers", ["team"], Wanted())

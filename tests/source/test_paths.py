@@ -125,7 +125,7 @@ def test_files_that_say_their_types_may_have_any_name(put: Put, kind: str) -> No
 
 
 def test_a_format_without_a_path_is_refused() -> None:
-    with pytest.raises(ValueError, match="format says what the files of path are"):
+    with pytest.raises(ValueError, match="format applies to files, and there is no path"):
         Source(query="SELECT 1", database="sqlite://", key=["id"], format="csv")
 
 

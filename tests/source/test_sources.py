@@ -448,9 +448,9 @@ def test_a_job_file_may_name_a_database_beside_it(tmp_path: Path, warehouse: str
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "there is none of them"),
-        ({"path": "a.csv", "query": "SELECT 1", "database": "x"}, "there are path and query"),
-        ({"query": "SELECT 1"}, "query and database go together"),
+        ({}, "it has none of them"),
+        ({"path": "a.csv", "query": "SELECT 1", "database": "x"}, "it has path and query"),
+        ({"query": "SELECT 1"}, "query and database need each other"),
     ],
 )
 def test_a_source_is_one_thing(fields: dict[str, Any], said: str) -> None:

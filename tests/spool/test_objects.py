@@ -23,7 +23,7 @@ from pipeline.spool import objects as object_spool
 from pipeline.spool.body import BodyReader, BodyWriter, params_at
 from pipeline.spool.local import LocalSpool
 from pipeline.spool.objects import _COPIES, ObjectSpool
-from pipeline.spool.spool import Known, Spool
+from pipeline.spool.spool import KnownBody, Spool
 from pipeline.state.database import Database
 from pipeline.state.tables import batches
 from pipeline.storage import objects, tempdir
@@ -50,8 +50,8 @@ def filled(spool: Spool, texts: list[str]) -> BodyWriter:
     return body
 
 
-def known(body: BodyWriter) -> Known:
-    return Known(body.contents.nonce, body.digest, body.contents.size)
+def known(body: BodyWriter) -> KnownBody:
+    return KnownBody(body.contents.nonce, body.digest, body.contents.size)
 
 
 def on_another_machine() -> None:
@@ -84,7 +84,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Spool:
 def written(spool: Spool, body: BodyWriter) -> bytes | None:
     """What another driver finds of a body."""
     on_another_machine()
-    with spool.at_hand(body.contents.nonce, body.digest) as file:
+    with spool.local_copy(body.contents.nonce, body.digest) as file:
         return None if file is None else file.read_bytes()
 
 
@@ -101,7 +101,7 @@ def test_a_finished_body_is_read_back_as_it_was_written(either: Spool, texts: li
     assert len(found) == body.contents.size
     sent = orjson.loads(found)["requests"]
     assert [request["params"]["messages"][0]["content"] for request in sent] == texts
-    with either.at_hand(body.contents.nonce, body.digest) as file:
+    with either.local_copy(body.contents.nonce, body.digest) as file:
         assert file is not None
         assert list(params_at(file, [len(texts) - 1])) == [params(texts[-1])]
         with BodyReader(file, lambda: None) as reader:
@@ -127,7 +127,7 @@ def test_bodies_are_listed_with_their_sizes_and_times(either: Spool) -> None:
     assert nonce == body.contents.nonce
     assert found.size == body.contents.size
     assert abs((found.written_at - now).total_seconds()) < 60
-    assert nonce in found.shown
+    assert nonce in found.location
     assert either.count_requests(nonce) == 2
 
 
@@ -150,18 +150,18 @@ def test_a_discarded_body_leaves_nothing(either: Spool) -> None:
 def test_two_who_open_a_new_spool_agree_on_its_id_and_another_one_is_refused(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = objects.content
+    content = objects.get
     beside: list[ObjectSpool] = []
 
     def look(url: str) -> bytes:
         try:
             return content(url)
-        except objects.NotThere:  # and before it makes one, another driver has
-            monkeypatch.setattr(objects, "content", content)
+        except objects.NotFound:  # and before it makes one, another driver has
+            monkeypatch.setattr(objects, "get", content)
             beside.append(ObjectSpool.open(f"{s3.url}/spool", "tickets"))
             raise
 
-    monkeypatch.setattr(objects, "content", look)
+    monkeypatch.setattr(objects, "get", look)
     spool = ObjectSpool.open(f"{s3.url}/spool", "tickets")
 
     assert [spool] == beside
@@ -186,7 +186,7 @@ def test_who_wrote_a_body_sends_it_without_fetching_it_and_others_fetch_it_once(
     body = filled(far, ["one"])
     s3.requests.clear()
 
-    with far.at_hand(body.contents.nonce, body.digest) as file:
+    with far.local_copy(body.contents.nonce, body.digest) as file:
         assert file is not None
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -194,7 +194,7 @@ def test_who_wrote_a_body_sends_it_without_fetching_it_and_others_fetch_it_once(
 
     on_another_machine()
     for _ in range(2):  # held back the first time
-        with far.at_hand(body.contents.nonce, body.digest) as file:
+        with far.local_copy(body.contents.nonce, body.digest) as file:
             assert file is not None
     path = f"/bucket/spool/tickets/{body.contents.nonce}.json"
     assert s3.requests == [f"HEAD {path}", f"GET {path}"]
@@ -431,7 +431,7 @@ def test_a_body_that_is_not_as_it_was_is_not_sent_and_its_rows_are_rendered_anew
         assert (there.accepted(), there.batch_states()) == (0, ["dropped"])
     run_on_another_machine(there)
 
-    assert "is gone or was altered" in there.told("dropped")[0]["problem"]
+    assert "is missing or was altered" in there.told("dropped")[0]["problem"]
     all_is_well(there, s3)
 
 

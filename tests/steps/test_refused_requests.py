@@ -108,7 +108,7 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
         ),
         pytest.param(
             {"output": {"schema": schema(total={"type": "integer", "minimum": 0})}},
-            ["output.schema: properties.total.minimum", "structured outputs take no `minimum`"],
+            ["output.schema: properties.total.minimum", "structured outputs do not support `minimum`"],
             id="a keyword that structured outputs do not take",
         ),
         pytest.param(

@@ -1,8 +1,10 @@
 """Object storage over HTTP: moto's S3 server, with faults between."""
 
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -14,31 +16,31 @@ from tests.support.object_storage import S3
 def test_an_object_is_found_read_listed_and_removed(s3: S3) -> None:
     url = s3.put("notes/über a+b.txt", b"0123456789")
     s3.put("notebook/other.txt", b"x")
-    obj = objects.found(url)
+    obj = objects.head(url)
     assert (obj.url, obj.size) == (url, 10)
     assert objects.read(obj) == b"0123456789"
-    assert [o.url for o in objects.listed("s3://bucket/notes")] == [url]
-    with objects.opened(obj, buffered=4) as file:
+    assert [o.url for o in objects.list_objects("s3://bucket/notes")] == [url]
+    with objects.open_object(obj, buffered=4) as file:
         assert file.read(3) == b"012"
         file.seek(-2, 2)
         assert file.read() == b"89"
     objects.remove(url)
     objects.remove(url)
-    with pytest.raises(objects.NotThere, match="does not exist"):
-        objects.found(url)
+    with pytest.raises(objects.NotFound, match="does not exist"):
+        objects.head(url)
 
 
 def test_an_empty_object_is_read_without_a_request(s3: S3) -> None:
-    obj = objects.found(s3.put("empty", b""))
+    obj = objects.head(s3.put("empty", b""))
     s3.requests.clear()
     assert objects.read(obj) == b""
-    assert objects.opened(obj).read() == b""
+    assert objects.open_object(obj).read() == b""
     assert s3.requests == []
 
 
 def test_what_is_replaced_while_it_is_read_is_no_mixture(s3: S3) -> None:
-    obj = objects.found(s3.put("a", b"old old old old old"))
-    with objects.opened(obj, buffered=4) as file:
+    obj = objects.head(s3.put("a", b"old old old old old"))
+    with objects.open_object(obj, buffered=4) as file:
         assert file.read(4) == b"old "
         s3.put("a", b"new new new new new")
         with pytest.raises(objects.Replaced, match="s3://bucket/a was replaced while it was read"):
@@ -62,14 +64,14 @@ def test_something_put_in_parts_is_there_whole_or_not_at_all(s3: S3) -> None:
 
 def test_of_two_who_create_the_same_one_is_told(s3: S3) -> None:
     objects.put("s3://bucket/marker", b"mine", create=True)
-    with pytest.raises(objects.Exists, match="s3://bucket/marker exists"):
+    with pytest.raises(objects.AlreadyExists, match="s3://bucket/marker exists"):
         objects.put("s3://bucket/marker", b"yours", create=True)
     assert s3.get("marker") == b"mine"
 
 
 @pytest.mark.parametrize("fault", ["503", "cut"])
 def test_a_store_that_stumbles_is_asked_again(s3: S3, fault: str) -> None:
-    obj = objects.found(s3.put("a", b"x" * 100_000))
+    obj = objects.head(s3.put("a", b"x" * 100_000))
     s3.faults += [fault, fault]
     assert objects.read(obj) == b"x" * 100_000
     assert s3.faults == []
@@ -82,14 +84,39 @@ def test_an_answer_that_breaks_off_is_asked_for_again_whatever_it_was(s3: S3) ->
     for n in range(3):
         s3.put(f"notes/{n}", b"x")
     s3.faults += ["cut"]
-    with pytest.raises(objects.NotThere, match="does not exist"):
-        objects.content("s3://bucket/nothing")
+    with pytest.raises(objects.NotFound, match="does not exist"):
+        objects.get("s3://bucket/nothing")
     s3.faults += ["cut"]
-    assert [obj.url[-1] for obj in objects.listed("s3://bucket/notes")] == ["0", "1", "2"]
+    assert [obj.url[-1] for obj in objects.list_objects("s3://bucket/notes")] == ["0", "1", "2"]
     s3.faults += ["cut"]
     objects.put("s3://bucket/whole", b"a" * 9_000_000)
     assert len(s3.get("whole")) == 9_000_000
     assert s3.faults == []
+
+
+def test_an_answer_that_breaks_off_each_time_is_told_after_the_third(s3: S3, capfd: pytest.CaptureFixture[str]) -> None:
+    obj = objects.head(s3.put("notes/a", b"x" * 100_000))
+    s3.requests.clear()
+    s3.faults += ["cut"] * 20
+
+    with pytest.raises(objects.BrokenOff, match=r"s3://bucket/notes: the store cannot be reached .*safe to run again"):
+        list(objects.list_objects("s3://bucket/notes"))
+
+    assert capfd.readouterr() == ("", "")
+    assert s3.requests == ["GET /bucket"] * 3
+    s3.faults.clear()
+    assert objects.read(obj) == b"x" * 100_000
+
+
+def test_a_listing_need_not_be_read_to_its_end(s3: S3) -> None:
+    for n in range(3):
+        s3.put(f"notes/{n}", b"x")
+
+    with contextlib.closing(cast("Generator[objects.Object]", objects.list_objects("s3://bucket/notes"))) as listing:
+        first = next(listing)
+
+    assert first.url == "s3://bucket/notes/0"
+    assert list(listing) == []
 
 
 def test_uploads_that_nobody_came_to_the_end_of_are_ended_below_one_folder(s3: S3) -> None:
@@ -100,15 +127,15 @@ def test_uploads_that_nobody_came_to_the_end_of_are_ended_below_one_folder(s3: S
 
 
 def test_a_missing_bucket_is_told_from_a_missing_object(s3: S3) -> None:
-    with pytest.raises(objects.NoBucket):
-        objects.content("s3://buckett/x")
+    with pytest.raises(objects.BucketNotFound):
+        objects.get("s3://buckett/x")
     with pytest.raises(InputError, match="no object can have this name"):
-        objects.content("s3://bucket/a//b")
+        objects.get("s3://bucket/a//b")
 
 
 def test_an_object_is_downloaded_in_parts(s3: S3, tmp_path: Path) -> None:
     data = bytes(range(256)) * 40_000
-    obj = objects.found(s3.put("a", data))
+    obj = objects.head(s3.put("a", data))
     with open(tmp_path / "a", "w+b") as file:
         objects.download(obj, file)
         file.seek(0)
@@ -118,7 +145,7 @@ def test_an_object_is_downloaded_in_parts(s3: S3, tmp_path: Path) -> None:
 def test_a_store_that_is_too_slow_is_asked_again(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "REQUEST_SECONDS", 0.2)
     objects.forget_stores()
-    obj = objects.found(s3.put("a", b"x" * 100_000))
+    obj = objects.head(s3.put("a", b"x" * 100_000))
     s3.faults += ["slow", "slow"]
     assert objects.read(obj) == b"x" * 100_000
     s3.faults += ["slow"]
@@ -131,13 +158,13 @@ def test_a_store_that_stays_down_is_told_with_its_answer(s3: S3, monkeypatch: py
     objects.forget_stores()
     s3.faults += ["503"] * 50
     with pytest.raises(Stopped, match=r"s3://bucket/a: the store cannot be reached .*503 .*safe to run again"):
-        objects.found("s3://bucket/a")
+        objects.head("s3://bucket/a")
 
 
 def test_a_bucket_that_is_not_there_is_named(s3: S3) -> None:
-    for ask in (lambda: list(objects.listed("s3://buckett/x")), lambda: objects.put("s3://buckett/x", b"1")):
+    for ask in (lambda: list(objects.list_objects("s3://buckett/x")), lambda: objects.put("s3://buckett/x", b"1")):
         with pytest.raises(
-            objects.NotThere, match=r"there is no bucket s3://buckett; check its name, and AWS_ENDPOINT"
+            objects.NotFound, match=r"there is no bucket s3://buckett; check its name, and AWS_ENDPOINT"
         ):
             ask()
 
@@ -146,15 +173,15 @@ def test_credentials_that_are_missing_or_wrong_are_told_without_their_values(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.faults += ["403"]
-    with pytest.raises(objects.NoAccess, match=r"refuses the credentials \(InvalidAccessKeyId\)") as refused:
-        list(objects.listed("s3://bucket/x"))
+    with pytest.raises(objects.AccessDenied, match=r"refuses the credentials \(InvalidAccessKeyId\)") as refused:
+        list(objects.list_objects("s3://bucket/x"))
     assert "set: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in str(refused.value)
     assert "secret)" not in str(refused.value)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     objects.forget_stores()
-    with pytest.raises(objects.NoAccess, match=r"no credentials; tried AWS_ACCESS_KEY_ID, .*set: none"):
-        objects.found("s3://bucket/x")
+    with pytest.raises(objects.AccessDenied, match=r"no credentials; tried AWS_ACCESS_KEY_ID, .*set: none"):
+        objects.head("s3://bucket/x")
 
 
 def test_a_profile_of_the_sdk_says_who_asks_and_where(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -168,17 +195,17 @@ def test_a_profile_of_the_sdk_says_who_asks_and_where(s3: S3, monkeypatch: pytes
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
     objects.forget_stores()
-    assert objects.found("s3://bucket/a").size == 1
+    assert objects.head("s3://bucket/a").size == 1
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     objects.forget_stores()
-    with pytest.raises(objects.NoAccess, match=r"profile \(nobody\) could not be found"):
-        objects.found("s3://bucket/a")
+    with pytest.raises(objects.AccessDenied, match=r"profile \(nobody\) could not be found"):
+        objects.head("s3://bucket/a")
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///key"])
 def test_an_address_without_a_bucket_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="s3://BUCKET/NAME"):
-        objects.found(url)
+        objects.head(url)
 
 
 def test_google_and_azure_say_what_they_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -187,10 +214,10 @@ def test_google_and_azure_say_what_they_tried(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     objects.forget_stores()
-    with pytest.raises(objects.NoAccess, match="tried GOOGLE_APPLICATION_CREDENTIALS"):
-        objects.found("gs://bucket/x")
-    with pytest.raises(objects.NoAccess, match="no account is named; tried AZURE_STORAGE_ACCOUNT_NAME"):
-        objects.found("az://container/x")
+    with pytest.raises(objects.AccessDenied, match="tried GOOGLE_APPLICATION_CREDENTIALS"):
+        objects.head("gs://bucket/x")
+    with pytest.raises(objects.AccessDenied, match="no storage account is named; tried AZURE_STORAGE_ACCOUNT_NAME"):
+        objects.head("az://container/x")
 
 
 @pytest.mark.parametrize(
@@ -216,8 +243,8 @@ def test_a_library_that_is_not_installed_is_named_and_no_credentials_are_blamed(
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     objects.forget_stores()
 
-    with pytest.raises(objects.NoAccess) as refused:
-        objects.found(url)
+    with pytest.raises(objects.AccessDenied) as refused:
+        objects.head(url)
 
     assert said in str(refused.value)
     assert "None" not in str(refused.value)

@@ -135,7 +135,7 @@ class Point:
         """The nonces of the bodies that are in its spool."""
         if self.spool is None:
             return {body.stem for body in (self.folder / "spool" / "crashing").glob("*.json")}
-        names = [obj.url.rpartition("/")[2] for obj in objects.listed(f"{self.spool}/crashing")]
+        names = [obj.url.rpartition("/")[2] for obj in objects.list_objects(f"{self.spool}/crashing")]
         return {name.removesuffix(".json") for name in names}
 
     def _connect(self, _: str) -> Api:
