@@ -43,7 +43,15 @@ def read_ending(environment: "Environment", loaded: "Job", finished: "Finished",
 
     shown = environment.database.shown
     if finished.run_id is None:  # it was only quoted, or a person did not confirm the quote
-        return _Ending(finished, None, None, [], {}, running_command(without=["dry_run"]), shown)
+        return _Ending(
+            finished=finished,
+            budget=None,
+            month=None,
+            lines=[],
+            money={},
+            next_words=running_command(without=["dry_run"]),
+            database=shown,
+        )
     with environment.database.read() as conn:
         ran = get_run(conn, finished.run_id)
         budget = budget_facts(conn, ran)
@@ -58,7 +66,16 @@ def read_ending(environment: "Environment", loaded: "Job", finished: "Finished",
     else:
         next_words = next_words_by_status(environment.database, loaded.name, job=job)
     retry = ran.retry is not None
-    return _Ending(finished, budget, month, lines, money_facts(*money), next_words, shown, retry)
+    return _Ending(
+        finished=finished,
+        budget=budget,
+        month=month,
+        lines=lines,
+        money=money_facts(*money),
+        next_words=next_words,
+        database=shown,
+        retry=retry,
+    )
 
 
 def tell_ending(database: "Database", loaded: "Job", ending: _Ending, shared: SharedOptions) -> None:

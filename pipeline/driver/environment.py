@@ -115,7 +115,9 @@ class Environment:
         ):
             with self.database.write() as conn:
                 leases.bury(conn, self.database.now(conn, self.now()))
-            yield Session(self, api, account_id, lease, Listing(api, self.database, account_id))
+            yield Session(
+                where=self, api=api, account_id=account_id, lease=lease, listing=Listing(api, self.database, account_id)
+            )
 
 
 @dataclass(frozen=True)

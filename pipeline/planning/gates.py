@@ -52,7 +52,15 @@ def standing(conn: Connection, job_id: int, recipe: str, run: RunRecord | None) 
         return Standing(proven=proven, failed=failed)
     keeps = run.gate is not None and keeps_gate(conn, run.id, run.gate)
     passed = has_sent(conn, run.id, Gate.CANARY)  # and its gate is open: once for each run
-    return Standing(run.gate, keeps, run.no_canary, passed, proven, failed, has_sent(conn, run.id))
+    return Standing(
+        gate=run.gate,
+        keeps_gate=keeps,
+        no_canary=run.no_canary,
+        passed=passed,
+        proven=proven,
+        failed=failed,
+        sent=has_sent(conn, run.id),
+    )
 
 
 def gate_of(job: Job, known: Standing, *, rows: int, canary: bool, primes: bool) -> Gate | None:

@@ -51,5 +51,5 @@ def past(conn: Connection, job: JobRecord, sink: ResultsTable, recipe: str) -> P
         tokens = sorted(conn.scalars(newest))
         if tokens:
             low, mean = float(tokens[len(tokens) // 10]), statistics.mean(tokens)
-            return Past(len(tokens), low, mean, read_rate(usage), cached_share(usage))
+            return Past(answers=len(tokens), low=low, mean=mean, rate=read_rate(usage), cached=cached_share(usage))
     return None

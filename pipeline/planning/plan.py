@@ -235,7 +235,7 @@ class Plan:
             else:
                 kind = self.verdict_of(row, hashes[i], older[i], unsent=unsent)
             judged.append((kind, hashes[i], row))
-        return Judged(looked_at, judged, settled, hashes, keeps, numbers)
+        return Judged(looked_at=looked_at, rows=judged, settled=settled, hashes=hashes, keeps=keeps, known=numbers)
 
     def _all_new(self, rows: int) -> Judged:
         """Of so many rows of which nothing is known."""

@@ -54,13 +54,13 @@ def known(conn: Connection, row: JobRecord | None, sink: ResultsTable, plan: Pla
     counts = counting.stored(conn, row.id, plan.asked.recipe)
     per_byte = budget.CERTAIN_TOKENS_PER_BYTE if counts is None else counts.tokens_per_byte
     return Known(
-        run_id,
-        gates.standing(conn, row.id, plan.recipe, run),
-        unsent(conn, row.id),
-        flying(conn, row.id, per_byte),
-        past(conn, row, sink, plan.recipe),
-        counts,
-        rows_of_source(conn, row.id, plan.job.vars),
+        run_id=run_id,
+        standing=gates.standing(conn, row.id, plan.recipe, run),
+        unsent=unsent(conn, row.id),
+        in_flight=flying(conn, row.id, per_byte),
+        before=past(conn, row, sink, plan.recipe),
+        counts=counts,
+        rows=rows_of_source(conn, row.id, plan.job.vars),
     )
 
 

@@ -329,13 +329,13 @@ class Run:
             meanwhile = ends.of(conn, set(self._driver.ended) - {self._run_id})
         tell_ends(self._driver.tell, meanwhile, "while this command ran")
         return Finished(
-            self._run_id,
-            row.state,
-            row.reason,
-            counts,
-            cost,
-            self._quote,
-            self._job.limits.max_failed,
+            run_id=self._run_id,
+            state=row.state,
+            reason=row.reason,
+            rows=counts,
+            cost_usd=cost,
+            quote=self._quote,
+            max_failed=self._job.limits.max_failed,
             ended_at=row.ended_at,
             earlier=tuple(end for end in self._earlier if end.run_id != self._run_id),  # unless it went on just now
             meanwhile=tuple(meanwhile),

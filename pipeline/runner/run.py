@@ -49,13 +49,23 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         where.tell(Quoted(quote=quote))
         _tell_of_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
-            return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
+            return Finished(
+                run_id=None,
+                state="quoted",
+                reason=None,
+                rows={},
+                cost_usd=0.0,
+                quote=quote,
+                max_failed=job.limits.max_failed,
+            )
         is_new = row is None
         row, sink = register(where, job, columns, file)
         driver = driving.driver(row, sink, tries_account=True)
         if is_new:
             note(where, row.id, plan, quote, counts)
-        return Run(driver, job, plan, quote, counts, options, earlier).to_the_end()
+        return Run(
+            driver=driver, job=job, plan=plan, quote=quote, counts=counts, options=options, earlier=earlier
+        ).to_the_end()
 
 
 def _quoted(where: Environment, plan: Plan, quote: Quote, known: quoting.Known, api: Api, *, canary: bool) -> Counts:

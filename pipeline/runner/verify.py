@@ -16,7 +16,7 @@ from pipeline.job.model import Job
 from pipeline.planning.verdict import Verdict
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
-from pipeline.state.batch_facts import batches_of_job, twins
+from pipeline.state.batch_facts import BatchProblem, batches_of_job, twins
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
 from pipeline.state.row_facts import ProvedRow, proved_rows
@@ -62,8 +62,8 @@ class Verified:
     waiting: int = 0
     batches: int = 0
     requests: int = 0
-    lost: list[tuple[int, str]] = field(default_factory=list)
-    twins: list[tuple[int, str]] = field(default_factory=list)
+    lost: list[BatchProblem] = field(default_factory=list)
+    twins: list[BatchProblem] = field(default_factory=list)
     vanished: int = 0
     source_rows: int | None = None
     gone: int | None = None
@@ -279,7 +279,7 @@ def _name_strangers(
 def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
     with database.read() as conn:
         known = batches_of_job(conn, job_id)
-        found.twins = [(twin.batch, twin.problem or "") for twin in twins(conn, job_id)]
+        found.twins = twins(conn, job_id)
         found.vanished = vanished_rows(conn, job_id)
     for batch in known:
         if batch.state == BatchState.COLLECTED:
@@ -290,7 +290,7 @@ def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
         elif batch.state in OPEN_BATCHES and not found.waiting:  # else its rows have been named
             found.note(f"batch {batch.id}", f"is not done: it is {batch.state}")
         elif batch.state == BatchState.LOST:
-            found.lost.append((batch.id, batch.trouble or ""))
+            found.lost.append(BatchProblem(batch.id, batch.trouble or ""))
 
 
 def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Mapping[str, int]) -> Iterator[str]:

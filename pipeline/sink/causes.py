@@ -43,7 +43,13 @@ def failure_causes(conn: Connection, sink: ResultsTable) -> list[Cause]:
     )
     causes = conn.execute(grouped).tuples().all()
     return [
-        Cause(status, kind, message, rows, _examples(conn, sink, status, kind, message))
+        Cause(
+            status=status,
+            error_type=kind,
+            error_message=message,
+            rows=rows,
+            examples=_examples(conn, sink, status, kind, message),
+        )
         for status, kind, message, rows in causes
     ]
 

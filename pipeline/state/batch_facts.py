@@ -45,8 +45,8 @@ class BatchFacts(NamedTuple):
         return in_words(self.reason, self.problem)
 
 
-class Twin(NamedTuple):
-    """A batch that the API has accepted twice, so that both are paid, and what is to be said of that."""
+class BatchProblem(NamedTuple):
+    """A batch, and what is wrong with it."""
 
     batch: int
     problem: str | None
@@ -105,14 +105,14 @@ def oldest_uncollected(conn: Connection, job_id: int) -> datetime | None:
     return oldest
 
 
-def twins(conn: Connection, job_id: int) -> list[Twin]:
-    """Return the job's batches that the API has accepted twice."""
+def twins(conn: Connection, job_id: int) -> list[BatchProblem]:
+    """Return the job's batches that the API has accepted twice, so that both are paid."""
     query = (
         select(batches.c.id, sendings.c.problem)
         .join(batches, batches.c.id == sendings.c.batch_id)
         .where(batches.c.job_id == job_id, sendings.c.end == SendingEnd.TWIN)
     )
-    return [Twin(*row) for row in conn.execute(query)]
+    return [BatchProblem(*row) for row in conn.execute(query)]
 
 
 def sent_of_run(conn: Connection, run_id: int) -> Sent:

@@ -151,7 +151,7 @@ def batches_in(conn: Connection, job_id: int, *states: BatchState, due: datetime
 def batches_by_state(conn: Connection, run_id: int) -> dict[str, int]:
     """How many batches of the run are in each state."""
     query = select(batches.c.state, func.count()).where(batches.c.run_id == run_id).group_by(batches.c.state)
-    return {row[0]: row[1] for row in conn.execute(query)}
+    return dict(conn.execute(query).tuples().all())
 
 
 def next_due_at(conn: Connection, job_id: int, driver: str, account_id: int) -> datetime | None:
@@ -234,7 +234,9 @@ def flying(conn: Connection, job_id: int, tokens_per_byte: float) -> InFlight | 
         .where(batches.c.job_id == job_id, there)
     )
     number, sent, rows, usd, priced = conn.execute(query).one()
-    return InFlight(number, int(sent), int(rows), float(usd) if priced == number else None) if number else None
+    if not number:
+        return None
+    return InFlight(batches=number, requests=int(sent), rows=int(rows), usd=float(usd) if priced == number else None)
 
 
 def count_foreign(conn: Connection, job_id: int, account_id: int) -> int:

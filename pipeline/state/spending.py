@@ -1,7 +1,7 @@
 """What is at the API, and what was reserved and spent, of a run and of a month. Edge: SQL."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -19,6 +19,13 @@ from pipeline.state.batches import Batch
 from pipeline.state.conditions import MAY_HAVE_ARRIVED
 from pipeline.state.tables import accounts, batches, requests, runs, sendings
 from pipeline.states import AT_THE_API, BatchState, SendingEnd
+
+
+class Spending(NamedTuple):
+    """US dollars: what sendings have cost, and what those that are not settled may cost at most."""
+
+    settled: float
+    reserved: float
 
 
 def lock_accounts(conn: Connection) -> None:
@@ -46,7 +53,7 @@ def reservation(batch: Batch, tokens_per_byte: float) -> float | None:
     return batch.max_output_usd + batch.max_input_usd * tokens_per_byte
 
 
-def spending(conn: Connection, run_id: int, tokens_per_byte: float) -> tuple[float, float]:
+def spending(conn: Connection, run_id: int, tokens_per_byte: float) -> Spending:
     """US dollars: what the run's sendings have cost, and what those that are not settled may cost at most.
 
     Sendings of before the run had a budget are reserved for as well.
@@ -54,7 +61,7 @@ def spending(conn: Connection, run_id: int, tokens_per_byte: float) -> tuple[flo
     return _spending(conn, batches.c.run_id == run_id, literal(tokens_per_byte))
 
 
-def spending_since(conn: Connection, since: datetime, certain: float) -> tuple[float, float]:
+def spending_since(conn: Connection, since: datetime, certain: float) -> Spending:
     """As `spending`, of all sendings of all jobs that began since then, lost ones included.
 
     certain: tokens that a byte is at most, for runs which never had a budget.
@@ -62,13 +69,13 @@ def spending_since(conn: Connection, since: datetime, certain: float) -> tuple[f
     return _spending(conn, sendings.c.started_at >= since, func.coalesce(runs.c.tokens_per_byte, certain))
 
 
-def _spending(conn: Connection, which: ColumnElement[bool], per_byte: ColumnElement[Any]) -> tuple[float, float]:
+def _spending(conn: Connection, which: ColumnElement[bool], per_byte: ColumnElement[Any]) -> Spending:
     of_runs = sendings.join(batches, batches.c.id == sendings.c.batch_id).join(runs, runs.c.id == batches.c.run_id)
     at_most = batches.c.max_output_usd + batches.c.max_input_usd * per_byte
     unsettled = case((sendings.c.settled_usd.is_(None), func.coalesce(sendings.c.reserved_usd, at_most, 0.0)))
     query = select(func.sum(sendings.c.settled_usd), func.sum(unsettled)).select_from(of_runs)
     settled, reserved = conn.execute(query.where(which, MAY_HAVE_ARRIVED)).one()
-    return float(settled or 0.0), float(reserved or 0.0)
+    return Spending(float(settled or 0.0), float(reserved or 0.0))
 
 
 def cost_of_waiting(conn: Connection, run_id: int, tokens_per_byte: float) -> float | None:

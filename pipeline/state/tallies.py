@@ -84,7 +84,7 @@ def leaving(conn: Connection, *which: ColumnElement[bool]) -> Counter[tuple[int,
     """Rows that are about to change, by run and state, each negative; they stay as they are until then."""
     query = select(requests.c.run_id, requests.c.state).where(*which).with_for_update(key_share=True)
     leaving: Counter[tuple[int, str]] = Counter()
-    leaving.subtract((row[0], row[1]) for row in conn.execute(query))
+    leaving.subtract((run_id, state) for run_id, state in conn.execute(query).tuples())
     return leaving
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -51,9 +52,9 @@ def intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetim
     """
     with driver.moving(batch) as conn:
         lock_accounts(conn)
-        job, reserved, not_now = allowed_now(driver, conn, batch, require_open(conn, batch.run_id))
-        if not_now is not None:
-            return not_now
+        admission = allowed_now(driver, conn, batch, require_open(conn, batch.run_id))
+        if admission.not_now is not None:
+            return admission.not_now
         batch, sending = begin_sending(
             conn,
             batch,
@@ -62,23 +63,32 @@ def intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetim
             started_at=started_at,
             deadline=deadline,
             due_at=driver.now(),
-            reserved_usd=reserved,
+            reserved_usd=admission.reserved_usd,
         )
         driver.tries_account = False  # one try for each explicit run; success closes the circuit
-        return _Intent(batch, sending, job.request.betas)
+        return _Intent(batch, sending, admission.job.request.betas)
 
 
-def allowed_now(
-    driver: Driver, conn: Connection, batch: Batch, run: RunRecord
-) -> tuple[Job, float | None, NotNow | None]:
-    """The job, what to reserve for the batch, and why it cannot be sent now, if so. Raises AccountStopped."""
+class Admission(NamedTuple):
+    """Whether a batch can be sent now. reserved_usd: what it may cost at most; None without a budget.
+
+    not_now: why it cannot be sent; None when it can.
+    """
+
+    job: Job
+    reserved_usd: float | None
+    not_now: NotNow | None
+
+
+def allowed_now(driver: Driver, conn: Connection, batch: Batch, run: RunRecord) -> Admission:
+    """Return whether the batch can be sent now. Raises AccountStopped when the API has refused the account."""
     job = stored_job(run)  # not a copy of before: the run goes by its present limits
     _check_circuit(driver, circuit(conn, driver.account_id))
     not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
     reserved = None
     if not_now is None:
         reserved, not_now = _money(driver, conn, batch, job, run)
-    return job, reserved, not_now
+    return Admission(job, reserved, not_now)
 
 
 def _gate(conn: Connection, batch: Batch, job: Job, run: RunRecord) -> NotNow | None:

@@ -207,7 +207,9 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
         def chunks() -> Iterator[_Chunk]:
             for first, last in found.windows(batch.rows):
                 driver.stop.check()
-                chunk = _Chunk(driver, batch, reader, listed, first, last, lose=lose)
+                chunk = _Chunk(
+                    driver=driver, batch=batch, reader=reader, listed=listed, first=first, last=last, lose=lose
+                )
                 chunk.read(found.lines(file.fileno(), first, last))
                 yield chunk
 

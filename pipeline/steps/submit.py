@@ -71,7 +71,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
         drop_claimed(driver, batch, Reason.TOO_LARGE)
         return False
     with driver.reading() as conn:  # before the body is fetched, for it may wait for hours
-        not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id))[-1]
+        not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id)).not_now
     if not_now is not None:
         _not_now(driver, batch, not_now)
         return False
