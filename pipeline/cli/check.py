@@ -125,7 +125,7 @@ def _check_against_state(plan: "Plan", path: Path, shared: SharedOptions) -> lis
 
     url = shared.database or default_url(path.parent, emulated=shared.emulator)
     with _read_state(url, plan.job.name) as state:
-        ResultColumns.of(plan.job, plan.kinds()).over(state.columns)
+        ResultColumns.of(plan.job, plan.source.kinds()).over(state.columns)
         return _check_spool(state, shared.spool)
 
 

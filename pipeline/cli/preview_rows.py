@@ -15,7 +15,8 @@ from pipeline.job import templates
 from pipeline.job.model import Job, Retry
 from pipeline.planning import counting, picking
 from pipeline.planning.estimator import estimate
-from pipeline.planning.plan import SHOWN, Plan
+from pipeline.planning.key_checks import SHOWN
+from pipeline.planning.plan import Plan
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
 from pipeline.source import identity
@@ -33,11 +34,11 @@ def pick(plan: Plan, n: int, *, keys: Sequence[str] = (), sample: bool = False) 
     problems: list[str] = []
     left_out = 0
     n = len(keys) or n
-    rows: Iterable[picking.Picked] = picking.all_rows(plan, plan.columns)
+    rows: Iterable[picking.Picked] = picking.all_rows(plan, plan.source.columns)
     if keys:
-        rows = picking.of_keys(plan, keys, plan.columns)
+        rows = picking.of_keys(plan, keys, plan.source.columns)
     elif sample:
-        rows = picking.sample(plan, n, plan.columns)
+        rows = picking.sample(plan, n, plan.source.columns)
     for row in (_built(plan, *each) for each in rows):
         if isinstance(row, PreviewRow):
             found.append(row)

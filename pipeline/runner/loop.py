@@ -193,7 +193,7 @@ class Run:
 
     def _pass_two(self) -> None:
         driver = self._driver
-        self._plan.begin_anew()
+        self._plan.begin_again()
         with Submitter(driver) as submitter:
             if not self._planned_by_others(submitter):
                 lookup = KnownRows(driver.database, driver.job_id, driver.sink)
@@ -232,7 +232,7 @@ class Run:
         Raises LostRace when they did not come to their end: under a new lease, for they may go on, all is planned here.
         """
         share, self._share = self._share, None
-        if share is None or not self._plans_all or len(self._plan.rows.inputs) < 2 or self._plan.is_settled:
+        if share is None or not self._plans_all or len(self._plan.source.inputs) < 2 or self._plan.is_settled:
             return False
 
         def meanwhile() -> None:
@@ -243,8 +243,8 @@ class Run:
         shared = shards(self._plan, self._driver.job_name, self._run_id, lease, first)
         planned = share(shared, meanwhile)
         for each in planned:
-            self._plan.awaited |= each.awaited
-            self._plan.plan_again_after |= each.plan_again_after
+            self._plan.awaited.batches |= each.awaited
+            self._plan.awaited.plan_again_after |= each.plan_again_after
         if len(planned) < len(shared):
             raise LostRace(f"{len(shared) - len(planned)} of {len(shared)} files were not planned by others")
         return True
@@ -258,7 +258,7 @@ class Run:
         with self._driver.reading() as conn:
             if get_run(conn, self._run_id).state == RunState.INCOMPLETE:
                 return False
-            if self._plan.plan_again_after and not any_open(conn, self._plan.plan_again_after):
+            if self._plan.awaited.plan_again_after and not any_open(conn, self._plan.awaited.plan_again_after):
                 return True
             idle = not has_work(conn, self._run_id)
             return idle and rows_for_planning(conn, self._run_id) > self._beyond_limit
@@ -273,9 +273,9 @@ class Run:
         with self._driver.database.write() as conn:
             if get_run(conn, run_id).state == RunState.INCOMPLETE:
                 return True
-            if has_work(conn, run_id) or self._plan.plan_again_after:
+            if has_work(conn, run_id) or self._plan.awaited.plan_again_after:
                 return False
-            if any_open(conn, self._plan.awaited):
+            if any_open(conn, self._plan.awaited.batches):
                 return False
             left = rows_for_planning(conn, run_id)
             if not left:

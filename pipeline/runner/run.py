@@ -33,7 +33,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
     check_params(plan.asked)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
-    columns = ResultColumns.of(job, plan.kinds())
+    columns = ResultColumns.of(job, plan.source.kinds())
     with where.driving(job.api.client) as driving:
         with where.database.read() as conn:
             row, sink = known_to_database(conn, where.database, job, columns)

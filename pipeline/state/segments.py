@@ -55,6 +55,15 @@ class Segment(NamedTuple):
         columns.add(self.keys, self.hashes, self.keeps)
         return columns.digest()
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether its rows have all numbers from the first to the last."""
+        return self.last - self.first + 1 == self.rows
+
+    def is_of(self, keys: Sequence[str], hashes: Sequence[bytes], keeps: Sequence[str | None]) -> bool:
+        """Return whether it is of just these rows, with these row_hashes and kept values, in this order."""
+        return self.keys == lines(keys) and self.keeps == lines(keeps) and self.hashes == b"".join(hashes)
+
 
 NOWHERE = Segment(0, 0, 0, b"", b"", b"", b"")
 
@@ -179,6 +188,11 @@ class Notes:
 def lines(texts: Sequence[str | None]) -> bytes:
     """Texts without line ends in them, as `Stretch` has them."""
     return "\n".join([text or "" for text in texts]).encode()
+
+
+def texts(joined: bytes) -> list[str]:
+    """Return the keys or kept values of a segment one by one; an empty text for NULL."""
+    return joined.decode().split("\n")
 
 
 def notes_of(conn: Connection, job_id: int, source: bytes) -> list[SegmentDigest]:
