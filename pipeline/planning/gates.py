@@ -7,10 +7,9 @@ die between the two, the next pass of any driver finds the gate with nothing lef
 
 from typing import NamedTuple
 
-from sqlalchemy import Connection
-
 from pipeline.job.model import Canary, Job
 from pipeline.planning.packer import First
+from pipeline.state.database import Connection
 from pipeline.state.gates import canary_failed, has_sent, has_succeeded, keeps_gate
 from pipeline.state.runs import RunRecord
 from pipeline.states import Gate

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.planning.selection import Selection
+from pipeline.sink.matching import matching_keys
 from pipeline.sink.table import ResultsTable
 from pipeline.state import segments
 from pipeline.state.database import Database
@@ -67,9 +68,9 @@ class KnownRows:
     def wanted(self, retry: Selection, known: Mapping[str, KnownRow]) -> set[str]:
         """The keys of those rows that are to be sent again."""
         keys = [key for key, row in known.items() if retry.wants(row)]
-        if not keys or (retry.where is None and not retry.error_types):
+        if not keys or not retry.conditions:
             return set(keys)
         assert self._database is not None
         assert self._sink is not None
         with self._database.read() as conn:
-            return retry.matching(conn, self._sink, keys)
+            return matching_keys(conn, self._sink, retry.conditions, keys)

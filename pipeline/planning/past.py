@@ -3,12 +3,11 @@
 import statistics
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
-
+from pipeline.sink.read import newest_lengths
 from pipeline.sink.table import ResultsTable
+from pipeline.state.database import Connection
 from pipeline.state.jobs import JobRecord
 from pipeline.state.spending import usage_of_job
-from pipeline.states import RowState
 
 PAST_ANSWERS = 10_000  # of the newest ones, at most
 
@@ -40,15 +39,9 @@ def cached_share(usage: dict[str, int]) -> float:
 
 def past(conn: Connection, job: JobRecord, sink: ResultsTable, recipe: str) -> Past | None:
     """This job's past answers, those of this recipe if there are any; None if there are none at all."""
-    table = sink.table
     usage = usage_of_job(conn, job.id)
-    for only in ([table.c.recipe == recipe], []):
-        newest = (
-            select(table.c.output_tokens)
-            .where(table.c.status == RowState.SUCCEEDED, table.c.output_tokens > 0, *only)
-            .limit(PAST_ANSWERS)
-        )
-        tokens = sorted(conn.scalars(newest))
+    for only in (recipe, None):
+        tokens = sorted(newest_lengths(conn, sink, only, limit=PAST_ANSWERS))
         if tokens:
             low, mean = float(tokens[len(tokens) // 10]), statistics.mean(tokens)
             return Past(answers=len(tokens), low=low, mean=mean, rate=read_rate(usage), cached=cached_share(usage))

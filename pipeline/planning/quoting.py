@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection
-
 from pipeline.api.client import Api
 from pipeline.errors import InputError, Stopped
 from pipeline.money import budget
@@ -22,6 +20,7 @@ from pipeline.planning.sample import Counts
 from pipeline.planning.verdict import Verdict
 from pipeline.sink.table import ResultsTable
 from pipeline.state.batches import InFlight, Unsent, flying, unsent
+from pipeline.state.database import Connection
 from pipeline.state.jobs import JobRecord, alone
 from pipeline.state.runs import get_run, run_to_join
 from pipeline.state.tallies import rows_of_source

@@ -5,8 +5,6 @@ from collections.abc import Callable, Container, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection
-
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
 from pipeline.driver.job_of_run import JobOfRun
@@ -29,6 +27,7 @@ from pipeline.runner.submitter import Submitter
 from pipeline.runner.sweep import end_run_if_done, one_pass, tidy
 from pipeline.state import ends
 from pipeline.state.batches import any_open, batches_by_state, count_foreign, next_due_at, waited_for
+from pipeline.state.database import Connection
 from pipeline.state.ends import End
 from pipeline.state.gates import keeps_gate, note_no_canary, open_gate, set_gate
 from pipeline.state.holders import in_words, until

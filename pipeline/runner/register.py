@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 from pipeline.driver import spools
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError
@@ -11,7 +9,7 @@ from pipeline.job.model import Job
 from pipeline.sink.columns import ResultColumns, named
 from pipeline.sink.table import ResultsTable, stored
 from pipeline.state.batches import batches_to_come_back
-from pipeline.state.database import Database
+from pipeline.state.database import Connection, Database
 from pipeline.state.jobs import JobRecord, all_jobs, alone, columns_of, job_named, put_job
 
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, literal, select, tuple_
-
 from pipeline.job.model import Job
 from pipeline.planning.verdict import Verdict
+from pipeline.sink.read import answered_keys, statuses_of
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
 from pipeline.state.batch_facts import BatchProblem, batches_of_job, twins
@@ -93,7 +92,7 @@ def verify(database: Database, job: JobRecord) -> Verified:
         sink.check(conn, sink.columns)
     found = Verified(job.results_table)
     answers, answered = _Fingerprint(), _Fingerprint()
-    for page in _answers(database, sink):  # first: an answer that comes from now on is no stranger
+    for page in answered_keys(database, sink):  # first: an answer that comes from now on is no stranger
         answers.add(page)
     for of_job in _rows(database, job.id, sink):
         answered.add([row.key for row in of_job if row.status is not None])
@@ -169,32 +168,11 @@ def _rows(database: Database, job_id: int, sink: ResultsTable) -> Iterator[list[
             found = proved_rows(conn, job_id, after=after, limit=PAGE)
             keys = [sink.key_values(row.key) for row in found]
             for start in range(0, len(keys), AT_ONCE):
-                statuses |= _statuses(conn, sink, keys[start : start + AT_ONCE])
+                statuses |= statuses_of(conn, sink, keys[start : start + AT_ONCE])
         if not found:
             return
         yield [_Row(row, key, statuses.get(key)) for row, key in zip(found, keys, strict=True)]
         after = found[-1].key
-
-
-def _statuses(conn: Connection, sink: ResultsTable, values: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
-    """What the results table says of these keys."""
-    key = [sink.table.c[name] for name in sink.columns.key]
-    here = key[0].in_([value for (value,) in values]) if len(key) == 1 else tuple_(*key).in_(values)
-    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.table.c.status).where(here)).all()}
-
-
-def _answers(database: Database, sink: ResultsTable) -> Iterator[list[tuple[Any, ...]]]:
-    """The keys in the results table page by page, each as the values of its columns."""
-    key = [sink.table.c[name] for name in sink.columns.key]
-    query = page = select(*key).order_by(*key).limit(PAGE)
-    while True:
-        with database.read() as conn:
-            found = [tuple(row) for row in conn.execute(page).all()]
-        if not found:
-            return
-        yield found
-        last = [literal(value, column.type) for value, column in zip(found[-1], key, strict=True)]
-        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
 
 
 def _verify_row(found: Verified, row: _Row) -> None:
@@ -256,7 +234,7 @@ def _name_strangers(
     at_least: how many more answers than rows with one there are.
     """
     strangers: dict[int, str] = {}
-    for page in _answers(database, sink):
+    for page in answered_keys(database, sink):
         hashes = ((_hash(values), values) for values in page)
         strangers |= {number: ",".join(map(str, values)) for number, values in hashes if number % BUCKETS in buckets}
     owners: dict[int, str] = {}

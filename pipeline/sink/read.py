@@ -14,7 +14,7 @@ from pipeline.sink.nested import Nesteds
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
-from pipeline.states import OUTCOMES
+from pipeline.states import OUTCOMES, RowState
 
 PAGE = 5_000  # rows of one transaction
 
@@ -107,6 +107,34 @@ def answers_of_row(conn: Connection, sink: ResultsTable, key: str) -> AnswersOfR
         replaced = conn.execute(answers(sink.history).order_by(sink.history.c.replaced_at))
         earlier = [dict(row._mapping) for row in replaced]
     return AnswersOfRow(None if present is None else dict(present._mapping), earlier)
+
+
+def statuses_of(conn: Connection, sink: ResultsTable, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+    """Return the status of the answers with these keys. keys: as the values of their columns, some hundreds at most."""
+    key = [sink.table.c[name] for name in sink.columns.key]
+    here = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
+    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.table.c.status).where(here)).all()}
+
+
+def answered_keys(database: Database, sink: ResultsTable) -> Iterator[list[tuple[Any, ...]]]:
+    """Return the keys in the results table page by page, each as the values of its columns."""
+    key = [sink.table.c[name] for name in sink.columns.key]
+    query = page = select(*key).order_by(*key).limit(PAGE)
+    while True:
+        with database.read() as conn:
+            found = [tuple(row) for row in conn.execute(page).all()]
+        if not found:
+            return
+        yield found
+        last = [literal(value, column.type) for value, column in zip(found[-1], key, strict=True)]
+        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+
+
+def newest_lengths(conn: Connection, sink: ResultsTable, recipe: str | None, *, limit: int) -> list[int]:
+    """Return the output tokens of answers that succeeded. recipe: of these only; None: of any."""
+    table = sink.table
+    query = select(table.c.output_tokens).where(table.c.status == RowState.SUCCEEDED, table.c.output_tokens > 0)
+    return list(conn.scalars((query if recipe is None else query.where(table.c.recipe == recipe)).limit(limit)))
 
 
 def price(usd: float | None) -> float | None:

@@ -1,6 +1,7 @@
 """The batches of the state database: the record of one, and the queries about them. Edge: SQL."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -15,8 +16,11 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.exc import IntegrityError
 
+from pipeline.errors import LostRace
 from pipeline.reasons import Reason
+from pipeline.state.database import Database
 from pipeline.state.tables import batches, identified, leases, runs, sendings
 from pipeline.states import AT_THE_API, OPEN_BATCHES, BatchState, SendingEnd
 
@@ -198,9 +202,10 @@ def nonce_at_api(conn: Connection, account_id: int, api_id: str) -> str | None:
     return conn.scalar(select(identified.c.nonce).where(*here))
 
 
-def identify(conn: Connection, account_id: int, api_id: str, nonce: str) -> None:
-    """Note whose a batch at the API is. Raises LostRace or IntegrityError when another driver has just done so."""
-    conn.execute(insert(identified).values(account_id=account_id, api_id=api_id, nonce=nonce))
+def identify(database: Database, account_id: int, api_id: str, nonce: str) -> None:
+    """Note whose a batch at the API is, unless another driver has just done so."""
+    with suppress(IntegrityError, LostRace), database.write() as conn:
+        conn.execute(insert(identified).values(account_id=account_id, api_id=api_id, nonce=nonce))
 
 
 def sent_at(conn: Connection, batch: Batch) -> datetime:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection
-
 from pipeline.driver.driver import Driver
 from pipeline.driver.job_of_run import stored_job
 from pipeline.errors import AccountStopped, Stopped
@@ -17,6 +15,7 @@ from pipeline.planning import gates, packer
 from pipeline.reasons import BEHIND_GATE, Reason
 from pipeline.state.accounts import circuit
 from pipeline.state.batches import Batch, at_the_api
+from pipeline.state.database import Connection
 from pipeline.state.gates import keeps_gate
 from pipeline.state.moves import begin_sending
 from pipeline.state.runs import RunRecord, require_open

@@ -17,7 +17,6 @@ from operator import attrgetter
 from pathlib import Path
 
 import orjson
-from sqlalchemy import ColumnElement
 
 from pipeline.answer import lines
 from pipeline.answer.outcome import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
@@ -35,6 +34,7 @@ from pipeline.sink.columns import ResultColumns
 from pipeline.sink.table import Fixed, stored
 from pipeline.state.accounts import open_circuit
 from pipeline.state.batches import Batch
+from pipeline.state.claims import Condition
 from pipeline.state.conditions import soon
 from pipeline.state.jobs import alone, columns_of, set_columns
 from pipeline.state.moves import collected_so_far, count_download, mark_collected, mark_lost, postpone
@@ -52,7 +52,7 @@ MAX_DOWNLOADS = 3
 LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing fault of the API has passed
 
 
-def collect_due(driver: Driver, jobs: "JobOfRun", only: ColumnElement[bool] | None = None) -> int:
+def collect_due(driver: Driver, jobs: "JobOfRun", only: Condition | None = None) -> int:
     """Collect each ended batch of the job that is due; how many were. only: one more condition."""
     collected = 0
     failures = Failures()
@@ -88,7 +88,7 @@ def _complete_table(driver: Driver) -> None:
 class _Fetcher:
     """Claims ended batches and fetches their results in a thread: those of the next one while one is being stored."""
 
-    def __init__(self, driver: Driver, only: ColumnElement[bool] | None) -> None:
+    def __init__(self, driver: Driver, only: Condition | None) -> None:
         self._driver = driver
         self._calls = calls_ahead(self._fetch, driver.claims(BatchState.ENDED, only=only), name="fetch")
         self._files: dict[int, Path] = {}  # by batch

@@ -8,19 +8,17 @@ Whatever else comes, from whatever gateway, is doubt: it is watched and said, an
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
 
 from anthropic.types.messages import MessageBatch
-from sqlalchemy.exc import IntegrityError
 
 from pipeline.answer import lines
 from pipeline.api import shapes
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, leave_alone
-from pipeline.errors import DatabaseError, LostRace, Stopped
+from pipeline.errors import DatabaseError, Stopped
 from pipeline.events.batches import Absent, Adopted, CountsDisagree, FoundAgain, FoundLate, Submitted, Twin, Watching
 from pipeline.events.runs import Unreachable
 from pipeline.reasons import Reason, in_words
@@ -335,8 +333,7 @@ def _whose(driver: Driver, api_id: str) -> str:
     if known is not None:
         return known
     nonce = _nonce_in_results(driver, api_id)
-    with suppress(IntegrityError, LostRace), driver.database.write() as conn:  # another driver may have asked, too
-        identify(conn, driver.account_id, api_id, nonce)
+    identify(driver.database, driver.account_id, api_id, nonce)
     return nonce
 
 
