@@ -13,7 +13,7 @@ import orjson
 import polars as pl
 import pytest
 
-from pipeline.cli.terminal import terminated
+from pipeline.cli.terminal import sigterm_as_interrupt
 from pipeline.errors import Completed, InputError, Stopped
 from pipeline.sink import read
 from pipeline.sink.export import export
@@ -322,7 +322,10 @@ def test_an_export_that_is_interrupted_when_it_is_whole_says_so(
 
     monkeypatch.setattr(objects, "put", functools.partial(interrupted, put))
     monkeypatch.setattr(durable, "sync_folder", functools.partial(interrupted, sync))
-    with pytest.raises(Completed, match=rf"{place} is whole: all answers had been written before"), terminated():
+    with (
+        pytest.raises(Completed, match=rf"{place} is whole: all answers had been written before"),
+        sigterm_as_interrupt(),
+    ):
         export(world.database, job, place, Wanted(), overwrite=overwrite)
 
     written = s3.get("there.csv") if "://" in place else Path(place).read_bytes()
@@ -335,7 +338,7 @@ def test_an_export_that_is_interrupted_before_does_not_say_so(world: World, monk
     export(world.database, job, place, Wanted(limit=1))
     monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
 
-    with pytest.raises(KeyboardInterrupt), terminated():
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
         export(world.database, job, place, Wanted(), overwrite=True)
 
     assert place.read_bytes().count(b"\r\n") == 2

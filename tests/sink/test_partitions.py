@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow.dataset
 import pytest
 
-from pipeline.cli.terminal import terminated
+from pipeline.cli.terminal import sigterm_as_interrupt
 from pipeline.errors import Completed, InputError, Stopped
 from pipeline.sink import partitions, read
 from pipeline.sink.partitions import export_partitioned, folder_name
@@ -245,7 +245,7 @@ def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
     monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
     beside = sorted(os.listdir(world.folder))
 
-    with pytest.raises(KeyboardInterrupt), terminated():
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
         export_partitioned(world.database, job, world.folder / "answers", ["team"], Wanted())
 
     assert sorted(os.listdir(world.folder)) == beside
@@ -271,7 +271,10 @@ def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
     monkeypatch.setattr(objects, "put", put_and_stop)
     monkeypatch.setattr(durable, "sync_folder", sync_and_stop)
 
-    with pytest.raises(Completed, match=f"{place} is whole: all answers had been written before"), terminated():
+    with (
+        pytest.raises(Completed, match=f"{place} is whole: all answers had been written before"),
+        sigterm_as_interrupt(),
+    ):
         export_partitioned(world.database, job, place, ["team"], Wanted())
 
 
