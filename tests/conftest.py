@@ -12,7 +12,7 @@ import anthropic
 import httpx2
 import orjson
 import pytest
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
 from pipeline.api.client import Api
 from pipeline.driver.driver import Driver, Stop
@@ -32,7 +32,7 @@ from pipeline.runner.sweep import sweep
 from pipeline.sink.read import ndjson
 from pipeline.state import ends
 from pipeline.state.database import Database
-from pipeline.state.jobs import job_named
+from pipeline.state.jobs import JobRecord, job_named
 from pipeline.state.tables import batches, requests
 
 pytest_plugins = ["tests.support.object_storage", "tests.support.postgres", "tests.support.prefect_site"]
@@ -177,8 +177,8 @@ class World:
         ends.note_told(self.database, {end.run_id: end.ended_at for end in untold}, self.clock())
         return swept
 
-    def known(self, job: str = "summaries") -> Row[Any]:
-        """Return the row of a job in the state database."""
+    def known(self, job: str = "summaries") -> JobRecord:
+        """Return the record of a job in the state database."""
         with self.database.read() as conn:
             row = job_named(conn, job)
         assert row is not None

@@ -1,9 +1,6 @@
 """Notes a job in the state database and makes its results table. Edge: SQL."""
 
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Connection, Row
 
 from pipeline.driver import spools
 from pipeline.driver.environment import Environment
@@ -12,19 +9,19 @@ from pipeline.job.model import Job
 from pipeline.sink.columns import ResultColumns, named
 from pipeline.sink.table import ResultsTable, stored
 from pipeline.state.batches import batches_to_come_back
-from pipeline.state.database import Database
-from pipeline.state.jobs import all_jobs, alone, columns_of, job_named, put_job
+from pipeline.state.database import Connection, Database
+from pipeline.state.jobs import JobRecord, all_jobs, alone, columns_of, job_named, put_job
 
 
 def known_to_database(
     conn: Connection, database: Database, job: Job, columns: ResultColumns
-) -> tuple[Row[Any] | None, ResultsTable]:
+) -> tuple[JobRecord | None, ResultsTable]:
     """The job as the database knows it, or None, and its results table. Raises DatabaseError for an unusable one."""
     row = job_named(conn, job.name)
     for other in all_jobs(conn):
         if other.results_table.lower() == job.sink.table.lower() and other.name != job.name:
             raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
-    before = None if row is None else ResultColumns(**row.columns)
+    before = None if row is None else ResultColumns.from_stored(row.columns)
     sink = _sink(database, job, columns, row, before)
     if row is not None and before is not None:
         _refuse_changed(conn, job, columns, row, before)
@@ -33,7 +30,7 @@ def known_to_database(
 
 
 def _sink(
-    database: Database, job: Job, columns: ResultColumns, row: Row[Any] | None, before: ResultColumns | None
+    database: Database, job: Job, columns: ResultColumns, row: JobRecord | None, before: ResultColumns | None
 ) -> ResultsTable:
     """The results table of the job, whose columns were `before`.
 
@@ -55,7 +52,7 @@ def _sink(
     return ResultsTable(job.sink.table, everything, kept_today=columns.keep, schema=database.default_schema)
 
 
-def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: Row[Any], before: ResultColumns) -> None:
+def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: JobRecord, before: ResultColumns) -> None:
     """A column changes its kind only while no answers of the former kind are on their way, nor drivers that wait."""
     changed, moved = columns.changed_outputs(before), columns.moved(before)
     open_batches = batches_to_come_back(conn, row.id) if changed or moved else 0
@@ -74,7 +71,7 @@ def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: Row
         )
 
 
-def register(where: Environment, job: Job, columns: ResultColumns, file: Path | None) -> tuple[Row[Any], ResultsTable]:
+def register(where: Environment, job: Job, columns: ResultColumns, file: Path | None) -> tuple[JobRecord, ResultsTable]:
     """Note the job and make its results table, in one transaction."""
     with where.database.read() as conn:
         before = job_named(conn, job.name)
@@ -86,9 +83,9 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
     with where.database.write() as conn:
         alone(conn)  # another driver may do the same just now
         row, sink = known_to_database(conn, where.database, job, columns)
-        if row is not None and sink.columns != ResultColumns(**row.columns):
+        if row is not None and sink.columns != ResultColumns.from_stored(row.columns):
             columns_of(conn, row.id, to_change=True)  # before the table: who writes answers takes them in this order
-        sink.make(conn, None if row is None else ResultColumns(**row.columns))
+        sink.make(conn, None if row is None else ResultColumns.from_stored(row.columns))
         if row is not None and row.spool_id not in (None, spool.id):
             raise DatabaseError(f"another driver has just chosen another spool for job {job.name}; run it again")
         stored_spool = None if row is None else row.spool
