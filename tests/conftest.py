@@ -153,7 +153,7 @@ class World:
 
         self.on_event = begin
         first = self.run(job)
-        assert beside, f"nobody told {moment!r}"
+        assert beside, f"no driver told {moment!r}"
         return [first, *beside]
 
     def dies_at(self, job: Job, moment: str, nth: int = 1, **options: Any) -> None:
