@@ -1,4 +1,4 @@
-"""Takes planned batches back, and ends a plan or a run. Edge: SQL."""
+"""How is a planned batch dropped, and how does a planning or a run end? Edge: SQL."""
 
 from collections.abc import Container
 from contextlib import suppress
@@ -134,10 +134,10 @@ def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None
 def finish_planning(
     driver: Driver, run_id: int, variables: dict[str, Any], *, whole: bool, retry: bool = False, now: datetime
 ) -> int:
-    """The planning has come to its end: note it, and remove rows that vanished from the source; how many.
+    """Note that a run is planned, and remove its rows that vanished from the source; return how many.
 
-    whole: whether it has looked at all of the source. retry: whether it was of a retry, over all of the source: its
-    rows that vanished stand with their outcomes.
+    whole: whether the planning has read all of the source. retry: whether it was that of a retry over all of the
+    source: rows of it that vanished get the outcome back that they had.
     """
     with driver.planning_transaction(run_id) as conn:
         if retry:
@@ -149,9 +149,9 @@ def finish_planning(
 
 
 def pack_smaller(driver: Driver, batch: Batch, job: Job, first: First, why: Reason) -> None:
-    """Put the rows of a planned batch that we have claimed into this first one, and the rest into others.
+    """Pack the rows of a planned batch that we have claimed again: into this first batch, and the rest into others.
 
-    If we die in between, its rows wait, and are packed as ever by whoever comes next.
+    If we die in between, its rows wait, and the next driver packs them as usual.
     """
     if drop_claimed(driver, batch, why):
         with suppress(Busy), driver.planning():
@@ -160,7 +160,7 @@ def pack_smaller(driver: Driver, batch: Batch, job: Job, first: First, why: Reas
 
 
 def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
-    """End a run before its end: what it has not sent yet is not sent. False while somebody plans the job."""
+    """End a run early: what it has not sent yet is not sent. Return False while a driver plans the job."""
     try:
         with driver.planning():
             with driver.planning_transaction() as conn:
@@ -174,9 +174,10 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
 
 
 def drop_of_ended_runs(driver: Driver) -> None:
-    """Drop the batches that came back from being sent when their run had been ended. Under the lease on planning.
+    """Drop the planned batches of runs that have ended. Under the lease on planning.
 
-    And let rows stand that came to wait for a retry just when it was ended.
+    Such a batch was being sent when its run ended. Rows that began to wait for a retry just when it ended get the
+    outcome back that they had.
     """
     with driver.reading() as conn:
         planned = batches_in(conn, driver.job_id, BatchState.PLANNED)

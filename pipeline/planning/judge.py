@@ -112,7 +112,7 @@ class Judge:
         """
         self._scope, self._source, self._known_rows = scope, source, known_rows
         self._run_id, self._unsent, self._hashes_all = run_id, unsent, hashes_all
-        self._retries = known_rows.retries_besides(scope.job.vars, scope.retry)
+        self._retries = known_rows.other_retries(scope.job.vars, scope.retry)
 
     def chunk(self, chunk: Chunk, key_column: pl.Series) -> Judged:
         """Judge the rows of a chunk. key_column: their keys."""

@@ -49,8 +49,8 @@ class KnownRows:
         with self._database.read() as conn:
             return segments.segment_from(conn, self._job_id, note.first, note.last, note.rows, recipe=recipe)
 
-    def retries_besides(self, variables: Mapping[str, Any], retry: Selection | None) -> frozenset[int]:
-        """The retries that are not finished, but for the one that the same command goes on with. None: a plain run."""
+    def other_retries(self, variables: Mapping[str, Any], retry: Selection | None) -> frozenset[int]:
+        """Return the unfinished retries, without the one that this command continues. retry: None for a plain run."""
         if self._database is None or self._job_id is None:
             return frozenset()
         with self._database.read() as conn:

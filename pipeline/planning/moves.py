@@ -39,7 +39,7 @@ class Awaited:
 
 
 class Rendered(NamedTuple):
-    """The request of a row. bound: what it may cost at most; None: nobody knows."""
+    """The request of a row. bound: what it may cost at most; None: it is not known."""
 
     sent_hash: bytes
     params: bytes
@@ -74,7 +74,7 @@ class Moves:
     again_numbers: list[int] = field(default_factory=list)  #: the numbers of these rows
     invalid: list[InvalidRow] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
-    kept_anew: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows
+    new_keeps: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see state.rows.mark_changed
     outdated: list[int] = field(default_factory=list)  #: rows of a retry whose request is of another content
 
@@ -99,7 +99,7 @@ class Moves:
         if known.keep != keep or settled_again:
             self.kept.append(Kept(known.id, keep, known.outcome if settled_again else None))
         if known.keep != keep:  # also of a row in flight, whose answer may just be coming
-            self.kept_anew.append((key, keep))
+            self.new_keeps.append((key, keep))
 
 
 class Mover:

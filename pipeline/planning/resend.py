@@ -22,8 +22,8 @@ from pipeline.state.rows import BEFORE_ALL, WaitingRow, forget_body, leave_rows,
 def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: First | None = None) -> Iterator[int]:
     """Pack the waiting rows of a run whose requests stand in the spool into new batches; yields their numbers.
 
-    These are rows that go again, as they are or changed, and rows of dropped batches. The source is not read. first:
-    when the first batch is another than the rest.
+    These are rows that are sent again, unchanged or with a change, and rows of dropped batches. The source is not read.
+    first: the first batch, when it differs from the rest.
     """
     with driver.reading() as conn:
         too_large = smallest_too_large(conn, run_id)
@@ -51,7 +51,7 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: Fir
 
 
 class _Bodies:
-    """Reads rows' requests back from the bodies that they stand in, and changes those that go again otherwise."""
+    """Reads the requests of rows from their bodies in the spool, and changes those that `retry.change` changes."""
 
     def __init__(self, driver: Driver, job: Job) -> None:
         self._driver, self._job = driver, job
@@ -62,7 +62,7 @@ class _Bodies:
         self._at_hand = ExitStack()
 
     def sendable(self, body: int, rows: Sequence[WaitingRow]) -> list[Sendable]:
-        """Rows of one body with their requests; none if the body is damaged, and then they wait to be planned anew."""
+        """Return the rows of one body with their requests; none if the body is damaged: they are planned again then."""
         driver, nonce = self._driver, rows[0].nonce
         if body != self._body:
             self.close()

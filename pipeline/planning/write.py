@@ -33,7 +33,7 @@ class Writer:
             keep_rows(conn, moves.kept)
             forget_bodies_of(conn, moves.outdated)
             table = driver.sink_now(conn)
-            table.update_keep(conn, moves.kept_anew)
+            table.update_keep(conn, moves.new_keeps)
             table.write_answers(conn, [self._invalid(row) for row in moves.invalid])
         self._unchanged.planned(moves.chunk, moves.keys, moves.judged, numbers)
         numbers += moves.again_numbers

@@ -8,6 +8,7 @@ from pipeline.errors import DatabaseError
 from pipeline.job.model import Job
 from pipeline.sink.columns import ResultColumns, named
 from pipeline.sink.table import ResultsTable, stored
+from pipeline.spool.spool import Spool
 from pipeline.state.batches import batches_to_come_back
 from pipeline.state.database import Connection, Database
 from pipeline.state.jobs import JobRecord, all_jobs, alone, columns_of, job_named, put_job
@@ -18,26 +19,36 @@ def known_to_database(
 ) -> tuple[JobRecord | None, ResultsTable]:
     """The job as the database knows it, or None, and its results table. Raises DatabaseError for an unusable one."""
     row = job_named(conn, job.name)
-    for other in all_jobs(conn):
-        if other.results_table.lower() == job.sink.table.lower() and other.name != job.name:
-            raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
+    _refuse_table_of_another_job(conn, job)
     before = None if row is None else ResultColumns.from_stored(row.columns)
-    sink = _sink(database, job, columns, row, before)
+    if row is not None and before is not None:
+        _refuse_another_table(job, columns, row, before)
+    sink = _results_table(database, job, columns, before)
     if row is not None and before is not None:
         _refuse_changed(conn, job, columns, row, before)
     sink.check(conn, before)
     return row, sink
 
 
-def _sink(
-    database: Database, job: Job, columns: ResultColumns, row: JobRecord | None, before: ResultColumns | None
-) -> ResultsTable:
-    """The results table of the job, whose columns were `before`.
+def _results_table(database: Database, job: Job, columns: ResultColumns, before: ResultColumns | None) -> ResultsTable:
+    """Return the results table of the job. before: the columns that it has; None for a table that is not made yet.
 
     A column that the job had and no longer names stays, empty in new answers.
     """
-    if row is None or before is None:
-        return ResultsTable(job.sink.table, columns.over(None), schema=database.default_schema)
+    kept_today = None if before is None else columns.keep
+    schema = database.default_schema
+    return ResultsTable(job.sink.table, columns.over(before), kept_today=kept_today, schema=schema)
+
+
+def _refuse_table_of_another_job(conn: Connection, job: Job) -> None:
+    """Raise DatabaseError when the results table belongs to another job."""
+    for other in all_jobs(conn):
+        if other.results_table.lower() == job.sink.table.lower() and other.name != job.name:
+            raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
+
+
+def _refuse_another_table(job: Job, columns: ResultColumns, row: JobRecord, before: ResultColumns) -> None:
+    """Raise DatabaseError when the job has its answers in another table, or under another key."""
     if row.results_table != job.sink.table:
         raise DatabaseError(
             f"sink.table: job {job.name} has its answers in table {row.results_table!r}; go back to it, "
@@ -48,8 +59,6 @@ def _sink(
             f"source.key: table {job.sink.table!r} has the key {named(before.key)}, the job now says "
             f"{named(columns.key)}; give the job and sink.table new names, or go back to the old key"
         )
-    everything = columns.over(before)
-    return ResultsTable(job.sink.table, everything, kept_today=columns.keep, schema=database.default_schema)
 
 
 def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: JobRecord, before: ResultColumns) -> None:
@@ -75,17 +84,11 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
     """Note the job and make its results table, in one transaction."""
     with where.database.read() as conn:
         before = job_named(conn, job.name)
-    # before the transaction, for it may be far away
-    if before is None:
-        spool = spools.open_at(spools.address_of(where.database.folder, where.spool, None), job.name)
-    else:
-        spool = where.spool_of(before)
+    spool = _spool(where, job, before)  # before the transaction, for it may be far away
     with where.database.write() as conn:
         alone(conn)  # another driver may do the same just now
         row, sink = known_to_database(conn, where.database, job, columns)
-        if row is not None and sink.columns != ResultColumns.from_stored(row.columns):
-            columns_of(conn, row.id, to_change=True)  # before the table: who writes answers takes them in this order
-        sink.make(conn, None if row is None else ResultColumns.from_stored(row.columns))
+        _make_table(conn, row, sink)
         if row is not None and row.spool_id not in (None, spool.id):
             raise DatabaseError(f"another driver has just chosen another spool for job {job.name}; run it again")
         stored_spool = None if row is None else row.spool
@@ -104,3 +107,18 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
         registered = job_named(conn, job.name)
         assert registered is not None
         return registered, sink
+
+
+def _spool(where: Environment, job: Job, row: JobRecord | None) -> Spool:
+    """Open the spool of the job. row: the job as the database has it; None: it does not, and gets its spool now."""
+    if row is None:
+        return spools.open_at(spools.address_of(where.database.folder, where.spool, None), job.name)
+    return where.spool_of(row)
+
+
+def _make_table(conn: Connection, row: JobRecord | None, sink: ResultsTable) -> None:
+    """Make the results table, or bring its columns to those of today. row: as for `_spool`."""
+    before = None if row is None else ResultColumns.from_stored(row.columns)
+    if row is not None and sink.columns != before:
+        columns_of(conn, row.id, to_change=True)  # before the table: who writes answers takes them in this order
+    sink.make(conn, before)
