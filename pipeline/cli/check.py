@@ -52,7 +52,7 @@ def check(
     check_params(loaded)
     budget.require_bound(loaded, Settings.from_environment().monthly_budget)
     plan = Plan(loaded)
-    ResultColumns.of(loaded, plan.kinds()).over(_columns_before(loaded.name, path, database, emulated=emulator))
+    ResultColumns.of(loaded, plan.kinds()).added_to(_columns_before(loaded.name, path, database, emulated=emulator))
     warnings = _look_at_spool(loaded, path, database, spool, emulated=emulator)
     quote = plan.quote(KnownRows(None, None))
     warnings += quoting.require_rows(plan, quote)

@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from sqlalchemy import Row
 
-    from pipeline.sink.read import Wanted
+    from pipeline.sink.read import AnswerFilter
     from pipeline.state.database import Database
 
 
@@ -60,9 +60,9 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """Answers in the order of their keys: to a file, to a folder of files, or as NDJSON to stdout."""
-    from pipeline.sink.read import Wanted
+    from pipeline.sink.read import AnswerFilter
 
-    wanted = Wanted(status, where, since, limit)
+    wanted = AnswerFilter(status, where, since, limit)
     if file is None and partition_by:
         raise InputError("--partition-by makes a folder of files: name it after the job")
     ending = _ending_of_parts(file_format, partition_by)
@@ -88,7 +88,7 @@ def _answers_to_file(
     database: "Database",
     row: "Row[Any]",
     place: str,
-    wanted: "Wanted",
+    wanted: "AnswerFilter",
     *,
     by: list[str] | None,
     ending: str | None,
@@ -108,7 +108,7 @@ def _answers_to_file(
     say(f"wrote    {count(exported.rows, 'row')} to {exported.place}{files}")
 
 
-def _answers_to_stdout(database: "Database", row: "Row[Any]", wanted: "Wanted") -> None:
+def _answers_to_stdout(database: "Database", row: "Row[Any]", wanted: "AnswerFilter") -> None:
     from pipeline.sink.read import ndjson
 
     try:

@@ -448,7 +448,7 @@ class Plan:
             return None
         if known.outcome_recipe != self.recipe or known.attempts >= self.job.retry.max_attempts:
             return None
-        return retry_change.of(self.job.retry, known.outcome, known.error_type)
+        return retry_change.change_for(self.job.retry, known.outcome, known.error_type)
 
     def _await(self, kind: Verdict, run_id: int, known: Row[Any]) -> None:
         """Note the batch of a row in flight that this run has to wait for, and whether to plan again after it."""

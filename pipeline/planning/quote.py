@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from pipeline.answer.outcome import run_by_the_api
+from pipeline.answer.outcome import first_server_tool
 from pipeline.answer.retry_change import AnyChange
 from pipeline.job.model import Canary, Job
 from pipeline.money.prices import PriceList
@@ -73,7 +73,7 @@ class Quote:
             limits.max_batch_bytes,
             limits.max_cost_usd,
             int(request.cache is not None),
-            run_by_the_api(request.params),
+            first_server_tool(request.params),
             _packed={rows: Packed(most, rows) for rows in first},
         )
 

@@ -87,7 +87,7 @@ class _Bodies:
         """What the row is asked with again; None when what it was asked last has not been answered yet."""
         if row.sent_hash != row.outcome_sent_hash:
             return None
-        return retry_change.of(self._job.retry, row.outcome, row.error_type)
+        return retry_change.change_for(self._job.retry, row.outcome, row.error_type)
 
     def _again(self, rows: Sequence[Row[Any]], params: Mapping[int, bytes]) -> list[Sendable]:
         """Rows with their requests as they are, or with the change that the job names for how they ended."""
@@ -105,7 +105,7 @@ class _Bodies:
                 )
                 continue
             limit = self._driver.output_limit(self._job)
-            changed = retry_change.changed(orjson.loads(as_it_was), wanted, answers.get(row.key), limit)
+            changed = retry_change.changed_params(orjson.loads(as_it_was), wanted, answers.get(row.key), limit)
             encoded = b"" if changed is None else orjson.dumps(changed)
             if changed is None or len(encoded) > self._largest:
                 in_vain.append(row.id)

@@ -40,7 +40,7 @@ class Again(NamedTuple):
         return None if asked is None else self._changed(asked)
 
     def _changed(self, params: bytes) -> bytes | None:
-        changed = retry_change.changed(orjson.loads(params), self.change, self.answer, self.limit)
+        changed = retry_change.changed_params(orjson.loads(params), self.change, self.answer, self.limit)
         return None if changed is None else orjson.dumps(changed)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import orjson
 import typing_extensions
 
-from pipeline.answer.outcome import answer_schema, output_columns, tools_of
+from pipeline.answer.outcome import answer_schema, output_columns, tools_in
 from pipeline.errors import JobError
 from pipeline.job.model import Job
 from pipeline.job.schema_rules import first_problem
@@ -79,7 +79,7 @@ def _example(job: Job) -> dict[str, Any]:
 def _check_output(job: Job) -> None:
     """The schema or tool of the answer."""
     answer_schema(job)
-    for i, tool in enumerate(tools_of(job.request.params)):
+    for i, tool in enumerate(tools_in(job.request.params)):
         if "input_schema" in tool:
             problem = first_problem(tool["input_schema"], strict=bool(tool.get("strict")))
             if problem is not None:

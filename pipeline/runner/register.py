@@ -9,8 +9,8 @@ from pipeline.driver import spools
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError
 from pipeline.job.model import Job
-from pipeline.sink.columns import ResultColumns, named
-from pipeline.sink.table import ResultsTable, stored
+from pipeline.sink.columns import ResultColumns, with_kinds
+from pipeline.sink.table import ResultsTable, columns_as_json
 from pipeline.state.batches import batches_to_come_back
 from pipeline.state.database import Database
 from pipeline.state.jobs import all_jobs, alone, columns_of, job_named, put_job
@@ -40,7 +40,7 @@ def _sink(
     A column that the job had and no longer names stays, empty in new answers.
     """
     if row is None or before is None:
-        return ResultsTable(job.sink.table, columns.over(None), schema=database.default_schema)
+        return ResultsTable(job.sink.table, columns.added_to(None), schema=database.default_schema)
     if row.results_table != job.sink.table:
         raise DatabaseError(
             f"sink.table: job {job.name} has its answers in table {row.results_table!r}; go back to it, "
@@ -48,16 +48,16 @@ def _sink(
         )
     if before.key != columns.key:
         raise DatabaseError(
-            f"source.key: table {job.sink.table!r} has the key {named(before.key)}, the job now says "
-            f"{named(columns.key)}; give the job and sink.table new names, or go back to the old key"
+            f"source.key: table {job.sink.table!r} has the key {with_kinds(before.key)}, the job now says "
+            f"{with_kinds(columns.key)}; give the job and sink.table new names, or go back to the old key"
         )
-    everything = columns.over(before)
+    everything = columns.added_to(before)
     return ResultsTable(job.sink.table, everything, kept_today=columns.keep, schema=database.default_schema)
 
 
 def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: Row[Any], before: ResultColumns) -> None:
     """A column changes its kind only while no answers of the former kind are on their way, nor drivers that wait."""
-    changed, moved = columns.changed_outputs(before), columns.moved(before)
+    changed, moved = columns.changed_outputs(before), columns.displaced(before)
     open_batches = batches_to_come_back(conn, row.id) if changed or moved else 0
     for name, new in moved.items() if open_batches else ():
         raise DatabaseError(
@@ -99,7 +99,7 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
             name=job.name,
             file=None if file is None else str(file.absolute()),
             results_table=job.sink.table,
-            columns=stored(sink.columns),
+            columns=columns_as_json(sink.columns),
             spool=stored_spool,
             spool_id=spool.id,
             now=where.now(),

@@ -29,7 +29,7 @@ from pipeline.job.model import Job
 from pipeline.money.prices import PriceList
 from pipeline.request import packing
 from pipeline.sink.columns import ResultColumns
-from pipeline.sink.table import Fixed, stored
+from pipeline.sink.table import Fixed, columns_as_json
 from pipeline.state.accounts import open_circuit
 from pipeline.state.batches import Batch
 from pipeline.state.conditions import soon
@@ -78,8 +78,8 @@ def _complete_table(driver: Driver) -> None:
         complete = before.with_ids()
         if complete is None or driver.sink.has_column_of_ids(conn):
             return
-        driver.sink.having(complete).make(conn, before)
-        set_columns(conn, driver.job_id, stored(complete))
+        driver.sink.with_columns(complete).make(conn, before)
+        set_columns(conn, driver.job_id, columns_as_json(complete))
 
 
 class _Fetcher:
@@ -249,8 +249,8 @@ def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
     try:
         parsed = orjson.loads(line)
     except orjson.JSONDecodeError:
-        odd = lines.parsed(line)
-        return None if odd is None else reader.odd(lines.cleaned(odd))
+        odd = lines.parse_line(line)
+        return None if odd is None else reader.damaged(lines.storable_json(odd))
     return reader.outcome(parsed)
 
 
@@ -309,7 +309,7 @@ class _Chunk:
                 self._refused = f"{outcome.error_type}: {outcome.error_message}{request}"
                 self.moves.append(Settled(number, outcome.state, outcome.error_type, again=True, counts=False))
                 continue
-            again = reader.again(outcome, attempts)
+            again = reader.should_retry(outcome, attempts)
             self.moves.append(Settled(number, outcome.state, outcome.error_type, again))
             custom_id = packing.custom_id(batch.nonce, n)
             fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)

@@ -198,8 +198,8 @@ def test_a_label_behind_a_thinking_block_and_in_two_parts_is_found() -> None:
         pytest.param("{}", "has no text field 'label'", id="no label"),
         pytest.param('{"label": 5}', "has no text field 'label'", id="a number"),
         pytest.param('{"label": null}', "has no text field 'label'", id="a null"),
-        pytest.param('{"label": "maybe"}', "'maybe' is none of the declared ones", id="another label"),
-        pytest.param('{"label": "yes no"}', "'yes no' is none of the declared ones", id="two labels"),
+        pytest.param('{"label": "maybe"}', "'maybe' is not one of the declared labels", id="another label"),
+        pytest.param('{"label": "yes no"}', "'yes no' is not one of the declared labels", id="two labels"),
     ],
 )
 def test_an_answer_that_is_no_declared_label_is_unparsable_and_kept(answer: str, said: str) -> None:
@@ -329,15 +329,15 @@ def test_an_odd_content_block_is_no_crash(content: list[Any]) -> None:
     ],
 )
 def test_only_what_a_second_time_may_mend_is_sent_again(outcome: Outcome, attempts: int, again: bool) -> None:
-    assert reader().again(outcome, attempts) is again
+    assert reader().should_retry(outcome, attempts) is again
 
 
 def test_the_job_says_which_errors_go_again_and_how_often() -> None:
     once = reader(errors=["invalid_request_error"], max_attempts=2)
 
-    assert once.again(Outcome(RowState.ERRORED, "invalid_request_error"), 1)
-    assert not once.again(Outcome(RowState.ERRORED, "invalid_request_error"), 2)
-    assert not once.again(Outcome(RowState.ERRORED, "api_error"), 1)
+    assert once.should_retry(Outcome(RowState.ERRORED, "invalid_request_error"), 1)
+    assert not once.should_retry(Outcome(RowState.ERRORED, "invalid_request_error"), 2)
+    assert not once.should_retry(Outcome(RowState.ERRORED, "api_error"), 1)
 
 
 def test_a_row_that_shares_an_answer_has_all_of_it_but_the_bill() -> None:
@@ -518,5 +518,5 @@ def test_inference_in_the_us_alone_is_known_from_the_usage() -> None:
 def test_which_rows_go_again_changed(change: dict[str, Any], outcome: RowState, error_type: str, again: bool) -> None:
     read = reader(change=change)
 
-    assert read.again(Outcome(outcome, error_type), 2) is again
-    assert not read.again(Outcome(outcome, error_type), 3)
+    assert read.should_retry(Outcome(outcome, error_type), 2) is again
+    assert not read.should_retry(Outcome(outcome, error_type), 3)

@@ -415,7 +415,7 @@ def test_a_model_that_cannot_be_asked_is_refused_before_anything_is_sent(world: 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("wrong_label", "the answer's label 'no_such_label' is none of the declared ones"),
+        ("wrong_label", "the answer's label 'no_such_label' is not one of the declared labels"),
         ("not_json", "the answer is not JSON"),
     ],
 )
@@ -576,7 +576,7 @@ def turns(*more: tuple[str, Any]) -> dict[str, Any]:
 def test_a_longer_answer(change: LongerAnswer, most: int | None, tokens: int | None) -> None:
     expected = None if tokens is None else {**ASKED, "max_tokens": tokens}
 
-    assert retry_change.changed(ASKED, change, None, limit(most)) == expected
+    assert retry_change.changed_params(ASKED, change, None, limit(most)) == expected
 
 
 @pytest.mark.parametrize(
@@ -584,7 +584,7 @@ def test_a_longer_answer(change: LongerAnswer, most: int | None, tokens: int | N
     [pytest.param("n", {**ASKED, "model": "n"}, id="another"), pytest.param("m", None, id="the same")],
 )
 def test_another_model(model: str, expected: dict[str, Any] | None) -> None:
-    assert retry_change.changed(ASKED, OtherModel(model=model), None, limit(None)) == expected
+    assert retry_change.changed_params(ASKED, OtherModel(model=model), None, limit(None)) == expected
 
 
 @pytest.mark.parametrize(
@@ -598,7 +598,7 @@ def test_another_model(model: str, expected: dict[str, Any] | None) -> None:
 def test_the_answer_goes_back(answer: str | None, expected: dict[str, Any] | None) -> None:
     given = None if answer is None else Answer(answer, "it is late")
 
-    assert retry_change.changed(ASKED, AskAgain(reask=True), given, limit(None)) == expected
+    assert retry_change.changed_params(ASKED, AskAgain(reask=True), given, limit(None)) == expected
 
 
 @pytest.mark.parametrize(
@@ -610,7 +610,7 @@ def test_the_answer_goes_back(answer: str | None, expected: dict[str, Any] | Non
     ],
 )
 def test_the_use_of_a_tool_goes_back(answer: str, said: Any, result: Any) -> None:
-    changed = retry_change.changed(TOOL, AskAgain(reask=True), Answer(answer, "it is late"), limit(None))
+    changed = retry_change.changed_params(TOOL, AskAgain(reask=True), Answer(answer, "it is late"), limit(None))
 
     assert changed is not None
     assert [turn["content"] for turn in changed["messages"][1:]] == [said, result]
@@ -619,7 +619,7 @@ def test_the_use_of_a_tool_goes_back(answer: str, said: Any, result: Any) -> Non
 def test_what_was_asked_is_left_as_it_was() -> None:
     before = orjson.dumps(TOOL)
 
-    retry_change.changed(TOOL, AskAgain(reask=True), Answer('{"a":1}', "it is late"), limit(None))
+    retry_change.changed_params(TOOL, AskAgain(reask=True), Answer('{"a":1}', "it is late"), limit(None))
 
     assert orjson.dumps(TOOL) == before
 
@@ -640,5 +640,5 @@ def test_what_was_asked_is_left_as_it_was() -> None:
 def test_which_change_an_outcome_has(outcome: str | None, error_type: str | None, expected: Any) -> None:
     change = Change(truncated=TWICE, refused=OtherModel(model="n"), unparsable=AskAgain(reask=True))
 
-    assert retry_change.of(Retry(change=change), outcome, error_type) == expected
-    assert retry_change.of(Retry(), outcome, error_type) is None
+    assert retry_change.change_for(Retry(change=change), outcome, error_type) == expected
+    assert retry_change.change_for(Retry(), outcome, error_type) is None

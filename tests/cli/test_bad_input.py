@@ -150,7 +150,7 @@ def test_the_job_that_the_cases_spoil_is_right(command: Command, api: Api) -> No
         pytest.param(
             "  key: id",
             "  key: id\n  key: x",
-            ["job.yaml line 5", "'key' stands twice", "remove one"],
+            ["job.yaml line 5", "'key' is given twice", "remove one"],
             id="a field twice",
         ),
         pytest.param(

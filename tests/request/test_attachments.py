@@ -322,7 +322,10 @@ def test_hidden_files_are_no_data(request: pytest.FixtureRequest, path: str, whe
 
     said = refusal(documents(), path, place)
 
-    assert said == f"column 'file': {path!r} is hidden: a name that begins with a dot is no data; give it another name"
+    assert (
+        said
+        == f"column 'file': {path!r} is hidden: files whose names begin with a dot are not read; give it another name"
+    )
 
 
 def test_a_folder_may_itself_be_below_a_hidden_one(tmp_path: Path) -> None:
@@ -373,7 +376,7 @@ def test_other_texts_of_yaml_and_json_are_data(folder: LocalFolder) -> None:
         pytest.param(
             "blue.png", "'blue.png' does not exist; paths begin at the folder of the data file", id="a missing file"
         ),
-        pytest.param("pipe", "'pipe' is no regular file", id="a pipe, which would never end"),
+        pytest.param("pipe", "'pipe' is not a regular file", id="a pipe, which would never end"),
         pytest.param("loop", "'loop' cannot be read: Too many levels of symbolic links", id="a loop of links"),
         pytest.param("a\x00b", "'a\\x00b' cannot be read: embedded null byte", id="a NUL"),
         pytest.param("x" * 5000, f"'{'x' * 200}…' cannot be read: File name too long", id="what is no path at all"),

@@ -193,7 +193,7 @@ def test_a_driver_that_dies_when_it_adds_a_column_has_added_it_or_not(
             ["team"],
             {},
             "Team",
-            "source.keep: table .* a column 'Team' that this job has not made; keep it as {team: so",
+            "source.keep: table .* a column 'Team' that this job did not create; keep it as {team: so",
         ),
         (
             [],
@@ -226,7 +226,8 @@ def test_a_property_that_differs_from_a_column_in_its_letters_only_is_refused(wo
     world.run(job(world, output=schema("Title")))
 
     with pytest.raises(
-        JobError, match=r"'title' clashes with column 'Title', .* output.columns: \{title: Title\} to go"
+        JobError,
+        match=r"'title' clashes with the existing column 'Title' .* output.columns: \{title: Title\} to use",
     ):
         world.run(job(world, output=schema("title")))
 

@@ -211,7 +211,7 @@ def test_a_column_of_that_name_which_somebody_has_added_is_named_and_left_alone(
         conn.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN request_id TEXT")
 
     with pytest.raises(
-        DatabaseError, match=r"has a column 'request_id' that this job has not made; .* rename that col"
+        DatabaseError, match=r"has a column 'request_id' that this job did not create; .* rename that col"
     ):
         world.run(world.job())
     world.clock.advance(100)
@@ -226,9 +226,9 @@ def test_a_key_of_that_name_is_refused_in_a_new_table_and_an_older_one_goes_on_w
     named = ResultColumns.of(asked, {"message_id": "text"})
 
     with pytest.raises(JobError, match=r"source.key: column 'message_id' clashes .* rename the column in the source"):
-        named.over(None)
+        named.added_to(None)
     older = ResultColumns({"message_id": "text"}, {}, {})
-    assert named.over(older) == older
+    assert named.added_to(older) == older
 
 
 @pytest.mark.parametrize("name", [*NAMES, "Message_ID"])

@@ -13,9 +13,9 @@ from sqlalchemy import Row, update
 from pipeline.answer.schema import Described, columns
 from pipeline.sink import nested, read
 from pipeline.sink.export import export
-from pipeline.sink.nested import Misfit, Nested
+from pipeline.sink.nested import NestedColumn, TypeMismatch
 from pipeline.sink.partitions import export_partitioned
-from pipeline.sink.read import Wanted, ndjson
+from pipeline.sink.read import AnswerFilter, ndjson
 from pipeline.sink.table import ResultsTable
 from tests.conftest import World, texts
 from tests.sink.test_export import ran
@@ -31,7 +31,7 @@ def closed(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def of(node: dict[str, Any], **defs: Any) -> Nested | None:
+def of(node: dict[str, Any], **defs: Any) -> NestedColumn | None:
     return nested._nested(Described(node, {**node, "$defs": defs}))
 
 
@@ -106,8 +106,8 @@ def test_no_value_is_changed_to_fit(node: dict[str, Any], value: Any) -> None:
     found = of(node)
     assert found is not None
 
-    with pytest.raises(Misfit):
-        nested.array("column", found, [orjson.dumps(value).decode()])
+    with pytest.raises(TypeMismatch):
+        nested.arrow_array("column", found, [orjson.dumps(value).decode()])
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_parquet_and_ndjson_have_lists_and_objects_and_csv_has_json(world: World
 
     paths = [world.folder / f"answers{suffix}" for suffix in (".parquet", ".ndjson", ".csv")]
     for path in paths:
-        export(world.database, job, path, Wanted())
+        export(world.database, job, path, AnswerFilter())
 
     found, lines, cells = pl.read_parquet(paths[0]), pl.read_ndjson(paths[1]), pl.read_csv(paths[2])
     amounts = pl.List(pl.Struct({"what": pl.String, "amount": pl.Float64}))
@@ -158,10 +158,10 @@ def test_a_value_that_does_not_fit_makes_its_column_json_text_and_no_other(
     monkeypatch.chdir(world.folder)
 
     if place.endswith("/"):
-        export_partitioned(world.database, job, place, ["status"], Wanted())
+        export_partitioned(world.database, job, place, ["status"], AnswerFilter())
         [path] = world.folder.glob("answers/*/*.parquet")
     else:
-        export(world.database, job, place, Wanted())
+        export(world.database, job, place, AnswerFilter())
         path = world.folder / "answers.parquet"
         if place.startswith("s3"):
             path.write_bytes(s3.get("answers.parquet"))
@@ -179,7 +179,7 @@ def test_what_runs_say_differently_is_json_text(world: World) -> None:
     job = ran(world, output={"schema": closed(tags={"type": "array", "items": {"type": "integer"}}, notes=TEXTS)})
     path = world.folder / "answers.parquet"
 
-    export(world.database, job, path, Wanted())
+    export(world.database, job, path, AnswerFilter())
 
     found = pl.read_parquet(path)
     assert [found.schema[name] for name in ("tags", "notes")] == [pl.String, pl.List(pl.String)]
@@ -190,7 +190,7 @@ def test_what_runs_say_differently_is_json_text(world: World) -> None:
 def test_folders_of_ndjson_have_lists_and_objects(world: World) -> None:
     job = ran(world, output=OUTPUT)
 
-    export_partitioned(world.database, job, world.folder / "out", ["status"], Wanted(), ending=".ndjson")
+    export_partitioned(world.database, job, world.folder / "out", ["status"], AnswerFilter(), ending=".ndjson")
 
     [path] = world.folder.glob("out/*/*.ndjson")
     for line in path.read_bytes().splitlines():
@@ -204,7 +204,7 @@ def test_prices_that_an_older_version_stored_have_no_digits_of_arithmetic(world:
     altered(world, job, cost_usd=0.00006500000000000001)  # type: ignore[arg-type]
 
     for suffix in (".parquet", ".ndjson", ".csv"):
-        export(world.database, job, tmp_path / f"answers{suffix}", Wanted(where="id = 'r3'"))
+        export(world.database, job, tmp_path / f"answers{suffix}", AnswerFilter(where="id = 'r3'"))
 
     [line] = (tmp_path / "answers.ndjson").read_bytes().splitlines()
     assert orjson.loads(line)["cost_usd"] == 0.000065

@@ -16,7 +16,7 @@ from pipeline.cli.terminal import terminated
 from pipeline.errors import Completed, InputError, Stopped
 from pipeline.sink import partitions, read
 from pipeline.sink.partitions import export_partitioned, folder_name
-from pipeline.sink.read import Wanted
+from pipeline.sink.read import AnswerFilter
 from pipeline.state.jobs import job_named
 from pipeline.storage import durable, objects
 from tests.conftest import World
@@ -62,7 +62,7 @@ def folders(names: list[str]) -> list[str]:
 def test_each_value_has_a_folder_that_readers_know(world: World, job: Row[Any]) -> None:
     place = world.folder / "answers"
 
-    exported = export_partitioned(world.database, job, place, ["team"], Wanted())
+    exported = export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
     assert exported == (7, str(place), 5)
     assert folders(files(place)) == [
@@ -83,7 +83,7 @@ def test_each_value_has_a_folder_that_readers_know(world: World, job: Row[Any]) 
 def test_several_columns_are_folders_in_folders(world: World, job: Row[Any]) -> None:
     place = world.folder / "answers"
 
-    exported = export_partitioned(world.database, job, place, ["status", "team"], Wanted(where="team <> ''"))
+    exported = export_partitioned(world.database, job, place, ["status", "team"], AnswerFilter(where="team <> ''"))
 
     assert exported[0::2] == (6, 4)
     assert folders(files(place))[-1] == "status=succeeded/team=red"
@@ -114,7 +114,7 @@ def test_answers_stand_by_key_in_their_file_however_often_they_were_put_aside(
     monkeypatch.setattr(partitions, "GROUP_BYTES", 1)
     place = world.folder / "answers"
 
-    export_partitioned(world.database, job, place, ["team"], Wanted(), ending=".ndjson")
+    export_partitioned(world.database, job, place, ["team"], AnswerFilter(), ending=".ndjson")
 
     [name] = [name for name in files(place) if "team=red" in name]
     found = [orjson.loads(line) for line in (place / name).read_bytes().splitlines()]
@@ -136,7 +136,7 @@ def test_answers_stand_by_key_in_their_file_however_often_they_were_put_aside(
 def test_the_format_is_said_by_the_option_else_by_the_name(
     world: World, job: Row[Any], name: str, ending: str | None, expected: str
 ) -> None:
-    export_partitioned(world.database, job, world.folder / name, ["team"], Wanted(), ending=ending)
+    export_partitioned(world.database, job, world.folder / name, ["team"], AnswerFilter(), ending=ending)
 
     assert {file.rpartition(".")[2] for file in files(world.folder / name) if file != "_SUCCESS"} == {expected}
 
@@ -145,14 +145,17 @@ def test_only_what_is_new_since_a_run(world: World, job: Row[Any]) -> None:
     ran(world, [{"id": "new", "text": "New.", "team": "green"}, {"id": "r0", "text": "Changed.", "team": "red"}])
     place = world.folder / "answers"
 
-    exported = export_partitioned(world.database, job, place, ["team"], Wanted(since=1))
+    exported = export_partitioned(world.database, job, place, ["team"], AnswerFilter(since=1))
 
     assert exported.rows == 2
     assert folders(files(place)) == ["team=green", "team=red"]
 
 
 def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: Row[Any]) -> None:
-    assert export_partitioned(world.database, job, world.folder / "none", ["team"], Wanted(limit=0))[0::2] == (0, 0)
+    assert export_partitioned(world.database, job, world.folder / "none", ["team"], AnswerFilter(limit=0))[0::2] == (
+        0,
+        0,
+    )
 
     assert files(world.folder / "none") == ["_SUCCESS"]
 
@@ -163,14 +166,14 @@ def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: Ro
 def test_a_folder_that_is_not_empty_is_replaced_as_a_whole_if_it_may_be(world: World, job: Row[Any]) -> None:
     place = world.folder / "answers"
     place.mkdir()
-    export_partitioned(world.database, job, place, ["team"], Wanted())
+    export_partitioned(world.database, job, place, ["team"], AnswerFilter())
     before = files(place)
 
     with pytest.raises(InputError, match="answers is not empty; give another folder, or --overwrite"):
-        export_partitioned(world.database, job, place, ["status"], Wanted())
+        export_partitioned(world.database, job, place, ["status"], AnswerFilter())
     assert files(place) == before
 
-    export_partitioned(world.database, job, place, ["status"], Wanted(), overwrite=True)
+    export_partitioned(world.database, job, place, ["status"], AnswerFilter(), overwrite=True)
     assert folders(files(place)) == ["status=succeeded"]
     assert list(world.folder.glob(".answers*")) == []
 
@@ -180,8 +183,8 @@ def test_nothing_goes_that_no_export_has_left(world: World, job: Row[Any]) -> No
     (place / "team=red").mkdir(parents=True)
     (place / "team=red" / "mine.parquet").write_text("mine")
 
-    with pytest.raises(InputError, match=r"holds .*mine.parquet, which is of no export; give another folder"):
-        export_partitioned(world.database, job, place, ["team"], Wanted(), overwrite=True)
+    with pytest.raises(InputError, match=r"holds .*mine.parquet, which no export wrote; give another folder"):
+        export_partitioned(world.database, job, place, ["team"], AnswerFilter(), overwrite=True)
 
     assert files(place) == ["team=red/mine.parquet"]
 
@@ -191,7 +194,7 @@ def test_whatever_ends_it_the_folder_of_before_is_there_and_nothing_else(
     world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     place = world.folder / "answers"
-    export_partitioned(world.database, job, place, ["team"], Wanted())
+    export_partitioned(world.database, job, place, ["team"], AnswerFilter())
     before, beside = files(place), sorted(os.listdir(world.folder))
     error = OSError(28, "No space left on device")
     if moment == "reading":
@@ -203,7 +206,7 @@ def test_whatever_ends_it_the_folder_of_before_is_there_and_nothing_else(
         monkeypatch.setattr(Path, "rename", lambda *args: nth_rename(rename, *args))
 
     with pytest.raises(Stopped, match="safe to run again"):
-        export_partitioned(world.database, job, place, ["status", "team"], Wanted(), overwrite=True)
+        export_partitioned(world.database, job, place, ["status", "team"], AnswerFilter(), overwrite=True)
 
     assert files(place) == before
     assert sorted(os.listdir(world.folder)) == beside
@@ -247,7 +250,7 @@ def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
     beside = sorted(os.listdir(world.folder))
 
     with pytest.raises(KeyboardInterrupt), terminated():
-        export_partitioned(world.database, job, world.folder / "answers", ["team"], Wanted())
+        export_partitioned(world.database, job, world.folder / "answers", ["team"], AnswerFilter())
 
     assert sorted(os.listdir(world.folder)) == beside
 
@@ -272,8 +275,8 @@ def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
     monkeypatch.setattr(objects, "put", put_and_stop)
     monkeypatch.setattr(durable, "sync_folder", sync_and_stop)
 
-    with pytest.raises(Completed, match=f"{place} is whole: all answers had been written before"), terminated():
-        export_partitioned(world.database, job, place, ["team"], Wanted())
+    with pytest.raises(Completed, match=f"{place} is complete: all answers were written before"), terminated():
+        export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -282,18 +285,25 @@ def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
 @pytest.mark.parametrize(
     ("name", "by", "said"),
     [
-        pytest.param("answers", ["nonsense"], "nonsense: this is no column of answers .it has id, team, text", id="no"),
-        pytest.param("answers", ["team", "team"], "this is named twice", id="twice"),
-        pytest.param("rows.csv", ["team"], "is a file; --partition-by COLUMN makes a folder", id="a file"),
+        pytest.param(
+            "answers", ["nonsense"], "nonsense: this column is not in answers .it has id, team, text", id="no"
+        ),
+        pytest.param("answers", ["team", "team"], "this column is named twice", id="twice"),
+        pytest.param("rows.csv", ["team"], "is a file; --partition-by COLUMN writes a folder", id="a file"),
         pytest.param("no/answers", ["team"], "there is no folder", id="no folder"),
-        pytest.param("ftp://host/answers", ["team"], "answers go to a path, or to s3://", id="an address"),
+        pytest.param(
+            "ftp://host/answers",
+            ["team"],
+            "answers cannot be written to this URL; give a path, or s3://",
+            id="an address",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(world: World, job: Row[Any], name: str, by: list[str], said: str) -> None:
     place = name if "://" in name else world.folder / name
 
     with pytest.raises(InputError, match=said):
-        export_partitioned(world.database, job, place, by, Wanted())
+        export_partitioned(world.database, job, place, by, AnswerFilter())
 
 
 def test_too_many_and_too_long_values_are_refused(world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,10 +313,10 @@ def test_too_many_and_too_long_values_are_refused(world: World, job: Row[Any], m
         conn.exec_driver_sql(f"UPDATE {name} SET text = {long} WHERE id = 'r6'")
 
     with pytest.raises(InputError, match=r"text: the value '0+'\.\.\. is too long for a folder's name"):
-        export_partitioned(world.database, job, world.folder / "answers", ["text"], Wanted())
-    monkeypatch.setattr(partitions, "MOST_FOLDERS", 4)
+        export_partitioned(world.database, job, world.folder / "answers", ["text"], AnswerFilter())
+    monkeypatch.setattr(partitions, "MAX_FOLDERS", 4)
     with pytest.raises(InputError, match=r"--partition-by team: there are more than 4 values"):
-        export_partitioned(world.database, job, world.folder / "answers", ["team"], Wanted())
+        export_partitioned(world.database, job, world.folder / "answers", ["team"], AnswerFilter())
 
     assert not (world.folder / "answers").exists()
 
@@ -319,10 +329,10 @@ def test_a_folder_on_object_storage_is_whole_when_it_says_so(
     world: World, job: Row[Any], s3: S3, place: str, tmp_path: Path
 ) -> None:
     s3.put("daily/answers-of-others/part.parquet", b"theirs")
-    export_partitioned(world.database, job, tmp_path / "local", ["team"], Wanted())
+    export_partitioned(world.database, job, tmp_path / "local", ["team"], AnswerFilter())
     s3.requests.clear()
 
-    exported = export_partitioned(world.database, job, place, ["team"], Wanted())
+    exported = export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
     assert exported == (7, "s3://bucket/daily/answers", 5)
     put = [request.partition("answers/")[2] for request in s3.requests if request.startswith("PUT")]
@@ -340,14 +350,14 @@ def test_a_folder_on_object_storage_is_replaced_and_never_says_that_a_mixture_is
 ) -> None:
     place = "s3://bucket/answers"
     s3.put("answers/", b"")  # as a console leaves it
-    export_partitioned(world.database, job, place, ["team"], Wanted())
+    export_partitioned(world.database, job, place, ["team"], AnswerFilter())
     before = s3.keys()
     with pytest.raises(InputError, match="answers is not empty; give another folder, or --overwrite"):
-        export_partitioned(world.database, job, place, ["team"], Wanted())
+        export_partitioned(world.database, job, place, ["team"], AnswerFilter())
     assert s3.keys() == before
     s3.requests.clear()
 
-    export_partitioned(world.database, job, place, ["status"], Wanted(), overwrite=True)
+    export_partitioned(world.database, job, place, ["status"], AnswerFilter(), overwrite=True)
 
     assert folders(s3.keys("answers/status")) == ["answers/status=succeeded"]
     assert len(s3.keys()) == 3
@@ -359,8 +369,8 @@ def test_a_folder_on_object_storage_is_replaced_and_never_says_that_a_mixture_is
 def test_other_files_on_object_storage_are_left_alone(world: World, job: Row[Any], s3: S3) -> None:
     s3.put("answers/mine.parquet", b"mine")
 
-    with pytest.raises(InputError, match=r"holds s3://bucket/answers/mine.parquet, which is of no export"):
-        export_partitioned(world.database, job, "s3://bucket/answers", ["team"], Wanted(), overwrite=True)
+    with pytest.raises(InputError, match=r"holds s3://bucket/answers/mine.parquet, which no export wrote"):
+        export_partitioned(world.database, job, "s3://bucket/answers", ["team"], AnswerFilter(), overwrite=True)
 
     assert s3.keys() == ["answers/mine.parquet"]
 
@@ -372,22 +382,22 @@ def test_a_store_that_goes_down_in_the_middle_leaves_what_was_there(
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
     objects.forget_stores()
     if overwrite:
-        export_partitioned(world.database, job, "s3://bucket/answers", ["status"], Wanted())
+        export_partitioned(world.database, job, "s3://bucket/answers", ["status"], AnswerFilter())
     before = s3.keys()
     s3.broken = lambda request: request.startswith("PUT") and "team=blue" in request
 
     with pytest.raises(Stopped, match=r"answers/team=blue/part-.* the store cannot be reached .*safe to run again"):
-        export_partitioned(world.database, job, "s3://bucket/answers", ["team"], Wanted(), overwrite=overwrite)
+        export_partitioned(world.database, job, "s3://bucket/answers", ["team"], AnswerFilter(), overwrite=overwrite)
 
     assert any("PUT" in request and "team=a" in request for request in s3.requests)
     assert s3.keys() == before
 
 
 def test_an_export_that_died_over_a_former_one_is_tidied_up_by_the_next(world: World, job: Row[Any], s3: S3) -> None:
-    export_partitioned(world.database, job, "s3://bucket/answers", ["team"], Wanted())
+    export_partitioned(world.database, job, "s3://bucket/answers", ["team"], AnswerFilter())
     objects.remove("s3://bucket/answers/_SUCCESS")  # as one leaves it that died after that
 
-    export_partitioned(world.database, job, "s3://bucket/answers", ["status"], Wanted(), overwrite=True)
+    export_partitioned(world.database, job, "s3://bucket/answers", ["status"], AnswerFilter(), overwrite=True)
 
     assert folders(s3.keys()[1:]) == ["answers/status=succeeded"]
     assert s3.keys()[0] == "answers/_SUCCESS"
@@ -402,11 +412,11 @@ def test_of_two_exports_at_the_same_time_one_is_told(
     def with_another(*args: Any) -> Iterator[Any]:
         yield from pages(*args)
         monkeypatch.setattr(partitions, "pages", pages)
-        export_partitioned(world.database, job, place, ["status"], Wanted())
+        export_partitioned(world.database, job, place, ["status"], AnswerFilter())
 
     monkeypatch.setattr(partitions, "pages", with_another)
-    with pytest.raises(Stopped, match="another export writes there too"):
-        export_partitioned(world.database, job, place, ["team"], Wanted())
+    with pytest.raises(Stopped, match="another export writes to this folder, too"):
+        export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
     assert folders(s3.keys()[1:]) == ["answers/status=succeeded"]
     assert s3.keys()[0] == "answers/_SUCCESS"
@@ -414,4 +424,4 @@ def test_of_two_exports_at_the_same_time_one_is_told(
 
 def test_a_bucket_that_is_not_there_is_told(world: World, job: Row[Any], s3: S3) -> None:
     with pytest.raises(objects.NotFound, match="there is no bucket s3://buckett"):
-        export_partitioned(world.database, job, "s3://buckett/answers", ["team"], Wanted())
+        export_partitioned(world.database, job, "s3://buckett/answers", ["team"], AnswerFilter())

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, func, inspect, make_url, select
 from pipeline.answer.outcome import Outcome
 from pipeline.errors import DatabaseError, JobError
 from pipeline.sink.columns import ResultColumns
-from pipeline.sink.table import HISTORY_SLICE, Fixed, ResultsTable, stored
+from pipeline.sink.table import HISTORY_SLICE, Fixed, ResultsTable, columns_as_json
 from pipeline.state.database import Database
 from tests.support.postgres import connected
 
@@ -38,7 +38,7 @@ def made(
     database: Database, columns: ResultColumns = BY_ID, before: ResultColumns | None = None, **options: Any
 ) -> ResultsTable:
     """The results table, made or brought up as a run does it."""
-    table = sink(database, columns.over(before), **options)
+    table = sink(database, columns.added_to(before), **options)
     with database.write() as conn:
         table.make(conn, before)
     return table
@@ -368,7 +368,7 @@ def test_columns_that_an_older_version_stored_have_no_history() -> None:
     columns = ResultColumns(**older)
 
     assert not columns.history
-    assert columns == ResultColumns(**orjson.loads(orjson.dumps(stored(columns))))
+    assert columns == ResultColumns(**orjson.loads(orjson.dumps(columns_as_json(columns))))
 
 
 def test_a_column_once_kept_that_clashes_with_a_new_one_is_refused() -> None:
@@ -376,7 +376,7 @@ def test_a_column_once_kept_that_clashes_with_a_new_one_is_refused() -> None:
     today = ResultColumns({"id": "text"}, {"source_label": "text"}, {"label": "text"})
 
     with pytest.raises(JobError, match="'Label' clashes with the output column; give the job and sink"):
-        today.over(before)
+        today.added_to(before)
 
 
 # -- tables that are not ours ----------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_a_table_that_is_gone_is_refused(database: Database) -> None:
     with database.write() as conn:
         table.table.drop(conn)
 
-    with pytest.raises(DatabaseError, match="table 'answers' is gone, and answers that were paid for with it"):
+    with pytest.raises(DatabaseError, match="table 'answers' does not exist any more, and paid answers were in it"):
         made(database, before=table.columns)
 
 
@@ -421,7 +421,7 @@ def test_a_table_stays_in_the_schema_that_it_was_made_in(postgres_url: str) -> N
         admin.execute(f"CREATE SCHEMA his; ALTER DATABASE {name} SET search_path TO his, public".encode())
 
     with closing(Database(postgres_url)) as his:
-        again = made(his, on, ResultColumns(**stored(first.columns)))
+        again = made(his, on, ResultColumns(**columns_as_json(first.columns)))
         write(his, again, answer(again, ["a"], "second"))
 
         assert his.default_schema == "his"
@@ -445,12 +445,12 @@ def test_a_table_stays_in_the_schema_that_it_was_made_in(postgres_url: str) -> N
         (
             ResultColumns({"id": "text"}, {"xmin": "text"}, {}),
             "answers",
-            "column 'xmin' is one that PostgreSQL has in each",
+            "column 'xmin' has the name of a PostgreSQL system column",
         ),
         (
             replace(BY_ID, history=True),
             "a" * 60,
-            "sink.history: PostgreSQL takes names of 63 bytes, and 'aaa.*_history",
+            "sink.history: the name 'aaa.*_history",
         ),
     ],
     ids=["long key", "long kept column", "PostgreSQL's own", "long history table"],

@@ -126,7 +126,7 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
         ),
         pytest.param(
             {"output": {"tool": "nota"}, "params": {"tools": [TOOL]}},
-            ["output.tool: 'nota' is none of the tools", "note"],
+            ["output.tool: 'nota' is not a tool with an input_schema", "note"],
             id="no such tool",
         ),
         pytest.param(
@@ -138,7 +138,7 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
         pytest.param({"cache": "1h"}, ["request.cache: nothing is the same in all requests"], id="nothing to cache"),
         pytest.param(
             {"messages": [{"role": "assistant", "content": "Hello."}]},
-            ["request.messages", "begins with a turn of the user"],
+            ["request.messages", "must have the role user"],
             id="turns that begin with the assistant",
         ),
         pytest.param({"messages": [{"role": "bot", "content": "x"}]}, ["request.messages.0.role"], id="a role"),
@@ -194,7 +194,7 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
             id="a model to ask after a refusal",
         ),
         pytest.param(
-            {"retry": {"change": {"truncated": {"max_tokens": "1x"}}}}, ["more than 1x"], id="no longer answer"
+            {"retry": {"change": {"truncated": {"max_tokens": "1x"}}}}, ["greater than 1x"], id="no longer answer"
         ),
     ],
 )

@@ -11,7 +11,7 @@ from pipeline.request import packing
 from pipeline.request.packing import Packing
 from pipeline.sink.export import export
 from pipeline.sink.partitions import export_partitioned
-from pipeline.sink.read import Wanted
+from pipeline.sink.read import AnswerFilter
 from pipeline.spool.body import BodyWriter
 from pipeline.spool.local import LocalSpool
 from pipeline.state.jobs import job_named
@@ -136,7 +136,7 @@ def answered(world: World) -> "Row[Any]":
 
 
 def test_an_exported_file_is_durable_with_its_name(world: World, tmp_path: Path, steps: Steps) -> None:
-    export(world.database, answered(world), tmp_path / "answers.csv", Wanted())
+    export(world.database, answered(world), tmp_path / "answers.csv", AnswerFilter())
 
     assert named_durably(steps, "answers.csv", content=".answers.csv.")
 
@@ -147,10 +147,10 @@ def test_an_exported_folder_is_durable_with_all_names_in_it(
 ) -> None:
     job, place = answered(world), str(tmp_path / "answers")
     if overwrite:
-        export_partitioned(world.database, job, place, ["status"], Wanted(), ending=".csv", overwrite=False)
+        export_partitioned(world.database, job, place, ["status"], AnswerFilter(), ending=".csv", overwrite=False)
     steps.clear()
 
-    export_partitioned(world.database, job, place, ["status"], Wanted(), ending=".csv", overwrite=overwrite)
+    export_partitioned(world.database, job, place, ["status"], AnswerFilter(), ending=".csv", overwrite=overwrite)
 
     at = steps.index(("name", "answers"))
     inside = [Path(path).relative_to(Path(path).parts[0]).as_posix() for call, path in steps[:at] if call == "sync"]
