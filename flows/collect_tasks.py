@@ -21,8 +21,7 @@ from flows.environment import Blocks
 from flows.watch import run_logger
 from pipeline.driver.environment import Environment
 from pipeline.errors import InputError
-from pipeline.events import LEVELS, Tell
-from pipeline.report.events import event_line
+from pipeline.events.event import Event, Tell
 from pipeline.steps.collect_one import collect_one, ended_batches, left_of
 
 SETTING = "BATCH_TASK_RUNNER"
@@ -153,9 +152,8 @@ def _teller() -> Tell:
     """Tells the log of the task's run what its driver does."""
     logger = run_logger()
 
-    def tell(event: str, **facts: Any) -> None:
-        level = max(logging.INFO, LEVELS.get(event, logging.INFO))
-        whose = f"{facts['job']}: " if "job" in facts else ""  # a warning about a setting is about no job
-        logger.log(level, "%s%s", whose, event_line(event, facts))
+    def tell(event: Event) -> None:
+        whose = "" if event.job is None else f"{event.job}: "  # a warning about a setting is about no job
+        logger.log(max(logging.INFO, event.level), "%s%s", whose, event.line())
 
     return tell

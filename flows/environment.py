@@ -18,7 +18,7 @@ from pipeline.api.connect import Reach
 from pipeline.driver import environment
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError, InputError, Stopped
-from pipeline.events import Tell
+from pipeline.events.event import Tell
 from pipeline.job.load import is_path, read_name
 from pipeline.state.database import Database, default_url
 from pipeline.state.jobs import job_file_of, known_job

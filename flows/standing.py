@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from pipeline.report.money import budget_facts, stopped_line
-from pipeline.state.ends import exit_code, failed_rows
+from pipeline.state.ends import exit_code
 from pipeline.state.runs import get_run, run_cost
 from pipeline.state.tables import batches
 from pipeline.state.tallies import run_rows
-from pipeline.states import RunState
+from pipeline.states import RunState, failed_rows
 from pipeline.text import count, counts_line, money
 
 

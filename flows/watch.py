@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,9 +26,10 @@ from sqlalchemy import URL
 
 from flows.artifacts import artifact_key, batch_table, escaped, quoted, quoted_lines, results_link, summary_text
 from flows.standing import Standing, standing
-from pipeline.events import LEVELS
-from pipeline.planning.quote import Quote
-from pipeline.report.events import event_line
+from pipeline.events.batches import BatchEnded, Collected, Planned, Submitted, Watching
+from pipeline.events.event import Event
+from pipeline.events.runs import PlannedElsewhere, RunEnded, Waiting
+from pipeline.planning.quote import Quote, Quoted
 from pipeline.state import ends
 from pipeline.state.database import Database
 from pipeline.state.jobs import job_named
@@ -36,7 +37,7 @@ from pipeline.state.runs import last_run
 from pipeline.state.tallies import run_counts
 from pipeline.states import OUTCOMES, RunState
 
-NOT_LOGGED = ("watching", "planned_elsewhere", "run_ended")  # looks of a driver that waits; what the state tells
+NOT_LOGGED = (Watching, PlannedElsewhere, RunEnded)  # looks of a driver that waits; what the state tells
 BETWEEN_UPDATES = 5.0  # seconds between two moves of the progress at least
 SERVER_AWAY = 60.0  # seconds that nothing is shown after Prefect's server did not answer
 
@@ -60,21 +61,22 @@ class Watch:
         self._progress: dict[str, Any] = {}
         self._next_update = 0.0
 
-    def tell(self, event: str, **facts: Any) -> None:
+    def tell(self, event: Event) -> None:
         """One event of a driver."""
-        if event in ("waiting", "planned", "submitted", "collected"):
-            self._move_progress(facts["job"])
-        if event == "waiting" and facts["progress"] == self._waiting:  # that it still waits for the same is said once
+        if isinstance(event, Waiting | Planned | Submitted | Collected) and event.job is not None:
+            self._move_progress(event.job)
+        waiting = event.progress if isinstance(event, Waiting) else None
+        if waiting is not None and waiting == self._waiting:  # that it still waits for the same is said once
             return
-        self._waiting = facts.get("progress")
-        if event == "quote":
-            self.quote = facts["quote"]
-        elif event not in (*NOT_LOGGED, "waiting", "emulator", "warning", "unreachable"):
-            self.moved.add(facts["job"])
-        if event == "ended":
-            of_batch = {name: facts[name] for name in ("batch", "requests", "succeeded")}
-            self._emit("batch.ended", f"batch.{facts['job']}.{facts['batch']}", {"job": facts["job"], **of_batch})
-        self._log(event, facts)
+        self._waiting = waiting
+        if isinstance(event, Quoted):
+            self.quote = event.quote
+        if event.changes_job and event.job is not None:
+            self.moved.add(event.job)
+        if isinstance(event, BatchEnded):
+            of_batch = {name: event.facts()[name] for name in ("job", "batch", "requests", "succeeded")}
+            self._emit("batch.ended", f"batch.{event.job}.{event.batch}", of_batch)
+        self._log(event)
 
     def untold(self, job: str | None) -> list[Standing]:
         """The runs of a job, or of all jobs, that have ended without anybody being told, in this sweep or before."""
@@ -143,14 +145,13 @@ class Watch:
                     link_text=f"Answers: {row.results_table}",
                 )
 
-    def _log(self, event: str, facts: Mapping[str, Any]) -> None:
-        if event in NOT_LOGGED:
+    def _log(self, event: Event) -> None:
+        if isinstance(event, NOT_LOGGED):
             return
-        lines = quoted_lines(facts["quote"]) if event == "quote" else [event_line(event, facts)]
-        level = max(logging.INFO, LEVELS.get(event, logging.INFO))
-        job = f"{facts['job']}: " if "job" in facts else ""
+        lines = quoted_lines(event.quote) if isinstance(event, Quoted) else [event.line()]
+        job = "" if event.job is None else f"{event.job}: "
         for line in lines:
-            self._logger.log(level, "%s", job + line)
+            self._logger.log(max(logging.INFO, event.level), "%s", job + line)
 
     def _emit(self, what: str, resource: str, payload: dict[str, Any], identity: uuid.UUID | None = None) -> None:
         of = {"prefect.resource.id": f"batch-pipeline.{resource}", "prefect.resource.name": payload["job"]}

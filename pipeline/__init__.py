@@ -1,4 +1,4 @@
-"""Rows in, a SQL table of answers out, through Anthropic's Message Batches API.
+"""Send rows to Anthropic's Message Batches API and store the answers in a SQL table. This is the public API.
 
 from pipeline import Job, results, run
 
@@ -17,7 +17,7 @@ __all__ = ["Job", "load_job", "results", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """What the package offers, imported where it is used: a command that only says its options need not wait for it."""
+    """Import a name of the public API when it is first used, so that `--help` does not wait for the imports."""
     if name == "Job":
         from pipeline.job.model import Job
 

@@ -1,25 +1,30 @@
-"""What can go wrong, as types; each message says what happened, to which thing, and what to do.
+"""The exception types of the pipeline. A message says what happened, to which thing, and what to do.
 
 PipelineError                 exit code
 ├── InputError                2   the job file, the source or an option is wrong; nothing was sent
-│   ├── JobError                  the job file
-│   ├── SourceError               the rows
-│   └── DatabaseError             the database, or a table in it
+│   ├── JobError                  the job file is wrong
+│   ├── SourceError               the source is wrong
+│   └── DatabaseError             the database or one of its tables is wrong
 ├── Busy                      3   another driver is planning this job
-├── Stopped                   3   the run cannot go on now; it is safe to run again
-│   ├── AccountStopped            the API refuses our account: key, permission, billing
-│   ├── RunEnded                  another driver ended the run: canceled, or its budget is spent
-│   └── ApiUnreachable            no answer, or none of use, from the API's address
-│       ├── NoAnswer                  nothing came at all
-│       └── NotTheApi                 what came is not the API's: a login page, a cache, a wrong address
-├── LostRace                  3   another driver moved what we were about to move
-└── Interrupted               130 Ctrl-C or SIGTERM; it is safe to run again
-    └── Completed                 it came after all had been done
+├── Stopped                   3   the run cannot continue now; it is safe to run the command again
+│   ├── AccountStopped            the API refuses the account: key, permission or billing
+│   ├── RunEnded                  another driver ended the run: it was canceled, or its budget is used up
+│   └── ApiUnreachable            the API's address gave no response, or no usable one
+│       ├── NoAnswer                  no response arrived
+│       └── NotTheApi                 the response is not from the API: a login page, a cache, a wrong address
+├── LostRace                  3   another driver changed the batch or lease that this driver was about to change
+└── Interrupted               130 Ctrl-C or SIGTERM; it is safe to run the command again
+    └── Completed                 the interrupt arrived after all work was finished
+
+RowProblem                    none: it concerns one row, which becomes `invalid`
 """
 
 
 class PipelineError(Exception):
-    """Base of all errors that are ours. `str()` is the sentence a user reads; exit_code is the process's."""
+    """Base class of the pipeline's errors. `str()` gives the sentence that the user reads.
+
+    exit_code: the exit code of a command that ends with this error.
+    """
 
     exit_code = 3
 
@@ -31,58 +36,58 @@ class InputError(PipelineError):
 
 
 class JobError(InputError):
-    """The job file cannot be used as it is."""
+    """The job file is wrong: its YAML, a section, a field or a template."""
 
 
 class SourceError(InputError):
-    """The rows cannot be read, or their keys do not identify them."""
+    """The source cannot be read, or its key columns do not identify the rows."""
 
 
 class DatabaseError(InputError):
-    """The database, or a table in it, cannot be used."""
+    """The database, or one of its tables, cannot be used."""
 
 
 class Busy(PipelineError):
-    """Another driver is planning this job."""
+    """Another driver is planning this job; only one driver plans a job at a time."""
 
 
 class Stopped(PipelineError):
-    """The run stops before its end; the same command again goes on."""
+    """The run stopped early; running the same command again continues it."""
 
 
 class AccountStopped(Stopped):
-    """The API refuses what this account asks for; sending more would not help."""
+    """The API refuses this account (key, permission or billing), so nothing more is sent."""
 
 
 class RunEnded(Stopped):
-    """Another driver ended this run."""
+    """Another driver ended this run: it was canceled, or its budget is used up."""
 
 
 class ApiUnreachable(Stopped):
-    """No answer came from the API's address, or one that says to come back later (5xx, 429)."""
+    """The API's address gave no response, or a response that asks the client to retry later (5xx, 429)."""
 
 
 class NoAnswer(ApiUnreachable):
-    """Nothing came from the API's address: other calls would wait as long in vain."""
+    """No response arrived from the API's address; other calls would time out as well."""
 
 
 class NotTheApi(ApiUnreachable):
-    """What answered is not the API: a login page, a proxy's cache, a wrong address."""
+    """The response did not come from the API: a login page, a proxy's cache, a wrong address."""
 
 
 class LostRace(PipelineError):
-    """Somebody else moved a batch, or took it or our lease, between our look and our move."""
+    """Another driver moved or claimed the batch, or took over the lease, after this driver read it."""
 
 
 class Interrupted(PipelineError):
-    """A person or the system asked us to stop."""
+    """The process was asked to stop, by Ctrl-C or SIGTERM."""
 
     exit_code = 130
 
 
 class Completed(Interrupted):
-    """A person or the system asked us to stop after all had been done. The message says what is there."""
+    """The process was asked to stop after all work was finished. The message says what was stored."""
 
 
 class RowProblem(Exception):
-    """This one row cannot be rendered; the message is the reason."""
+    """One row cannot be rendered as a request. The message is the reason; the other rows continue."""

@@ -1,7 +1,7 @@
-"""Which characters of other people's texts are not shown as they are, and what is shown instead. Pure.
+"""Escape the characters of foreign texts that could control or mislead a terminal. Pure.
 
-Control characters command a terminal, and bidirectional marks let a line read otherwise than it is. Keys, names of
-files and messages of the API may hold either.
+Control characters give commands to a terminal, and bidirectional marks change the order in which a line is shown. Keys,
+file names and messages of the API may hold both.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-#: C0 but for newline and tab, DEL and C1, line and paragraph separators, bidirectional marks, and lone surrogates.
+#: C0 except newline and tab, DEL and C1, line and paragraph separators, bidirectional marks, and lone surrogates.
 COMMANDS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _COMMANDS = re.compile(f"[{COMMANDS}]")
 _COMMANDS_OR_BREAKS = re.compile(f"[\t\n{COMMANDS}]")
@@ -18,22 +18,22 @@ _NOT_ASCII = re.compile("[\x7f-\U0010ffff]")
 
 
 def escaped(text: str) -> str:
-    r"""The text with `\x1b` in place of ESC, and so on; newlines and tabs stay."""
+    r"""Return the text with each character of COMMANDS as an escape, ESC as `\x1b`; newlines and tabs stay."""
     return _COMMANDS.sub(_escape, text)
 
 
 def inline(text: str) -> str:
-    r"""As `escaped`, and in one line: newlines and tabs become `\n` and `\t`."""
+    r"""Return the text escaped and on one line: newlines and tabs become `\n` and `\t`."""
     return _COMMANDS_OR_BREAKS.sub(_escape, text)
 
 
-def dropped(text: str) -> str:
-    """The text without these characters; newlines and tabs stay."""
+def stripped(text: str) -> str:
+    """Return the text without the characters of COMMANDS; newlines and tabs stay."""
     return _COMMANDS.sub("", text)
 
 
 def is_plain(text: str) -> bool:
-    """Whether `inline` would change nothing."""
+    """Return whether `inline` leaves the text unchanged."""
     return _COMMANDS_OR_BREAKS.search(text) is None
 
 
@@ -42,11 +42,15 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def json_text(value: Any, *, ascii_only: bool, indent: bool = False) -> str:
-    r"""The value as JSON. All that `escaped` escapes stands as `\u001b`, and with ascii_only all that is not ASCII."""
+    r"""Return the value as JSON text, with the characters of COMMANDS as JSON escapes such as `\u001b`.
+
+    ascii_only: escape all characters that are not ASCII. indent: on several lines, indented by two spaces.
+    Values that JSON does not know are written as `str(value)`.
+    """
     option = orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if indent else 0)
     try:
         text = orjson.dumps(value, default=str, option=option).decode()
-    except TypeError:  # a lone surrogate, which a file's name may have
+    except TypeError:  # orjson refuses lone surrogates, which a file name may hold
         text = json.dumps(value, default=str, indent=2 if indent else None)
     if text.isascii() and "\x7f" not in text:
         return text

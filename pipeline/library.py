@@ -5,16 +5,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from pipeline.driver import environment
 from pipeline.errors import InputError
 from pipeline.escapes import inline
-from pipeline.events import Tell
+from pipeline.events.event import Event, Tell
 from pipeline.job.load import load
 from pipeline.job.model import Job
+from pipeline.planning.quote import Quoted
 from pipeline.report import notebook
-from pipeline.report.events import event_line
 from pipeline.report.quote import quote_lines
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.run import run as run_job
@@ -82,8 +82,8 @@ def _in_notebook(name: str, at_work: Callable[[Tell, Callable[[Finished], None]]
 
 
 def _line_by_line(say: Callable[[str], None]) -> Tell:
-    def told(event: str, **facts: Any) -> None:
-        lines = quote_lines(facts["quote"]) if event == "quote" else [event_line(event, facts)]
+    def told(event: Event) -> None:
+        lines = quote_lines(event.quote) if isinstance(event, Quoted) else [event.line()]
         for line in lines:
             say(line)
 

@@ -1,4 +1,4 @@
-"""Money, counts, sizes and times as people read them. Pure."""
+"""Format money, counts, sizes and durations for people. Pure."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pipeline.states import BatchState, RowState
 
 
 def money(usd: float | None) -> str:
-    """US dollars for people: as many digits as matter."""
+    """Format US dollars: `$1,234.50`, or `$0.0012` below one cent; `unpriced` for None."""
     if usd is None:
         return "unpriced"
     if usd and usd < 0.01:
@@ -16,32 +16,34 @@ def money(usd: float | None) -> str:
 
 
 def count(n: int, what: str) -> str:
-    """`1 row`, `2 rows`, `2 batches`."""
+    """Format a number with its noun: `1 row`, `2,000 rows`, `2 batches`. what: the noun in the singular."""
     plural = what + ("es" if what.endswith("ch") else "s")
     return f"{n:,} {what if n == 1 else plural}"
 
 
 def counts_line(counts: Mapping[str, int]) -> str:
-    """`500 rows: 498 succeeded, 2 errored`."""
+    """Format rows by state with their sum: `500 rows: 498 succeeded, 2 errored`, or `0 rows: nothing to do`."""
     return f"{count(sum(counts.values()), 'row')}: {counted(counts) or 'nothing to do'}"
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """`498 succeeded, 2 errored`, of rows or batches by state, in the order of the states."""
+    """Format rows or batches by state, in the order of the states: `498 succeeded, 2 errored`. Zeros are left out."""
     order = [RowState.PENDING, BatchState.PLANNED, *RowState, *BatchState]
     names = sorted(counts, key=lambda name: order.index(name) if name in order else len(order))
     return ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in names if counts[name])
 
 
 def later(wait: float) -> str:
+    """Return the end of a sentence about a retry after `wait` seconds, as `; again in 5 s`; empty if wait is 0."""
     return f"; again in {math.ceil(wait)} s" if wait else ""
 
 
 def size(n: int) -> str:
+    """Format a number of bytes: `12.3 kB`, `1.5 MB`."""
     return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.1f} kB"
 
 
 def duration(seconds: int) -> str:
-    """`40 s`, `25 min`, `30 h`: in the unit that says enough."""
+    """Format seconds in one unit, rounded down: `40 s`, `25 min` from 2 minutes on, `30 h` from 2 hours on."""
     unit, name = next(((u, n) for u, n in ((3600, "h"), (60, "min")) if seconds >= 2 * u), (1, "s"))
     return f"{seconds // unit} {name}"

@@ -20,9 +20,12 @@ from pipeline.driver.environment import Environment
 from pipeline.driver.settings import Settings
 from pipeline.emulator import Clock, Emulator
 from pipeline.errors import Interrupted
+from pipeline.events import batches as batch_events
+from pipeline.events import runs as run_events
+from pipeline.events.event import Event
 from pipeline.job.model import Job
 from pipeline.planning.estimate import Money
-from pipeline.planning.quote import Quote
+from pipeline.planning.quote import Quote, Quoted
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.run import run
 from pipeline.runner.sweep import sweep
@@ -223,12 +226,29 @@ class World:
 
     def with_settings(self, **changes: Any) -> None:
         """Change how long drivers wait."""
-        self.settings = replace(self.settings, **changes)
+        self.settings = self.settings.model_copy(update=changes)
 
-    def _tell(self, event: str, **facts: Any) -> None:
-        self.events.append((event, facts))
+    def _tell(self, event: Event) -> None:
+        facts = event.facts()
+        self.events.append((event.name, facts))
         if self.on_event is not None:
-            self.on_event(event, facts)
+            self.on_event(event.name, facts)
+
+
+def event_classes() -> list[type[Event]]:
+    """The class of every event that a driver can tell."""
+    found = [of for module in (batch_events, run_events) for of in vars(module).values() if isinstance(of, type)]
+    return [*(of for of in found if issubclass(of, Event) and hasattr(of, "name")), Quoted]
+
+
+def event_of(name: str, facts: dict[str, Any]) -> Event:
+    """An event that a test world was told of, as the object that it was."""
+    return {of.name: of for of in event_classes()}[name](**facts)
+
+
+def event_line(name: str, facts: dict[str, Any]) -> str:
+    """The line of an event that a test world was told of."""
+    return event_of(name, facts).line()
 
 
 def said_of(quote: Quote) -> Money:

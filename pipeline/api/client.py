@@ -10,7 +10,6 @@ counts as no answer.
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,19 +20,18 @@ import httpx2
 import orjson
 from anthropic.types import ModelInfo
 from anthropic.types.messages import MessageBatch
-from pydantic import ValidationError
 
-from pipeline.api import clock, shapes
+from pipeline.api import clock, failures, shapes
 from pipeline.api.account import Account
-from pipeline.api.connect import BODY_DIGEST, CLIENTS, Reach, SigningAWS, made, of_credentials
-from pipeline.errors import AccountStopped, ApiUnreachable, InputError, NoAnswer, NotTheApi, RowProblem, Stopped
+from pipeline.api.connect import BODY_DIGEST, CLIENTS, Reach, SigningAWS, made
+from pipeline.api.failures import CIRCUIT_STATUSES, SPEND_CODES, in_words, is_own, not_the_api
+from pipeline.errors import ApiUnreachable, NotTheApi, RowProblem, Stopped
 from pipeline.spool.body import BodyReader, HeldBack
 
 EMULATOR = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"  # the organization that the emulator says it is
 
-#: Statuses that speak of the account or of us, never of a row: sending anything else would end the same way.
-CIRCUIT_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 422})
-SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+#: Those of CIRCUIT_STATUSES that a call about one batch, model or file can meet; 404 is of that one.
+_ACCOUNT_STATUSES = CIRCUIT_STATUSES - {404}
 #: What of a request's params the count of its tokens takes.
 _COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
 PAGE = 1_000  # batches of one listing call
@@ -303,47 +301,32 @@ class Api:
 
     @contextlib.contextmanager
     def _sentences(self) -> Iterator[None]:
+        """Turn what the SDK raises into our errors."""
         try:
             yield
-        except anthropic.APIStatusError as exc:
-            if _is_own(exc) and exc.status_code == 404:
-                raise NotFound(f"the API does not find it: {in_words(exc)}") from exc
-            if _is_own(exc) and (exc.status_code in CIRCUIT_STATUSES or exc.error_code in SPEND_CODES):
-                raise AccountStopped(f"the API refuses this account: {in_words(exc)}") from exc
-            if not _is_own(exc) and exc.status_code in CIRCUIT_STATUSES:
-                raise self._not_the_api(in_words(exc)) from exc
-            raise ApiUnreachable(f"the API answers {in_words(exc)}") from exc
-        except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as exc:  # of the SDK, which reads an answer
-            raise self._not_the_api("no JSON") from exc
-        except (anthropic.APIConnectionError, httpx2.HTTPError) as exc:
-            raise NoAnswer(
-                f"no answer from {self._client.base_url}: {in_words(exc)}; check ANTHROPIC_BASE_URL and the network"
-            ) from exc
         except Exception as exc:
-            problem = of_credentials(exc, self._client_name)
-            if problem is None:
+            translated = failures.of_all_calls(
+                exc, self.base_url, account_statuses=_ACCOUNT_STATUSES, client=self._client_name
+            )
+            if translated is None and isinstance(exc, anthropic.APIStatusError):
+                translated = _of_this_call(exc)
+            if translated is None:
                 raise
-            raise InputError(problem) from exc
+            raise translated from exc
 
     def _parsed(self, response: Any, fits: Callable[[Any], bool]) -> Any:
         """What a response holds, if it has the shape of the API's answers. Raises NotTheApi."""
         try:
             value = response.parse()
         except (AttributeError, TypeError, ValueError) as exc:  # the SDK takes the shape for granted
-            raise self._not_the_api("a page of another kind") from exc
+            raise not_the_api(self.base_url, "a page of another kind") from exc
         return self._believed(value, fits)
 
     def _believed(self, value: _T, fits: Callable[[Any], bool]) -> _T:
         """The value, if it has the shape of the API's answers. Raises NotTheApi."""
         if not fits(value):
-            raise self._not_the_api("a page of another kind")
+            raise not_the_api(self.base_url, "a page of another kind")
         return value
-
-    def _not_the_api(self, said: str) -> NotTheApi:
-        return NotTheApi(
-            f"{self.base_url} does not answer as the Messages API does ({said}); check ANTHROPIC_BASE_URL, and what "
-            "stands in between: a proxy, a gateway, a login page"
-        )
 
 
 def _heard(hear: Callable[[httpx2.Headers], object], response: httpx2.Response) -> None:
@@ -357,16 +340,18 @@ def _owner(headers: httpx2.Headers) -> tuple[str | None, str | None]:
     return headers.get("anthropic-organization-id"), headers.get("anthropic-workspace-id")
 
 
-def _is_own(exc: anthropic.APIStatusError) -> bool:
-    """Whether an error has the API's own envelope, and is not of something in between."""
-    return exc.type is not None and exc.api_message is not None
+def _of_this_call(exc: anthropic.APIStatusError) -> Stopped:
+    """Return the error for a status that says nothing of other calls."""
+    if is_own(exc) and exc.status_code == 404:
+        return NotFound(f"the API does not find it: {in_words(exc)}")
+    return ApiUnreachable(f"the API answers {in_words(exc)}")
 
 
 def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unknown:
     """What an error status on a create proves."""
     problem = in_words(exc)
     told = _seconds(exc.response.headers.get("retry-after"))
-    own_envelope = _is_own(exc)
+    own_envelope = is_own(exc)
     if exc.status_code == 413:  # a proxy may answer this one in the API's place, and nothing got behind it
         return Rejected(problem, exc.request_id, too_large=True)
     if own_envelope and (exc.error_code in SPEND_CODES or exc.status_code in CIRCUIT_STATUSES):
@@ -386,18 +371,6 @@ def _classes(client: anthropic.Anthropic) -> list[str]:
 def beta_header(betas: Sequence[str]) -> dict[str, str]:
     """The header of a call under these betas."""
     return {"anthropic-beta": ",".join(betas)} if betas else {}
-
-
-def in_words(exc: BaseException) -> str:
-    """An error in one line: status, type, message and request id where the API gave them."""
-    if isinstance(exc, anthropic.APIStatusError):
-        said = exc.api_message or exc.response.reason_phrase
-        request = f" ({exc.request_id})" if exc.request_id else ""
-        return f"{exc.status_code} {exc.type or ''}: {said}{request}".replace(" :", ":").replace("\x00", "\ufffd")
-    root = exc
-    while root.__cause__ is not None:
-        root = root.__cause__
-    return f"{type(exc).__name__}: {str(root) or exc}".splitlines()[0][:300]
 
 
 def _cause_is_ours(exc: BaseException | None) -> bool:

@@ -15,9 +15,11 @@ import orjson
 from anthropic import AsyncAnthropic, AsyncStream
 
 from pipeline.answer.outcome import Outcome, ResultReader
-from pipeline.api.client import SPEND_CODES, beta_header, in_words
-from pipeline.api.connect import Reach, made, of_credentials
-from pipeline.errors import AccountStopped, ApiUnreachable, InputError, PipelineError
+from pipeline.api import failures
+from pipeline.api.client import beta_header
+from pipeline.api.connect import Reach, made
+from pipeline.api.failures import in_words
+from pipeline.errors import InputError, PipelineError
 from pipeline.escapes import inline
 from pipeline.job.model import Job
 from pipeline.money.prices import PriceList, Prices, prices_of
@@ -167,20 +169,11 @@ async def _sent(client: AsyncAnthropic, params: bytes, betas: Sequence[str]) -> 
 
 
 def _of_all(exc: Exception, client: AsyncAnthropic) -> PipelineError | None:
-    """What a failed call says of all of them; None when it is about its row."""
-    translated: PipelineError | None = None
-    problem = of_credentials(exc)
-    if problem is not None:
-        translated = InputError(problem)
-    elif isinstance(exc, anthropic.APIStatusError):
-        own_envelope = exc.type is not None and exc.api_message is not None
-        if own_envelope and (exc.status_code in ACCOUNT_STATUSES or exc.error_code in SPEND_CODES):
-            translated = AccountStopped(f"the API refuses this account: {in_words(exc)}")
-        elif not own_envelope and exc.status_code != 413:  # 413: a proxy may say it in the API's place
-            translated = ApiUnreachable(f"the API answers {in_words(exc)}; check ANTHROPIC_BASE_URL")
-    elif isinstance(exc, anthropic.APIConnectionError | httpx2.HTTPError | OSError):
-        said = f"no answer from {str(client.base_url).rstrip('/')}: {in_words(exc)}"
-        translated = ApiUnreachable(f"{said}; check ANTHROPIC_BASE_URL and the network")
+    """Return what a failed call says of all of them; None when it is about its row."""
+    base_url = str(client.base_url).rstrip("/")
+    translated = failures.of_all_calls(exc, base_url, account_statuses=ACCOUNT_STATUSES)
+    if translated is None and isinstance(exc, OSError):
+        translated = failures.no_answer(base_url, exc)
     if translated is not None:
         translated.__cause__ = exc
     return translated
@@ -222,7 +215,12 @@ def _judged(live: _Live, reader: ResultReader) -> Outcome:
 
 
 class _Message:
-    """A Message as its events complete it. whole: as a batch's result has it; None before it begins."""
+    """A Message as its events complete it. whole: as a batch's result has it; None before it begins.
+
+    The SDK's accumulate_event is not used, because a preview shows all that the API sends, also what this version of
+    the SDK does not know. That function drops unknown fields of a message_delta and unknown counts of its usage,
+    refuses an unknown event before message_start, and makes up an end for tool input that was cut off.
+    """
 
     def __init__(self) -> None:
         self.whole: dict[str, Any] | None = None

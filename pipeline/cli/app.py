@@ -15,6 +15,7 @@ from pipeline.cli.estimate import estimate
 from pipeline.cli.export import export
 from pipeline.cli.init import init
 from pipeline.cli.models import models
+from pipeline.cli.options import Invocation
 from pipeline.cli.preview import preview
 from pipeline.cli.retry import retry
 from pipeline.cli.run import run
@@ -79,10 +80,11 @@ TURN_SECONDS = 0.0005
 def main() -> None:
     """The console script: runs a command, turns our errors into one sentence and an exit code."""
     sys.setswitchinterval(TURN_SECONDS)
-    memory.sparing()
+    memory.use_little_memory()
     any_text()
+    invocation = Invocation()
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, obj=invocation)
     except typer.Exit as exc:
         code = exc.exit_code
     except Completed as exc:
@@ -92,7 +94,7 @@ def main() -> None:
         say("interrupted: everything is resumable; run the same command again and it goes on")
         code = Interrupted.exit_code
     except PipelineError as exc:
-        if "--debug" in sys.argv:
+        if invocation.debug:
             raise
         say(f"error: {exc}")
         code = exc.exit_code
@@ -102,7 +104,7 @@ def main() -> None:
     except Exception as exc:
         code = _said_usage(exc)
         if code is None:
-            if "--debug" in sys.argv:
+            if invocation.debug:
                 raise
             say(f"error: unforeseen: {type(exc).__name__}: {exc}; safe to run again; --debug shows where it came from")
             code = 3  # what is committed is right, and the same command goes on from there

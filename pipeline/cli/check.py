@@ -1,81 +1,81 @@
 """`check`: is the job right, before anything is paid?"""
 
 import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.opening import job_file, load_job
-from pipeline.cli.options import (
-    DatabaseOption,
-    DebugOption,
-    EmulatorOption,
-    JobArgument,
-    JsonOption,
-    LogOption,
-    SpoolOption,
-    VarOption,
-)
+from pipeline.cli.opening import find_job_file, load_job
+from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
 from pipeline.cli.terminal import put_json, put_request, say, say_next
 from pipeline.errors import InputError, PipelineError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Row
+
     from pipeline.job.model import Job
+    from pipeline.planning.plan import Plan
     from pipeline.planning.quote import Quote
     from pipeline.sink.columns import ResultColumns
+    from pipeline.state.database import Database
 
 
+@takes(*EVERYWHERE)
 def check(
     job: JobArgument,
     var: VarOption = None,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Validate a job file, its source and its spool, and show the first request. Sends nothing."""
-    import orjson
-
     from pipeline.driver.settings import Settings
     from pipeline.money import budget
     from pipeline.planning import quoting
     from pipeline.planning.known_rows import KnownRows
     from pipeline.planning.plan import Plan
-    from pipeline.report.quote import invalid_share, limit_means, quote_facts, shortened
     from pipeline.request.check import check_params
-    from pipeline.sink.columns import ResultColumns
-    from pipeline.text import count
 
-    path = job_file(job, database, emulated=emulator)
+    path = find_job_file(job, shared)
     loaded = load_job(path, var)
     check_params(loaded)
     budget.require_bound(loaded, Settings.from_environment().monthly_budget)
     plan = Plan(loaded)
-    ResultColumns.of(loaded, plan.kinds()).added_to(_columns_before(loaded.name, path, database, emulated=emulator))
-    warnings = _look_at_spool(loaded, path, database, spool, emulated=emulator)
+    warnings = _check_against_state(plan, path, shared)
     quote = plan.quote(KnownRows(None, None))
     warnings += quoting.require_rows(plan, quote)
-    warnings += _asked_of_models(loaded, quote, emulated=emulator)
+    warnings += _check_models(loaded, quote, emulated=shared.emulator)
+    _say_checked(loaded, quote, warnings, as_json=shared.as_json)
+    say_next("run", str(path))
+
+
+def _say_checked(loaded: "Job", quote: "Quote", warnings: list[str], *, as_json: bool) -> None:
+    import orjson
+
+    from pipeline.report.quote import invalid_share, limit_means, quote_facts, shortened
+    from pipeline.text import count
+
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
         facts = {"first_params": first, "warnings": warnings, **quote_facts(quote)}
         put_json({"event": "check", "job": loaded.name, **facts})
-    else:
-        say(f"job      {loaded.name} is right: {count(quote.total, 'row')} with unique keys")
-        for warning in warnings:
-            say(f"warning  {warning}")
-        if quote.problems:
-            say(f"warning  {invalid_share(quote)}")
-        for line in limit_means(quote):
-            say(line)
-        if first is not None:
-            put_request(shortened(first))
-    say_next("run", str(path))
+        return
+    say(f"job      {loaded.name} is right: {count(quote.total, 'row')} with unique keys")
+    for warning in warnings:
+        say(f"warning  {warning}")
+    if quote.problems:
+        say(f"warning  {invalid_share(quote)}")
+    for line in limit_means(quote):
+        say(line)
+    if first is not None:
+        put_request(shortened(first))
 
 
-def _asked_of_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]:
-    """Warnings by the Models API, if it can be asked. Raises JobError for what a model would refuse."""
+def _check_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]:
+    """Return warnings about the models, as the Models API describes them, or that it could not be asked.
+
+    Raises JobError for what a model would refuse.
+    """
     from datetime import UTC, datetime
 
     from pipeline.driver import environment
@@ -92,42 +92,75 @@ def _asked_of_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[s
         return [f"the models were not checked: {exc}"]
 
 
-def _look_at_spool(loaded: "Job", path: Path, database: str | None, spool: str | None, *, emulated: bool) -> list[str]:
-    """Warnings about what could not be looked at. Raises DatabaseError when a run could not use its spool."""
-    from pipeline.driver import spools
-    from pipeline.state.database import Database, default_url
+# -- the state database ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the state database at `url` says of the job.
+
+    database: None where there is none yet; row: the job, None where the database does not know it yet; problem: why the
+    database could not be read, None if it could.
+    """
+
+    url: str
+    database: "Database | None" = None
+    row: "Row[Any] | None" = None
+    problem: str | None = None
+
+    @property
+    def columns(self) -> "ResultColumns | None":
+        """The columns of the job's results table as it is; None for a job that has none yet."""
+        from pipeline.sink.columns import ResultColumns
+
+        return None if self.row is None else ResultColumns(**self.row.columns)
+
+
+def _check_against_state(plan: "Plan", path: Path, shared: SharedOptions) -> list[str]:
+    """Check that a run could write to the job's results table and spool; return warnings about what was not looked at.
+
+    Raises JobError when the columns of the table do not fit, DatabaseError when the spool cannot be used.
+    """
+    from pipeline.sink.columns import ResultColumns
+    from pipeline.state.database import default_url
+
+    url = shared.database or default_url(path.parent, emulated=shared.emulator)
+    with _read_state(url, plan.job.name) as state:
+        ResultColumns.of(plan.job, plan.kinds()).added_to(state.columns)
+        return _check_spool(state, shared.spool)
+
+
+@contextlib.contextmanager
+def _read_state(url: str, job: str) -> Iterator[_State]:
+    """Open the state database for the block, if there is one, and read the job of this name from it."""
+    from pipeline.state.database import Database
     from pipeline.state.jobs import job_named
 
-    url = database or default_url(path.parent, emulated=emulated)
     if not Database.exists(url):
-        spools.read_id(spools.address_of(Database.folder_of(url), spool, None))
-        return []
+        yield _State(url)
+        return
     with contextlib.ExitStack() as stack:
         try:
-            opened = stack.enter_context(contextlib.closing(Database(url)))
-            with opened.read() as conn:
-                row = job_named(conn, loaded.name)
+            database = stack.enter_context(contextlib.closing(Database(url)))
+            with database.read() as conn:
+                state = _State(url, database, job_named(conn, job))
         except PipelineError as exc:
-            return [f"the spool was not looked at: {exc}"]
-        if row is None:
-            spools.read_id(spools.address_of(opened.folder, spool, None))
-        else:
-            spools.check(opened, row, spool)
+            state = _State(url, problem=str(exc))
+        yield state
+
+
+def _check_spool(state: _State, spool: str | None) -> list[str]:
+    """Return a warning if the spool was not looked at. Raises DatabaseError when a run could not use it.
+
+    spool: what --spool gives; None: the job's own, or the default one.
+    """
+    from pipeline.driver import spools
+    from pipeline.state.database import Database
+
+    if state.problem is not None:
+        return [f"the spool was not looked at: {state.problem}"]
+    if state.database is None or state.row is None:
+        spools.read_id(spools.address_of(Database.folder_of(state.url), spool, None))
+    else:
+        spools.check(state.database, state.row, spool)
     return []
-
-
-def _columns_before(name: str, path: Path, database: str | None, *, emulated: bool) -> "ResultColumns | None":
-    """The columns of the job's results table as it is; None for a job that has none yet."""
-    from pipeline.sink.columns import ResultColumns
-    from pipeline.state.database import Database, default_url
-    from pipeline.state.jobs import job_named
-
-    url = database or default_url(path.parent, emulated=emulated)
-    if not Database.exists(url):
-        return None
-    try:
-        with contextlib.closing(Database(url)) as opened, opened.read() as conn:
-            row = job_named(conn, name)
-    except PipelineError:  # what looks at the spool says it
-        return None
-    return None if row is None else ResultColumns(**row.columns)

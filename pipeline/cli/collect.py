@@ -1,47 +1,43 @@
 """`collect`: one pass over everything that is due."""
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.opening import environment_of, job_and_folder, many_objects_that_stay, open_driver_of
-from pipeline.cli.options import DatabaseOption, DebugOption, EmulatorOption, JsonOption, LogOption, SpoolOption
-from pipeline.cli.summary import print_status, tell_ends
+from pipeline.cli.opening import folder_and_name, heavy_imports, open_database, open_environment
+from pipeline.cli.options import EVERYWHERE, SharedOptions, takes
+from pipeline.cli.summary import print_status, tell_earlier_ends
 from pipeline.cli.terminal import put_json, say
 
 
+@takes(*EVERYWHERE)
 def collect(
     job: Annotated[
         str | None, typer.Argument(metavar="[JOB]", help="One job only. Default: all jobs of the database.")
     ] = None,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """One sweep, for a scheduler: poll, collect, and submit what became due. Plans no new rows."""
-    with many_objects_that_stay():
+    with heavy_imports():
         from pipeline.runner.sweep import sweep
 
-    folder, name = (Path(), None) if job is None else job_and_folder(job)
+    folder, name = (Path(), None) if job is None else folder_and_name(job)
     with (
-        contextlib.closing(open_driver_of(folder, database, emulated=emulator, must_exist=True)) as opened,
-        environment_of(opened, spool, emulated=emulator, poll_seconds=None, as_json=as_json, job=job) as where,
+        open_database(folder, shared, must_exist=True) as database,
+        open_environment(database, shared, job=job or name) as environment,
     ):
-        swept = sweep(where, name)
+        swept = sweep(environment, name)
         for swept_name, problem in swept:
-            if as_json:
+            if shared.as_json:
                 put_json({"event": "swept", "job": swept_name, "problem": problem})
             else:
                 say(f"job      {swept_name}: " + (problem or "swept"))
-        if not swept and not as_json:
+        if not swept and not shared.as_json:
             say("nothing to do: no run is open")
-        tell_ends(where, name)
+        tell_earlier_ends(environment, name)
         if name is not None:
-            print_status(opened, name, as_json=as_json, job=job)
+            print_status(database, name, shared, job=job or name)
     if any(problem for _, problem in swept):
         raise typer.Exit(3)

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import DebugOption
+from pipeline.cli.options import takes
 from pipeline.errors import InputError
 
 
+@takes("debug")
 def emulator(
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8787,
     processing_seconds: Annotated[float, typer.Option(min=0, help="How long a batch takes.")] = 2.0,
@@ -16,7 +17,6 @@ def emulator(
     data: Annotated[Path, typer.Option(help="Folder that keeps its batches; it goes on from there.")] = Path(
         "emulator-data"
     ),
-    debug: DebugOption = False,
 ) -> None:
     """Run an emulator of the Messages and Message Batches API, for tests of your own pipelines."""
     from pipeline.emulator import EmulatorError, serve

@@ -1,37 +1,26 @@
 """`errors`: which rows did not succeed, and why."""
 
-from pipeline.cli.opening import known_job
-from pipeline.cli.options import (
-    DatabaseOption,
-    DebugOption,
-    EmulatorOption,
-    JobArgument,
-    JsonOption,
-    LogOption,
-    SpoolOption,
-)
+from pipeline.cli.opening import open_known_job
+from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, takes
 from pipeline.cli.terminal import command_line, put, put_json, say, say_next
 
 
+@takes(*EVERYWHERE)
 def errors(
     job: JobArgument,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Failed rows by cause, with example keys and what mends them."""
     from pipeline.report.errors import error_facts, error_lines
     from pipeline.sink.table import ResultsTable
 
-    with known_job(job, database, emulated=emulator) as (opened, row), opened.read() as conn:
+    with open_known_job(job, shared) as (database, row), database.read() as conn:
         causes = error_facts(conn, row, ResultsTable.of(row), job)
     mends = causes[0]["command"] if causes else ["export", job]
     for cause in causes:
         cause["command"] = command_line(*cause["command"])
-    if as_json:
+    if shared.as_json:
         for cause in causes:
             put_json({"event": "error", **cause})
         return

@@ -1,47 +1,47 @@
 """`estimate`: what a run would do and cost."""
 
+import contextlib
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.opening import job_file, load_job, quoted
-from pipeline.cli.options import (
-    DatabaseOption,
-    DebugOption,
-    EmulatorOption,
-    JobArgument,
-    JsonOption,
-    LogOption,
-    SpoolOption,
-    VarOption,
-)
+from pipeline.cli.opening import find_job_file, load_job
+from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
 from pipeline.cli.terminal import put, put_json, say, say_next
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
+
+    from pipeline.planning.plan import Plan
+    from pipeline.planning.quote import Quote
+    from pipeline.planning.quoting import Known
+    from pipeline.planning.sample import Counts
+    from pipeline.sink.table import ResultsTable
+    from pipeline.state.database import Database
 
 
+@takes(*EVERYWHERE)
 def estimate(
     job: JobArgument,
     var: VarOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Also what an older recipe answered.")] = False,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """What a run would send, how many tokens and how much money that takes, and how long. Sends nothing."""
     from pipeline.planning.plan import Plan
     from pipeline.report.quote import estimate_lines, quote_facts
     from pipeline.request.check import check_params
 
-    path = job_file(job, database, emulated=emulator)
+    path = find_job_file(job, shared)
     loaded = load_job(path, var)
     check_params(loaded)
-    plan = Plan(loaded, limit=limit, refresh=refresh)
-    quote, warnings = quoted(plan, path, database, emulated=emulator)
-    if as_json:
+    quote, warnings = _quote_by_state(Plan(loaded, limit=limit, refresh=refresh), path, shared)
+    if shared.as_json:
         put_json({"event": "estimate", "job": loaded.name, "warnings": warnings, **quote_facts(quote)})
     else:
         for line in estimate_lines(quote):
@@ -50,3 +50,61 @@ def estimate(
         for warning in warnings:
             say(f"warning  {warning}")
     say_next("run", str(path))
+
+
+def _quote_by_state(plan: "Plan", path: Path, shared: SharedOptions) -> "tuple[Quote, list[str]]":
+    """Return the quote that `run` would show, and warnings. Makes no database where there is none."""
+    from pipeline.sink.table import ResultsTable
+    from pipeline.state.database import Database, default_url
+    from pipeline.state.jobs import job_named
+
+    url = shared.database or default_url(path.parent, emulated=shared.emulator)
+    if not Database.exists(url):
+        return _quote(plan, None, None, emulated=shared.emulator)
+    with contextlib.closing(Database(url)) as database:
+        with database.read() as conn:
+            row = job_named(conn, plan.job.name)
+        if row is None:
+            return _quote(plan, None, None, emulated=shared.emulator)
+        return _quote(plan, database, (row, ResultsTable.of(row)), emulated=shared.emulator)
+
+
+def _quote(
+    plan: "Plan", database: "Database | None", known_job: "tuple[Row[Any], ResultsTable] | None", *, emulated: bool
+) -> "tuple[Quote, list[str]]":
+    """Return a plan's quote and warnings. known_job: the job in the database; None: token counts are not stored."""
+    from datetime import UTC, datetime
+
+    from pipeline.driver.settings import Settings
+    from pipeline.planning import quoting
+    from pipeline.planning.known_rows import KnownRows
+
+    known, lookup = quoting.Known(), KnownRows(None, None)
+    if database is not None and known_job is not None:
+        with database.read() as conn:
+            known = quoting.known(conn, *known_job, plan)
+        lookup = KnownRows(database, known_job[0].id, known_job[1])
+    quote = plan.quote(lookup, known.unsent)
+    warnings = quoting.require_rows(plan, quote)
+    counts, problem = _count_tokens(plan, quote, known, emulated=emulated)
+    if database is not None and known_job is not None and known.counts is None:
+        with database.write() as conn:
+            quoting.store_counts(conn, known_job[0].id, plan, counts, datetime.now(UTC))
+    quoting.complete(plan, quote, known, counts, canary=True, queue=Settings.from_environment().max_in_flight)
+    if problem is not None:
+        warnings.append(f"tokens were not counted by the API: {problem}")
+    return quote, warnings
+
+
+def _count_tokens(plan: "Plan", quote: "Quote", known: "Known", *, emulated: bool) -> "tuple[Counts, str | None]":
+    """Return the tokens of the sample, and why the API did not count them; None if it did or need not."""
+    from pipeline.driver import environment
+    from pipeline.planning import quoting
+
+    if known.counts is not None or not quote.samples:
+        return quoting.counted(plan, quote, known, None)
+    try:
+        with environment.asking(plan.job.api.client, emulated=emulated) as api:
+            return quoting.counted(plan, quote, known, api)
+    except InputError as exc:
+        return quoting.counted(plan, quote, known, None)[0], str(exc)

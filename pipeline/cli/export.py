@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.opening import known_job
-from pipeline.cli.options import (
-    DatabaseOption,
-    DebugOption,
-    EmulatorOption,
-    JobArgument,
-    JsonOption,
-    LogOption,
-    SpoolOption,
-)
+from pipeline.cli.opening import open_known_job
+from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, takes
 from pipeline.cli.terminal import say, terminated
 from pipeline.errors import InputError
 
@@ -26,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.state.database import Database
 
 
+@takes(*EVERYWHERE)
 def export(
     job: JobArgument,
     file: Annotated[
@@ -52,12 +45,8 @@ def export(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Answers in the order of their keys: to a file, to a folder of files, or as NDJSON to stdout."""
     from pipeline.sink.read import AnswerFilter
@@ -66,11 +55,11 @@ def export(
     if file is None and partition_by:
         raise InputError("--partition-by makes a folder of files: name it after the job")
     ending = _ending_of_parts(file_format, partition_by)
-    with known_job(job, database, emulated=emulator) as (opened, row):
+    with open_known_job(job, shared) as (database, row):
         if file is None:
-            _answers_to_stdout(opened, row, wanted)
+            _answers_to_stdout(database, row, wanted)
         else:
-            _answers_to_file(opened, row, file, wanted, by=partition_by, ending=ending, overwrite=overwrite)
+            _answers_to_file(database, row, file, wanted, by=partition_by, ending=ending, overwrite=overwrite)
 
 
 def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) -> str | None:

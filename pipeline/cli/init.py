@@ -6,29 +6,27 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.opening import PATIENCE_SECONDS
-from pipeline.cli.options import DatabaseOption, DebugOption, EmulatorOption, JsonOption, LogOption, SpoolOption
+from pipeline.cli.options import EVERYWHERE, SharedOptions, takes
 from pipeline.cli.terminal import put_json, say, say_next
 from pipeline.errors import InputError
 
+PATIENCE_SECONDS = 10.0  # with an API that is only asked which models it has
 
+
+@takes(*EVERYWHERE)
 def init(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file: CSV, TSV, Parquet, NDJSON or Arrow.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The job file to write. Default: FILE's name .yaml")
     ] = None,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Write a commented job file for a data file; never overwrites."""
     from pipeline.cli.first_job import write_job_file
 
     written = write_job_file(file, output, _newest_haiku())
-    if as_json:
+    if shared.as_json:
         put_json({"event": "init", "file": str(written)})
     else:
         say(f"wrote {written}")

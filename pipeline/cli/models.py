@@ -4,19 +4,16 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import DatabaseOption, DebugOption, EmulatorOption, JsonOption, LogOption, SpoolOption
+from pipeline.cli.options import EVERYWHERE, SharedOptions, takes
 from pipeline.cli.terminal import put, put_json
 from pipeline.errors import InputError
 
 
+@takes(*EVERYWHERE)
 def models(
     client: Annotated[str, typer.Option(help="Which of the SDK's clients asks: default, aws or google.")] = "default",
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """The models that the key can use: batches, limits, retirement dates, batch prices, capabilities."""
     from pipeline.api.connect import CLIENTS
@@ -26,9 +23,9 @@ def models(
 
     if client not in CLIENTS:
         raise InputError(f"--client {client}: write one of {', '.join(CLIENTS)}")
-    with environment.asking(client, emulated=emulator) as api:
+    with environment.asking(client, emulated=shared.emulator) as api:
         found = models_table.model_facts(api.models(), LISTED)
-    if as_json:
+    if shared.as_json:
         for facts in found:
             put_json({"event": "model", **facts})
         return

@@ -4,22 +4,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.opening import job_file, load_job
-from pipeline.cli.options import (
-    DatabaseOption,
-    DebugOption,
-    EmulatorOption,
-    JobArgument,
-    JsonOption,
-    LogOption,
-    SpoolOption,
-    VarOption,
-    YesOption,
-)
+from pipeline.cli.opening import find_job_file, load_job
+from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, YesOption, takes
 from pipeline.cli.terminal import confirmed, put_json, say, say_next
 from pipeline.errors import InputError
 
 
+@takes(*EVERYWHERE)
 def preview(
     job: JobArgument,
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="How many rows.")] = 3,
@@ -31,12 +22,8 @@ def preview(
     ] = False,
     var: VarOption = None,
     yes: YesOption = False,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """A few rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
     if key and (sample or len(key) > 100):
@@ -49,18 +36,18 @@ def preview(
     from pipeline.planning.plan import Plan
     from pipeline.request.check import check_params
 
-    path = job_file(job, database, emulated=emulator)
+    path = find_job_file(job, shared)
     loaded = load_job(path, var)
     check_params(loaded)
     picked = live.pick(Plan(loaded), rows, keys=key or (), sample=sample)
     for line in picked.problem_lines():
         say(line)
     say(f"preview  {live.announcement(picked, loaded)}")
-    if not confirmed(yes=yes, ask=not as_json):
+    if not confirmed(yes=yes, ask=not shared.as_json):
         raise typer.Exit(0)
-    with environment.reaching(loaded.api.client, emulated=emulator) as reached:
+    with environment.reaching(loaded.api.client, emulated=shared.emulator) as reached:
         client = async_client(reached)
-        if as_json:
+        if shared.as_json:
             code = live.tell(client, picked, loaded, lambda facts: put_json({"event": "preview", **facts}))
         else:
             code = live.show(client, picked, loaded, Console(highlight=False, soft_wrap=True))

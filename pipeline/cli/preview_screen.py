@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipeline.answer.outcome import answer_text, thinking
 from pipeline.api.realtime import Answered, Event, PreviewRow
-from pipeline.escapes import dropped
+from pipeline.escapes import stripped
 from pipeline.report.quote import shortened
 from pipeline.states import RowState
 from pipeline.text import count, money
@@ -101,7 +101,7 @@ class Screen:
             self._out("\n")
 
     def _out(self, text: str, style: str | None = None) -> None:
-        shown = dropped(text)
+        shown = stripped(text)
         if shown:
             self._console.out(shown, style=style, end="", highlight=False)
             self._at_start = shown.endswith("\n")

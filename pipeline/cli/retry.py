@@ -1,33 +1,21 @@
 """`retry`: sends rows that did not succeed once more."""
 
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.opening import (
-    confirm_or_stop,
-    environment_of,
-    job_and_folder,
-    load_as_last,
-    many_objects_that_stay,
-    open_driver_of,
+    ask_after_quote,
+    folder_and_name,
+    heavy_imports,
+    load_with_last_vars,
+    open_database,
+    open_environment,
+    say_vars,
 )
-from pipeline.cli.options import (
-    DatabaseOption,
-    DebugOption,
-    DetachOption,
-    EmulatorOption,
-    JobArgument,
-    JsonOption,
-    LastVarOption,
-    LogOption,
-    PollOption,
-    SpoolOption,
-    YesOption,
-)
-from pipeline.cli.summary import ended_run, report_run
+from pipeline.cli.options import EVERYWHERE, DetachOption, JobArgument, LastVarOption, SharedOptions, YesOption, takes
+from pipeline.cli.summary import read_ending, tell_ending
 from pipeline.cli.terminal import put_json, say
 
 if TYPE_CHECKING:
@@ -38,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.state.database import Database
 
 
+@takes(*EVERYWHERE, "poll_seconds")
 def retry(
     job: JobArgument,
     status: Annotated[
@@ -57,16 +46,11 @@ def retry(
     var: LastVarOption = None,
     detach: DetachOption = False,
     yes: YesOption = False,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    poll_seconds: PollOption = None,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Send rows that did not succeed once more, as they are in the source now; then go on as `run` does."""
-    with many_objects_that_stay():
+    with heavy_imports():
         from pipeline.planning.selection import Selection, change
         from pipeline.runner.options import Options
         from pipeline.runner.run import run as run_job
@@ -78,38 +62,36 @@ def retry(
         where=predicate,
         changes=dict(change(pair) for pair in changes or ()),
     )
-    folder, name = job_and_folder(job)
-    with contextlib.closing(open_driver_of(folder, database, emulated=emulator, must_exist=True)) as opened:
-        with environment_of(
-            opened, spool, emulated=emulator, poll_seconds=poll_seconds, as_json=as_json, job=job
-        ) as where:
-            row = known_job(opened, name)
-            loaded, path = load_as_last(opened, row, job, var)
-            if loaded.vars and not as_json:
-                say("vars     " + ", ".join(f"{name}={value}" for name, value in loaded.vars.items()))
-            confirm = _confirm_retry(opened, row, wanted, yes=yes, as_json=as_json)
+    folder, name = folder_and_name(job)
+    with open_database(folder, shared, must_exist=True) as database:
+        with open_environment(database, shared, job=job) as environment:
+            row = known_job(database, name)
+            loaded, path = load_with_last_vars(database, row, job, var)
+            say_vars(loaded, shared)
+            confirm = _confirm_retry(database, row, wanted, shared, yes=yes)
             options = Options(retry=wanted, detach=detach, confirm=confirm)
-            ended = ended_run(where, loaded, job, run_job(loaded, where, options, file=path))
-        report_run(opened, loaded, ended, as_json=as_json)
-    raise typer.Exit(ended.finished.exit_code)
+            finished = run_job(loaded, environment, options, file=path)
+            ending = read_ending(environment, loaded, finished, job=job)
+        tell_ending(database, loaded, ending, shared)
+    raise typer.Exit(finished.exit_code)
 
 
 def _confirm_retry(
-    database: "Database", row: "Row[Any]", wanted: "Selection", *, yes: bool, as_json: bool
+    database: "Database", row: "Row[Any]", wanted: "Selection", shared: SharedOptions, *, yes: bool
 ) -> "Callable[[Quote], bool]":
     """What is said of a retry after its quote: what does not go, and why; and what it may cost twice."""
     from pipeline.planning.selection import left_out
     from pipeline.sink.table import ResultsTable
 
-    ask = confirm_or_stop(yes=yes, ask=not as_json)
+    ask = ask_after_quote(shared, yes=yes)
     sink = ResultsTable.of(row)
 
     def confirm(quote: "Quote") -> bool:
         with database.read() as conn:
             reasons = left_out(conn, row.id, sink, wanted, quote)
-        if as_json and reasons:
+        if shared.as_json and reasons:
             put_json({"event": "left_out", "reasons": reasons})
-        for reason in () if as_json else reasons:
+        for reason in () if shared.as_json else reasons:
             say(f"         {reason}")
         if quote.to_send and "lost" in wanted.statuses:
             say("warning  what is lost may have been answered and paid for: sending it again may pay twice")

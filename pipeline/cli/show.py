@@ -2,43 +2,38 @@
 
 import contextlib
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.opening import job_as_far_as_known
-from pipeline.cli.options import (
-    DatabaseOption,
-    DebugOption,
-    EmulatorOption,
-    JobArgument,
-    JsonOption,
-    LastVarOption,
-    LogOption,
-    SpoolOption,
-)
+from pipeline.cli.opening import folder_and_name, load_job, load_with_last_vars, open_database
+from pipeline.cli.options import EVERYWHERE, JobArgument, LastVarOption, SharedOptions, takes
 from pipeline.cli.terminal import is_utf8, put, put_json, say_next
 
+if TYPE_CHECKING:
+    from sqlalchemy import Row
 
+    from pipeline.job.model import Job
+    from pipeline.state.database import Database
+
+
+@takes(*EVERYWHERE)
 def show(
     job: JobArgument,
     key: Annotated[str, typer.Option("--key", help="Of the row; commas between several columns.")],
     var: LastVarOption = None,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """All that is known of one row: source values, the request as sent or as it would be, attempts, answers."""
     from pipeline.report.show import lines
-    from pipeline.runner import show as shows
+    from pipeline.runner import show as runner
 
-    with contextlib.ExitStack() as stack:
-        opened, row, loaded = job_as_far_as_known(stack, job, database, var, emulated=emulator)
-        shown = shows.show(loaded, key, opened, row, spool)
-    if as_json:
+    with _open_if_known(job, var, shared) as (database, row, loaded):
+        shown = runner.show(loaded, key, database, row, shared.spool)
+    if shared.as_json:
         put_json({"event": "show", "job": loaded.name, **shown.facts()})
     else:
         for line in lines(shown, ascii_only=not is_utf8()):
@@ -47,3 +42,30 @@ def show(
     status = "succeeded" if shown.answer is None else str(shown.answer["status"])
     failed = status not in ("succeeded", "invalid")
     say_next(*(["retry", job, "--status", status, "--key", shown.key] if failed else ["status", job]))
+
+
+@contextlib.contextmanager
+def _open_if_known(
+    job: str, var: list[str] | None, shared: SharedOptions
+) -> "Iterator[tuple[Database | None, Row[Any] | None, Job]]":
+    """Open the database if there is one; yield it, the job as it knows it, and the job as declared.
+
+    The first two are None where there is no database, or where it does not know the job yet: a job file is enough. A
+    job that the database knows has the vars of its last run.
+    """
+    from pipeline.job.load import is_path
+    from pipeline.state.database import Database, default_url
+    from pipeline.state.jobs import job_named, known_job
+
+    folder, name = folder_and_name(job)
+    if is_path(job) and not Database.exists(shared.database or default_url(folder, emulated=shared.emulator)):
+        yield None, None, load_job(Path(job), var)
+        return
+    with open_database(folder, shared, must_exist=True) as database:
+        with database.read() as conn:
+            row = job_named(conn, name)
+        if row is None and is_path(job):
+            yield database, None, load_job(Path(job), var)
+        else:
+            row = known_job(database, name)
+            yield database, row, load_with_last_vars(database, row, job, var)[0]

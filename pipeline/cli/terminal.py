@@ -6,9 +6,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -16,10 +16,14 @@ from pipeline.errors import InputError, Interrupted
 from pipeline.escapes import escaped, inline, json_text
 
 if TYPE_CHECKING:
+    from pipeline.events.event import Event
     from pipeline.planning.quote import Quote
 
 
-_log_events: "Callable[..., None] | None" = None  # with --log-format json: what logs an event
+_log_events: "Callable[[Event], None] | None" = None  # with --log-format json: what logs an event
+_running: typer.Context | None = None  # the command that runs; None outside of it
+
+_TAKE_VARS = ("run", "check", "retry", "estimate", "preview")  # the commands that read the job file with its vars
 
 
 def log_format(value: str) -> str:
@@ -69,32 +73,68 @@ def say_next(command: str, *words: str) -> None:
     say(f"next: {command_line(command, *words)}")
 
 
+@contextlib.contextmanager
+def running(context: typer.Context) -> Iterator[None]:
+    """Note for the length of the block which command runs. Its options are carried over to the next command."""
+    global _running
+    _running = context
+    try:
+        yield
+    finally:
+        _running = None
+
+
 def command_line(command: str, *words: str) -> str:
-    """A command as a line of the shell, with the options of the present one that it needs to find the same things."""
-    takes_vars = command in ("run", "check", "retry", "estimate", "preview") and "--var" not in words
-    options: list[str] = []
-    given = iter(sys.argv[2:])
-    for option in given:
-        name, equals, value = option.partition("=")
-        if name == "--emulator":
-            options.append(option)
-        elif name == "--database" or (name == "--var" and takes_vars):
-            options += [name, value if equals else next(given, "")]
+    """Return a command as a line for the shell.
+
+    It carries over the options of the running command without which it would not find the same job, database and API.
+    """
+    carried = ["database", "emulator"]
+    if command in _TAKE_VARS and "--var" not in words:
+        carried.append("var")
+    options = [word for given in _given() if given.parameter in carried for word in given.words]
     return shlex.join(["batch-pipeline", command, *words, *options])
 
 
-def same_words() -> list[str]:
-    """The words of the present command that `command_line` does not add anyway."""
-    words: list[str] = []
-    given = iter(sys.argv[1:])
-    for word in given:
-        name, equals, _ = word.partition("=")
-        if name in ("--database", "--var"):
-            if not equals:
-                next(given, None)
-        elif name not in ("--emulator", "--debug", "--json"):
-            words.append(word)
-    return words
+def running_command(*, without: Sequence[str] = ()) -> list[str]:
+    """Return the words of the running command, for `command_line`, which adds the options that it carries over.
+
+    Left out are also --json and --debug, which change nothing of a run, and the parameters that `without` names.
+    """
+    if _running is None:
+        return []
+    left_out = {"database", "emulator", "var", "debug", "as_json", *without}
+    kept = [given for given in _given() if given.parameter not in left_out]
+    return [str(_running.info_name), *(word for given in kept for word in given.words)]
+
+
+class _Given(NamedTuple):
+    """A parameter that the command line gives, by its name in Python, and the words that give it."""
+
+    parameter: str
+    words: list[str]
+
+
+def _given() -> Iterator[_Given]:
+    """Yield what the command line gives to the running command: arguments first, then options as --help lists them."""
+    if _running is None:
+        return
+    for parameter in _running.command.params:
+        name = str(parameter.name)
+        source = _running.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = max(parameter.opts, key=len) if parameter.param_type_name == "option" else None  # no `-n`
+            yield _Given(name, _words(option, _running.params[name]))
+
+
+def _words(option: str | None, value: Any) -> list[str]:
+    """Return the words that give this value to an option, or, with None, to an argument."""
+    if option is None:
+        return [str(value)]
+    if isinstance(value, bool):
+        return [option]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [word for each in values for word in (option, f"{each:g}" if isinstance(each, float) else str(each))]
 
 
 def put_json(value: dict[str, Any]) -> None:
@@ -176,33 +216,47 @@ class Teller:
     def __exit__(self, *exc: object) -> None:
         self._quiet()
 
-    def tell(self, event: str, **facts: Any) -> None:
+    def tell(self, event: "Event") -> None:
         """One event of the driver."""
-        from pipeline.report.events import event_line, retry_words, run_ended_line
-        from pipeline.report.next_command import after_end
+        from pipeline.events.runs import WaitsForRetry
+        from pipeline.planning.quote import Quoted
+        from pipeline.report.next_command import retry_words
 
         if _log_events is not None:
-            _log_events(event, **facts)
-        if event == "waits_for_retry":
-            facts["command"] = command_line(*retry_words(facts, self.job or facts["job"]))
-        if event == "quote":
-            self._quote(facts["quote"])
+            _log_events(event)
+        if isinstance(event, WaitsForRetry):
+            words = retry_words(event.facts(), self.job or event.job or "")
+            event = replace(event, command=command_line(*words))
+        if isinstance(event, Quoted):
+            self._quote(event.quote)
         elif self.as_json:
-            if event not in ("waiting", "watching"):  # these are no moves
-                put_json({"event": event, **facts})
-        elif _log_events is not None:
-            pass
-        elif event in ("waiting", "planned_elsewhere"):  # told with each look
-            self._wait(event_line(event, facts))
-        elif event == "run_ended":
-            words = after_end(facts, self.job or facts["job"])
-            self._line(run_ended_line(facts, command_line(*words)))
-        elif event == "watching":  # told with each look, too
-            self._watch(facts["batch"], event_line(event, facts))
-        else:
-            self._last = ""
-            self._watched.pop(facts.get("batch", 0), None)
-            self._line(event_line(event, facts))
+            self._json(event)
+        elif _log_events is None:
+            self._text(event)
+
+    def _json(self, event: "Event") -> None:
+        from pipeline.events.batches import Watching
+        from pipeline.events.runs import Waiting
+
+        if not isinstance(event, Waiting | Watching):  # these are no moves
+            put_json({"event": event.name, **event.facts()})
+
+    def _text(self, event: "Event") -> None:
+        from pipeline.events.batches import BatchEvent, Watching
+        from pipeline.events.runs import PlannedElsewhere, RunEnded, Waiting
+
+        match event:
+            case Waiting() | PlannedElsewhere():  # told with each look
+                self._wait(event.line())
+            case Watching():  # told with each look, too
+                self._watch(event.batch, event.line())
+            case RunEnded():
+                self._line(event.line(command_line(*event.then(self.job))))
+            case _:
+                self._last = ""
+                if isinstance(event, BatchEvent):
+                    self._watched.pop(event.batch, None)
+                self._line(event.line())
 
     def _quote(self, quote: "Quote") -> None:
         from pipeline.report.quote import quote_facts, quote_lines

@@ -5,45 +5,33 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.opening import known_job, load_as_last
-from pipeline.cli.options import (
-    DatabaseOption,
-    DebugOption,
-    EmulatorOption,
-    JobArgument,
-    JsonOption,
-    LastVarOption,
-    LogOption,
-    SpoolOption,
-)
-from pipeline.cli.summary import next_by_status
+from pipeline.cli.opening import load_with_last_vars, open_known_job
+from pipeline.cli.options import EVERYWHERE, JobArgument, LastVarOption, SharedOptions, takes
+from pipeline.cli.summary import next_words_by_status
 from pipeline.cli.terminal import put, put_json, say_next
 
 
+@takes(*EVERYWHERE)
 def verify(
     job: JobArgument,
     source: Annotated[
         bool, typer.Option("--source", help="Also that each row of the whole source has an outcome as it is now.")
     ] = False,
     var: LastVarOption = None,
-    database: DatabaseOption = None,
-    spool: SpoolOption = None,
-    emulator: EmulatorOption = False,
-    log_format: LogOption = "text",
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Prove that a job is complete: states, answers and the API's counts agree. Exit 1 with the keys that do not."""
     from pipeline.report.verify import verify_facts, verify_lines
     from pipeline.runner import verify as proof
 
-    with known_job(job, database, emulated=emulator) as (opened, row):
-        found = proof.verify(opened, row)
+    with open_known_job(job, shared) as (database, row):
+        found = proof.verify(database, row)
         if source:
-            loaded, _ = load_as_last(opened, row, job, var)
-            proof.verify_source(opened, row, loaded, found)
-        next_words = next_by_status(opened, row.name, job)
-    if as_json:
+            loaded, _ = load_with_last_vars(database, row, job, var)
+            proof.verify_source(database, row, loaded, found)
+        next_words = next_words_by_status(database, row.name, job=job)
+    if shared.as_json:
         for of, problem in found.shown:
             put_json({"event": "problem", "of": of, "problem": problem})
         put_json({"event": "verify", "job": row.name, **verify_facts(found)})

@@ -16,7 +16,9 @@ from pipeline.api.client import Api
 from pipeline.driver.listing import Listing
 from pipeline.driver.settings import Settings
 from pipeline.errors import ApiUnreachable, Busy, Interrupted, LostRace, NoAnswer, Stopped
-from pipeline.events import Tell
+from pipeline.events.batches import OtherAccount, TakenOver
+from pipeline.events.event import Tell
+from pipeline.events.runs import RunFinished, RunIncomplete
 from pipeline.job.model import Job
 from pipeline.money.prices import context_window
 from pipeline.reasons import Reason
@@ -87,10 +89,10 @@ class Driver:
         with self.database.read() as conn:
             yield conn
 
-    def tell_end(self, event: str, run_id: int, **facts: Any) -> None:
+    def tell_end(self, event: RunFinished | RunIncomplete) -> None:
         """Tell that this driver has just ended a run."""
-        self.ended.append(run_id)
-        self.tell(event, run=run_id, **facts)
+        self.ended.append(event.run)
+        self.tell(event)
 
     def answers(self, keys: Sequence[str]) -> dict[str, Answer]:
         """What these rows were answered, and what is wrong with that, by key; at most a chunk of them."""
@@ -171,7 +173,7 @@ class Driver:
         try:
             yield
         except LostRace:
-            self.tell("taken_over", batch=batch.id)
+            self.tell(TakenOver(batch=batch.id))
 
     @property
     def plans(self) -> bool:
@@ -265,4 +267,4 @@ def leave_alone(driver: Driver, batch: Batch, *, wait: float) -> None:
     """A batch that another account has sent: say so, and look at it again after `wait` seconds."""
     with driver.moving(batch) as conn:
         postpone(conn, batch, due_at=batch.due_at, wait=wait, reason=Reason.OTHER_ACCOUNT)
-    driver.tell("other_account", batch=batch.id)
+    driver.tell(OtherAccount(batch=batch.id))

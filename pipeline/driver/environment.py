@@ -1,7 +1,6 @@
 """Where a driver works: the state database, the spool, and the API or the emulator in its place."""
 
 import contextlib
-import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from pipeline.driver.driver import Driver, Stop
 from pipeline.driver.listing import Listing
 from pipeline.driver.settings import Settings
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError
-from pipeline.events import Tell, nothing
+from pipeline.events.event import Tell, nothing
+from pipeline.events.runs import EmulatorStarted, SpoolMoved, Warned
 from pipeline.sink.table import ResultsTable
 from pipeline.spool.spool import Spool
 from pipeline.state import leases
@@ -61,7 +61,7 @@ class Environment:
         """The spool of a job of the database: the one given, if it can be that. Raises DatabaseError if it cannot."""
         spool, moved = spools.open_for(self.database, job, self.spool)
         if moved is not None:
-            self.tell("spool_moved", job=job.name, spool=moved)
+            self.tell(SpoolMoved(job=job.name, spool=moved))
         return spool
 
     def client_of(self, job: Row[Any]) -> str:
@@ -107,7 +107,7 @@ class Environment:
     def _warn(self, warning: str | None) -> None:
         if warning is not None and warning not in self.warned:
             self.warned.add(warning)
-            self.tell("warning", warning=warning)
+            self.tell(Warned(warning=warning))
 
     @contextlib.contextmanager
     def driving(self, client: str = "default") -> Iterator["Session"]:
@@ -145,7 +145,7 @@ class Session:
             lease=self.lease,
             listing=self.listing,
             settings=where.settings,
-            tell=functools.partial(where.tell, job=job.name),
+            tell=lambda event: where.tell(event.of_job(job.name)),
             stop=where.stop,
             local_now=where.now,
             tries_account=tries_account,
@@ -172,7 +172,7 @@ def at(
     with contextlib.ExitStack() as stack:
         if emulated:
             base_url, api_key = stack.enter_context(_emulator_beside(database, spool)), "emulated"
-            tell("emulator", url=base_url)
+            tell(EmulatorStarted(url=base_url))
         yield Environment(
             database=database,
             # an emulator is spoken to by the plain client, whatever the job names

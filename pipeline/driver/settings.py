@@ -1,39 +1,50 @@
 """The settings of a driver, from environment variables."""
 
-import math
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import InputError
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How long a driver waits for what, in seconds."""
+def _variable(name: str, values: str, *, ge: float | None = None, gt: float | None = None) -> Any:
+    """Describe a setting. name: of its environment variable; values: the numbers it takes, for messages."""
+    return Field(validation_alias=name, description=values, ge=ge, gt=gt)
 
-    timeout: float = 600.0  #: one HTTP call
-    grace: float = 300.0  #: until a batch shows in the API's listing at the latest
-    lease: float = 120.0
-    poll: float | None = None  #: between polls of a batch; None: as the API says, growing to 60
-    max_in_flight: int = 200_000  #: requests at the API at a time, of all jobs of the database together
-    monthly_budget: float | None = None  #: US dollars that all jobs of the database may cost in a calendar month (UTC)
+
+class Settings(BaseModel):
+    """How long a driver waits for what, in seconds, and how much it may send and spend."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, allow_inf_nan=False)
+
+    #: one HTTP call
+    timeout: Annotated[float, _variable("BATCH_TIMEOUT_SECONDS", "seconds, 1 or more", ge=1)] = 600.0
+    #: until a batch shows in the API's listing at the latest
+    grace: Annotated[float, _variable("BATCH_GRACE_SECONDS", "seconds, 0 or more", ge=0)] = 300.0
+    lease: Annotated[float, _variable("BATCH_LEASE_SECONDS", "seconds, 1 or more", ge=1)] = 120.0
+    #: between polls of a batch; None: as the API says, growing to 60
+    poll: Annotated[float | None, _variable("BATCH_POLL_SECONDS", "seconds, 0 or more", ge=0)] = None
+    #: requests at the API at a time, of all jobs of the database together
+    max_in_flight: Annotated[int, _variable("BATCH_MAX_IN_FLIGHT", "requests, 1 or more", ge=1)] = 200_000
+    #: US dollars that all jobs of the database may cost in a calendar month (UTC); None: no limit
+    monthly_budget: Annotated[float | None, _variable("BATCH_MONTHLY_BUDGET_USD", "US dollars, more than 0", gt=0)] = (
+        None
+    )
 
     @classmethod
     def from_environment(cls, *, poll_seconds: float | None = None, grace: float | None = None) -> "Settings":
-        """BATCH_TIMEOUT_SECONDS, BATCH_GRACE_SECONDS, BATCH_LEASE_SECONDS, BATCH_POLL_SECONDS, BATCH_MAX_IN_FLIGHT.
+        """Return the settings that the environment variables give; an empty variable counts as absent.
 
-        And BATCH_MONTHLY_BUDGET_USD. What is given wins over the environment. Raises InputError for what is no number.
+        poll_seconds: used instead of the variable; grace: used where the variable is absent. None: neither.
+        Raises InputError for a variable that is not such a number.
         """
-        return cls(
-            timeout=_seconds("BATCH_TIMEOUT_SECONDS", cls.timeout, least=1.0),
-            grace=_seconds("BATCH_GRACE_SECONDS", cls.grace if grace is None else grace),
-            lease=_seconds("BATCH_LEASE_SECONDS", cls.lease, least=1.0),
-            poll=_seconds("BATCH_POLL_SECONDS", None) if poll_seconds is None else poll_seconds,
-            max_in_flight=_requests("BATCH_MAX_IN_FLIGHT", cls.max_in_flight),
-            monthly_budget=_dollars("BATCH_MONTHLY_BUDGET_USD"),
-        )
+        given: dict[str, Any] = {} if poll_seconds is None else {"BATCH_POLL_SECONDS": poll_seconds}
+        try:
+            found = _FromEnvironment(**given).model_dump(exclude_unset=True)
+        except ValidationError as exc:
+            raise InputError(_refusal(exc)) from None
+        return cls(**({} if grace is None else {"grace": grace}) | found)
 
     def warning(self) -> str | None:
         """Return what is unsafe about these settings at the API, as a sentence; None if nothing is."""
@@ -46,31 +57,18 @@ class Settings:
         )
 
 
-def _seconds(name: str, default: Any, least: float = 0.0) -> Any:
-    value = _number(name, lambda seconds: seconds >= least, f"seconds, {least:g} or more")
-    return default if value is None else value
+class _FromEnvironment(Settings, BaseSettings):
+    """The same settings, which look for their values in the environment when they are made."""
+
+    # by name, a variable `timeout` or `lease` of another program would be taken for one of ours
+    model_config = SettingsConfigDict(
+        case_sensitive=True, env_ignore_empty=True, validate_by_name=False, validate_by_alias=True
+    )
 
 
-def _dollars(name: str) -> float | None:
-    return _number(name, lambda usd: usd > 0, "US dollars, more than 0")
-
-
-def _number(name: str, fits: Callable[[float], bool], of: str) -> float | None:
-    """A finite number in the environment; None when there is none. of: of what, and which ones fit, in words."""
-    text = os.environ.get(name)
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and fits(value)):
-        raise InputError(f"{name}={text!r}: this must be a number of {of}")
-    return value
-
-
-def _requests(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise InputError(f"{name}={text!r}: this must be a number of requests, 1 or more")
-    return int(text)
+def _refusal(exc: ValidationError) -> str:
+    """Return a sentence about the first variable that cannot be used: its name, its text, and what it takes."""
+    wrong = exc.errors()[0]
+    fields = Settings.model_fields.values()
+    values = next(field.description for field in fields if field.validation_alias == wrong["loc"][0])
+    return f"{wrong['loc'][0]}={wrong['input']!r}: this must be a number of {values}"

@@ -1,4 +1,4 @@
-"""An emulator of Anthropic's Messages, Message Batches and Files API, for demos and tests without key and network."""
+"""An emulator of Anthropic's Messages, Message Batches and Files APIs, for demos and tests without a key or network."""
 
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.emulator import Emulator

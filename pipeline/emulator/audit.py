@@ -1,4 +1,4 @@
-"""What was ever accepted, and whether anything was accepted twice while once would have done."""
+"""List all requests that were ever accepted, and find those that were accepted twice without need."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ from pipeline.emulator.clock import wire_time
 from pipeline.emulator.store.batches import RESULT_NAMES, Batch, BatchStore
 
 EXAMPLES = 100
-RUNNING_US = 1 << 62  #: the end of a batch that has none yet
-# For each acceptance: was there an earlier one of the same params, had one succeeded, when had the last one ended?
+RUNNING_US = 1 << 62  #: stands for the end of a batch that is still running
+# For each acceptance: how many earlier ones of the same params there were, and whether it was needless, because an
+# earlier one had succeeded or was still running.
 EARLIER = """
 CREATE TABLE judged AS
 SELECT sha,
@@ -22,7 +23,7 @@ WINDOW earlier AS (PARTITION BY sha ORDER BY rowid ROWS BETWEEN UNBOUNDED PRECED
 
 
 def accepted(store: BatchStore) -> Iterator[dict[str, Any]]:
-    """Each request of each batch in the order they came; result is None until the batch has ended."""
+    """Yield a dict for each accepted request, in the order of acceptance. result: None until its batch has ended."""
     for batch in store.all():
         created_at = wire_time(batch.created_us)
         for sha256, custom_id, result in _requests(store, batch):
@@ -46,9 +47,10 @@ def _requests(store: BatchStore, batch: Batch) -> Iterator[tuple[str, str, str |
 
 
 def audit(store: BatchStore) -> dict[str, Any]:
-    """Counts, and the params that were accepted again though an earlier acceptance ran or had succeeded.
+    """Return counts of accepted requests, and up to 100 params that were accepted twice without need.
 
-    Works in a temporary SQLite file, so memory stays flat for millions of requests.
+    Without need: an earlier acceptance of the same params was still running or had succeeded. The work is done in a
+    temporary SQLite file, so that memory does not grow with millions of requests.
     """
     batches = store.all()
     db = sqlite3.connect("")

@@ -1,4 +1,4 @@
-"""The emulator's clock: real time plus an offset that only grows, so that tests need not wait for a day to pass."""
+"""The emulator's clock: real time plus an offset that tests advance, so that they need not wait for a day to pass."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
-    """Real time + offset_seconds. Safe to use from several threads."""
+    """Real time plus an offset in seconds. Safe to use from several threads."""
 
     def __init__(self, offset_seconds: float = 0) -> None:
         self._offset_us = round(offset_seconds * 1e6)
@@ -18,20 +18,21 @@ class Clock:
 
     @property
     def offset_seconds(self) -> float:
+        """Return how far the clock is ahead of real time, in seconds."""
         return self._offset_us / 1e6
 
     def now_us(self) -> int:
-        """Microseconds since 1970."""
+        """Return the time in microseconds since 1970."""
         return time.time_ns() // 1000 + self._offset_us
 
     def now(self) -> datetime:
-        """Aware, in UTC."""
+        """Return the time as an aware datetime in UTC."""
         return when(self.now_us())
 
     def advance(self, seconds: float) -> datetime:
-        """Turn the clock on by that many seconds; returns the new time. Raises ValueError if it is to go back."""
+        """Advance the clock and return the new time. Raises ValueError if seconds is negative or not a number."""
         if not seconds >= 0:
-            raise ValueError(f"the clock only goes forward, not by {seconds} seconds")
+            raise ValueError(f"the clock cannot be advanced by {seconds} seconds; give 0 or more")
         with self._lock:
             self._offset_us += round(seconds * 1e6)
         for listener in self._listeners:
@@ -39,15 +40,15 @@ class Clock:
         return self.now()
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called after each advance."""
+        """Call `listener` after each advance, in the thread that advances the clock."""
         self._listeners.append(listener)
 
 
 def when(us: int) -> datetime:
-    """Microseconds since 1970 as an aware datetime."""
+    """Return microseconds since 1970 as an aware datetime in UTC."""
     return EPOCH + timedelta(microseconds=us)
 
 
 def wire_time(us: int | None) -> str | None:
-    """As the API writes times: always six decimals, +00:00. None stays None."""
+    """Return microseconds since 1970 as the API writes a time, with six decimals and +00:00. None gives None."""
     return None if us is None else when(us).isoformat(timespec="microseconds")

@@ -1,4 +1,4 @@
-"""What the operations share: the data folder, the clock, the settings, the faults, the cache."""
+"""The class Core, which holds what all operations share: stores, clock, settings, faults and prompt cache."""
 
 import threading
 from dataclasses import dataclass, field
@@ -17,8 +17,10 @@ from pipeline.emulator.store.folder import DataFolder
 
 @dataclass
 class Core:
-    """folder: the data folder. store: its batches. files: its uploads. processing_seconds: from create to ended, by the
-    clock. moved: notified when work may have become due.
+    """What all operations share.
+
+    folder: the data folder. store: its batches. files: its uploads. processing_seconds: from the creation of a batch to
+    its end, by the clock. moved: a condition that is notified when a batch may have become due.
     """
 
     folder: DataFolder
@@ -32,16 +34,20 @@ class Core:
     moved: threading.Condition = field(default_factory=threading.Condition)
 
     def wake(self) -> None:
-        """Work may have become due."""
+        """Wake the worker, because a batch may have become due."""
         with self.moved:
             self.moved.notify_all()
 
     def clear_faults(self) -> None:
+        """Remove all fault rules."""
         self.faults.clear()
         self.wake()  # batches that a fault kept from ending may be due
 
     def due_us(self, batch: Batch) -> int:
-        """When the batch ends: all processed, a cancel through, or 24 hours over."""
+        """Return when the batch ends, in microseconds since 1970.
+
+        The earliest of: all requests are processed, a cancel is complete, 24 hours are over.
+        """
         due = min(batch.created_us + self.processing_us, batch.expires_us)
         if batch.cancel_initiated_us is not None:
             due = min(due, batch.cancel_initiated_us + self._cancel_us)
@@ -50,7 +56,10 @@ class Core:
     def context(
         self, workspace: str, version: str, betas: frozenset[str], *, in_batch: bool, now_us: int | None = None
     ) -> Context:
-        """What requests are judged by; each file is looked up once. now_us: None for the clock's time."""
+        """Return the context in which the params of requests are checked. It looks up each file once.
+
+        in_batch: whether they are requests of a batch. now_us: the time of the check; None: the clock's time.
+        """
 
         @cache
         def find_file(file_id: str) -> StoredFile | None:
@@ -68,6 +77,7 @@ class Core:
 
     @property
     def processing_us(self) -> int:
+        """Return the time from the creation of a batch to its end, in microseconds."""
         return round(self.processing_seconds * 1e6)
 
     @property
@@ -77,5 +87,5 @@ class Core:
 
     @property
     def poll_hint(self) -> str:
-        """For `retry-after` on batches that run: 10 as the API has it, less when processing takes under a minute."""
+        """Return the `retry-after` of a running batch, in seconds: 10 as in the API, less for short processing."""
         return f"{min(10.0, max(0.05, self.processing_seconds / 6)):g}"

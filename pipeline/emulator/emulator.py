@@ -1,4 +1,4 @@
-"""The emulator as a whole: its data folder, its clock, its faults, its work, and the router that answers its calls."""
+"""The class Emulator, which puts the parts of the emulator together."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,14 +20,16 @@ from pipeline.emulator.store.folder import DataFolder
 
 
 class Emulator:
-    """The Messages, Message Batches and Files API on a data folder.
+    """An emulator of the Messages, Message Batches and Files APIs that keeps its data in a folder.
 
-    data: made if it is not there; one emulator at a time, else EmulatorError. processing_seconds: from create to ended,
-    by the clock. clock: by default real time, plus what this folder's was advanced by. faults: rules as Fault
-    or plain dicts. settings: switches for behaviour that is not known for certain.
+    data: the data folder, created if it does not exist. Raises EmulatorError if another emulator uses it.
+    processing_seconds: the time from the creation of a batch to its end, by the emulator's clock.
+    clock: None: real time plus the offset that is stored in the data folder.
+    faults: rules, each a Fault or a dict with its fields; None: no faults. Raises EmulatorError if one is wrong.
+    settings: what to do where the behaviour of the API is not known; None: the defaults.
 
-    Work that is due is done at the start of each call and in `do_due_work`, or by `start_worker`'s thread.
-    `router` answers the calls.
+    The router answers calls. It processes the batches that are due at the start of each call, unless `start_worker` has
+    started a thread that does so; `do_due_work` processes them at once.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class Emulator:
 
     @property
     def data(self) -> Path:
+        """Return the data folder."""
         return self._folder.path
 
     def close(self) -> None:
-        """Stop working and give the data folder free. Safe to call twice."""
+        """Stop the worker and release the data folder. May be called again."""
         self._worker.stop()
         self._folder.close()
 
@@ -75,11 +78,14 @@ class Emulator:
         self.close()
 
     def set_url(self, url: str) -> None:
-        """Tell others who want this data folder where its emulator is."""
+        """Store the emulator's address in the data folder, for the error message of a second emulator."""
         self._folder.set_url(url)
 
     def transport(self) -> Transport:
-        """For `anthropic.Anthropic(http_client=httpx2.Client(transport=...))`: no socket, no thread."""
+        """Return an httpx2 transport that calls this emulator in the same process, without a socket or a thread.
+
+        Use it as `anthropic.Anthropic(http_client=httpx2.Client(transport=...))`.
+        """
         return Transport(self.router)
 
     # work
@@ -90,39 +96,54 @@ class Emulator:
         self._core.wake()
 
     def do_due_work(self) -> None:
-        """Process every batch whose time has come, and archive old ones; returns when that is done."""
+        """Process all batches that are due and archive old ones, then return."""
         self._worker.do_due_work()
 
     def start_worker(self) -> None:
-        """Do due work in a thread from now on, so that calls need not."""
+        """Start a thread that processes batches when they are due; calls then no longer do it."""
         self._worker.start()
 
     def wait_idle(self, timeout_seconds: float = 60) -> None:
-        """Return when no batch is left whose time has come. Raises TimeoutError."""
+        """Wait until no batch is due. Raises TimeoutError after timeout_seconds of real time."""
         self._worker.wait_idle(timeout_seconds)
 
-    # control, the same as under /_emulator/
+    # control: the same operations as under /_emulator/
 
     def add_fault(self, rule: Fault | Mapping[str, Any] | None = None, /, **fields: Any) -> Fault:
-        """`add_fault(on="create", do="drop_after")`, or a rule. Raises EmulatorError naming the wrong field."""
+        """Add a fault rule and return it: `add_fault(on="create", do="drop_after")`, or `add_fault(rule)`.
+
+        Raises EmulatorError, which names the wrong field.
+        """
         fault = parse_faults([fields if rule is None else rule])[0]
         self._core.faults.add(fault)
         return fault
 
     def clear_faults(self) -> None:
+        """Remove all fault rules."""
         self._core.clear_faults()
 
     def faults(self) -> list[Fault]:
+        """Return the fault rules that are in force, in the order they were added."""
         return self._core.faults.rules()
 
     def log(self) -> Iterator[dict[str, Any]]:
-        """Each HTTP call, oldest first: n, time, method, path, status (None: no answer), request_id, fault, batch."""
+        """Yield a dict for each HTTP call, oldest first.
+
+        Keys: n, time, method, path, status (None: no answer was sent), request_id, fault, batch (None: not about one).
+        """
         return self._folder.log()
 
     def accepted(self) -> Iterator[dict[str, Any]]:
-        """Each request ever accepted: batch_id, custom_id, created_at, params_sha256, result."""
+        """Yield a dict for each request that was ever accepted in a batch, in the order of acceptance.
+
+        Keys: batch_id, custom_id, created_at, params_sha256, result (None: the batch has not ended).
+        """
         return audit.accepted(self._store)
 
     def audit(self) -> dict[str, Any]:
-        """batches, requests_accepted, distinct_params, accepted_again, accepted_twice_count, accepted_twice."""
+        """Return counts of all accepted requests, and which were accepted twice without need.
+
+        Keys: batches, requests_accepted, distinct_params, accepted_again (again, with reason), accepted_twice_count
+        (again, though an earlier one was still running or had succeeded), accepted_twice (up to 100 examples).
+        """
         return audit.audit(self._store)

@@ -1,4 +1,4 @@
-"""What can go wrong: EmulatorError is for the person who runs the emulator, ApiError is an answer to an API client."""
+"""The exceptions of the emulator: EmulatorError for the person who runs it, ApiError for answers to API clients."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +24,15 @@ ERROR_TYPES = {
 
 
 class EmulatorError(Exception):
-    """The emulator cannot start or was set up wrongly; the text is one sentence with its remedy."""
+    """The emulator cannot start, or its options are wrong. The text is one sentence that says what to do."""
 
 
 class ApiError(Exception):
-    """An error answer of the API.
+    """A call is answered with an error of the API.
 
-    status: the HTTP status. error_type: `error.type`, by default the one that belongs to the status.
-    details: `error.details` of the envelope, left out when None. html: a proxy's page instead of the JSON envelope.
+    status: the HTTP status. error_type: `error.type`; None: the type that belongs to the status.
+    details: `error.details`; None: the answer has no such field. headers: further HTTP headers of the answer.
+    html: answer with the HTML page of a proxy instead of the API's JSON.
     """
 
     def __init__(
@@ -55,18 +56,21 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """Why the params of a request are refused, as `error.type` and `error.message`."""
+    """The reason why the params of a request are refused: `error.type` and `error.message` of the answer."""
 
     message: str
     type: str = "invalid_request_error"
 
 
 class Dropped(Exception):
-    """The connection is to be closed without a word of an answer."""
+    """The server must close the connection without an answer."""
 
 
 class ConnectionCut(Exception):
-    """The connection breaks within an answer. reset: by RST, so that the client sees a reset and no clean end."""
+    """The server must break the connection in the middle of an answer.
+
+    reset: send a TCP reset; otherwise close the connection cleanly.
+    """
 
     def __init__(self, *, reset: bool) -> None:
         super().__init__(reset)

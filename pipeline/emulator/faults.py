@@ -1,4 +1,4 @@
-"""The fault rules in force: which of them fire for a call, a request or a result line, and how rules are read."""
+"""Read fault rules and decide which of them fire for a call, a request or a result line."""
 
 import copy
 import threading
@@ -19,25 +19,25 @@ from pipeline.emulator.settings import Settings
 
 
 class _Armed:
-    """A rule with its counters."""
+    """A rule in force, with its counters."""
 
     def __init__(self, rule: Fault) -> None:
         self.rule = rule
         damage = f" {rule.damage}" if rule.damage else ""
         self.salt = f"{rule.on} {rule.do} {rule.error_type}{damage}".encode()
-        self.calls = 0  #: that matched, before share and every
+        self.calls = 0  #: calls that matched, before `share` and `every` are applied
         self.matched: Counter[str] = Counter()
-        self.held: set[str] = set()  #: batches that do not end while the rule is in force
+        self.held: set[str] = set()  #: ids of batches that do not end while the rule is in force
 
     def chosen(self, key: bytes, position: int) -> bool:
-        """By share and every."""
+        """Return whether `share` and `every` select this item. key: decides for `share`. position: from 0."""
         rule = self.rule
         if rule.share is not None and zlib.crc32(key, zlib.crc32(self.salt)) >= rule.share * 2**32:
             return False
         return rule.every is None or (position + 1) % rule.every == 0
 
     def counts(self, scope: str) -> bool:
-        """By after and times; called once for each match."""
+        """Count a match and return whether `after` and `times` let it fire. scope: what is counted apart."""
         rule = self.rule
         if rule.times is None and not rule.after:
             return True
@@ -47,59 +47,69 @@ class _Armed:
 
 
 class FaultBook:
-    """The rules in force. Counters live in memory: a restart arms the rules of the file anew. Thread-safe."""
+    """The fault rules in force. Safe across threads.
+
+    Counters are in memory only: after a restart, the rules of the faults file start again from zero.
+    """
 
     def __init__(self, rules: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
         self._armed = [_Armed(rule) for rule in rules]
 
     def add(self, rule: Fault) -> None:
+        """Put a rule in force, after the others."""
         with self._lock:
             self._armed = [*self._armed, _Armed(rule)]
 
     def clear(self) -> None:
+        """Remove all rules, and with them their counters."""
         with self._lock:
             self._armed = []
 
     def rules(self) -> list[Fault]:
+        """Return the rules in the order they were added."""
         return [armed.rule for armed in self._armed]
 
     def has(self, on: str) -> bool:
-        """Whether any rule is about `on`; so that the common case costs nothing."""
+        """Return whether any rule has this `on`. Lets a caller skip further checks if there is none."""
         return any(armed.rule.on == on for armed in self._armed)
 
     @property
     def empty(self) -> bool:
-        """Whether no rule is in force: the common case, which costs nothing else."""
+        """Return whether no rule is in force. Lets a caller skip further checks."""
         return not self._armed
 
-    def for_call(self, on: str, dos: frozenset[str], call: "CallFacts") -> list[Fault]:
-        """The rules of these kinds that fire for this call, in the order they were given."""
+    def for_call(self, on: str, actions: frozenset[str], call: "CallFacts") -> list[Fault]:
+        """Return the rules with one of these `do` that fire for this call, in the order they were added."""
         if self.empty:
             return []
         with self._lock:
-            return [armed.rule for armed in self._armed if armed.rule.do in dos and self._fires(armed, on, call)]
+            return [armed.rule for armed in self._armed if armed.rule.do in actions and self._fires(armed, on, call)]
 
-    def first_for_call(self, on: str, dos: frozenset[str], call: "CallFacts") -> Fault | None:
-        """The first rule of these kinds that fires for this call; for the rules after it the call does not count."""
+    def first_for_call(self, on: str, actions: frozenset[str], call: "CallFacts") -> Fault | None:
+        """Return the first rule with one of these `do` that fires for this call; None if none fires.
+
+        The rules after it do not count the call.
+        """
         with self._lock:
-            fired = (armed.rule for armed in self._armed if armed.rule.do in dos and self._fires(armed, on, call))
+            fired = (armed.rule for armed in self._armed if armed.rule.do in actions and self._fires(armed, on, call))
             return next(fired, None)
 
-    def would_fire(self, on: str, dos: frozenset[str], call: "CallFacts") -> list[Fault]:
-        """The rules of these kinds that would fire for this call, without counting it."""
+    def would_fire(self, on: str, actions: frozenset[str], call: "CallFacts") -> list[Fault]:
+        """Return the rules with one of these `do` that would fire for this call. No rule counts the call."""
         with self._lock:
-            alike = [copy.deepcopy(armed) for armed in self._armed if armed.rule.do in dos]
-            return [armed.rule for armed in alike if self._fires(armed, on, call)]
+            copies = [copy.deepcopy(armed) for armed in self._armed if armed.rule.do in actions]
+            return [armed.rule for armed in copies if self._fires(armed, on, call)]
 
     def hold(self, on: str, do: str, call: "CallFacts") -> None:
-        """Keep the call's batch from ending as long as a rule that fires for this call is in force."""
+        """Keep the call's batch from ending while a rule that fires for this call is in force."""
         with self._lock:
             for armed in self._armed:
                 if armed.rule.do == do and call.batch_id is not None and self._fires(armed, on, call):
                     armed.held.add(call.batch_id)
 
     def holds(self, batch_id: str) -> bool:
+        """Return whether a rule in force keeps this batch from ending."""
         return any(batch_id in armed.held for armed in self._armed)
 
     @staticmethod
@@ -107,7 +117,7 @@ class FaultBook:
         rule = armed.rule
         if rule.on not in (on, "any") or (rule.list_page is not None and rule.list_page != call.list_page):
             return False
-        if rule.do not in LINE_FAULTS:  # theirs choose lines, not calls
+        if rule.do not in LINE_FAULTS:  # `match`, `share` and `every` of line faults select lines, not calls
             if rule.match is not None and not call.contains(rule.match):
                 return False
             armed.calls += 1
@@ -117,7 +127,10 @@ class FaultBook:
         return armed.counts((call.batch_id or "") if rule.per == "batch" else "")
 
     def for_item(self, batch_id: str, params: bytes, sha256: str, position: int) -> Fault | None:
-        """The first rule that fires for a request. position: in the create, from 0. params: as JSON."""
+        """Return the first rule that fires for a request in a batch; None if none fires.
+
+        params: as JSON. sha256: their hash in hex. position: the place of the request in the create call, from 0.
+        """
         with self._lock:
             return next((a.rule for a in self._armed if self._hits(a, batch_id, params, sha256, position)), None)
 
@@ -132,14 +145,21 @@ class FaultBook:
 
 
 class CallFacts:
-    """What rules may ask of a call."""
+    """The properties of a call that rules look at.
+
+    batch_id: None if the call is not about one batch. list_page: the page of a listing, from 1. contains: a function
+    that returns whether the call contains a text, for `match`.
+    """
 
     def __init__(self, batch_id: str | None, list_page: int, contains: Any) -> None:
         self.batch_id, self.list_page, self.contains = batch_id, list_page, contains
 
 
 def line_chosen(rule: Fault, line: bytes, position: int) -> bool:
-    """Whether a line fault touches this result line; with neither share, every nor match, the first line only."""
+    """Return whether a line fault applies to this result line. position: from 0.
+
+    A rule without `share`, `every` and `match` applies to the first line only.
+    """
     if rule.match is not None and rule.match.encode() not in line:
         return False
     if rule.share is None and rule.every is None:
@@ -148,7 +168,10 @@ def line_chosen(rule: Fault, line: bytes, position: int) -> bool:
 
 
 def parse_faults(values: object, where: str = "faults") -> list[Fault]:
-    """Rules from plain data. Raises EmulatorError naming the rule and its field."""
+    """Return the rules of a list of dicts or Faults. Raises EmulatorError, which names the rule and its field.
+
+    where: what the list is called in messages.
+    """
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise EmulatorError(f"{where} must be a list of rules")
     return [_fault(f"{where}[{index}]", value) for index, value in enumerate(values)]
@@ -160,19 +183,21 @@ def _fault(where: str, value: object) -> Fault:
     try:
         return Fault.model_validate(value)
     except ValidationError as exc:
-        raise EmulatorError(_said(where, exc)) from exc
+        raise EmulatorError(_sentence(where, exc)) from exc
 
 
-def _said(where: str, exc: ValidationError) -> str:
+def _sentence(where: str, exc: ValidationError) -> str:
+    """Return the first error of a validation as `where.field: what is wrong`."""
     first = exc.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     return f"{where}{'.' if field else ''}{field}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def read_faults(path: Path) -> tuple[list[Fault], Settings]:
-    """Rules and settings from a YAML or JSON file: a list of rules, or {"settings": {...}, "faults": [...]}.
+    """Read rules and settings from a YAML or JSON file: a list of rules, or {"settings": {...}, "faults": [...]}.
 
-    Raises EmulatorError naming the file and what is wrong in it.
+    What the file leaves out, or an empty file, gives no rules and the default settings.
+    Raises EmulatorError, which names the file and what is wrong in it.
     """
     try:
         value = YAML(typ="safe").load(StringIO(path.read_text(encoding="utf-8")))
@@ -183,9 +208,9 @@ def read_faults(path: Path) -> tuple[list[Fault], Settings]:
     if not isinstance(value, dict):
         return parse_faults(value or [], f"{path}: faults"), Settings()
     if strange := value.keys() - {"faults", "settings"}:
-        raise EmulatorError(f"{path}: {min(map(str, strange))} is unknown; it holds faults and settings")
+        raise EmulatorError(f"{path}: the key {min(map(str, strange))} is unknown; use faults and settings")
     try:
         settings = Settings.model_validate(value.get("settings") or {})
     except ValidationError as exc:
-        raise EmulatorError(_said(f"{path}: settings", exc)) from exc
+        raise EmulatorError(_sentence(f"{path}: settings", exc)) from exc
     return parse_faults(value.get("faults") or [], f"{path}: faults"), settings

@@ -1,4 +1,4 @@
-"""Ids as the API makes them, at random or from what they name, and the hash that tells equal params."""
+"""Make ids in the form that the API uses, and hash the params of requests."""
 
 import hashlib
 import secrets
@@ -9,12 +9,12 @@ BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def random_id(prefix: str) -> str:
-    """`prefix` + 01 + 22 base58 characters, as `msgbatch_01MxdL3LT4Dizo9t3j6FY9Ap`."""
+    """Return a random id: `prefix`, `_01` and 22 base58 characters, as `msgbatch_01MxdL3LT4Dizo9t3j6FY9Ap`."""
     return prefix + "_01" + "".join(secrets.choice(BASE58) for _ in range(22))
 
 
 def derived_id(prefix: str, *parts: str | bytes) -> str:
-    """Looks like a random id, but equal parts give an equal id."""
+    """Return an id in the form of `random_id` that depends on the parts alone: equal parts give equal ids."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
@@ -27,5 +27,5 @@ def derived_id(prefix: str, *parts: str | bytes) -> str:
 
 
 def params_sha256(params: object) -> str:
-    """Hex sha256 of the params as orjson writes them with sorted keys: equal for equal params whatever their order."""
+    """Return the SHA-256 of the params in hex. The order of keys does not change it."""
     return hashlib.sha256(orjson.dumps(params, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,7 +1,7 @@
-"""Which fault rules there are: where each may stand, which fields it reads, and what is refused.
+"""The class Fault, one fault rule, with the checks of its fields.
 
-A rule names where (`on`), what (`do`), and how often: `times`, `after`, `share`, `every`, `match`, `per`.
-docs/emulator.md describes every rule with an example.
+A rule says which operation it concerns (`on`), what it does (`do`), and how often: `times`, `after`, `share`, `every`,
+`match`, `per`. docs/emulator.md describes every rule with an example.
 """
 
 from typing import Annotated, Literal, get_args
@@ -26,13 +26,13 @@ On = Literal[
     "any",
     "item",
 ]
-#: what happens to the whole call; of several that fire, the first decides
+#: faults of a whole call; if several fire, the first one is applied
 CallDo = Literal["drop_before", "drop_after", "status", "delay", "foreign_page", "repeat_answer"]
-#: what happens to single result lines
+#: faults of single result lines
 LineDo = Literal["missing_lines", "duplicate_lines", "unknown_lines", "conflicting_lines", "damaged_lines"]
-#: what else happens to a download
+#: faults of the whole download of results
 DownloadDo = Literal["truncate", "first_line", "drip"]
-#: how a request within a batch ends
+#: faults of a request in a batch: how it ends
 ItemDo = Literal[
     "error",
     "expire",
@@ -55,7 +55,7 @@ LINE_FAULTS = frozenset(get_args(LineDo))
 RESULT_FAULTS = LINE_FAULTS | frozenset(get_args(DownloadDo))
 ITEM_FAULTS = frozenset(get_args(ItemDo))
 EVERYWHERE = frozenset(get_args(On)) - {"item"}
-#: `do` that are not for every operation, and where they belong
+#: the values of `on` that a `do` allows; a `do` that is not listed allows all in EVERYWHERE
 PLACES: dict[str, frozenset[str]] = {
     "repeat_answer": frozenset({"create"}),
     "results_url": frozenset({"retrieve", "list", "cancel"}),
@@ -81,7 +81,7 @@ STATUS_FIELDS = frozenset(
         "list_page",
     }
 )
-#: the fields that a `do` reads apart from the common ones
+#: the fields that a `do` reads in addition to the common ones
 FIELDS: dict[str, frozenset[str]] = {
     "drop_before": frozenset({"list_page"}),
     "drop_after": frozenset({"list_page"}),
@@ -116,30 +116,34 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "error": ("error_type",),
     "result_type": ("result_type",),
 }
-MOST_SECONDS = 10**10  # some 300 years: a date so far off can still be written
+MOST_SECONDS = 10**10  # about 300 years, so that a date with this offset can still be written
 
 
 def _null_as_text(value: object) -> object:
-    """YAML reads `kind: null` as nothing; here it is the name of a kind."""
+    """Return the text `null` for None: YAML reads `kind: null` as None, but here it names a kind."""
     return "null" if value is None else value
 
 
 class Fault(BaseModel):
-    """One rule. Fields that its `do` does not read are refused, so that a misplaced one is not ignored in silence."""
+    """One fault rule. Fields that its `do` does not read are refused, so that no field is ignored silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     on: On
     do: Do
-    times: int | None = Field(default=None, ge=1)  #: fire at most so often; None: always
-    after: int = Field(default=0, ge=0)  #: let the first so many pass
-    share: float | None = Field(default=None, gt=0, le=1)  #: of requests or lines, chosen by the hash of their content
-    every: int | None = Field(default=None, ge=1)  #: each k-th call, request of a batch, or line
-    match: str | None = Field(default=None, min_length=1)  #: only where this text occurs
-    per: Literal["rule", "batch", "params"] = "rule"  #: what `times` and `after` count for
+    times: int | None = Field(default=None, ge=1)  #: the largest number of times it fires; None: no limit
+    after: int = Field(default=0, ge=0)  #: the number of matches that pass before it fires
+    share: float | None = Field(
+        default=None, gt=0, le=1
+    )  #: this share of requests or lines, selected by a hash of their content
+    every: int | None = Field(default=None, ge=1)  #: every k-th call, request of a batch, or line
+    match: str | None = Field(default=None, min_length=1)  #: only calls, requests or lines that contain this text
+    per: Literal["rule", "batch", "params"] = (
+        "rule"  #: `times` and `after` count once for the rule, or apart for each batch or each params
+    )
 
     status: int | None = Field(default=None, ge=400, le=599)
-    accept: bool = False  #: do the work first, then answer so
+    accept: bool = False  #: do the work of the call before the wrong answer
     page: Literal["json", "html"] = "json"
     error_type: str | None = None
     error_code: str | None = None
@@ -148,7 +152,7 @@ class Fault(BaseModel):
     should_retry: bool | None = None
     headers: dict[str, str] = Field(default_factory=dict)
     list_page: int | None = Field(default=None, ge=1)
-    seconds: float | None = Field(default=None, ge=-MOST_SECONDS, le=MOST_SECONDS)  #: below 0 for a date only
+    seconds: float | None = Field(default=None, ge=-MOST_SECONDS, le=MOST_SECONDS)  #: negative only for `do: date`
     host: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     keep: float = Field(default=0.5, ge=0, le=1)
     cut_at: Literal["line", "mid_line"] = "line"
@@ -169,10 +173,10 @@ class Fault(BaseModel):
     def _makes_sense(self) -> "Fault":
         places = PLACES.get(self.do, EVERYWHERE)
         if self.on not in places:
-            raise ValueError(f"do: {self.do} is for on: {' or '.join(sorted(places))}, not {self.on}")
+            raise ValueError(f"do: {self.do} needs on: {' or '.join(sorted(places))}, not {self.on}")
         strange = sorted(self.model_fields_set - COMMON_FIELDS - FIELDS.get(self.do, frozenset()))
         if strange:
-            raise ValueError(f"{strange[0]} has no meaning for do: {self.do}")
+            raise ValueError(f"{strange[0]} cannot be used with do: {self.do}; remove it")
         for name in NEEDED.get(self.do, ()):
             if getattr(self, name) is None:
                 raise ValueError(f"do: {self.do} needs {name}")
@@ -181,11 +185,11 @@ class Fault(BaseModel):
         return self
 
     def _wrong_together(self) -> str | None:
-        """What is wrong with fields that are right each by itself."""
+        """Return what is wrong with the combination of the fields; None if nothing is."""
         if self.per == "params" and self.on != "item":
-            return "per: params is for on: item"
+            return "per: params needs on: item"
         if self.list_page is not None and self.on != "list":
-            return "list_page is for on: list"
+            return "list_page needs on: list"
         if self.do == "date":
             return self._wrong_date()
         if self.seconds is not None and self.seconds < 0:
@@ -193,7 +197,7 @@ class Fault(BaseModel):
         if self.do == "drip" and not self.seconds:
             return "seconds must be more than 0 for do: drip"
         if self.kind == "cut" and "accept" in self.model_fields_set and not self.accept:
-            return "kind: cut needs the work's own answer, so accept cannot be false"
+            return "kind: cut cuts the answer of the call, so accept cannot be false"
         return None
 
     def _wrong_date(self) -> str | None:
@@ -201,12 +205,12 @@ class Fault(BaseModel):
             return "do: date needs either seconds or text"
         text = self.text or ""
         if not text.isascii() or not text.isprintable() or text != text.strip():
-            return "text must be what a header can hold for do: date: printable ASCII without spaces around it"
+            return "text must be printable ASCII without spaces at its ends for do: date"
         return None
 
     @property
     def label(self) -> str:
-        """For the log."""
+        """Return the name of the rule in the log of calls."""
         match self.do:
             case "status":
                 return f"status {self.status}"

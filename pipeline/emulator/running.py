@@ -1,4 +1,4 @@
-"""The emulator behind a socket on 127.0.0.1: in a thread of a test or a command, or in the foreground."""
+"""Serve an emulator over HTTP on 127.0.0.1, in a thread or in the foreground."""
 
 import sys
 import threading
@@ -19,7 +19,10 @@ START_SECONDS = 10
 
 
 class RunningEmulator:
-    """An emulator that serves HTTP in a thread. Use as a context manager, or call stop()."""
+    """An emulator that serves HTTP in a thread. Use it as a context manager, or call stop().
+
+    emulator: the emulator. url: its address, as `http://127.0.0.1:8000`.
+    """
 
     def __init__(self, emulator: Emulator, port: int) -> None:
         self.emulator = emulator
@@ -37,11 +40,11 @@ class RunningEmulator:
         deadline = time.monotonic() + START_SECONDS
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise EmulatorError(f"the emulator did not come up at {self.url}")
+                raise EmulatorError(f"the emulator did not start at {self.url} within {START_SECONDS} s; try again")
             time.sleep(0.001)
 
     def stop(self) -> None:
-        """End the server and the work, and give the data folder free. Safe to call twice."""
+        """Stop the server and the worker, and release the data folder. May be called again."""
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
@@ -63,7 +66,11 @@ def start(
     clock: Clock | None = None,
     settings: Settings | None = None,
 ) -> RunningEmulator:
-    """Serve an emulator on 127.0.0.1 in a thread. port 0: any free one. Raises EmulatorError: port or folder in use."""
+    """Start an emulator that serves HTTP on 127.0.0.1 in a thread.
+
+    port 0: any free port. The other arguments are those of Emulator.
+    Raises EmulatorError if the port or the data folder is in use, or a fault rule is wrong.
+    """
     emulator = Emulator(data, processing_seconds=processing_seconds, clock=clock, faults=faults, settings=settings)
     try:
         running = RunningEmulator(emulator, port)
@@ -75,7 +82,11 @@ def start(
 
 
 def serve(data: Path, *, port: int, processing_seconds: float, faults_file: Path | None = None) -> None:
-    """Serve in the foreground until SIGINT or SIGTERM, then return. Raises EmulatorError: port or folder in use."""
+    """Serve an emulator in the foreground until SIGINT or SIGTERM, then return.
+
+    port 0: any free port. processing_seconds: from the creation of a batch to its end. faults_file: as for read_faults;
+    None: no faults. Raises EmulatorError if the port or the data folder is in use, or the faults file is wrong.
+    """
     rules, settings = read_faults(faults_file) if faults_file else ([], Settings())
     with Emulator(data, processing_seconds=processing_seconds, faults=rules, settings=settings) as emulator:
         listening = listen(port)
@@ -86,7 +97,7 @@ def serve(data: Path, *, port: int, processing_seconds: float, faults_file: Path
             emulator.start_worker()
             sys.stderr.write(
                 f"emulator at {url}, data in {data}; "
-                f"export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=emulated; Ctrl-C ends it\n"
+                f"export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=emulated; Ctrl-C stops it\n"
             )
             sys.stderr.flush()
             server.run(sockets=[listening])

@@ -1,4 +1,4 @@
-"""Switches for behaviour of the real API that is not known for certain, with our best guess as the default."""
+"""Settings for behaviour of the real API that is not known, with the most likely behaviour as the default."""
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -6,40 +6,40 @@ from pipeline.emulator.model.catalogue import BY_NAME
 
 
 class Settings(BaseModel):
-    """How this emulator decides where the documentation leaves it open. Unknown names are refused."""
+    """What the emulator does where the API's documentation does not say it. Unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_batch_bytes: int = Field(default=256_000_000, ge=1)
-    """Decoded size of a create body above which 413 comes; the documentation says 256 MB."""
+    """Largest decoded body of a create call in bytes; above it the answer is 413. The documentation says 256 MB."""
     too_large_as: str = Field(default="html", pattern="^(html|json)$")
-    """Whether that 413 is a proxy's page or the JSON envelope."""
+    """Form of that 413: `html`, a proxy's page, or `json`, an error of the API."""
     gzip_on_batches: bool = False
-    """Accept `Content-Encoding: gzip` on create; otherwise 400 request_body_encoding_unsupported."""
+    """Accept `Content-Encoding: gzip` on create; otherwise answer 400 request_body_encoding_unsupported."""
     refuse_unbatchable_at_create: bool = False
-    """stream, speed and max_tokens 0 in params: 400 on create instead of an errored result."""
+    """Answer a create with 400 if params hold stream, speed or max_tokens 0, instead of an errored result."""
     cancel_ended_status: int = Field(default=400, ge=200, le=499)
-    """Cancel of an ended batch: an error of this status; 200 echoes the batch."""
+    """Status of the answer to canceling an ended batch: an error, or 200 with the batch unchanged."""
     delete_running_status: int = Field(default=400, ge=400, le=499)
-    """Delete of a batch that has not ended."""
+    """Status of the error when a batch is deleted that has not ended."""
     early_results_status: int = Field(default=404, ge=400, le=499)
-    """Results before the end."""
+    """Status of the error when results are asked for before the batch has ended."""
     canceled_share: float = Field(default=0.5, ge=0, le=1)
-    """Of the requests not yet processed at a cancel, this share is canceled; the others still complete."""
+    """Share of the unprocessed requests that a cancel call cancels; the others still complete."""
     cancel_seconds: float | None = Field(default=None, ge=0)
-    """From cancel to ended; None: a tenth of processing_seconds, 5 s at most."""
+    """Seconds from the cancel call to the end of the batch; None: a tenth of processing_seconds, at most 5 s."""
     queue_limit: int | None = Field(default=None, ge=1)
-    """Requests in processing per workspace above which a create gets 429; None: no limit."""
+    """Largest number of unprocessed requests of a workspace; a create above it gets 429. None: no limit."""
     cache_minimum_tokens: int | None = Field(default=None, ge=1)
-    """Tokens a prefix needs to be cached; None: as each model has it."""
+    """Smallest number of tokens of a prefix that is cached; None: the minimum of each model."""
     cache_first_wave: int = Field(default=20, ge=0)
-    """Requests of a batch that begin together: what they write to the cache, none of them reads."""
+    """Number of requests of a batch that start together; none of them reads what the others write to the cache."""
     max_file_bytes: int = Field(default=500_000_000, ge=1)
-    """Size of an upload above which 413 comes."""
+    """Largest upload in bytes; above it the answer is 413."""
     files_downloadable: bool = False
-    """Give uploads back; the API does so only with files that a tool made."""
+    """Allow downloads of uploaded files; the API allows them only for files that a tool created."""
     models_without_vision: list[str] = Field(default_factory=list)
-    """Models of the catalogue that take neither images nor PDFs, by id or alias."""
+    """Models of the catalogue that refuse images and PDFs, by id or alias."""
     models_without_batch: list[str] = Field(default_factory=list)
     """Models of the catalogue whose requests fail in a batch, by id or alias."""
 
@@ -48,5 +48,5 @@ class Settings(BaseModel):
     def _known(cls, names: list[str]) -> list[str]:
         for name in names:
             if name not in BY_NAME:
-                raise ValueError(f"{name} is not a model of the catalogue")
+                raise ValueError(f"{name} is not a model of the emulator's catalogue")
         return names

@@ -1,4 +1,4 @@
-"""The shapes that every operation shares: a call, a reply, the error envelope."""
+"""The HTTP calls and replies that all operations share, and the JSON form of errors."""
 
 import mmap
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +22,10 @@ TITLES = {413: "Request Entity Too Large", 502: "Bad Gateway", 503: "Service Una
 
 @dataclass
 class Call:
-    """One HTTP call, its body complete.
+    """One HTTP call whose body has arrived completely.
 
-    query: repeated names joined by commas. headers: names in lower case. body: bytes, or the file it was spooled to.
+    query: parameters by name; repeated ones are joined by commas. headers: by name in lower case. body: its bytes, or
+    the file that holds them. workspace, version, betas, operation and batch_id are filled in by the router.
     """
 
     method: str
@@ -32,22 +33,23 @@ class Call:
     query: dict[str, str]
     headers: Mapping[str, str]
     body: bytes | Path
-    origin: str  #: scheme://host:port as the client dialled it
+    origin: str  #: scheme://host:port that the client called
     workspace: str = ""
     version: str = ""
     betas: frozenset[str] = frozenset()
-    operation: str = ""  #: as fault rules name it
-    batch_id: str | None = None
+    operation: str = ""  #: its name in fault rules
+    batch_id: str | None = None  #: None: the call is not about one batch
 
     def size(self) -> int:
-        """Of the body, in bytes."""
+        """Return the size of the body in bytes."""
         return self.body.stat().st_size if isinstance(self.body, Path) else len(self.body)
 
     def read(self) -> bytes:
+        """Return the whole body."""
         return self.body.read_bytes() if isinstance(self.body, Path) else self.body
 
     def contains(self, text: str) -> bool:
-        """Whether the body holds `text` as UTF-8; a spooled body is searched without loading it."""
+        """Return whether the body contains `text` in UTF-8. A body in a file is searched without loading it."""
         needle = text.encode()
         if isinstance(self.body, bytes):
             return needle in self.body
@@ -59,39 +61,41 @@ class Call:
 
 @dataclass(frozen=True)
 class Drip:
-    """How a body comes slowly: so many bytes after each pause of so many seconds."""
+    """How a body is sent slowly: in pieces, with a pause before each."""
 
-    size: int
-    seconds: float
+    size: int  #: bytes of a piece
+    seconds: float  #: length of a pause
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """Return the chunk in pieces of `size` bytes; the last one may be shorter."""
         return (chunk[at : at + self.size] for at in range(0, len(chunk), self.size))
 
 
 @dataclass
 class Reply:
-    """One HTTP answer. An iterator as body is sent chunked, and may raise ConnectionCut."""
+    """One HTTP answer. body: bytes, or an iterator that is sent in chunks and may raise ConnectionCut."""
 
     status: int = 200
     body: bytes | Iterator[bytes] = b""
     headers: dict[str, str] = field(default_factory=dict)
-    delay_seconds: float = 0  #: wait so long before the answer leaves
+    delay_seconds: float = 0  #: wait this long before sending the answer
     dropped: bool = False  #: close the connection instead of answering
-    drip: Drip | None = None  #: send a chunked body in small pieces
+    drip: Drip | None = None  #: send a chunked body slowly; None: as fast as possible
 
     def close(self) -> None:
-        """Give up a body that nobody reads to its end, and the file it comes from."""
+        """Close the body and the file that it reads, if it was not read to its end."""
         close = getattr(self.body, "close", None)
         if close is not None:
             close()
 
 
 def json_reply(value: object, headers: dict[str, str] | None = None, status: int = 200) -> Reply:
+    """Return a reply with the value as JSON."""
     return Reply(status, orjson.dumps(value), {"content-type": "application/json", **(headers or {})})
 
 
 def error_reply(error: ApiError, request_id: str) -> Reply:
-    """The JSON envelope, or the page of a proxy that never heard of it."""
+    """Return the reply for an error: the API's JSON, or the HTML page of a proxy if `error.html`."""
     if error.html:
         page = HTML_PAGE.format(status=error.status, title=TITLES.get(error.status, "Error"))
         return Reply(error.status, page.encode(), {"content-type": "text/html", **error.headers})
@@ -102,8 +106,8 @@ def error_reply(error: ApiError, request_id: str) -> Reply:
     return json_reply(body, error.headers, error.status)
 
 
-def tried(work: Callable[[], Reply], request_id: str) -> Reply:
-    """What `work` answers, or the answer to the ApiError that it raises."""
+def reply_or_error(work: Callable[[], Reply], request_id: str) -> Reply:
+    """Return the reply of `work`, or the error reply for the ApiError that it raises."""
     try:
         return work()
     except ApiError as exc:
@@ -111,4 +115,5 @@ def tried(work: Callable[[], Reply], request_id: str) -> Reply:
 
 
 def http_date(now_us: int) -> str:
+    """Return a time as in the Date header. now_us: microseconds since 1970."""
     return format_datetime(when(now_us), usegmt=True)

@@ -457,7 +457,7 @@ class AskAgain(Section):
 
 
 class Change(Section):
-    """By outcome, the change with which a row is sent again. None, the default: not at all, as it costs money."""
+    """By outcome, the change with which a row is sent again. None, the default: none, as each change costs money."""
 
     truncated: LongerAnswer | None = None
     refused: OtherModel | None = None

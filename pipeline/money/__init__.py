@@ -1,1 +1,1 @@
-"""Prices and budgets."""
+"""Prices of models, the cost of answers, and budgets."""

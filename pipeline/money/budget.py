@@ -1,7 +1,7 @@
-"""What a sending may cost at most, and whether a run's budget allows it. Pure.
+"""The worst-case cost of requests, and how much of a budget is left. Pure.
 
-Money is reserved when a batch is sent and settled when its results are in: max_tokens of output for each request, and
-its bytes times a bound of tokens per byte, at the dearest price that its input can have.
+Money is reserved when a batch is sent, and settled when its results are stored. Reserved for each request: max_tokens
+of output, and its bytes times a bound of tokens per byte, at the highest price that its input can have.
 """
 
 import statistics
@@ -16,22 +16,21 @@ from pipeline.answer.outcome import first_server_tool
 from pipeline.errors import InputError
 from pipeline.job import templates
 from pipeline.job.model import Job
-from pipeline.money.prices import PriceList, Rate, context_window, place_factor
+from pipeline.money.prices import PriceList, Rate, context_window, geography_factor
 
 CERTAIN_TOKENS_PER_BYTE = 1.0  # no tokenizer makes more than one token of one byte
-SMALL_PROMPT = 100_000  # tokens: up to here no model of the price list costs more for a long prompt
+SMALL_PROMPT = 100_000  # tokens; up to this size no model of the price list charges the higher price for long prompts
 QUANTILE_99 = 2.33  # standard deviations
-LEAST_SHARE = (
-    0.05  # of the budget: for less no batch is packed smaller, or a run would creep towards its limit for days
-)
+#: Share of the budget that is worth a batch; with less left, a run would send ever smaller batches for days.
+MINIMUM_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a request may cost at most, in US dollars."""
+    """The highest cost of a request, in US dollars: fixed + byte * its bytes * tokens per byte."""
 
-    fixed: float  #: its whole max_tokens, and what it names that is not in its bytes
-    byte: float  #: a byte of its input, if each were a token
+    fixed: float  #: the price of max_tokens of output, and of attachments whose tokens its bytes do not show
+    byte: float  #: the price of one byte of input, if every byte were a token
 
     @classmethod
     def of(
@@ -40,13 +39,13 @@ class Bound:
         listed: PriceList,
         *,
         caches: bool | None = None,
-        elsewhere: int = 0,
+        attachment_tokens: int = 0,
         small: bool = False,
     ) -> "Bound | None":
-        """The bound of requests with these params; None when their model has no known price.
+        """Return the bound of a request with these params; None if its model has no known price.
 
-        caches: whether it writes to the prompt cache; None: that is looked for. elsewhere: tokens at most of files that
-        it only names; small: whether its bytes and these tokens are at most SMALL_PROMPT.
+        caches: whether the request writes to the prompt cache; None: search the params for cache_control.
+        attachment_tokens: the largest number of tokens of its attachments. small: whether `is_small` is true of it.
         """
         known = listed.of(params["model"])
         if known is None:
@@ -54,23 +53,29 @@ class Bound:
         if caches is None:
             caches = b"cache_control" in orjson.dumps(params)
         byte = max(_dearest(rate, small=small) for rate in known.input_rates(caches=caches))
-        factor = place_factor(params)
-        fixed = params["max_tokens"] * _dearest(known.output, small=small) + elsewhere * byte
+        factor = geography_factor(params)
+        fixed = params["max_tokens"] * _dearest(known.output, small=small) + attachment_tokens * byte
         return cls(factor * fixed, factor * byte)
 
 
 def _dearest(rate: Rate, *, small: bool) -> float:
-    """The price of a token that a request may have at most; some models cost more when the prompt is long."""
-    return rate.of(SMALL_PROMPT) if small else rate.dearest
+    """Return the highest price of one token; some models charge more if the prompt is long. small: it is short."""
+    return rate.of(SMALL_PROMPT) if small else rate.highest
 
 
-def is_small(size: int, elsewhere: int) -> bool:
-    """Whether a request of so many bytes has the price of a short prompt: no byte is more than one token."""
-    return size + elsewhere <= SMALL_PROMPT
+def is_small(size: int, attachment_tokens: int) -> bool:
+    """Return whether a request is certain to have the price of a short prompt.
+
+    size: its bytes, each at most one token. attachment_tokens: the largest number of tokens of its attachments.
+    """
+    return size + attachment_tokens <= SMALL_PROMPT
 
 
 def require_bound(job: Job, monthly_usd: float | None = None) -> None:
-    """Raises InputError when there is a budget, of the run or of the month, that could not be kept."""
+    """Raise InputError if there is a budget, of the run or of the month, that cannot be kept.
+
+    A budget needs a known price of each model, and no tools that run at the API. monthly_usd None: no monthly budget.
+    """
     if job.limits.max_cost_usd is None and monthly_usd is None:
         return
     which = "limits.max_cost_usd" if job.limits.max_cost_usd is not None else "BATCH_MONTHLY_BUDGET_USD"
@@ -86,17 +91,18 @@ def require_bound(job: Job, monthly_usd: float | None = None) -> None:
     if unbounded:
         raise InputError(
             f"{which}: request.params.tools: {unbounded} runs at the API, with fees of its own and "
-            "with input that nothing bounds, so no budget can be kept; leave the limit out, or the tool"
+            "input of any size, so no budget can be kept; leave out the limit or the tool"
         )
 
 
-IMAGE_TOKENS = 5_000  # more than any image is; source: platform.claude.com/docs/en/build-with-claude/vision
+IMAGE_TOKENS = 5_000  # more than any image has; source: platform.claude.com/docs/en/build-with-claude/vision
 
 
-def elsewhere(params: Mapping[str, Any]) -> int:
-    """Tokens at most of what a request shows the model apart from text: its bytes say nothing of them.
+def attachment_tokens(params: Mapping[str, Any]) -> int:
+    """Return the largest number of tokens of the images and documents in a request; 0 without any.
 
-    A document may have as many as the model can read at all.
+    Their bytes in the request do not show how many tokens they have. A request with a document that is not plain text
+    counts as the whole context window of its model.
     """
     found = 0
     for message in params["messages"]:
@@ -108,7 +114,10 @@ def elsewhere(params: Mapping[str, Any]) -> int:
 
 
 def tokens_per_byte(samples: Sequence[tuple[int, int]]) -> float:
-    """At most how many tokens a byte of input comes to: the 99% bound of samples (tokens, bytes) of requests."""
+    """Return the 99% upper bound of tokens per byte of input, at most CERTAIN_TOKENS_PER_BYTE.
+
+    samples: (tokens, bytes) of counted requests; fewer than two that are not empty give CERTAIN_TOKENS_PER_BYTE.
+    """
     ratios = [tokens / size for tokens, size in samples if size]
     if len(ratios) < 2:
         return CERTAIN_TOKENS_PER_BYTE
@@ -116,25 +125,28 @@ def tokens_per_byte(samples: Sequence[tuple[int, int]]) -> float:
 
 
 def month_of(now: datetime) -> datetime:
-    """When the calendar month of this time began, in UTC: what BATCH_MONTHLY_BUDGET_USD counts by."""
+    """Return the start of the calendar month of `now`, in UTC. BATCH_MONTHLY_BUDGET_USD counts from this time."""
     return now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How a run's money stands, in US dollars."""
+    """A budget and the money that counts against it, in US dollars."""
 
     limit: float
-    settled: float
-    reserved: float
+    settled: float  #: the cost of stored results
+    reserved: float  #: the worst-case cost of batches that were sent and have no stored results
 
     @property
     def left(self) -> float:
-        """What may still be reserved."""
+        """Return the money that may still be reserved; negative if the budget was exceeded."""
         return self.limit - self.settled - self.reserved
 
     def fits(self, cost: float, requests: int) -> int:
-        """How many of a batch's requests fit into what is left, if all may cost `cost`; 0: not worth a batch."""
+        """Return how many requests of a batch fit into the money that is left. cost: the worst case of all of them.
+
+        0: less than MINIMUM_SHARE of the budget is left, too little for a batch.
+        """
         if cost <= self.left:
             return requests
-        return 0 if self.left < LEAST_SHARE * self.limit else int(requests * self.left / cost)
+        return 0 if self.left < MINIMUM_SHARE * self.limit else int(requests * self.left / cost)

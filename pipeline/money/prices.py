@@ -1,4 +1,4 @@
-"""What answers cost at batch prices. The prices come from the library genai-prices, never from here."""
+"""The prices of models and the cost of answers. All prices come from the library genai-prices or the job file. Pure."""
 
 import functools
 import re
@@ -9,21 +9,24 @@ from typing import Any
 from pipeline.answer.outcome import Outcome
 from pipeline.job.model import Price
 
-BYTES_PER_TOKEN = 3.5  # of English prose, for a quote made before anything is counted; the bill comes from the usage
-#: What inference in the US alone costs more. Source: platform.claude.com/docs/en/about-claude/pricing
+BYTES_PER_TOKEN = 3.5  # of English prose, for a quote before tokens are counted; actual costs come from the usage
+#: The factor on prices for inference in the US alone. Source: platform.claude.com/docs/en/about-claude/pricing
 US_INFERENCE = 1.1
-_DATED = re.compile(r"-\d{8}$")  # the API answers with a model's dated name
+_DATED = re.compile(r"-\d{8}$")  # the API's answers name a model with its date
 
 
 @dataclass(frozen=True)
 class Rate:
-    """US dollars of one token, which may step up with the size of the prompt. steps: (above so many tokens, price)."""
+    """The price of one token in US dollars, which may rise with the size of the prompt.
+
+    steps: (tokens, price), from the smallest up: the price of each token if the prompt has more than so many tokens.
+    """
 
     base: float
     steps: tuple[tuple[int, float], ...] = ()
 
     def of(self, prompt_tokens: int) -> float:
-        """The price of one token in a request whose prompt, cached parts included, has so many tokens."""
+        """Return the price of one token in a request whose prompt has so many tokens, cached ones included."""
         price = self.base
         for above, stepped in self.steps:
             if prompt_tokens > above:
@@ -31,18 +34,18 @@ class Rate:
         return price
 
     @property
-    def dearest(self) -> float:
-        """The price of one token in the largest request."""
+    def highest(self) -> float:
+        """Return the highest price of one token, whatever the size of the prompt."""
         return max(self.base, *(price for _, price in self.steps)) if self.steps else self.base
 
-    def lowered(self, share: float) -> "Rate":
-        """The rate with this share taken off."""
+    def discounted(self, share: float) -> "Rate":
+        """Return the rate less this share of it. share: from 0 to 1."""
         return Rate(self.base * (1 - share), tuple((above, price * (1 - share)) for above, price in self.steps))
 
 
 @dataclass(frozen=True)
 class Prices:
-    """US dollars a token of one model, in a batch; and of one web search, which is the same everywhere."""
+    """The prices of one model in US dollars: a Rate for each kind of token, and the price of one web search."""
 
     input: Rate
     output: Rate
@@ -52,7 +55,7 @@ class Prices:
     web_search: float = 0.0
 
     def cost(self, outcome: Outcome) -> float:
-        """US dollars of one answer, by its usage."""
+        """Return the cost of one answer in US dollars, from its usage."""
         prompt = outcome.input_tokens + outcome.cache_read_tokens + outcome.cache_write_tokens
         cost = outcome.input_tokens * self.input.of(prompt) + outcome.output_tokens * self.output.of(prompt)
         if prompt != outcome.input_tokens:
@@ -65,33 +68,36 @@ class Prices:
         return cost + outcome.web_searches * self.web_search
 
     def input_rates(self, *, caches: bool) -> list[Rate]:
-        """The prices that a token of input may have. caches: whether requests write to the prompt cache."""
+        """Return the rates that a token of input may have. caches: whether the request writes to the prompt cache."""
         return [self.input, self.cache_write, self.cache_write_1h] if caches else [self.input]
 
 
-def place_factor(params: Mapping[str, Any]) -> float:
-    """What the place of inference that these params ask for makes of a price."""
+def geography_factor(params: Mapping[str, Any]) -> float:
+    """Return the factor on prices for the place of inference that the params ask for: above 1 for the US alone."""
     return US_INFERENCE if params.get("inference_geo") == "us" else 1.0
 
 
 class PriceList:
-    """The prices of models: the list's, and a job's own over them."""
+    """The prices of models: those of genai-prices, replaced by a job's own prices where it gives some."""
 
     def __init__(self, own: Mapping[str, Price] | None = None) -> None:
-        """own: by model, as the job file has them."""
+        """own: the job file's prices, by model; None or empty: the list's prices alone."""
         self._own = dict(own or {})
         self._found: dict[str, Prices | None] = {}
 
     def of(self, model: str) -> Prices | None:
-        """The batch prices of a model by its API name; None when they are not known."""
+        """Return the batch prices of a model; None if they are not known. model: its API name, dated or not."""
         if model not in self._found:
             own = self._own.get(model) or self._own.get(_DATED.sub("", model))
             listed = prices_of(model)
-            self._found[model] = listed if own is None else _over(listed, own)
+            self._found[model] = listed if own is None else _overridden(listed, own)
         return self._found[model]
 
     def cost(self, outcome: Outcome) -> float | None:
-        """US dollars of one outcome: 0.0 where nothing is billed, None where the model has no known price."""
+        """Return the cost of one outcome in US dollars.
+
+        0.0: nothing is billed, because no model answered. None: the model has no known price.
+        """
         if outcome.model is None:
             return 0.0
         known = self.of(outcome.model)
@@ -101,8 +107,12 @@ class PriceList:
 LISTED = PriceList()
 
 
-def _over(listed: Prices | None, own: Price) -> Prices | None:
-    """A job's own prices over those of the list; what neither has of the cache costs what input costs."""
+def _overridden(listed: Prices | None, own: Price) -> Prices | None:
+    """Return the list's prices, replaced by those that the job gives.
+
+    listed None: the list does not know the model. Then cache prices that the job leaves out are those of input; without
+    the job's price of input or output, return None.
+    """
     rates: dict[str, Any] = {
         name: Rate(value / 1e6) for name in Price.RATES if (value := getattr(own, name)) is not None
     }
@@ -111,14 +121,18 @@ def _over(listed: Prices | None, own: Price) -> Prices | None:
             return None
         return Prices(**{name: rates.get(name, rates["input"]) for name in Price.RATES})
     if own.discount is not None:
-        lowered: dict[str, Any] = {name: getattr(listed, name).lowered(own.discount) for name in Price.RATES}
-        listed = replace(listed, **lowered)
+        reduced: dict[str, Any] = {name: getattr(listed, name).discounted(own.discount) for name in Price.RATES}
+        listed = replace(listed, **reduced)
     return replace(listed, **rates)
 
 
 @functools.cache
 def prices_of(model: str, *, batch: bool = True) -> Prices | None:
-    """The list's prices of a model by its API name, in a batch or in live calls; None when they are not known."""
+    """Return the prices of a model in genai-prices; None if they are not known.
+
+    model: its API name. batch: prices in a batch; False: prices of live calls. Cache prices that the library does not
+    know are those of input.
+    """
     found = _found(model, batch)
     if found is None:
         return None
@@ -136,7 +150,7 @@ def prices_of(model: str, *, batch: bool = True) -> Prices | None:
 
 
 def context_window(model: str) -> int:
-    """How many tokens a prompt of this model has at most, as far as is known: else as the largest models have."""
+    """Return the context window of a model in tokens; LARGEST_CONTEXT if it is not known."""
     found = _found(model, batch=True)
     return LARGEST_CONTEXT if found is None or found.model.context_window is None else int(found.model.context_window)
 
@@ -146,7 +160,7 @@ LARGEST_CONTEXT = 1_000_000
 
 @functools.cache
 def context_windows() -> Mapping[str, int]:
-    """The context window of each model of the list that has a batch price, by its API name."""
+    """Return the context window in tokens of each model that has a batch price, by its API name."""
     from genai_prices.data import providers
 
     anthropic = next(provider for provider in providers if provider.id == "anthropic")
@@ -170,7 +184,7 @@ def _found(model: str, batch: bool) -> Any:
 
 
 def _rate(price: Any) -> Rate:
-    """A price of genai-prices, which is for a million tokens and may have steps."""
+    """Return a price of genai-prices, which is for a million tokens, as a Rate. price None: a Rate of 0."""
     if price is None:
         return Rate(0.0)
     if not hasattr(price, "tiers"):

@@ -7,6 +7,8 @@ from typing import Any
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import Busy, LostRace
+from pipeline.events.batches import Dropped
+from pipeline.events.runs import RunIncomplete
 from pipeline.job.model import Job
 from pipeline.planning.packer import First
 from pipeline.planning.resend import send_again
@@ -53,11 +55,11 @@ def drop_stale(
                 mark_planned(conn, run.id, vanished=0, now=driver.now())
     for batch in planned:
         if batch.nonce in damaged:
-            _drop(driver, batch, Reason.BODY_GONE, body=False)
+            _drop_unless_sent(driver, batch, Reason.BODY_GONE, body=False)
         elif batch.run_id in superseded:
-            _drop(driver, batch, Reason.OLD_RECIPE)
+            _drop_unless_sent(driver, batch, Reason.OLD_RECIPE)
         elif batch.id in stale:
-            _drop(driver, batch, Reason.ROW_CHANGED)
+            _drop_unless_sent(driver, batch, Reason.ROW_CHANGED)
     with driver.planning_transaction() as conn:
         take_over(conn, run_id, superseded)
     remove_unneeded(driver, job)
@@ -74,12 +76,59 @@ def remove_unneeded(driver: Driver, job: Job) -> None:
             driver.spool.remove(nonce)
 
 
-def _drop(driver: Driver, batch: Batch, why: Reason, *, body: bool = True) -> None:
-    with suppress(LostRace), driver.planning_transaction() as conn:
-        drop_batch(conn, batch, why)
+def drop(
+    driver: Driver, batch: Batch, reason: Reason, detail: str | None = None, *, body: bool = True, claimed: bool = False
+) -> None:
+    """Drop a planned batch; its rows wait. Under the lease on planning. Raises LostRace when another driver has it.
+
+    body: whether the requests can still be read from its body. claimed: whether this driver has claimed the batch.
+    """
+    with driver.planning_transaction() as conn:
+        if claimed:
+            check_claim(conn, batch)
+        drop_batch(conn, batch, reason, detail)
         if not body:
             forget_body(conn, batch.id)
-        driver.tell("dropped", batch=batch.id, problem=in_words(why))
+    driver.tell(Dropped(batch=batch.id, problem=in_words(reason, detail)))
+
+
+def _drop_unless_sent(
+    driver: Driver, batch: Batch, reason: Reason, detail: str | None = None, *, body: bool = True
+) -> None:
+    """Drop a planned batch that this driver has not claimed; it stays when another driver is just sending it."""
+    with suppress(LostRace):
+        drop(driver, batch, reason, detail, body=body)
+
+
+def drop_claimed(driver: Driver, batch: Batch, reason: Reason, detail: str | None = None, *, body: bool = True) -> bool:
+    """Drop a planned batch that we have claimed. False while a driver plans the job: the batch is due a second later.
+
+    body: whether the requests can still be read from its body.
+    """
+    try:
+        with driver.planning():
+            drop(driver, batch, reason, detail, body=body, claimed=True)
+    except Busy:
+        with driver.moving(batch) as conn:
+            due_at = soon(driver.now(), LOOK_AFTER_PLANNING)
+            postpone(conn, batch, due_at=due_at, reason=reason, problem=detail)
+        return False
+    return True
+
+
+LOOK_AFTER_PLANNING = 1.0  # seconds until a batch that may not be dropped while a driver plans is tried again
+
+
+def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None = None) -> None:
+    """Drop the planned batches of the job, or of some runs, which have ended. Under the lease on planning.
+
+    Their rows wait again. why: the reason for which the runs ended, where it is known.
+    """
+    with driver.reading() as conn:
+        planned = batches_in(conn, driver.job_id, BatchState.PLANNED)
+    for batch in planned:
+        if run_ids is None or batch.run_id in run_ids:
+            _drop_unless_sent(driver, batch, Reason.RUN_ENDED, why)
 
 
 def finish_planning(
@@ -99,35 +148,12 @@ def finish_planning(
     return vanished
 
 
-LOOK_AFTER_PLANNING = 1.0  # seconds until a batch that may not be dropped while somebody plans is tried again
-
-
-def drop(driver: Driver, batch: Batch, reason: Reason, detail: str | None = None, *, body: bool) -> bool:
-    """Give up a planned batch that we have claimed; its rows wait. False while somebody plans: then a second later.
-
-    body: whether the requests can still be read from its body.
-    """
-    try:
-        with driver.planning(), driver.planning_transaction() as conn:
-            check_claim(conn, batch)
-            drop_batch(conn, batch, reason, detail)
-            if not body:
-                forget_body(conn, batch.id)
-    except Busy:
-        with driver.moving(batch) as conn:
-            due_at = soon(driver.now(), LOOK_AFTER_PLANNING)
-            postpone(conn, batch, due_at=due_at, reason=reason, problem=detail)
-        return False
-    driver.tell("dropped", batch=batch.id, problem=in_words(reason, detail))
-    return True
-
-
 def pack_smaller(driver: Driver, batch: Batch, job: Job, first: First, why: Reason) -> None:
     """Put the rows of a planned batch that we have claimed into this first one, and the rest into others.
 
     If we die in between, its rows wait, and are packed as ever by whoever comes next.
     """
-    if drop(driver, batch, why, body=True):
+    if drop_claimed(driver, batch, why):
         with suppress(Busy), driver.planning():
             for _ in send_again(driver, job, batch.run_id, batch.recipe, first=first):
                 driver.stop.check()
@@ -143,7 +169,7 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
     except Busy:
         return False
     if ended:
-        driver.tell_end("incomplete", run_id, reason=reason)
+        driver.tell_end(RunIncomplete(run=run_id, reason=reason))
     return True
 
 
@@ -162,17 +188,3 @@ def drop_of_ended_runs(driver: Driver) -> None:
         with driver.planning_transaction() as conn:
             for run_id in waited_for:
                 stand_if_retry_is_over(conn, run_id)
-
-
-def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None = None) -> None:
-    """Drop the planned batches of the job, or of some runs, which have ended. Under the lease on planning.
-
-    Their rows wait again. why: the reason for which the runs ended, where it is known.
-    """
-    with driver.reading() as conn:
-        planned = batches_in(conn, driver.job_id, BatchState.PLANNED)
-    for batch in planned:
-        if run_ids is None or batch.run_id in run_ids:
-            with suppress(LostRace), driver.planning_transaction() as conn:  # one that is being sent stays
-                drop_batch(conn, batch, Reason.RUN_ENDED, why)
-                driver.tell("dropped", batch=batch.id, problem=in_words(Reason.RUN_ENDED, why))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import PipelineError
+from pipeline.events.batches import Planned
 from pipeline.job.model import Job
 from pipeline.money.budget import Bound
 from pipeline.request import packing
@@ -107,7 +108,7 @@ class Packer:
         self._body, self._changed = None, []
         contents = body.contents
         self._driver.tell(
-            "planned", batch=batch, requests=contents.requests, rows=len(contents.rows), bytes=contents.size
+            Planned(batch=batch, requests=contents.requests, rows=len(contents.rows), bytes=contents.size)
         )
         yield batch
 

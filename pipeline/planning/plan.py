@@ -7,7 +7,7 @@ at once. If we die in pass two, rows without a batch stay pending and the next r
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +32,7 @@ from pipeline.planning.uploads import Uploads
 from pipeline.planning.verdict import QUOTED, SENT, Verdict, retry_verdict, verdict
 from pipeline.planning.window import SURELY_FITS, Windows
 from pipeline.planning.write import Again, Moves, priced
+from pipeline.prefetch import prefetch
 from pipeline.request import packing
 from pipeline.request.build import Built, RequestBuilder
 from pipeline.sink.table import Fixed, ResultsTable
@@ -381,21 +382,21 @@ class Plan:
         self._windows = Windows(driver, self.asked, self.tokens_per_byte)
         left = self._unchanged.left(driver, run_id, inputs)
         try:
-            with ThreadPoolExecutor(1, thread_name_prefix="plan") as writer:
-                # a chunk is written, and its requests packed, while the next one is rendered
-                packed: Future[list[int]] | None = None
-                for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self.limit, inputs=left)):
-                    driver.stop.check()
-                    moves = self._moves(driver, run_id, chunk, known_rows)
-                    if packed is not None:
-                        yield from packed.result()
-                    packed = writer.submit(self._write_and_pack, driver, run_id, moves, packer)
-                if packed is not None:
-                    yield from packed.result()
+            with closing(prefetch(self._rendered(driver, run_id, known_rows, left), name="plan")) as rendered:
+                for moves in rendered:  # one is written, and its requests packed, while the next one is rendered
+                    yield from list(packer.add(self._write(driver, run_id, moves)))
             yield from packer.finish()
         finally:
             packer.discard()
         self._unchanged.finish(driver, run_id)
+
+    def _rendered(
+        self, driver: Driver, run_id: int, known_rows: KnownRows, inputs: Sequence[Input] | None
+    ) -> Iterator[Moves]:
+        """What each chunk of the source changes, its requests rendered."""
+        for chunk in self._in_bounds(self.rows.chunks(self.columns, limit=self.limit, inputs=inputs)):
+            driver.stop.check()
+            yield self._moves(driver, run_id, chunk, known_rows)
 
     def _in_bounds(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """The same rows in chunks whose attachments fit into memory together."""
@@ -456,10 +457,6 @@ class Plan:
             self.plan_again_after.add(known.batch_id)
         elif kind is Verdict.IN_FLIGHT and known.run_id != run_id:
             self.awaited.add(known.batch_id)
-
-    def _write_and_pack(self, driver: Driver, run_id: int, moves: "Moves", packer: Packer) -> list[int]:
-        """Commit one chunk, then put its requests into bodies; the numbers of the batches that this fills."""
-        return list(packer.add(self._write(driver, run_id, moves)))
 
     def _write(self, driver: Driver, run_id: int, moves: "Moves") -> list[Sendable]:
         """Bring the database to what the source says of one chunk, in one transaction; the rows to send."""
@@ -532,13 +529,13 @@ class Plan:
 
     def _bound(self, built: Built) -> Bound | None:
         """What the request may cost at most. Most have the same model and max_tokens as the one before."""
-        small = is_small(len(built.params), built.elsewhere)
+        small = is_small(len(built.params), built.attachment_tokens)
         facts = (*built[1:], small)
         if facts not in self._bounds:
             geo = self.asked.request.params.get("inference_geo")
             params = {"model": built.model, "max_tokens": built.max_tokens, "inference_geo": geo}
             self._bounds[facts] = Bound.of(
-                params, self._listed, caches=built.caches, elsewhere=built.elsewhere, small=small
+                params, self._listed, caches=built.caches, attachment_tokens=built.attachment_tokens, small=small
             )
         return self._bounds[facts]
 

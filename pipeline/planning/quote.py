@@ -9,6 +9,7 @@ import polars as pl
 
 from pipeline.answer.outcome import first_server_tool
 from pipeline.answer.retry_change import AnyChange
+from pipeline.events.event import Event
 from pipeline.job.model import Canary, Job
 from pipeline.money.prices import PriceList
 from pipeline.planning.sample import (
@@ -175,3 +176,16 @@ class Quote:
     def mean_bytes(self) -> float:
         """Bytes of one request's params."""
         return mean(sample.size for sample in self.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quoted(Event):
+    """A run was quoted. It stands here and not with the other events because it holds the quote itself."""
+
+    name = "quote"
+    changes_job = False
+
+    quote: Quote
+
+    def line(self) -> str:
+        return f"quote: {self.quote.to_send} requests to send"

@@ -142,7 +142,7 @@ def changed_sample(sample: Sample, change: AnyChange) -> Sample:
 
 def guessed_tokens(built: Built) -> float:
     """About how many tokens a request has, by its bytes; what is no text is not in them as text."""
-    if not built.elsewhere:
+    if not built.attachment_tokens:
         return len(built.params) / BYTES_PER_TOKEN
     return text_bytes(built.params) / BYTES_PER_TOKEN + (
         IMAGE_TOKENS * built.params.count(b'"type":"image"')

@@ -7,8 +7,9 @@ two. What changes between the passes, in the file or in the database, is for the
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ from pipeline.job.model import Job
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict, verdict
+from pipeline.prefetch import map_ahead
 from pipeline.source import duplicates, identity
 from pipeline.source.duplicates import Distinct
 from pipeline.source.files import Stamp
-from pipeline.source.fingerprint import READERS, fingerprint, in_order, is_recent, version_of
+from pipeline.source.fingerprint import READERS, fingerprint, is_recent, version_of
 from pipeline.source.rows import Chunk, Input
 from pipeline.state import segments
 from pipeline.state.rows import any_waiting
@@ -153,8 +155,9 @@ class Unchanged:
         """
         counts: Counter[Verdict] = Counter()
         mark = seen.mark()
-        with ThreadPoolExecutor(READERS, thread_name_prefix="stretch") as readers:
-            for found in in_order(readers, lambda n: self._stretch(n, known_rows, hashed=hashed), notes):
+        looked = partial(self._stretch, known_rows=known_rows, hashed=hashed)
+        with closing(map_ahead(looked, notes, name="segment", threads=READERS, ahead=READERS)) as all_found:
+            for found in all_found:
                 if found is None:
                     seen.back_to(mark)
                     return None

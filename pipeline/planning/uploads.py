@@ -8,6 +8,7 @@ import threading
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import RowProblem
+from pipeline.events.runs import Uploaded
 from pipeline.request.media import Content
 from pipeline.state.files import add_file, forget_file, uploaded_file
 
@@ -60,5 +61,5 @@ class Uploads:
                 created_at=driver.now(),
                 **facts,
             )
-        driver.tell("uploaded", file_id=file_id, bytes=len(content.data))
+        driver.tell(Uploaded(file_id=file_id, bytes=len(content.data)))
         return file_id

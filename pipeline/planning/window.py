@@ -35,7 +35,7 @@ class Windows:
     def check(self, built: Built) -> None:
         """Raises RowProblem when the request is longer than its model reads."""
         window = self._driver.window(built.model)
-        size = text_bytes(built.params) if built.elsewhere else len(built.params)
+        size = text_bytes(built.params) if built.attachment_tokens else len(built.params)
         if size * self._bound <= window:
             return
         tokens = self._counted(built)

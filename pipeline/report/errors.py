@@ -101,12 +101,6 @@ def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
         yield f"    {cause['remedy']}: {cause['command']}"
 
 
-def failed_at_the_api(event: Mapping[str, Any]) -> str:
-    """`; failed: req_011CS (api_error)`, of a batch; empty when none of its results has an id."""
-    named = [f"{of['request_id'] or of['message_id']} ({of['error_type']})" for of in event.get("failed", ())]
-    return f"; failed: {', '.join(named)}" if named else ""
-
-
 def _ids(message_id: str | None = None, request_id: str | None = None) -> dict[str, str | None]:
     return {"message_id": message_id, "request_id": request_id}
 

@@ -9,27 +9,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.escapes import json_text
-from pipeline.events import LEVELS
-from pipeline.report.events import event_line
+from pipeline.events.event import Event
+from pipeline.planning.quote import Quoted
 from pipeline.report.quote import quote_facts
 
 logger = logging.getLogger("pipeline")
 
 
-def tell(event: str, **facts: Any) -> None:
+def tell(event: Event) -> None:
     """Log one event of a driver."""
-    level = LEVELS.get(event, logging.INFO)
-    if not logger.isEnabledFor(level):
+    if not logger.isEnabledFor(event.level):
         return
-    if event == "quote":
-        facts = quote_facts(facts["quote"])
-        line = f"quote: {facts['to_send']} requests to send"
-    elif event == "waits_for_retry":  # which a person may have asked for by keys of rows
-        facts = {name: facts[name] for name in ("job", "run", "rows")}
-        line = event_line(event, facts)
-    else:
-        line = event_line(event, facts)
-    logger.log(level, "%s", line, extra={"pipeline_event": event, "pipeline_facts": facts})
+    facts = quote_facts(event.quote) if isinstance(event, Quoted) else event.logged_facts()
+    logger.log(event.level, "%s", event.line(), extra={"pipeline_event": event.name, "pipeline_facts": facts})
 
 
 class JsonFormatter(logging.Formatter):

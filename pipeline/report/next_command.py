@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from pipeline.report.status import is_open
-from pipeline.states import FAILURES, RowState, RunReason, RunState
+from pipeline.states import FAILURES, RowState, RunReason
 
 
 def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
@@ -50,15 +50,6 @@ def _yaml(value: Any) -> str:
     return value if plain else orjson.dumps(value).decode()
 
 
-#: Why a run is incomplete, and the command that says more of it.
-STOPPED: dict[str, tuple[str, str]] = {
-    RunReason.BUDGET: ("the budget is used up", "status"),
-    RunReason.CANARY: ("too many of the canary's rows failed", "errors"),
-    RunReason.FAILURES: ("too many of its rows failed", "errors"),
-    RunReason.CANCELED: ("it was canceled", "status"),
-}
-
-
-def after_end(end: Mapping[str, Any], job: str) -> list[str]:
-    """The command that says more of a run that ended badly. job: what commands call the job."""
-    return [STOPPED[end["reason"]][1] if end["state"] == RunState.INCOMPLETE else "errors", job]
+def retry_words(run: Mapping[str, Any], job: str) -> list[str]:
+    """The command that goes on with a retry: a person has said yes to it before."""
+    return [*same_command(run, job), "--yes"]

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.events import LEVELS, MOVES
-from pipeline.report.events import event_line
+from pipeline.events.batches import BatchMove, Collected, HeldBack
+from pipeline.events.event import Event
+from pipeline.events.runs import GateOpened, Waiting
+from pipeline.planning.quote import Quoted
 from pipeline.report.quote import quote_lines
 from pipeline.states import BatchState
 from pipeline.text import counted, money
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 PAUSE_SECONDS = 0.1  # between two changes of the area at least: a browser need not follow a hundred batches one by one
 NOTED = 10  # lines of what else was told, the last ones
-#: What else is told, once: it explains why rows wait, or where they went.
-_NOTED = {name for name, level in LEVELS.items() if level > logging.INFO} | {"gate_opened", "held_back"}
 
 
 def is_running() -> bool:
@@ -51,33 +51,36 @@ class Area:
         self._lock = threading.Lock()  # batches are submitted by a thread of their own
         self._draw()
 
-    def tell(self, event: str, **facts: Any) -> None:
+    def tell(self, event: Event) -> None:
         """One event of the driver."""
         with self._lock:
-            self._take(event, facts)
-            if event in ("quote", "waiting") or time.monotonic() - self._shown_at >= PAUSE_SECONDS:
+            self._take(event)
+            if isinstance(event, Quoted | Waiting) or time.monotonic() - self._shown_at >= PAUSE_SECONDS:
                 self._draw()
 
-    def _take(self, event: str, facts: dict[str, Any]) -> None:
+    def _take(self, event: Event) -> None:
         self._next = ""
-        if event == "quote":
-            self._quote, self._to_send = list(quote_lines(facts["quote"])), facts["quote"].to_send
-        elif event == "waiting":
-            self._batches = Counter(facts["progress"]["batches"])  # as the database has them, whoever moved them
-            # the time of day: nobody counts seconds down here while the driver waits
-            self._next = f"{datetime.fromtimestamp(time.time() + facts['seconds']):%H:%M:%S}"  # noqa: DTZ006  # theirs
-        elif event in MOVES:
-            before, after = MOVES[event]
-            self._batches[self._states.get(facts["batch"], before) or ""] -= 1
-            self._batches[after] += 1
-            self._states[facts["batch"]] = after
-        if event == "collected":
-            self._outcomes.update(facts["outcomes"])
-            unpriced = self._cost_usd is None or facts["cost_usd"] is None
-            self._cost_usd = None if unpriced else (self._cost_usd or 0.0) + facts["cost_usd"]
-        if event in _NOTED:
-            line = event_line(event, facts)
+        match event:
+            case Quoted():
+                self._quote, self._to_send = list(quote_lines(event.quote)), event.quote.to_send
+            case Waiting():
+                self._batches = Counter(event.progress["batches"])  # as the database has them, whoever moved them
+                # the time of day: nobody counts seconds down here while the driver waits
+                self._next = f"{datetime.fromtimestamp(time.time() + event.seconds):%H:%M:%S}"  # noqa: DTZ006  # theirs
+            case BatchMove():
+                self._move(event)
+        if event.level > logging.INFO or isinstance(event, GateOpened | HeldBack):  # why rows wait, or where they went
+            line = event.line()
             self._notes = [*[note for note in self._notes if note != line], line][-NOTED:]
+
+    def _move(self, event: BatchMove) -> None:
+        self._batches[self._states.get(event.batch, event.before) or ""] -= 1
+        self._batches[event.after] += 1
+        self._states[event.batch] = event.after
+        if isinstance(event, Collected):
+            self._outcomes.update(event.outcomes)
+            unpriced = self._cost_usd is None or event.cost_usd is None
+            self._cost_usd = None if unpriced else (self._cost_usd or 0.0) + (event.cost_usd or 0.0)
 
     def finished(self, finished: "Finished") -> None:
         """How the run stands now that its driver ends."""

@@ -8,13 +8,13 @@ strangers: they cannot name hidden files, nor the pipeline's own, which often ar
 import hashlib
 import logging
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 import polars as pl
+from cachetools import LRUCache
 
 from pipeline.errors import RowProblem
 from pipeline.job.json_values import dump
@@ -43,6 +43,7 @@ PAGES = 600  # in a request
 SMALL_CONTEXT_PAGES = 100
 
 CACHE_BYTES = 64_000_000  # of files kept in memory, for rows that name the same ones
+ENTRY_BYTES = 1_000  # of an entry of the cache, apart from the file's content: the key, and the rest
 
 FILE_ID = re.compile(r"file_[A-Za-z0-9]+")
 WEB = re.compile(r"https?://", re.IGNORECASE)
@@ -78,7 +79,7 @@ class Attachments:
         self._nulls = nulls
         self._uploaded = uploaded
         self._small_context = small_context
-        self._recent = _Recent(CACHE_BYTES)
+        self._recent: LRUCache[Hashable, Part | str] = LRUCache(CACHE_BYTES, getsizeof=_bytes_held)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -140,7 +141,8 @@ class Attachments:
                 part = checked_part(data, attachment, path)
             except RowProblem as exc:
                 part = str(exc)  # the next row that names it gets the same answer, and as fast
-            self._recent.put(key, part, _held(part))
+            with suppress(ValueError):  # of the cache: the part is larger than the whole cache
+                self._recent[key] = part
         if isinstance(part, str):
             raise RowProblem(part)
         return part
@@ -283,11 +285,13 @@ def _file_source(file_id: str) -> dict[str, Any]:
     return {"type": "file", "file_id": file_id}
 
 
-def _held(part: Part | str) -> int:
-    """About how many bytes of memory it takes to remember this."""
+def _bytes_held(part: Part | str) -> int:
+    """Return about how many bytes of memory an entry of the cache takes."""
     if isinstance(part, str):
-        return len(part)
-    return len(part.source.data) if isinstance(part.source, Content) else part.bytes
+        size = len(part)
+    else:
+        size = len(part.source.data) if isinstance(part.source, Content) else part.bytes
+    return size + ENTRY_BYTES
 
 
 @contextmanager
@@ -296,28 +300,3 @@ def _in_column(column: str) -> Iterator[None]:
         yield
     except RowProblem as exc:
         raise RowProblem(f"column {column!r}: {exc}") from exc
-
-
-class _Recent:
-    """What was made of files lately, up to so many bytes; the longest unused goes first."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._bytes = 0
-        self._parts: OrderedDict[Hashable, tuple[Part | str, int]] = OrderedDict()
-
-    def get(self, key: Hashable) -> Part | str | None:
-        if key not in self._parts:
-            return None
-        self._parts.move_to_end(key)
-        return self._parts[key][0]
-
-    def put(self, key: Hashable, part: Part | str, size: int) -> None:
-        size += 1000  # of the key and the rest
-        if size > self._most:
-            return
-        self._parts[key] = (part, size)
-        self._bytes += size
-        while self._bytes > self._most:
-            _, (_, freed) = self._parts.popitem(last=False)
-            self._bytes -= freed

@@ -10,7 +10,7 @@ import orjson
 from pipeline.errors import JobError, RowProblem
 from pipeline.job import templates
 from pipeline.job.model import MAX_TOKENS, Job, Turn, map_texts, template_texts
-from pipeline.money.budget import elsewhere
+from pipeline.money.budget import attachment_tokens
 from pipeline.money.prices import LARGEST_CONTEXT, context_window
 from pipeline.request.attachments import Attachments
 from pipeline.request.media import Content
@@ -36,7 +36,7 @@ class Built(NamedTuple):
     params: bytes
     model: str
     max_tokens: int
-    elsewhere: int
+    attachment_tokens: int
     caches: bool
 
 
@@ -103,7 +103,7 @@ class RequestBuilder:
             said = b",".join(orjson.dumps(turn) for turn in messages) + b"]}"
         except orjson.JSONEncodeError as exc:
             raise RowProblem(f"the request is not valid Unicode text: {exc}") from exc
-        not_text = elsewhere({"model": model, "messages": [*self._turns, *messages]})
+        not_text = attachment_tokens({"model": model, "messages": [*self._turns, *messages]})
         return Built(opening + said, model, max_tokens, not_text, self._caches or b"cache_control" in said)
 
     def _opening(self, row: Row) -> tuple[str, int, bytes]:

@@ -11,7 +11,8 @@ from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import AccountStopped, ApiUnreachable, Busy, InputError, LostRace, RunEnded, Stopped
-from pipeline.events import Tell
+from pipeline.events.event import Tell
+from pipeline.events.runs import PlannedElsewhere, Unreachable, Waiting
 from pipeline.job.model import Job
 from pipeline.planning import gates, quoting
 from pipeline.planning.drop import drop_of_ended_runs, drop_stale, finish_planning
@@ -68,7 +69,7 @@ def tell_ends(tell: Tell, some: Iterable[End], when: str) -> None:
     """Tell the bad ones of these ends."""
     for end in some:
         if end.exit_code:
-            tell("run_ended", when=when, **end.facts)
+            tell(end.event(when))
 
 
 class Run:
@@ -132,7 +133,7 @@ class Run:
                     self._join(stale)
                     self._pass_two()
             except (Busy, LostRace) as exc:
-                self._driver.tell("planned_elsewhere", problem=str(exc))
+                self._driver.tell(PlannedElsewhere(problem=str(exc)))
                 self._patiently(lambda: one_pass(self._driver, self._jobs))  # there may be enough to do meanwhile
                 self._driver.stop.wait(LOOK_WHILE_PLANNED)
             else:
@@ -287,7 +288,7 @@ class Run:
             self._failing_since = self._failing_since or now
             if (now - self._failing_since).total_seconds() >= self._driver.settings.timeout:
                 raise
-            self._driver.tell("unreachable", problem=str(exc), wait=self._retry_seconds)
+            self._driver.tell(Unreachable(problem=str(exc), wait=self._retry_seconds))
             self._driver.stop.wait(self._retry_seconds)
             self._retry_seconds = min(2 * self._retry_seconds, LONGEST_LOOK_AWAY)
         else:
@@ -309,10 +310,11 @@ class Run:
         seconds = LOOK_AT_OTHERS if next_due is None else (next_due - driver.now()).total_seconds()
         if seconds > 0:
             driver.tell(
-                "waiting",
-                seconds=min(seconds, LONGEST_LOOK_AWAY),
-                progress=progress(driver, self._run_id),
-                held_by=[{"process": in_words(row.holder), "until": until(row.expires_at)} for row in others],
+                Waiting(
+                    seconds=min(seconds, LONGEST_LOOK_AWAY),
+                    progress=progress(driver, self._run_id),
+                    held_by=[{"process": in_words(row.holder), "until": until(row.expires_at)} for row in others],
+                )
             )
             driver.stop.wait(min(seconds, LONGEST_LOOK_AWAY))
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from pipeline.api.client import Api
 from pipeline.driver.environment import Environment
+from pipeline.events.runs import NotCounted, WaitsForRetry, Warned
 from pipeline.job.model import Job
 from pipeline.money import budget
 from pipeline.planning import quoting
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.model_checks import cache_warnings, check_models
 from pipeline.planning.plan import Plan
-from pipeline.planning.quote import Quote
+from pipeline.planning.quote import Quote, Quoted
 from pipeline.planning.sample import Counts
 from pipeline.request.check import check_params
 from pipeline.runner.loop import Run, note, tell_ends
@@ -45,7 +46,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         counts = _quoted(where, plan, quote, known, driving.api, canary=options.canary)
         if row is not None:
             note(where, row.id, plan, quote, counts)
-        where.tell("quote", quote=quote)
+        where.tell(Quoted(quote=quote))
         _tell_of_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
@@ -65,9 +66,9 @@ def _quoted(where: Environment, plan: Plan, quote: Quote, known: quoting.Known, 
     if quote.to_send:
         warnings += cache_warnings(plan.asked, quote, counts.prefix)
     for warning in warnings:
-        where.tell("warning", warning=warning)
+        where.tell(Warned(warning=warning))
     if problem is not None:
-        where.tell("not_counted", problem=problem)
+        where.tell(NotCounted(problem=problem))
     plan.tokens_per_byte = counts.tokens_per_byte
     quoting.complete(plan, quote, known, counts, canary=canary, queue=where.settings.max_in_flight)
     return counts
@@ -80,5 +81,5 @@ def _tell_of_retries(where: Environment, job: Job, quote: Quote) -> None:
     with where.database.read() as conn:
         retries = [get_run(conn, run_id) for run_id in sorted(quote.for_retries)]
     for run in retries:
-        facts = {"run": run.id, "rows": quote.for_retries[run.id], "vars": run.vars, "retry": run.retry}
-        where.tell("waits_for_retry", job=job.name, **facts)
+        rows = quote.for_retries[run.id]
+        where.tell(WaitsForRetry(job=job.name, run=run.id, rows=rows, vars=run.vars, retry=run.retry))

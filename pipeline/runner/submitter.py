@@ -4,6 +4,7 @@ import threading
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import ApiUnreachable, LostRace, RunEnded
+from pipeline.events.runs import Unreachable
 from pipeline.steps.submit import submit_due
 
 
@@ -47,6 +48,6 @@ class Submitter:
                 self._woken.acquire()
                 submit_due(self._driver)
         except ApiUnreachable as exc:
-            self._driver.tell("unreachable", problem=str(exc), wait=0.0)
+            self._driver.tell(Unreachable(problem=str(exc), wait=0.0))
         except BaseException as exc:  # noqa: BLE001  # raised again in the thread that plans
             self._error = exc

@@ -11,6 +11,7 @@ from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment, Session
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import Busy, InputError, Interrupted, NoAnswer, PipelineError, RunEnded, Stopped
+from pipeline.events.runs import RunFinished
 from pipeline.job.model import Job
 from pipeline.planning.drop import remove_unneeded, stop_run
 from pipeline.planning.resend import send_again, waits
@@ -132,7 +133,7 @@ def end_run_if_done(driver: Driver, run_id: int, job: Job) -> None:
     with driver.database.write() as conn:
         ended = end_if_done(conn, run_id, driver.now())
     if ended:
-        driver.tell_end("finished", run_id)
+        driver.tell_end(RunFinished(run=run_id))
         tidy(driver, job)
 
 

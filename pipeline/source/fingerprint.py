@@ -4,15 +4,13 @@ import functools
 import hashlib
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Sequence
 
 import orjson
 import polars as pl
 
 from pipeline.job.model import Source
+from pipeline.prefetch import map_ahead
 from pipeline.source.files import Stamp, stamp
 from pipeline.source.formats import FileInput
 from pipeline.source.rows import Input
@@ -24,10 +22,6 @@ TEXT_VERSION = 1  # of CSV files
 READERS = 2  # threads that look at a file, or at stretches, at the same time
 _READ_BYTES = 1 << 20
 _BLOCK_BYTES = 16 << 20  # of a file, which a thread takes
-
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 def version_of(one: Input) -> Stamp | Object | None:
@@ -63,10 +57,10 @@ def fingerprint(one: Input, source: Source, columns: Sequence[str]) -> bytes | N
         found.update(orjson.dumps([file.found.size, file.found.etag]))
         return found.digest()
     try:
-        with ThreadPoolExecutor(READERS) as readers:
-            starts = range(0, os.stat(file.path).st_size, _BLOCK_BYTES)
-            for block in in_order(readers, functools.partial(_block, file.path), starts):
-                found.update(block)
+        starts = range(0, os.stat(file.path).st_size, _BLOCK_BYTES)
+        block = functools.partial(_block, file.path)
+        for digest in map_ahead(block, starts, name="fingerprint", threads=READERS, ahead=READERS):
+            found.update(digest)
     except OSError:
         return None
     return found.digest()
@@ -80,14 +74,3 @@ def _block(path: str, start: int) -> bytes:
         for _ in range(_BLOCK_BYTES // _READ_BYTES):
             found.update(file.read(_READ_BYTES))
     return found.digest()
-
-
-def in_order(pool: ThreadPoolExecutor, work: Callable[[T], U], things: Iterable[T]) -> Iterator[U]:
-    """The same as `pool.map`, but only a few results ahead: each may be large."""
-    coming: deque[Future[U]] = deque()
-    for thing in things:
-        coming.append(pool.submit(work, thing))
-        if len(coming) > READERS:
-            yield coming.popleft().result()
-    while coming:
-        yield coming.popleft().result()

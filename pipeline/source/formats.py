@@ -123,7 +123,7 @@ def _in_chunks(found: Iterator[Frame]) -> Iterator[Frame]:
     for first, frame in found:
         most = frames.rows_of_a_chunk(frame)
         if most < frames.FEW_ROWS:
-            memory.keep_large()
+            memory.keep_large_blocks()
         for part in frame.iter_slices(most):
             part_size = int(part.estimated_size())
             follows = first == start + height

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.errors import SourceError
 from pipeline.job.json_values import Unprintable, is_large
 from pipeline.job.model import Source
+from pipeline.prefetch import prefetch
 from pipeline.source import exact, files
 from pipeline.source.formats import FileInput
 from pipeline.source.frame import memory
@@ -130,7 +131,8 @@ class Rows:
         where = None if self._source.where is None else Predicate(self._source.where, list(self._dtypes))
         read = list(dict.fromkeys([*needed, *([] if where is None else where.columns)]))
         self.require(read, "source.where" if where is not None else "the job")
-        return _ahead(self._chunks(where, needed, read, limit, self.inputs if inputs is None else inputs))
+        chunks = self._chunks(where, needed, read, limit, self.inputs if inputs is None else inputs)
+        return prefetch(chunks, name="read")  # parsing leaves Python to other threads
 
     def _chunks(
         self, where: Predicate | None, needed: list[str], read: list[str], limit: int | None, inputs: Sequence[Input]
@@ -258,15 +260,6 @@ def _as_integers(column: pl.Series, one: Input, first: int) -> pl.Series:
 
 
 _EXACT_DOUBLES = 2**53  # integers up to here are doubles that are no other integer's
-
-
-def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, each read while the one before is being worked on: parsing leaves Python to other threads."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        coming = reader.submit(next, chunks, None)
-        while (chunk := coming.result()) is not None:
-            coming = reader.submit(next, chunks, None)
-            yield chunk
 
 
 def _check_encoding(encoding: str) -> None:

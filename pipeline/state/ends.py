@@ -12,11 +12,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
 
+from pipeline.events.runs import RunEnded
 from pipeline.state.database import Database
 from pipeline.state.runs import run_cost
 from pipeline.state.tables import jobs, runs
 from pipeline.state.tallies import run_counts
-from pipeline.states import FAILURES, RunState
+from pipeline.states import RunState, failed_rows
 
 Ended = Mapping[int, datetime]  #: runs and when each ended: a run that goes on after its end ends again
 
@@ -39,11 +40,17 @@ class End:
         """The exit code of a `run` that ends so."""
         return exit_code(self.state, self.rows, self.max_failed)
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """As an event tells it."""
-        facts = {"run": self.run_id, "job": self.job, "state": self.state, "reason": self.reason}
-        return {**facts, "rows": self.rows, "cost_usd": self.cost_usd}
+    def event(self, when: str | None) -> RunEnded:
+        """Return the event that tells this end. when: as in the event."""
+        return RunEnded(
+            when=when,
+            run=self.run_id,
+            job=self.job,
+            state=self.state,
+            reason=self.reason,
+            rows=self.rows,
+            cost_usd=self.cost_usd,
+        )
 
 
 def exit_code(state: str, rows: Mapping[str, int], max_failed: float) -> int:
@@ -51,11 +58,6 @@ def exit_code(state: str, rows: Mapping[str, int], max_failed: float) -> int:
     if state == RunState.INCOMPLETE:
         return 3
     return 1 if failed_rows(rows) > max_failed * sum(rows.values()) else 0
-
-
-def failed_rows(rows: Mapping[str, int]) -> int:
-    """How many of these rows, by state, have an outcome that is no success."""
-    return sum(rows.get(state, 0) for state in FAILURES)
 
 
 def untold(conn: Connection, job_id: int | None = None) -> list[End]:

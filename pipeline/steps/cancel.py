@@ -15,6 +15,7 @@ from sqlalchemy import Row
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
 from pipeline.errors import Busy, InputError, Stopped
+from pipeline.events.runs import JobCanceled
 from pipeline.planning.drop import drop_planned
 from pipeline.state import ends
 from pipeline.state.batches import batches_in
@@ -65,7 +66,7 @@ def cancel(where: Environment, job: Row[Any], *, abandon: bool = False) -> Cance
 
 
 def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
-    _drop_planned(driver)
+    _drop_when_nobody_plans(driver)
     if abandon:
         for batch in driver.claims(*SENT, only=to_abandon(driver.account_id)):
             with driver.lost_races(batch):
@@ -77,7 +78,7 @@ def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
     with driver.reading() as conn:
         left = batches_in(conn, driver.job_id, *SENT)
     foreign = sum(batch.account_id != driver.account_id for batch in left)
-    driver.tell("canceled", runs=runs, open=len(left), foreign=foreign)
+    driver.tell(JobCanceled(runs=runs, open=len(left), foreign=foreign))
     _note_told(driver)
     return Canceled(runs, len(left), foreign)
 
@@ -90,7 +91,8 @@ def _note_told(driver: Driver) -> None:
     ends.note_told(driver.database, canceled, driver.now())
 
 
-def _drop_planned(driver: Driver) -> None:
+def _drop_when_nobody_plans(driver: Driver) -> None:
+    """Drop the job's planned batches. Raises Busy when a planner does not notice in time that its run has ended."""
     waited = 0.0
     while True:
         try:

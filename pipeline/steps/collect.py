@@ -5,10 +5,11 @@ between two chunks, the rows of the chunks before have their outcome and the oth
 the rows that are still in flight, wherever they are.
 """
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -25,8 +26,10 @@ from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import Stopped
+from pipeline.events.batches import BodyLeft, Collected, ResultsMissing, UnknownResults
 from pipeline.job.model import Job
 from pipeline.money.prices import PriceList
+from pipeline.prefetch import calls_ahead, prefetch
 from pipeline.request import packing
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.table import Fixed, columns_as_json
@@ -56,7 +59,7 @@ def collect_due(driver: Driver, jobs: "JobOfRun", only: ColumnElement[bool] | No
     with _Fetcher(driver, only) as fetcher:
         for batch, fetched in fetcher.batches():
             with failures.one(), driver.lost_races(batch):
-                if fetched is None:
+                if batch.account_id != driver.account_id:
                     leave_alone(driver, batch, wait=60.0)
                 else:
                     _complete_table(driver)
@@ -86,53 +89,37 @@ class _Fetcher:
     """Claims ended batches and fetches their results in a thread: those of the next one while one is being stored."""
 
     def __init__(self, driver: Driver, only: ColumnElement[bool] | None) -> None:
-        self._driver, self._only = driver, only
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
-        self._files: set[Path] = set()
+        self._driver = driver
+        self._calls = calls_ahead(self._fetch, driver.claims(BatchState.ENDED, only=only), name="fetch")
+        self._files: dict[int, Path] = {}  # by batch
         self._given_up = threading.Event()
 
     def __enter__(self) -> "_Fetcher":
-        self._thread.__enter__()
         return self
 
-    def __exit__(self, *raised: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._given_up.set()  # nobody waits for what is under way
         try:
-            self._thread.__exit__(*raised)
+            self._calls.close()
         finally:
-            for file in self._files:
+            for file in self._files.values():
                 file.unlink(missing_ok=True)
 
-    def batches(self) -> Iterator[tuple[Batch, "Future[Found] | None"]]:
-        """Each batch that is due, with its results to come; None for one that another account has sent."""
-        last: tuple[Batch, Future[Found] | None] | None = None
-        for batch in self._driver.claims(BatchState.ENDED, only=self._only):
-            ahead = (batch, self._begun(batch))
-            if last is not None:
-                yield last
-                self._forget(last[0])
-            last = ahead
-        if last is not None:
-            yield last
+    def batches(self) -> Iterator[tuple[Batch, "Future[Found | None]"]]:
+        """Yield each batch that is due, with its results to come; None for one that another account has sent."""
+        for batch, fetched in self._calls:
+            yield batch, fetched
+            if (file := self._files.pop(batch.id, None)) is not None:
+                file.unlink(missing_ok=True)
 
-    def _begun(self, batch: Batch) -> "Future[Found] | None":
+    def _fetch(self, batch: Batch) -> Found | None:
         if batch.account_id != self._driver.account_id:
             return None
-        file = _results_file(self._driver, batch)
-        self._files.add(file)
-        return self._thread.submit(download, self._driver, batch, file, self._given_up)
-
-    def _forget(self, batch: Batch) -> None:
-        file = _results_file(self._driver, batch)
-        file.unlink(missing_ok=True)
-        self._files.discard(file)
+        file = self._files[batch.id] = self._driver.spool.results_file(batch.nonce, batch.claim)
+        return download(self._driver, batch, file, self._given_up)
 
 
-def _results_file(driver: Driver, batch: Batch) -> Path:
-    return driver.spool.results_file(batch.nonce, batch.claim)
-
-
-def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found]") -> bool:
+def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found | None]") -> bool:
     """Collect one ended batch that we have claimed; False when its results are to be fetched again, or are lost."""
     found = _fetched(driver, batch, fetched)
     if found is None:
@@ -154,14 +141,20 @@ def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found]") ->
             mark_collected(conn, batch, delete_remote=job.privacy.delete_remote, now=driver.now())
     if not job.privacy.keep_spool:
         _free_bodies(driver, batch)
-    facts: dict[str, Any] = {"outcomes": outcomes, "cost_usd": None if total.unpriced else round(cost, 6)}
-    if total.failed:
-        facts["failed"] = total.failed
-    driver.tell("collected", batch=batch.id, requests=batch.requests, rows=batch.rows, **facts)
+    driver.tell(
+        Collected(
+            batch=batch.id,
+            requests=batch.requests,
+            rows=batch.rows,
+            outcomes=outcomes,
+            cost_usd=None if total.unpriced else round(cost, 6),
+            failed=total.failed or (),
+        )
+    )
     return True
 
 
-def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found]") -> "Found | None":
+def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found | None]") -> Found | None:
     """The downloaded results; None when the API does not have them."""
     try:
         return fetched.result()
@@ -197,7 +190,7 @@ def _tell_missing(driver: Driver, batch: Batch, missing: int, *, last: bool) -> 
         with driver.moving(batch) as conn:
             count_download(conn, batch, now=now, due_at=due_at, problem=problem)
     then = "their rows are lost" if last else "fetching them again"
-    driver.tell("results_missing", batch=batch.id, problem=f"{problem}; {then}")
+    driver.tell(ResultsMissing(batch=batch.id, problem=f"{problem}; {then}"))
 
 
 def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, lose: bool) -> "_Total":
@@ -208,22 +201,20 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
     reader, listed = ResultReader(job), PriceList(job.prices)
     total = _Total()
     if found.unknown:
-        driver.tell("unknown_results", batch=batch.id, lines=found.unknown)
-    with (
-        open(found.file, "rb") as file,
-        ThreadPoolExecutor(1, thread_name_prefix="collect") as writer,  # writes a chunk while the next one is parsed
-    ):
-        written: Future[None] | None = None
-        for first, last in found.windows(batch.rows):
-            driver.stop.check()
-            chunk = _Chunk(driver, batch, reader, listed, first, last, lose=lose)
-            chunk.read(found.lines(file.fileno(), first, last))
-            if written is not None:
-                written.result()
-            written = writer.submit(chunk.write)
-            total.count(chunk)
-        if written is not None:
-            written.result()
+        driver.tell(UnknownResults(batch=batch.id, lines=found.unknown))
+    with open(found.file, "rb") as file:
+
+        def chunks() -> Iterator[_Chunk]:
+            for first, last in found.windows(batch.rows):
+                driver.stop.check()
+                chunk = _Chunk(driver, batch, reader, listed, first, last, lose=lose)
+                chunk.read(found.lines(file.fileno(), first, last))
+                yield chunk
+
+        with contextlib.closing(prefetch(chunks(), name="collect")) as parsed:
+            for chunk in parsed:  # one is written while the next one is parsed
+                chunk.write()
+                total.count(chunk)
     return total
 
 
@@ -367,4 +358,4 @@ def _free_bodies(driver: Driver, batch: Batch) -> None:
         try:
             driver.spool.remove(nonce)
         except Stopped as exc:  # the next planning removes it
-            driver.tell("body_left", batch=batch.id, problem=str(exc))
+            driver.tell(BodyLeft(batch=batch.id, problem=str(exc)))

@@ -3,6 +3,7 @@
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver
 from pipeline.errors import Stopped
+from pipeline.events.batches import BatchDeleted, BatchNotDeleted
 from pipeline.state.claims import TO_DELETE
 from pipeline.state.conditions import soon
 from pipeline.state.moves import mark_deleted, postpone
@@ -35,4 +36,7 @@ def delete_batches_due(driver: Driver) -> None:
             else:
                 due_at = soon(driver.now(), RETRY_SECONDS)
                 postpone(conn, batch, due_at=due_at, problem=f"not deleted at the API yet: {problem}")
-        driver.tell("deleted" if problem is None else "not_deleted", batch=batch.id, problem=problem)
+        if problem is None:
+            driver.tell(BatchDeleted(batch=batch.id, problem=None))
+        else:
+            driver.tell(BatchNotDeleted(batch=batch.id, problem=problem))

@@ -3,6 +3,7 @@
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver
 from pipeline.errors import Stopped
+from pipeline.events.runs import FileNotRemoved, FileRemoved
 from pipeline.state.files import files_to_delete, forget_file, has_files, mark_files_done
 from pipeline.state.runs import last_run
 
@@ -24,8 +25,8 @@ def delete_files_due(driver: Driver) -> None:
         except NotFound:
             pass  # somebody else removed it
         except Stopped as exc:
-            driver.tell("file_not_removed", file_id=file_id, problem=str(exc))
+            driver.tell(FileNotRemoved(file_id=file_id, problem=str(exc)))
             continue
         with driver.database.write() as conn:
             forget_file(conn, file_id)
-        driver.tell("file_removed", file_id=file_id)
+        driver.tell(FileRemoved(file_id=file_id))

@@ -7,6 +7,7 @@ driver finds the gate with nothing left to wait for, and decides.
 from datetime import timedelta
 
 from pipeline.driver.driver import Driver
+from pipeline.events.runs import CanaryFailed, GateOpened
 from pipeline.job.model import Canary, Job
 from pipeline.planning.drop import stop_run
 from pipeline.state.gates import first_sent_at, gate_batches, open_gate, outcomes_of, waits_for_gate
@@ -37,7 +38,7 @@ def evaluate(driver: Driver, run_id: int, job: Job) -> None:
         return
     failed = answered - rows.get(RowState.SUCCEEDED, 0)
     if failed > share_that_may_fail(job) * answered:
-        driver.tell("canary_failed", run=run_id, failed=failed, rows=answered)
+        driver.tell(CanaryFailed(run=run_id, failed=failed, rows=answered))
         stop_run(driver, run_id, RunReason.CANARY)
     else:
         _open(driver, run_id, gate, failed=failed, rows=answered)
@@ -48,8 +49,8 @@ def share_that_may_fail(job: Job) -> float:
     return job.canary.max_failed if isinstance(job.canary, Canary) else Canary().max_failed
 
 
-def _open(driver: Driver, run_id: int, gate: str, **facts: int) -> None:
+def _open(driver: Driver, run_id: int, gate: str, failed: int | None = None, rows: int | None = None) -> None:
     with driver.database.write() as conn:
         opened = open_gate(conn, run_id, gate, driver.now())
     if opened:
-        driver.tell("gate_opened", run=run_id, gate=gate, **facts)
+        driver.tell(GateOpened(run=run_id, gate=gate, failed=failed, rows=rows))

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from pipeline.answer.outcome import Outcome
 from pipeline.driver.driver import Driver
+from pipeline.events.batches import BatchLost, BatchNotFound
 from pipeline.request import packing
 from pipeline.sink.table import Fixed
 from pipeline.state.batches import RESULTS_KEPT, Batch, last_sending, sent_at
@@ -32,7 +33,7 @@ def count_not_found(driver: Driver, batch: Batch, problem: str, *, wait: float) 
         created_at = last_sending(conn, batch.id).started_at
         counted = {"not_found": times, "not_found_at": first}
         postpone(conn, batch, due_at=soon(now, wait), wait=wait, problem=problem, also=counted)
-    driver.tell("not_found", batch=batch.id, problem=problem)
+    driver.tell(BatchNotFound(batch=batch.id, problem=problem))
     if times >= NOT_FOUND_TIMES and now - first >= NOT_FOUND_OVER and now - created_at >= NOT_FOUND_AFTER:
         give_up(driver, batch, f"{problem} ({times} times since {first:%Y-%m-%d %H:%M} UTC)")
 
@@ -52,7 +53,7 @@ def give_up(driver: Driver, batch: Batch, why: str) -> None:
         _lose(driver, batch, first, min(first + step, batch.requests) - 1, outcome)
     with driver.moving(batch) as conn:
         mark_lost(conn, batch, why, due_at=soon(driver.now(), ASK_AGAIN))
-    driver.tell("lost", batch=batch.id, problem=why)
+    driver.tell(BatchLost(batch=batch.id, problem=why))
 
 
 def _lose(driver: Driver, batch: Batch, first: int, last: int, outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ from anthropic.types.messages import MessageBatch
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.errors import Stopped
+from pipeline.events.batches import BatchEnded, Canceling, Overdue
 from pipeline.reasons import Reason, in_words
 from pipeline.state.batches import Batch
 from pipeline.state.conditions import soon
@@ -72,7 +73,7 @@ def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
         with driver.moving(batch) as conn:
             postpone(conn, batch, due_at=due_at, wait=wait, reason=Reason.OVERDUE)
         if batch.reason != Reason.OVERDUE:  # else it has been said
-            driver.tell("overdue", batch=batch.id, problem=in_words(Reason.OVERDUE))
+            driver.tell(Overdue(batch=batch.id, problem=in_words(Reason.OVERDUE)))
     else:
         running.append(Again(batch, due_at, wait))
     return False
@@ -104,7 +105,7 @@ def _ended(driver: Driver, batch: Batch, at_the_api: MessageBatch) -> bool:
         ended_at = at_the_api.ended_at or driver.api.now()
         mark_ended(conn, batch, counts.to_dict(), ended_at=ended_at, due_at=now)  # type: ignore[arg-type]
         wake_held_back(conn, now)
-    driver.tell("ended", batch=batch.id, succeeded=counts.succeeded, requests=batch.requests)
+    driver.tell(BatchEnded(batch=batch.id, succeeded=counts.succeeded, requests=batch.requests))
     return True
 
 
@@ -119,7 +120,7 @@ def _ask_again(
             mark_canceling(conn, batch, now=driver.now(), due_at=due_at)
         postpone(conn, batch, due_at=due_at, wait=wait, problem=problem, also=answered)
     if canceling:
-        driver.tell("canceling", batch=batch.id)
+        driver.tell(Canceling(batch=batch.id))
 
 
 def next_wait(last: float, told: float | None, fixed: float | None) -> float:

@@ -23,6 +23,8 @@ from pipeline.api import shapes
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, leave_alone
 from pipeline.errors import DatabaseError, LostRace, Stopped
+from pipeline.events.batches import Absent, Adopted, CountsDisagree, FoundAgain, FoundLate, Submitted, Twin, Watching
+from pipeline.events.runs import Unreachable
 from pipeline.reasons import Reason, in_words
 from pipeline.request import packing
 from pipeline.state import leases
@@ -127,9 +129,9 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
 def _adopt(driver: Driver, batch: Batch, sending: Row[Any], found: MessageBatch) -> None:
     with driver.moving(batch) as conn:
         mark_adopted(conn, batch, sending.id, found.id, now=driver.now())
-    driver.tell("adopted", batch=batch.id, api_id=found.id, requests=batch.requests)
+    driver.tell(Adopted(batch=batch.id, api_id=found.id, requests=batch.requests))
     if shapes.requests_of(found) != batch.requests:
-        driver.tell("counts_disagree", batch=batch.id, requests=batch.requests, counted=shapes.requests_of(found))
+        driver.tell(CountsDisagree(batch=batch.id, requests=batch.requests, counted=shapes.requests_of(found)))
 
 
 def _absent(driver: Driver, batch: Batch, sending: Row[Any]) -> None:
@@ -137,7 +139,7 @@ def _absent(driver: Driver, batch: Batch, sending: Row[Any]) -> None:
     with driver.moving(batch) as conn:
         absent = mark_absent(conn, batch, sending.id, now=driver.now())
     if absent:
-        driver.tell("absent", batch=batch.id)
+        driver.tell(Absent(batch=batch.id))
 
 
 def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
@@ -146,7 +148,7 @@ def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
         sending = last_sending(conn, batch.id)
         if sending.api_id is not None:  # accepted, and the driver died before the batch's own move
             mark_in_progress(conn, batch, sending.api_id, due_at=driver.now())
-            driver.tell("submitted", batch=batch.id, api_id=sending.api_id, requests=batch.requests)
+            driver.tell(Submitted(batch=batch.id, api_id=sending.api_id, requests=batch.requests))
             return None
         if sending.end is None:  # its driver did not come to say how it ended
             now = driver.api.now()
@@ -172,7 +174,7 @@ def ask_again(driver: Driver) -> None:
                 postpone(conn, batch, due_at=due_at, problem=batch.problem)  # it says why it was lost
                 continue
             rows = mark_found_again(conn, batch, api_id, now=driver.now())
-        driver.tell("found_again", batch=batch.id, rows=rows)
+        driver.tell(FoundAgain(batch=batch.id, rows=rows))
 
 
 def _found_again(driver: Driver, batch: Batch) -> str | None:
@@ -187,7 +189,7 @@ def _found_again(driver: Driver, batch: Batch) -> str | None:
         found_batch, _ = driver.api.retrieve(sending.api_id)
     except Stopped as exc:  # NotFound, too: it is asked again later, and what else is due is done now
         if not isinstance(exc, NotFound):
-            driver.tell("unreachable", problem=str(exc), wait=lost.ASK_AGAIN)
+            driver.tell(Unreachable(problem=str(exc), wait=lost.ASK_AGAIN))
         return None
     return str(sending.api_id) if found_batch.archived_at is None else None
 
@@ -239,7 +241,7 @@ def find_twins(driver: Driver) -> None:
         try:
             found = _look_through(driver, sending.nonce, sending.requests, window).found
         except Stopped as exc:  # the next sweep looks again; what else is due is done now
-            driver.tell("unreachable", problem=str(exc), wait=0.0)
+            driver.tell(Unreachable(problem=str(exc), wait=0.0))
             continue
         if found is not None:
             _late(driver, sending, found.id)
@@ -249,15 +251,15 @@ def _late(driver: Driver, sending: Row[Any], api_id: str) -> None:
     with driver.database.write() as conn:
         came = record_late(conn, sending.id, api_id, now=driver.now(), shown=True)
     if came is not None:
-        tell_late(driver, sending.batch_id, came, api_id=api_id, requests=sending.requests)
+        tell_late(driver, came, FoundLate(batch=sending.batch_id, api_id=api_id, requests=sending.requests))
 
 
-def tell_late(driver: Driver, batch: int, came: Late, **facts: Any) -> None:
+def tell_late(driver: Driver, came: Late, found: FoundLate) -> None:
     """Say what became of a batch that was accepted, or shown, after its sending had been concluded absent."""
     if came is Late.ADOPTED:
-        driver.tell("found_late", batch=batch, **facts)
+        driver.tell(found)
     else:
-        driver.tell("twin", batch=batch, problem=twin_problem(facts["api_id"]))
+        driver.tell(Twin(batch=found.batch, problem=twin_problem(found.api_id)))
 
 
 # -- the listing, and whose a batch is -------------------------------------------------------------------------------
@@ -362,7 +364,7 @@ def _look_again(driver: Driver, batch: Batch, reason: Reason, detail: str, at_mo
     wait = _pause(driver, at_most)
     with driver.moving(batch) as conn:
         postpone(conn, batch, due_at=soon(driver.now(), wait), reason=reason, problem=detail)
-    driver.tell("watching", batch=batch.id, problem=in_words(reason, detail))
+    driver.tell(Watching(batch=batch.id, problem=in_words(reason, detail)))
 
 
 def _pause(driver: Driver, at_most: float) -> float:

@@ -19,7 +19,8 @@ from pipeline.answer.outcome import Outcome
 from pipeline.api.client import Accepted, Rejected, Unknown
 from pipeline.driver.driver import Driver
 from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped
-from pipeline.planning.drop import LOOK_AFTER_PLANNING, drop, pack_smaller, stop_run
+from pipeline.events.batches import Dropped, FoundLate, HeldBack, NotAccepted, Submitted, Submitting, UnknownEnd
+from pipeline.planning.drop import LOOK_AFTER_PLANNING, drop_claimed, pack_smaller, stop_run
 from pipeline.reasons import BEHIND_GATE, Reason, in_words
 from pipeline.sink.table import Fixed
 from pipeline.spool.body import BodyReader
@@ -55,7 +56,7 @@ def submit_due(driver: Driver) -> int:
             try:
                 accepted += submit(driver, batch)
             except RunEnded as exc:
-                drop(driver, batch, Reason.RUN_ENDED, str(exc), body=True)
+                drop_claimed(driver, batch, Reason.RUN_ENDED, str(exc))
     return accepted
 
 
@@ -68,7 +69,7 @@ def due_soon(driver: Driver) -> list[Batch]:
 def submit(driver: Driver, batch: Batch) -> bool:
     """Send one batch that we have claimed; whether the API is known to have accepted it."""
     if batch.reason == Reason.TOO_LARGE:  # it could not be dropped when the API said so
-        drop(driver, batch, Reason.TOO_LARGE, body=True)
+        drop_claimed(driver, batch, Reason.TOO_LARGE)
         return False
     with driver.reading() as conn:  # before the body is fetched, for it may wait for hours
         not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id))[-1]
@@ -84,7 +85,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
             raise
         if body is not None:
             return _send(driver, batch, body)
-    drop(driver, batch, Reason.BODY_GONE, body=False)
+    drop_claimed(driver, batch, Reason.BODY_GONE, body=False)
     return False
 
 
@@ -109,7 +110,7 @@ def _send(driver: Driver, batch: Batch, body: Path) -> bool:
             return f"the upload took longer than {timeout:.0f} s"
         return None
 
-    driver.tell("submitting", batch=batch.id, requests=batch.requests)
+    driver.tell(Submitting(batch=batch.id, requests=batch.requests))
     end: Accepted | Rejected | Unknown
     try:
         with BodyReader(body, may_finish) as reader:
@@ -128,7 +129,7 @@ def _not_now(driver: Driver, batch: Batch, why: NotNow) -> None:
             behind = batch.run_id if why.reason in BEHIND_GATE.values() else None
             hold_back(conn, driver.job_id, why.reason, now=now, due_at=soon(now, wait), behind=behind)
         if batch.reason != why.reason:  # else it has been said
-            driver.tell("held_back", batch=batch.id, problem=in_words(why.reason))
+            driver.tell(HeldBack(batch=batch.id, problem=in_words(why.reason)))
 
 
 def _post(driver: Driver, reader: BodyReader, digest: str, betas: Sequence[str]) -> Accepted | Rejected | Unknown:
@@ -163,7 +164,7 @@ def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected
     if isinstance(end, Unknown):
         with driver.moving(batch) as conn:
             mark_unknown(conn, batch, sending, Reason.NO_ANSWER, end.problem, grace_from=driver.api.now(), due_at=now)
-        driver.tell("unknown_end", batch=batch.id, problem=end.problem, grace=driver.settings.grace)
+        driver.tell(UnknownEnd(batch=batch.id, problem=end.problem, grace=driver.settings.grace))
         return False
     _record_rejection(driver, batch, sending, end, now)
     return False
@@ -171,19 +172,19 @@ def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected
 
 def _record_acceptance(driver: Driver, batch: Batch, sending: int, end: Accepted, now: datetime) -> bool:
     api_id = end.batch.id
-    facts = {"api_id": api_id, "requests": batch.requests, "request_id": end.request_id}
     with driver.database.write() as conn:  # whichever driver has the batch by now needs to know this
         of_before = is_of_before(conn, sending, api_id, end.batch.created_at)  # as a gateway's cache gives it
         late = None if of_before else record_api_id(conn, sending, api_id, end.request_id, now)
     if of_before:
         return _record(driver, batch, sending, Unknown(f"what came back names {api_id}, a batch of before"))
     if late is not None:
-        tell_late(driver, batch.id, late, **facts)
+        found = FoundLate(batch=batch.id, api_id=api_id, requests=batch.requests, request_id=end.request_id)
+        tell_late(driver, late, found)
         return False
     with driver.moving(batch) as conn:
         mark_in_progress(conn, batch, api_id, due_at=now)
         close_circuit(conn, driver.account_id)
-    driver.tell("submitted", batch=batch.id, **facts)
+    driver.tell(Submitted(batch=batch.id, api_id=api_id, requests=batch.requests, request_id=end.request_id))
     return True
 
 
@@ -194,7 +195,7 @@ def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected,
         mark_rejected(conn, batch, sending, end.problem, end.request_id, now=now, due_at=due_at)
         if end.circuit:
             open_circuit(conn, driver.account_id, end.problem, now)
-    driver.tell("rejected", batch=batch.id, problem=end.problem, wait=round(wait, 1))
+    driver.tell(NotAccepted(batch=batch.id, problem=end.problem, wait=round(wait, 1)))
     if end.circuit:
         raise AccountStopped(stopped(end.problem))
     if end.too_large:
@@ -206,7 +207,7 @@ def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected,
 def _split(driver: Driver, batch: Batch, problem: str) -> None:
     """A batch too large for the API: its rows go in smaller ones, and a single row that is too large is invalid."""
     if batch.requests > 1:
-        drop(driver, batch, Reason.TOO_LARGE, body=True)
+        drop_claimed(driver, batch, Reason.TOO_LARGE)
         return
     outcome = Outcome(RowState.INVALID, "request_too_large", f"the API finds this request too large: {problem}")
     with driver.moving(batch) as conn:
@@ -217,4 +218,4 @@ def _split(driver: Driver, batch: Batch, problem: str) -> None:
         sink = driver.sink_now(conn)
         sink.write(conn, [sink.row(r[3], r[4], outcome, f) for r, f in zip(rows, fixed, strict=True)])
         drop_batch(conn, batch, Reason.ROW_TOO_LARGE, problem)
-    driver.tell("dropped", batch=batch.id, problem=outcome.error_message)
+    driver.tell(Dropped(batch=batch.id, problem=outcome.error_message))

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.errors import InputError, Stopped
+
+if TYPE_CHECKING:
+    from stamina import Attempt
 
 RETRY_SECONDS = 60.0  # how long a failed request is retried, with growing pauses
 REQUEST_SECONDS = 120.0  # the timeout of one request, which is then retried
@@ -46,6 +49,10 @@ class AccessDenied(InputError):
 
 class Replaced(InputError):
     """Another object has replaced the one that was looked up."""
+
+
+class BrokenOff(Stopped):
+    """The connection broke while an answer came. The same request may succeed now."""
 
 
 class AlreadyExists(InputError):
@@ -83,18 +90,12 @@ def list_objects(url: str) -> Iterator[Object]:
 
     bucket, prefix = _parts(url)
     last: str | None = None
-    for tries_left in (2, 1, 0):
-        try:
-            with _translated_errors(url):
-                for page in obstore.list(_store(bucket), prefix or None, offset=last, chunk_size=1000):
-                    for item in page:
-                        last = item["path"]
-                        yield _object(bucket, item)
-        except Stopped as exc:
-            if _BROKEN_OFF not in str(exc) or not tries_left:
-                raise
-        else:
-            return
+    for attempt in _attempts():
+        with attempt, _translated_errors(url):
+            for page in obstore.list(_store(bucket), prefix or None, offset=last, chunk_size=1000):
+                for item in page:
+                    last = item["path"]
+                    yield _object(bucket, item)
 
 
 def read(obj: Object) -> bytes:
@@ -182,18 +183,26 @@ def forget_stores() -> None:
 
 def _retried(url: str, send: Callable[[], _T]) -> _T:
     """Return what `send` returns, with two more tries if a response breaks off: obstore retries only some of these."""
-    for _ in range(2):
-        try:
-            with _translated_errors(url):
-                return send()
-        except Stopped as exc:
-            if _BROKEN_OFF not in str(exc):
-                raise
-    with _translated_errors(url):
-        return send()
+    for attempt in _attempts():
+        with attempt, _translated_errors(url):
+            return send()
+    raise AssertionError("the last attempt returns or raises")
 
 
-_BROKEN_OFF = "request or response body error"
+def _attempts() -> "Iterable[Attempt]":
+    """Return the attempts at one request, as contexts: one more after each that raises BrokenOff, three in all."""
+    import stamina
+
+    _silence_stamina()
+    return stamina.retry_context(on=BrokenOff, attempts=3, timeout=None, wait_max=1.0, wait_jitter=0.1)
+
+
+@functools.cache
+def _silence_stamina() -> None:
+    """Let stamina write nothing about what it tries again: the terminal and stdout belong to the commands."""
+    from stamina.instrumentation import set_on_retry_hooks
+
+    set_on_retry_hooks(())
 
 
 def _range(obj: Object, start: int, end: int) -> bytes:
@@ -300,7 +309,8 @@ def _translated_errors(url: str) -> Iterator[None]:
             raise AccessDenied(f"{url}: the bucket is in another region; set AWS_REGION to it") from exc
         if "403 Forbidden" in text or "401 Unauthorized" in text:  # a listing gives these
             raise _refused(url, text) from exc
-        raise Stopped(f"{url}: the store cannot be reached ({_line(text)}); safe to run again") from exc
+        failed = BrokenOff if "request or response body error" in text else Stopped
+        raise failed(f"{url}: the store cannot be reached ({_line(text)}); safe to run again") from exc
 
 
 def _refused(url: str, text: str) -> AccessDenied:

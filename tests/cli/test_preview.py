@@ -25,7 +25,7 @@ from pipeline.cli.preview_rows import announcement, pick, show, tell
 from pipeline.cli.preview_screen import Screen, input_lines
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, SourceError
-from pipeline.escapes import dropped
+from pipeline.escapes import stripped
 from pipeline.job.model import Job
 from pipeline.planning.plan import Plan
 from pipeline.storage.folders import LocalFolder
@@ -415,7 +415,7 @@ def test_no_escape_sequence_of_a_source_or_an_error_reaches_the_terminal(
     ids=["plain", "newline and tab", "an escape", "an escape of one byte", "half a character", "other scripts"],
 )
 def test_only_characters_that_command_a_terminal_are_removed(text: str, left: str) -> None:
-    assert dropped(text) == left
+    assert stripped(text) == left
 
 
 @pytest.mark.parametrize("text", ["[bold]not ours[/bold] :smile: 12", "x" * 500, "ends with blanks   \n"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -11,9 +12,9 @@ import pytest
 import typer.main
 
 from pipeline.cli.app import app, main
-from pipeline.cli.terminal import say
+from pipeline.cli.terminal import command_line, running, running_command, say
 from pipeline.emulator import RunningEmulator, start
-from pipeline.escapes import dropped, escaped, inline, json_text
+from pipeline.escapes import escaped, inline, json_text, stripped
 from pipeline.job import json_values
 from pipeline.planning.selection import Selection
 from pipeline.report import log
@@ -109,7 +110,7 @@ def test_characters_that_command_a_terminal_are_escaped(text: str, shown: str) -
     assert escaped(text) == inline(text) == shown
     assert inline(f"{text}\n\t") == rf"{shown}\n\t"
     assert escaped(f"{text}\n\t") == f"{shown}\n\t"
-    assert escaped(dropped(text)) == dropped(text)
+    assert escaped(stripped(text)) == stripped(text)
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])
@@ -182,6 +183,47 @@ def test_every_command_takes_the_same_options() -> None:
         options = {option for parameter in taken.params for option in parameter.opts}
         if name != "emulator":
             assert {"--database", "--spool", "--emulator", "--log-format", "--json", "--debug"} <= options, name
+
+
+@pytest.mark.parametrize(
+    ("given", "again", "status"),
+    [
+        pytest.param("retry j.yaml", "retry j.yaml", "status j.yaml", id="nothing but the job"),
+        pytest.param(
+            "run --limit 2 --yes j.yaml --database=a.db",
+            "run j.yaml --limit 2 --yes --database a.db",
+            "status j.yaml --database a.db",
+            id="options before the job and with an equals sign",
+        ),
+        pytest.param(
+            "retry j.yaml --emulator --var a=1 --var b=2 --json --debug --poll-seconds 1",
+            "retry j.yaml --poll-seconds 1 --var a=1 --var b=2 --emulator",
+            "status j.yaml --emulator",
+            id="options that are carried over and options that change nothing",
+        ),
+        pytest.param(
+            "retry j.yaml --key --json --key --emulator --where '--database x'",
+            "retry j.yaml --key --json --key --emulator --where '--database x'",
+            "status j.yaml",
+            id="values that look like options",
+        ),
+    ],
+)
+def test_the_next_command_has_the_options_of_the_present_one_that_it_needs(given: str, again: str, status: str) -> None:
+    name, *words = shlex.split(given)
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+
+    with running(command.make_context(name, words)):
+        assert command_line(*running_command()) == f"batch-pipeline {again}"
+        assert command_line("status", "j.yaml") == f"batch-pipeline {status}"
+
+
+def test_what_the_environment_gives_is_not_repeated_in_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCH_DATABASE_URL", "sqlite:///other.db")
+    command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
+
+    with running(command.make_context("run", ["j.yaml"])):
+        assert command_line(*running_command()) == "batch-pipeline run j.yaml"
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--version", "run"]])

@@ -16,7 +16,7 @@ BATCHES = "/v1/messages/batches"
 
 
 def params(text: str = "Summarize. The ship sank.", **fields: Any) -> dict[str, Any]:
-    """Valid params of a Messages call; a field given as None is left out."""
+    """Return valid params of a Messages call, with these fields replaced. A field given as None is left out."""
     whole = {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": text}], **fields}
     return {name: value for name, value in whole.items() if value is not None}
 
@@ -30,14 +30,14 @@ def requests(number: int, **fields: Any) -> Any:
 
 
 def client_of(emulator: Emulator, **options: Any) -> anthropic.Anthropic:
-    """The SDK on the emulator, in process, without retries."""
+    """Return a client of the SDK that calls the emulator in the same process and does not retry."""
     http = httpx2.Client(transport=emulator.transport())
     options = {"api_key": "emulated", "base_url": "http://emulator.test", "max_retries": 0, **options}
     return anthropic.Anthropic(http_client=http, **options)
 
 
 def http_of(emulator: Emulator, **headers: str) -> httpx2.Client:
-    """A plain client with a key and a version."""
+    """Return a plain HTTP client that sends a key and an API version."""
     return httpx2.Client(
         transport=emulator.transport(), base_url="http://emulator.test", headers={**HEADERS, **headers}
     )
@@ -45,7 +45,7 @@ def http_of(emulator: Emulator, **headers: str) -> httpx2.Client:
 
 @dataclass
 class Served:
-    """An emulator and a plain client that reaches it."""
+    """An emulator and a plain HTTP client that calls it."""
 
     emulator: Emulator
     http: httpx2.Client
@@ -55,7 +55,7 @@ class Served:
         return self.http.post(BATCHES, content=orjson.dumps(body))
 
     def ended(self, number: int = 10) -> str:
-        """The id of an ended batch."""
+        """Create a batch, wait until it has ended, and return its id."""
         batch_id: str = self.create(number).raise_for_status().json()["id"]
         self.emulator.wait_idle()
         return batch_id
@@ -69,13 +69,13 @@ class Served:
 
 
 def result_lines(client: anthropic.Anthropic, batch_id: str) -> list[dict[str, Any]]:
-    """The raw result lines of an ended batch."""
+    """Return the raw result lines of an ended batch."""
     raw = client.messages.batches.with_raw_response.results(batch_id).http_response.read()
     return [orjson.loads(line) for line in raw.split(b"\n")]
 
 
 def result_of(emulator: Emulator, /, **fields: Any) -> dict[str, Any]:
-    """What becomes of one request with these params, as `result` on the wire."""
+    """Send one request with these params in a batch and return its `result` as the API sends it."""
     client = client_of(emulator)
     batch = client.messages.batches.create(requests=[{"custom_id": "only", "params": params(**fields)}])  # type: ignore[typeddict-item]
     emulator.wait_idle()
@@ -93,21 +93,21 @@ def base64_of(content: bytes) -> str:
 
 
 def image(content: bytes = PNG, media_type: str = "image/png") -> dict[str, Any]:
-    """An image block."""
+    """Return an image block."""
     return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": base64_of(content)}}
 
 
 def pdf(content: bytes = PDF, /, **fields: Any) -> dict[str, Any]:
-    """A document block of a PDF."""
+    """Return a document block with a PDF."""
     source = {"type": "base64", "media_type": "application/pdf", "data": base64_of(content)}
     return {"type": "document", "source": source, **fields}
 
 
 def text_document(text: str, **fields: Any) -> dict[str, Any]:
-    """A document block of plain text."""
+    """Return a document block with plain text."""
     return {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": text}, **fields}
 
 
 def asking(*blocks: dict[str, Any], prompt: str = "What is it?") -> list[dict[str, Any]]:
-    """Messages of one user turn: these blocks, then the prompt."""
+    """Return messages with one user turn: these blocks, then the prompt."""
     return [{"role": "user", "content": [*blocks, {"type": "text", "text": prompt}]}]

@@ -11,14 +11,14 @@ from tests.emulator.builders import HEADERS, Served, client_of, http_of
 
 @pytest.fixture
 def emulator(tmp_path: Path) -> Iterator[Emulator]:
-    """In process, batches end at once."""
+    """An emulator in this process whose batches end at once."""
     with Emulator(tmp_path / "data") as emulator:
         yield emulator
 
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[Emulator]:
-    """In process, a batch takes an hour by the clock."""
+    """An emulator in this process whose batches take an hour by its clock."""
     with Emulator(tmp_path / "slow", processing_seconds=3600) as emulator:
         yield emulator
 
@@ -30,7 +30,7 @@ def client(emulator: Emulator) -> anthropic.Anthropic:
 
 @pytest.fixture(params=["in process", "over HTTP"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
-    """An emulator whose batches end at once, with a client, both ways."""
+    """An emulator whose batches end at once, with a client: once in this process, once over HTTP."""
     if request.param == "in process":
         with Emulator(tmp_path / "data") as emulator:
             yield Served(emulator, http_of(emulator))

@@ -1,4 +1,4 @@
-"""What was accepted, and what was accepted twice without need."""
+"""The list of accepted requests, and the audit of those that were accepted twice without need."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.emulator.ids import params_sha256
 from tests.emulator.builders import client_of, request, requests
 
 
-def test_each_accepted_request_is_listed_with_its_result_once_there_is_one(slow: Emulator) -> None:
+def test_each_accepted_request_is_listed_with_its_result_after_the_end(slow: Emulator) -> None:
     client = client_of(slow)
     batch = client.messages.batches.create(requests=requests(2))
 
@@ -29,11 +29,11 @@ def test_each_accepted_request_is_listed_with_its_result_once_there_is_one(slow:
     assert results == ["succeeded", "succeeded"]
 
 
-def test_equal_params_have_one_digest_whatever_the_order_of_their_keys() -> None:
+def test_equal_params_have_equal_digests_whatever_the_order_of_their_keys() -> None:
     assert params_sha256({"a": 1, "b": {"c": 2, "d": 3}}) == params_sha256({"b": {"d": 3, "c": 2}, "a": 1})
 
 
-def test_sending_again_what_still_runs_is_accepted_twice(slow: Emulator) -> None:
+def test_params_sent_again_while_running_count_as_accepted_twice(slow: Emulator) -> None:
     client = client_of(slow)
     ids = [client.messages.batches.create(requests=requests(2)).id for _ in range(2)]
     client.messages.batches.create(requests=[request(7)])
@@ -45,7 +45,9 @@ def test_sending_again_what_still_runs_is_accepted_twice(slow: Emulator) -> None
     assert [entry["batch_ids"] for entry in audit["accepted_twice"]] == [ids, ids]
 
 
-def test_sending_again_what_had_succeeded_is_accepted_twice(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_params_sent_again_after_success_count_as_accepted_twice(
+    emulator: Emulator, client: anthropic.Anthropic
+) -> None:
     for _ in range(2):
         client.messages.batches.create(requests=requests(1))
         emulator.wait_idle()
@@ -53,7 +55,9 @@ def test_sending_again_what_had_succeeded_is_accepted_twice(emulator: Emulator, 
     assert emulator.audit()["accepted_twice_count"] == 1
 
 
-def test_sending_again_what_had_failed_was_due(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_params_sent_again_after_failure_do_not_count_as_accepted_twice(
+    emulator: Emulator, client: anthropic.Anthropic
+) -> None:
     emulator.add_fault(on="item", do="error", error_type="api_error", times=1, per="params")
     for _ in range(2):
         client.messages.batches.create(requests=requests(3))
@@ -65,7 +69,7 @@ def test_sending_again_what_had_failed_was_due(emulator: Emulator, client: anthr
     assert [entry["result"] for entry in emulator.accepted()] == ["errored"] * 3 + ["succeeded"] * 3
 
 
-def test_a_success_is_remembered_past_a_later_failure(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_a_success_counts_even_if_a_later_sending_failed(emulator: Emulator, client: anthropic.Anthropic) -> None:
     emulator.add_fault(on="item", do="expire", after=1, times=1)
     for _ in range(3):
         client.messages.batches.create(requests=requests(1))
@@ -81,7 +85,7 @@ def test_the_same_params_twice_in_a_batch_are_accepted_twice(emulator: Emulator,
     assert emulator.audit()["accepted_twice_count"] == 1
 
 
-def test_examples_stop_at_a_hundred(slow: Emulator) -> None:
+def test_the_audit_gives_at_most_100_examples(slow: Emulator) -> None:
     for _ in range(2):
         client_of(slow).messages.batches.create(requests=requests(120))
 

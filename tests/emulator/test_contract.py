@@ -162,7 +162,7 @@ def test_a_max_tokens_above_the_models_own_fails_the_request(api: Api) -> None:
         pytest.param(["ok", "x" * 65], "requests.1.custom_id: String should have at most 64 characters", id="long"),
     ],
 )
-def test_a_wrong_envelope_refuses_the_whole_batch(api: Api, custom_ids: list[str], text: str) -> None:
+def test_a_wrong_body_refuses_the_whole_batch(api: Api, custom_ids: list[str], text: str) -> None:
     params = _requests("Say A.")[0]["params"]
 
     with pytest.raises(anthropic.BadRequestError) as refused:
@@ -189,7 +189,7 @@ def test_a_call_without_a_valid_key_is_refused(api: Api) -> None:
     assert response.json()["error"]["type"] == "authentication_error"
 
 
-def test_the_listing_is_newest_first_and_pages_in_both_directions(api: Api) -> None:
+def test_a_listing_is_newest_first_and_pages_in_both_directions(api: Api) -> None:
     ids = [api.create(f"Say {n}.").id for n in range(3)]
 
     first = api.client.messages.batches.list(limit=2)
@@ -202,7 +202,7 @@ def test_the_listing_is_newest_first_and_pages_in_both_directions(api: Api) -> N
     assert [batch.id for batch in back.data] == [ids[2]]
 
 
-def test_a_canceled_batch_ends_with_every_request_accounted_for(api: Api) -> None:
+def test_a_canceled_batch_ends_with_a_result_for_each_request(api: Api) -> None:
     batch = api.create(*(f"Say {n}." for n in range(20)))
 
     canceling = api.client.messages.batches.cancel(batch.id)
@@ -217,7 +217,7 @@ def test_a_canceled_batch_ends_with_every_request_accounted_for(api: Api) -> Non
     assert len(kinds) == 20
 
 
-def test_a_deleted_batch_is_gone(api: Api) -> None:
+def test_a_deleted_batch_is_not_found(api: Api) -> None:
     batch = api.finish(api.create("Say A.").id)
 
     deleted = api.client.messages.batches.delete(batch.id)
@@ -227,7 +227,7 @@ def test_a_deleted_batch_is_gone(api: Api) -> None:
         api.client.messages.batches.retrieve(batch.id)
 
 
-def test_a_batch_that_runs_cannot_be_deleted(api: Api) -> None:
+def test_a_running_batch_cannot_be_deleted(api: Api) -> None:
     batch = api.create("Say A.")
 
     with pytest.raises(anthropic.APIStatusError) as refused:
@@ -237,14 +237,14 @@ def test_a_batch_that_runs_cannot_be_deleted(api: Api) -> None:
     assert api.client.messages.batches.retrieve(batch.id).processing_status == "in_progress"
 
 
-def test_results_of_a_running_batch_are_not_there_yet(api: Api) -> None:
+def test_a_running_batch_has_no_results(api: Api) -> None:
     batch = api.create("Say A.")
 
     with pytest.raises(anthropic.AnthropicError, match="No `results_url` for the given batch"):
         api.client.messages.batches.results(batch.id)
 
 
-def test_a_structured_answer_obeys_its_schema(api: Api) -> None:
+def test_a_structured_answer_follows_its_schema(api: Api) -> None:
     schema = {
         "type": "object",
         "properties": {"label": {"type": "string", "enum": ["billing", "outage"]}, "urgent": {"type": "boolean"}},
@@ -284,7 +284,7 @@ def test_a_forced_tool_is_called(api: Api) -> None:
     assert isinstance(block.input["label"], str)
 
 
-def test_the_async_client_does_the_same(api: Api) -> None:
+def test_the_async_client_creates_and_reads_a_batch(api: Api) -> None:
     async def there_and_back() -> tuple[MessageBatch, MessageBatch]:
         async with api.async_client() as client:
             batch = await client.messages.batches.create(requests=_requests("Say A."))
@@ -327,7 +327,7 @@ def test_a_message_is_answered_at_once(api: Api) -> None:
     assert message.usage.service_tier == "standard"
 
 
-def test_a_streamed_message_arrives_in_pieces_that_make_the_whole(api: Api) -> None:
+def test_the_events_of_a_streamed_message_make_the_whole_message(api: Api) -> None:
     with api.client.messages.stream(
         model=MODEL, max_tokens=60, messages=[{"role": "user", "content": "Describe the ship in one short sentence."}]
     ) as stream:
@@ -370,7 +370,7 @@ def test_a_file_is_listed_named_in_a_request_and_deleted(api: Api) -> None:
         api.client.files.retrieve_metadata(file.id)
 
 
-def test_an_image_of_another_type_than_it_says_is_refused(api: Api) -> None:
+def test_an_image_that_is_not_of_its_declared_type_is_refused(api: Api) -> None:
     data = base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(100)).decode()
     block: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
 

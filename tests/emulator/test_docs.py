@@ -1,4 +1,4 @@
-"""docs/emulator.md says everything there is to order and to switch, with examples that work."""
+"""docs/emulator.md explains every fault rule and every setting, and its examples are valid."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ EXAMPLES = re.findall(r"`(\{on: .*?\})`", TEXT)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_each_example_is_a_rule(example: str) -> None:
+def test_each_example_in_the_docs_is_a_valid_rule(example: str) -> None:
     assert parse_faults([YAML(typ="safe").load(example)])
 
 
@@ -35,7 +35,7 @@ def test_every_setting_and_every_operation_is_explained() -> None:
     assert {path for path in paths if f"{path}`" not in TEXT} == set()
 
 
-def test_the_file_of_the_docs_is_a_valid_one() -> None:
+def test_the_example_file_of_the_docs_is_valid() -> None:
     block = re.search(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 
     assert block is not None

@@ -1,4 +1,4 @@
-"""Every fault that can be ordered, as a client meets it."""
+"""What a client sees of each fault rule."""
 
 from collections import Counter
 from pathlib import Path
@@ -29,7 +29,7 @@ def accepted(emulator: Emulator) -> int:
 
 
 def ended(emulator: Emulator, number: int = 10) -> str:
-    """The id of an ended batch."""
+    """Create a batch, wait until it has ended, and return its id."""
     batch_id = client_of(emulator).messages.batches.create(requests=requests(number)).id
     emulator.wait_idle()
     return batch_id
@@ -99,7 +99,7 @@ def test_any_status_can_be_answered_with_or_without_accepting(
     assert accepted(emulator) == (2 if accept else 0)
 
 
-def test_a_proxys_page_can_stand_in_for_the_envelope(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_a_proxys_page_can_replace_an_error_of_the_api(emulator: Emulator, client: anthropic.Anthropic) -> None:
     emulator.add_fault(on="create", do="status", status=502, accept=True, page="html")
 
     with pytest.raises(anthropic.InternalServerError) as error:
@@ -121,7 +121,7 @@ def test_a_proxys_page_can_stand_in_for_the_envelope(emulator: Emulator, client:
     ],
     ids=["retry-after", "bare", "spend limit", "should retry", "own header"],
 )
-def test_an_error_carries_the_headers_and_the_code_asked_for(
+def test_an_error_has_the_headers_and_the_code_of_its_rule(
     emulator: Emulator, fields: dict[str, Any], headers: dict[str, str], details: dict[str, str] | None
 ) -> None:
     emulator.add_fault({"on": "list", "do": "status", "status": 429, **fields})
@@ -133,7 +133,7 @@ def test_an_error_carries_the_headers_and_the_code_asked_for(
     assert answer.json()["error"].get("details") == details
 
 
-def test_a_spend_limit_speaks_in_the_apis_words(emulator: Emulator) -> None:
+def test_an_error_of_a_spend_limit_has_the_message_of_the_api(emulator: Emulator) -> None:
     emulator.add_fault(on="list", do="status", status=429, error_code="enforced_spend_limit_reached")
     emulator.add_fault(
         on="create", do="status", status=400, message="You have reached your specified API usage limits."
@@ -146,7 +146,7 @@ def test_a_spend_limit_speaks_in_the_apis_words(emulator: Emulator) -> None:
     assert own == "You have reached your specified API usage limits."
 
 
-def test_an_answer_can_come_late(emulator: Emulator) -> None:
+def test_an_answer_can_be_delayed(emulator: Emulator) -> None:
     emulator.add_fault(on="create", do="delay", seconds=30)
     before = emulator.clock.now()
 
@@ -158,7 +158,7 @@ def test_an_answer_can_come_late(emulator: Emulator) -> None:
     assert (emulator.clock.now() - before).total_seconds() >= 50
 
 
-def test_the_first_look_at_each_batch_can_fail(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_the_first_retrieve_of_each_batch_can_fail(emulator: Emulator, client: anthropic.Anthropic) -> None:
     emulator.add_fault(on="retrieve", do="status", status=404, times=2, per="batch")
     ids = [client.messages.batches.create(requests=[request(n)]).id for n in range(2)]
 
@@ -167,7 +167,7 @@ def test_the_first_look_at_each_batch_can_fail(emulator: Emulator, client: anthr
     assert statuses == [404, 404, 200, 404, 404, 200]
 
 
-def test_a_listing_can_fail_on_one_of_its_pages(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_one_page_of_a_listing_can_fail(emulator: Emulator, client: anthropic.Anthropic) -> None:
     for n in range(5):
         client.messages.batches.create(requests=[request(n)])
     emulator.add_fault(on="list", do="status", status=500, list_page=3, times=1)
@@ -181,7 +181,7 @@ def test_a_listing_can_fail_on_one_of_its_pages(emulator: Emulator, client: anth
     assert len(list(client.messages.batches.list(limit=2))) == 5
 
 
-def test_a_new_batch_can_take_a_while_to_be_listed(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_a_new_batch_can_be_listed_late(emulator: Emulator, client: anthropic.Anthropic) -> None:
     emulator.add_fault(on="list", do="lag", seconds=60)
     batch = client.messages.batches.create(requests=requests(1))
 
@@ -215,13 +215,15 @@ def test_results_url_can_name_another_host(emulator: Emulator, client: anthropic
     ],
     ids=["times", "after and times", "after", "every", "no match", "match"],
 )
-def test_a_rule_says_which_calls_it_is_about(emulator: Emulator, rule: dict[str, Any], statuses: list[int]) -> None:
+def test_a_rule_applies_to_the_calls_that_it_names(
+    emulator: Emulator, rule: dict[str, Any], statuses: list[int]
+) -> None:
     emulator.add_fault({"on": "list", "do": "status", "status": 500, **rule})
 
     assert [http_of(emulator).get(BATCHES).status_code for _ in statuses] == statuses
 
 
-def test_on_create_match_looks_into_the_body(emulator: Emulator) -> None:
+def test_match_searches_the_body_of_a_create(emulator: Emulator) -> None:
     emulator.add_fault(on="create", do="status", status=500, match="Ship 7 ")
 
     with_7 = http_of(emulator).post(BATCHES, content=orjson.dumps({"requests": requests(8)}))
@@ -230,7 +232,9 @@ def test_on_create_match_looks_into_the_body(emulator: Emulator) -> None:
     assert (with_7.status_code, without.status_code) == (500, 200)
 
 
-def test_any_is_every_operation_and_cleared_faults_are_gone(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_on_any_applies_to_every_operation_until_the_faults_are_cleared(
+    emulator: Emulator, client: anthropic.Anthropic
+) -> None:
     emulator.add_fault(on="any", do="status", status=403)
 
     with pytest.raises(anthropic.PermissionDeniedError):
@@ -282,7 +286,7 @@ def _download(emulator: Emulator, batch_id: str) -> tuple[bytes, type[Exception]
     return received, None
 
 
-def test_result_lines_can_be_missing_double_unknown_or_in_conflict(emulator: Emulator) -> None:
+def test_result_lines_can_be_missing_duplicated_unknown_or_conflicting(emulator: Emulator) -> None:
     batch_id = ended(emulator)
     emulator.add_fault(on="results", do="missing_lines", match='"row-1"')
     emulator.add_fault(on="results", do="duplicate_lines", match='"row-2"')
@@ -298,7 +302,7 @@ def test_result_lines_can_be_missing_double_unknown_or_in_conflict(emulator: Emu
     assert [line["result"]["type"] for line in lines if line["custom_id"] == "row-3"] == ["succeeded", "expired"]
 
 
-def test_a_share_of_the_lines_is_the_same_share_each_time(emulator: Emulator) -> None:
+def test_a_share_of_lines_selects_the_same_lines_each_time(emulator: Emulator) -> None:
     batch_id = ended(emulator, 200)
     emulator.add_fault(on="results", do="missing_lines", share=0.1)
 
@@ -308,7 +312,7 @@ def test_a_share_of_the_lines_is_the_same_share_each_time(emulator: Emulator) ->
     assert 160 < len(first) < 200
 
 
-def test_without_a_choice_one_line_is_touched(emulator: Emulator) -> None:
+def test_a_line_fault_without_a_selection_applies_to_one_line(emulator: Emulator) -> None:
     batch_id = ended(emulator)
     emulator.add_fault(on="results", do="missing_lines")
 
@@ -380,7 +384,7 @@ def test_an_answer_can_stop_for_any_reason(emulator: Emulator, rule: dict[str, A
 @pytest.mark.parametrize(
     ("do", "label"), [("wrong_label", WRONG_LABEL), ("wrong_case", "BILLING")], ids=["label", "letter case"]
 )
-def test_a_structured_answer_can_break_its_enum(emulator: Emulator, do: str, label: str) -> None:
+def test_a_structured_answer_can_violate_its_enum(emulator: Emulator, do: str, label: str) -> None:
     emulator.add_fault(on="item", do=do)
 
     fields = params("billing, billing", **STRUCTURED)
@@ -390,7 +394,7 @@ def test_a_structured_answer_can_break_its_enum(emulator: Emulator, do: str, lab
     assert value["note"] == "[emulated] billing, billing"
 
 
-def test_prose_labels_can_be_wrong_too(emulator: Emulator) -> None:
+def test_labels_in_free_text_can_be_wrong(emulator: Emulator) -> None:
     emulator.add_fault(on="item", do="wrong_label", match="Ship 1")
     emulator.add_fault(on="item", do="wrong_case", match="Ship 2")
 
@@ -399,7 +403,7 @@ def test_prose_labels_can_be_wrong_too(emulator: Emulator) -> None:
     assert texts == [WRONG_LABEL, "[EMULATED] sUMMARIZE."]
 
 
-def test_a_structured_answer_can_be_no_json(emulator: Emulator) -> None:
+def test_a_structured_answer_can_be_invalid_json(emulator: Emulator) -> None:
     emulator.add_fault(on="item", do="not_json")
 
     text = result_of(emulator, **STRUCTURED)["message"]["content"][0]["text"]
@@ -409,7 +413,7 @@ def test_a_structured_answer_can_be_no_json(emulator: Emulator) -> None:
         orjson.loads(text)
 
 
-def test_text_can_hold_line_breaks_that_are_none(emulator: Emulator) -> None:
+def test_text_can_hold_unusual_line_separators(emulator: Emulator) -> None:
     emulator.add_fault(on="item", do="strange_text")
 
     text = result_of(emulator, **params("The ship sank."))["message"]["content"][0]["text"]
@@ -424,7 +428,7 @@ def kinds_of(emulator: Emulator, number: int) -> dict[str, str]:
     return {line["custom_id"]: line["result"]["type"] for line in result_lines(client_of(emulator), batch_id)}
 
 
-def test_a_share_of_requests_is_chosen_by_their_content(emulator: Emulator) -> None:
+def test_a_share_of_requests_is_selected_by_their_content(emulator: Emulator) -> None:
     emulator.add_fault(on="item", do="expire", share=0.2)
 
     first, second = kinds_of(emulator, 200), kinds_of(emulator, 200)
@@ -433,7 +437,7 @@ def test_a_share_of_requests_is_chosen_by_their_content(emulator: Emulator) -> N
     assert 20 < list(first.values()).count("expired") < 60
 
 
-def test_every_kth_request_of_a_batch_is_counted_as_it_was_sent(emulator: Emulator) -> None:
+def test_every_kth_request_is_counted_in_the_order_of_the_create(emulator: Emulator) -> None:
     emulator.add_fault(on="item", do="expire", every=4)
 
     expired = {name for name, kind in kinds_of(emulator, 10).items() if kind == "expired"}
@@ -458,7 +462,7 @@ def test_a_number_of_requests_can_fail_in_each_batch(emulator: Emulator) -> None
     assert counts == [2, 2]
 
 
-def test_a_request_whose_turn_never_came_uses_up_no_fault(slow: Emulator) -> None:
+def test_an_unprocessed_request_uses_up_no_fault(slow: Emulator) -> None:
     slow.settings.canceled_share = 1
     slow.add_fault(on="item", do="error", error_type="api_error", times=1, per="params")
     client = client_of(slow)
@@ -501,25 +505,25 @@ def test_counts_agree_with_the_lines(emulator: Emulator) -> None:
         ({"on": "create", "do": "explode"}, "faults[0].do: Input should be 'drop_before', "),
         ({"on": "create", "do": "delay"}, "faults[0]: do: delay needs seconds"),
         ({"on": "create", "do": "status"}, "faults[0]: do: status needs status"),
-        ({"on": "create", "do": "truncate"}, "faults[0]: do: truncate is for on: results, not create"),
+        ({"on": "create", "do": "truncate"}, "faults[0]: do: truncate needs on: results, not create"),
         (
             {"on": "item", "do": "status", "status": 500},
-            "faults[0]: do: status is for on: any or cancel or count_tokens",
+            "faults[0]: do: status needs on: any or cancel or count_tokens",
         ),
-        ({"on": "create", "do": "drop_after", "seconds": 3}, "faults[0]: seconds has no meaning for do: drop_after"),
+        ({"on": "create", "do": "drop_after", "seconds": 3}, "faults[0]: seconds cannot be used with do: drop_after"),
         ({"on": "create", "do": "drop_after", "tiems": 3}, "faults[0].tiems: Extra inputs are not permitted"),
         (
             {"on": "create", "do": "drop_after", "times": 0},
             "faults[0].times: Input should be greater than or equal to 1",
         ),
         ({"on": "item", "do": "expire", "share": 2}, "faults[0].share: Input should be less than or equal to 1"),
-        ({"on": "create", "do": "drop_after", "per": "params"}, "faults[0]: per: params is for on: item"),
-        ({"on": "create", "do": "drop_after", "list_page": 2}, "faults[0]: list_page is for on: list"),
+        ({"on": "create", "do": "drop_after", "per": "params"}, "faults[0]: per: params needs on: item"),
+        ({"on": "create", "do": "drop_after", "list_page": 2}, "faults[0]: list_page needs on: list"),
         (["x"], "faults[0]: Input should be a valid dictionary or instance of Fault"),
     ],
     ids=str,
 )
-def test_a_wrong_rule_is_refused_naming_its_field(emulator: Emulator, rule: Any, message: str) -> None:
+def test_the_message_about_a_wrong_rule_names_its_field(emulator: Emulator, rule: Any, message: str) -> None:
     with pytest.raises(EmulatorError) as refused:
         emulator.add_fault(rule)
     over_http = http_of(emulator).post("/_emulator/faults", content=orjson.dumps([rule]))
@@ -546,7 +550,7 @@ def test_faults_can_be_read_from_yaml_and_json_with_settings(tmp_path: Path) -> 
     ("text", "message"),
     [
         ("[{on: create, do: x}]", "faults[0].do: Input should be"),
-        ("{rules: []}", "rules is unknown; it holds faults and settings"),
+        ("{rules: []}", "the key rules is unknown; use faults and settings"),
         ("{settings: {x: 1}}", "settings.x: Extra inputs are not permitted"),
         ("a: [", "is neither YAML nor JSON"),
         ("text", "faults must be a list of rules"),
@@ -554,7 +558,7 @@ def test_faults_can_be_read_from_yaml_and_json_with_settings(tmp_path: Path) -> 
     ],
     ids=["rule", "key", "setting", "syntax", "scalar", "missing"],
 )
-def test_a_wrong_file_is_refused_naming_it(tmp_path: Path, text: str | None, message: str) -> None:
+def test_the_message_about_a_wrong_file_names_the_file(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "faults.yaml"
     if text is not None:
         path.write_text(text)

@@ -125,6 +125,12 @@ def test_two_runs_of_one_job_at_once_send_each_row_once(api: RunningEmulator, jo
     assert api.emulator.audit()["requests_accepted"] == 2
 
 
+def test_a_run_whose_tokens_the_api_did_not_count_is_submitted(api: RunningEmulator, job: Path) -> None:
+    api.emulator.add_fault(on="count_tokens", do="status", status=404, error_type="not_found_error", times=1000)
+
+    assert told(run_job.fn(str(job)))[:2] == ("COMPLETED", "Submitted")
+
+
 def test_a_dry_run_says_what_it_would_cost_and_sends_nothing(api: RunningEmulator, job: Path) -> None:
     quoted = told(run_job.fn(str(job), dry_run=True))
 

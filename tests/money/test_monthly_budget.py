@@ -1,4 +1,4 @@
-"""What all jobs of a database may cost in a calendar month, whoever drives them."""
+"""Tests of BATCH_MONTHLY_BUDGET_USD, which all jobs and drivers of a database share."""
 
 import threading
 from dataclasses import dataclass, replace
@@ -33,35 +33,35 @@ def a_month_has_just_begun(world: World) -> None:
 
 
 def next_month(world: World) -> None:
-    """Turn the clock to an hour after the present month's end."""
+    """Advance the clock to one hour after the end of the current month."""
     now = world.clock()
     begins = month_of(month_of(now) + timedelta(days=32))
     world.clock.advance((begins - now).total_seconds() + 3600)
 
 
 def numbered(world: World, number: int = 0, **changes: Any) -> Job:
-    """One of several jobs over the same rows, each with questions of its own."""
+    """Return one of several jobs that ask different questions about the same rows."""
     changes = {"limits": SMALL, **changes}
     request = {"prompt": f"Question {number}: {{{{ text }}}}", **changes.pop("request", {})}
     return world.job(name=f"job_{number}", sink={"table": f"answers_{number}"}, request=request, **changes)
 
 
 def results(world: World) -> list[dict[str, Any]]:
-    """All results of this month that the API has made."""
+    """Return all results that the API has produced this month."""
     world.emulator.wait_idle()
     files = (world.emulator.data / "batches").glob("*/results")
     return [orjson.loads(line) for file in files for line in file.read_bytes().split(b"\n")]
 
 
 def bill(world: World, work: Job) -> float:
-    """US dollars that the API asks for all that it has accepted this month."""
+    """Return what the API charges for all requests that it accepted this month, in US dollars."""
     world.clock.advance(60)
     reader, listed = ResultReader(work), PriceList()
     return sum(listed.cost(reader.outcome(line)) or 0.0 for line in results(world))
 
 
 def full_price(world: World, rows: int = 40, jobs: int = 1) -> float:
-    """What these rows cost in all of these jobs; that was so long ago that the API has archived it."""
+    """Run the jobs once and return their cost in US dollars; then advance the clock until the API has archived them."""
     world.rows(texts(rows))
     measured = [world.run(numbered(world, 100 + number)) for number in range(jobs)]
     next_month(world)
@@ -69,7 +69,7 @@ def full_price(world: World, rows: int = 40, jobs: int = 1) -> float:
     return sum(finished.cost_usd for finished in measured)
 
 
-def test_a_month_that_suffices_changes_nothing(world: World) -> None:
+def test_a_monthly_budget_that_suffices_changes_nothing(world: World) -> None:
     world.with_settings(monthly_budget=1.0)
 
     finished = world.run(numbered(world))
@@ -80,7 +80,7 @@ def test_a_month_that_suffices_changes_nothing(world: World) -> None:
     assert 0 < settled < reserved
 
 
-def test_a_run_stops_before_the_month_is_overspent_and_goes_on_when_it_may_cost_more(world: World) -> None:
+def test_a_run_stops_before_the_monthly_budget_is_exceeded_and_continues_when_it_is_raised(world: World) -> None:
     limit = 0.6 * full_price(world)
     accepted = world.accepted()
     world.with_settings(monthly_budget=limit)
@@ -100,7 +100,7 @@ def test_a_run_stops_before_the_month_is_overspent_and_goes_on_when_it_may_cost_
     assert (world.accepted(), world.sent_twice()) == (accepted + 40, [])
 
 
-def test_all_jobs_of_the_database_spend_of_the_same_month(world: World) -> None:
+def test_all_jobs_of_a_database_share_the_monthly_budget(world: World) -> None:
     limit = 0.6 * full_price(world, 20, jobs=3)
     world.with_settings(monthly_budget=limit)
 
@@ -113,7 +113,7 @@ def test_all_jobs_of_the_database_spend_of_the_same_month(world: World) -> None:
     assert bill(world, numbered(world)) <= limit
 
 
-def test_a_new_month_frees_what_the_old_one_had_spent(world: World) -> None:
+def test_a_new_month_starts_with_the_whole_budget(world: World) -> None:
     world.with_settings(monthly_budget=0.9 * full_price(world))
     stopped = world.run(numbered(world))
 
@@ -125,7 +125,7 @@ def test_a_new_month_frees_what_the_old_one_had_spent(world: World) -> None:
     assert world.sent_twice() == []
 
 
-def test_what_was_sent_in_the_old_month_is_of_the_old_month_though_it_is_collected_in_the_new_one(
+def test_a_batch_counts_in_the_month_it_was_sent_in_even_if_it_is_collected_in_the_next(
     world: World,
 ) -> None:
     limit = full_price(world)
@@ -144,7 +144,7 @@ def test_what_was_sent_in_the_old_month_is_of_the_old_month_though_it_is_collect
     ("of_run", "of_month"),
     [pytest.param(0.3, 0.8, id="the run's is smaller"), pytest.param(0.8, 0.3, id="the month's is smaller")],
 )
-def test_of_two_limits_the_smaller_one_counts(world: World, of_run: float, of_month: float) -> None:
+def test_the_smaller_of_run_budget_and_monthly_budget_counts(world: World, of_run: float, of_month: float) -> None:
     price = full_price(world)
     world.with_settings(monthly_budget=of_month * price)
     work = numbered(world, limits={**SMALL, "max_cost_usd": of_run * price})
@@ -167,7 +167,7 @@ def test_a_batch_that_does_not_fit_is_packed_smaller(world: World) -> None:
     assert len(sizes) > 1
 
 
-def test_a_month_too_small_for_one_request_sends_nothing(world: World) -> None:
+def test_a_monthly_budget_too_small_for_one_request_sends_nothing(world: World) -> None:
     world.with_settings(monthly_budget=1e-7)
 
     stopped = world.run(numbered(world), detach=True)
@@ -175,7 +175,7 @@ def test_a_month_too_small_for_one_request_sends_nothing(world: World) -> None:
     assert (stopped.reason, stopped.rows, world.accepted()) == ("budget", {"pending": 5}, 0)
 
 
-def test_answers_that_failed_are_paid_for_too(world: World) -> None:
+def test_failed_answers_count_against_the_monthly_budget(world: World) -> None:
     limit = 0.6 * full_price(world)
     world.emulator.add_fault(on="item", do="max_tokens", match="Question 0")
     world.with_settings(monthly_budget=limit)
@@ -187,7 +187,7 @@ def test_answers_that_failed_are_paid_for_too(world: World) -> None:
     assert bill(world, work) <= limit
 
 
-def test_a_canary_that_cannot_be_paid_for_whole_still_goes_before_the_rest(world: World) -> None:
+def test_a_canary_that_does_not_fit_the_budget_is_made_smaller_and_still_sent_first(world: World) -> None:
     price = full_price(world, 60)
     world.with_settings(monthly_budget=price)
 
@@ -199,7 +199,7 @@ def test_a_canary_that_cannot_be_paid_for_whole_still_goes_before_the_rest(world
     assert 0 < sizes[0] <= 6
 
 
-def test_what_is_of_unknown_end_stays_reserved(world: World) -> None:
+def test_a_batch_whose_create_has_no_response_stays_reserved(world: World) -> None:
     limit = 3 * full_price(world)
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.with_settings(monthly_budget=limit)
@@ -210,7 +210,7 @@ def test_what_is_of_unknown_end_stays_reserved(world: World) -> None:
     assert sorted(world.batch_states()[4:]) in (["planned", "submitting"], ["dropped", "planned", "submitting"])
 
 
-def test_sweeps_keep_to_it_in_runs_that_began_without(world: World) -> None:
+def test_sweeps_keep_to_the_monthly_budget_in_runs_that_began_without_one(world: World) -> None:
     limit = 0.6 * full_price(world)
     work = numbered(world, limits={"max_batch_requests": 5, "max_in_flight_requests": 5})
     world.run(work, detach=True)
@@ -237,14 +237,14 @@ def test_a_model_without_a_price_is_refused(world: World) -> None:
     assert world.accepted() == 0
 
 
-def test_another_model_without_a_price_is_refused(world: World) -> None:
+def test_a_model_for_refused_rows_without_a_price_is_refused(world: World) -> None:
     world.with_settings(monthly_budget=5.0)
 
     with pytest.raises(InputError, match="no batch price is known for claude-of-tomorrow"):
         world.run(numbered(world, retry={"change": {"refused": {"model": "claude-of-tomorrow"}}}))
 
 
-def test_a_model_of_a_row_without_a_price_is_not_sent(world: World) -> None:
+def test_a_row_whose_model_has_no_price_is_not_sent(world: World) -> None:
     world.rows([{**row, "model": "claude-haiku-4-5"} for row in texts(3)] + [{"id": "x", "text": "X.", "model": "m"}])
     world.with_settings(monthly_budget=5.0)
 
@@ -254,7 +254,7 @@ def test_a_model_of_a_row_without_a_price_is_not_sent(world: World) -> None:
     assert world.accepted() == 0
 
 
-def test_a_price_of_the_job_s_own_counts(world: World) -> None:
+def test_the_job_s_own_prices_count(world: World) -> None:
     price = full_price(world)
     accepted = world.accepted()
     world.with_settings(monthly_budget=price)
@@ -274,7 +274,7 @@ def test_a_tool_that_runs_at_the_api_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "0", "nan", "inf", "1e999", "$5"])
-def test_a_limit_that_is_no_number_of_dollars_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_monthly_budget_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("BATCH_MONTHLY_BUDGET_USD", text)
 
     with pytest.raises(InputError, match=r"BATCH_MONTHLY_BUDGET_USD=.*: this must be a number of US dollars"):
@@ -282,7 +282,7 @@ def test_a_limit_that_is_no_number_of_dollars_is_refused(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("text", "limit"), [("12.50", 12.5), ("", None)])
-def test_the_limit_is_read_from_the_environment(
+def test_the_monthly_budget_is_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, text: str, limit: float | None
 ) -> None:
     monkeypatch.setenv("BATCH_MONTHLY_BUDGET_USD", text)
@@ -297,7 +297,7 @@ ALONE = threading.Lock()
 
 @dataclass
 class SharedStop(Stop):
-    """A driver's waiting that turns the clock a little, while others do so, too."""
+    """A Stop whose waits advance the shared clock a little instead of sleeping."""
 
     clock: TurnedClock | None = None
 
@@ -309,7 +309,7 @@ class SharedStop(Stop):
 
 
 def all_at_once(world: World, works: list[Job]) -> list[Finished]:
-    """Run these by a driver each, all at a time."""
+    """Run all jobs at the same time, each by a driver in its own thread."""
     finished: list[Finished] = []
     problems: list[BaseException] = []
 
@@ -317,7 +317,7 @@ def all_at_once(world: World, works: list[Job]) -> list[Finished]:
         try:
             where = replace(world.where(), stop=SharedStop(clock=world.clock))
             finished.append(run(work, where, Options()))
-        except BaseException as exc:  # noqa: BLE001  # told by the test's own thread
+        except BaseException as exc:  # noqa: BLE001  # raised again in the test's own thread
             problems.append(exc)
 
     threads = [threading.Thread(target=drive, args=[work]) for work in works]
@@ -331,7 +331,7 @@ def all_at_once(world: World, works: list[Job]) -> list[Finished]:
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(3, marks=pytest.mark.long)])
-def test_ten_drivers_at_once_do_not_overspend_it(world: World, jobs: int) -> None:
+def test_ten_drivers_at_once_do_not_exceed_the_monthly_budget(world: World, jobs: int) -> None:
     limit = 0.6 * full_price(world, 20, jobs)
     accepted = world.accepted()
     world.with_settings(monthly_budget=limit, lease=1e8)

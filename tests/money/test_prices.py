@@ -1,4 +1,4 @@
-"""What an answer costs is what genai-prices says of a batch, to the last digit that matters."""
+"""The cost of an answer equals the batch price of genai-prices."""
 
 import genai_prices
 import pytest
@@ -52,11 +52,11 @@ def outcome(model: str | None, usage: tuple[int, int, int, int, int]) -> Outcome
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("usage", list(USAGES.values()), ids=list(USAGES))
-def test_a_cost_is_what_genai_prices_says_of_a_batch(model: str, usage: tuple[int, int, int, int, int]) -> None:
+def test_a_cost_equals_the_batch_price_of_genai_prices(model: str, usage: tuple[int, int, int, int, int]) -> None:
     input_tokens, output_tokens, read, write, write_1h = usage
     expected = genai_prices.calc_price(
         genai_prices.Usage(
-            input_tokens=input_tokens + read + write,  # the library counts cached ones in, the API beside them
+            input_tokens=input_tokens + read + write,  # the library includes cached tokens, the API counts them apart
             output_tokens=output_tokens,
             cache_read_tokens=read,
             cache_write_tokens=write,
@@ -83,7 +83,7 @@ def test_a_batch_costs_half_of_a_live_call(model: str) -> None:
     assert cost == pytest.approx(float(live.total_price) / 2)
 
 
-def test_the_step_makes_the_whole_prompt_dearer_and_the_answer_too() -> None:
+def test_a_long_prompt_raises_the_price_of_the_whole_prompt_and_of_the_answer() -> None:
     prices = prices_of("claude-haiku-5-5")
     assert prices is not None
 
@@ -93,17 +93,17 @@ def test_the_step_makes_the_whole_prompt_dearer_and_the_answer_too() -> None:
 
 
 @pytest.mark.parametrize("model", ["claude-of-next-century", "gpt-4o", ""])
-def test_a_model_without_a_known_price_costs_none_and_not_nothing(model: str) -> None:
+def test_the_cost_of_a_model_without_a_known_price_is_none_not_zero(model: str) -> None:
     assert prices_of(model) is None
     assert LISTED.cost(outcome(model, (1_000, 1_000, 0, 0, 0))) is None
 
 
-def test_what_never_ran_costs_nothing() -> None:
+def test_an_outcome_without_an_answer_costs_nothing() -> None:
     assert LISTED.cost(Outcome(RowState.ERRORED, "api_error", "x")) == 0.0
 
 
 @pytest.mark.parametrize(
     ("tokens", "price"), [(0, 1.0), (99, 1.0), (100, 1.0), (101, 2.0), (200, 2.0), (201, 3.0), (10_000, 3.0)], ids=str
 )
-def test_a_rate_steps_up_above_each_step(tokens: int, price: float) -> None:
+def test_a_rate_rises_above_each_step(tokens: int, price: float) -> None:
     assert Rate(1.0, ((100, 2.0), (200, 3.0))).of(tokens) == price

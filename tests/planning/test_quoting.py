@@ -13,13 +13,12 @@ from pipeline.errors import AccountStopped, InputError
 from pipeline.money.budget import tokens_per_byte
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
-from pipeline.report.events import event_line
 from pipeline.report.money import money_lines
 from pipeline.report.quote import cost_range, quote_lines
 from pipeline.state.runs import get_run
 from pipeline.state.tables import batches, token_counts
 from pipeline.text import money
-from tests.conftest import World, said_of, texts
+from tests.conftest import World, event_line, said_of, texts
 
 POSTGRESQL_IS_LONG = True
 

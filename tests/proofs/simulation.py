@@ -42,6 +42,7 @@ import pytest
 from sqlalchemy import Connection, Row, column, delete, inspect, select, table
 from sqlalchemy import text as sql
 
+from pipeline import prefetch
 from pipeline.answer.outcome import Outcome
 from pipeline.api import client as api
 from pipeline.api.client import Api
@@ -52,9 +53,12 @@ from pipeline.driver.settings import Settings
 from pipeline.emulator import Clock, Emulator, ids
 from pipeline.emulator.http import router
 from pipeline.errors import LostRace, PipelineError
+from pipeline.events.batches import BatchLost
+from pipeline.events.event import Event
+from pipeline.events.runs import Waiting
 from pipeline.job.model import Job
 from pipeline.money.prices import LISTED
-from pipeline.planning import plan
+from pipeline.planning.quote import Quoted
 from pipeline.planning.selection import Selection
 from pipeline.request import packing
 from pipeline.runner import submitter
@@ -77,7 +81,7 @@ from pipeline.states import (
     RunState,
     SendingEnd,
 )
-from pipeline.steps import collect, submit
+from pipeline.steps import submit
 from pipeline.steps.cancel import cancel
 
 START = datetime(2026, 11, 20, 8, 30, tzinfo=UTC)
@@ -257,15 +261,12 @@ class Renewal:
 
 
 class AtOnce:
-    """ThreadPoolExecutor, for work that nothing else goes on beside: there is only one chunk to write."""
+    """ThreadPoolExecutor of what works ahead: it does the work at once, in the thread that has its turn."""
 
     def __init__(self, *_: object, **__: object) -> None:
         """Any arguments."""
 
-    def __enter__(self) -> "AtOnce":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def shutdown(self, **_: object) -> None:
         """Nothing is left to wait for."""
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
@@ -377,11 +378,11 @@ class Process:
         )
         return Api(client, now=self.steady)
 
-    def _tell(self, event: str, **facts: Any) -> None:
-        if event == "lost":
-            self._world.lost_batches.add(facts["batch"])
-        if event not in ("quote", "waiting"):
-            self._world.say(f"    {self.name} tells {event} {facts}")
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, BatchLost):
+            self._world.lost_batches.add(event.batch)
+        if not isinstance(event, Quoted | Waiting):
+            self._world.say(f"    {self.name} tells {event.name} {event.facts()}")
 
 
 class Watched(Database):
@@ -1803,8 +1804,7 @@ def turned(world: World, seed: int) -> Iterator[None]:
             patch.setattr(module, "time", clock)
         for module in (submitter, submit):
             patch.setattr(module, "threading", threads)
-        for module in (plan, collect):
-            patch.setattr(module, "ThreadPoolExecutor", AtOnce)
+        patch.setattr(prefetch, "ThreadPoolExecutor", AtOnce)
         patch.setattr(local, "FORGOTTEN_SECONDS", float("inf"))  # the files have the time of the machine
         patch.setattr(leases, "threading", renewals)
         patch.setattr(submit, "random", nonces)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.events.runs import WaitsForRetry
 from pipeline.planning.selection import Selection
 from pipeline.report import log
 from pipeline.runner.run import run
@@ -62,7 +63,7 @@ def test_an_error_of_the_api_is_logged_with_its_request_id(world: World, lines: 
 def test_a_retry_that_is_not_finished_is_logged_without_what_it_selects(lines: io.StringIO) -> None:
     retry = Selection(keys=(SECRET,), where=f"id = '{SECRET}'")
 
-    log.tell("waits_for_retry", job="summaries", run=2, rows=3, vars={}, retry=retry.facts())
+    log.tell(WaitsForRetry(job="summaries", run=2, rows=3, vars={}, retry=retry.facts()))
 
     (event,) = map(json.loads, lines.getvalue().splitlines())
     assert (event["level"], event["run"], event["rows"]) == ("warning", 2, 3)

@@ -9,9 +9,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from pipeline.events.batches import Submitted
 from pipeline.report.notebook import Area, is_running
 from pipeline.runner.options import Finished
-from tests.conftest import World
+from tests.conftest import World, event_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "python.md"
 
@@ -95,7 +96,7 @@ def test_the_area_tells_what_moves(world: World) -> None:
 
     def tell(event: str, facts: dict[str, Any]) -> None:
         area._shown_at = 0  # as if the last change had been long ago
-        area.tell(event, **facts)
+        area.tell(event_of(event, facts))
 
     world.on_event = tell
     world.emulator.add_fault(on="create", do="status", status=529, error_type="overloaded_error", times=1)
@@ -119,7 +120,7 @@ def test_a_hundred_batches_do_not_change_the_area_a_hundred_times() -> None:
     area._shown_at = float("inf")  # just now, for a clock that stands still
 
     for batch in range(100):
-        area.tell("submitted", batch=batch, api_id="msgbatch")
+        area.tell(Submitted(batch=batch, api_id="msgbatch", requests=1))
     many = len(texts)
     area.finished(Finished(1, "finished", None, dict(Counter(succeeded=100)), 1.5, None, 0.0))  # type: ignore[arg-type]
 

@@ -21,6 +21,7 @@ from pypdf import PdfWriter
 
 from pipeline.errors import RowProblem
 from pipeline.job.model import Attachment
+from pipeline.request import attachments as of_request
 from pipeline.request.attachments import Attachments, stamp, weight
 from pipeline.request.media import Content, media_type
 from pipeline.spool.local import LocalSpool
@@ -734,6 +735,18 @@ def test_a_file_that_changed_is_read_again(folder: LocalFolder) -> None:
     after = attachments.blocks({"photo": "photos/red.png"}, folder)
 
     assert [block["source"]["media_type"] for block in before + after] == ["image/png", "image/jpeg"]
+
+
+def test_a_file_larger_than_all_that_is_remembered_is_read_for_each_row(
+    folder: LocalFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_request, "CACHE_BYTES", 100)
+    counting, attachments = CountingFolder(folder), images()
+
+    made = [attachments.blocks({"photo": "photos/red.png"}, counting) for _ in range(3)]
+
+    assert made[0] == made[1] == made[2]
+    assert counting.reads == {"photos/red.png": 3}
 
 
 def test_what_is_remembered_has_a_bound(folder: LocalFolder) -> None:

@@ -95,7 +95,7 @@ def test_a_budget_too_small_for_one_request_ends_the_run_at_once(world: World, d
     assert (world.accepted(), set(world.batch_states())) == (0, {"dropped"})
 
 
-def test_what_is_of_unknown_end_stays_reserved(world: World) -> None:
+def test_a_batch_whose_create_has_no_response_stays_reserved(world: World) -> None:
     world.rows(texts(40))
     limit = reserved_for_all(world) * 0.6
     world.emulator.add_fault(on="create", do="drop_after", times=1)

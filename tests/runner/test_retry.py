@@ -19,7 +19,6 @@ from pipeline.planning.packer import Packer
 from pipeline.planning.plan import Plan
 from pipeline.planning.selection import Selection, change, changed, left_out
 from pipeline.planning.verdict import Verdict
-from pipeline.report.events import event_line
 from pipeline.report.next_command import next_command
 from pipeline.report.status import status_facts
 from pipeline.runner.options import Options
@@ -29,7 +28,7 @@ from pipeline.sink.table import ResultsTable
 from pipeline.state.jobs import job_named
 from pipeline.state.tables import batches, jobs, requests, runs
 from pipeline.steps.cancel import cancel as cancel_job
-from tests.conftest import World, said_of, texts
+from tests.conftest import World, event_line, said_of, texts
 
 POSTGRESQL_IS_LONG = True
 

@@ -9,13 +9,12 @@ from sqlalchemy import inspect, select, update
 
 from pipeline.errors import DatabaseError, JobError
 from pipeline.report.errors import error_facts, error_lines
-from pipeline.report.events import event_line
 from pipeline.runner.verify import verify
 from pipeline.sink.columns import IDS, ResultColumns
 from pipeline.sink.table import ResultsTable
 from pipeline.state.jobs import job_named
 from pipeline.state.tables import jobs, requests
-from tests.conftest import World, texts
+from tests.conftest import World, event_line, texts
 
 POSTGRESQL_IS_LONG = True
 

@@ -431,7 +431,7 @@ def test_a_body_that_is_not_as_it_was_is_not_sent_and_its_rows_are_rendered_anew
         assert (there.accepted(), there.batch_states()) == (0, ["dropped"])
     run_on_another_machine(there)
 
-    assert "is gone or was altered" in there.told("dropped")[0]["problem"]
+    assert "is missing or was altered" in there.told("dropped")[0]["problem"]
     all_is_well(there, s3)
 
 

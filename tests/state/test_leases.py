@@ -13,8 +13,8 @@ from sqlalchemy import insert, select, update
 from pipeline.cli.terminal import Teller
 from pipeline.driver.driver import Driver
 from pipeline.errors import Busy, LostRace
+from pipeline.events.runs import PlannedElsewhere
 from pipeline.reasons import Reason
-from pipeline.report.events import event_line
 from pipeline.state import leases
 from pipeline.state.batches import Batch
 from pipeline.state.database import Database
@@ -24,7 +24,7 @@ from pipeline.state.moves import drop_batch
 from pipeline.state.tables import accounts, batches
 from pipeline.state.tables import leases as table
 from pipeline.states import BatchState
-from tests.conftest import World
+from tests.conftest import World, event_line
 
 POSTGRESQL_IS_LONG = True
 
@@ -362,9 +362,8 @@ def test_a_run_that_waits_for_the_batches_of_another_driver_says_who_has_them_an
 def test_what_a_driver_waits_for_is_said_once_and_not_with_each_look(capfd: pytest.CaptureFixture[str]) -> None:
     with Teller(as_json=False) as teller:
         for second in range(3):
-            teller.tell(
-                "planned_elsewhere", problem=f"planning notes: process 7 is at it; its lease lasts until :0{second}"
-            )
+            problem = f"planning notes: process 7 is at it; its lease lasts until :0{second}"
+            teller.tell(PlannedElsewhere(problem=problem))
 
     assert capfd.readouterr().err == "waiting: planning notes: process 7 is at it; its lease lasts until :00\n"
 

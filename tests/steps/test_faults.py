@@ -8,6 +8,8 @@ from sqlalchemy import select
 
 from pipeline.cli.terminal import Teller
 from pipeline.errors import AccountStopped, ApiUnreachable, DatabaseError, InputError
+from pipeline.events.batches import Watching
+from pipeline.events.runs import Waiting
 from pipeline.state.tables import accounts, batches, sendings
 from tests.conftest import World, texts
 
@@ -471,10 +473,10 @@ def test_an_answer_later_than_the_timeout_is_found_in_the_listing(world: World) 
 
 def test_what_is_watched_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     problem = "asking the API whether it arrived: the process died while sending it; sent again after 01:54:00 UTC"
-    waits = {"progress": {"batches": {"submitting": 1}}, "held_by": [], "seconds": 10.0}
+    waits = Waiting(progress={"batches": {"submitting": 1}}, held_by=[], seconds=10.0)
     with Teller(as_json=False) as teller:
         for _ in range(3):
-            teller.tell("watching", batch=15, problem=problem)
-            teller.tell("waiting", **waits)
+            teller.tell(Watching(batch=15, problem=problem))
+            teller.tell(waits)
 
     assert capsys.readouterr().err == f"batch 15: {problem}\nwaiting: 1 submitting; next look in 10 s\n"

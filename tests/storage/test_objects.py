@@ -1,8 +1,10 @@
 """Object storage over HTTP: moto's S3 server, with faults between."""
 
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -90,6 +92,31 @@ def test_an_answer_that_breaks_off_is_asked_for_again_whatever_it_was(s3: S3) ->
     objects.put("s3://bucket/whole", b"a" * 9_000_000)
     assert len(s3.get("whole")) == 9_000_000
     assert s3.faults == []
+
+
+def test_an_answer_that_breaks_off_each_time_is_told_after_the_third(s3: S3, capfd: pytest.CaptureFixture[str]) -> None:
+    obj = objects.head(s3.put("notes/a", b"x" * 100_000))
+    s3.requests.clear()
+    s3.faults += ["cut"] * 20
+
+    with pytest.raises(objects.BrokenOff, match=r"s3://bucket/notes: the store cannot be reached .*safe to run again"):
+        list(objects.list_objects("s3://bucket/notes"))
+
+    assert capfd.readouterr() == ("", "")
+    assert s3.requests == ["GET /bucket"] * 3
+    s3.faults.clear()
+    assert objects.read(obj) == b"x" * 100_000
+
+
+def test_a_listing_need_not_be_read_to_its_end(s3: S3) -> None:
+    for n in range(3):
+        s3.put(f"notes/{n}", b"x")
+
+    with contextlib.closing(cast("Generator[objects.Object]", objects.list_objects("s3://bucket/notes"))) as listing:
+        first = next(listing)
+
+    assert first.url == "s3://bucket/notes/0"
+    assert list(listing) == []
 
 
 def test_uploads_that_nobody_came_to_the_end_of_are_ended_below_one_folder(s3: S3) -> None:

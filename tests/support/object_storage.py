@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+import stamina
 from moto.moto_api._internal.models import moto_api_backend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -158,6 +159,7 @@ def s3(s3_server: tuple[BaseWSGIServer, list[S3]], monkeypatch: pytest.MonkeyPat
     objects.forget_stores()
     world.client.create_bucket(Bucket=world.bucket)
     world.requests.clear()
-    yield world
+    with stamina.set_testing(True, attempts=3, cap=True):  # it asks again at once
+        yield world
     world.ended.set()
     objects.forget_stores()

@@ -1,1 +1,1 @@
-"""How calls reach the emulator: a socket, or the SDK in the same process, and what may go wrong on the way."""
+"""HTTP calls to the emulator, over a socket or in the same process, and the faults of whole calls."""

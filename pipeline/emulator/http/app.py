@@ -1,4 +1,4 @@
-"""The emulator as an ASGI application: reads each body to a file, answers in a thread, breaks connections on demand."""
+"""The ASGI application of the emulator: it stores each body in a file, calls the router, and can break connections."""
 
 import asyncio
 import socket
@@ -26,19 +26,22 @@ DELAY_STEP_SECONDS = 0.05
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, made known to the application, which otherwise could not break it."""
+    """uvicorn's connection, which the application finds in its state so that it can break the connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.app_state = {**self.app_state, "connection": self}
 
     def is_lost(self) -> bool:
-        """Whether the client has gone."""
+        """Return whether the client has closed the connection."""
         closing: bool = self.transport.is_closing()
         return closing
 
     def break_off(self, *, reset: bool = False) -> None:
-        """Close what is under way. What was written before still leaves, unless reset."""
+        """Close the connection in the middle of an answer.
+
+        Data that was already written is still sent. reset: discard it and send a TCP reset instead.
+        """
         if reset:
             raw: socket.socket = self.transport.get_extra_info("socket")
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -48,7 +51,7 @@ class Connection(H11Protocol):
 
 
 def make_app(router: Router, stopping: Callable[[], bool]) -> Starlette:
-    """stopping: once true, answers that are kept back on purpose are given up."""
+    """Return the ASGI application. stopping: returns whether the server stops; then delayed answers are given up."""
 
     async def endpoint(request: Request) -> Response:
         upload = router.upload_path()
@@ -71,14 +74,14 @@ def _handle(router: Router, call: Call) -> Reply:
     try:
         return router.handle(call)
     except Exception:
-        traceback.print_exc()  # a fault of ours; uvicorn is kept quiet, since broken connections are our trade
+        traceback.print_exc()  # a bug of the emulator; uvicorn's log is off, because connections are broken on purpose
         raise
 
 
 async def _receive(request: Request, upload: Path) -> None:
     with upload.open("wb") as file:
         async for chunk in request.stream():
-            file.write(chunk)  # to the page cache: too quick to be worth a thread
+            file.write(chunk)  # writes to the page cache, so fast that it needs no thread
 
 
 def _call(request: Request, upload: Path) -> Call:
@@ -93,7 +96,7 @@ def _call(request: Request, upload: Path) -> Call:
 
 
 class _Answer(Response):
-    """Sends a Reply: late, cut short or not at all, if it says so."""
+    """Send a Reply, with the delay or the broken connection that it asks for."""
 
     def __init__(self, reply: Reply, stopping: Callable[[], bool]) -> None:
         super().__init__(status_code=reply.status)
@@ -114,7 +117,7 @@ class _Answer(Response):
             self._reply.close()
 
     async def _wait(self, seconds: float, connection: Connection) -> None:
-        """Keep the answer back so long. Raises ConnectionCut if the server stops or the client goes before."""
+        """Wait before sending. Raises ConnectionCut if the server stops or the client disconnects while waiting."""
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         while (left := until - loop.time()) > 0:
@@ -135,10 +138,10 @@ class _Answer(Response):
             if drip is None:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             else:
-                await self._send_drop_by_drop(drip, chunk, send, connection)
+                await self._send_slowly(drip, chunk, send, connection)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _send_drop_by_drop(self, drip: Drip, chunk: bytes, send: Send, connection: Connection) -> None:
+    async def _send_slowly(self, drip: Drip, chunk: bytes, send: Send, connection: Connection) -> None:
         for piece in drip.pieces(chunk):
             await self._wait(drip.seconds, connection)
             await send({"type": "http.response.body", "body": piece, "more_body": True})

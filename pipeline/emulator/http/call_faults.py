@@ -1,4 +1,4 @@
-"""What a call fault does to an answer: it comes late, not at all, or something else comes instead."""
+"""Apply a call fault to an answer: delay it, drop it, or replace it with something else."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -7,7 +7,7 @@ from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError, ConnectionCut
 from pipeline.emulator.operations import batches
 from pipeline.emulator.rules import Fault
-from pipeline.emulator.wire import Call, Reply, http_date, json_reply, tried
+from pipeline.emulator.wire import Call, Reply, http_date, json_reply, reply_or_error
 
 LOGIN_PAGE = (
     b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body><form action='/login' method='post'>"
@@ -36,7 +36,7 @@ MESSAGES = {
     "storage_quota_exceeded": "Your organization's file storage quota is exhausted.",
     "contract_spend_limit_reached": "You have reached your API usage limits: the limit of your contract.",
 }
-#: what is answered instead, by `kind`: body and headers
+#: body and headers of foreign pages, by `kind`
 FOREIGN: dict[str, tuple[bytes, dict[str, str]]] = {
     "html": (LOGIN_PAGE, {"content-type": "text/html"}),
     "empty": (b"", {}),
@@ -46,19 +46,19 @@ FOREIGN: dict[str, tuple[bytes, dict[str, str]]] = {
 
 
 def with_fault(fault: Fault, core: Core, call: Call, work: Callable[[], Reply], request_id: str) -> Reply:
-    """Answer a call as the fault has it. Raises ApiError."""
+    """Answer a call with a fault. work: answers the call without it. Raises ApiError for an error of the fault."""
     match fault.do:
         case "drop_before":
             return Reply(dropped=True)
         case "drop_after":
-            tried(work, request_id).close()
+            reply_or_error(work, request_id).close()
             return Reply(dropped=True)
         case "status":
             if fault.accept:
-                tried(work, request_id).close()
+                reply_or_error(work, request_id).close()
             raise _error(fault)
         case "delay":
-            reply = tried(work, request_id)
+            reply = reply_or_error(work, request_id)
             reply.delay_seconds = fault.seconds or 0
             return reply
         case "foreign_page":
@@ -70,7 +70,7 @@ def with_fault(fault: Fault, core: Core, call: Call, work: Callable[[], Reply], 
 
 
 def shown_date(now_us: int, rule: Fault | None) -> str:
-    """What the Date header says; empty for no such header."""
+    """Return the Date header; empty: send none. rule: the fault that changes it; None: the clock's time."""
     if rule is None:
         return http_date(now_us)
     return rule.text if rule.text is not None else http_date(now_us + round((rule.seconds or 0) * 1e6))
@@ -78,16 +78,16 @@ def shown_date(now_us: int, rule: Fault | None) -> str:
 
 def _foreign(fault: Fault, work: Callable[[], Reply], request_id: str) -> Reply:
     if fault.kind == "cut":
-        return _cut(tried(work, request_id))
+        return _cut(reply_or_error(work, request_id))
     if fault.accept:
-        tried(work, request_id).close()
+        reply_or_error(work, request_id).close()
     assert fault.kind is not None
     body, headers = FOREIGN[fault.kind]
     return Reply(200, body, headers)
 
 
 def _cut(reply: Reply) -> Reply:
-    """The answer's first half; of one that is sent in chunks, the first half of its first line."""
+    """Return the first half of an answer; of a chunked answer, the first half of its first line."""
     whole = reply.body if isinstance(reply.body, bytes) else _first_line(reply.body)
     reply.close()
     return Reply(reply.status, whole[: len(whole) // 2], reply.headers)
@@ -102,12 +102,12 @@ def _first_line(chunks: Iterator[bytes]) -> bytes:
 
 
 def _repeated(fault: Fault, core: Core, call: Call, work: Callable[[], Reply], request_id: str) -> Reply:
-    """The answer to the create before this one; there may be none, then the call's own."""
+    """Return the answer to the previous create call; if there was none, the answer of this call."""
     earlier = core.store.newest(call.workspace)
     if earlier is None:
         return work()
     if fault.accept:
-        tried(work, request_id).close()
+        reply_or_error(work, request_id).close()
     return json_reply(batches.message_batch(batches.as_created(earlier), call, core))
 
 

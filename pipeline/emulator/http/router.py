@@ -1,4 +1,4 @@
-"""Answers calls: finds the operation, checks key and version, lets faults strike, and writes the log."""
+"""Answer calls: find the operation, check the key and the version, apply faults, and write the log of calls."""
 
 import re
 import secrets
@@ -19,11 +19,11 @@ from pipeline.emulator.operations import batches, files, messages, models
 from pipeline.emulator.operations.control import control
 from pipeline.emulator.operations.worker import Worker
 from pipeline.emulator.rules import CALL_FAULTS, Fault
-from pipeline.emulator.wire import ORGANIZATION_ID, Call, Reply, tried
+from pipeline.emulator.wire import ORGANIZATION_ID, Call, Reply, reply_or_error
 
 CREATE_PATH = "/v1/messages/batches"
 DEFAULT_WORKSPACE = "default"
-#: (method, path, operation as fault rules name it, function)
+#: (method, pattern of the path, name of the operation in fault rules, function)
 ROUTES: list[tuple[str, re.Pattern[str], str, Callable[..., Reply]]] = [
     (method, re.compile(path), operation, function)
     for method, path, operation, function in (
@@ -47,9 +47,9 @@ ROUTES: list[tuple[str, re.Pattern[str], str, Callable[..., Reply]]] = [
 
 
 class Router:
-    """Answers the calls that come by a socket or by the in-process transport.
+    """Answer the calls of the HTTP server and of the in-process transport.
 
-    worker: unless it has a thread of its own, each call first does the work that is due.
+    worker: if it has no thread, each call first processes the batches that are due.
     """
 
     def __init__(self, core: Core, worker: Worker) -> None:
@@ -59,16 +59,16 @@ class Router:
         self._log_lock = threading.Lock()
 
     def upload_path(self) -> Path:
-        """Where to spool a body that comes in; the caller removes it."""
+        """Return a new path for the body of a call. The caller removes the file."""
         return self._folder.uploads / secrets.token_hex(12)
 
     def handle(self, call: Call) -> Reply:
-        """Answer one call, its body complete. Never raises for what a client sends."""
+        """Answer one call whose body has arrived. Errors of the client give an error reply, not an exception."""
         if not self._worker.is_started:
             self._worker.do_due_work()
         request_id = random_id("req")
         if call.path.startswith("/_emulator/"):
-            return self._finished(tried(lambda: control(self._core, call), request_id), request_id, call)
+            return self._finished(reply_or_error(lambda: control(self._core, call), request_id), request_id, call)
         fault: Fault | None = None
         date: Fault | None = None
 
@@ -80,12 +80,15 @@ class Router:
                 return operation(self._core, call, *args)
             return with_fault(fault, self._core, call, lambda: operation(self._core, call, *args), request_id)
 
-        reply = self._finished(tried(work, request_id), request_id, call, date)
+        reply = self._finished(reply_or_error(work, request_id), request_id, call, date)
         self._append_log(call, reply, request_id, fault)
         return reply
 
     def _admitted(self, call: Call) -> tuple[Callable[..., Reply], tuple[str, ...]]:
-        """Find the operation, check key and version; fills in the call's fields that depend on them."""
+        """Return the operation's function and arguments, and fill in the call's fields.
+
+        Raises ApiError if the path, key or version is wrong.
+        """
         operation, function, args = _route(call)
         call.operation = operation
         if operation in ("retrieve", "delete", "cancel", "results"):
@@ -102,9 +105,9 @@ class Router:
         return function, args
 
     def _faults(self, call: Call, args: tuple[str, ...]) -> tuple[Fault | None, Fault | None]:
-        """The first call fault and the first date fault that fire.
+        """Return the first call fault and the first date fault that fire; each is None if none fires.
 
-        `match` looks into the body of what is created, elsewhere into the path.
+        `match` is searched in the body of calls that create something, and in the path of all others.
         """
         faults = self._core.faults
         if faults.empty:
@@ -116,14 +119,14 @@ class Router:
         return fault, date
 
     def _finished(self, reply: Reply, request_id: str, call: Call, date: Fault | None = None) -> Reply:
-        """Add the headers every answer has. date: the rule that says what its Date is, if it is to be wrong."""
+        """Add the headers that all answers have. date: the fault that makes the Date header wrong; None: no fault."""
         shown = shown_date(self.clock.now_us(), date)
         common = {
             **({"date": shown} if shown else {}),
             "request-id": request_id,
             "anthropic-organization-id": ORGANIZATION_ID,
         }
-        if call.workspace:  # unknown until the key was checked
+        if call.workspace:  # empty if the key was not checked
             common["anthropic-workspace-id"] = derived_id("wrkspc", call.workspace)
         reply.headers = {**common, **reply.headers}
         return reply
@@ -144,7 +147,7 @@ class Router:
             self._folder.append_log(orjson.dumps(entry))
 
     def log_broken_upload(self, method: str, path: str) -> None:
-        """A body that did not arrive whole: nothing was accepted, nobody is left to answer."""
+        """Log a call whose body did not arrive completely. Nothing was accepted, and the client is gone."""
         call = Call(method, path, {}, {}, b"", "")
         self._append_log(call, Reply(dropped=True), random_id("req"), None)
 
@@ -162,7 +165,10 @@ def _route(call: Call) -> tuple[str, Callable[..., Reply], tuple[str, ...]]:
 
 
 def _workspace(call: Call) -> str:
-    """The workspace of the key: the default one, of keys like `...@NAME` another. Raises ApiError 401 without a key."""
+    """Return the workspace of the call's key: NAME for a key `...@NAME`, otherwise the default workspace.
+
+    Raises ApiError 401 if there is no key.
+    """
     bearer = call.headers.get("authorization", "")
     key = call.headers.get("x-api-key") or (bearer[7:].strip() if bearer.lower().startswith("bearer ") else "")
     if not key:

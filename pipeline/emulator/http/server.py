@@ -1,4 +1,4 @@
-"""A socket on 127.0.0.1 and the server behind it."""
+"""The HTTP server of the emulator and its socket on 127.0.0.1."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
-    """uvicorn that leaves signals alone: in a thread they are not ours, in the foreground `serve` handles them."""
+    """A uvicorn server that handles no signals: in a thread it cannot, and in the foreground `serve` handles them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -25,7 +25,7 @@ class Server(uvicorn.Server):
 
 
 def listen(port: int) -> socket.socket:
-    # the protocol is named, or asyncio would not turn off Nagle's algorithm: 40 ms a call
+    # without the protocol's name, asyncio would not turn off Nagle's algorithm, which costs 40 ms in each call
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -53,7 +53,7 @@ def make_server(router: Router) -> Server:
         log_config=None,
         log_level=logging.CRITICAL,
         access_log=False,
-        date_header=False,  # ours is by the emulator's clock
+        date_header=False,  # the router sets the header by the emulator's clock
         server_header=False,
         timeout_keep_alive=60,
         timeout_graceful_shutdown=1,
@@ -65,7 +65,7 @@ def make_server(router: Router) -> Server:
 @contextlib.contextmanager
 def signals_end(server: uvicorn.Server) -> Iterator[None]:
     def end(number: int, frame: object) -> None:
-        server.force_exit = server.should_exit  # the second one does not wait for open connections
+        server.force_exit = server.should_exit  # a second signal does not wait for open connections
         server.should_exit = True
 
     before = {number: signal.signal(number, end) for number in SIGNALS}

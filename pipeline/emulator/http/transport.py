@@ -1,4 +1,4 @@
-"""The emulator as an httpx2 transport: the SDK talks to it in the same process, without a socket."""
+"""An httpx2 transport through which the SDK calls the emulator in the same process, without a socket."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ from pipeline.emulator.wire import Call, Reply
 
 
 class Transport(httpx2.BaseTransport):
-    """Behaves as a server at the other end would.
+    """Behave like a server at the other end of a connection.
 
-    A body that raises while it is read, or ends early, was never received: nothing is accepted. A late answer costs no
-    waiting: the clock is advanced, and the client's read timeout strikes if it is shorter.
+    If reading the body raises or the body is too short, nothing is accepted. A delayed answer does not wait: it
+    advances the clock, and raises ReadTimeout if the client's read timeout is shorter than the delay.
     """
 
     def __init__(self, router: Router) -> None:
@@ -53,7 +53,7 @@ class Transport(httpx2.BaseTransport):
 
 
 def _receive(request: httpx2.Request, upload: Path) -> None:
-    """Spool the body; what its iterator raises goes to the client, as it would from a real connection."""
+    """Write the body to a file. What its iterator raises is raised to the client, as with a real connection."""
     expected = request.headers.get("content-length")
     stream = request.stream
     assert isinstance(stream, httpx2.SyncByteStream)
@@ -78,7 +78,7 @@ def _call(request: httpx2.Request, upload: Path) -> Call:
 
 
 class _Stream(httpx2.SyncByteStream):
-    """A chunked body; one that drips comes in its small pieces, without the pauses."""
+    """A chunked body. A drip fault gives its small pieces without the pauses."""
 
     def __init__(self, request: httpx2.Request, reply: Reply) -> None:
         self._request, self._reply = request, reply

@@ -1,1 +1,1 @@
-"""What the emulated models know: the catalogue, which requests they take, what they answer and what it costs."""
+"""The emulated models: their catalogue, the checks of their requests, their answers and their token counts."""

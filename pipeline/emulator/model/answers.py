@@ -1,6 +1,7 @@
-"""What the emulated model says: deterministic, shaped by the request, and marked so that nobody takes it for a model's.
+"""Invent the answer of an emulated model to a request.
 
-Free text begins with [emulated]. Structured output obeys its schema, forced tools get an input that obeys theirs.
+Equal requests get equal answers. Free text begins with [emulated], so that it is not mistaken for the text of a model.
+Structured output follows the schema of the request, and the input of a forced tool follows the schema of the tool.
 """
 
 import re
@@ -24,12 +25,15 @@ IMAGE_TOKENS, DOCUMENT_TOKENS = 1600, 3000
 TAGGED = re.compile(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>(.*?)</\1\s*>", re.DOTALL)
 TAG = re.compile(r"</?[A-Za-z][\w-]*(?:\s[^<>]*)?/?>")
 THOUGHT = f"{MARK} Looked at the request before answering it."
-SHORT_WORD = 3  #: words of labels up to this length ("how_to") say little alone
+SHORT_WORD = 3  #: words of labels up to this length, as in "how_to", say little alone
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a Message holds apart from ids and input tokens. output_tokens include thinking_tokens."""
+    """The parts of a Message that the model makes: all but ids and input tokens.
+
+    output_tokens includes thinking_tokens.
+    """
 
     content: list[dict[str, Any]]
     stop_reason: str = "end_turn"
@@ -37,20 +41,23 @@ class Answer:
     stop_details: dict[str, Any] | None = None
     output_tokens: int = 1
     thinking_tokens: int = 0
-    server_tool_use: dict[str, int] | None = None  #: as in usage; None if no tool of the server's own was used
+    server_tool_use: dict[str, int] | None = None  #: as in usage; None: no server tool was used
 
 
 @dataclass
 class Usage:
-    """Input tokens by class."""
+    """The input tokens of a request: uncached ones, those read from the cache and those written to it."""
 
     input_tokens: int
     cache_read: int = 0
-    cache_write: dict[str, int] = field(default_factory=dict)  #: by ttl, 5m and 1h
+    cache_write: dict[str, int] = field(default_factory=dict)  #: by time to live, `5m` or `1h`
 
 
 def answer(params: dict[str, Any], model: Model, seed: str, files: FileFinder = no_files) -> Answer:
-    """The answer to valid params. seed: the params' sha256 in hex. files: those that the params may name."""
+    """Return the answer to valid params.
+
+    seed: the SHA-256 of the params in hex. files: finds the uploaded files that the params may name.
+    """
     source = _source_text(params["messages"], files)
     number = int(seed[:12], 16)
     thinking, thinking_tokens = _thinking(params, model)
@@ -73,7 +80,7 @@ def answer(params: dict[str, Any], model: Model, seed: str, files: FileFinder = 
 
 
 def _used_tool(params: dict[str, Any], forced: dict[str, Any] | None, source: str, seed: str) -> list[dict[str, Any]]:
-    """The blocks of the server tool that is used: the forced one, else the first there is, unless none may be."""
+    """Return the blocks of the use of a server tool: the forced one, otherwise the first one; empty if none is used."""
     may = (params.get("tool_choice") or {}).get("type") != "none"
     tool = forced or (server_tools.server_tool(params.get("tools") or []) if may else None)
     return server_tools.use(tool, gist(source), source, seed) if tool else []
@@ -85,24 +92,25 @@ def _cite(said: Answer, cited: dict[str, Any] | None) -> None:
 
 
 def output_schema(params: dict[str, Any]) -> dict[str, Any] | None:
-    """The schema of the structured output asked for; None for prose."""
+    """Return the schema of the structured output that the params ask for; None if they ask for free text."""
     wanted = (params.get("output_config") or {}).get("format") or params.get("output_format")
     return wanted["schema"] if wanted else None
 
 
 def with_text(made: Answer, text: str, **changes: Any) -> Answer:
-    """The same answer with another text, its tokens counted anew."""
+    """Return the answer with another text and the token count of that text. changes: further fields to replace."""
     kept = [block for block in made.content if block["type"] not in ("text", "tool_use")]
     tokens = text_tokens(text) + made.thinking_tokens
     return replace(made, content=[*kept, {"type": "text", "text": text}], output_tokens=tokens, **changes)
 
 
 def text_of(made: Answer) -> str:
+    """Return the text of an answer; empty if it has none."""
     return "".join(block["text"] for block in made.content if block["type"] == "text")
 
 
 def gist(text: str) -> str:
-    """The first sentence of the longest paragraph, without tags, in at most 160 characters."""
+    """Return the first sentence of the longest paragraph, without tags and cut to about GIST_CHARACTERS characters."""
     paragraph = max(text.split("\n\n"), key=len)
     plain = " ".join(TAG.sub(" ", paragraph[: 4 * GIST_CHARACTERS]).split())
     end = SENTENCE.search(plain)
@@ -113,7 +121,10 @@ def gist(text: str) -> str:
 
 
 def _source_text(messages: list[dict[str, Any]], files: FileFinder) -> str:
-    """The longest text of the last user turn, be it a prompt or a document; within it the longest tagged part."""
+    """Return the longest tagged part of the longest text of the last user turn, or that text if nothing is tagged.
+
+    Texts are those of the prompt and of documents.
+    """
     last = next(m for m in reversed(messages) if m["role"] == "user")
     content = last["content"]
     longest = content if isinstance(content, str) else max(_texts(content, files), key=len, default="")
@@ -158,12 +169,12 @@ def _invent(schema: dict[str, Any], source: str, number: int) -> Any:
 
     try:
         return Inventor(schema, pick, f"{MARK} {gist(source)}", number).value()
-    except (AttributeError, KeyError, TypeError):  # tool schemas are not checked as output schemas are
+    except (AttributeError, KeyError, TypeError):  # the API does not check tool schemas, so they may be malformed
         return {}
 
 
 def _fitting(values: Sequence[Any], counted: Counter[str], number: int) -> Any:
-    """The value whose words occur most; among equals, by the number."""
+    """Return the value whose words occur most often in the text; `number` chooses among equals."""
     scores = [_score(value, counted) for value in values]
     best = max(scores)
     candidates = [value for value, score in zip(values, scores, strict=True) if score == best]
@@ -183,7 +194,7 @@ def _json(value: Any) -> str:
 
 
 def _limited(text: str, params: dict[str, Any], thinking_tokens: int, tool_tokens: int) -> Answer:
-    """Cut the text at a stop sequence, then at what thinking and tools have left of max_tokens."""
+    """Return an answer with the text cut at a stop sequence, then at the max_tokens that thinking and tools left."""
     reason, sequence = "end_turn", None
     for stop in params.get("stop_sequences") or ():
         at = text.find(stop)
@@ -201,13 +212,13 @@ def _limited(text: str, params: dict[str, Any], thinking_tokens: int, tool_token
 
 
 def text_tokens(text: str) -> int:
-    """A fourth of its UTF-8 bytes, rounded up."""
+    """Return the token count of a text: a fourth of its UTF-8 bytes, rounded up."""
     size = len(text) if text.isascii() else len(text.encode())
     return -(-size // BYTES_PER_TOKEN)
 
 
 def input_tokens(params: dict[str, Any]) -> int:
-    """Of the whole prompt: system, tools, output schema and messages."""
+    """Return the token count of the whole prompt: system, tools, output schema and messages."""
     total = 7 + prompt_part_tokens(params.get("system"))
     for message in params["messages"]:
         total += 3 + prompt_part_tokens(message["content"])
@@ -218,7 +229,10 @@ def input_tokens(params: dict[str, Any]) -> int:
 
 
 def prompt_part_tokens(content: Any) -> int:
-    """Of text, or of a list of blocks; an image or a document counts a flat number, not its base64."""
+    """Return the token count of a text or a list of blocks. Each image and each document has a fixed count.
+
+    content None or of another type: 0.
+    """
     if content is None:
         return 0
     if isinstance(content, str):
@@ -242,7 +256,7 @@ def prompt_part_tokens(content: Any) -> int:
 
 
 def message(made: Answer, model: Model, usage: Usage, message_id: str, tier: str) -> dict[str, Any]:
-    """The Message as on the wire. tier: batch or standard."""
+    """Return the Message as the API sends it. tier: the service tier, `batch` or `standard`."""
     written = usage.cache_write
     counts: dict[str, Any] = {
         "input_tokens": usage.input_tokens,

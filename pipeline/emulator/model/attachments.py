@@ -1,6 +1,6 @@
-"""Whether the images and documents of a request would be taken: their sources, and as much as a first look tells.
+"""Check the images and documents of a request as the API does.
 
-An image or PDF is not decoded: its first bytes have to be those of its kind.
+Images and PDFs are not decoded; only their first bytes are checked.
 """
 
 import binascii
@@ -14,7 +14,7 @@ from pipeline.emulator.model.files import FileFinder
 ATTACHED = ("image", "document")
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 MAX_IMAGE_MB = 10
-#: the fields each type of source has, all of them text but `content`
+#: the fields of each type of source; all are text except `content`
 SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "image": {"base64": ("media_type", "data"), "file": ("file_id",), "url": ("url",)},
     "document": {
@@ -25,7 +25,7 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
         "url": ("url",),
     },
 }
-#: the media types a source may declare, or that of a stored file may be
+#: the media types that a source may declare, or that an uploaded file may have
 MEDIA_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
     ("image", "base64"): IMAGE_TYPES,
     ("image", "file"): IMAGE_TYPES,
@@ -38,10 +38,10 @@ MEDIA_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
 def attachment_problem(
     messages: list[dict[str, Any]], model: Model, vision: bool, files: FileFinder, now_us: int
 ) -> Problem | None:
-    """The first thing wrong with an image or a document; None if they are fine, or there are none.
+    """Return the first problem of an image or a document; None if there is no problem or no attachment.
 
-    messages: of the right shape, each image and document with a source. vision: whether the model takes images and
-    PDFs.
+    messages: already checked; each image and document has a source. vision: whether the model accepts images and PDFs.
+    now_us: the time by which files have expired.
     """
     for where, block in attached(messages):
         kind = block["type"]
@@ -56,7 +56,7 @@ def attachment_problem(
 
 
 def attached(messages: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, block) of each image and document, with those inside tool results and documents."""
+    """Yield (where, block) for each image and document, also for those inside tool results and documents."""
     for index, message in enumerate(messages):
         if not isinstance(message["content"], str):
             yield from _within(f"messages.{index}.content", message["content"])
@@ -129,7 +129,7 @@ def _data(where: str, kind: str, source: dict[str, Any]) -> str | None:
     except ValueError:
         return f"{where}: invalid base64 data"
     if kind == "document":
-        # the API calls such a block `pdf` here
+        # here the API's message calls the block `pdf`
         pdf = where.replace(".document.source.", ".pdf.source.")
         return None if content.startswith(b"%PDF") else f"{pdf}.data: The PDF specified was not valid."
     looks = _looks_like(content)
@@ -144,7 +144,7 @@ def _data(where: str, kind: str, source: dict[str, Any]) -> str | None:
 
 
 def _looks_like(content: bytes) -> str | None:
-    """The media type of an image by its first bytes; None if it is none that the API knows."""
+    """Return the media type of an image by its first bytes; None if the API does not know it."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if content.startswith(b"\xff\xd8\xff"):
@@ -155,7 +155,7 @@ def _looks_like(content: bytes) -> str | None:
 
 
 def _content(where: str, content: Any) -> str | None:
-    """Of a document made of blocks; its images are looked at as images."""
+    """Return the problem of a document made of blocks; None if there is none. Its images are checked elsewhere."""
     if isinstance(content, str):
         return None
     if not isinstance(content, list):
@@ -184,7 +184,7 @@ def _file(where: str, kind: str, file_id: str, files: FileFinder, now_us: int) -
 
 
 def _needs_vision(kind: str, source: dict[str, Any], files: FileFinder) -> bool:
-    """Images and PDFs do; a document of plain text any model can read."""
+    """Return whether a block needs a model with vision: images and PDFs do, documents of plain text do not."""
     if kind == "document" and source["type"] == "file":
         file = files(source["file_id"])
         return file is not None and file.mime_type != "text/plain"

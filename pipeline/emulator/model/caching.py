@@ -1,4 +1,4 @@
-"""Prompt-cache accounting: which part of a prompt would be written to the cache, and which read from it."""
+"""The emulated prompt cache: how many tokens of a prompt are read from the cache, and how many are written to it."""
 
 import hashlib
 import threading
@@ -14,25 +14,26 @@ from pipeline.emulator.model.catalogue import Model
 TTL_US = {"5m": 300 * 1_000_000, "1h": 3600 * 1_000_000}
 LOOKBACK_BLOCKS = 20
 MAX_BREAKPOINTS = 4
-#: what breaks the cache of everything after the system prompt, apart from the blocks themselves
+#: params whose change makes cached prefixes after the system prompt invalid
 MESSAGE_LEVEL = ("tool_choice", "thinking", "output_config")
 
 
 @dataclass
 class FirstWave:
-    """The requests of one batch that begin together: they find what was cached before it, not what they write.
+    """The first requests of a batch, which start together: each reads what was cached before, not what others write.
 
-    size: how many, in the order of processing.
+    size: the number of these requests, in the order of processing.
     """
 
     size: int
-    before: dict[bytes, int] = field(default_factory=dict)  #: prefixes they wrote, with the expiry found at the start
+    before: dict[bytes, int] = field(default_factory=dict)  #: prefixes that they wrote, with the expiry before
 
 
 class PromptCache:
-    """Prefixes by digest with the time they go. In memory: a restart empties it, as a lull does with the real one."""
+    """The cached prefixes, by digest, with the time at which each expires. In memory only: a restart empties it."""
 
     def __init__(self, minimum_tokens: int | None = None) -> None:
+        """minimum_tokens: the smallest prefix that is cached; None: the minimum of each model."""
         self._minimum = minimum_tokens
         self._expiry_us: dict[bytes, int] = {}
         self._lock = threading.Lock()
@@ -46,9 +47,9 @@ class PromptCache:
         wave: FirstWave | None = None,
         rank: int = 0,
     ) -> Usage:
-        """Account for one request with cache_control somewhere in it; call `plain_usage` for the others.
+        """Return the usage of a request with cache_control, and update the cache. For others use `plain_usage`.
 
-        wave: of the batch the request belongs to; None outside batches. rank: its turn in that batch, from 0.
+        wave: the first wave of its batch; None outside batches. rank: its place in the order of processing, from 0.
         """
         before = wave.before if wave is not None and rank < wave.size else None
         blocks = list(_prefixes(params, model, workspace))
@@ -72,9 +73,9 @@ class PromptCache:
         return Usage(max(input_tokens(params) - reached, 0), read, written)
 
     def _hit(self, blocks: list[tuple[bytes, int, str | None]], at: int, now_us: int, before: dict[bytes, int]) -> int:
-        """Tokens of the longest cached prefix that ends at this breakpoint or up to 20 blocks before it.
+        """Return the tokens of the longest cached prefix that ends at a breakpoint or up to LOOKBACK_BLOCKS before it.
 
-        before: expiries that count instead of the cache's own.
+        at: the breakpoint's block. before: expiries that replace those of the cache. 0: no prefix is cached.
         """
         for digest, tokens, _ in reversed(blocks[max(at - LOOKBACK_BLOCKS, 0) : at + 1]):
             if before.get(digest, self._expiry_us.get(digest, 0)) > now_us:
@@ -83,11 +84,12 @@ class PromptCache:
 
 
 def plain_usage(params: dict[str, Any]) -> Usage:
+    """Return the usage of a request without cache_control."""
     return Usage(input_tokens(params))
 
 
 def breakpoint_problem(params: dict[str, Any]) -> str | None:
-    """What is wrong with the request's cache_control, if anything."""
+    """Return what is wrong with the cache_control of a request, in the API's words; None if nothing is."""
     found = [c for _, _, c in _blocks(params) if c is not None]
     if len(found) > MAX_BREAKPOINTS:
         return f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(found)}."
@@ -103,7 +105,7 @@ def breakpoint_problem(params: dict[str, Any]) -> str | None:
 
 
 def _blocks(params: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(where, block, its cache_control) in the order of the prompt: tools, system, messages."""
+    """Yield (where, block, its cache_control) in the order of the prompt: tools, system, messages."""
     flat: list[tuple[str, Any]] = [("tools", tool) for tool in params.get("tools") or ()]
     system = params.get("system")
     flat += [("system", b) for b in ([{"type": "text", "text": system}] if isinstance(system, str) else system or ())]
@@ -114,12 +116,12 @@ def _blocks(params: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for index, (where, block) in enumerate(flat):
         control = block.get("cache_control")
         if control is None and index == len(flat) - 1:
-            control = params.get("cache_control")  # automatic caching: at the end of the prompt
+            control = params.get("cache_control")  # automatic caching sets a breakpoint at the end of the prompt
         yield where, block, control
 
 
 def _prefixes(params: dict[str, Any], model: Model, workspace: str) -> Iterator[tuple[bytes, int, str | None]]:
-    """(digest of all up to here, tokens up to here, ttl if there is a breakpoint) for each block."""
+    """Yield (digest, tokens, ttl) of the prompt up to and with each block. ttl None: the block is no breakpoint."""
     digest = hashlib.sha256(f"{workspace} {model.id}".encode())
     tokens, in_messages = 0, False
     for where, block, control in _blocks(params):

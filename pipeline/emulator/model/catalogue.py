@@ -1,4 +1,4 @@
-"""The catalogue: which models there are, and what each can do."""
+"""The catalogue of emulated models and their capabilities."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LIMIT_300K_BETA = "output-300k-2026-03-24"
 
 @dataclass(frozen=True)
 class Model:
-    """One model. generation: (4, 6) for 4.6; context, max_tokens: in tokens; dates as on the wire."""
+    """One model. generation: (4, 6) for 4.6. context, max_tokens: in tokens. Dates are as the API sends them."""
 
     id: str
     line: str
@@ -24,7 +24,7 @@ class Model:
     deprecated_at: str | None = None
     retires_at: str | None = None
     cache_minimum: int = 1024
-    extended_output: bool = False  #: may answer with 300,000 tokens under a beta
+    extended_output: bool = False  #: allows 300,000 tokens of output with a beta header
     thinks_by_default: bool = False
     thinking_types: frozenset[str] = frozenset({"adaptive", "disabled"})
     forced_tool_choice: bool = True
@@ -36,6 +36,7 @@ class Model:
 
     @property
     def efforts(self) -> frozenset[str]:
+        """Return the values of output_config.effort that the model accepts; empty if it has no such parameter."""
         if self.generation >= (4, 7):
             return frozenset(EFFORTS)
         if self.generation == (4, 6):
@@ -43,9 +44,11 @@ class Model:
         return frozenset({"low", "medium", "high"}) if self.id.startswith("claude-opus-4-5") else frozenset()
 
     def named_in(self, names: Collection[str]) -> bool:
+        """Return whether the names hold the model's id or alias."""
         return self.id in names or self.alias in names
 
     def output_limit(self, betas: frozenset[str]) -> int:
+        """Return the largest max_tokens. betas: the beta headers of the call."""
         return 300_000 if self.extended_output and LIMIT_300K_BETA in betas else self.max_tokens
 
 
@@ -196,6 +199,6 @@ BY_NAME = {m.id: m for m in CATALOGUE} | {m.alias: m for m in CATALOGUE if m.ali
 
 
 def find_model(name: object) -> Model | None:
-    """The model of that id or alias; None if there is none, or it is retired."""
+    """Return the model with this id or alias; None if there is none or it is retired."""
     model = BY_NAME.get(name) if isinstance(name, str) else None
     return None if model is None or model.lifecycle == "retired" else model

@@ -1,4 +1,4 @@
-"""What the documents of a request say, and a citation of them."""
+"""Read the text of a request's documents and invent a citation of one of them."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pipeline.emulator.model.wording import GIST_CHARACTERS, MARK, SENTENCE
 
 
 def document_text(block: dict[str, Any], files: FileFinder) -> str | None:
-    """The plain text of a document; None for a PDF and for what would have to be fetched."""
+    """Return the plain text of a document; None for a PDF, or for a URL, which the emulator does not fetch."""
     source = block["source"]
     match source.get("type"):
         case "text":
@@ -23,9 +23,9 @@ def document_text(block: dict[str, Any], files: FileFinder) -> str | None:
 
 
 def citation(messages: list[dict[str, Any]], files: FileFinder) -> dict[str, Any] | None:
-    """Of the first document that may be cited; None if none may, or it says nothing.
+    """Return a citation of the first document with citations enabled; None if there is none or it has no text.
 
-    It is counted among all documents of the request, and cited by its first sentence, block or page.
+    The citation names the first sentence, block or page. Its document_index counts all documents of the request.
     """
     documents = [
         block
@@ -82,7 +82,7 @@ def _first_block(content: Any) -> tuple[int, str]:
 
 
 def _first_sentence(text: str) -> tuple[int, int]:
-    """Where it begins and ends, in characters; cut where a gist would be."""
+    """Return the start and end of the first sentence, in characters; a long sentence ends at GIST_CHARACTERS."""
     start = len(text) - len(text.lstrip())
     stop = SENTENCE.search(text, start)
     end = stop.start() + 1 if stop else len(text.rstrip())

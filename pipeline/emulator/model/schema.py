@@ -1,4 +1,4 @@
-"""JSON schemas as structured outputs take them: what is refused, and an invented value that obeys one."""
+"""Check JSON schemas as the API does for structured outputs, and invent values that follow a schema."""
 
 import re
 from collections.abc import Callable
@@ -31,7 +31,7 @@ FORMATS = {
 
 
 def schema_problem(schema: object) -> str | None:
-    """What the API would refuse in this schema, as it says it after the field's name; None if nothing."""
+    """Return the API's message about a schema that it refuses, without the name of the field; None if it accepts it."""
     if not isinstance(schema, dict):
         return "Input should be a valid dictionary"
     return _problem_of(orjson.dumps(schema))
@@ -43,7 +43,7 @@ def _problem_of(encoded: bytes) -> str | None:
     counts = {"optional": 0, "unions": 0}
     try:
         problem = _walk(schema, schema, (), counts)
-    except (AttributeError, TypeError):  # a keyword's value of the wrong kind: `properties` as a list, say
+    except (AttributeError, TypeError):  # a keyword has a value of the wrong type, such as a list as `properties`
         return "Invalid JSON schema"
     if problem is None and (counts["optional"] > MAX_OPTIONAL or counts["unions"] > MAX_UNIONS):
         return "Schema is too complex for compilation."
@@ -91,7 +91,7 @@ def _own_problem(node: dict[str, Any]) -> str | None:
 
 
 def resolve(ref: str, root: dict[str, Any]) -> Any:
-    """The subschema a local `#/...` pointer names; None if there is none."""
+    """Return the subschema that a local `#/...` pointer names; None if there is none."""
     node: Any = root
     for part in ref.removeprefix("#").strip("/").split("/") if ref != "#" else []:
         node = node.get(part) if isinstance(node, dict) else None
@@ -99,9 +99,10 @@ def resolve(ref: str, root: dict[str, Any]) -> Any:
 
 
 class Inventor:
-    """Invents the value of a schema: the same one for the same seed and text.
+    """Invent a value that follows a schema. Equal arguments give equal values.
 
-    pick: chooses among enum values; takes the values and a path. gist: the text for free strings.
+    root: the schema. pick: returns one of the enum values at a path. gist: the text of free strings. number: chooses
+    everything else.
     """
 
     def __init__(self, root: dict[str, Any], pick: Callable[[list[Any], str], Any], gist: str, number: int) -> None:
@@ -166,7 +167,7 @@ def _merged(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _within(node: dict[str, Any], number: int) -> int:
-    """Tool schemas may bound numbers, output schemas may not."""
+    """Return a number within the bounds of the schema. Only tool schemas may have bounds."""
     low, high = node.get("minimum"), node.get("maximum")
     if low is not None and number < low:
         return int(low)

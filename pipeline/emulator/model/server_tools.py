@@ -1,4 +1,4 @@
-"""The tools that run on the API's side: web search, web fetch, code execution. Their results are made up."""
+"""The server tools, which run at the API: web search, web fetch and code execution, with invented results."""
 
 import base64
 import re
@@ -12,12 +12,12 @@ from pipeline.emulator.model.wording import MARK
 URL = re.compile(r"https?://[^\s<>\"']+")
 PAGE = "https://example.com/emulated"
 DIRECT = {"type": "direct"}
-#: this version runs shell commands, those before and after it Python
+#: this version runs shell commands; earlier and later ones run Python
 SHELL_VERSION = "code_execution_20250825"
 
 
 def server_tool(tools: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first tool of the server's own that can be emulated."""
+    """Return the first server tool that can be emulated; None if there is none."""
     return next((tool for tool in tools if is_server_tool(tool)), None)
 
 
@@ -26,7 +26,10 @@ def is_server_tool(tool: dict[str, Any]) -> bool:
 
 
 def use(tool: dict[str, Any], gist: str, source: str, seed: str) -> list[dict[str, Any]]:
-    """The call of a server tool and its result, as content blocks. gist, source: what the request is about."""
+    """Return the content blocks of a server tool's call and its result.
+
+    gist: one sentence about the request. source: its text. seed: the SHA-256 of the params in hex, for the ids.
+    """
     kind: str = tool["type"]
     call_id = derived_id("srvtoolu", seed)
     call = {"type": "server_tool_use", "id": call_id}
@@ -79,11 +82,11 @@ def _fetched(url: str) -> dict[str, Any]:
 
 
 def requests_of(content: list[dict[str, Any]]) -> dict[str, int]:
-    """usage.server_tool_use for these blocks."""
+    """Return usage.server_tool_use for these blocks."""
     names = [block["name"] for block in content if block["type"] == "server_tool_use"]
     return {"web_search_requests": names.count("web_search"), "web_fetch_requests": names.count("web_fetch")}
 
 
 def size_of(blocks: list[dict[str, Any]]) -> int:
-    """Bytes that the model itself wrote of these blocks: what it called the tool with."""
+    """Return how many bytes of these blocks the model wrote: the inputs of the tool calls."""
     return sum(len(orjson.dumps(block["input"])) for block in blocks if block["type"] == "server_tool_use")

@@ -1,4 +1,4 @@
-"""Whether the params of one request would be taken: the checks the API makes when it comes to work on it."""
+"""Check the params of one request as the API does when it processes the request."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,19 +73,23 @@ MAX_BREAKPOINTS = 4
 
 @dataclass(frozen=True)
 class Context:
-    """What a request is judged by apart from its params."""
+    """What decides about a request apart from its params.
+
+    version: the anthropic-version header. betas: the anthropic-beta header. in_batch: whether it is part of a batch.
+    files: finds uploaded files.
+    """
 
     version: str
     betas: frozenset[str] = frozenset()
     in_batch: bool = True
     files: FileFinder = no_files
-    now_us: int = 0  #: by which files have expired
-    without_vision: frozenset[str] = frozenset()  #: models, by id or alias
-    without_batch: frozenset[str] = frozenset()  #: models, by id or alias
+    now_us: int = 0  #: the time at which files have expired or not
+    without_vision: frozenset[str] = frozenset()  #: models that refuse images and PDFs, by id or alias
+    without_batch: frozenset[str] = frozenset()  #: models that fail in batches, by id or alias
 
 
 def unbatchable(params: dict[str, Any]) -> str | None:
-    """What no batch takes, as a message; None if there is nothing of the kind."""
+    """Return the API's message about params that are not allowed in a batch; None if all are allowed."""
     if params.get("stream"):
         return "stream: Streaming is not supported in the Message Batches API"
     if params.get("speed") is not None:
@@ -97,9 +101,9 @@ def unbatchable(params: dict[str, Any]) -> str | None:
 
 
 def problem(params: dict[str, Any], context: Context, input_tokens: Callable[[], int]) -> Problem | None:
-    """The first thing wrong with the params of a Messages call; None if they are fine.
+    """Return the first problem of the params of a Messages call; None if there is none.
 
-    input_tokens: called only when all else is fine, to see whether the prompt fits the model's context.
+    input_tokens: returns the size of the prompt; called only if there is no other problem, to check the context window.
     """
     if message := _shape(params, context):
         return Problem(message)
@@ -121,17 +125,17 @@ def problem(params: dict[str, Any], context: Context, input_tokens: Callable[[],
 
 
 def count_tokens_problem(params: dict[str, Any], context: Context) -> Problem | None:
-    """As `problem`, for a token count: max_tokens is neither needed nor known there."""
+    """Return the first problem of the params of a count_tokens call, which must not hold max_tokens; None if none."""
     if "max_tokens" in params:
         return Problem("max_tokens: Extra inputs are not permitted")
     model = find_model(params.get("model"))
     limit = model.max_tokens if model else 1
-    # the highest max_tokens satisfies every rule that compares something with it
+    # the highest max_tokens passes every check that compares something with it
     return problem({**params, "max_tokens": limit}, context, lambda: 0)
 
 
 def _shape(params: dict[str, Any], context: Context) -> str | None:
-    """Required and unknown fields, and the types of the plain ones."""
+    """Return what is wrong with the fields' names, max_tokens, model or the structure of messages; None if nothing."""
     for name in REQUIRED:
         if name not in params:
             return f"{name}: Field required"
@@ -211,7 +215,7 @@ def _block(where: str, block: Any) -> str | None:
 
 
 def _checks(params: dict[str, Any], context: Context, model: Model) -> Iterator[str | None]:
-    """The rules that depend on the model; each yields what is wrong, or None."""
+    """Yield the result of each check that depends on the model: what is wrong, or None."""
     limit = model.output_limit(context.betas)
     if params["max_tokens"] > limit:
         yield (
@@ -345,7 +349,7 @@ def _tool(where: str, tool: Any) -> str | None:
     if not isinstance(tool, dict):
         return f"{where}: Input should be a valid dictionary or object to extract fields from"
     if tool.get("type") not in (None, "custom"):
-        return None  # a tool of the server's own; it has no schema to check
+        return None  # a server tool, which has no schema to check
     for name in ("name", "input_schema"):
         if name not in tool:
             return f"{where}.custom.{name}: Field required"

@@ -1,4 +1,4 @@
-"""How what is made up looks: marked, and short."""
+"""The mark and the length of invented texts."""
 
 import re
 

@@ -1,1 +1,1 @@
-"""What each call does: one module for each resource of the API, and the work on batches that follows a create."""
+"""The operations of the API, one module for each resource, and the processing of batches."""

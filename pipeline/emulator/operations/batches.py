@@ -1,4 +1,4 @@
-"""The operations of the batches resource."""
+"""The operations of the Message Batches resource."""
 
 import gzip
 import os
@@ -24,7 +24,7 @@ LISTING_FAULTS = frozenset({"lag", "disorder"})
 
 
 def create(core: Core, call: Call) -> Reply:
-    """Check the envelope, store the requests durably, then say so. All of a body is accepted, or nothing."""
+    """Create a batch: check the body, store its requests durably, then answer. All requests are accepted, or none."""
     body = _plain_body(core, call)
     batch_id = random_id("msgbatch")
     try:
@@ -47,7 +47,7 @@ def create(core: Core, call: Call) -> Reply:
 
 
 def _plain_body(core: Core, call: Call) -> Path:
-    """The body as a file, unpacked, within the size limit."""
+    """Return the file of the decoded body. Raises ApiError if it is too large or its encoding is not supported."""
     assert isinstance(call.body, Path)
     coding = call.headers.get("content-encoding", "identity").lower()
     body = call.body
@@ -63,17 +63,19 @@ def _plain_body(core: Core, call: Call) -> Path:
 
 
 def unsupported_encoding() -> ApiError:
+    """Return the error for a Content-Encoding that the API does not accept."""
     details = {"error_code": "request_body_encoding_unsupported"}
     return ApiError(400, "The request's `Content-Encoding` is not supported.", details=details)
 
 
 def invalid_encoding() -> ApiError:
+    """Return the error for a body that does not match its Content-Encoding."""
     details = {"error_code": "request_body_encoding_invalid"}
     return ApiError(400, "The request body is not valid for its `Content-Encoding`.", details=details)
 
 
 def _unpacked(path: Path, limit: int) -> Path:
-    """Beside the packed one, at most one chunk longer than the limit."""
+    """Decompress a body into a file next to it and return that file. It ends at most one chunk after the limit."""
     target = path.with_suffix(".plain")
     try:
         with gzip.open(path) as packed, target.open("wb") as plain:
@@ -85,7 +87,7 @@ def _unpacked(path: Path, limit: int) -> Path:
 
 
 def _store_requests(core: Core, batch_id: str, body: Path) -> int:
-    """Write the batch's folder from a body; returns the number of requests. Raises ApiError on a wrong envelope."""
+    """Write the batch's folder from a body and return the number of requests. Raises ApiError if the body is wrong."""
 
     def check(index: int, params: dict[str, Any]) -> None:
         refused = core.settings.refuse_unbatchable_at_create and unbatchable(params)
@@ -121,7 +123,7 @@ def retrieve(core: Core, call: Call, batch_id: str) -> Reply:
 
 
 def list_batches(core: Core, call: Call) -> Reply:
-    """Newest first; before_id goes back towards newer ones, as far as limit."""
+    """List batches, newest first. before_id: list the `limit` batches that are just newer than this one."""
     listed = _listed(core, call)
     limit = page_limit(call)
     ids = [batch.id for batch in listed]
@@ -144,26 +146,29 @@ def _listed(core: Core, call: Call) -> list[Batch]:
 
 
 def _shown(core: Core, call: Call, faults: list[Fault]) -> list[Batch]:
-    """The batches that a listing with these faults shows, in its order."""
+    """Return the batches that a listing with these faults shows, in the order in which it shows them."""
     lag = max((fault.seconds or 0 for fault in faults if fault.do == "lag"), default=0)
     listed = core.store.listed(call.workspace, core.clock.now_us() - round(lag * 1e6))
     match next((fault.order for fault in faults if fault.do == "disorder"), None):
         case "oldest_first":
             return listed[::-1]
-        case "shuffled":  # by the ids alone, so that a batch which comes in meanwhile moves none of the others
+        case "shuffled":  # sorted by ids alone, so that a new batch does not move the others
             return sorted(listed, key=lambda batch: zlib.crc32(batch.id.encode()))
         case _:
             return listed
 
 
 def _facts(call: Call, batch_id: str | None = None) -> CallFacts:
-    """Of a call about a batch, or about many of them; `match` looks into the batch's path too."""
+    """Return the facts of a call for fault rules. batch_id None: the call is about many batches.
+
+    `match` is searched in the path of the call and in the path of the batch.
+    """
     path = call.path if batch_id is None else f"{call.path} /v1/messages/batches/{batch_id}"
     return CallFacts(batch_id, 1, path.__contains__)
 
 
 def list_page(core: Core, call: Call) -> int:
-    """Which page of a listing this call asks for, from 1."""
+    """Return which page of a listing this call asks for, from 1."""
     after = call.query.get("after_id")
     faults = core.faults.would_fire("list", LISTING_FAULTS, _facts(call)) if after else []
     ids = [batch.id for batch in _shown(core, call, faults)] if after else []
@@ -182,7 +187,9 @@ def _index(ids: list[str], wanted: str, field: str) -> int:
 def cancel(core: Core, call: Call, batch_id: str) -> Reply:
     batch = _visible(core, call, batch_id)
     if batch.status != "ended":
-        core.faults.hold("cancel", "never_ends", _facts(call, batch_id))  # first: the worker does not wait for us
+        core.faults.hold(
+            "cancel", "never_ends", _facts(call, batch_id)
+        )  # before the move, because the worker may end the batch at any time
     moved = core.store.mark_canceling(batch_id, core.clock.now_us())
     if not moved and core.store.get(batch_id).status == "ended" and core.settings.cancel_ended_status != 200:
         text = f"Batch {batch_id} cannot be canceled because it has already ended."
@@ -217,7 +224,7 @@ def results(core: Core, call: Call, batch_id: str) -> Reply:
 
 
 def _visible(core: Core, call: Call, batch_id: str) -> Batch:
-    """The batch, if this workspace has it and it was not deleted."""
+    """Return a batch. Raises ApiError 404 if this workspace does not have it or it was deleted."""
     call.batch_id = batch_id
     try:
         batch = core.store.get(batch_id)
@@ -229,7 +236,7 @@ def _visible(core: Core, call: Call, batch_id: str) -> Batch:
 
 
 def message_batch(batch: Batch, call: Call, core: Core) -> dict[str, Any]:
-    """MessageBatch as on the wire; results_url from the address the client dialled."""
+    """Return a MessageBatch as the API sends it. results_url has the address that the client called."""
     ended = batch.status == "ended"
     url = None
     if ended and batch.archived_us is None:
@@ -249,7 +256,7 @@ def message_batch(batch: Batch, call: Call, core: Core) -> dict[str, Any]:
 
 
 def as_created(batch: Batch) -> Batch:
-    """The batch as the answer to its create shows it, whatever became of it."""
+    """Return the batch as it was right after its creation."""
     return replace(
         batch,
         status="in_progress",
@@ -285,7 +292,7 @@ def _results_origin(batch: Batch, call: Call, core: Core) -> str:
 
 
 def _shape_fault(do: str, batch: Batch, call: Call, core: Core) -> Fault | None:
-    """The first rule of this kind that fires for one batch of an answer."""
+    """Return the first rule with this `do` that fires for one batch of an answer; None if none fires."""
     if core.faults.empty:
         return None
     return core.faults.first_for_call(call.operation, frozenset({do}), _facts(call, batch.id))

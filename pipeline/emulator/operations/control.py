@@ -1,4 +1,4 @@
-"""The control surface under /_emulator/: faults, clock, log, accepted, audit. Needs no key and is not logged."""
+"""The control calls under /_emulator/: faults, clock, log, accepted, audit. They need no key and are not logged."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ LINES_PER_CHUNK = 500
 
 
 def control(core: Core, call: Call) -> Reply:
-    """Raises ApiError 404 for a path there is not, 400 for a body that says nothing sensible."""
+    """Answer a control call. Raises ApiError 404 if the path is unknown, 400 if the body is wrong."""
     match call.method, call.path.removeprefix("/_emulator/"):
         case "GET", "faults":
             rules = [rule.model_dump(exclude_defaults=True) for rule in core.faults.rules()]
@@ -49,7 +49,7 @@ def _json(call: Call) -> Any:
 
 
 def _add_faults(core: Core, body: Any) -> None:
-    """One rule, a list of rules, or {"faults": [...]}; all of them or none."""
+    """Add one rule, a list of rules, or {"faults": [...]}. If one rule is wrong, none is added."""
     if isinstance(body, dict):
         body = body.get("faults", [body])
     try:

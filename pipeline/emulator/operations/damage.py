@@ -1,4 +1,4 @@
-"""What a damaged result line looks like: cut, not JSON, or JSON that is not what the API says it is."""
+"""Damage result lines: cut them, make them invalid JSON, or valid JSON of a wrong form."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ NO_TEXT = b"\x00\xff\xfe\x80"  #: neither UTF-8 nor allowed in JSON
 
 
 def damaged(line: bytes, damage: Damage) -> bytes:
-    """The line with this damage; unchanged if the damage is to a message and the line holds none that succeeded."""
+    """Return the line with this damage; unchanged if the damage needs a succeeded result and the line has none."""
     half = len(line) // 2
     if damage == "cut":
         return line[:half]
@@ -35,18 +35,21 @@ def _with_usage_text(told: dict[str, Any]) -> bytes:
 
 
 def _with_huge_number(told: dict[str, Any]) -> bytes:
-    told["result"]["message"]["usage"]["output_tokens"] = "@huge@"  # no float holds it
+    told["result"]["message"]["usage"]["output_tokens"] = "@huge@"  # replaced by a number too large for a float
     return orjson.dumps(told).replace(b'"output_tokens":"@huge@"', b'"output_tokens":1e400')
 
 
 def _with_surrogate(told: dict[str, Any]) -> bytes | None:
-    """A lone surrogate before the first space of the first text, where JSON as text stays JSON; None without a text."""
+    """Return the line with a lone surrogate before the first space of the first text; None if there is no text.
+
+    Before a space, because text that is itself JSON then stays valid JSON.
+    """
     block = next((block for block in told["result"]["message"]["content"] if block["type"] == "text"), None)
     if block is None:
         return None
     before, space, after = block["text"].partition(" ")
     block["text"] = f"{before}\ud800{space}{after}"
-    return json.dumps(told, separators=(",", ":")).encode()  # orjson writes no lone surrogates
+    return json.dumps(told, separators=(",", ":")).encode()  # orjson refuses lone surrogates
 
 
 TO_MESSAGES: dict[str, Callable[[dict[str, Any]], bytes | None]] = {

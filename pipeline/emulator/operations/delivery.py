@@ -1,4 +1,4 @@
-"""Streams the results of a batch from its file, with the faults asked for on the way."""
+"""Stream the results of a batch from its file and apply faults to them."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -16,7 +16,7 @@ CHUNK_BYTES = 1 << 18
 
 
 class Download(Iterator[bytes]):
-    """Chunks of a file, which is closed at their end, or by close() when nobody reads them."""
+    """The chunks of a file. The file is closed after the last chunk, or by close() if the chunks are not all read."""
 
     def __init__(self, file: BinaryIO, chunks: Iterator[bytes]) -> None:
         self._file, self._chunks = file, chunks
@@ -33,7 +33,10 @@ class Download(Iterator[bytes]):
 
 
 def deliver(path: Path, faults: list[Fault]) -> Iterator[bytes]:
-    """The file in chunks; opened at once, so that a delete does not take it away from a running download."""
+    """Return the chunks of a results file with these faults applied.
+
+    The file is opened at once, so that a delete does not stop a running download.
+    """
     file = path.open("rb")
     return Download(file, _faulty(file, faults) if faults else iter(lambda: file.read(CHUNK_BYTES), b""))
 
@@ -63,27 +66,27 @@ def _touched(lines: Iterable[bytes], faults: list[Fault]) -> Iterator[bytes]:
                 yield orjson.dumps({"custom_id": f"unknown-{number}", "result": {"type": "canceled"}})
     for position, line in enumerate(lines):
         chosen = [fault for fault in faults if line_chosen(fault, line, position)]
-        dos = {fault.do for fault in chosen}
-        if "missing_lines" in dos:
+        actions = {fault.do for fault in chosen}
+        if "missing_lines" in actions:
             continue
         damage = next((fault.damage for fault in chosen if fault.damage is not None), None)
         shown = line if damage is None else damaged(line, damage)
         yield shown
-        if "duplicate_lines" in dos:
+        if "duplicate_lines" in actions:
             yield shown
-        if "conflicting_lines" in dos:
+        if "conflicting_lines" in actions:
             yield _contradiction(line)
 
 
 def _contradiction(line: bytes) -> bytes:
-    """A second line of the same custom_id that says otherwise."""
+    """Return a line with the same custom_id and another result."""
     told = orjson.loads(line)
     kind = "expired" if told["result"]["type"] != "expired" else "canceled"
     return orjson.dumps({"custom_id": told["custom_id"], "result": {"type": kind}})
 
 
 def _kept(lines: Iterator[bytes], total: int, cut: Fault) -> Iterator[bytes]:
-    yield from islice(lines, min(int(total * cut.keep), total - 1))  # truncation that loses nothing is none
+    yield from islice(lines, min(int(total * cut.keep), total - 1))  # at least one line is lost
     if cut.cut_at == "mid_line":
         following = next(lines, b"")
         yield following[: len(following) // 2]

@@ -1,4 +1,4 @@
-"""The operations of the files resource: what is uploaded once can be named by its id in many requests."""
+"""The operations of the Files resource."""
 
 import mimetypes
 import re
@@ -22,7 +22,7 @@ CURSOR = re.compile(r"page_(\d{1,18})")
 
 
 def create(core: Core, call: Call) -> Reply:
-    """Store an upload durably, then say so."""
+    """Store an uploaded file durably, then answer."""
     assert isinstance(call.body, Path)
     form = read_form(call.headers.get("content-type", ""), call.body)
     if "file" not in form:
@@ -49,7 +49,7 @@ def create(core: Core, call: Call) -> Reply:
 
 
 def _filename(part: Part, media_type: str) -> str:
-    """The last component of the part's name; `unnamed` with an ending for the media type if it has none."""
+    """Return the last component of the uploaded name; without a name, `unnamed` with the media type's extension."""
     name = re.split(r"[/\\]", part.filename or "")[-1]
     if len(name) > MAX_NAME:
         raise ApiError(400, f"filename: String should have at most {MAX_NAME} characters")
@@ -57,7 +57,7 @@ def _filename(part: Part, media_type: str) -> str:
 
 
 def _lifetime(part: Part | None) -> int | None:
-    """expires_in_seconds of the form; None: the file does not expire."""
+    """Return expires_in_seconds of the form; None: the file does not expire."""
     if part is None:
         return None
     try:
@@ -72,7 +72,7 @@ def _lifetime(part: Part | None) -> int | None:
 
 
 def list_files(core: Core, call: Call) -> Reply:
-    """Newest first, a page at a time; or those named by `ids`, all on one page."""
+    """List files, newest first and in pages; or the files named by `ids`, all on one page."""
     ids = call.query.get("ids[]") or call.query.get("ids")
     page = call.query.get("page")
     if ids is not None:
@@ -87,7 +87,7 @@ def list_files(core: Core, call: Call) -> Reply:
 
 
 def _named(core: Core, call: Call, ids: list[str]) -> list[StoredFile]:
-    """Those of the ids that there are; the others are left out in silence, as the API does."""
+    """Return the files with these ids. Unknown ids are ignored, as the API does."""
     if len(ids) > MAX_IDS:
         raise ApiError(400, f"ids: List should have at most {MAX_IDS} items after validation")
     found = [file for file_id in ids if (file := core.files.get(call.workspace, file_id)) is not None]
@@ -106,7 +106,7 @@ def _page(core: Core, found: list[StoredFile], next_page: str | None) -> Reply:
 
 
 def retrieve(core: Core, call: Call, file_id: str) -> Reply:
-    """The metadata, of an expired file too: only what is in it is gone."""
+    """Return the metadata of a file. An expired file still has its metadata, only its content is gone."""
     return json_reply(file_metadata(_visible(core, call, file_id), core))
 
 
@@ -117,7 +117,7 @@ def delete(core: Core, call: Call, file_id: str) -> Reply:
 
 
 def content(core: Core, call: Call, file_id: str) -> Reply:
-    """The bytes. Uploads cannot be downloaded, unless the settings say so."""
+    """Return the content of a file. Uploaded files cannot be downloaded unless settings.files_downloadable is set."""
     file = _visible(core, call, file_id)
     if file.expired(core.clock.now_us()):
         raise ApiError(404, f"File has expired: {file_id}", details={"error_code": "file_expired"})
@@ -129,7 +129,7 @@ def content(core: Core, call: Call, file_id: str) -> Reply:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """Opened at once, so that a delete does not take it away from a running download."""
+    """Return the chunks of a file. It is opened at once, so that a delete does not stop a running download."""
     file = path.open("rb")
 
     def chunks() -> Iterator[bytes]:
@@ -147,7 +147,7 @@ def _visible(core: Core, call: Call, file_id: str) -> StoredFile:
 
 
 def file_metadata(file: StoredFile, core: Core) -> dict[str, Any]:
-    """FileMetadata as on the wire."""
+    """Return FileMetadata as the API sends it."""
     return {
         "id": file.id,
         "type": "file",

@@ -1,6 +1,7 @@
-"""Reads the body of a create request by request, checking only what the API checks at once: the envelope.
+"""Read the body of a create call request by request, with the checks that the API makes before it accepts a batch.
 
-A body of 100,000 requests is parsed in a window of a few MB, so neither memory nor the interpreter is held for long.
+A body of 100,000 requests is parsed in a window of a few MB, so that it needs little memory and does not hold the
+interpreter for long.
 """
 
 import codecs
@@ -29,7 +30,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 class _Reader:
-    """A window on a JSON text: `value()` decodes the value that begins here, however long it is."""
+    """A window on the JSON text of a file. `value()` decodes the next value, however long it is."""
 
     def __init__(self, path: Path) -> None:
         self._chunks = self._decoded(path)
@@ -38,7 +39,7 @@ class _Reader:
         self._decode = json.JSONDecoder(parse_constant=_no_constant).raw_decode
 
     def close(self) -> None:
-        self._chunks.close()  # type: ignore[attr-defined]  # it is a generator, which closes its file
+        self._chunks.close()  # type: ignore[attr-defined]  # closing the generator closes its file
 
     @staticmethod
     def _decoded(path: Path) -> Iterator[str]:
@@ -62,7 +63,7 @@ class _Reader:
         self._at = 0
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """Return the next character that is not a space, without stepping over it; empty at the end."""
         while True:
             match = SPACE.match(self._text, self._at)
             assert match
@@ -72,7 +73,7 @@ class _Reader:
             self._more()
 
     def take(self, expected: str) -> bool:
-        """Step over `expected` if it comes next."""
+        """Step over `expected` if it comes next; return whether it did."""
         if self.peek() != expected:
             return False
         self._at += 1
@@ -83,13 +84,13 @@ class _Reader:
             _not_json(f"expected {expected!r}")
 
     def value(self) -> Any:
-        """The next value. Raises ApiError if it is not JSON."""
+        """Decode the next value and step over it. Raises ApiError if it is not JSON."""
         self.peek()
         chunks = 1
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                # a number at the very end of the window may go on in the next one
+                # a number at the end of the window may continue in the next one
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value
@@ -99,13 +100,13 @@ class _Reader:
                 if self._ended:
                     _not_json(str(exc).split(":", maxsplit=1)[0])
             self._more(chunks)
-            chunks *= 2  # so that one long value is not scanned again for each window
+            chunks *= 2  # so that a long value is not scanned again for each new chunk
 
 
 def read_requests(path: Path, check: Callable[[int, dict[str, Any]], None]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (custom_id, params) in order. check: called with index and params, may raise ApiError.
+    """Yield (custom_id, params) of each request, in order. check: called with index and params; may raise ApiError.
 
-    Raises ApiError 400 at the first thing wrong with the envelope: nothing may be accepted then.
+    Raises ApiError 400 at the first error of the body; the caller must then accept none of the requests.
     """
     reader = _Reader(path)
     try:
@@ -116,7 +117,7 @@ def read_requests(path: Path, check: Callable[[int, dict[str, Any]], None]) -> I
 
 def _envelope(reader: _Reader, check: Callable[[int, dict[str, Any]], None]) -> Iterator[tuple[str, dict[str, Any]]]:
     if reader.peek() != "{":
-        reader.value()  # says what is wrong if it is no JSON at all
+        reader.value()  # raises if it is not JSON at all
         raise ApiError(400, "Input should be a valid dictionary or object to extract fields from")
     reader.need("{")
     seen = False
@@ -129,7 +130,7 @@ def _envelope(reader: _Reader, check: Callable[[int, dict[str, Any]], None]) -> 
         if key != "requests":
             raise ApiError(400, f"{key}: Extra inputs are not permitted")
         if seen:
-            _not_json("requests is there twice")
+            _not_json("the key requests occurs twice")
         seen = True
         yield from _list(reader, check)
         more = reader.take(",")
@@ -191,7 +192,7 @@ def _check_custom_id(where: str, custom_id: Any) -> None:
 
 
 def encoded(value: object) -> bytes:
-    """As compact JSON. Raises ApiError for what Python's parser takes but UTF-8 JSON cannot hold (lone surrogates)."""
+    """Return the value as compact JSON. Raises ApiError for lone surrogates, which UTF-8 cannot hold."""
     try:
         return orjson.dumps(value)
     except TypeError as exc:

@@ -1,4 +1,4 @@
-"""The operations of the messages resource outside batches: create, plain or streamed, and count_tokens."""
+"""The operations of the Messages resource: create, with or without streaming, and count_tokens."""
 
 import gzip
 import zlib
@@ -22,7 +22,7 @@ DELTA_CHARACTERS = 24
 
 
 def create(core: Core, call: Call) -> Reply:
-    """A Message, or its events when `stream` is set."""
+    """Answer a Messages call with a Message, or with its events if `stream` is set."""
     params = _params(call)
     context = _context(core, call)
     _refuse(problem(params, context, lambda: input_tokens(params)))
@@ -79,11 +79,13 @@ def _params(call: Call) -> dict[str, Any]:
 
 
 def events(said: dict[str, Any]) -> Iterator[bytes]:
-    """A Message as server-sent events, in the order the API sends them."""
+    """Yield a Message as server-sent events, in the order in which the API sends them."""
     opening = {**said, "content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None}
     usage = {"output_tokens": said["usage"]["output_tokens"]}
     opening["usage"] = {**said["usage"], "output_tokens": 1}
-    if used := opening["usage"].pop("server_tool_use", None):  # none was used when it began
+    if used := opening["usage"].pop(
+        "server_tool_use", None
+    ):  # no server tool had been used at the start of the message
         usage["server_tool_use"] = used
     yield _event("message_start", message=opening)
     yield _event("ping")
@@ -103,7 +105,7 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 
 def _pieces(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A block as it starts, and the deltas that complete it."""
+    """Return a content block as it starts, and the deltas that complete it."""
     match block["type"]:
         case "text":
             deltas = [{"type": "text_delta", "text": part} for part in _parts(block["text"])]
@@ -120,7 +122,7 @@ def _pieces(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]
             deltas = [{"type": "input_json_delta", "partial_json": part} for part in _parts(encoded)]
             return {**block, "input": {}}, deltas
         case result if result.endswith("_tool_result"):
-            return block, []  # a result comes whole
+            return block, []  # a result is sent as a whole
         case other:
             raise AssertionError(other)
 

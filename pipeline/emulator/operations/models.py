@@ -1,4 +1,4 @@
-"""The operations of the models resource, and the page size that every listing reads."""
+"""The operations of the Models resource, and the page size of all listings."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from pipeline.emulator.wire import Call, Reply, json_reply
 
 
 def model_info(model: Model, settings: Settings) -> dict[str, Any]:
-    """ModelInfo as on the wire."""
+    """Return ModelInfo as the API sends it."""
     yes, no = {"supported": True}, {"supported": False}
 
     def support(value: bool) -> dict[str, bool]:
@@ -52,7 +52,7 @@ def model_info(model: Model, settings: Settings) -> dict[str, Any]:
 
 
 def page_limit(call: Call) -> int:
-    """The `limit` of a list call: 1 to 1000, 20 if not given."""
+    """Return the `limit` of a list call, 1 to 1000; 20 if it is not given. Raises ApiError for other values."""
     text = call.query.get("limit", "20")
     try:
         limit = int(text)
@@ -66,7 +66,7 @@ def page_limit(call: Call) -> int:
 
 
 def list_models(core: Core, call: Call) -> Reply:
-    """Newest first; `lifecycle` may name several, separated by commas or repeated with [] as the SDK does."""
+    """List models, newest first. `lifecycle` may have several values, joined by commas or repeated as `lifecycle[]`."""
     wanted = set((call.query.get("lifecycle[]") or call.query.get("lifecycle") or "active,deprecated").split(","))
     unknown = wanted - {"active", "deprecated", "retired"}
     if unknown:

@@ -1,4 +1,4 @@
-"""Finds the parts of a multipart/form-data body in its file, without loading what may be 500 MB."""
+"""Find the parts of a multipart/form-data body in its file, without loading the file, which may have 500 MB."""
 
 import mmap
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from pipeline.emulator.errors import ApiError
 
 @dataclass(frozen=True)
 class Part:
-    """One field of a form: bytes `start` to `end` of `body`. filename: None if the part names none."""
+    """One field of a form: bytes `start` to `end` of the file `body`. filename: None if the part has no file name."""
 
     body: Path
     start: int
     end: int
     filename: str | None
-    media_type: str | None  #: as declared, without its parameters
+    media_type: str | None  #: as declared, without its parameters; None if it is not declared
 
     @property
     def size(self) -> int:
         return self.end - self.start
 
     def read(self, most: int) -> bytes:
-        """At most so many bytes from its beginning."""
+        """Return the first bytes of the part, at most `most`."""
         with self.body.open("rb") as file:
             file.seek(self.start)
             return file.read(min(self.size, most))
@@ -38,7 +38,7 @@ class Part:
 
 
 def read_form(content_type: str, body: Path) -> dict[str, Part]:
-    """The parts by name; of equal names the last. Raises ApiError 400 for a body that is no such form."""
+    """Return the parts by name; of parts with equal names, the last. Raises ApiError 400 if the body is not a form."""
     header = Message()
     header["content-type"] = content_type
     boundary = header.get_boundary()
@@ -61,7 +61,7 @@ def _parts(body: Path, text: mmap.mmap, delimiter: bytes) -> dict[str, Part]:
     while text[at : at + 2] != b"--":
         if text[at : at + 2] != b"\r\n":
             raise _malformed()
-        blank = _find(text, b"\r\n\r\n", at)  # from `at`: a part without headers has its blank line right here
+        blank = _find(text, b"\r\n\r\n", at)  # searched from `at`: a part without headers begins with its blank line
         end = _find(text, b"\r\n" + delimiter, blank + 2)
         name, part = _part(body, text[at + 2 : blank + 2], blank + 4, end)
         found[name] = part

@@ -1,4 +1,4 @@
-"""Works on one batch: reads its requests, answers each, and leaves the results in the order they are delivered."""
+"""Process one batch: answer its requests and store the results in the order in which they are delivered."""
 
 import os
 import random
@@ -38,7 +38,10 @@ ITEM_MESSAGES = {
 
 
 def process(core: Core, batch: Batch, stopping: Callable[[], bool]) -> bool:
-    """Answer every request of a batch and mark it ended. False when `stopping` said to leave it for the next start."""
+    """Answer all requests of a batch and mark it ended. Return False if `stopping` returned True before that.
+
+    A batch that was not finished is processed again from its beginning at the next start.
+    """
     work = _Work(core, batch)
     folder = core.store.path(batch.id, "requests").parent
     outcomes = bytearray(batch.requests)
@@ -50,11 +53,11 @@ def process(core: Core, batch: Batch, stopping: Callable[[], bool]) -> bool:
             if rank % CHUNK == 0:
                 if stopping():
                     return False
-                time.sleep(0.0002)  # lets other threads have the interpreter
+                time.sleep(0.0002)  # gives other threads the interpreter
             start, end = starts[position], starts[position + 1] - 1
             # not mmap: its pages would count as memory of this process
             text, kind = work.result_line(os.pread(file.fileno(), end - start, start), position, rank)
-            out.write(text if rank == 0 else b"\n" + text)  # no newline after the last, as the API has it
+            out.write(text if rank == 0 else b"\n" + text)  # no newline after the last line, as in the API
             outcomes[position] = RESULT_CODES[kind][0]
             counts[kind] += 1
         out.flush()
@@ -66,14 +69,17 @@ def process(core: Core, batch: Batch, stopping: Callable[[], bool]) -> bool:
 
 
 def _order(batch: Batch) -> "array[int]":
-    """Positions in the create, in the order of processing and delivery: mixed, but always the same for a batch."""
+    """Return the positions of the requests in a random order, which is always the same for a batch.
+
+    It is the order of processing and of delivery.
+    """
     order = array("L", range(batch.requests))
     random.Random(batch.id).shuffle(order)
     return order
 
 
 def _line_starts(file: BinaryIO) -> "array[int]":
-    """Where each line begins, and where one after the last would."""
+    """Return the byte at which each line starts, and the size of the file."""
     starts = array("Q", [0])
     for line in file:
         starts.append(starts[-1] + len(line))
@@ -82,7 +88,7 @@ def _line_starts(file: BinaryIO) -> "array[int]":
 
 @dataclass
 class _Work:
-    """One batch at work."""
+    """The processing of one batch."""
 
     core: Core
     batch: Batch
@@ -96,7 +102,10 @@ class _Work:
         self.faulty = self.core.faults.has("item")
 
     def result_line(self, line: bytes, position: int, rank: int) -> tuple[bytes, str]:
-        """The result of one request as a line of JSON, and what it counts as. rank: its turn in the processing."""
+        """Return the result of one request as a line of JSON, and the result type that it is counted as.
+
+        line: the request as it is stored. position: its place in the create call. rank: its place in the processing.
+        """
         sha, custom_id, params = line.split(b" ", 2)
         sha256, name = sha.decode(), custom_id.decode()
         if unprocessed := self._unprocessed(custom_id, rank):
@@ -109,14 +118,14 @@ class _Work:
         return orjson.dumps({"custom_id": name, "result": result}), kind
 
     def _unprocessed(self, custom_id: bytes, rank: int) -> str | None:
-        """canceled or expired, if its turn never came."""
+        """Return `canceled` or `expired` if the batch ended before this request was processed, otherwise None."""
         core, batch = self.core, self.batch
         turn_us = batch.created_us + core.processing_us * (rank + 1) // batch.requests
         if batch.cancel_initiated_us is not None and turn_us > batch.cancel_initiated_us:
             chosen = zlib.crc32(custom_id) < core.settings.canceled_share * 2**32
             if chosen:
                 return "canceled"
-            turn_us = batch.cancel_initiated_us  # not to be interrupted any more: it completes
+            turn_us = batch.cancel_initiated_us  # it was already being processed and completes
         return "expired" if turn_us > batch.expires_us else None
 
     def _answered(self, encoded: bytes, sha256: str, custom_id: str, rank: int, fault: Fault | None) -> dict[str, Any]:
@@ -147,20 +156,20 @@ class _Work:
 
 
 def errored(error_type: str, text: str) -> dict[str, Any]:
-    """An errored result, nested twice as on the wire."""
+    """Return an errored result, with its error nested twice as the API sends it."""
     inner = {"details": {"error_visibility": "user_facing"}, "type": error_type, "message": text}
     return {"type": "errored", "error": {"type": "error", "error": inner, "request_id": None}}
 
 
 def _item_error(fault: Fault) -> dict[str, Any]:
     assert fault.error_type is not None
-    text = fault.message or ITEM_MESSAGES.get(fault.error_type, f"{fault.error_type} on demand")
+    text = fault.message or ITEM_MESSAGES.get(fault.error_type, f"{fault.error_type} by a fault rule")
     if fault.flat:
         return {"type": "errored", "error": {"type": fault.error_type, "message": text}}
     return errored(fault.error_type, text)
 
 
-#: faults that leave no answer at all
+#: faults that give a result without an answer
 RESULT_MAKERS: dict[str, Callable[[Fault], dict[str, Any]]] = {
     "error": _item_error,
     "expire": lambda _: {"type": "expired"},
@@ -170,7 +179,7 @@ RESULT_MAKERS: dict[str, Callable[[Fault], dict[str, Any]]] = {
 
 
 def spoiled(made: Answer, fault: Fault, params: dict[str, Any]) -> Answer:
-    """An answer with something wrong in it."""
+    """Return the answer changed by a fault: refused, cut, empty, or with a wrong text."""
     text = text_of(made)
     match fault.do:
         case "refuse":
@@ -198,7 +207,10 @@ def spoiled(made: Answer, fault: Fault, params: dict[str, Any]) -> Answer:
 
 
 def _with_strange_breaks(text: str) -> str:
-    """Characters at which careless code ends a line. In JSON a space stands only within strings."""
+    """Return the text with spaces replaced by characters at which careless code ends a line.
+
+    JSON from orjson has spaces in strings only, so it stays valid.
+    """
     return text.replace(" ", "\u2028", 1).replace(" ", "\x85", 1)
 
 
@@ -208,13 +220,13 @@ def _relabeled(text: str, params: dict[str, Any], change: Callable[[Any], Any]) 
         return str(change(text))
     try:
         value = orjson.loads(text)
-    except orjson.JSONDecodeError:  # cut at max_tokens
+    except orjson.JSONDecodeError:  # the text was cut at max_tokens
         return text
     return orjson.dumps(_with_enums(value, schema, schema, change)).decode()
 
 
 def _with_enums(value: Any, node: Any, root: dict[str, Any], change: Callable[[Any], Any]) -> Any:
-    """The value with `change` applied wherever the schema has an enum."""
+    """Return the value with `change` applied to each part for which the schema has an enum."""
     if not isinstance(node, dict):
         return value
     if "$ref" in node:

@@ -1,4 +1,4 @@
-"""Does the work that follows from time: processes the batches whose time has come, and archives old ones."""
+"""Process the batches that are due, and archive old ones."""
 
 import threading
 import time
@@ -7,27 +7,27 @@ from pipeline.emulator.core import Core
 from pipeline.emulator.operations.processing import process
 from pipeline.emulator.store.batches import Batch
 
-WORKER_PAUSE_SECONDS = 0.5  #: the longest the worker sleeps; real time moves the clock too
+WORKER_PAUSE_SECONDS = 0.5  #: the longest sleep of the worker, because real time advances the clock too
 
 
 class Worker:
-    """Works when `do_due_work` is called, and once started in a thread of its own."""
+    """Process due batches in calls of `do_due_work`, and after `start` in a thread."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._store, self._clock = core.store, core.clock
-        self._work_lock = threading.Lock()  # one batch at a time, whoever works
+        self._work_lock = threading.Lock()  # only one thread processes batches at a time
         self._moved = core.moved
         self.stopping = False
         self._thread: threading.Thread | None = None
 
     @property
     def is_started(self) -> bool:
-        """Whether its thread does the work, so that nobody else need do it."""
+        """Return whether the thread was started, so that calls need not process batches."""
         return self._thread is not None
 
     def do_due_work(self) -> None:
-        """Process every batch whose time has come, and archive old ones; returns when that is done."""
+        """Process all batches that are due and archive old ones, then return."""
         with self._work_lock:
             for batch in self._to_process():
                 if self.stopping:
@@ -38,12 +38,12 @@ class Worker:
             self._store.mark_archived(self._clock.now_us())
 
     def start(self) -> None:
-        """Do due work in a thread from now on, so that calls need not."""
+        """Start the thread."""
         self._thread = threading.Thread(target=self._work, name="emulator-worker", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the work that is under way, and the thread. Safe to call twice."""
+        """Stop the current work and the thread. May be called again."""
         with self._moved:
             self.stopping = True
             self._moved.notify_all()
@@ -64,11 +64,11 @@ class Worker:
         return min([WORKER_PAUSE_SECONDS, *waits])
 
     def _to_process(self) -> list[Batch]:
-        """Batches that run, but for those that a fault keeps from ending."""
+        """Return the running batches, except those that a fault keeps from ending."""
         return [batch for batch in self._store.running() if not self._core.faults.holds(batch.id)]
 
     def wait_idle(self, timeout_seconds: float) -> None:
-        """Return when no batch is left whose time has come. Raises TimeoutError."""
+        """Wait until no batch is due. Raises TimeoutError after timeout_seconds of real time."""
         if not self.is_started:
             self.do_due_work()
             return

@@ -1,1 +1,1 @@
-"""What outlives a restart: the data folder, and the batches and uploads in it."""
+"""The storage of the emulator: the data folder, and the batches and uploaded files in it."""

@@ -1,4 +1,4 @@
-"""The batches of a data folder: their rows, and where the texts of each lie."""
+"""The batches of a data folder: their rows in SQLite, and the paths of their files."""
 
 import shutil
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ RESULT_NAMES = {code[0]: name for name, code in RESULT_CODES.items()}
 
 @dataclass(frozen=True)
 class Batch:
-    """A row of `batches`; times in microseconds since 1970."""
+    """A row of the table `batches`. Times in microseconds since 1970; None: it has not happened."""
 
     number: int
     id: str
@@ -35,11 +35,12 @@ class Batch:
 
     @property
     def expires_us(self) -> int:
+        """Return when the batch expires: 24 hours after its creation."""
         return self.created_us + DAY_US
 
 
 class BatchStore:
-    """Every batch ever accepted. What a crash left behind without a row is removed at the start."""
+    """All batches that were ever accepted. At the start, folders that a crash left without a row are removed."""
 
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
@@ -54,19 +55,21 @@ class BatchStore:
                 shutil.rmtree(folder)
 
     def path(self, batch_id: str, name: str) -> Path:
-        """A file of a batch; its folder need not exist yet."""
+        """Return the path of a file of a batch, whether or not it exists."""
         return self._batches / batch_id / name
 
     def make_folder(self, batch_id: str) -> Path:
+        """Create the folder of a new batch and return its path."""
         folder = self._batches / batch_id
         folder.mkdir(mode=0o700)
         return folder
 
     def drop_folder(self, batch_id: str) -> None:
+        """Remove the folder of a batch that was not accepted."""
         shutil.rmtree(self._batches / batch_id, ignore_errors=True)
 
     def add(self, batch_id: str, *, workspace: str, version: str, betas: str, requests: int, now_us: int) -> Batch:
-        """Record a batch whose folder is complete: from here on it was accepted."""
+        """Accept a batch: commit its row and return it. Its folder must be complete."""
         sync_folder(self._batches / batch_id)
         sync_folder(self._batches)
         self._folder.execute(
@@ -82,24 +85,24 @@ class BatchStore:
         return self.get(batch_id)
 
     def get(self, batch_id: str) -> Batch:
-        """Raises KeyError if there is none of that id (a deleted one is there)."""
+        """Return a batch, also a deleted one. Raises KeyError if no batch has this id."""
         rows = self._folder.rows("SELECT * FROM batches WHERE id = ?", batch_id)
         if not rows:
             raise KeyError(batch_id)
         return Batch(*rows[0])
 
     def all(self) -> list[Batch]:
-        """Every batch ever accepted, oldest first."""
+        """Return all batches that were ever accepted, oldest first."""
         return [Batch(*row) for row in self._folder.rows("SELECT * FROM batches ORDER BY number")]
 
     def running(self) -> list[Batch]:
-        """Not ended, oldest first."""
+        """Return the batches that have not ended, oldest first."""
         return [
             Batch(*row) for row in self._folder.rows("SELECT * FROM batches WHERE status <> 'ended' ORDER BY number")
         ]
 
     def listed(self, workspace: str, before_us: int) -> list[Batch]:
-        """What a listing shows, newest first: not deleted, created at `before_us` or earlier."""
+        """Return the batches of a workspace that are not deleted and were created by `before_us`, newest first."""
         rows = self._folder.rows(
             "SELECT * FROM batches WHERE workspace = ? AND deleted_us IS NULL AND created_us <= ? ORDER BY number DESC",
             workspace,
@@ -108,21 +111,21 @@ class BatchStore:
         return [Batch(*row) for row in rows]
 
     def newest(self, workspace: str) -> Batch | None:
-        """The batch accepted last, deleted or not; None if there never was one."""
+        """Return the batch of a workspace that was accepted last, deleted or not; None if there never was one."""
         rows = self._folder.rows("SELECT * FROM batches WHERE workspace = ? ORDER BY number DESC LIMIT 1", workspace)
         return Batch(*rows[0]) if rows else None
 
     def queued(self, workspace: str) -> int:
-        """Requests of the workspace that are not processed yet."""
+        """Return the number of requests of a workspace in batches that have not ended."""
         rows = self._folder.rows(
             "SELECT sum(requests) FROM batches WHERE workspace = ? AND status <> 'ended'", workspace
         )
         return rows[0][0] or 0
 
-    # moves; each only from the state it expects, and says whether it moved
+    # moves: each moves a batch only from the state that it expects, and returns whether it did
 
     def mark_canceling(self, batch_id: str, now_us: int) -> bool:
-        """in_progress -> canceling."""
+        """in_progress -> canceling. Return whether the batch was moved."""
         return self._move(
             "UPDATE batches SET status = 'canceling', cancel_initiated_us = ? WHERE id = ? AND status = 'in_progress'",
             now_us,
@@ -130,7 +133,7 @@ class BatchStore:
         )
 
     def mark_ended(self, batch_id: str, counts: dict[str, int], now_us: int) -> bool:
-        """in_progress or canceling -> ended; the results file is in place and synced."""
+        """in_progress or canceling -> ended. The results file must be complete and synced. Return whether it moved."""
         return self._move(
             "UPDATE batches SET status = 'ended', ended_us = ?, succeeded = ?, errored = ?, canceled = ?, expired = ? "
             "WHERE id = ? AND status <> 'ended'",
@@ -140,7 +143,7 @@ class BatchStore:
         )
 
     def mark_archived(self, now_us: int) -> None:
-        """ended -> archived, all that are 29 days old; their bodies and results go."""
+        """ended -> archived, for all batches that are 29 days old. Removes their requests and results."""
         due = self._folder.rows(
             "SELECT id FROM batches WHERE status = 'ended' AND archived_us IS NULL AND created_us <= ?",
             now_us - RETENTION_US,
@@ -150,7 +153,7 @@ class BatchStore:
             self._forget_texts(batch_id)
 
     def mark_deleted(self, batch_id: str, now_us: int) -> bool:
-        """ended -> deleted; what was accepted stays known to the audit, the texts go."""
+        """ended -> deleted. Removes requests and results; the audit still knows the batch. Return whether it moved."""
         moved = self._move(
             "UPDATE batches SET deleted_us = ? WHERE id = ? AND status = 'ended' AND deleted_us IS NULL",
             now_us,

@@ -1,4 +1,4 @@
-"""The uploads of a data folder: their rows, and their bytes."""
+"""The uploaded files of a data folder: their rows in SQLite and their bytes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from pipeline.emulator.store.folder import DataFolder, sync_folder
 
 
 class FileStore:
-    """What was uploaded and not deleted. What a crash left behind without a row is removed at the start."""
+    """The files that were uploaded and not deleted. At the start, bytes that a crash left without a row are removed."""
 
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
@@ -35,7 +35,10 @@ class FileStore:
         now_us: int,
         expires_us: int | None,
     ) -> StoredFile:
-        """Record a file. write: puts its bytes at the path it is given."""
+        """Store a file and return its row. write: called with a path, to which it writes the file's bytes.
+
+        now_us, expires_us: microseconds since 1970; expires_us None: the file does not expire.
+        """
         path = self._files / file_id
         write(path)
         sync_folder(path)
@@ -56,12 +59,12 @@ class FileStore:
         return stored
 
     def get(self, workspace: str, file_id: str) -> StoredFile | None:
-        """None if the workspace has none of that id; an expired one is there."""
+        """Return a file, also an expired one; None if the workspace has no file with this id."""
         rows = self._folder.rows("SELECT * FROM files WHERE id = ? AND workspace = ?", file_id, workspace)
         return self._stored(rows[0]) if rows else None
 
     def listed(self, workspace: str, *, before: int | None, most: int) -> list[StoredFile]:
-        """At most so many, newest first; before: only those with a lower number."""
+        """Return at most `most` files of a workspace, newest first. before: only lower numbers; None: all."""
         rows = self._folder.rows(
             "SELECT * FROM files WHERE workspace = ? AND number < ? ORDER BY number DESC LIMIT ?",
             workspace,
@@ -71,7 +74,8 @@ class FileStore:
         return [self._stored(row) for row in rows]
 
     def remove(self, file_id: str) -> None:
-        """The row first: bytes without a row are cleaned up, a row without bytes would be a lie."""
+        """Remove a file."""
+        # the row first: after a crash, bytes without a row are removed, but a row without bytes would stay
         self._folder.execute("DELETE FROM files WHERE id = ?", file_id)
         (self._files / file_id).unlink(missing_ok=True)
 

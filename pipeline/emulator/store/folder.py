@@ -1,17 +1,17 @@
-"""The data folder: batches and uploads in SQLite, bodies, results and what was uploaded as files.
+"""The data folder: a SQLite database and the files of batches and uploads.
 
-    lock                 held by flock while an emulator uses the folder; says which
+    lock                 locked by flock while an emulator uses the folder; holds its process id and address
     emulator.db          batches, files, and the clock's offset
-    log.ndjson           the calls seen
-    uploads/             bodies on their way in; emptied at each start
-    batches/ID/          accepted  "sha256 custom_id" a line, in the order of the create; stays for good
-                         requests  "custom_id params" a line, until archived or deleted
-                         results   JSONL in the order it is delivered, until archived or deleted
-                         outcomes  one byte a request, in the order of the create; stays for good
-    files/ID             what was uploaded, until deleted
+    log.ndjson           the log of calls
+    uploads/             bodies that are being received; emptied at each start
+    batches/ID/          accepted  a line "sha256 custom_id" for each request, in the order of the create call; kept
+                         requests  a line "sha256 custom_id params" for each request, until archived or deleted
+                         results   JSONL in the order of delivery, until archived or deleted
+                         outcomes  one byte for each request, in the order of the create call; kept
+    files/ID             the bytes of an uploaded file, until deleted
 
-A batch or a file exists once its row is committed; what belongs to it on the disk is complete and synced before that.
-What has no row was left behind by a crash, and is removed at the next start.
+A batch or a file exists as soon as its row is committed. Its files are complete and synced before that. Files without a
+row were left by a crash and are removed at the next start.
 """
 
 import fcntl
@@ -68,7 +68,10 @@ CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 
 class DataFolder:
-    """The data folder, opened by one process. Raises EmulatorError if another one has it. Safe across threads."""
+    """The data folder, opened by one process. Safe across threads.
+
+    Raises EmulatorError if another emulator uses the folder, or it cannot be created.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,7 +91,7 @@ class DataFolder:
     def _open_database(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path / "emulator.db", check_same_thread=False, isolation_level=None)
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # a create is durable before its 200 is sent
+        db.execute("PRAGMA synchronous = FULL")  # a batch is durable before its creation is answered
         db.executescript(SCHEMA)
         return db
 
@@ -97,42 +100,46 @@ class DataFolder:
         self.uploads.mkdir(mode=0o700)
         log = self.path / "log.ndjson"
         end = _end_of_last_line(log)
-        if end != log.stat().st_size:  # killed while it wrote a line
+        if end != log.stat().st_size:  # the process was killed while it wrote a line
             os.ftruncate(self._log, end)
 
     def set_url(self, url: str) -> None:
-        """Leave the address where the next one who wants this folder finds it."""
+        """Store the emulator's address in the lock file, for the error message of a second emulator."""
         os.ftruncate(self._lock_file, 0)
         os.pwrite(self._lock_file, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)
 
     def rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
         with self._lock:
             return self._db.execute(sql, values).fetchall()
 
     def execute(self, sql: str, *values: object) -> int:
-        """The number of rows that were changed."""
+        """Execute and commit a statement, and return the number of rows that it changed."""
         with self._lock:
             return self._db.execute(sql, values).rowcount
 
     # meta and log
 
     def load(self, name: str) -> str | None:
+        """Return the value that was saved under this name; None if there is none."""
         rows = self.rows("SELECT value FROM meta WHERE name = ?", name)
         return rows[0][0] if rows else None
 
     def save(self, name: str, value: str) -> None:
+        """Save a value under a name."""
         self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", name, value)
 
     def log_size(self) -> int:
-        """Lines in the log."""
+        """Return the number of lines in the log of calls."""
         with (self.path / "log.ndjson").open("rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
     def append_log(self, line: bytes) -> None:
+        """Add a line, without its newline, to the log of calls."""
         os.write(self._log, line + b"\n")
 
     def log(self) -> Iterator[dict[str, Any]]:
-        """Each call seen, oldest first; a line that is being written does not count."""
+        """Yield the calls in the log, oldest first. A line that is still being written is left out."""
         with (self.path / "log.ndjson").open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
@@ -155,7 +162,7 @@ def _flock(folder: Path) -> int:
 def _used_by(folder: Path, text: bytes) -> str:
     try:
         other = json.loads(text)
-    except ValueError:  # it has the lock and has not yet written who it is
+    except ValueError:  # the other emulator has the lock and has not written its process id yet
         other = {"pid": "unknown", "url": None}
     at = other["url"] or "no address, used from Python"
     return (
@@ -179,7 +186,7 @@ def _end_of_last_line(path: Path) -> int:
 
 
 def sync_folder(path: Path) -> None:
-    """Make durable the names in a folder, or what is in a file."""
+    """Sync a folder or a file to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

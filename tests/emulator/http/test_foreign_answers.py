@@ -1,4 +1,4 @@
-"""Answers with status 200 that are not the API's, answers of another call, and wrong dates."""
+"""Faults that replace an answer: pages that are not the API's, answers of another call, and wrong dates."""
 
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -21,7 +21,7 @@ KINDS = {
 
 @pytest.mark.parametrize("accept", [True, False], ids=["accepted", "not done"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_something_foreign_can_stand_in_for_the_answer_to_a_create(served: Served, kind: str, accept: bool) -> None:
+def test_a_foreign_page_can_replace_the_answer_to_a_create(served: Served, kind: str, accept: bool) -> None:
     served.emulator.add_fault(on="create", do="foreign_page", kind=kind, accept=accept, times=1)
 
     answer = served.create(2)
@@ -50,7 +50,7 @@ def test_something_foreign_can_stand_in_for_the_answer_to_a_create(served: Serve
     ],
 )
 @pytest.mark.parametrize("kind", ["html", "json"])
-def test_each_operation_can_be_answered_by_something_foreign(
+def test_a_foreign_page_can_replace_the_answer_of_each_operation(
     served: Served, kind: str, operation: str, method: str, path: str
 ) -> None:
     batch_id = served.ended()
@@ -64,7 +64,7 @@ def test_each_operation_can_be_answered_by_something_foreign(
     assert served.batch(batch_id)["id"] == batch_id  # not deleted
 
 
-def test_half_of_the_apis_own_answer_can_come(served: Served) -> None:
+def test_an_answer_can_be_cut_in_half(served: Served) -> None:
     served.emulator.add_fault(on="create", do="foreign_page", kind="cut", times=1)
 
     answer = served.create(2)
@@ -78,7 +78,7 @@ def test_half_of_the_apis_own_answer_can_come(served: Served) -> None:
     assert served.accepted() == 2
 
 
-def test_of_results_half_of_the_first_line_can_come(served: Served) -> None:
+def test_results_can_be_cut_in_the_middle_of_their_first_line(served: Served) -> None:
     batch_id = served.ended()
     whole = served.http.get(f"{BATCHES}/{batch_id}/results").content.split(b"\n")[0]
     served.emulator.add_fault(on="results", do="foreign_page", kind="cut")
@@ -101,7 +101,7 @@ def test_events_and_errors_can_be_cut_too(served: Served) -> None:
     assert b'"request_id"' not in unknown.content
 
 
-def test_one_page_of_a_listing_can_be_foreign(served: Served) -> None:
+def test_a_foreign_page_can_replace_one_page_of_a_listing(served: Served) -> None:
     ids = [served.create(1, first=n).json()["id"] for n in range(3)][::-1]
     served.emulator.add_fault(on="list", do="foreign_page", kind="null", list_page=2)
 
@@ -113,7 +113,7 @@ def test_one_page_of_a_listing_can_be_foreign(served: Served) -> None:
     assert [batch["id"] for batch in third["data"]] == ids[2:]
 
 
-def test_of_several_rules_the_first_that_fires_decides_and_only_it_counts(served: Served) -> None:
+def test_the_first_rule_that_fires_is_applied_and_only_that_rule_counts_the_call(served: Served) -> None:
     served.emulator.add_fault(on="list", do="foreign_page", kind="html", times=1)
     served.emulator.add_fault(on="list", do="status", status=500, times=1)
     served.emulator.add_fault(on="any", do="foreign_page", kind="empty", times=1)
@@ -124,7 +124,7 @@ def test_of_several_rules_the_first_that_fires_decides_and_only_it_counts(served
     assert [answer.content[:8] for answer in answers] == [b"<!DOCTYP", b'{"type":', b"", b'{"data":']
 
 
-def test_null_is_a_kind_also_where_yaml_reads_it_as_nothing() -> None:
+def test_the_kind_null_is_read_from_yaml_as_a_name() -> None:
     assert parse_faults([{"on": "list", "do": "foreign_page", "kind": None}])[0].kind == "null"
 
 
@@ -132,7 +132,7 @@ def test_null_is_a_kind_also_where_yaml_reads_it_as_nothing() -> None:
 
 
 @pytest.mark.parametrize("accept", [True, False], ids=["accepted", "not done"])
-def test_a_create_can_be_answered_with_the_answer_to_the_one_before(served: Served, accept: bool) -> None:
+def test_a_create_can_get_the_answer_of_the_previous_create(served: Served, accept: bool) -> None:
     served.emulator.add_fault(on="create", do="repeat_answer", accept=accept, after=1, times=1)
     first = served.create(2)
     served.emulator.wait_idle()
@@ -151,7 +151,7 @@ def test_a_create_can_be_answered_with_the_answer_to_the_one_before(served: Serv
     ]
 
 
-def test_a_create_without_one_before_it_in_its_workspace_is_answered_as_always(served: Served) -> None:
+def test_the_first_create_of_a_workspace_gets_its_own_answer(served: Served) -> None:
     served.http.post(BATCHES, content=b'{"requests": 1}')
     served.emulator.add_fault(on="create", do="repeat_answer")
 
@@ -163,7 +163,7 @@ def test_a_create_without_one_before_it_in_its_workspace_is_answered_as_always(s
     assert served.accepted() == 3
 
 
-def test_the_answer_to_a_deleted_batchs_create_can_come_again(served: Served) -> None:
+def test_a_create_can_get_the_answer_of_a_deleted_batch(served: Served) -> None:
     first = served.create(2)
     served.emulator.wait_idle()
     served.http.delete(f"{BATCHES}/{first.json()['id']}").raise_for_status()
@@ -180,7 +180,7 @@ def shown(answer: Any) -> datetime:
 
 
 @pytest.mark.parametrize("seconds", [-86400, 3600, 10**10])
-def test_the_date_can_be_off(served: Served, seconds: float) -> None:
+def test_the_date_header_can_be_wrong_by_some_seconds(served: Served, seconds: float) -> None:
     served.emulator.add_fault(on="list", do="date", seconds=seconds)
 
     off, right = served.http.get(BATCHES), served.http.get("/v1/models")
@@ -188,7 +188,7 @@ def test_the_date_can_be_off(served: Served, seconds: float) -> None:
     assert abs((shown(off) - shown(right)).total_seconds() - seconds) < 10
 
 
-def test_the_date_can_be_no_date_or_absent(served: Served) -> None:
+def test_the_date_header_can_be_malformed_or_missing(served: Served) -> None:
     served.emulator.add_fault(on="any", do="date", text="yesterday, I think", times=1)
     served.emulator.add_fault(on="any", do="date", text="", times=1)
 
@@ -198,7 +198,7 @@ def test_the_date_can_be_no_date_or_absent(served: Served) -> None:
     assert shown(answers[2]).tzname() == "UTC"
 
 
-def test_a_wrong_date_goes_together_with_another_fault(served: Served) -> None:
+def test_a_wrong_date_can_be_combined_with_another_fault(served: Served) -> None:
     served.emulator.add_fault(on="create", do="status", status=529)
     served.emulator.add_fault(on="create", do="date", text="never")
 
@@ -214,17 +214,23 @@ def test_a_wrong_date_goes_together_with_another_fault(served: Served) -> None:
     ("rule", "message"),
     [
         ({"on": "list", "do": "foreign_page"}, "do: foreign_page needs kind"),
-        ({"on": "list", "do": "status", "status": 500, "kind": "html"}, "kind has no meaning for do: status"),
+        ({"on": "list", "do": "status", "status": 500, "kind": "html"}, "kind cannot be used with do: status"),
         (
             {"on": "list", "do": "foreign_page", "kind": "cut", "accept": False},
-            "kind: cut needs the work's own answer, so accept cannot be false",
+            "kind: cut cuts the answer of the call, so accept cannot be false",
         ),
-        ({"on": "create", "do": "foreign_page", "kind": "html", "list_page": 1}, "list_page is for on: list"),
-        ({"on": "list", "do": "repeat_answer"}, "do: repeat_answer is for on: create, not list"),
+        ({"on": "create", "do": "foreign_page", "kind": "html", "list_page": 1}, "list_page needs on: list"),
+        ({"on": "list", "do": "repeat_answer"}, "do: repeat_answer needs on: create, not list"),
         ({"on": "list", "do": "date"}, "do: date needs either seconds or text"),
         ({"on": "list", "do": "date", "seconds": 1, "text": ""}, "do: date needs either seconds or text"),
-        ({"on": "list", "do": "date", "text": "a\r\nb: c"}, "text must be what a header can hold for do: date"),
-        ({"on": "list", "do": "date", "text": " a"}, "text must be what a header can hold for do: date"),
+        (
+            {"on": "list", "do": "date", "text": "a\r\nb: c"},
+            "text must be printable ASCII without spaces at its ends for do: date",
+        ),
+        (
+            {"on": "list", "do": "date", "text": " a"},
+            "text must be printable ASCII without spaces at its ends for do: date",
+        ),
         ({"on": "list", "do": "delay", "seconds": -1}, "seconds must be 0 or more for do: delay"),
     ],
     ids=str,

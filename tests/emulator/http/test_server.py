@@ -1,4 +1,4 @@
-"""The emulator behind a socket, its data folder across restarts and crashes, and its control surface."""
+"""The HTTP server of the emulator, its data folder across restarts and crashes, and its control calls."""
 
 import gzip
 import os
@@ -49,7 +49,7 @@ def create(http: httpx2.Client, number: int = 2) -> str:
 # start and stop
 
 
-def test_it_starts_and_stops_quickly_and_frees_its_folder(tmp_path: Path) -> None:
+def test_the_emulator_starts_and_stops_quickly_and_releases_its_folder(tmp_path: Path) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     begun = time.monotonic()
     running = start(tmp_path)
@@ -66,12 +66,12 @@ def test_it_starts_and_stops_quickly_and_frees_its_folder(tmp_path: Path) -> Non
     Emulator(tmp_path).close()
 
 
-def test_it_listens_on_this_machine_only(running: RunningEmulator) -> None:
+def test_the_emulator_listens_on_this_machine_only(running: RunningEmulator) -> None:
     assert running.url.startswith("http://127.0.0.1:")
     assert running._socket.getsockname()[0] == "127.0.0.1"
 
 
-def test_a_port_in_use_is_said_in_one_sentence(running: RunningEmulator, tmp_path: Path) -> None:
+def test_a_port_in_use_is_refused_with_one_sentence(running: RunningEmulator, tmp_path: Path) -> None:
     port = int(running.url.rpartition(":")[2])
 
     with pytest.raises(EmulatorError, match=rf"^port {port} on 127\.0\.0\.1 cannot be used \(Address already in use\)"):
@@ -80,7 +80,7 @@ def test_a_port_in_use_is_said_in_one_sentence(running: RunningEmulator, tmp_pat
         serve(tmp_path / "other", port=port, processing_seconds=0)
 
 
-def test_a_folder_in_use_is_refused_with_who_uses_it(running: RunningEmulator) -> None:
+def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(running: RunningEmulator) -> None:
     folder = running.emulator.data
 
     with pytest.raises(EmulatorError) as refused:
@@ -99,14 +99,14 @@ def test_the_folder_is_private(tmp_path: Path) -> None:
         assert stat.S_IMODE(emulator.data.stat().st_mode) == 0o700
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(EmulatorError, match="cannot be used"):
         Emulator(tmp_path / "file")
 
 
-def test_a_stop_does_not_wait_for_an_answer_held_back(tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_a_delayed_answer(tmp_path: Path) -> None:
     with start(tmp_path, faults=[{"on": "list", "do": "delay", "seconds": 60}]) as running:
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.get(running.url + BATCHES, headers=HEADERS, timeout=0.2)
@@ -118,7 +118,7 @@ def test_a_stop_does_not_wait_for_an_answer_held_back(tmp_path: Path) -> None:
 # restart and crash
 
 
-def test_it_goes_on_after_a_restart(tmp_path: Path) -> None:
+def test_the_emulator_continues_after_a_restart(tmp_path: Path) -> None:
     with Emulator(tmp_path, processing_seconds=3600) as before:
         batch = client_of(before).messages.batches.create(requests=requests(2))
         before.clock.advance(10 * 24 * 3600)
@@ -131,17 +131,17 @@ def test_it_goes_on_after_a_restart(tmp_path: Path) -> None:
         assert len(result_lines(client_of(after), batch.id)) == 2
 
 
-def test_a_clock_of_ones_own_is_used_as_it_is(tmp_path: Path) -> None:
+def test_a_clock_that_is_passed_in_is_used_unchanged(tmp_path: Path) -> None:
     clock = Clock(86400)
 
     with Emulator(tmp_path, clock=clock) as emulator:
         assert emulator.clock is clock
-        with pytest.raises(ValueError, match="only goes forward"):
+        with pytest.raises(ValueError, match="cannot be advanced by"):
             clock.advance(-1)
 
 
 def serving(data: Path, processing_seconds: float) -> tuple[subprocess.Popen[str], str]:
-    """`serve` in a process of its own, and what it said."""
+    """Run `serve` in another process; return the process and the first line that it printed."""
     command = [sys.executable, "-c", SERVE, str(data), str(processing_seconds)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -149,7 +149,9 @@ def serving(data: Path, processing_seconds: float) -> tuple[subprocess.Popen[str
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_served_in_the_foreground_it_says_where_it_is_and_ends_cleanly(tmp_path: Path, ending: signal.Signals) -> None:
+def test_in_the_foreground_the_server_prints_its_address_and_stops_cleanly(
+    tmp_path: Path, ending: signal.Signals
+) -> None:
     process, said = serving(tmp_path, 0)
     url = said.split()[2].rstrip(",")
     with process:
@@ -161,12 +163,12 @@ def test_served_in_the_foreground_it_says_where_it_is_and_ends_cleanly(tmp_path:
 
     assert said == (
         f"emulator at {url}, data in {tmp_path}; "
-        f"export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=emulated; Ctrl-C ends it\n"
+        f"export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=emulated; Ctrl-C stops it\n"
     )
     assert (status, code, rest) == (200, 0, "")
 
 
-def test_what_was_accepted_survives_kill_9(tmp_path: Path) -> None:
+def test_accepted_batches_survive_kill_9(tmp_path: Path) -> None:
     process, said = serving(tmp_path, 3600)
     with process, httpx2.Client(base_url=said.split()[2].rstrip(","), headers=HEADERS) as http:
         batch_id = create(http, 50)
@@ -179,7 +181,7 @@ def test_what_was_accepted_survives_kill_9(tmp_path: Path) -> None:
     assert {line["custom_id"] for line in lines} == {f"row-{n}" for n in range(50)}
 
 
-def test_what_a_crash_left_half_written_is_cleaned(tmp_path: Path) -> None:
+def test_half_written_data_of_a_crash_is_removed(tmp_path: Path) -> None:
     with Emulator(tmp_path, processing_seconds=3600) as before:
         batch = client_of(before).messages.batches.create(requests=requests(2))
     (tmp_path / "uploads" / "half").write_bytes(b"{")
@@ -247,7 +249,7 @@ def test_a_dropped_connection_gives_no_answer(
     [("clean", None), ("cut", httpx2.RemoteProtocolError), ("reset", httpx2.ReadError)],
     ids=["clean", "cut", "reset"],
 )
-def test_a_download_breaks_on_the_wire_as_ordered(
+def test_a_download_breaks_where_the_fault_says(
     running: RunningEmulator, http: httpx2.Client, end: str, error: type[Exception] | None
 ) -> None:
     batch_id = create(http, 40)
@@ -268,7 +270,7 @@ def test_a_download_breaks_on_the_wire_as_ordered(
     assert whole.count(b"\n") == 39
 
 
-def test_a_late_answer_meets_the_clients_timeout(running: RunningEmulator) -> None:
+def test_a_delayed_answer_runs_into_the_clients_timeout(running: RunningEmulator) -> None:
     running.emulator.add_fault(on="create", do="delay", seconds=60)
     client = anthropic.Anthropic(base_url=running.url, api_key="k", max_retries=0, timeout=0.3)
 
@@ -295,7 +297,7 @@ def test_an_error_while_the_body_is_read_reaches_the_caller_and_nothing_is_accep
     assert list((emulator.data / "uploads").iterdir()) == []
 
 
-def test_a_body_shorter_than_it_said_is_a_broken_upload(emulator: Emulator) -> None:
+def test_a_body_shorter_than_its_content_length_is_a_broken_upload(emulator: Emulator) -> None:
     body = orjson.dumps({"requests": requests(2)})
 
     with pytest.raises(httpx2.LocalProtocolError, match="Too little data for declared Content-Length"):
@@ -307,7 +309,7 @@ def test_a_body_shorter_than_it_said_is_a_broken_upload(emulator: Emulator) -> N
 # other calls
 
 
-def test_a_packed_message_call_is_taken_in_gzip_only(http: httpx2.Client) -> None:
+def test_a_compressed_message_call_is_accepted_in_gzip_only(http: httpx2.Client) -> None:
     body = orjson.dumps(params())
 
     packed = http.post("/v1/messages", content=gzip.compress(body), headers={"content-encoding": "gzip"})
@@ -329,7 +331,7 @@ def test_a_packed_message_call_is_taken_in_gzip_only(http: httpx2.Client) -> Non
     [("GET", "/v1/nothing", 404), ("PUT", BATCHES, 405), ("GET", "/", 404), ("GET", "/_emulator/nothing", 404)],
     ids=["path", "method", "root", "control"],
 )
-def test_an_unknown_call_gets_the_envelope(http: httpx2.Client, method: str, path: str, status: int) -> None:
+def test_an_unknown_path_gets_an_error_of_the_api(http: httpx2.Client, method: str, path: str, status: int) -> None:
     answer = http.request(method, path)
 
     assert answer.status_code == status
@@ -349,7 +351,7 @@ def test_models_can_be_listed_by_lifecycle(running: RunningEmulator) -> None:
     assert all(model.retires_at for model in retired)
 
 
-def test_tools_and_thinking_are_streamed_too(running: RunningEmulator) -> None:
+def test_tool_calls_and_thinking_are_streamed(running: RunningEmulator) -> None:
     schema: Any = {"type": "object", "properties": {"ship": {"type": "string"}}, "required": ["ship"]}
     with (
         anthropic.Anthropic(base_url=running.url, api_key="k") as client,
@@ -370,10 +372,10 @@ def test_tools_and_thinking_are_streamed_too(running: RunningEmulator) -> None:
     assert message.stop_reason == "tool_use"
 
 
-# the control surface
+# control calls
 
 
-def test_the_clock_is_read_and_turned_over_http_without_a_key(running: RunningEmulator) -> None:
+def test_the_clock_is_read_and_advanced_over_http_without_a_key(running: RunningEmulator) -> None:
     url = f"{running.url}/_emulator/clock"
 
     before = httpx2.get(url).json()
@@ -386,7 +388,7 @@ def test_the_clock_is_read_and_turned_over_http_without_a_key(running: RunningEm
     assert refused == [400, 400, 400]
 
 
-def test_a_turned_clock_ends_a_batch_at_once(tmp_path: Path) -> None:
+def test_advancing_the_clock_ends_a_batch_at_once(tmp_path: Path) -> None:
     running = start(tmp_path, processing_seconds=3600)
     with running, httpx2.Client(base_url=running.url, headers=HEADERS) as http:
         batch_id = create(http)
@@ -427,7 +429,7 @@ def test_log_accepted_and_audit_are_read_over_http(running: RunningEmulator, htt
     assert audit == running.emulator.audit()
 
 
-def test_wait_idle_gives_up_in_time(running: RunningEmulator, http: httpx2.Client) -> None:
+def test_wait_idle_raises_after_its_timeout(running: RunningEmulator, http: httpx2.Client) -> None:
     with running.emulator._worker._work_lock:  # nothing is processed meanwhile
         create(http)
         with pytest.raises(TimeoutError, match=r"after 0\.01 s"):

@@ -1,4 +1,4 @@
-"""What the emulated model says, and what it says it cost."""
+"""The answers of the emulated model and their token counts."""
 
 import json
 from datetime import date
@@ -70,14 +70,16 @@ def formatted(schema: Any) -> dict[str, Any]:
         pytest.param("Ünïcödé ✓", "[emulated] Ünïcödé ✓", id="any script"),
     ],
 )
-def test_prose_is_marked_and_a_short_gist_of_the_last_user_turn(emulator: Emulator, prompt: str, answer: str) -> None:
+def test_free_text_is_marked_and_is_the_gist_of_the_last_user_turn(
+    emulator: Emulator, prompt: str, answer: str
+) -> None:
     message = message_of(emulator, prompt)
 
     assert message["content"] == [{"type": "text", "text": answer}]
     assert (message["stop_reason"], message["stop_sequence"]) == ("end_turn", None)
 
 
-def test_a_gist_is_of_the_longest_text_of_the_last_turn(emulator: Emulator) -> None:
+def test_the_gist_is_taken_from_the_longest_text_of_the_last_turn(emulator: Emulator) -> None:
     blocks = [{"type": "text", "text": "Short."}, {"type": "text", "text": "A much longer text. With an end."}]
     turns = [
         {"role": "user", "content": "An earlier and by far longer turn than the last one is. Really."},
@@ -104,7 +106,7 @@ def test_a_gist_is_of_the_longest_text_of_the_last_turn(emulator: Emulator) -> N
         ),
     ],
 )
-def test_a_gist_is_of_a_text_document_if_that_is_longer_than_the_prompt(
+def test_the_gist_is_taken_from_a_text_document_that_is_longer_than_the_prompt(
     emulator: Emulator, blocks: list[dict[str, Any]], text: str
 ) -> None:
     message = result_of(emulator, messages=asking(*blocks))["message"]
@@ -112,7 +114,7 @@ def test_a_gist_is_of_a_text_document_if_that_is_longer_than_the_prompt(
     assert message["content"] == [{"type": "text", "text": f"[emulated] {text}"}]
 
 
-def test_an_image_alone_gets_an_answer_too(emulator: Emulator) -> None:
+def test_a_prompt_of_an_image_alone_gets_an_answer(emulator: Emulator) -> None:
     message = result_of(emulator, messages=[{"role": "user", "content": [image()]}])["message"]
 
     assert message["content"] == [{"type": "text", "text": "[emulated]"}]
@@ -125,7 +127,7 @@ def test_equal_params_get_equal_answers(emulator: Emulator) -> None:
     assert first["id"] != second["id"]
 
 
-def test_a_structured_answer_obeys_its_schema_with_required_properties_first(emulator: Emulator) -> None:
+def test_a_structured_answer_follows_its_schema_with_required_properties_first(emulator: Emulator) -> None:
     message = message_of(emulator, **formatted(SCHEMA))
 
     value = json.loads(message["content"][0]["text"])
@@ -144,13 +146,13 @@ def test_a_structured_answer_obeys_its_schema_with_required_properties_first(emu
         ("How to do it? How?", "how_to"),
     ],
 )
-def test_a_label_is_chosen_by_the_words_of_the_text(emulator: Emulator, text: str, label: str) -> None:
+def test_the_label_is_the_one_whose_words_occur_in_the_text(emulator: Emulator, text: str, label: str) -> None:
     message = message_of(emulator, text, **formatted(SCHEMA))
 
     assert json.loads(message["content"][0]["text"])["label"] == label
 
 
-def test_labels_that_do_not_occur_are_spread_by_hash(emulator: Emulator) -> None:
+def test_labels_that_do_not_occur_in_the_text_are_chosen_by_hash(emulator: Emulator) -> None:
     labels = {
         json.loads(message_of(emulator, f"Text {n}.", **formatted(SCHEMA))["content"][0]["text"])["label"]
         for n in range(20)
@@ -159,7 +161,7 @@ def test_labels_that_do_not_occur_are_spread_by_hash(emulator: Emulator) -> None
     assert labels == {"billing", "outage", "how_to"}
 
 
-def test_a_forced_tool_gets_an_input_that_obeys_its_schema(emulator: Emulator) -> None:
+def test_a_forced_tool_gets_an_input_that_follows_its_schema(emulator: Emulator) -> None:
     tools = [{"name": "file", "input_schema": SCHEMA}, {"name": "other", "input_schema": {"type": "object"}}]
 
     message = message_of(emulator, tools=tools, tool_choice={"type": "tool", "name": "file"})
@@ -201,7 +203,9 @@ def test_a_stop_sequence_ends_the_answer(emulator: Emulator) -> None:
     ],
     ids=["off by default", "on by default", "off", "adaptive", "enabled"],
 )
-def test_thinking_comes_first_when_it_is_on(emulator: Emulator, fields: dict[str, Any], thought: str | None) -> None:
+def test_the_thinking_block_comes_before_the_text(
+    emulator: Emulator, fields: dict[str, Any], thought: str | None
+) -> None:
     message = message_of(emulator, **fields)
 
     kinds = [block["type"] for block in message["content"]]
@@ -222,7 +226,7 @@ def test_usage_counts_a_token_per_four_bytes_at_the_batch_tier(emulator: Emulato
     assert plain["cache_creation"] == {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}
 
 
-def test_an_image_counts_a_flat_number_whatever_its_base64(emulator: Emulator) -> None:
+def test_an_image_has_a_fixed_token_count_whatever_its_size(emulator: Emulator) -> None:
     turns: Any = [{"role": "user", "content": [image(PNG + bytes(100_000))]}]
 
     count = client_of(emulator).messages.count_tokens(model="claude-haiku-4-5", messages=turns)
@@ -230,12 +234,12 @@ def test_an_image_counts_a_flat_number_whatever_its_base64(emulator: Emulator) -
     assert count.input_tokens == 1610
 
 
-def test_a_token_count_agrees_with_the_usage(emulator: Emulator) -> None:
+def test_count_tokens_agrees_with_the_usage(emulator: Emulator) -> None:
     fields: Any = params("Say hello.", system="Be brief.")
     count = client_of(emulator).messages.count_tokens(**{k: v for k, v in fields.items() if k != "max_tokens"})
 
     assert count.input_tokens == result_of(emulator, **fields)["message"]["usage"]["input_tokens"]
 
 
-def test_a_gist_of_nothing_is_nothing() -> None:
+def test_the_gist_of_an_empty_text_is_empty() -> None:
     assert gist("<a></a>") == ""

@@ -1,4 +1,4 @@
-"""Which images and documents are refused, in batches and live, and in which words."""
+"""Which images and documents are refused, in batches and in live calls, and with which message."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ FINE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("block", FINE.values(), ids=FINE.keys())
-def test_attachments_as_the_api_takes_them_are_fine(block: dict[str, Any]) -> None:
+def test_attachments_that_the_api_accepts_are_accepted(block: dict[str, Any]) -> None:
     assert said(block) is None
 
 
@@ -150,11 +150,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("block", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
-def test_attachments_the_api_refuses_are_refused_with_the_reason(block: dict[str, Any], message: str) -> None:
+def test_attachments_that_the_api_refuses_are_refused_with_the_reason(block: dict[str, Any], message: str) -> None:
     assert (said(block) or "nothing").startswith(message)
 
 
-def test_a_wrong_image_fails_its_request_in_a_batch_and_its_call_when_live(emulator: Emulator) -> None:
+def test_a_wrong_image_fails_its_request_in_a_batch_or_its_live_call(emulator: Emulator) -> None:
     turns: Any = asking(image(JPEG))
 
     result = result_of(emulator, messages=turns)
@@ -173,7 +173,7 @@ def by_file(kind: str, file_id: str) -> Any:
     return asking(with_source(kind, type="file", file_id=file_id))
 
 
-def test_a_file_of_the_right_type_is_taken(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_a_file_of_the_right_type_is_accepted(emulator: Emulator, client: anthropic.Anthropic) -> None:
     picture = client.files.upload(file=("a.png", b"x", "image/png"))
     paper = client.files.upload(file=("a.pdf", PDF, "application/pdf"))
 
@@ -185,7 +185,7 @@ def test_a_file_of_the_right_type_is_taken(emulator: Emulator, client: anthropic
     assert [result["type"] for result in results] == ["succeeded", "succeeded"]
 
 
-def test_a_file_that_is_not_there_is_not_found(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_an_unknown_file_is_not_found(emulator: Emulator, client: anthropic.Anthropic) -> None:
     elsewhere = client_of(emulator, api_key="sk-test@team-b").files.upload(file=("a.png", b"x", "image/png"))
 
     error = result_of(emulator, messages=by_file("image", elsewhere.id))["error"]["error"]

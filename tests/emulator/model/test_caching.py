@@ -1,4 +1,4 @@
-"""Cache accounting: written by the first request with a prefix, read by those that follow while it lives."""
+"""The prompt cache: the first request with a prefix writes it, later ones read it until it expires."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def usage_of(emulator: Emulator, text: str = "Go.", ttl: str | None = "5m", syst
     return usage["cache_creation_input_tokens"], usage["cache_read_input_tokens"], usage["input_tokens"]
 
 
-def test_the_first_request_writes_and_the_next_reads(emulator: Emulator) -> None:
+def test_the_first_request_writes_the_cache_and_the_next_reads_it(emulator: Emulator) -> None:
     assert usage_of(emulator, "One.") == (5000, 0, 11)
     assert usage_of(emulator, "Two.") == (0, 5000, 11)
 
@@ -36,7 +36,7 @@ def test_a_prefix_below_the_models_minimum_is_not_cached(emulator: Emulator) -> 
 @pytest.mark.parametrize(
     ("ttl", "lives", "dies"), [("5m", 290, 301), ("1h", 3590, 3601)], ids=["five minutes", "an hour"]
 )
-def test_a_prefix_lives_for_its_ttl_from_its_last_use(emulator: Emulator, ttl: str, lives: int, dies: int) -> None:
+def test_a_prefix_expires_a_ttl_after_its_last_use(emulator: Emulator, ttl: str, lives: int, dies: int) -> None:
     usage_of(emulator, ttl=ttl)
 
     emulator.clock.advance(lives)
@@ -47,7 +47,7 @@ def test_a_prefix_lives_for_its_ttl_from_its_last_use(emulator: Emulator, ttl: s
     assert usage_of(emulator, ttl=ttl)[:2] == (5000, 0)
 
 
-def test_the_write_is_counted_under_its_ttl(emulator: Emulator) -> None:
+def test_written_tokens_are_counted_under_their_ttl(emulator: Emulator) -> None:
     blocks = [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
 
     usage = result_of(emulator, system=blocks)["message"]["usage"]
@@ -81,7 +81,7 @@ def test_more_than_four_breakpoints_are_refused(emulator: Emulator) -> None:
 
 
 def batch_usage(emulator: Emulator, number: int) -> tuple[int, int]:
-    """How many requests of a batch with the same 5,000 tokens wrote them to the cache, and how many read them."""
+    """Send a batch whose requests share 5,000 tokens; return how many requests wrote them and how many read them."""
     system = [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
     client = client_of(emulator)
     batch = client.messages.batches.create(requests=requests(number, system=system))
@@ -93,16 +93,16 @@ def batch_usage(emulator: Emulator, number: int) -> tuple[int, int]:
     )
 
 
-def test_the_first_requests_of_a_batch_all_write_since_they_begin_together(emulator: Emulator) -> None:
+def test_the_first_requests_of_a_batch_start_together_so_all_of_them_write(emulator: Emulator) -> None:
     assert batch_usage(emulator, 50) == (20, 30)
 
 
-def test_a_batch_of_one_primes_the_cache_for_all_of_the_next(emulator: Emulator) -> None:
+def test_a_batch_of_one_request_primes_the_cache_for_the_next_batch(emulator: Emulator) -> None:
     assert batch_usage(emulator, 1) == (1, 0)
     assert batch_usage(emulator, 50) == (0, 50)
 
 
-def test_once_the_prefix_is_gone_the_next_batch_writes_again(emulator: Emulator) -> None:
+def test_after_the_prefix_has_expired_the_next_batch_writes_it_again(emulator: Emulator) -> None:
     batch_usage(emulator, 50)
 
     emulator.clock.advance(3599)
@@ -114,13 +114,15 @@ def test_once_the_prefix_is_gone_the_next_batch_writes_again(emulator: Emulator)
 
 
 @pytest.mark.parametrize(("wave", "counts"), [(0, (1, 9)), (1, (1, 9)), (4, (4, 6)), (100, (10, 0))], ids=str)
-def test_the_number_that_begin_together_can_be_set(emulator: Emulator, wave: int, counts: tuple[int, int]) -> None:
+def test_the_number_of_requests_that_start_together_can_be_set(
+    emulator: Emulator, wave: int, counts: tuple[int, int]
+) -> None:
     emulator.settings.cache_first_wave = wave
 
     assert batch_usage(emulator, 10) == counts
 
 
-def test_a_minimum_can_be_set_for_all_models(emulator: Emulator) -> None:
+def test_a_minimum_prefix_can_be_set_for_all_models(emulator: Emulator) -> None:
     emulator._core.cache._minimum = 10
 
     assert usage_of(emulator, system="z" * 400)[:2] == (100, 0)

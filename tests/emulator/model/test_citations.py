@@ -1,4 +1,4 @@
-"""An answer cites the documents that may be cited."""
+"""Citations of documents in the answers of the emulated model."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_a_file_is_cited_by_its_id(emulator: Emulator, client: anthropic.Anthrop
     assert (cited["cited_text"] == SENTENCE) == (media_type == "text/plain")
 
 
-def test_documents_are_counted_whether_or_not_they_may_be_cited(emulator: Emulator) -> None:
+def test_the_document_index_counts_all_documents(emulator: Emulator) -> None:
     (cited,) = citations_of(emulator, text_document("Not me."), pdf(), text_document("Me. Yes.", **CITED))
 
     assert (cited["document_index"], cited["cited_text"]) == (2, "Me.")
@@ -80,7 +80,7 @@ def test_documents_are_counted_whether_or_not_they_may_be_cited(emulator: Emulat
     ],
     ids=["not asked", "not enabled", "nothing in it"],
 )
-def test_without_anything_to_cite_there_are_no_citations(emulator: Emulator, block: dict[str, Any]) -> None:
+def test_without_a_document_to_cite_there_are_no_citations(emulator: Emulator, block: dict[str, Any]) -> None:
     assert citations_of(emulator, block) is None
 
 

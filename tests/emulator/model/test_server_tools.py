@@ -1,4 +1,4 @@
-"""Tools that run on the API's side are used once, with results that nobody takes for real."""
+"""Server tools are used once, with results that are marked as invented."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def live(emulator: Emulator, **fields: Any) -> Any:
 
 
 def without_ids(block: Any) -> dict[str, Any]:
-    """Ids depend on the params, and `stream` is one of them."""
+    """Return a block without its ids, which depend on the params and so on `stream`."""
     return {name: value for name, value in block.to_dict().items() if name not in ("id", "tool_use_id")}
 
 
@@ -47,7 +47,7 @@ def test_a_server_tool_is_used_once_before_the_text(
 
 
 @pytest.mark.parametrize(("tool", "name", "result", "counts"), CASES)
-def test_the_sdk_reads_it_plain_and_streamed(
+def test_the_sdk_reads_server_tool_use_with_and_without_streaming(
     emulator: Emulator, tool: dict[str, Any], name: str, result: str, counts: tuple[int, int]
 ) -> None:
     plain = live(emulator, tools=[tool])
@@ -60,7 +60,7 @@ def test_the_sdk_reads_it_plain_and_streamed(
     assert streamed.usage.server_tool_use is not None
 
 
-def test_a_search_asks_for_the_gist_and_a_fetch_for_the_url_of_the_text(emulator: Emulator) -> None:
+def test_web_search_asks_for_the_gist_and_web_fetch_for_the_url_in_the_text(emulator: Emulator) -> None:
     turns = [{"role": "user", "content": "Read https://ships.example/log today. Then stop."}]
 
     search = result_of(emulator, tools=[SEARCH], messages=turns)["message"]["content"][0]
@@ -70,7 +70,7 @@ def test_a_search_asks_for_the_gist_and_a_fetch_for_the_url_of_the_text(emulator
     assert fetch["input"] == {"url": "https://ships.example/log"}
 
 
-def test_a_forced_server_tool_is_used_and_a_forced_tool_of_ones_own_is_left_to_the_client(emulator: Emulator) -> None:
+def test_a_forced_server_tool_is_used_and_a_forced_client_tool_is_only_called(emulator: Emulator) -> None:
     tools = [SEARCH, FETCH, OWN]
 
     served = result_of(emulator, tools=tools, tool_choice={"type": "tool", "name": "web_fetch"})["message"]
@@ -82,14 +82,14 @@ def test_a_forced_server_tool_is_used_and_a_forced_tool_of_ones_own_is_left_to_t
     assert "server_tool_use" not in own["usage"]
 
 
-def test_a_choice_of_none_uses_no_tool(emulator: Emulator) -> None:
+def test_tool_choice_none_uses_no_tool(emulator: Emulator) -> None:
     message = result_of(emulator, tools=[SEARCH], tool_choice={"type": "none"})["message"]
 
     assert [block["type"] for block in message["content"]] == ["text"]
     assert "server_tool_use" not in message["usage"]
 
 
-def test_structured_output_follows_the_tools_result(emulator: Emulator) -> None:
+def test_structured_output_comes_after_the_result_of_the_tool(emulator: Emulator) -> None:
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False}
 
     message = result_of(emulator, tools=[SEARCH], output_config={"format": {"type": "json_schema", "schema": schema}})[
@@ -99,7 +99,7 @@ def test_structured_output_follows_the_tools_result(emulator: Emulator) -> None:
     assert message["content"][-1]["text"] == '{"a":1}'
 
 
-def test_a_spoiled_text_leaves_the_tools_result(emulator: Emulator) -> None:
+def test_a_fault_of_the_text_keeps_the_result_of_the_tool(emulator: Emulator) -> None:
     emulator.add_fault(on="item", do="max_tokens")
 
     message = result_of(emulator, tools=[SEARCH])["message"]
@@ -108,7 +108,7 @@ def test_a_spoiled_text_leaves_the_tools_result(emulator: Emulator) -> None:
     assert message["stop_reason"] == "max_tokens"
 
 
-def test_what_the_tool_was_called_with_counts_against_max_tokens(emulator: Emulator) -> None:
+def test_the_input_of_a_tool_call_counts_against_max_tokens(emulator: Emulator) -> None:
     free, used = (result_of(emulator, max_tokens=7, tools=tools)["message"] for tools in ([OWN], [SEARCH]))
 
     assert (free["stop_reason"], used["stop_reason"]) == ("end_turn", "max_tokens")

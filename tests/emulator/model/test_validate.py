@@ -1,4 +1,4 @@
-"""Which params are refused, by which models and versions, and in which words."""
+"""Which params are refused, by which models and API versions, and with which message."""
 
 import random
 from functools import partial
@@ -52,7 +52,7 @@ FINE: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "version"), [case[1:] for case in FINE], ids=[case[0] for case in FINE])
-def test_params_as_the_api_takes_them_are_fine(fields: dict[str, Any], version: str) -> None:
+def test_params_that_the_api_accepts_are_accepted(fields: dict[str, Any], version: str) -> None:
     assert said(fields, version) is None
 
 
@@ -193,7 +193,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
-def test_params_the_api_refuses_are_refused_with_the_reason(fields: dict[str, Any], message: str) -> None:
+def test_params_that_the_api_refuses_are_refused_with_the_reason(fields: dict[str, Any], message: str) -> None:
     assert (said(fields) or "nothing").startswith(message)
 
 
@@ -207,11 +207,11 @@ def test_params_the_api_refuses_are_refused_with_the_reason(fields: dict[str, An
     ],
     ids=["new model", "range", "type", "both"],
 )
-def test_under_the_old_version_sampling_depends_on_the_model(fields: dict[str, Any], message: str) -> None:
+def test_with_the_old_api_version_sampling_depends_on_the_model(fields: dict[str, Any], message: str) -> None:
     assert (said(fields, OLD) or "nothing").startswith(message)
 
 
-def test_a_wrong_model_is_not_found_and_all_else_invalid() -> None:
+def test_a_wrong_model_is_not_found_and_other_errors_are_invalid_requests() -> None:
     unknown = problem(params(model="gpt"), Context(NEW), lambda: 0)
     invalid = problem(params(colour=1), Context(NEW), lambda: 0)
 
@@ -227,7 +227,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
     assert found.message == "prompt is too long: 200001 tokens > 200000 maximum"
 
 
-def test_a_beta_lifts_the_output_limit_of_the_models_that_have_it() -> None:
+def test_a_beta_raises_the_output_limit_of_some_models() -> None:
     beta = frozenset({"output-300k-2026-03-24"})
 
     assert said({"model": "claude-opus-4-8", "max_tokens": 300_000}, betas=beta) is None
@@ -241,7 +241,7 @@ def test_every_field_and_every_model_of_the_sdk_is_known() -> None:
     assert set(Model.__args__[0].__args__) <= set(BY_NAME)  # type: ignore[attr-defined]  # Union[Literal[...], str]
 
 
-def test_a_token_count_knows_no_max_tokens() -> None:
+def test_count_tokens_refuses_max_tokens() -> None:
     found = count_tokens_problem(params(), Context(NEW, in_batch=False))
 
     assert found is not None
@@ -249,7 +249,7 @@ def test_a_token_count_knows_no_max_tokens() -> None:
     assert count_tokens_problem(params(max_tokens=None), Context(NEW, in_batch=False)) is None
 
 
-def test_no_value_in_any_place_breaks_the_checks_or_the_answer() -> None:
+def test_no_value_at_any_depth_crashes_the_checks_or_the_answer() -> None:
     strange: list[Any] = [None, 0, -1, 2.5, True, "", "x", [], [None], [[]], {}, {"type": []}, {"type": {}}, {"a": 1}]
     whole = [case[1] for case in FINE]
     whole.append({"messages": asking(image(), pdf(**CITED))})
@@ -277,7 +277,7 @@ def test_no_value_in_any_place_breaks_the_checks_or_the_answer() -> None:
 
 
 def _mutated(value: Any, dice: random.Random, strange: list[Any]) -> Any:
-    """The value with one part of it, at any depth, replaced by something strange."""
+    """Return the value with one part of it, at any depth, replaced by an unexpected value."""
     if isinstance(value, dict) and value and dice.random() < 0.8:
         key = dice.choice(list(value))
         return {**value, key: _mutated(value[key], dice, strange)}

@@ -1,4 +1,4 @@
-"""The states of a batch, its listing and its texts, by the emulator's clock."""
+"""The states of a batch, the listing of batches, and their requests and results, by the emulator's clock."""
 
 import re
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ from tests.emulator.builders import client_of, http_of, requests, result_lines
 DAY = 24 * 3600
 
 
-def test_counts_stay_frozen_until_the_batch_has_ended(slow: Emulator) -> None:
+def test_counts_do_not_change_until_the_batch_has_ended(slow: Emulator) -> None:
     client = client_of(slow)
     batch = client.messages.batches.create(requests=requests(10))
 
@@ -27,7 +27,7 @@ def test_counts_stay_frozen_until_the_batch_has_ended(slow: Emulator) -> None:
 
 
 @pytest.mark.parametrize(("processing_seconds", "hint"), [(3600, "10"), (60, "10"), (6, "1"), (0.3, "0.05")], ids=str)
-def test_a_running_batch_hints_when_to_look_again(slow: Emulator, processing_seconds: float, hint: str) -> None:
+def test_a_running_batch_says_when_to_poll_again(slow: Emulator, processing_seconds: float, hint: str) -> None:
     slow._core.processing_seconds = processing_seconds
     client = client_of(slow)
     created = client.messages.batches.with_raw_response.create(requests=requests(1))
@@ -42,7 +42,7 @@ def test_a_running_batch_hints_when_to_look_again(slow: Emulator, processing_sec
     assert "retry-after" not in ended.headers
 
 
-def test_times_and_ids_look_as_on_the_wire(emulator: Emulator) -> None:
+def test_times_and_ids_have_the_form_of_the_api(emulator: Emulator) -> None:
     raw = client_of(emulator).messages.batches.with_raw_response.create(requests=requests(1)).http_response
     batch = raw.json()
 
@@ -78,7 +78,7 @@ def test_results_are_shuffled_the_same_way_each_time(emulator: Emulator, client:
     assert sorted(first) == sorted(f"row-{n}" for n in range(50))
 
 
-def test_results_come_chunked_as_jsonl(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_results_are_sent_in_chunks_as_jsonl(emulator: Emulator, client: anthropic.Anthropic) -> None:
     batch = client.messages.batches.create(requests=requests(2))
 
     response = http_of(emulator).get(f"/v1/messages/batches/{batch.id}/results")
@@ -87,7 +87,7 @@ def test_results_come_chunked_as_jsonl(emulator: Emulator, client: anthropic.Ant
     assert "content-length" not in response.headers
 
 
-def test_results_url_names_the_host_the_client_dialled(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_results_url_has_the_host_that_the_client_called(emulator: Emulator, client: anthropic.Anthropic) -> None:
     batch = client.messages.batches.create(requests=requests(1))
 
     here = client.messages.batches.retrieve(batch.id)
@@ -97,7 +97,7 @@ def test_results_url_names_the_host_the_client_dialled(emulator: Emulator, clien
     assert there.results_url == f"https://gateway.test:8443/v1/messages/batches/{batch.id}/results"
 
 
-def test_what_is_not_processed_in_24_hours_expires(slow: Emulator) -> None:
+def test_requests_that_are_not_processed_in_24_hours_expire(slow: Emulator) -> None:
     slow._core.processing_seconds = 2 * DAY
     client = client_of(slow)
     batch = client.messages.batches.create(requests=requests(10))
@@ -111,7 +111,7 @@ def test_what_is_not_processed_in_24_hours_expires(slow: Emulator) -> None:
     assert len(expired) == 5
 
 
-def test_a_cancel_ends_soon_with_some_succeeded_and_some_canceled(slow: Emulator) -> None:
+def test_a_canceled_batch_ends_soon_with_some_requests_succeeded_and_some_canceled(slow: Emulator) -> None:
     client = client_of(slow)
     batch = client.messages.batches.create(requests=requests(100))
 
@@ -151,7 +151,7 @@ def test_a_second_cancel_changes_nothing(slow: Emulator) -> None:
     assert second == first
 
 
-def test_moves_from_the_wrong_state_are_refused_with_switchable_statuses(slow: Emulator) -> None:
+def test_moves_from_the_wrong_state_are_refused_with_a_status_from_the_settings(slow: Emulator) -> None:
     client, http = client_of(slow), http_of(slow)
     slow.settings.delete_running_status = 409
     slow.settings.early_results_status = 400
@@ -188,7 +188,7 @@ def test_results_are_archived_29_days_after_the_create(slow: Emulator) -> None:
     assert gone.status_code == 404
 
 
-def test_a_deleted_batch_leaves_the_listing_and_its_texts_leave_the_disk(
+def test_a_deleted_batch_is_not_listed_and_its_requests_and_results_are_removed(
     emulator: Emulator, client: anthropic.Anthropic
 ) -> None:
     batch = client.messages.batches.create(requests=requests(1))
@@ -203,7 +203,7 @@ def test_a_deleted_batch_leaves_the_listing_and_its_texts_leave_the_disk(
     assert [entry["result"] for entry in emulator.accepted()] == ["succeeded"]
 
 
-def test_listing_pages_through_everything(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_a_listing_pages_through_all_batches(emulator: Emulator, client: anthropic.Anthropic) -> None:
     ids = [client.messages.batches.create(requests=requests(1)).id for _ in range(25)]
 
     default = client.messages.batches.list()
@@ -270,7 +270,7 @@ def test_a_bearer_token_is_a_key_too_and_the_beta_query_is_ignored(emulator: Emu
     assert answer.status_code == 200
 
 
-def test_the_queue_limit_refuses_a_batch_until_there_is_room(slow: Emulator) -> None:
+def test_the_queue_limit_refuses_a_batch_until_it_fits(slow: Emulator) -> None:
     slow.settings.queue_limit = 3
     client = client_of(slow)
     client.messages.batches.create(requests=requests(2))
@@ -283,6 +283,6 @@ def test_the_queue_limit_refuses_a_batch_until_there_is_room(slow: Emulator) -> 
     assert client.messages.batches.create(requests=requests(2)).request_counts.processing == 2
 
 
-def test_settings_refuse_what_they_do_not_know() -> None:
+def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="no_such_switch"):
         Settings(no_such_switch=1)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""Listings out of order, counts that disagree, and cancels that never end."""
+"""Faults of batches: listings out of order, wrong counts, and cancels that never end."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.emulator.builders import BATCHES, HEADERS, Served, client_of, http_of
 
 
 def pages(served: Served, limit: int) -> list[str]:
-    """The ids of a whole listing, page by page."""
+    """Return the ids of a whole listing, page by page."""
     seen: list[str] = []
     query: dict[str, Any] = {"limit": limit}
     while True:
@@ -22,12 +22,12 @@ def pages(served: Served, limit: int) -> list[str]:
 
 
 def made(served: Served, number: int) -> list[str]:
-    """Ids of new batches, oldest first."""
+    """Create batches and return their ids, oldest first."""
     return [served.create(1, first=n).json()["id"] for n in range(number)]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
-def test_a_listing_can_begin_with_the_oldest(served: Served, limit: int) -> None:
+def test_a_listing_can_be_oldest_first(served: Served, limit: int) -> None:
     ids = made(served, 7)
     served.emulator.add_fault(on="list", do="disorder", order="oldest_first")
 
@@ -35,7 +35,7 @@ def test_a_listing_can_begin_with_the_oldest(served: Served, limit: int) -> None
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
-def test_a_listing_can_be_in_no_order_with_each_batch_once(served: Served, limit: int) -> None:
+def test_a_listing_can_be_in_random_order_with_each_batch_once(served: Served, limit: int) -> None:
     ids = made(served, 9)
     served.emulator.add_fault(on="list", do="disorder", order="shuffled")
 
@@ -46,7 +46,7 @@ def test_a_listing_can_be_in_no_order_with_each_batch_once(served: Served, limit
     assert listed == pages(served, 4)
 
 
-def test_a_batch_that_comes_in_moves_no_other_in_a_shuffled_listing(served: Served) -> None:
+def test_a_new_batch_moves_no_other_in_a_shuffled_listing(served: Served) -> None:
     made(served, 6)
     served.emulator.add_fault(on="list", do="disorder", order="shuffled")
     before = pages(served, 2)
@@ -75,7 +75,7 @@ def test_pages_of_a_disordered_listing_are_counted_in_its_order(served: Served) 
 
 
 @pytest.mark.parametrize(("add", "counted"), [(3, 5), (-1, 1), (-9, 0)])
-def test_the_counts_of_an_ended_batch_can_disagree(served: Served, add: int, counted: int) -> None:
+def test_the_counts_of_an_ended_batch_can_disagree_with_its_results(served: Served, add: int, counted: int) -> None:
     batch_id = served.ended(2)
     served.emulator.add_fault(on="retrieve", do="counts", add=add)
     served.emulator.add_fault(on="list", do="counts", add=1)
@@ -92,7 +92,7 @@ def test_the_counts_of_an_ended_batch_can_disagree(served: Served, add: int, cou
     assert listed["request_counts"]["succeeded"] == 3
 
 
-def test_the_counts_of_a_running_batch_can_disagree(slow: Emulator) -> None:
+def test_the_counts_of_a_running_batch_can_disagree_with_its_requests(slow: Emulator) -> None:
     batch_id = client_of(slow).messages.batches.create(requests=requests(2)).id
     slow.add_fault(on="retrieve", do="counts", add=5)
     slow.add_fault(on="cancel", do="counts", add=-1)
@@ -105,7 +105,7 @@ def test_the_counts_of_a_running_batch_can_disagree(slow: Emulator) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"times": 1}, {"match": "ID"}], ids=["all", "one", "by id"])
-def test_a_rule_about_counts_chooses_among_the_batches_of_a_listing(served: Served, fields: dict[str, Any]) -> None:
+def test_a_rule_about_counts_can_select_some_batches_of_a_listing(served: Served, fields: dict[str, Any]) -> None:
     ids = [served.ended(1) for _ in range(3)]
     rule = {name: ids[1] if value == "ID" else value for name, value in fields.items()}
     served.emulator.add_fault({"on": "list", "do": "counts", "add": 1, **rule})
@@ -146,7 +146,7 @@ def test_a_canceled_batch_can_stay_canceling_until_the_rules_are_cleared(slow: E
     assert after.request_counts.processing == 0
 
 
-def test_the_worker_of_a_server_finishes_it_once_the_rules_are_cleared(tmp_path: Any) -> None:
+def test_the_worker_ends_a_held_batch_after_the_rules_are_cleared(tmp_path: Any) -> None:
     with (
         start(tmp_path, processing_seconds=3600) as running,
         httpx2.Client(base_url=running.url, headers=HEADERS) as http,
@@ -174,11 +174,11 @@ def test_the_worker_of_a_server_finishes_it_once_the_rules_are_cleared(tmp_path:
     [
         ({"on": "list", "do": "disorder"}, "faults[0]: do: disorder needs order"),
         ({"on": "list", "do": "disorder", "order": "up"}, "faults[0].order: Input should be 'oldest_first' or"),
-        ({"on": "retrieve", "do": "disorder", "order": "shuffled"}, "faults[0]: do: disorder is for on: list"),
+        ({"on": "retrieve", "do": "disorder", "order": "shuffled"}, "faults[0]: do: disorder needs on: list"),
         ({"on": "list", "do": "counts"}, "faults[0]: do: counts needs add"),
-        ({"on": "any", "do": "counts", "add": 1}, "faults[0]: do: counts is for on: cancel or list or retrieve"),
-        ({"on": "list", "do": "lag", "seconds": 1, "add": 1}, "faults[0]: add has no meaning for do: lag"),
-        ({"on": "retrieve", "do": "never_ends"}, "faults[0]: do: never_ends is for on: cancel, not retrieve"),
+        ({"on": "any", "do": "counts", "add": 1}, "faults[0]: do: counts needs on: cancel or list or retrieve"),
+        ({"on": "list", "do": "lag", "seconds": 1, "add": 1}, "faults[0]: add cannot be used with do: lag"),
+        ({"on": "retrieve", "do": "never_ends"}, "faults[0]: do: never_ends needs on: cancel, not retrieve"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Results that are damaged, preceded by something else, or slow."""
+"""Faults of results: damaged lines, extra first lines, and slow downloads."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ def lines(served: Served, batch_id: str) -> list[bytes]:
 
 
 def damaged(served: Served, damage: str) -> tuple[bytes, bytes]:
-    """A line before and after; asserts that only it is touched."""
+    """Return the damaged line before and after the damage; assert that all other lines are unchanged."""
     batch_id = served.ended()
     before = lines(served, batch_id)
     served.emulator.add_fault(on="results", do="damaged_lines", damage=damage, match='"row-3"')
@@ -36,13 +36,13 @@ def damaged(served: Served, damage: str) -> tuple[bytes, bytes]:
     return touched[0]
 
 
-def test_a_line_can_lack_its_second_half(served: Served) -> None:
+def test_a_result_line_can_lack_its_second_half(served: Served) -> None:
     before, after = damaged(served, "cut")
 
     assert after == before[: len(before) // 2]
 
 
-def test_a_line_can_hold_bytes_that_are_no_text(served: Served) -> None:
+def test_a_result_line_can_hold_bytes_that_are_not_text(served: Served) -> None:
     before, after = damaged(served, "binary")
 
     with pytest.raises(UnicodeDecodeError):
@@ -52,7 +52,7 @@ def test_a_line_can_hold_bytes_that_are_no_text(served: Served) -> None:
     assert after.replace(b"\x00\xff\xfe\x80", b"") == before
 
 
-def test_a_text_can_hold_a_lone_surrogate(served: Served) -> None:
+def test_the_text_of_an_answer_can_hold_a_lone_surrogate(served: Served) -> None:
     before, after = damaged(served, "surrogate")
 
     with pytest.raises(orjson.JSONDecodeError):
@@ -65,7 +65,7 @@ def test_a_text_can_hold_a_lone_surrogate(served: Served) -> None:
     assert told == whole
 
 
-def test_a_text_of_json_with_a_lone_surrogate_is_still_json(served: Served) -> None:
+def test_structured_output_with_a_lone_surrogate_is_still_json(served: Served) -> None:
     fields = {"type": "object", "properties": {"note": {"type": "string"}}, "required": ["note"]}
     schema = {"type": "json_schema", "schema": {**fields, "additionalProperties": False}}
     body = {"requests": [{"custom_id": "a", "params": params("The ship.", output_config={"format": schema})}]}
@@ -87,7 +87,7 @@ def test_a_token_count_can_be_too_large_for_a_number(served: Served) -> None:
 
 
 @pytest.mark.parametrize("damage", ["usage_text", "no_type", "null_message"])
-def test_a_line_can_be_json_of_another_shape(served: Served, damage: str) -> None:
+def test_a_result_line_can_be_json_of_a_wrong_form(served: Served, damage: str) -> None:
     before, after = (orjson.loads(line) for line in damaged(served, damage))
 
     match damage:
@@ -101,7 +101,7 @@ def test_a_line_can_be_json_of_another_shape(served: Served, damage: str) -> Non
 
 
 @pytest.mark.parametrize("damage", SUCCEEDED_ONLY)
-def test_what_damages_a_message_leaves_lines_without_one_alone(served: Served, damage: str) -> None:
+def test_damage_to_a_message_leaves_lines_without_a_message_unchanged(served: Served, damage: str) -> None:
     served.emulator.add_fault(on="item", do="expire", match="Ship 1 ")
     served.emulator.add_fault(on="item", do="error", error_type="api_error", match="Ship 2 ")
     batch_id = served.ended(4)
@@ -114,7 +114,7 @@ def test_what_damages_a_message_leaves_lines_without_one_alone(served: Served, d
     assert sorted(orjson.loads(line)["custom_id"] for line in untouched) == ["row-1", "row-2"]
 
 
-def test_a_message_without_a_text_takes_no_surrogate(served: Served) -> None:
+def test_a_message_without_text_gets_no_surrogate(served: Served) -> None:
     served.emulator.add_fault(on="item", do="empty")
     batch_id = served.ended(2)
     before = lines(served, batch_id)
@@ -123,7 +123,7 @@ def test_a_message_without_a_text_takes_no_surrogate(served: Served) -> None:
     assert lines(served, batch_id) == before
 
 
-def test_damages_are_shared_out_apart_and_add_up_with_other_faults(served: Served) -> None:
+def test_each_damage_selects_its_own_share_of_lines_and_combines_with_other_faults(served: Served) -> None:
     batch_id = served.ended(200)
     whole = lines(served, batch_id)
     served.emulator.add_fault(on="results", do="damaged_lines", damage="cut", share=0.1)
@@ -143,7 +143,7 @@ def test_damages_are_shared_out_apart_and_add_up_with_other_faults(served: Serve
 
 
 @pytest.mark.parametrize("fields", [{}, {"text": "# résultats"}], ids=["blank", "text"])
-def test_a_line_can_come_before_the_first_result(served: Served, fields: dict[str, str]) -> None:
+def test_an_extra_line_can_come_before_the_first_result(served: Served, fields: dict[str, str]) -> None:
     batch_id = served.ended()
     whole = lines(served, batch_id)
     served.emulator.add_fault({"on": "results", "do": "first_line", "times": 1, **fields})
@@ -152,7 +152,7 @@ def test_a_line_can_come_before_the_first_result(served: Served, fields: dict[st
     assert lines(served, batch_id) == whole
 
 
-def test_a_first_line_is_no_result_where_results_are_counted(served: Served) -> None:
+def test_an_extra_first_line_is_not_counted_as_a_result(served: Served) -> None:
     batch_id = served.ended()
     whole = lines(served, batch_id)
     served.emulator.add_fault(on="results", do="first_line")
@@ -162,7 +162,7 @@ def test_a_first_line_is_no_result_where_results_are_counted(served: Served) -> 
     assert lines(served, batch_id) == [b"", *whole[1:6]]
 
 
-# answers that nobody reads
+# downloads that are not read
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_first_line_is_no_result_where_results_are_counted(served: Served) -> 
     ],
     ids=str,
 )
-def test_the_file_of_a_download_that_nobody_reads_is_closed(
+def test_the_file_of_an_unread_download_is_closed(
     emulator: Emulator, rule: dict[str, Any], recwarn: pytest.WarningsRecorder
 ) -> None:
     batch = client_of(emulator).messages.batches.create(requests=[{"custom_id": "a", "params": params()}])  # type: ignore[typeddict-item]
@@ -192,7 +192,7 @@ def test_the_file_of_a_download_that_nobody_reads_is_closed(
 # slow downloads
 
 
-def test_in_process_a_body_that_drips_comes_in_small_pieces_at_once(emulator: Emulator) -> None:
+def test_in_process_a_slow_download_comes_in_small_pieces_without_pauses(emulator: Emulator) -> None:
     batch = client_of(emulator).messages.batches.create(requests=[{"custom_id": "a", "params": params()}])  # type: ignore[typeddict-item]
     emulator.wait_idle()
     path = f"{BATCHES}/{batch.id}/results"
@@ -210,12 +210,12 @@ def test_in_process_a_body_that_drips_comes_in_small_pieces_at_once(emulator: Em
 
 @pytest.fixture
 def over_http(tmp_path: Path) -> Any:
-    """Over HTTP, with the server, to be stopped."""
+    """An emulator behind an HTTP server, which the test stops."""
     with start(tmp_path) as running, httpx2.Client(base_url=running.url, headers=HEADERS) as http:
         yield running, Served(running.emulator, http)
 
 
-def test_over_http_each_piece_comes_after_its_pause(over_http: tuple[RunningEmulator, Served]) -> None:
+def test_over_http_a_slow_download_pauses_before_each_piece(over_http: tuple[RunningEmulator, Served]) -> None:
     _, served = over_http
     batch_id = served.ended(1)
     whole = lines(served, batch_id)[0]
@@ -230,7 +230,7 @@ def test_over_http_each_piece_comes_after_its_pause(over_http: tuple[RunningEmul
     assert time.monotonic() - begun >= 0.02 * math.ceil(len(whole) / 100)
 
 
-def test_a_client_of_little_patience_gives_up_on_a_drip(over_http: tuple[RunningEmulator, Served]) -> None:
+def test_a_client_with_a_short_timeout_gives_up_a_slow_download(over_http: tuple[RunningEmulator, Served]) -> None:
     _, served = over_http
     batch_id = served.ended(1)
     served.emulator.add_fault(on="results", do="drip", seconds=60)
@@ -243,7 +243,7 @@ def test_a_client_of_little_patience_gives_up_on_a_drip(over_http: tuple[Running
 
 
 def _closed_within_seconds(path: Path, seconds: float) -> bool:
-    """Whether the server closes the file of a download."""
+    """Return whether the server closes the file of a download."""
     deadline = time.monotonic() + seconds
     while path in _open_files():
         if time.monotonic() > deadline:
@@ -253,7 +253,7 @@ def _closed_within_seconds(path: Path, seconds: float) -> bool:
 
 
 def _open_files() -> set[Path]:
-    """Of this process, in which the server is a thread."""
+    """Return the files that this process has open; the server is a thread of it."""
     opened = set()
     for handle in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
@@ -261,7 +261,7 @@ def _open_files() -> set[Path]:
     return opened
 
 
-def test_a_stop_does_not_wait_for_a_drip(over_http: tuple[RunningEmulator, Served]) -> None:
+def test_a_stop_does_not_wait_for_a_slow_download(over_http: tuple[RunningEmulator, Served]) -> None:
     running, served = over_http
     batch_id = served.ended(1)
     served.emulator.add_fault(on="results", do="drip", seconds=60)
@@ -286,12 +286,12 @@ def test_a_stop_does_not_wait_for_a_drip(over_http: tuple[RunningEmulator, Serve
             {"on": "results", "do": "damaged_lines", "damage": "x"},
             "faults[0].damage: Input should be 'cut', 'binary', ",
         ),
-        ({"on": "list", "do": "first_line"}, "faults[0]: do: first_line is for on: results, not list"),
-        ({"on": "any", "do": "drip", "seconds": 1}, "faults[0]: do: drip is for on: results, not any"),
+        ({"on": "list", "do": "first_line"}, "faults[0]: do: first_line needs on: results, not list"),
+        ({"on": "any", "do": "drip", "seconds": 1}, "faults[0]: do: drip needs on: results, not any"),
         ({"on": "results", "do": "drip"}, "faults[0]: do: drip needs seconds"),
         ({"on": "results", "do": "drip", "seconds": 0}, "faults[0]: seconds must be more than 0 for do: drip"),
         ({"on": "results", "do": "drip", "seconds": 1, "bytes": 0}, "faults[0].bytes: Input should be greater than or"),
-        ({"on": "results", "do": "truncate", "text": ""}, "faults[0]: text has no meaning for do: truncate"),
+        ({"on": "results", "do": "truncate", "text": ""}, "faults[0]: text cannot be used with do: truncate"),
     ],
     ids=str,
 )

@@ -41,7 +41,7 @@ def test_an_upload_is_answered_with_its_metadata(client: anthropic.Anthropic) ->
         pytest.param(b"x", "unnamed.bin", "application/octet-stream", id="bare bytes"),
     ],
 )
-def test_name_and_media_type_are_those_the_upload_declares(
+def test_an_upload_keeps_its_declared_name_and_media_type(
     client: anthropic.Anthropic, file: Any, name: str, media_type: str
 ) -> None:
     stored = client.files.upload(file=file)
@@ -49,7 +49,7 @@ def test_name_and_media_type_are_those_the_upload_declares(
     assert (stored.filename, stored.mime_type) == (name, media_type)
 
 
-def test_bytes_are_kept_as_they_are_whatever_they_look_like(tmp_path: Path) -> None:
+def test_the_bytes_of_an_upload_are_stored_unchanged(tmp_path: Path) -> None:
     content = b"--x\r\n\r\n\r\n--\n\r" + bytes(range(256)) * 5000
 
     with Emulator(tmp_path / "data", settings=Settings(files_downloadable=True)) as emulator:
@@ -80,7 +80,7 @@ def test_a_path_is_uploaded_and_downloaded_over_a_socket(tmp_path: Path) -> None
     assert content == b"The ship sank."
 
 
-def test_files_survive_a_restart_and_what_a_crash_left_does_not(tmp_path: Path) -> None:
+def test_files_survive_a_restart_and_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     with Emulator(tmp_path) as emulator:
         file = upload(client_of(emulator))
     (tmp_path / "files" / "file_torn").write_bytes(b"half")
@@ -92,7 +92,7 @@ def test_files_survive_a_restart_and_what_a_crash_left_does_not(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "files").iterdir()] == [file.id]
 
 
-def test_a_deleted_file_is_gone_and_so_are_its_bytes(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_a_deleted_file_is_not_found_and_its_bytes_are_removed(emulator: Emulator, client: anthropic.Anthropic) -> None:
     file = upload(client)
 
     deleted = client.files.delete(file.id)
@@ -128,7 +128,7 @@ def test_a_file_expires_by_the_emulators_clock(emulator: Emulator, client: anthr
 
 
 @pytest.mark.parametrize("seconds", [3599, 7_776_001, "soon"])
-def test_a_lifetime_the_api_does_not_know_is_refused(client: anthropic.Anthropic, seconds: Any) -> None:
+def test_a_lifetime_out_of_range_is_refused(client: anthropic.Anthropic, seconds: Any) -> None:
     with pytest.raises(anthropic.BadRequestError, match="expires_in_seconds: Input should be"):
         upload(client, expires_in_seconds=seconds)
 
@@ -157,7 +157,9 @@ def test_a_file_above_the_limit_is_refused(tmp_path: Path) -> None:
     ],
     ids=["JSON", "no boundary", "nothing", "cut off", "no name", "no file"],
 )
-def test_what_is_no_upload_is_refused(emulator: Emulator, content_type: str, body: bytes, message: str) -> None:
+def test_a_body_that_is_not_an_upload_is_refused(
+    emulator: Emulator, content_type: str, body: bytes, message: str
+) -> None:
     response = http_of(emulator, **{"content-type": content_type}).post("/v1/files", content=body)
 
     assert response.status_code == 400
@@ -175,7 +177,7 @@ def test_a_listing_pages_through_all_files_newest_first(client: anthropic.Anthro
     assert client.files.list(limit=5).next_page is None
 
 
-def test_a_listing_by_ids_leaves_out_those_that_are_not_there(client: anthropic.Anthropic) -> None:
+def test_a_listing_by_ids_leaves_out_unknown_ids(client: anthropic.Anthropic) -> None:
     first, second, _ = (upload(client) for _ in range(3))
 
     page = client.files.list(ids=[first.id, "file_none", second.id, first.id])
@@ -194,7 +196,7 @@ def test_a_listing_by_ids_leaves_out_those_that_are_not_there(client: anthropic.
     ],
     ids=["ids and limit", "many ids", "page", "limit"],
 )
-def test_a_listing_the_api_refuses_is_refused(emulator: Emulator, query: Any, message: str) -> None:
+def test_a_listing_with_wrong_parameters_is_refused(emulator: Emulator, query: Any, message: str) -> None:
     response = http_of(emulator).get("/v1/files", params=query)
 
     status, said = refused(response)
@@ -212,7 +214,9 @@ def test_workspaces_do_not_see_each_others_files(emulator: Emulator, client: ant
         other.files.delete(file.id)
 
 
-def test_a_lost_answer_leaves_the_upload_and_a_lost_call_none(emulator: Emulator, client: anthropic.Anthropic) -> None:
+def test_an_upload_is_kept_if_its_answer_is_lost_and_not_if_its_call_is_lost(
+    emulator: Emulator, client: anthropic.Anthropic
+) -> None:
     emulator.add_fault(on="files_create", do="drop_before", match="early.pdf")
     emulator.add_fault(on="files_create", do="drop_after", match="late.pdf")
 
@@ -233,7 +237,7 @@ def test_a_lost_answer_leaves_the_upload_and_a_lost_call_none(emulator: Emulator
         ("files_content", "GET", "/v1/files/file_a/content"),
     ],
 )
-def test_each_operation_on_files_can_be_made_to_fail(
+def test_each_operation_on_files_can_fail_by_a_fault(
     emulator: Emulator, operation: str, method: str, path: str
 ) -> None:
     emulator.add_fault(on=operation, do="status", status=529, times=1)

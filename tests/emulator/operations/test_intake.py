@@ -1,4 +1,4 @@
-"""What a create checks at once, and that it takes all of a body or nothing."""
+"""The checks of a create call, which accepts all requests of a body or none."""
 
 import gzip
 import json
@@ -66,7 +66,7 @@ def body(*requests: Any, **extra: Any) -> bytes:
         ),
     ],
 )
-def test_a_wrong_envelope_is_refused_and_nothing_accepted(emulator: Emulator, content: bytes, message: str) -> None:
+def test_a_wrong_body_is_refused_and_nothing_is_accepted(emulator: Emulator, content: bytes, message: str) -> None:
     refused = http_of(emulator).post("/v1/messages/batches", content=content)
 
     assert refused.status_code == 400
@@ -77,7 +77,7 @@ def test_a_wrong_envelope_is_refused_and_nothing_accepted(emulator: Emulator, co
     assert list((emulator.data / "uploads").iterdir()) == []
 
 
-def test_100_000_requests_are_the_most(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_100_000_requests_are_accepted(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "MAX_REQUESTS", 3)
 
     three = http_of(emulator).post("/v1/messages/batches", content=body(*map(request, range(3))))
@@ -89,7 +89,7 @@ def test_100_000_requests_are_the_most(emulator: Emulator, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("spaced", [True, False], ids=["spaced", "compact"])
 @pytest.mark.parametrize("window", [1, 2, 7, 100])
-def test_params_arrive_as_they_were_sent_wherever_a_window_ends(
+def test_params_are_stored_unchanged_wherever_a_window_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, spaced: bool
 ) -> None:
     monkeypatch.setattr(intake, "WINDOW", window)
@@ -104,7 +104,7 @@ def test_params_arrive_as_they_were_sent_wherever_a_window_ends(
     assert list(intake.read_requests(tmp_path / "body", lambda index, params: None)) == sent
 
 
-def test_a_body_above_the_limit_gets_a_proxys_page_or_the_envelope(emulator: Emulator) -> None:
+def test_a_body_above_the_limit_gets_a_proxys_page_or_an_error_of_the_api(emulator: Emulator) -> None:
     emulator.settings.max_batch_bytes = 1000
     content = body(request(0, system="x" * 1000))
 
@@ -118,7 +118,7 @@ def test_a_body_above_the_limit_gets_a_proxys_page_or_the_envelope(emulator: Emu
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
-def test_a_packed_batch_is_refused(emulator: Emulator, coding: str) -> None:
+def test_a_compressed_batch_is_refused(emulator: Emulator, coding: str) -> None:
     content = gzip.compress(body(GOOD))
 
     refused = http_of(emulator).post("/v1/messages/batches", content=content, headers={"content-encoding": coding})
@@ -127,7 +127,7 @@ def test_a_packed_batch_is_refused(emulator: Emulator, coding: str) -> None:
     assert refused.json()["error"]["details"] == {"error_code": "request_body_encoding_unsupported"}
 
 
-def test_a_gzipped_batch_can_be_allowed_and_counts_unpacked(emulator: Emulator) -> None:
+def test_gzip_can_be_allowed_and_the_limit_applies_to_the_decoded_body(emulator: Emulator) -> None:
     emulator.settings.gzip_on_batches = True
     packed = {"content-encoding": "gzip"}
     http = http_of(emulator)
@@ -154,7 +154,7 @@ def test_a_gzipped_batch_can_be_allowed_and_counts_unpacked(emulator: Emulator) 
     ],
     ids=["stream", "speed", "max_tokens"],
 )
-def test_what_no_batch_takes_fails_the_request_or_by_a_switch_the_create(
+def test_params_not_allowed_in_batches_fail_the_request_or_by_a_setting_the_create(
     emulator: Emulator, fields: dict[str, Any], message: str
 ) -> None:
     content = body(request(0, **fields))
@@ -170,7 +170,7 @@ def test_what_no_batch_takes_fails_the_request_or_by_a_switch_the_create(
     assert refused.json()["error"]["message"] == f"requests.0.params.{message}"
 
 
-def test_keys_in_any_order_and_spaces_are_fine(emulator: Emulator) -> None:
+def test_keys_in_any_order_and_spaces_are_accepted(emulator: Emulator) -> None:
     content = json.dumps({"requests": [{"params": params(), "custom_id": "a"}]}, indent=4)
 
     assert http_of(emulator).post("/v1/messages/batches", content=content).status_code == 200

@@ -1,4 +1,4 @@
-"""What the catalogue says of models, and what may be said otherwise for a test."""
+"""The description of models, and the settings that change their capabilities."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def test_some_models_cannot_be_forced_to_use_a_tool(model: str, choice: dict[str
 
 
 @pytest.mark.parametrize("model", ["claude-fable-5", "claude-opus-5", "claude-haiku-5-5", "claude-haiku-4-5"])
-def test_other_models_can(model: str) -> None:
+def test_other_models_can_be_forced_to_use_a_tool(model: str) -> None:
     fields = params(model=model, tools=[TOOL], tool_choice={"type": "any"})
 
     assert problem(fields, Context("2026-10-21"), lambda: 10) is None
@@ -56,7 +56,7 @@ def blind(tmp_path: Path) -> Any:
         yield emulator
 
 
-def test_a_model_without_vision_says_so(blind: Emulator) -> None:
+def test_a_model_without_vision_is_described_as_such(blind: Emulator) -> None:
     client = client_of(blind)
 
     blind_one, other = (client.models.retrieve(name).capabilities for name in ("claude-haiku-4-5", "claude-opus-5"))
@@ -91,11 +91,11 @@ def test_a_model_without_vision_reads_plain_text(blind: Emulator) -> None:
     assert result["type"] == "succeeded"
 
 
-def test_another_model_sees_all_the_same(blind: Emulator) -> None:
+def test_other_models_still_accept_images(blind: Emulator) -> None:
     assert result_of(blind, model="claude-opus-5", messages=asking(image(), pdf()))["type"] == "succeeded"
 
 
-def test_a_model_without_batches_says_so_and_fails_in_them_only(tmp_path: Path) -> None:
+def test_a_model_without_batches_is_described_as_such_and_fails_only_in_batches(tmp_path: Path) -> None:
     with Emulator(tmp_path, settings=Settings(models_without_batch=["claude-haiku-4-5-20251001"])) as emulator:
         client = client_of(emulator)
         capabilities = client.models.retrieve("claude-haiku-4-5").capabilities
@@ -109,6 +109,6 @@ def test_a_model_without_batches_says_so_and_fails_in_them_only(tmp_path: Path) 
     assert live.stop_reason == "end_turn"
 
 
-def test_a_model_nobody_knows_is_refused_in_the_settings() -> None:
-    with pytest.raises(ValidationError, match="gpt is not a model of the catalogue"):
+def test_an_unknown_model_in_the_settings_is_refused() -> None:
+    with pytest.raises(ValidationError, match="gpt is not a model of the emulator's catalogue"):
         Settings(models_without_vision=["gpt"])

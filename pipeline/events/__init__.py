@@ -1,0 +1,1 @@
+"""What can a driver tell? One class an event, with its facts, its level in a log and its line for people. Pure."""

@@ -1,0 +1,323 @@
+"""What can a driver tell that is not about one batch? Before a run, gates, files, waiting, and the ends of runs."""
+
+import logging
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.events.event import Event
+from pipeline.states import Gate, RunReason, RunState, failed_rows
+from pipeline.text import count, counted, later, size
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmulatorStarted(Event):
+    """An emulator was started for this command."""
+
+    name = "emulator"
+    changes_job = False
+
+    url: str
+
+    def line(self) -> str:
+        return f"emulator {self.url}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something in the settings or in the job file that a person should know before the run goes on."""
+
+    name = "warning"
+    level = logging.WARNING
+    changes_job = False
+
+    warning: str
+
+    def line(self) -> str:
+        return f"warning  {self.warning}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotCounted(Event):
+    """The API did not count the tokens of the sample, so the quote is made from bytes."""
+
+    name = "not_counted"
+    level = logging.WARNING
+    changes_job = False
+
+    problem: str
+
+    def line(self) -> str:
+        return (
+            f"warning  tokens were not counted by the API: {self.problem}; the quote goes by bytes, "
+            "and a budget reserves for one token a byte"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitsForRetry(Event):
+    """Rows are left to a retry that is not finished.
+
+    vars, retry: what that run was asked for. command: a line of the shell that continues it; it may hold keys of rows.
+    """
+
+    name = "waits_for_retry"
+    level = logging.WARNING
+
+    run: int
+    rows: int
+    vars: Mapping[str, Any]
+    retry: Mapping[str, Any] | None
+    command: str | None = None
+
+    def line(self) -> str:
+        waiting = f"{count(self.rows, 'row')} {'waits' if self.rows == 1 else 'wait'} for a retry that is not finished"
+        way_on = f"run {self.run}, `batch-pipeline status {self.job}` says how it goes on"
+        return f"retry    {waiting}: {self.command or way_on}"
+
+    def logged_facts(self) -> dict[str, Any]:
+        """Return the facts without what the retry was asked for: a person may have asked by keys of rows."""
+        return {"job": self.job, "run": self.run, "rows": self.rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoolMoved(Event):
+    """The job's spool is another one from now on."""
+
+    name = "spool_moved"
+
+    spool: str
+
+    def line(self) -> str:
+        return f"spool    of job {self.job} is {self.spool} from now on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedElsewhere(Event):
+    """Another driver plans the job, and this one waits for it. Told with each look."""
+
+    name = "planned_elsewhere"
+    level = logging.DEBUG
+    changes_job = False
+
+    problem: str
+
+    def line(self) -> str:
+        return f"waiting: {self.problem}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryFailed(Event):
+    """Too many of the canary's rows failed. rows: of the canary."""
+
+    name = "canary_failed"
+    level = logging.WARNING
+
+    run: int
+    failed: int
+    rows: int
+
+    def line(self) -> str:
+        return f"canary: {self.failed:,} of its {count(self.rows, 'row')} failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOpened(Event):
+    """The rows behind a gate may be sent.
+
+    gate: one of `states.Gate`. failed, rows: of the canary; None for a primer.
+    """
+
+    name = "gate_opened"
+
+    run: int
+    gate: str
+    failed: int | None = None
+    rows: int | None = None
+
+    def line(self) -> str:
+        if self.gate == Gate.PRIMER:
+            return "primer is back: the prefix is in the prompt cache, the rest goes"
+        rows = self.rows or 0
+        good = rows - (self.failed or 0)
+        return f"canary is back: {good:,} of {count(rows, 'row')} succeeded, the rest goes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uploaded(Event):
+    """A file was uploaded for requests to name."""
+
+    name = "uploaded"
+
+    file_id: str
+    bytes: int
+
+    def line(self) -> str:
+        return f"file put up as {self.file_id}, {size(self.bytes)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRemoved(Event):
+    """A file was deleted at the API."""
+
+    name = "file_removed"
+
+    file_id: str
+
+    def line(self) -> str:
+        return f"file {self.file_id} removed at the API"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileNotRemoved(Event):
+    """A file could not be deleted at the API."""
+
+    name = "file_not_removed"
+    level = logging.WARNING
+
+    file_id: str
+    problem: str
+
+    def line(self) -> str:
+        return f"file {self.file_id} not removed at the API yet: {self.problem}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreachable(Event):
+    """The API did not answer. wait: seconds until it is asked again; 0 for none."""
+
+    name = "unreachable"
+    level = logging.WARNING
+    changes_job = False
+
+    problem: str
+    wait: float
+
+    def line(self) -> str:
+        return self.problem + later(self.wait)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting(Event):
+    """A driver has nothing to do for some seconds. Told with each look.
+
+    progress: `batches` are the run's batches by state. held_by: the drivers that have them, where this one has nothing
+    to do until they have ended: each with its `process` and `until` when its lease lasts.
+    """
+
+    name = "waiting"
+    level = logging.DEBUG
+    changes_job = False
+
+    seconds: float
+    progress: Mapping[str, Mapping[str, int]]
+    held_by: Sequence[Mapping[str, str]]
+
+    def line(self) -> str:
+        return f"waiting: {counted(self.progress['batches'])}{self._held()}; next look in {math.ceil(self.seconds)} s"
+
+    def _held(self) -> str:
+        if not self.held_by:
+            return ""
+        who = ", ".join(sorted({other["process"] for other in self.held_by}))
+        until = max(other["until"] for other in self.held_by)
+        return (
+            f", held by {who}: wait, or stop the process; what a process that has died holds is free when its lease "
+            f"runs out, at {until} at the latest"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """Every row of a run has its outcome."""
+
+    name = "finished"
+
+    run: int
+
+    def line(self) -> str:
+        return f"run {self.run} is finished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIncomplete(Event):
+    """A run stopped early."""
+
+    name = "incomplete"
+    level = logging.ERROR
+
+    run: int
+    reason: str
+
+    def line(self) -> str:
+        return f"run {self.run} ends before its end: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCanceled(Event):
+    """All open runs of a job were canceled. open: batches still at the API; foreign: those of another account."""
+
+    name = "canceled"
+
+    runs: int
+    open: int
+    foreign: int
+
+    def line(self) -> str:
+        return f"canceled {count(self.runs, 'open run')}; {self._at_the_api()}"
+
+    def _at_the_api(self) -> str:
+        if not self.open:
+            return "nothing of the job is at the API any more"
+        said = f"{count(self.open, 'batch')} {'is' if self.open == 1 else 'are'} at the API still"
+        if not self.foreign:
+            return f"{said}, asked to cancel: what had succeeded by then is collected"
+        return f"{said}, {self.foreign:,} of them sent by another account: use its key, or give them up by --abandon"
+
+
+#: Why a run is incomplete, and the command that says more of it.
+STOPPED: dict[str, tuple[str, str]] = {
+    RunReason.BUDGET: ("the budget is used up", "status"),
+    RunReason.CANARY: ("too many of the canary's rows failed", "errors"),
+    RunReason.FAILURES: ("too many of its rows failed", "errors"),
+    RunReason.CANCELED: ("it was canceled", "status"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded(Event):
+    """A run ended badly, and nobody was told of it.
+
+    when: in words; None where the command is about several jobs. rows: by state.
+    """
+
+    name = "run_ended"
+    level = logging.ERROR
+    changes_job = False
+
+    when: str | None
+    run: int
+    state: str
+    reason: str | None
+    rows: Mapping[str, int]
+    cost_usd: float
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts with `when` and `run` before the job, as readers of the JSON know them."""
+        return {"when": self.when, "run": self.run, **super().facts()}
+
+    def line(self, command: str | None = None) -> str:
+        """Return `run 3 ended before this command: 2 of 5 rows failed; next: COMMAND`. command: None for `then`."""
+        if self.state == RunState.INCOMPLETE and self.reason is not None:
+            how = f"it stopped early, {STOPPED[self.reason][0]}"
+        else:
+            how = f"{failed_rows(self.rows):,} of {count(sum(self.rows.values()), 'row')} failed"
+        when = f"of {self.job} ended" if self.when is None else f"ended {self.when}"
+        return f"run {self.run} {when}: {how}; next: {command or shlex.join(['batch-pipeline', *self.then()])}"
+
+    def then(self, job: str | None = None) -> list[str]:
+        """Return the words of the command that says more. job: what commands call the job; None: by its name."""
+        says = STOPPED[self.reason][1] if self.state == RunState.INCOMPLETE and self.reason is not None else "errors"
+        return [says, job or self.job or ""]
