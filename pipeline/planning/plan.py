@@ -39,7 +39,7 @@ from pipeline.sink.table import Fixed, ResultsTable
 from pipeline.source import duplicates, exact, identity
 from pipeline.source.duplicates import Distinct
 from pipeline.source.frames import LATE_FIELDS
-from pipeline.source.rows import Chunk, Input, Rows, no_key
+from pipeline.source.rows import Chunk, Input, Rows, lacks_key
 from pipeline.state import segments
 from pipeline.state.batches import Unsent
 from pipeline.state.rows import add_rows, forget_bodies_of, keep_rows, mark_changed, replan_rows
@@ -80,7 +80,7 @@ class Plan:
         columns = self.builder.columns
         self._template_columns = list(columns.templates)
         if columns.all_columns:
-            late = [LATE_FIELDS] if self.rows.has_later else []
+            late = [LATE_FIELDS] if self.rows.has_late_columns else []
             self._template_columns = list(dict.fromkeys([*self.rows.columns, *columns.templates, *late]))
         self._request_columns = list(dict.fromkeys([*self._template_columns, *columns.attachments]))
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
@@ -143,7 +143,7 @@ class Plan:
                     quote.planned.update(row.batch_id for row in planned if row is not None)
                 self._pack(quote, chunk, judged)
                 self._sample(quote, chunk, judged)
-            self._refuse_duplicates(seen.twice())
+            self._refuse_duplicates(seen.duplicates())
         return quote
 
     def hashes(self, chunk: Chunk) -> list[bytes]:
@@ -303,7 +303,7 @@ class Plan:
     def _refuse_empty_keys(self, chunk: Chunk) -> None:
         for name in self.job.source.key:
             column = chunk.frame[name]
-            empty = no_key(column)
+            empty = lacks_key(column)
             if empty.any():
                 places = [chunk.place(i) for i in empty.arg_true()[:SHOWN]]
                 raise SourceError(
@@ -315,7 +315,7 @@ class Plan:
         """Raises SourceError for a key or kept value that no key and no column can hold as it is."""
         for field_name, names in (("source.key", self.job.source.key), ("source.keep", self.job.source.keep)):
             for name in names:
-                if (found := exact.unfit(chunk.frame[name])) is not None:
+                if (found := exact.first_unstorable(chunk.frame[name])) is not None:
                     raise SourceError(
                         f"{field_name}: column {name!r} in {chunk.place(found[0])}: {found[1]}; mend it in the source, "
                         "or leave such rows out by source.where"

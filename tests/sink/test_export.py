@@ -74,7 +74,7 @@ def test_a_parquet_file_has_the_types_of_the_columns(world: World) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".jsonl"])
-def test_an_ndjson_file_is_what_goes_to_stdout(world: World, suffix: str) -> None:
+def test_an_ndjson_file_equals_the_output_on_stdout(world: World, suffix: str) -> None:
     job = ran(world)
     path = world.folder / f"answers{suffix}"
 
@@ -97,7 +97,7 @@ def test_no_text_of_a_csv_is_a_formula(world: World, first: str) -> None:
     assert float(found["plain"]["cost_usd"]) > 0
 
 
-def test_only_what_was_asked_for_is_in_it(world: World) -> None:
+def test_an_export_has_only_the_answers_of_its_filter(world: World) -> None:
     job = ran(world)
     world.rows([*texts(5), {"id": "new", "text": "A new text."}])
     ran(world)
@@ -118,7 +118,7 @@ def test_only_what_was_asked_for_is_in_it(world: World) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_no_answer_at_all_is_a_file_without_rows(world: World, suffix: str) -> None:
+def test_an_export_without_answers_is_a_file_without_rows(world: World, suffix: str) -> None:
     job = ran(world)
     path = world.folder / f"none{suffix}"
 
@@ -129,7 +129,7 @@ def test_no_answer_at_all_is_a_file_without_rows(world: World, suffix: str) -> N
         assert "cost_usd" in pl.read_parquet(path).columns
 
 
-def test_a_file_that_exists_stays_unless_it_may_be_replaced(world: World) -> None:
+def test_an_existing_file_stays_without_overwrite(world: World) -> None:
     job = ran(world)
     path = world.folder / "answers.csv"
     path.write_text("mine")
@@ -151,7 +151,7 @@ def test_a_file_that_exists_stays_unless_it_may_be_replaced(world: World) -> Non
         pytest.param("answers.csv", AnswerFilter(where="nonsense ="), "is not a SQL predicate", id="a predicate"),
     ],
 )
-def test_what_is_wrong_is_said_and_nothing_is_left(world: World, name: str, wanted: AnswerFilter, said: str) -> None:
+def test_a_wrong_export_is_refused_and_leaves_no_file(world: World, name: str, wanted: AnswerFilter, said: str) -> None:
     job = ran(world)
     (world.folder / "emulator.csv").mkdir()
     before = sorted(world.folder.iterdir())
@@ -176,7 +176,7 @@ def small_disk(most: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_full_disk_leaves_the_file_of_before(tmp_path: Path, world: World, suffix: str) -> None:
+def test_a_full_disk_leaves_the_earlier_file_unchanged(tmp_path: Path, world: World, suffix: str) -> None:
     job = ran(world)
     path = tmp_path / f"answers{suffix}"
     path.write_text("before")
@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_the_file_of_before(tmp_path: Path, world: World, suf
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("limit", [None, 0], ids=["all", "none"])
-def test_an_object_is_what_a_file_is(world: World, s3: S3, suffix: str, limit: int | None) -> None:
+def test_an_exported_object_equals_an_exported_file(world: World, s3: S3, suffix: str, limit: int | None) -> None:
     job = ran(world)
     path = world.folder / f"answers{suffix}"
     export(world.database, job, path, AnswerFilter(limit=limit))
@@ -218,7 +218,7 @@ def in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> Row[Any]:
     return job
 
 
-def test_a_large_object_goes_up_in_parts(world: World, s3: S3, in_parts: Row[Any]) -> None:
+def test_a_large_object_is_uploaded_in_parts(world: World, s3: S3, in_parts: Row[Any]) -> None:
     export(world.database, in_parts, "s3://bucket/answers.ndjson", AnswerFilter())
 
     assert sum(request.startswith("PUT") for request in s3.requests) >= 5
@@ -226,7 +226,7 @@ def test_a_large_object_goes_up_in_parts(world: World, s3: S3, in_parts: Row[Any
 
 
 @pytest.mark.parametrize("name", ["answers.ndjson", "answers.parquet"])
-def test_an_object_that_exists_stays_unless_it_may_be_replaced(world: World, s3: S3, name: str) -> None:
+def test_an_existing_object_stays_without_overwrite(world: World, s3: S3, name: str) -> None:
     job = ran(world)
     url = s3.put(name, b"mine")
 
@@ -238,7 +238,7 @@ def test_an_object_that_exists_stays_unless_it_may_be_replaced(world: World, s3:
     assert s3.get(name) != b"mine"
 
 
-def test_of_two_exports_to_one_name_the_later_one_is_told(
+def test_the_later_of_two_exports_to_one_object_is_refused(
     world: World, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = ran(world)
@@ -255,7 +255,7 @@ def test_of_two_exports_to_one_name_the_later_one_is_told(
     assert s3.get("answers.csv") == b"of the other one"
 
 
-def test_a_store_that_goes_down_in_the_middle_keeps_what_was_there_and_nothing_else(
+def test_a_store_that_fails_during_an_export_keeps_the_earlier_object_and_nothing_else(
     world: World, s3: S3, in_parts: Row[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
@@ -288,7 +288,7 @@ def test_a_database_that_fails_in_the_middle_leaves_no_upload(
     assert (s3.keys(), s3.unfinished()) == ([], [])
 
 
-def test_a_bucket_that_is_not_there_and_wrong_credentials_are_told(world: World, s3: S3) -> None:
+def test_a_missing_bucket_and_wrong_credentials_are_reported(world: World, s3: S3) -> None:
     job = ran(world)
 
     with pytest.raises(objects.NotFound, match=r"there is no bucket s3://buckett; check its name"):
@@ -307,7 +307,7 @@ def test_a_bucket_that_is_not_there_and_wrong_credentials_are_told(world: World,
 
 @pytest.mark.parametrize("place", ["here.csv", "s3://bucket/there.csv"])
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "replaced"])
-def test_an_export_that_is_interrupted_when_it_is_whole_says_so(
+def test_an_export_that_is_interrupted_after_it_is_complete_is_reported_as_complete(
     world: World, s3: S3, monkeypatch: pytest.MonkeyPatch, place: str, overwrite: bool
 ) -> None:
     job = ran(world)
@@ -329,7 +329,9 @@ def test_an_export_that_is_interrupted_when_it_is_whole_says_so(
     assert written.count(b"\r\n") == 6
 
 
-def test_an_export_that_is_interrupted_before_does_not_say_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_is_interrupted_before_it_is_complete_is_not_reported_as_complete(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = ran(world)
     place = world.folder / "here.csv"
     export(world.database, job, place, AnswerFilter(limit=1))

@@ -76,11 +76,11 @@ def test_a_column_has_the_type_that_its_schema_says(node: dict[str, Any], kind: 
 
 
 @pytest.mark.parametrize("node", [{"anyOf": [TEXTS, {"type": "string"}]}, {}, {"enum": [["a"], "b"]}])
-def test_a_column_that_may_hold_a_text_is_as_the_database_has_it(node: dict[str, Any]) -> None:
+def test_a_column_that_may_hold_text_is_exported_unchanged(node: dict[str, Any]) -> None:
     assert of(node) is None
 
 
-def test_a_schema_that_contains_itself_ends_as_json() -> None:
+def test_a_recursive_schema_gives_a_column_of_json_text() -> None:
     tree = closed(name={"type": "string"}, children={"type": "array", "items": {"$ref": "#/$defs/tree"}})
 
     found = of({"$ref": "#/$defs/tree"}, tree=tree)
@@ -102,7 +102,7 @@ def test_a_schema_that_contains_itself_ends_as_json() -> None:
         (closed(a=TEXTS), "a text"),
     ],
 )
-def test_no_value_is_changed_to_fit(node: dict[str, Any], value: Any) -> None:
+def test_a_value_that_does_not_fit_its_type_is_refused_and_not_changed(node: dict[str, Any], value: Any) -> None:
     found = of(node)
     assert found is not None
 
@@ -173,7 +173,7 @@ def test_a_value_that_does_not_fit_makes_its_column_json_text_and_no_other(
     assert pa.types.is_list(found.schema.field("lines").type)
 
 
-def test_what_runs_say_differently_is_json_text(world: World) -> None:
+def test_a_column_on_whose_type_runs_disagree_is_json_text(world: World) -> None:
     ran(world, output={"schema": closed(tags=TEXTS, notes=TEXTS)})
     world.rows(texts(7))
     job = ran(world, output={"schema": closed(tags={"type": "array", "items": {"type": "integer"}}, notes=TEXTS)})
@@ -199,7 +199,7 @@ def test_folders_of_ndjson_have_lists_and_objects(world: World) -> None:
         assert answer["address"].keys() == {"zip"}
 
 
-def test_prices_that_an_older_version_stored_have_no_digits_of_arithmetic(world: World, tmp_path: Path) -> None:
+def test_prices_that_an_older_version_stored_are_rounded(world: World, tmp_path: Path) -> None:
     job = ran(world)
     altered(world, job, cost_usd=0.00006500000000000001)  # type: ignore[arg-type]
 
@@ -212,7 +212,7 @@ def test_prices_that_an_older_version_stored_have_no_digits_of_arithmetic(world:
     assert ",6.5e-05," in (tmp_path / "answers.csv").read_text()
 
 
-def test_an_object_of_which_all_is_in_columns_has_none_of_its_own() -> None:
+def test_an_object_whose_properties_all_have_columns_has_no_column() -> None:
     described = closed(address=closed(town={"type": "string"}, place=closed(lat={"type": "number"})))
 
     some = columns(described, {"address.town": "town"})

@@ -59,7 +59,7 @@ def folders(names: list[str]) -> list[str]:
 # -- the layout ------------------------------------------------------------------------------------------------------
 
 
-def test_each_value_has_a_folder_that_readers_know(world: World, job: Row[Any]) -> None:
+def test_each_value_has_a_folder_in_hives_layout(world: World, job: Row[Any]) -> None:
     place = world.folder / "answers"
 
     exported = export_partitioned(world.database, job, place, ["team"], AnswerFilter())
@@ -103,11 +103,11 @@ def test_several_columns_are_folders_in_folders(world: World, job: Row[Any]) -> 
         ("up", "../..", "up=..%2F.."),
     ],
 )
-def test_values_are_written_as_hive_does(column: str, value: object, name: str) -> None:
+def test_folder_names_are_escaped_as_hive_does(column: str, value: object, name: str) -> None:
     assert folder_name(column, value) == name
 
 
-def test_answers_stand_by_key_in_their_file_however_often_they_were_put_aside(
+def test_answers_in_a_file_are_ordered_by_key_however_often_they_were_spilled(
     world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "SORTED_BYTES", 1)  # each page is a piece of its own on the disk
@@ -133,7 +133,7 @@ def test_answers_stand_by_key_in_their_file_however_often_they_were_put_aside(
         ("answers.csv", ".parquet", "parquet"),
     ],
 )
-def test_the_format_is_said_by_the_option_else_by_the_name(
+def test_the_format_comes_from_the_option_or_from_the_name(
     world: World, job: Row[Any], name: str, ending: str | None, expected: str
 ) -> None:
     export_partitioned(world.database, job, world.folder / name, ["team"], AnswerFilter(), ending=ending)
@@ -141,7 +141,7 @@ def test_the_format_is_said_by_the_option_else_by_the_name(
     assert {file.rpartition(".")[2] for file in files(world.folder / name) if file != "_SUCCESS"} == {expected}
 
 
-def test_only_what_is_new_since_a_run(world: World, job: Row[Any]) -> None:
+def test_since_exports_only_answers_of_later_runs(world: World, job: Row[Any]) -> None:
     ran(world, [{"id": "new", "text": "New.", "team": "green"}, {"id": "r0", "text": "Changed.", "team": "red"}])
     place = world.folder / "answers"
 
@@ -151,7 +151,7 @@ def test_only_what_is_new_since_a_run(world: World, job: Row[Any]) -> None:
     assert folders(files(place)) == ["team=green", "team=red"]
 
 
-def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: Row[Any]) -> None:
+def test_an_export_without_answers_is_an_empty_folder_with_success(world: World, job: Row[Any]) -> None:
     assert export_partitioned(world.database, job, world.folder / "none", ["team"], AnswerFilter(limit=0))[0::2] == (
         0,
         0,
@@ -163,7 +163,7 @@ def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: Ro
 # -- a local folder --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_empty_is_replaced_as_a_whole_if_it_may_be(world: World, job: Row[Any]) -> None:
+def test_a_folder_that_is_not_empty_is_replaced_whole_with_overwrite(world: World, job: Row[Any]) -> None:
     place = world.folder / "answers"
     place.mkdir()
     export_partitioned(world.database, job, place, ["team"], AnswerFilter())
@@ -178,7 +178,7 @@ def test_a_folder_that_is_not_empty_is_replaced_as_a_whole_if_it_may_be(world: W
     assert list(world.folder.glob(".answers*")) == []
 
 
-def test_nothing_goes_that_no_export_has_left(world: World, job: Row[Any]) -> None:
+def test_overwrite_removes_no_file_that_no_export_wrote(world: World, job: Row[Any]) -> None:
     place = world.folder / "answers"
     (place / "team=red").mkdir(parents=True)
     (place / "team=red" / "mine.parquet").write_text("mine")
@@ -190,7 +190,7 @@ def test_nothing_goes_that_no_export_has_left(world: World, job: Row[Any]) -> No
 
 
 @pytest.mark.parametrize("moment", ["reading", "writing", "swapping"])
-def test_whatever_ends_it_the_folder_of_before_is_there_and_nothing_else(
+def test_a_failed_export_leaves_the_earlier_folder_and_nothing_else(
     world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     place = world.folder / "answers"
@@ -243,7 +243,7 @@ def nth_rename(rename: Any, path: Path, target: Path) -> Path:
     return renamed
 
 
-def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
+def test_a_sigterm_leaves_the_earlier_folder_and_nothing_else(
     world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
@@ -256,7 +256,7 @@ def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
 
 
 @pytest.mark.parametrize("place", ["answers", "s3://bucket/answers"])
-def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
+def test_a_folder_that_is_complete_when_the_export_is_interrupted_is_reported_as_complete(
     world: World, job: Row[Any], s3: S3, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     place = place if "://" in place else str(world.folder / place)
@@ -299,7 +299,7 @@ def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
         ),
     ],
 )
-def test_what_is_wrong_is_said(world: World, job: Row[Any], name: str, by: list[str], said: str) -> None:
+def test_a_wrong_target_or_column_is_refused(world: World, job: Row[Any], name: str, by: list[str], said: str) -> None:
     place = name if "://" in name else world.folder / name
 
     with pytest.raises(InputError, match=said):
@@ -325,7 +325,7 @@ def test_too_many_and_too_long_values_are_refused(world: World, job: Row[Any], m
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/daily/answers", "s3://bucket/daily/answers/"])
-def test_a_folder_on_object_storage_is_whole_when_it_says_so(
+def test_a_folder_on_object_storage_with_success_is_complete(
     world: World, job: Row[Any], s3: S3, place: str, tmp_path: Path
 ) -> None:
     s3.put("daily/answers-of-others/part.parquet", b"theirs")
@@ -345,7 +345,7 @@ def test_a_folder_on_object_storage_is_whole_when_it_says_so(
     assert copied.sort("id").equals(local.sort("id"))
 
 
-def test_a_folder_on_object_storage_is_replaced_and_never_says_that_a_mixture_is_whole(
+def test_a_folder_on_object_storage_is_replaced_and_never_has_success_with_mixed_files(
     world: World, job: Row[Any], s3: S3
 ) -> None:
     place = "s3://bucket/answers"
@@ -366,7 +366,7 @@ def test_a_folder_on_object_storage_is_replaced_and_never_says_that_a_mixture_is
     assert (done, s3.requests[-3].endswith("_SUCCESS")) == (["POST", "PUT", *deleted, "PUT"], True)
 
 
-def test_other_files_on_object_storage_are_left_alone(world: World, job: Row[Any], s3: S3) -> None:
+def test_other_files_on_object_storage_are_left_unchanged(world: World, job: Row[Any], s3: S3) -> None:
     s3.put("answers/mine.parquet", b"mine")
 
     with pytest.raises(InputError, match=r"holds s3://bucket/answers/mine.parquet, which no export wrote"):
@@ -376,7 +376,7 @@ def test_other_files_on_object_storage_are_left_alone(world: World, job: Row[Any
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "over a former one"])
-def test_a_store_that_goes_down_in_the_middle_leaves_what_was_there(
+def test_a_store_that_fails_during_an_export_leaves_the_earlier_files(
     world: World, job: Row[Any], s3: S3, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
@@ -393,7 +393,7 @@ def test_a_store_that_goes_down_in_the_middle_leaves_what_was_there(
     assert s3.keys() == before
 
 
-def test_an_export_that_died_over_a_former_one_is_tidied_up_by_the_next(world: World, job: Row[Any], s3: S3) -> None:
+def test_the_next_export_removes_the_files_of_an_export_that_died(world: World, job: Row[Any], s3: S3) -> None:
     export_partitioned(world.database, job, "s3://bucket/answers", ["team"], AnswerFilter())
     objects.remove("s3://bucket/answers/_SUCCESS")  # as one leaves it that died after that
 
@@ -403,7 +403,7 @@ def test_an_export_that_died_over_a_former_one_is_tidied_up_by_the_next(world: W
     assert s3.keys()[0] == "answers/_SUCCESS"
 
 
-def test_of_two_exports_at_the_same_time_one_is_told(
+def test_one_of_two_exports_at_the_same_time_is_stopped(
     world: World, job: Row[Any], s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = "s3://bucket/answers"
@@ -422,6 +422,6 @@ def test_of_two_exports_at_the_same_time_one_is_told(
     assert s3.keys()[0] == "answers/_SUCCESS"
 
 
-def test_a_bucket_that_is_not_there_is_told(world: World, job: Row[Any], s3: S3) -> None:
+def test_a_missing_bucket_is_reported(world: World, job: Row[Any], s3: S3) -> None:
     with pytest.raises(objects.NotFound, match="there is no bucket s3://buckett"):
         export_partitioned(world.database, job, "s3://buckett/answers", ["team"], AnswerFilter())

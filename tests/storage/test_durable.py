@@ -74,7 +74,7 @@ def test_a_new_spool_is_durable_with_its_marker_and_all_folders_above_it(tmp_pat
     assert named_durably(steps, f"a/b/spool/{MARKER}", content=f"a/b/spool/{MARKER}.")
 
 
-def test_a_spool_that_is_there_is_opened_without_a_sync(tmp_path: Path, steps: Steps) -> None:
+def test_an_existing_spool_is_opened_without_a_sync(tmp_path: Path, steps: Steps) -> None:
     LocalSpool.open(tmp_path / "spool", "tickets")
     steps.clear()
 
@@ -85,7 +85,7 @@ def test_a_spool_that_is_there_is_opened_without_a_sync(tmp_path: Path, steps: S
     assert steps == [("sync", "spool")]
 
 
-def test_who_loses_the_race_for_a_marker_does_not_go_by_one_that_may_vanish(
+def test_the_driver_that_loses_the_race_for_a_marker_syncs_the_marker_before_it_uses_it(
     tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = os.link
@@ -110,7 +110,7 @@ def test_a_body_is_durable_before_its_batch_is_committed(tmp_path: Path, steps: 
     assert named_durably(steps, f"{name}.json", content=f"{name}.tmp")
 
 
-def test_a_folder_that_is_made_is_as_private_as_it_is_said(tmp_path: Path) -> None:
+def test_a_new_folder_has_the_permissions_that_were_asked_for(tmp_path: Path) -> None:
     durable.make_folder(tmp_path / "a" / "b", mode=durable.PRIVATE)
 
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == durable.PRIVATE
