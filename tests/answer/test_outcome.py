@@ -1,4 +1,4 @@
-"""What the API says of a request becomes one outcome, whatever the API may say one day."""
+"""Each result of the API becomes one outcome, also a result of an unknown type or form."""
 
 from typing import Any
 

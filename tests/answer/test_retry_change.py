@@ -1,4 +1,4 @@
-"""Rows that did not succeed go again changed: with more tokens, to another model, or with what was wrong."""
+"""Rows that did not succeed are sent again with a change: more tokens, another model, or a second question."""
 
 from collections.abc import Callable
 from typing import Any

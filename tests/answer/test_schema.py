@@ -1,4 +1,4 @@
-"""A schema's properties become columns, answers their values, and what the API would refuse is said beforehand."""
+"""A schema gives columns, answers give their values, and schemas that the API would refuse are refused first."""
 
 import datetime
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What a job file declares, what it means, and which sentence a wrong one gets."""
+"""What a job file means, and which error a wrong one gives."""
 
 from collections.abc import Callable
 from datetime import date

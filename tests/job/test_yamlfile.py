@@ -1,4 +1,4 @@
-"""A job file means what it shows, and what is wrong with it is said with its line."""
+"""A job file is read literally, and its faults are reported with their line."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""Columns of the answers that a job asks for later: added to its tables, whoever is at work, whoever dies."""
+"""Output columns that a job gets later are added to its tables, also while other drivers work or die."""
 
 import threading
 from typing import Any

@@ -1,4 +1,4 @@
-"""Answers in a file: whole or not there, with the types of their columns, and nothing that a spreadsheet would run."""
+"""An exported file is complete or absent, has the columns' types, and no formula that a spreadsheet would run."""
 
 import contextlib
 import csv

@@ -1,4 +1,4 @@
-"""The ids by which the API knows an answer: in every results table, also in those that older versions made."""
+"""Every results table has the API's ids of answers, also a table that an older version created."""
 
 import re
 from typing import Any

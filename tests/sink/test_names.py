@@ -1,4 +1,4 @@
-"""Columns of the user's may have any names: no two of them are taken for one."""
+"""Columns of the user may have any names, and are never confused with each other."""
 
 import csv
 from typing import Any

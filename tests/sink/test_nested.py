@@ -1,4 +1,4 @@
-"""Lists and objects of answers are real ones in files, as the schema says them; what it leaves open is JSON text."""
+"""Lists and objects of answers have the schema's types in files; what the schema leaves open is JSON text."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A folder of answers in the layout of Hive: as readers know it, whole or as it was before."""
+"""An exported folder has Hive's layout, and is either complete or unchanged."""
 
 import os
 import signal

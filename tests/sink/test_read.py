@@ -1,4 +1,4 @@
-"""Answers out of the results table, page by page."""
+"""Answers are read from the results table page by page."""
 
 from collections.abc import Iterator
 

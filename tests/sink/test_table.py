@@ -1,4 +1,4 @@
-"""The results table and its history: the same on both databases."""
+"""The results table and its history table, on SQLite and PostgreSQL."""
 
 import datetime
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""CSV is read as its writers meant it, or refused with the row: quotes, escapes, comments, and lines to skip."""
+"""CSV with quotes, escapes, comments and lines to skip is read correctly, or refused with the row."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Texts that come twice are found, however many there are and wherever their hashes are kept."""
+"""Duplicate texts are found, however many texts there are, in memory and on disk."""
 
 import polars as pl
 import pytest

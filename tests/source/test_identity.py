@@ -1,4 +1,4 @@
-"""Keys, row hashes and kept values stay what they are, and no two different rows run together."""
+"""Keys, row_hashes and kept values do not change between versions, and different rows have different ones."""
 
 from datetime import date, datetime
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""Which files a source has, by its path and their content: the same here and on object storage."""
+"""Which files a source has, by its path and their content; the same locally and on object storage."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""Files become rows as they stand, in bounded chunks, and what is wrong is said with file, row and column."""
+"""Files are read unchanged in chunks of bounded size, and faults are reported with file, row and column."""
 
 import gzip
 from collections.abc import Callable

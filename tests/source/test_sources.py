@@ -1,4 +1,4 @@
-"""Sources beyond a local file: object storage, hive partitions, Arrow, queries, frames; and what where skips."""
+"""Sources other than local files: object storage, Hive partitions, Arrow, queries, frames; and what `where` skips."""
 
 import sqlite3
 from pathlib import Path

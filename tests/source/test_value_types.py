@@ -1,4 +1,4 @@
-"""The tables of types in docs/sources.md: each of their rows is what a template prints and what a table holds."""
+"""The tables of types in docs/sources.md are correct: what a template prints, and what a results table holds."""
 
 from collections.abc import Callable
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""What is in a source is in the request and in the table, exactly, or it is refused with the column's name."""
+"""Each value of a source is exact in the request and in the table, or is refused with the column's name."""
 
 import base64
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The spool on object storage: moto's S3 server over HTTP, with faults between, and deaths of drivers beside it."""
+"""The spool on object storage, with moto's S3 server over HTTP, injected faults, and drivers that die."""
 
 import json
 import os
@@ -621,7 +621,8 @@ def every_row_once(api: RunningEmulator, s3: S3, command: Command, job: Path) ->
         assert [path.name for path in (Path(command.spool) / "notes").iterdir()] == []
 
 
-@pytest.mark.long  # real processes, killed; `test_another_machine_continues_after_a_driver_dies_at_any_moment` is the short one
+# the short one is `test_another_machine_continues_after_a_driver_dies_at_any_moment`
+@pytest.mark.long  # kills real processes
 @pytest.mark.parametrize(
     ("event", "times"), [("quote", 1), ("planned", 2), ("submitting", 3), ("submitted", 2), ("collected", 1)], ids=str
 )

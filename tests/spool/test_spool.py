@@ -1,4 +1,4 @@
-"""A body is whole or not there, never altered, private, and goes to the API whole or provably not at all."""
+"""A body is complete or absent, never altered, private, and sent to the API whole or provably not at all."""
 
 import hashlib
 import os

@@ -277,7 +277,7 @@ def test_a_canary_that_is_too_large_for_the_api_is_split_and_still_waited_for(wo
     assert (sum(sizes(world)), set(world.statuses().values())) == (5, {"refused"})
 
 
-def test_with_detach_sweeps_send_the_changed_rows(world: World) -> None:
+def test_detached_it_is_left_to_sweeps(world: World) -> None:
     detached = world.run(job(world), detach=True)
     waiting = sizes(world)
 

@@ -1,4 +1,4 @@
-"""What is taken for durable is synced, in an order that a power cut at any moment leaves right."""
+"""Files and folders are synced in an order that leaves a correct state after a power cut at any moment."""
 
 import os
 from pathlib import Path

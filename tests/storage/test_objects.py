@@ -1,4 +1,4 @@
-"""Object storage over HTTP: moto's S3 server, with faults between."""
+"""Object storage over HTTP, with moto's S3 server and injected faults."""
 
 import contextlib
 import sys
