@@ -1,4 +1,4 @@
-"""The pipeline from Python: a script, or a notebook."""
+"""How is the pipeline used from Python, in a script or a notebook?"""
 
 import contextlib
 import sys
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 
 def load_job(path: str | Path, variables: Mapping[str, str] | None = None, *, today: date | None = None) -> Job:
-    """The job that a file declares. variables: over those of the file; today: what the var `today` means, else UTC's.
+    """Return the job that a file declares.
 
-    Raises JobError that names the file, the line and the field.
+    variables: values that override the vars of the file. today: the date of a var whose value is `today`; None: the
+    date in UTC. Raises JobError, which names the file, the line and the field.
     """
     return load(Path(path), variables=variables or {}, today=today or datetime.now(UTC).date())
 
@@ -49,39 +50,44 @@ def run(
     poll_seconds: float | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Finished:
-    """As `batch-pipeline run --yes`: plan, submit, poll and collect until every row of the source has an outcome.
+    """Plan, submit, poll and collect until every row of the source has an outcome, as `batch-pipeline run --yes` does.
 
-    The same call again continues. What it returns also holds the ends of earlier runs of the job that nobody was told
-    of. database: a URL; None: batches.db in the current folder (emulated.db with emulator). tell: is given each line of
-    progress; None: they go to stderr, in a notebook to an area under the cell. Raises InputError with nothing sent,
-    Stopped when it is safe to call again.
+    database: a URL; None: batches.db in the current folder, or emulated.db with emulator. spool, poll_seconds, limit,
+    refresh, detach: as the options of that name of `run`. canary: False sends all rows of a new recipe at once. tell:
+    is called with each line of progress; None: the lines are written to stderr, or in a notebook under the cell.
+
+    Returns how the run ended, and how earlier runs of the job ended that were not reported yet. The same call again
+    continues. Raises InputError when the input is wrong and nothing was sent, Stopped when it is safe to call again.
     """
     url = database or default_url(Path(), emulated=emulator)
     options = Options(limit=limit, refresh=refresh, detach=detach, canary=canary)
 
-    def at_work(told: Tell, show: Callable[[Finished], None]) -> Finished:
+    def run_telling(tell: Tell, show: Callable[[Finished], None]) -> Finished:
         with contextlib.closing(Database(url)) as opened:
-            with environment.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=told) as here:
+            with environment.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=tell) as here:
                 finished = run_job(job, here, options)
             show(finished)
-            ends.note_told(opened, finished.told, datetime.now(UTC))  # the next thing is that the caller has it
+            ends.note_told(opened, finished.told, datetime.now(UTC))  # last: the caller has the ends right after this
         return finished
 
     if tell is None and notebook.is_running():
-        return _in_notebook(job.name, at_work)
-    return at_work(_line_by_line(tell or _say), lambda finished: None)
+        return _run_in_notebook(job.name, run_telling)
+    return run_telling(_lines_to(tell or _say), lambda finished: None)
 
 
-def _in_notebook(name: str, at_work: Callable[[Tell, Callable[[Finished], None]], Finished]) -> Finished:
+def _run_in_notebook(name: str, run_telling: Callable[[Tell, Callable[[Finished], None]], Finished]) -> Finished:
+    """Run with the progress in an area under the cell, which also shows how the run ended or failed."""
     area = notebook.Area(name)
     try:
-        return at_work(area.tell, area.finished)
+        return run_telling(area.tell, area.finished)
     except BaseException as exc:
         area.failed(exc)
         raise
 
 
-def _line_by_line(say: Callable[[str], None]) -> Tell:
+def _lines_to(say: Callable[[str], None]) -> Tell:
+    """Return a function that says the lines of an event one by one."""
+
     def told(event: Event) -> None:
         lines = quote_lines(event.quote) if isinstance(event, Quoted) else [event.line()]
         for line in lines:
@@ -126,16 +132,17 @@ def results(
     since: int | None = None,
     batch_size: int | None = None,
 ) -> "pl.DataFrame | Iterator[pl.DataFrame]":
-    """The job's answers in the order of their keys: as one polars DataFrame, or as an iterator of such.
+    """Return the answers of a job in the order of their keys, as one polars DataFrame or as an iterator of several.
 
-    job: or its name; database: as for `run`; status, where, since: as for `batch-pipeline export`; batch_size: rows of
-    each frame but the last, for answers that do not fit into memory. Raises InputError for an unknown job or database.
+    job: a job or its name. database, emulator: as for `run`. status, where, since: as for `batch-pipeline export`.
+    batch_size: the rows of each frame but the last; None: one frame for all, which must fit into memory. Raises
+    InputError for an unknown job or database.
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size {batch_size}: this must be 1 or more")
     url = database or default_url(Path(), emulated=emulator)
     if not Database.exists(url):
-        raise InputError(f"there is no database {url}; run the job first, or name another one")
+        raise InputError(f"there is no database {url}; run the job first, or name another database")
     frames = _frames(url, job if isinstance(job, str) else job.name, AnswerFilter(status, where, since), batch_size)
     if batch_size is not None:
         return frames
@@ -145,7 +152,7 @@ def results(
 
 
 def _frames(url: str, job: str, wanted: AnswerFilter, batch_size: int | None) -> "Iterator[pl.DataFrame]":
-    """At least one frame, which may be empty."""
+    """Yield the answers in frames of up to batch_size rows; one empty frame if there are no answers."""
     import polars as pl
 
     from pipeline.sink.formats import record_batch

@@ -57,7 +57,7 @@ FAILURES = tuple(state for state in OUTCOMES if state is not RowState.SUCCEEDED)
 
 
 def failed_rows(rows: Mapping[str, int]) -> int:
-    """How many of these rows, by state, have an outcome that is no success."""
+    """Return how many rows have an outcome other than succeeded. rows: numbers by state."""
     return sum(rows.get(state, 0) for state in FAILURES)
 
 

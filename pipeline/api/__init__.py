@@ -1,1 +1,1 @@
-"""Anthropic's API as the pipeline uses it, through the installed SDK."""
+"""The calls of Anthropic's API that the pipeline makes, through the installed SDK."""

@@ -1,11 +1,11 @@
-"""Who we are at the API. Pure."""
+"""Which account does a client of the API belong to? Pure."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Account:
-    """Whose batches a client sees. organization is a salted digest of the key where the API does not say."""
+    """The owner of the batches that a client sees. organization: a salted digest of the key if the API names none."""
 
     base_url: str
     organization: str

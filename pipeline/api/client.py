@@ -1,11 +1,11 @@
-"""Anthropic's API as the pipeline uses it, through the installed SDK. Edge: HTTP.
+"""How does the pipeline call the batches, files and models of Anthropic's API? Through the installed SDK. Edge: HTTP.
 
-The SDK does authentication, base URL, versions and error types. Two things are done differently from its batches
-resource: a create streams its body from the spool and is never retried (a retry whose first response was lost is a
-second, billed batch), and results are read from the configured base URL, never from the host that results_url names.
+The SDK does authentication, base URL, versions and error types. Two calls differ from its batches resource. A create
+streams its body from the spool and is never retried, because a retry after a lost response would be a second, billed
+batch. Results are read from the configured base URL, never from the host that results_url names.
 
-Gateways and proxies answer in the API's place. An answer that has not the shape of the API's own proves nothing: it
-counts as no answer.
+A gateway or a proxy may answer instead of the API. A response without the shape of the API's own proves nothing, and
+counts as no response.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ from pipeline.api.failures import CIRCUIT_STATUSES, SPEND_CODES, in_words, is_ow
 from pipeline.errors import ApiUnreachable, NotTheApi, RowProblem, Stopped
 from pipeline.spool.body import BodyReader, HeldBack
 
-EMULATOR = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"  # the organization that the emulator says it is
+EMULATOR = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"  # the organization that the emulator reports
 
-#: Those of CIRCUIT_STATUSES that a call about one batch, model or file can meet; 404 is of that one.
+#: In a call about one batch, model or file these speak of the account; 404 speaks of that object.
 _ACCOUNT_STATUSES = CIRCUIT_STATUSES - {404}
-#: What of a request's params the count of its tokens takes.
+#: The params that count_tokens accepts.
 _COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
 PAGE = 1_000  # batches of one listing call
-SLOW_AFTER = timedelta(minutes=5)  # waited for results that are fewer than
+SLOW_AFTER = timedelta(minutes=5)  # results are too slow if in this time come fewer than
 LEAST_BYTES = 30_000
-LONGEST_WAIT = 3600.0  # seconds: what we believe of a retry-after at most
+LONGEST_WAIT = 3600.0  # seconds; a longer retry-after counts as this
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The API took the batch."""
+    """The API accepted the batch."""
 
     batch: MessageBatch
     request_id: str | None
@@ -50,32 +50,32 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Proven: the API took nothing. wait: seconds before it is worth trying again."""
+    """It is proven that the API accepted nothing. wait: seconds before the next try."""
 
     problem: str
     request_id: str | None = None
     wait: float = 0.0
-    circuit: bool = False  #: it speaks of the account: stop submitting
+    circuit: bool = False  #: the API refuses the account: stop submitting
     too_large: bool = False
-    held_back: bool = False  #: we did not let the last bytes go
-    unreachable: bool = False  #: the connection failed, so others will too
+    held_back: bool = False  #: we held back the last bytes of the body, see HeldBack
+    unreachable: bool = False  #: the connection failed, so others will fail too
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """The API may or may not have taken it."""
+    """The API may or may not have accepted the batch."""
 
     problem: str
     request_id: str | None = None
 
 
 class NotFound(Stopped):
-    """The API does not know this batch, or no longer has its results."""
+    """The API does not know this batch, model or file, or no longer has the batch's results."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page of the listing. date: when the API made it, by its clock; None when it does not say."""
+    """A page of the listing. date: when the API made it, by the API's clock; None if it does not say."""
 
     batches: list[MessageBatch]
     date: datetime | None
@@ -88,17 +88,19 @@ class Api:
     """A client of one account."""
 
     def __init__(self, client: anthropic.Anthropic, *, now: Callable[[], datetime] = clock.steady) -> None:
-        """now: a clock that runs evenly, wherever it begins; the API's time is kept by it."""
+        """now: a clock that runs evenly from any start; the API's time is computed with it."""
         self._client = client
         self._client_name = next((name for name, kind in CLIENTS.items() if kind in _classes(client)), "default")
         self._steadily, self._clock = now, clock.ApiClock(now)
-        self._owner: tuple[str | None, str | None] | None = None  # organization and workspace that the API says we are
+        self._owner: tuple[str | None, str | None] | None = (
+            None  # our organization and workspace, as the API reports them
+        )
         hear = self._clock.hear
         client._client.event_hooks["response"].append(lambda response: _heard(hear, response))
 
     @classmethod
     def connect(cls, reach: Reach) -> "Api":
-        """A client as `made` makes it."""
+        """Return a client made from the environment. Raises as `connect.made`."""
         return cls(made(reach))
 
     def close(self) -> None:
@@ -107,19 +109,19 @@ class Api:
 
     @property
     def base_url(self) -> str:
-        """The address that requests go to."""
+        """Return the address that requests go to."""
         return str(self._client.base_url).rstrip("/")
 
     def now(self) -> datetime:
-        """The time by the API's clock, as far as its Date headers told."""
+        """Return the time by the API's clock, as its Date headers tell it."""
         return self._clock.now()
 
     def identity(self) -> Account:
-        """Ask the API who we are, and what time it is.
+        """Return our account, as the API reports it, and set the clock by the API's Date headers.
 
         Raises InputError without a key, AccountStopped for a refused one, NotTheApi, ApiUnreachable.
         """
-        for _ in range(clock.KEPT):  # one Date alone may be wrong, and one may be missing
+        for _ in range(clock.KEPT):  # a single Date may be wrong or missing
             response = self._page(limit=1)[1]
             if self._clock.is_witnessed:
                 break
@@ -134,9 +136,9 @@ class Api:
         )
 
     def create(self, body: BodyReader, digest: str, betas: Sequence[str] = ()) -> Accepted | Rejected | Unknown:
-        """POST a body once, and say what became of it. Never raises, whatever the network, the API or the SDK does.
+        """POST a body once, and return what is known of the batch. Never raises, whatever the network or the SDK does.
 
-        digest: the body's sha256 in hex; betas: that the whole batch is under.
+        digest: the body's sha256 in hex; betas: of the whole batch.
         """
         headers = {"content-type": "application/json", **beta_header(betas)}
         if isinstance(self._client, SigningAWS):
@@ -150,32 +152,32 @@ class Api:
             )
         except anthropic.APIStatusError as exc:
             return _refusal(exc, released=body.released)
-        except Exception as exc:  # noqa: BLE001  # also what libraries for credentials raise, which are many
+        except Exception as exc:  # noqa: BLE001  # the libraries for credentials raise many types
             problem = in_words(exc)
             if not body.released:
                 ours = _cause_is_ours(exc)
                 return Rejected(problem, wait=5.0, held_back=ours, unreachable=not ours)
             return Unknown(problem)
         if not shapes.is_batch(response):
-            return Unknown("what came back is not a batch")
+            return Unknown("the response is not a batch")
         return Accepted(response, getattr(response, "_request_id", None))
 
     def retrieve(self, api_id: str) -> tuple[MessageBatch, float | None]:
-        """A batch, and the seconds after which the API would like to be asked again. Raises NotFound."""
+        """Return a batch, and the API's retry-after in seconds; None without one. Raises NotFound."""
         with self._sentences():
             response = self._client.messages.batches.with_raw_response.retrieve(api_id)
             batch = self._parsed(response, lambda value: shapes.is_batch(value) and value.id == api_id)
             return batch, _seconds(response.headers.get("retry-after"))
 
     def newest_batches(self) -> Iterator[MessageBatch]:
-        """All batches of the workspace, newest first. Raises as `pages` does."""
+        """Yield all batches of the workspace, newest first. Raises as `pages`."""
         for page in self.pages():
             yield from page.batches
 
     def pages(self) -> Iterator[Page]:
-        """All batches of the workspace, newest first, a page at a time.
+        """Yield all batches of the workspace, newest first, a page at a time.
 
-        Raises if any page fails, or is of another account, or repeats another one: half a listing proves nothing.
+        Raises if a page fails, belongs to another account, or repeats a batch, because half a listing proves nothing.
         """
         after: dict[str, str] = {}
         seen: set[str] = set()
@@ -193,25 +195,27 @@ class Api:
             after = {"after_id": ids[-1]}
 
     def _page(self, **asked: Any) -> tuple[Any, Any]:
-        """One page of the listing, and the response that it came with."""
-        with self._sentences():  # a page after a batch that was deleted meanwhile is a 400, which says nothing of us
+        """Return one page of the listing, and its response."""
+        with (
+            self._sentences()
+        ):  # the page after a batch that was deleted meanwhile is a 400, and not our account's fault
             patient = self._client.with_options(max_retries=2)
             response = patient.messages.batches.with_raw_response.list(**asked)
             return self._parsed(response, shapes.is_page), response
 
     def cancel(self, api_id: str) -> None:
-        """Ask the API to cancel a batch. One that has ended meanwhile is left as it is. Raises NotFound."""
+        """Ask the API to cancel a batch; does nothing if the batch has ended. Raises NotFound."""
         with self._sentences(), contextlib.suppress(anthropic.BadRequestError, anthropic.ConflictError):
             self._believed(self._client.messages.batches.cancel(api_id), shapes.is_batch)
 
     def delete(self, api_id: str) -> None:
-        """Delete an ended batch and its results. Raises NotFound when it is gone already."""
+        """Delete an ended batch and its results. Raises NotFound if it is deleted already."""
         with self._sentences():
             said = self._client.messages.batches.delete(api_id)
             self._believed(said, lambda value: shapes.is_deleted(value, "message_batch_deleted"))
 
     def count_tokens(self, params: bytes, betas: Sequence[str] = ()) -> int:
-        """Input tokens of one request. params: as they are sent."""
+        """Return the input tokens of one request. params: the bytes that are sent."""
         counted = {k: v for k, v in orjson.loads(params).items() if k in _COUNTED}
         with self._sentences():
             patient = self._client.with_options(max_retries=2)
@@ -219,18 +223,18 @@ class Api:
             return self._believed(said, shapes.is_count).input_tokens
 
     def models(self) -> list[ModelInfo]:
-        """The models that the key can use, newest first. Raises Stopped."""
+        """Return the models that the key can use, newest first. Raises Stopped."""
         with self._sentences():
             first = self._client.with_options(max_retries=2).models.with_raw_response.list(limit=PAGE)
             return [self._believed(model, shapes.is_named) for model in self._parsed(first, shapes.is_list)]
 
     def model(self, name: str) -> ModelInfo:
-        """One model, also by an alias. Raises NotFound for one that the API does not know."""
+        """Return a model by its id or an alias. Raises NotFound if the API does not know it."""
         with self._sentences():
             return self._believed(self._client.with_options(max_retries=2).models.retrieve(name), shapes.is_named)
 
     def upload(self, name: str, data: bytes, media_type: str) -> str:
-        """Put a file up, and its id at the API. Raises RowProblem when it is this file that is refused, or Stopped."""
+        """Upload a file and return its id. Raises RowProblem if the API refuses this file, or Stopped."""
         with self._sentences():
             try:
                 said = self._client.files.upload(file=(name, data, media_type))
@@ -241,7 +245,7 @@ class Api:
             return self._believed(said, shapes.is_named).id
 
     def has_file(self, file_id: str) -> bool:
-        """Whether the API still has this file."""
+        """Return whether the API still has this file."""
         try:
             with self._sentences():
                 said = self._client.with_options(max_retries=2).files.retrieve_metadata(file_id)
@@ -251,18 +255,18 @@ class Api:
         return True
 
     def delete_file(self, file_id: str) -> None:
-        """Remove a file. Raises NotFound when it is gone already."""
+        """Delete a file. Raises NotFound if it is deleted already."""
         with self._sentences():
             self._believed(self._client.files.delete(file_id), shapes.is_named)
 
     @contextlib.contextmanager
     def results(self, api_id: str) -> Iterator[Iterator[bytes]]:
-        """The results of an ended batch as chunks of bytes, from our base URL.
+        """Yield the results of an ended batch as chunks of bytes, from our base URL.
 
-        Raises NotFound, and ApiUnreachable, also when they come so slowly that they would never end.
+        Raises NotFound, and ApiUnreachable, also if they come too slowly to end in useful time.
         """
         with self._sentences():
-            # The header is how the SDK itself asks for an answer that is not read at once.
+            # with this header the SDK does not read the response at once
             response = self._client.get(
                 f"/v1/messages/batches/{api_id}/results",
                 cast_to=httpx2.Response,
@@ -279,6 +283,7 @@ class Api:
                 response.close()
 
     def _fast_enough(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the chunks. Raises ApiUnreachable after SLOW_AFTER of waiting with fewer than LEAST_BYTES."""
         waited, got = timedelta(), 0
         while True:
             began = self._steadily()
@@ -295,7 +300,10 @@ class Api:
             yield chunk
 
     def _key_digest(self, workspace: str | None) -> str:
-        """What tells our account from others when the API does not. workspace: that the client names; tokens change."""
+        """Return a digest of the key that stands for an account which the API does not name.
+
+        workspace: the one that the client names; it is digested if there is no key, because tokens change.
+        """
         secret = self._client.api_key or self._client.auth_token or workspace or ""
         return "key-" + hashlib.scrypt(secret.encode(), salt=b"batch-pipeline account", n=2**12, r=8, p=1).hex()[:24]
 
@@ -315,28 +323,28 @@ class Api:
             raise translated from exc
 
     def _parsed(self, response: Any, fits: Callable[[Any], bool]) -> Any:
-        """What a response holds, if it has the shape of the API's answers. Raises NotTheApi."""
+        """Return the content of a response. Raises NotTheApi unless `fits` accepts it."""
         try:
             value = response.parse()
-        except (AttributeError, TypeError, ValueError) as exc:  # the SDK takes the shape for granted
+        except (AttributeError, TypeError, ValueError) as exc:  # the SDK relies on the shape
             raise not_the_api(self.base_url, "a page of another kind") from exc
         return self._believed(value, fits)
 
     def _believed(self, value: _T, fits: Callable[[Any], bool]) -> _T:
-        """The value, if it has the shape of the API's answers. Raises NotTheApi."""
+        """Return the value. Raises NotTheApi unless `fits` accepts it."""
         if not fits(value):
             raise not_the_api(self.base_url, "a page of another kind")
         return value
 
 
 def _heard(hear: Callable[[httpx2.Headers], object], response: httpx2.Response) -> None:
-    """Pass the Date of an answer on, but for those of errors, which are often a proxy's."""
+    """Pass on the headers of a response, except with a 5xx, which often comes from a proxy."""
     if response.status_code < 500:
         hear(response.headers)
 
 
 def _owner(headers: httpx2.Headers) -> tuple[str | None, str | None]:
-    """Organization and workspace, as the API names them in each answer; None where it does not."""
+    """Return organization and workspace from the headers of a response; None where the API does not name them."""
     return headers.get("anthropic-organization-id"), headers.get("anthropic-workspace-id")
 
 
@@ -348,11 +356,11 @@ def _of_this_call(exc: anthropic.APIStatusError) -> Stopped:
 
 
 def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unknown:
-    """What an error status on a create proves."""
+    """Return what an error status of a create call proves. released: whether the last bytes of the body were sent."""
     problem = in_words(exc)
     told = _seconds(exc.response.headers.get("retry-after"))
     own_envelope = is_own(exc)
-    if exc.status_code == 413:  # a proxy may answer this one in the API's place, and nothing got behind it
+    if exc.status_code == 413:  # even if a proxy answers it, the body did not get past the proxy
         return Rejected(problem, exc.request_id, too_large=True)
     if own_envelope and (exc.error_code in SPEND_CODES or exc.status_code in CIRCUIT_STATUSES):
         return Rejected(problem, exc.request_id, circuit=True)
@@ -364,16 +372,17 @@ def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unk
 
 
 def _classes(client: anthropic.Anthropic) -> list[str]:
-    """The names of the client's class and of those it is made from, but for the plain client's."""
+    """Return the names of a client's class and its base classes, without the plain client's."""
     return [kind.__name__ for kind in type(client).__mro__ if kind is not anthropic.Anthropic]
 
 
 def beta_header(betas: Sequence[str]) -> dict[str, str]:
-    """The header of a call under these betas."""
+    """Return the header of a call with these betas."""
     return {"anthropic-beta": ",".join(betas)} if betas else {}
 
 
 def _cause_is_ours(exc: BaseException | None) -> bool:
+    """Return whether a call failed because we held back the end of its body."""
     while exc is not None:
         if isinstance(exc, HeldBack):
             return True
@@ -382,7 +391,7 @@ def _cause_is_ours(exc: BaseException | None) -> bool:
 
 
 def _seconds(header: str | None) -> float | None:
-    """A retry-after header in seconds; None when there is none or it is no number."""
+    """Return a retry-after header in seconds, 0 or more; None if it is absent or not a number."""
     try:
         return max(0.0, float(header)) if header is not None else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which of the SDK's clients speaks to the API, made from the environment as the SDK reads it. Edge: HTTP."""
+"""Which of the SDK's clients calls the API, and with which credentials? The SDK reads the environment. Edge: HTTP."""
 
 import os
 import re
@@ -10,30 +10,30 @@ import httpx2
 
 from pipeline.errors import InputError
 
-#: The SDK's clients that speak the Message Batches API, by what the job file calls them.
+#: The SDK's clients that have the Message Batches API, by their names in a job file.
 CLIENTS = {"default": "Anthropic", "aws": "AnthropicAWS", "google": "AnthropicGoogleCloud"}
 EXTRAS = {"aws": "batch-pipeline[aws]", "google": "batch-pipeline[google]"}
-BODY_DIGEST = "x-amz-content-sha256"  # a header by which AWS's signature knows a body that it does not hash itself
+BODY_DIGEST = "x-amz-content-sha256"  # a header that gives AWS's signature the digest of a body
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How the API is reached: by which of the SDK's clients (default, aws, google), and with how much patience.
+    """How to reach the API. client: which of the SDK's clients (default, aws, google).
 
-    What is not given the SDK reads from the environment: address, credentials, proxies and certificates.
+    The SDK reads all that is None or not here from the environment: address, credentials, proxies and certificates.
     """
 
     client: str
-    timeout: float  #: of one read or write
+    timeout: float  #: seconds for one read or write
     base_url: str | None = None
     api_key: str | None = None
 
 
 class SigningAWS(anthropic.AnthropicAWS):
-    """The SDK's client for AWS, which signs a body whose digest is given without reading it.
+    """The SDK's client for AWS, but it signs a body by the digest in a header, without reading the body.
 
-    The SDK reads a whole body to sign it: that would hold a batch in memory, and its last bytes would be out of our
-    hands before any of it has left.
+    The SDK reads the whole body to sign it. That would hold a batch in memory, and would release its last bytes before
+    the first one is sent.
     """
 
     def _prepare_request(self, request: httpx2.Request) -> None:
@@ -58,11 +58,11 @@ class SigningAWS(anthropic.AnthropicAWS):
 
 
 def made(reach: Reach, *, of: str = "") -> Any:
-    """One of the SDK's clients. of: `Async` for its async twin. Raises InputError when it cannot be made."""
+    """Return one of the SDK's clients. of: `Async` for its async twin. Raises InputError if it cannot be made."""
     options: dict[str, Any] = {
         "base_url": reach.base_url,
         "timeout": httpx2.Timeout(reach.timeout, connect=min(reach.timeout, 10.0)),
-        "max_retries": 0,  # the SDK waits as long as retry-after says, even hours; our steps come back instead
+        "max_retries": 0,  # the SDK would wait for the whole retry-after, even hours; our steps look again later
     }
     if reach.client == "default":
         options["api_key"] = reach.api_key
@@ -81,13 +81,14 @@ def made(reach: Reach, *, of: str = "") -> Any:
 
 
 def of_credentials(exc: BaseException, client: str = "") -> str | None:
-    """What an error says of missing or wrong credentials, as a sentence; None for any other error.
+    """Return a sentence about missing or wrong credentials; None if the error is about something else.
 
-    The SDK finds most of them out with the first call, and passes on what the libraries say that it asks.
+    client: the job file's name of the SDK's client, for the message. The SDK meets most of these errors in the first
+    call, and passes on those of the libraries that it uses.
     """
     where = f"api.client {client}: " if client else ""
     library = _missing_library(exc)
-    if library is not None:  # the client needs one that a plain installation does not have
+    if library is not None:  # one that a plain installation does not have
         extra = EXTRAS.get(client) or EXTRAS["aws" if library.startswith("boto") else "google"]
         return f"{where}the library {library} is not installed: pip install '{extra}'"
     if isinstance(exc, TypeError) and "authentication" in str(exc):
@@ -101,15 +102,15 @@ def of_credentials(exc: BaseException, client: str = "") -> str | None:
 
 
 def _missing_library(exc: BaseException) -> str | None:
-    """The library that was not found; None for any other error."""
+    """Return the name of the library that is not installed; None for any other error."""
     if isinstance(exc, ImportError):
         return (exc.name or "").partition(".")[0] or _line(exc)
-    if type(exc).__name__ == "MissingDependencyError":  # of the SDK, which hides it among its own errors
+    if type(exc).__name__ == "MissingDependencyError":  # the SDK's own, which it does not export
         named = re.search(r"`([^`]+)`", str(exc))
         return named[1] if named else _line(exc)
     return None
 
 
 def _line(exc: BaseException) -> str:
-    """An error's text in one line."""
+    """Return an error's text in one line."""
     return " ".join(str(exc).split()) or type(exc).__name__

@@ -1,6 +1,6 @@
-"""Asks rows live, through the Messages API, and streams what comes. Edge: HTTP.
+"""How are rows sent live through the Messages API, and their answers streamed? Edge: HTTP.
 
-What a model says is not trusted: no control character of it reaches the terminal.
+The text of a model is not trusted: none of its control characters reaches the terminal.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from pipeline.money.prices import PriceList, Prices, prices_of
 from pipeline.request.build import Built
 from pipeline.states import RowState
 
-ACCOUNT_STATUSES = frozenset({401, 402, 403})  # in a live call only these speak of the account: 400 is of the request
+ACCOUNT_STATUSES = frozenset({401, 402, 403})  # a live call's 400 or 404 speaks of its request
 
-Event = dict[str, Any]  # as the API sends it: what this version does not know passes through
+Event = dict[str, Any]  # as the API sends it, with fields that this version does not know
 
 
 class PreviewRow(NamedTuple):
-    """A row to be asked. key: as people write it; place: where it stands, for a message."""
+    """A row to send. key: as people write it; place: of the row in its source, for a message."""
 
     key: str
     place: str
@@ -41,14 +41,14 @@ class PreviewRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Picked:
-    """The rows of a preview. problems: rows before them that cannot be sent, the first few; left_out: how many."""
+    """The rows of a preview. problems: about the first rows that cannot be sent; left_out: how many there are."""
 
     rows: Sequence[PreviewRow]
     problems: Sequence[str] = ()
     left_out: int = 0
 
     def problem_lines(self) -> Iterator[str]:
-        """A line for each row that cannot be sent: its place and the reason."""
+        """Yield a line for each problem, with the row's place and the reason, and one that counts the others."""
         for problem in self.problems:
             yield f"row      {inline(problem)}"
         if self.left_out > len(self.problems):
@@ -56,21 +56,21 @@ class Picked:
 
 
 class Realtime(PriceList):
-    """The prices of live calls. A job's own `prices` are of batches and do not count here."""
+    """The prices of live calls. A job's own `prices` are batch prices and do not apply."""
 
     def of(self, model: str) -> Prices | None:
-        """The price of live calls of a model; None when it is not known."""
+        """Return the price of live calls of a model; None if it is unknown."""
         return prices_of(model, batch=False)
 
 
 def async_client(reach: Reach) -> AsyncAnthropic:
-    """The async twin of the client that Api.connect makes; `show` and `tell` close it. Raises as `api.made` does."""
+    """Return the async twin of the client that Api.connect makes; `stream` closes it. Raises as `connect.made`."""
     client: AsyncAnthropic = made(reach, of="Async")
     return client
 
 
 class Answered(NamedTuple):
-    """How one row ended. message: as far as it came, None if nothing did; cost_usd: None when it has no known price."""
+    """How one row ended. message: as much as arrived, None if nothing did; cost_usd: None without a known price."""
 
     row: PreviewRow
     outcome: Outcome
@@ -79,20 +79,24 @@ class Answered(NamedTuple):
 
 
 class View(Protocol):
-    """Who watches a preview: row after row, each with its events as they come."""
+    """What shows a preview: one row after another, each with its events as they arrive."""
 
     def begin(self, row: PreviewRow) -> None:
-        """A row's turn to be shown."""
+        """Start showing a row."""
 
     def event(self, event: Event, block: Event | None) -> None:
-        """Something came of it. block: the content block that it belongs to, as far as that has come."""
+        """Show an event. block: the content block that it belongs to, as much as has arrived; None if to none."""
 
     def end(self, answered: Answered) -> None:
-        """That was all of it."""
+        """Show how the row ended."""
 
 
 async def stream(client: AsyncAnthropic, picked: Picked, job: Job, view: View) -> int:
-    """Ask all rows at once, and show them to the view one after another, the first of them live. As `show` says."""
+    """Send all rows at once, and show them in the view in order, the first one while it is answered.
+
+    Returns 0 if all rows succeeded, else 1. Raises InputError if no row was answered. Raises the PipelineError that
+    stopped the other calls after the last row is shown.
+    """
     async with client:
         lives = [_Live(row) for row in picked.rows]
         asking = [asyncio.create_task(_ask(client, live, job.request.betas)) for live in lives]
@@ -110,13 +114,13 @@ class _Live:
     def __init__(self, row: PreviewRow) -> None:
         self.row = row
         self.message = _Message()
-        self.begun = asyncio.Event()  #: something came of it, or it failed
-        self.heard = False  #: the API said something of this row
+        self.begun = asyncio.Event()  #: an event arrived, or the call failed
+        self.heard = False  #: the API answered this row, if only with an error
         self.failure: Exception | None = None
         self._events: asyncio.Queue[tuple[Event, Event | None] | None] = asyncio.Queue()
 
     def take(self, event: Event) -> None:
-        """An event of its answer. Raises ValueError for one that is not as the API sends it."""
+        """Add an event of the answer. Raises ValueError if it has not the shape that the API sends."""
         self.heard = True
         self.begun.set()
         try:
@@ -126,14 +130,14 @@ class _Live:
         self._events.put_nowait((event, block))
 
     def finish(self, failure: Exception | None) -> None:
-        """No more comes."""
+        """End the answer. failure: why the call failed; None if it did not."""
         self.failure = failure
         self.heard = self.heard or (failure is not None and not isinstance(failure, PipelineError))
         self._events.put_nowait(None)
         self.begun.set()
 
     async def show(self, view: View) -> None:
-        """Give the view all that has come and what is coming. Raises what is no failure of a call."""
+        """Show all events in the view, also those still to come. Raises a failure that no call explains."""
         while (came := await self._events.get()) is not None:
             view.event(*came)
         if not (self.failure is None or isinstance(self.failure, _FORESEEN)):
@@ -144,20 +148,20 @@ _FORESEEN = (anthropic.AnthropicError, httpx2.HTTPError, OSError, ValueError, Pi
 
 
 async def _ask(client: AsyncAnthropic, live: _Live, betas: Sequence[str]) -> None:
-    """One row's call. Its end is in `live`, also when it fails."""
+    """Make one row's call. Its events and its end, also a failure, go to `live`."""
     failure: Exception | None = None
     try:
         async with await _sent(client, live.row.built.params, betas) as events:
             async for event in events:
                 if isinstance(event, dict):
                     live.take(event)
-    except Exception as exc:  # noqa: BLE001  # it is raised where the row is shown
+    except Exception as exc:  # noqa: BLE001  # it is raised or shown when its row is shown
         failure = _of_all(exc, client) or exc if not live.heard else exc
     live.finish(failure)
 
 
 async def _sent(client: AsyncAnthropic, params: bytes, betas: Sequence[str]) -> AsyncStream[object]:
-    """The call, with the bytes of the batch's request: no field of them is read, left out or renamed on the way."""
+    """Send the bytes of the batch's request: the SDK reads, drops and renames none of its fields."""
     return await client.post(
         "/v1/messages",
         cast_to=object,
@@ -180,7 +184,7 @@ def _of_all(exc: Exception, client: AsyncAnthropic) -> PipelineError | None:
 
 
 async def _watched(lives: Sequence[_Live], reader: ResultReader, view: View) -> int:
-    """Show the rows in their order. What fails all of them is raised, at the end if any was answered."""
+    """Show the rows in their order. Raises a failure of all calls, after the last row if any row was answered."""
     outcomes = []
     for live in lives:
         await live.begun.wait()
@@ -200,7 +204,7 @@ async def _watched(lives: Sequence[_Live], reader: ResultReader, view: View) -> 
 
 
 def _judged(live: _Live, reader: ResultReader) -> Outcome:
-    """What the pipeline would make of this answer in a batch."""
+    """Return the outcome that this answer would have in a batch."""
     failure, message = live.failure, live.message
     if failure is None and message.whole is not None and message.complete:
         return reader.outcome({"result": {"type": "succeeded", "message": message.whole}})
@@ -215,7 +219,7 @@ def _judged(live: _Live, reader: ResultReader) -> Outcome:
 
 
 class _Message:
-    """A Message as its events complete it. whole: as a batch's result has it; None before it begins.
+    """A Message that grows by its events. whole: in the shape of a batch's result; None before message_start.
 
     The SDK's accumulate_event is not used, because a preview shows all that the API sends, also what this version of
     the SDK does not know. That function drops unknown fields of a message_delta and unknown counts of its usage,
@@ -229,7 +233,7 @@ class _Message:
         self._inputs: dict[int, str] = {}
 
     def add(self, event: Event) -> Event | None:
-        """The next event; the block that it belongs to, None if to none. An event that is not known changes nothing."""
+        """Add an event, and return the content block it belongs to; None if to none. Unknown events change nothing."""
         index = event.get("index")
         match event.get("type"):
             case "message_start":
@@ -240,7 +244,7 @@ class _Message:
             case "content_block_delta" if index in self._blocks:
                 self._grow(index, event["delta"])
             case "content_block_stop" if index in self._inputs:
-                with contextlib.suppress(orjson.JSONDecodeError):  # cut off at max_tokens: the outcome says that
+                with contextlib.suppress(orjson.JSONDecodeError):  # cut off at max_tokens, which the outcome says
                     self._blocks[index]["input"] = orjson.loads(self._inputs[index])
             case "message_delta" if self.whole is not None:
                 self.whole |= event.get("delta") or {}

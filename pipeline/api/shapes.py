@@ -1,4 +1,4 @@
-"""Whether what came back is an answer of the API. A page of anything in between has another shape. Pure."""
+"""Does a response have the shape of the API's own? A page of a proxy or a login has another one. Pure."""
 
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,7 @@ _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
 
 def is_batch(value: Any) -> bool:
-    """Whether this is a MessageBatch with all that is decided by; the SDK makes one of any JSON object."""
+    """Return whether this is a MessageBatch with all fields that we use; the SDK makes one of any JSON object."""
     if not isinstance(value, MessageBatch) or getattr(value, "type", None) != "message_batch":
         return False
     counts = getattr(value, "request_counts", None)
@@ -23,7 +23,7 @@ def is_batch(value: Any) -> bool:
 
 
 def is_page(value: Any) -> bool:
-    """Whether this is a page of the listing of batches. One that promises more has something on it."""
+    """Return whether this is a page of the listing of batches. A page that announces more is not empty."""
     batches, has_more = getattr(value, "data", None), getattr(value, "has_more", None)
     if not isinstance(batches, list) or not isinstance(has_more, bool):
         return False
@@ -31,27 +31,27 @@ def is_page(value: Any) -> bool:
 
 
 def is_named(value: Any) -> bool:
-    """Whether this is an object with an id: a model, a file."""
+    """Return whether this is an object with an id: a model, a file."""
     return _is_text(getattr(value, "id", None))
 
 
 def is_list(value: Any) -> bool:
-    """Whether this is a page of any listing."""
+    """Return whether this is a page of any listing."""
     return isinstance(getattr(value, "data", None), list)
 
 
 def is_count(value: Any) -> bool:
-    """Whether this is a count of tokens."""
+    """Return whether this is a count of tokens."""
     return isinstance(getattr(value, "input_tokens", None), int)
 
 
 def is_deleted(value: Any, kind: str) -> bool:
-    """Whether this says that an object is deleted. kind: as the API calls that."""
+    """Return whether this says that an object was deleted. kind: the API's type of such a response."""
     return getattr(value, "type", None) == kind
 
 
 def requests_of(batch: MessageBatch) -> int:
-    """How many requests the API counts in a batch."""
+    """Return how many requests the API counts in a batch."""
     return sum(getattr(batch.request_counts, name) for name in _COUNTS)
 
 

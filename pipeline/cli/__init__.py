@@ -1,1 +1,1 @@
-"""The command line: one file for each command."""
+"""The command line: one file a command, and what commands share (options, opening, running, summary, terminal)."""

@@ -1,4 +1,4 @@
-"""The command line: its commands, and how each ends."""
+"""What is the program: which commands does it have, and how do their errors become messages and exit codes?"""
 
 import sys
 from typing import Annotated
@@ -21,13 +21,13 @@ from pipeline.cli.retry import retry
 from pipeline.cli.run import run
 from pipeline.cli.show import show
 from pipeline.cli.status import status
-from pipeline.cli.terminal import any_text, say
+from pipeline.cli.terminal import escape_unencodable, say
 from pipeline.cli.verify import verify
 from pipeline.errors import Completed, Interrupted, PipelineError
 
 app = typer.Typer(
     name="batch-pipeline",
-    help="Rows in, a SQL table of answers out, at batch price, through Anthropic's Message Batches API.",
+    help="Send rows to Anthropic's Message Batches API, at batch price, and store the answers in a SQL table.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,22 +66,22 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main_options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and end.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Rows in, a SQL table of answers out, at batch price, through Anthropic's Message Batches API."""
+    """Send rows to Anthropic's Message Batches API, at batch price, and store the answers in a SQL table."""
 
 
-#: After this long another thread has its turn. With Python's own 5 ms a download or upload, which has work for a moment
-#: after each piece only, as good as stood still while another thread computed.
+#: How long a thread may run before another one gets its turn. With Python's default of 5 ms a download or an upload
+#: nearly stopped while another thread computed: it needs the processor only for a moment after each piece.
 TURN_SECONDS = 0.0005
 
 
 def main() -> None:
-    """The console script: runs a command, turns our errors into one sentence and an exit code."""
+    """Run a command and exit with its code. An error becomes one sentence on stderr, or, with --debug, a traceback."""
     sys.setswitchinterval(TURN_SECONDS)
     memory.use_little_memory()
-    any_text()
+    escape_unencodable()
     invocation = Invocation()
     try:
         code = app(standalone_mode=False, obj=invocation)
@@ -91,7 +91,7 @@ def main() -> None:
         say(f"interrupted: {exc}")
         code = exc.exit_code
     except Interrupted:
-        say("interrupted: everything is resumable; run the same command again and it goes on")
+        say("interrupted: nothing is lost; run the same command again to continue")
         code = Interrupted.exit_code
     except PipelineError as exc:
         if invocation.debug:
@@ -99,20 +99,20 @@ def main() -> None:
         say(f"error: {exc}")
         code = exc.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        say("aborted; the same command again goes on")
+        say("aborted; run the same command again to continue")
         code = Interrupted.exit_code
     except Exception as exc:
-        code = _said_usage(exc)
+        code = _say_usage_error(exc)
         if code is None:
             if invocation.debug:
                 raise
-            say(f"error: unforeseen: {type(exc).__name__}: {exc}; safe to run again; --debug shows where it came from")
-            code = 3  # what is committed is right, and the same command goes on from there
+            say(f"error: unexpected {type(exc).__name__}: {exc}; it is safe to run again; --debug shows where")
+            code = 3  # what is committed is valid, so the same command continues from there
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _said_usage(exc: Exception) -> int | None:
-    """Say what is wrong with the words of a command: exit code 2; None for any other error."""
+def _say_usage_error(exc: Exception) -> int | None:
+    """Say which usage error click raised and return the exit code 2; return None for any other error."""
     message = getattr(exc, "format_message", None)
     if message is None:
         return None

@@ -1,4 +1,4 @@
-"""`cancel`: ends the open runs of a job."""
+"""`cancel`: end the open runs of a job."""
 
 from typing import Annotated
 
@@ -16,13 +16,13 @@ def cancel(
         bool,
         typer.Option(
             "--abandon",
-            help="Give up batches that another account has sent, or that the API does not end: their rows are lost.",
+            help="Give up batches that another account sent, or that the API does not end. Their rows become lost.",
         ),
     ] = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """End the open runs of a job for all drivers, and cancel its batches. What had succeeded is still collected."""
+    """End the open runs of a job for all drivers, and cancel its batches. Requests that succeeded are collected."""
     with heavy_imports():
         from pipeline.state.jobs import known_job
         from pipeline.steps.cancel import cancel as cancel_job

@@ -1,4 +1,4 @@
-"""`check`: is the job right, before anything is paid?"""
+"""`check`: is a job valid, before anything is paid?"""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.opening import find_job_file, load_job
+from pipeline.cli.opening import default_folder, find_job_file, load_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
 from pipeline.cli.terminal import put_json, put_request, say, say_next
 from pipeline.errors import InputError, PipelineError
@@ -36,17 +36,16 @@ def check(
     from pipeline.planning.plan import Plan
     from pipeline.request.check import check_params
 
-    path = find_job_file(job, shared)
-    loaded = load_job(path, var)
+    loaded = load_job(find_job_file(job, shared), var)
     check_params(loaded)
     budget.require_bound(loaded, Settings.from_environment().monthly_budget)
     plan = Plan(loaded)
-    warnings = _check_against_state(plan, path, shared)
+    warnings = _check_against_state(plan, default_folder(job), shared)
     quote = plan.quote(KnownRows(None, None))
     warnings += quoting.require_rows(plan, quote)
     warnings += _check_models(loaded, quote, emulated=shared.emulator)
     _say_checked(loaded, quote, warnings, as_json=shared.as_json)
-    say_next("run", str(path))
+    say_next("run", job)
 
 
 def _say_checked(loaded: "Job", quote: "Quote", warnings: list[str], *, as_json: bool) -> None:
@@ -60,7 +59,7 @@ def _say_checked(loaded: "Job", quote: "Quote", warnings: list[str], *, as_json:
         facts = {"first_params": first, "warnings": warnings, **quote_facts(quote)}
         put_json({"event": "check", "job": loaded.name, **facts})
         return
-    say(f"job      {loaded.name} is right: {count(quote.total, 'row')} with unique keys")
+    say(f"job      {loaded.name} is valid: {count(quote.total, 'row')} with unique keys")
     for warning in warnings:
         say(f"warning  {warning}")
     if quote.problems:
@@ -116,17 +115,18 @@ class _State:
         return None if self.row is None else ResultColumns(**self.row.columns)
 
 
-def _check_against_state(plan: "Plan", path: Path, shared: SharedOptions) -> list[str]:
-    """Check that a run could write to the job's results table and spool; return warnings about what was not looked at.
+def _check_against_state(plan: "Plan", folder: Path, shared: SharedOptions) -> list[str]:
+    """Check that a run could write to the job's results table and spool; return warnings about what was not checked.
 
-    Raises JobError when the columns of the table do not fit, DatabaseError when the spool cannot be used.
+    folder: that of the default database. Raises JobError when the columns of the table do not fit, DatabaseError when
+    the spool cannot be used.
     """
     from pipeline.sink.columns import ResultColumns
     from pipeline.state.database import default_url
 
-    url = shared.database or default_url(path.parent, emulated=shared.emulator)
+    url = shared.database or default_url(folder, emulated=shared.emulator)
     with _read_state(url, plan.job.name) as state:
-        ResultColumns.of(plan.job, plan.kinds()).added_to(state.columns)
+        ResultColumns.of(plan.job, plan.source.kinds()).added_to(state.columns)
         return _check_spool(state, shared.spool)
 
 
@@ -150,7 +150,7 @@ def _read_state(url: str, job: str) -> Iterator[_State]:
 
 
 def _check_spool(state: _State, spool: str | None) -> list[str]:
-    """Return a warning if the spool was not looked at. Raises DatabaseError when a run could not use it.
+    """Return a warning if the spool was not checked. Raises DatabaseError when a run could not use it.
 
     spool: what --spool gives; None: the job's own, or the default one.
     """
@@ -158,7 +158,7 @@ def _check_spool(state: _State, spool: str | None) -> list[str]:
     from pipeline.state.database import Database
 
     if state.problem is not None:
-        return [f"the spool was not looked at: {state.problem}"]
+        return [f"the spool was not checked: {state.problem}"]
     if state.database is None or state.row is None:
         spools.read_id(spools.address_of(Database.folder_of(state.url), spool, None))
     else:

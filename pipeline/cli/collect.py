@@ -1,4 +1,4 @@
-"""`collect`: one pass over everything that is due."""
+"""`collect`: run one sweep over everything that is due."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ def collect(
     *,
     shared: SharedOptions,
 ) -> None:
-    """One sweep, for a scheduler: poll, collect, and submit what became due. Plans no new rows."""
+    """Run one sweep, for a scheduler: poll, collect, and submit what is due. Plans no new rows."""
     with heavy_imports():
         from pipeline.runner.sweep import sweep
 

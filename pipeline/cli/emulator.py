@@ -1,4 +1,4 @@
-"""`emulator`: serves the API's emulator."""
+"""`emulator`: serve an emulator of the API."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +11,10 @@ from pipeline.errors import InputError
 
 @takes("debug")
 def emulator(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8787,
-    processing_seconds: Annotated[float, typer.Option(min=0, help="How long a batch takes.")] = 2.0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 for a free one.")] = 8787,
+    processing_seconds: Annotated[float, typer.Option(min=0, help="Seconds that a batch takes.")] = 2.0,
     faults: Annotated[Path | None, typer.Option(help="A YAML or JSON file of faults; see docs/emulator.md.")] = None,
-    data: Annotated[Path, typer.Option(help="Folder that keeps its batches; it goes on from there.")] = Path(
-        "emulator-data"
-    ),
+    data: Annotated[Path, typer.Option(help="Folder that keeps its batches when it ends.")] = Path("emulator-data"),
 ) -> None:
     """Run an emulator of the Messages and Message Batches API, for tests of your own pipelines."""
     from pipeline.emulator import EmulatorError, serve

@@ -1,8 +1,9 @@
-"""`errors`: which rows did not succeed, and why."""
+"""`errors`: which rows did not succeed, and why?"""
 
 from pipeline.cli.opening import open_known_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, takes
-from pipeline.cli.terminal import command_line, put, put_json, say, say_next
+from pipeline.cli.running import command_line
+from pipeline.cli.terminal import put, put_json, say, say_next
 
 
 @takes(*EVERYWHERE)
@@ -11,13 +12,13 @@ def errors(
     *,
     shared: SharedOptions,
 ) -> None:
-    """Failed rows by cause, with example keys and what mends them."""
+    """List failed rows by cause, with example keys and the command that corrects them."""
     from pipeline.report.errors import error_facts, error_lines
     from pipeline.sink.table import ResultsTable
 
     with open_known_job(job, shared) as (database, row), database.read() as conn:
         causes = error_facts(conn, row, ResultsTable.of(row), job)
-    mends = causes[0]["command"] if causes else ["export", job]
+    next_words = causes[0]["command"] if causes else ["export", job]
     for cause in causes:
         cause["command"] = command_line(*cause["command"])
     if shared.as_json:
@@ -28,4 +29,4 @@ def errors(
         put(line)
     if not causes:
         say("no row has failed")
-    say_next(*mends)
+    say_next(*next_words)

@@ -1,4 +1,4 @@
-"""`estimate`: what a run would do and cost."""
+"""`estimate`: what would a run send and cost?"""
 
 import contextlib
 import sys
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.opening import find_job_file, load_job
+from pipeline.cli.opening import default_folder, find_job_file, load_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
 from pipeline.cli.terminal import put, put_json, say, say_next
 from pipeline.errors import InputError
@@ -28,19 +28,18 @@ def estimate(
     job: JobArgument,
     var: VarOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Also what an older recipe answered.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Also rows that succeeded with an older recipe.")] = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """What a run would send, how many tokens and how much money that takes, and how long. Sends nothing."""
+    """Show what a run would send and estimate its tokens, its cost and its time. Sends nothing."""
     from pipeline.planning.plan import Plan
     from pipeline.report.quote import estimate_lines, quote_facts
     from pipeline.request.check import check_params
 
-    path = find_job_file(job, shared)
-    loaded = load_job(path, var)
+    loaded = load_job(find_job_file(job, shared), var)
     check_params(loaded)
-    quote, warnings = _quote_by_state(Plan(loaded, limit=limit, refresh=refresh), path, shared)
+    quote, warnings = _quote_by_state(Plan(loaded, limit=limit, refresh=refresh), default_folder(job), shared)
     if shared.as_json:
         put_json({"event": "estimate", "job": loaded.name, "warnings": warnings, **quote_facts(quote)})
     else:
@@ -49,16 +48,19 @@ def estimate(
         sys.stdout.flush()
         for warning in warnings:
             say(f"warning  {warning}")
-    say_next("run", str(path))
+    say_next("run", job)
 
 
-def _quote_by_state(plan: "Plan", path: Path, shared: SharedOptions) -> "tuple[Quote, list[str]]":
-    """Return the quote that `run` would show, and warnings. Makes no database where there is none."""
+def _quote_by_state(plan: "Plan", folder: Path, shared: SharedOptions) -> "tuple[Quote, list[str]]":
+    """Return the quote that `run` would show, and warnings. Makes no database where there is none.
+
+    folder: that of the default database.
+    """
     from pipeline.sink.table import ResultsTable
     from pipeline.state.database import Database, default_url
     from pipeline.state.jobs import job_named
 
-    url = shared.database or default_url(path.parent, emulated=shared.emulator)
+    url = shared.database or default_url(folder, emulated=shared.emulator)
     if not Database.exists(url):
         return _quote(plan, None, None, emulated=shared.emulator)
     with contextlib.closing(Database(url)) as database:
@@ -92,7 +94,7 @@ def _quote(
             quoting.store_counts(conn, known_job[0].id, plan, counts, datetime.now(UTC))
     quoting.complete(plan, quote, known, counts, canary=True, queue=Settings.from_environment().max_in_flight)
     if problem is not None:
-        warnings.append(f"tokens were not counted by the API: {problem}")
+        warnings.append(f"the API did not count the tokens: {problem}")
     return quote, warnings
 
 

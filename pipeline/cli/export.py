@@ -1,4 +1,4 @@
-"""`export`: answers to a file or to stdout."""
+"""`export`: write answers to a file or to stdout."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import typer
 
 from pipeline.cli.opening import open_known_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, takes
-from pipeline.cli.terminal import say, terminated
+from pipeline.cli.terminal import say, sigterm_as_interrupt
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def export(
         ),
     ] = None,
     status: Annotated[str | None, typer.Option(help="Only rows with this status.")] = None,
-    where: Annotated[str | None, typer.Option(help="Only rows for which this SQL predicate holds.")] = None,
+    where: Annotated[str | None, typer.Option(help="Only rows that meet this SQL predicate.")] = None,
     since: Annotated[
         int | None, typer.Option(metavar="RUN", min=0, help="Only answers of runs after this one.")
     ] = None,
@@ -41,68 +41,70 @@ def export(
     file_format: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="parquet|csv|ndjson", help="Of the files of --partition-by. Default: parquet."
+            "--format", metavar="parquet|csv|ndjson", help="Format of the files of --partition-by. Default: parquet."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """Answers in the order of their keys: to a file, to a folder of files, or as NDJSON to stdout."""
+    """Write answers in the order of their keys: to a file, to a folder of files, or as NDJSON to stdout."""
     from pipeline.sink.read import AnswerFilter
 
     wanted = AnswerFilter(status, where, since, limit)
     if file is None and partition_by:
-        raise InputError("--partition-by makes a folder of files: name it after the job")
+        raise InputError("--partition-by writes a folder of files: give its path after the job")
     ending = _ending_of_parts(file_format, partition_by)
     with open_known_job(job, shared) as (database, row):
         if file is None:
-            _answers_to_stdout(database, row, wanted)
+            _write_to_stdout(database, row, wanted)
         else:
-            _answers_to_file(database, row, file, wanted, by=partition_by, ending=ending, overwrite=overwrite)
+            _write_to_file(database, row, file, wanted, by=partition_by, ending=ending, overwrite=overwrite)
 
 
 def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) -> str | None:
-    """The ending of the files of --partition-by as --format says it; None if it does not."""
+    """Return the ending of the files of --partition-by, as --format gives it; None if it is not given."""
     if file_format is None:
         return None
     if not partition_by:
-        raise InputError(f"--format {file_format}: without --partition-by the name of the file says it")
+        raise InputError(
+            f"--format {file_format}: this is for --partition-by only; else the ending of FILE says the format"
+        )
     if file_format not in ("parquet", "csv", "ndjson"):
         raise InputError(f"--format {file_format}: write parquet, csv or ndjson")
     return f".{file_format}"
 
 
-def _answers_to_file(
+def _write_to_file(
     database: "Database",
     row: "Row[Any]",
-    place: str,
+    file: str,
     wanted: "AnswerFilter",
     *,
     by: list[str] | None,
     ending: str | None,
     overwrite: bool,
 ) -> None:
-    """To one file, or by the values of some columns to a folder of files."""
+    """Write answers to one file, or, by the values of columns, to a folder of files. ending: None for Parquet."""
     from pipeline.sink.export import export as export_to
     from pipeline.sink.partitions import export_partitioned
     from pipeline.text import count
 
-    with terminated():
+    with sigterm_as_interrupt():
         if by:
-            exported = export_partitioned(database, row, place, by, wanted, ending=ending, overwrite=overwrite)
+            exported = export_partitioned(database, row, file, by, wanted, ending=ending, overwrite=overwrite)
         else:
-            exported = export_to(database, row, place, wanted, overwrite=overwrite)
+            exported = export_to(database, row, file, wanted, overwrite=overwrite)
     files = f" in {count(exported.files, 'file')}" if by else ""
     say(f"wrote    {count(exported.rows, 'row')} to {exported.place}{files}")
 
 
-def _answers_to_stdout(database: "Database", row: "Row[Any]", wanted: "AnswerFilter") -> None:
+def _write_to_stdout(database: "Database", row: "Row[Any]", wanted: "AnswerFilter") -> None:
     from pipeline.sink.read import ndjson
 
     try:
         for line in ndjson(database, row, wanted):
             sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:  # whoever reads has enough
+    except BrokenPipeError:  # the program that reads our stdout has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

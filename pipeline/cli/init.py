@@ -1,4 +1,4 @@
-"""`init`: a first job file for a data file."""
+"""`init`: write a first job file for a data file."""
 
 import contextlib
 from pathlib import Path
@@ -10,19 +10,19 @@ from pipeline.cli.options import EVERYWHERE, SharedOptions, takes
 from pipeline.cli.terminal import put_json, say, say_next
 from pipeline.errors import InputError
 
-PATIENCE_SECONDS = 10.0  # with an API that is only asked which models it has
+_TIMEOUT_SECONDS = 10.0  # of the one call, which lists the models
 
 
 @takes(*EVERYWHERE)
 def init(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file: CSV, TSV, Parquet, NDJSON or Arrow.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The job file to write. Default: FILE's name .yaml")
+        Path | None, typer.Option("-o", "--output", help="The job file to write. Default: the name of FILE with .yaml.")
     ] = None,
     *,
     shared: SharedOptions,
 ) -> None:
-    """Write a commented job file for a data file; never overwrites."""
+    """Write a commented job file for a data file. Never overwrites a file."""
     from pipeline.cli.first_job import write_job_file
 
     written = write_job_file(file, output, _newest_haiku())
@@ -34,7 +34,7 @@ def init(
 
 
 def _newest_haiku() -> str:
-    """The newest Haiku, which is the cheapest line, that the key can use; without a key, that the price list has."""
+    """Return the newest Haiku that the key can use, or, without a key, of the price list. Haiku models cost least."""
     from pipeline.api import capabilities
     from pipeline.api.client import Api
     from pipeline.api.connect import Reach
@@ -44,7 +44,7 @@ def _newest_haiku() -> str:
     listed: list[str] = []
     with (
         contextlib.suppress(InputError, Stopped),
-        contextlib.closing(Api.connect(Reach("default", PATIENCE_SECONDS))) as api,
+        contextlib.closing(Api.connect(Reach("default", _TIMEOUT_SECONDS))) as api,
     ):
         listed = [info.id for info in api.models()]
     found = capabilities.newest(listed, "haiku") or capabilities.newest(context_windows(), "haiku")

@@ -1,4 +1,4 @@
-"""`models`: the models that a key can use, what they cost in a batch and what they take."""
+"""`models`: which models can a key use?"""
 
 from typing import Annotated
 
@@ -11,11 +11,11 @@ from pipeline.errors import InputError
 
 @takes(*EVERYWHERE)
 def models(
-    client: Annotated[str, typer.Option(help="Which of the SDK's clients asks: default, aws or google.")] = "default",
+    client: Annotated[str, typer.Option(help="The SDK's client to use: default, aws or google.")] = "default",
     *,
     shared: SharedOptions,
 ) -> None:
-    """The models that the key can use: batches, limits, retirement dates, batch prices, capabilities."""
+    """List the models that the key can use: limits, retirement dates, batch prices, capabilities."""
     from pipeline.api.connect import CLIENTS
     from pipeline.cli import models_table
     from pipeline.driver import environment

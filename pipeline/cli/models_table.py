@@ -1,4 +1,4 @@
-"""The models that a key can use, as a table. Pure."""
+"""How does `models` show a model, as JSON and as tables? Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
-PRICES = {
+PRICE_COLUMNS = {
     "input": "INPUT",
     "output": "OUTPUT",
     "cache_read": "CACHE READ",
@@ -22,14 +22,15 @@ PRICES = {
 
 
 def model_facts(models: Iterable["ModelInfo"], listed: PriceList) -> list[Facts]:
-    """Each model as JSON, in the order given. What the API does not say is None, a model without a price has None.
+    """Return each model for --json, in the order given. None stands for what the API does not say.
 
-    prices: in US dollars of a million tokens in a batch, as steps that begin above so many tokens of the prompt.
+    The key `prices` holds US dollars per million tokens in a batch, in steps: each step is for prompts of more tokens
+    than its `above_tokens`. It is None for a model without a known price.
     """
-    return [_facts(info, listed.of(info.id)) for info in models]
+    return [_one_model(info, listed.of(info.id)) for info in models]
 
 
-def _facts(info: "ModelInfo", prices: Prices | None) -> Facts:
+def _one_model(info: "ModelInfo", prices: Prices | None) -> Facts:
     extended, retires = output_limit(info, {EXTENDED_OUTPUT_BETA}), day(info.retires_at)
     return {
         "id": info.id,
@@ -40,18 +41,18 @@ def _facts(info: "ModelInfo", prices: Prices | None) -> Facts:
         "context_tokens": info.max_input_tokens,
         "output_tokens": info.max_tokens,
         "extended_output_tokens": extended if extended != info.max_tokens else None,
-        "prices": None if prices is None else {name: _steps(getattr(prices, name)) for name in PRICES},
+        "prices": None if prices is None else {name: _steps(getattr(prices, name)) for name in PRICE_COLUMNS},
         "images": says(info, "image_input"),
         "pdf": says(info, "pdf_input"),
-        "thinking": _all_that(info, THINKING_TYPES, "thinking", "types"),
-        "effort": _all_that(info, EFFORTS, "effort"),
+        "thinking": _supported(info, THINKING_TYPES, "thinking", "types"),
+        "effort": _supported(info, EFFORTS, "effort"),
         "structured_outputs": says(info, "structured_outputs"),
         "forced_tools": _can_be_forced(info),
     }
 
 
-def _all_that(info: "ModelInfo", names: Sequence[str], *path: str) -> list[str] | None:
-    """Those of the names that are supported; None if nothing is said of any."""
+def _supported(info: "ModelInfo", names: Sequence[str], *path: str) -> list[str] | None:
+    """Return the names that the API says are supported; None if it says nothing of any of them."""
     said = {name: says(info, *path, name) for name in names}
     if all(value is None for value in said.values()):
         return None
@@ -59,7 +60,7 @@ def _all_that(info: "ModelInfo", names: Sequence[str], *path: str) -> list[str] 
 
 
 def _can_be_forced(info: "ModelInfo") -> bool:
-    """Whether the model can be made to call a tool, by what it would refuse; nothing else of it is looked at."""
+    """Return whether a request can force the model to call a tool. Other reasons to refuse it are left out."""
     bare = info.model_copy(update={"capabilities": None, "lifecycle": "active"})
     return refusal({"model": info.id, "tool_choice": {"type": "any"}}, bare) is None
 
@@ -73,35 +74,35 @@ def _steps(rate: Rate) -> list[dict[str, float]]:
 
 
 def model_lines(models: Sequence[Facts]) -> Iterator[str]:
-    """The models as three tables of plain text: what there is, what it costs, what it takes; at most 120 columns.
+    """Yield three tables of plain text, up to 120 columns wide: lifecycle and limits, batch prices, capabilities.
 
     SCHEMA: structured outputs, which output.schema and output.labels need; FORCED TOOLS: what output.tool needs.
     """
     if not models:
         yield "the API lists no model for this key"
         return
-    yield from _table(["MODEL", "LIFECYCLE", "BATCH", "CONTEXT", "OUTPUT"], [_life(model) for model in models])
+    yield from _table(["MODEL", "LIFECYCLE", "BATCH", "CONTEXT", "OUTPUT"], [_lifecycle_row(model) for model in models])
     yield ""
-    yield "US dollars of a million tokens in a batch; a larger prompt has the larger price for all of its request"
-    priced = [row for model in models for row in _prices(model)]
-    yield from _table(["MODEL", "PROMPT", *PRICES.values()], priced, right=range(2, 2 + len(PRICES)))
+    yield "US dollars per million tokens in a batch; a longer prompt has the higher price for its whole request"
+    priced = [row for model in models for row in _price_rows(model)]
+    yield from _table(["MODEL", "PROMPT", *PRICE_COLUMNS.values()], priced, right=range(2, 2 + len(PRICE_COLUMNS)))
     yield ""
     headings = ["MODEL", "IMAGES", "PDF", "THINKING", "EFFORT", "SCHEMA", "FORCED TOOLS"]
-    yield from _table(headings, [_takes(model) for model in models])
+    yield from _table(headings, [_capability_row(model) for model in models])
     if any(model["extended_output_tokens"] for model in models):
         yield ""
         yield f"* with {EXTENDED_OUTPUT_BETA} in request.betas"
 
 
-def _life(model: Facts) -> list[str]:
+def _lifecycle_row(model: Facts) -> list[str]:
     lifecycle, extended = str(model["lifecycle"]), model["extended_output_tokens"]
     retires = f", retires {model['retires']}" if model["retires"] else ""
     output = _tokens(model["output_tokens"]) + (f", {_tokens(extended)}*" if extended else "")
     return [model["id"], lifecycle + retires, _yes(model["batch"]), _tokens(model["context_tokens"]), output]
 
 
-def _prices(model: Facts) -> Iterator[list[str]]:
-    """A line for each size of prompt that has prices of its own."""
+def _price_rows(model: Facts) -> Iterator[list[str]]:
+    """Yield a row for each size of prompt that has its own prices."""
     prices: Mapping[str, list[dict[str, float]]] | None = model["prices"]
     if prices is None:
         yield [model["id"], "unpriced"]
@@ -109,14 +110,14 @@ def _prices(model: Facts) -> Iterator[list[str]]:
     sizes = sorted({step["above_tokens"] for steps in prices.values() for step in steps})
     for above, up_to in zip(sizes, [*sizes[1:], None], strict=True):
         prompt = f"above {_tokens(above)}" if above else f"up to {_tokens(up_to)}" if up_to else "any"
-        yield [model["id"], prompt, *(_dollars(_at(steps, above)) for steps in prices.values())]
+        yield [model["id"], prompt, *(_dollars(_price_of_step(steps, above)) for steps in prices.values())]
 
 
-def _at(steps: Sequence[Mapping[str, float]], above: float) -> float:
+def _price_of_step(steps: Sequence[Mapping[str, float]], above: float) -> float:
     return next(step["usd"] for step in reversed(steps) if step["above_tokens"] <= above)
 
 
-def _takes(model: Facts) -> list[str]:
+def _capability_row(model: Facts) -> list[str]:
     thinking, effort = model["thinking"], model["effort"]
     return [
         model["id"],
@@ -130,7 +131,7 @@ def _takes(model: Facts) -> list[str]:
 
 
 def _ranges(effort: Sequence[str]) -> Iterator[str]:
-    """`low-high`, `max`: levels that follow one another as one range."""
+    """Yield `low-high`, `max`: adjacent levels are joined to one range."""
     run: list[str] = []
     for level in (*EFFORTS, None):
         if level in effort:
@@ -141,7 +142,7 @@ def _ranges(effort: Sequence[str]) -> Iterator[str]:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: range = range(0)) -> Iterator[str]:
-    """Columns as wide as what is in them, two blanks between. right: the columns of numbers."""
+    """Yield the lines of a table whose columns fit their cells. right: the columns that are aligned to the right."""
     filled = [[*row, *[""] * (len(headings) - len(row))] for row in (headings, *rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*filled, strict=True)]
     for row in filled:
@@ -157,7 +158,7 @@ def _yes(value: bool | None) -> str:
 
 
 def _tokens(n: float | None) -> str:
-    """`1M`, `200k`; a number that is neither is written out."""
+    """Return `1M`, `200k`, or all digits of a number that is not a multiple of 1,000; `?` for None."""
     if n is None:
         return "?"
     whole = int(n)
@@ -167,6 +168,6 @@ def _tokens(n: float | None) -> str:
 
 
 def _dollars(usd: float) -> str:
-    """At least two digits after the point, and as many as there are."""
+    """Return a price with at least two digits after the point, and no digit lost up to six."""
     whole, _, digits = f"{usd:.6f}".partition(".")
     return f"${whole}.{digits.rstrip('0').ljust(2, '0')}"

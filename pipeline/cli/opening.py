@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import SharedOptions
-from pipeline.cli.terminal import Teller, confirmed, say, signals
+from pipeline.cli.terminal import Teller, confirmed, say, stop_on_signals
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,14 +22,21 @@ if TYPE_CHECKING:
 # -- the job ---------------------------------------------------------------------------------------------------------
 
 
+def default_folder(job: str) -> Path:
+    """Return the folder of the default database: that of a job file, or the current one for the name of a job."""
+    from pipeline.job.load import is_path
+
+    return Path(job).parent if is_path(job) else Path()
+
+
 def folder_and_name(job: str) -> tuple[Path, str]:
     """Return the folder of the default database and the name of the job, for commands that do not load the job.
 
-    job: JOB of the command line, a job file or the name of a job in the database of the current folder.
+    job: JOB of the command line, a job file or the name of a job.
     """
     from pipeline.job.load import is_path, read_name
 
-    return (Path(job).parent, read_name(Path(job))) if is_path(job) else (Path(), job)
+    return default_folder(job), read_name(Path(job)) if is_path(job) else job
 
 
 def find_job_file(job: str, shared: SharedOptions) -> Path:
@@ -92,7 +99,7 @@ def open_database(folder: Path, shared: SharedOptions, *, must_exist: bool = Fal
 
     url = shared.database or default_url(folder, emulated=shared.emulator)
     if must_exist and not Database.exists(url):
-        raise InputError(f"there is no database {url}; run a job first, or name another one by --database")
+        raise InputError(f"there is no database {url}; run a job first, or name another one with --database")
     with contextlib.closing(Database(url)) as database:
         say(f"database {database.shown}{' (new)' if database.new else ''}")
         yield database
@@ -120,7 +127,7 @@ def open_environment(database: "Database", shared: SharedOptions, *, job: str | 
     stop = Stop()
     with (
         Teller(as_json=shared.as_json, job=job) as teller,
-        signals(stop),
+        stop_on_signals(stop),
         environment.at(
             database,
             spool=shared.spool,

@@ -1,4 +1,4 @@
-"""The options that commands share: how each is declared, and how a command gets them."""
+"""Which options do commands share, and how does a command get them?"""
 
 import functools
 import inspect
@@ -8,22 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import terminal
+from pipeline.cli import running, terminal
 
 
 @dataclass
 class Invocation:
-    """One call of the program, as `main` and the options see it: the object of click's context."""
+    """What the options of a command tell `main`. It is the object of click's context."""
 
     debug: bool = False
 
 
 @dataclass(frozen=True)
 class SharedOptions:
-    """What the shared options of a command say, as far as commands read them.
+    """The values of the shared options that commands read.
 
-    database, spool: None: not given, so the default place. poll_seconds: None: as the API says, also for a command that
-    does not take --poll-seconds.
+    database, spool: None for the default place. poll_seconds: None for the API's own pace, and for a command that does
+    not take --poll-seconds.
     """
 
     database: str | None
@@ -37,26 +37,28 @@ def _note_debug(context: typer.Context, value: bool) -> None:
     context.ensure_object(Invocation).debug = value
 
 
-# -- options with their place among a command's own ------------------------------------------------------------------
+# -- options that a command declares in its signature ------------------------------------------------------------------
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job file, or the name of a job the database knows.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job file, or the name of a job in the database.")]
 VarOption = Annotated[list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="Override a var of the job.")]
 LastVarOption = Annotated[
     list[str] | None,
-    typer.Option("--var", metavar="NAME=VALUE", help="Override a var. Default: what the last run had."),
+    typer.Option("--var", metavar="NAME=VALUE", help="Override a var of the job. Default: the vars of the last run."),
 ]
 YesOption = Annotated[
     bool,
     typer.Option(
-        "--yes", help="Do not ask after the quote. Without a terminal, or with --json, nothing is asked anyway."
+        "--yes", help="Do not ask for confirmation. Without a terminal, or with --json, no command asks for it."
     ),
 ]
-DetachOption = Annotated[bool, typer.Option("--detach", help="End once all is sent; `collect` takes it to its end.")]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", help="Exit when all rows are sent; `collect` finishes the run.")
+]
 
 
-# -- options that commands take by `takes` ---------------------------------------------------------------------------
+# -- options that the decorator `takes` declares ---------------------------------------------------------------------
 
-#: What every command takes, so that a script may give the same options to all. Some commands have no use for --spool.
+#: The options that every command takes, so that a script can give all commands the same ones. Some do not use --spool.
 EVERYWHERE = ("database", "spool", "emulator", "log_format", "as_json", "debug")
 
 
@@ -77,7 +79,7 @@ def _shared_options(
     ] = None,
     emulator: Annotated[
         bool,
-        typer.Option("--emulator", help="Speak to an emulator started for this command: no key, no network, no bill."),
+        typer.Option("--emulator", help="Use an emulator started for this command: no key, no network, no cost."),
     ] = False,
     poll_seconds: Annotated[
         float | None,
@@ -85,7 +87,7 @@ def _shared_options(
             "--poll-seconds",
             envvar="BATCH_POLL_SECONDS",
             min=0,
-            help="Between polls. Default: as the API says, growing to 60.",
+            help="Seconds between polls. Default: as the API says, growing to 60.",
         ),
     ] = None,
     log_format: Annotated[
@@ -93,8 +95,8 @@ def _shared_options(
         typer.Option(
             "--log-format",
             metavar="text|json",
-            callback=lambda value: terminal.log_format(value),
-            help="Of what stderr says.",
+            callback=lambda value: terminal.set_log_format(value),
+            help="Format of the lines on stderr.",
         ),
     ] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line on stdout.")] = False,
@@ -102,9 +104,9 @@ def _shared_options(
         bool, typer.Option("--debug", callback=_note_debug, is_eager=True, help="Show the traceback of an error.")
     ] = False,
 ) -> SharedOptions:
-    """Declare the options, in the order in which --help lists them, and return what commands read of them.
+    """Declare the options, in the order in which --help lists them, and return the values that commands read.
 
-    log_format and debug have taken effect by then, through their callbacks.
+    log_format and debug are not among these: their callbacks have applied them.
     """
     return SharedOptions(database, spool, emulator, poll_seconds, as_json)
 
@@ -113,9 +115,9 @@ Command = Callable[..., None]
 
 
 def takes(*names: str) -> Callable[[Command], Command]:
-    """Return a decorator by which a command takes these options of `_shared_options`, after its own.
+    """Return a decorator that adds these options of `_shared_options` to a command, after its own options.
 
-    A command that has a parameter `shared` is given them in it, as SharedOptions.
+    The command gets their values as SharedOptions in its parameter `shared`, if it has one.
     """
     declared = inspect.signature(_shared_options).parameters.values()
     options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in declared if each.name in names]
@@ -126,12 +128,12 @@ def takes(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def run(context: typer.Context, **given: Any) -> None:
             shared = _shared_options(**{name: given.pop(name) for name in names})
-            with terminal.running(context):
+            with running.note_running(context):
                 command(**given, **({"shared": shared} if "shared" in own else {}))
 
         context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
         kept = [parameter for name, parameter in own.items() if name != "shared"]
-        # typer reads the options of a command from this
+        # typer reads from the signature which options a command has
         run.__signature__ = inspect.Signature([context, *kept, *options])  # type: ignore[attr-defined]
         return run
 

@@ -1,4 +1,4 @@
-"""`preview`: a few rows of a job, asked live."""
+"""`preview`: send a few rows of a job live."""
 
 from typing import Annotated
 
@@ -13,21 +13,25 @@ from pipeline.errors import InputError
 @takes(*EVERYWHERE)
 def preview(
     job: JobArgument,
-    rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="How many rows.")] = 3,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, max=100, help="Number of rows.")] = 3,
     key: Annotated[
-        list[str] | None, typer.Option("--key", help="The row with this key; commas between several columns.")
+        list[str] | None,
+        typer.Option("--key", help="The row with this key. Separate the values of several key columns by commas."),
     ] = None,
     sample: Annotated[
-        bool, typer.Option("--sample", help="Rows from all over the source instead of its first ones.")
+        bool, typer.Option("--sample", help="Rows from the whole source instead of its first ones.")
     ] = False,
     var: VarOption = None,
     yes: YesOption = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """A few rows through the realtime API, live, at full price: the same requests as in a batch. Stores nothing."""
+    """Send a few rows through the realtime API, at full price, and show the answers live. Stores nothing.
+
+    The requests are the same as in a batch.
+    """
     if key and (sample or len(key) > 100):
-        raise InputError("--key names the rows, up to 100: leave --sample out" if sample else "--key: give up to 100")
+        raise InputError("--key names the rows: leave --sample out" if sample else "--key: give at most 100 keys")
     from rich.console import Console
 
     from pipeline.api.realtime import async_client
@@ -36,8 +40,7 @@ def preview(
     from pipeline.planning.plan import Plan
     from pipeline.request.check import check_params
 
-    path = find_job_file(job, shared)
-    loaded = load_job(path, var)
+    loaded = load_job(find_job_file(job, shared), var)
     check_params(loaded)
     picked = live.pick(Plan(loaded), rows, keys=key or (), sample=sample)
     for line in picked.problem_lines():
@@ -51,5 +54,5 @@ def preview(
             code = live.tell(client, picked, loaded, lambda facts: put_json({"event": "preview", **facts}))
         else:
             code = live.show(client, picked, loaded, Console(highlight=False, soft_wrap=True))
-    say_next("run", str(path))
+    say_next("run", job)
     raise typer.Exit(code)

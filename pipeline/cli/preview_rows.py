@@ -1,4 +1,4 @@
-"""Which rows `preview` asks, what that costs, and their answers shown one after another."""
+"""Which rows does `preview` send, and what does it say about them?"""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -9,13 +9,14 @@ from rich.console import Console
 
 from pipeline.answer.outcome import first_server_tool
 from pipeline.api.realtime import Picked, PreviewRow, Realtime, stream
-from pipeline.cli.preview_screen import Facts, Screen, about
+from pipeline.cli.preview_screen import FactsView, Screen, about
 from pipeline.errors import JobError, RowProblem, SourceError
 from pipeline.job import templates
 from pipeline.job.model import Job, Retry
 from pipeline.planning import counting, picking
 from pipeline.planning.estimator import estimate
-from pipeline.planning.plan import SHOWN, Plan
+from pipeline.planning.key_checks import SHOWN
+from pipeline.planning.plan import Plan
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
 from pipeline.source import identity
@@ -24,20 +25,20 @@ from pipeline.text import count
 
 
 def pick(plan: Plan, n: int, *, keys: Sequence[str] = (), sample: bool = False) -> Picked:
-    """The first n rows that can be sent; files that would be put up are carried by the requests.
+    """Return the first n rows that can be sent. Files that a batch would upload are part of the requests.
 
-    keys: the rows with these keys instead; sample: n rows from all over the source instead, the same ones each time.
-    Raises SourceError when there is none, JobError when the template may not run at all.
+    keys: the rows with these keys instead of the first ones; sample: n rows of the whole source instead, the same ones
+    each time. Raises SourceError if no row can be sent, JobError if the template cannot run at all.
     """
     found: list[PreviewRow] = []
     problems: list[str] = []
     left_out = 0
     n = len(keys) or n
-    rows: Iterable[picking.Picked] = picking.all_rows(plan, plan.columns)
+    rows: Iterable[picking.Picked] = picking.all_rows(plan, plan.source.columns)
     if keys:
-        rows = picking.of_keys(plan, keys, plan.columns)
+        rows = picking.of_keys(plan, keys, plan.source.columns)
     elif sample:
-        rows = picking.sample(plan, n, plan.columns)
+        rows = picking.sample(plan, n, plan.source.columns)
     for row in (_built(plan, *each) for each in rows):
         if isinstance(row, PreviewRow):
             found.append(row)
@@ -51,11 +52,11 @@ def pick(plan: Plan, n: int, *, keys: Sequence[str] = (), sample: bool = False) 
     if problems:
         more = f" (and {left_out - 1:,} more)" if left_out > 1 else ""
         raise SourceError(f"no row can be sent: {problems[0]}{more}")
-    raise SourceError("there is no row to preview: the source is empty, or source.where leaves none")
+    raise SourceError("there is no row to preview: the source is empty, or no row meets source.where")
 
 
 def _built(plan: Plan, chunk: Chunk, i: int, key: str, values: dict[str, Any]) -> PreviewRow | str:
-    """A row with its request, or why it has none."""
+    """Return a row with its request, or the reason why it cannot be sent."""
     try:
         built = plan.builder.params(values, chunk.folder, carried=True)
         return PreviewRow(identity.shown(key), chunk.place(i), built)
@@ -66,37 +67,37 @@ def _built(plan: Plan, chunk: Chunk, i: int, key: str, values: dict[str, Any]) -
 
 
 def announcement(picked: Picked, job: Job) -> str:
-    """What is about to be asked and what it costs, in one sentence; said before anything is sent."""
+    """Return one sentence that says what will be sent and what it costs."""
     quote = Quote.of(job, Realtime())
     quote.rows[Verdict.NEW] = len(picked.rows)
     for slot, row in enumerate(picked.rows):
         quote.put(slot, row.built, b"")
     said = f"{count(len(picked.rows), 'request')} through the Messages API now, at its full price"
-    once = job.model_copy(update={"retry": Retry()})  # nothing is sent again
+    once = job.model_copy(update={"retry": Retry()})  # a live call is not retried
     found = estimate(once, quote, counts=counting.by_bytes(job, quote), before=None, queue=len(picked.rows))
     if found.money is None:
         said += f": no price is known for {found.unpriced}"
     else:
         said += (
             f" (not the batch price, which is half of it): {about(found.money.low)} at least, "
-            f"{about(found.money.worst)} at worst, when every answer takes its max_tokens"
+            f"{about(found.money.worst)} at worst, if every answer takes its max_tokens"
         )
     unbounded = first_server_tool(job.request.params)
     if unbounded is not None:
         said += f", and on top what {unbounded} costs and reads at the API"
     if job.prices:
-        said += "; `prices` of the job file are of batches and do not count here"
+        said += "; `prices` of the job file are batch prices and do not apply here"
     return said
 
 
 def show(client: AsyncAnthropic, picked: Picked, job: Job, console: Console) -> int:
-    """Ask the rows and draw their answers: 0 when all succeeded, else 1. Closes the client.
+    """Send the rows and draw their answers; return 0 if all succeeded, else 1. Closes the client.
 
-    Raises InputError when no row could be asked, and AccountStopped or ApiUnreachable when some could not.
+    Raises InputError if no row could be sent, AccountStopped or ApiUnreachable if some rows could not.
     """
     return asyncio.run(stream(client, picked, job, Screen(console)))
 
 
 def tell(client: AsyncAnthropic, picked: Picked, job: Job, each: Callable[[dict[str, Any]], None]) -> int:
-    """As `show`, but each row goes to `each` as facts when it has ended, in the order of the rows."""
-    return asyncio.run(stream(client, picked, job, Facts(each)))
+    """Do as `show`, but call `each` with the facts of each row, in the order of the rows, instead of drawing."""
+    return asyncio.run(stream(client, picked, job, FactsView(each)))

@@ -1,4 +1,4 @@
-"""Live answers on the screen, or as facts."""
+"""How does `preview` show answers: on the screen while they come, or as facts?"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,32 +13,33 @@ from pipeline.report.quote import shortened
 from pipeline.states import RowState
 from pipeline.text import count, money
 
-SERVER_USES = ("server_tool_use", "mcp_tool_use")  # blocks of tools that the API runs by itself
-LONGEST_INPUT = 200  # characters of such a tool's input that its line shows
-INPUT_LINES = 12  # of what a row asks that are shown before its answer
-LONGEST_LINE = 400  # characters of such a line
+SERVER_USES = ("server_tool_use", "mcp_tool_use")  # blocks of tools that the API itself runs
+LONGEST_INPUT = 200  # the characters of such a tool's input that its line shows
+INPUT_LINES = 12  # the lines of a row's prompt that are shown before its answer
+LONGEST_LINE = 400  # the characters of such a line that are shown
 
 
-def _money(usd: float | None) -> str:
-    """As report.money, but the little that one answer costs is not said to be nothing."""
+def _small_money(usd: float | None) -> str:
+    """Return an amount as `text.money` does, but `under $0.0001` instead of `$0.0000` for what one answer costs."""
     return "under $0.0001" if usd is not None and 0 < usd < 0.0001 else money(usd)
 
 
 def about(usd: float) -> str:
-    said = _money(usd)
+    """Return `about $0.02`, or `under $0.0001`."""
+    said = _small_money(usd)
     return said if said.startswith("under") else f"about {said}"
 
 
 class Screen:
-    """Draws a preview: thinking dimmed, tool input as it comes, tools that the API runs as a line each."""
+    """Draw a preview: thinking is dimmed, tool input is drawn while it comes, a tool of the API is one line."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._kind: str | None = None  # of the block before
-        self._at_start = True  # of a line
+        self._kind: str | None = None  # the type of the previous block
+        self._at_start = True  # whether the next character starts a line
 
     def begin(self, row: PreviewRow) -> None:
-        """Its key and place, and what is asked."""
+        """Draw the key and place of a row, and its prompt."""
         self._kind = None
         self._line(f"{row.key} ({row.place})", "bold")
         for line in input_lines(row.built.params):
@@ -46,7 +47,7 @@ class Screen:
             self._out("\n")
 
     def event(self, event: Event, block: Event | None) -> None:
-        """A piece of its answer."""
+        """Draw a piece of its answer. block: what the answer's block holds so far; None for events of no block."""
         if block is None:
             return
         match event["type"]:
@@ -58,7 +59,7 @@ class Screen:
                 self._close(block)
 
     def end(self, answered: Answered) -> None:
-        """How it ended, and an empty line."""
+        """Draw how the row ended, and an empty line."""
         self._end_line()
         succeeded = answered.outcome.state == RowState.SUCCEEDED
         self._line(ended_line(answered), "green" if succeeded else "red")
@@ -66,7 +67,7 @@ class Screen:
 
     def _open(self, block: Event) -> None:
         kind = str(block.get("type"))
-        if kind != "text" or self._kind != "text":  # an answer with citations is many blocks of one text
+        if kind != "text" or self._kind != "text":  # the text of an answer with citations comes in many blocks
             self._end_line()
         self._kind = kind
         if kind == "tool_use":
@@ -108,7 +109,7 @@ class Screen:
 
 
 def input_lines(params: bytes) -> list[str]:
-    """The last turn of a request for people: its text, and of other content what kind it is; only the first lines."""
+    """Return the first lines of a request's last turn: its text, and `[image]` for an image or other content."""
     content = orjson.loads(params)["messages"][-1]["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     texts = [str(block["text"]) if block["type"] == "text" else f"[{block['type']}]" for block in blocks]
@@ -121,7 +122,7 @@ def input_lines(params: bytes) -> list[str]:
 
 
 def ended_line(answered: Answered) -> str:
-    """`succeeded; 28 tokens in, 14 out; $0.0001`."""
+    """Return how a row ended, as `succeeded; 28 tokens in, 14 out; $0.0001`."""
     outcome = answered.outcome
     state = f"{outcome.state}: {outcome.error_message}" if outcome.error_message else str(outcome.state)
     if outcome.state == RowState.ERRORED:
@@ -131,11 +132,11 @@ def ended_line(answered: Answered) -> str:
     cached = [f"{n:,} {what} the cache" for n, what in ((read, "read from"), (written, "written to")) if n]
     said = f" ({', '.join(cached)})" if cached else ""
     tokens = f"{outcome.input_tokens + read + written:,} tokens in{said}, {outcome.output_tokens:,} out"
-    return f"{state}; {tokens}; {_money(answered.cost_usd)}"
+    return f"{state}; {tokens}; {_small_money(answered.cost_usd)}"
 
 
-class Facts:
-    """Tells each row as facts."""
+class FactsView:
+    """Call a function with the facts of each row."""
 
     def __init__(self, each: Callable[[dict[str, Any]], None]) -> None:
         self._each = each
@@ -147,11 +148,11 @@ class Facts:
         pass
 
     def end(self, answered: Answered) -> None:
-        self._each(facts(answered))
+        self._each(_answer_facts(answered))
 
 
-def facts(answered: Answered) -> dict[str, Any]:
-    """One row as JSON. text, thinking and values are None where there are none; cost_usd for one without a price."""
+def _answer_facts(answered: Answered) -> dict[str, Any]:
+    """Return a row for --json. text, thinking, values: None if the answer has none; cost_usd: None without a price."""
     outcome = answered.outcome
     return {
         "key": answered.row.key,

@@ -1,4 +1,4 @@
-"""`retry`: sends rows that did not succeed once more."""
+"""`retry`: send rows again that did not succeed."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,17 +31,19 @@ def retry(
     job: JobArgument,
     status: Annotated[
         list[str] | None,
-        typer.Option(help="Only rows with this status; succeeded, canceled and lost ones go only when named."),
+        typer.Option(help="Only rows with this status. Succeeded, canceled and lost rows are sent only when named."),
     ] = None,
     error_type: Annotated[list[str] | None, typer.Option(help="Only rows with this error_type.")] = None,
     key: Annotated[
-        list[str] | None, typer.Option(help="Only the row with this key; commas between several columns.")
+        list[str] | None,
+        typer.Option(help="Only the row with this key. Separate the values of several key columns by commas."),
     ] = None,
     predicate: Annotated[
-        str | None, typer.Option("--where", help="Only rows for whose answers this SQL predicate holds.")
+        str | None, typer.Option("--where", help="Only rows whose answers meet this SQL predicate.")
     ] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Ask otherwise: request.max_tokens=1000.")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change the request: request.max_tokens=1000."),
     ] = None,
     var: LastVarOption = None,
     detach: DetachOption = False,
@@ -49,7 +51,7 @@ def retry(
     *,
     shared: SharedOptions,
 ) -> None:
-    """Send rows that did not succeed once more, as they are in the source now; then go on as `run` does."""
+    """Send rows again that did not succeed, with their present values in the source, and collect as `run` does."""
     with heavy_imports():
         from pipeline.planning.selection import Selection, change
         from pipeline.runner.options import Options
@@ -79,7 +81,7 @@ def retry(
 def _confirm_retry(
     database: "Database", row: "Row[Any]", wanted: "Selection", shared: SharedOptions, *, yes: bool
 ) -> "Callable[[Quote], bool]":
-    """What is said of a retry after its quote: what does not go, and why; and what it may cost twice."""
+    """Return a function that says which rows a retry leaves out, and why, and then asks whether to send the others."""
     from pipeline.planning.selection import left_out
     from pipeline.sink.table import ResultsTable
 
@@ -94,7 +96,7 @@ def _confirm_retry(
         for reason in () if shared.as_json else reasons:
             say(f"         {reason}")
         if quote.to_send and "lost" in wanted.statuses:
-            say("warning  what is lost may have been answered and paid for: sending it again may pay twice")
+            say("warning  lost rows may have been answered and paid for: sending them again may cost twice")
         return ask(quote)
 
     return confirm

@@ -1,4 +1,4 @@
-"""`run`: takes a job to its end."""
+"""`run`: run a job until every row has an outcome."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ import typer
 
 from pipeline.cli.opening import (
     ask_after_quote,
+    default_folder,
     find_job_file,
     heavy_imports,
     load_job,
@@ -22,22 +23,22 @@ def run(
     job: JobArgument,
     var: VarOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Also what an older recipe answered.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Also rows that succeeded with an older recipe.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what a run would send and cost; send nothing.")
+        bool, typer.Option("--dry-run", help="Show what a run would send and cost. Sends nothing.")
     ] = False,
     detach: DetachOption = False,
     yes: YesOption = False,
     no_canary: Annotated[
-        bool, typer.Option("--no-canary", help="Send all at once, also with a recipe that never succeeded before.")
+        bool, typer.Option("--no-canary", help="Send all rows at once, even with a recipe that has never succeeded.")
     ] = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """Plan, submit, poll and collect until every row has an outcome. The same command again just continues.
+    """Plan, submit, poll and collect until every row has an outcome. The same command again continues.
 
-    On a terminal it asks after the quote. Without one (cron, CI, a pipe) it goes on unasked: limits.max_cost_usd bounds
-    what it may cost, and --dry-run only says it.
+    On a terminal it asks for confirmation after the quote. Without one (cron, CI, a pipe) it does not ask:
+    limits.max_cost_usd bounds the cost, and --dry-run shows the quote only.
     """
     with heavy_imports():
         from pipeline.runner.options import Options
@@ -53,7 +54,7 @@ def run(
         canary=not no_canary,
         confirm=ask_after_quote(shared, yes=yes),
     )
-    with open_database(path.parent, shared) as database:
+    with open_database(default_folder(job), shared) as database:
         with open_environment(database, shared, job=job) as environment:
             finished = run_job(loaded, environment, options, file=path)
             ending = read_ending(environment, loaded, finished, job=job)

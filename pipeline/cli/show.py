@@ -1,4 +1,4 @@
-"""`show`: what is known of one row."""
+"""`show`: what is known about one row?"""
 
 import contextlib
 import sys
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 @takes(*EVERYWHERE)
 def show(
     job: JobArgument,
-    key: Annotated[str, typer.Option("--key", help="Of the row; commas between several columns.")],
+    key: Annotated[
+        str, typer.Option("--key", help="Key of the row. Separate the values of several key columns by commas.")
+    ],
     var: LastVarOption = None,
     *,
     shared: SharedOptions,
 ) -> None:
-    """All that is known of one row: source values, the request as sent or as it would be, attempts, answers."""
+    """Show all that is known about one row: source values, request, attempts, answers."""
     from pipeline.report.show import lines
     from pipeline.runner import show as runner
 

@@ -1,4 +1,4 @@
-"""`status`: how a job stands."""
+"""`status`: how far is a job?"""
 
 from pipeline.cli.opening import open_known_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, takes
@@ -11,6 +11,6 @@ def status(
     *,
     shared: SharedOptions,
 ) -> None:
-    """How a job stands: rows, batches, money, and what to do next."""
+    """Show the status of a job: rows, batches, cost, and the next command."""
     with open_known_job(job, shared) as (database, row):
         print_status(database, row.name, shared, job=job)

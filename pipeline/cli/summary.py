@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import SharedOptions
-from pipeline.cli.terminal import put, put_json, running_command, say, say_next
+from pipeline.cli.running import running_command
+from pipeline.cli.terminal import put, put_json, say, say_next
 
 if TYPE_CHECKING:
     from pipeline.driver.environment import Environment
@@ -108,7 +109,7 @@ def _say_ending(loaded: "Job", ending: _Ending) -> None:
     if stopped is not None:
         say(f"         {stopped}")
     if finished.state == "open":
-        say("         what is at the API goes on there; a sweep collects it")
+        say("         batches in progress continue at the API; `collect` collects them")
     else:
         say(f"answers  in table {loaded.sink.table} of {ending.database}")
     say_next(*ending.next_words)

@@ -1,33 +1,31 @@
-"""The terminal: what a command says and asks there, and its signals. Results go to stdout, all else to stderr."""
+"""How does a command talk with a person at a terminal? Results go to stdout, all other lines to stderr."""
 
 import contextlib
 import io
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from pipeline.cli.running import command_line
 from pipeline.errors import InputError, Interrupted
 from pipeline.escapes import escaped, inline, json_text
 
 if TYPE_CHECKING:
+    from pipeline.driver.driver import Stop
     from pipeline.events.event import Event
     from pipeline.planning.quote import Quote
 
 
-_log_events: "Callable[[Event], None] | None" = None  # with --log-format json: what logs an event
-_running: typer.Context | None = None  # the command that runs; None outside of it
-
-_TAKE_VARS = ("run", "check", "retry", "estimate", "preview")  # the commands that read the job file with its vars
+_log_events: "Callable[[Event], None] | None" = None  # logs an event; None unless --log-format is json
 
 
-def log_format(value: str) -> str:
-    """Let stderr be what --log-format says."""
+def set_log_format(value: str) -> str:
+    """Write stderr in the format that --log-format gives, and return it. Raises InputError for an unknown format."""
     global _log_events
     if value not in ("text", "json"):
         raise InputError(f"--log-format {value}: write text or json")
@@ -44,124 +42,60 @@ def log_format(value: str) -> str:
     return value
 
 
-def any_text() -> None:
-    """Let stdout take texts that its encoding does not have: they are written with escapes."""
+def escape_unencodable() -> None:
+    """Let stdout write characters that its encoding does not have as escapes, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it from the start
+        sys.stdout.reconfigure(errors="backslashreplace")  # Python's default for stderr
 
 
 def put(line: str) -> None:
-    """A line of what was asked for, on stdout."""
+    """Write a line of the result to stdout."""
     sys.stdout.write(escaped(line) + "\n")
 
 
 def say(text: str) -> None:
-    """A line for people: progress and errors go to stderr."""
+    """Write a line for people, progress or an error, to stderr."""
     if _log_events is not None:
         import logging
 
         error = text.startswith("error: ")
         logging.getLogger("pipeline").log(logging.ERROR if error else logging.INFO, "%s", text)
         return
-    # a text of others that goes on in a second line is not to look as if that were ours
+    # indented, so that the second line of a foreign text does not look like a line of ours
     sys.stderr.write(escaped(text).replace("\n", "\n    ") + "\n")
     sys.stderr.flush()
 
 
 def say_next(command: str, *words: str) -> None:
-    """Say the next command."""
+    """Say the next command, with the options of the running one that it needs."""
     say(f"next: {command_line(command, *words)}")
 
 
-@contextlib.contextmanager
-def running(context: typer.Context) -> Iterator[None]:
-    """Note for the length of the block which command runs. Its options are carried over to the next command."""
-    global _running
-    _running = context
-    try:
-        yield
-    finally:
-        _running = None
-
-
-def command_line(command: str, *words: str) -> str:
-    """Return a command as a line for the shell.
-
-    It carries over the options of the running command without which it would not find the same job, database and API.
-    """
-    carried = ["database", "emulator"]
-    if command in _TAKE_VARS and "--var" not in words:
-        carried.append("var")
-    options = [word for given in _given() if given.parameter in carried for word in given.words]
-    return shlex.join(["batch-pipeline", command, *words, *options])
-
-
-def running_command(*, without: Sequence[str] = ()) -> list[str]:
-    """Return the words of the running command, for `command_line`, which adds the options that it carries over.
-
-    Left out are also --json and --debug, which change nothing of a run, and the parameters that `without` names.
-    """
-    if _running is None:
-        return []
-    left_out = {"database", "emulator", "var", "debug", "as_json", *without}
-    kept = [given for given in _given() if given.parameter not in left_out]
-    return [str(_running.info_name), *(word for given in kept for word in given.words)]
-
-
-class _Given(NamedTuple):
-    """A parameter that the command line gives, by its name in Python, and the words that give it."""
-
-    parameter: str
-    words: list[str]
-
-
-def _given() -> Iterator[_Given]:
-    """Yield what the command line gives to the running command: arguments first, then options as --help lists them."""
-    if _running is None:
-        return
-    for parameter in _running.command.params:
-        name = str(parameter.name)
-        source = _running.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option = max(parameter.opts, key=len) if parameter.param_type_name == "option" else None  # no `-n`
-            yield _Given(name, _words(option, _running.params[name]))
-
-
-def _words(option: str | None, value: Any) -> list[str]:
-    """Return the words that give this value to an option, or, with None, to an argument."""
-    if option is None:
-        return [str(value)]
-    if isinstance(value, bool):
-        return [option]
-    values = value if isinstance(value, list | tuple) else [value]
-    return [word for each in values for word in (option, f"{each:g}" if isinstance(each, float) else str(each))]
-
-
 def put_json(value: dict[str, Any]) -> None:
-    """One object of --json, as a line on stdout: ASCII alone where that is not UTF-8."""
+    """Write an object of --json as one line to stdout, in ASCII unless stdout is UTF-8."""
     sys.stdout.write(json_text(value, ascii_only=not is_utf8()) + "\n")
     sys.stdout.flush()
 
 
 def put_request(params: Any) -> None:
-    """A request or a message, as JSON for people, on stdout."""
+    """Write a request as indented JSON, for people, to stdout."""
     sys.stdout.write(json_text(params, ascii_only=not is_utf8(), indent=True) + "\n")
 
 
 def is_utf8() -> bool:
-    """Whether stdout takes every character as UTF-8."""
+    """Return whether stdout is UTF-8, which has every character."""
     return (sys.stdout.encoding or "ascii").lower().replace("-", "").replace("_", "") in ("utf8", "cp65001")
 
 
 @contextlib.contextmanager
-def signals(stop: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the driver to stop between two transactions; a second one leaves at once."""
+def stop_on_signals(stop: "Stop") -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM ask the driver to stop between two transactions. A second signal exits at once."""
 
     def handle(number: int, frame: object) -> None:
         if stop.event.is_set():
             os._exit(Interrupted.exit_code)
         stop.event.set()
-        say("stopping: waiting for what is under way (again to leave at once)")
+        say("stopping: waiting for work in progress (a second signal exits at once)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -172,8 +106,8 @@ def signals(stop: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def terminated() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: it can tidy up."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt in the block, as Ctrl-C does, so that the block can clean up."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -182,10 +116,13 @@ def terminated() -> Iterator[None]:
 
 
 def confirmed(*, yes: bool, ask: bool) -> bool:
-    """Whether a person on a terminal says yes; where there is none, it goes on."""
+    """Ask a person whether to send, and return the answer. Return True without asking if there is no terminal.
+
+    yes: --yes was given, so do not ask; ask: False with --json, where nothing is asked.
+    """
     if yes or not ask or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # here Ctrl-C is a no
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C here aborts the question
     try:
         return typer.confirm("send this?", err=True)
     finally:

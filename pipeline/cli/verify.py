@@ -1,4 +1,4 @@
-"""`verify`: proof that a job is complete."""
+"""`verify`: is a job provably complete?"""
 
 import sys
 from typing import Annotated
@@ -15,13 +15,14 @@ from pipeline.cli.terminal import put, put_json, say_next
 def verify(
     job: JobArgument,
     source: Annotated[
-        bool, typer.Option("--source", help="Also that each row of the whole source has an outcome as it is now.")
+        bool,
+        typer.Option("--source", help="Also prove that each row of the source has an outcome for its present values."),
     ] = False,
     var: LastVarOption = None,
     *,
     shared: SharedOptions,
 ) -> None:
-    """Prove that a job is complete: states, answers and the API's counts agree. Exit 1 with the keys that do not."""
+    """Prove that a job is complete: states, answers and the API's counts agree. Else list the keys and exit with 1."""
     from pipeline.report.verify import verify_facts, verify_lines
     from pipeline.runner import verify as proof
 

@@ -27,7 +27,7 @@ class Picked(NamedTuple):
 def all_rows(plan: Plan, columns: Sequence[str]) -> Iterator[Picked]:
     """Each row of the source. columns: that are read of it."""
     attached = plan.builder.columns.attachments
-    for chunk in plan.rows.chunks(columns):
+    for chunk in plan.source.rows.chunks(columns):
         keys = identity.keys(chunk.frame, plan.job.source.key)
         rows = zip(keys, identity.named_rows(chunk.frame, columns, as_bytes=attached), strict=True)
         yield from (Picked(chunk, i, key, values) for i, (key, values) in enumerate(rows))
@@ -49,7 +49,7 @@ def of_keys(plan: Plan, given: Sequence[str], columns: Sequence[str]) -> list[Pi
 def sample(plan: Plan, n: int, columns: Sequence[str]) -> Iterator[Picked]:
     """At least n rows, if there are so many, from all over the source: the same ones whatever the order of the rows."""
     lowest: list[tuple[int, str]] = []
-    for chunk in plan.rows.chunks(plan.job.source.key):
+    for chunk in plan.source.rows.chunks(plan.job.source.key):
         keys = identity.key_column(chunk.frame, plan.job.source.key)
         hashed = duplicates.hashes(identity.key_texts(keys)).to_list()
         lowest = heapq.nsmallest(n + SPARE, [*lowest, *zip(hashed, keys.to_list(), strict=True)])
@@ -62,7 +62,7 @@ def _with_keys(plan: Plan, keys: Collection[str], columns: Sequence[str], *, at_
     """The rows with these keys. at_most: how many there can be, so that the rest of the source need not be read."""
     left, attached = at_most, plan.builder.columns.attachments
     wanted = pl.Series(list(keys), dtype=pl.String)
-    for chunk in plan.rows.chunks(columns):
+    for chunk in plan.source.rows.chunks(columns):
         of_rows = identity.key_column(chunk.frame, plan.job.source.key)
         for i in of_rows.is_in(wanted.implode()).arg_true():
             [values] = identity.named_rows(chunk.frame[i : i + 1], columns, as_bytes=attached)

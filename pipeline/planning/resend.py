@@ -8,14 +8,13 @@ from typing import Any
 import orjson
 from sqlalchemy import Row
 
-from pipeline.answer import retry_change
 from pipeline.driver.driver import Driver
 from pipeline.events.batches import BodyLost
 from pipeline.job.model import Job
 from pipeline.money.budget import Bound, attachment_tokens, is_small
 from pipeline.money.prices import PriceList
 from pipeline.planning.packer import First, Packer, Sendable, sent_hash
-from pipeline.request import packing
+from pipeline.planning.retry_changes import RetryChanges, change_of_spooled
 from pipeline.spool.body import params_at
 from pipeline.state.batches import smallest_too_large
 from pipeline.state.rows import forget_body, leave_rows, rows_to_send_again
@@ -58,7 +57,7 @@ class _Bodies:
     def __init__(self, driver: Driver, job: Job) -> None:
         self._driver, self._job = driver, job
         self._listed = PriceList(job.prices)
-        self._largest = packing.largest_params(job.limits.max_batch_bytes)
+        self._changes = RetryChanges(driver, job)
         self._body = -1  # the one that is at hand
         self._file: Path | None = None  # with that body; None when it is gone or was altered
         self._at_hand = ExitStack()
@@ -84,44 +83,28 @@ class _Bodies:
         self._body, self._file = -1, None
         self._at_hand.close()
 
-    def _change(self, row: Row[Any]) -> retry_change.AnyChange | None:
-        """What the row is asked with again; None when what it was asked last has not been answered yet."""
-        if row.sent_hash != row.outcome_sent_hash:
-            return None
-        return retry_change.change_for(self._job.retry, row.outcome, row.error_type)
-
     def _again(self, rows: Sequence[Row[Any]], params: Mapping[int, bytes]) -> list[Sendable]:
-        """Rows with their requests as they are, or with the change that the job names for how they ended."""
-        change = {row.id: self._change(row) for row in rows}
-        answers = self._driver.answers([row.key for row in rows if retry_change.needs_answer(change[row.id])])
+        """Rows with their requests unchanged, or with the change that the job names for how they ended."""
+        changes = [change_of_spooled(row, self._job.retry) for row in rows]
         found, in_vain = [], []
-        for row in rows:
-            wanted = change[row.id]
-            as_it_was = params[row.body_n]
-            if wanted is None:
-                found.append(
-                    Sendable(
-                        row.id, sent_hash(as_it_was), as_it_was, self._bound(orjson.loads(as_it_was), len(as_it_was))
-                    )
-                )
-                continue
-            limit = self._driver.output_limit(self._job)
-            changed = retry_change.changed_params(orjson.loads(as_it_was), wanted, answers.get(row.key), limit)
-            encoded = b"" if changed is None else orjson.dumps(changed)
-            if changed is None or len(encoded) > self._largest:
+        for row, again in zip(rows, self._changes.for_rows([row.key for row in rows], changes), strict=True):
+            sent = params[row.body_n]
+            if again is None:
+                found.append(self._sendable(row.id, sent, orjson.loads(sent)))
+            elif (request := again.changed(sent)) is None:
                 in_vain.append(row.id)
-                continue
-            found.append(
-                Sendable(row.id, sent_hash(encoded), encoded, self._bound(changed, len(encoded)), changed=True)
-            )
+            else:
+                found.append(self._sendable(row.id, request.params, request.fields)._replace(changed=True))
         if in_vain:
             with self._driver.planning_transaction() as conn:
                 leave_rows(conn, in_vain)
         return found
 
-    def _bound(self, params: Mapping[str, Any], size: int) -> Bound | None:
-        tokens = attachment_tokens(params)
-        return Bound.of(params, self._listed, attachment_tokens=tokens, small=is_small(size, tokens))
+    def _sendable(self, row: int, params: bytes, fields: Mapping[str, Any]) -> Sendable:
+        """A row with its request. fields: the same as `params`, as a mapping."""
+        tokens = attachment_tokens(fields)
+        bound = Bound.of(fields, self._listed, attachment_tokens=tokens, small=is_small(len(params), tokens))
+        return Sendable(row, sent_hash(params), params, bound)
 
 
 def waits(driver: Driver, run_id: int) -> bool:

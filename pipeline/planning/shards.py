@@ -52,7 +52,7 @@ ShardRunner = Callable[[list[Shard], Callable[[], None]], list[Planned]]
 def shards(plan: Plan, job: str, run_id: int, lease: Lease, first: First | None = None) -> list[Shard]:
     """The parts of a planning: one for each file of the source. first: see `Plan.batches`."""
     held = (lease.resource, lease.token)
-    paths = [one.path for one in plan.rows.inputs]
+    paths = [one.path for one in plan.source.inputs]
     return [Shard(job, run_id, path, plan.refresh, *held, None if i else first) for i, path in enumerate(paths)]
 
 
@@ -63,7 +63,7 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
         job = stored_job(get_run(conn, part.run_id))
     assert row is not None
     plan = Plan(job, refresh=part.refresh)
-    inputs = [one for one in plan.rows.inputs if one.path == part.path]
+    inputs = [one for one in plan.source.inputs if one.path == part.path]
     if not inputs:
         raise SourceError(f"source.path: {part.path} is not there on this machine; put the source on a shared path")
     with where.driving(job.api.client) as driving:
@@ -72,4 +72,4 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
         with driver.planning_for(part.lease, part.token):
             for _ in plan.batches(driver, part.run_id, lookup, inputs, part.first):
                 driver.check()
-    return Planned(part, frozenset(plan.awaited), frozenset(plan.plan_again_after))
+    return Planned(part, frozenset(plan.awaited.batches), frozenset(plan.awaited.plan_again_after))

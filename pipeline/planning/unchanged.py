@@ -11,14 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
-from sqlalchemy import Row
 
 from pipeline.driver.driver import Driver
 from pipeline.job.model import Job
+from pipeline.planning.judge import Judged, is_settled
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict, verdict
@@ -30,45 +29,8 @@ from pipeline.source.fingerprint import READERS, fingerprint, is_recent, version
 from pipeline.source.rows import Chunk, Input
 from pipeline.state import segments
 from pipeline.state.rows import any_waiting
-from pipeline.state.segments import OLDER, SETTLED, UNSETTLED, Notes, SegmentDigest
-from pipeline.states import RowState
+from pipeline.state.segments import OLDER, SETTLED, UNSETTLED, Notes, SegmentDigest, texts
 from pipeline.storage.objects import Object
-
-_NO_ROWS: Mapping[Verdict, int] = MappingProxyType({})
-
-
-class Judged(NamedTuple):
-    """What becomes of the rows of a chunk."""
-
-    looked_at: Sequence[int]  #: which of them are judged one by one
-    rows: Sequence[tuple[Verdict, bytes, Row[Any] | None]]  #: these: the verdict, row_hash, and what is known
-    settled: Mapping[Verdict, int] = _NO_ROWS  #: verdicts of the others: nothing is to be done with them
-    hashes: Sequence[bytes] = ()  #: of all rows; none when nothing is known of any and they were not wanted
-    keeps: Sequence[str | None] = ()  #: of all rows; none likewise
-    known: Sequence[int | None] | None = None  #: their numbers where not looked at; None: nobody knows all of them
-
-    def numbers(self) -> list[int | None] | None:
-        """All rows' numbers in the database, None for a new one; None when they are not known."""
-        if self.known is None:
-            return None
-        numbers = list(self.known)
-        for i, (_, _, row) in zip(self.looked_at, self.rows, strict=True):
-            numbers[i] = None if row is None else row.id
-        return numbers
-
-    def is_settled(self) -> bool:
-        """Whether nothing is to be done with any of them."""
-        rows = zip(self.looked_at, self.rows, strict=True)
-        return bool(self.hashes) and all(_is_settled(kind, row, self.keeps[i]) for i, (kind, _, row) in rows)
-
-
-def _is_settled(kind: Verdict, known: Row[Any] | None, keep: str | None) -> bool:
-    if known is None or kind not in (Verdict.KEPT, Verdict.KEPT_OLDER):
-        return False
-    return known.keep == keep and known.changed_hash is None and known.state not in _ON_ITS_WAY
-
-
-_ON_ITS_WAY = (RowState.PENDING, RowState.IN_FLIGHT)
 
 
 class _Looked(NamedTuple):
@@ -180,12 +142,12 @@ class Unchanged:
         if self._refresh and counts[Verdict.KEPT_OLDER]:
             return None
         unsettled = UNSETTLED in found.states
-        keys = found.keys.decode().split("\n") if hashed or unsettled else []
+        keys = texts(found.keys) if hashed or unsettled else []
         if unsettled:
             known = known_rows([key for key, state in zip(keys, found.states, strict=True) if state == UNSETTLED[0]])
             for row in known.values():
                 kind = verdict(row, row.row_hash, self._recipe, self._job, refresh=self._refresh)
-                if not _is_settled(kind, row, row.keep):
+                if not is_settled(kind, row, row.keep):
                     return None
                 counts[kind] += 1
         return _Looked(
@@ -259,9 +221,8 @@ class Unchanged:
 def _note(found: _File, keys: pl.Series, judged: Judged, new: Sequence[int]) -> None:
     if found.notes is None:
         return
-    numbers, more = judged.numbers(), iter(new)
-    filled = [] if numbers is None else [next(more) if number is None else number for number in numbers]
-    if filled:
-        found.notes.add(filled, keys.to_list(), judged.hashes, judged.keeps)
+    numbers = judged.numbers(new)
+    if numbers:
+        found.notes.add(numbers, keys.to_list(), judged.hashes, judged.keeps)
     else:
         found.notes = None

@@ -1,1 +1,1 @@
-"""From a row to the bytes of its request, and from requests to bodies of batches."""
+"""How a row becomes the bytes of its request, and how requests become the body of a batch."""

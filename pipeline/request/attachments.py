@@ -1,8 +1,9 @@
-"""A row's images and documents as content blocks of its user turn, checked against what the API takes. Edge: files.
+"""Which content blocks do a row's images and documents become, and does the API accept them? Edge: files.
 
-A value is a path under the folder of the data file, an http(s) URL, a Files API id, bytes, or several of these: a
-Parquet list, or a text that is a JSON array. What a file is, its content says; its name may lie. Rows may come from
-strangers: they cannot name hidden files, nor the pipeline's own, which often are in the folder of the data file.
+A value is a path inside the folder of the data file, an http(s) URL, a Files API id, bytes, or several of these: a
+Parquet list, or a text that is a JSON array. The content of a file decides what it is, because its name may be wrong.
+Rows may come from strangers. Therefore they cannot name hidden files, nor the pipeline's own files, which often lie in
+the folder of the data file.
 """
 
 import hashlib
@@ -37,29 +38,29 @@ if TYPE_CHECKING:
     from pipeline.job.model import Attachment
 
 IMAGES = 600  # in a request
-SMALL_CONTEXT_IMAGES = 100  # the same for models with less than 1M tokens of context
+SMALL_CONTEXT_IMAGES = 100  # in a request to a model with less than 1M tokens of context
 # platform.claude.com/docs/en/build-with-claude/pdf-support
 PAGES = 600  # in a request
 SMALL_CONTEXT_PAGES = 100
 
-CACHE_BYTES = 64_000_000  # of files kept in memory, for rows that name the same ones
-ENTRY_BYTES = 1_000  # of an entry of the cache, apart from the file's content: the key, and the rest
+CACHE_BYTES = 64_000_000  # of files kept in memory, because many rows may name the same file
+ENTRY_BYTES = 1_000  # added to each cached file, for its key and its bookkeeping
 
 FILE_ID = re.compile(r"file_[A-Za-z0-9]+")
 WEB = re.compile(r"https?://", re.IGNORECASE)
-# a file may be called `scan:1.png`, so what has no slashes must be a scheme that people do write
+# a file may be named `scan:1.png`; so without slashes only the schemes that people do write count
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|(data|file|blob|about|mailto):", re.IGNORECASE)
 
-# pypdf tells of every oddity that it reads over, on stderr if nobody listens; what it cannot read it raises
+# pypdf warns of each oddity that it can read in spite of, on stderr by default; it raises for what it cannot read
 logging.getLogger("pypdf").setLevel(logging.ERROR)
 
 Nulls = Literal["invalid", "empty"]
 
 
 class Attachments:
-    """A job's attachments: content blocks for each row, and what tells whether a row's files have changed.
+    """The attachments of a job: makes the content blocks of each row, and stamps that show whether files changed.
 
-    Not for several threads at once: it remembers the files that it read.
+    Use it from one thread at a time: it caches the files that it reads.
     """
 
     def __init__(
@@ -70,10 +71,11 @@ class Attachments:
         uploaded: Callable[[Content], str] | None = None,
         small_context: bool = False,
     ) -> None:
-        """nulls: a row that has no file is invalid, or goes without. small_context: the model has less than 1M tokens.
+        """Prepare for rows of a job.
 
-        uploaded: gives the Files API id of a content, for attachments with `upload`. It is asked for each row, and
-        only once the whole row is known to be fine.
+        nulls: a row without a file is invalid, or is sent without it. small_context: the model's context window has
+        less than 1M tokens. uploaded: returns the Files API id of a content, for attachments with `upload`; it is
+        called for each row, after all checks of the row have passed.
         """
         self._attachments = tuple(attachments)
         self._nulls = nulls
@@ -83,13 +85,13 @@ class Attachments:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that hold attachments, each once."""
+        """Return the columns that hold attachments, each once."""
         return tuple(dict.fromkeys(attachment.column for attachment in self._attachments))
 
     def blocks(self, row: Mapping[str, Any], folder: Folder) -> list[dict[str, Any]]:
-        """The row's content blocks, in the order of the job's attachments and of each column's values.
+        """Return the row's content blocks, in the order of the job's attachments and of each column's values.
 
-        Raises RowProblem with the column, the file and the reason when the API would not take them.
+        Raises RowProblem with the column, the file and the reason if the API would refuse them.
         """
         self._refuse_too_large(row, folder)
         parts = [(each, part) for each in self._attachments for part in self._parts(each, row[each.column], folder)]
@@ -97,16 +99,16 @@ class Attachments:
         return [self._block(each, part) for each, part in parts]
 
     def prefetch(self, rows: Iterable[Mapping[str, Any]], folder: Folder) -> None:
-        """Be ready for the files of these rows."""
+        """Look up the files of these rows in advance, many at a time."""
         values = (one for row in rows for column in self.columns for one in _values(row[column]))
         folder.prefetch(value for value in values if _is_path(value))
 
     def stamp(self, row: Mapping[str, Any], folder: Folder) -> str:
-        """Text that changes when one of the row's attachments does; nothing is read for it, nothing raises."""
+        """Return a text that changes when one of the row's attachments changes. Reads no file, raises nothing."""
         return dump({column: stamp(row[column], folder) for column in self.columns})
 
     def weight(self, row: Mapping[str, Any], folder: Folder) -> int:
-        """About how many bytes the row's request carries for its attachments, as base64; those uploaded are 0."""
+        """Return about how many bytes of base64 the row's attachments add to its request; uploaded ones add none."""
         return sum(weight(row[each.column], folder) for each in self._attachments if not each.upload)
 
     def _parts(self, attachment: "Attachment", value: Any, folder: Folder) -> Iterator[Part]:
@@ -118,7 +120,7 @@ class Attachments:
             elif self._nulls == "invalid":
                 raise RowProblem(
                     f"column {attachment.column!r} holds no {kind_of(attachment)} (it is null or empty); "
-                    "with source.nulls: empty such rows go without"
+                    "set source.nulls: empty to send such rows without one"
                 )
 
     def _part(self, attachment: "Attachment", value: Any, folder: Folder) -> Part:
@@ -140,7 +142,7 @@ class Attachments:
             try:
                 part = checked_part(data, attachment, path)
             except RowProblem as exc:
-                part = str(exc)  # the next row that names it gets the same answer, and as fast
+                part = str(exc)  # cached, so that the next row that names the file is refused without reading it
             with suppress(ValueError):  # of the cache: the part is larger than the whole cache
                 self._recent[key] = part
         if isinstance(part, str):
@@ -148,7 +150,7 @@ class Attachments:
         return part
 
     def _refuse_too_large(self, row: Mapping[str, Any], folder: Folder) -> None:
-        """Before anything is read, by the sizes alone: what is too large would only fill the memory."""
+        """Raise RowProblem if the sizes alone are too large. Called before any file is read into memory."""
         carried: list[tuple[int, str]] = []
         for attachment in self._attachments:
             for one in _values(row[attachment.column]):
@@ -167,10 +169,10 @@ class Attachments:
             if images > MANY_IMAGES and part.pixels and max(part.pixels) > MANY_IMAGES_PIXELS:
                 raise RowProblem(
                     f"column {attachment.column!r}: {part.name} is {sides(part.pixels)} pixels; in a request with more "
-                    f"than {MANY_IMAGES} images (this has {images}) the API takes at most "
+                    f"than {MANY_IMAGES} images (this one has {images}) the API accepts at most "
                     f"{sides((MANY_IMAGES_PIXELS, MANY_IMAGES_PIXELS))}"
                 )
-        refuse_bytes([(part.bytes, part.name) for _, part in parts], " as they are sent")
+        refuse_bytes([(part.bytes, part.name) for _, part in parts], " in the request")
 
     def _block(self, attachment: "Attachment", part: Part) -> dict[str, Any]:
         source = part.source
@@ -191,16 +193,16 @@ class Attachments:
 
 
 def stamp(value: Any, folder: Folder) -> str:
-    """What identifies a column's attachments: path|size|time of change, path|missing, a URL or id, sha256 of bytes.
+    """Return what identifies a column's attachments: path|size|time of change, path|missing, a URL or id, sha256:HEX.
 
-    "null" for none, a JSON array for several. Reads no file; a value of a wrong kind has a stamp, too.
+    "null" for none, a JSON array for several. Reads no file. A value that is refused later has a stamp, too.
     """
     stamps = [_stamp(one, folder) for one in _values(value)]
     return stamps[0] if len(stamps) == 1 else dump(stamps)
 
 
 def weight(value: Any, folder: Folder) -> int:
-    """About how many bytes a column's attachments are as base64; 0 for URLs, ids, and what cannot be read."""
+    """Return about how many bytes a column's attachments have as base64; 0 for URLs, ids and unreadable files."""
     return sum(base64_size(_size(one, folder)) for one in _values(value))
 
 
@@ -208,7 +210,7 @@ _TAKEN = "a path, an http(s) URL, a Files API id, bytes, or a list of these"
 
 
 def _values(value: Any) -> list[Any]:
-    """The values that a column's value stands for, in order: texts, bytes, and None for each that is null or empty."""
+    """Return the attachments in a column's value, in order: texts, bytes, and None for each that is null or empty."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _json_list(value)
     if isinstance(value, pl.Series):
@@ -219,7 +221,7 @@ def _values(value: Any) -> list[Any]:
 
 
 def _json_list(text: str) -> str | list[Any]:
-    """The list that a text of JSON holds; a text that merely looks like one may be a path: `[draft] plan.pdf`."""
+    """Return the list that a JSON text holds. Any other text is returned unchanged: `[draft] plan.pdf` is a path."""
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -235,14 +237,14 @@ def _value(value: Any) -> Any:
 
 
 def _elsewhere(text: str) -> dict[str, Any] | None:
-    """The source of what is not ours to read: a URL or a Files API id; None for a path."""
+    """Return the block's source for a URL or a Files API id; None for a path. Raises RowProblem for other URLs."""
     if WEB.match(text):
         return {"type": "url", "url": text}
     if FILE_ID.fullmatch(text):
         return _file_source(text)
     if scheme := SCHEME.match(text):
-        # the rest of it may hold a password, or be a whole file
-        raise RowProblem(f"{scheme[1] or scheme[2]}: URLs are not taken; give {_TAKEN}")
+        # the message leaves out the rest, which may hold a password, or be a whole file
+        raise RowProblem(f"{scheme[1] or scheme[2]}: URLs are not accepted; give {_TAKEN}")
     return None
 
 
@@ -261,7 +263,7 @@ def _stamp(value: Any, folder: Folder) -> str:
             text += "|{}|{}".format(*folder.stat(value))
         except RowProblem:
             text += "|missing"
-    return text.encode(errors="backslashreplace").decode()  # half a character cannot be hashed
+    return text.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be encoded
 
 
 def _size(value: Any, folder: Folder) -> int:
@@ -278,7 +280,7 @@ def _size(value: Any, folder: Folder) -> int:
 def _refuse_more(n: int, what: str, most: int, small_context: bool) -> None:
     if n > most:
         model = " to a model with less than 1M tokens of context" if small_context else ""
-        raise RowProblem(f"the attachments are {n:,} {what}s; the API takes at most {most:,} in a request{model}")
+        raise RowProblem(f"the attachments are {n:,} {what}s; the API accepts at most {most:,} in a request{model}")
 
 
 def _file_source(file_id: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A row to a request's `params`, as the bytes that are sent. Pure but for attachments, whose files it has read."""
+"""Which bytes are sent as the `params` of a row's request? Pure, except that attachments read files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ Render = Callable[[Row], str]
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """The source columns that requests are made of. all_columns: a template looks them up by a name of the row's."""
+    """The source columns that requests use. all_columns: all, because a row's value names a column."""
 
-    templates: tuple[str, ...]  #: and the one with earlier turns
+    templates: tuple[str, ...]  #: includes the column with earlier turns
     attachments: tuple[str, ...]
     all_columns: bool
 
 
 class Built(NamedTuple):
-    """One request. params: compact UTF-8 JSON; the rest is what its price depends on, see budget.Bound."""
+    """One request. params: compact UTF-8 JSON; the other fields decide its price, see budget.Bound."""
 
     params: bytes
     model: str
@@ -41,17 +41,17 @@ class Built(NamedTuple):
 
 
 class RequestBuilder:
-    """Builds the `params` of one job's requests. What is the same for every row is serialized once."""
+    """Builds the `params` of a job's requests. The part that is equal for all rows is serialized once."""
 
     def __init__(self, job: Job) -> None:
-        """Raises JobError when a template does not compile or names vars that the job does not declare."""
+        """Raise JobError if a template does not compile or names vars that the job does not declare."""
         request = job.request
         named = {field: _names(job, field, text) for field, text in request.templates().items()}
         self.named: dict[str, tuple[str, ...]] = {field: tuple(sorted(n.columns)) for field, n in named.items()}
         if request.turns is not None:
             self.named["request.turns"] = (request.turns,)
         of_templates = {column for columns in self.named.values() for column in columns}
-        self.uploaded: Callable[[Content], str] = stand_in  #: puts a file up, and gives its id
+        self.uploaded: Callable[[Content], str] = stand_in  #: uploads a file and returns its id
         small = context_window(request.model) < LARGEST_CONTEXT
         attachments = partial(Attachments, nulls=job.source.nulls, small_context=small)
         self.attachments = attachments(request.attachments, uploaded=lambda content: self.uploaded(content))
@@ -81,15 +81,15 @@ class RequestBuilder:
 
     @property
     def uploads(self) -> bool:
-        """Whether files are put up, instead of being carried by the requests."""
+        """Return whether any attachment is uploaded instead of being sent inside the requests."""
         return any(attachment.upload for attachment in self._job.request.attachments)
 
     def params(self, row: Row, folder: Folder | None = None, *, carried: bool = False) -> Built:
-        """This row's request.
+        """Return the request of a row.
 
-        row: column name to value; folder: of the file that the row stands in, where its attachments are; carried: with
-        all files in it, also those to be put up. Raises RowProblem with the reason when this row cannot be sent, and
-        templates.TemplateProblem when the template may not run at all.
+        row: values by column name; folder: where the row's attachments are, the folder of its data file; carried: put
+        all files inside the request, also those with `upload`. Raises RowProblem with the reason if this row cannot be
+        sent, and templates.TemplateProblem if the template may not run at all.
         """
         prompt = self._prompt(row)
         if not prompt or prompt.isspace():
@@ -107,7 +107,7 @@ class RequestBuilder:
         return Built(opening + said, model, max_tokens, not_text, self._caches or b"cache_control" in said)
 
     def _opening(self, row: Row) -> tuple[str, int, bytes]:
-        """Model, max_tokens, and the request up to its first turn that is not shared."""
+        """Return model, max_tokens, and the bytes of the request before its first turn that depends on the row."""
         model, max_tokens = self._job.request.model, self._job.request.max_tokens
         if self._model is None and isinstance(max_tokens, int):
             return model, max_tokens, self._before
@@ -126,7 +126,7 @@ class RequestBuilder:
     def _conversation(
         self, row: Row, prompt: str, folder: Folder | None, attachments: Attachments
     ) -> list[dict[str, Any]]:
-        """The turns that are not the same for every row, and the prompt."""
+        """Return the turns that depend on the row; the last one holds the prompt."""
         messages = [render(row) for render in self._of_each_row]
         column = self._job.request.turns
         if column is not None:
@@ -156,12 +156,12 @@ class RequestBuilder:
 
 
 def stand_in(content: Content) -> str:
-    """What stands in a request for a file that is put up when the request is planned."""
+    """Return a stand-in for the Files API id of a file that is uploaded only when its request is planned."""
     return f"file_{content.sha256[:24]}"
 
 
 def fixed_params(job: Job) -> dict[str, Any]:
-    """What every request of the job carries beside its turns; without a model or max_tokens that each row has."""
+    """Return the params that all requests of the job share, except turns, and model or max_tokens if rows give them."""
     request = job.request
     params: dict[str, Any] = {} if templates.is_template(request.model) else {"model": request.model}
     if isinstance(request.max_tokens, int):
@@ -170,9 +170,9 @@ def fixed_params(job: Job) -> dict[str, Any]:
 
 
 def shared(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What is the same in all requests of a job: params but for model and max_tokens, and the first turns.
+    """Return what all requests of a job share: params without model and max_tokens, and the first turns.
 
-    With `cache` a breakpoint stands at the end of it.
+    With `request.cache`, the last shared block has a cache breakpoint.
     """
     request, params = job.request, dict(job.request.params)
     if request.system is not None:
@@ -193,7 +193,7 @@ def shared(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _put_breakpoint(params: dict[str, Any], turns: list[dict[str, Any]], control: dict[str, str]) -> None:
-    """cache_control on the last block of what is shared: the prompt is tools, then system, then turns."""
+    """Set cache_control on the last shared block. The API reads tools first, then system, then turns."""
     if turns:
         turns[-1] = {**turns[-1], "content": _marked(turns[-1]["content"], control)}
     elif params.get("system"):
@@ -219,19 +219,19 @@ def _names(job: Job, field: str, template: str) -> templates.Names:
 
 
 def _of_rows(job: Job, template: str) -> bool:
-    """Whether the template's text depends on the row."""
+    """Return whether the text of a template depends on the row."""
     named = _names(job, "request.messages", template)
     return bool(named.columns) or named.all_columns
 
 
 def _filled(job: Job, turn: Turn) -> dict[str, Any]:
-    """A turn that only names vars, if anything."""
+    """Return a shared turn with its vars filled in."""
     content = map_texts(turn.content, lambda text: templates.renderer(text, job.vars, "invalid")({}))
     return {"role": turn.role, "content": content}
 
 
 def _format(job: Job) -> dict[str, Any] | None:
-    """The format of the answer that `output` asks for; None for free text and tools."""
+    """Return the format of the answer that `output` asks for; None for free text and tools."""
     if job.output.schema_ is not None:
         return {"type": "json_schema", "schema": job.output.schema_}
     if job.output.labels is None:
@@ -246,7 +246,7 @@ def _format(job: Job) -> dict[str, Any] | None:
 
 
 def _whole_number(text: str) -> int:
-    """max_tokens as a row gives it: 300, or 300.0 of a column of numbers."""
+    """Return max_tokens as a number from a row's text: 300, or 300.0 from a column of numbers. Raises RowProblem."""
     number = text.strip().removesuffix(".0")
     if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= MAX_TOKENS:
         raise RowProblem(f"request.max_tokens is {text.strip()[:40]!r} for this row; it must be 1 to {MAX_TOKENS:,}")

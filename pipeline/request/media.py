@@ -1,4 +1,4 @@
-"""What an attachment's bytes are, and the limits that the API sets for them. Pure."""
+"""What kind of file are these bytes, and do they keep the API's limits? Pure."""
 
 import hashlib
 import re
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 # platform.claude.com/docs/en/build-with-claude/vision
-IMAGE_BYTES = 10 * 1024 * 1024  # of base64; the API's own refusal says "exceeds 10 MB maximum: ... > 10485760 bytes"
+IMAGE_BYTES = 10 * 1024 * 1024  # of base64; the API's error message says "exceeds 10 MB maximum: ... > 10485760 bytes"
 IMAGE_PIXELS = 8000  # on either side
-MANY_IMAGES = 20  # in a request with more of them, each may have
-MANY_IMAGES_PIXELS = 2000  # on either side
-REQUEST_BYTES = 32_000_000  # "32 MB", of all that a request carries; it is not said which, so the smaller megabyte
+MANY_IMAGES = 20  # in a request with more images than this,
+MANY_IMAGES_PIXELS = 2000  # is the most for either side of each image
+REQUEST_BYTES = 32_000_000  # "32 MB" for all that a request carries; we count the smaller megabyte, to be safe
 # platform.claude.com/docs/en/build-with-claude/files
 UPLOAD_BYTES = 500_000_000  # "500 MB" a file
 
-OWN_FILE_BYTES = 100_000  # from the start, in which such a file is recognized
+OWN_FILE_BYTES = 100_000  # at the start of a file, in which the pipeline's own files are recognized
 OWN_FILES = {
     "a database": re.compile(rb"SQLite format 3\0"),
     "a request body of the pipeline's": re.compile(re.escape(packing.PREFIX)),
@@ -40,7 +40,7 @@ SIGNATURES = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
 }
-PDF_HEADER_WITHIN = 1024  # bytes from the start, as readers of PDF have it
+PDF_HEADER_WITHIN = 1024  # bytes from the start, as PDF readers do it
 EXTENSIONS = {
     "image/png": "png",
     "image/jpeg": "jpg",
@@ -54,7 +54,7 @@ CALLED = {"application/pdf": "a PDF", "text/plain": "plain text"}
 
 @dataclass(frozen=True)
 class Content:
-    """What is to be uploaded. name: the file's name, attachment.EXT for bytes; sha256: of data, in hex."""
+    """A file to upload. name: the file's name, attachment.EXT for bytes; sha256: of data, in hex."""
 
     data: bytes
     media_type: str
@@ -64,7 +64,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Part:
-    """One attachment that is fine by itself. bytes: what it adds to the request; pages: 0 for what is no PDF."""
+    """One attachment that passed its own checks. bytes: what it adds to the request; pages: 0 unless it is a PDF."""
 
     name: str
     source: dict[str, Any] | Content
@@ -74,7 +74,7 @@ class Part:
 
 
 def media_type(data: bytes) -> str | None:
-    """What this content is: one of EXTENSIONS, by its first bytes, or text; None for anything else."""
+    """Return the media type of this content, a key of EXTENSIONS, by its first bytes; None for any other content."""
     for signature, found in SIGNATURES.items():
         if data.startswith(signature):
             return found
@@ -86,7 +86,7 @@ def media_type(data: bytes) -> str | None:
 
 
 def checked_part(data: bytes, attachment: "Attachment", path: str | None) -> Part:
-    """The part that this content makes. path: where it came from, if from a file. Raises RowProblem."""
+    """Return this content as a part of a request. path: of its file, None for bytes. Raises RowProblem."""
     name = name_of(path)
     refuse_size(len(data), attachment, name)
     if path is not None:
@@ -107,41 +107,42 @@ def checked_part(data: bytes, attachment: "Attachment", path: str | None) -> Par
 
 
 def _source(data: bytes, found: str) -> dict[str, Any]:
-    """The source of a content that the request carries itself."""
+    """Return the `source` of a block for a content that is sent inside the request."""
     if found == "text/plain":
         return {"type": "text", "media_type": found, "data": _text(data)}
     return {"type": "base64", "media_type": found, "data": b64encode(data).decode()}
 
 
 def refuse_size(size: int, attachment: "Attachment", name: str) -> None:
+    """Raise RowProblem if one file of this many bytes is too large for the API."""
     if attachment.upload:
         if size > UPLOAD_BYTES:
-            raise RowProblem(f"{name} has {size:,} bytes; the Files API takes at most {UPLOAD_BYTES:,}")
+            raise RowProblem(f"{name} has {size:,} bytes; the Files API accepts at most {UPLOAD_BYTES:,}")
     elif attachment.image is not None:
         if base64_size(size) > IMAGE_BYTES:
             raise RowProblem(
-                f"{name} has {base64_size(size):,} bytes as base64; the API takes at most {IMAGE_BYTES:,} of an image"
+                f"{name} has {base64_size(size):,} bytes as base64; the API accepts at most {IMAGE_BYTES:,} of an image"
             )
     elif size > REQUEST_BYTES:
         raise RowProblem(
-            f"{name} has {size:,} bytes; the API takes at most {REQUEST_BYTES:,} in a request, "
+            f"{name} has {size:,} bytes; the API accepts at most {REQUEST_BYTES:,} in a request, "
             "unless the attachment has upload: true"
         )
 
 
 def _refuse_own(data: bytes, name: str) -> None:
-    """Raises RowProblem for the content of a file that the pipeline has made, or is told by."""
+    """Raise RowProblem if this is the content of a database, a request body or a job file of the pipeline."""
     start = data[:OWN_FILE_BYTES]
     for kind, pattern in OWN_FILES.items():
         if pattern.match(start):
-            raise RowProblem(f"{name} is {kind}, and no data; name a file of the data")
+            raise RowProblem(f"{name} is {kind}, not an attachment; name another file")
 
 
 def _refuse_other_kind(found: str | None, kind: str, name: str) -> None:
-    """Raises RowProblem unless a content of this media type can be such an attachment."""
+    """Raise RowProblem unless a content of this media type can be such an attachment. found: None if unknown."""
     if found is None:
-        known = "PNG, JPEG, GIF and WebP" if kind == "image" else "a PDF, and UTF-8 text"
-        raise RowProblem(f"{name} is no {kind} that the API takes: {known}, told by the content, not by the name")
+        known = "a PNG, JPEG, GIF or WebP image" if kind == "image" else "a PDF or UTF-8 text"
+        raise RowProblem(f"{name} is not {known}, judged by its content, not its name; the API accepts no other {kind}")
     if found.startswith("image/") and kind == "document":
         raise RowProblem(f"{name} is an image ({found}); attach it by `image`, not by `document`")
     if not found.startswith("image/") and kind == "image":
@@ -149,18 +150,21 @@ def _refuse_other_kind(found: str | None, kind: str, name: str) -> None:
 
 
 def refuse_bytes(carried: Sequence[tuple[int, str]], measured: str) -> None:
-    """carried: bytes and name of each attachment."""
+    """Raise RowProblem if a request's attachments are too large together.
+
+    carried: bytes and name of each attachment; measured: how the bytes are counted, for the message.
+    """
     total = sum(size for size, _ in carried)
     if total > REQUEST_BYTES:
         raise RowProblem(
-            f"the attachments have {total:,} bytes{measured}, the largest is {max(carried)[1]}; the API takes at most "
-            f"{REQUEST_BYTES:,} in a request, not counting those with upload: true"
+            f"the attachments have {total:,} bytes{measured}, the largest is {max(carried)[1]}; the API accepts at "
+            f"most {REQUEST_BYTES:,} in a request, not counting those with upload: true"
         )
 
 
 def _pixels(data: bytes, found: str, name: str) -> tuple[int, int]:
-    """Width and height, from the headers; the picture itself is not decoded. Raises RowProblem if it is broken."""
-    # The classes themselves: Image.open warns of large pictures, through a filter that all threads share
+    """Return width and height from the headers, without decoding the image. Raises RowProblem if it is broken."""
+    # these classes, because Image.open warns of large images through a filter that all threads share
     from PIL.GifImagePlugin import GifImageFile
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
@@ -176,7 +180,7 @@ def _pixels(data: bytes, found: str, name: str) -> tuple[int, int]:
     try:
         with readers[found](stream) as image:
             header = stream.tell()
-            image.verify()  # of PNG the checksums; for the others it does nothing
+            image.verify()  # checks the checksums of PNG; does nothing for other formats
             width, height = image.size
     except Exception as exc:
         raise RowProblem(f"{name} cannot be read as {found}: {reason_of(exc)}") from exc
@@ -184,15 +188,15 @@ def _pixels(data: bytes, found: str, name: str) -> tuple[int, int]:
         raise RowProblem(f"{name} cannot be read as {found}: its end is missing")
     if max(width, height) > IMAGE_PIXELS:
         raise RowProblem(
-            f"{name} is {sides((width, height))} pixels; the API takes at most {sides((IMAGE_PIXELS, IMAGE_PIXELS))}"
+            f"{name} is {sides((width, height))} pixels; the API accepts at most {sides((IMAGE_PIXELS, IMAGE_PIXELS))}"
         )
     return width, height
 
 
 def _ends_early(data: bytes, found: str, header: int) -> bool:
-    """Whether the format's own end does not come; a few bytes behind it do no harm. PNG and WebP Pillow has checked."""
+    """Return whether the format's end mark is missing. A few bytes after it do no harm. Pillow checks PNG and WebP."""
     match found:
-        case "image/jpeg":  # in the header, a thumbnail has an end of its own; in a scan these two bytes do not occur
+        case "image/jpeg":  # searched after the header, where a thumbnail has its own end mark
             return data.find(b"\xff\xd9", header) < 0
         case "image/gif":
             return b"\x00;" not in data[-1024:]
@@ -201,7 +205,7 @@ def _ends_early(data: bytes, found: str, header: int) -> bool:
 
 
 def _pages(data: bytes, name: str) -> int:
-    """How many pages a PDF has. Raises RowProblem when it is encrypted or broken."""
+    """Return how many pages a PDF has. Raises RowProblem if it is encrypted or broken."""
     from pypdf import PdfReader
     from pypdf.errors import DependencyError
 
@@ -209,18 +213,18 @@ def _pages(data: bytes, name: str) -> int:
         reader = PdfReader(BytesIO(data))
         encrypted, pages = reader.is_encrypted, 0 if reader.is_encrypted else len(reader.pages)
     except DependencyError:
-        encrypted, pages = True, 0  # by a cipher for which pypdf wants another package
+        encrypted, pages = True, 0  # with a cipher that pypdf cannot read without another package
     except Exception as exc:
         raise RowProblem(f"{name} cannot be read as a PDF: {reason_of(exc)}") from exc
     if encrypted:
-        raise RowProblem(f"{name} is an encrypted PDF, which the API does not take; save it without a password")
+        raise RowProblem(f"{name} is an encrypted PDF, which the API does not accept; save it without a password")
     if pages == 0:
         raise RowProblem(f"{name} is a PDF without pages")
     return pages
 
 
 def _text(data: bytes) -> str | None:
-    """The text that these bytes are in UTF-8, without a byte order mark; None for anything else."""
+    """Return these bytes as UTF-8 text without a byte order mark; None if they are not UTF-8 text."""
     if b"\0" in data:
         return None
     try:
@@ -230,22 +234,26 @@ def _text(data: bytes) -> str | None:
 
 
 def _file_name(path: str | None, found: str) -> str:
-    """A name that the Files API takes: 1 to 255 characters, none of them with a meaning in paths."""
+    """Return a name that the Files API accepts: 1 to 255 characters, none of which has a meaning in paths."""
     name = "" if path is None else re.sub(r'[<>:"|?*\\/\x00-\x1f]', "_", path.rsplit("/", 1)[-1])[-255:]
     return name or f"attachment.{EXTENSIONS[found]}"
 
 
 def kind_of(attachment: "Attachment") -> Literal["image", "document"]:
+    """Return the type of content block that an attachment becomes."""
     return "document" if attachment.image is None else "image"
 
 
 def base64_size(size: int) -> int:
+    """Return how many bytes this many bytes have as base64."""
     return (size + 2) // 3 * 4
 
 
 def sides(pixels: Iterable[int]) -> str:
+    """Return width and height as a message says them: `800 x 600`."""
     return " x ".join(str(side) for side in pixels)
 
 
 def name_of(value: Any) -> str:
+    """Return how a message calls an attachment: by its path in quotes; bytes have no name."""
     return quoted_path(value) if isinstance(value, str) else "the value"

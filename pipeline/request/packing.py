@@ -1,4 +1,4 @@
-"""Requests to request bodies within the API's limits, counted to the byte. Pure."""
+"""How are requests packed into a body within the API's limits, counted to the byte? Pure."""
 
 import base64
 import re
@@ -10,11 +10,11 @@ import orjson
 
 from pipeline.money.budget import Bound
 
-PREFIX = b'{"requests":[\n'  # one request a line, so that one can be read back without parsing the others
+PREFIX = b'{"requests":[\n'  # one request per line, so that one can be read back without parsing the others
 BETWEEN = b",\n"
 SUFFIX = b"\n]}"
 
-ROWS_OF_REQUEST = 4  # rows of a body for each request that it may carry, so that a body of equal ones stays bounded
+ROWS_OF_REQUEST = 4  # a body may hold this many rows per request, so that equal requests do not make it endless
 
 _PARAMS = b'","params":'
 _FIRST = b'{"custom_id":"'
@@ -23,35 +23,35 @@ _NEXT_ITEM = BETWEEN + _ITEM
 
 
 def new_nonce() -> str:
-    """26 base32 characters (130 random bits) that belong to one body and tell it from every other."""
+    """Return 26 base32 characters (130 random bits) that tell one body from all others."""
     return base64.b32encode(secrets.token_bytes(17)).decode().lower()[:26]
 
 
 def custom_id(nonce: str, n: int) -> str:
-    """The n-th request's custom_id: `<nonce>-<n>`. It holds no user data."""
+    """Return the custom_id of the n-th request: `<nonce>-<n>`. It holds no user data."""
     return f"{nonce}-{n}"
 
 
 def position(nonce: str, custom_id: str) -> int | None:
-    """The n of a custom_id of this body; None if it is not one of ours."""
+    """Return the n of a custom_id of this body; None if the custom_id is not of this body."""
     head, _, tail = custom_id.partition("-")
     return int(tail) if head == nonce and tail.isascii() and tail.isdigit() and str(int(tail)) == tail else None
 
 
 def item(nonce: str, n: int, params: bytes) -> bytes:
-    """One request as it stands in the body."""
+    """Return one request in the form that it has in a body."""
     return _ITEM % (nonce.encode(), n, params)
 
 
 def params_of(line: bytes) -> bytes:
-    """The params of a body's line, as they were packed."""
+    """Return the params in a line of a body, byte by byte as they were packed."""
     return line.rstrip(b"\n").removesuffix(b",").partition(_PARAMS)[2][:-1]
 
 
 def custom_id_of_result(line: bytes) -> str | None:
-    """The custom_id that a result line names; None when it names none.
+    """Return the custom_id that a line of results names; None if it names none.
 
-    The API writes it first; then it is cut out, which is ten times faster than parsing the line.
+    The API writes the custom_id first. Such a line is cut, which is ten times faster than parsing it.
     """
     if line.startswith(_FIRST):
         head, quote, _ = line[len(_FIRST) : len(_FIRST) + 65].partition(b'"')
@@ -66,9 +66,9 @@ def custom_id_of_result(line: bytes) -> str | None:
 
 
 def position_of_results(nonce: str) -> Callable[[bytes], int | None]:
-    """From a result line to the n of the request of this body that it answers; None when it names none of them.
+    """Return a function from a line of results to the n of the request that it answers; None if it is not of this body.
 
-    Nearly all lines begin with our custom_id; for these it is read off without parsing anything.
+    Nearly all lines begin with our custom_id, and the function reads it there without parsing the line.
     """
     usual = re.compile(re.escape(_FIRST + nonce.encode()) + rb'-(0|[1-9][0-9]*)"').match
 
@@ -86,21 +86,21 @@ _NONCE = re.compile(r"([a-z2-7]{26})-(0|[1-9][0-9]*)")
 
 
 def nonce_of(custom_id: str) -> str:
-    """The nonce of the body that a custom_id belongs to; '' when it looks like none of ours."""
+    """Return the nonce of the body that a custom_id belongs to; '' if the custom_id does not look like ours."""
     found = _NONCE.fullmatch(custom_id)
     return found[1] if found else ""
 
 
 def largest_params(max_bytes: int) -> int:
-    """How many bytes of params a body of max_bytes can carry if it carries nothing else."""
+    """Return how many bytes of params fit into a body of max_bytes that holds one request."""
     return max_bytes - len(PREFIX) - len(SUFFIX) - len(item("x" * 26, 0, b""))
 
 
 @dataclass
 class Packing:
-    """What is in one body so far. requests and size count what the API counts; rows counts who shares them.
+    """What one body holds so far. requests and size are what the API counts; several rows may share a request.
 
-    size: bytes of the finished body, envelope and separators included.
+    size: bytes of the finished body, including its envelope and separators.
     """
 
     nonce: str
@@ -110,15 +110,15 @@ class Packing:
     size: int = len(PREFIX) + len(SUFFIX)
     rows: list[tuple[int, int]] = field(default_factory=list)  #: (row's number, n)
     seen: dict[bytes, int] = field(default_factory=dict)  #: sent_hash -> n, when equal requests are sent once
-    fixed_usd: float = 0.0  #: what its requests may cost at most, see budget.Bound
+    fixed_usd: float = 0.0  #: the worst-case cost of its requests is this and byte_usd, see budget.Bound
     byte_usd: float = 0.0
-    unpriced: bool = False  #: a request of it has no bound
+    unpriced: bool = False  #: the worst-case cost of a request is unknown
 
     def add(self, row: int, sent_hash: bytes, params: bytes, bound: Bound | None, *, dedupe: bool) -> bytes | None:
-        """Put a row's request in, if it fits: the bytes to append to the body, or None when the body is full.
+        """Add a row's request if it fits; return the bytes to append to the body, or None if the body is full.
 
-        bound: what the request may cost at most; None: nobody knows. No bytes when an equal request is in it already. A
-        body holds at most ROWS_OF_REQUEST rows a request.
+        The bytes are empty if the body holds an equal request already and `dedupe` is set. bound: the worst-case cost
+        of the request; None: unknown. A body holds at most ROWS_OF_REQUEST rows per request that it may hold.
         """
         n = self.seen.get(sent_hash) if dedupe else None
         if len(self.rows) >= ROWS_OF_REQUEST * self.max_requests:
@@ -127,7 +127,7 @@ class Packing:
             self.rows.append((row, n))
             return b""
         n = self.requests
-        line = (_NEXT_ITEM if n else _ITEM) % (self.nonce.encode(), n, params)  # with one copy of params
+        line = (_NEXT_ITEM if n else _ITEM) % (self.nonce.encode(), n, params)  # copies params once
         if n >= self.max_requests or self.size + len(line) > self.max_bytes:
             return None
         self.size += len(line)

@@ -1,4 +1,4 @@
-"""The turns of a conversation that a column of the source holds. Pure."""
+"""Which turns of a conversation does a column of the source hold? Pure."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ ROLES = ("user", "assistant")
 
 
 def turns(column: str, value: Any) -> list[dict[str, Any]]:
-    """The turns in a column's value, as the Messages API takes them.
+    """Return the turns in a column's value, in the shape that the Messages API accepts.
 
-    value: a list of {role, content}, as Parquet and NDJSON have it, or its JSON text; null or empty: no turns. content
-    is a text or a list of blocks. Raises RowProblem that says what is wrong with which turn.
+    value: a list of {role, content}, as Parquet and NDJSON hold it, or its JSON text; null or empty: no turns. content
+    is a text or a list of blocks. Raises RowProblem that names the turn and what is wrong with it.
     """
     if value is None or value == "":
         return []
@@ -26,7 +26,7 @@ def turns(column: str, value: Any) -> list[dict[str, Any]]:
 
 
 def first_of_user(messages: list[dict[str, Any]]) -> None:
-    """Raises RowProblem unless the conversation begins with a turn of the user."""
+    """Raise RowProblem unless the conversation begins with a turn of the user."""
     if messages[0]["role"] != "user":
         raise RowProblem(f"the conversation begins with a turn of role {messages[0]['role']!r}; it must be 'user'")
 
@@ -49,7 +49,7 @@ def _turn(where: str, turn: Any) -> dict[str, Any]:
         raise RowProblem(f"{where}: role must be 'user' or 'assistant' (it is {_short(role)})")
     content = content.to_list() if isinstance(content, pl.Series) else content
     if isinstance(content, list) and content and all(_is_block(block) for block in content):
-        # a Parquet struct has every field that any of its blocks has
+        # in Parquet all blocks have the same fields; those that a block does not use are null
         return {"role": role, "content": [{k: v for k, v in block.items() if v is not None} for block in content]}
     if not isinstance(content, str) or not content.strip():
         raise RowProblem(f"{where}: content must be a text or a list of blocks, not empty (it is {_short(content)})")

@@ -14,12 +14,14 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.quote import Quote, Quoted
 from pipeline.planning.sample import Counts
 from pipeline.request.check import check_params
-from pipeline.runner.loop import Run, note, tell_ends
+from pipeline.runner.begin import Work
+from pipeline.runner.loop import Run, tell_ends
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.register import known_to_database, register
 from pipeline.sink.columns import ResultColumns
 from pipeline.state import ends
 from pipeline.state.runs import get_run
+from pipeline.state.tallies import note_gone
 
 
 def run(job: Job, where: Environment, options: Options | None = None, *, file: Path | None = None) -> Finished:
@@ -33,7 +35,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
     check_params(plan.asked)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
-    columns = ResultColumns.of(job, plan.kinds())
+    columns = ResultColumns.of(job, plan.source.kinds())
     with where.driving(job.api.client) as driving:
         with where.database.read() as conn:
             row, sink = known_to_database(conn, where.database, job, columns)
@@ -45,7 +47,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         quote = plan.quote(KnownRows(where.database, None if row is None else row.id, sink), known.unsent)
         counts = _quoted(where, plan, quote, known, driving.api, canary=options.canary)
         if row is not None:
-            note(where, row.id, plan, quote, counts)
+            _note(where, row.id, plan, quote, counts)
         where.tell(Quoted(quote=quote))
         _tell_of_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
@@ -54,8 +56,8 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         row, sink = register(where, job, columns, file)
         driver = driving.driver(row, sink, tries_account=True)
         if is_new:
-            note(where, row.id, plan, quote, counts)
-        return Run(driver, job, plan, quote, counts, options, earlier).to_the_end()
+            _note(where, row.id, plan, quote, counts)
+        return Run(Work(driver, job, plan, quote, counts, options), earlier).to_the_end()
 
 
 def _quoted(where: Environment, plan: Plan, quote: Quote, known: quoting.Known, api: Api, *, canary: bool) -> Counts:
@@ -83,3 +85,11 @@ def _tell_of_retries(where: Environment, job: Job, quote: Quote) -> None:
     for run in retries:
         rows = quote.for_retries[run.id]
         where.tell(WaitsForRetry(job=job.name, run=run.id, rows=rows, vars=run.vars, retry=run.retry))
+
+
+def _note(where: Environment, job_id: int, plan: Plan, quote: Quote, counts: Counts) -> None:
+    """Note what was found out for the quote, and is of use later."""
+    with where.database.write() as conn:
+        quoting.store_counts(conn, job_id, plan, counts, where.now())
+        if quote.gone is not None:
+            note_gone(conn, job_id, quote.gone, where.now())

@@ -83,7 +83,7 @@ def show(job: Job, key: str, database: Database | None, known_job: Row[Any] | No
 
 def _of_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
     """Fill in what the source has; the request as it would be sent now, None for one that cannot be."""
-    [picked] = picking.of_keys(plan, [key], plan.rows.columns)
+    [picked] = picking.of_keys(plan, [key], plan.source.rows.columns)
     shown.key, shown.place = identity.shown(picked.key), picked.chunk.place(picked.i)
     shown.source = picked.values
     try:

@@ -123,11 +123,12 @@ def verify_source(database: Database, job: Row[Any], declared: Job, found: Verif
     found.gone = None if rows is None else quoting.gone(rows, quote)
     if not quote.rows.keys() & _UNPLANNED.keys():
         return
-    for chunk in plan.rows.chunks(plan.columns):
+    judge = plan.judge(known_rows)
+    for chunk in plan.source.chunks():
         keys = identity.keys(chunk.frame, declared.source.key)
         known = known_rows(keys)
-        for key, row_hash, older in zip(keys, plan.hashes(chunk), plan.older_hashes(chunk), strict=True):
-            kind = plan.verdict_of(known.get(key), row_hash, older)
+        for key, row_hash, older in zip(keys, plan.source.hashes(chunk), plan.source.older_hashes(chunk), strict=True):
+            kind = judge.verdict(known.get(key), row_hash, older)
             if kind in _UNPLANNED:
                 found.unplanned += 1
                 found.note(identity.shown(key), _UNPLANNED[kind])

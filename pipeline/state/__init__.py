@@ -1,1 +1,1 @@
-"""The state database: its tables, and one function for each query and each move."""
+"""The state database: its tables, queries, and moves of batches and rows. Edge: SQL."""

@@ -1,4 +1,4 @@
-"""The accounts at the API, and whether sending has stopped for one of them. Edge: SQL."""
+"""The accounts at the API, and the circuit that stops sending for one of them. Edge: SQL."""
 
 from datetime import datetime
 
@@ -18,7 +18,10 @@ from pipeline.state.tables import accounts
 
 
 def find_or_add_account(conn: Connection, identity: Account) -> int:
-    """The number of this account. Raises DatabaseError when the database belongs to the other world."""
+    """Return the number of this account, which is added if it is new.
+
+    Raises DatabaseError if the database holds answers of the emulator and the account is at the API, or vice versa.
+    """
     alone(conn)
     other = conn.scalar(select(accounts.c.base_url).where(accounts.c.emulated != identity.emulated).limit(1))
     if other is not None:
@@ -31,7 +34,7 @@ def find_or_add_account(conn: Connection, identity: Account) -> int:
         select(accounts.c.id).where(
             accounts.c.organization == identity.organization,
             accounts.c.workspace == identity.workspace,
-            # the emulator takes a new port at each start, and is the same account for all that
+            # the emulator has a new port at each start and is still the same account
             or_(accounts.c.base_url == identity.base_url, accounts.c.emulated),
         )
     )
@@ -42,17 +45,17 @@ def find_or_add_account(conn: Connection, identity: Account) -> int:
 
 
 def circuit(conn: Connection, account_id: int) -> str | None:
-    """Why submitting on this account has stopped; None when it goes on."""
+    """Return why sending on this account has stopped; None: it has not."""
     return conn.scalar(select(accounts.c.circuit_cause).where(accounts.c.id == account_id))
 
 
 def open_circuit(conn: Connection, account_id: int, cause: str, now: datetime) -> None:
-    """Stop all submitting on this account."""
+    """Stop sending on this account. cause: the API's message, for people."""
     values = {"circuit_cause": cause, "circuit_at": now}
     conn.execute(update(accounts).where(accounts.c.id == account_id).values(**values))
 
 
 def close_circuit(conn: Connection, account_id: int) -> None:
-    """A batch was accepted: submitting goes on."""
+    """Allow sending on this account again, after a batch was accepted."""
     values = {"circuit_cause": None, "circuit_at": None}
     conn.execute(update(accounts).where(accounts.c.id == account_id).values(**values))

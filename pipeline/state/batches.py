@@ -1,4 +1,4 @@
-"""The batches of the state database: the record of one, and the queries about them. Edge: SQL."""
+"""The record of a batch, and the queries about batches and sendings. Edge: SQL."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pipeline.states import AT_THE_API, OPEN_BATCHES, BatchState, SendingEnd
 
 
 class Unsent(NamedTuple):
-    """A batch that is planned and not sent. opens: the gate of its run that it opens."""
+    """A batch that is planned and not sent. opens: the gate of its run that it opens; None: an ordinary batch."""
 
     requests: int
     rows: int
@@ -30,7 +30,7 @@ class Unsent(NamedTuple):
 
 
 class InFlight(NamedTuple):
-    """Batches of the job that are at the API, or may be. usd: reserved for them at most; None: a price is not known."""
+    """The job's batches that are or may be at the API. usd: their worst-case cost; None: a price is not known."""
 
     batches: int
     requests: int
@@ -38,14 +38,14 @@ class InFlight(NamedTuple):
     usd: float | None
 
 
-RESULTS_KEPT = timedelta(days=29)  # by the API, from a batch's creation
-SKEW = timedelta(seconds=120)  # how far the API's created_at may lie before our intent
-TWIN_WATCH = timedelta(hours=25)  # how long a sending taken for not accepted is looked for: a batch takes 24 h at most
+RESULTS_KEPT = timedelta(days=29)  # how long the API keeps results after a batch's creation
+SKEW = timedelta(seconds=120)  # how far the API's created_at may be before our intent
+TWIN_WATCH = timedelta(hours=25)  # how long a sending presumed absent is looked for; a batch takes at most 24 h
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as the database has it; the fields are those of the table."""
+    """A row of the table `batches`; the fields are its columns."""
 
     id: int
     job_id: int
@@ -85,14 +85,14 @@ def batch_of(row: Row[Any]) -> Batch:
 
 
 def batches_to_come_back(conn: Connection, job_id: int) -> int:
-    """How many batches of the job are at the API, or may be, or wait to be collected."""
+    """Return how many batches of the job are or may be at the API, or wait to be collected."""
     states = [state for state in OPEN_BATCHES if state is not BatchState.PLANNED]
     here = (batches.c.job_id == job_id, batches.c.state.in_(states))
     return conn.scalar(select(func.count()).select_from(batches).where(*here)) or 0
 
 
 def batches_in(conn: Connection, job_id: int, *states: BatchState, due: datetime | None = None) -> list[Batch]:
-    """The job's batches in these states, in the order they were planned. due: only those due by then."""
+    """Return the job's batches in these states, in the order they were planned. due: those due by then; None: all."""
     query = select(*BATCH_COLUMNS).where(batches.c.job_id == job_id, batches.c.state.in_(states)).order_by(batches.c.id)
     if due is not None:
         query = query.where(batches.c.due_at <= due)
@@ -100,13 +100,13 @@ def batches_in(conn: Connection, job_id: int, *states: BatchState, due: datetime
 
 
 def batches_by_state(conn: Connection, run_id: int) -> dict[str, int]:
-    """How many batches of the run are in each state."""
+    """Return the number of the run's batches in each state."""
     query = select(batches.c.state, func.count()).where(batches.c.run_id == run_id).group_by(batches.c.state)
     return {row[0]: row[1] for row in conn.execute(query)}
 
 
 def next_due_at(conn: Connection, job_id: int, driver: str, account_id: int) -> datetime | None:
-    """When the job's next batch is due for anything; None when it has no open batch but those of other drivers."""
+    """Return when the job's next batch is due; None if all its open batches are claimed by other drivers."""
     free = or_(batches.c.claimed_by.is_(None), batches.c.claimed_by == driver)
     ours = or_(batches.c.account_id.is_(None), batches.c.account_id == account_id)
     query = select(batches.c.due_at).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), free, ours)
@@ -114,29 +114,29 @@ def next_due_at(conn: Connection, job_id: int, driver: str, account_id: int) -> 
 
 
 def waited_for(conn: Connection, job_id: int, driver: str) -> list[Row[Any]]:
-    """Return holder and end of the lease of each other driver that has open batches of the job."""
+    """Return the holder and the end of the lease of each other driver that has claimed open batches of the job."""
     theirs = (batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), batches.c.claimed_by != driver)
     has_them = (leases.c.resource.in_(select(batches.c.claimed_by).where(*theirs)), leases.c.expires_at.is_not(None))
     return list(conn.execute(select(leases.c.holder, leases.c.expires_at).where(*has_them)))
 
 
 def known_nonces(conn: Connection, job_id: int) -> set[str]:
-    """The nonces of all batches that the job ever had."""
+    """Return the nonces of all batches that the job ever had."""
     return set(conn.scalars(select(batches.c.nonce).where(batches.c.job_id == job_id)))
 
 
 def owner_of(conn: Connection, api_id: str) -> int | None:
-    """The sending of ours that has this batch of the API; None when none has."""
+    """Return the number of the sending that made this batch at the API; None: none of ours did."""
     return conn.scalar(select(sendings.c.id).where(sendings.c.api_id == api_id))
 
 
 def is_owned(conn: Connection, api_id: str) -> bool:
-    """Whether a sending of ours has this batch of the API."""
+    """Return whether one of our sendings made this batch at the API."""
     return owner_of(conn, api_id) is not None
 
 
 def is_of_before(conn: Connection, sending: int, api_id: str, created_at: datetime) -> bool:
-    """Whether a batch that came as the answer to this sending is another one's, or older than the sending."""
+    """Return whether the batch in the answer to this sending cannot be its own: another sending's, or too old."""
     if owner_of(conn, api_id) not in (None, sending):
         return True
     began: datetime = conn.execute(select(sendings.c.started_at).where(sendings.c.id == sending)).scalar_one()
@@ -144,18 +144,21 @@ def is_of_before(conn: Connection, sending: int, api_id: str, created_at: dateti
 
 
 def nonce_at_api(conn: Connection, account_id: int, api_id: str) -> str | None:
-    """The nonce that the results of a batch at the API were seen to carry, '' for a stranger's; None: never seen."""
+    """Return the nonce in the results of a batch at the API; empty: they are not ours; None: not known yet."""
     here = (identified.c.account_id == account_id, identified.c.api_id == api_id)
     return conn.scalar(select(identified.c.nonce).where(*here))
 
 
 def identify(conn: Connection, account_id: int, api_id: str, nonce: str) -> None:
-    """Note whose a batch at the API is. Raises LostRace or IntegrityError when another driver has just done so."""
+    """Note the nonce of a batch at the API; empty: it is not ours.
+
+    Raises LostRace or IntegrityError if another driver has just noted it.
+    """
     conn.execute(insert(identified).values(account_id=account_id, api_id=api_id, nonce=nonce))
 
 
 def sent_at(conn: Connection, batch: Batch) -> datetime:
-    """When the sending that the API has, or may have, was begun, by its clock. For a batch that was sent."""
+    """Return when the sending that may have reached the API started, by its clock. batch: one that was sent."""
     query = select(sendings.c.started_at).where(sendings.c.batch_id == batch.id)
     owner = case((sendings.c.api_id == batch.api_id, 0), else_=1)
     began: datetime = conn.execute(query.order_by(owner, sendings.c.id.desc()).limit(1)).scalar_one()
@@ -163,16 +166,16 @@ def sent_at(conn: Connection, batch: Batch) -> datetime:
 
 
 def unsent(conn: Connection, job_id: int) -> dict[int, Unsent]:
-    """The job's batches that are planned and not sent, by number."""
+    """Return the job's batches that are planned and not sent, by number."""
     columns = (batches.c.id, batches.c.requests, batches.c.rows, batches.c.gate)
     planned = select(*columns).where(batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED)
     return {row.id: Unsent(row.requests, row.rows, row.gate) for row in conn.execute(planned)}
 
 
 def flying(conn: Connection, job_id: int, tokens_per_byte: float) -> InFlight | None:
-    """The job's batches that are at the API, or may be; None when there are none.
+    """Return the job's batches that are or may be at the API; None if there are none.
 
-    tokens_per_byte: of input, at most, for runs without a budget: they have none of their own.
+    tokens_per_byte: the bound for runs without a budget, which have none of their own.
     """
     per_byte = func.coalesce(runs.c.tokens_per_byte, tokens_per_byte)
     at_most = batches.c.max_output_usd + batches.c.max_input_usd * per_byte
@@ -189,20 +192,20 @@ def flying(conn: Connection, job_id: int, tokens_per_byte: float) -> InFlight | 
 
 
 def count_foreign(conn: Connection, job_id: int, account_id: int) -> int:
-    """How many of the job's open batches another account has sent, if they all were; else 0."""
+    """Return the number of the job's open batches if other accounts have sent all of them; otherwise 0."""
     open_now = (batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES))
     accounts_of = list(conn.scalars(select(batches.c.account_id).where(*open_now)))
     return len(accounts_of) if all(a not in (None, account_id) for a in accounts_of) else 0
 
 
 def any_open(conn: Connection, numbers: Iterable[int]) -> bool:
-    """Whether one of these batches is not in a final state yet."""
+    """Return whether one of these batches is not in a final state."""
     query = select(batches.c.id).where(batches.c.id.in_(list(numbers)), batches.c.state.in_(OPEN_BATCHES)).limit(1)
     return conn.scalar(query) is not None
 
 
 def smallest_too_large(conn: Connection, run_id: int) -> int | None:
-    """Of the run's batches that the API found too large, the fewest requests; None if it never did."""
+    """Return the smallest number of requests of the run's batches that the API refused as too large; None if none."""
     dropped = (batches.c.run_id == run_id, batches.c.state == BatchState.DROPPED)
     too_large = (*dropped, batches.c.reason == Reason.TOO_LARGE)
     fewest: int | None = conn.scalar(select(func.min(batches.c.requests)).where(*too_large))
@@ -210,21 +213,21 @@ def smallest_too_large(conn: Connection, run_id: int) -> int | None:
 
 
 def last_sending(conn: Connection, batch_id: int) -> Row[Any]:
-    """The newest sending of a batch that has one."""
+    """Return the newest sending of a batch, which must have one."""
     return conn.execute(
         select(sendings).where(sendings.c.batch_id == batch_id).order_by(sendings.c.id.desc()).limit(1)
     ).one()
 
 
 def at_the_api(conn: Connection, run_id: int | None = None) -> bool:
-    """Whether a batch of the run, or of any, may still cost something, or give room or money back."""
+    """Return whether a batch is or may be at the API, so that it may cost money or free room. run_id None: any run."""
     there = batches.c.state.in_((BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED))
     query = select(batches.c.id).where(there).limit(1)
     return conn.scalar(query if run_id is None else query.where(batches.c.run_id == run_id)) is not None
 
 
 def due_at_the_api(conn: Connection, account_id: int, due: datetime) -> list[Row[Any]]:
-    """Batches of the account, of all jobs, that are at the API and may be asked after by then: api_id, started_at."""
+    """Return (api_id, started_at) of the account's batches, of all jobs, that are at the API and due by then."""
     there = (batches.c.state.in_(AT_THE_API), of_account(account_id), batches.c.due_at <= due)
     sent = sendings.c.api_id == batches.c.api_id
     query = select(batches.c.api_id, sendings.c.started_at).join(sendings, sent).where(*there)
@@ -232,7 +235,7 @@ def due_at_the_api(conn: Connection, account_id: int, due: datetime) -> list[Row
 
 
 def absent_since(conn: Connection, job_id: int, account_id: int, since: datetime) -> list[Row[Any]]:
-    """Sendings of this account taken for not accepted since then, with the count and nonce of their batches."""
+    """Return this account's sendings that were presumed absent after `since`, with requests and nonce of the batch."""
     query = (
         select(sendings, batches.c.requests, batches.c.nonce)
         .join(batches, batches.c.id == sendings.c.batch_id)
@@ -243,5 +246,5 @@ def absent_since(conn: Connection, job_id: int, account_id: int, since: datetime
 
 
 def of_account(account_id: int) -> ColumnElement[bool]:
-    """Batches that this account has sent."""
+    """Return the condition for batches that this account has sent."""
     return batches.c.account_id == account_id

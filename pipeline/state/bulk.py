@@ -1,7 +1,7 @@
-"""One statement for very many rows, without a dict and a compiler's pass for each of them.
+"""Execute one statement for very many rows, without a dict or a compilation for each row. Edge: SQL.
 
-SQLAlchemy writes the SQL and says how each type is stored; the rows then go to the driver as they are. Measured: half
-the time of `Connection.execute` with a list of dicts.
+SQLAlchemy compiles the SQL and converts each type; the rows are then passed to the database driver unchanged. Measured:
+half the time of `Connection.execute` with a list of dicts.
 """
 
 import hashlib
@@ -34,26 +34,26 @@ from sqlalchemy.types import TypeEngine
 
 from pipeline.state.tables import requests
 
-#: Rows that one insert carries. Few sizes, for the driver keeps each statement that it has prepared.
+#: Numbers of rows in one insert. Only a few sizes, because the driver keeps each prepared statement.
 AT_ONCE = (512, 64, 8, 1)
-MOST_PARAMETERS = 32_766  # that SQLite takes in one statement
+MOST_PARAMETERS = 32_766  # the limit of SQLite for one statement
 
-#: Rows for which it is worth to make a table that they are copied into.
+#: The number of rows from which on a temporary table for COPY is worth it.
 WORTH_A_COPY = 500
 
-#: Rows that one statement carries to PostgreSQL: more are no faster, and answers may be long.
+#: Rows in one statement to PostgreSQL: more rows are not faster, and answers may be long.
 AT_ONCE_POSTGRES = 1_000
 
 
-#: Whether this user may make tables that go with the session: all may, unless the right was taken from them.
+#: Whether this user may create temporary tables. All users may, unless the right was revoked.
 _MAY_MAKE_TABLES = select(func.has_database_privilege(func.current_database(), "TEMP"))
 
 
 class Bulk:
-    """An insert or update whose parameters are `names`, in this order, executed with one tuple a row.
+    """An insert or update that is executed for many tuples of parameters. names: the parameters, in this order.
 
-    It is written for many rows at once (on SQLite an insert only): besides being faster, it lets other threads work
-    meanwhile, where one row at a time would make them take turns for each row.
+    One statement carries many rows (on SQLite only for an insert). That is faster, and other threads can work in the
+    meantime, instead of waiting for their turn after each row.
     """
 
     def __init__(self, statement: Executable, names: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ class Bulk:
         self._prepared: dict[type, _Prepared | _Arrays | _Copied] = {}
 
     def execute(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
-        """Execute it for each row; how many rows of the table that inserted or changed."""
+        """Execute the statement for each row and return how many rows of the table it inserted or changed."""
         if not rows:
             return 0
         prepare: type[_Prepared | _Arrays | _Copied] = _Prepared
@@ -80,7 +80,7 @@ class _Prepared:
     def __init__(self, statement: Executable, names: tuple[str, ...], conn: Connection) -> None:
         assert isinstance(statement, ClauseElement)
         if isinstance(statement, Insert):
-            # SQLAlchemy makes one parameter of columns whose names differ in a blank, a point or a bracket only
+            # SQLAlchemy makes one parameter of columns whose names differ only in a space, a dot or a bracket
             columns, names = names, tuple(f"c{i}" for i in range(len(names)))
             statement = statement.values({c: bindparam(name) for c, name in zip(columns, names, strict=True)})
         compiled: Any = statement.compile(dialect=conn.dialect, column_keys=list(names))
@@ -117,9 +117,9 @@ class _Prepared:
 
 
 class _Arrays:
-    """A statement rewritten for PostgreSQL: each parameter is an array, and the rows are made of them there.
+    """A statement rewritten for PostgreSQL: each parameter is an array, from which the server makes the rows.
 
-    Measured while another thread computes: ten times the rows of psycopg's executemany, which waits for each of them.
+    Measured while another thread computes: ten times faster than psycopg's executemany, which waits for each row.
     """
 
     def __init__(self, statement: Executable, names: tuple[str, ...], conn: Connection) -> None:
@@ -141,7 +141,7 @@ class _Arrays:
             rewritten = visitors.replacement_traverse(rewritten, {}, field)
         positional: Any = type(conn.dialect)
         compiled = rewritten.compile(
-            dialect=positional(paramstyle="format"),  # of psycopg's styles, the one that takes arrays in their order
+            dialect=positional(paramstyle="format"),  # psycopg's style for parameters by their order
             schema_translate_map=conn.get_execution_options().get("schema_translate_map"),
             render_schema_translate=True,
         )
@@ -159,16 +159,16 @@ class _Arrays:
 
 
 class _Copied:
-    """An insert of very many rows on PostgreSQL: copied into a table of this transaction, and merged from there.
+    """An insert of very many rows on PostgreSQL: they are copied to a temporary table and inserted from there.
 
-    Measured: a fifth of the time that _Arrays takes here, and three quarters of the server's.
+    Measured against _Arrays: a fifth of the time in this process, and three quarters of the time in the server.
     """
 
     def __init__(self, statement: Executable, names: tuple[str, ...], conn: Connection) -> None:
         assert isinstance(statement, Insert)
         usual: Any = statement.compile(dialect=conn.dialect, column_keys=list(names))
         types: list[TypeEngine[Any]] = [usual.binds[name].type for name in names]
-        # PostgreSQL's FLOAT is of double precision, however it is written
+        # PostgreSQL's FLOAT has double precision, whatever name the type is given
         named = ["FLOAT8" if isinstance(t, Float) else t.compile(dialect=conn.dialect) for t in types]
         places = [f"p{i}" for i in range(len(names))]  # not `names`, which may be any text
         made = hashlib.blake2s(f"{usual} {named}".encode(), digest_size=8).hexdigest()
@@ -192,7 +192,7 @@ class _Copied:
         conn.exec_driver_sql(self._make)
         self._fill(conn, _converted(rows, self._converters))
         changed = conn.exec_driver_sql(self._merge).rowcount
-        conn.exec_driver_sql(self._empty)  # there may be more to copy in this transaction
+        conn.exec_driver_sql(self._empty)  # this transaction may copy again
         return changed
 
     def _fill(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -203,7 +203,7 @@ class _Copied:
                 copy.set_types(self._types)
                 for row in rows:
                     copy.write_row(row)
-        except errors.Error as exc:  # as SQLAlchemy does with those of its own statements
+        except errors.Error as exc:  # as SQLAlchemy does for errors of its own statements
             gone = conn.dialect.is_disconnect(exc, raw, None)
             if gone:
                 conn.invalidate(exc)
@@ -211,14 +211,17 @@ class _Copied:
 
 
 def _converter(type_: TypeEngine[Any], conn: Connection) -> Callable[[Any], Any] | None:
-    """From a value to what the driver takes, or None where that is the same."""
-    if isinstance(type_, LargeBinary | Float):  # drivers take bytes as they are, and numbers
+    """Return the function that converts a value for the driver; None if values are passed unchanged."""
+    if isinstance(type_, LargeBinary | Float):  # drivers accept bytes and numbers unchanged
         return None
     return type_.dialect_impl(conn.dialect).bind_processor(conn.dialect)
 
 
 def _python_type(type_: TypeEngine[Any]) -> type | None:
-    """The type that all values of an array are to have, where they may come as several: a state among plain texts."""
+    """Return the Python type of all values of an array; None: it need not be enforced.
+
+    Needed where values may have several types, such as a state among plain texts.
+    """
     if isinstance(type_, String):
         return str
     return float if isinstance(type_, Float) else None
@@ -228,14 +231,14 @@ def _array(values: Sequence[Any], convert: Callable[[Any], Any] | None, kind: ty
     if convert is not None:
         return _each(values, convert)
     if kind is not None and not {kind, NoneType}.issuperset(map(type, values)):
-        return _each(values, kind)  # psycopg takes no array of two types
+        return _each(values, kind)  # psycopg refuses an array of two types
     return list(values)
 
 
 def _each(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
     before, stored, converted = None, None, []
     for value in values:
-        if value is not before:  # the time of a transaction, say, is one object in all its rows
+        if value is not before:  # often all rows have the same object, such as the time of the transaction
             before, stored = value, None if value is None else convert(value)
         converted.append(stored)
     return converted
@@ -250,14 +253,15 @@ def _converted(
     return rows
 
 
-#: What numbers the rows of `requests` on PostgreSQL.
+#: The sequence that numbers the rows of `requests` on PostgreSQL.
 _NUMBERS = Numbering("requests_id_seq")
 
 
 def next_ids(conn: Connection, n: int) -> list[int]:
-    """Numbers for n new rows of `requests`, ascending; on SQLite, where one transaction writes at a time, consecutive.
+    """Return numbers for n new rows of `requests`, in ascending order.
 
-    On PostgreSQL they are taken for good: other drivers may be adding rows at the same time.
+    On SQLite they are consecutive, because one transaction writes at a time. On PostgreSQL they stay used even if the
+    transaction fails, because other drivers may be adding rows at the same time.
     """
     if conn.dialect.name == "sqlite":
         first = int(conn.scalar(select(func.coalesce(func.max(requests.c.id), 0))) or 0) + 1

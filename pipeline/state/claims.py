@@ -1,4 +1,4 @@
-"""Which driver works on a batch now: one function takes the next one that is due. Edge: SQL."""
+"""Claims: the right of one driver to work on a batch. Edge: SQL."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,10 @@ from pipeline.states import BatchState
 
 
 class Which(NamedTuple):
-    """Batches to take: of a job, in these states, due by then, with a higher number than `after`, and `only`."""
+    """Which batches to claim: those of a job, in these states, due by `due`, with a number above `after`.
+
+    only: a further condition; None: no further one.
+    """
 
     job_id: int
     states: Sequence[BatchState]
@@ -35,15 +38,15 @@ TO_DELETE: ColumnElement[bool] = batches.c.delete_remote
 
 
 def to_abandon(account_id: int) -> ColumnElement[bool]:
-    """Batches of which this account can learn nothing: another account's, and those that the API does not end."""
+    """Return the condition for batches to give up: those of other accounts, and those that are overdue."""
     return or_(batches.c.account_id != account_id, batches.c.reason == Reason.OVERDUE)
 
 
 def claim(conn: Connection, which: Which, *, driver: str, living_at: datetime, limit: int) -> list[Batch]:
-    """Take batches that no other living driver has, in the order they were planned.
+    """Claim at most `limit` batches that no other living driver has claimed, and return them as they were planned.
 
-    driver: the sign of life of the one who takes; living_at: the time that signs of life are measured by. Raises
-    Stopped when the database was upgraded.
+    driver: the sign of life of the driver that claims. living_at: the time by the clock of leases.
+    Raises Stopped if the database was upgraded.
     """
     migrations.require_current(conn)
     alive = select(leases.c.resource).where(leases.c.resource == batches.c.claimed_by, leases.c.expires_at > living_at)
@@ -59,7 +62,7 @@ def claim(conn: Connection, which: Which, *, driver: str, living_at: datetime, l
 
 
 def check_claim(conn: Connection, batch: Batch) -> None:
-    """Raises LostRace unless the batch is still ours, and keeps it so until this transaction has ended."""
+    """Raise LostRace if another driver has claimed the batch. Otherwise none can until this transaction has ended."""
     query = select(batches.c.claim).where(batches.c.id == batch.id).with_for_update(key_share=True)
     if conn.scalar(query) != batch.claim:
         raise LostRace(f"batch {batch.id} was taken by another driver; the same command again goes on")

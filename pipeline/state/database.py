@@ -1,4 +1,4 @@
-"""The connection to the state database: opened, made when new, and its errors as sentences. Edge: SQL."""
+"""Open the state database, create it if it is new, and turn its errors into sentences. Edge: SQL."""
 
 import contextlib
 import os
@@ -16,16 +16,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from pipeline.errors import DatabaseError, LostRace, PipelineError, Stopped
 from pipeline.state import migrations
 
-BUSY_SECONDS = (
-    30.0  # how long a writer waits for another writer: of the same SQLite file, of the same row of PostgreSQL
-)
+BUSY_SECONDS = 30.0  # how long a writer waits for another writer of the same SQLite file or the same PostgreSQL row
 IDLE_SECONDS = 60.0  # how long a driver suspended in the middle of a write may hold its locks on PostgreSQL
 
 _URLS = "sqlite:///path/to/batches.db or postgresql+psycopg://user:password@host/database"
 _SQLITE = ("sqlite", "sqlite+pysqlite")
 _POSTGRES = ("postgresql", "postgresql+psycopg")
 
-#: Of a connection to PostgreSQL, unless its URL says otherwise: one that leads nowhere is noticed within a minute.
+#: Parameters of a connection to PostgreSQL that the URL does not set: a dead connection is noticed within a minute.
 _CONNECTING = {
     "application_name": "batch-pipeline",
     "client_encoding": "utf8",
@@ -37,17 +35,17 @@ _CONNECTING = {
 
 
 class Database:
-    """One state database. `write()` and `read()` are its transactions; every step commits before it goes on.
+    """One state database. `write()` and `read()` are its transactions.
 
-    new: whether it was just made; is_sqlite: it is a file, else on a PostgreSQL server; file: that file, else None;
-    default_schema: where results tables go on PostgreSQL, None on SQLite.
+    new: whether it was just created. is_sqlite: whether it is a SQLite file; otherwise it is on a PostgreSQL server.
+    file: the SQLite file; None on PostgreSQL. default_schema: the schema for results tables; None on SQLite.
     """
 
     new: bool
     default_schema: str | None
 
     def __init__(self, url: str) -> None:
-        """Opens the database and makes its tables when it is new. Raises DatabaseError that says what is wrong.
+        """Open the database, and create its tables if it is new. Raises DatabaseError, which says what is wrong.
 
         url: `sqlite:///path/to/file.db` (three slashes and a relative path, four and an absolute one), or
         `postgresql+psycopg://user:password@host:port/database`.
@@ -59,7 +57,7 @@ class Database:
         self._engine = engine
         self._writes = engine.execution_options(pipeline_writes=True)
         self._reads = engine if self.is_sqlite else engine.execution_options(**_SNAPSHOT)
-        # Our own threads queue here: SQLite's own way to wait for the lock is to sleep and look again.
+        # The threads of this process queue here, because SQLite waits for its lock by sleeping and trying again.
         self._writing = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         try:
             self._bring_up()
@@ -74,11 +72,11 @@ class Database:
                 self.default_schema = None if self.is_sqlite else _default_schema(conn, self.shown)
                 self.new = migrations.bring_up(conn, self.shown, self.now(conn, datetime.now(UTC)))
             if self.is_sqlite:
-                conn.invalidate()  # this one does not look at foreign keys
+                conn.invalidate()  # this connection does not check foreign keys
 
     @staticmethod
     def exists(url: str) -> bool:
-        """Whether there is a database at this URL, without making one. True where only opening it can say."""
+        """Return whether a database exists at this URL, without creating one; True on a PostgreSQL server."""
         try:
             parsed = _parsed(url)
             if parsed.drivername in _SQLITE:
@@ -96,46 +94,49 @@ class Database:
 
     @property
     def folder(self) -> Path | None:
-        """The folder that a SQLite database is in; None on a server."""
+        """Return the folder of the SQLite file; None on PostgreSQL."""
         return None if self.file is None else self.file.parent
 
     @staticmethod
     def folder_of(url: str) -> Path | None:
-        """The folder of the SQLite database at this URL, made or not; None on a server. Raises DatabaseError."""
+        """Return the folder of the SQLite file at this URL, whether or not it exists; None for PostgreSQL.
+
+        Raises DatabaseError if the URL is wrong.
+        """
         parsed = _parsed(url)
         return Path(parsed.database or "").absolute().parent if parsed.drivername in _SQLITE else None
 
     @property
     def shown(self) -> str:
-        """The URL without a password."""
+        """Return the URL with the password hidden."""
         return _shown(self.url)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes, and commits at the end.
+        """Open a transaction that writes, and commit it at the end of the block.
 
-        On SQLite it holds the write lock from its first line on. On PostgreSQL it sees what others have committed
-        before each of its statements (READ COMMITTED): whoever reads and then writes locks what it read, or guards
-        the write. Raises Stopped and LostRace, with nothing written.
+        On SQLite it holds the write lock from its start. On PostgreSQL each statement sees what others have committed
+        before it (READ COMMITTED): code that reads and then writes must lock what it read, or guard the write. Raises
+        Stopped or LostRace; nothing is written then.
         """
         with self._sentences("write to"), self._writing, self._writes.connect() as conn, conn.begin():
             yield conn
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads: one moment's view of the database."""
+        """Open a transaction that only reads; it sees the database as it was at one moment."""
         with self._sentences("read"), self._reads.connect() as conn, conn.begin():
             yield conn
 
     def now(self, conn: Connection, local: datetime) -> datetime:
-        """The time that all drivers of this database go by, aware: the server's clock, or ours (`local`) on SQLite."""
+        """Return the time that all drivers of this database use for leases: the server's clock; `local` on SQLite."""
         if self.is_sqlite:
             return local
         now: datetime = conn.execute(select(func.clock_timestamp())).scalar_one()
         return now.astimezone(UTC)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         self._engine.dispose()
 
     @contextlib.contextmanager
@@ -157,7 +158,7 @@ def _parsed(url: str) -> URL:
         hidden = re.sub(r"//.*@", "//***@", url)
         raise DatabaseError(
             f"--database {hidden!r} is no database URL; write {_URLS}"
-        ) from None  # it may quote secrets
+        ) from None  # the original message may hold the password
     if parsed.drivername in _POSTGRES:
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername in _SQLITE and parsed.database and parsed.database != ":memory:":
@@ -177,7 +178,7 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves, below
+        connection.isolation_level = None  # `begin` below starts transactions
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
         cursor.execute("PRAGMA journal_mode=WAL")
@@ -189,8 +190,8 @@ def _sqlite(url: URL) -> Engine:
     def begin(conn: Connection) -> None:
         options = conn.get_execution_options()
         if options.get("pipeline_rebuilds"):
-            conn.exec_driver_sql("PRAGMA foreign_keys=OFF")  # within a transaction it would do nothing
-        # IMMEDIATE: a transaction that reads before it writes would else fail when another one wrote in between
+            conn.exec_driver_sql("PRAGMA foreign_keys=OFF")  # within a transaction it would have no effect
+        # IMMEDIATE: otherwise a transaction that reads first fails when it writes after another one has written
         conn.exec_driver_sql("BEGIN IMMEDIATE" if options.get("pipeline_writes") else "BEGIN")
 
     return engine
@@ -208,7 +209,7 @@ def _of_sqlite(said: str, exc: DBAPIError) -> PipelineError | None:
 # -- PostgreSQL ------------------------------------------------------------------------------------------------------
 
 _SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-_DETAILS = "\n"  # from here on, the server quotes the statement
+_DETAILS = "\n"  # after this, the server's message quotes the statement
 
 
 def _postgres(url: URL) -> Engine:
@@ -218,7 +219,7 @@ def _postgres(url: URL) -> Engine:
             url,
             connect_args=connecting,
             isolation_level="READ COMMITTED",
-            pool_pre_ping=True,  # between two polls the server may have been started anew
+            pool_pre_ping=True,  # the server may have been restarted between two polls
             execution_options={"schema_translate_map": {None: migrations.SCHEMA}},
         )
     except ImportError as exc:
@@ -231,14 +232,14 @@ def _postgres(url: URL) -> Engine:
     def configure(connection: Any, _record: object) -> None:
         from psycopg.types.array import ListBinaryDumper
 
-        connection.adapters.register_dumper(list, ListBinaryDumper)  # bulk's arrays, in half the time of text
+        connection.adapters.register_dumper(list, ListBinaryDumper)  # for the arrays of bulk.py; half the time of text
         connection.execute("SET TimeZone TO 'UTC'")  # so that now() in --where compares with our times
         connection.commit()
 
     @event.listens_for(engine, "begin")
     def begin(conn: Connection) -> None:
         if conn.get_execution_options().get("pipeline_writes"):
-            # a committed intent survives a power cut; nobody waits for ever for one who is suspended, or gone
+            # a committed intent survives a power cut; no driver waits for ever for one that is suspended or dead
             settings = {
                 "synchronous_commit": "on",
                 "lock_timeout": f"{BUSY_SECONDS}s",
@@ -250,9 +251,9 @@ def _postgres(url: URL) -> Engine:
 
 
 def _default_schema(conn: Connection, database: str) -> str:
-    """Where results tables go: the first schema of the search path that is there and not ours.
+    """Return the schema for results tables: the first existing one of the search path that is not the state's schema.
 
-    A user named as our schema has it first in the search path.
+    The state's schema comes first in the search path of a user with the same name.
     """
     encoding = conn.exec_driver_sql("SHOW server_encoding").scalar_one()
     if encoding != "UTF8":
@@ -265,7 +266,7 @@ def _default_schema(conn: Connection, database: str) -> str:
 
 
 def _of_postgres(said: str, exc: DBAPIError, *, opening: bool) -> PipelineError | None:
-    """What the server's SQLSTATE stands for; an error of the connection itself has none."""
+    """Return the error for the server's SQLSTATE, which connection errors do not have; None for an unknown error."""
     state: str = getattr(exc.orig, "sqlstate", None) or ""
     gone = not state and isinstance(exc, OperationalError | InterfaceError)
     if opening and (gone or state.startswith("08")):
@@ -280,7 +281,7 @@ def _of_postgres(said: str, exc: DBAPIError, *, opening: bool) -> PipelineError 
         )
     if state == "25006":  # read_only_sql_transaction
         return DatabaseError(f"{said}; it is a server that only reads: give the one that writes by --database")
-    if state == "54000":  # program_limit_exceeded: of all we write, only an index limits what goes into it
+    if state == "54000":  # program_limit_exceeded: only an index limits the values that we write
         return DatabaseError(f"{said}; PostgreSQL takes keys of up to about 2,700 bytes: use a shorter source.key")
     return None
 
@@ -288,11 +289,11 @@ def _of_postgres(said: str, exc: DBAPIError, *, opening: bool) -> PipelineError 
 #: Starts of SQLSTATEs: connection, resources (disk full, memory, connections), shutdown and cancel, system errors;
 #: lock_not_available; idle_in_transaction_session_timeout.
 _PASSING = ("08", "53", "57", "58", "55P03", "25P03")
-#: deadlock_detected, serialization_failure, unique_violation: on SQLite one writer after the other would not meet them.
+#: deadlock_detected, serialization_failure, unique_violation: SQLite, which has one writer at a time, has none of them.
 _RACES = ("40P01", "40001", "23505")
 
 
 def default_url(folder: Path, *, emulated: bool) -> str:
-    """The database beside a job file: batches.db, or emulated.db for what the emulator answered."""
+    """Return the URL of the database beside a job file: batches.db, or emulated.db for answers of the emulator."""
     name = "emulated.db" if emulated else "batches.db"
     return f"sqlite:///{os.path.relpath(folder / name)}"

@@ -1,8 +1,8 @@
-"""How has a run ended, and has anybody been told? Edge: SQL.
+"""How runs have ended, and which ends have been announced to a person. Edge: SQL.
 
-The end of a run is committed first and told afterwards, so a process that dies in between tells nobody. That is why
-whoever has told an end notes it (`runs.announced_at`), and why every later `run`, `collect` and flow tells the ends
-that nobody noted. If we die between the telling and the note, the end is told twice, and never not at all.
+The end of a run is committed before it is announced, so a process that dies in between announces nothing. Therefore
+each announcement is noted in `runs.announced_at`, and each later `run`, `collect` and flow announces the ends without a
+note. If a process dies between the announcement and its note, the end is announced twice, but never not at all.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,12 +19,12 @@ from pipeline.state.tables import jobs, runs
 from pipeline.state.tallies import run_counts
 from pipeline.states import RunState, failed_rows
 
-Ended = Mapping[int, datetime]  #: runs and when each ended: a run that goes on after its end ends again
+Ended = Mapping[int, datetime]  #: number and end of runs: a run that is continued after its end has another end later
 
 
 @dataclass(frozen=True)
 class End:
-    """How a run ended. rows: by state; max_failed: the share of them that may fail."""
+    """How a run ended. rows: numbers by state. max_failed: the share of rows that may fail with exit code 0."""
 
     run_id: int
     job: str
@@ -37,7 +37,7 @@ class End:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a `run` that ends so."""
+        """Return the exit code of a command whose run ended so."""
         return exit_code(self.state, self.rows, self.max_failed)
 
     def event(self, when: str | None) -> RunEnded:
@@ -54,21 +54,21 @@ class End:
 
 
 def exit_code(state: str, rows: Mapping[str, int], max_failed: float) -> int:
-    """0 when the rows succeeded, up to max_failed of them; 1 when more did not; 3 when the run stopped early."""
+    """Return 0 if at most the share max_failed of the rows failed, 1 if more failed, 3 if the run stopped early."""
     if state == RunState.INCOMPLETE:
         return 3
     return 1 if failed_rows(rows) > max_failed * sum(rows.values()) else 0
 
 
 def untold(conn: Connection, job_id: int | None = None) -> list[End]:
-    """The ends of a job's runs, or of all jobs' runs, that nobody was told of as far as is known; oldest first."""
+    """Return the ends that are not noted as announced, oldest first. job_id None: of all jobs."""
     query = select(runs).where(runs.c.state != RunState.OPEN, runs.c.announced_at.is_(None)).order_by(runs.c.id)
     found = conn.execute(query if job_id is None else query.where(runs.c.job_id == job_id)).all()
     return [_end(conn, run) for run in found]
 
 
 def of(conn: Connection, run_ids: Iterable[int]) -> list[End]:
-    """How these runs ended. A run that goes on again is left out."""
+    """Return how these runs ended, oldest first. Runs that are open are left out."""
     query = select(runs).where(runs.c.id.in_(list(run_ids)), runs.c.state != RunState.OPEN).order_by(runs.c.id)
     return [_end(conn, run) for run in conn.execute(query).all()]
 
@@ -87,7 +87,7 @@ def _end(conn: Connection, run: Row[Any]) -> End:
 
 
 def note_told(database: Database, ended: Ended, now: datetime) -> None:
-    """Note that somebody was told of these ends. An end that another process noted first stays noted by that one."""
+    """Note that these ends were announced. An end that another process noted before keeps that note."""
     if not ended:
         return
     with database.write() as conn:

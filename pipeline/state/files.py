@@ -1,4 +1,4 @@
-"""Files that were uploaded through the Files API. Edge: SQL."""
+"""The files that jobs have uploaded through the Files API. Edge: SQL."""
 
 from typing import Any
 
@@ -16,29 +16,32 @@ from pipeline.states import OPEN_BATCHES, RunState
 
 
 def uploaded_file(conn: Connection, job_id: int, account_id: int, sha256: str) -> Row[Any] | None:
-    """The file with this content that the job has put up for this account, unless it is to be removed; or None."""
+    """Return the file with this content that the job has uploaded for this account; None if there is none.
+
+    Files that are to be deleted at the API are left out. sha256: of the content, in hex.
+    """
     here = (files.c.job_id == job_id, files.c.account_id == account_id, files.c.sha256 == sha256)
     query = select(files).where(*here, ~files.c.delete_remote).order_by(files.c.id.desc()).limit(1)
     return conn.execute(query).one_or_none()
 
 
 def add_file(conn: Connection, **values: Any) -> None:
-    """Note a file that was put up."""
+    """Note a file that was uploaded. values: the columns of the table `files`."""
     conn.execute(insert(files).values(delete_remote=False, **values))
 
 
 def forget_file(conn: Connection, file_id: str) -> None:
-    """It is not at the API any more."""
+    """Remove the note of a file that the API no longer has."""
     conn.execute(files.delete().where(files.c.file_id == file_id))
 
 
 def has_files(conn: Connection, job_id: int) -> bool:
-    """Whether the job has put up files that may be at the API still."""
+    """Return whether the job has uploaded files that may still be at the API."""
     return conn.scalar(select(files.c.id).where(files.c.job_id == job_id).limit(1)) is not None
 
 
 def mark_files_done(conn: Connection, job_id: int) -> None:
-    """The job's files are to be removed at the API, if nothing of it waits or is at the API any more."""
+    """Mark the job's files as to be deleted at the API, unless the job has open runs, open batches or pending rows."""
     open_batch = select(batches.c.id).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES))
     waiting = select(requests.c.id).where(requests.c.job_id == job_id, requests.c.state == text("'pending'"))
     open_run = select(runs.c.id).where(runs.c.job_id == job_id, runs.c.state == RunState.OPEN)
@@ -47,6 +50,6 @@ def mark_files_done(conn: Connection, job_id: int) -> None:
 
 
 def files_to_delete(conn: Connection, job_id: int, account_id: int) -> list[str]:
-    """The ids of the job's files that are to be removed at the API."""
+    """Return the ids of the job's files that are to be deleted at the API."""
     here = (files.c.job_id == job_id, files.c.account_id == account_id, files.c.delete_remote)
     return list(conn.scalars(select(files.c.file_id).where(*here)))

@@ -1,4 +1,4 @@
-"""The gate of a run: set, opened, and what stands before it. Edge: SQL."""
+"""The gate of a run, and the batches that open it: its canary or its primer. Edge: SQL."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,17 +20,17 @@ from pipeline.states import OPEN_BATCHES, OUTCOMES, BatchState, Gate, RowState, 
 
 
 def set_gate(conn: Connection, run_id: int, gate: Gate | None) -> None:
-    """What the run waits for from now on; None: nothing."""
+    """Set what the run waits for; None: nothing, so that all its batches may be sent."""
     conn.execute(update(runs).where(runs.c.id == run_id).values(gate=gate))
 
 
 def note_no_canary(conn: Connection, run_id: int) -> None:
-    """All rows of the run are sent at once, whoever goes on with it: a person said so."""
+    """Note that a person wants all rows of the run sent at once, for each driver that continues the run."""
     conn.execute(update(runs).where(runs.c.id == run_id).values(no_canary=True))
 
 
 def open_gate(conn: Connection, run_id: int, gate: str, now: datetime) -> bool:
-    """The rest of the run may be sent; False when the gate was open already."""
+    """Open the gate, so that the remaining batches of the run may be sent. Return False if it was open already."""
     here = (runs.c.id == run_id, runs.c.gate == gate)
     if not conn.execute(update(runs).where(*here).values(gate=None)).rowcount:
         return False
@@ -41,7 +41,7 @@ def open_gate(conn: Connection, run_id: int, gate: str, now: datetime) -> bool:
 
 
 def keeps_gate(conn: Connection, run_id: int, gate: str) -> bool:
-    """Whether anything is there that opens this gate of the run: on its way, waiting to go again, or answered."""
+    """Return whether the run has anything that opens this gate: an open batch, rows to send again, or outcomes."""
     ahead = gate_batches(conn, run_id, gate)
     if any(batch.state in OPEN_BATCHES for batch in ahead) or waits_for_gate(conn, run_id, gate):
         return True
@@ -49,33 +49,33 @@ def keeps_gate(conn: Connection, run_id: int, gate: str) -> bool:
 
 
 def first_sent_at(conn: Connection, numbers: Sequence[int]) -> datetime | None:
-    """When the first of these batches that came to the API, or may have, was sent, by its clock; None if none did."""
+    """Return when the first of these batches that may have reached the API was sent, by its clock; None: none did."""
     query = select(func.min(sendings.c.started_at)).where(sendings.c.batch_id.in_(numbers), MAY_HAVE_ARRIVED)
     first: datetime | None = conn.scalar(query)
     return first
 
 
 def gate_batches(conn: Connection, run_id: int, gate: str) -> list[Batch]:
-    """The batches that open this gate of the run, but for dropped ones."""
+    """Return the batches that open this gate of the run, without dropped ones, oldest first."""
     here = (batches.c.run_id == run_id, batches.c.gate == gate, batches.c.state != BatchState.DROPPED)
     return [batch_of(row) for row in conn.execute(select(*BATCH_COLUMNS).where(*here).order_by(batches.c.id))]
 
 
 def waits_for_gate(conn: Connection, run_id: int, gate: str) -> bool:
-    """Whether rows wait to be sent again in a batch that opens this gate of the run."""
+    """Return whether rows of a batch that opens this gate are pending, to be sent again."""
     theirs = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.gate == gate)
     waiting = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.in_(theirs))
     return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
 
 
 def outcomes_of(conn: Connection, numbers: Sequence[int]) -> dict[str, int]:
-    """Rows that were sent in these batches last, by state."""
+    """Return the number of rows by state, of rows whose last batch is one of these."""
     query = select(requests.c.state, func.count()).where(requests.c.batch_id.in_(numbers)).group_by(requests.c.state)
     return {row[0]: row[1] for row in conn.execute(query)}
 
 
 def has_sent(conn: Connection, run_id: int, gate: Gate | None = None) -> bool:
-    """Whether anything of the run, or of what opens this gate of it, has ever been sent, or may have been."""
+    """Return whether a batch of the run has been sent, or may have been. gate: only batches that open it; None: any."""
     here = [batches.c.run_id == run_id, batches.c.account_id.is_not(None)]
     if gate is not None:
         here.append(batches.c.gate == gate)
@@ -83,13 +83,13 @@ def has_sent(conn: Connection, run_id: int, gate: Gate | None = None) -> bool:
 
 
 def canary_failed(conn: Connection, job_id: int, recipe: str) -> bool:
-    """Whether a canary has ended a run with this recipe."""
+    """Return whether a run with this recipe was ended because its canary failed."""
     here = (runs.c.job_id == job_id, runs.c.recipe == recipe, runs.c.reason == RunReason.CANARY)
     return conn.scalar(select(runs.c.id).where(*here).limit(1)) is not None
 
 
 def has_succeeded(conn: Connection, job_id: int, recipe: str) -> bool:
-    """Whether a row has succeeded with this recipe, in a run that its canary did not end."""
+    """Return whether a row has succeeded with this recipe in a run that was not ended by its canary."""
     proven = or_(runs.c.reason.is_(None), runs.c.reason != RunReason.CANARY)
     query = (
         select(batches.c.outcomes)

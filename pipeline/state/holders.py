@@ -1,4 +1,4 @@
-"""Which process holds a lease, and is that process certainly dead? Edge: /proc."""
+"""The process that holds a lease, and whether it is certainly dead. Edge: /proc."""
 
 import os
 import socket
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PROC = Path("/proc")
-MOST_PROCESSES = 2**22  # Linux gives no higher number to a process
+MOST_PROCESSES = 2**22  # the highest process id of Linux
 
 
 def holder() -> dict[str, Any]:
-    """Return what tells this process from every other one; a part that cannot be read here is None.
+    """Return what tells this process from every other one. A part that cannot be read is None.
 
-    host: for people, not compared; boot, namespace: where its number counts; pid, started: which process that is.
+    host: for people only, never compared. boot, namespace: where the process id is valid. pid, started: the process.
     """
     pid = os.getpid()
     stat = _stat("self")
@@ -22,18 +22,19 @@ def holder() -> dict[str, Any]:
         "boot": _text(PROC / "sys/kernel/random/boot_id"),
         "namespace": _link(PROC / "self/ns/pid"),
         "pid": pid,
-        # a /proc of another pid namespace has other numbers: what it says of ours is about another process
+        # a /proc of another pid namespace has other ids, so its entry for this id is about another process
         "started": stat.started if stat is not None and stat.pid == str(pid) else None,
     }
 
 
 def lives(other: object) -> bool | None:
-    """Return whether the process that this holder of a lease names still runs; None when that cannot be seen from here.
+    """Return whether the process of a holder still runs; None if that cannot be seen from here.
 
-    Only a process of our own boot and our own pid namespace can be seen. Names prove nothing: two machines may have one
-    host name, or one machine id where one is a copy of the other, and the first pid namespace has the same number on
-    every machine. The price: a driver that died with its machine is not seen dead after the restart, for its boot is
-    not ours, so the first run there waits until that driver's lease has run out. Without /proc no process is seen.
+    Only a process of the same boot and the same pid namespace can be seen. Names prove nothing: two machines may have
+    the same host name, or the same machine id if one is a copy of the other, and the first pid namespace has the same
+    number on every machine. The price: after a restart of the machine, its earlier drivers are not seen dead, because
+    they belong to another boot, so the first run there waits until their leases have run out. Without /proc no process
+    can be seen.
     """
     here = holder()
     if not isinstance(other, dict) or not all(here[part] for part in ("boot", "namespace", "started")):
@@ -44,33 +45,33 @@ def lives(other: object) -> bool | None:
     if type(pid) is not int or not 0 < pid <= MOST_PROCESSES:
         return None
     if not isinstance(started, str) or not started.isdecimal():
-        return None  # a driver that could not read its start time: its number may be another process's by now
+        return None  # the driver could not read its start time, so its id may belong to another process by now
     return _runs(pid, started)
 
 
 def is_dead(other: object) -> bool:
-    """Return whether the process is certainly dead. One that cannot be seen from here is not: its lease runs out."""
+    """Return whether the process is certainly dead. A process that cannot be seen from here is not."""
     return lives(other) is False
 
 
 def holds(other: object, expires_at: datetime | None, now: datetime) -> bool:
-    """Return whether a lease with this holder and this end is held; now: by the clock that leases go by."""
+    """Return whether a lease with this holder and this end is held. now: the time by the clock of leases."""
     return other is not None and expires_at is not None and expires_at > now and not is_dead(other)
 
 
 def in_words(other: object) -> str:
-    """Return the process that a holder names, for people; the holder may lack anything."""
+    """Return the process of a holder as text for people. Parts that the holder lacks are shown as unknown."""
     parts = other if isinstance(other, dict) else {}
     return f"process {parts.get('pid', '?')} on {parts.get('host') or 'an unknown machine'}"
 
 
 def until(expires_at: datetime) -> str:
-    """Return the end of a lease, for people."""
+    """Return the end of a lease as text for people."""
     return f"{expires_at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 class _Stat(NamedTuple):
-    """A process as /proc has it. started: in ticks since boot."""
+    """The entry of a process in /proc. started: in clock ticks since the boot."""
 
     pid: str
     state: str
@@ -78,31 +79,31 @@ class _Stat(NamedTuple):
 
 
 def _runs(pid: int, started: str) -> bool | None:
-    """Return whether the process that has this number is the one with this start time; None when /proc hides it."""
+    """Return whether the process with this id and this start time runs; None if /proc hides it."""
     stat = _stat(pid)
     if stat is None:
         return None if _exists(pid) else False
-    return stat.started == started and stat.state not in ("Z", "X")  # a zombie does nothing any more
+    return stat.started == started and stat.state not in ("Z", "X")  # a zombie has ended
 
 
 def _exists(pid: int) -> bool:
-    """Return whether there is such a process, also where /proc hides those of other users (hidepid)."""
+    """Return whether a process has this id, even if /proc hides processes of other users (hidepid)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is there, and not ours
+    except OSError:  # it exists and belongs to another user
         return True
     return True
 
 
 def _stat(pid: int | str) -> _Stat | None:
-    """Return what /proc says of a process; None when it says nothing, which alone does not prove that it is gone."""
+    """Return the entry of a process in /proc; None if there is none, which alone does not prove that it has ended."""
     text = _text(PROC / str(pid) / "stat")
     if text is None:
         return None
     number, _, rest = text.partition(" ")
-    fields = rest.rpartition(")")[2].split()  # behind the name, in which any character may be
+    fields = rest.rpartition(")")[2].split()  # after the name, which may hold any character
     return _Stat(number, fields[0], fields[19]) if len(fields) > 19 else None
 
 

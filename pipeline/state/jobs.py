@@ -1,4 +1,4 @@
-"""The jobs that the state database knows: by name, by file, and what each was last run with. Edge: SQL."""
+"""The jobs of the state database: their files, spools, results columns and open work. Edge: SQL."""
 
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.states import OPEN_BATCHES, BatchState, RunState, SendingEnd
 
 
 def known_job(database: Database, name: str) -> Row[Any]:
-    """The job of this name. Raises InputError, which names those that the database knows."""
+    """Return the job with this name. Raises InputError, which names the jobs that the database knows."""
     with database.read() as conn:
         row = job_named(conn, name)
         known = ", ".join(each.name for each in all_jobs(conn)) or "none"
@@ -36,19 +36,19 @@ def known_job(database: Database, name: str) -> Row[Any]:
 
 
 def job_file_of(job: Row[Any]) -> Path:
-    """The job file of the job's last run. Raises InputError when it is gone."""
+    """Return the path of the job file of the job's last run. Raises InputError if the file no longer exists."""
     if job.file is None or not Path(job.file).exists():
         raise InputError(f"job {job.name}: its job file {job.file} is gone; give the path of one")
     return Path(job.file)
 
 
 def alone(conn: Connection) -> None:
-    """Whoever else calls this waits until this transaction has ended. On SQLite every writer does."""
+    """Let other transactions that call this wait until this one has ended. On SQLite every writer waits anyway."""
     if conn.dialect.name == "postgresql":
         conn.execute(select(func.pg_advisory_xact_lock(_ALONE)))
 
 
-_ALONE = 0x6261746368  # any number that is ours
+_ALONE = 0x6261746368  # any number that no other program locks
 
 
 def put_job(
@@ -62,7 +62,10 @@ def put_job(
     spool_id: str,
     now: datetime,
 ) -> int:
-    """Note the job, or what is new of it; its number."""
+    """Add the job, or update it if the database knows its name, and return its number.
+
+    spool None: the spool is beside the database. file None: the job was given from Python.
+    """
     row = job_named(conn, name)
     values = {"file": file, "columns": columns, "spool": spool, "spool_id": spool_id}
     if row is not None:
@@ -73,9 +76,9 @@ def put_job(
 
 
 def spool_id_of(conn: Connection, job_id: int, *, to_change: bool = False) -> str | None:
-    """The id of the job's spool, which stays so until this transaction has ended.
+    """Return the id of the job's spool, and keep others from changing it until this transaction has ended.
 
-    to_change: unless it changes it itself: it waits until nobody commits a batch any more.
+    to_change: this transaction will change it; wait until no other one is committing a batch.
     """
     if conn.dialect.name == "postgresql":  # on SQLite there is one writer at a time
         lock = func.pg_advisory_xact_lock if to_change else func.pg_advisory_xact_lock_shared
@@ -83,21 +86,21 @@ def spool_id_of(conn: Connection, job_id: int, *, to_change: bool = False) -> st
     return conn.scalar(select(jobs.c.spool_id).where(jobs.c.id == job_id))
 
 
-_SPOOL = 0x73706F6C  # any number that is ours
+_SPOOL = 0x73706F6C  # any number that no other program locks
 
 
 def set_spool(conn: Connection, job_id: int, address: str, spool_id: str) -> None:
-    """The job's spool is at this address from now on."""
+    """Note the address and id of the job's spool."""
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(spool=address, spool_id=spool_id))
 
 
 def columns_of(conn: Connection, job_id: int, *, to_change: bool = False) -> dict[str, Any]:
-    """The columns of the job's results table, which stay so until this transaction has ended.
+    """Return the columns of the job's results table, and keep others from changing them until this transaction ends.
 
-    to_change: unless it changes them itself: it waits until nobody writes answers any more.
+    to_change: this transaction will change them; wait until no other one is writing answers.
     """
     if conn.dialect.name == "postgresql":  # on SQLite there is one writer at a time
-        # not the job's row: many readers of a locked row keep a writer waiting for ever, here all wait their turn
+        # not a lock on the job's row: many readers of a row can keep a writer waiting for ever; here all take turns
         lock = func.pg_advisory_xact_lock if to_change else func.pg_advisory_xact_lock_shared
         conn.execute(select(lock(_COLUMNS, job_id)))
     columns: dict[str, Any] = conn.execute(select(jobs.c.columns).where(jobs.c.id == job_id)).scalar_one()
@@ -105,30 +108,34 @@ def columns_of(conn: Connection, job_id: int, *, to_change: bool = False) -> dic
 
 
 def set_columns(conn: Connection, job_id: int, columns: dict[str, Any]) -> None:
-    """The job's results table has these columns from now on."""
+    """Note the columns of the job's results table."""
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(columns=columns))
 
 
-_COLUMNS = 0x636F6C73  # any number that is ours
+_COLUMNS = 0x636F6C73  # any number that no other program locks
 
 
 def mark_swept(conn: Connection, job_id: int, now: datetime) -> None:
-    """A driver has just done all that was due for the job."""
+    """Note that a driver has just done all work that was due for the job."""
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(swept_at=now))
 
 
 def job_named(conn: Connection, name: str) -> Row[Any] | None:
-    """The job of this name, or None."""
+    """Return the job with this name; None if there is none."""
     return conn.execute(select(jobs).where(jobs.c.name == name)).one_or_none()
 
 
 def all_jobs(conn: Connection) -> list[Row[Any]]:
-    """All jobs, oldest first."""
+    """Return all jobs, oldest first."""
     return list(conn.execute(select(jobs).order_by(jobs.c.id)))
 
 
 def jobs_with_work(conn: Connection, *, now: datetime) -> set[int]:
-    """Jobs that a sweep has something to do for: open runs or batches, lost ones, some to delete, twins to look for."""
+    """Return the numbers of jobs that a sweep has work for.
+
+    They have open runs or batches, lost batches whose results the API may still have, batches or files to delete at the
+    API, or sendings presumed absent that may still appear there.
+    """
     open_run = select(runs.c.job_id).where(runs.c.state == RunState.OPEN)
     kept = select(sendings.c.id).where(sendings.c.batch_id == batches.c.id, sendings.c.started_at > now - RESULTS_KEPT)
     batch = select(batches.c.job_id).where(

@@ -1,8 +1,9 @@
-"""Leases: who may plan a job now, and which drivers live. Edge: SQL, and a thread that renews.
+"""Leases: the right of one driver to plan a job, and the signs of life of drivers. Edge: SQL, threads.
 
-A lease has a token that counts up with each holder, and what is done under it checks the token in its own transaction,
-so a driver that was suspended past its lease and wakes up can no longer do it. Each driver holds a lease of its own as
-a sign of life: the batches it has taken are free again when that has run out. See `store.claim`.
+The token of a lease grows with each holder. Work under a lease checks the token in the transaction that writes, so that
+a driver that was suspended until after the end of its lease can write nothing when it wakes. Each driver also holds a
+lease of its own as a sign of life; the batches that it has claimed are free when that lease has run out. See
+`claims.claim`.
 """
 
 import contextlib
@@ -23,34 +24,40 @@ from pipeline.state.holders import holder, holds, in_words, is_dead, lives, unti
 from pipeline.state.tables import leases
 
 DRIVER = "driver "
-FORGOTTEN_AFTER = timedelta(days=2)  # an expired sign of life; every POST of its driver has met its deadline by then
+FORGOTTEN_AFTER = timedelta(
+    days=2
+)  # after its sign of life ran out; all its create calls have passed their deadline by then
 
 
 class Lease:
-    """A lease that this process holds. `lost` says whether it may be somebody else's by now."""
+    """A lease that this process holds. `lost` says whether another driver may hold it by now."""
 
     def __init__(self, resource: str, token: int, seconds: float) -> None:
         self.resource, self.token, self._seconds = resource, token, seconds
-        self.gone = False  #: another driver has it, or took this one for dead: it will not be ours again
+        self.gone = (
+            False  #: another driver has it, or removed it because it presumed this driver dead; it cannot come back
+        )
         self._until = time.monotonic() + seconds
 
     def check(self, conn: Connection) -> None:
-        """Raises LostRace unless the lease is still ours, and keeps it so until this transaction has ended."""
+        """Raise LostRace if this driver no longer holds the lease. Otherwise it keeps it until the transaction ends."""
         query = select(leases.c.token).where(leases.c.resource == self.resource)
-        if conn.scalar(query.with_for_update(read=True)) != self.token:  # several may be at work under it
+        if (
+            conn.scalar(query.with_for_update(read=True)) != self.token
+        ):  # a shared lock: several threads work under the lease
             raise LostRace(f"{self.resource}: another driver took over; the same command again goes on")
 
     @property
     def lost(self) -> bool:
-        """Whether the lease has run out without being renewed, or another driver has it."""
+        """Return whether the lease ran out without a renewal, or another driver has it."""
         return self.gone or time.monotonic() >= self._until
 
     def give_up(self) -> None:
-        """From now on it counts as lost: threads that still run must not go on."""
+        """Make the lease count as lost, so that threads that still run stop."""
         self._until = float("-inf")
 
     def renewed(self, at: float) -> None:
-        """It was renewed; at: monotonic seconds before the renewal was asked for."""
+        """Note a renewal. at: time.monotonic() just before the renewal was sent."""
         self._until = at + self._seconds
 
 
@@ -58,16 +65,16 @@ Now = Callable[[], datetime]
 
 
 def local_now() -> datetime:
-    """The time by this machine's clock."""
+    """Return the time by this machine's clock, in UTC."""
     return datetime.now(UTC)
 
 
 @contextlib.contextmanager
 def hold(database: Database, resource: str, *, seconds: float, now: Now = local_now) -> Iterator[Lease]:
-    """Hold `resource` while the block runs; a thread renews it each third of `seconds`.
+    """Hold the lease on `resource` while the block runs. A thread renews it each third of `seconds`.
 
-    Raises Busy, which names the holder, when another living driver has it. A holder that is seen dead from here is
-    replaced at once, any other one when its lease has run out. Raises Stopped when the database was upgraded.
+    Raises Busy, which names the holder, if another living driver holds it. A holder that is certainly dead is replaced
+    at once, any other one when its lease has run out. Raises Stopped if the database was upgraded.
     """
     lease = _take(database, resource, seconds, now)
     mine = (leases.c.resource == resource, leases.c.token == lease.token)
@@ -77,14 +84,14 @@ def hold(database: Database, resource: str, *, seconds: float, now: Now = local_
 
 @contextlib.contextmanager
 def sign_of_life(database: Database, *, seconds: float, now: Now = local_now) -> Iterator[Lease]:
-    """A lease of this driver's own while the block runs; gone with it, so that its batches are free at once."""
+    """Hold this driver's sign of life while the block runs, then remove it, so that its batches are free at once."""
     lease = _take(database, DRIVER + secrets.token_hex(8), seconds, now)
     with _held(database, lease, seconds, now, delete(leases).where(leases.c.resource == lease.resource)):
         yield lease
 
 
 def bury(conn: Connection, now: datetime) -> None:
-    """Remove the signs of life of drivers that are certainly dead: their batches are free."""
+    """Remove the signs of life of drivers that are certainly dead, so that their batches are free."""
     drivers = conn.execute(select(leases).where(leases.c.resource.startswith(DRIVER))).all()
     dead = [row.resource for row in drivers if is_dead(row.holder) or _is_forgotten(row, now)]
     if dead:
@@ -92,14 +99,14 @@ def bury(conn: Connection, now: datetime) -> None:
 
 
 def _is_forgotten(row: Row[Any], now: datetime) -> bool:
-    """Whether the driver has been silent for days. One that is seen to live is not: the clock was set forward."""
+    """Return whether the driver has been silent for days. A driver that is seen to live is not: the clock jumped."""
     return row.expires_at is not None and row.expires_at < now - FORGOTTEN_AFTER and not lives(row.holder)
 
 
 def is_gone(conn: Connection, driver: str) -> bool:
-    """Whether the driver of this sign of life certainly does nothing any more: it ended, or is dead.
+    """Return whether the driver with this sign of life has certainly stopped: it has ended or is dead.
 
-    One whose lease just ran out may be suspended, and wake. '' is a driver that is not known.
+    A driver whose lease ran out may be suspended, so it has not. Empty is an unknown driver, which has not either.
     """
     holders = conn.scalars(select(leases.c.holder).where(leases.c.resource == driver)).all()
     return bool(driver) and all(is_dead(holder) for holder in holders)
@@ -146,7 +153,7 @@ def _take(database: Database, resource: str, seconds: float, now: Now) -> Lease:
 def _renew(database: Database, lease: Lease, seconds: float, stop: threading.Event, now: Now) -> None:
     while not stop.wait(seconds / 3):
         before = time.monotonic()
-        with contextlib.suppress(PipelineError), database.write() as conn:  # a renewal that fails is tried again
+        with contextlib.suppress(PipelineError), database.write() as conn:  # a renewal that fails is repeated
             mine = (leases.c.resource == lease.resource, leases.c.token == lease.token)
             expires_at = database.now(conn, now()) + timedelta(seconds=seconds)
             if not conn.execute(update(leases).where(*mine).values(expires_at=expires_at)).rowcount:

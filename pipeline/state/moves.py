@@ -1,4 +1,4 @@
-"""The moves of a batch, one function for each, only from the state that it expects. Edge: SQL."""
+"""The moves of a batch: one function for each, which moves it only from the state that it expects. Edge: SQL."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,18 +31,18 @@ from pipeline.states import AT_THE_API, BATCH_MOVES, BatchState, RowState, Sendi
 
 
 class Late(StrEnum):
-    """What became of a batch that turned out to be at the API after its sending had been concluded absent."""
+    """What happens to a batch that appears at the API after its sending was presumed absent."""
 
-    ADOPTED = "adopted"  #: its rows had not been sent again: they wait for its results
-    TWIN = "twin"  #: they had: both are paid
+    ADOPTED = "adopted"  #: the batch had not been sent again; its rows wait for these results
+    TWIN = "twin"  #: the batch had been sent again; both sendings are paid for
 
 
 def record_late(conn: Connection, sending: int, api_id: str, *, now: datetime, shown: bool) -> Late | None:
-    """A sending that was concluded absent was accepted after all.
+    """Record that the API accepted a sending that was presumed absent. Return what happens to its batch.
 
-    A batch that is planned again is adopted: planned -> in_progress; a driver that has claimed it loses at its intent.
-    shown: by the listing, where it may be a later sending of the same body whose end is not known yet; else the API
-    has answered this very sending. None when nothing is to be done.
+    A batch that is planned is adopted: planned -> in_progress. A driver that has claimed it then gets LostRace when it
+    commits its intent. shown: True: the listing shows the batch, which may also be a later sending of the same body
+    whose end is not known yet. False: the API answered this sending. None: nothing was changed.
     """
     number = conn.execute(select(sendings.c.batch_id).where(sendings.c.id == sending)).scalar_one()
     query = select(*BATCH_COLUMNS).where(batches.c.id == number).with_for_update(key_share=True)
@@ -62,14 +62,14 @@ def record_late(conn: Connection, sending: int, api_id: str, *, now: datetime, s
 
 
 def twin_problem(api_id: str) -> str:
-    """What is to be said of a batch that was sent twice."""
+    """Return the sentence about a batch that was sent twice."""
     return f"{api_id} was accepted, though the API's listing did not show it in time: paid twice"
 
 
 def _move(conn: Connection, batch: Batch, to: BatchState, **values: Any) -> None:
-    """Move one batch, only from the state we believe it is in, and let it go. Raises LostRace if it is not there.
+    """Move one batch from the state that the caller believes it is in, and release it. Raises LostRace otherwise.
 
-    What was said of it in its old state is no longer so.
+    Clears the reason and the problem of the old state.
     """
     assert to in BATCH_MOVES[batch.state], f"{batch.state} -> {to} is no legal move"
     here = (batches.c.id == batch.id, batches.c.state == batch.state)
@@ -78,7 +78,7 @@ def _move(conn: Connection, batch: Batch, to: BatchState, **values: Any) -> None
         raise LostRace(f"batch {batch.id} is no longer {batch.state}; the same command again goes on")
 
 
-# Rows planned one after the other have consecutive numbers and positions: one statement claims them all.
+# Rows that were planned one after the other have consecutive numbers and positions, so one statement claims them all.
 _CLAIMED = (
     update(requests)
     .where(
@@ -94,8 +94,8 @@ _CLAIMED = (
         body_n=requests.c.id - bindparam("offset_"),
     )
 )
-# The attempts of a retry start at 0 with the batch that it planned from the source, and not before: what was planned
-# and is in no batch may still be left with its outcome. A row that has a body has been in such a batch.
+# A retry counts attempts from 0 when it puts a row into a batch, and not when it plans the row: a planned row may still
+# return to its earlier outcome. A row that has a body has been in a batch of the retry before.
 _STARTED_BY_RETRY = case((requests.c.body_id.is_(None), -func.abs(requests.c.attempts)), else_=requests.c.attempts)
 _CLAIM_PARAMETERS = ("first", "last", "offset", "offset_", "run", "batch", "body")
 _CLAIM = Bulk(_CLAIMED, _CLAIM_PARAMETERS)
@@ -103,7 +103,7 @@ _CLAIM_FOR_RETRY = Bulk(_CLAIMED.values(attempts=_STARTED_BY_RETRY), _CLAIM_PARA
 
 
 def _consecutive(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(row, n) pairs as stretches (first row, last row, row minus n) in which both count up together."""
+    """Return (row, n) pairs as ranges (first row, last row, row minus n) in which both numbers grow by one."""
     stretches: list[tuple[int, int, int]] = []
     for row, n in rows:
         if stretches and stretches[-1][1] == row - 1 and stretches[-1][2] == row - n:
@@ -124,10 +124,10 @@ def add_batch(
     gate: str | None,
     now: datetime,
 ) -> int:
-    """A new planned batch, and its rows pending -> in_flight. Raises LostRace when one of them is not free.
+    """Add a planned batch, move its rows pending -> in_flight, and return the batch's number.
 
-    The attempts of rows that a retry has planned start at 0. gate: of its run, that it opens; None for an ordinary
-    batch.
+    Raises LostRace if one of the rows is not pending in this run. In the run of a retry, the attempts of the rows start
+    at 0. gate: the gate of the run that the batch opens; None: an ordinary batch.
     """
     created = conn.execute(
         insert(batches).values(
@@ -161,9 +161,9 @@ def add_batch(
 
 
 def drop_batch(conn: Connection, batch: Batch, reason: Reason, detail: str | None = None) -> None:
-    """planned -> dropped: it is not going to be sent; its rows are pending again. Under the lease on planning.
+    """planned -> dropped: the batch will not be sent, and its rows are pending again. Needs the lease on planning.
 
-    Rows of a retry that is over stand with their outcomes instead.
+    Rows of a retry that has ended return to their earlier outcomes instead.
     """
     _move(conn, batch, BatchState.DROPPED, reason=reason, problem=detail)
     back = (
@@ -186,10 +186,10 @@ def begin_sending(
     due_at: datetime,
     reserved_usd: float | None,
 ) -> tuple[Batch, int]:
-    """planned -> submitting, with the intent: from here on a create may reach the API. The batch stays claimed.
+    """planned -> submitting: store the intent, after which a create call may reach the API. The batch stays claimed.
 
-    driver: the sign of life of the one who sends; started_at, deadline: by the API's clock; reserved_usd: what it may
-    cost at most. Returns the batch as it is now and the sending's number.
+    driver: the sign of life of the driver that sends. started_at, deadline: by the API's clock. reserved_usd: the
+    worst-case cost; None: there is no budget. Returns the moved batch and the number of the sending.
     """
     _move(conn, batch, BatchState.SUBMITTING, account_id=account_id, due_at=due_at, claimed_by=driver)
     values: dict[str, Any] = {"batch_id": batch.id, "account_id": account_id, "driver": driver}
@@ -199,9 +199,9 @@ def begin_sending(
 
 
 def record_api_id(conn: Connection, sending: int, api_id: str, request_id: str | None, now: datetime) -> Late | None:
-    """The API accepted this sending. Recorded even by a driver that has lost its claim: the fact is a fact.
+    """Record that the API accepted this sending. A driver that has lost its claim records it too, because it is true.
 
-    Returns what became of it where another driver has concluded meanwhile that it was absent.
+    Returns what happens to the batch if another driver has presumed the sending absent in the meantime; otherwise None.
     """
     values = {"end": SendingEnd.ACCEPTED, "api_id": api_id, "request_id": request_id, "ended_at": now}
     open_end = or_(sendings.c.end.is_(None), sendings.c.end == SendingEnd.UNKNOWN)
@@ -212,7 +212,7 @@ def record_api_id(conn: Connection, sending: int, api_id: str, request_id: str |
 
 
 def mark_in_progress(conn: Connection, batch: Batch, api_id: str, *, due_at: datetime) -> None:
-    """submitting -> in_progress: the API has it under this id."""
+    """submitting -> in_progress: the API accepted the batch under this id."""
     _move(conn, batch, BatchState.IN_PROGRESS, api_id=api_id, due_at=due_at, wait_seconds=0.0)
 
 
@@ -226,14 +226,14 @@ def mark_rejected(
     now: datetime,
     due_at: datetime,
 ) -> None:
-    """submitting -> planned: proven that the API took nothing. due_at: not to be tried again before."""
+    """submitting -> planned: the API certainly did not accept the batch. due_at: the earliest time to send it again."""
     values = {"end": SendingEnd.REJECTED, "problem": problem, "request_id": request_id, "ended_at": now}
     conn.execute(update(sendings).where(sendings.c.id == sending).values(**values))
     _plan_again(conn, batch, due_at=due_at, problem=problem)
 
 
 def _plan_again(conn: Connection, batch: Batch, *, due_at: datetime, **values: Any) -> None:
-    """submitting -> planned; or -> in_progress where an earlier sending turned out to be at the API meanwhile."""
+    """submitting -> planned; or -> in_progress if an earlier sending has appeared at the API in the meantime."""
     late = (sendings.c.batch_id == batch.id, sendings.c.end == SendingEnd.TWIN)
     twin = conn.execute(select(sendings.c.id, sendings.c.api_id).where(*late).order_by(sendings.c.id).limit(1)).first()
     if twin is None:
@@ -254,23 +254,26 @@ def mark_unknown(
     grace_from: datetime,
     due_at: datetime,
 ) -> None:
-    """Stays submitting: how the sending ended is to be found out. grace_from: by the API's clock."""
+    """Stay submitting: note that the end of the sending is unknown, and release the batch until due_at.
+
+    grace_from: the start of the grace time, by the API's clock.
+    """
     values = {"end": SendingEnd.UNKNOWN, "problem": in_words(reason, problem), "grace_from": grace_from}
     conn.execute(update(sendings).where(sendings.c.id == sending, sendings.c.end.is_(None)).values(**values))
     postpone(conn, batch, due_at=due_at, reason=reason, problem=problem)
 
 
 def mark_adopted(conn: Connection, batch: Batch, sending: int, api_id: str, *, now: datetime) -> None:
-    """submitting -> in_progress: a batch at the API proved to be this sending."""
+    """submitting -> in_progress: a batch at the API was proved to be this sending."""
     values = {"end": SendingEnd.ADOPTED, "api_id": api_id, "ended_at": now}
     conn.execute(update(sendings).where(sendings.c.id == sending).values(**values))
     mark_in_progress(conn, batch, api_id, due_at=now)
 
 
 def mark_absent(conn: Connection, batch: Batch, sending: int, *, now: datetime) -> bool:
-    """submitting -> planned: a listing after the grace time does not show it.
+    """submitting -> planned: a listing that was read after the grace time does not show the batch. Return True.
 
-    False when its driver woke and recorded the API's answer since the listing was read: then it is left as it is.
+    Return False and change nothing if the sending's driver has recorded the API's answer since the listing was read.
     """
     unknown = (sendings.c.id == sending, sendings.c.end == SendingEnd.UNKNOWN)
     if not conn.execute(update(sendings).where(*unknown).values(end=SendingEnd.ABSENT, ended_at=now)).rowcount:
@@ -289,9 +292,9 @@ def postpone(
     problem: str | None = None,
     also: Mapping[str, Any] | None = None,
 ) -> None:
-    """Release the batch until due_at. wait: seconds of the last wait, from which the next one grows.
+    """Release the batch until due_at. wait: the length of this wait in seconds; the next one is longer.
 
-    reason, problem: why it waits, and what else is known of that; also: columns that change with it.
+    reason, problem: why it waits, and details for people; None: none. also: other columns to change; None: none.
     """
     values: dict[str, Any] = dict(also or {})
     values |= {"due_at": due_at, "wait_seconds": wait, "reason": reason, "problem": problem, "claimed_by": None}
@@ -299,7 +302,7 @@ def postpone(
 
 
 class Again(NamedTuple):
-    """A batch that is at work at the API, when it is asked after again, and after how many seconds that is."""
+    """A running batch, when it is polled again, and after how many seconds that is."""
 
     batch: Batch
     due_at: datetime
@@ -307,7 +310,7 @@ class Again(NamedTuple):
 
 
 def postpone_running(conn: Connection, running: Sequence[Again]) -> None:
-    """As `postpone`, of many batches that we have claimed and the API knows; not of one that another driver has now."""
+    """Release running batches that the API knows until their due_at. Skips those that another driver has claimed."""
     here = (batches.c.id == bindparam("batch"), batches.c.claim == bindparam("claim_"))
     values: dict[str, Any] = {"due_at": bindparam("due"), "wait_seconds": bindparam("wait")}
     answered = {"reason": None, "problem": None, "claimed_by": None, "not_found": 0, "not_found_at": None}
@@ -320,9 +323,9 @@ def postpone_running(conn: Connection, running: Sequence[Again]) -> None:
 def hold_back(
     conn: Connection, job_id: int, why: Reason, *, now: datetime, due_at: datetime, behind: int | None = None
 ) -> None:
-    """The job's planned batches that are due wait until due_at, or until a batch ends.
+    """Hold back the job's planned batches that are due, until due_at or until a batch ends.
 
-    behind: of this run only, but for those that open its gate.
+    behind: hold back only batches of this run that do not open its gate; None: all planned batches.
     """
     due = [batches.c.job_id == job_id, batches.c.state == BatchState.PLANNED, batches.c.due_at <= now]
     if behind is not None:
@@ -331,41 +334,41 @@ def hold_back(
 
 
 def wake_held_back(conn: Connection, now: datetime) -> None:
-    """A batch has ended, of whatever job: those that wait for room or money may try again."""
+    """Make all batches due that wait for room, money or a gate, because a batch of any job has ended."""
     waiting = (batches.c.state == BatchState.PLANNED, batches.c.reason.in_(HELD_BACK), batches.c.due_at > now)
     conn.execute(update(batches).where(*waiting).values(due_at=now))
 
 
 def mark_canceling(conn: Connection, batch: Batch, *, now: datetime, due_at: datetime) -> None:
-    """in_progress -> canceling: somebody asked the API to cancel it."""
+    """in_progress -> canceling: the API was asked to cancel the batch."""
     _move(conn, batch, BatchState.CANCELING, due_at=due_at, canceling_at=now)
 
 
 def mark_ended(
     conn: Connection, batch: Batch, counts: Mapping[str, int], *, ended_at: datetime, due_at: datetime
 ) -> None:
-    """in_progress or canceling -> ended: results can be fetched."""
+    """in_progress or canceling -> ended: the results can be downloaded. counts: the API's request_counts."""
     assert batch.state in AT_THE_API
     values = {"counts": dict(counts), "ended_at": ended_at, "due_at": due_at, "wait_seconds": 0.0}
     _move(conn, batch, BatchState.ENDED, **values, not_found=0, not_found_at=None)
 
 
 def count_download(conn: Connection, batch: Batch, *, now: datetime, due_at: datetime, problem: str) -> None:
-    """The results were not complete: fetch them again at due_at."""
+    """Note a download that was not complete, and download again at due_at."""
     downloaded = {"downloads": batch.downloads + 1, "downloaded_at": batch.downloaded_at or now}
     postpone(conn, batch, due_at=due_at, problem=problem, also=downloaded)
 
 
 def collected_so_far(conn: Connection, batch: Batch) -> tuple[dict[str, int], float]:
-    """Rows of the batch by outcome, and US dollars of what was answered, as far as it has been collected."""
+    """Return the batch's collected rows by outcome, and the cost of their answers in US dollars."""
     row = conn.execute(select(batches.c.outcomes, batches.c.cost_usd).where(batches.c.id == batch.id)).one()
     return dict(row.outcomes or {}), round(float(row.cost_usd), 12)
 
 
 def mark_collected(conn: Connection, batch: Batch, *, delete_remote: bool, now: datetime) -> None:
-    """ended -> collected: every row of it has its outcome. Raises LostRace while one is still in flight.
+    """ended -> collected: every row has its outcome. Raises LostRace if a row is still in flight.
 
-    delete_remote: it is to be deleted at the API.
+    delete_remote: whether the batch is to be deleted at the API.
     """
     _refuse_in_flight(conn, batch)
     values = {"delete_remote": delete_remote, "due_at": now, "collected_at": now}
@@ -373,13 +376,19 @@ def mark_collected(conn: Connection, batch: Batch, *, delete_remote: bool, now: 
 
 
 def mark_lost(conn: Connection, batch: Batch, why: str, *, due_at: datetime) -> None:
-    """submitting to ended -> lost: its rows have their outcome. due_at: when it is asked after again."""
+    """From submitting, in_progress, canceling or ended -> lost. Raises LostRace if a row is still in flight.
+
+    why: for people. due_at: when the API is asked for the batch again.
+    """
     _refuse_in_flight(conn, batch)
     _move(conn, batch, BatchState.LOST, problem=why, due_at=due_at, not_found=0, not_found_at=None)
 
 
 def mark_found_again(conn: Connection, batch: Batch, api_id: str, *, now: datetime) -> int:
-    """lost -> in_progress: the API knows it after all. How many rows wait for it again: those not sent since."""
+    """lost -> in_progress: the API has the batch after all. Return how many of its rows wait for it again.
+
+    Rows that have been sent again since then do not.
+    """
     values = {"api_id": api_id, "due_at": now, "wait_seconds": 0.0, "downloads": 0}
     outcomes = dict(conn.scalar(select(batches.c.outcomes).where(batches.c.id == batch.id)) or {})
     outcomes.pop(RowState.LOST, None)
@@ -393,12 +402,12 @@ def mark_found_again(conn: Connection, batch: Batch, api_id: str, *, now: dateti
 
 
 def mark_deleted(conn: Connection, batch: Batch) -> None:
-    """It is no longer at the API."""
+    """Note that the batch was deleted at the API."""
     conn.execute(update(batches).where(batches.c.id == batch.id).values(delete_remote=False, claimed_by=None))
 
 
 def ask_to_cancel(conn: Connection, job_id: int) -> int:
-    """All batches of the job that are at the API, or may be, are to be canceled there, at once; how many those are."""
+    """Mark the job's batches that are or may be at the API as to be canceled at once. Return how many there are."""
     there = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
     here = (batches.c.job_id == job_id, batches.c.state.in_(there))
     return conn.execute(update(batches).where(*here).values(cancel=True, due_at=AT_ONCE)).rowcount

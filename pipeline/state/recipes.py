@@ -1,4 +1,4 @@
-"""With which recipes a job's rows were answered, and in what an older one differs from the present one."""
+"""The recipes with which a job's rows were answered, and how older ones differ from the current one. Edge: SQL."""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -9,15 +9,15 @@ from sqlalchemy import Connection, func, select
 from pipeline.state.tables import runs, tallies
 from pipeline.states import OUTCOMES
 
-PARTS = ("request", "output", "vars")  # of a job, that its recipe is made of
-LONGEST = 60  # characters of a line that is shown
+PARTS = ("request", "output", "vars")  # the parts of a job that make its recipe
+LONGEST = 60  # characters of a shown line; longer ones are cut
 
 
 class Answered(NamedTuple):
-    """The rows whose last outcome came with one recipe.
+    """The rows whose last outcome has one recipe.
 
-    since: when a run first had it; differs: the first line in which it is not the present one, None for the present
-    one, and where only the version of the hash differs.
+    since: the start of the first run with the recipe. rows: their number. present: whether it is the current recipe.
+    differs: its first difference from the current recipe; None: it is the current one, or no text differs.
     """
 
     recipe: str
@@ -28,9 +28,10 @@ class Answered(NamedTuple):
 
 
 def answered(conn: Connection, job_id: int) -> list[Answered]:
-    """The job's rows that have their outcome, by recipe, the present one first; none while it has had one only.
+    """Return the number of the job's rows with an outcome for each recipe, the current recipe first, then newest first.
 
-    A row belongs to the run that planned it last, so its recipe is that of the run: no row has to be looked at.
+    Empty if the job has had one recipe only. A row has the recipe of the run that planned it last, so that the rows
+    themselves need not be read.
     """
     columns = (runs.c.recipe, runs.c.created_at, runs.c.job, runs.c.retry)
     found = conn.execute(select(*columns).where(runs.c.job_id == job_id).order_by(runs.c.id)).all()
@@ -62,7 +63,10 @@ def answered(conn: Connection, job_id: int) -> list[Answered]:
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """`request.prompt line 2 was 'Summarise', is 'Classify'`: where two stored jobs first ask in other words."""
+    """Return the first difference of two stored jobs, as `request.prompt line 2 was 'Summarise', is 'Classify'`.
+
+    None: their recipes have no difference.
+    """
     old, new = (dict(_lines({part: job.get(part) for part in PARTS})) for job in (before, now))
     for place in [*old, *(place for place in new if place not in old)]:
         if old.get(place) != new.get(place):
@@ -71,7 +75,10 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
 
 
 def _lines(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Each value of a nested one, with its place: request.params.temperature. A text is told by its lines."""
+    """Yield (place, text) for each value inside a nested value, and for each line of a text value.
+
+    A place is written as `request.params.temperature`.
+    """
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _lines(inner, f"{place}.{name}" if place else str(name))

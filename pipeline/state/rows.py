@@ -1,4 +1,4 @@
-"""The rows of a job: added, planned, sent, and their outcomes. Edge: SQL."""
+"""The rows of jobs: added, planned, sent, and given their outcomes. Edge: SQL."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,26 +51,29 @@ _KNOWN = [
 
 
 def has_rows(conn: Connection, job_id: int) -> bool:
-    """Whether the job knows any row yet."""
+    """Return whether the job has any row."""
     return conn.scalar(select(requests.c.id).where(requests.c.job_id == job_id).limit(1)) is not None
 
 
 def any_waiting(conn: Connection, job_id: int) -> bool:
-    """Whether a row of the job is pending."""
+    """Return whether a row of the job is pending."""
     of_job = select(runs.c.id).where(runs.c.job_id == job_id)
     waiting = (requests.c.run_id.in_(of_job), requests.c.state == text("'pending'"))
     return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
 
 
 def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, Row[Any]]:
-    """What is known of these keys; at most a chunk of them. attempts: of the last outcome, where there is one."""
+    """Return the known rows by key; new keys are left out. keys: at most a chunk.
+
+    attempts of a row: those of its last outcome, if it has one.
+    """
     query = select(*_KNOWN, func.abs(requests.c.attempts).label("attempts")).where(
         requests.c.job_id == job_id, requests.c.key.in_(keys)
     )
     return {row.key: row for row in conn.execute(query)}
 
 
-#: What a new row is inserted with, in this order; `job_id` and `id` come before.
+#: The values of a new row, in this order; `job_id` and `id` come before them.
 NEW_ROW = (
     *("key", "run_id", "state", "row_hash", "recipe", "keep", "sent_hash", "attempts"),
     *("outcome", "outcome_hash", "outcome_recipe"),
@@ -80,7 +83,7 @@ _ADD = Bulk(insert(requests), ("id", "job_id", *NEW_ROW))
 
 
 def add_rows(conn: Connection, job_id: int, rows: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Insert new rows, each a tuple of NEW_ROW; their numbers, ascending."""
+    """Insert new rows and return their numbers in ascending order. rows: tuples in the order of NEW_ROW."""
     if not rows:
         return []
     numbers = next_ids(conn, len(rows))
@@ -101,7 +104,10 @@ _REPLAN = Bulk(
 
 
 def replan_rows(conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Known rows -> pending (or invalid), as they are at the source now: each a tuple of NEW_ROW and its number."""
+    """Move known rows to pending or invalid, with their new values from the source.
+
+    rows: tuples in the order of NEW_ROW, then the row's number. Raises LostRace if another driver has planned some.
+    """
     if not rows:
         return
     changes = leaving(conn, requests.c.id.in_([row[-1] for row in rows]))
@@ -112,8 +118,11 @@ def replan_rows(conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
 
 
 def keep_rows(conn: Connection, rows: Sequence[tuple[int, str | None, str | None]]) -> None:
-    """Rows that need no sending: (number, kept values, outcome to return to or None to leave the state)."""
-    if rows:  # who is collecting one of them has read what it kept before: he is to read it again
+    """Store the kept values of rows that need not be sent.
+
+    rows: (number, kept values, outcome to return to); outcome None: leave the state unchanged.
+    """
+    if rows:  # a driver that is collecting one of them has read the old kept values and must read them again
         flying = (requests.c.id.in_([row for row, *_ in rows]), requests.c.state == RowState.IN_FLIGHT)
         theirs = batches.c.id.in_(select(requests.c.batch_id).where(*flying))
         ended = (theirs, batches.c.state == BatchState.ENDED)
@@ -129,7 +138,7 @@ def keep_rows(conn: Connection, rows: Sequence[tuple[int, str | None, str | None
             conn.execute(statement.values(state=bindparam("outcome_"), **answered), back)
 
 
-#: Of a row that goes back to its outcome, what else goes back to what it was then.
+#: The columns that a row gets back when it returns to its earlier outcome.
 _AS_ANSWERED = {
     "row_hash": requests.c.outcome_hash,
     "recipe": requests.c.outcome_recipe,
@@ -138,7 +147,10 @@ _AS_ANSWERED = {
 
 
 def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> None:
-    """Rows in flight whose source row is another by now (its hash), or again the one that was sent (None)."""
+    """Mark rows in flight whose source row has changed since they were sent.
+
+    rows: (number, hash of the changed row); hash None: the source row is again as it was sent.
+    """
     changes = [{"row": row, "hash": row_hash} for row, row_hash in rows]
     if changes:
         statement = update(requests).where(requests.c.id == bindparam("row")).values(changed_hash=bindparam("hash"))
@@ -146,7 +158,7 @@ def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> 
 
 
 def take_over(conn: Connection, run_id: int, older: Sequence[int]) -> None:
-    """The waiting rows of older runs become this one's, to be rendered anew: their bodies have an older recipe."""
+    """Move the pending rows of older runs to this run and let it render them again with its recipe."""
     for other in older:
         waiting = (requests.c.run_id == other, requests.c.state == text("'pending'"))
         taken = conn.execute(update(requests).where(*waiting).values(run_id=run_id, body_id=None, body_n=None))
@@ -154,20 +166,20 @@ def take_over(conn: Connection, run_id: int, older: Sequence[int]) -> None:
 
 
 def forget_waiting_bodies(conn: Connection, run_id: int, variables: dict[str, Any]) -> None:
-    """Rows that wait are rendered anew by the planning that begins now; see `remove_vanished`."""
+    """Let the planning that starts now render all pending rows again; see `remove_vanished`."""
     waiting = (requests.c.run_id.in_(runs_like(conn, run_id, variables)), requests.c.state == text("'pending'"))
     conn.execute(update(requests).where(*waiting, requests.c.body_id.is_not(None)).values(body_id=None, body_n=None))
 
 
 def forget_bodies_of(conn: Connection, numbers: Sequence[int]) -> None:
-    """These rows, where they wait, are rendered again by the run that they wait for: their requests are outdated."""
+    """Let the run of each of these rows render it again if it is pending, because its request is outdated."""
     if numbers:
         waiting = (requests.c.id.in_(numbers), requests.c.state == RowState.PENDING)
         conn.execute(update(requests).where(*waiting).values(body_id=None, body_n=None))
 
 
 def stand(conn: Connection, run_id: int, *which: ColumnElement[bool]) -> None:
-    """pending -> the outcome that they had, for the rows of a run that have one. which: of these only."""
+    """pending -> the earlier outcome, for the rows of a run that have one. which: further conditions on the rows."""
     waits = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), *which)
     if conn.scalar(select(requests.c.id).where(*waits).limit(1)) is None:
         return
@@ -178,35 +190,35 @@ def stand(conn: Connection, run_id: int, *which: ColumnElement[bool]) -> None:
 
 
 def stand_vanished(conn: Connection, run_id: int) -> None:
-    """Rows that a retry waits to send and its planning did not find in the source stand with their outcomes.
+    """Return the pending rows of a retry that its planning did not find in the source to their earlier outcomes.
 
-    Call when the planning has come to the end of the source; see `remove_vanished`.
+    Call it when the planning has reached the end of the source; see `remove_vanished`.
     """
     stand(conn, run_id, requests.c.body_id.is_(None))
 
 
 def stand_if_retry_is_over(conn: Connection, run_id: int) -> None:
-    """The waiting rows of a retry that no command goes on with stand with their outcomes.
+    """Return the pending rows of a retry to their earlier outcomes if no command continues the retry.
 
-    On PostgreSQL another transaction may end the retry just now, and not see rows that begin to wait here: the next
-    planning looks for such ones.
+    On PostgreSQL another transaction may end the retry at the same time and not see rows that become pending here. The
+    next planning finds such rows.
     """
     if conn.scalar(select(runs.c.id).where(runs.c.id == run_id, IS_RETRY, ~UNFINISHED)) is not None:
         stand(conn, run_id)
 
 
 def waiting_for_nothing(conn: Connection, job_id: int) -> list[int]:
-    """Retries of the job that no command goes on with, and for which rows wait all the same."""
+    """Return the retries of the job that no command continues and that still have pending rows."""
     waits = select(requests.c.id).where(requests.c.run_id == runs.c.id, requests.c.state == text("'pending'"))
     return list(conn.scalars(select(runs.c.id).where(runs.c.job_id == job_id, IS_RETRY, ~UNFINISHED, waits.exists())))
 
 
 def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) -> int:
-    """Remove rows that no longer stand in the source and never had an outcome; how many there were.
+    """Remove the rows that are no longer in the source and never had an outcome, and return how many have vanished.
 
-    Call when planning has come to the end of the source: every row of it that waited is in a batch by then. One that
-    came to wait meanwhile, out of a batch that was collected, has its body still. Rows that wait for a run with other
-    vars belong to another source and stay, as do those of a retry.
+    Call it when planning has reached the end of the source: all pending rows of the source are in a batch by then. A
+    row that became pending in the meantime, out of a collected batch, still has its body. Pending rows of a run with
+    other vars belong to another source and stay, as do those of a retry.
     """
     removed = 0
     for same in runs_like(conn, run_id, variables):
@@ -216,14 +228,17 @@ def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) ->
         gone = conn.execute(requests.delete().where(*waits, requests.c.outcome.is_(None))).rowcount
         tally(conn, {(same, RowState.PENDING): -gone})
         removed += gone
-        for outcome in OUTCOMES:  # one that was to be sent again has vanished: its outcome stands
+        for outcome in OUTCOMES:  # a vanished row that was to be sent again returns to its outcome
             stands = update(requests).where(*waits, requests.c.outcome == outcome).values(state=outcome)
             moved(conn, same, RowState.PENDING, outcome, conn.execute(stands).rowcount)
     return removed
 
 
 def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, int], limit: int) -> list[Row[Any]]:
-    """Waiting rows of a run whose request stands in a body, in their order there. after: (body_id, body_n, id)."""
+    """Return the pending rows of a run whose request is in a body, in the order of the bodies.
+
+    after: (body_id, body_n, id) of the row before the first one. limit: the largest number of rows.
+    """
     body, n, row = after
     of_row = ("id", "key", "body_id", "body_n", "outcome", "error_type", "sent_hash", "outcome_sent_hash")
     columns = [requests.c[name] for name in of_row]
@@ -243,14 +258,14 @@ def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, 
 
 
 def note_sent(conn: Connection, rows: Sequence[tuple[int, bytes]]) -> None:
-    """Rows that go again changed, with the hash of what they are asked now."""
+    """Note the hash of the params that rows are sent again with. rows: (number, sent_hash)."""
     if rows:
         statement = update(requests).where(requests.c.id == bindparam("row")).values(sent_hash=bindparam("hash"))
         conn.execute(statement, [{"row": row, "hash": sent_hash} for row, sent_hash in rows])
 
 
 def leave_rows(conn: Connection, numbers: Sequence[int]) -> None:
-    """Waiting rows that would be sent again in vain -> the outcome that they had."""
+    """pending -> the earlier outcome, for rows that cannot succeed if they are sent again."""
     if numbers:
         here = (
             requests.c.id == bindparam("row"),
@@ -264,13 +279,13 @@ def leave_rows(conn: Connection, numbers: Sequence[int]) -> None:
 
 
 def forget_body(conn: Connection, batch: int) -> None:
-    """The body of this batch is gone: its waiting rows can only be rendered from the source again."""
+    """Let the pending rows of this batch be rendered from the source again, because the batch's body is missing."""
     waiting = (requests.c.body_id == batch, requests.c.state == RowState.PENDING)
     conn.execute(update(requests).where(*waiting).values(body_id=None, body_n=None))
 
 
 def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | None = None) -> list[str]:
-    """The nonces of final batches whose body no waiting row needs any more."""
+    """Return the nonces of batches in a final state whose body no pending row needs. batch_ids None: of all batches."""
     needed = select(requests.c.id).where(requests.c.body_id == batches.c.id, requests.c.state == text("'pending'"))
     final = batches.c.state.in_(CLOSED_BATCHES)
     query = select(batches.c.nonce).where(batches.c.job_id == job_id, final, ~needed.exists())
@@ -278,14 +293,14 @@ def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | No
 
 
 def needed_bodies(conn: Connection, job_id: int) -> list[int]:
-    """The numbers of the batches whose body may be read again: open ones, and those that a waiting row stands in."""
+    """Return the batches whose body may be read again: open ones, and those with the request of a pending row."""
     waiting = select(requests.c.id).where(requests.c.body_id == batches.c.id, requests.c.state == text("'pending'"))
     needed = or_(batches.c.state.in_(OPEN_BATCHES), waiting.exists())
     return list(conn.scalars(select(batches.c.id).where(batches.c.job_id == job_id, needed).order_by(batches.c.id)))
 
 
 def batch_rows(conn: Connection, batch: int, first: int, last: int) -> Sequence[Sequence[Any]]:
-    """The rows of a batch still in flight, at positions first to last: (number, n, attempts, key, keep), by n."""
+    """Return the rows of a batch in flight at positions first to last, as (number, n, attempts, key, keep), by n."""
     attempts = case((requests.c.attempts < 0, 0), else_=requests.c.attempts).label("attempts")
     query = (
         select(requests.c.id, requests.c.n, attempts, requests.c.key, requests.c.keep)
@@ -300,9 +315,9 @@ def batch_rows(conn: Connection, batch: int, first: int, last: int) -> Sequence[
 
 
 def whole(conn: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:
-    """All rows of a query whose columns are numbers and texts, in its order.
+    """Return all rows of a query whose columns are numbers and texts, in the order of the query.
 
-    On SQLite in one step: for each step its driver lets other threads go on, and then waits for its turn again.
+    On SQLite all rows are fetched in one step, because its driver waits for the interpreter after each step.
     """
     if conn.dialect.name != "sqlite":
         return conn.execute(query).fetchall()
@@ -312,22 +327,22 @@ def whole(conn: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:
 
 
 class Settled(NamedTuple):
-    """One row's outcome, for `mark_outcomes`."""
+    """The outcome of one row, for `mark_outcomes`."""
 
     row: int
     outcome: str
     error_type: str | None
-    again: bool  #: whether it is sent again
-    counts: bool = True  #: whether it was an attempt; where the account was refused, the row was not
+    again: bool  #: whether the row is sent again
+    counts: bool = True  #: whether it counts as an attempt; it does not if the API refused the account
 
 
 def mark_outcomes(
     conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[Settled], *, left: Sequence[int] = ()
 ) -> None:
-    """in_flight -> an outcome, or pending when it is sent again, for all rows at positions first to last of a batch.
+    """in_flight -> an outcome, or pending if sent again, for all rows at positions first to last of a batch.
 
-    left: rows there that stay in flight. Nothing of a retry that is over is sent again. Raises LostRace unless these
-    are just the rows in flight there.
+    left: the numbers of rows there that stay in flight. Rows of a retry that has ended are not sent again. Raises
+    LostRace if rows and left together are not exactly the rows in flight there.
     """
     if not rows:
         return
@@ -371,7 +386,7 @@ def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: boo
 def add_to_batch(
     conn: Connection, batch: Batch, outcomes: Mapping[str, int], usage: Mapping[str, int], cost_usd: float
 ) -> None:
-    """Count a chunk's outcomes, tokens by class and cost into its batch."""
+    """Add the outcomes, token counts by class and cost of a chunk of rows to their batch."""
     before = conn.execute(select(batches.c.outcomes, batches.c.usage).where(batches.c.id == batch.id)).one()
     values = {
         "outcomes": dict(Counter(before.outcomes or {}) + Counter(outcomes)),

@@ -1,4 +1,4 @@
-"""The runs of a job: begun, joined, planned, ended. Edge: SQL."""
+"""The runs of jobs: created, joined, planned and ended. Edge: SQL."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -26,24 +26,24 @@ from pipeline.states import OPEN_BATCHES, BatchState, RowState, RunReason, RunSt
 
 
 def get_run(conn: Connection, run_id: int) -> Row[Any]:
-    """One run."""
+    """Return one run."""
     return conn.execute(select(runs).where(runs.c.id == run_id)).one()
 
 
 def open_runs(conn: Connection, job_id: int | None = None) -> list[Row[Any]]:
-    """The open runs of a job, or of all jobs, oldest first."""
+    """Return the open runs of a job, oldest first. job_id None: of all jobs."""
     query = select(runs).where(runs.c.state == RunState.OPEN).order_by(runs.c.id)
     return list(conn.execute(query if job_id is None else query.where(runs.c.job_id == job_id)))
 
 
 def unfinished_retries(conn: Connection, job_id: int) -> list[Row[Any]]:
-    """The retries of a job that the same command goes on with, oldest first. Their waiting rows are left to them."""
+    """Return the retries that the same command continues, oldest first. Other runs leave their pending rows to them."""
     query = select(runs).where(runs.c.job_id == job_id, IS_RETRY, UNFINISHED).order_by(runs.c.id)
     return list(conn.execute(query))
 
 
 def last_run(conn: Connection, job_id: int) -> Row[Any] | None:
-    """The job's newest run, or None."""
+    """Return the job's newest run; None if it has none."""
     return conn.execute(select(runs).where(runs.c.job_id == job_id).order_by(runs.c.id.desc()).limit(1)).one_or_none()
 
 
@@ -57,10 +57,10 @@ def join_run(
     retry: dict[str, Any] | None,
     now: datetime,
 ) -> int:
-    """The job's open run with these vars and this recipe, which then goes by the present job; else a new one.
+    """Return the job's open run with these vars and this recipe, updated to the current job; otherwise add a run.
 
-    A run that stopped for its budget is opened again: its money counts on. retry: what a person wants sent again, which
-    is a run of its own; None for the whole source. Under the lease on planning.
+    A run that stopped because of its budget is opened again and keeps its costs. retry: the rows that a person wants
+    sent again, which make a run of their own; None: the whole source. Needs the lease on planning.
     """
     joined_run = run_to_join(conn, job_id, variables=variables, recipe=recipe, retry=retry)
     open_again = {"state": RunState.OPEN, "reason": None, "ended_at": None, "counts": None, "planned_at": None}
@@ -76,7 +76,7 @@ def join_run(
 def run_to_join(
     conn: Connection, job_id: int, *, variables: dict[str, Any], recipe: str, retry: dict[str, Any] | None
 ) -> int | None:
-    """The newest such run, an open one before all others, if it can go on; None if there is none."""
+    """Return the newest run that `join_run` would continue, open ones first; None if there is none."""
     query = select(runs).where(runs.c.job_id == job_id, runs.c.recipe == recipe).order_by(runs.c.id.desc())
     alike = [run for run in conn.execute(query) if run.vars == variables and run.retry == retry]
     last = next((run for run in alike if run.state == RunState.OPEN), alike[0] if alike else None)
@@ -84,7 +84,7 @@ def run_to_join(
 
 
 def require_open(conn: Connection, run_id: int) -> Row[Any]:
-    """The run, which stays open until this transaction has ended. Raises RunEnded when it is not open."""
+    """Return the run and keep it open until this transaction has ended. Raises RunEnded if it is not open."""
     run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(read=True)).one()
     if run.state != RunState.OPEN:
         raise RunEnded(f"run {run_id} was ended by another driver ({run.reason or run.state})")
@@ -92,23 +92,23 @@ def require_open(conn: Connection, run_id: int) -> Row[Any]:
 
 
 def mark_planned(conn: Connection, run_id: int, *, vanished: int, now: datetime) -> None:
-    """The run's planning has come to the end of the source."""
+    """Note that the run's planning has reached the end of the source. vanished: rows that are no longer in it."""
     conn.execute(update(runs).where(runs.c.id == run_id).values(planned_at=now, vanished=runs.c.vanished + vanished))
 
 
 def bound_tokens(conn: Connection, run_id: int, tokens_per_byte: float | None) -> None:
-    """Note how many tokens a byte of input comes to at most; None for a run without a budget."""
+    """Note the run's bound of tokens per byte of input; None: the run has no budget."""
     conn.execute(update(runs).where(runs.c.id == run_id).values(tokens_per_byte=tokens_per_byte))
 
 
 def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason | None, now: datetime) -> bool:
-    """open -> finished, with the counts of that moment, or incomplete; False when it was not open.
+    """open -> finished or incomplete, with the counts of rows. Return False if the run was not open.
 
-    The rows that waited for a retry stand with their outcomes, unless the same command goes on with it.
+    Pending rows of a retry return to their earlier outcomes, unless the same command continues the retry.
     """
-    # announced_at: nobody was told of this end yet, whatever was told of an earlier one before the run went on
+    # announced_at: this end was not announced yet, even if an earlier end of the run was
     values: dict[str, Any] = {"state": state, "reason": reason, "ended_at": now, "announced_at": None}
-    if state is RunState.FINISHED:  # of one that stopped before, rows may still come back from the API
+    if state is RunState.FINISHED:  # rows of a run that stopped early may still be at the API
         values["counts"] = run_counts(conn, run_id)
     here = (runs.c.id == run_id, runs.c.state == RunState.OPEN)
     ended = bool(conn.execute(update(runs).where(*here).values(**values)).rowcount)
@@ -119,7 +119,7 @@ def end_run(conn: Connection, run_id: int, state: RunState, *, reason: RunReason
 
 
 def cancel_stopped_retries(conn: Connection, job_id: int) -> None:
-    """Retries of the job that stopped for their budget do not go on: their waiting rows stand with their outcomes."""
+    """Cancel the job's retries that stopped because of their budget; their pending rows return to their outcomes."""
     stopped = [run.id for run in unfinished_retries(conn, job_id) if run.state != RunState.OPEN]
     conn.execute(update(runs).where(runs.c.id.in_(stopped)).values(reason=RunReason.CANCELED))
     for run_id in stopped:
@@ -127,7 +127,7 @@ def cancel_stopped_retries(conn: Connection, job_id: int) -> None:
 
 
 def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
-    """open -> finished, when it has been planned to the end and nothing of it is left to do; whether it just ended."""
+    """open -> finished, if the run is planned to the end of the source and has no work left. Return whether it is."""
     run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(key_share=True)).one()
     if run.planned_at is None or has_work(conn, run_id) or rows_for_planning(conn, run_id):
         return False
@@ -138,7 +138,7 @@ def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
 
 
 class Collecting(NamedTuple):
-    """A batch of which some rows have their outcome, and others are waited for."""
+    """A batch of which some rows have their outcome and others do not yet."""
 
     batch: int
     rows: int
@@ -146,7 +146,7 @@ class Collecting(NamedTuple):
 
 
 def partly_collected(conn: Connection, job_id: int) -> list[Collecting]:
-    """The job's batches whose results are stored in part: more of them come, or are downloaded again."""
+    """Return the job's batches whose results are partly stored: the rest is being stored or downloaded again."""
     ended = select(batches.c.id, batches.c.rows).where(batches.c.job_id == job_id, batches.c.state == BatchState.ENDED)
     found: list[Collecting] = []
     for batch, rows in conn.execute(ended.order_by(batches.c.id)).tuples().all():
@@ -158,21 +158,21 @@ def partly_collected(conn: Connection, job_id: int) -> list[Collecting]:
 
 
 def run_cost(conn: Connection, run_id: int) -> float:
-    """US dollars of everything the run has had answered, failed and repeated rows included."""
+    """Return the cost of all answers of the run in US dollars, including failed and repeated rows."""
     cost = conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(batches.c.run_id == run_id))
     return round(float(cost or 0), 12)
 
 
 def has_work(conn: Connection, run_id: int) -> bool:
-    """Whether a batch of the run is open, or a row waits whose request stands in the spool."""
+    """Return whether the run has an open batch, or a pending row whose request is in the spool."""
     flying = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(OPEN_BATCHES))
     waiting = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_not(None))
-    # in one statement, so that a row on its way from waiting to flying is seen at either place
+    # in one statement, so that a row that moves from pending to in_flight is seen in one of the two
     return bool(conn.scalar(select(or_(flying.exists(), select(requests.c.id).where(*waiting).exists()))))
 
 
 def rows_for_planning(conn: Connection, run_id: int) -> int:
-    """How many rows of the run can only go on from the source: never spooled, or changed since they were sent."""
+    """Return how many rows of the run need the source: those never spooled, or changed since they were sent."""
     unspooled = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_(None))
     back = requests.c.state != RowState.IN_FLIGHT
     changed = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None), back)
@@ -181,14 +181,14 @@ def rows_for_planning(conn: Connection, run_id: int) -> int:
 
 
 def forget_changed(conn: Connection, run_id: int) -> None:
-    """The source has been planned since: what is still marked as changed is not in it any more."""
+    """Remove the marks of changed rows after planning: rows that still have one are no longer in the source."""
     marked = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None))
     back = requests.c.state.not_in([RowState.PENDING, RowState.IN_FLIGHT])
     conn.execute(update(requests).where(*marked, back).values(changed_hash=None))
 
 
 def run_outcomes(conn: Connection, run_id: int) -> Counter[str]:
-    """Rows of the run's batches by the outcome that was collected for them."""
+    """Return the number of rows by collected outcome, over all batches of the run."""
     total: Counter[str] = Counter()
     for outcomes in conn.scalars(select(batches.c.outcomes).where(batches.c.run_id == run_id)):
         total.update(outcomes or {})
@@ -196,5 +196,5 @@ def run_outcomes(conn: Connection, run_id: int) -> Counter[str]:
 
 
 def save_estimate(conn: Connection, run_id: int, facts: Mapping[str, Any]) -> None:
-    """Note what was said of the run's cost when it began."""
+    """Note the estimate of the run's cost from its start."""
     conn.execute(update(runs).where(runs.c.id == run_id).values(estimate=dict(facts)))

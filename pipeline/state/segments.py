@@ -1,10 +1,10 @@
-"""Rows of the state database in bulk, and source files that are known by their bytes. Edge: SQL, files.
+"""Segments: many rows of the state database at once, and the digests by which unchanged files are known. Edge: SQL.
 
-A stretch is rows in the order of their numbers, each column as one text, so that a row costs a hundredth of what an
-object of it does. Planning notes which stretches the rows of a source file are, with a digest of what their keys,
-hashes and kept values came to. When the file's bytes are the same again, and the rows still come to these digests, they
-are what the file says, and nobody has to read it. So a note never says what the rows are today: a row that was planned
-anew, or removed, gives another digest, and the file is read.
+A segment is a range of rows in the order of their numbers, with each column as one text, so that a row takes a
+hundredth of the time of an object. Planning stores which segments the rows of a source file form, with a digest of
+their keys, hashes and kept values. If the file's bytes are unchanged and the rows still have these digests, the rows
+agree with the file, so the file need not be read. A stored digest never says what the rows are today: a row that was
+planned again or removed gives another digest, and the file is read.
 """
 
 import hashlib
@@ -30,37 +30,47 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from pipeline.source.columnar import consecutive
 from pipeline.state.tables import requests, stretches
 
-MOST_ROWS = 20_000  # of a stretch: read in one transaction
-SPREAD = 4  # numbers that a stretch may take for each of its rows, where other rows stand between
-FEWEST_ROWS = 200  # of a file's stretches, in the mean: for shorter ones it is not worth it
+MOST_ROWS = 20_000  # of a segment, which is read in one transaction
+SPREAD = 4  # the largest range of numbers of a segment per row, because rows of other files may lie between
+FEWEST_ROWS = 200  # the smallest mean size of a file's segments; reading the file is quicker than smaller ones
 
-SETTLED, OLDER, UNSETTLED = b"1", b"2", b"0"  # succeeded as it is; so with another recipe; all else
+#: succeeded with this row and recipe; succeeded with this row and another recipe; everything else
+SETTLED, OLDER, UNSETTLED = b"1", b"2", b"0"
 
 
 class Segment(NamedTuple):
-    """Rows of a job in the order of their numbers, each column as one text; all of it empty without any row."""
+    """Rows of a job in the order of their numbers, with each column as one text. Without rows all is empty or 0."""
 
     rows: int
     first: int
     last: int
-    keys: bytes  #: with a line end between two
+    keys: bytes  #: separated by newlines
     hashes: bytes  #: row_hashes, 16 bytes each
-    keeps: bytes  #: with a line end between two, nothing for NULL
-    states: bytes  #: SETTLED, OLDER or UNSETTLED each
+    keeps: bytes  #: kept values, separated by newlines; NULL is empty
+    states: bytes  #: SETTLED, OLDER or UNSETTLED, one byte each
 
     @property
     def digest(self) -> bytes:
-        """What `Notes` has of the same rows."""
+        """Return the digest of keys, hashes and kept values, equal to that of `Notes` for the same rows."""
         columns = _Columns()
         columns.add(self.keys, self.hashes, self.keeps)
         return columns.digest()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its rows have all numbers from the first to the last."""
+        return self.last - self.first + 1 == self.rows
+
+    def is_of(self, keys: Sequence[str], hashes: Sequence[bytes], keeps: Sequence[str | None]) -> bool:
+        """Return whether it is of just these rows, with these row_hashes and kept values, in this order."""
+        return self.keys == lines(keys) and self.keeps == lines(keeps) and self.hashes == b"".join(hashes)
 
 
 NOWHERE = Segment(0, 0, 0, b"", b"", b"", b"")
 
 
 def segment_from(conn: Connection, job_id: int, first: int, last: int, limit: int, *, recipe: str) -> Segment:
-    """The first `limit` rows of the job with numbers from `first` to `last`. recipe: today's."""
+    """Return the first `limit` rows of the job with numbers from `first` to `last`. recipe: the current one."""
     settled = and_(
         requests.c.state == literal_column("'succeeded'"),
         requests.c.outcome == literal_column("'succeeded'"),
@@ -76,7 +86,7 @@ def segment_from(conn: Connection, job_id: int, first: int, last: int, limit: in
             func.coalesce(requests.c.keep, literal_column("''")).label("keep"),
             case((today, _literal(SETTLED)), (settled, _literal(OLDER)), else_=_literal(UNSETTLED)).label("state"),
         )
-        # "+ 0": by an index on job_id SQLite would collect all rows of the job and sort them
+        # "+ 0" keeps SQLite from using an index on job_id, for which it would fetch and sort all rows of the job
         .where(requests.c.job_id + literal_column("0") == job_id, requests.c.id.between(first, last))
         .order_by(requests.c.id)
         .limit(limit)
@@ -97,7 +107,7 @@ _JOINED = ("key", "row_hash", "keep", "state")
 
 
 def _joined_of_sqlite(rows: Subquery, name: str, between: str) -> ColumnElement[bytes]:
-    # as BLOB, or the driver would make a str of it
+    # as BLOB, because the driver would decode a text
     return cast(func.group_concat(rows.c[name], literal_column(f"'{between}'")), LargeBinary)
 
 
@@ -110,7 +120,7 @@ def _joined_of_postgres(rows: Subquery, name: str, between: str) -> ColumnElemen
 
 
 def beginning_with(conn: Connection, job_id: int, key: str, rows: int, *, recipe: str) -> Segment:
-    """So many rows of the job from the one with this key on; fewer where others stand between too many of them."""
+    """Return so many rows of the job, starting at the one with this key; fewer if too many other rows lie between."""
     query = select(requests.c.id).where(requests.c.job_id == job_id, requests.c.key == key)
     first = conn.scalar(query)
     if first is None:
@@ -119,7 +129,7 @@ def beginning_with(conn: Connection, job_id: int, key: str, rows: int, *, recipe
 
 
 class SegmentDigest(NamedTuple):
-    """One stretch of a file as it was planned. digest: of its rows' keys, hashes and kept values."""
+    """One segment of a file as it was planned. digest: of its rows' keys, hashes and kept values."""
 
     first: int
     last: int
@@ -128,13 +138,13 @@ class SegmentDigest(NamedTuple):
 
 
 class _Columns:
-    """A digest of rows that come in pieces, column by column."""
+    """The digest of rows that are added in pieces, column by column."""
 
     def __init__(self) -> None:
         self._of_each = [hashlib.sha256() for _ in range(3)]
 
     def add(self, keys: bytes, hashes: bytes, keeps: bytes) -> None:
-        """Some rows; the keys and kept values with a line end between two."""
+        """Add rows. keys, keeps: separated by newlines."""
         for column, data in zip(self._of_each, (keys + b"\n", hashes, keeps + b"\n"), strict=True):
             column.update(data)
 
@@ -143,7 +153,7 @@ class _Columns:
 
 
 class Notes:
-    """Takes note of the rows of one file, in their order, as they are planned."""
+    """Build the segment digests of one file from its rows, in their order, while they are planned."""
 
     def __init__(self) -> None:
         self._closed: list[SegmentDigest] = []
@@ -154,7 +164,7 @@ class Notes:
     def add(
         self, ids: Sequence[int], keys: Sequence[str], hashes: Sequence[bytes], keeps: Sequence[str | None]
     ) -> None:
-        """Rows with their numbers in the database."""
+        """Add rows. ids: their numbers in the database."""
         self._all += len(ids)
         for start, end in consecutive(ids):
             if not self._rows or ids[start] != self._last + 1 or self._rows + end - start > MOST_ROWS:
@@ -164,7 +174,7 @@ class Notes:
             self._last, self._rows = ids[end - 1], self._rows + end - start
 
     def finish(self) -> list[SegmentDigest] | None:
-        """The notes; None when the rows stand in too many places."""
+        """Return the digests; None if the rows are spread over too many segments."""
         self._close()
         if len(self._closed) > 1 + self._all // FEWEST_ROWS:
             return None
@@ -177,19 +187,24 @@ class Notes:
 
 
 def lines(texts: Sequence[str | None]) -> bytes:
-    """Texts without line ends in them, as `Stretch` has them."""
+    """Return texts, which hold no newlines, separated by newlines as in `Segment`; None is empty."""
     return "\n".join([text or "" for text in texts]).encode()
 
 
+def texts(joined: bytes) -> list[str]:
+    """Return the keys or kept values of a segment one by one; an empty text for NULL."""
+    return joined.decode().split("\n")
+
+
 def notes_of(conn: Connection, job_id: int, source: bytes) -> list[SegmentDigest]:
-    """The stretches of a source in their order; none when it was not planned as it is, or not to its end."""
+    """Return the segments of a source in order; empty if it was not planned in this form or not to its end."""
     here = (stretches.c.job_id == job_id, stretches.c.source == source)
     columns = [stretches.c[name] for name in SegmentDigest._fields]
     return [SegmentDigest(*row) for row in conn.execute(select(*columns).where(*here).order_by(stretches.c.n))]
 
 
 def put_notes(conn: Connection, job_id: int, source: bytes, notes: Sequence[SegmentDigest]) -> None:
-    """Note the stretches of a source. Those of others over the same rows go: these were planned since."""
+    """Store the segments of a source. Removes older segments of other sources over the same rows."""
     outdated = {source}
     for first, last in _ranges(notes):
         touching = (stretches.c.job_id == job_id, stretches.c.first <= last, stretches.c.last >= first)
@@ -202,7 +217,7 @@ def put_notes(conn: Connection, job_id: int, source: bytes, notes: Sequence[Segm
 
 
 def _ranges(notes: Sequence[SegmentDigest]) -> list[tuple[int, int]]:
-    """The numbers that they are about, from first to last, neighbours as one."""
+    """Return the ranges of row numbers of the segments, (first, last), with neighbours joined."""
     ranges: list[tuple[int, int]] = []
     for note in sorted(notes):
         if ranges and note.first == ranges[-1][1] + 1:

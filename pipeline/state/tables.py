@@ -1,4 +1,4 @@
-"""The tables of the state database. Times are UTC; those of sendings are by the API's clock."""
+"""The tables of the state database. Times are UTC; those of sendings are by the API's clock. Pure."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -37,22 +37,22 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Aware to UTC without a zone."""
+        """Return an aware datetime as UTC without a zone; None stays None."""
         return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """UTC without a zone to aware."""
+        """Return a datetime in UTC without a zone as an aware one; None stays None."""
         return None if value is None else value.replace(tzinfo=UTC)
 
 
 def _one_of(column: str, states: Any) -> CheckConstraint:
-    # not IN (...), for which SQLite builds a set anew for each row: that cost a third of an insert
+    # not IN (...), for which SQLite builds a set again for each row: that took a third of the time of an insert
     listed = " OR ".join(f"{column} = '{state}'" for state in states)
     return CheckConstraint(listed, name=f"known_{column}")
 
 
 def _id() -> Column[int]:
-    # SQLite counts up by itself only in a column declared exactly INTEGER PRIMARY KEY
+    # SQLite numbers rows itself only in a column that is declared exactly as INTEGER PRIMARY KEY
     return Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
 
 
@@ -75,13 +75,15 @@ jobs = Table(
     metadata,
     _id(),
     Column("name", String, nullable=False, unique=True),
-    Column("file", Text),  # the job file of the last run, so that a command can name the job alone
+    Column("file", Text),  # the job file of the last run, so that a command needs only the job's name
     Column("results_table", String, nullable=False, unique=True),
-    Column("columns", JSON, nullable=False),  # the results table as made: see sink.Columns
+    Column("columns", JSON, nullable=False),  # the columns of the results table as created
     Column("spool", Text),  # NULL: beside the database
-    Column("spool_id", String),  # what the spool's marker says, so that another folder is not taken for it
-    Column("swept_at", UtcDateTime),  # when a driver last did all that was due
-    Column("gone", Integer),  # rows that the source did not have when it was last read whole; NULL: unknown
+    Column(
+        "spool_id", String
+    ),  # the id in the spool's marker file, so that another folder is not mistaken for the spool
+    Column("swept_at", UtcDateTime),  # when a driver last did all work that was due
+    Column("gone", Integer),  # rows that were not in the source when it was last read completely; NULL: unknown
     Column("gone_at", UtcDateTime),  # when that was
     Column("created_at", UtcDateTime, nullable=False),
 )
@@ -92,21 +94,21 @@ runs = Table(
     _id(),
     Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
     Column("vars", JSON, nullable=False),
-    Column("retry", JSON(none_as_null=True)),  # which rows a person wants sent again; NULL: the whole source
-    Column("job", JSON, nullable=False),  # the job as it was, vars filled in: collecting reads this alone
+    Column("retry", JSON(none_as_null=True)),  # the rows that a person wants sent again; NULL: the whole source
+    Column("job", JSON, nullable=False),  # the job with its vars filled in; collecting reads only this copy
     Column("recipe", String, nullable=False),
     Column("state", String, nullable=False),
     Column("reason", String),
-    Column("planned_at", UtcDateTime),  # NULL: planning has not come to the end of the source yet
+    Column("planned_at", UtcDateTime),  # NULL: planning has not reached the end of the source
     Column("vanished", Integer, nullable=False, default=0),
     Column("counts", JSON),  # rows by state, written when the run ends
     Column("created_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
-    Column("announced_at", UtcDateTime),  # when somebody was told how it ended; NULL: nobody was, as far as is known
-    Column("tokens_per_byte", Float),  # of input, at most: what its sendings reserve money by; NULL: no budget
-    Column("gate", String),  # what has to come back before the rest of it may be sent; NULL: nothing
-    Column("estimate", JSON(none_as_null=True)),  # what was said of its cost when it began, see estimate.Money
-    Column("no_canary", Boolean, nullable=False, server_default=false()),  # a person said so: all rows are sent at once
+    Column("announced_at", UtcDateTime),  # when its end was announced to a person; NULL: not, as far as is known
+    Column("tokens_per_byte", Float),  # the bound by which its sendings reserve money; NULL: no budget
+    Column("gate", String),  # what must end before its remaining batches may be sent; NULL: nothing
+    Column("estimate", JSON(none_as_null=True)),  # the estimate of its cost from its start
+    Column("no_canary", Boolean, nullable=False, server_default=false()),  # a person wants all rows sent at once
     _one_of("state", RunState),
     _one_of("gate", Gate),
 )
@@ -116,10 +118,10 @@ accounts = Table(
     metadata,
     _id(),
     Column("base_url", String, nullable=False),
-    Column("organization", String, nullable=False),  # from response headers; a salted digest of the key without them
+    Column("organization", String, nullable=False),  # from response headers; without them a salted digest of the key
     Column("workspace", String, nullable=False),
     Column("emulated", Boolean, nullable=False),
-    Column("circuit_cause", Text),  # NULL: submitting goes on; else why it stopped
+    Column("circuit_cause", Text),  # why sending has stopped; NULL: it has not
     Column("circuit_at", UtcDateTime),
     UniqueConstraint("base_url", "organization", "workspace"),
 )
@@ -140,29 +142,29 @@ batches = Table(
     Column("rows", Integer, nullable=False),  # at least `requests`: equal requests are sent once
     Column("api_id", String, unique=True),
     Column("counts", JSON),  # the API's request_counts once ended
-    Column("outcomes", JSON),  # rows by outcome once collected
+    Column("outcomes", JSON),  # rows by outcome, as far as collected
     Column("cost_usd", Float, nullable=False, default=0.0),
-    Column("downloads", Integer, nullable=False, default=0),  # tries to get all results
-    Column("downloaded_at", UtcDateTime),  # the first of them
+    Column("downloads", Integer, nullable=False, default=0),  # number of downloads of its results
+    Column("downloaded_at", UtcDateTime),  # the time of the first one
     Column("reason", String),  # why it is held back, watched, or was dropped
-    Column("problem", Text),  # what else is known of that, or the last thing that went wrong with it
+    Column("problem", Text),  # details of the reason, or the last error
     Column("created_at", UtcDateTime, nullable=False),
-    Column("due_at", UtcDateTime, nullable=False),  # not before: the next submit, poll or download
-    Column("wait_seconds", Float, nullable=False, default=0.0),  # between polls; grows
+    Column("due_at", UtcDateTime, nullable=False),  # the earliest time of the next submit, poll or download
+    Column("wait_seconds", Float, nullable=False, default=0.0),  # the last pause between polls, which grows
     Column("ended_at", UtcDateTime),
     Column("collected_at", UtcDateTime),
-    Column("claim", BigInteger, nullable=False, server_default=text("0")),  # counts up with each driver that takes it
-    Column("claimed_by", String),  # the lease of the driver that has it; NULL: nobody
-    Column("not_found", Integer, nullable=False, server_default=text("0")),  # times that the API said 404
-    Column("not_found_at", UtcDateTime),  # the first of them
+    Column("claim", BigInteger, nullable=False, server_default=text("0")),  # grows by one with each claim
+    Column("claimed_by", String),  # the lease of the driver that has claimed it; NULL: no driver
+    Column("not_found", Integer, nullable=False, server_default=text("0")),  # number of 404 responses of the API
+    Column("not_found_at", UtcDateTime),  # the time of the first one
     Column("canceling_at", UtcDateTime),  # when it was first seen canceling at the API
     Column("cancel", Boolean, nullable=False, server_default=false()),  # it is to be canceled at the API
     Column("delete_remote", Boolean, nullable=False, server_default=false()),  # it is to be deleted at the API
-    # what it can cost at most: its output, and files that it only names; NULL: a model without a known price
+    # the worst-case cost of its output and attachments; NULL: a model has no known price
     Column("max_output_usd", Float),
-    Column("max_input_usd", Float),  # and its input, if each byte were a token
+    Column("max_input_usd", Float),  # the cost of its input if each byte were a token
     Column("gate", String),  # the gate of its run that it opens; NULL: an ordinary batch
-    Column("usage", JSON(none_as_null=True)),  # tokens by class once collected, see collect.USAGE
+    Column("usage", JSON(none_as_null=True)),  # tokens by class, as far as collected
     _one_of("state", BatchState),
     CheckConstraint(
         "state = 'lost' OR (api_id IS NOT NULL) = (state IN ('in_progress', 'canceling', 'ended', 'collected'))",
@@ -170,7 +172,7 @@ batches = Table(
     ),
     _one_of("gate", Gate),
     _one_of("reason", Reason),
-    Index("ix_batches_job_id_state", "job_id", "state"),  # what a driver has to do
+    Index("ix_batches_job_id_state", "job_id", "state"),  # for the search for a driver's next work
 )
 
 sendings = Table(
@@ -181,27 +183,27 @@ sendings = Table(
     Column("account_id", ForeignKey("accounts.id"), nullable=False),
     Column(
         "driver", String, nullable=False, server_default=""
-    ),  # the lease of whose POST it is: tells whether that can still go on
+    ),  # the lease of the sending driver, which shows whether the call can still be running
     Column("started_at", UtcDateTime, nullable=False),
-    Column("deadline", UtcDateTime, nullable=False),  # the body's last chunk leaves before this or never
+    Column("deadline", UtcDateTime, nullable=False),  # the last chunk of the body is sent before this time or never
     Column("end", String),
-    Column("grace_from", UtcDateTime),  # set with an unknown end
+    Column("grace_from", UtcDateTime),  # the start of the grace time; NULL: the end is not unknown
     Column("ended_at", UtcDateTime),
     Column("api_id", String, unique=True),  # one batch at the API belongs to one sending
     Column("request_id", String),
     Column("problem", Text),
-    Column("reserved_usd", Float),  # what it may cost at most, while that is not settled; NULL: no budget
-    Column("settled_usd", Float),  # what it has cost
+    Column("reserved_usd", Float),  # the worst-case cost, until it is settled; NULL: no budget
+    Column("settled_usd", Float),  # the actual cost; NULL: not settled
     CheckConstraint('"end" IN ({})'.format(", ".join(f"'{end}'" for end in SendingEnd)), name="known_end"),
 )
 
-#: Batches at the API whose results told whose they are, so that each is asked once. Never asked again, never removed.
+#: Batches at the API whose results have shown whose they are, so that each is read only once. Rows are never removed.
 identified = Table(
     "identified",
     metadata,
     Column("account_id", ForeignKey("accounts.id"), primary_key=True),
     Column("api_id", String, primary_key=True),
-    Column("nonce", String, nullable=False),  # of the body that it was sent from; empty: its custom_ids are not ours
+    Column("nonce", String, nullable=False),  # of the body that was sent; empty: the batch is not ours
 )
 
 requests = Table(
@@ -210,74 +212,75 @@ requests = Table(
     _id(),
     Column("job_id", ForeignKey("jobs.id"), nullable=False),
     Column("key", Text, nullable=False),  # JSON array of the key columns' values
-    Column("run_id", ForeignKey("runs.id"), nullable=False),  # that planned it last
+    Column("run_id", ForeignKey("runs.id"), nullable=False),  # the run that planned the row last
     Column("state", String, nullable=False),
-    Column("row_hash", LargeBinary(16), nullable=False),  # of the source row as planned last
+    Column("row_hash", LargeBinary(16), nullable=False),  # of the source row at the last planning
     Column("recipe", String, nullable=False),
     Column("keep", Text),  # JSON object of the kept columns
-    Column("batch_id", ForeignKey("batches.id")),  # that it is in, or was in when its outcome came
+    Column("batch_id", ForeignKey("batches.id")),  # the batch that the row is in, or was in when it got its outcome
     Column("n", Integer),
-    Column("body_id", ForeignKey("batches.id")),  # whose body holds its request: read again when it is sent again
+    Column("body_id", ForeignKey("batches.id")),  # the batch whose body holds its request, to send it again
     Column("body_n", Integer),
     Column("sent_hash", LargeBinary(16)),  # of the params as sent
-    # of its row_hash, recipe or retry; negative: a retry has put it into a batch, and so many were before the retry
+    # with this row_hash and recipe, or in this retry; negative: a retry has put the row into a batch, and the number is
+    # that of the attempts before the retry
     Column("attempts", Integer, nullable=False, default=0),
-    Column("outcome", String),  # the last one, kept while the row is sent again
-    Column("error_type", String),  # of that outcome: whether it may be sent again as it is
-    Column("outcome_hash", LargeBinary(16)),  # the row_hash it answers
+    Column("outcome", String),  # the last outcome, kept while the row is sent again
+    Column("error_type", String),  # of that outcome; decides whether the row may be sent again unchanged
+    Column("outcome_hash", LargeBinary(16)),  # the row_hash that the outcome answers
     Column("outcome_recipe", String),
-    Column("outcome_sent_hash", LargeBinary(16)),  # the sent_hash it answers: another one has been asked since, or not
-    Column("changed_hash", LargeBinary(16)),  # seen in the source while the row was in flight; NULL: as sent
+    Column("outcome_sent_hash", LargeBinary(16)),  # the sent_hash that the outcome answers
+    Column("changed_hash", LargeBinary(16)),  # the row_hash found in the source while in flight; NULL: unchanged
     UniqueConstraint("job_id", "key"),
     _one_of("state", RowState),
     CheckConstraint("state <> 'in_flight' OR batch_id IS NOT NULL", name="in_flight_in_a_batch"),
     CheckConstraint("state <> 'pending' OR batch_id IS NULL", name="pending_in_no_batch"),
-    # Partial, for this is the big table: a row is in each of them only while somebody looks for it there.
+    # Partial indexes, because this is the largest table: a row is in each of them only while queries look for it.
     _partial_index("ix_requests_waiting", "run_id", "id", where="state = 'pending'"),
     _partial_index("ix_requests_batch_id_n", "batch_id", "n", where="batch_id IS NOT NULL"),
     _partial_index("ix_requests_body", "body_id", "body_n", where="state = 'pending' AND body_id IS NOT NULL"),
     _partial_index("ix_requests_changed", "run_id", where="changed_hash IS NOT NULL"),
 )
 
-#: How many rows a run has in each state, as the sum of what each transaction changed: counting ten million rows takes
-#: seconds. Only added to, so that no driver waits for another one's; added up when the run ends.
+#: The number of rows of a run in each state, as a sum of the changes of each transaction, because counting ten million
+#: rows takes seconds. Rows are only inserted, so that no driver waits for another; they are summed when the run ends.
 tallies = Table(
     "tallies",
     metadata,
     _id(),
     Column("run_id", ForeignKey("runs.id"), nullable=False, index=True),
     Column("state", String, nullable=False),
-    Column("rows", BigInteger, nullable=False),  # that came into this state; negative: that left it
+    Column("rows", BigInteger, nullable=False),  # rows that entered this state; negative: that left it
     _one_of("state", RowState),
 )
 
-#: What the rows of a source file were when they were planned: a file whose bytes are the same needs no reading again.
-#: A stretch says nothing of the rows of today. They are held against it, so nothing has to keep it up to date.
+#: Segments: the digests of a source file's rows when they were planned, so that an unchanged file is not read again.
+#: A segment does not say what the rows are today. The rows are compared with it, so it need not be kept up to date.
 stretches = Table(
     "stretches",
     metadata,
     Column("job_id", ForeignKey("jobs.id"), primary_key=True),
-    Column("source", LargeBinary(32), primary_key=True),  # the file's bytes, and how they are read: see stretches.py
-    Column("n", Integer, primary_key=True),  # its place among those of the file, from 0; all of them are there, or none
+    Column("source", LargeBinary(32), primary_key=True),  # the fingerprint of the file: its bytes and how they are read
+    Column("n", Integer, primary_key=True),  # its place in the file, from 0; all segments of a file are stored, or none
     Column("first", BigInteger, nullable=False),  # number of its first row
     Column("last", BigInteger, nullable=False),
     Column("rows", Integer, nullable=False),
     Column("digest", LargeBinary(32), nullable=False),  # of their keys, row hashes and kept values, in this order
-    Index("ix_stretches_job_id_first", "job_id", "first"),  # which ones new ones take the place of
+    Index("ix_stretches_job_id_first", "job_id", "first"),  # to find the segments that new ones replace
 )
 
-#: How many tokens the API counted in a sample of a recipe's requests. It is asked once for each recipe of a job.
+#: The API's token counts of a sample of a recipe's requests. They are asked for once for each recipe of a job.
 token_counts = Table(
     "token_counts",
     metadata,
     Column("job_id", ForeignKey("jobs.id"), primary_key=True),
     Column("recipe", String, primary_key=True),
     Column("sample", JSON, nullable=False),  # a list of counting.Pair
-    Column("prefix", Integer, nullable=False),  # tokens that all requests share; 0 without request.cache
+    Column("prefix", Integer, nullable=False),  # tokens of the prefix that all requests share; 0 without request.cache
     Column("counted_at", UtcDateTime, nullable=False),
 )
 
-#: Files that requests name, put up once through the Files API.
+#: Files that requests name, each uploaded once through the Files API.
 files = Table(
     "files",
     metadata,
@@ -286,7 +289,7 @@ files = Table(
     Column("account_id", ForeignKey("accounts.id"), nullable=False),
     Column("sha256", String, nullable=False),  # of its content
     Column("media_type", String, nullable=False),
-    Column("file_id", String, nullable=False, unique=True),  # the API's
+    Column("file_id", String, nullable=False, unique=True),  # its id at the API
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("delete_remote", Boolean, nullable=False, server_default=false()),  # it is to be removed at the API
@@ -297,7 +300,7 @@ leases = Table(
     "leases",
     metadata,
     Column("resource", String, primary_key=True),
-    Column("token", BigInteger, nullable=False),  # counts up with each new holder
-    Column("holder", JSON),  # NULL: free
+    Column("token", BigInteger, nullable=False),  # grows by one with each new holder
+    Column("holder", JSON),  # the process that holds it, see holders.holder; NULL: no process
     Column("expires_at", UtcDateTime),
 )

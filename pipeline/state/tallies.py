@@ -1,4 +1,4 @@
-"""How many rows a run or a job has in each state, kept as sums that move with the rows. Edge: SQL."""
+"""The number of rows of a run or job in each state, kept as a sum of changes. Edge: SQL."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,19 +21,19 @@ from pipeline.states import BatchState, RowState
 
 
 def run_counts(conn: Connection, run_id: int) -> dict[str, int]:
-    """The run's rows by state."""
+    """Return the number of the run's rows in each state; states without rows are left out."""
     return _tallied(conn, tallies.c.run_id == run_id)
 
 
 def job_counts(conn: Connection, job_id: int) -> dict[str, int]:
-    """The job's rows by state."""
+    """Return the number of the job's rows in each state; states without rows are left out."""
     return _tallied(conn, tallies.c.run_id.in_(select(runs.c.id).where(runs.c.job_id == job_id)))
 
 
 def run_rows(conn: Connection, run: Row[Any]) -> dict[str, int]:
-    """The run's rows as people see them: `planned` are in a batch that was not sent yet, `in_flight` was sent.
+    """Return the run's rows by state for people: `planned` are in a batch that was not sent, `in_flight` were sent.
 
-    Of a run that has ended, the counts that were written then.
+    For a run that has ended, return the counts that were written at its end.
     """
     if run.counts is not None:
         return dict(run.counts)
@@ -41,12 +41,12 @@ def run_rows(conn: Connection, run: Row[Any]) -> dict[str, int]:
 
 
 def job_rows(conn: Connection, job_id: int) -> dict[str, int]:
-    """The job's rows, as `run_rows`."""
+    """Return the job's rows by state for people, with `planned` apart from `in_flight` as in `run_rows`."""
     return _apart(conn, job_counts(conn, job_id), batches.c.job_id == job_id)
 
 
 def _apart(conn: Connection, counts: dict[str, int], which: ColumnElement[bool]) -> dict[str, int]:
-    """A row is `in_flight` from its planning on. Those of planned batches are counted apart here."""
+    """Return the counts with the rows of planned batches moved from `in_flight` to `planned`."""
     query = select(func.sum(batches.c.rows)).where(which, batches.c.state == BatchState.PLANNED)
     in_batches = counts.get(RowState.IN_FLIGHT, 0)
     planned = min(int(conn.scalar(query) or 0), in_batches)
@@ -55,7 +55,7 @@ def _apart(conn: Connection, counts: dict[str, int], which: ColumnElement[bool])
 
 
 def rows_of_source(conn: Connection, job_id: int, variables: dict[str, Any]) -> int | None:
-    """The job's rows, if all of them are of the source that these vars name; None when it was run with other vars."""
+    """Return the number of the job's rows; None if the job was also run with other vars, that is, another source."""
     others = select(runs.c.vars).where(runs.c.job_id == job_id)
     if any(given != variables for given in conn.scalars(others)):
         return None
@@ -63,7 +63,7 @@ def rows_of_source(conn: Connection, job_id: int, variables: dict[str, Any]) -> 
 
 
 def note_gone(conn: Connection, job_id: int, gone: int, now: datetime) -> None:
-    """So many rows of the job were not in its source when it was read whole."""
+    """Note how many rows of the job were not in its source when the source was last read completely."""
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(gone=gone, gone_at=now))
 
 
@@ -74,14 +74,14 @@ def _tallied(conn: Connection, which: ColumnElement[bool]) -> dict[str, int]:
 
 
 def tally(conn: Connection, changes: Mapping[tuple[int, str], int]) -> None:
-    """Note how many rows came into a state of a run, or left it, in this transaction. changes: by run and state."""
+    """Note how many rows entered (positive) or left (negative) a state of a run in this transaction."""
     rows = [{"run_id": run_id, "state": state, "rows": n} for (run_id, state), n in changes.items() if n]
     if rows:
         conn.execute(insert(tallies), rows)
 
 
 def moved(conn: Connection, run_id: int, before: str, after: str, rows: int) -> int:
-    """So many rows of a run have moved from one state to another; how many."""
+    """Note that so many rows of a run moved from one state to another, and return their number."""
     changes = Counter({(run_id, before): -rows})
     changes[run_id, after] += rows
     tally(conn, changes)
@@ -89,7 +89,7 @@ def moved(conn: Connection, run_id: int, before: str, after: str, rows: int) -> 
 
 
 def leaving(conn: Connection, *which: ColumnElement[bool]) -> Counter[tuple[int, str]]:
-    """Rows that are about to change, by run and state, each negative; they stay as they are until then."""
+    """Return the negative number of rows by run and state, for rows that will change, and lock these rows."""
     query = select(requests.c.run_id, requests.c.state).where(*which).with_for_update(key_share=True)
     leaving: Counter[tuple[int, str]] = Counter()
     leaving.subtract((row[0], row[1]) for row in conn.execute(query))
@@ -97,7 +97,7 @@ def leaving(conn: Connection, *which: ColumnElement[bool]) -> Counter[tuple[int,
 
 
 def add_up(conn: Connection, run_id: int) -> None:
-    """Put the sums in the place of what they are the sums of. For a run that ends, so that one driver does it."""
+    """Replace the changes of a run by their sums. Call it when the run ends, so that only one driver does it."""
     terms = list(conn.scalars(select(tallies.c.id).where(tallies.c.run_id == run_id)))
     sums: Counter[tuple[int, str]] = Counter()
     for start in range(0, len(terms), _IDS_AT_ONCE):
@@ -113,7 +113,7 @@ _IDS_AT_ONCE = 5_000
 
 @contextmanager
 def tallied_moves(conn: Connection, numbers: Sequence[int]) -> Iterator[None]:
-    """Within the block these rows change their states; at most a chunk of them."""
+    """Note how these rows change their states within the block. numbers: at most a chunk of rows."""
     these = requests.c.id.in_(numbers)
     changes = leaving(conn, these)
     yield

@@ -103,83 +103,85 @@ def edits(*strategies: str) -> dict[str, Any]:
         pytest.param(
             model(without=["batch"]),
             {},
-            "request.model: claude-sonnet-5 takes no batches; choose another model",
+            "request.model: claude-sonnet-5 does not support batches; choose another model",
             id="no batches",
         ),
         pytest.param(
             model("claude-haiku-4-5-20251001", max_tokens=64_000),
             {"model": "claude-haiku-4-5", "max_tokens": 100_000},
-            "request.max_tokens: 100000 is more than claude-haiku-4-5 answers with (64,000)",
+            "request.max_tokens: 100000 is more than claude-haiku-4-5 allows (64,000)",
             id="too many tokens, by the model's alias",
         ),
         pytest.param(
             model("claude-opus-5"),
             {"max_tokens": 200_000},
-            "request.max_tokens: 200000 is more than claude-opus-5 answers with (128,000); "
+            "request.max_tokens: 200000 is more than claude-opus-5 allows (128,000); "
             "output-300k-2026-03-24 in request.betas allows 300,000",
             id="too many tokens without the beta",
         ),
         pytest.param(
             model("claude-opus-5"),
             {"max_tokens": 300_001},
-            "request.max_tokens: 300001 is more than claude-opus-5 answers with (128,000)",
+            "request.max_tokens: 300001 is more than claude-opus-5 allows (128,000)",
             id="more tokens than the beta allows",
         ),
         pytest.param(
             model(without=["structured_outputs"]),
             {"output_config": {"format": FORMAT}},
-            "output: claude-sonnet-5 has no structured outputs, which output.schema and output.labels need; "
+            "output: claude-sonnet-5 does not support structured outputs, which output.schema and output.labels need; "
             "choose another model, or output.tool",
             id="a schema",
         ),
         pytest.param(
             model(without=["structured_outputs"]),
             {"tools": [TOOL, TOOL | {"strict": True}]},
-            "request.params.tools.1.strict: claude-sonnet-5 has no strict tools; remove the field",
+            "request.params.tools.1.strict: claude-sonnet-5 does not support strict tools; remove the field",
             id="a strict tool",
         ),
         pytest.param(
             model(efforts=[]),
             effort("low"),
-            "request.params.output_config.effort: claude-sonnet-5 takes no effort; remove the field",
+            "request.params.output_config.effort: claude-sonnet-5 does not support effort; remove the field",
             id="an effort",
         ),
         pytest.param(
             model(efforts=["low", "medium", "high", "max"]),
             effort("xhigh"),
-            "request.params.output_config.effort: claude-sonnet-5 takes no 'xhigh' (it takes low, medium, high, max)",
+            "request.params.output_config.effort: claude-sonnet-5 does not support 'xhigh' "
+            "(it supports low, medium, high, max)",
             id="a level of effort",
         ),
         pytest.param(
             model(),
             ENABLED,
-            "request.params.thinking.type: claude-sonnet-5 takes no 'enabled'; "
-            "write adaptive, and how much by request.params.output_config.effort",
+            "request.params.thinking.type: claude-sonnet-5 does not support 'enabled'; "
+            "use adaptive, and set how much by request.params.output_config.effort",
             id="thinking with a budget",
         ),
         pytest.param(
             model(thinking=["disabled", "enabled"]),
             {"thinking": {"type": "adaptive"}},
-            "request.params.thinking.type: claude-sonnet-5 takes no 'adaptive' (it takes disabled, enabled)",
+            "request.params.thinking.type: claude-sonnet-5 does not support 'adaptive' (it supports disabled, enabled)",
             id="adaptive thinking",
         ),
         pytest.param(
             model("claude-sonnet-5-5", thinking=["adaptive", "between_tools"]),
             DISABLED,
-            "request.params.thinking.type: claude-sonnet-5-5 takes no 'disabled' (it takes adaptive, between_tools)",
+            "request.params.thinking.type: claude-sonnet-5-5 does not support 'disabled' "
+            "(it supports adaptive, between_tools)",
             id="no thinking",
         ),
         pytest.param(
             model(thinking=[]),
             {"thinking": {"type": "adaptive"}},
-            "request.params.thinking.type: claude-sonnet-5 takes no 'adaptive'; remove request.params.thinking",
+            "request.params.thinking.type: claude-sonnet-5 does not support 'adaptive'; remove request.params.thinking",
             id="thinking of a model that does not think",
         ),
         *[
             pytest.param(
                 model("claude-opus-5"),
                 DISABLED | effort(level),
-                f"request.params.thinking.type: claude-opus-5 takes no 'disabled' with effort {level}; "
+                f"request.params.thinking.type: claude-opus-5 does not support 'disabled' with effort {level}; "
                 "lower request.params.output_config.effort",
                 id=f"no thinking with effort {level}",
             )
@@ -188,14 +190,14 @@ def edits(*strategies: str) -> dict[str, Any]:
         pytest.param(
             model("claude-sonnet-5-5", thinking=["between_tools"]),
             BETWEEN | effort("xhigh"),
-            "request.params.thinking.type: claude-sonnet-5-5 takes no 'between_tools' with effort xhigh; "
+            "request.params.thinking.type: claude-sonnet-5-5 does not support 'between_tools' with effort xhigh; "
             "lower request.params.output_config.effort",
             id="thinking between tools with much effort",
         ),
         pytest.param(
             model(thinking=["enabled"]),
             {"thinking": {"type": "enabled", "budget_tokens": 1023}},
-            "request.params.thinking.budget_tokens: 1023 is less than the 1024 that thinking takes at least",
+            "request.params.thinking.budget_tokens: 1023 is less than 1024, the least that thinking takes",
             id="a small budget",
         ),
         pytest.param(
@@ -207,15 +209,15 @@ def edits(*strategies: str) -> dict[str, Any]:
         pytest.param(
             model(thinking=["enabled"]),
             FORCED | ENABLED,
-            "request.params.tool_choice: no tool can be forced, nor by output.tool, while thinking is enabled; "
-            "remove one of the two",
+            "request.params.tool_choice: no tool can be forced, not even by output.tool, while thinking is enabled; "
+            "remove one",
             id="a forced tool while thinking",
         ),
         *[
             pytest.param(
                 model(name),
                 choice,
-                f"request.params.tool_choice: {name} cannot be made to call a tool, nor by output.tool; "
+                f"request.params.tool_choice: {name} cannot be forced to call a tool, not even by output.tool; "
                 "use output.schema",
                 id=f"a tool forced on {name} by {choice['tool_choice']['type']}",
             )
@@ -231,26 +233,28 @@ def edits(*strategies: str) -> dict[str, Any]:
         pytest.param(
             model(server_tools=["code_execution"]),
             {"tools": [TOOL, {"type": "web_search_20250305", "name": "web_search"}]},
-            "request.params.tools.1: claude-sonnet-5 has no web search; remove the tool, or choose another model",
+            "request.params.tools.1: claude-sonnet-5 does not support web search; "
+            "remove the tool, or choose another model",
             id="web search",
         ),
         pytest.param(
             model(server_tools=["web_search"]),
             {"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]},
-            "request.params.tools.0: claude-sonnet-5 has no code execution; remove the tool, or choose another model",
+            "request.params.tools.0: claude-sonnet-5 does not support code execution; "
+            "remove the tool, or choose another model",
             id="code execution",
         ),
         pytest.param(
             model(strategies=STRATEGIES[:2]),
             edits("clear_tool_uses_20250919", "compact_20260112"),
-            "request.params.context_management.edits.1.type: claude-sonnet-5 takes no 'compact_20260112'; "
+            "request.params.context_management.edits.1.type: claude-sonnet-5 does not support 'compact_20260112'; "
             "remove the edit, or choose another model",
             id="a strategy for the context",
         ),
         pytest.param(
             model(strategies=[]),
             edits("clear_of_next_year"),
-            "request.params.context_management.edits.0.type: claude-sonnet-5 takes no 'clear_of_next_year'; "
+            "request.params.context_management.edits.0.type: claude-sonnet-5 does not support 'clear_of_next_year'; "
             "remove the edit, or choose another model",
             id="any strategy for the context",
         ),
@@ -263,7 +267,7 @@ def edits(*strategies: str) -> dict[str, Any]:
         pytest.param(
             model("claude-haiku-4-5-20251001"),
             {"inference_geo": "us"},
-            "request.params.inference_geo: claude-haiku-4-5-20251001 takes none, models from 4.6 on do; "
+            "request.params.inference_geo: claude-haiku-4-5-20251001 does not support it, models from 4.6 on do; "
             "remove the field",
             id="a place of inference",
         ),
@@ -286,7 +290,7 @@ def test_attachments_are_refused_for_a_model_that_cannot_see_them(without: str, 
     blind = model(without=[without])
 
     assert refusal(asked(), blind, has=[has]) == (
-        f"request.attachments: claude-sonnet-5 takes no {said}; choose another model"
+        f"request.attachments: claude-sonnet-5 does not support {said}; choose another model"
     )
     assert refusal(asked(), blind) is None
     assert refusal(asked(), model(), has=["image", "document"]) is None
@@ -468,7 +472,7 @@ TODAY = date(2026, 11, 21)
             "deprecated",
             None,
             [
-                "request.model: claude-sonnet-5 is deprecated and will be retired on a day that is not set yet; "
+                "request.model: claude-sonnet-5 is deprecated and will be retired; the day is not set yet; "
                 "plan the move to another model"
             ],
             id="deprecated without a day",
@@ -513,8 +517,8 @@ TODAY = date(2026, 11, 21)
             "deprecated",
             "2026-06-30T00:00:00Z",
             [
-                "request.model: claude-sonnet-5 is deprecated and was to be retired on 2026-06-30, "
-                "so it may go any day; move to another model"
+                "request.model: claude-sonnet-5 is deprecated and was to be retired on 2026-06-30 "
+                "and may stop any day; move to another model"
             ],
             id="overdue",
         ),

@@ -267,7 +267,7 @@ def assert_refused(ran: Ran, *said: str) -> None:
     assert "Traceback" not in ran.err
     errors = [line for line in ran.err.splitlines() if line.startswith("error: ")]
     assert (ran.code, len(errors)) == (2, 1), ran.err
-    assert "unforeseen" not in errors[0]
+    assert "unexpected" not in errors[0]
     for part in said:
         assert part in errors[0]
 

@@ -286,8 +286,8 @@ def test_a_retry_of_lost_rows_says_that_it_may_pay_twice(command: Command, api: 
     nothing = command("retry", "job.yaml", "--status", "lost")
     named = command("retry", "job.yaml", "--status", "lost", "--status", "succeeded", "--key", "n1")
 
-    assert "may pay twice" not in nothing.err
-    assert "warning  what is lost may have been answered and paid for: sending it again may pay twice" in named.err
+    assert "may cost twice" not in nothing.err
+    assert "warning  lost rows may have been answered and paid for: sending them again may cost twice" in named.err
 
 
 @pytest.mark.parametrize(
@@ -704,8 +704,11 @@ def test_answers_are_exported_to_a_folder_of_files(command: Command, folder: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--partition-by", "status"], "--partition-by makes a folder of files: name it after the job"),
-        (["a.csv", "--format", "csv"], "--format csv: without --partition-by the name of the file says it"),
+        (["--partition-by", "status"], "--partition-by writes a folder of files: give its path after the job"),
+        (
+            ["a.csv", "--format", "csv"],
+            "--format csv: this is for --partition-by only; else the ending of FILE says the format",
+        ),
         (["a", "--partition-by", "status", "--format", "xlsx"], "--format xlsx: write parquet, csv or ndjson"),
     ],
 )
@@ -727,6 +730,23 @@ def test_next_commands_carry_what_they_need_and_can_be_pasted(command: Command, 
     assert checked.next == ["run", "my job.yaml", "--database", "sqlite:///an other.db"]
     assert ran.next == ["export", "my job.yaml", "--database", "sqlite:///an other.db"]
     assert len(exported.events) == 6
+
+
+def test_a_job_given_by_its_name_stays_in_the_database_that_knows_it(
+    command: Command, api: RunningEmulator, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    command("run", "work/job.yaml", "--database", "sqlite:///batches.db")
+
+    checked = command("check", "notes")
+    estimated = command("estimate", "notes", "--json")
+    again = command(*checked.next)
+
+    assert checked.next == estimated.next == ["run", "notes"]
+    assert estimated.events[0]["rows"]["kept"] == 6
+    assert (again.code, "6 kept" in again.err) == (0, True)
+    assert len(list(api.emulator.accepted())) == 6
+    assert list(folder.glob("*.db")) == []
 
 
 def test_check_opens_the_database_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def test_the_announcement_says_the_full_price_and_that_it_is_no_batch_price(tmp_
 
     assert sentence == (
         "3 requests through the Messages API now, at its full price (not the batch price, which is half of it): "
-        "under $0.0001 at least, about $0.02 at worst, when every answer takes its max_tokens"
+        "under $0.0001 at least, about $0.02 at worst, if every answer takes its max_tokens"
     )
 
 
@@ -281,8 +281,8 @@ def test_the_announcement_says_that_prices_of_the_job_do_not_count(tmp_path: Pat
 
     sentence = announcement(picked(asked), asked)
 
-    assert sentence.endswith("; `prices` of the job file are of batches and do not count here")
-    assert "about $0.0005 at worst, when" in sentence
+    assert sentence.endswith("; `prices` of the job file are batch prices and do not apply here")
+    assert "about $0.0005 at worst, if" in sentence
 
 
 def test_the_announcement_says_that_a_price_is_not_known(tmp_path: Path) -> None:

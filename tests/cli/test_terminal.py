@@ -12,7 +12,8 @@ import pytest
 import typer.main
 
 from pipeline.cli.app import app, main
-from pipeline.cli.terminal import command_line, running, running_command, say
+from pipeline.cli.running import command_line, note_running, running_command
+from pipeline.cli.terminal import say
 from pipeline.emulator import RunningEmulator, start
 from pipeline.escapes import escaped, inline, json_text, stripped
 from pipeline.job import json_values
@@ -213,16 +214,22 @@ def test_the_next_command_has_the_options_of_the_present_one_that_it_needs(given
     name, *words = shlex.split(given)
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
 
-    with running(command.make_context(name, words)):
+    with note_running(command.make_context(name, words)):
         assert command_line(*running_command()) == f"batch-pipeline {again}"
         assert command_line("status", "j.yaml") == f"batch-pipeline {status}"
+
+
+def test_no_module_reads_the_words_of_the_command_line_itself() -> None:
+    modules = (Path(__file__).parents[2] / "pipeline").rglob("*.py")
+
+    assert [path.name for path in modules if "sys.argv" in path.read_text(encoding="utf-8")] == []
 
 
 def test_what_the_environment_gives_is_not_repeated_in_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH_DATABASE_URL", "sqlite:///other.db")
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
 
-    with running(command.make_context("run", ["j.yaml"])):
+    with note_running(command.make_context("run", ["j.yaml"])):
         assert command_line(*running_command()) == "batch-pipeline run j.yaml"
 
 

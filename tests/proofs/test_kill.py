@@ -77,7 +77,7 @@ def test_an_interrupted_run_says_so_and_goes_on(api: RunningEmulator, job: Path,
     _, errors = again.communicate(timeout=60)
 
     assert interrupted.returncode == 130
-    assert "interrupted: everything is resumable" in said
+    assert "interrupted: nothing is lost" in said
     assert "Traceback" not in said
     assert again.returncode == 0, errors
     assert answers(job) == EVERY_ROW

@@ -184,7 +184,7 @@ def test_a_name_that_only_begins_like_an_id_is_a_path(folder: LocalFolder) -> No
 )
 def test_other_urls_are_refused_by_their_scheme_alone(url: str, scheme: str, folder: LocalFolder) -> None:
     assert refusal(images(), url, folder) == (
-        f"column 'photo': {scheme}: URLs are not taken; "
+        f"column 'photo': {scheme}: URLs are not accepted; "
         "give a path, an http(s) URL, a Files API id, bytes, or a list of these"
     )
 
@@ -241,7 +241,7 @@ NOTHING = [
 @pytest.mark.parametrize("value", NOTHING)
 def test_a_row_without_a_file_is_refused(value: Any, folder: LocalFolder) -> None:
     assert refusal(images(), value, folder) == (
-        "column 'photo' holds no image (it is null or empty); with source.nulls: empty such rows go without"
+        "column 'photo' holds no image (it is null or empty); set source.nulls: empty to send such rows without one"
     )
 
 
@@ -357,8 +357,8 @@ def test_what_the_pipeline_keeps_beside_the_data_is_no_data(folder: LocalFolder)
     bodies.path("nonce").write_text('{"requests":[\n{"custom_id":"x"}\n]}')
     (folder.path / "copy.json").write_bytes(bodies.path("nonce").read_bytes())
 
-    assert "'job.yaml' is a job file, and no data" in refusal(documents(), "job.yaml", folder)
-    assert "'batches.db' is a database, and no data" in refusal(documents(), "batches.db", folder)
+    assert "'job.yaml' is a job file, not an attachment" in refusal(documents(), "job.yaml", folder)
+    assert "'batches.db' is a database, not an attachment" in refusal(documents(), "batches.db", folder)
     assert "is in a spool of the pipeline" in refusal(documents(), "spool/t/nonce.json", folder)
     assert "'copy.json' is a request body of the pipeline's" in refusal(documents(), "copy.json", folder)
 
@@ -428,9 +428,9 @@ OTHER_KIND = "column 'photo': the value is {}; attach it by `document`, not by `
         pytest.param(pdf(), OTHER_KIND.format("a PDF (application/pdf)"), id="a PDF"),
         pytest.param(
             picture("BMP"),
-            "column 'photo': the value is no image that the API takes: PNG, JPEG, GIF and WebP, "
-            "told by the content, not by the name",
-            id="a format that the API does not take",
+            "column 'photo': the value is not a PNG, JPEG, GIF or WebP image, judged by its content, not its name; "
+            "the API accepts no other image",
+            id="a format that the API does not accept",
         ),
     ],
 )
@@ -446,18 +446,18 @@ def test_what_is_no_image_is_refused_in_an_image_column(data: bytes, said: str, 
         ),
         pytest.param(
             b"PK\x03\x04\x00\x00",
-            "is no document that the API takes: a PDF, and UTF-8 text, told by the content, not by the name",
+            "is not a PDF or UTF-8 text, judged by its content, not its name; the API accepts no other document",
             id="a zip, which Office files are",
         ),
         pytest.param(
             "Grüße".encode("latin-1"),
-            "is no document that the API takes: a PDF, and UTF-8 text, told by the content, not by the name",
+            "is not a PDF or UTF-8 text, judged by its content, not its name; the API accepts no other document",
             id="a text in another encoding",
         ),
         pytest.param(b" \n", "is empty", id="a text of blanks"),
         pytest.param(
             pdf(password="swordfish"),
-            "is an encrypted PDF, which the API does not take; save it without a password",
+            "is an encrypted PDF, which the API does not accept; save it without a password",
             id="an encrypted PDF",
         ),
         pytest.param(b"%PDF-1.7 garbage", "cannot be read as a PDF: Stream has ended unexpectedly", id="a broken PDF"),
@@ -500,7 +500,7 @@ def test_a_picture_of_too_many_pixels_is_refused(folder: LocalFolder) -> None:
 
     said = refusal(images(), "wide.png", folder)
 
-    assert said == "column 'photo': 'wide.png' is 8001 x 1 pixels; the API takes at most 8000 x 8000"
+    assert said == "column 'photo': 'wide.png' is 8001 x 1 pixels; the API accepts at most 8000 x 8000"
 
 
 def claiming(form: str, side: int) -> bytes:
@@ -519,8 +519,8 @@ def claiming(form: str, side: int) -> bytes:
 @pytest.mark.parametrize(
     ("form", "side", "said"),
     [
-        pytest.param("GIF", 9_500, "is 9500 x 9500 pixels; the API takes at most 8000 x 8000", id="a large GIF"),
-        pytest.param("GIF", 60_000, "is 60000 x 60000 pixels; the API takes at most 8000 x 8000", id="a huge GIF"),
+        pytest.param("GIF", 9_500, "is 9500 x 9500 pixels; the API accepts at most 8000 x 8000", id="a large GIF"),
+        pytest.param("GIF", 60_000, "is 60000 x 60000 pixels; the API accepts at most 8000 x 8000", id="a huge GIF"),
         pytest.param("WEBP", 16_000, "cannot be read as image/webp: Image size", id="a huge WebP"),
     ],
 )
@@ -537,8 +537,8 @@ def test_more_than_20_pictures_must_be_smaller(folder: LocalFolder) -> None:
     assert len(images().blocks({"photo": ["wide.png"] * 20}, folder)) == 20
     assert len(images().blocks({"photo": ["fits.png"] * 21}, folder)) == 21
     assert refusal(images(), ["file_a"] * 20 + ["wide.png"], folder) == (
-        "column 'photo': 'wide.png' is 2001 x 1 pixels; in a request with more than 20 images (this has 21) "
-        "the API takes at most 2000 x 2000"
+        "column 'photo': 'wide.png' is 2001 x 1 pixels; in a request with more than 20 images (this one has 21) "
+        "the API accepts at most 2000 x 2000"
     )
 
 
@@ -547,10 +547,10 @@ def test_a_request_has_at_most_600_images_or_100_in_a_small_context(folder: Loca
     assert len(images(small_context=True).blocks({"photo": ["file_a"] * 100}, folder)) == 100
 
     assert refusal(images(), ["photos/red.png"] * 601, folder) == (
-        "the attachments are 601 images; the API takes at most 600 in a request"
+        "the attachments are 601 images; the API accepts at most 600 in a request"
     )
     assert refusal(images(small_context=True), ["file_a"] * 101, folder) == (
-        "the attachments are 101 images; the API takes at most 100 in a request to a model with less than 1M tokens "
+        "the attachments are 101 images; the API accepts at most 100 in a request to a model with less than 1M tokens "
         "of context"
     )
 
@@ -561,10 +561,10 @@ def test_a_request_has_at_most_600_pages_or_100_in_a_small_context(folder: Local
 
     assert len(documents().blocks({"file": ["301.pdf", "101.pdf", "terms.txt"]}, folder)) == 3
     assert refusal(documents(), ["301.pdf", "301.pdf"], folder) == (
-        "the attachments are 602 PDF pages; the API takes at most 600 in a request"
+        "the attachments are 602 PDF pages; the API accepts at most 600 in a request"
     )
     assert refusal(documents(small_context=True), "101.pdf", folder) == (
-        "the attachments are 101 PDF pages; the API takes at most 100 in a request to a model with less than "
+        "the attachments are 101 PDF pages; the API accepts at most 100 in a request to a model with less than "
         "1M tokens of context"
     )
 
@@ -582,7 +582,7 @@ def test_an_image_has_at_most_10_megabytes_as_base64(folder: LocalFolder) -> Non
 
     assert len(images().blocks({"photo": "fits.png"}, folder)) == 1
     assert refusal(images(), "large.png", folder) == (
-        "column 'photo': 'large.png' has 10,485,764 bytes as base64; the API takes at most 10,485,760 of an image"
+        "column 'photo': 'large.png' has 10,485,764 bytes as base64; the API accepts at most 10,485,760 of an image"
     )
     assert refusal(images(), bytes(most + 1), folder).startswith("column 'photo': the value has 10,485,764 bytes")
 
@@ -594,7 +594,7 @@ def test_a_document_larger_than_a_request_is_refused_without_reading_it(folder: 
     said = refusal(documents(), "large.pdf", counting)
 
     assert said == (
-        "column 'file': 'large.pdf' has 32,000,001 bytes; the API takes at most 32,000,000 in a request, "
+        "column 'file': 'large.pdf' has 32,000,001 bytes; the API accepts at most 32,000,000 in a request, "
         "unless the attachment has upload: true"
     )
     assert counting.reads == {}
@@ -603,7 +603,7 @@ def test_a_document_larger_than_a_request_is_refused_without_reading_it(folder: 
 @pytest.mark.parametrize(
     ("size", "said", "reads"),
     [
-        pytest.param(6_300_000, "33,600,000 bytes as they are sent", 4, id="as base64"),
+        pytest.param(6_300_000, "33,600,000 bytes in the request", 4, id="as base64"),
         pytest.param(7_800_000, "39,000,000 bytes", 0, id="even as they are, so that nothing is read"),
     ],
 )
@@ -615,7 +615,7 @@ def test_all_of_a_request_has_at_most_32_megabytes(size: int, said: str, reads: 
     refused = refusal(images(), names, counting)
 
     assert refused == (
-        f"the attachments have {said}, the largest is {names[-1]!r}; the API takes at most 32,000,000 in a request, "
+        f"the attachments have {said}, the largest is {names[-1]!r}; the API accepts at most 32,000,000 in a request, "
         "not counting those with upload: true"
     )
     assert counting.reads.total() == reads
@@ -689,7 +689,7 @@ def test_a_file_larger_than_the_files_api_takes_is_refused(folder: LocalFolder) 
     attachments = Attachments([Attachment(document="file", upload=True)], nulls="invalid", uploaded=uploads([]))
 
     assert refusal(attachments, "large.pdf", folder) == (
-        "column 'file': 'large.pdf' has 500,000,001 bytes; the Files API takes at most 500,000,000"
+        "column 'file': 'large.pdf' has 500,000,001 bytes; the Files API accepts at most 500,000,000"
     )
 
 

@@ -40,6 +40,8 @@ TOOL = {"name": "look_up", "input_schema": {"type": "object", "properties": {"q"
         pytest.param({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "look_up"}}, id="a tool"),
         pytest.param({"tools": [TOOL], "tool_choice": {"type": "auto"}}, id="a tool if need be"),
         pytest.param({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, id="a tool of the API's own"),
+        pytest.param({"tools": [{"type": "custom", **TOOL}]}, id="a tool that says its type"),
+        pytest.param({"tools": (TOOL,), "stop_sequences": ("x",)}, id="tuples, which Python may give for lists"),
         pytest.param({"metadata": {"user_id": "u-1"}}, id="metadata"),
         pytest.param({"metadata": {"user_id": None}}, id="metadata without a user"),
         pytest.param({"service_tier": "auto"}, id="service tier"),
@@ -70,7 +72,7 @@ def test_sampling_is_refused_with_the_reason_and_the_remedy(field: str) -> None:
     [
         pytest.param("stream", "a batch has no streaming", id="stream"),
         pytest.param("speed", "a batch has no fast mode", id="speed"),
-        pytest.param("messages", "the messages are made of request.prompt", id="messages"),
+        pytest.param("messages", "the messages are built from request.prompt", id="messages"),
         pytest.param("model", "this is request.model", id="model"),
         pytest.param("max_tokens", "this is request.max_tokens", id="max_tokens"),
         pytest.param("system", "this is request.system", id="system"),
@@ -127,6 +129,20 @@ def test_what_has_its_own_place_or_none_is_refused(field: str, said: str) -> Non
             id="misspelt in a tool",
         ),
         pytest.param({"metadata": {"user": "x"}}, "request.params.metadata.user", id="unknown metadata"),
+        pytest.param(
+            {"tools": [TOOL | {"cache_control": {"type": "ephemeral", "tll": "1h"}}]},
+            "request.params.tools.0.cache_control.tll: the Messages API has no such field; did you mean 'ttl'?",
+            id="misspelt at the third depth",
+        ),
+        pytest.param(
+            {"tools": [TOOL | {"input_examples": [5]}]},
+            "request.params.tools.0.input_examples.0: must be a mapping (it is 5)",
+            id="a wrong item of a list of mappings",
+        ),
+        pytest.param(
+            {"tools": [TOOL | {"type": "web_serch"}]}, "request.params.tools.0.type: must be one of", id="a wrong tool"
+        ),
+        pytest.param({"tools": {"a": 1}}, "request.params.tools: must be a list (it is {'a': 1})", id="a mapping"),
         pytest.param({"service_tier": "cheap"}, "request.params.service_tier: must be one of", id="service tier"),
     ],
 )
@@ -144,11 +160,42 @@ def test_a_param_that_the_sdk_does_not_know_is_named(params: dict[str, Any], sai
             id="no text",
         ),
         pytest.param([{"type": "text", "text": 5}], "request.system.0.text: must be str", id="a number"),
+        pytest.param([{"type": "text", "txt": "x"}], "request.system.0.txt: the Messages API has no", id="misspelt"),
         pytest.param([{"type": "text", "text": "x", "cache": 1}], "request.system.0.cache: the Messages", id="unknown"),
     ],
 )
 def test_a_wrong_system_block_is_named(system: list[dict[str, Any]], said: str) -> None:
     assert said in refusal(job(system=system))
+
+
+IMAGE = {"type": "base64", "media_type": "image/png", "data": "iVBO"}
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        pytest.param(IMAGE | {"type": "base46"}, "source.type: must be one of 'base64', 'file', 'url'", id="a kind"),
+        pytest.param(
+            IMAGE | {"media_type": "image/bmp"}, "source.media_type: must be one of 'image/jpeg'", id="a media type"
+        ),
+        pytest.param(IMAGE | {"data": 5}, "source.data: must be str (it is 5)", id="no text"),
+        pytest.param(IMAGE | {"name": "x"}, "source.name: the Messages API has no such field", id="a field too many"),
+    ],
+)
+def test_a_wrong_image_in_a_turn_is_named_with_its_place(source: dict[str, Any], said: str) -> None:
+    earlier = [
+        {"role": "user", "content": [{"type": "image", "source": source}]},
+        {"role": "assistant", "content": "A."},
+    ]
+
+    assert refusal(job(messages=earlier)).startswith(f"request.messages.0.content.0.{said}")
+
+
+def test_a_beta_brings_the_fields_of_its_api() -> None:
+    params: dict[str, Any] = {"context_management": {"edits": []}}
+
+    assert refusal(job(params)).startswith("request.params.context_management: the Messages API has no such field")
+    check_params(job(params, betas=["context-management-2025-06-27"]))
 
 
 @pytest.mark.parametrize(

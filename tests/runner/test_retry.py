@@ -12,11 +12,9 @@ import polars as pl
 import pytest
 from sqlalchemy import Connection, select, update
 
-from pipeline.driver.driver import Driver
 from pipeline.errors import InputError, Interrupted, Stopped
 from pipeline.job.model import Job
-from pipeline.planning.packer import Packer
-from pipeline.planning.plan import Plan
+from pipeline.planning.packer import Packer, Sendable
 from pipeline.planning.selection import Selection, change, changed, left_out
 from pipeline.planning.verdict import Verdict
 from pipeline.report.next_command import next_command
@@ -554,12 +552,11 @@ def cut_off(world: World, job: Job, *, rows: int = 2) -> None:
 def killed_while_planning(world: World, monkeypatch: pytest.MonkeyPatch, job: Job, retry: Selection) -> None:
     """A retry that dies after it has marked its rows, and before it has put one into a batch."""
 
-    def planned(self: Plan, driver: Driver, run_id: int, moves: Any, packer: Packer) -> list[int]:
-        self._write(driver, run_id, moves)
+    def packed(self: Packer, rows: list[Sendable]) -> Iterator[int]:
         raise Interrupted("dead")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Plan, "_write_and_pack", planned)
+        patch.setattr(Packer, "add", packed)
         with pytest.raises(Interrupted):
             world.run(job, retry=retry)
     assert set(world.states().values()) == {"pending", "succeeded"}

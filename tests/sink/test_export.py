@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from sqlalchemy import Row
 
-from pipeline.cli.terminal import terminated
+from pipeline.cli.terminal import sigterm_as_interrupt
 from pipeline.errors import Completed, InputError, Stopped
 from pipeline.sink import read
 from pipeline.sink.export import export
@@ -322,7 +322,10 @@ def test_an_export_that_is_interrupted_after_it_is_complete_is_reported_as_compl
 
     monkeypatch.setattr(objects, "put", functools.partial(interrupted, put))
     monkeypatch.setattr(durable, "sync_folder", functools.partial(interrupted, sync))
-    with pytest.raises(Completed, match=rf"{place} is complete: all answers were written before"), terminated():
+    with (
+        pytest.raises(Completed, match=rf"{place} is complete: all answers were written before"),
+        sigterm_as_interrupt(),
+    ):
         export(world.database, job, place, AnswerFilter(), overwrite=overwrite)
 
     written = s3.get("there.csv") if "://" in place else Path(place).read_bytes()
@@ -337,7 +340,7 @@ def test_an_export_that_is_interrupted_before_it_is_complete_is_not_reported_as_
     export(world.database, job, place, AnswerFilter(limit=1))
     monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
 
-    with pytest.raises(KeyboardInterrupt), terminated():
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
         export(world.database, job, place, AnswerFilter(), overwrite=True)
 
     assert place.read_bytes().count(b"\r\n") == 2

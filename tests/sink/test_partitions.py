@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pytest
 from sqlalchemy import Row
 
-from pipeline.cli.terminal import terminated
+from pipeline.cli.terminal import sigterm_as_interrupt
 from pipeline.errors import Completed, InputError, Stopped
 from pipeline.sink import partitions, read
 from pipeline.sink.partitions import export_partitioned, folder_name
@@ -249,7 +249,7 @@ def test_a_sigterm_leaves_the_earlier_folder_and_nothing_else(
     monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
     beside = sorted(os.listdir(world.folder))
 
-    with pytest.raises(KeyboardInterrupt), terminated():
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
         export_partitioned(world.database, job, world.folder / "answers", ["team"], AnswerFilter())
 
     assert sorted(os.listdir(world.folder)) == beside
@@ -275,7 +275,10 @@ def test_a_folder_that_is_complete_when_the_export_is_interrupted_is_reported_as
     monkeypatch.setattr(objects, "put", put_and_stop)
     monkeypatch.setattr(durable, "sync_folder", sync_and_stop)
 
-    with pytest.raises(Completed, match=f"{place} is complete: all answers were written before"), terminated():
+    with (
+        pytest.raises(Completed, match=f"{place} is complete: all answers were written before"),
+        sigterm_as_interrupt(),
+    ):
         export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
 

@@ -58,14 +58,14 @@ def job_over(path: Path, names: list[str]) -> Job:
 def through(job: Job) -> list[Row]:
     """What the request and a SQLite table have of each row, in the order of their keys. Raises SourceError."""
     plan = Plan(job)
-    sink = ResultsTable("answers", ResultColumns.of(job, plan.kinds()))
+    sink = ResultsTable("answers", ResultColumns.of(job, plan.source.kinds()))
     plan.quote(KnownRows(None, None))
     engine, asked = create_engine("sqlite://"), {}
     with engine.begin() as conn:
         sink.make(conn, None)
-        for chunk in plan.rows.chunks(plan.columns):
+        for chunk in plan.source.chunks():
             keys, keeps = identity.keys(chunk.frame, ["id"]), identity.kept(chunk.frame, job.source.keep)
-            for key, keep, row in zip(keys, keeps, plan.request_values(chunk.frame), strict=True):
+            for key, keep, row in zip(keys, keeps, plan.source.request_values(chunk.frame), strict=True):
                 params = orjson.loads(plan.builder.params(row).params)
                 asked[orjson.loads(key)[0]] = json.loads(params["messages"][0]["content"])
                 sink.write(conn, [sink.row(key, keep, Outcome(RowState.SUCCEEDED), FIXED)])

@@ -77,7 +77,7 @@ ARROW = [
     Type("JSON (the extension type)", json_texts('{"a": 1}'), '{"a": 1}', "text", '{"a": 1}'),
     Type("list of any kind", pa.array([["a", None]]), '["a",null]', "json", '["a",null]'),
     Type("struct", pa.array([{"a": 1, "b": b"x"}]), '{"a":1,"b":"x"}', "json", '{"a":1,"b":"x"}'),
-    Type("map, if no key stands twice", pa.array([[("k", 1)]], _MAP), '{"k":1}', "json", '{"k":1}'),
+    Type("map, if no key occurs twice", pa.array([[("k", 1)]], _MAP), '{"k":1}', "json", '{"k":1}'),
     Type("run-end encoded", pa.RunEndEncodedArray.from_arrays([1], ["a"]), "a", "text", "a"),
 ]
 
@@ -102,7 +102,7 @@ CSV_TYPES = [None, "Int64", "Float64", "Decimal", "Boolean", "Date", "Datetime",
 NDJSON = [
     Type("string", '"a"', "a", "text", "a"),
     Type("integer of 64 bits", "17", "17", "integer", "17"),
-    Type("integer of any size beyond", "18446744073709551617", "18446744073709551617", "text", "18446744073709551617"),
+    Type("integer beyond 64 bits", "18446744073709551617", "18446744073709551617", "text", "18446744073709551617"),
     Type("number with a point or an exponent: a double", "1.50", "1.5", "number", "1.5"),
     Type("true, false", "true", "True", "boolean", "True"),
     Type("array", '[1, "a", null]', '[1,"a",null]', "json", '[1,"a",null]'),

@@ -45,12 +45,12 @@ def job_over(path: Path, prompt: str, **source: Any) -> Job:
 def requests_of(job: Job) -> Iterator[tuple[str, str, bytes]]:
     """Key, prompt and row_hash of each row."""
     plan = Plan(job)
-    plan.kinds()
+    plan.source.kinds()
     plan.quote(KnownRows(None, None))
-    for chunk in plan.rows.chunks(plan.columns):
+    for chunk in plan.source.chunks():
         keys = identity.keys(chunk.frame, job.source.key)
-        rows = identity.named_rows(chunk.frame, plan.columns)
-        for key, row, row_hash in zip(keys, rows, plan.hashes(chunk), strict=True):
+        rows = identity.named_rows(chunk.frame, plan.source.columns)
+        for key, row, row_hash in zip(keys, rows, plan.source.hashes(chunk), strict=True):
             params = orjson.loads(plan.builder.params(row, chunk.folder).params)
             yield identity.shown(key), params["messages"][0]["content"], row_hash
 
@@ -257,8 +257,8 @@ def test_a_value_without_a_text_makes_its_row_invalid_and_no_key(
     with pa.ipc.new_file(file, table.schema) as out:
         out.write_table(table)
     plan = Plan(job_over(file, "{{ x }}"))
-    (chunk,) = plan.rows.chunks(plan.columns)
-    one, other = plan.request_values(chunk.frame)
+    (chunk,) = plan.source.chunks()
+    one, other = plan.source.request_values(chunk.frame)
 
     assert orjson.loads(plan.builder.params(one).params)["messages"][0]["content"] == good
     with pytest.raises(RowProblem, match=reason):

@@ -1,4 +1,4 @@
-"""Statements for very many rows: the same on both databases."""
+"""Statements for very many rows give the same result on SQLite and PostgreSQL."""
 
 import datetime
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ from pipeline.state.tables import UtcDateTime, jobs, requests, runs
 from tests.support.postgres import connected
 
 NOW = datetime.datetime(2026, 11, 20, 8, 30, tzinfo=datetime.UTC)
-MANY = AT_ONCE_POSTGRES + 77  # more than one statement carries to either database
+MANY = AT_ONCE_POSTGRES + 77  # more rows than one statement carries on either database
 
 notes = Table(
     "some notes",
@@ -84,7 +84,7 @@ def test_rows_are_inserted_and_counted(database: Database, rows: int) -> None:
     assert stored(database) == given
 
 
-def test_values_are_stored_as_their_columns_say(database: Database) -> None:
+def test_values_are_stored_as_the_types_of_their_columns(database: Database) -> None:
     given = [
         note(1, text=None, number=None, share=None, hash=None, done=None, at=None),
         note(2, text=State.WAITING, number=-1, share=3, hash=b"", done=True),
@@ -98,7 +98,7 @@ def test_values_are_stored_as_their_columns_say(database: Database) -> None:
     assert type(stored(database)[1][1]) is str
 
 
-def test_a_column_of_nothing_but_nulls_is_stored(database: Database) -> None:
+def test_a_column_of_nulls_alone_is_stored(database: Database) -> None:
     empty = {"text": None, "number": None, "share": None, "hash": None, "done": None, "at": None}
 
     with database.write() as conn:
@@ -126,7 +126,7 @@ def test_an_update_changes_the_rows_it_names_and_counts_them(database: Database)
     ]
 
 
-def test_an_update_over_stretches_counts_all_rows_in_them(database: Database) -> None:
+def test_an_update_of_ranges_counts_all_rows_in_them(database: Database) -> None:
     renumber = Bulk(
         update(notes)
         .where(notes.c.id.between(bindparam("first"), bindparam("last")))
@@ -145,7 +145,7 @@ def test_an_update_over_stretches_counts_all_rows_in_them(database: Database) ->
     assert stored(database)[20] == note(20)
 
 
-def test_a_table_of_very_many_columns_takes_many_rows(database: Database) -> None:
+def test_many_rows_are_inserted_into_a_table_of_very_many_columns(database: Database) -> None:
     names = [f"c{i}" for i in range(200)]
     wide = Table("wide", MetaData(), *[Column(name, Integer) for name in names])
     rows = [tuple(range(i, i + 200)) for i in range(1_200)]
@@ -159,7 +159,7 @@ def test_a_table_of_very_many_columns_takes_many_rows(database: Database) -> Non
     assert stored == rows
 
 
-def test_one_statement_serves_databases_of_both_kinds_in_turns(tmp_path: Path, postgres_url: str) -> None:
+def test_one_statement_works_on_sqlite_and_postgresql_in_turn(tmp_path: Path, postgres_url: str) -> None:
     with (
         closing(Database(f"sqlite:///{tmp_path}/batches.db")) as file,
         closing(Database(postgres_url)) as server,
@@ -193,7 +193,7 @@ def new_rows(ids: list[int]) -> list[tuple[Any, ...]]:
     return [(i, 1, f'["{i}"]', 1, "pending", bytes(16), "r", 0) for i in ids]
 
 
-def test_new_rows_get_numbers_behind_those_that_are_there(database: Database) -> None:
+def test_new_rows_get_numbers_after_the_existing_ones(database: Database) -> None:
     with_a_run(database)
 
     with database.write() as conn:
@@ -206,12 +206,12 @@ def test_new_rows_get_numbers_behind_those_that_are_there(database: Database) ->
     assert second == list(range(4, 4 + MANY))
 
 
-def test_no_numbers_are_given_for_no_rows(database: Database) -> None:
+def test_no_rows_get_no_numbers(database: Database) -> None:
     with database.write() as conn:
         assert next_ids(conn, 0) == []
 
 
-def test_drivers_that_add_rows_at_once_get_numbers_of_their_own(postgres_url: str) -> None:
+def test_drivers_that_add_rows_at_the_same_time_get_different_numbers(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as database:
         with_a_run(database)
 
@@ -225,7 +225,7 @@ def test_drivers_that_add_rows_at_once_get_numbers_of_their_own(postgres_url: st
     assert not set(ones) & set(others)
 
 
-def test_a_bulk_insert_goes_where_the_state_is(postgres_url: str) -> None:
+def test_a_bulk_insert_goes_to_the_schema_of_the_state(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as database:
         with_a_run(database)
         with database.write() as conn:
@@ -235,7 +235,7 @@ def test_a_bulk_insert_goes_where_the_state_is(postgres_url: str) -> None:
     assert found == [7]
 
 
-def test_rows_are_copied_twice_in_one_transaction_and_replace_each_other(database: Database) -> None:
+def test_rows_copied_twice_in_one_transaction_replace_the_earlier_ones(database: Database) -> None:
     replace = _replacing(database)
     first = [note(i) for i in range(WORTH_A_COPY)]
     second = [note(i, text="replaced", share=None) for i in range(100, WORTH_A_COPY + 100)]
@@ -248,14 +248,14 @@ def test_rows_are_copied_twice_in_one_transaction_and_replace_each_other(databas
     assert stored(database) == first[:100] + second
 
 
-def test_a_row_that_the_table_refuses_undoes_all_that_was_copied(database: Database) -> None:
+def test_a_row_that_the_table_refuses_undoes_the_whole_copy(database: Database) -> None:
     with pytest.raises((LostRace, IntegrityError)), database.write() as conn:
         add_notes.execute(conn, [*(note(i) for i in range(WORTH_A_COPY)), note(1)])
 
     assert stored(database) == []
 
 
-def test_a_user_who_may_not_make_temporary_tables_stores_rows_all_the_same(postgres_url: str) -> None:
+def test_rows_are_stored_without_the_right_to_create_temporary_tables(postgres_url: str) -> None:
     name = make_url(postgres_url).database
     with connected(postgres_url) as admin:
         admin.execute("CREATE ROLE poor LOGIN")
@@ -278,7 +278,7 @@ def test_a_user_who_may_not_make_temporary_tables_stores_rows_all_the_same(postg
 
 
 class Ending(list[tuple[Any, ...]]):
-    """Rows in the middle of which something happens."""
+    """A sequence of rows that calls `happens` after the first 100 rows were read."""
 
     happens: Callable[[], object]
 
@@ -288,9 +288,9 @@ class Ending(list[tuple[Any, ...]]):
         yield from self[100:]
 
 
-def test_a_server_that_goes_while_rows_are_copied_is_a_sentence(postgres_url: str) -> None:
+def test_a_server_that_stops_during_a_copy_gives_one_sentence(postgres_url: str) -> None:
     add_ids = Bulk(insert(notes), ["id"])
-    rows = Ending([(i,) for i in range(20 * WORTH_A_COPY)])  # more than one buffer of what is copied
+    rows = Ending([(i,) for i in range(20 * WORTH_A_COPY)])  # more than one buffer of COPY
 
     with closing(Database(postgres_url)) as database:
         with database.write() as conn:
@@ -311,7 +311,7 @@ def test_a_server_that_goes_while_rows_are_copied_is_a_sentence(postgres_url: st
 
 
 def _replacing(database: Database) -> Bulk:
-    """An insert of notes that replaces those with the same number."""
+    """Return an insert of notes that replaces notes with the same number."""
     dialect = sqlite if database.is_sqlite else postgresql
     row: Any = dialect.insert(notes)
     replaced = {c.name: row.excluded[c.name] for c in notes.columns if not c.primary_key}

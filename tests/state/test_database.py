@@ -1,4 +1,4 @@
-"""The state database: made, brought up to date, refused; and its errors as sentences."""
+"""The state database: its creation, its upgrade, refused databases, and errors as sentences."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ THEN = datetime(2026, 11, 20, 8, 30)  # noqa: DTZ001  # as the columns have it: 
 
 @contextmanager
 def plain(url: str) -> Iterator[Connection]:
-    """One transaction past Database, in which names without a schema are those of the state database."""
+    """Open a transaction without the class Database; names without a schema are those of the state database."""
     engine = create_engine(url)
     with engine.begin() as conn:
         if engine.dialect.name == "postgresql":
@@ -46,10 +46,10 @@ def version(url: str) -> str | None:
         return found
 
 
-# -- made and brought up to date -------------------------------------------------------------------------------------
+# -- creation and upgrade --------------------------------------------------------------------------------------------
 
 
-def test_a_database_is_made_once_and_then_opened_as_it_is(database_url: str) -> None:
+def test_a_database_is_created_once_and_then_opened_unchanged(database_url: str) -> None:
     with closing(Database(database_url)) as first:
         assert first.new
 
@@ -58,7 +58,7 @@ def test_a_database_is_made_once_and_then_opened_as_it_is(database_url: str) -> 
     assert version(database_url) == HEAD
 
 
-def test_a_database_exists_once_it_was_made(database_url: str) -> None:
+def test_a_database_exists_after_it_was_created(database_url: str) -> None:
     before = Database.exists(database_url)
     Database(database_url).close()
 
@@ -66,14 +66,14 @@ def test_a_database_exists_once_it_was_made(database_url: str) -> None:
     assert Database.exists(database_url)
 
 
-def test_the_migrations_come_to_the_tables_that_a_new_database_gets(
+def test_the_migrations_give_the_same_tables_as_a_new_database(
     database_url: str,
 ) -> None:
     Database(database_url).close()
     made = shape(database_url)
     with plain(database_url) as conn:
         metadata.drop_all(conn)
-        conn.exec_driver_sql("DELETE FROM alembic_version")  # a database of before the first version
+        conn.exec_driver_sql("DELETE FROM alembic_version")  # a database from before the first version
 
     Database(database_url).close()
 
@@ -83,7 +83,7 @@ def test_the_migrations_come_to_the_tables_that_a_new_database_gets(
 
 
 def shape(url: str) -> dict[str, Any]:
-    """All that makes each table, in an order that is always the same."""
+    """Return the definition of each table, always in the same order."""
     with plain(url) as conn:
         seen = inspect(conn)
         schema = migrations.schema_of(conn)
@@ -104,7 +104,7 @@ def shape(url: str) -> dict[str, Any]:
 
 
 def in_order(parts: Any) -> list[list[tuple[str, str]]]:
-    """Constraints or indexes by name; what an index covers, as text."""
+    """Return constraints or indexes by name, with the condition of a partial index as text."""
     flat = [{**part, **part.get("dialect_options", {}), "dialect_options": None} for part in parts]
     return sorted(sorted((name, str(value)) for name, value in part.items()) for part in flat)
 
@@ -116,7 +116,7 @@ BATCH = {"job_id": 1, "run_id": 1, "account_id": 1, "recipe": "r", "digest": "d"
 SENDING = {"account_id": 1, "lease_token": 7, "started_at": THEN, "deadline": THEN}
 REQUEST = {"job_id": 1, "run_id": 1, "row_hash": bytes(16), "recipe": "r", "attempts": 0}
 
-#: Rows of version 0001, each table behind those that it refers to.
+#: Rows of version 0001; each table comes after those that it refers to.
 FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
     "accounts": [{"id": 1, "base_url": "https://a", "organization": "o", "workspace": "w", "emulated": False}],
     "jobs": [{"id": 1, "name": "j", **JOB}, {"id": 2, "name": "k", "file": "k.yaml", **JOB, "results_table": "others"}],
@@ -138,7 +138,7 @@ FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
 
 
 def make_first_version(url: str) -> dict[str, list[dict[str, Any]]]:
-    """A database as version 0001 made and filled it; its rows."""
+    """Create a database of version 0001, fill it, and return its rows."""
     bring_to(url, "0001")
     with plain(url) as conn:
         for name, rows in FIRST_ROWS.items():
@@ -148,7 +148,7 @@ def make_first_version(url: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def bring_to(url: str, revision: str) -> None:
-    """Make the tables of this version, or bring an older database up to it."""
+    """Create the current tables, or upgrade an older database."""
     with plain(url) as conn:
         config = Config(attributes={"connection": conn})
         config.set_main_option("script_location", "pipeline.state:migrations")
@@ -161,7 +161,7 @@ def reflected(conn: Connection, name: str) -> Table:
 
 
 def rows_of(url: str) -> dict[str, list[dict[str, Any]]]:
-    """All rows of all tables, with the columns that they have now."""
+    """Return all rows of all tables with the columns that the tables have now."""
     with plain(url) as conn:
         tables = {name: reflected(conn, name) for name in FIRST_ROWS}
         return {
@@ -170,7 +170,7 @@ def rows_of(url: str) -> dict[str, list[dict[str, Any]]]:
         }
 
 
-def test_an_older_database_is_brought_up_with_all_its_rows(database_url: str) -> None:
+def test_an_older_database_is_upgraded_with_all_its_rows(database_url: str) -> None:
     before = make_first_version(database_url)
 
     with closing(Database(database_url)) as upgraded:
@@ -179,7 +179,7 @@ def test_an_older_database_is_brought_up_with_all_its_rows(database_url: str) ->
             assert run_counts(conn, 1) == {"in_flight": 2, "pending": 1, "succeeded": 1}
 
     after = rows_of(database_url)
-    before["leases"][0]["token"] += 1  # who held it before the upgrade can do nothing more under it
+    before["leases"][0]["token"] += 1  # the holder from before the upgrade can write nothing more
     for table, rows in before.items():
         kept = [{name: value for name, value in row.items() if name != "lease_token"} for row in rows]
         assert [{name: now[name] for name in row} for row, now in zip(kept, after[table], strict=True)] == kept
@@ -188,7 +188,7 @@ def test_an_older_database_is_brought_up_with_all_its_rows(database_url: str) ->
     assert version(database_url) == HEAD
 
 
-def test_an_older_database_then_takes_what_today_s_takes_and_no_more(database_url: str) -> None:
+def test_an_upgraded_database_accepts_the_same_values_as_a_new_one(database_url: str) -> None:
     make_first_version(database_url)
 
     with closing(Database(database_url)) as upgraded:
@@ -201,7 +201,7 @@ def test_an_older_database_then_takes_what_today_s_takes_and_no_more(database_ur
             conn.execute(update(requests).where(requests.c.id == 1).values(batch_id=77))
 
 
-def test_sentences_that_an_older_version_decided_by_are_read_as_reasons(database_url: str) -> None:
+def test_sentences_of_an_older_version_become_reasons(database_url: str) -> None:
     make_first_version(database_url)
     bring_to(database_url, "0005")
     with plain(database_url) as conn:
@@ -221,7 +221,7 @@ def test_sentences_that_an_older_version_decided_by_are_read_as_reasons(database
     assert smallest == 2
 
 
-def test_nobody_is_told_again_of_runs_that_ended_under_an_older_version(database_url: str) -> None:
+def test_runs_that_ended_under_an_older_version_are_not_announced_again(database_url: str) -> None:
     make_first_version(database_url)
     bring_to(database_url, "0005")
     with plain(database_url) as conn:
@@ -234,10 +234,10 @@ def test_nobody_is_told_again_of_runs_that_ended_under_an_older_version(database
     assert announced == [THEN.replace(tzinfo=UTC)]
 
 
-def test_an_upgrade_that_fails_leaves_a_sqlite_database_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_upgrade_leaves_a_sqlite_database_unchanged(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/batches.db"
     make_first_version(url)
-    with plain(url) as conn:  # foreign keys are off here: a row that names a batch that is not there
+    with plain(url) as conn:  # foreign keys are off here, so that a row can name a missing batch
         conn.exec_driver_sql("UPDATE requests SET batch_id = 77 WHERE id = 2")
     before, tables = rows_of(url), shape(url)
 
@@ -247,9 +247,9 @@ def test_an_upgrade_that_fails_leaves_a_sqlite_database_as_it_was(tmp_path: Path
     assert (rows_of(url), shape(url), version(url)) == (before, tables, "0001")
 
 
-def test_an_upgrade_that_fails_leaves_a_postgresql_database_as_it_was(postgres_url: str) -> None:
+def test_a_failed_upgrade_leaves_a_postgresql_database_unchanged(postgres_url: str) -> None:
     make_first_version(postgres_url)
-    with plain(postgres_url) as conn:  # the last but one table that the upgrade changes cannot be changed
+    with plain(postgres_url) as conn:  # the upgrade cannot change the last table but one
         conn.exec_driver_sql("CREATE VIEW public.tokens AS SELECT lease_token FROM sendings")
     before, tables = rows_of(postgres_url), shape(postgres_url)
 
@@ -260,7 +260,7 @@ def test_an_upgrade_that_fails_leaves_a_postgresql_database_as_it_was(postgres_u
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["new", "of an older version"])
-def test_processes_that_open_a_database_at_once_all_succeed(database_url: str, *, older: bool) -> None:
+def test_processes_that_open_a_database_at_the_same_time_all_succeed(database_url: str, *, older: bool) -> None:
     if older:
         make_first_version(database_url)
     program = (
@@ -296,7 +296,7 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
         Database(database_url)
 
 
-def test_tables_of_somebody_else_are_refused_and_left_alone(database_url: str) -> None:
+def test_foreign_tables_are_refused_and_left_unchanged(database_url: str) -> None:
     with plain(database_url) as theirs:
         theirs.exec_driver_sql("CREATE TABLE jobs (title TEXT)")
 
@@ -322,9 +322,9 @@ def test_on_postgresql_state_has_a_schema_of_its_own(postgres_url: str) -> None:
         assert ours.file is None
 
 
-def test_results_go_to_the_first_schema_of_the_search_path_that_is_not_ours(postgres_url: str) -> None:
+def test_results_tables_go_to_the_first_schema_of_the_search_path_that_is_not_the_state_s(postgres_url: str) -> None:
     name = make_url(postgres_url).database
-    with connected(postgres_url) as admin:  # as for a user named batch_pipeline, whose schema of this name comes first
+    with connected(postgres_url) as admin:  # as for a user named batch_pipeline, whose own schema comes first
         admin.execute(f"CREATE SCHEMA team; ALTER DATABASE {name} SET search_path TO {SCHEMA}, team, public".encode())
 
     schemas = []
@@ -343,7 +343,7 @@ def test_a_search_path_without_a_schema_for_results_is_refused(postgres_url: str
         Database(postgres_url)
 
 
-def test_a_user_without_the_right_to_make_the_schema_is_told_so(postgres_url: str) -> None:
+def test_a_user_without_the_right_to_create_the_schema_gets_one_sentence(postgres_url: str) -> None:
     user = f"user_{make_url(postgres_url).database}"
     theirs = make_url(postgres_url).set(username=user, password="secret").render_as_string(hide_password=False)
     with connected(postgres_url) as admin:
@@ -370,7 +370,7 @@ def names(conn: Connection) -> list[str]:
     return list(conn.scalars(select(accounts.c.base_url).order_by(accounts.c.id)))
 
 
-def test_a_reader_sees_one_moment_while_others_write(database_url: str) -> None:
+def test_a_reader_sees_the_database_at_one_moment_while_others_write(database_url: str) -> None:
     with closing(Database(database_url)) as one, closing(Database(database_url)) as other:
         with one.read() as reading:
             before = names(reading)
@@ -383,7 +383,7 @@ def test_a_reader_sees_one_moment_while_others_write(database_url: str) -> None:
     assert (before, during, after) == ([], [], ["a"])
 
 
-def test_a_write_that_raises_leaves_nothing(database_url: str) -> None:
+def test_a_write_that_raises_writes_nothing(database_url: str) -> None:
     with closing(Database(database_url)) as ours:
 
         def write() -> None:
@@ -397,14 +397,14 @@ def test_a_write_that_raises_leaves_nothing(database_url: str) -> None:
             assert names(conn) == []
 
 
-def test_on_postgresql_a_commit_is_on_disk_and_a_reader_cannot_write(postgres_url: str) -> None:
+def test_on_postgresql_commits_are_synchronous_and_readers_cannot_write(postgres_url: str) -> None:
     name = make_url(postgres_url).database
     with connected(postgres_url) as admin:
         admin.execute(f"ALTER DATABASE {name} SET synchronous_commit TO off".encode())
         admin.execute(f"ALTER DATABASE {name} SET default_transaction_isolation TO serializable".encode())
 
     with closing(Database(postgres_url)) as ours:
-        for _ in range(8):  # psycopg prepares a statement at its sixth time
+        for _ in range(8):  # psycopg prepares a statement at its sixth execution
             with ours.write() as conn:
                 assert setting(conn, "synchronous_commit") == "on"
                 assert setting(conn, "transaction_isolation") == "read committed"
@@ -418,7 +418,7 @@ def setting(conn: Connection, name: str) -> str:
     return str(conn.execute(select(func.current_setting(name))).scalar_one())
 
 
-def test_drivers_go_by_the_clock_of_the_server_where_there_is_one(database_url: str) -> None:
+def test_drivers_use_the_clock_of_the_postgresql_server(database_url: str) -> None:
     local = datetime.now(UTC) + timedelta(days=3)  # of a machine whose clock is wrong
 
     with closing(Database(database_url)) as ours, ours.write() as conn:
@@ -446,7 +446,7 @@ def test_drivers_go_by_the_clock_of_the_server_where_there_is_one(database_url: 
         "postgresql://me:secret@host:port/db",
     ],
 )
-def test_other_urls_are_refused_with_those_that_work(url: str) -> None:
+def test_other_urls_are_refused_with_the_forms_that_work(url: str) -> None:
     with pytest.raises(DatabaseError) as refused:
         Database(url)
 
@@ -465,7 +465,9 @@ def test_other_urls_are_refused_with_those_that_work(url: str) -> None:
     ],
     ids=["database", "user", "address"],
 )
-def test_a_server_that_does_not_let_us_in_is_a_sentence(postgres_url: str, change: dict[str, Any], said: str) -> None:
+def test_a_server_that_refuses_the_connection_gives_one_sentence(
+    postgres_url: str, change: dict[str, Any], said: str
+) -> None:
     url = make_url(postgres_url).set(password="secret", **change).render_as_string(hide_password=False)
 
     with pytest.raises(DatabaseError) as refused:
@@ -475,10 +477,10 @@ def test_a_server_that_does_not_let_us_in_is_a_sentence(postgres_url: str, chang
     assert said in str(refused.value)
     assert "check the address, user, password and database name given by --database" in str(refused.value)
     assert "secret" not in str(refused.value)
-    assert Database.exists(url)  # only opening it says what is wrong
+    assert Database.exists(url)  # only opening it shows what is wrong
 
 
-def test_a_wrong_password_is_a_sentence_without_it() -> None:
+def test_a_wrong_password_gives_one_sentence_without_the_password() -> None:
     with own_server() as server:
         right = make_url(url_of(server)).set(password="right")
         with connected(url_of(server)) as admin:
@@ -501,7 +503,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Database("postgresql+psycopg://host/db")
 
 
-def test_a_database_that_cannot_hold_all_texts_is_refused(postgres_server: str, postgres_url: str) -> None:
+def test_a_database_with_an_encoding_other_than_utf8_is_refused(postgres_server: str, postgres_url: str) -> None:
     name = f"{make_url(postgres_url).database}_latin"
     with connected(postgres_server) as admin:
         admin.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0".encode())
@@ -512,19 +514,19 @@ def test_a_database_that_cannot_hold_all_texts_is_refused(postgres_server: str, 
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("These are notes, more than a hundred bytes of them. " * 20)
 
     with pytest.raises(DatabaseError, match=r"cannot open .*notes\.txt: file is not a database; give another one"):
         Database(f"sqlite:///{tmp_path}/notes.txt")
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="unable to open database file; give another one by --database"):
         Database(f"sqlite:///{tmp_path}/nowhere/batches.db")
 
 
-def test_a_file_that_may_not_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_a_read_only_file_gives_one_sentence(tmp_path: Path) -> None:
     with closing(Database(f"sqlite:///{tmp_path}/batches.db")) as ours:
         with ours.write() as conn:
             conn.exec_driver_sql("PRAGMA query_only=ON")
@@ -533,7 +535,7 @@ def test_a_file_that_may_not_be_written_is_a_sentence(tmp_path: Path) -> None:
             conn.execute(new_account("a"))
 
 
-def test_a_server_that_only_reads_is_a_sentence(postgres_url: str) -> None:
+def test_a_read_only_server_gives_one_sentence(postgres_url: str) -> None:
     with connected(postgres_url) as admin:
         admin.execute(
             f"ALTER DATABASE {make_url(postgres_url).database} SET default_transaction_read_only TO on".encode()
@@ -543,7 +545,7 @@ def test_a_server_that_only_reads_is_a_sentence(postgres_url: str) -> None:
         Database(postgres_url)
 
 
-def test_a_full_disk_stops_with_nothing_half_done_and_is_safe_to_run_again(database_url: str) -> None:
+def test_a_full_disk_stops_the_run_with_nothing_half_done(database_url: str) -> None:
     with closing(Database(database_url)) as ours:
 
         def write() -> None:
@@ -576,7 +578,9 @@ def make_room(conn: Connection) -> None:
         conn.exec_driver_sql("PRAGMA max_page_count=1000000")
 
 
-def test_a_lock_that_another_one_keeps_stops_after_a_while(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_another_process_keeps_stops_the_run_after_a_while(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     with closing(Database(database_url)) as one, closing(Database(database_url)) as other:
         with one.write() as conn:
@@ -588,7 +592,7 @@ def test_a_lock_that_another_one_keeps_stops_after_a_while(database_url: str, mo
                 conn.execute(update(accounts).values(workspace="theirs"))
 
 
-def test_a_connection_that_breaks_stops_and_the_next_one_goes_on(postgres_url: str) -> None:
+def test_a_broken_connection_stops_the_run_and_the_next_one_works(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as ours:
 
         def write() -> None:
@@ -604,7 +608,7 @@ def test_a_connection_that_breaks_stops_and_the_next_one_goes_on(postgres_url: s
             assert names(conn) == []
 
 
-def test_a_driver_suspended_in_a_write_holds_up_nobody_for_ever(
+def test_a_driver_suspended_in_a_write_does_not_block_others_for_ever(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "IDLE_SECONDS", 0.1)
@@ -613,7 +617,7 @@ def test_a_driver_suspended_in_a_write_holds_up_nobody_for_ever(
         def write() -> None:
             with ours.write() as conn, connected(postgres_url) as admin:
                 conn.execute(new_account("a"))
-                with admin.transaction():  # who waits for it gets it when the server ends the write
+                with admin.transaction():  # this lock is granted when the server ends the suspended write
                     admin.execute("LOCK TABLE batch_pipeline.accounts")
                 conn.execute(new_account("b"))
 
@@ -621,7 +625,7 @@ def test_a_driver_suspended_in_a_write_holds_up_nobody_for_ever(
             write()
 
 
-def test_a_server_that_stops_is_a_sentence_until_it_is_back() -> None:
+def test_a_stopped_server_gives_one_sentence_until_it_is_back() -> None:
     with own_server() as server, closing(Database(url_of(server))) as ours:
 
         def write() -> None:
@@ -672,7 +676,7 @@ def test_a_deadlock_is_a_lost_race(postgres_url: str) -> None:
     assert sorted(ends, key=len)[0] == "written"
 
 
-def test_what_two_drivers_add_at_once_is_a_lost_race_for_one(postgres_url: str) -> None:
+def test_of_two_drivers_that_add_the_same_row_one_loses_the_race(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as ours:
         with ours.write() as conn:
             conn.execute(new_account("a"))
@@ -681,8 +685,8 @@ def test_what_two_drivers_add_at_once_is_a_lost_race_for_one(postgres_url: str) 
             conn.execute(new_account("a"))
 
 
-def test_a_key_that_postgresql_cannot_index_is_a_sentence(postgres_url: str) -> None:
+def test_a_key_too_long_for_postgresql_gives_one_sentence(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as ours:
-        noise = "".join(chr(0x4E00 + i * 7919 % 20_000) for i in range(3_000))  # that does not compress
+        noise = "".join(chr(0x4E00 + i * 7919 % 20_000) for i in range(3_000))  # text that does not compress
         with pytest.raises(DatabaseError, match=r"use a shorter source\.key"), ours.write() as conn:
             conn.execute(insert(leases).values(resource=noise, token=1))

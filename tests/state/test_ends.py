@@ -1,4 +1,4 @@
-"""How a run ended is told to somebody, whatever dies between its commit and the telling."""
+"""The end of a run is announced even if the process dies between the commit and the announcement."""
 
 import json
 import os
@@ -30,25 +30,25 @@ ROOT = Path(__file__).parents[2]
 
 
 def fails(world: World, row: int) -> None:
-    """The API refuses this row, once."""
+    """Let the API refuse this row once."""
     world.emulator.add_fault(on="item", do="refuse", match=f"Text number {row} ", times=1)
 
 
 def tells_nobody(world: World, job: Job, **options: Any) -> Finished:
-    """A `run` that dies when the end of its run is committed."""
+    """Start a `run` that dies when the end of its run is committed."""
     return run(job, world.where(), Options(**options))
 
 
 def announced(world: World) -> list[bool]:
-    """Of each run, whether it is noted that somebody was told how it ended."""
+    """Return for each run whether its end is noted as announced."""
     with world.database.read() as conn:
         return [at is not None for at in conn.scalars(select(runs.c.announced_at).order_by(runs.c.id))]
 
 
-# -- what a run says of the ones before it ---------------------------------------------------------------------------
+# -- ends of earlier runs --------------------------------------------------------------------------------------------
 
 
-def test_a_bad_end_that_nobody_was_told_of_is_told_by_the_next_run_and_by_no_other(world: World) -> None:
+def test_an_unannounced_bad_end_is_announced_by_the_next_run_and_only_once(world: World) -> None:
     fails(world, 1)
     tells_nobody(world, world.job())
 
@@ -64,7 +64,7 @@ def test_a_bad_end_that_nobody_was_told_of_is_told_by_the_next_run_and_by_no_oth
     assert announced(world) == [True, True, True]
 
 
-def test_a_good_end_that_nobody_was_told_of_is_noted_and_not_told(world: World) -> None:
+def test_an_unannounced_good_end_is_noted_without_being_announced(world: World) -> None:
     tells_nobody(world, world.job())
 
     second = world.run(world.job())
@@ -87,7 +87,7 @@ def test_the_exit_code_is_that_of_the_worst_end(world: World) -> None:
     assert ended.exit_code == 3
 
 
-def test_a_stopped_run_that_goes_on_counts_by_how_it_ends_then(world: World) -> None:
+def test_the_exit_code_of_a_continued_run_is_that_of_its_last_end(world: World) -> None:
     tells_nobody(world, world.job(limits={"max_cost_usd": 0.000001}))
 
     ended = world.run(world.job(limits={"max_cost_usd": 1}))
@@ -95,7 +95,7 @@ def test_a_stopped_run_that_goes_on_counts_by_how_it_ends_then(world: World) -> 
     assert (ended.run_id, ended.state, ended.exit_code) == (1, "finished", 0)
 
 
-def test_an_end_after_an_end_that_was_told_is_told_as_well(world: World) -> None:
+def test_a_second_end_after_an_announced_one_is_announced_too(world: World) -> None:
     stopped = world.run(world.job(limits={"max_cost_usd": 0.000001}))
     fails(world, 1)
     tells_nobody(world, world.job(limits={"max_cost_usd": 1}))
@@ -107,7 +107,7 @@ def test_an_end_after_an_end_that_was_told_is_told_as_well(world: World) -> None
     assert after.exit_code == 1
 
 
-def test_what_asks_for_a_quote_only_leaves_the_telling_to_others(world: World) -> None:
+def test_a_dry_run_announces_no_ends(world: World) -> None:
     fails(world, 1)
     tells_nobody(world, world.job())
 
@@ -117,7 +117,7 @@ def test_what_asks_for_a_quote_only_leaves_the_telling_to_others(world: World) -
     assert world.run(world.job()).exit_code == 1
 
 
-def test_each_of_two_runs_that_share_a_run_tells_how_it_ended(world: World) -> None:
+def test_each_of_two_drivers_of_one_run_announces_its_end(world: World) -> None:
     fails(world, 1)
 
     both = world.run_beside(world.job(), "waiting")
@@ -126,7 +126,7 @@ def test_each_of_two_runs_that_share_a_run_tells_how_it_ended(world: World) -> N
     assert announced(world) == [True]
 
 
-def test_a_run_that_another_one_ends_in_passing_is_told_and_does_not_change_the_exit_code(world: World) -> None:
+def test_the_end_of_another_run_is_announced_and_does_not_change_the_exit_code(world: World) -> None:
     fails(world, 1)
     first = world.job(vars={"day": "monday"})
     world.run(first, detach=True)
@@ -152,7 +152,7 @@ def test_an_end_is_noted_once(world: World) -> None:
         assert conn.scalar(select(runs.c.announced_at)) == at
 
 
-def test_cancel_tells_the_runs_it_ends_also_those_of_a_cancel_that_died(world: World) -> None:
+def test_cancel_announces_the_runs_that_it_or_a_cancel_that_died_has_ended(world: World) -> None:
     world.run(world.job(), detach=True)
     with world.database.read() as conn:
         row = job_named(conn, "summaries")
@@ -173,7 +173,7 @@ def test_cancel_tells_the_runs_it_ends_also_those_of_a_cancel_that_died(world: W
 
 @pytest.fixture
 def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningEmulator]:
-    """An API that refuses one row, the first time."""
+    """An API that refuses one row the first time it is sent."""
     with start(tmp_path / "emulator", processing_seconds=getattr(request, "param", 0.05)) as running:
         running.emulator.add_fault(on="item", do="refuse", match="plant number 1.", times=1)
         yield running
@@ -184,7 +184,7 @@ slow = pytest.mark.parametrize("api", [60.0], ids=["slow"], indirect=True)  #: a
 
 @pytest.fixture
 def folder(tmp_path: Path, api: RunningEmulator, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with notes.yaml, a job over six rows, and an environment that names the API."""
+    """The working directory with notes.yaml, a job over six rows; the environment names the API."""
     folder = tmp_path / "work"
     folder.mkdir()
     processes.put_job(folder, rows=6)
@@ -197,7 +197,7 @@ def folder(tmp_path: Path, api: RunningEmulator, monkeypatch: pytest.MonkeyPatch
 
 
 class Ran(NamedTuple):
-    """What a command left: exit code, stdout, stderr."""
+    """The exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -209,7 +209,7 @@ Command = Callable[..., Ran]
 
 @pytest.fixture
 def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process."""
+    """Run a command in this process."""
 
     def ran(*arguments: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["batch-pipeline", *arguments])
@@ -227,7 +227,7 @@ def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def dies(place: str, what: str, *arguments: str, module: str = "pipeline.cli") -> str:
-    """A command, in a process of its own, that dies there, see tests.support.dying; what it said."""
+    """Run a command in another process that dies at a given place, see tests.support.dying; return its output."""
     died = python("-m", "tests.support.dying", place, what, module, *arguments)
     assert died.returncode == dying.DEAD, died.stderr
     return died.stdout + died.stderr
@@ -250,7 +250,7 @@ PLACES = pytest.mark.parametrize(
 
 
 @PLACES
-def test_a_run_that_dies_around_its_end_is_told_by_the_next_run(
+def test_the_end_of_a_run_whose_process_died_is_announced_by_the_next_run(
     command: Command, folder: Path, place: str, what: str
 ) -> None:
     died = dies(place, what, "run", "notes.yaml")
@@ -264,7 +264,7 @@ def test_a_run_that_dies_around_its_end_is_told_by_the_next_run(
     assert (third.code, "run 1 " in third.err) == (0, False)
 
 
-def test_a_run_that_dies_when_its_end_is_noted_is_told_no_more(command: Command) -> None:
+def test_an_end_that_was_noted_before_the_process_died_is_not_announced_again(command: Command) -> None:
     said = dies("after", "note", "run", "notes.yaml")
 
     again = command("run", "notes.yaml")
@@ -273,7 +273,7 @@ def test_a_run_that_dies_when_its_end_is_noted_is_told_no_more(command: Command)
     assert (again.code, "run 1 " in again.err) == (0, False)
 
 
-def test_the_end_of_a_run_that_died_is_told_by_a_sweep_with_a_command_that_can_be_pasted(command: Command) -> None:
+def test_a_sweep_announces_the_end_of_a_run_that_died_with_a_command_to_paste(command: Command) -> None:
     dies("after", "end", "run", "notes.yaml")
 
     swept = command("collect", "--database", "sqlite:///batches.db")
@@ -287,7 +287,7 @@ def test_the_end_of_a_run_that_died_is_told_by_a_sweep_with_a_command_that_can_b
     assert (again.code, "run 1 " in again.err) == (0, False)
 
 
-def test_the_end_of_a_run_that_died_is_told_as_json_as_well(command: Command) -> None:
+def test_the_end_of_a_run_that_died_is_announced_as_json(command: Command) -> None:
     dies("after", "end", "run", "notes.yaml")
 
     again = command("run", "notes.yaml", "--json")
@@ -299,7 +299,7 @@ def test_the_end_of_a_run_that_died_is_told_as_json_as_well(command: Command) ->
 
 @slow
 @PLACES
-def test_a_sweep_that_dies_around_the_end_of_a_run_is_followed_by_one_that_tells(
+def test_after_a_sweep_that_died_the_next_one_announces_the_end(
     command: Command, api: RunningEmulator, place: str, what: str
 ) -> None:
     command("run", "notes.yaml", "--detach")
@@ -315,7 +315,7 @@ def test_a_sweep_that_dies_around_the_end_of_a_run_is_followed_by_one_that_tells
 
 
 @slow
-def test_a_cancel_that_dies_when_it_has_ended_the_run_is_told_by_a_sweep(command: Command) -> None:
+def test_a_sweep_announces_the_end_of_a_cancel_that_died(command: Command) -> None:
     command("run", "notes.yaml", "--detach")
     dies("after", "end", "cancel", "notes.yaml")
 
@@ -324,7 +324,7 @@ def test_a_cancel_that_dies_when_it_has_ended_the_run_is_told_by_a_sweep(command
     assert "run 1 of notes ended: it stopped early, it was canceled; next: batch-pipeline status notes\n" in swept.err
 
 
-def test_a_script_is_told_how_the_run_of_one_that_died_ended(folder: Path) -> None:
+def test_a_python_script_hears_of_the_end_of_a_run_that_died(folder: Path) -> None:
     (folder / "script.py").write_text('import pipeline\npipeline.run(pipeline.load_job("notes.yaml"))\n')
     dies("after", "end", module="script")
     lines: list[str] = []

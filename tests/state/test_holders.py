@@ -1,4 +1,4 @@
-"""Which process holds a lease, and whether it is certainly dead: only what is seen is believed."""
+"""The process that holds a lease is dead only if this process can see that it is."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ LIVES, ENDED, NOT_SEEN = True, False, None
 
 @contextmanager
 def another_process(program: str = "") -> Iterator[subprocess.Popen[str]]:
-    """A process that has done what the program says, and waits."""
+    """Start a process that has run the program and waits."""
     command = [sys.executable, "-c", f"{program}\nprint('there', flush=True)\ninput()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -28,7 +28,7 @@ def another_process(program: str = "") -> Iterator[subprocess.Popen[str]]:
 
 
 def holder_of(pid: int) -> dict[str, Any]:
-    """What that process on this machine says of itself."""
+    """Return the holder that describes this process of the machine."""
     stat = holders._stat(pid)
     assert stat is not None
     return holder() | {"pid": pid, "started": stat.started}
@@ -61,7 +61,7 @@ def holder_of(pid: int) -> dict[str, Any]:
         pytest.param({"pid": 2**70, "started": "0"}, NOT_SEEN, id="a number that no system call takes"),
     ],
 )
-def test_a_holder_is_dead_only_when_that_is_certain(difference: dict[str, Any], seen: bool | None) -> None:
+def test_a_holder_is_dead_only_if_that_is_certain(difference: dict[str, Any], seen: bool | None) -> None:
     other = holder() | difference
 
     assert lives(other) is seen
@@ -76,12 +76,12 @@ def test_a_holder_that_lacks_a_part_is_not_dead(part: str) -> None:
 
 
 @pytest.mark.parametrize("other", [None, {}, [], "process 1", 1, True])
-def test_what_is_no_holder_is_not_dead_and_has_a_name_all_the_same(other: object) -> None:
+def test_a_malformed_holder_is_not_dead_and_still_has_a_name(other: object) -> None:
     assert lives(other) is NOT_SEEN
     assert holders.in_words(other) == "process ? on an unknown machine"
 
 
-def test_a_killed_process_is_dead_also_before_anybody_has_waited_for_it() -> None:
+def test_a_killed_process_is_dead_even_as_a_zombie() -> None:
     with another_process() as other:
         its = holder_of(other.pid)
         alive = lives(its)
@@ -101,7 +101,7 @@ def test_a_process_may_have_any_name(name: bytes) -> None:
     assert (alive, lives(its)) == (LIVES, ENDED)
 
 
-# -- a /proc that does not say all -----------------------------------------------------------------------------------
+# -- an incomplete /proc ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_process_that_proc_hides_is_not_dead_while_it_is_there(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_proc_hides_is_not_dead_while_it_runs(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with another_process() as other:
         with monkeypatch.context() as patch:
             patch.setattr(holders, "PROC", Path("/proc"))
@@ -133,7 +133,7 @@ def test_a_process_of_another_user_that_proc_hides_is_not_dead(proc: Path) -> No
 
 
 @pytest.mark.parametrize("gone", ["sys/kernel/random/boot_id", "self/ns/pid", "self/stat"])
-def test_without_all_of_proc_nobody_is_dead(proc: Path, gone: str) -> None:
+def test_without_proc_no_process_is_dead(proc: Path, gone: str) -> None:
     its = holder() | {"pid": 2**22}
     seen = lives(its)
     (proc / gone).unlink()
@@ -141,7 +141,7 @@ def test_without_all_of_proc_nobody_is_dead(proc: Path, gone: str) -> None:
     assert (seen, lives(its), lives(its | holder())) == (ENDED, NOT_SEEN, NOT_SEEN)
 
 
-def test_a_proc_of_another_pid_namespace_says_nothing_of_us_and_nobody_is_dead(proc: Path) -> None:
+def test_with_a_proc_of_another_pid_namespace_no_process_is_dead(proc: Path) -> None:
     its = holder() | {"pid": 2**22}
     stat = (proc / "self/stat").read_text()
     (proc / "self/stat").write_text(stat.replace(str(os.getpid()), str(os.getpid() + 1), 1))
@@ -150,7 +150,7 @@ def test_a_proc_of_another_pid_namespace_says_nothing_of_us_and_nobody_is_dead(p
     assert lives(its) is NOT_SEEN
 
 
-def test_a_proc_that_says_less_than_linux_does_shows_nobody(proc: Path) -> None:
+def test_with_an_incomplete_proc_no_process_can_be_seen(proc: Path) -> None:
     (proc / "self/stat").write_text(f"{os.getpid()} (python) S 1 2 3")
 
     assert holder()["started"] is None

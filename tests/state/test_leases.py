@@ -1,4 +1,4 @@
-"""Who may plan a job, which drivers live, and whose batches are free."""
+"""Leases on planning, signs of life of drivers, and which batches are free to claim."""
 
 import subprocess
 import sys
@@ -39,13 +39,13 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 def row_of(database: Database, resource: str = RESOURCE) -> Any:
-    """The lease as the table has it, or None."""
+    """Return the row of the lease; None if there is none."""
     with database.read() as conn:
         return conn.execute(select(table).where(table.c.resource == resource)).one_or_none()
 
 
 def change(database: Database, resource: str = RESOURCE, *, left: timedelta | None = None, **values: Any) -> None:
-    """As if the lease were another one. left: until it runs out, by the clock that leases go by."""
+    """Change the row of a lease. left: the time until it runs out, by the clock of leases."""
     with database.write() as conn:
         if left is not None:
             values["expires_at"] = database.now(conn, datetime.now(UTC)) + left
@@ -53,13 +53,13 @@ def change(database: Database, resource: str = RESOURCE, *, left: timedelta | No
 
 
 def held_by(database: Database, other: dict[str, Any], *, left: timedelta) -> None:
-    """A lease that somebody else has held for a while."""
+    """Add a lease that another driver has held for a while."""
     with leases.hold(database, RESOURCE, seconds=60):
         pass
     change(database, holder=other, left=left)
 
 
-# -- who has it ------------------------------------------------------------------------------------------------------
+# -- holders of a lease ----------------------------------------------------------------------------------------------
 
 
 def test_each_holder_has_a_higher_token_than_the_one_before(database: Database) -> None:
@@ -73,7 +73,7 @@ def test_each_holder_has_a_higher_token_than_the_one_before(database: Database) 
     assert (row_of(database).holder, row_of(database).expires_at) == (None, None)
 
 
-def test_a_lease_that_a_living_process_holds_is_not_given_and_it_is_said_who_has_it_and_until_when(
+def test_a_lease_of_a_living_process_is_refused_with_its_holder_and_its_end(
     database: Database,
 ) -> None:
     me = holder()
@@ -91,7 +91,7 @@ def test_a_lease_that_a_living_process_holds_is_not_given_and_it_is_said_who_has
 @pytest.mark.parametrize(
     "other", [{}, {"pid": 1}, [1], "a driver"], ids=["empty", "of an early version", "a list", "text"]
 )
-def test_a_holder_that_says_little_of_itself_is_waited_for_as_any_other(database: Database, other: Any) -> None:
+def test_a_holder_with_missing_parts_keeps_its_lease_like_any_other(database: Database, other: Any) -> None:
     held_by(database, other, left=HOUR)
     with pytest.raises(Busy, match=rf"{RESOURCE}: process .* is at it"), leases.hold(database, RESOURCE, seconds=60):
         pass
@@ -138,7 +138,7 @@ NOT_SEEN = [{"boot": "another"}, {"namespace": "pid:[1]"}]
 
 
 @pytest.mark.parametrize("difference", NOT_SEEN, ids=["on a machine of the same name", "in another container"])
-def test_a_lease_held_elsewhere_is_free_when_it_has_run_out_and_not_before(
+def test_a_lease_held_on_another_machine_is_free_only_after_it_has_run_out(
     database: Database, difference: dict[str, str]
 ) -> None:
     held_by(database, holder() | {"started": "0"} | difference, left=timedelta(seconds=5))
@@ -151,10 +151,10 @@ def test_a_lease_held_elsewhere_is_free_when_it_has_run_out_and_not_before(
         assert lease.token == 2
 
 
-# -- what it is worth ------------------------------------------------------------------------------------------------
+# -- writing under a lease -------------------------------------------------------------------------------------------
 
 
-def test_a_holder_that_wakes_when_another_has_taken_over_changes_nothing(database: Database) -> None:
+def test_a_holder_that_wakes_after_another_has_taken_over_changes_nothing(database: Database) -> None:
     with ExitStack() as stack:
         woken = stack.enter_context(leases.hold(database, RESOURCE, seconds=60))
         change(database, holder=holder() | {"host": "elsewhere"}, left=-HOUR)
@@ -169,7 +169,7 @@ def test_a_holder_that_wakes_when_another_has_taken_over_changes_nothing(databas
 
 
 def write_something(database: Database, lease: Lease) -> None:
-    """A transaction of a step that must hold the lease."""
+    """Write in a transaction that checks the lease."""
     with database.write() as conn:
         conn.execute(insert(accounts).values(base_url="x", organization="o", workspace="w", emulated=True))
         lease.check(conn)
@@ -208,7 +208,7 @@ def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("it does not come to hold")
 
 
-def test_a_lease_that_another_one_has_counts_as_lost_at_once() -> None:
+def test_a_lease_that_another_driver_has_counts_as_lost_at_once() -> None:
     lease = Lease(RESOURCE, 1, 60.0)
     before = lease.lost
 
@@ -231,7 +231,7 @@ def signs(database: Database) -> list[str]:
         return list(conn.scalars(select(table.c.resource).where(table.c.resource.startswith(DRIVER))))
 
 
-def test_each_driver_has_a_sign_of_life_that_goes_with_it(database: Database) -> None:
+def test_each_driver_has_a_sign_of_life_that_is_removed_at_its_end(database: Database) -> None:
     with leases.sign_of_life(database, seconds=60) as one, leases.sign_of_life(database, seconds=60) as other:
         both = signs(database)
 
@@ -239,7 +239,7 @@ def test_each_driver_has_a_sign_of_life_that_goes_with_it(database: Database) ->
     assert signs(database) == []
 
 
-def test_only_drivers_that_are_certainly_dead_are_buried(database: Database) -> None:
+def test_only_signs_of_life_of_certainly_dead_drivers_are_removed(database: Database) -> None:
     names = ["alive", "silent", "forgotten", "killed", "of another boot", "of a clock set back", "without an end"]
     with ExitStack() as stack:
         drivers = {name: stack.enter_context(leases.sign_of_life(database, seconds=60)).resource for name in names}
@@ -261,12 +261,12 @@ def test_only_drivers_that_are_certainly_dead_are_buried(database: Database) -> 
         assert then_gone == {"forgotten", "killed"}
 
 
-def test_a_driver_that_nobody_knows_is_not_taken_for_gone(database: Database) -> None:
+def test_an_unknown_driver_is_not_presumed_gone(database: Database) -> None:
     with database.read() as conn:
         assert not leases.is_gone(conn, "")
 
 
-# -- whose clock -----------------------------------------------------------------------------------------------------
+# -- clocks ----------------------------------------------------------------------------------------------------------
 
 
 def behind() -> datetime:
@@ -278,7 +278,7 @@ def ahead() -> datetime:
 
 
 @pytest.mark.parametrize(("first", "second"), [(behind, ahead), (ahead, behind)], ids=["behind", "ahead"])
-def test_on_postgresql_a_lease_lasts_as_long_whatever_the_clocks_of_its_drivers(
+def test_on_postgresql_the_clocks_of_drivers_do_not_change_the_length_of_a_lease(
     postgres_url: str, first: Callable[[], datetime], second: Callable[[], datetime]
 ) -> None:
     with closing(Database(postgres_url)) as database:
@@ -298,11 +298,11 @@ def test_on_postgresql_a_lease_lasts_as_long_whatever_the_clocks_of_its_drivers(
 
 
 def taken(by: Driver) -> list[int]:
-    """The planned batches that a driver gets when it wants all there are."""
+    """Return the planned batches that a driver gets if it claims all."""
     return [batch.id for batch in by.claims(BatchState.PLANNED)]
 
 
-def test_a_batch_that_a_living_driver_has_is_not_given_to_another(planned: World) -> None:
+def test_a_batch_of_a_living_driver_is_not_claimed_by_another(planned: World) -> None:
     with ExitStack() as stack:
         one, other = planned.driver(stack), planned.driver(stack)
 
@@ -318,7 +318,7 @@ def test_a_batch_of_a_driver_that_has_ended_is_free(planned: World) -> None:
         assert taken(planned.driver(stack)) == [1]
 
 
-def test_a_batch_of_a_dead_driver_is_free_once_a_new_one_begins(planned: World) -> None:
+def test_a_batch_of_a_dead_driver_is_free_when_a_new_driver_starts(planned: World) -> None:
     with ExitStack() as stack:
         dead = planned.driver(stack)
         assert taken(dead) == [1]
@@ -327,13 +327,13 @@ def test_a_batch_of_a_dead_driver_is_free_once_a_new_one_begins(planned: World) 
         assert taken(planned.driver(stack)) == [1]
 
 
-def test_a_batch_of_a_driver_on_a_machine_of_the_same_name_is_free_when_its_lease_has_run_out_and_not_before(
+def test_a_batch_of_a_driver_on_a_machine_with_the_same_name_is_free_only_after_its_lease_has_run_out(
     planned: World,
 ) -> None:
     with ExitStack() as stack:
         there = planned.driver(stack)
         assert taken(there) == [1]
-        its = holder() | {"boot": "another", "pid": 2**22}  # a number that nobody has here
+        its = holder() | {"boot": "another", "pid": 2**22}  # an id that no process here has
         change(planned.database, there.lease.resource, holder=its)
         before = taken(planned.driver(stack))
 
@@ -342,7 +342,7 @@ def test_a_batch_of_a_driver_on_a_machine_of_the_same_name_is_free_when_its_leas
         assert (before, taken(planned.driver(stack))) == ([], [1])
 
 
-def test_a_run_that_waits_for_the_batches_of_another_driver_says_who_has_them_and_until_when(planned: World) -> None:
+def test_a_run_that_waits_for_batches_of_another_driver_names_it_and_the_end_of_its_lease(planned: World) -> None:
     with ExitStack() as stack:
         other = planned.driver(stack)
         assert taken(other) == [1]
@@ -355,11 +355,11 @@ def test_a_run_that_waits_for_the_batches_of_another_driver_says_who_has_them_an
     free = "what a process that has died holds is free when its lease runs out"
     when = f"{free}, at {until:%Y-%m-%d %H:%M:%S} UTC at the latest; next look in 1 s"
     assert event_line("waiting", planned.told("waiting")[0]) == f"{who}; {when}"
-    assert planned.told("waiting")[-1]["held_by"] == []  # by then it has the batch itself
+    assert planned.told("waiting")[-1]["held_by"] == []  # by then the waiting driver has claimed the batch
     assert finished.rows == {"succeeded": 5}
 
 
-def test_what_a_driver_waits_for_is_said_once_and_not_with_each_look(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_thing_that_a_driver_waits_for_is_printed_only_once(capfd: pytest.CaptureFixture[str]) -> None:
     with Teller(as_json=False) as teller:
         for second in range(3):
             problem = f"planning notes: process 7 is at it; its lease lasts until :0{second}"
@@ -368,7 +368,7 @@ def test_what_a_driver_waits_for_is_said_once_and_not_with_each_look(capfd: pyte
     assert capfd.readouterr().err == "waiting: planning notes: process 7 is at it; its lease lasts until :00\n"
 
 
-def test_a_batch_of_a_silent_driver_is_free_and_the_driver_that_wakes_moves_it_no_more(planned: World) -> None:
+def test_a_batch_of_a_silent_driver_is_free_and_the_driver_cannot_move_it_when_it_wakes(planned: World) -> None:
     with ExitStack() as stack:
         silent, other = planned.driver(stack), planned.driver(stack)
         [before] = silent.claims(BatchState.PLANNED)
@@ -385,20 +385,20 @@ def test_a_batch_of_a_silent_driver_is_free_and_the_driver_that_wakes_moves_it_n
 
 
 def drop(by: Driver, batch: Batch) -> None:
-    """Any move of a batch that a driver believes it has."""
+    """Move a batch that a driver believes it has claimed."""
     with by.moving(batch) as conn:
         drop_batch(conn, batch, Reason.RUN_ENDED)
 
 
 @pytest.mark.parametrize("world", ["PostgreSQL"], indirect=True)
 @pytest.mark.parametrize("hours", [1, -1], ids=["ahead", "behind"])
-def test_on_postgresql_a_driver_whose_clock_is_an_hour_off_takes_no_batch_of_a_living_one_and_keeps_none(
+def test_on_postgresql_a_driver_with_a_wrong_clock_claims_and_keeps_batches_like_any_other(
     planned: World, hours: int
 ) -> None:
     with ExitStack() as stack:
         right, wrong = planned.driver(stack), planned.driver(stack, skew=hours * HOUR)
         took = taken(right), taken(wrong)
-        planned.clock.advance(planned.settings.lease + 1)  # both fall silent
+        planned.clock.advance(planned.settings.lease + 1)  # the signs of life of both run out
         again = planned.driver(stack, skew=hours * HOUR)
         took_then = taken(again), taken(right)
         planned.clock.advance(planned.settings.lease + 1)
@@ -408,4 +408,4 @@ def test_on_postgresql_a_driver_whose_clock_is_an_hour_off_takes_no_batch_of_a_l
     assert took_then == ([1], [])
     assert last == [1]
     with planned.database.read() as conn:
-        assert conn.scalar(select(batches.c.claim)) == 4  # the run's own was the first
+        assert conn.scalar(select(batches.c.claim)) == 4  # the first claim was the run's own

@@ -1,4 +1,4 @@
-"""The sentences of reasons."""
+"""The sentences for the reasons of batches."""
 
 import pytest
 

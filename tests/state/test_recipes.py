@@ -1,4 +1,4 @@
-"""What `status` tells apart: rows by recipe, planned ones from those in flight, those that left the source."""
+"""How `status` counts rows: by recipe, planned apart from in flight, and those that left the source."""
 
 from typing import Any
 
@@ -35,11 +35,11 @@ def asking(prompt: str, **request: Any) -> dict[str, Any]:
     ],
     ids=["a line", "one line", "a line more", "model", "a param less", "output", "a var", "a long line", "the same"],
 )
-def test_the_first_line_that_differs_is_named(before: dict[str, Any], now: dict[str, Any], said: str | None) -> None:
+def test_the_first_line_that_differs_is_shown(before: dict[str, Any], now: dict[str, Any], said: str | None) -> None:
     assert recipes.first_difference(before, now) == said
 
 
-def test_rows_are_told_apart_by_recipe_once_there_are_several(world: World) -> None:
+def test_rows_are_counted_by_recipe_if_there_are_several_recipes(world: World) -> None:
     world.run(world.job())
     alone = answered(world)
     world.rows(texts(6))
@@ -55,7 +55,7 @@ def answered(world: World) -> list[recipes.Answered]:
         return recipes.answered(conn, world.known().id)
 
 
-def test_rows_that_wait_in_a_batch_are_not_called_in_flight(world: World) -> None:
+def test_rows_of_a_planned_batch_are_not_called_in_flight(world: World) -> None:
     world.dies_at(world.job(limits={"max_batch_requests": 2}), "submitted")
 
     with world.database.read() as conn:
@@ -80,13 +80,13 @@ def test_rows_that_left_the_source_are_named_by_run_status_and_verify(world: Wor
 
 
 @pytest.mark.parametrize("options", [{"limit": 2}, {"retry": Selection()}], ids=["of a part", "of a retry"])
-def test_a_run_that_does_not_ask_for_the_whole_source_names_none(world: World, options: dict[str, Any]) -> None:
+def test_a_run_of_a_part_of_the_source_names_no_missing_rows(world: World, options: dict[str, Any]) -> None:
     world.run(world.job())
 
     assert world.run(world.job(), **options).quote.gone is None
 
 
-def test_rows_of_other_vars_have_not_left_a_source(world: World) -> None:
+def test_rows_of_other_vars_do_not_count_as_missing(world: World) -> None:
     world.run(world.job(vars={"day": "1"}))
     world.rows(texts(3))
 

@@ -28,7 +28,7 @@ def counted(world: World) -> Counter[tuple[int, str]]:
         return Counter((row[0], row[1]) for row in conn.execute(select(requests.c.run_id, requests.c.state)))
 
 
-def test_rows_are_counted_as_they_are_planned_answered_changed_and_gone(world: World) -> None:
+def test_the_tally_follows_rows_that_are_planned_answered_changed_and_removed(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="api_error", match="number 1", times=1)
     world.rows([*texts(7), {"id": "empty", "text": ""}])
     job = world.job(limits={"max_batch_requests": 3}, source={"nulls": "invalid"})
@@ -47,7 +47,7 @@ def test_rows_are_counted_as_they_are_planned_answered_changed_and_gone(world: W
     assert len(changed[0]) > 1
 
 
-def test_a_run_that_ends_adds_up_what_was_counted(world: World) -> None:
+def test_a_run_that_ends_sums_its_tally(world: World) -> None:
     world.rows(texts(9))
     finished = world.run(world.job(limits={"max_batch_requests": 2}))
 

@@ -1,4 +1,4 @@
-"""An upgrade of the database and drivers of the older version: never both at work, whoever begins, dies or wakes."""
+"""An upgrade and drivers of the older version never work at the same time, whichever starts, dies or wakes."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def scripts() -> Config:
 
 
 def before(revision: str) -> str:
-    """The version before this one."""
+    """Return the version before the current one."""
     found = ScriptDirectory.from_config(scripts()).get_revision(revision)
     assert found is not None
     assert isinstance(found.down_revision, str)
@@ -60,14 +60,14 @@ OLDER = sorted({"0001", before(HEAD)})
 
 @pytest.fixture(params=OLDER)
 def older(request: pytest.FixtureRequest, database_url: str) -> str:
-    """The URL of a database that an older version made and filled, and nobody is at work on."""
+    """The URL of a database that an older version created and filled, and no driver uses."""
     make_version(database_url, request.param)
     return database_url
 
 
 @pytest.fixture
 def previous(database_url: str) -> str:
-    """The URL of one that the version before this one made and filled."""
+    """The URL of a database that the previous version created and filled."""
     make_version(database_url, before(HEAD))
     return database_url
 
@@ -81,7 +81,7 @@ def make_version(url: str, revision: str) -> None:
 
 
 def add_lease(url: str, *, resource: str = "driver a", by: Any, left: timedelta | None = MINUTE) -> datetime | None:
-    """A lease that a driver of the older version holds; when it ends. left: until then."""
+    """Add a lease of a driver of the older version and return when it ends. left: the time until then."""
     end = None if left is None else datetime.now(UTC) + left
     with plain(url) as conn:
         values = {"resource": resource, "token": 3, "holder": by, "expires_at": end and end.replace(tzinfo=None)}
@@ -93,11 +93,11 @@ def everything(url: str) -> tuple[Any, ...]:
     return rows_of(url), shape(url), version(url)
 
 
-# -- an upgrade while a driver of the older version is at work -------------------------------------------------------
+# -- an upgrade while a driver of the older version works ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resource", ["driver 0123456789abcdef", "planning notes", "job notes"])
-def test_a_database_that_a_driver_is_at_work_on_is_not_upgraded_and_not_changed(older: str, resource: str) -> None:
+def test_a_database_in_use_by_a_driver_is_not_upgraded_and_not_changed(older: str, resource: str) -> None:
     end = add_lease(older, resource=resource, by=holder())
     as_it_was = everything(older)
 
@@ -115,7 +115,7 @@ def test_a_database_that_a_driver_is_at_work_on_is_not_upgraded_and_not_changed(
 @pytest.mark.parametrize(
     "other", [{"boot": "another", "started": "0"}, {"namespace": "pid:[1]", "started": "0"}, {"started": None}]
 )
-def test_a_driver_that_cannot_be_seen_from_here_is_at_work_until_its_lease_has_run_out(
+def test_a_driver_that_cannot_be_seen_counts_as_working_until_its_lease_has_run_out(
     previous: str, other: dict[str, Any]
 ) -> None:
     add_lease(previous, by=holder() | other)
@@ -140,9 +140,7 @@ def test_a_driver_that_cannot_be_seen_from_here_is_at_work_until_its_lease_has_r
         pytest.param([1], -MINUTE, id="it is damaged and has run out"),
     ],
 )
-def test_a_lease_that_nobody_holds_any_more_does_not_keep_an_upgrade_waiting(
-    previous: str, by: Any, left: timedelta | None
-) -> None:
+def test_a_released_lease_does_not_delay_an_upgrade(previous: str, by: Any, left: timedelta | None) -> None:
     add_lease(previous, by=by, left=left)
 
     Database(previous).close()
@@ -158,7 +156,7 @@ sys.stdin.read()
 """
 
 
-def test_once_the_driver_at_work_was_killed_the_upgrade_goes_on_at_once(older: str) -> None:
+def test_after_the_working_driver_was_killed_the_upgrade_succeeds_at_once(older: str) -> None:
     with process(WORKS) as (other, said):
         add_lease(older, by=json.loads(said()))
         with pytest.raises(DatabaseError, match=f"at work on it: process {other.pid} on "):
@@ -171,7 +169,7 @@ def test_once_the_driver_at_work_was_killed_the_upgrade_goes_on_at_once(older: s
 
 @contextmanager
 def process(program: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
-    """A Python process, and what reads a line of its output."""
+    """Start a Python process; return it with a function that reads a line of its output."""
     ignoring = ("-W", "ignore::ResourceWarning")
     with subprocess.Popen(
         [sys.executable, *ignoring, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -181,7 +179,7 @@ def process(program: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
         started.kill()
 
 
-def test_several_drivers_are_each_named_once_and_many_are_counted(previous: str) -> None:
+def test_several_working_drivers_are_named_once_each_and_many_are_counted(previous: str) -> None:
     names = [f"process {pid} on db1" for pid in (101, 102, 103, 104, 105)]
     ends = {}
     for i, name in enumerate(names):
@@ -196,7 +194,7 @@ def test_several_drivers_are_each_named_once_and_many_are_counted(previous: str)
     assert f"at work on it: {named} and 2 more; nothing was changed" in str(refused.value)
 
 
-def test_each_command_says_in_one_sentence_why_it_does_not_upgrade(tmp_path: Path) -> None:
+def test_each_command_refuses_the_upgrade_with_one_sentence(tmp_path: Path) -> None:
     file, url = put_job(tmp_path), f"sqlite:///{tmp_path}/batches.db"
     make_version(url, before(HEAD))
     add_lease(url, by=holder())
@@ -213,10 +211,10 @@ def test_each_command_says_in_one_sentence_why_it_does_not_upgrade(tmp_path: Pat
         assert in_words(holder()) in stderr
 
 
-# -- one that begins, dies, or wakes at that time --------------------------------------------------------------------
+# -- a driver that starts, dies or wakes during the upgrade ----------------------------------------------------------
 
 
-def test_on_postgresql_an_upgrade_waits_for_a_driver_that_is_just_beginning_and_is_then_refused(
+def test_on_postgresql_an_upgrade_waits_for_a_starting_driver_and_is_then_refused(
     postgres_url: str,
 ) -> None:
     make_version(postgres_url, before(HEAD))
@@ -228,7 +226,7 @@ def test_on_postgresql_an_upgrade_waits_for_a_driver_that_is_just_beginning_and_
         except DatabaseError as exc:
             ends.append(str(exc))
 
-    with plain(postgres_url) as conn:  # as a driver begins that has this version
+    with plain(postgres_url) as conn:  # what a driver of this version does when it starts
         conn.exec_driver_sql("SELECT version_num FROM alembic_version FOR KEY SHARE")
         thread = threading.Thread(target=upgrade)
         thread.start()
@@ -242,7 +240,7 @@ def test_on_postgresql_an_upgrade_waits_for_a_driver_that_is_just_beginning_and_
     assert in_words(holder()) in ends[0]
 
 
-def test_on_postgresql_a_driver_that_begins_during_an_upgrade_waits_for_it_and_stops(postgres_url: str) -> None:
+def test_on_postgresql_a_driver_that_starts_during_an_upgrade_waits_for_it_and_stops(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as database:
         ends: list[PipelineError] = []
 
@@ -267,7 +265,7 @@ def test_on_postgresql_a_driver_that_begins_during_an_upgrade_waits_for_it_and_s
 
 
 def until_one_waits(url: str) -> None:
-    """Until a connection to this database waits for the lock of another one."""
+    """Wait until a connection to this database waits for the lock of another one."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with connected(url) as looking:
         for _ in range(100_000):
@@ -290,7 +288,7 @@ Database(sys.argv[1])
 """
 
 
-def test_an_upgrade_that_is_killed_in_the_middle_has_changed_nothing_and_the_next_one_does_it(older: str) -> None:
+def test_a_killed_upgrade_changes_nothing_and_the_next_one_succeeds(older: str) -> None:
     as_it_was = everything(older)
     with process(UPGRADES, older) as (upgrading, said):
         assert said() == "in the middle\n"
@@ -324,15 +322,15 @@ def test_a_driver_that_was_suspended_for_the_upgrade_can_move_nothing_when_it_wa
             check_claim(conn, Batch(**fields))
 
     assert (claimed.claim, free) == (6, 0)
-    assert signs == 4  # so that its renewal tells the driver that it was presumed dead
-    assert not gone  # for it may be in the middle of a POST
+    assert signs == 4  # a new token, so that the next renewal tells the driver that it was presumed dead
+    assert not gone  # because it may be in the middle of a create call
 
 
-# -- a driver at work whose database is upgraded by a newer version --------------------------------------------------
+# -- a working driver whose database is upgraded by a newer version --------------------------------------------------
 
 
 def upgrade_underneath(world: World, to: str = NEWER) -> None:
-    """As another process does it, whose version knows of more tables."""
+    """Upgrade the database as a process of a newer version does."""
     with plain(world.database.url.render_as_string(hide_password=False)) as conn:
         conn.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{to}'")
 
@@ -369,7 +367,7 @@ def becomes_a_driver(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("does", [takes_a_batch, begins_to_plan, plans_a_part, becomes_a_driver])
-def test_a_driver_whose_database_is_upgraded_underneath_stops_with_nothing_moved(
+def test_a_driver_stops_without_a_move_if_its_database_is_upgraded(
     planned: World, does: Callable[[Driver], None]
 ) -> None:
     with ExitStack() as stack:
@@ -385,7 +383,7 @@ def test_a_driver_whose_database_is_upgraded_underneath_stops_with_nothing_moved
         assert "run the job again with the new version" in str(stopped.value)
 
 
-def test_a_planning_that_is_under_way_stops_at_its_next_transaction(planned: World) -> None:
+def test_planning_stops_at_its_next_transaction_after_an_upgrade(planned: World) -> None:
     with ExitStack() as stack:
         driver = planned.driver(stack)
         stack.enter_context(driver.planning())
@@ -398,7 +396,7 @@ def test_a_planning_that_is_under_way_stops_at_its_next_transaction(planned: Wor
 
 
 @pytest.mark.parametrize("moment", ["quote", "planned", "submitting", "submitted", "waiting", "ended", "collected"])
-def test_a_run_that_stops_for_an_upgrade_is_taken_up_by_the_new_version_and_nothing_is_sent_twice(
+def test_a_run_stopped_by_an_upgrade_continues_with_the_new_version_and_sends_nothing_twice(
     world: World, moment: str
 ) -> None:
     job = world.job(limits={"max_batch_requests": 2})
@@ -411,7 +409,7 @@ def test_a_run_that_stops_for_an_upgrade_is_taken_up_by_the_new_version_and_noth
     world.on_event = upgrade
     with pytest.raises(Stopped, match=UPGRADED):
         world.run(job)
-    upgrade_underneath(world, to=HEAD)  # the new version is at work now: it knows what it upgraded to
+    upgrade_underneath(world, to=HEAD)  # from here on the new version works, which knows this version of the database
     finished = world.run(job)
 
     assert finished.exit_code == 0

@@ -13,7 +13,7 @@ from pipeline.errors import Interrupted
 from pipeline.job.model import Job
 from pipeline.planning.gates import wanted
 from pipeline.planning.selection import Selection
-from pipeline.runner import loop
+from pipeline.runner import planner
 from pipeline.state.tables import runs
 from pipeline.states import Gate
 from tests.conftest import World, texts
@@ -424,7 +424,7 @@ def test_when_the_canary_is_gone_and_whoever_planned_died_a_sweep_sends_other_ro
     world.run(work, detach=True)
     world.emulator.clear_faults()
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "finish_planning", dead)
+        patch.setattr(planner, "finish_planning", dead)
         with pytest.raises(Interrupted):
             world.run(work)
     world.emulator.add_fault(on="create", do="status", status=413, error_type="request_too_large", times=1)

@@ -77,18 +77,20 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
         pytest.param(
             {"model": "claude-3-haiku-20240307"}, ["request.model", "was retired on 2026-04-20"], id="retired"
         ),
-        pytest.param({"model": "claude-opus-4-6"}, ["request.model", "takes no batches"], id="a model without batches"),
+        pytest.param(
+            {"model": "claude-opus-4-6"}, ["request.model", "does not support batches"], id="a model without batches"
+        ),
         pytest.param(
             {"max_tokens": 200_000}, ["request.max_tokens: 200000", "(128,000)", "request.betas allows"], id="tokens"
         ),
         pytest.param(
             {"model": WITHOUT_EYES, "attachments": [{"image": "body"}]},
-            ["request.attachments", "takes no images"],
+            ["request.attachments", "does not support images"],
             id="a model without vision",
         ),
         pytest.param(
             {"model": "claude-haiku-4-5", "max_tokens": 2_000, "params": {"thinking": {"type": "adaptive"}}},
-            ["request.params.thinking.type", "takes no 'adaptive' (it takes disabled, enabled)"],
+            ["request.params.thinking.type", "does not support 'adaptive' (it supports disabled, enabled)"],
             id="thinking that the model does not have",
         ),
         pytest.param(
@@ -98,12 +100,12 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
         ),
         pytest.param(
             {"model": "claude-haiku-4-5", "params": {"output_config": {"effort": "low"}}},
-            ["request.params.output_config.effort", "takes no effort"],
+            ["request.params.output_config.effort", "does not support effort"],
             id="effort",
         ),
         pytest.param(
             {"model": "claude-opus-5-5", "params": {"tools": [TOOL]}, "output": {"tool": "note"}},
-            ["request.params.tool_choice", "cannot be made to call a tool", "output.schema"],
+            ["request.params.tool_choice", "cannot be forced to call a tool", "output.schema"],
             id="a forced tool that the model does not take",
         ),
         pytest.param(
@@ -135,10 +137,12 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
             id="a tool that is forced and is not",
         ),
         pytest.param({"output": {"labels": ["a", "b"], "schema": schema()}}, ["labels and schema"], id="two outputs"),
-        pytest.param({"cache": "1h"}, ["request.cache: nothing is the same in all requests"], id="nothing to cache"),
+        pytest.param(
+            {"cache": "1h"}, ["request.cache: the requests share no text before the prompt"], id="nothing to cache"
+        ),
         pytest.param(
             {"messages": [{"role": "assistant", "content": "Hello."}]},
-            ["request.messages", "must have the role user"],
+            ["request.messages", "the first turn of a conversation must have the role user"],
             id="turns that begin with the assistant",
         ),
         pytest.param({"messages": [{"role": "bot", "content": "x"}]}, ["request.messages.0.role"], id="a role"),
@@ -158,7 +162,7 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
         ),
         pytest.param(
             {"attachments": [{"document": "body", "citations": True}], "output": {"labels": ["a", "b"]}},
-            ["request.attachments: citations cannot be had with a format of the answer"],
+            ["request.attachments: the API does not allow citations together with a format of the answer"],
             id="citations and labels",
         ),
         pytest.param(
@@ -194,7 +198,9 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
             id="a model to ask after a refusal",
         ),
         pytest.param(
-            {"retry": {"change": {"truncated": {"max_tokens": "1x"}}}}, ["greater than 1x"], id="no longer answer"
+            {"retry": {"change": {"truncated": {"max_tokens": "1x"}}}},
+            ["must be greater than 1x"],
+            id="no longer answer",
         ),
     ],
 )
@@ -305,7 +311,7 @@ def pdf(path: Path, pages: int) -> Path:
         pytest.param("image", "broken.png", "broken.png", id="a broken image"),
         pytest.param("image", "huge.png", "8000", id="an image with too many pixels"),
         pytest.param("document", "long.pdf", "600", id="a PDF with too many pages"),
-        pytest.param("image", "file:///etc/passwd", "file: URLs are not taken", id="a URL of another scheme"),
+        pytest.param("image", "file:///etc/passwd", "file: URLs are not accepted", id="a URL of another scheme"),
         pytest.param("image", "../outside.png", "leads out of", id="a path outside"),
         pytest.param("image", "link.png", "leads out of", id="a link that leads outside"),
         pytest.param("image", "missing.png", "missing.png", id="a file that is not there"),

@@ -1,8 +1,8 @@
-"""The versions of the state database's tables, and the way from an older one to today's.
+"""The version of the state database's tables, and the upgrade from older versions. Edge: SQL.
 
 A driver and an upgrade never work at the same time. The upgrade is refused while a driver holds a lease. A driver reads
-the version in each transaction in which it takes a lease or a batch, or plans: once it is another one, it stops. Both
-lock the version's row first, so that on PostgreSQL, too, one of them waits for the other's commit and then sees it.
+the version in each transaction in which it takes a lease, claims a batch or plans, and stops if the version is another
+one. Both lock the version's row first, so that also on PostgreSQL one of them waits for the other's commit and sees it.
 """
 
 from datetime import datetime
@@ -32,9 +32,9 @@ HEAD = "0007"
 #: Where the tables are on PostgreSQL. A SQLite file has no schemas.
 SCHEMA = "batch_pipeline"
 
-_LOCK = 0x62617463685F7069  # any number that nobody else locks by
+_LOCK = 0x62617463685F7069  # any number that no other program locks
 
-#: As Alembic makes it.
+#: The table of Alembic.
 _version = Table(
     "alembic_version",
     MetaData(),
@@ -42,23 +42,25 @@ _version = Table(
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
-_CURRENT = select(_version.c.version_num).with_for_update(read=True, key_share=True)  # an upgrade waits for us
+_CURRENT = select(_version.c.version_num).with_for_update(
+    read=True, key_share=True
+)  # an upgrade waits until this transaction has ended
 
 MOST_NAMED = 3  # drivers that a message names
 
 
 def schema_of(conn: Connection) -> str | None:
-    """The schema that this database's tables are in; None for the only one of a SQLite file."""
+    """Return the schema of this database's tables; None for SQLite, which has no schemas."""
     return SCHEMA if conn.dialect.name == "postgresql" else None
 
 
 def is_made(conn: Connection) -> bool:
-    """Whether this database has our tables."""
+    """Return whether this database has the tables of the pipeline."""
     return inspect(conn).has_table(_version.name, schema=schema_of(conn))
 
 
 def require_current(conn: Connection) -> None:
-    """Raise Stopped unless the tables are of our version; they stay so until this transaction has ended.
+    """Raise Stopped if the tables are not of this code's version. Otherwise no upgrade starts in this transaction.
 
     Call it before the transaction locks anything else.
     """
@@ -71,14 +73,16 @@ def require_current(conn: Connection) -> None:
 
 
 def bring_up(conn: Connection, database: str, now: datetime) -> bool:
-    """Make the tables of a new database, or bring an older one to today's version, in the caller's transaction.
+    """Create the tables of a new database, or upgrade an older one, in the caller's transaction.
 
-    database: its name, for messages; now: by the clock that leases go by. Returns whether it was new. Raises
-    DatabaseError for tables that are not ours, for a newer version, and for an older one that a driver is at work on.
-    On SQLite the transaction has the write lock and does not look at foreign keys.
+    database: its name in messages. now: the time by the clock of leases. Returns whether the database was new. Raises
+    DatabaseError if it has foreign tables, is of a newer version, or is of an older version and in use by a driver.
+    On SQLite the transaction must have the write lock and must not check foreign keys.
     """
     if conn.dialect.name == "postgresql":
-        conn.execute(select(func.pg_advisory_xact_lock(_LOCK)))  # drivers that open it now wait until it is up
+        conn.execute(
+            select(func.pg_advisory_xact_lock(_LOCK))
+        )  # drivers that open the database now wait until this is done
     present = set(inspect(conn).get_table_names(schema=schema_of(conn)))
     if _version.name not in present:
         _make(conn, database, present)
@@ -95,8 +99,8 @@ def bring_up(conn: Connection, database: str, now: datetime) -> bool:
 
 
 def _refuse_at_work(conn: Connection, database: str, version: str | None, now: datetime) -> None:
-    """Raise DatabaseError while a driver holds a lease: its version would fill the new tables and columns wrongly."""
-    conn.execute(select(_version).with_for_update())  # a driver that begins now waits, and then sees the new version
+    """Raise DatabaseError if a driver holds a lease, because its older version would write the new tables wrongly."""
+    conn.execute(select(_version).with_for_update())  # a driver that starts now waits and then sees the new version
     ends: dict[str, datetime] = {}
     for row in conn.execute(select(leases.c.holder, leases.c.expires_at)):
         if holds(row.holder, row.expires_at, now):
@@ -114,22 +118,24 @@ def _refuse_at_work(conn: Connection, database: str, version: str | None, now: d
 
 
 def _fence(conn: Connection) -> None:
-    """Take leases and batches from drivers that are only suspended: of whatever version, they can move nothing more.
+    """Take leases and batches from drivers that are only suspended, so that they can move nothing when they wake.
 
-    Their signs of life stay, for such a driver may be in the middle of a POST.
+    Their signs of life stay, because such a driver may be in the middle of a create call.
     """
     conn.execute(update(leases).values(token=leases.c.token + 1))
     conn.execute(update(batches).where(batches.c.claimed_by.is_not(None)).values(claim=batches.c.claim + 1))
 
 
 def _make(conn: Connection, database: str, present: set[str]) -> None:
-    """A new database gets today's tables at once; tests hold that the migrations come to the same."""
+    """Create the current tables in a new database. Tests prove that the migrations give the same tables."""
     foreign = sorted(present & metadata.tables.keys())
     if foreign:
         own = "a file of its own" if schema_of(conn) is None else f"a database whose schema {SCHEMA} is free"
         raise DatabaseError(f"{database} has tables that are not ours ({', '.join(foreign)}); give {own} by --database")
     schema = schema_of(conn)
-    if schema is not None and not inspect(conn).has_schema(schema):  # IF NOT EXISTS would need the right to make one
+    if schema is not None and not inspect(conn).has_schema(
+        schema
+    ):  # IF NOT EXISTS would need the right to create a schema
         conn.execute(CreateSchema(schema))
     metadata.create_all(conn)
     _version.create(conn)
@@ -137,16 +143,16 @@ def _make(conn: Connection, database: str, present: set[str]) -> None:
 
 
 def _upgrade(conn: Connection, database: str) -> None:
-    from alembic import command  # not at the top: a database of today is what nearly every command finds
+    from alembic import command  # not at the top: few commands find an older database and need it
     from alembic.config import Config
 
     if schema_of(conn) is not None:
-        conn.exec_driver_sql(f"SET LOCAL search_path TO {SCHEMA}")  # the steps name no schema
+        conn.exec_driver_sql(f"SET LOCAL search_path TO {SCHEMA}")  # the migrations name no schema
     config = Config(attributes={"connection": conn})
     config.set_main_option("script_location", "pipeline.state:migrations")
     config.set_main_option("path_separator", "os")
     command.upgrade(config, HEAD)
-    # a step that changes a table of SQLite copies it, which foreign keys would not let it
+    # a migration that changes a table of SQLite copies it, which foreign keys would forbid
     broken = conn.exec_driver_sql("PRAGMA foreign_key_check").first() if schema_of(conn) is None else None
     if broken is not None:
         raise DatabaseError(

@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `bring_up` was given."""
+"""Run the migrations on the connection that was passed to `bring_up`. Edge: SQL."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""The tables as they are from the beginning."""
+"""Version 0001: the first tables."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ TIME = sa.DateTime()  # UTC without a zone
 
 
 def upgrade() -> None:
-    """Make them."""
+    """Create the tables of version 0001."""
     op.create_table(
         "accounts",
         sa.Column("id", ID, nullable=False),

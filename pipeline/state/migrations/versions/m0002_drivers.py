@@ -1,4 +1,4 @@
-"""Several drivers of one job, money reserved for each sending, and batches that are lost."""
+"""Version 0002: several drivers of one job, money reserved for each sending, and lost batches."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ TIME = sa.DateTime()  # UTC without a zone
 
 
 def upgrade() -> None:
-    """Bring version 0001 to this one."""
+    """Upgrade version 0001 to this one."""
     op.add_column("jobs", sa.Column("spool_id", sa.String(), nullable=True))
     op.add_column("jobs", sa.Column("swept_at", TIME, nullable=True))
     op.add_column("runs", sa.Column("retry", sa.JSON(), nullable=True))
@@ -35,7 +35,7 @@ def upgrade() -> None:
             "state = 'lost' OR (api_id IS NOT NULL) = (state IN ('in_progress', 'canceling', 'ended', 'collected'))",
         )
     with op.batch_alter_table("sendings") as sendings:
-        # '' is nobody's lease: whose POST an older version left behind cannot be told, so it may still go on
+        # '' is no driver's lease: it is not known which driver of an older version sent it, so the call may still run
         sendings.add_column(sa.Column("driver", sa.String(), nullable=False, server_default=""))
         sendings.drop_column("lease_token")
         sendings.add_column(sa.Column("reserved_usd", sa.Float(), nullable=True))

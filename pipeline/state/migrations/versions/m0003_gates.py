@@ -1,4 +1,4 @@
-"""Gates that a run waits at, usage by batch, what an outcome answers, and files put up through the Files API."""
+"""Version 0003: gates of runs, usage of batches, the recipe of an outcome, and files uploaded through the Files API."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Bring version 0002 to this one."""
+    """Upgrade version 0002 to this one."""
     with op.batch_alter_table("runs") as runs:
         runs.add_column(sa.Column("gate", sa.String(), nullable=True))
         runs.add_column(sa.Column("estimate", sa.JSON(), nullable=True))

@@ -1,4 +1,4 @@
-"""How many rows a run has in each state, kept as they change."""
+"""Version 0004: the number of rows of a run in each state, as a sum of changes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,7 +14,7 @@ STATES = (
 
 
 def upgrade() -> None:
-    """Bring version 0003 to this one."""
+    """Upgrade version 0003 to this one."""
     op.create_table(
         "tallies",
         sa.Column("id", ID, nullable=False),

@@ -1,4 +1,4 @@
-"""Stretches: what the rows of a source file were when they were planned."""
+"""Version 0005: the table `stretches`, with the digests of a source file's rows when they were planned."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Bring version 0004 to this one."""
+    """Upgrade version 0004 to this one."""
     op.create_table(
         "stretches",
         sa.Column("job_id", ID, nullable=False),

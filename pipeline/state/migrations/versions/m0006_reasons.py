@@ -1,4 +1,4 @@
-"""Reasons of batches, when one was seen canceling, what was told of a run's end, and whose a batch at the API is."""
+"""Version 0006: reasons of batches, the start of a cancel, announced ends of runs, and owners of batches at the API."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ down_revision = "0005"
 TIME = sa.DateTime()  # UTC without a zone
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-#: What versions before decided by: the sentences that they wrote into `problem`.
+#: The sentences that earlier versions wrote to `problem` and used as reasons.
 SENTENCES = {
     "waits for room at the API: BATCH_MAX_IN_FLIGHT requests are there": "no_room",
     "waits for room at the API: limits.max_in_flight_requests of this job are there": "no_room_of_job",
@@ -30,7 +30,7 @@ REASONS = (
 
 
 def upgrade() -> None:
-    """Bring version 0005 to this one."""
+    """Upgrade version 0005 to this one."""
     with op.batch_alter_table("batches") as batches:
         batches.add_column(sa.Column("reason", sa.String(), nullable=True))
         batches.add_column(sa.Column("canceling_at", TIME, nullable=True))
@@ -39,7 +39,9 @@ def upgrade() -> None:
     for sentence, reason in SENTENCES.items():
         op.execute(known.update().where(known.c.problem == sentence).values(reason=reason, problem=None))
     op.add_column("runs", sa.Column("announced_at", TIME, nullable=True))
-    op.execute("UPDATE runs SET announced_at = ended_at WHERE state <> 'open'")  # nobody shall hear of these again
+    op.execute(
+        "UPDATE runs SET announced_at = ended_at WHERE state <> 'open'"
+    )  # these ends must not be announced again
     op.create_table(
         "identified",
         sa.Column("account_id", ID, nullable=False),

@@ -1,4 +1,4 @@
-"""What the API counted of a recipe's requests, whether a run sends all its rows at once, which rows left the source."""
+"""Version 0007: token counts of a recipe's sample, runs without a canary, and rows that left the source."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Bring version 0006 to this one."""
+    """Upgrade version 0006 to this one."""
     op.add_column("runs", sa.Column("no_canary", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("jobs", sa.Column("gone", sa.Integer()))
     op.add_column("jobs", sa.Column("gone_at", TIME))

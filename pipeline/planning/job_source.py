@@ -1,0 +1,124 @@
+"""Which columns of its source does a job need, and what tells that a row's content has changed? Edge: files, SQL."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import polars as pl
+
+from pipeline.errors import JobError
+from pipeline.job.model import Job
+from pipeline.request.build import RequestBuilder
+from pipeline.source import identity
+from pipeline.source.frames import LATE_FIELDS
+from pipeline.source.rows import Chunk, Input, Rows
+
+ATTACHED_BYTES = 32_000_000  # of attachments that are rendered before they are written to the spool
+STAMPS = " attachments"  # the name by which row_hash knows them; no column has a blank first
+
+
+class JobSource:
+    """The source of a job as planning reads it: only the columns that the job names."""
+
+    def __init__(self, job: Job, builder: RequestBuilder, *, limit: int | None = None) -> None:
+        """Read the headers. Raises JobError or SourceError for a column that the source does not have.
+
+        limit: read no more than so many rows.
+        """
+        self._job, self._builder, self._limit = job, builder, limit
+        self.rows = Rows(job.source)
+        self._require_columns()
+        columns = builder.columns
+        self.template_columns = list(columns.templates)  #: that the templates are rendered with
+        if columns.all_columns:
+            late = [LATE_FIELDS] if self.rows.has_late_columns else []
+            self.template_columns = list(dict.fromkeys([*self.rows.columns, *columns.templates, *late]))
+        self._request_columns = list(dict.fromkeys([*self.template_columns, *columns.attachments]))
+        #: all that planning reads
+        self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
+
+    def _require_columns(self) -> None:
+        self.rows.require(self._job.source.key, "source.key")
+        self.rows.require(list(self._job.source.keep), "source.keep")
+        for field_name, named in self._builder.named.items():
+            self.rows.require(named, field_name)
+        for field_name, functions in self._builder.functions.items():
+            for name in sorted(functions & set(self.rows.columns)):
+                raise JobError(
+                    f'{field_name}: {name} is a function of the templates; for the column write row["{name}"]'
+                )
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The files of the source, or its query."""
+        return self.rows.inputs
+
+    def kinds(self) -> dict[str, str]:
+        """Return what the key and kept columns are in SQL, by column."""
+        return self.rows.kinds([*self._job.source.key, *self._job.source.keep])
+
+    def chunks(self, inputs: Sequence[Input] | None = None, *, columns: Sequence[str] | None = None) -> Iterator[Chunk]:
+        """Yield the rows in chunks. inputs: of these only; columns: these only."""
+        return self.rows.chunks(self.columns if columns is None else columns, limit=self._limit, inputs=inputs)
+
+    def chunks_in_bounds(self, inputs: Sequence[Input] | None = None) -> Iterator[Chunk]:
+        """Yield the rows in chunks whose attachments fit into memory together. inputs: of these only."""
+        attached = self._builder.columns.attachments
+        for chunk in self.chunks(inputs):
+            if not attached:
+                yield chunk
+                continue
+            folder, start, weight = chunk.folder, 0, 0
+            rows = list(identity.named_rows(chunk.frame, attached, as_bytes=attached))
+            self._builder.attachments.prefetch(rows, folder)
+            for i, row in enumerate(rows):
+                heavy = self._builder.attachments.weight(row, folder)
+                if i > start and weight + heavy > ATTACHED_BYTES:
+                    yield chunk.part(start, i)
+                    start, weight = i, 0
+                weight += heavy
+            yield chunk.part(start, chunk.frame.height)
+
+    def keys(self, chunk: Chunk) -> pl.Series:
+        """Return the key of each row, as JSON."""
+        return identity.key_column(chunk.frame, self._job.source.key)
+
+    def keeps(self, chunk: Chunk) -> list[str | None]:
+        """Return the kept values of each row, as JSON; None where the job keeps no column."""
+        return identity.kept(chunk.frame, self._job.source.keep)
+
+    def request_values(self, frame: pl.DataFrame) -> Iterable[dict[str, Any]]:
+        """Return what the request of each row is made of, by column."""
+        return identity.named_rows(frame, self._request_columns, as_bytes=self._builder.columns.attachments)
+
+    def request_hashes(self, frame: pl.DataFrame, before: int) -> pl.Series:
+        """Return a hash for each row, equal where requests are equal. before: how many rows earlier chunks have."""
+        frame = identity.columns_of(frame, self._request_columns)
+        hashable = all(not dtype.is_nested() and dtype != pl.Object for dtype in frame.dtypes)
+        if self._job.request.dedupe and hashable and frame.width:
+            return frame.hash_rows()
+        return pl.int_range(before, before + frame.height, dtype=pl.UInt64, eager=True)
+
+    def hashes(self, chunk: Chunk) -> list[bytes]:
+        """Return each row's row_hash: of what its request is made of, an attachment by what tells that it changed."""
+        if not self._builder.columns.attachments:
+            return identity.row_hashes(chunk.frame, self.template_columns)
+        return identity.row_hashes(self._stamped(chunk), [*self.template_columns, STAMPS])
+
+    def older_hashes(self, chunk: Chunk) -> Sequence[bytes | None]:
+        """Return by which hash each row was known before some conversions became exact; None where by none.
+
+        See source/legacy.py.
+        """
+        types = chunk.input.types
+        older = identity.older_hashes(chunk.frame, self.template_columns, types)
+        if older is not None and self._builder.columns.attachments:  # to look at all files again costs more than that
+            older = identity.older_hashes(self._stamped(chunk), [*self.template_columns, STAMPS], types)
+        return older or [None] * chunk.frame.height
+
+    def _stamped(self, chunk: Chunk) -> pl.DataFrame:
+        """The rows with what tells that an attachment has changed."""
+        folder, attached = chunk.folder, self._builder.columns.attachments
+        rows = list(identity.named_rows(chunk.frame, attached, as_bytes=attached))
+        self._builder.attachments.prefetch(rows, folder)
+        stamps = pl.Series(STAMPS, [self._builder.attachments.stamp(row, folder) for row in rows], dtype=pl.String)
+        return chunk.frame.with_columns(stamps)

@@ -1,0 +1,204 @@
+"""What does one chunk of the source change in the database, and which requests are sent for it? Edge: SQL, HTTP."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import polars as pl
+from sqlalchemy import Row
+
+from pipeline.driver.driver import Driver
+from pipeline.errors import RowProblem
+from pipeline.job import templates
+from pipeline.money.budget import Bound
+from pipeline.planning.job_source import JobSource
+from pipeline.planning.judge import Judge, Judged, JudgedRow, Scope
+from pipeline.planning.packer import sent_hash
+from pipeline.planning.render import Renderer
+from pipeline.planning.retry_changes import Again, RetryChanges, change_of_known
+from pipeline.planning.verdict import SENT, Verdict
+from pipeline.request.build import Built
+from pipeline.source.rows import Chunk
+from pipeline.states import RowState
+from pipeline.storage.folders import Folder
+
+
+@dataclass
+class Awaited:
+    """Batches that rows of the source are in, and that their run waits for."""
+
+    batches: set[int] = field(default_factory=set)  #: of other runs
+    plan_again_after: set[int] = field(default_factory=set)  #: whose rows have changed, or had another recipe
+
+    def note(self, kind: Verdict, known: Row[Any], *, run_id: int, recipe: str) -> None:
+        """Note the batch of a row in flight. run_id, recipe: of the run that waits."""
+        if kind is Verdict.CHANGED_IN_FLIGHT or (kind is Verdict.IN_FLIGHT and known.recipe != recipe):
+            self.plan_again_after.add(known.batch_id)
+        elif kind is Verdict.IN_FLIGHT and known.run_id != run_id:
+            self.batches.add(known.batch_id)
+
+
+class Rendered(NamedTuple):
+    """The request of a row. bound: what it may cost at most; None: nobody knows."""
+
+    sent_hash: bytes
+    params: bytes
+    bound: Bound | None
+
+
+class Written(NamedTuple):
+    """A row that is written. fields: see state.rows.NEW_ROW, and the row's number behind them if it is known.
+
+    request: None for a row that cannot be sent.
+    """
+
+    fields: tuple[Any, ...]
+    request: Rendered | None
+
+
+class InvalidRow(NamedTuple):
+    """A row that cannot be sent, and why. keep: its kept values; attempts: how often it was sent before."""
+
+    key: str
+    keep: str | None
+    reason: str
+    attempts: int
+
+
+@dataclass
+class Moves:
+    """What one chunk of the source changes in the database, in one transaction. keys: of all its rows."""
+
+    chunk: Chunk
+    keys: pl.Series
+    judged: Judged
+    new: list[Written] = field(default_factory=list)
+    again: list[Written] = field(default_factory=list)  #: rows that the database knows
+    invalid: list[InvalidRow] = field(default_factory=list)
+    kept: list[tuple[int, str | None, str | None]] = field(default_factory=list)  #: see state.rows.keep_rows
+    kept_anew: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows
+    changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see state.rows.mark_changed
+    outdated: list[int] = field(default_factory=list)  #: rows of a retry whose request is of another content
+
+    def send(self, known: Row[Any] | None, fields: tuple[Any, ...], request: Rendered | None) -> None:
+        """Note a row that is written. known: as the database has it; fields, request: see `Written`."""
+        if known is None:
+            self.new.append(Written(fields, request))
+        else:
+            self.again.append(Written((*fields, known.id), request))
+
+    def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: Row[Any]) -> None:
+        """Note a row that is not sent now."""
+        on_its_way = kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT, Verdict.FOR_RETRY)
+        wanted = row_hash if kind is Verdict.CHANGED_IN_FLIGHT else None
+        if on_its_way and known.changed_hash != wanted:
+            self.changed.append((known.id, wanted))
+        if kind is Verdict.FOR_RETRY and known.row_hash != row_hash:  # the row has changed, and has changed back
+            self.outdated.append(known.id)
+        # a row that had changed and has changed back: the answer it has is right again
+        settled_again = not on_its_way and (known.state == RowState.PENDING or known.changed_hash is not None)
+        if known.keep != keep or settled_again:
+            self.kept.append((known.id, keep, known.outcome if settled_again else None))
+        if known.keep != keep:  # also of a row in flight, whose answer may just be coming
+            self.kept_anew.append((key, keep))
+
+
+class Mover:
+    """Finds for one run what each chunk of the source changes, and renders the requests that are sent."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        run_id: int,
+        scope: Scope,
+        source: JobSource,
+        judge: Judge,
+        renderer: Renderer,
+        awaited: Awaited,
+    ) -> None:
+        """awaited: gets the batches that rows in flight are in."""
+        self._run_id, self._scope, self._source, self._judge = run_id, scope, source, judge
+        self._renderer, self._awaited = renderer, awaited
+        self._changes = RetryChanges(driver, scope.job)
+
+    def moves(self, chunk: Chunk) -> Moves:
+        """Judge the rows of a chunk and render those that are sent."""
+        scope, key_column = self._scope, self._source.keys(chunk)
+        judged = self._judge.chunk(chunk, key_column)
+        moves = Moves(chunk, key_column, judged)
+        some = len(judged.places) < chunk.frame.height
+        keys = (key_column.gather(list(judged.places)) if some else key_column).to_list()
+        keeps = [judged.keeps[i] for i in judged.places] if some else judged.keeps
+        values = self._source.request_values(chunk.frame[judged.places] if some else chunk.frame)
+        again = self._changes.for_rows(
+            keys,
+            (
+                change_of_known(row.known, row.row_hash, scope.recipe, scope.job.retry)
+                if row.verdict is Verdict.AGAIN and scope.retry is None
+                else None
+                for row in judged.rows
+            ),
+        )
+        for key, keep, row, with_change, of_row in zip(keys, keeps, judged.rows, again, values, strict=True):
+            if row.verdict in SENT:
+                self._send(moves, key, keep, row, of_row, with_change)
+            elif row.known is not None:
+                if scope.retry is None:  # else it is the matter of the run that planned it
+                    moves.leave(row.verdict, key, keep, row.row_hash, row.known)
+                self._awaited.note(row.verdict, row.known, run_id=self._run_id, recipe=scope.recipe)
+        return moves
+
+    def _send(
+        self,
+        moves: Moves,
+        key: str,
+        keep: str | None,
+        row: JudgedRow,
+        values: Mapping[str, Any],
+        again: Again | None,
+    ) -> None:
+        """Note a row that is to be sent, or that cannot be. again: with what it is asked another time."""
+        known, recipe, attempts = row.known, self._scope.recipe, self._attempts(row)
+        try:
+            built = self._request(values, moves.chunk.folder, row, attempts, again)
+        except (RowProblem, templates.TemplateProblem) as exc:
+            attempts = 0 if self._scope.retry is not None else attempts  # an outcome of the retry, and it sent nothing
+            moves.invalid.append(InvalidRow(key, keep, str(exc), attempts))
+            outcome = ("invalid", row.row_hash, recipe)
+            fields = (key, self._run_id, "invalid", row.row_hash, recipe, keep, None, attempts, *outcome)
+            moves.send(known, fields, None)
+            return
+        if built is None:
+            assert known is not None
+            moves.leave(Verdict.KEPT, key, keep, row.row_hash, known)
+            return
+        hashed = sent_hash(built.params)
+        before = (known.outcome, known.outcome_hash, known.outcome_recipe) if known else (None, None, None)
+        fields = (key, self._run_id, "pending", row.row_hash, recipe, keep, hashed, attempts, *before)
+        moves.send(known, fields, Rendered(hashed, built.params, self._renderer.bound(built)))
+
+    def _attempts(self, row: JudgedRow) -> int:
+        """How often a row was sent already.
+
+        It is 0 when the row or the recipe has changed. When a person wants the row sent again, `state.moves.add_batch`
+        begins to count from 0.
+        """
+        known = row.known
+        if known is None:
+            return 0
+        same = known.outcome_hash == row.row_hash and known.outcome_recipe == self._scope.recipe
+        return int(known.attempts) if same or self._scope.retry is not None else 0
+
+    def _request(
+        self, values: Mapping[str, Any], folder: Folder, row: JudgedRow, attempts: int, again: Again | None
+    ) -> Built | None:
+        """The row's request; None when it would be asked the same again. Raises RowProblem, TemplateProblem."""
+        built = self._renderer.built(values, folder)
+        if again is None:
+            return built
+        assert row.known is not None
+        changed = again.changed_from_source(built.params, attempts, row.known.outcome_sent_hash)
+        if changed is None:
+            return None
+        model, max_tokens = changed.fields["model"], changed.fields["max_tokens"]
+        return built._replace(params=changed.params, model=model, max_tokens=max_tokens)

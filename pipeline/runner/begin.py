@@ -1,0 +1,115 @@
+"""Which run does a command begin or continue, and what is cleared away before it plans? Edge: SQL, the spool."""
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from pipeline.driver.driver import Driver
+from pipeline.job.model import Job
+from pipeline.planning import gates
+from pipeline.planning.drop import drop_of_ended_runs, drop_stale
+from pipeline.planning.model_checks import primes_cache
+from pipeline.planning.plan import Plan
+from pipeline.planning.quote import Quote
+from pipeline.planning.sample import Counts
+from pipeline.runner.options import Options
+from pipeline.state.gates import note_no_canary, open_gate, set_gate
+from pipeline.state.rows import forget_waiting_bodies
+from pipeline.state.runs import bound_tokens, get_run, join_run, save_estimate
+from pipeline.steps.reconcile import refuse_unknown_bodies
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one `run` has to do. counts: of tokens by the API, its sample empty when it was not asked."""
+
+    driver: Driver
+    job: Job
+    plan: Plan
+    quote: Quote
+    counts: Counts
+    options: Options
+
+    @property
+    def plans_all(self) -> bool:
+        """Whether all rows of the source are planned."""
+        return self.options.limit is None and self.options.retry is None
+
+    @property
+    def retries_all(self) -> bool:
+        """Whether all rows of the source are looked at for a retry."""
+        return self.options.limit is None and self.options.retry is not None
+
+
+def begin(work: Work, stale: Container[int]) -> int:
+    """Begin the run of a command, or continue the open one of the same command; return its number.
+
+    Under the lease on planning. stale: batches that are planned and have a row which must be sent otherwise.
+    """
+    work.driver.spool.remove_unfinished()
+    refuse_unknown_bodies(work.driver)
+    with work.driver.planning_transaction() as conn:
+        run_id = _join(conn, work)
+        run = get_run(conn, run_id)
+        _set_gate(conn, work, run)
+        _note_quote(conn, work, run)
+    _clear(work, run_id, stale)
+    return run_id
+
+
+def _join(conn: Connection, work: Work) -> int:
+    """Return the open run of the same command, or a new one."""
+    retry = work.options.retry
+    run_id = join_run(
+        conn,
+        work.driver.job_id,
+        variables=work.job.vars,
+        job=work.job.model_dump(mode="json"),
+        recipe=work.plan.recipe,
+        retry=None if retry is None else retry.facts(),
+        now=work.driver.now(),
+    )
+    if not work.options.canary:
+        # in the transaction that begins the run: if we die after it, whoever goes on with the run knows it
+        note_no_canary(conn, run_id)
+    return run_id
+
+
+def _set_gate(conn: Connection, work: Work, run: Row[Any]) -> None:
+    """Set or open the gate that the run waits behind from now on."""
+    gate = gates.gate_of(
+        work.job,
+        gates.standing(conn, work.driver.job_id, work.plan.recipe, run),
+        rows=work.quote.to_send,
+        canary=work.options.canary and work.options.retry is None,
+        primes=primes_cache(work.quote.models, work.counts.prefix),
+    )
+    if run.gate is None:
+        set_gate(conn, run.id, gate)
+    elif gate is None:
+        open_gate(conn, run.id, run.gate, work.driver.now())
+
+
+def _note_quote(conn: Connection, work: Work, run: Row[Any]) -> None:
+    """Store with the run what was said of its cost, and how many tokens a byte has at most if a budget needs that.
+
+    What an earlier command stored with the same run stays.
+    """
+    if run.estimate is None:
+        said = work.quote.estimate
+        assert said is not None
+        save_estimate(conn, run.id, {"rows": said.rows, "requests": said.requests, "cost_usd": said.cost_facts})
+    budgeted = work.job.limits.max_cost_usd is not None or work.driver.settings.monthly_budget is not None
+    if budgeted and run.tokens_per_byte is None:
+        bound_tokens(conn, run.id, work.counts.tokens_per_byte)
+
+
+def _clear(work: Work, run_id: int, stale: Container[int]) -> None:
+    """Drop planned batches that must not be sent, and forget the requests of rows that are rendered again."""
+    drop_of_ended_runs(work.driver)
+    drop_stale(work.driver, run_id, work.job, work.plan.recipe, stale, work.options.retry)
+    if work.plans_all:
+        with work.driver.planning_transaction() as conn:
+            forget_waiting_bodies(conn, run_id, dict(work.job.vars))

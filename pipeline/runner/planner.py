@@ -1,0 +1,130 @@
+"""When does a run plan its rows, and who does it: this driver, another one, or several processes?"""
+
+from collections.abc import Container
+
+from pipeline.driver.job_of_run import JobOfRun
+from pipeline.errors import Busy, InputError, LostRace, Stopped
+from pipeline.events.runs import PlannedElsewhere
+from pipeline.planning import gates
+from pipeline.planning.drop import finish_planning
+from pipeline.planning.known_rows import KnownRows
+from pipeline.planning.packer import First
+from pipeline.planning.resend import send_again
+from pipeline.planning.shards import shards
+from pipeline.runner.begin import Work, begin
+from pipeline.runner.patience import Patience
+from pipeline.runner.submitter import Submitter
+from pipeline.runner.sweep import one_pass
+from pipeline.state.batches import any_open
+from pipeline.state.gates import keeps_gate
+from pipeline.state.runs import get_run, has_work, rows_for_planning
+from pipeline.states import RunState
+from pipeline.steps.reconcile import reconcile_due
+
+LOOK_WHILE_PLANNED = 1.0  # seconds between two tries to plan while another driver does
+
+
+class Planner:
+    """Plans the rows of one `run`, while a thread submits each batch as soon as it is planned."""
+
+    def __init__(self, work: Work, jobs: JobOfRun, patience: Patience) -> None:
+        self._work, self._driver, self._plan = work, work.driver, work.plan
+        self._jobs, self._patience = jobs, patience
+        self._share = work.options.share
+        self.run_id = 0  #: of the run, once it has begun
+        self.beyond_limit = 0  #: rows of the run that the last planning did not come to
+
+    def plan(self, stale: Container[int]) -> None:
+        """Begin the run and plan its rows, as soon as no other driver plans the job.
+
+        stale: batches that are planned and have a row which must be sent otherwise.
+        """
+        while True:
+            try:
+                with self._driver.planning():
+                    self._patience.do(lambda: reconcile_due(self._driver))
+                    self.run_id = begin(self._work, stale)
+                    self._pass_two()
+            except (Busy, LostRace) as exc:
+                self._driver.tell(PlannedElsewhere(problem=str(exc)))
+                self._patience.do(lambda: one_pass(self._driver, self._jobs))  # there may be enough to do meanwhile
+                self._driver.stop.wait(LOOK_WHILE_PLANNED)
+            else:
+                return
+
+    def needs_planning(self) -> bool:
+        """Return whether rows can only go on from the source.
+
+        Those are rows that changed, or were asked in other words, while they were at the API and are back now, and rows
+        whose body in the spool was damaged.
+        """
+        after = self._plan.awaited.plan_again_after
+        with self._driver.reading() as conn:
+            if get_run(conn, self.run_id).state == RunState.INCOMPLETE:
+                return False
+            if after and not any_open(conn, after):
+                return True
+            idle = not has_work(conn, self.run_id)
+            return idle and rows_for_planning(conn, self.run_id) > self.beyond_limit
+
+    def _pass_two(self) -> None:
+        """Plan what is to be sent from the source, then what is to be sent again from the spool."""
+        driver, work = self._driver, self._work
+        self._plan.begin_again()
+        with Submitter(driver) as submitter:
+            if not self._planned_by_others(submitter):
+                self._plan_here(submitter)
+            finish_planning(
+                driver,
+                self.run_id,
+                dict(work.job.vars),
+                whole=work.plans_all,
+                retry=work.retries_all,
+                now=driver.now(),
+            )
+            for _ in send_again(driver, work.job, self.run_id, self._plan.recipe):
+                submitter.wake()
+        if not work.plans_all:
+            with driver.reading() as conn:
+                self.beyond_limit = rows_for_planning(conn, self.run_id)
+
+    def _plan_here(self, submitter: Submitter) -> None:
+        """Plan the rows of the source in this process. Raises Stopped when the source turns out to be wrong."""
+        driver = self._driver
+        known_rows = KnownRows(driver.database, driver.job_id, driver.sink)
+        try:
+            for _ in self._plan.batches(driver, self.run_id, known_rows, first=self._first()):
+                submitter.wake()
+        except InputError as exc:  # what came before it may be at the API by now
+            raise Stopped(
+                f"{exc} (rows before that are planned, and are sent and collected by the next driver)"
+            ) from exc
+
+    def _first(self) -> First | None:
+        """The batch that is planned before all others, when the run waits for one that is not there yet."""
+        with self._driver.reading() as conn:
+            gate = get_run(conn, self.run_id).gate
+            waits = gate is not None and not keeps_gate(conn, self.run_id, gate)
+            return gates.first(self._work.job, gate) if waits else None
+
+    def _planned_by_others(self, submitter: Submitter) -> bool:
+        """Have others plan the files of the source, if that was asked for and there are several; return whether.
+
+        Raises LostRace when they stopped early: they may go on, so all is planned here under a new lease.
+        """
+        share, self._share = self._share, None
+        if share is None or not self._work.plans_all or len(self._plan.source.inputs) < 2 or self._plan.is_settled:
+            return False
+
+        def meanwhile() -> None:
+            self._driver.check()
+            submitter.wake()
+
+        shared = shards(self._plan, self._driver.job_name, self.run_id, self._driver.planning_lease, self._first())
+        planned = share(shared, meanwhile)
+        for each in planned:
+            self._plan.awaited.batches |= each.awaited
+            self._plan.awaited.plan_again_after |= each.plan_again_after
+        if len(planned) < len(shared):
+            raise LostRace(f"{len(shared) - len(planned)} of {len(shared)} files were not planned by others")
+        return True
