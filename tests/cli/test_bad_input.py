@@ -269,7 +269,7 @@ def test_the_job_that_the_cases_spoil_is_right(command: Command, api: Api) -> No
         pytest.param(
             "key: id",
             "key: id\n  types: {id: Number}",
-            ["source.types.id", "'Number'", "known are String"],
+            ["source.types.id", "'Number'", "choose one of String"],
             id="an unknown type",
         ),
         pytest.param(
@@ -521,7 +521,7 @@ def test_a_results_table_that_is_gone_is_refused(command: Command, api: Api, fol
 
     ran = command("run", "job.yaml")
 
-    assert (ran.code, "table 'answers' is gone" in ran.err) == (2, True), ran.err
+    assert (ran.code, "table 'answers' does not exist any more" in ran.err) == (2, True), ran.err
     assert api.accepted() == accepted
 
 
