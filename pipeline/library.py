@@ -18,7 +18,7 @@ from pipeline.report import notebook
 from pipeline.report.quote import quote_lines
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.run import run as run_job
-from pipeline.sink.read import PAGE, Wanted, pages
+from pipeline.sink.read import PAGE, AnswerFilter, pages
 from pipeline.sink.table import ResultsTable
 from pipeline.state import ends
 from pipeline.state.database import Database, default_url
@@ -143,7 +143,7 @@ def results(
     url = database or default_url(Path(), emulated=emulator)
     if not Database.exists(url):
         raise InputError(f"there is no database {url}; run the job first, or name another database")
-    frames = _frames(url, job if isinstance(job, str) else job.name, Wanted(status, where, since), batch_size)
+    frames = _frames(url, job if isinstance(job, str) else job.name, AnswerFilter(status, where, since), batch_size)
     if batch_size is not None:
         return frames
     import polars as pl
@@ -151,20 +151,20 @@ def results(
     return pl.concat(frames)
 
 
-def _frames(url: str, job: str, wanted: Wanted, batch_size: int | None) -> "Iterator[pl.DataFrame]":
+def _frames(url: str, job: str, wanted: AnswerFilter, batch_size: int | None) -> "Iterator[pl.DataFrame]":
     """Yield the answers in frames of up to batch_size rows; one empty frame if there are no answers."""
     import polars as pl
 
-    from pipeline.sink.formats import batch
+    from pipeline.sink.formats import record_batch
 
     with contextlib.closing(Database(url)) as opened:
         row = known_job(opened, job)
         columns, found = list(ResultsTable.of(row).table.columns), False
         for page in pages(opened, row, wanted, batch_size or PAGE):
             found = True
-            yield pl.DataFrame(batch(page, columns))
+            yield pl.DataFrame(record_batch(page, columns))
         if not found:
-            yield pl.DataFrame(batch([], columns))
+            yield pl.DataFrame(record_batch([], columns))
 
 
 def _say(line: str) -> None:

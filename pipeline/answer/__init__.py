@@ -1,1 +1,1 @@
-"""What the API says of one request, and what is made of it."""
+"""Read the API's results: the outcome of each request, and the values in each answer."""

@@ -1,4 +1,4 @@
-"""Result lines as they come: split at newlines, and read as JSON however odd. Pure."""
+"""Split a stream of results into lines, and parse each line as JSON, even if it is malformed. Pure."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -7,10 +7,11 @@ from typing import Any
 import orjson
 
 
-def split(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The lines of a stream without their newlines, as many at a time as a chunk completes; the last one at its end.
+def split_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the lines of a stream, without newlines, in groups: those that each chunk completes, then the last line.
 
-    They are split at \\n only: an answer's text may hold U+2028 and the like.
+    Only \\n ends a line, because the text of an answer may contain U+2028 and other line separators. The last line is
+    empty if the stream ends with a newline, or is empty.
     """
     rest: list[bytes] = []
     for chunk in chunks:
@@ -22,10 +23,10 @@ def split(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
     yield [b"".join(rest)]
 
 
-def parsed(line: bytes) -> dict[str, Any] | None:
-    """A line as an object; None when it is none, for it was cut or is something else.
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in a line; None if the line was cut, or is not a JSON object.
 
-    What orjson refuses Python's own reader may still read: lone surrogates, numbers beyond what a float holds.
+    Python's own parser gets what orjson refuses: lone surrogates, and numbers too large for a float.
     """
     try:
         value = orjson.loads(line)
@@ -37,17 +38,17 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def cleaned(value: Any) -> Any:
-    """JSON as it can be stored: a lone surrogate becomes U+FFFD, a number too large to be exact everywhere None."""
+def storable_json(value: Any) -> Any:
+    """Return a JSON value that can be stored: lone surrogates become U+FFFD, numbers too large to be exact None."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {cleaned(name): cleaned(of) for name, of in value.items()}
+        return {storable_json(name): storable_json(of) for name, of in value.items()}
     if isinstance(value, list):
-        return [cleaned(each) for each in value]
+        return [storable_json(each) for each in value]
     if isinstance(value, bool) or value is None:
         return value
-    return value if abs(value) < LARGEST else None  # of nan and infinity, too
+    return value if abs(value) < FIRST_INEXACT else None  # also for nan and infinity
 
 
-LARGEST = 2**53  # from here on, not each whole number is a double
+FIRST_INEXACT = 2**53  # a double cannot hold every whole number from here on

@@ -1,4 +1,4 @@
-"""What the API says of one request, and what we make of it. Pure."""
+"""Turn a line of the API's results into an outcome: state, values, tokens used and error. Pure."""
 
 import re
 from collections import Counter
@@ -25,29 +25,29 @@ _TRUNCATED = {
 
 
 class Outcome(NamedTuple):  # ten times cheaper to make than a frozen dataclass, and one is made for each row
-    """How one request ended. tokens are 0 where nothing was billed; error_type None where nothing went wrong."""
+    """How one request ended. Tokens are 0 if nothing was billed; error_type is None if the request succeeded."""
 
-    state: str  #: a RowState; plain text for the usual one, which database drivers store faster
+    state: str  #: a RowState; a plain text for succeeded, which database drivers store faster
     error_type: str | None = None
     error_message: str | None = None
-    text: str | None = None
-    values: Mapping[str, Any] | None = None  #: of the output columns, as JSON has them
+    text: str | None = None  #: the answer's text, or JSON, without what `values` holds; None if nothing is left
+    values: Mapping[str, Any] | None = None  #: of the output columns, as JSON values; None if there are none
     stop_reason: str | None = None
     model: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
-    cache_write_1h_tokens: int = 0  #: how many of cache_write_tokens live for an hour
+    cache_write_1h_tokens: int = 0  #: the part of cache_write_tokens that was written for an hour
     web_searches: int = 0
-    in_the_us: bool = False  #: inference in the US alone, which costs more
-    message_id: str | None = None  #: the API's, of the answer
-    stop_sequence: str | None = None  #: which one ended the answer
-    request_id: str | None = None  #: by which the API's support finds a request that was not answered
+    in_the_us: bool = False  #: inference only in the US, which costs more
+    message_id: str | None = None  #: the API's id of the answer
+    stop_sequence: str | None = None  #: the stop sequence that ended the answer; None if none did
+    request_id: str | None = None  #: the API's id of a request that failed, for its support
 
 
 def without_usage(outcome: Outcome) -> Outcome:
-    """The outcome of a row that shares a request with another one, which bears what it used."""
+    """Return the outcome with no tokens or searches, for a row that shares another row's request and its costs."""
     nothing = {name: 0 for name in Outcome._fields if name.endswith("_tokens") or name == "web_searches"}
     return outcome._replace(**nothing)  # type: ignore[arg-type]
 
@@ -57,7 +57,10 @@ def _is_text(block: Any) -> bool:
 
 
 def output_columns(job: Job) -> dict[str, str]:
-    """The columns of the results table that the job's `output` asks for: name to kind. Raises JobError."""
+    """Return the columns that the job's `output` adds to the results table: name to kind (see sink.columns.KINDS).
+
+    Raises JobError for a schema that cannot be used, or a property with the name of another of these columns.
+    """
     columns: dict[str, str] = {}
     if job.output.labels is not None:
         columns["label"] = "text"
@@ -66,27 +69,28 @@ def output_columns(job: Job) -> dict[str, str]:
         columns |= {name: prop.kind for name, prop in _properties(job, schema).items()}
     extra = {"thinking": "text"} if job.output.thinking else {}
     extra |= {"citations": "json"} if job.output.citations else {}
-    extra |= {"tool_use": "json"} if job.output.tool is None and _has_tools_of_its_own(job.request.params) else {}
-    extra |= {"server_tool_use": "json"} if run_by_the_api(job.request.params) else {}
+    extra |= {"tool_use": "json"} if job.output.tool is None and _has_client_tools(job.request.params) else {}
+    extra |= {"server_tool_use": "json"} if first_server_tool(job.request.params) else {}
     for name in extra:
         if name in columns:
-            raise JobError(
-                f"output.columns: property {name!r} has the name of a column that output asks for; rename it"
-            )
+            raise JobError(f"output.columns: property {name!r} has the name of another column of the output; rename it")
     return columns | extra
 
 
 def answer_schema(job: Job) -> dict[str, Any] | None:
-    """The JSON schema that an answer is held to; None for free text and labels. Raises JobError for an unknown tool."""
+    """Return the JSON Schema that answers must obey; None for free text and labels.
+
+    Raises JobError if output.tool names no tool with a schema.
+    """
     if job.output.tool is None:
         return job.output.schema_
-    named = {tool.get("name"): tool for tool in tools_of(job.request.params)}
+    named = {tool.get("name"): tool for tool in tools_in(job.request.params)}
     tool = named.get(job.output.tool)
     if tool is None or not isinstance(tool.get("input_schema"), dict):
         has = ", ".join(str(name) for name, of in named.items() if "input_schema" in of) or "none"
         raise JobError(
-            f"output.tool: {job.output.tool!r} is none of the tools with an input_schema in request.params.tools "
-            f"(these are: {has})"
+            f"output.tool: {job.output.tool!r} is not a tool with an input_schema in request.params.tools "
+            f"(it has: {has})"
         )
     schema: dict[str, Any] = tool["input_schema"]
     return schema
@@ -99,37 +103,37 @@ def _properties(job: Job, schema: dict[str, Any]) -> dict[str, Property]:
         raise JobError(f"output.{'tool' if job.output.tool else 'schema'}: {exc}") from exc
 
 
-def tools_of(params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tools in the params, but for what is no tool at all."""
+def tools_in(params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the tools in a request's params; entries that are not mappings are left out."""
     tools = params.get("tools")
     return [tool for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
 
 
-#: Tools with a type that are run by the client all the same.
+#: Prefixes of tool types that the client runs, although they are the API's own types.
 CLIENT_TOOLS = ("bash_", "browser_", "computer_", "memory_", "text_editor_")
 
 
-def run_by_the_api(params: Mapping[str, Any]) -> str | None:
-    """The first tool in the params that the API runs by itself; None when answers only ask for tools to be run."""
-    return next((kind for tool in tools_of(params) if (kind := _kind_at_the_api(tool))), None)
+def first_server_tool(params: Mapping[str, Any]) -> str | None:
+    """Return the type of the first tool in the params that the API runs itself; None if the client runs all tools."""
+    return next((kind for tool in tools_in(params) if (kind := _server_tool_type(tool))), None)
 
 
-def _has_tools_of_its_own(params: Mapping[str, Any]) -> bool:
-    """Whether the params have tools that a model only asks to be run."""
-    return any(_kind_at_the_api(tool) is None for tool in tools_of(params))
+def _has_client_tools(params: Mapping[str, Any]) -> bool:
+    """Return whether the params have tools that the client has to run when the model asks for it."""
+    return any(_server_tool_type(tool) is None for tool in tools_in(params))
 
 
-def _kind_at_the_api(tool: Mapping[str, Any]) -> str | None:
-    """The type of a tool that the API runs by itself; None for one that the client runs."""
+def _server_tool_type(tool: Mapping[str, Any]) -> str | None:
+    """Return the type of a tool that the API runs itself; None for a tool that the client runs."""
     kind = str(tool.get("type", "custom"))
     return None if kind == "custom" or kind.startswith(CLIENT_TOOLS) else kind
 
 
 class ResultReader:
-    """Reads result lines of one job."""
+    """Reads the result lines of one job."""
 
     def __init__(self, job: Job) -> None:
-        """Raises JobError for a schema that is none."""
+        """Raise JobError if the job's schema is not valid."""
         self._labels = None if job.output.labels is None else {fold_label(label): label for label in job.output.labels}
         schema = answer_schema(job)
         try:
@@ -143,55 +147,58 @@ class ResultReader:
         self._extras = [(name, read) for name, read in _EXTRAS if name in wanted]
 
     def outcome(self, line: dict[str, Any]) -> Outcome:
-        """Return the outcome that a result line stands for.
+        """Return the outcome of a request. line: its result, as a JSON object of the API.
 
-        Kinds are told by their `type` texts, and what is unknown is an error that names it: the API may grow. An answer
-        that is odd in any part is unparsable; its text and its usage are kept as far as they can be read.
+        A result of an unknown type is an error that names the type, because the API may get new types. An answer of
+        which any part is malformed is unparsable; its text and its usage are kept as far as they can be read.
         """
         try:
             outcome = self._outcome(line)
-        except (AttributeError, KeyError, TypeError, ValueError):  # a part of it is of another type than the API's
-            return _odd(line)
-        return outcome if _is_plain(outcome) else _odd(line)
+        except (AttributeError, KeyError, TypeError, ValueError):  # a part of the line has an unexpected type
+            return _damaged(line)
+        return outcome if _has_valid_types(outcome) else _damaged(line)
 
-    def odd(self, line: dict[str, Any]) -> Outcome:
-        """As `outcome`, of a line that could only be read in part: an answer in it is unparsable, whatever it says."""
+    def damaged(self, line: dict[str, Any]) -> Outcome:
+        """Return the outcome for a damaged line, of which only a part could be read: an answer in it is unparsable."""
         outcome = self.outcome(line)
-        return _odd(line) if _answer_in(line) is not None else outcome
+        return _damaged(line) if _answer_in(line) is not None else outcome
 
     def _outcome(self, line: dict[str, Any]) -> Outcome:
         result = line.get("result")
         kind = result.get("type") if isinstance(result, dict) else None
         if isinstance(result, dict) and kind == "succeeded" and isinstance(result.get("message"), dict):
-            return self._answered(result["message"])
+            return self._from_message(result["message"])
         if isinstance(result, dict) and kind == "errored":
-            return _errored(result.get("error"))
+            return _from_error(result.get("error"))
         if kind == "canceled":
-            return Outcome(RowState.CANCELED, "canceled", "the batch was canceled before this request's turn")
+            return Outcome(RowState.CANCELED, "canceled", "the batch was canceled before this request was processed")
         if kind == "expired":
-            return Outcome(RowState.EXPIRED, "expired", "the batch's 24 hours ended before this request's turn")
-        return Outcome(RowState.ERRORED, "unknown_result", f"the API says {kind!r} of it, which is not known here")
+            return Outcome(RowState.EXPIRED, "expired", "the batch expired before this request was processed")
+        return Outcome(RowState.ERRORED, "unknown_result", f"the API gave a result of the unknown type {kind!r}")
 
-    def again(self, outcome: Outcome, attempts: int) -> bool:
-        """Whether a row with this outcome after so many attempts is sent again, as it is or changed."""
+    def should_retry(self, outcome: Outcome, attempts: int) -> bool:
+        """Return whether a row is sent again, unchanged or with a change.
+
+        attempts: how often the row has been sent, including the attempt that had this outcome.
+        """
         if outcome.state == _SUCCEEDED or attempts >= self._retry.max_attempts:
             return False
         if outcome.state in (RowState.ERRORED, RowState.EXPIRED):
             return outcome.error_type in self._retried
-        return retry_change.of(self._retry, outcome.state, outcome.error_type) is not None
+        return retry_change.change_for(self._retry, outcome.state, outcome.error_type) is not None
 
-    def _answered(self, message: dict[str, Any]) -> Outcome:
+    def _from_message(self, message: dict[str, Any]) -> Outcome:
         blocks = message.get("content") or []
         if not isinstance(blocks, list):
-            raise TypeError("content is no list of blocks")
+            raise TypeError("content is not a list of blocks")
         texts = [block["text"] for block in blocks if _is_text(block)]
         text: str | None = texts[0] if len(texts) == 1 else "".join(texts)
         used = self._tool_input(blocks)
         usage = message.get("usage") or {}
         one_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
-        judged = self._judged(message, text or "", used)
+        judged = self._evaluate(message, text or "", used)
         values = judged.values
-        if values is not None:  # what has a column is not stored twice
+        if values is not None:  # what a column holds is not stored a second time in the text
             text = "\n".join(filter(None, (text if used is not None else None, _as_json(judged.rest)))) or None
         elif used is not None:
             text = text or orjson.dumps(used).decode()
@@ -217,7 +224,7 @@ class ResultReader:
         )
 
     def _tool_input(self, blocks: Sequence[Any]) -> Any:
-        """The input of the tool that is the answer; None when it was not used."""
+        """Return the input of the tool that output.tool names; None if the model did not use it."""
         if self._tool is None:
             return None
         uses = (
@@ -225,13 +232,16 @@ class ResultReader:
         )
         return next((use.get("input") for use in uses), None)
 
-    def _judged(self, message: dict[str, Any], text: str, used: Any) -> "_Judged":
-        """How the answer is understood."""
+    def _evaluate(self, message: dict[str, Any], text: str, used: Any) -> "_Judged":
+        """Return how the answer is understood.
+
+        text: the answer's texts, joined; used: the input of the job's tool, or None.
+        """
         stop = message.get("stop_reason")
         if stop == "refusal":
             details = message.get("stop_details") or {}
-            said = details.get("explanation") or details.get("category") or "the model refused"
-            return _Judged(RowState.REFUSED, error_type="refusal", error_message=str(said))
+            explanation = details.get("explanation") or details.get("category") or "the model refused"
+            return _Judged(RowState.REFUSED, error_type="refusal", error_message=str(explanation))
         if stop in _TRUNCATED:
             return _Judged(RowState.TRUNCATED, error_type=stop, error_message=_TRUNCATED[stop])
         if self._labels is not None:
@@ -268,11 +278,11 @@ def _as_json(rest: Mapping[str, Any]) -> str | None:
     return orjson.dumps(dict(rest)).decode() if rest else None
 
 
-_ODD = "the API's result for this request is damaged, or not as the API writes it; what could be read of it is kept"
+_DAMAGED = "the API's result for this request is damaged or malformed; what could be read of it is kept"
 
 
-def _is_plain(outcome: Outcome) -> bool:
-    """Whether all that is computed with, or stored as a text, is of its type."""
+def _has_valid_types(outcome: Outcome) -> bool:
+    """Return whether all counts are integers, and all texts are texts or None."""
     return (
         type(outcome.input_tokens) is int
         and type(outcome.output_tokens) is int
@@ -288,79 +298,79 @@ def _is_plain(outcome: Outcome) -> bool:
 
 
 def _answer_in(line: dict[str, Any]) -> dict[str, Any] | None:
-    """The message of a line that says that its request succeeded; None of any other line."""
+    """Return the message of a succeeded request; None for any other line."""
     result = line.get("result")
     answered = isinstance(result, dict) and result.get("type") == "succeeded"
     message = result.get("message") if answered and isinstance(result, dict) else None
     return message if isinstance(message, dict) else None
 
 
-def _odd(line: dict[str, Any]) -> Outcome:
-    """The outcome of a line that is not as the API writes it, with what can be read of an answer in it."""
+def _damaged(line: dict[str, Any]) -> Outcome:
+    """Return the outcome for a malformed line, with what can be read of the answer in it."""
     message = _answer_in(line)
     if message is None:
-        return Outcome(RowState.ERRORED, "unknown_result", _ODD)
+        return Outcome(RowState.ERRORED, "unknown_result", _DAMAGED)
     content, usage = message.get("content"), message.get("usage")
     texts = [block["text"] for block in content if _is_text(block)] if isinstance(content, list) else []
     used = usage if isinstance(usage, dict) else {}
     return Outcome(
         RowState.UNPARSABLE,
         "odd_result",
-        _ODD,
+        _DAMAGED,
         "".join(texts) or None,
         stop_reason=_text(message, "stop_reason"),
         model=_text(message, "model"),
-        input_tokens=_tokens(used, "input_tokens"),
-        output_tokens=_tokens(used, "output_tokens"),
-        cache_read_tokens=_tokens(used, "cache_read_input_tokens"),
-        cache_write_tokens=_tokens(used, "cache_creation_input_tokens"),
+        input_tokens=_token_count(used, "input_tokens"),
+        output_tokens=_token_count(used, "output_tokens"),
+        cache_read_tokens=_token_count(used, "cache_read_input_tokens"),
+        cache_write_tokens=_token_count(used, "cache_creation_input_tokens"),
         message_id=_text(message, "id"),
         stop_sequence=_text(message, "stop_sequence"),
     )
 
 
 def _text(message: Mapping[str, Any], name: str) -> str | None:
-    """A text of a message; None where it is none."""
+    """Return a field of a message; None if it is missing or not a text."""
     value = message.get(name)
     return value if isinstance(value, str) else None
 
 
-def _tokens(usage: Mapping[str, Any], name: str) -> int:
-    """A count of tokens; 0 where it cannot be read."""
+def _token_count(usage: Mapping[str, Any], name: str) -> int:
+    """Return a count of tokens; 0 if it is missing or malformed."""
     value = usage.get(name)
     return value if type(value) is int and 0 <= value < 2**53 else 0
 
 
-def said(message: dict[str, Any]) -> str:
-    """All texts of an answer."""
+def answer_text(message: dict[str, Any]) -> str:
+    """Return all texts of an answer, joined; empty if it has none."""
     return "".join(block["text"] for block in message.get("content") or () if _is_text(block))
 
 
 def thinking(message: dict[str, Any]) -> str | None:
-    """The model's thinking as far as it is shown."""
+    """Return the model's thinking, as far as the API shows it; None if there is none."""
     thoughts = [block.get("thinking") for block in _blocks(message, "thinking")]
     return "\n\n".join(thought for thought in thoughts if isinstance(thought, str) and thought) or None
 
 
 def _citations(message: dict[str, Any]) -> list[Any] | None:
-    """What the texts cite, in their order."""
+    """Return the citations of the answer's texts, in their order; None if there are none."""
     return [cited for block in _blocks(message, "text") for cited in block.get("citations") or ()] or None
 
 
 def _tool_uses(message: dict[str, Any]) -> list[Any] | None:
-    """Which tools the model wants to be run, and with what."""
+    """Return name and input of each tool that the model asks the client to run; None if there are none."""
     uses = _blocks(message, "tool_use")
     return [{"name": use.get("name"), "input": use.get("input")} for use in uses] or None
 
 
 def _server_tools(message: dict[str, Any]) -> dict[str, Any] | None:
-    """How often tools that the API runs were used, as it counts them, and by name as the answer shows it."""
+    """Return how often each tool of the API was used, by the answer's blocks and the API's counts; None for no use."""
     uses = Counter(str(block.get("name")) for block in _blocks(message, "server_tool_use"))
     counted = (message.get("usage") or {}).get("server_tool_use") or {}
     return {name: n for name, n in {**uses, **counted}.items() if n} or None
 
 
-#: Columns that an output may ask for, beside what the answer says.
+#: Columns that an output may add to those for the answer's values, and how each is read from a message.
 _EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
     ("thinking", thinking),
     ("citations", _citations),
@@ -374,7 +384,7 @@ def _blocks(message: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def _label(text: str, labels: dict[str, str]) -> tuple[str | None, str, dict[str, Any]]:
-    """The declared label that an answer names, or None and what is wrong with the answer; and its other fields."""
+    """Return the declared label that an answer names, the problem if it is None, and the answer's other fields."""
     try:
         answer = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -383,32 +393,32 @@ def _label(text: str, labels: dict[str, str]) -> tuple[str | None, str, dict[str
     if not isinstance(named, str):
         return None, "the answer has no text field 'label'", {}
     label = labels.get(fold_label(named))
-    return label, f"the answer's label {named[:80]!r} is none of the declared ones", answer
+    return label, f"the answer's label {named[:80]!r} is not one of the declared labels", answer
 
 
-def _errored(error: Any) -> Outcome:
-    """The error is nested twice in the API's answer; some gateways flatten it."""
+def _from_error(error: Any) -> Outcome:
+    """Return the outcome for an error. The API nests an error in an error; some gateways flatten this to one."""
     inner = error.get("error") if isinstance(error, dict) else None
-    said = inner if isinstance(inner, dict) else error if isinstance(error, dict) else {}
-    kind, message = str(said.get("type") or "unknown_error"), str(said.get("message") or "no message")
+    fields = inner if isinstance(inner, dict) else error if isinstance(error, dict) else {}
+    kind, message = str(fields.get("type") or "unknown_error"), str(fields.get("message") or "no message")
     request_id = _text(error, "request_id") if isinstance(error, dict) else None
-    details = said.get("details")
+    details = fields.get("details")
     code = details.get("error_code") if isinstance(details, dict) else None
-    if kind not in ACCOUNT_ERRORS and (code in ACCOUNT_CODES or speaks_of_account(message)):
+    if kind not in ACCOUNT_ERRORS and (code in ACCOUNT_CODES or is_about_account(message)):
         kind, message = "billing_error", f"{kind}: {message}"
     return Outcome(RowState.ERRORED, kind, message, request_id=request_id)
 
 
-#: Of a request: the API refuses the account, and would refuse every other request.
+#: Error types with which the API refuses the account, so that it would refuse every other request, too.
 ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
-#: The same, under whatever type it comes.
+#: Error codes that mean the same, whatever the type of the error.
 ACCOUNT_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached", "organization_on_hold"})
-_OF_ACCOUNT = re.compile(
+_ABOUT_ACCOUNT = re.compile(
     r"credit balance is too low|reached your (specified )?(workspace )?API usage limits|organization has been disabled",
     re.IGNORECASE,
 )
 
 
-def speaks_of_account(message: str) -> bool:
-    """Whether an error says that the account cannot pay, or may not spend; the API has no type of its own for that."""
-    return _OF_ACCOUNT.search(message) is not None
+def is_about_account(message: str) -> bool:
+    """Return whether an error's message says that the account cannot pay or may not spend: no error type means it."""
+    return _ABOUT_ACCOUNT.search(message) is not None

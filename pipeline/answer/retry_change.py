@@ -1,4 +1,4 @@
-"""What a row that did not succeed is sent again with, as the job's `retry.change` says. Pure."""
+"""Change the request of a row that did not succeed, as the job's `retry.change` says. Pure."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,39 +12,40 @@ AnyChange = LongerAnswer | OtherModel | AskAgain
 
 
 class Answer(NamedTuple):
-    """What a row was answered, and what is wrong with that."""
+    """An answer that could not be used. text: of the answer; problem: why it could not be used."""
 
     text: str
     problem: str
 
 
-def of(retry: Retry, outcome: str | None, error_type: str | None) -> AnyChange | None:
-    """The change for rows that ended so; None when they do not go again changed."""
+def change_for(retry: Retry, outcome: str | None, error_type: str | None) -> AnyChange | None:
+    """Return the change with which a row of this outcome is sent again; None if it is not sent again with a change."""
     if outcome == RowState.TRUNCATED and error_type != "max_tokens":
-        return None  # the context window is full, or the model has paused: more tokens do not help
+        return None  # the context window is full, or the model paused: a higher max_tokens does not help
     return retry.change.of(outcome)
 
 
 def needs_answer(change: AnyChange | None) -> bool:
-    """Whether the change is made of what was answered."""
+    """Return whether the change needs the answer that the row got."""
     return isinstance(change, AskAgain)
 
 
-def changed(
+def changed_params(
     params: Mapping[str, Any],
     change: AnyChange,
     answer: Answer | None,
     limit: Callable[[str], int | None],
 ) -> dict[str, Any] | None:
-    """The request as it goes again; None when that would make no difference.
+    """Return the changed params of a request; None if the change makes no difference, or its answer is missing.
 
-    params: as it was sent; answer: to it; limit: a model's most tokens of output, None when nobody knows.
+    params: as they were sent. answer: to that request; None if there is none, or the change does not need it.
+    limit: gives a model's limit for max_tokens, None if it is unknown.
     """
     match change:
         case LongerAnswer():
-            before, most = params["max_tokens"], limit(params["model"])
+            before, model_limit = params["max_tokens"], limit(params["model"])
             tokens = int(before * change.factor)
-            tokens = tokens if most is None else min(tokens, most)
+            tokens = tokens if model_limit is None else min(tokens, model_limit)
             return None if tokens <= before else {**params, "max_tokens": tokens}
         case OtherModel():
             return None if change.model == params["model"] else {**params, "model": change.model}
@@ -53,17 +54,17 @@ def changed(
 
 
 def _turns(params: Mapping[str, Any], answer: Answer) -> list[dict[str, Any]]:
-    """The answer and what was wrong with it, as two more turns; of an empty answer only the second."""
-    wrong = f"That answer cannot be used: {answer.problem}. Answer again, so that it fits."
+    """Return two more turns: the answer, and its problem. An empty answer gives only the second turn."""
+    complaint = f"That answer cannot be used: {answer.problem}. Answer again, so that it fits."
     tool = (params.get("tool_choice") or {}).get("name")
-    given = _object(answer.text) if tool else None
-    if given is not None:  # a tool was forced: its use is answered by a result that says it failed
-        name = f"toolu_01reasked{len(params['messages']):015}"  # each use has an id of its own
-        use = {"type": "tool_use", "id": name, "name": tool, "input": given}
-        result = {"type": "tool_result", "tool_use_id": name, "is_error": True, "content": wrong}
+    tool_input = _object(answer.text) if tool else None
+    if tool_input is not None:  # the request forced a tool, and the API wants a result for each use of a tool
+        use_id = f"toolu_01reasked{len(params['messages']):015}"  # the number of turns makes the id unique
+        use = {"type": "tool_use", "id": use_id, "name": tool, "input": tool_input}
+        result = {"type": "tool_result", "tool_use_id": use_id, "is_error": True, "content": complaint}
         return [{"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
-    said = [{"role": "assistant", "content": answer.text.rstrip()}] if answer.text.strip() else []
-    return [*said, {"role": "user", "content": wrong}]
+    answered = [{"role": "assistant", "content": answer.text.rstrip()}] if answer.text.strip() else []
+    return [*answered, {"role": "user", "content": complaint}]
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""A job's JSON Schema: what the API refuses of it, the columns it makes, and the answers read by it. Pure."""
+"""Derive result columns from a job's JSON Schema, and read answers with it. Pure."""
 
 import copy
 import datetime
@@ -30,9 +30,10 @@ _KIND_OF_VALUE = {str: "text", int: "integer", float: "number", bool: "boolean"}
 
 
 class Property(NamedTuple):
-    """Where in an answer the value of a column is, and the column's kind as the results table knows it.
+    """The place of a column's value in an answer, and the column's kind.
 
-    without: paths from there to what has a column of its own, and is not stored a second time.
+    path: names of properties, from the answer inwards. kind: see sink.columns.KINDS.
+    without: paths, from the value inwards, of parts that have a column of their own and are left out of this one.
     """
 
     path: tuple[str, ...]
@@ -41,9 +42,10 @@ class Property(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """An answer as the values of its columns, as JSON has them; all None if there is a problem with it.
+    """What was read from an answer.
 
-    rest: what of the answer no column holds, or not exactly.
+    values: column to its value as JSON; all None if there is a problem. problem: why the answer cannot be used; None if
+    it can. rest: the properties of the answer that no column holds, or no column holds exactly.
     """
 
     values: dict[str, Any]
@@ -52,24 +54,24 @@ class Reading(NamedTuple):
 
 
 def columns(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Property]:
-    """The columns that answers become: one for each property of the schema, in its order, then the nested ones.
+    """Return the columns for answers: one for each property of the schema, in its order, then the renamed nested ones.
 
-    renames: a property's name, or the dotted path of one inside of another, to the name of its column. An object has no
-    column if all that can be in it has one. Raises SchemaProblem if the schema is no object with properties, or a
-    rename does not fit it.
+    renames: from a property's name, or the dotted path of a nested property, to the name of its column. An object has
+    no column if every property that it can have has a column. Raises SchemaProblem if the schema is not an object with
+    properties, or a rename does not fit it.
     """
-    root, found = _found(schema, renames)
+    root, found = _find_columns(schema, renames)
     return {one.column: Property(one.path, _kind(one.node, root), one.without) for one in found}
 
 
 def describe(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, "Described"]:
-    """What the schema says of each of these columns."""
-    root, found = _found(schema, renames)
+    """Return the part of the schema for each column of `columns`. Raises as `columns`."""
+    root, found = _find_columns(schema, renames)
     return {one.column: Described(one.node, root, one.without) for one in found}
 
 
 class Described(NamedTuple):
-    """A part of a schema. root: the whole, which `$ref` points into; without: as Property has it."""
+    """A part of a schema. root: the whole schema, into which `$ref` points; without: see Property."""
 
     node: Any
     root: dict[str, Any]
@@ -85,8 +87,8 @@ class _Found(NamedTuple):
     without: tuple[tuple[str, ...], ...] = ()
 
 
-def _found(schema: Mapping[str, Any], renames: Mapping[str, str]) -> tuple[dict[str, Any], list[_Found]]:
-    """The whole schema, and its columns."""
+def _find_columns(schema: Mapping[str, Any], renames: Mapping[str, str]) -> tuple[dict[str, Any], list[_Found]]:
+    """Return the whole schema, and for each column its name, path, part of the schema, and `without`."""
     root = as_json(schema)
     properties = _properties(root, root)
     if not properties:
@@ -100,12 +102,12 @@ def _found(schema: Mapping[str, Any], renames: Mapping[str, str]) -> tuple[dict[
 
 
 def _below(path: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
-    """Those paths that lead on from this one, from there on."""
+    """Yield the paths that begin with `path`, without that beginning; `path` itself is not among them."""
     return (p[len(path) :] for p in paths if len(p) > len(path) and p[: len(path)] == path)
 
 
 def _is_covered(node: Any, root: dict[str, Any], without: tuple[tuple[str, ...], ...]) -> bool:
-    """Whether nothing can be in this part of an answer beside what is at these paths."""
+    """Return whether the paths cover everything that this part of an answer can contain."""
     if not without:
         return False
     properties = _properties(node, root)
@@ -117,37 +119,38 @@ def _is_covered(node: Any, root: dict[str, Any], without: tuple[tuple[str, ...],
 
 
 def _refuse_clashes(found: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+    """Raise SchemaProblem for a blank column name, or two columns with one name. found: columns and their paths."""
     seen: dict[str, str] = {}
     for column, path in found:
-        here = ".".join(path)
+        dotted = ".".join(path)
         if not column.strip():
-            raise SchemaProblem(f"property {here!r} has no name for its column; give it one in output.columns")
+            raise SchemaProblem(f"property {dotted!r} has no name for its column; give it one in output.columns")
         if column.lower() in seen:
             raise SchemaProblem(
-                f"{seen[column.lower()]!r} and {here!r} both make a column {column!r}; "
+                f"properties {seen[column.lower()]!r} and {dotted!r} both have the column {column!r}; "
                 "give one of them another name in output.columns"
             )
-        seen[column.lower()] = here
+        seen[column.lower()] = dotted
 
 
 def _nested(dotted: str, root: dict[str, Any]) -> tuple[tuple[str, ...], Any]:
-    """The path that a rename names, and the part of the schema that is there."""
+    """Return the path that a rename names, and the part of the schema at it. Raises SchemaProblem if there is none."""
     path = tuple(dotted.split("."))
     node: Any = root
     for i, name in enumerate(path):
         properties = _properties(node, root)
         if properties is None:
-            raise SchemaProblem(f"{dotted!r} leads through {'.'.join(path[:i])!r}, which is no object with properties")
+            raise SchemaProblem(f"{dotted!r}: {'.'.join(path[:i])!r} is not an object with properties")
         if name not in properties:
-            where = f"{'.'.join(path[:i])!r}" if i else "the schema"
+            parent = f"{'.'.join(path[:i])!r}" if i else "the schema"
             remedy = did_you_mean(name, properties) or f"; it has {', '.join(properties) or 'none'}"
-            raise SchemaProblem(f"{dotted!r}: {where} has no property {name!r}{remedy}")
+            raise SchemaProblem(f"{dotted!r}: {parent} has no property {name!r}{remedy}")
         node = properties[name]
     return path, node
 
 
 def _properties(node: Any, root: dict[str, Any]) -> dict[str, Any] | None:
-    """The properties of an object, or of each object that it may be; None if it may be something else."""
+    """Return the properties of all objects that a part of the schema allows; None if it allows anything else."""
     found: dict[str, list[Any]] = {}
     each = list(alternatives(node, root))
     for one in each:
@@ -159,7 +162,7 @@ def _properties(node: Any, root: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _kind(node: Any, root: dict[str, Any]) -> str:
-    """The kind of column that a property's values fit into."""
+    """Return the kind of column that can hold all values of a property."""
     kinds = {kind for one in alternatives(node, root) for kind in _kinds(one)}
     if len(kinds) == 1:
         return kinds.pop()
@@ -169,6 +172,7 @@ def _kind(node: Any, root: dict[str, Any]) -> str:
 
 
 def _kinds(one: dict[str, Any]) -> Iterator[str]:
+    """Yield the kinds of column for one alternative of a schema."""
     kind = one.get("type")
     if kind == "string":
         yield _KIND_OF_FORMAT.get(one.get("format", ""), "text")
@@ -182,18 +186,17 @@ def _kinds(one: dict[str, Any]) -> Iterator[str]:
 
 
 class Reader:
-    """Reads answers that a schema was asked for."""
+    """Reads answers to requests that asked for a schema."""
 
     def __init__(self, schema: Mapping[str, Any], renames: Mapping[str, str]) -> None:
-        """renames: as for `columns`. Raises SchemaProblem as it does, and for what is no JSON Schema."""
+        """renames: see `columns`. Raises SchemaProblem as `columns` does, and for an invalid JSON Schema."""
         self._schema: dict[str, Any] = as_json(schema)
         if problem := next(schema_errors(self._schema), None):
             raise SchemaProblem(problem)
         self.columns = columns(self._schema, renames)
         self._validator = compiled(self._schema)
-        self._is_valid = (
-            self._validator.is_valid
-        )  # a hundred times faster than jsonschema, which says better what is wrong
+        # a hundred times faster than jsonschema, whose messages are better and are used for answers that fail
+        self._is_valid = self._validator.is_valid
         self._tops = [(column, p.path[0]) for column, p in self.columns.items() if len(p.path) == 1]
         self._names = frozenset(_properties(self._schema, self._schema) or ())
         self._pruned = [(column, p.without) for column, p in self.columns.items() if p.without]
@@ -202,7 +205,7 @@ class Reader:
         self._checks = [(column, p.path, _CHECKS[p.kind]) for column, p in self.columns.items() if p.kind in _CHECKS]
 
     def read_text(self, text: str) -> Reading:
-        """The answer that a text is. As `read`."""
+        """Read an answer that is JSON text, as `read` does."""
         try:
             answer = orjson.loads(text)
         except orjson.JSONDecodeError:
@@ -210,17 +213,17 @@ class Reader:
         return self.read(answer)
 
     def read(self, answer: Any) -> Reading:
-        """The answer's values, or what is wrong with it: where, and why. answer: as orjson reads JSON.
+        """Return the values of an answer, or its problem with the path. answer: JSON, as orjson parses it.
 
-        A text that the schema declares (enum, const) may come in another letter case and with blanks around it,
-        which the API is known to do; it is read as declared.
+        For a text that the schema declares (enum, const), the API sometimes gives another letter case, or blanks around
+        the text. Such a text is replaced by the declared one.
         """
         if not self._is_valid(answer):
             answer, problem = self._corrected(answer)
             if problem is not None:
                 return self._problem(problem)
         if not isinstance(answer, dict):
-            return self._problem("the answer is no object")
+            return self._problem("the answer is not an object")
         values = {column: answer.get(name) for column, name in self._tops}
         for column, path in self._nested:
             values[column] = _value_at(answer, path)
@@ -242,25 +245,26 @@ class Reader:
         return Reading(dict.fromkeys(self.columns), problem)
 
     def _corrected(self, answer: Any) -> tuple[Any, str | None]:
-        """An invalid answer with its texts as they are declared, and what is still wrong with it."""
+        """Return an invalid answer with declared texts corrected, and its remaining problem; None if there is none."""
         errors = list(self._explainer.iter_errors(answer))
         corrections = list(_corrections(errors))
         if corrections:
             answer = copy.deepcopy(answer)
             for path, declared in corrections:
-                _put(answer, path, declared)
+                _set_at(answer, path, declared)
             if self._is_valid(answer):
                 return answer, None
             errors = list(self._explainer.iter_errors(answer))
         return answer, self._explained(answer, errors)
 
     def _explained(self, answer: Any, errors: list["ValidationError"]) -> str:
+        """Return the most helpful of the errors as one sentence with its path."""
         from jsonschema.exceptions import best_match
 
         best = best_match(errors)
         if best is not None:
             return at_path(best.absolute_path, shortened(best.message))
-        first = next(self._validator.iter_errors(answer))  # the two do not read every pattern alike
+        first = next(self._validator.iter_errors(answer))  # jsonschema finds no error: it reads some patterns otherwise
         return at_path(first.instance_path, shortened(first.message))
 
     @cached_property
@@ -271,7 +275,7 @@ class Reader:
 
 
 def _corrections(errors: Iterable["ValidationError"]) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Where an answer has a text that is declared but for case and outer blanks: the path, and the declared text."""
+    """Yield path and declared text of each text that equals one declared text apart from case and outer blanks."""
     for error in errors:
         yield from _corrections(error.context or ())
         if error.validator in ("enum", "const") and isinstance(error.instance, str) and error.absolute_path:
@@ -288,14 +292,17 @@ def _folded(text: str) -> str:
 
 
 def _value_at(answer: Any, path: tuple[str, ...]) -> Any:
-    """What is at this path of an answer; None where an object on the way to it is absent or null."""
+    """Return the value at a path in an answer; None if an object on the path is missing or null."""
     for name in path:
         answer = answer.get(name) if isinstance(answer, dict) else None
     return answer
 
 
 def _pruned(value: Any, without: Iterable[tuple[str, ...]]) -> Any:
-    """An object without what is at these paths; None if nothing else was in it."""
+    """Return a copy of an object without the values at these paths; None if that leaves nothing of it.
+
+    An empty object, and a value that is not an object, are returned unchanged.
+    """
     if not isinstance(value, dict):
         return value
     left = dict(value)
@@ -310,17 +317,18 @@ def _pruned(value: Any, without: Iterable[tuple[str, ...]]) -> Any:
     return left or (None if value else value)
 
 
-def _put(answer: Any, path: tuple[Any, ...], value: str) -> None:
+def _set_at(answer: Any, path: tuple[Any, ...], value: str) -> None:
+    """Set the value at a path inside an answer, in place."""
     for key in path[:-1]:
         answer = answer[key]
     answer[path[-1]] = value
 
 
 def _integer(value: Any) -> int:
-    """JSON Schema takes 3.0 for an integer, and the column wants 3."""
+    """Return the integer for a column: 3 for 3.0, which JSON Schema counts as an integer. Raises ValueError."""
     whole = int(value)
     if not -(2**63) <= whole < 2**63:
-        raise ValueError(f"{value} is beyond the 64 bits of an integer column")
+        raise ValueError(f"{value} does not fit into an integer column of 64 bits")
     return whole
 
 
@@ -333,7 +341,7 @@ def _date(value: str) -> str:
 
 
 def _datetime(value: str) -> str:
-    """The results table has times in UTC, and no year before 1 or after 9999."""
+    """Return the value if the results table can hold it: in UTC, between the years 1 and 9999. Raises ValueError."""
     try:
         parsed = datetime.datetime.fromisoformat(value)
         if parsed.tzinfo is not None:
@@ -343,11 +351,11 @@ def _datetime(value: str) -> str:
     return value
 
 
-#: What a column of this kind needs beyond what the schema says. Raises ValueError.
+#: By kind, checks and conversions that a column needs beyond the schema. They raise ValueError.
 _CHECKS: dict[str, Callable[[Any], Any]] = {"integer": _integer, "date": _date, "datetime": _datetime}
 
 
-#: Whether a column of this kind holds just what the answer says, for the kinds where it may not.
+#: By kind, whether a column holds a value exactly; other kinds always do.
 _EXACT: dict[str, Callable[[Any], bool]] = {
     "number": lambda value: type(value) is not int or abs(value) <= 2**53,
     "datetime": lambda value: value[-6:-5] not in ("+", "-") or value.endswith(("+00:00", "-00:00")),

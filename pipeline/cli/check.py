@@ -125,7 +125,7 @@ def _check_against_state(plan: "Plan", folder: Path, shared: SharedOptions) -> l
 
     url = shared.database or default_url(folder, emulated=shared.emulator)
     with _read_state(url, plan.job.name) as state:
-        ResultColumns.of(plan.job, plan.source.kinds()).over(state.columns)
+        ResultColumns.of(plan.job, plan.source.kinds()).added_to(state.columns)
         return _check_spool(state, shared.spool)
 
 

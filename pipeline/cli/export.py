@@ -12,7 +12,7 @@ from pipeline.cli.terminal import say, sigterm_as_interrupt
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.sink.read import Wanted
+    from pipeline.sink.read import AnswerFilter
     from pipeline.state.database import Database
     from pipeline.state.jobs import JobRecord
 
@@ -48,9 +48,9 @@ def export(
     shared: SharedOptions,
 ) -> None:
     """Write answers in the order of their keys: to a file, to a folder of files, or as NDJSON to stdout."""
-    from pipeline.sink.read import Wanted
+    from pipeline.sink.read import AnswerFilter
 
-    wanted = Wanted(status, where, since, limit)
+    wanted = AnswerFilter(status, where, since, limit)
     if file is None and partition_by:
         raise InputError("--partition-by writes a folder of files: give its path after the job")
     ending = _ending_of_parts(file_format, partition_by)
@@ -78,7 +78,7 @@ def _write_to_file(
     database: "Database",
     row: "JobRecord",
     file: str,
-    wanted: "Wanted",
+    wanted: "AnswerFilter",
     *,
     by: list[str] | None,
     ending: str | None,
@@ -98,7 +98,7 @@ def _write_to_file(
     say(f"wrote    {count(exported.rows, 'row')} to {exported.place}{files}")
 
 
-def _write_to_stdout(database: "Database", row: "JobRecord", wanted: "Wanted") -> None:
+def _write_to_stdout(database: "Database", row: "JobRecord", wanted: "AnswerFilter") -> None:
     from pipeline.sink.read import ndjson
 
     try:

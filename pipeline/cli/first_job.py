@@ -10,7 +10,7 @@ import polars as pl
 from pipeline.errors import InputError
 from pipeline.job import templates
 from pipeline.job.model import Source
-from pipeline.source.rows import Rows, no_key
+from pipeline.source.rows import Rows, lacks_key
 from pipeline.storage import objects
 
 _TEMPLATE = """\
@@ -88,7 +88,8 @@ def _first_key_column(rows: Rows) -> str | None:
     for chunk in rows.chunks(rows.columns):
         for name in list(hashes):
             column = chunk.frame[name]
-            if column.dtype.is_nested() or column.dtype.is_float() or column.dtype == pl.Object or no_key(column).any():
+            kind = column.dtype
+            if kind.is_nested() or kind.is_float() or kind == pl.Object or lacks_key(column).any():
                 del hashes[name]
             else:
                 hashes[name].append(column.hash())

@@ -7,7 +7,7 @@ from typing import Any
 from anthropic import AsyncAnthropic
 from rich.console import Console
 
-from pipeline.answer.outcome import run_by_the_api
+from pipeline.answer.outcome import first_server_tool
 from pipeline.api.realtime import Picked, PreviewRow, Realtime, stream
 from pipeline.cli.preview_screen import FactsView, Screen, about
 from pipeline.errors import JobError, RowProblem, SourceError
@@ -82,7 +82,7 @@ def announcement(picked: Picked, job: Job) -> str:
             f" (not the batch price, which is half of it): {about(found.money.low)} at least, "
             f"{about(found.money.worst)} at worst, if every answer takes its max_tokens"
         )
-    unbounded = run_by_the_api(job.request.params)
+    unbounded = first_server_tool(job.request.params)
     if unbounded is not None:
         said += f", and on top what {unbounded} costs and reads at the API"
     if job.prices:

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from pipeline.answer.outcome import said, thinking
+from pipeline.answer.outcome import answer_text, thinking
 from pipeline.api.realtime import Answered, Event, PreviewRow
 from pipeline.escapes import stripped
 from pipeline.report.quote import shortened
@@ -158,7 +158,7 @@ def _answer_facts(answered: Answered) -> dict[str, Any]:
         "key": answered.row.key,
         "place": answered.row.place,
         "request": shortened(orjson.loads(answered.row.built.params)),
-        "text": said(answered.message or {}) or outcome.text,
+        "text": answer_text(answered.message or {}) or outcome.text,
         "thinking": thinking(answered.message or {}),
         "values": outcome.values,
         "status": str(outcome.state),

@@ -457,7 +457,7 @@ class AskAgain(Section):
 
 
 class Change(Section):
-    """By outcome, the change with which a row is sent again. None, the default: none, as each change costs money."""
+    """By outcome, the change with which a row is sent again. None, the default: no change, as each costs money."""
 
     truncated: LongerAnswer | None = None
     refused: OtherModel | None = None

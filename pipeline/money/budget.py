@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.answer.outcome import run_by_the_api
+from pipeline.answer.outcome import first_server_tool
 from pipeline.errors import InputError
 from pipeline.job import templates
 from pipeline.job.model import Job
@@ -87,7 +87,7 @@ def require_bound(job: Job, monthly_usd: float | None = None) -> None:
                 f"{which}: no batch price is known for {name}, so no budget can be kept; "
                 "leave the limit out, give its price under prices, or choose a model with a price"
             )
-    unbounded = run_by_the_api(job.request.params)
+    unbounded = first_server_tool(job.request.params)
     if unbounded:
         raise InputError(
             f"{which}: request.params.tools: {unbounded} runs at the API, with fees of its own and "

@@ -30,7 +30,7 @@ class JobSource:
         columns = builder.columns
         self.template_columns = list(columns.templates)  #: that the templates are rendered with
         if columns.all_columns:
-            late = [LATE_FIELDS] if self.rows.has_later else []
+            late = [LATE_FIELDS] if self.rows.has_late_columns else []
             self.template_columns = list(dict.fromkeys([*self.rows.columns, *columns.templates, *late]))
         self._request_columns = list(dict.fromkeys([*self.template_columns, *columns.attachments]))
         #: all that planning reads

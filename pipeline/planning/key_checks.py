@@ -7,7 +7,7 @@ from pipeline.job.model import Source
 from pipeline.planning.job_source import JobSource
 from pipeline.planning.known_rows import KnownRows
 from pipeline.source import duplicates, exact, identity
-from pipeline.source.rows import Chunk, no_key
+from pipeline.source.rows import Chunk, lacks_key
 
 SHOWN = 10  # keys that a message lists at most
 
@@ -16,7 +16,7 @@ def require_usable(source: Source, chunk: Chunk) -> None:
     """Raise SourceError for an empty key, and for a key or kept value that no column can hold as it is."""
     for name in source.key:
         column = chunk.frame[name]
-        empty = no_key(column)
+        empty = lacks_key(column)
         if empty.any():
             places = [chunk.place(i) for i in empty.arg_true()[:SHOWN]]
             raise SourceError(
@@ -25,7 +25,7 @@ def require_usable(source: Source, chunk: Chunk) -> None:
             )
     for field_name, names in (("source.key", source.key), ("source.keep", source.keep)):
         for name in names:
-            if (found := exact.unfit(chunk.frame[name])) is not None:
+            if (found := exact.first_unstorable(chunk.frame[name])) is not None:
                 raise SourceError(
                     f"{field_name}: column {name!r} in {chunk.place(found[0])}: {found[1]}; mend it in the source, "
                     "or leave such rows out by source.where"

@@ -97,7 +97,7 @@ class Plan:
                 _count(quote, judged)
                 self._pack(quote, chunk, judged)
                 self._sample(quote, chunk, judged, renderer)
-            key_checks.refuse_duplicates(self.job.source, self.source, seen.twice())
+            key_checks.refuse_duplicates(self.job.source, self.source, seen.duplicates())
         return quote
 
     def _pack(self, quote: Quote, chunk: Chunk, judged: Judged) -> None:

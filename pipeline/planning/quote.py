@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from pipeline.answer.outcome import run_by_the_api
+from pipeline.answer.outcome import first_server_tool
 from pipeline.answer.retry_change import AnyChange
 from pipeline.events.event import Event
 from pipeline.job.model import Canary, Job
@@ -74,7 +74,7 @@ class Quote:
             limits.max_batch_bytes,
             limits.max_cost_usd,
             int(request.cache is not None),
-            run_by_the_api(request.params),
+            first_server_tool(request.params),
             _packed={rows: Packed(most, rows) for rows in first},
         )
 

@@ -57,7 +57,7 @@ class Again(NamedTuple):
         return None if asked is None else self.changed(asked)
 
     def _changed(self, params: bytes) -> ChangedRequest | None:
-        fields = retry_change.changed(orjson.loads(params), self.change, self.answer, self.limit)
+        fields = retry_change.changed_params(orjson.loads(params), self.change, self.answer, self.limit)
         return None if fields is None else ChangedRequest(orjson.dumps(fields), fields)
 
 
@@ -70,14 +70,14 @@ def change_of_known(known: KnownRow | None, row_hash: bytes, recipe: str, retry:
         return None
     if known.outcome_recipe != recipe or known.attempts >= retry.max_attempts:
         return None
-    return retry_change.of(retry, known.outcome, known.error_type)
+    return retry_change.change_for(retry, known.outcome, known.error_type)
 
 
 def change_of_spooled(row: WaitingRow, retry: Retry) -> AnyChange | None:
     """Return the change for a row whose request is in the spool; None when that request has not been answered yet."""
     if row.sent_hash != row.outcome_sent_hash:
         return None
-    return retry_change.of(retry, row.outcome, row.error_type)
+    return retry_change.change_for(retry, row.outcome, row.error_type)
 
 
 class RetryChanges:

@@ -121,7 +121,7 @@ class Unchanged:
         with closing(map_ahead(looked, notes, name="segment", threads=READERS, ahead=READERS)) as all_found:
             for found in all_found:
                 if found is None:
-                    seen.back_to(mark)
+                    seen.restore(mark)
                     return None
                 counts.update(found.counts)
                 seen.add(found.hashes)

@@ -67,7 +67,7 @@ def verdict(
     if known.outcome in (RowState.LOST, RowState.CANCELED):
         return Verdict.KEPT  # only a person can say whether these go again
     retryable = known.outcome in (RowState.ERRORED, RowState.EXPIRED) and known.error_type in job.retry.errors
-    retryable = retryable or retry_change.of(job.retry, known.outcome, known.error_type) is not None
+    retryable = retryable or retry_change.change_for(job.retry, known.outcome, known.error_type) is not None
     attempts_left = retryable and known.attempts < job.retry.max_attempts
     if known.outcome_recipe != recipe or known.state == RowState.PENDING or attempts_left:
         return Verdict.AGAIN

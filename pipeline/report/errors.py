@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.answer.outcome import speaks_of_account
+from pipeline.answer.outcome import is_about_account
 from pipeline.escapes import inline
 from pipeline.job import json_values
 from pipeline.sink.causes import Cause, failure_causes
@@ -70,7 +70,7 @@ def _remedy(cause: Cause, last: RunRecord | None) -> tuple[str, list[str]]:
         case RowState.LOST:
             return "look the batch up in the Console first: sending these rows again may pay for them twice", again
     named = [] if error_type is None else ["--error-type", error_type]
-    if speaks_of_account(cause.error_message or ""):
+    if is_about_account(cause.error_message or ""):
         return "the account was refused, not the request: put that right; then", [*again, *named]
     if error_type in _REFUSED_AS_IT_IS:
         return "the API refuses the request as it is: correct the job file; then", ["run"]

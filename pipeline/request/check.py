@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.answer.outcome import answer_schema, output_columns, tools_of
+from pipeline.answer.outcome import answer_schema, output_columns, tools_in
 from pipeline.errors import JobError
 from pipeline.job.model import Job
 from pipeline.job.schema_rules import first_problem
@@ -65,7 +65,7 @@ def _example(job: Job) -> dict[str, Any]:
 def _check_output(job: Job) -> None:
     """Raise JobError if the schema, the labels or the tool of the answer cannot be used."""
     answer_schema(job)
-    for i, tool in enumerate(tools_of(job.request.params)):
+    for i, tool in enumerate(tools_in(job.request.params)):
         if "input_schema" in tool:
             problem = first_problem(tool["input_schema"], strict=bool(tool.get("strict")))
             if problem is not None:

@@ -6,8 +6,8 @@ from pipeline.driver import spools
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError
 from pipeline.job.model import Job
-from pipeline.sink.columns import ResultColumns, named
-from pipeline.sink.table import ResultsTable, stored
+from pipeline.sink.columns import ResultColumns, with_kinds
+from pipeline.sink.table import ResultsTable, columns_as_json
 from pipeline.spool.spool import Spool
 from pipeline.state.batches import batches_to_come_back
 from pipeline.state.database import Connection, Database
@@ -37,7 +37,7 @@ def _results_table(database: Database, job: Job, columns: ResultColumns, before:
     """
     kept_today = None if before is None else columns.keep
     schema = database.default_schema
-    return ResultsTable(job.sink.table, columns.over(before), kept_today=kept_today, schema=schema)
+    return ResultsTable(job.sink.table, columns.added_to(before), kept_today=kept_today, schema=schema)
 
 
 def _refuse_table_of_another_job(conn: Connection, job: Job) -> None:
@@ -56,14 +56,14 @@ def _refuse_another_table(job: Job, columns: ResultColumns, row: JobRecord, befo
         )
     if before.key != columns.key:
         raise DatabaseError(
-            f"source.key: table {job.sink.table!r} has the key {named(before.key)}, the job now says "
-            f"{named(columns.key)}; give the job and sink.table new names, or go back to the old key"
+            f"source.key: table {job.sink.table!r} has the key {with_kinds(before.key)}, the job now says "
+            f"{with_kinds(columns.key)}; give the job and sink.table new names, or go back to the old key"
         )
 
 
 def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: JobRecord, before: ResultColumns) -> None:
     """A column changes its kind only while no answers of the former kind are on their way, nor drivers that wait."""
-    changed, moved = columns.changed_outputs(before), columns.moved(before)
+    changed, moved = columns.changed_outputs(before), columns.displaced(before)
     open_batches = batches_to_come_back(conn, row.id) if changed or moved else 0
     for name, new in moved.items() if open_batches else ():
         raise DatabaseError(
@@ -99,7 +99,7 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
             name=job.name,
             file=None if file is None else str(file.absolute()),
             results_table=job.sink.table,
-            columns=stored(sink.columns),
+            columns=columns_as_json(sink.columns),
             spool=stored_spool,
             spool_id=spool.id,
             now=where.now(),

@@ -1,1 +1,1 @@
-"""The results table, and answers read and exported from it."""
+"""The results table: its columns, its rows, and the export of answers from it."""

@@ -1,4 +1,4 @@
-"""The columns of a results table: which there are, of which kind, and how they change. Pure."""
+"""The columns of a results table, their kinds, and how they change when the job changes. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from pipeline.errors import JobError
 from pipeline.job.model import Job
 from pipeline.state.tables import UtcDateTime
 
+#: The kinds of columns, and the SQL type of each.
 KINDS: dict[str, Any] = {
     "text": Text,
     "integer": BigInteger,
@@ -30,7 +31,7 @@ KINDS: dict[str, Any] = {
     "json": Text,
 }
 
-#: The columns that every results table has behind the source's own and the output's.
+#: The columns that every results table has after those of the source and of the output.
 FIXED: tuple[tuple[str, Any], ...] = (
     ("text", Text),
     ("status", String),
@@ -51,7 +52,7 @@ FIXED: tuple[tuple[str, Any], ...] = (
     ("updated_at", UtcDateTime),
 )
 
-#: The last columns of every results table: by what the API knows an answer. Tables of older versions get them later.
+#: The last columns of every results table: ids and facts by which the API knows an answer. A later version added them.
 IDS: tuple[tuple[str, Any], ...] = (
     ("message_id", String),
     ("stop_sequence", Text),
@@ -60,25 +61,28 @@ IDS: tuple[tuple[str, Any], ...] = (
 ID_NAMES = frozenset(name for name, _ in IDS)
 
 
-#: When an answer moved to the history table, the column that only that table has.
+#: The column that only the history table has: the time at which a newer answer replaced this one.
 REPLACED_AT = "replaced_at"
 
 
 @dataclass(frozen=True)
 class ResultColumns:
-    """The columns of a results table that a job decides: name to kind (text, integer, number, ...)."""
+    """The columns of a results table that depend on the job, from name to kind (see KINDS).
+
+    key, keep: copied from the source; output: read from answers.
+    """
 
     key: dict[str, str]
     keep: dict[str, str]
     output: dict[str, str]
-    history: bool = False  #: an answer that gets replaced moves to the history table
-    had_history: bool = False  #: this job has made that table before
-    schema: str | None = None  #: where the tables were made on PostgreSQL, whose users may have one each
-    ids: bool = False  #: the tables have the columns IDS; a table of an older version may lack them
+    history: bool = False  #: whether an answer that is replaced moves to the history table
+    had_history: bool = False  #: whether this job has created the history table before
+    schema: str | None = None  #: the schema in which the tables were created on PostgreSQL; None before, and on SQLite
+    ids: bool = False  #: whether the tables have the columns IDS; a table of an older version may lack them
 
     @classmethod
     def of(cls, job: Job, kinds: Mapping[str, str]) -> "ResultColumns":
-        """The columns for this job. kinds: the kind of each source column. Raises JobError when two have one name."""
+        """Return the columns for a job. kinds: of the source columns. Raises JobError if two columns have one name."""
         columns = cls(
             key={name: kinds[name] for name in job.source.key},
             keep={alias: kinds[name] for name, alias in job.source.keep.items()},
@@ -95,15 +99,17 @@ class ResultColumns:
         """Return the columns that the state database stored as JSON for a job, see `stored` in table.py."""
         return cls(**columns)
 
-    def over(self, before: "ResultColumns | None") -> "ResultColumns":
-        """The columns of a table that had those of `before`: what the job no longer names stays, empty in new answers.
+    def added_to(self, before: "ResultColumns | None") -> "ResultColumns":
+        """Return the columns of an existing table after these columns are added to it.
 
-        A column whose values are of another kind by now holds texts. Raises JobError when two have one name.
+        before: the columns that the table has; None for a new table. A column that the job no longer names stays, and
+        is null for new answers. A column whose kind changed becomes text, or number if both kinds are numbers. Raises
+        JobError if two columns have one name.
         """
         if before is None:
             self._refuse_key_named_as_id()
             return self
-        moved = self.moved(before)
+        moved = self.displaced(before)
         columns = ResultColumns(
             key=self.key,
             keep=_joined(renamed(before.keep, moved), self.keep),
@@ -118,21 +124,21 @@ class ResultColumns:
         return columns
 
     def _refuse_near_twins(self, before: "ResultColumns") -> None:
-        """A new output column is none that the table has in other letters: SQLite takes the two for one."""
+        """Raise JobError if a new output column equals a column of the table but for case: to SQLite they are one."""
         has = {name.lower(): name for name in before.output}
         for name in self.output:
             other = has.get(name.lower(), name)
             if other != name:
                 raise JobError(
-                    f"output: property {name!r} clashes with column {other!r}, which the table has from before; write "
-                    f"output.columns: {{{name}: {other}}} to go on with it, or {{{name}: answer_{name}}}"
+                    f"output: property {name!r} clashes with the existing column {other!r} of the table; write "
+                    f"output.columns: {{{name}: {other}}} to use that column, or {{{name}: answer_{name}}}"
                 )
 
-    def moved(self, before: "ResultColumns") -> dict[str, str]:
-        """The columns of `before` that the columns IDS take the names of: name to its new name.
+    def displaced(self, before: "ResultColumns") -> dict[str, str]:
+        """Return the columns of `before` that must be renamed because the columns IDS get their names: old to new name.
 
-        A table of an older version may have a kept column or a property of such a name. Raises JobError when the new
-        name is taken, too.
+        A table of an older version may have a kept column or an output column with such a name. Empty if there is none.
+        Raises JobError if a new name is taken, too.
         """
         if before.ids or not self.ids:
             return {}
@@ -141,18 +147,21 @@ class ResultColumns:
         for name, new in moved.items():
             if new in before.keep or new in before.output:
                 raise JobError(
-                    f"sink.table: its column {name!r} has the name of a column that every results table gets by now, "
+                    f"sink.table: its column {name!r} has a name that this version needs for a column of its own, "
                     f"and {new!r} is taken, too; give the job and sink.table new names"
                 )
         return moved
 
     def with_ids(self) -> "ResultColumns | None":
-        """The same with the columns IDS; None when it has them already, or columns of its own with these names."""
+        """Return these columns with the columns IDS; None if they are there, or other columns have their names."""
         own = any(name.lower() in ID_NAMES for name in (*self.key, *self.keep, *self.output))
         return None if self.ids or own else replace(self, ids=True)
 
     def _refuse_key_named_as_id(self) -> None:
-        """Raises JobError for a key column of a new table. A table of an older version goes on without the ids."""
+        """Raise JobError if a key column of a new table has the name of one of IDS.
+
+        A table of an older version with such a key stays without the columns IDS.
+        """
         for name in self.key:
             if name.lower() in ID_NAMES:
                 raise JobError(
@@ -161,12 +170,13 @@ class ResultColumns:
                 )
 
     def changed_outputs(self, before: "ResultColumns") -> dict[str, tuple[str, str]]:
-        """The output columns whose values are of another kind than before: name to both kinds."""
+        """Return the output columns whose kind differs from that in `before`: name to old and new kind."""
         both = [name for name in self.output if name in before.output]
         kinds = {name: (before.output[name], self.output[name]) for name in both}
         return {name: (was, now) for name, (was, now) in kinds.items() if was != now}
 
     def _refuse_clashes(self, remedies: Mapping[str, str]) -> None:
+        """Raise JobError if two columns have one name, apart from case. remedies: for each kept column, what to do."""
         fixed = FIXED + IDS if self.ids else FIXED
         seen: dict[str, str] = {name: "a column of every results table" for name, _ in fixed}
         if self.history or self.had_history:
@@ -187,18 +197,21 @@ class ResultColumns:
 
 
 def _joined(before: Mapping[str, str], today: Mapping[str, str]) -> dict[str, str]:
+    """Return all columns of both; one whose kind differs gets a kind that holds both."""
     changed = {name for name in before.keys() & today.keys() if before[name] != today[name]}
     return {**before, **today, **{name: _wider(before[name], today[name]) for name in changed}}
 
 
 def renamed(columns: Mapping[str, str], moved: Mapping[str, str]) -> dict[str, str]:
+    """Return columns (name to kind) with new names. moved: old to new name; other columns keep their name."""
     return {moved.get(name, name): kind for name, kind in columns.items()}
 
 
 def _wider(*kinds: str) -> str:
+    """Return the kind that holds values of both kinds: number for integer and number, else text."""
     return "number" if set(kinds) == {"integer", "number"} else "text"
 
 
-def named(key: Mapping[str, str]) -> str:
-    """Key columns with their kinds, for a message."""
+def with_kinds(key: Mapping[str, str]) -> str:
+    """Return the names of key columns with their kinds, for a message: "id (integer), team (text)"."""
     return ", ".join(f"{name} ({kind})" for name, kind in key.items())

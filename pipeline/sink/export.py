@@ -1,4 +1,4 @@
-"""Answers to one file, local or on object storage, whole or not at all. Edge: SQL, files, network."""
+"""Export answers to one file, local or on object storage, whole or not at all. Edge: SQL, files, network."""
 
 import contextlib
 import io
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pipeline.errors import Completed, InputError, PipelineError, Stopped
 from pipeline.sink import nested
 from pipeline.sink.formats import FORMATS, Columns, Writer
-from pipeline.sink.nested import Nesteds
-from pipeline.sink.read import Wanted, pages
+from pipeline.sink.nested import NestedColumns
+from pipeline.sink.read import AnswerFilter, pages
 from pipeline.sink.table import ResultsTable
 from pipeline.source import files
 from pipeline.state.database import Database
@@ -22,7 +22,7 @@ from pipeline.storage import durable, objects
 
 
 class Exported(NamedTuple):
-    """What was written: how many answers, where, and into how many files."""
+    """What an export wrote. rows: the number of answers; place: as it was given; files: the number of data files."""
 
     rows: int
     place: str
@@ -30,12 +30,13 @@ class Exported(NamedTuple):
 
 
 def export(
-    database: Database, job: JobRecord, place: str | Path, wanted: Wanted, *, overwrite: bool = False
+    database: Database, job: JobRecord, place: str | Path, wanted: AnswerFilter, *, overwrite: bool = False
 ) -> Exported:
-    """Write the job's answers, in the order of their keys, into a file whose name says the format.
+    """Write the job's answers, ordered by key, into a file; its ending gives the format, one of FORMATS.
 
-    place: a path, or an address on object storage. The file has its name only when it is whole. Raises InputError for
-    a name that is taken (unless overwrite) or says no format, Stopped when the disk or the store does not take it.
+    place: a path, or a URL on object storage. The file gets its name only when it is complete.
+    Raises InputError for an unknown ending, a missing folder, or an existing file (unless overwrite), and Stopped if
+    the disk or the store fails.
     """
     place = str(place)
     ending = os.path.splitext(place)[1].lower()
@@ -43,23 +44,28 @@ def export(
         raise InputError(f"{place}: the name must end in one of {', '.join(FORMATS)}")
     into = _into_object if is_url(place) else _into_file
     before = _version(place)
-    with said_if_whole(place, lambda: _version(place) not in (None, before)):
-        rows = fitting(database, job, lambda nesteds: _written(into, place, database, job, wanted, nesteds, overwrite))
+    with completed_if_written(place, lambda: _version(place) not in (None, before)):
+        rows = with_fitting_types(
+            database,
+            job,
+            lambda nested_columns: _written(into, place, database, job, wanted, nested_columns, overwrite),
+        )
     return Exported(rows, place)
 
 
-def fitting(database: Database, job: JobRecord, write: Callable[[Nesteds], int]) -> int:
-    """What `write` returns, which writes the answers with these columns of lists and objects.
+def with_fitting_types(database: Database, job: JobRecord, write: Callable[[NestedColumns], int]) -> int:
+    """Call `write` with the job's columns of lists and objects until all values fit, and return its result.
 
-    It begins again when a value does not fit the type of its column, which is text then; nothing has its name by then.
+    If a value does not fit the type of its column, the column becomes text and `write` is called again. It must not
+    have published anything at that time.
     """
     with database.read() as conn:
-        nesteds = nested.of(conn, job, ResultsTable.of(job).columns)
+        nested_columns = nested.nested_columns(conn, job, ResultsTable.of(job).columns)
     while True:
         try:
-            return write(nesteds)
-        except nested.Misfit as misfit:
-            nesteds = {**nesteds, misfit.column: nested.Nested()}
+            return write(nested_columns)
+        except nested.TypeMismatch as misfit:
+            nested_columns = {**nested_columns, misfit.column: nested.NestedColumn()}
 
 
 def _written(
@@ -67,20 +73,20 @@ def _written(
     place: str,
     database: Database,
     job: JobRecord,
-    wanted: Wanted,
-    nesteds: Nesteds,
+    wanted: AnswerFilter,
+    nested_columns: NestedColumns,
     overwrite: bool,
 ) -> int:
-    sheet = _Sheet(database, job, wanted, os.path.splitext(place)[1].lower(), nesteds)
+    sheet = _Sheet(database, job, wanted, os.path.splitext(place)[1].lower(), nested_columns)
     into(place, sheet, overwrite=overwrite)
     return sheet.rows
 
 
 @contextlib.contextmanager
-def said_if_whole(place: str, is_whole: Callable[[], bool]) -> Iterator[None]:
-    """Turns Ctrl-C or SIGTERM into Completed when the export had been written by then.
+def completed_if_written(place: str, is_whole: Callable[[], bool]) -> Iterator[None]:
+    """Turn Ctrl-C or SIGTERM into Completed if the export is already complete.
 
-    The process hears of them when an upload has come to its end, so its object may be whole.
+    During an upload the process notices these signals only when the upload has ended, so the object may be complete.
     """
     try:
         yield
@@ -89,12 +95,12 @@ def said_if_whole(place: str, is_whole: Callable[[], bool]) -> Iterator[None]:
         with contextlib.suppress(PipelineError):
             whole = is_whole()
         if whole:
-            raise Completed(f"{place} is whole: all answers had been written before") from exc
+            raise Completed(f"{place} is complete: all answers were written before the interruption") from exc
         raise
 
 
 def _version(place: str) -> object:
-    """What changes when this file or object is written; None if there is none."""
+    """Return a value that differs after the file or object is written; None if it does not exist."""
     if not is_url(place):
         return files.stamp(place)
     try:
@@ -104,25 +110,27 @@ def _version(place: str) -> object:
 
 
 def is_url(place: str) -> bool:
-    """Whether this is an address on object storage, else it is a path. Raises InputError for another kind of URL."""
+    """Return True for a URL on object storage, False for a path. Raises InputError for another kind of URL."""
     if objects.is_url(place):
         return True
     if "://" in place:
-        raise InputError(f"{place}: answers go to a path, or to {objects.ADDRESSES}")
+        raise InputError(f"{place}: answers cannot be written to this URL; give a path, or {objects.ADDRESSES}")
     return False
 
 
 class _Sheet:
-    """The answers that go into one file. rows: how many there were so far."""
+    """Writes answers into one file. rows: how many were written so far."""
 
-    def __init__(self, database: Database, job: JobRecord, wanted: Wanted, ending: str, nesteds: Nesteds) -> None:
+    def __init__(
+        self, database: Database, job: JobRecord, wanted: AnswerFilter, ending: str, nested_columns: NestedColumns
+    ) -> None:
         self._pages = pages(database, job, wanted)
         self._columns: Columns = list(ResultsTable.of(job).table.columns)
-        self._make, self._nesteds = FORMATS[ending], nesteds
+        self._make, self._nesteds = FORMATS[ending], nested_columns
         self.rows = 0
 
     def write(self, out: Any) -> Iterator[None]:
-        """Write them; comes up for air after each page."""
+        """Write all answers into an open file; yield after each page, so that the caller can take the bytes."""
         writer: Writer = self._make(out, self._columns, self._nesteds)
         try:
             for page in self._pages:
@@ -150,14 +158,14 @@ def _into_file(place: str, sheet: _Sheet, *, overwrite: bool) -> None:
 
 
 def require_parent(path: Path) -> None:
-    """Raises InputError where there is no folder for this file or folder."""
+    """Raise InputError if the folder in which `path` is to be created does not exist."""
     if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+        raise InputError(f"{path}: there is no folder {path.parent}; create it first")
 
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which gets its own when the block ends well."""
+    """Give a temporary path in the same folder; rename it to `path` if the block succeeds, else delete it."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield part
@@ -173,19 +181,19 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def _into_object(url: str, sheet: _Sheet, *, overwrite: bool) -> None:
-    """It goes up in parts while the database is read: no disk is needed, and no more memory than some parts take."""
+    """Upload the answers in parts while the database is read: this needs no disk, and memory for a few parts only."""
 
     def refuse_taken() -> None:
-        if not overwrite and is_there(url):
+        if not overwrite and object_exists(url):
             raise InputError(f"{url} exists; give another name, or --overwrite")
 
     refuse_taken()
-    # asked again before the last part: two who export to one name should not both believe that theirs is there
+    # checked again before the last part, so that of two exports to one name at the same time one fails
     objects.put(url, Pipe.parts(sheet.write, refuse_taken))
 
 
-def is_there(url: str) -> bool:
-    """Whether there is an object at this address."""
+def object_exists(url: str) -> bool:
+    """Return whether there is an object at this URL."""
     try:
         objects.head(url)
     except objects.NotFound:
@@ -194,7 +202,7 @@ def is_there(url: str) -> bool:
 
 
 class Pipe(io.RawIOBase):
-    """A file that is written, and taken away from the other end. held: bytes that wait to be taken."""
+    """A file whose written bytes are taken out again. held: the number of bytes that were not taken yet."""
 
     def __init__(self) -> None:
         self._held: list[bytes] = []
@@ -212,7 +220,7 @@ class Pipe(io.RawIOBase):
         return self._taken + self.held
 
     def take(self) -> bytes:
-        """All that was written since the last time."""
+        """Remove and return all bytes that were written since the last call."""
         data = b"".join(self._held)
         self._held.clear()
         self._taken, self.held = self._taken + self.held, 0
@@ -222,11 +230,14 @@ class Pipe(io.RawIOBase):
     def parts(
         cls, write: Callable[[Any], Iterator[None]], before_last: Callable[[], None] = lambda: None
     ) -> Iterator[bytes]:
-        """What `write` writes into the file it is given, as parts of an upload."""
+        """Yield what `write` writes into a file, in parts for an upload. before_last: called before the last part.
+
+        write: gets the file, and yields from time to time.
+        """
         pipe = cls()
         for _ in write(pipe):
             if pipe.held >= objects.PART_BYTES:
                 yield pipe.take()
-        with ThreadPoolExecutor(1) as apart:  # obstore, which asks us for the parts, cannot be asked from here
-            apart.submit(before_last).result()
+        with ThreadPoolExecutor(1) as other_thread:  # obstore calls us for the parts, and cannot be called from here
+            other_thread.submit(before_last).result()
         yield pipe.take()

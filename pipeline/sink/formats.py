@@ -1,4 +1,4 @@
-"""Answers as Parquet, CSV or NDJSON, written into an open file."""
+"""Write answers as Parquet, CSV or NDJSON into an open file. Edge: files."""
 
 import csv
 import io
@@ -10,11 +10,11 @@ import pyarrow.parquet
 from sqlalchemy import BigInteger, Boolean, Column, Date, DateTime, Float, Integer
 
 from pipeline.sink import nested
-from pipeline.sink.nested import Nesteds
-from pipeline.sink.read import lines, price
+from pipeline.sink.nested import NestedColumns
+from pipeline.sink.read import json_lines, rounded_price
 from pipeline.state.tables import UtcDateTime
 
-#: What a spreadsheet takes for a formula when a text begins with it (OWASP, "CSV injection").
+#: A text that begins with one of these is a formula to a spreadsheet (OWASP, "CSV injection").
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 Columns = Sequence[Column[Any]]
@@ -22,24 +22,24 @@ Rows = Sequence[Sequence[Any]]
 
 
 class Writer(Protocol):
-    """Writes answers, whose values are in the order of its columns; leaves it to others to close the file."""
+    """Writes answers of one format into an open file, which it does not close."""
 
     def write(self, rows: Rows) -> None:
-        """Some answers, as the database has them."""
+        """Write answers. rows: values as the database gives them, in the order of the writer's columns."""
 
     def write_arrow(self, table: Any) -> None:
-        """Some answers, as `batch` made them."""
+        """Write answers. table: an Arrow table of batches from `record_batch`."""
 
     def close(self) -> None:
-        """That was all."""
+        """Write the end of the format, after the last answers."""
 
 
 class _Ndjson:
-    def __init__(self, out: IO[bytes], columns: Columns, nesteds: Nesteds) -> None:
-        self._out, self._names, self._nesteds = out, [str(column.name) for column in columns], nesteds
+    def __init__(self, out: IO[bytes], columns: Columns, nested_columns: NestedColumns) -> None:
+        self._out, self._names, self._nesteds = out, [str(column.name) for column in columns], nested_columns
 
     def write(self, rows: Rows) -> None:
-        self._out.writelines(lines(self._names, rows, self._nesteds))
+        self._out.writelines(json_lines(self._names, rows, self._nesteds))
 
     def write_arrow(self, table: Any) -> None:
         self.write(_rows(table))
@@ -49,7 +49,7 @@ class _Ndjson:
 
 
 class _Csv:
-    def __init__(self, out: IO[bytes], columns: Columns, nesteds: Nesteds) -> None:
+    def __init__(self, out: IO[bytes], columns: Columns, nested_columns: NestedColumns) -> None:
         self._cost = next((i for i, column in enumerate(columns) if column.name == "cost_usd"), None)
         self._out = io.TextIOWrapper(out, encoding="utf-8", newline="")
         self._writer = csv.writer(self._out)
@@ -61,28 +61,28 @@ class _Csv:
 
     def _priced(self, cells: Iterable[list[Any]], i: int) -> Iterator[list[Any]]:
         for row in cells:
-            row[i] = price(row[i])
+            row[i] = rounded_price(row[i])
             yield row
 
     def write_arrow(self, table: Any) -> None:
         self.write(_rows(table))
 
     def close(self) -> None:
-        self._out.detach()  # which flushes, and leaves `out` open
+        self._out.detach()  # flushes, and leaves `out` open
 
 
 def _cell(value: Any) -> Any:
-    """A value as CSV: a text that a spreadsheet would run as a formula stands behind an apostrophe."""
+    """Return a value for a CSV cell; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
     if isinstance(value, str) and value.startswith(FORMULAS):
         return "'" + value
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
 class _Parquet:
-    def __init__(self, out: IO[bytes], columns: Columns, nesteds: Nesteds) -> None:
+    def __init__(self, out: IO[bytes], columns: Columns, nested_columns: NestedColumns) -> None:
         self._columns = columns
-        self._typed = {name: one for name, one in nesteds.items() if one.type is not None}
-        plain = schema(columns)
+        self._typed = {name: one for name, one in nested_columns.items() if one.type is not None}
+        plain = arrow_schema(columns)
         self._schema = pa.schema([self._field(field) for field in plain])
         self._writer = pa.parquet.ParquetWriter(out, self._schema, compression="zstd")
 
@@ -90,21 +90,21 @@ class _Parquet:
         return field.with_type(self._typed[field.name].type) if field.name in self._typed else field
 
     def write(self, rows: Rows) -> None:
-        self.write_arrow(pa.Table.from_batches([batch(rows, self._columns)]))
+        self.write_arrow(pa.Table.from_batches([record_batch(rows, self._columns)]))
 
     def write_arrow(self, table: Any) -> None:
         for i, field in enumerate(self._schema):
             if field.name in self._typed:
                 texts = table.column(i).to_pylist()
-                table = table.set_column(i, field, nested.array(field.name, self._typed[field.name], texts))
+                table = table.set_column(i, field, nested.arrow_array(field.name, self._typed[field.name], texts))
         self._writer.write_table(table)
 
     def close(self) -> None:
         self._writer.close()
 
 
-#: By the ending of a name.
-FORMATS: dict[str, Callable[[IO[bytes], Columns, Nesteds], Writer]] = {
+#: The writer for each ending of a file name: made with the open file, the columns, and those of lists and objects.
+FORMATS: dict[str, Callable[[IO[bytes], Columns, NestedColumns], Writer]] = {
     ".parquet": _Parquet,
     ".csv": _Csv,
     ".ndjson": _Ndjson,
@@ -112,20 +112,20 @@ FORMATS: dict[str, Callable[[IO[bytes], Columns, Nesteds], Writer]] = {
 }
 
 
-def batch(rows: Rows, columns: Columns) -> Any:
-    """Answers as an Arrow record batch, with the types of the table's columns."""
-    fields = schema(columns)
+def record_batch(rows: Rows, columns: Columns) -> Any:
+    """Return answers as an Arrow record batch with the types of the table's columns; rows: possibly none."""
+    fields = arrow_schema(columns)
     values = zip(*rows, strict=True) if rows else ([] for _ in fields)
     return pa.record_batch([_array(v, f) for v, f in zip(values, fields, strict=True)], schema=fields)
 
 
-def schema(columns: Columns) -> Any:
-    """The Arrow schema of these columns."""
+def arrow_schema(columns: Columns) -> Any:
+    """Return the Arrow schema of these columns."""
     return pa.schema([(str(column.name), _type(column)) for column in columns])
 
 
 def _type(column: Column[Any]) -> Any:
-    """The Parquet type of a column."""
+    """Return the Arrow type of a column; text for any type without an entry in _TYPES."""
     if isinstance(column.type, UtcDateTime):
         return pa.timestamp("us", tz="UTC")
     for kinds, found in _TYPES:
@@ -146,8 +146,8 @@ _TYPES: tuple[tuple[Any, Any], ...] = (
 def _array(values: Sequence[Any], field: Any) -> Any:
     kind = field.type
     if field.name == "cost_usd":
-        values = [price(value) for value in values]
-    if pa.types.is_string(kind):  # a column of SQLite takes values of every kind
+        values = [rounded_price(value) for value in values]
+    if pa.types.is_string(kind):  # a text column of SQLite may hold values of other types
         values = [value if value is None or isinstance(value, str) else str(value) for value in values]
     return pa.array(values, kind)
 

@@ -1,7 +1,7 @@
-"""What are an answer's lists and objects in a file: which JSON values, and which types of Arrow? Edge: SQL.
+"""Convert the lists and objects of answers to JSON values and Arrow types for exported files. Edge: SQL.
 
-The results table holds them as JSON text. A file has the type that the schema says, if all runs of the job that had the
-column say the same; what a schema leaves open is JSON text there.
+The results table holds lists and objects as JSON text. In a file the column has the type that the job's JSON Schema
+gives, if all runs of the job that had the column agree. Parts that the schema does not describe are JSON text.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,40 +17,41 @@ from pipeline.sink.columns import ResultColumns
 from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import runs
 
-DEEPEST = 12  # levels of lists and objects that get a type
-EXTRAS = ("citations", "tool_use", "server_tool_use")  # columns beside those of the schema that hold JSON
+MAX_DEPTH = 12  # levels of lists and objects that get a type
+EXTRAS = ("citations", "tool_use", "server_tool_use")  # columns with JSON that no schema describes
 
 Convert = Callable[[Any], Any]
 
 
-class Misfit(Exception):
-    """A value that a column's type does not hold exactly. column: which one."""
+class TypeMismatch(Exception):
+    """A value does not fit into the type of its column. column: its name."""
 
     def __init__(self, column: str) -> None:
         super().__init__(column)
         self.column = column
 
 
-class Nested(NamedTuple):
-    """A column of lists or objects. type: its Arrow type; None where that is text. convert: a value as the type has it.
+class NestedColumn(NamedTuple):
+    """A column of lists or objects.
 
-    convert raises ValueError for a value that does not fit.
+    type: its Arrow type; None for JSON text. convert: turns a JSON value into a value of the type; raises ValueError
+    for a value that does not fit.
     """
 
     type: Any = None
     convert: Convert = lambda value: value
 
 
-Nesteds = Mapping[str, Nested]  # by column; the others are as the database has them
+NestedColumns = Mapping[str, NestedColumn]  # by name; only the columns of lists or objects
 
 
-def of(conn: Connection, job: JobRecord, columns: ResultColumns) -> dict[str, Nested]:
-    """The job's columns of lists or objects."""
+def nested_columns(conn: Connection, job: JobRecord, columns: ResultColumns) -> dict[str, NestedColumn]:
+    """Return the job's columns that hold only lists or objects, by name. job: its row in the state database."""
     as_json = {name for kinds in (columns.keep, columns.output) for name, kind in kinds.items() if kind == "json"}
-    found: dict[str, list[Nested | None]] = {name: [] for name in as_json}
+    found: dict[str, list[NestedColumn | None]] = {name: [] for name in as_json}
     for name in as_json:
         if name in columns.keep or name in EXTRAS:
-            found[name].append(Nested())
+            found[name].append(NestedColumn())
     for described_by_name in _outputs(conn, job.id):
         for name, described in described_by_name.items():
             if name in as_json:
@@ -59,7 +60,7 @@ def of(conn: Connection, job: JobRecord, columns: ResultColumns) -> dict[str, Ne
 
 
 def _outputs(conn: Connection, job_id: int) -> Iterator[dict[str, Described]]:
-    """What each output that the job has had says of its columns."""
+    """Yield, for each different output that the job's runs had, what its schema says of each column."""
     seen: set[bytes] = set()
     for stored in conn.scalars(select(runs.c.job).where(runs.c.job_id == job_id)):
         output = stored.get("output") or {}
@@ -72,36 +73,39 @@ def _outputs(conn: Connection, job_id: int) -> Iterator[dict[str, Described]]:
             seen.add(asked)
             try:
                 yield describe(schema, output.get("columns") or {})
-            except SchemaProblem:  # an older version took it
+            except SchemaProblem:  # an older version accepted this schema
                 continue
 
 
-def _common(each: list[Nested | None]) -> Nested | None:
-    """What all of them say; None where one says that the column may hold something else."""
+def _common(each: list[NestedColumn | None]) -> NestedColumn | None:
+    """Return the column on which all schemas agree; None if one schema allows other values than lists and objects."""
     known = [one for one in each if one is not None]
     if not known or len(known) < len(each):
         return None
     same = all(one.type is not None and one.type == known[0].type for one in known)
-    return known[0] if same else Nested()
+    return known[0] if same else NestedColumn()
 
 
-def _nested(described: Described) -> Nested | None:
-    """The column as one schema says it; None if its values may be others than lists and objects."""
+def _nested(described: Described) -> NestedColumn | None:
+    """Return the column as one schema describes it; None if its values may be other than lists and objects."""
     try:
         kinds = {one.get("type") for one in alternatives(described.node, described.root)}
         if not kinds or not kinds <= {"array", "object"}:
             return None
-        kind, convert = _typed(described.node, described.root, described.without, DEEPEST)
+        kind, convert = _typed(described.node, described.root, described.without, MAX_DEPTH)
     except SchemaProblem:
         return None
-    return Nested() if pa.types.is_string(kind) else Nested(kind, convert)
+    return NestedColumn() if pa.types.is_string(kind) else NestedColumn(kind, convert)
 
 
 _Typed = tuple[Any, Convert]
 
 
 def _typed(node: Any, root: dict[str, Any], without: tuple[tuple[str, ...], ...], deeper: int) -> _Typed:
-    """The Arrow type of a part of a schema, and what makes its values of JSON ones."""
+    """Return the Arrow type for a part of a schema, and the function that converts a JSON value to it.
+
+    without: see answer.schema.Property. deeper: how many more levels get a type; the values below are JSON text.
+    """
     kinds = list(alternatives(node, root))
     types = {one.get("type") for one in kinds}
     if types == {"integer", "number"}:
@@ -119,9 +123,11 @@ def _typed(node: Any, root: dict[str, Any], without: tuple[tuple[str, ...], ...]
 
 
 def _list(kind: Any, convert: Convert) -> _Typed:
+    """Return the type and conversion of a list. kind, convert: of its elements."""
+
     def converted(value: Any) -> Any:
         if not isinstance(value, list):
-            raise ValueError("no list")  # noqa: TRY004  # as for every other misfit
+            raise ValueError("not a list")  # noqa: TRY004  # the error for every value that does not fit
         return [None if each is None else convert(each) for each in value]
 
     return pa.list_(kind), converted
@@ -130,6 +136,7 @@ def _list(kind: Any, convert: Convert) -> _Typed:
 def _struct(
     properties: Mapping[str, Any], root: dict[str, Any], without: tuple[tuple[str, ...], ...], deeper: int
 ) -> _Typed:
+    """Return the type and conversion of an object with these properties, as `_typed` does."""
     fields: dict[str, _Typed] = {}
     for name, node in properties.items():
         if (name,) not in without:
@@ -141,13 +148,15 @@ def _struct(
 
     def converted(value: Any) -> Any:
         if not isinstance(value, dict) or not value.keys() <= converts.keys():
-            raise ValueError("no such object")
+            raise ValueError("not an object with these properties")
         return {name: None if each is None else converts[name](each) for name, each in value.items()}
 
     return pa.struct([pa.field(name, kind) for name, (kind, _) in fields.items()]), converted
 
 
 def _of_type(*kinds: type) -> Convert:
+    """Return a conversion that returns values of these types unchanged, and raises ValueError for others."""
+
     def same(value: Any) -> Any:
         if type(value) not in kinds:
             raise ValueError("another type")
@@ -158,13 +167,13 @@ def _of_type(*kinds: type) -> Convert:
 
 def _integer(value: Any) -> int:
     if type(value) not in (int, float) or value != int(value) or not -(2**63) <= value < 2**63:
-        raise ValueError("no integer of 64 bits")
+        raise ValueError("not an integer of 64 bits")
     return int(value)
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or (type(value) is int and abs(value) > 2**53):
-        raise ValueError("no number of double precision")
+        raise ValueError("not a number of double precision")
     return float(value)
 
 
@@ -181,8 +190,8 @@ _SIMPLE: dict[str, _Typed] = {
 }
 
 
-def value_of(text: Any) -> Any:
-    """The list or object that a column of such holds; what is neither is left as it is."""
+def parsed_value(text: Any) -> Any:
+    """Return the list or object in a JSON text; any other value is returned unchanged."""
     if not isinstance(text, str) or not text.startswith(("[", "{")):
         return text
     try:
@@ -191,10 +200,10 @@ def value_of(text: Any) -> Any:
         return text
 
 
-def array(column: str, nested: Nested, texts: list[Any]) -> Any:
-    """The column's texts as an Arrow array of its type. Raises Misfit."""
+def arrow_array(column: str, nested: NestedColumn, texts: list[Any]) -> Any:
+    """Return a column's JSON texts as an Arrow array of its type. Raises TypeMismatch if one does not fit."""
     try:
-        values = [None if text is None else nested.convert(value_of(text)) for text in texts]
+        values = [None if text is None else nested.convert(parsed_value(text)) for text in texts]
     except (ValueError, OverflowError) as exc:
-        raise Misfit(column) from exc
+        raise TypeMismatch(column) from exc
     return pa.array(values, nested.type)

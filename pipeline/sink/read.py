@@ -1,4 +1,4 @@
-"""Answers out of the results table: which of them, page by page, as lines of JSON. Edge: SQL."""
+"""Read answers from the results table, page by page, and write them as JSON lines. Edge: SQL."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,21 @@ from sqlalchemy.exc import StatementError
 
 from pipeline.errors import InputError
 from pipeline.sink import nested
-from pipeline.sink.nested import Nesteds
+from pipeline.sink.nested import NestedColumns
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
 from pipeline.states import OUTCOMES, RowState
 
-PAGE = 5_000  # rows of one transaction
+PAGE = 5_000  # rows that are read in one transaction
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which answers. status: with this one; where: a SQL predicate over the table's columns; since: of runs after this.
+class AnswerFilter:
+    """Which answers to read; None means no restriction.
 
-    limit: so many at most. None: all.
+    status: only answers with this outcome. where: a SQL predicate over the table's columns. since: only answers of runs
+    with a greater id. limit: the highest number of answers; 0 for none. Raises InputError for an unknown status.
     """
 
     status: str | None = None
@@ -33,27 +34,32 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.status is not None and self.status not in OUTCOMES:
-            raise InputError(f"--status {self.status}: there is no such status; there are {', '.join(OUTCOMES)}")
+            raise InputError(f"--status {self.status}: unknown status; choose one of {', '.join(OUTCOMES)}")
 
     def query(self, table: Table) -> Select[Any]:
-        """The answers of this table."""
+        """Return the query for these answers in a table, without the limit."""
         query = select(table)
         if self.status is not None:
             query = query.where(table.c.status == self.status)
-        if self.where is not None:  # no colon of theirs is a parameter
+        if self.where is not None:  # escaped, so that SQLAlchemy reads no colon as a parameter
             query = query.where(text("({})".format(self.where.replace(":", "\\:"))))
         return query if self.since is None else query.where(table.c.run_id > self.since)
 
 
-def pages(database: Database, job: JobRecord, wanted: Wanted, size: int | None = None) -> Iterator[Sequence[Row[Any]]]:
-    """The job's answers in the order of their keys, so many at a time. Raises InputError for a wrong predicate."""
+def pages(
+    database: Database, job: JobRecord, wanted: AnswerFilter, size: int | None = None
+) -> Iterator[Sequence[Row[Any]]]:
+    """Yield the job's answers, ordered by key, in pages of at most `size` rows; None for PAGE. No page is empty.
+
+    Raises InputError for a wrong predicate.
+    """
     size = size or PAGE
     sink = ResultsTable.of(job)
     key = [sink.table.c[name] for name in sink.columns.key]
     query = wanted.query(sink.table).order_by(*key)
     left, page = wanted.limit, query
     while left is None or left > 0:
-        # page by page, each in a transaction of its own: a long one would keep the database from tidying up
+        # one transaction for each page: a long transaction would keep the database from removing dead rows
         rows = _rows(database, page.limit(size if left is None else min(size, left)), wanted.where, sink.table.name)
         if rows:
             yield rows
@@ -64,25 +70,31 @@ def pages(database: Database, job: JobRecord, wanted: Wanted, size: int | None =
         page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
 
 
-def ndjson(database: Database, job: JobRecord, wanted: Wanted | None = None) -> Iterator[bytes]:
-    """The job's answers as JSON lines in the order of their keys, with column names as in the table."""
+def ndjson(database: Database, job: JobRecord, wanted: AnswerFilter | None = None) -> Iterator[bytes]:
+    """Yield the job's answers as JSON lines, ordered by key; the fields are named like the table's columns."""
     with database.read() as conn:
-        columns = nested.of(conn, job, ResultsTable.of(job).columns)
-    for page in pages(database, job, wanted or Wanted()):
-        yield from lines(page[0]._fields, page, columns)
+        columns = nested.nested_columns(conn, job, ResultsTable.of(job).columns)
+    for page in pages(database, job, wanted or AnswerFilter()):
+        yield from json_lines(page[0]._fields, page, columns)
 
 
-def lines(names: Iterable[str], rows: Sequence[Sequence[Any]], columns: Nesteds | None = None) -> Iterator[bytes]:
-    """Answers as JSON lines. names: of the columns, in the order of a row's values; columns: of lists and objects."""
+def json_lines(
+    names: Iterable[str], rows: Sequence[Sequence[Any]], columns: NestedColumns | None = None
+) -> Iterator[bytes]:
+    """Yield answers as JSON lines.
+
+    names: of the columns, in the order of a row's values; columns: those that hold lists or objects as JSON text, which
+    are parsed; None for none.
+    """
     names = [str(name) for name in names]
-    holds = [name for name in names if name in (columns or {})]
+    parsed = [name for name in names if name in (columns or {})]
     cost = "cost_usd" in names
     for row in rows:
         values = dict(zip(names, row, strict=True))
-        for name in holds:
-            values[name] = nested.value_of(values[name])
+        for name in parsed:
+            values[name] = nested.parsed_value(values[name])
         if cost:
-            values["cost_usd"] = price(values["cost_usd"])
+            values["cost_usd"] = rounded_price(values["cost_usd"])
         yield orjson.dumps(values, default=str) + b"\n"
 
 
@@ -137,8 +149,8 @@ def newest_lengths(conn: Connection, sink: ResultsTable, recipe: str | None, *, 
     return list(conn.scalars((query if recipe is None else query.where(table.c.recipe == recipe)).limit(limit)))
 
 
-def price(usd: float | None) -> float | None:
-    """A price as it is meant: older versions stored all digits of a float's arithmetic."""
+def rounded_price(usd: float | None) -> float | None:
+    """Return a price without the rounding errors of float arithmetic, which older versions stored; None stays None."""
     return None if usd is None else round(usd, 12)
 
 

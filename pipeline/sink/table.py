@@ -1,4 +1,4 @@
-"""The results table: made, checked, and written. Edge: SQL."""
+"""Create, check and write a job's results table and its history table. Edge: SQL."""
 
 import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,11 +29,15 @@ from pipeline.state.bulk import Bulk
 from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import UtcDateTime
 
-HISTORY_SLICE = 500  # keys that one statement looks for, to move what is replaced
+HISTORY_SLICE = 500  # keys in one statement that looks for answers
 
 
 class Fixed(NamedTuple):
-    """What the pipeline knows of an answer, beside what the API says."""
+    """What the pipeline itself knows about an answer.
+
+    recipe: see Job.recipe. cost_usd: None if it is unknown. attempts: how often the row was sent. custom_id, batch_id:
+    the API's ids; None if no request was sent. updated_at: when the answer was stored.
+    """
 
     recipe: str
     cost_usd: float | None
@@ -54,16 +58,17 @@ class Answer(NamedTuple):
 
 
 class ResultsTable:
-    """One job's results table, and the history table beside it when the job has one."""
+    """One job's results table, and its history table if the job has one."""
 
     def __init__(
         self, name: str, columns: ResultColumns, kept_today: Iterable[str] | None = None, schema: str | None = None
     ) -> None:
-        """name: table or schema.table; columns: all that it has; kept_today: kept columns that the job still names.
+        """name: table or schema.table. columns: all columns that depend on the job.
 
-        schema: that a new table goes to whose name has none; None on SQLite. One that was made before is where it is.
+        kept_today: the kept columns that the job still names; None for all.
+        schema: for a new table whose name has no schema; None on SQLite. An existing table stays in its schema.
         """
-        self._own_schema, _, name = name.rpartition(".")  # "": the name has none
+        self._own_schema, _, name = name.rpartition(".")  # empty if the name has no schema
         schema = self._own_schema or columns.schema or schema
         self.columns = columns = replace(columns, schema=schema)
         self.table = Table(name, MetaData(), *_columns(columns, keyed=True), schema=schema)
@@ -87,16 +92,16 @@ class ResultsTable:
         today = self._keep if self._today is None else self._today
         self._kept_today = [i for i, name in enumerate(self._keep, len(self._key)) if name in today]
         self._update_keep = self._keep_update()
-        foreign = {*columns.key, *columns.keep, *columns.output, *_FOREIGN}
+        foreign = {*columns.key, *columns.keep, *columns.output, *_EXTERNAL_TEXTS}
         self._texts = [i for i, c in enumerate(self.table.c) if c.name in foreign and isinstance(c.type, String)]
 
     @classmethod
     def of(cls, job: JobRecord) -> "ResultsTable":
-        """The results table of a job that the state database knows."""
+        """Return the results table of a job. job: its row in the state database."""
         return cls(job.results_table, ResultColumns.from_stored(job.columns))
 
-    def having(self, columns: ResultColumns) -> "ResultsTable":
-        """The same table when it has these columns; itself when it has them already."""
+    def with_columns(self, columns: ResultColumns) -> "ResultsTable":
+        """Return this table with other columns; itself if the columns are the same."""
         if columns == self.columns:
             return self
         name = f"{self._own_schema}.{self.table.name}" if self._own_schema else self.table.name
@@ -116,9 +121,9 @@ class ResultsTable:
         return Bulk(update(self.table).where(*where).values(values), named)
 
     def check(self, conn: Connection, before: ResultColumns | None) -> None:
-        """Raises DatabaseError for a table that is not ours, or is gone, or that this database cannot have.
+        """Raise DatabaseError if `make` would fail: another program's table, a missing table, an impossible name.
 
-        before: as for `make`.
+        before: see `make`.
         """
         self._refuse_names(conn)
         if before is None and self._exists(conn, self.table):
@@ -128,8 +133,8 @@ class ResultsTable:
             )
         if before is not None and not self._exists(conn, self.table):
             raise DatabaseError(
-                f"sink.table: table {self.table.name!r} is gone, and answers that were paid for with it; "
-                "bring it back, or give another database by --database"
+                f"sink.table: table {self.table.name!r} does not exist any more, and paid answers were in it; "
+                "restore it, or give another database by --database"
             )
         if self.history is not None and not self.columns.had_history and self._exists(conn, self.history):
             raise DatabaseError(
@@ -142,15 +147,15 @@ class ResultsTable:
                     self._refuse_foreign(conn, table, before)
 
     def _refuse_foreign(self, conn: Connection, table: Table, before: ResultColumns) -> None:
-        """Raises DatabaseError for a column that is to be added, and that somebody else has added."""
-        moved = self.columns.moved(before)
+        """Raise DatabaseError if a column that is to be added exists already and this job did not create it."""
+        moved = self.columns.displaced(before)
         present = {name.lower(): name for name in self._present(conn, table) if name not in moved}
         for name, new in moved.items():
             if new.lower() in present:
                 raise DatabaseError(
-                    f"sink.table: column {name!r} of table {table.name!r} is to be renamed to {new!r}, for every "
-                    f"results table has a column of that name by now, and the table has a column "
-                    f"{present[new.lower()]!r} that this job has not made; rename or drop that column"
+                    f"sink.table: column {name!r} of table {table.name!r} must be renamed to {new!r}, because this "
+                    f"version needs its name, but the table has a column {present[new.lower()]!r} that this job did "
+                    "not create; rename or drop that column"
                 )
         ids = dict(IDS) if self.columns.ids else {}
         for what, names, had, remedy in (
@@ -161,25 +166,29 @@ class ResultsTable:
                 renamed(before.output, moved),
                 "write output.columns: {NAME: answer_NAME}",
             ),
-            ("sink.table", ids, ids if before.ids else {}, "every results table has one by now: rename that column"),
+            ("sink.table", ids, ids if before.ids else {}, "this version needs that name: rename that column"),
         ):
             for name in names:
                 if name not in had and name.lower() in present:
                     raise DatabaseError(
-                        f"{what}: table {table.name!r} has a column {present[name.lower()]!r} that this job has not "
-                        f"made; {remedy.replace('NAME', name)}, or drop that column"
+                        f"{what}: table {table.name!r} has a column {present[name.lower()]!r} that this job did not "
+                        f"create; {remedy.replace('NAME', name)}, or drop that column"
                     )
 
     def _present(self, conn: Connection, table: Table) -> list[str]:
+        """Return the names of the columns that the table has in the database."""
         return [column["name"] for column in inspect(conn).get_columns(table.name, schema=table.schema)]
 
     def has_column_of_ids(self, conn: Connection) -> bool:
-        """Whether somebody has given one of the tables a column that is named as one of IDS."""
+        """Return whether one of the existing tables has a column with the name of one of IDS."""
         tables = [table for table in (self.table, self.history) if table is not None and self._exists(conn, table)]
         return any(name.lower() in ID_NAMES for table in tables for name in self._present(conn, table))
 
     def _refuse_names(self, conn: Connection) -> None:
-        """PostgreSQL would cut long names off, and has columns of its own in each table; SQLite has no schemas."""
+        """Raise DatabaseError for names that the database cannot have.
+
+        PostgreSQL would cut long names, and each of its tables has system columns; SQLite has no schemas.
+        """
         if conn.dialect.name != "postgresql":
             if self._own_schema:
                 raise DatabaseError(
@@ -190,25 +199,26 @@ class ResultsTable:
         tables = [("sink.table", self.table.name), ("sink.history", f"{self.table.name}_history")]
         for what, name in tables if self.history is not None else tables[:1]:
             if _too_long(name):
-                raise DatabaseError(f"{what}: PostgreSQL takes names of 63 bytes, and {name!r} is longer; shorten it")
+                raise DatabaseError(f"{what}: the name {name!r} is longer than PostgreSQL's 63 bytes; shorten it")
         named = {"source.key": self.columns.key, "source.keep": self.columns.keep, "output": self.columns.output}
         for what, names in named.items():
             remedy = _OTHER_NAME[what]
             for name in names:
                 if _too_long(name):
                     raise DatabaseError(
-                        f"{what}: PostgreSQL takes names of 63 bytes, and column {name!r} is longer; {remedy}"
+                        f"{what}: the name of column {name!r} is longer than PostgreSQL's 63 bytes; {remedy}"
                     )
                 if name in _SYSTEM_COLUMNS:
-                    raise DatabaseError(f"{what}: column {name!r} is one that PostgreSQL has in each table; {remedy}")
+                    raise DatabaseError(f"{what}: column {name!r} has the name of a PostgreSQL system column; {remedy}")
 
     def _exists(self, conn: Connection, table: Table) -> bool:
         return inspect(conn).has_table(table.name, schema=table.schema)
 
     def make(self, conn: Connection, before: ResultColumns | None) -> None:
-        """Make the table, or bring it to the columns of today.
+        """Create the tables, or add and alter columns of existing tables until they have these columns.
 
-        before: its columns as this job made it; None if it never did. Raises DatabaseError as `check` does.
+        before: the columns with which this job created the table; None if it has not created it yet.
+        Raises DatabaseError as `check` does.
         """
         self.check(conn, before)
         if self._own_schema and not inspect(conn).has_schema(self._own_schema):
@@ -217,13 +227,13 @@ class ResultsTable:
             if table is None:
                 continue
             if self._exists(conn, table):
-                self._bring_up(conn, table, before)
+                self._migrate(conn, table, before)
             elif table is self.table or self.columns.history:
                 table.create(conn)
 
-    def _bring_up(self, conn: Connection, table: Table, before: ResultColumns | None) -> None:
+    def _migrate(self, conn: Connection, table: Table, before: ResultColumns | None) -> None:
         preparer = conn.dialect.identifier_preparer
-        moved = {} if before is None else self.columns.moved(before)
+        moved = {} if before is None else self.columns.displaced(before)
         for name, new in moved.items():
             renaming = f"RENAME COLUMN {preparer.quote(name)} TO {preparer.quote(new)}"
             conn.exec_driver_sql(f"ALTER TABLE {preparer.format_table(table)} {renaming}")
@@ -235,14 +245,14 @@ class ResultsTable:
             if column.name not in present:
                 change = f"ADD COLUMN {CreateColumn(column).compile(dialect=conn.dialect)}"
             elif conn.dialect.name == "postgresql" and had.get(column.name) != has.get(column.name):
-                # a column of SQLite takes values of every kind
+                # not on SQLite, whose columns take values of every type
                 name, kind = preparer.format_column(column), column.type.compile(dialect=conn.dialect)
                 change = f"ALTER COLUMN {name} TYPE {kind} USING {name}::{kind}"
             if change is not None:
                 conn.exec_driver_sql(f"ALTER TABLE {preparer.format_table(table)} {change}")
 
     def row(self, key: str, keep: str | None, outcome: Outcome, fixed: "Fixed") -> tuple[Any, ...]:
-        """A row of the table, for `write`. key, keep: JSON, as the state database has them."""
+        """Return a row of the table, for `write`. key, keep: JSON, as in the state database; keep may be None."""
         o, f = outcome, fixed
         row = (
             *self._source_values(key, keep),
@@ -278,8 +288,11 @@ class ResultsTable:
             for name, read in self._outputs
         ]
 
-    def said(self, conn: Connection, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """What stands as text and error_message of these keys (JSON, at most a chunk), by key."""
+    def answers(self, conn: Connection, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return text and error_message of the answers with these keys, by key; empty texts for nulls.
+
+        keys: as JSON. A key without an answer is missing from the result.
+        """
         found: dict[str, tuple[str, str]] = {}
         columns = [self.table.c[name] for name in self._key]
         for start in range(0, len(keys), HISTORY_SLICE):
@@ -294,7 +307,7 @@ class ResultsTable:
         self.write(conn, [self.row(*answer) for answer in answers])
 
     def write(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert rows, or replace the ones with the same key: these move to the history table if the job has one."""
+        """Insert rows, or replace those with the same key, which move to the history table if the job has one."""
         if conn.dialect.name == "postgresql":
             rows = self._for_postgres(rows)
         if self.columns.history:
@@ -305,27 +318,28 @@ class ResultsTable:
         self._upsert.execute(conn, rows)
 
     def _move_replaced(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Copy what is there under the keys of these rows to the history table. rows: as for `write`, at least one."""
+        """Copy the stored answers with the keys of these rows to the history table. rows: for `write`; at least one."""
         assert self.history is not None
         key = [self.table.c[name] for name in self._key]
         keys = [row[: len(key)] for row in rows]
         here = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
-        replaced_at = bindparam("at", rows[-1][self._updated_at], type_=UtcDateTime)  # when the new answers came
+        replaced_at = bindparam("at", rows[-1][self._updated_at], type_=UtcDateTime)  # the date of the new answers
         names = [column.name for column in self.table.columns] + [REPLACED_AT]
         conn.execute(insert(self.history).from_select(names, select(*self.table.columns, replaced_at).where(here)))
 
     def _for_postgres(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """The rows as PostgreSQL takes them: texts without NUL, and in one statement only the last one of each key."""
+        """Return the rows that PostgreSQL accepts in one statement: texts without NUL, and the last row of each key."""
         texts = self._texts
         storable = (_without_nul(row) if any("\0" in row[i] for i in texts if row[i]) else row for row in rows)
         return list({row[: len(self._key)]: row for row in storable}.values())
 
     def key_values(self, key: str) -> tuple[Any, ...]:
-        """What the table has in its key columns for this key. key: JSON, as the state database has it."""
+        """Return the values of the table's key columns for a key. key: JSON, as in the state database."""
         values = tuple(self._source_values(key, None)[: len(self._key)])
-        return values if self.table.schema is None else _without_nul(values)  # a schema: it is on PostgreSQL
+        return values if self.table.schema is None else _without_nul(values)  # only PostgreSQL has a schema
 
     def _source_values(self, key: str, keep: str | None) -> list[Any]:
+        """Return the values of the key columns and of the kept columns, as the database driver takes them."""
         values: list[Any] = orjson.loads(key)
         if self._keep:
             kept = {} if keep is None else orjson.loads(keep)
@@ -335,7 +349,10 @@ class ResultsTable:
         return values
 
     def update_keep(self, conn: Connection, rows: Sequence[tuple[str, str | None]]) -> None:
-        """Bring the columns that the job keeps today to what the source says. rows: key, kept values; both JSON."""
+        """Update the kept columns of stored answers to the source's current values.
+
+        rows: key and kept values, both JSON. Columns that the job no longer keeps stay unchanged.
+        """
         if not rows or not self._kept_today:
             return
         wanted = [*range(len(self._key)), *self._kept_today]
@@ -354,7 +371,7 @@ _OTHER_NAME = {
 
 
 def _insert_of(dialect: str) -> Callable[[Table], Any]:
-    """SQLAlchemy's INSERT that knows ON CONFLICT; each is imported where it is used, for that takes its time."""
+    """Return SQLAlchemy's INSERT with ON CONFLICT for a dialect; imported only when used, because imports are slow."""
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite
 
@@ -364,14 +381,14 @@ def _insert_of(dialect: str) -> Callable[[Table], Any]:
     return postgresql.insert
 
 
-#: The columns of every results table whose texts others have written.
-_FOREIGN = ("text", "error_type", "error_message", "stop_reason", "model", *ID_NAMES)
+#: Columns whose texts come from the API, so that they may contain NUL.
+_EXTERNAL_TEXTS = ("text", "error_type", "error_message", "stop_reason", "model", *ID_NAMES)
 
 _SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
 
 
 def _columns(columns: ResultColumns, *, keyed: bool) -> list[Column[Any]]:
-    """A table's columns. keyed: the key columns are its primary key, else several rows may have one key."""
+    """Return the SQL columns of a table. keyed: whether the key is its primary key, so that each key has one row."""
     return [
         *[
             Column(name, KINDS[kind](), primary_key=keyed, nullable=False, autoincrement=False)
@@ -388,15 +405,17 @@ def _too_long(name: str) -> bool:
 
 
 def _without_nul(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the row with U+FFFD in place of each NUL, which PostgreSQL's texts cannot contain."""
     return tuple(value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in row)
 
 
-def stored(columns: ResultColumns) -> dict[str, Any]:
-    """Columns as JSON, for the database."""
+def columns_as_json(columns: ResultColumns) -> dict[str, Any]:
+    """Return the columns as JSON values, for the state database; ResultColumns(**...) reads them."""
     return asdict(columns)
 
 
 def _naive(value: datetime.datetime) -> datetime.datetime:
+    """Return a time in UTC without time zone; a time that has none is unchanged."""
     return value if value.tzinfo is None else value.astimezone(datetime.UTC).replace(tzinfo=None)
 
 
@@ -416,7 +435,7 @@ def _as_text(value: Any) -> str | None:
     return value if isinstance(value, str) or value is None else orjson.dumps(value).decode()
 
 
-#: From a value as JSON has it to what the database driver takes, for the kinds where that is not the same.
+#: By kind, how a JSON value is converted for the database driver; other kinds need no conversion.
 _READERS: dict[str, Callable[[Any], Any]] = {
     "date": _date,
     "datetime": _datetime,

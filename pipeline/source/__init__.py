@@ -1,1 +1,1 @@
-"""The rows of a job: files, queries and frames, read in bounded chunks."""
+"""The source of a job: reads rows from files, SQL queries and frames, in chunks of bounded size."""

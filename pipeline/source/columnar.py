@@ -1,4 +1,4 @@
-"""Parquet and Arrow files as polars frames. Edge: files."""
+"""Read Parquet and Arrow files as polars frames. Edge: files."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -10,30 +10,30 @@ import pyarrow.parquet
 
 from pipeline.errors import SourceError
 from pipeline.source.files import SourceFile
-from pipeline.source.frames import BLOCK_BYTES, Frame, of_arrow, rows_of_size
+from pipeline.source.frames import BLOCK_BYTES, Frame, from_arrow, rows_for_size
 from pipeline.source.identity import columns_of
 from pipeline.source.predicate import Predicate
-from pipeline.source.translated import Translated
+from pipeline.source.translated import TranslatedErrors
 
-LONGEST_ROW = 256_000_000  # bytes of a row: no batch of the API carries more
-_SIGNATURE_BYTES = 28  # behind the metadata of a footer that is not encrypted, of a file that is
+LONGEST_ROW = 256_000_000  # bytes; no batch of the API can carry more
+_SIGNATURE_BYTES = 28  # of the signature after a plain footer, in a file whose columns are encrypted
 
 
 def schema(file: SourceFile) -> Any:
-    """The Arrow schema of the file. Raises SourceError for one that is encrypted."""
-    with Translated(file), file.native() as raw:
+    """Return the Arrow schema of a file. Raises SourceError for an encrypted file."""
+    with TranslatedErrors(file), file.native() as raw:
         if file.format != "parquet":
             return _arrow_reader(raw).schema
         stated = _footer_bytes(file, raw)
         parquet = pa.parquet.ParquetFile(raw)
-        # pyarrow ends the process when it is asked for an encrypted column, so the footer's own size tells
+        # pyarrow ends the process when an encrypted column is read, so encryption is detected by the footer's size
         if stated - parquet.metadata.serialized_size == _SIGNATURE_BYTES:
             _refuse_encrypted(file)
         return parquet.schema_arrow
 
 
 def _footer_bytes(file: SourceFile, raw: Any) -> int:
-    """How many bytes the footer of a Parquet file says that it has."""
+    """Return the size of a Parquet file's footer in bytes, as the end of the file states it."""
     raw.seek(max(0, raw.size() - 8))
     end = raw.read(8)
     raw.seek(0)
@@ -43,13 +43,17 @@ def _footer_bytes(file: SourceFile, raw: Any) -> int:
 
 
 def _refuse_encrypted(file: SourceFile) -> NoReturn:
-    raise SourceError(f"{file.path}: the Parquet file is encrypted; write it without encryption, for no key is known")
+    raise SourceError(f"{file.path}: the Parquet file is encrypted, which is not supported; write it unencrypted")
 
 
 def parquet_frames(file: SourceFile, names: list[str], where: Predicate | None) -> Iterator[Frame]:
-    with Translated(file), file.native() as raw:
+    """Yield the rows of a Parquet file, with these columns.
+
+    where: row groups that cannot hold a wanted row are skipped; None reads all. Raises SourceError.
+    """
+    with TranslatedErrors(file), file.native() as raw:
         groups = None if where is None else where.row_groups(raw)
-        # not pre-buffered: a row group may be larger than all the memory we want to use
+        # not pre-buffered: one row group may be larger than the memory that we want to use
         parquet = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BLOCK_BYTES)
         counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         size = _batch_rows(file, parquet.metadata, names)
@@ -57,7 +61,7 @@ def parquet_frames(file: SourceFile, names: list[str], where: Predicate | None) 
         for start, end in consecutive(groups):
             first, wanted = 1 + sum(counts[: groups[start]]), groups[start:end]
             for batch in _exact_times(raw, parquet, _batches(parquet, size, wanted, names), size, wanted, names):
-                yield Frame(first, columns_of(of_arrow(batch, file.path), names))
+                yield Frame(first, columns_of(from_arrow(batch, file.path), names))
                 first += batch.num_rows
 
 
@@ -69,9 +73,9 @@ def _batches(parquet: Any, size: int, groups: Sequence[int], names: Sequence[str
 def _exact_times(
     raw: Any, parquet: Any, batches: Iterator[Any], size: int, groups: Sequence[int], names: list[str]
 ) -> Iterator[Any]:
-    """The batches, where times that Spark writes (INT96) and that nanoseconds cannot hold are read as microseconds.
+    """Yield the batches, with INT96 times (as Spark writes them) in microseconds where nanoseconds cannot hold them.
 
-    pyarrow reads these as nanoseconds, and one before 1677 or after 2262 becomes another time in silence.
+    pyarrow reads INT96 as nanoseconds, and silently changes times before 1677 and after 2262.
     """
     every = (parquet.schema.column(i) for i in range(len(parquet.schema.names)))
     times = [one.name for one in every if one.physical_type == "INT96" and one.name in names and one.path == one.name]
@@ -83,18 +87,18 @@ def _exact_times(
         for name in times:
             i = batch.schema.get_field_index(name)
             nanos, micros = batch.column(name).cast(pa.int64()), other.column(name).cast(pa.int64())
-            same = pc.less(pc.abs(pc.subtract(pc.divide(nanos, 1000), micros)), 2)  # but for how each rounds
+            same = pc.less(pc.abs(pc.subtract(pc.divide(nanos, 1000), micros)), 2)  # 1 apart: the two round differently
             if not pc.all(same, min_count=0).as_py():
                 batch = batch.set_column(i, name, other.column(name))
         yield batch
 
 
 def _batch_rows(file: SourceFile, metadata: Any, names: list[str]) -> int:
-    """How many rows make a chunk, by the largest ones that a row group has in the mean.
+    """Return how many rows make a chunk, by the row group with the largest mean row.
 
-    A dictionary makes them smaller in the file than they are; what is too large then is cut. Four times as many at once
-    took half as long again for rows of 100 kB: the memory for them comes from the system each time. Raises SourceError
-    for rows of more than LONGEST_ROW, which are not read: some kB of a file may hold gigabytes.
+    Dictionary encoding makes rows look smaller than they are; chunks that are then too large are split later. With four
+    times as many rows, reading rows of 100 kB took half as long again: the system provides their memory each time.
+    Raises SourceError, before reading, for a mean row beyond LONGEST_ROW: a few kB of a file may hold gigabytes.
     """
     wanted, largest = set(names), 1.0
     for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
@@ -105,15 +109,15 @@ def _batch_rows(file: SourceFile, metadata: Any, names: list[str]) -> int:
         mean = sum(size for size, _ in sizes) / rows
         if mean > LONGEST_ROW:
             raise SourceError(
-                f"{file.path}: column {max(sizes)[1]!r} has {max(sizes)[0] / rows:,.0f} bytes in each row, and a batch "
-                f"carries {LONGEST_ROW:,}; leave such rows out of the file, or split them"
+                f"{file.path}: column {max(sizes)[1]!r} has {max(sizes)[0] / rows:,.0f} bytes in each row, more than "
+                f"a batch can carry ({LONGEST_ROW:,}); remove such rows from the file, or split them"
             )
         largest = max(largest, mean)
-    return rows_of_size(largest)
+    return rows_for_size(largest)
 
 
 def consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The places at which numbers that follow each other begin and end, as slices have them."""
+    """Yield start and end of each run of consecutive numbers, as the indices of a slice."""
     if not numbers:
         return
     start = 0
@@ -125,7 +129,7 @@ def consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _arrow_reader(raw: Any) -> Any:
-    """An Arrow file, or an Arrow stream, which has no index at its end."""
+    """Return pyarrow's reader for an Arrow file, or for an Arrow stream, which has no index at its end."""
     try:
         return pa.ipc.open_file(raw)
     except pa.ArrowInvalid:
@@ -134,10 +138,11 @@ def _arrow_reader(raw: Any) -> Any:
 
 
 def arrow_frames(file: SourceFile, names: list[str]) -> Iterator[Frame]:
-    with Translated(file), file.native() as raw:
+    """Yield the rows of an Arrow file or stream, with these columns. Raises SourceError."""
+    with TranslatedErrors(file), file.native() as raw:
         reader = _arrow_reader(raw)
         is_file = hasattr(reader, "get_batch")
         first = 1
         for batch in (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader:
-            yield Frame(first, columns_of(of_arrow(batch.select(names), file.path), names))
+            yield Frame(first, columns_of(from_arrow(batch.select(names), file.path), names))
             first += batch.num_rows

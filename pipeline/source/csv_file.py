@@ -1,4 +1,4 @@
-"""CSV and TSV files as polars frames. Edge: files."""
+"""Read CSV and TSV files as polars frames, whose columns are all text. Edge: files."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,15 +10,16 @@ import pyarrow.csv
 from pipeline.errors import SourceError
 from pipeline.source import csv_text
 from pipeline.source.files import SourceFile
-from pipeline.source.frames import BLOCK_BYTES, LONGEST_ROW, Frame, of_arrow
+from pipeline.source.frames import BLOCK_BYTES, LONGEST_ROW, Frame, from_arrow
 from pipeline.source.identity import columns_of
 from pipeline.source.readahead import ReadAhead
-from pipeline.source.translated import RowTooLong, Translated
+from pipeline.source.translated import RowTooLong, TranslatedErrors
 
 
 def columns(file: SourceFile) -> list[str]:
+    """Return the names of a file's columns: from the header, the job, or column_1, ... Raises SourceError."""
     for block in (BLOCK_BYTES, LONGEST_ROW):
-        with contextlib.suppress(RowTooLong), Translated(file), ReadAhead(csv_text.opened(file)) as ahead:
+        with contextlib.suppress(RowTooLong), TranslatedErrors(file), ReadAhead(csv_text.open_text(file)) as ahead:
             ahead.reader = _csv_reader(ahead, file, [], block)
             found = list(ahead.reader.schema.names)
             if file.csv.header:
@@ -28,15 +29,16 @@ def columns(file: SourceFile) -> list[str]:
 
 
 def frames(file: SourceFile, own: list[str], names: list[str]) -> Iterator[Frame]:
+    """Yield the rows of a file. own: all its columns; names: the columns to read. Raises SourceError."""
     rows, block = 0, BLOCK_BYTES
-    read = names or own[-1:]  # pyarrow would read all columns for none
+    read = names or own[-1:]  # for no column pyarrow would read all
     while True:
         skip = rows
         try:
-            with Translated(file), ReadAhead(csv_text.opened(file)) as ahead:
+            with TranslatedErrors(file), ReadAhead(csv_text.open_text(file)) as ahead:
                 ahead.reader = _csv_reader(ahead, file, read, block, own)
                 for batch in ahead.batches():
-                    frame = of_arrow(batch)
+                    frame = from_arrow(batch)
                     frame.columns = read
                     new = frame.slice(skip)
                     skip -= frame.height - new.height
@@ -46,13 +48,13 @@ def frames(file: SourceFile, own: list[str], names: list[str]) -> Iterator[Frame
         except RowTooLong:
             if block >= LONGEST_ROW:
                 raise SourceError(f"{file.path} row {rows + 1}: the row is longer than {LONGEST_ROW:,} bytes") from None
-            block = min(block * 16, LONGEST_ROW)  # read on behind what was handed out, in larger blocks
+            block = min(block * 16, LONGEST_ROW)  # start again in larger blocks; `skip` drops the rows yielded already
             continue
         return
 
 
 def _csv_reader(ahead: ReadAhead, file: SourceFile, names: list[str], block: int, own: list[str] | None = None) -> Any:
-    """names: of the columns to read; own: of all columns, which a file without a header does not say itself."""
+    """Return pyarrow's reader. names: the columns to read; own: all columns, for a file without a header."""
     unnamed = {} if file.csv.header else {"column_names": own} if own else {"autogenerate_column_names": True}
     nulls = file.csv.null_values
     return pa.csv.open_csv(
@@ -66,7 +68,7 @@ def _csv_reader(ahead: ReadAhead, file: SourceFile, names: list[str], block: int
         ),
         convert_options=pa.csv.ConvertOptions(
             null_values=nulls,
-            strings_can_be_null=bool(nulls),  # else an empty field is empty text, and NULL is a word
+            strings_can_be_null=bool(nulls),  # without null_values an empty field is empty text, and NULL is a word
             quoted_strings_can_be_null=False,
             include_columns=names,
             column_types=dict.fromkeys(names, pa.string()),  # 08123 stays 08123

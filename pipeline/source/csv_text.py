@@ -1,7 +1,7 @@
-"""Which text of a CSV file does pyarrow get, and in which of its rows is a fault? Edge: files.
+"""Prepare the text of a CSV file for pyarrow, and refuse faulty quotes with their row. Edge: files.
 
-The text is UTF-8, without a byte order mark and the lines that `csv.skip` and `csv.comment` leave out. pyarrow takes
-text behind a closing quote as it comes, and a quote that is never closed; both are refused here.
+pyarrow gets UTF-8 without a byte order mark, and without the lines that `csv.skip` and `csv.comment` leave out. pyarrow
+accepts text after a closing quote, and a quote that is never closed; both are refused here.
 """
 
 import codecs
@@ -20,21 +20,21 @@ from pipeline.source.files import SourceFile
 from pipeline.source.frames import LONGEST_ROW
 from pipeline.source.translated import other_encoding
 
-READ_BYTES = 1_000_000  # read at once from a file
-SHOWN = 20  # bytes before and behind a fault
+READ_BYTES = 1_000_000  # that are read at once from a file
+SHOWN_BYTES = 20  # before and after a fault, in its message
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _MARK = b"\xef\xbb\xbf"  # a byte order mark, in UTF-8
 
 
-#: Files whose quotes were found to fit, as they were found: a source is read several times.
+#: Identities of files whose quotes are all right, because a source is read several times and checked once.
 _CHECKED: set[tuple[object, ...]] = set()
 
 
-def opened(file: SourceFile) -> "CsvText | pa.NativeFile":
-    """A CSV file's text, to read once from its start to its end.
+def open_text(file: SourceFile) -> "CsvText | pa.NativeFile":
+    """Return the text of a CSV file, to be read once from start to end.
 
-    pyarrow reads a file of this machine without Python in between once there is nothing left to do for us.
+    A local file that needs no change and no check is returned as a file of pyarrow, which reads it without Python.
     """
     plain = file.csv.skip == 0 and file.csv.comment is None and file.csv.escape is None
     if plain and file.is_local and _is_utf8(file) and _is_checked(file):
@@ -51,11 +51,12 @@ def _is_checked(file: SourceFile) -> bool:
 
 
 def _identity(file: SourceFile) -> tuple[object, ...]:
+    """Return what the file's content and its reading depend on; equal for the same file, unchanged."""
     return (file.path, file.found, file.delimiter, file.encoding, file.csv.model_dump_json())
 
 
 class CsvText:
-    """A CSV file's text as `opened` has it, each of its quotes checked."""
+    """The text of a CSV file, prepared for pyarrow; its quotes are checked while it is read."""
 
     def __init__(self, file: SourceFile) -> None:
         self._file = file
@@ -64,8 +65,8 @@ class CsvText:
         self._quotes = None if _is_checked(file) else _Quotes(file)
 
     def read(self, size: int) -> bytes:
-        """Return the next `size` bytes, fewer at the end. Raises SourceError, and what pyarrow raises of the file."""
-        parts = [self._held] if self._held else []  # one block alone is not copied
+        """Return the next `size` bytes, fewer at the end. Raises SourceError, and pyarrow's errors about the file."""
+        parts = [self._held] if self._held else []  # a single block is not copied
         missing = size - len(self._held)
         while missing > 0 and (block := next(self._blocks, b"")):
             parts.append(block)
@@ -83,24 +84,27 @@ class CsvText:
 
 
 def _at_place(file: SourceFile, fault: "_Fault") -> SourceError:
-    file.check()  # half a file may be anything
+    file.check()  # a file that is still being written may have any fault
     return SourceError(f"{_place(file, text_bytes=fault.at)}: {fault}")
 
 
 def _decompressed(file: SourceFile) -> Iterator[bytes]:
+    """Yield the decompressed bytes of a file in blocks. Raises SourceError if a compressed file contains no text."""
     with file.native() as raw, pa.input_stream(raw, compression=file.compression) as stream:
         is_start = True
         while data := stream.read(READ_BYTES):
             if is_start and file.compression is not None and (kind := kinds.kind_of(data)):
-                raise SourceError(f"{file.path}: what is compressed in it is {kind.name}, no text; unpack it, and look")
+                raise SourceError(
+                    f"{file.path}: its decompressed content is {kind.name}, not text; unpack and check it"
+                )
             is_start = False
             yield data
 
 
 def _text(file: SourceFile, blocks: Iterator[bytes], errors: str = "strict") -> Iterator[bytes]:
-    """The text that these bytes of the file are, in blocks that may be empty.
+    """Yield the prepared text of a file, as UTF-8, in blocks that may be empty. blocks: the file's decompressed bytes.
 
-    Raises SourceError for bytes that are none, where `errors` is strict.
+    errors: how Python's decoder treats bytes that are not text; with "strict" they raise SourceError.
     """
     if not _is_utf8(file):
         blocks = _transcoded(file, blocks, errors)
@@ -115,6 +119,7 @@ def _text(file: SourceFile, blocks: Iterator[bytes], errors: str = "strict") -> 
 
 
 def _transcoded(file: SourceFile, blocks: Iterable[bytes], errors: str) -> Iterator[bytes]:
+    """Yield the text in UTF-8, from blocks in the file's encoding."""
     decoder = codecs.getincrementaldecoder(file.encoding)(errors)
     taken = 0
     for block in _with_end(blocks):
@@ -128,12 +133,13 @@ def _transcoded(file: SourceFile, blocks: Iterable[bytes], errors: str) -> Itera
 
 
 def _with_end(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The blocks, and an empty one behind them."""
+    """Yield the blocks, then an empty one."""
     yield from blocks
     yield b""
 
 
 def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the text without a byte order mark at its start."""
     first = b""
     while len(first) < len(_MARK) and (block := next(blocks, b"")):
         first += block
@@ -142,7 +148,7 @@ def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _without_lines(blocks: Iterator[bytes], lines: int) -> Iterator[bytes]:
-    """The text behind so many lines. A line end within quotes ends a line, too."""
+    """Yield the text after the first `lines` lines. A line end within quotes counts, too."""
     held = b""
     for block in blocks:
         held, at = held + block, 0
@@ -156,7 +162,7 @@ def _without_lines(blocks: Iterator[bytes], lines: int) -> Iterator[bytes]:
 
 
 def _without_comments(row: re.Pattern[bytes], blocks: Iterator[bytes], comment: bytes) -> Iterator[bytes]:
-    """The text without the lines that begin with `comment`; within a quoted field no line begins.
+    """Yield the text without the lines that begin with `comment`. A line within a quoted field is never a comment.
 
     row: matches one row with its line end.
     """
@@ -167,7 +173,7 @@ def _without_comments(row: re.Pattern[bytes], blocks: Iterator[bytes], comment: 
             is_comment = held.startswith(comment, at)
             found = _LINE_END.search(held, at) if is_comment else row.match(held, at)
             end = found.end() if found else len(held)
-            if block and end == len(held):  # the rest of this line may follow, and \r may be half of \r\n
+            if block and end == len(held):  # the rest of this line may follow, and \r may be the half of \r\n
                 break
             kept += [] if is_comment else [held[at:end]]
             at = end
@@ -176,9 +182,9 @@ def _without_comments(row: re.Pattern[bytes], blocks: Iterator[bytes], comment: 
 
 
 def _with_escapes_as_text(file: SourceFile, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    r"""The text with each escape character doubled that stands before an ordinary character: there it is text.
+    r"""Yield the text with each escape character doubled that is followed by an ordinary character.
 
-    So C:\temp and MySQL's \N stay what they are; pyarrow would leave the escape character out.
+    So C:\temp and MySQL's \N stay unchanged; pyarrow would drop the escape character.
     """
     escape, delimiter, quote = _bytes(file.csv.escape), _bytes(file.delimiter), _bytes(file.csv.quote)
     special = re.escape(escape + delimiter + quote + b"\r\n")
@@ -186,7 +192,7 @@ def _with_escapes_as_text(file: SourceFile, blocks: Iterator[bytes]) -> Iterator
     held = b""
     for block in _with_end(blocks):
         data = held + block
-        whole = data.rstrip(escape) if block else data  # what a last one belongs to may follow
+        whole = data.rstrip(escape) if block else data  # the character after the last escape is in the next block
         held = data[len(whole) :]
         yield pair.sub(lambda found: found[0] if found[1] else escape * 2, whole) if escape in whole else whole
 
@@ -195,7 +201,7 @@ def _with_escapes_as_text(file: SourceFile, blocks: Iterator[bytes]) -> Iterator
 
 
 class _Fault(Exception):
-    """What is wrong with a text. at: after how many of its bytes; None: at its end."""
+    """A fault in a text. at: the number of the text's bytes before it; None if it is at the end."""
 
     def __init__(self, message: str, at: int | None) -> None:
         super().__init__(message)
@@ -203,10 +209,10 @@ class _Fault(Exception):
 
 
 class _Patterns(NamedTuple):
-    """Regular expressions of a kind of CSV. None of them goes back over what it has matched.
+    """Regular expressions for one dialect of CSV. None of them backtracks.
 
-    outside: fields and line ends up to a quoted field that is not right, or not ended; within: what stands between
-    quotes; row: a row with its line end. Each looks at the byte before the place where it begins.
+    outside: matches fields and line ends, up to a quoted field that is faulty or not closed. within: matches the text
+    between quotes. row: matches a row with its line end. Each also looks at the byte before the start of the match.
     """
 
     outside: re.Pattern[bytes]
@@ -227,7 +233,7 @@ def _patterns(delimiter: bytes, quote: bytes, escape: bytes) -> _Patterns:
             re.compile(b""), re.compile(b""), re.compile(rb"(?:[^\r\n%b]++%b)*+(?:\r\n|\r|\n)" % (e, pair))
         )
     within = b"(?:[^%b%b]++|%b%b%b)*+" % (q, e, q, q, pair)
-    # a quote behind any other byte than these is a part of a field without quotes
+    # a quote after any other byte than these is a part of an unquoted field
     inner = rb"(?<=[^%b\r\n])%b" % (d, q) + (rb"%b%b*+" % (pair, q) if escape else b"")
     outside = rb"(?:[^%b%b]++|%b|%b%b%b(?=[%b\r\n]))*+" % (q, e, inner, q, within, q, d)
     row = rb"(?:[^%b%b\r\n]++|%b|%b%b%b)*+(?:\r\n|\r|\n)" % (q, e, inner, q, within, q)
@@ -235,18 +241,18 @@ def _patterns(delimiter: bytes, quote: bytes, escape: bytes) -> _Patterns:
 
 
 class _Quotes:
-    """Checks that each quoted field ends, and with its closing quote."""
+    """Checks that each quoted field is closed, and ends with its closing quote."""
 
     def __init__(self, file: SourceFile) -> None:
         self._outside, self._within, _ = _patterns_of(file)
         self._quote, self._escape = _bytes(file.csv.quote), _bytes(file.csv.escape)
         self._ends = _bytes(file.delimiter) + b"\r\n"
-        self._rest = b"\n"  # one byte that is known already, and quotes and escapes that the next byte explains
+        self._rest = b"\n"  # one checked byte, then quotes and escapes whose meaning depends on the next byte
         self._is_within = False
-        self._at = -1  # of the first byte of the rest, in the text
+        self._at = -1  # position in the text of the first byte of the rest
 
     def take(self, data: bytes) -> None:
-        """Check the next bytes of the text; none: it has ended. Raises _Fault."""
+        """Check the next bytes of the text; no bytes mean its end. Raises _Fault."""
         if not data:
             return self._end()
         data = self._rest + data
@@ -261,6 +267,7 @@ class _Quotes:
         return None
 
     def _check(self, data: bytes, end: int) -> None:
+        """Check `data` from its second byte to before `end`. Raises _Fault."""
         at = 1
         while at < end:
             if not self._is_within:
@@ -278,31 +285,35 @@ class _Quotes:
                 raise _Fault(self._behind_quote(data, at), self._at + at)
 
     def _last(self, data: bytes, end: int) -> bytes:
-        """The last byte that was checked; another one if it was escaped, and so ends no field."""
+        """Return the last checked byte; "x" in place of an escaped byte, which ends no field."""
         before = data[: end - 1]
         escapes = len(before) - len(before.rstrip(self._escape)) if self._escape else 0
         return b"x" if escapes % 2 else data[end - 1 : end]
 
     def _end(self) -> None:
-        """Check what is left, as if a line end stood behind it."""
+        """Check the rest, as if a line end followed it. Raises _Fault."""
         rest, self._rest = self._rest + b"\n", b"\n"
         self._check(rest, len(rest))
         if self._is_within:
             raise _Fault(f"a quote ({self._quote.decode()}) is opened and never closed", None)
 
     def _behind_quote(self, data: bytes, at: int) -> str:
-        before, behind = data[max(1, at - SHOWN) : at].splitlines()[-1], data[at : at + SHOWN].splitlines()[0]
+        """Return the message for text after a closing quote. at: the index of the first byte after the quote."""
+        before, behind = (
+            data[max(1, at - SHOWN_BYTES) : at].splitlines()[-1],
+            data[at : at + SHOWN_BYTES].splitlines()[0],
+        )
         shown = (before + behind).decode(errors="replace")
         quote = self._quote.decode()
         remedy = f"write a quote within quotes twice ({quote * 2})"
         if data[at - 2 : at - 1] == b"\\":
-            remedy += r", or, if quotes are escaped by a backslash, say source.csv.escape: '\'"
+            remedy += r", or, if quotes are escaped by a backslash, set source.csv.escape: '\'"
         shown = shown if shown.isprintable() else repr(shown)
-        return f"text stands behind the closing quote of a field ({shown}); {remedy}"
+        return f"text follows the closing quote of a field ({shown}); {remedy}"
 
 
 def _matched(pattern: re.Pattern[bytes], data: bytes, at: int, end: int) -> int:
-    """Where the match that begins at `at` ends; these patterns match at every place."""
+    """Return where the match that begins at `at` ends. The patterns match at every position."""
     found = pattern.match(data, at, end)
     assert found is not None
     return found.end()
@@ -313,7 +324,10 @@ def _bytes(text: str | None) -> bytes:
 
 
 def _place(file: SourceFile, *, raw_bytes: int | None = None, text_bytes: int | None = None) -> str:
-    """Where so many bytes of the file, or of its text, end: in which row, counted from 1. Reads the file again."""
+    """Return the row, from 1, for a message: the row after so many bytes of the file, or of its prepared text.
+
+    raw_bytes, text_bytes: one of them is given. Reads the file again, up to there.
+    """
     blocks = _limited(_decompressed(file), raw_bytes)
     text = _limited(_text(file, blocks, errors="replace"), text_bytes)
     csv.field_size_limit(LONGEST_ROW)
@@ -325,6 +339,7 @@ def _place(file: SourceFile, *, raw_bytes: int | None = None, text_bytes: int | 
 
 
 def _limited(blocks: Iterator[bytes], size: int | None) -> Iterator[bytes]:
+    """Yield the first `size` bytes of the blocks; None for all."""
     for block in blocks:
         yield block if size is None else block[:size]
         size = None if size is None else size - len(block)
@@ -333,7 +348,7 @@ def _limited(blocks: Iterator[bytes], size: int | None) -> Iterator[bytes]:
 
 
 class _Blocks(io.RawIOBase):
-    """Blocks of bytes as a file."""
+    """Blocks of bytes, as a file that can be read."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks, self._held = blocks, b""

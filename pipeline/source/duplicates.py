@@ -1,4 +1,4 @@
-"""Whether very many texts are all different, by 8 bytes of each, on disk where that is much. Edge: temporary files."""
+"""Find duplicates among very many texts, by hashes that move to disk when there are many. Edge: files."""
 
 import contextlib
 import tempfile
@@ -8,12 +8,12 @@ import polars as pl
 import pyarrow as pa
 
 AT_ONCE = 250_000  # hashes that are held in memory
-_PARTS = 16  # each a range of hashes: looked at one after the other, a sixteenth is in memory
-_PART_BITS = 60  # below the bits that tell the part
+_PARTS = 16  # files, each for a range of hashes; they are searched one by one, so that a sixteenth is in memory
+_PART_BITS = 60  # the lower bits of a hash; the upper ones give its part
 
 
 class Mark(NamedTuple):
-    """What a `Distinct` had at some moment."""
+    """The state of a `Distinct` at some moment, for `restore`."""
 
     held: list[pl.Series]
     size: int
@@ -21,7 +21,7 @@ class Mark(NamedTuple):
 
 
 class Distinct:
-    """Hashes of texts, kept until it is asked which came twice. Close it, or use it in a `with` block."""
+    """Collects hashes of texts, and finds those that were added more than once. To be used in a `with` block."""
 
     def __init__(self) -> None:
         self._held: list[pl.Series] = []
@@ -36,37 +36,38 @@ class Distinct:
         self._files.close()
 
     def add(self, hashed: pl.Series) -> None:
-        """Take note of texts by their `hashes`."""
+        """Add texts. hashed: their `hashes`."""
         self._held.append(hashed)
         self._count += hashed.len()
         if self._count >= AT_ONCE:
-            self._put_away()
+            self._spill()
 
     def mark(self) -> "Mark":
-        """What there is so far, to come back to."""
+        """Return the current state, for `restore`."""
         return Mark(list(self._held), self._count, [part.tell() for part in self._parts])
 
-    def back_to(self, mark: "Mark") -> None:
-        """Forget what was added since."""
+    def restore(self, mark: "Mark") -> None:
+        """Remove the hashes that were added after `mark`."""
         self._held, self._count = list(mark.held), mark.size
         for part, end in zip(self._parts, mark.ends or [0] * len(self._parts), strict=True):
             part.seek(end)
             part.truncate()
 
-    def twice(self) -> pl.Series:
-        """The hashes that came more than once: nearly always of equal texts, which is for the caller to look at."""
+    def duplicates(self) -> pl.Series:
+        """Return the hashes that were added more than once; the caller compares the texts, which may still differ."""
         if not self._parts:
-            return _twice(self._held)
-        self._put_away()
+            return _duplicates(self._held)
+        self._spill()
         found = []
         for part in self._parts:
             part.seek(0)
             data = part.read()
             values = pa.Array.from_buffers(pa.uint64(), len(data) // 8, [None, pa.py_buffer(data)])
-            found.append(_twice([pl.Series(values, dtype=pl.UInt64)]))
+            found.append(_duplicates([pl.Series(values, dtype=pl.UInt64)]))
         return pl.concat(found)
 
-    def _put_away(self) -> None:
+    def _spill(self) -> None:
+        """Move the hashes in memory to the files."""
         if not self._parts:
             opened = (tempfile.TemporaryFile() for _ in range(_PARTS))  # noqa: SIM115  # closed with us
             self._parts = [self._files.enter_context(part) for part in opened]
@@ -79,10 +80,10 @@ class Distinct:
 
 
 def hashes(texts: pl.Series) -> pl.Series:
-    """64 bits for each text, the same for equal ones within this process."""
+    """Return a hash of 64 bits for each text; equal texts have equal hashes within this process."""
     return texts.hash()
 
 
-def _twice(hashed: list[pl.Series]) -> pl.Series:
+def _duplicates(hashed: list[pl.Series]) -> pl.Series:
     ordered = pl.concat([pl.Series(dtype=pl.UInt64), *hashed]).sort()
     return ordered.filter(ordered == ordered.shift(1)).unique()

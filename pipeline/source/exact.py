@@ -1,7 +1,8 @@
-"""Which Python value stands for each value of an Arrow array, so that its text is exact. Pure.
+"""Convert Arrow values to Python values whose text is exact. Pure.
 
-A value is one that templates, JSON and polars know (text, number, truth, date, ...), or the standard text of what
-Python has no type for: a duration, nanoseconds, bytes that are text. A value without either is an `Unprintable`.
+A Python value has a type that templates, JSON and polars know (text, number, boolean, date, ...). What Python has no
+exact type for becomes its standard text: a duration, nanoseconds, bytes that are text. Anything else becomes an
+`Unprintable`. Its reason is part of the row_hash (see identity.py): a reworded reason would send rows again.
 """
 
 import datetime
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.job.json_values import Nanoseconds, Unprintable
 
-_EPOCH = datetime.datetime(1970, 1, 1)  # noqa: DTZ001  # of a column without a time zone
+_EPOCH = datetime.datetime(1970, 1, 1)  # noqa: DTZ001  # for columns without a time zone
 _UTC_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _DAYS = range((datetime.date.min - _EPOCH.date()).days, (datetime.date.max - _EPOCH.date()).days + 1)
@@ -28,17 +29,17 @@ _DAYS = range((datetime.date.min - _EPOCH.date()).days, (datetime.date.max - _EP
 
 
 def refusal(kind: Any) -> str | None:
-    """Why a column of this Arrow type cannot be read; None if it can."""
+    """Return why a column of this Arrow type cannot be read; None if it can."""
     if isinstance(kind, pa.BaseExtensionType):
         known = isinstance(kind, pa.UuidType | pa.JsonType | pa.Bool8Type)
-        return None if known else f"values of the extension type {kind.extension_name} have no text"
+        return None if known else f"values of the extension type {kind.extension_name} have no standard text"
     if pa.types.is_union(kind):
         return "a union has values of several types"
     return next((why for why in map(refusal, _inner(kind)) if why is not None), None)
 
 
 def is_plain(kind: Any) -> bool:
-    """Whether polars holds the values of this Arrow type unchanged."""
+    """Return whether polars holds all values of this Arrow type unchanged."""
     known = pa.types
     if isinstance(kind, pa.BaseExtensionType) or known.is_map(kind) or known.is_union(kind):
         return False
@@ -47,14 +48,14 @@ def is_plain(kind: Any) -> bool:
     if known.is_decimal(kind):
         return bool(kind.bit_width <= 128 and 0 <= kind.scale <= kind.precision)
     if known.is_timestamp(kind):
-        return bool(kind.unit != "s")  # polars makes milliseconds of them, and some are too large for that
+        return bool(kind.unit != "s")  # polars converts seconds to milliseconds, and some are too large for that
     if known.is_duration(kind) or known.is_interval(kind) or known.is_run_end_encoded(kind):
         return False
     return not (known.is_list_view(kind) or known.is_large_list_view(kind)) and all(map(is_plain, _inner(kind)))
 
 
-def is_compared(kind: Any) -> bool:
-    """Whether the values in a file of this Arrow type are those that a frame has, so that its statistics hold."""
+def is_comparable(kind: Any) -> bool:
+    """Return whether the statistics of a file apply to a frame's values of this Arrow type."""
     return is_plain(kind) and not _is_binary(kind)
 
 
@@ -63,7 +64,7 @@ def _inner(kind: Any) -> Iterable[Any]:
 
 
 def family(kind: Any) -> Any:
-    """What is the same for Arrow types that store the same values in different ways; None for the type of nulls."""
+    """Return a value that is equal for Arrow types that only store values differently; None for the null type."""
     known = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return str(kind)
@@ -94,7 +95,7 @@ def family(kind: Any) -> Any:
 
 
 def series(array: Any) -> pl.Series:
-    """An Arrow array as polars holds it unchanged: where polars has no type for its values, as texts or objects."""
+    """Return an Arrow array as a polars series; values that polars has no type for become texts or objects."""
     kind = array.type
     if pa.types.is_run_end_encoded(kind):
         return series(pc.run_end_decode(array))
@@ -110,7 +111,7 @@ def series(array: Any) -> pl.Series:
 
 
 def _milliseconds(array: Any) -> Any:
-    """Seconds as milliseconds; those that are too large stay so large that they have no year."""
+    """Convert seconds to milliseconds; those that are too large become values beyond the year 9999, or before 1."""
     most = pa.scalar(2**53, pa.int64())
     seconds = array.cast(pa.int64())
     within = pc.min_element_wise(
@@ -119,39 +120,39 @@ def _milliseconds(array: Any) -> Any:
     return pc.multiply(within, 1000).cast(pa.timestamp("ms", array.type.tz))
 
 
-def of_series(column: pl.Series) -> list[Any]:
-    """The values of a column of a frame."""
+def values_of(column: pl.Series) -> list[Any]:
+    """Return the values of a polars series as Python values, None for null."""
     dtype = column.dtype
     if dtype == pl.Binary:
         return [None if value is None else text_of(value) for value in column.to_list()]
-    if _is_as_it_is(dtype) or not _has_odd(column):
+    if _fits_python(dtype) or not _may_not_fit_python(column):
         return column.to_list()
     return values(column.to_arrow())
 
 
-def unfit(column: pl.Series) -> tuple[int, str] | None:
-    """The first value that neither a key nor a column of a results table can be: its place, and the reason."""
-    if _is_as_it_is(column.dtype) and column.dtype != pl.Object:
+def first_unstorable(column: pl.Series) -> tuple[int, str] | None:
+    """Return index and reason of the first value that a key or results table cannot hold; None if there is none."""
+    if _fits_python(column.dtype) and column.dtype != pl.Object:
         return None
-    for i, value in enumerate(of_series(column)):
+    for i, value in enumerate(values_of(column)):
         if isinstance(value, Unprintable):
             return i, value.reason
         if isinstance(column.dtype, pl.Datetime) and isinstance(value, Nanoseconds):
-            return i, f"{value} has nanoseconds, and a results table holds microseconds"
+            return i, f"{value} has nanoseconds, and a results table can hold only microseconds"
     return None
 
 
-def _is_as_it_is(dtype: pl.DataType) -> bool:
-    """Whether Python has all values of such a column."""
+def _fits_python(dtype: pl.DataType) -> bool:
+    """Return whether Python's types hold every value of this polars type."""
     if isinstance(dtype, pl.List | pl.Array):
-        return _is_as_it_is(dtype.inner)  # type: ignore[arg-type]
+        return _fits_python(dtype.inner)  # type: ignore[arg-type]
     if isinstance(dtype, pl.Struct):
-        return all(_is_as_it_is(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
+        return all(_fits_python(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
     return not (dtype.is_temporal() or dtype.is_nested() or dtype == pl.Binary)
 
 
-def _has_odd(column: pl.Series) -> bool:
-    """Whether Python may lack one of the values: those of dates and times are looked at."""
+def _may_not_fit_python(column: pl.Series) -> bool:
+    """Return whether Python's types may not hold one of the column's values; dates and times are checked exactly."""
     dtype = column.dtype
     if not isinstance(dtype, pl.Date | pl.Datetime | pl.Time):
         return True
@@ -162,7 +163,7 @@ def _has_odd(column: pl.Series) -> bool:
     if isinstance(dtype, pl.Time):
         return bool((counts % 1000 != 0).any())
     per_day = 1 if isinstance(dtype, pl.Date) else 86_400 * 1_000_000_000 // _NANOSECONDS[dtype.time_unit]
-    # a day on either side, for a time zone
+    # one day less on either side, because a time zone may shift the date
     far = low < (_DAYS.start + 1) * per_day or high > (_DAYS.stop - 2) * per_day  # type: ignore[operator]
     return bool(far or (isinstance(dtype, pl.Datetime) and dtype.time_unit == "ns" and (counts % 1000 != 0).any()))
 
@@ -171,7 +172,7 @@ def _has_odd(column: pl.Series) -> bool:
 
 
 def values(array: Any) -> list[Any]:
-    """The values of an Arrow array, None for null."""
+    """Return the values of an Arrow array as Python values, None for null."""
     if isinstance(array, pa.ChunkedArray):
         return list(itertools.chain.from_iterable(map(values, array.chunks)))
     kind, known = array.type, pa.types
@@ -193,6 +194,10 @@ def values(array: Any) -> list[Any]:
 
 
 def _converter(kind: Any) -> Callable[[Any], Any] | None:
+    """Return the function that converts a value of this Arrow type; None if pyarrow's own conversion is exact.
+
+    It gets the stored number for dates, times and durations, and pyarrow's Python value for other types.
+    """
     known = pa.types
     if known.is_date32(kind):
         return _date
@@ -217,7 +222,7 @@ def _is_binary(kind: Any) -> bool:
 
 
 def text_of(value: bytes) -> str | Unprintable:
-    """Bytes as the UTF-8 text that they are: some programs write texts without saying so."""
+    """Decode bytes as UTF-8, because some programs store texts as binary. Unprintable for other bytes."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -243,16 +248,16 @@ def _of_nested(array: Any) -> list[Any]:
         fields = [values(field) for field in array.flatten()]
         rows = zip(*fields, strict=True) if fields else itertools.repeat(())
         return [
-            _whole(dict(zip(names, row, strict=True))) if there else None
+            _or_unprintable(dict(zip(names, row, strict=True))) if there else None
             for there, row in zip(present, rows, strict=False)
         ]
     if known.is_map(kind):
         return [_pairs(one) if there else None for there, one in zip(present, _lists(array), strict=True)]
-    return [_whole(one) if there else None for there, one in zip(present, _lists(array), strict=True)]
+    return [_or_unprintable(one) if there else None for there, one in zip(present, _lists(array), strict=True)]
 
 
 def _lists(array: Any) -> Iterable[list[Any]]:
-    """The lists of an array, each as its values; an empty one for null. Those of a map are lists of pairs."""
+    """Return each list of an array as its values; an empty list for null. A map gives lists of pairs."""
     if pa.types.is_map(array.type):
         rows = [one if one is not None else [] for one in array.to_pylist()]
         keys = values(pa.array([k for row in rows for k, _ in row], array.type.key_type))
@@ -264,19 +269,19 @@ def _lists(array: Any) -> Iterable[list[Any]]:
 
 
 def _items(array: Any) -> Any:
-    """The values of a map's pairs, without those of null maps."""
+    """Return the values of the pairs of all maps in an array, without those of null maps."""
     return pa.concat_arrays([one.values.field(1) for one in array if one.is_valid] or [array.items[:0]])
 
 
 def _pairs(pairs: Sequence[tuple[Any, Any]]) -> Any:
-    """A map as JSON has it: an object by the texts of its keys."""
+    """Return a map as a dict by the texts of its keys; an Unprintable if a key has no text or occurs twice."""
     texts = [key if isinstance(key, str) else _key(key) for key, _ in pairs]
     bad = next((text for text in texts if isinstance(text, Unprintable)), None)
     if bad is not None:
         return bad
     if len(set(texts)) < len(texts):
         return Unprintable("a map has one key twice")
-    return _whole(dict(zip(texts, (value for _, value in pairs), strict=True)))
+    return _or_unprintable(dict(zip(texts, (value for _, value in pairs), strict=True)))
 
 
 def _key(key: Any) -> Any:
@@ -287,8 +292,8 @@ def _key(key: Any) -> Any:
     return key if isinstance(key, Unprintable) else str(key)
 
 
-def _whole(value: Any) -> Any:
-    """A list or structure; the first value in it that is unfit, if one is."""
+def _or_unprintable(value: Any) -> Any:
+    """Return the first Unprintable in a list or structure; the list or structure itself if there is none."""
     inner = value.values() if isinstance(value, dict) else value
     return next((one for one in inner if type(one) is Unprintable), value)
 
@@ -303,7 +308,7 @@ def _date(days: int) -> Any:
 
 
 def _timestamp(value: int, *, unit: int, zone: str | None) -> Any:
-    """A time of so many units since 1970. unit: in nanoseconds."""
+    """Return the time that is `value` units after the start of 1970. unit: in nanoseconds; zone: None for none."""
     micros, nanos = divmod(value * unit, 1000)
     try:
         found = (_EPOCH if zone is None else _UTC_EPOCH) + datetime.timedelta(microseconds=micros)
@@ -315,7 +320,7 @@ def _timestamp(value: int, *, unit: int, zone: str | None) -> Any:
 
 @functools.cache
 def _zone(name: str) -> datetime.tzinfo:
-    """A time zone by its name, or by its offset."""
+    """Return a time zone. name: a name of the time zone database, or an offset like +02:00."""
     if name[:1] in "+-" and name[1:3].isdigit():
         hours, minutes = int(name[1:3]), int(name[3:].lstrip(":") or 0)
         offset = datetime.timedelta(hours=hours, minutes=minutes)
@@ -324,7 +329,7 @@ def _zone(name: str) -> datetime.tzinfo:
 
 
 def _with_nanos(value: datetime.datetime | datetime.time, nanos: int) -> str:
-    """ISO text with nine digits of the second."""
+    """Return ISO text with nine decimals of the second. nanos: beyond the microseconds of `value`, 0 to 999."""
     text = value.isoformat(timespec="microseconds")
     end = text.index(".") + 7
     return f"{text[:end]}{nanos:03}{text[end:]}"
@@ -339,12 +344,12 @@ def _time(nanos: int) -> Any:
 
 
 def duration(value: datetime.timedelta) -> str:
-    """ISO 8601: P1DT2H3M4.5S."""
+    """Return a duration as ISO 8601 text, like P1DT2H3M4.5S."""
     return _duration(value // datetime.timedelta(microseconds=1) * 1000)
 
 
 def _duration(nanos: int) -> str:
-    """ISO 8601: P1DT2H3M4.5S."""
+    """Return a duration as ISO 8601 text, like P1DT2H3M4.5S."""
     sign, nanos = ("-", -nanos) if nanos < 0 else ("", nanos)
     seconds, rest = divmod(nanos, 1_000_000_000)
     days, seconds = divmod(seconds, 86_400)
@@ -352,7 +357,7 @@ def _duration(nanos: int) -> str:
 
 
 def _interval(value: Any) -> str:
-    """ISO 8601, each part with its sign: P1M-2DT0.000000003S."""
+    """Return an interval as ISO 8601 text, each part with its sign, like P1M-2DT0.000000003S."""
     months, days, nanos = value
     seconds, rest = divmod(abs(nanos), 1_000_000_000)
     text = _date_part(months=months, days=days)
@@ -365,7 +370,7 @@ def _date_part(months: int = 0, days: int = 0) -> str:
 
 
 def _time_part(seconds: int, nanos: int, *, is_all: bool) -> str:
-    """is_all: there is nothing before it, so that at least T0S has to be there."""
+    """Return the time part of ISO 8601 text. is_all: whether there is no date part, so that it must not be empty."""
     hours, rest = divmod(seconds, 3600)
     minutes, seconds = divmod(rest, 60)
     parts = (f"{hours}H" if hours else "") + (f"{minutes}M" if minutes else "")

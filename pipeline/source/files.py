@@ -1,7 +1,4 @@
-"""Which files a source has, here or on object storage, and whether they are still what they were when found.
-
-Edge: files, network.
-"""
+"""Find the files of a source, local or on object storage, and detect later changes of them. Edge: files, network."""
 
 import fnmatch
 import glob
@@ -37,18 +34,18 @@ FORMATS = {
     ".ipc": "arrow",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-FORMAT_OF_NAME = {"tsv": "csv"}  # what source.format may also say
-TYPED = ("parquet", "arrow")  # formats that say themselves which type a column has, and compress by themselves
+FORMAT_OF_NAME = {"tsv": "csv"}  # values of source.format that are not formats of SourceFile
+TYPED = ("parquet", "arrow")  # formats with column types and with compression of their own
 
-COMPRESSED_NOTHING = 300  # bytes that a compressed file of no bytes has at most; its header may hold its name
+COMPRESSED_NOTHING = 300  # bytes; the largest compressed file without content, whose header may hold its name
 
-#: A folder of a hive layout: dt=2026-11-20.
+#: The name of a folder in Hive's layout: dt=2026-11-20.
 _PARTITION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
-NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # as Hive has it, for null and for an empty text
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # Hive's value for null and for an empty text
 
 
 class Stamp(NamedTuple):
-    """What a file of this machine was like when it was found: another one, or one written on, differs."""
+    """The version of a local file: it differs if the file is replaced or written to. size: in bytes."""
 
     size: int
     mtime_ns: int
@@ -57,9 +54,10 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source. path: of this machine, or a URL; found: what it was when it was found.
+    """One file of a source.
 
-    format: csv, parquet, ndjson or arrow; compression: gzip, zstd or None; partition: columns that its folders say.
+    path: a local path or a URL. found: the file's version when it was found. format: csv, parquet, ndjson or arrow.
+    compression: gzip, zstd or None. partition: columns and their values from the names of the folders.
     """
 
     path: str
@@ -73,36 +71,36 @@ class SourceFile:
 
     @property
     def name(self) -> str:
-        """Its own name, without the folders."""
+        """The file's name, without folders."""
         return PurePosixPath(self.path).name if objects.is_url(self.path) else Path(self.path).name
 
     @cached_property
     def folder(self) -> Folder:
-        """Where it is: what the paths of attachments are relative to."""
+        """The folder that holds the file; paths of attachments are relative to it."""
         if objects.is_url(self.path):
             return ObjectFolder(self.path.rpartition("/")[0])
         return LocalFolder(Path(self.path).parent)
 
     def open(self) -> io.BufferedIOBase:
-        """The file as bytes, compressed as it is, to read and to seek in."""
+        """Open the file for reading and seeking; a compressed file gives its compressed bytes."""
         if isinstance(self.found, Object):
             return objects.open_object(self.found)
         return open(self.path, "rb")
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a file of this machine."""
+        """Whether the file is on this machine, rather than on object storage."""
         return isinstance(self.found, Stamp)
 
     def native(self) -> Any:
-        """The same as pyarrow has it: a file of this machine is then read without Python in between.
+        """Open the file as a file of pyarrow, which reads a local file without Python.
 
-        Raises SourceError for a file of text that is none by its first bytes.
+        Raises SourceError if the file should be text and its first bytes are those of another kind of file.
         """
         if isinstance(self.found, Object):
             raw = objects.open_object(self.found)
             if self.format not in TYPED:
-                self._refuse_other_kind(raw.peek(kinds.START_BYTES))  # what is read for it is not read again
+                self._refuse_other_kind(raw.peek(kinds.START_BYTES))  # stays in the buffer, so it is fetched once
             return pa.PythonFile(raw, mode="r")
         file = pa.OSFile(self.path)
         if self.format not in TYPED:
@@ -111,30 +109,31 @@ class SourceFile:
         return file
 
     def _refuse_other_kind(self, start: bytes) -> None:
-        if said := self.instead(start):
-            raise SourceError(f"{self.path} {said}")
+        if problem := self.mismatch(start):
+            raise SourceError(f"{self.path} {problem}")
 
-    def instead(self, start: bytes) -> str | None:
-        """What the file is by its first bytes, if it is not what it should be, and what to do."""
+    def mismatch(self, start: bytes) -> str | None:
+        """Return what the file is, and what to do, if its first bytes do not fit its format; None if they do."""
         wanted = {"parquet": (kinds.PARQUET,), "arrow": (kinds.ARROW, kinds.ARROW_STREAM)}.get(self.format, ())
         by_compression = {"gzip": (kinds.GZIP,), "zstd": (kinds.ZSTD,)}
         if self.compression is not None:
             wanted = by_compression[self.compression]
-        return kinds.instead(wanted, start, self.name)
+        return kinds.mismatch(wanted, start, self.name)
 
     def check(self) -> None:
-        """Raises SourceError when the file is not the one any more that was found, or was written on since.
+        """Raise SourceError if the file was replaced, removed or written to since it was found.
 
-        An object needs no look: each of its reads carries its ETag.
+        An object needs no check here: each request for it carries its ETag.
         """
         if isinstance(self.found, Stamp) and stamp(self.path) != self.found:
             raise SourceError(
-                f"{self.path} was changed while it was read; let whoever writes it come to its end, and run again"
+                f"{self.path} was changed while it was read; wait until the program that writes it has finished, and "
+                "run again"
             )
 
 
 def stamp(path: str) -> Stamp | None:
-    """What the file is like now; None when it is gone."""
+    """Return the current version of a local file; None if it does not exist."""
     try:
         found = os.stat(path)
     except OSError:
@@ -143,7 +142,7 @@ def stamp(path: str) -> Stamp | None:
 
 
 def find(source: Source) -> list[SourceFile]:
-    """The files of a source, in the order of their names below each path. Raises SourceError that names the path."""
+    """Return the files of a source, for each path in the order of names. Raises SourceError that names the path."""
     assert source.path is not None
     found = [pair for path in source.path for pair in _expand(path, source)]
     files = [_source_file(path, what, source) for path, what in _not_empty(found)]
@@ -155,17 +154,18 @@ def find(source: Source) -> list[SourceFile]:
 
 
 def _expand(path: str, source: Source) -> list[tuple[str, Stamp | Object]]:
+    """Return the files of one path, folder, pattern or URL, and the version of each."""
     any_name = source.format is not None
     if objects.is_url(path):
         return _expand_url(path, any_name)
     if "://" in path:
         known = ", ".join(f"{scheme}://" for scheme in objects.SCHEMES)
-        raise SourceError(f"source.path: {path}: files are read from this machine, or from {known}")
+        raise SourceError(f"source.path: {path}: this kind of URL is not supported; give a local path, or {known}")
     return [(name, _stamped(name)) for name in _local(path, any_name)]
 
 
 def _local(path: str, any_name: bool) -> list[str]:
-    """any_name: whether a folder's files are data whatever their endings are."""
+    """Return the local files of a path, folder or pattern. any_name: whether a folder's files may have any ending."""
     if glob.has_magic(path) and not os.path.exists(path):
         return _local_matching(path)
     if os.path.isdir(path):
@@ -183,7 +183,7 @@ def _local(path: str, any_name: bool) -> list[str]:
 
 def _local_matching(pattern: str) -> list[str]:
     found = [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
-    files = [name for name in found if _fits(name.split("/"), pattern.split("/"))]
+    files = [name for name in found if _matches(name.split("/"), pattern.split("/"))]
     if not files:
         raise SourceError(f"source.path: no file matches {pattern}{_HIDDEN if found else ''}")
     lakes.refuse_above({Path(name).absolute().parent for name in files})
@@ -193,12 +193,12 @@ def _local_matching(pattern: str) -> list[str]:
 def _stamped(path: str) -> Stamp:
     found = stamp(path)
     if found is None:
-        raise SourceError(f"source.path: {path} was removed while the source was looked through; run again")
+        raise SourceError(f"source.path: {path} was removed while the files of the source were listed; run again")
     return found
 
 
 def _expand_url(url: str, any_name: bool) -> list[tuple[str, Stamp | Object]]:
-    with _of_source():
+    with _as_source_errors():
         if glob.has_magic(url):
             return _matching(url)
         if not url.endswith("/"):
@@ -213,7 +213,7 @@ def _expand_url(url: str, any_name: bool) -> list[tuple[str, Stamp | Object]]:
     files = [obj for obj in below if _is_data(PurePosixPath(*_parts_below(url, obj)), any_name)]
     if not files:
         raise SourceError(
-            _no_data(url) if below else f"source.path: {url} does not exist, neither as object nor as folder"
+            _no_data(url) if below else f"source.path: {url} does not exist, neither as an object nor as a folder"
         )
     return [(obj.url, obj) for obj in sorted(files)]
 
@@ -223,26 +223,26 @@ def _parts_below(folder: str, obj: Object) -> list[str]:
 
 
 def _matching(pattern: str) -> list[tuple[str, Stamp | Object]]:
-    """The objects whose address matches: `*` and `?` within a part between slashes, `**` over any number of them."""
+    """Return the objects whose URL matches: `*` and `?` within a part between slashes, `**` for any number of parts."""
     parts = pattern.split("/")
     plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     if plain < 3:  # scheme, nothing, bucket
-        raise SourceError(f"source.path: {pattern}: a pattern can stand behind the bucket only")
+        raise SourceError(f"source.path: {pattern}: the bucket cannot be a pattern; write its name")
     folder = "/".join(parts[:plain])
     below = list(objects.list_objects(folder))
     found = [obj for obj in below if not obj.url.endswith("/")]
-    files = [obj for obj in found if _fits(obj.url.split("/"), parts)]
+    files = [obj for obj in found if _matches(obj.url.split("/"), parts)]
     if not files:
-        hidden = any(_fits(obj.url.split("/"), parts, hidden=True) for obj in found)
+        hidden = any(_matches(obj.url.split("/"), parts, hidden=True) for obj in found)
         raise SourceError(f"source.path: no object matches {pattern}{_HIDDEN if hidden else ''}")
     _refuse_lakes(folder, below)
     return [(obj.url, obj) for obj in sorted(files)]
 
 
 def _refuse_lakes(folder: str, below: Sequence[Object]) -> None:
-    """Raises SourceError if a table is in this folder, or if the folder is a partition of one, or Iceberg's `data`.
+    """Raise SourceError if the folder contains a lake table, or is a partition of one or Iceberg's `data` folder.
 
-    To look further up would cost some requests for each folder.
+    Folders further up are not checked, because that would need several requests for each.
     """
     lakes.refuse_within(folder, (_parts_below(folder, obj) for obj in below))
     parts = folder.rstrip("/").split("/")
@@ -262,10 +262,11 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def _fits(parts: Sequence[str], pattern: Sequence[str], *, hidden: bool = False) -> bool:
-    """Whether the parts of a path match those of a pattern.
+def _matches(parts: Sequence[str], pattern: Sequence[str], *, hidden: bool = False) -> bool:
+    """Return whether the parts of a path match those of a pattern.
 
-    hidden: a name that begins with . or _ is a name as any other; else it needs the same character in the pattern.
+    hidden: whether names that begin with . or _ match like other names; else the pattern must begin with the same
+    character.
     """
     if not pattern:
         return not parts
@@ -273,16 +274,16 @@ def _fits(parts: Sequence[str], pattern: Sequence[str], *, hidden: bool = False)
         shown = 0
         while shown < len(parts) and (hidden or not _is_hidden(parts[shown])):
             shown += 1
-        return any(_fits(parts[i:], pattern[1:], hidden=hidden) for i in range(shown + 1))
+        return any(_matches(parts[i:], pattern[1:], hidden=hidden) for i in range(shown + 1))
     if not parts or not fnmatch.fnmatchcase(parts[0], pattern[0]):
         return False
-    meant = hidden or not _is_hidden(parts[0]) or parts[0][0] == pattern[0][0]
-    return meant and _fits(parts[1:], pattern[1:], hidden=hidden)
+    allowed = hidden or not _is_hidden(parts[0]) or parts[0][0] == pattern[0][0]
+    return allowed and _matches(parts[1:], pattern[1:], hidden=hidden)
 
 
 @contextmanager
-def _of_source() -> Iterator[None]:
-    """What a store says, as what it means for the source."""
+def _as_source_errors() -> Iterator[None]:
+    """Turn the errors of a store into SourceError."""
     try:
         yield
     except (objects.NotFound, objects.AccessDenied, objects.Replaced) as exc:
@@ -294,16 +295,17 @@ def _no_data(path: str) -> str:
 
 
 def _is_data(path: Path | PurePosixPath, any_name: bool) -> bool:
-    """Whether a file found in a folder is one of the source: `_SUCCESS` and what is hidden are not."""
+    """Return whether a file in a folder belongs to the source; names that begin with . or _ do not."""
     return (any_name or _format(path) is not None) and bool(path.name) and not any(map(_is_hidden, path.parts))
 
 
 def _not_empty(found: list[tuple[str, Stamp | Object]]) -> list[tuple[str, Stamp | Object]]:
-    """The files that hold something; a part file without a row may hold nothing. All of them if none holds anything."""
+    """Return the files with content, because part files without rows may be empty; all files if none has content."""
     return [pair for pair in found if len(found) > 1 and not _holds_nothing(*pair)] or found
 
 
 def _holds_nothing(path: str, found: Stamp | Object) -> bool:
+    """Return whether a file is empty, or is a compressed file without content."""
     compression = COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
     if found.size == 0 or compression is None or found.size > COMPRESSED_NOTHING:
         return found.size == 0
@@ -311,7 +313,7 @@ def _holds_nothing(path: str, found: Stamp | Object) -> bool:
         data = objects.read(found) if isinstance(found, Object) else Path(path).read_bytes()
         return not pa.input_stream(pa.BufferReader(data), compression=compression).read(1)
     except (OSError, pa.ArrowException):
-        return False  # whoever reads it says what is wrong
+        return False  # the error is raised when the file's rows are read
 
 
 def _format(path: Path | PurePosixPath) -> str | None:
@@ -351,17 +353,17 @@ def _source_file(path: str, found: Stamp | Object, source: Source) -> SourceFile
 
 
 def _unknown(ending: str) -> str:
-    """What is said of a file whose name ends in none of FORMATS."""
+    """Return the problem of a file whose name has none of the endings in FORMATS."""
     if ending in (".xlsx", ".xls", ".ods"):
-        return f"a spreadsheet is not read; {kinds.SPREADSHEET}"
+        return f"spreadsheets are not supported; {kinds.SPREADSHEET}"
     return (
-        f"unknown kind of file; known are {', '.join(FORMATS)}, also .gz, .zst; for another name, say what it is in "
-        "source.format: csv, tsv, ndjson, parquet or arrow"
+        f"unknown kind of file; known are {', '.join(FORMATS)}, also with .gz or .zst; for another name, set "
+        "source.format to csv, tsv, ndjson, parquet or arrow"
     )
 
 
 def _partition(path: str) -> tuple[tuple[str, str | None], ...]:
-    """The columns that a file's folders say, the outermost first: .../dt=2026-11-20/a.csv."""
+    """Return the columns that a file's folders name, the outermost first, as dt in .../dt=2026-11-20/a.csv."""
     values: dict[str, str | None] = {}
     for part in path.split("/")[:-1]:
         if found := _PARTITION.fullmatch(part):
@@ -376,6 +378,6 @@ def _refuse_mixed_partitions(files: Sequence[SourceFile]) -> None:
         for name in sorted(set(mine) ^ set(first)):
             has, lacks = (file, files[0]) if name in mine else (files[0], file)
             raise SourceError(
-                f"column {name!r} is said by a folder of {has.path} but not of {lacks.path}; "
-                "all files need to lie in the same kinds of folders"
+                f"column {name!r} is in a folder's name of {has.path} but not of {lacks.path}; "
+                "all files need folders with the same columns"
             )

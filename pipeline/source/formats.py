@@ -1,6 +1,6 @@
-"""A source's files as inputs: which columns one has, and its rows in bounded chunks. Edge: files.
+"""Give the columns of a source file, and read its rows in frames of bounded size. Edge: files.
 
-CSV, TSV and NDJSON (plain, .gz, .zst), Parquet and Arrow are read by pyarrow as streams.
+pyarrow reads CSV, TSV, Parquet and Arrow as streams; NDJSON is parsed line by line. Text may be plain, .gz or .zst.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from pipeline.storage.folders import Folder
 
 @dataclass(frozen=True)
 class FileInput:
-    """A file of a source, as an input of rows."""
+    """A file of a source, as an Input (see rows.Input)."""
 
     file: SourceFile
 
@@ -32,33 +32,33 @@ class FileInput:
 
     @property
     def name(self) -> str:
-        """Its own name, without the folders."""
+        """The file's name, without folders."""
         return self.file.name
 
     @property
     def folder(self) -> Folder:
-        """Where the file is."""
+        """The folder that holds the file."""
         return self.file.folder
 
     @property
     def partition(self) -> tuple[tuple[str, str | None], ...]:
-        """The columns that its folders say, as far as the file does not have them itself."""
+        """The columns whose values the names of the folders give, except those that the file has itself."""
         return tuple(pair for pair in self.file.partition if pair[0] not in self._own)
 
     @property
     def by_value(self) -> bool:
-        """Whether a column's type is that of each of its values."""
+        """Whether each value has a type of its own, as in NDJSON, rather than each column."""
         return self.file.format == "ndjson"
 
     @cached_property
     def types(self) -> dict[str, Any]:
-        """The Arrow type of each of the file's own columns; nothing for a file of text."""
+        """The Arrow type of each of the file's own columns; empty for a text file."""
         found = self._schema
         return {} if found is None else dict(zip(found.names, found.types, strict=True))
 
     @cached_property
     def columns(self) -> list[str]:
-        """The file's columns, those that its folders say behind its own. Raises SourceError."""
+        """The file's own columns, then those of its folders. Raises SourceError."""
         return [*self._own, *(name for name, _ in self.partition)]
 
     @cached_property
@@ -74,10 +74,10 @@ class FileInput:
         return ndjson.first_fields(self.file)
 
     @cached_property
-    def later_columns(self) -> list[str]:
-        """Columns that the file has beyond `columns`: fields of NDJSON that no object at its start has.
+    def late_columns(self) -> list[str]:
+        """The columns beyond `columns`: fields of NDJSON that the first objects do not have.
 
-        This reads the whole of an NDJSON file. Raises SourceError.
+        Reads the whole of an NDJSON file. Raises SourceError.
         """
         found = ndjson.all_fields(self.file) if self.by_value else []
         return [name for name in found if name not in self.columns]
@@ -85,26 +85,27 @@ class FileInput:
     def frames(
         self, names: list[str], where: Predicate | None = None, known: frozenset[str] = frozenset()
     ) -> Iterator[Frame]:
-        """The file's rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order.
+        """Yield the rows in frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes.
 
-        known: the columns that the source has; frames.LATE_FIELDS among the names is the fields beyond these.
-        where: parts of a file of which it proves that they hold no wanted row are not read; the others come whole.
-        Raises SourceError that names the file and the row, and when the file changes meanwhile.
+        names: the columns, in this order; frames.LATE_FIELDS among them is a column of the fields that are not `known`.
+        where: parts of the file that cannot hold a wanted row are skipped; other parts are yielded with all their rows.
+        known: all columns of the source.
+        Raises SourceError that names the file and the row, also if the file changes meanwhile.
         """
-        said = [pl.lit(value, dtype=pl.String).alias(name) for name, value in self.partition if name in names]
-        of_folders = {name for name, _ in self.partition}
-        wanted = [name for name in names if name not in of_folders]
-        read = wanted or self._own[:1]  # without a column a frame would have no rows
+        from_folders = [pl.lit(value, dtype=pl.String).alias(name) for name, value in self.partition if name in names]
+        folder_columns = {name for name, _ in self.partition}
+        wanted = [name for name in names if name not in folder_columns]
+        read = wanted or self._own[:1]  # a frame without columns would have no rows
         for first, frame in _read(self.file, self._own, read, where, known):
-            self.file.check()  # before anybody sees rows of a file that is being written
-            yield Frame(first, columns_of(frame.with_columns(said), names) if said else frame)
+            self.file.check()  # first, so that no caller gets rows of a file that is being written
+            yield Frame(first, columns_of(frame.with_columns(from_folders), names) if from_folders else frame)
         self.file.check()
 
 
 def _read(
     file: SourceFile, own: list[str], names: list[str], where: Predicate | None, known: frozenset[str]
 ) -> Iterator[Frame]:
-    """own: all columns of the file; names: those to read."""
+    """Yield the rows of a file. own: all its columns; names: the columns to read."""
     match file.format:
         case "parquet":
             return _in_chunks(columnar.parquet_frames(file, names, where))
@@ -112,16 +113,16 @@ def _read(
             return _in_chunks(columnar.arrow_frames(file, names))
         case "csv":
             return _in_chunks(csv_file.frames(file, own, names))
-        case _:  # is in chunks already, and each has types of its own
+        case _:  # its frames have the right size already, and their types may differ, so they cannot be joined
             return ndjson.frames(file, names, known)
 
 
 def _in_chunks(found: Iterator[Frame]) -> Iterator[Frame]:
-    """The same rows in frames of the size that we want."""
+    """Split and join frames, so that each has at most CHUNK_ROWS rows and about CHUNK_BYTES bytes."""
     gathered: list[pl.DataFrame] = []
     start = height = size = 0
     for first, frame in found:
-        most = frames.rows_of_a_chunk(frame)
+        most = frames.rows_per_chunk(frame)
         if most < frames.FEW_ROWS:
             memory.keep_large_blocks()
         for part in frame.iter_slices(most):

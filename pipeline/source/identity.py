@@ -1,4 +1,4 @@
-"""What identifies a row and its content: key, row_hash, and the values it keeps. Pure, in bulk over a chunk."""
+"""Compute keys, row_hashes and kept values for all rows of a chunk. Pure."""
 
 import base64
 import datetime
@@ -15,39 +15,39 @@ from pipeline.source import exact, legacy
 from pipeline.source.frames import LATE_FIELDS
 
 _BETWEEN = "\x1f"
-_ESCAPED = r'["\\\x00-\x1f]'  # in a text of JSON
+_ESCAPED = r'["\\\x00-\x1f]'  # characters that JSON text has to escape
 _ONE_NUMBER = r"^\[-?[0-9]+\]$"
-LONG_ROW = 500  # bytes in the mean, from which rows are put together one by one
+LONG_ROW = 500  # mean bytes of a row, from which rows are joined one by one
 _INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 
 
 def columns_of(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """These columns by their very names: `select` would take `^a.*$` for a pattern."""
+    """Return a frame of these columns, by exact name: `select` would read `^a.*$` as a pattern."""
     return pl.DataFrame({name: frame.get_column(name) for name in names})
 
 
 def keys(frame: pl.DataFrame, columns: Sequence[str]) -> list[str]:
-    """Each row's key as a JSON array of its key columns' values: '["acme",17]'."""
+    """Return each row's key: a JSON array of the values of its key columns, like '["acme",17]'."""
     return key_column(frame, columns).to_list()
 
 
 def key_column(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
-    """Each row's key, as `keys` has it."""
+    """Return each row's key, as `keys` does, as a series."""
     plain = [frame.get_column(name) for name in columns]
-    if all(_is_plain(column) for column in plain):  # put together in bulk, as `dump` writes it
+    if all(_is_plain(column) for column in plain):  # joined in bulk, to the same text that `dump` writes
         texts = pl.DataFrame([column.cast(pl.String).alias(f"c{i}") for i, column in enumerate(plain)])
         quotes = ['"' if column.dtype == pl.String else "" for column in plain]
         parts = [pl.format(f"{quote}{{}}{quote}", pl.col(f"c{i}")) for i, quote in enumerate(quotes)]
         return texts.select(pl.format("[{}]", pl.concat_str(parts, separator=",")).alias("key")).to_series()
-    plain = [column + 0.0 if column.dtype.is_float() else column for column in plain]  # -0.0 is no key beside 0.0
-    lists = zip(*(exact.of_series(column) for column in plain), strict=True)
+    plain = [column + 0.0 if column.dtype.is_float() else column for column in plain]  # -0.0 is the same key as 0.0
+    lists = zip(*(exact.values_of(column) for column in plain), strict=True)
     return pl.Series("key", [dump(values) for values in lists], dtype=pl.String)
 
 
 def older_keys(frame: pl.DataFrame, columns: Sequence[str], types: Mapping[str, Any]) -> pl.Series | None:
-    """The keys by which rows were known before some conversions became exact; None if none of them differs.
+    """Return the keys that older versions computed, before some conversions became exact; None if all are equal.
 
-    types: as for `older_hashes`.
+    types: see `older_hashes`.
     """
     older = {name: legacy.key_values(frame.get_column(name), types.get(name)) for name in columns}
     if all(values is None for values in older.values()):
@@ -56,7 +56,7 @@ def older_keys(frame: pl.DataFrame, columns: Sequence[str], types: Mapping[str, 
 
 
 def _is_plain(column: pl.Series) -> bool:
-    """Whether JSON has its values as their text is, between quotes if they are texts."""
+    """Return whether the JSON of each value is its text, in quotes for texts, without any escape."""
     if column.null_count():
         return False
     if column.dtype == pl.String:
@@ -65,7 +65,7 @@ def _is_plain(column: pl.Series) -> bool:
 
 
 def key_texts(keys: pl.Series) -> pl.Series:
-    """Keys for comparison: 17 and "17" are the same one, for a table that people look things up in."""
+    """Return keys with all values as texts, so that 17 and "17" are equal: a person could not tell them apart."""
     if keys.str.contains(_ONE_NUMBER).all():
         numbers = pl.DataFrame([keys.str.strip_chars("[]").alias("number")])
         return numbers.select(pl.format('["{}"]', pl.col("number"))).to_series()
@@ -77,7 +77,10 @@ def key_texts(keys: pl.Series) -> pl.Series:
 
 
 def kept(frame: pl.DataFrame, keep: Mapping[str, str]) -> list[str | None]:
-    """Each row's kept values as a JSON object by results column; None for all when nothing is kept."""
+    """Return each row's kept values as a JSON object; None for all if nothing is kept.
+
+    keep: source column to the results column, which names the value in the object.
+    """
     if not keep:
         return [None] * frame.height
     names = list(keep.values())
@@ -87,9 +90,9 @@ def kept(frame: pl.DataFrame, keep: Mapping[str, str]) -> list[str | None]:
 def named_rows(
     frame: pl.DataFrame, columns: Sequence[str], *, as_bytes: Container[str] = ()
 ) -> Iterable[dict[str, Any]]:
-    """Each row as a mapping of these columns; an empty one for each row when there are none.
+    """Return each row as a mapping from column to value; an empty mapping for each row if there are no columns.
 
-    as_bytes: the columns whose binary values stay bytes, for attachments.
+    as_bytes: the columns whose binary values stay bytes, for attachments; others become text.
     """
     if not columns:
         return ({} for _ in range(frame.height))
@@ -103,16 +106,16 @@ def _with_late_fields(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(frame: pl.DataFrame, columns: Sequence[str], as_bytes: Container[str] = ()) -> Iterator[tuple[Any, ...]]:
-    """The values of these columns row by row; half the time of polars' own iter_rows."""
+    """Yield the values of these columns row by row, in half the time of polars' own iter_rows."""
     found = ((name, frame.get_column(name)) for name in columns)
-    return zip(*(one.to_list() if name in as_bytes else exact.of_series(one) for name, one in found), strict=True)
+    return zip(*(one.to_list() if name in as_bytes else exact.values_of(one) for name, one in found), strict=True)
 
 
 def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
-    """16 bytes for each row: a hash of the values of `columns`, which are what the request is made of.
+    """Return each row's row_hash, 16 bytes: a hash of the columns from which the request is made.
 
-    Values are hashed by their text, each with its column and length, so that no two different rows run together;
-    the same value as CSV text or as a Parquet number is the same.
+    Each value is hashed by its text, with its column and length, so that different rows have different input. The same
+    value gives the same hash, whether it is CSV text or a number in Parquet.
     """
     if not columns:
         return [hashlib.blake2b(digest_size=16).digest()] * frame.height
@@ -122,9 +125,9 @@ def row_hashes(frame: pl.DataFrame, columns: Sequence[str]) -> list[bytes]:
 
 
 def older_hashes(frame: pl.DataFrame, columns: Sequence[str], types: Mapping[str, Any]) -> list[bytes] | None:
-    """The row_hashes by which rows were known before some conversions became exact; None if none of them differs.
+    """Return the row_hashes that older versions computed, before some conversions became exact; None if all are equal.
 
-    types: the Arrow types of the columns in their file, as far as it has any.
+    types: the Arrow types of the columns in their file; columns of text files have none.
     """
     names = sorted(column for column in columns if column != LATE_FIELDS)
     texts = [legacy.text(frame.get_column(name), types.get(name), _text_of) for name in names]
@@ -147,14 +150,14 @@ def _hashes(
 
 
 def _short_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> list[bytes]:
-    """What row_hashes are made of: each value behind its column and length."""
+    """Return the input of each row_hash: each value after its column and length."""
     frame = pl.DataFrame([text.alias(f"c{i}") for i, text in enumerate(texts)])
     parts = [_tagged(name, f"c{i}") for i, name in enumerate(names)]
     return frame.select(pl.concat_str(parts, separator=_BETWEEN).cast(pl.Binary)).to_series().to_list()
 
 
 def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[bytes]:
-    """The same, row by row: with long values the copies that polars makes on the way cost more than that."""
+    """Yield the input of each row_hash, row by row: for long values this is faster, because polars copies them."""
     heads = [f"{_BETWEEN if i else ''}{name}:".encode() for i, name in enumerate(names)]
     for row in zip(*(text.cast(pl.Binary).to_list() for text in texts), strict=True):
         parts: list[bytes] = []
@@ -164,7 +167,7 @@ def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[byt
 
 
 def _with_late_text(value: bytes, late: Mapping[str, Any] | None) -> bytes:
-    """What a row_hash is made of. A row without such fields has the hash that it has without the column of them."""
+    """Return the input of a row_hash with the row's late fields added; unchanged if it has none."""
     if not late:
         return value
     text = json_text({name: late[name] for name in sorted(late)})
@@ -172,32 +175,33 @@ def _with_late_text(value: bytes, late: Mapping[str, Any] | None) -> bytes:
 
 
 def shown(key: str) -> str:
-    """A key as people write it: its values with commas between; as JSON where a character of it is not shown."""
+    """Return a key for people: its values with commas between them; JSON if it has characters that cannot be shown."""
     text = joined(key)
     return text if escapes.is_plain(text) else escapes.json_text(orjson.loads(key), ascii_only=True)
 
 
 def joined(key: str) -> str:
-    """A key's values with commas between, whatever characters they have."""
+    """Return a key's values with commas between them, without any escape."""
     return ",".join(str(value) for value in orjson.loads(key))
 
 
 def _tagged(name: str, column: str) -> pl.Expr:
+    """Return an expression that puts a column's name and the value's length in front of each value."""
     text = pl.col(column)
     present = pl.concat_str([pl.lit(f"{name}:"), text.str.len_bytes().cast(pl.String), pl.lit(":"), text])
     return pl.when(text.is_null()).then(pl.lit(f"{name}:null")).otherwise(present)
 
 
 def _text(column: pl.Series) -> pl.Series:
-    """The values as text, each the same whatever the values beside it are."""
+    """Return the values as text; the text of a value does not depend on the other values."""
     if column.dtype == pl.Object:
         return pl.Series([_text_of(value) for value in column.to_list()], dtype=pl.String)
     if column.dtype == pl.Binary:
         return pl.Series([None if v is None else _text_of_bytes(v) for v in column.to_list()], dtype=pl.String)
     if column.dtype.is_nested():
-        return pl.Series([_text_of(value) for value in exact.of_series(column)], dtype=pl.String)
+        return pl.Series([_text_of(value) for value in exact.values_of(column)], dtype=pl.String)
     text = column.cast(pl.String)
-    if column.dtype == pl.Time:  # polars writes its seconds only
+    if column.dtype == pl.Time:  # polars writes whole seconds only
         return text.zip_with((column.to_physical() % 1_000_000_000 == 0).fill_null(value=True), _texts(column))
     if isinstance(column.dtype, pl.Datetime) and column.dtype.time_unit == "ns":  # see legacy.py
         return text.zip_with((column.to_physical() % 1_000 == 0).fill_null(value=True), _texts(column))
@@ -210,14 +214,14 @@ def _text_of_bytes(value: bytes) -> str:
 
 
 def _texts(column: pl.Series) -> pl.Series:
-    return pl.Series([_text_of(value) for value in exact.of_series(column)], dtype=pl.String)
+    return pl.Series([_text_of(value) for value in exact.values_of(column)], dtype=pl.String)
 
 
 def _text_of(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Unprintable):
-        return f"\0{value.reason}"
+        return f"\0{value.reason}"  # so the reasons may never be reworded
     if isinstance(value, dict | list):
         return text_to_hash(value)
     if is_large(value):

@@ -1,4 +1,4 @@
-"""Is a folder a table of Delta Lake, Iceberg or Hudi? Then not all of its files hold rows of now. Edge: files."""
+"""Refuse folders that are tables of Delta Lake, Iceberg or Hudi, whose files also hold outdated rows. Edge: files."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ _READ_BY = {
 
 
 def refuse_within(folder: str, paths: Iterable[Sequence[str]]) -> None:
-    """Raises SourceError if one of these paths below the folder, each in its parts, says that a table is there."""
+    """Raise SourceError if the folder contains a lake table. paths: of all files below it, each as its parts."""
     for parts in paths:
         for i, part in enumerate(parts):
             if kind := _kind(part, parts[-1]):
@@ -21,7 +21,7 @@ def refuse_within(folder: str, paths: Iterable[Sequence[str]]) -> None:
 
 
 def refuse_above(folders: Iterable[Path]) -> None:
-    """Raises SourceError if one of these folders of this machine, or one above it, is a table."""
+    """Raise SourceError if one of these local folders, or a folder above it, is a lake table."""
     for folder in dict.fromkeys(each for start in folders for each in (start, *start.parents)):
         for kind, markers in (
             ("a Delta table", [folder / "_delta_log"]),
@@ -47,5 +47,5 @@ def _kind(part: str, name: str) -> str | None:
 def _refusal(folder: str, kind: str) -> SourceError:
     return SourceError(
         f"source.path: {folder} is {kind}, and some of its files hold rows that were deleted or replaced; "
-        f"{_READ_BY[kind]}, or write its rows into files of their own"
+        f"{_READ_BY[kind]}, or export its rows to other files"
     )

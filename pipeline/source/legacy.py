@@ -1,7 +1,7 @@
-"""By which texts rows were hashed before the conversion of some values became exact. Pure.
+"""Compute the texts from which older versions hashed rows, when some conversions were not exact. Pure.
 
-A succeeded row that has such a hash was asked with an inexact value: it counts as of an older recipe. So the answer is
-kept, a run names it, and only a person sends it again.
+A succeeded row with such a hash was sent with an inexact value. It counts as a row of an older recipe: its answer is
+kept, a run reports it, and only a person sends it again.
 """
 
 import base64
@@ -15,9 +15,9 @@ import pyarrow as pa
 
 
 def text(column: pl.Series, kind: Any, text_of: Callable[[Any], str | None]) -> pl.Series | None:
-    """The texts that a column's values had; None where they are the same today.
+    """Return the texts that older versions gave a column's values; None if they are the same today.
 
-    kind: the column's Arrow type, or None; text_of: the text that one value has today.
+    kind: the column's Arrow type in its file, or None; text_of: gives today's text of one value.
     """
     if isinstance(kind, pa.UuidType) and column.dtype == pl.String:
         return pl.Series([_of_uuid(value) for value in column.to_list()], dtype=pl.String)
@@ -38,7 +38,7 @@ def text(column: pl.Series, kind: Any, text_of: Callable[[Any], str | None]) -> 
 
 
 def key_values(column: pl.Series, kind: Any) -> pl.Series | None:
-    """What a key column's values were in keys; None where they are the same today. kind: as for `text`."""
+    """Return the values that older versions put into keys; None if they are the same today. kind: see `text`."""
     if isinstance(kind, pa.UuidType) and column.dtype == pl.String:
         return pl.Series([_of_uuid(value) for value in column.to_list()], dtype=pl.String)
     if column.dtype == pl.Binary:
@@ -53,7 +53,7 @@ def _of_uuid(value: str | None) -> str | None:
 
 
 def _of_objects(column: pl.Series, text_of: Callable[[Any], str | None]) -> pl.Series | None:
-    """Integers beyond 64 bits were floats, and UUIDs in lists were bytes."""
+    """Return older texts of a column of objects: integers beyond 64 bits were floats, and UUIDs in lists were bytes."""
     values = column.to_list()
     if not any(map(_is_inexact, values)):
         return None
@@ -98,12 +98,12 @@ def _is_changed(dtype: Any) -> bool:
 def _listed(column: pl.Series) -> list[Any]:
     try:
         return column.to_list()
-    except ValueError:  # a date that Python has not; no row was hashed then
+    except ValueError:  # a date outside of Python's range; older versions could not hash such rows
         return [None] * len(column)
 
 
 def _dump(value: Any) -> str:
-    """JSON as it was made of a list or structure."""
+    """Return the JSON that older versions wrote for a list or structure."""
     return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
 
 

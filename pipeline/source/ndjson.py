@@ -1,4 +1,4 @@
-"""NDJSON files as polars frames. Edge: files."""
+"""Read NDJSON files as polars frames. Edge: files."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from pipeline.errors import SourceError
 from pipeline.job.json_values import is_large
 from pipeline.source.files import SourceFile
 from pipeline.source.frames import CHUNK_BYTES, CHUNK_ROWS, LATE_FIELDS, Frame
-from pipeline.source.translated import Translated
+from pipeline.source.translated import TranslatedErrors
 
 _DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
 _LARGE = b"0" * 19  # as many digits as the smallest integer beyond 64 bits has
@@ -23,9 +23,10 @@ _ALL_DIGITS = re.compile(rb"[0-9]{19}")
 
 
 def frames(file: SourceFile, names: list[str], known: frozenset[str] = frozenset()) -> Iterator[Frame]:
-    """The rows of the file with these fields.
+    """Yield the rows of a file. names: the fields to read; a missing field is null.
 
-    LATE_FIELDS among the names: for each object its fields that are not among `known`, or null without any.
+    LATE_FIELDS among the names gives a mapping of each object's fields that are not `known`; null if it has none.
+    Raises SourceError that names the file and the line.
     """
     for first, items in objects(file):
         values = {name: [item.get(name) for item in items] for name in names}
@@ -41,7 +42,7 @@ def _late(item: dict[str, Any], known: frozenset[str]) -> dict[str, Any] | None:
 
 
 def first_fields(file: SourceFile) -> list[str]:
-    """The fields of the first objects of the file, in the order in which they appear. Raises SourceError."""
+    """Return the fields of the first chunk of objects, in order of appearance. Raises SourceError."""
     first = next(objects(file), None)
     if first is None:
         raise SourceError(f"source.path: {file.path} is empty")
@@ -49,7 +50,7 @@ def first_fields(file: SourceFile) -> list[str]:
 
 
 def all_fields(file: SourceFile) -> list[str]:
-    """The fields of all objects of the file: this reads the whole file. Raises SourceError."""
+    """Return the fields of all objects, in order of appearance. Reads the whole file. Raises SourceError."""
     found: dict[str, None] = {}
     for _, items in objects(file):
         found |= dict.fromkeys(itertools.chain.from_iterable(items))
@@ -57,15 +58,15 @@ def all_fields(file: SourceFile) -> list[str]:
 
 
 def of_values(values: dict[str, list[Any]]) -> pl.DataFrame:
-    """Python values by column as a frame; where those of a column are of several kinds, or nested, as they are.
+    """Return a frame of Python values by column. Columns of mixed types, or of lists and objects, hold Python objects.
 
-    So each value stays what it is in its source, whatever stands beside it: a series has one type for all.
+    So each value keeps its type; a series of polars would convert all values to one type.
     """
     return pl.DataFrame({name: _series(column) for name, column in values.items()})
 
 
 def _series(values: list[Any]) -> pl.Series:
-    """One column; see `of_values`."""
+    """Return one column for `of_values`."""
     kinds = {type(value) for value in values if value is not None}
     large = int in kinds and any(map(is_large, values))
     if len(kinds) > 1 or kinds & {dict, list} or large:
@@ -74,15 +75,15 @@ def _series(values: list[Any]) -> pl.Series:
 
 
 def objects(file: SourceFile) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The objects of an NDJSON file, in lists of at most CHUNK_ROWS and about CHUNK_BYTES bytes of text.
+    """Yield the objects of an NDJSON file, in lists of at most CHUNK_ROWS and about CHUNK_BYTES bytes of text.
 
-    Each with the number of its first object, from 1.
+    Each list comes with the number of its first object, from 1. Blank lines are skipped.
     """
     objects: list[dict[str, Any]] = []
     first, size = 1, 0
     for number, (line, large) in enumerate(_lines(file), 1):
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no content
+            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is not content
         if not line.strip():
             continue
         objects.append(_object(file, number, line, large))
@@ -95,7 +96,7 @@ def objects(file: SourceFile) -> Iterator[tuple[int, list[dict[str, Any]]]]:
 
 
 def _object(file: SourceFile, number: int, line: bytes, large: bool) -> dict[str, Any]:
-    """The object of a line. large: whether it may hold an integer beyond 64 bits, of which orjson makes a float."""
+    """Return the object of a line. large: whether it may have an integer beyond 64 bits, a float to orjson."""
     large = large and _ALL_DIGITS.search(line) is not None
     try:
         value = orjson.loads(line if file.encoding == "utf-8" else line.decode(file.encoding))
@@ -109,10 +110,10 @@ def _object(file: SourceFile, number: int, line: bytes, large: bool) -> dict[str
 
 
 def _exact(file: SourceFile, number: int, line: bytes) -> Any:
-    """The object of a line with its integers as they stand, of any size."""
+    """Return the object of a line with exact integers of any size."""
     try:
         return json.loads(line.decode(file.encoding), parse_float=_finite)
-    except ValueError as exc:  # Python reads integers of 4,300 digits at most
+    except ValueError as exc:  # Python reads integers of at most 4,300 digits
         raise SourceError(
             f"{file.path} line {number}: a number is too large to be read ({exc}); put it into quotes"
         ) from exc
@@ -126,11 +127,11 @@ def _finite(text: str) -> float:
 
 
 def _refuse_line(file: SourceFile, number: int, line: bytes, exc: ValueError | None) -> NoReturn:
-    """Raises SourceError for a line that is no JSON object, with what the file may be instead."""
+    """Raise SourceError for a line that is not a JSON object, with a hint about what the file may be."""
     if number == 1 and line.lstrip().startswith(b"["):
         raise SourceError(
             f"{file.path}: this is one JSON document (an array), and NDJSON has one object on each line; write one "
-            "object a line, for instance by `jq -c '.[]'`"
+            "object per line, for instance by `jq -c '.[]'`"
         ) from exc
     if exc is None:
         raise SourceError(f"{file.path} line {number}: each line must be a JSON object")
@@ -144,23 +145,23 @@ def _refuse_line(file: SourceFile, number: int, line: bytes, exc: ValueError | N
     ) from exc
 
 
-def _hint(line: bytes, said: str) -> str:
-    """What mends a value that Python's json writes and JSON does not have."""
+def _hint(line: bytes, error: str) -> str:
+    """Return what to do about a value that Python's json module writes and JSON does not allow; empty for no hint."""
     if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", line):
         return "; JSON has no NaN and no Infinity: write null"
-    return "; half a character is escaped there: write the text as UTF-8" if "surrogate" in said else ""
+    return "; it escapes half of a character: write the text as UTF-8" if "surrogate" in error else ""
 
 
 def _lines(file: SourceFile) -> Iterator[tuple[bytes, bool]]:
-    """The file's lines, each with whether it may hold an integer of 19 digits or more.
+    """Yield the file's lines, each with whether it may have an integer of 19 digits or more.
 
-    They are split at \\n only: JSON text may hold other characters that Python takes for line ends.
+    Only \\n ends a line: JSON text may contain other characters that Python treats as line ends.
     """
-    with Translated(file), file.native() as raw, pa.input_stream(raw, compression=file.compression) as stream:
+    with TranslatedErrors(file), file.native() as raw, pa.input_stream(raw, compression=file.compression) as stream:
         rest: list[bytes] = []
         while data := stream.read(1_000_000):
             *lines, tail = data.split(b"\n")
-            large = _LARGE in data.translate(_DIGITS)  # a tenth of the time that a regular expression takes
+            large = _LARGE in data.translate(_DIGITS)  # ten times as fast as a regular expression
             for line in lines:
                 yield (b"".join([*rest, line]), True) if rest else (line, large)
                 rest = []

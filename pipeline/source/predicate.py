@@ -1,4 +1,4 @@
-"""The predicate of `source.where`: which rows it leaves, and which files and parts of files it rules out unread."""
+"""Apply the predicate `source.where` to rows, and skip files and row groups that it rules out. Edge: files."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ class Predicate:
     """A SQL predicate over a source's columns."""
 
     def __init__(self, sql: str, typed: Sequence[str] = ()) -> None:
-        """typed: columns whose values have another type in their files. Raises SourceError for what is no predicate."""
+        """typed: columns that have another type than in their files. Raises SourceError for an invalid predicate."""
         self.sql, self._typed = sql, frozenset(typed)
         try:
             self._expr = pl.sql_expr(sql)
@@ -25,7 +25,10 @@ class Predicate:
         self.columns: list[str] = self._expr.meta.root_names()
 
     def kept(self, frame: pl.DataFrame) -> list[int]:
-        """The positions of the rows for which it is true; where it is null a row is left out."""
+        """Return the positions of the rows for which the predicate is true; not those for which it is null.
+
+        Raises SourceError if it does not fit the columns.
+        """
         try:
             mask = frame.select(self._expr.alias("kept"))["kept"]
             if mask.dtype != pl.Boolean:
@@ -38,22 +41,28 @@ class Predicate:
             ) from exc
 
     def row_groups(self, raw: Any) -> Sequence[int] | None:
-        """The row groups of a Parquet file that may hold wanted rows, by its own statistics; None: any of them."""
+        """Return the row groups of a Parquet file that may hold wanted rows, by the file's statistics; None for all.
+
+        raw: the file, open.
+        """
         fragment = _fragment(raw)
         schema = fragment.physical_schema
         types = zip(schema.names, schema.types, strict=True)
-        others = {name for name, kind in types if pa.types.is_floating(kind) or not exact.is_compared(kind)}
-        # NaN is above all numbers to the predicate, and in no statistics; a typed column has other values there
+        others = {name for name, kind in types if pa.types.is_floating(kind) or not exact.is_comparable(kind)}
+        # for the predicate NaN is above all numbers, and statistics leave it out; a typed column has other values there
         if not (self._typed | others).isdisjoint(self.columns):
             return None
         rule = self._rule(schema)
         return None if rule is None else [group.id for group in fragment.subset(filter=rule, schema=schema).row_groups]
 
     def files(self, said: pl.DataFrame, others: Mapping[str, pl.DataType]) -> list[int]:
-        """Which files may hold wanted rows. said: for each what its folders say; others: the types of the rest."""
+        """Return the indices of the files that may hold wanted rows.
+
+        said: a row for each file with the values that its folders give; others: the types of the other columns.
+        """
         if set(said.columns).isdisjoint(self.columns):
             return list(range(said.height))
-        # the values of each file as the statistics of a row group, for pyarrow knows what these rule out
+        # the values of each file become the statistics of a row group, for which pyarrow can decide what to skip
         statistics, table = io.BytesIO(), said.to_arrow()
         pa.parquet.write_table(table, statistics, row_group_size=1)
         fragment = _fragment(pa.BufferReader(statistics.getvalue()))
@@ -65,32 +74,32 @@ class Predicate:
         return [group.id for group in fragment.subset(filter=rule, schema=schema).row_groups]
 
     def _rule(self, schema: Any) -> Any:
-        """As much of the predicate as pyarrow can say: it holds for each wanted row, maybe for others; None: nothing.
+        """Return a pyarrow filter that is true for each wanted row, and maybe for others; None if there is none.
 
-        polars itself translates what it would push down into a pyarrow dataset with these columns.
+        polars translates the predicate, as far as it would push it down into a pyarrow dataset with these columns.
         """
-        asked = _Asked(schema)
+        asked = _FilterRecorder(schema)
         try:
             pl.scan_pyarrow_dataset(asked).filter(self._expr).collect()
-        except (pl.exceptions.PolarsError, pa.ArrowException):  # `kept` says it, with the rows at hand
+        except (pl.exceptions.PolarsError, pa.ArrowException):  # `kept` raises the error when it gets the rows
             return None
         return asked.rule
 
 
 def _fragment(raw: Any) -> Any:
-    """A Parquet file as pyarrow's datasets have it."""
-    import pyarrow.dataset  # which brings pandas, where that is installed: 50 MB and 0.3 s
+    """Return a Parquet file as a fragment of a pyarrow dataset."""
+    import pyarrow.dataset  # imports pandas if it is installed: 50 MB and 0.3 s
 
     return pyarrow.dataset.ParquetFileFormat().make_fragment(raw)
 
 
-class _Asked:
-    """A dataset without rows that notes what it is asked for."""
+class _FilterRecorder:
+    """A dataset without rows, which records the filter that polars passes to it."""
 
     def __init__(self, schema: Any) -> None:
         self.schema, self.rule = schema, None
 
     def to_batches(self, *, filter: Any = None, **_: Any) -> Iterator[Any]:
-        """No row."""
+        """Record the filter; yield nothing."""
         self.rule = filter
         return iter(())

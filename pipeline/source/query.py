@@ -1,4 +1,4 @@
-"""The rows of a SQL query, and those of a frame in memory, as inputs of a source. Edge: SQL."""
+"""Read the rows of a SQL query. Edge: SQL."""
 
 import contextlib
 import datetime
@@ -21,22 +21,22 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from pipeline.errors import SourceError
 from pipeline.source import exact
-from pipeline.source.frames import Frame, rows_of_a_chunk
+from pipeline.source.frames import Frame, rows_per_chunk
 from pipeline.source.predicate import Predicate
 from pipeline.storage.folders import Folder, NoFolder
 
-FIRST_ROWS = 100  # fetched before it is known how long rows are
-BUFFERED_ROWS = 250  # that the driver holds beside ours, at most
-#: A statement that changes rows; it may have rows itself, by RETURNING.
+FIRST_ROWS = 100  # that are fetched first, to learn how long rows are
+BUFFERED_ROWS = 250  # that the database driver holds in addition, at most
+#: A statement that changes rows. With RETURNING it would also give rows.
 WRITES = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(insert|update|delete|merge|replace)\b", re.IGNORECASE | re.DOTALL)
 ENVIRONMENT = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 @dataclass(frozen=True)
 class Query:
-    """The rows of a query, streamed: a cursor on the server's side where the database has one.
+    """A SQL query, as an Input (see rows.Input). Its rows are streamed, by a server-side cursor if there is one.
 
-    database: a SQLAlchemy URL, or $NAME of an environment variable that holds one.
+    database: a SQLAlchemy URL, or $NAME of an environment variable with a URL.
     """
 
     sql: str
@@ -48,33 +48,34 @@ class Query:
 
     @property
     def folder(self) -> Folder:
-        """There is none."""
+        """A folder that refuses every path: a query has no folder."""
         return NoFolder("a query")
 
     @cached_property
     def columns(self) -> list[str]:
-        """The names that the query gives its columns."""
+        """The names of the query's columns. Raises SourceError."""
         with self._result() as result:
             return list(result.keys())
 
     @property
-    def later_columns(self) -> list[str]:
-        """None: `columns` has all."""
+    def late_columns(self) -> list[str]:
+        """Empty: `columns` has all columns."""
         return []
 
     @property
     def types(self) -> dict[str, Any]:
-        """Nothing to compare: there is one query."""
+        """Empty: there is no second query whose types could differ."""
         return {}
 
     def frames(
         self, names: list[str], where: Predicate | None = None, known: frozenset[str] = frozenset()
     ) -> Iterator[Frame]:
-        """The rows as frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes, columns in this order.
+        """Yield the rows in frames of at most CHUNK_ROWS rows and about CHUNK_BYTES bytes.
 
-        Each column has the type of its first values. Raises SourceError that names row and column.
+        names: the columns, in this order; each has the type of its first values. where, known: not used.
+        Raises SourceError that names row and column.
         """
-        del where, known  # it is for who wrote the query to say it there
+        del where, known  # a query has a WHERE clause of its own
         kinds: dict[str, Any] = {}
         first, many = 1, FIRST_ROWS
         with self._result() as result:
@@ -82,7 +83,7 @@ class Query:
             while rows := result.fetchmany(many):
                 columns = {name: [row[i] for row in rows] for name, i in zip(names, places, strict=True)}
                 frame = pl.DataFrame({name: _series(name, values, kinds, first) for name, values in columns.items()})
-                many = rows_of_a_chunk(frame)
+                many = rows_per_chunk(frame)
                 yield Frame(first, frame)
                 first += len(rows)
 
@@ -90,8 +91,8 @@ class Query:
     def _result(self) -> Iterator[CursorResult[Any]]:
         if word := WRITES.match(self.sql):
             raise SourceError(
-                f"source.query begins with {word[1].upper()}, which writes to the database; a query is asked several "
-                "times in a run, so write a SELECT"
+                f"source.query begins with {word[1].upper()}, which writes to the database; a run executes the query "
+                "several times, so write a SELECT"
             )
         engine = _engine(self.database)
         options: dict[str, Any] = {"stream_results": True, "max_row_buffer": BUFFERED_ROWS, "no_parameters": True}
@@ -100,15 +101,15 @@ class Query:
         try:
             with (
                 engine.connect().execution_options(**options) as conn,
-                contextlib.closing(_asked(conn, self.sql)) as result,
+                contextlib.closing(_execute(conn, self.sql)) as result,
             ):
                 if not result.returns_rows:
-                    raise SourceError("source.query gives no rows: write a SELECT")
+                    raise SourceError("source.query is a statement that gives no rows; write a SELECT")
                 yield result
         except DBAPIError as exc:
-            said = str(exc.orig).strip().splitlines()[0]
+            reason = str(exc.orig).strip().splitlines()[0]
             raise SourceError(
-                f"source.query: the database {_shown(engine)} says: {said}; check source.query and source.database"
+                f"source.query: the database {_shown(engine)} says: {reason}; check source.query and source.database"
             ) from exc
         except SQLAlchemyError as exc:
             raise SourceError(f"source.query: {str(exc).splitlines()[0]}") from exc
@@ -117,41 +118,44 @@ class Query:
 
 
 def _series(name: str, values: list[Any], kinds: dict[str, Any], first: int) -> pl.Series:
-    """A column's values with the type that it had so far. Raises SourceError for a value that it would change."""
+    """Return a column's values with the type of the earlier rows. Raises SourceError if that would change a value.
+
+    kinds: type by column, updated here. first: the number of the first row, for messages.
+    """
     known = kinds.get(name)
     values = [value if value is None or type(value) in PLAIN else _plain(value, name, first) for value in values]
     if known == pl.Object or any(isinstance(value, dict | list) for value in values):
         kinds[name] = pl.Object
         return pl.Series(name, values, dtype=pl.Object)
-    series = _made(name, values, known)
+    series = _series_or_none(name, values, known)
     if series is None or not _same(series, values):
         at, wanted = _differing(values, known)
         raise SourceError(
-            f"source.query row {first + at}: column {name!r} holds {values[at]!r}, which is not {wanted} as the rows "
-            "before it have; CAST it in the query"
+            f"source.query row {first + at}: column {name!r} holds {values[at]!r}, which is not {wanted} like the "
+            "rows before it; CAST it in the query"
         )
     if series.dtype != pl.Null:
         kinds[name] = series.dtype
     return series
 
 
-def _asked(conn: Connection, sql: str) -> CursorResult[Any]:
-    """The result of a query that may not write. PostgreSQL is told so by the connection's options."""
+def _execute(conn: Connection, sql: str) -> CursorResult[Any]:
+    """Execute a query that may not write. For PostgreSQL the connection's options forbid it."""
     if conn.dialect.name == "sqlite":
         conn.exec_driver_sql("PRAGMA query_only = ON")
     return conn.exec_driver_sql(sql)
 
 
-#: What frames hold as it is.
+#: Types of values that frames hold unchanged.
 PLAIN = frozenset(
     {str, int, float, bool, bytes, dict, list, Decimal, datetime.date, datetime.datetime, datetime.time, NoneType}
 )
-#: What has a standard text.
+#: Types of values that have a standard text.
 TEXTS = (uuid.UUID, IPv4Address, IPv6Address, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)
 
 
 def _plain(value: Any, name: str, first: int) -> Any:
-    """A value of the database's driver as one that frames hold."""
+    """Convert a value of a database driver to a type that frames hold. Raises SourceError if it has no exact text."""
     if isinstance(value, TEXTS):
         return str(value)
     if isinstance(value, datetime.timedelta):
@@ -169,8 +173,8 @@ def _plain(value: Any, name: str, first: int) -> Any:
     )
 
 
-def _made(name: str, values: list[Any], kind: Any) -> pl.Series | None:
-    """A series of these values; None if there is none of this kind."""
+def _series_or_none(name: str, values: list[Any], kind: Any) -> pl.Series | None:
+    """Return a series of these values with this type, or with the type that fits if it is None; None if none fits."""
     if any(type(value) is Decimal and not value.is_finite() for value in values):
         return None  # polars panics
     try:
@@ -180,29 +184,30 @@ def _made(name: str, values: list[Any], kind: Any) -> pl.Series | None:
 
 
 def _same(series: pl.Series, values: list[Any]) -> bool:
-    """Whether the series holds the very values: polars rounds decimals and cuts times where a type has no room."""
+    """Return whether the series holds exactly these values: polars may round decimals and truncate times."""
     if series.dtype in (pl.String, pl.Null, pl.Int64):
         return True
     return all(one == value or value != value for one, value in zip(series.to_list(), values, strict=True))  # NaN
 
 
 def _differing(values: list[Any], kind: Any) -> tuple[int, str]:
-    """Which value is not as those before it, and what these are. kind: the column's type so far, if it has one."""
+    """Return index of the first value that differs in type, and what was expected. kind: of earlier rows, or None."""
     if kind is None:
-        begun = next(value for value in values if value is not None)
+        first = next(value for value in values if value is not None)
         for i, value in enumerate(values):
-            if value is not None and type(value) is not type(begun):
-                return i, f"a value of type {type(begun).__name__}"
+            if value is not None and type(value) is not type(first):
+                return i, f"a value of type {type(first).__name__}"
         return next((i for i, value in enumerate(values) if not _fits(value, None)), 0), "a value that can be held"
     return next((i for i, value in enumerate(values) if not _fits(value, kind)), 0), str(kind)
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    made = _made("", [value], kind)
+    made = _series_or_none("", [value], kind)
     return made is not None and _same(made, [value])
 
 
 def _engine(database: str) -> Engine:
+    """Return an engine for a URL, or for $NAME of an environment variable. Raises SourceError without any secret."""
     url = _from_environment(database)
     try:
         parsed = make_url(url)
@@ -215,12 +220,13 @@ def _engine(database: str) -> Engine:
         raise SourceError(f"source.database: its driver is not installed ({exc}); pip install it") from exc
     except (ArgumentError, ValueError):
         raise SourceError(
-            f"source.database: {database if url == database else 'what ' + database + ' holds'} is no database URL; "
+            f"source.database: {database if url == database else 'the value of ' + database} is not a database URL; "
             "write dialect+driver://user@host/database"
-        ) from None  # it may quote secrets
+        ) from None  # the cause may quote secrets
 
 
 def _from_environment(database: str) -> str:
+    """Return the value of the environment variable that $NAME or ${NAME} names; any other text unchanged."""
     named = ENVIRONMENT.fullmatch(database)
     if named is None:
         return database
@@ -231,4 +237,5 @@ def _from_environment(database: str) -> str:
 
 
 def _shown(engine: Engine) -> str:
+    """Return the engine's URL without passwords, for messages."""
     return engine.url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)

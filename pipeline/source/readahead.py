@@ -1,4 +1,4 @@
-"""How does a process end while pyarrow still reads a file ahead? Edge: threads.
+"""Let pyarrow read a CSV file ahead, without a hang at the end of the process. Edge: threads.
 
 A thread of pyarrow's reads a CSV file up to 32 blocks ahead, and it continues after an error. It reads the file through
 Python code. When the interpreter ends meanwhile, that thread never gets the interpreter again: the process hangs for
@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-COPIED_BYTES = 1_000_000  # at once into native memory, which a thread can free without the interpreter
+COPIED_BYTES = 1_000_000  # that are copied at once into native memory, which a thread can free without the interpreter
 RELEASED_SECONDS = 1.0  # pyarrow releases a file within this time after its last read, unless something else holds it
-LOOK_SECONDS = 0.005  # between two looks at the end of the process
+LOOK_SECONDS = 0.005  # between two checks at the end of the process
 
 
 class Readable(Protocol):
-    """What can be read once from its start to its end."""
+    """A text that can be read once, from start to end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -35,7 +35,7 @@ class ReadAhead:
     def __init__(self, text: Readable) -> None:
         self._gate: _Gate | None = None
         self.reader: Any = None
-        if isinstance(text, pa.NativeFile):  # no code of Python's is behind it
+        if isinstance(text, pa.NativeFile):  # pyarrow reads it without Python code
             self.stream = text
         else:
             self._gate = _Gate(text)
@@ -65,14 +65,14 @@ class ReadAhead:
 
 
 class _Gate:
-    """A text that pyarrow's threads read. shut: it gives no more bytes; reading: a thread reads it now."""
+    """A text that pyarrow's threads read. shut: whether it gives no more bytes; reading: whether a thread reads now."""
 
     def __init__(self, text: Readable) -> None:
         self.shut = self.reading = False
         self._text = text
 
     def lend(self) -> Any:
-        """Return the text in the form in which pyarrow takes it."""
+        """Return the text as a file of pyarrow."""
         handle = _Handle(self._read)
         _LENT[handle] = self
         return pa.PythonFile(handle, mode="r")
@@ -88,7 +88,7 @@ class _Gate:
 
 
 class _Handle:
-    """What pyarrow holds of the text, and nothing else holds: it is gone once no thread of pyarrow's can read."""
+    """The object through which pyarrow reads the text. Only pyarrow holds it, so it is freed after the last read."""
 
     closed = False
 
@@ -104,12 +104,12 @@ _LENT: "weakref.WeakKeyDictionary[_Handle, _Gate]" = weakref.WeakKeyDictionary()
 
 
 def _end() -> None:
-    """Close what is still open, such as an iterator that was left in the middle, and wait until pyarrow released it."""
+    """Close all texts that are still open, as those of abandoned iterators; wait until pyarrow has released them."""
     for each in list(_OPEN):
         each.close()
     deadline = time.monotonic() + RELEASED_SECONDS
     while gates := list(_LENT.values()):
-        if any(gate.reading for gate in gates):  # each request has a timeout
+        if any(gate.reading for gate in gates):  # this ends, because each request has a timeout
             deadline = time.monotonic() + RELEASED_SECONDS
         elif time.monotonic() > deadline:
             return

@@ -1,4 +1,4 @@
-"""A source's rows in bounded chunks, each row with the place it came from. Edge: files, network, SQL."""
+"""Read the rows of a source in chunks of bounded size, with file and row number of each. Edge: files, network, SQL."""
 
 import difflib
 import re
@@ -18,8 +18,8 @@ from pipeline.job.model import Source
 from pipeline.prefetch import prefetch
 from pipeline.source import exact, files
 from pipeline.source.formats import FileInput
-from pipeline.source.frame import memory
-from pipeline.source.frames import LATE_FIELDS, Frame, of_arrow
+from pipeline.source.frame import frame_input
+from pipeline.source.frames import LATE_FIELDS, Frame, from_arrow
 from pipeline.source.identity import columns_of
 from pipeline.source.predicate import Predicate
 from pipeline.source.query import Query
@@ -27,12 +27,14 @@ from pipeline.storage.folders import Folder
 
 
 class Input(Protocol):
-    """One input of a source: a file, the rows of a query, a frame in memory.
+    """One input of a source: a file, a query, or a frame in memory.
 
-    path: what names it in full; name: in short; folder: what the paths of attachments are relative to; columns: all it
-    has, as far as its start tells; later_columns: those that only the whole of it tells; types: the Arrow types of its
-    columns, if it has any that must be the same in all inputs; partition: columns with one value; by_value: whether a
-    column's type is that of each of its values.
+    path: its full name, for messages; name: its short name. folder: where the paths of attachments begin.
+    columns: all columns that its start shows. late_columns: the columns that only reading all of it shows.
+    types: the Arrow types of its columns, which must be the same in all inputs; empty if there are none to compare.
+    partition: columns that have one value for the whole input. by_value: whether each value has a type of its own,
+    rather than each column.
+    frames: yields the rows; see formats.FileInput.frames.
     """
 
     @property
@@ -44,7 +46,7 @@ class Input(Protocol):
     @property
     def columns(self) -> list[str]: ...
     @property
-    def later_columns(self) -> list[str]: ...
+    def late_columns(self) -> list[str]: ...
     @property
     def types(self) -> dict[str, Any]: ...
     @property
@@ -61,7 +63,7 @@ HEADERS = 16  # files whose headers are read at the same time
 
 @dataclass(frozen=True)
 class Chunk:
-    """Up to frames.CHUNK_ROWS rows of one input. numbers: for each row its number in the input, from 1."""
+    """Up to frames.CHUNK_ROWS rows of one input. numbers: each row's number in the input, from 1."""
 
     input: Input
     frame: pl.DataFrame
@@ -69,39 +71,43 @@ class Chunk:
 
     @property
     def folder(self) -> Folder:
-        """What the paths of attachments are relative to."""
+        """The folder that the paths of attachments are relative to."""
         return self.input.folder
 
     def place(self, i: int) -> str:
-        """Where the i-th row stands, for a message."""
+        """Return where a row comes from, for a message: "tickets.csv row 17". i: its index in the chunk."""
         return f"{self.input.name} row {self.numbers[i]}"
 
     def part(self, start: int, end: int) -> "Chunk":
-        """Its rows from `start` to before `end`."""
+        """Return the chunk's rows from `start` to before `end`."""
         return Chunk(self.input, self.frame[start:end], self.numbers[start:end])
 
 
 class Rows:
-    """The rows of a source: which columns they have, and a stream of them that can be read again."""
+    """The rows of a source, which can be read several times.
+
+    inputs: its files, or its query or frame. columns: those that the start of any input shows.
+    """
 
     def __init__(self, source: Source) -> None:
-        """Finds the files and reads their headers. Raises SourceError that names the path, file or column."""
+        """Find the files and read their headers. Raises SourceError that names the path, file or column."""
         self._source = source
         _check_encoding(source.encoding)
         self.inputs = _inputs(source)
         self.columns = _all_columns(self.inputs)
-        self._integers: dict[str, bool] = {}  # by the columns that were looked at: see `_is_integer`
+        self._integers: dict[str, bool] = {}  # by required column; see `_is_integer`
         self._dtypes = _dtypes(source)
         self.require(list(self._dtypes), "source.types")
 
     def require(self, names: Sequence[str], by: str) -> None:
-        """Raises SourceError unless all inputs have these columns, of one type. by: what names them, for the message.
+        """Raise SourceError unless all inputs have these columns, with the same types.
 
-        A column that the start of each input does not have is looked for in the whole of them.
+        by: the field that names them, for the message. A column that the starts of the inputs do not show is searched
+        in all rows.
         """
         for name in names:
-            if name not in self.columns and name not in self._later and name != LATE_FIELDS:
-                every = [*self.columns, *self._later]
+            if name not in self.columns and name not in self._late_columns and name != LATE_FIELDS:
+                every = [*self.columns, *self._late_columns]
                 hint = _hint(name, every)
                 known = ", ".join(every[:20])
                 raise SourceError(f"{by} names column {name!r}, which the source does not have (it has: {known}){hint}")
@@ -110,22 +116,23 @@ class Rows:
                 self._integers[name] = _is_integer(name, self.inputs)
 
     @cached_property
-    def _later(self) -> list[str]:
-        """The columns that no input has at its start."""
-        found = dict.fromkeys(name for one in self.inputs for name in one.later_columns)
+    def _late_columns(self) -> list[str]:
+        """The columns that the start of no input shows."""
+        found = dict.fromkeys(name for one in self.inputs for name in one.late_columns)
         return [name for name in found if name not in self.columns]
 
     @property
-    def has_later(self) -> bool:
-        """Whether rows may have columns beyond `columns`; frames.LATE_FIELDS is these of each row."""
+    def has_late_columns(self) -> bool:
+        """Whether rows may have fields beyond `columns`; the column frames.LATE_FIELDS holds these fields."""
         return any(one.by_value for one in self.inputs)
 
     def chunks(
         self, columns: Sequence[str], *, limit: int | None = None, inputs: Sequence[Input] | None = None
     ) -> Iterator[Chunk]:
-        """The rows that `where` leaves, in the order of the inputs, with these columns only.
+        """Yield the rows for which source.where is true, in the order of the inputs. No chunk is empty.
 
-        limit: stop after so many rows; inputs: of these only. Raises SourceError that names file, row and column.
+        columns: the only columns of the chunks. limit: the highest number of rows; None for all. inputs: the inputs to
+        read; None for all. Raises SourceError that names file, row and column.
         """
         needed = list(dict.fromkeys(columns))
         where = None if self._source.where is None else Predicate(self._source.where, list(self._dtypes))
@@ -138,7 +145,7 @@ class Rows:
         self, where: Predicate | None, needed: list[str], read: list[str], limit: int | None, inputs: Sequence[Input]
     ) -> Iterator[Chunk]:
         left, known = limit, frozenset(self.columns)
-        for one in inputs if where is None else self._ruled_in(inputs, where):
+        for one in inputs if where is None else self._candidate_inputs(inputs, where):
             for first, frame in one.frames(read, where, known):
                 typed = self._typed(frame, one, first)
                 numbers: Sequence[int] = range(first, first + frame.height)
@@ -154,8 +161,8 @@ class Rows:
                 if left == 0:
                     return
 
-    def _ruled_in(self, inputs: Sequence[Input], where: Predicate) -> list[Input]:
-        """Those that may hold wanted rows, as far as their folders tell: the others are never opened."""
+    def _candidate_inputs(self, inputs: Sequence[Input], where: Predicate) -> list[Input]:
+        """Return the inputs that may hold wanted rows, by the values in their folders' names; others stay unread."""
         names = [name for name, _ in inputs[0].partition]
         if set(names).isdisjoint(where.columns) or any([n for n, _ in one.partition] != names for one in inputs):
             return list(inputs)
@@ -169,14 +176,14 @@ class Rows:
             return list(inputs)
         if inputs[0].types:  # the predicate must fit the types that the files have
             known = [(name, kind) for name, kind in inputs[0].types.items() if name in others]
-            empty = of_arrow(pa.table(pa.schema(known).empty_table()), inputs[0].path)
+            empty = from_arrow(pa.table(pa.schema(known).empty_table()), inputs[0].path)
             others = {name: empty.schema[name] for name in others if name in empty.columns}
         return [inputs[i] for i in where.files(typed, others)]
 
     def kinds(self, columns: Sequence[str]) -> dict[str, str]:
-        """For each column what its values are in SQL: text, integer, number, boolean, date, datetime or json.
+        """Return each column's kind in SQL: text, integer, number, boolean, date, datetime or json.
 
-        NDJSON says it value by value, so there the whole source is looked at; values of several kinds are text.
+        Values of several kinds make a text column. In NDJSON each value has its own kind, so all rows are read.
         """
         columns = list(dict.fromkeys(columns))
         self.require(columns, "the job")
@@ -194,15 +201,15 @@ class Rows:
         return {name: kinds.pop() if len(kinds) == 1 else "text" for name, kinds in found.items()}
 
     def _stored(self, name: str) -> set[str]:
-        """What a column is in SQL by the types of the inputs, where these differ."""
+        """Return a column's kinds in SQL by the types of the inputs; empty if these do not differ."""
         types = {str(kind): kind for one in self.inputs if (kind := one.types.get(name)) is not None}
         if len(types) < 2:
             return set()
-        empty = [of_arrow(pa.table({name: pa.array([], kind)}), self.inputs[0].path) for kind in types.values()]
+        empty = [from_arrow(pa.table({name: pa.array([], kind)}), self.inputs[0].path) for kind in types.values()]
         return set().union(*(_kinds(frame.get_column(name)) for frame in empty))
 
     def _typed(self, frame: pl.DataFrame, one: Input, first: int) -> pl.DataFrame:
-        """`frame` with the columns of `source.types` cast; an empty text becomes null."""
+        """Return the frame with the columns of source.types cast; an empty text becomes null. Raises SourceError."""
         for name, dtype in self._dtypes.items():
             if name not in frame.columns or frame.schema[name] != pl.String:
                 continue
@@ -212,8 +219,8 @@ class Rows:
             if bad.len():
                 i = bad[0]
                 raise SourceError(
-                    f"{one.path} row {first + i}: column {name!r} is {text[i]!r}, which is no "
-                    f"{self._source.types[name]} (source.types)"
+                    f"{one.path} row {first + i}: column {name!r} is {text[i]!r}, which is not a valid "
+                    f"{self._source.types[name]}; correct the value, or source.types"
                 )
             frame = frame.with_columns(cast.alias(name))
         for name, is_integer in self._integers.items():
@@ -223,21 +230,21 @@ class Rows:
 
 
 def _hint(name: str, columns: Sequence[str]) -> str:
-    """What may have been meant by the name of a column that is not among these; empty if nothing is like it."""
+    """Return a hint for a column that does not exist: the delimiter, or a similar column; empty if there is none."""
     separators = [character for character in ";\t|" if len(columns) == 1 and character in columns[0]]
     if separators:
-        return f"; fields seem to be separated by {separators[0]!r}: say so in source.csv.delimiter"
+        return f"; fields seem to be separated by {separators[0]!r}: set source.csv.delimiter to it"
     other_case = [column for column in columns if column.strip().casefold() == name.strip().casefold()]
     near = other_case or difflib.get_close_matches(name, columns, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _comparable(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """The frame as a predicate over these columns reads it: decimals as numbers, bytes that are text as texts."""
+    """Return the frame with columns that a predicate can compare: decimals as numbers, bytes that are text as text."""
     for name in columns:
         column = frame.get_column(name)
         if column.dtype == pl.Binary:
-            texts = [None if isinstance(text, Unprintable) else text for text in exact.of_series(column)]
+            texts = [None if isinstance(text, Unprintable) else text for text in exact.values_of(column)]
             frame = frame.with_columns(pl.Series(name, texts, dtype=pl.String))
         elif column.dtype == pl.Object and all(value is None or type(value) is Decimal for value in column.to_list()):
             numbers = [None if value is None else float(value) for value in column.to_list()]
@@ -246,27 +253,27 @@ def _comparable(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
 
 
 def _as_integers(column: pl.Series, one: Input, first: int) -> pl.Series:
-    """Doubles as the integers that they are. Raises SourceError that names the row of one that is none."""
+    """Convert doubles to integers. Raises SourceError that names the row of a double that is not a whole number."""
     whole = column.cast(pl.Int64, strict=False)
     exactly = (whole.cast(column.dtype) == column) & (whole.abs() <= _EXACT_DOUBLES)
     bad = (~exactly.fill_null(value=False) & column.is_not_null()).arg_true()
     if bad.len():
         i = bad[0]
         raise SourceError(
-            f"{one.path} row {first + i}: column {column.name!r} is {column[i]}, and in other files of the source the "
-            "column is of integers; write it with one type in all files"
+            f"{one.path} row {first + i}: column {column.name!r} is {column[i]}, but other files of the source have "
+            "integers in this column; write it with one type in all files"
         )
     return whole
 
 
-_EXACT_DOUBLES = 2**53  # integers up to here are doubles that are no other integer's
+_EXACT_DOUBLES = 2**53  # a double holds each integer up to here exactly
 
 
 def _check_encoding(encoding: str) -> None:
     try:
         "".encode(encoding)
-    except (LookupError, ValueError) as exc:  # base64 and its like are codecs, too, but not of text
-        raise SourceError(f"source.encoding: {encoding!r} is no encoding of text that Python knows") from exc
+    except (LookupError, ValueError) as exc:  # base64 is a codec of Python, too, but not for text
+        raise SourceError(f"source.encoding: {encoding!r} is not a text encoding that Python knows") from exc
 
 
 def _inputs(source: Source) -> list[Input]:
@@ -277,14 +284,14 @@ def _inputs(source: Source) -> list[Input]:
         return [Query(source.query, source.database)]
     if isinstance(source.frame, str):
         raise SourceError(
-            "source.frame: the rows were a frame in Python, which is not kept; run the job from Python again, with its "
-            "frame"
+            "source.frame: the rows came from a frame in Python, which is not stored; run the job from Python again, "
+            "with its frame"
         )
-    return [memory(source.frame)]
+    return [frame_input(source.frame)]
 
 
 def _all_columns(inputs: Sequence[Input]) -> list[str]:
-    """The columns that any input has, as far as its start tells."""
+    """Return the columns that the start of any input shows, in order of appearance. Raises SourceError."""
     with ThreadPoolExecutor(HEADERS, thread_name_prefix="header") as reader:  # one by one they would take long
         for coming in [reader.submit(lambda one: one.columns, one) for one in inputs]:
             coming.exception()  # is raised below, of the first file that has one
@@ -292,21 +299,22 @@ def _all_columns(inputs: Sequence[Input]) -> list[str]:
 
 
 def _refuse_unclear(name: str, inputs: Sequence[Input]) -> None:
-    """Raises SourceError if the column stands twice in an input, or is missing in one whose columns are fixed."""
+    """Raise SourceError if an input has the column twice, or has fixed columns without it."""
     for one in inputs:
         if one.columns.count(name) > 1:
-            raise SourceError(f"{one.path}: column {name!r} stands twice in the header; rename one")
+            raise SourceError(f"{one.path}: column {name!r} occurs twice; rename one of the two")
     has = next((one for one in inputs if name in one.columns), inputs[0])
     for lacks in inputs:
-        if name not in lacks.columns and not lacks.by_value:  # there a field may be absent where it has no value
-            raise SourceError(f"column {name!r} is in {has.path} but not in {lacks.path}; all files need the same ones")
+        if name not in lacks.columns and not lacks.by_value:  # NDJSON may leave out a field without a value
+            raise SourceError(
+                f"column {name!r} is in {has.path} but not in {lacks.path}; all files need the same columns"
+            )
 
 
 def _is_integer(name: str, inputs: Sequence[Input]) -> bool:
-    """Whether the column is of integers in some inputs and of doubles in others, as pandas writes one with a null.
+    """Return whether a column has integers in some inputs and doubles in others, as pandas writes integers with nulls.
 
-    Raises SourceError for other types that differ in more than how they store values: 17 and "17" would be two keys,
-    and one row of answers.
+    Raises SourceError for other types with different values: 17 and "17" would be two keys with one row of answers.
     """
     first: tuple[Any, Input] | None = None
     families: set[Any] = set()
@@ -330,7 +338,7 @@ _DTYPES: dict[str, Any] = {
     "Int64": pl.Int64,
     "Int32": pl.Int32,
     "Float64": pl.Float64,
-    "Decimal": pl.Object,  # of Python's, each with the digits that it has
+    "Decimal": pl.Object,  # Python's Decimal, which keeps all digits of each value
     "Boolean": pl.Boolean,
     "Date": pl.Date,
     "Datetime": pl.Datetime("us"),
@@ -340,12 +348,12 @@ _DTYPES: dict[str, Any] = {
 def _dtypes(source: Source) -> dict[str, Any]:
     for name, dtype in source.types.items():
         if dtype not in _DTYPES:
-            raise SourceError(f"source.types.{name}: {dtype!r} is not known; known are {', '.join(_DTYPES)}")
+            raise SourceError(f"source.types.{name}: unknown type {dtype!r}; choose one of {', '.join(_DTYPES)}")
     return {name: _DTYPES[dtype] for name, dtype in source.types.items() if dtype != "String"}
 
 
 def _cast(text: pl.Series, dtype: Any) -> pl.Series:
-    """`text` as `dtype`, null where it is not of that kind."""
+    """Convert texts to a type; null for texts that are not of this type."""
     if dtype == pl.Boolean:
         words = {"true": True, "false": False, "t": True, "f": False, "1": True, "0": False}
         return text.str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Boolean)
@@ -363,12 +371,15 @@ def _cast(text: pl.Series, dtype: Any) -> pl.Series:
 
 
 def _decimal(text: str | None) -> Decimal | None:
-    """A decimal with the digits that it has."""
+    """Return a decimal with all digits of the text; None if the text is not a decimal."""
     return Decimal(text) if text is not None and _DECIMAL.fullmatch(text) else None
 
 
 def _in_utc(text: pl.Series) -> pl.Series:
-    """Times as they stand; those with an offset, and with Z, in UTC. None has more than six digits of a second."""
+    """Convert texts to times without time zone; a time with an offset or Z is converted to UTC.
+
+    Null for a text that is not a time, or has more than six decimals of a second.
+    """
     offset = text.str.extract_groups(_OFFSET).struct.unnest()
     sign = pl.when(pl.col("sign") == "-").then(-1).otherwise(1)
     minutes = pl.col("hours").cast(pl.Int64) * 60 + pl.col("minutes").cast(pl.Int64).fill_null(0)
@@ -380,15 +391,15 @@ def _in_utc(text: pl.Series) -> pl.Series:
     return (whole - east).set(plain.str.contains(_TOO_FINE).fill_null(value=False), None)
 
 
-#: A number as people write decimals.
+#: A decimal, without an exponent.
 _DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
-#: The offset from UTC behind a time of the day.
+#: The offset from UTC after a time of day.
 _OFFSET = r"(?<time>:[0-9]{2}(?:\.[0-9]+)?)(?<sign>[+-])(?<hours>[01][0-9]):?(?<minutes>[0-5][0-9])?$"
 _TOO_FINE = r"\.[0-9]{6}[0-9]*[1-9]"
 
 
 def _kinds(column: pl.Series) -> set[str]:
-    """What the values of a column are in SQL; nothing for a column of nulls out of NDJSON."""
+    """Return the SQL kinds of a column's values; empty for a column of nulls only from NDJSON."""
     if column.dtype == pl.Object:
         values = [value for value in column.to_list() if value is not None and not isinstance(value, Unprintable)]
         large = {"text" for value in values if is_large(value)}
@@ -401,11 +412,11 @@ _JSON_KINDS: dict[type, str] = {Decimal: "text", str: "text", int: "integer", fl
 
 def _kind(dtype: pl.DataType) -> str:
     if dtype.is_integer():
-        return "integer" if dtype not in (pl.UInt64, pl.Int128, pl.UInt128) else "text"  # no column takes all of them
+        return "integer" if dtype not in (pl.UInt64, pl.Int128, pl.UInt128) else "text"  # may not fit in 64 bits
     if dtype.is_float():
         return "number"
     if dtype.is_decimal():
-        return "text"  # exact, as it stands
+        return "text"  # exact
     if dtype == pl.Boolean:
         return "boolean"
     if dtype == pl.Date:
@@ -417,8 +428,8 @@ def _kind(dtype: pl.DataType) -> str:
     return "text"
 
 
-def no_key(column: pl.Series) -> pl.Series:
-    """Where a column's value identifies nothing: null, empty text, or no number."""
+def lacks_key(column: pl.Series) -> pl.Series:
+    """Return, for each value of a key column, whether it cannot identify a row: null, empty text, NaN or infinity."""
     if column.dtype == pl.String:
         return column.is_null() | (column == "")
     if column.dtype == pl.Object:

@@ -31,7 +31,7 @@ from pipeline.money.prices import PriceList
 from pipeline.prefetch import calls_ahead, prefetch
 from pipeline.request import packing
 from pipeline.sink.columns import ResultColumns
-from pipeline.sink.table import Fixed, stored
+from pipeline.sink.table import Fixed, columns_as_json
 from pipeline.state.accounts import open_circuit
 from pipeline.state.batches import Batch
 from pipeline.state.claims import Condition
@@ -81,8 +81,8 @@ def _complete_table(driver: Driver) -> None:
         complete = before.with_ids()
         if complete is None or driver.sink.has_column_of_ids(conn):
             return
-        driver.sink.having(complete).make(conn, before)
-        set_columns(conn, driver.job_id, stored(complete))
+        driver.sink.with_columns(complete).make(conn, before)
+        set_columns(conn, driver.job_id, columns_as_json(complete))
 
 
 class _Fetcher:
@@ -242,8 +242,8 @@ def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
     try:
         parsed = orjson.loads(line)
     except orjson.JSONDecodeError:
-        odd = lines.parsed(line)
-        return None if odd is None else reader.odd(lines.cleaned(odd))
+        odd = lines.parse_line(line)
+        return None if odd is None else reader.damaged(lines.storable_json(odd))
     return reader.outcome(parsed)
 
 
@@ -303,7 +303,7 @@ class _Chunk:
                 run_id=batch.run_id,
                 updated_at=self._now,
             )
-            settled.add(row, outcome, fixed, again=reader.again(outcome, attempts))
+            settled.add(row, outcome, fixed, again=reader.should_retry(outcome, attempts))
         self.failed = _some_failed(outcomes)
         settled.outcomes = Counter(map(attrgetter("state"), outcomes))
         settled.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}

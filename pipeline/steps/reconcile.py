@@ -352,8 +352,8 @@ def _nonce_in_results(driver: Driver, api_id: str) -> str:
 
 def _custom_ids(chunks: Iterator[bytes]) -> Iterator[str]:
     """The custom_ids of the result lines that are whole; what was cut, or is no result, has none."""
-    for line in chain.from_iterable(lines.split(chunks)):
-        custom_id = (lines.parsed(line) or {}).get("custom_id")
+    for line in chain.from_iterable(lines.split_lines(chunks)):
+        custom_id = (lines.parse_line(line) or {}).get("custom_id")
         if isinstance(custom_id, str):
             yield custom_id
 

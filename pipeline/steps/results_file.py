@@ -112,7 +112,7 @@ def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event
     with open(file, "wb") as out:
         file.chmod(0o600)
         with driver.api.results(batch.api_id) as chunks:
-            for some in lines.split(_until_stopped(driver, chunks, given_up)):
+            for some in lines.split_lines(_until_stopped(driver, chunks, given_up)):
                 found.add(some, out)
         found.write(out)
     if found.unknown and not found.known:  # a page of something else, or another batch's results
@@ -133,5 +133,5 @@ def _until_stopped(driver: Driver, chunks: Iterable[bytes], given_up: threading.
 
 def _rank(line: bytes) -> int:
     """How much a line is worth beside another one for the same request."""
-    result = (lines.parsed(line) or {}).get("result")
+    result = (lines.parse_line(line) or {}).get("result")
     return 0 if not isinstance(result, dict) else 2 if result.get("type") == "succeeded" else 1

@@ -1,4 +1,4 @@
-"""Whatever a label is called: an answer that says it is stored as it was declared, or the job is refused."""
+"""An answer with a label of any characters is stored as declared, or the job is refused."""
 
 import orjson
 from hypothesis import given, settings

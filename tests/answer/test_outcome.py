@@ -1,4 +1,4 @@
-"""What the API says of a request becomes one outcome, whatever the API may say one day."""
+"""Each result of the API becomes one outcome, also a result of an unknown type or form."""
 
 from typing import Any
 
@@ -106,7 +106,7 @@ def test_the_text_is_that_of_the_text_blocks(content: list[Any], text: str) -> N
         ),
     ],
 )
-def test_a_usage_that_says_nothing_counts_nothing(usage: Any) -> None:
+def test_missing_usage_counts_as_zero_tokens(usage: Any) -> None:
     outcome = reader().outcome(answered("x", usage=usage))
 
     assert outcome.state == RowState.SUCCEEDED
@@ -150,7 +150,7 @@ def test_a_cut_off_answer_is_truncated_and_keeps_its_text_and_bill(stop_reason: 
         pytest.param(None, "the model refused", id="none"),
     ],
 )
-def test_a_refusal_is_refused_and_says_why(details: Any, said: str) -> None:
+def test_a_refusal_has_the_outcome_refused_and_its_explanation(details: Any, said: str) -> None:
     outcome = reader(["yes", "no"]).outcome(answered("I cannot.", stop_reason="refusal", stop_details=details))
 
     assert (outcome.state, outcome.error_type, outcome.error_message) == (RowState.REFUSED, "refusal", said)
@@ -178,7 +178,7 @@ def test_a_label_is_stored_as_declared_and_once(answer: str, label: str, rest: s
     assert (outcome.state, outcome.values, outcome.text) == (RowState.SUCCEEDED, {"label": label}, rest)
 
 
-def test_a_label_behind_a_thinking_block_and_in_two_parts_is_found() -> None:
+def test_a_label_after_a_thinking_block_and_in_two_parts_is_found() -> None:
     thinking = {"type": "thinking", "thinking": '{"label": "no"}'}
 
     outcome = reader(["yes", "no"]).outcome(answered(thinking, '{"label": ', '"yes"}'))
@@ -198,11 +198,11 @@ def test_a_label_behind_a_thinking_block_and_in_two_parts_is_found() -> None:
         pytest.param("{}", "has no text field 'label'", id="no label"),
         pytest.param('{"label": 5}', "has no text field 'label'", id="a number"),
         pytest.param('{"label": null}', "has no text field 'label'", id="a null"),
-        pytest.param('{"label": "maybe"}', "'maybe' is none of the declared ones", id="another label"),
-        pytest.param('{"label": "yes no"}', "'yes no' is none of the declared ones", id="two labels"),
+        pytest.param('{"label": "maybe"}', "'maybe' is not one of the declared labels", id="another label"),
+        pytest.param('{"label": "yes no"}', "'yes no' is not one of the declared labels", id="two labels"),
     ],
 )
-def test_an_answer_that_is_no_declared_label_is_unparsable_and_kept(answer: str, said: str) -> None:
+def test_an_answer_without_a_declared_label_is_unparsable_and_kept(answer: str, said: str) -> None:
     outcome = reader(["yes", "no"]).outcome(answered(answer))
 
     assert (outcome.state, outcome.error_type, outcome.values) == (RowState.UNPARSABLE, "unparsable", None)
@@ -210,13 +210,13 @@ def test_an_answer_that_is_no_declared_label_is_unparsable_and_kept(answer: str,
     assert (outcome.text, outcome.output_tokens) == (answer, 5)
 
 
-def test_a_very_long_wrong_label_is_said_in_short() -> None:
+def test_a_very_long_wrong_label_is_shortened_in_the_message() -> None:
     outcome = reader(["yes", "no"]).outcome(answered('{"label": "%s"}' % ("x" * 5000)))
 
     assert len(str(outcome.error_message)) < 200
 
 
-def test_without_labels_no_answer_is_looked_into() -> None:
+def test_without_labels_any_answer_succeeds() -> None:
     assert reader().outcome(answered('{"label": "yes"}')).values is None
 
 
@@ -256,7 +256,7 @@ def test_without_labels_no_answer_is_looked_into() -> None:
         pytest.param("text", "unknown_error", "no message", id="a text"),
     ],
 )
-def test_an_error_says_its_type_and_message(error: Any, error_type: str, message: str) -> None:
+def test_an_error_is_stored_with_its_type_and_message(error: Any, error_type: str, message: str) -> None:
     outcome = reader().outcome(errored(error))
 
     request_id = error.get("request_id") if isinstance(error, dict) else None
@@ -266,7 +266,7 @@ def test_an_error_says_its_type_and_message(error: Any, error_type: str, message
 @pytest.mark.parametrize(
     ("kind", "state"), [("canceled", RowState.CANCELED), ("expired", RowState.EXPIRED)], ids=["canceled", "expired"]
 )
-def test_what_never_ran_costs_nothing_and_has_no_text(kind: str, state: RowState) -> None:
+def test_a_request_that_was_not_processed_costs_nothing_and_has_no_text(kind: str, state: RowState) -> None:
     outcome = reader().outcome({"custom_id": "x-0", "result": {"type": kind}})
 
     assert (outcome.state, outcome.error_type, outcome.text, outcome.model) == (state, kind, None, None)
@@ -285,7 +285,7 @@ def test_what_never_ran_costs_nothing_and_has_no_text(kind: str, state: RowState
         pytest.param({"result": {"type": "succeeded", "message": "x"}}, "'succeeded'", id="a message that is a text"),
     ],
 )
-def test_a_result_that_is_not_known_is_an_error_that_names_it(line: dict[str, Any], named: str) -> None:
+def test_a_result_of_an_unknown_type_is_an_error_that_names_the_type(line: dict[str, Any], named: str) -> None:
     outcome = reader().outcome(line)
 
     assert (outcome.state, outcome.error_type) == (RowState.ERRORED, "unknown_result")
@@ -300,7 +300,7 @@ def test_a_result_that_is_not_known_is_an_error_that_names_it(line: dict[str, An
         pytest.param([None], id="a null"),
     ],
 )
-def test_an_odd_content_block_is_no_crash(content: list[Any]) -> None:
+def test_a_malformed_content_block_does_not_crash(content: list[Any]) -> None:
     line = answered()
     line["result"]["message"]["content"] = content
 
@@ -328,19 +328,19 @@ def test_an_odd_content_block_is_no_crash(content: list[Any]) -> None:
         pytest.param(Outcome(RowState.SUCCEEDED), 1, False, id="succeeded"),
     ],
 )
-def test_only_what_a_second_time_may_mend_is_sent_again(outcome: Outcome, attempts: int, again: bool) -> None:
-    assert reader().again(outcome, attempts) is again
+def test_only_outcomes_that_a_retry_may_improve_are_sent_again(outcome: Outcome, attempts: int, again: bool) -> None:
+    assert reader().should_retry(outcome, attempts) is again
 
 
-def test_the_job_says_which_errors_go_again_and_how_often() -> None:
+def test_retry_errors_and_max_attempts_decide_what_is_sent_again() -> None:
     once = reader(errors=["invalid_request_error"], max_attempts=2)
 
-    assert once.again(Outcome(RowState.ERRORED, "invalid_request_error"), 1)
-    assert not once.again(Outcome(RowState.ERRORED, "invalid_request_error"), 2)
-    assert not once.again(Outcome(RowState.ERRORED, "api_error"), 1)
+    assert once.should_retry(Outcome(RowState.ERRORED, "invalid_request_error"), 1)
+    assert not once.should_retry(Outcome(RowState.ERRORED, "invalid_request_error"), 2)
+    assert not once.should_retry(Outcome(RowState.ERRORED, "api_error"), 1)
 
 
-def test_a_row_that_shares_an_answer_has_all_of_it_but_the_bill() -> None:
+def test_a_row_that_shares_an_answer_has_all_of_it_but_its_usage() -> None:
     outcome = reader().outcome(answered("x", usage={"input_tokens": 10, "cache_creation_input_tokens": 4}))
 
     shared = without_usage(outcome)
@@ -373,7 +373,7 @@ def asked(output: dict[str, Any], **params: Any) -> ResultReader:
     return ResultReader(Job.model_validate(fields))
 
 
-def test_an_answer_by_a_schema_is_a_value_for_each_column() -> None:
+def test_an_answer_by_a_schema_gives_a_value_for_each_column() -> None:
     read = asked({"schema": INVOICE, "columns": {"from.town": "town", "paid": "is_paid"}})
 
     outcome = read.outcome(answered('{"total": 9.5, "paid": true, "due": "2026-11-30", "from": {"town": "Rome"}}'))
@@ -417,7 +417,7 @@ FREE = {
         *("a number that the column cannot hold", "an object without what has a column", "nothing left", "empty"),
     ],
 )
-def test_the_text_of_an_answer_in_columns_is_what_they_do_not_hold(
+def test_the_text_holds_only_the_parts_of_an_answer_that_no_column_holds(
     given: dict[str, Any], values: dict[str, Any], text: str | None
 ) -> None:
     read = asked({"tool": "record", "columns": {"where.town": "town"}}, tools=[FREE])
@@ -428,7 +428,7 @@ def test_the_text_of_an_answer_in_columns_is_what_they_do_not_hold(
     assert (outcome.state, outcome.values, outcome.text) == (RowState.SUCCEEDED, {**empty, **values}, text)
 
 
-def test_what_a_model_says_beside_its_tool_is_kept() -> None:
+def test_text_that_accompanies_a_tool_use_is_kept() -> None:
     said = answered("I note it.", {**USE, "input": {"more": 1}}, stop_reason="tool_use")
 
     assert asked({"tool": "record"}, tools=[FREE]).outcome(said).text == 'I note it.\n{"more":1}'
@@ -443,7 +443,7 @@ def test_what_a_model_says_beside_its_tool_is_kept() -> None:
         pytest.param('{"total": 1, "due": "soon"}', "due: 'soon' is not a date", id="no date"),
     ],
 )
-def test_an_answer_that_does_not_fit_is_unparsable_and_says_where(answer: str, said: str) -> None:
+def test_an_answer_that_does_not_fit_the_schema_is_unparsable_with_the_path(answer: str, said: str) -> None:
     outcome = asked({"schema": INVOICE}).outcome(answered(answer))
 
     assert (outcome.state, outcome.values, outcome.text) == (RowState.UNPARSABLE, None, answer)
@@ -463,7 +463,7 @@ def test_an_answer_without_the_tool_is_unparsable() -> None:
     assert (outcome.state, outcome.error_message) == (RowState.UNPARSABLE, "the answer does not use the tool record")
 
 
-def test_a_tool_that_the_model_wants_to_be_run_is_stored_as_it_calls_it() -> None:
+def test_the_use_of_a_client_tool_is_stored_with_name_and_input() -> None:
     outcome = asked({}, tools=[TOOL]).outcome(answered("I note it.", USE, stop_reason="tool_use"))
 
     assert (outcome.state, outcome.text) == (RowState.SUCCEEDED, "I note it.")
@@ -495,7 +495,7 @@ def test_tools_that_the_api_ran_are_counted_and_web_searches_priced() -> None:
     assert outcome.web_searches == 2
 
 
-def test_inference_in_the_us_alone_is_known_from_the_usage() -> None:
+def test_inference_only_in_the_us_is_read_from_the_usage() -> None:
     usage = {"input_tokens": 1, "output_tokens": 1, "inference_geo": "us"}
 
     assert reader().outcome(answered("x", usage=usage)).in_the_us
@@ -515,8 +515,10 @@ def test_inference_in_the_us_alone_is_known_from_the_usage() -> None:
         pytest.param({"truncated": {"max_tokens": "2x"}}, RowState.REFUSED, "refusal", False, id="another outcome"),
     ],
 )
-def test_which_rows_go_again_changed(change: dict[str, Any], outcome: RowState, error_type: str, again: bool) -> None:
+def test_which_outcomes_are_sent_again_with_a_change(
+    change: dict[str, Any], outcome: RowState, error_type: str, again: bool
+) -> None:
     read = reader(change=change)
 
-    assert read.again(Outcome(outcome, error_type), 2) is again
-    assert not read.again(Outcome(outcome, error_type), 3)
+    assert read.should_retry(Outcome(outcome, error_type), 2) is again
+    assert not read.should_retry(Outcome(outcome, error_type), 3)

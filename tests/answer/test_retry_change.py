@@ -1,4 +1,4 @@
-"""Rows that did not succeed go again changed: with more tokens, to another model, or with what was wrong."""
+"""Rows that did not succeed are sent again with a change: more tokens, another model, or a second question."""
 
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +70,7 @@ def sweeps(world: World, times: int = 4) -> None:
 # -- too short -------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_that_was_cut_off_is_asked_for_again_with_more_tokens(world: World) -> None:
+def test_a_truncated_row_is_sent_again_with_more_tokens(world: World) -> None:
     cut_off(world)
 
     finished = world.run(changing(world, LONGER))
@@ -82,7 +82,7 @@ def test_an_answer_that_was_cut_off_is_asked_for_again_with_more_tokens(world: W
     assert world.answers()["r2"]["attempts"] == 1
 
 
-def test_each_time_with_more_until_the_attempts_are_used_up(world: World) -> None:
+def test_max_tokens_grows_with_each_attempt_until_the_attempts_are_used_up(world: World) -> None:
     cut_off(world, 10_000)
 
     finished = world.run(changing(world, LONGER))
@@ -92,7 +92,7 @@ def test_each_time_with_more_until_the_attempts_are_used_up(world: World) -> Non
     assert world.answers()["r1"]["attempts"] == 3
 
 
-def test_what_is_asked_again_is_paid_for(world: World) -> None:
+def test_each_attempt_is_counted_in_the_costs(world: World) -> None:
     cut_off(world)
 
     finished = world.run(changing(world, LONGER))
@@ -102,7 +102,7 @@ def test_what_is_asked_again_is_paid_for(world: World) -> None:
     assert finished.cost_usd > stored > 0  # the answer that was cut off was replaced, and had its price
 
 
-def test_it_is_off_unless_named(world: World) -> None:
+def test_no_row_is_changed_unless_the_job_names_the_change(world: World) -> None:
     cut_off(world)
 
     finished = world.run(world.job())
@@ -111,7 +111,7 @@ def test_it_is_off_unless_named(world: World) -> None:
     assert world.accepted() == 5
 
 
-def test_not_more_often_than_the_job_says(world: World) -> None:
+def test_a_row_is_not_sent_more_often_than_max_attempts(world: World) -> None:
     cut_off(world)
 
     finished = world.run(changing(world, LONGER, retry={"max_attempts": 1}))
@@ -120,7 +120,7 @@ def test_not_more_often_than_the_job_says(world: World) -> None:
     assert world.accepted() == 5
 
 
-def test_never_with_more_tokens_than_the_model_answers_with(world: World) -> None:
+def test_max_tokens_never_exceeds_the_limit_of_the_model(world: World) -> None:
     world.emulator.add_fault(on="item", do="max_tokens", match="number 1 ")
 
     finished = world.run(changing(world, {"truncated": {"max_tokens": "50x"}}, request={"max_tokens": 2_000}))
@@ -131,7 +131,7 @@ def test_never_with_more_tokens_than_the_model_answers_with(world: World) -> Non
     assert world.sweep() == []
 
 
-def test_at_the_limit_the_same_command_does_not_ask_the_same_again(world: World) -> None:
+def test_at_the_limit_of_the_model_a_second_run_does_not_send_the_row_again(world: World) -> None:
     world.emulator.add_fault(on="item", do="max_tokens", match="number 1 ")
     job = changing(world, {"truncated": {"max_tokens": "50x"}}, request={"max_tokens": 2_000})
     world.run(job)
@@ -143,7 +143,7 @@ def test_at_the_limit_the_same_command_does_not_ask_the_same_again(world: World)
 
 
 @pytest.mark.parametrize("fault", ["context_window", "pause_turn"])
-def test_more_tokens_are_no_help_for_an_answer_that_stopped_for_another_reason(world: World, fault: str) -> None:
+def test_an_answer_truncated_for_another_reason_is_not_sent_again_with_more_tokens(world: World, fault: str) -> None:
     world.emulator.add_fault(on="item", do=fault, match="number 1 ")
 
     finished = world.run(changing(world, LONGER))
@@ -163,7 +163,7 @@ def test_an_attempt_that_was_not_cut_off_does_not_count_for_the_tokens(world: Wo
     assert tokens_asked(world) == [100, 100, 200]
 
 
-def test_a_failure_for_the_moment_after_it_keeps_the_tokens(world: World) -> None:
+def test_a_temporary_error_after_a_change_keeps_the_changed_tokens(world: World) -> None:
     cut_off(world)
     match = '"max_tokens":200,"messages":[{"role":"user","content":"Summarize: Text number 1 '
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match=match, times=1)
@@ -174,7 +174,7 @@ def test_a_failure_for_the_moment_after_it_keeps_the_tokens(world: World) -> Non
     assert tokens_asked(world) == [100, 200, 200]
 
 
-def test_rows_that_failed_before_it_was_turned_on_go_again(world: World) -> None:
+def test_rows_that_failed_before_the_change_was_configured_are_sent_again(world: World) -> None:
     cut_off(world)
     world.run(world.job())
 
@@ -184,7 +184,7 @@ def test_rows_that_failed_before_it_was_turned_on_go_again(world: World) -> None
     assert tokens_asked(world) == [100, 200]
 
 
-def test_a_row_that_changed_begins_anew(world: World) -> None:
+def test_a_row_whose_source_values_changed_starts_with_the_original_tokens(world: World) -> None:
     cut_off(world, 10_000)
     job = changing(world, LONGER)
     world.run(job)
@@ -199,7 +199,7 @@ def test_a_row_that_changed_begins_anew(world: World) -> None:
     assert world.answers()["r1"]["attempts"] == 1
 
 
-def test_another_recipe_begins_anew(world: World) -> None:
+def test_another_recipe_starts_with_the_original_tokens(world: World) -> None:
     cut_off(world, 10_000)
     world.run(changing(world, LONGER))
 
@@ -225,7 +225,9 @@ def test_more_tokens_are_reserved_for(world: World) -> None:
 
 @pytest.mark.parametrize("next_one", ["run", "sweeps"])
 @pytest.mark.parametrize(("moment", "nth"), [("collected", 1), ("planned", 2), ("submitted", 2)])
-def test_a_driver_that_dies_between_is_followed_by_another(world: World, moment: str, nth: int, next_one: str) -> None:
+def test_another_driver_continues_after_one_died_between_two_attempts(
+    world: World, moment: str, nth: int, next_one: str
+) -> None:
     cut_off(world)
     job = changing(world, LONGER)
     world.dies_at(job, moment, nth)
@@ -240,7 +242,7 @@ def test_a_driver_that_dies_between_is_followed_by_another(world: World, moment:
     assert (world.answers()["r1"]["attempts"], world.sent_twice()) == (2, [])
 
 
-def test_detached_it_is_left_to_sweeps(world: World) -> None:
+def test_with_detach_sweeps_send_the_changed_rows(world: World) -> None:
     cut_off(world)
     world.run(changing(world, LONGER), detach=True)
 
@@ -265,7 +267,7 @@ def test_a_batch_of_changed_requests_that_is_split_is_not_changed_twice(world: W
     assert "dropped" in world.batch_states()
 
 
-def test_a_batch_of_changed_requests_that_was_not_sent_stays_as_it_is(world: World) -> None:
+def test_a_batch_of_changed_requests_that_was_not_sent_stays_unchanged(world: World) -> None:
     cut_off(world)
     world.run(changing(world, LONGER), detach=True)
     world.emulator.add_fault(**BUSY)
@@ -280,7 +282,7 @@ def test_a_batch_of_changed_requests_that_was_not_sent_stays_as_it_is(world: Wor
     assert tokens_asked(world) == [100, 200]
 
 
-def test_a_batch_of_changed_requests_whose_body_is_gone_is_made_anew(world: World) -> None:
+def test_a_batch_of_changed_requests_whose_body_is_missing_is_written_again(world: World) -> None:
     cut_off(world)
     job = changing(world, LONGER)
     world.run(job, detach=True)
@@ -298,7 +300,7 @@ def test_a_batch_of_changed_requests_whose_body_is_gone_is_made_anew(world: Worl
 
 
 @pytest.mark.parametrize("moment", ["waiting", "ended", "collected"])
-def test_a_second_driver_at_any_moment_asks_nothing_twice(world: World, moment: str) -> None:
+def test_a_second_driver_at_any_moment_sends_no_row_twice(world: World, moment: str) -> None:
     cut_off(world)
     job = changing(world, LONGER)
 
@@ -321,7 +323,9 @@ def test_rows_with_equal_requests_are_asked_again_together(world: World) -> None
 
 
 @pytest.mark.parametrize("next_one", ["run", "sweeps and run"])
-def test_a_changed_request_that_was_refused_for_the_account_goes_again_as_it_was(world: World, next_one: str) -> None:
+def test_a_changed_request_that_was_refused_for_the_account_is_sent_again_unchanged(
+    world: World, next_one: str
+) -> None:
     cut_off(world)
     match = '"max_tokens":200,"messages":[{"role":"user","content":"Summarize: Text number 1 '
     world.emulator.add_fault(on="item", do="error", error_type="billing_error", match=match, times=1)
@@ -356,7 +360,7 @@ def test_another_model_that_was_refused_for_the_account_is_asked_again(world: Wo
 REFUSED_BY_HAIKU = {"on": "item", "do": "refuse", "match": '"model":"claude-haiku-4-5"'}
 
 
-def test_what_one_model_refuses_another_is_asked(world: World) -> None:
+def test_a_row_that_one_model_refuses_is_sent_to_another_model(world: World) -> None:
     world.emulator.add_fault(**REFUSED_BY_HAIKU, times=2)
 
     finished = world.run(changing(world, OTHER))
@@ -368,7 +372,7 @@ def test_what_one_model_refuses_another_is_asked(world: World) -> None:
     assert finished.cost_usd == pytest.approx(bill(world))
 
 
-def test_what_the_other_model_refuses_too_is_refused(world: World) -> None:
+def test_a_row_that_both_models_refuse_is_refused(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", match="number 1 ")
 
     finished = world.run(changing(world, OTHER))
@@ -390,7 +394,7 @@ def test_the_same_command_does_not_ask_the_other_model_again(world: World) -> No
     assert len(asked(world, "number 1 ")) == 2
 
 
-def test_a_model_that_is_asked_anyway_is_no_other_one(world: World) -> None:
+def test_a_change_to_the_same_model_is_not_sent(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", match="number 1 ")
 
     finished = world.run(changing(world, {"refused": {"model": "claude-haiku-4-5"}}))
@@ -402,7 +406,7 @@ def test_a_model_that_is_asked_anyway_is_no_other_one(world: World) -> None:
     assert world.states()["r1"] == "refused"
 
 
-def test_a_model_that_cannot_be_asked_is_refused_before_anything_is_sent(world: World) -> None:
+def test_a_model_that_cannot_be_used_is_refused_before_anything_is_sent(world: World) -> None:
     with pytest.raises(JobError, match="claude-sonnet-55"):
         world.run(changing(world, {"refused": {"model": "claude-sonnet-55"}}))
 
@@ -415,11 +419,11 @@ def test_a_model_that_cannot_be_asked_is_refused_before_anything_is_sent(world: 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("wrong_label", "the answer's label 'no_such_label' is none of the declared ones"),
+        ("wrong_label", "the answer's label 'no_such_label' is not one of the declared labels"),
         ("not_json", "the answer is not JSON"),
     ],
 )
-def test_an_answer_that_does_not_fit_goes_back_with_what_is_wrong(world: World, fault: str, said: str) -> None:
+def test_an_unparsable_answer_is_sent_back_with_its_problem(world: World, fault: str, said: str) -> None:
     world.emulator.add_fault(on="item", do=fault, match="number 1 ", times=1)
 
     finished = world.run(labels(world))
@@ -437,7 +441,7 @@ def test_an_answer_that_does_not_fit_goes_back_with_what_is_wrong(world: World, 
     assert finished.cost_usd == pytest.approx(bill(world))
 
 
-def test_each_answer_that_does_not_fit_goes_back(world: World) -> None:
+def test_each_unparsable_answer_is_sent_back(world: World) -> None:
     world.emulator.add_fault(on="item", do="wrong_label", match="number 1 ")
 
     finished = world.run(labels(world))
@@ -446,7 +450,7 @@ def test_each_answer_that_does_not_fit_goes_back(world: World) -> None:
     assert [len(params["messages"]) for params in asked(world, "number 1 ")] == [1, 3, 5]
 
 
-def test_of_an_empty_answer_only_what_is_wrong_goes_back(world: World) -> None:
+def test_for_an_empty_answer_only_the_problem_is_sent_back(world: World) -> None:
     world.emulator.add_fault(on="item", do="empty", match="number 1 ", times=1)
 
     finished = world.run(labels(world))
@@ -455,7 +459,7 @@ def test_of_an_empty_answer_only_what_is_wrong_goes_back(world: World) -> None:
     assert [turn["role"] for turn in asked(world, "number 1 ")[1]["messages"]] == ["user", "user"]
 
 
-def test_false_is_off(world: World) -> None:
+def test_reask_false_sends_nothing_again(world: World) -> None:
     world.emulator.add_fault(on="item", do="wrong_label", match="number 1 ")
 
     finished = world.run(labels(world, {"unparsable": {"reask": False}}))
@@ -465,7 +469,7 @@ def test_false_is_off(world: World) -> None:
 
 
 @pytest.mark.parametrize("next_one", ["run", "sweeps"])
-def test_a_driver_that_dies_before_it_asks_again(world: World, next_one: str) -> None:
+def test_a_driver_that_dies_before_the_second_question_is_replaced_by_another(world: World, next_one: str) -> None:
     world.emulator.add_fault(on="item", do="wrong_label", match="number 1 ", times=1)
     job = labels(world)
     world.dies_at(job, "collected")
@@ -501,7 +505,7 @@ def tool(world: World, **sections: Any) -> Job:
     return changing(world, REASK, output={"tool": "keep"}, request={"params": params, "max_tokens": 1_000}, **sections)
 
 
-def test_the_use_of_a_tool_that_does_not_fit_goes_back_as_a_result_that_failed(world: World) -> None:
+def test_an_unparsable_tool_use_is_sent_back_as_a_failed_tool_result(world: World) -> None:
     world.rows(texts(1))
 
     finished = world.run(tool(world, retry={"max_attempts": 2}))
@@ -515,7 +519,7 @@ def test_the_use_of_a_tool_that_does_not_fit_goes_back_as_a_result_that_failed(w
     assert world.answers()["r0"]["error_type"] == "unparsable"
 
 
-def test_each_use_of_a_tool_that_goes_back_has_an_id_of_its_own(world: World) -> None:
+def test_each_tool_use_that_is_sent_back_has_its_own_id(world: World) -> None:
     """The API refuses a conversation in which two uses have the same."""
     world.rows(texts(1))
 
@@ -528,7 +532,7 @@ def test_each_use_of_a_tool_that_goes_back_has_an_id_of_its_own(world: World) ->
     assert len(set(used)) == 2
 
 
-def test_an_answer_without_the_tool_goes_back_as_a_text(world: World) -> None:
+def test_an_answer_without_the_tool_is_sent_back_as_text(world: World) -> None:
     world.rows(texts(1))
     world.emulator.add_fault(on="item", do="not_json", times=1)
     schema = {"type": "object", "properties": {"note": {"type": "string"}}, "required": ["note"]}
@@ -576,7 +580,7 @@ def turns(*more: tuple[str, Any]) -> dict[str, Any]:
 def test_a_longer_answer(change: LongerAnswer, most: int | None, tokens: int | None) -> None:
     expected = None if tokens is None else {**ASKED, "max_tokens": tokens}
 
-    assert retry_change.changed(ASKED, change, None, limit(most)) == expected
+    assert retry_change.changed_params(ASKED, change, None, limit(most)) == expected
 
 
 @pytest.mark.parametrize(
@@ -584,7 +588,7 @@ def test_a_longer_answer(change: LongerAnswer, most: int | None, tokens: int | N
     [pytest.param("n", {**ASKED, "model": "n"}, id="another"), pytest.param("m", None, id="the same")],
 )
 def test_another_model(model: str, expected: dict[str, Any] | None) -> None:
-    assert retry_change.changed(ASKED, OtherModel(model=model), None, limit(None)) == expected
+    assert retry_change.changed_params(ASKED, OtherModel(model=model), None, limit(None)) == expected
 
 
 @pytest.mark.parametrize(
@@ -595,10 +599,10 @@ def test_another_model(model: str, expected: dict[str, Any] | None) -> None:
         pytest.param(" \n", turns(("user", WRONG)), id="an empty one"),
     ],
 )
-def test_the_answer_goes_back(answer: str | None, expected: dict[str, Any] | None) -> None:
+def test_reask_appends_the_answer_and_its_problem(answer: str | None, expected: dict[str, Any] | None) -> None:
     given = None if answer is None else Answer(answer, "it is late")
 
-    assert retry_change.changed(ASKED, AskAgain(reask=True), given, limit(None)) == expected
+    assert retry_change.changed_params(ASKED, AskAgain(reask=True), given, limit(None)) == expected
 
 
 @pytest.mark.parametrize(
@@ -609,17 +613,17 @@ def test_the_answer_goes_back(answer: str | None, expected: dict[str, Any] | Non
         pytest.param("[1]", "[1]", WRONG, id="no object"),
     ],
 )
-def test_the_use_of_a_tool_goes_back(answer: str, said: Any, result: Any) -> None:
-    changed = retry_change.changed(TOOL, AskAgain(reask=True), Answer(answer, "it is late"), limit(None))
+def test_reask_appends_the_tool_use_and_a_failed_result(answer: str, said: Any, result: Any) -> None:
+    changed = retry_change.changed_params(TOOL, AskAgain(reask=True), Answer(answer, "it is late"), limit(None))
 
     assert changed is not None
     assert [turn["content"] for turn in changed["messages"][1:]] == [said, result]
 
 
-def test_what_was_asked_is_left_as_it_was() -> None:
+def test_a_change_does_not_alter_the_params_in_place() -> None:
     before = orjson.dumps(TOOL)
 
-    retry_change.changed(TOOL, AskAgain(reask=True), Answer('{"a":1}', "it is late"), limit(None))
+    retry_change.changed_params(TOOL, AskAgain(reask=True), Answer('{"a":1}', "it is late"), limit(None))
 
     assert orjson.dumps(TOOL) == before
 
@@ -640,5 +644,5 @@ def test_what_was_asked_is_left_as_it_was() -> None:
 def test_which_change_an_outcome_has(outcome: str | None, error_type: str | None, expected: Any) -> None:
     change = Change(truncated=TWICE, refused=OtherModel(model="n"), unparsable=AskAgain(reask=True))
 
-    assert retry_change.of(Retry(change=change), outcome, error_type) == expected
-    assert retry_change.of(Retry(), outcome, error_type) is None
+    assert retry_change.change_for(Retry(change=change), outcome, error_type) == expected
+    assert retry_change.change_for(Retry(), outcome, error_type) is None

@@ -1,4 +1,4 @@
-"""A schema's properties become columns, answers their values, and what the API would refuse is said beforehand."""
+"""A schema gives columns, answers give their values, and schemas that the API would refuse are refused first."""
 
 import datetime
 from typing import Any, Literal
@@ -119,7 +119,7 @@ def test_a_schema_that_is_a_reference_as_a_whole_has_the_columns_of_its_object()
     assert list(columns({"$ref": "#/$defs/A", "$defs": {"A": ADDRESS}}, {})) == ["city", "zip", "since"]
 
 
-def test_a_property_with_a_dot_in_its_name_is_renamed_as_it_is() -> None:
+def test_a_property_with_a_dot_in_its_name_can_be_renamed() -> None:
     assert columns(an_object(**{"a.b": TEXT}), {"a.b": "ab"}) == {"ab": Property(("a.b",), "text")}
 
 
@@ -156,25 +156,27 @@ def test_a_property_with_a_dot_in_its_name_is_renamed_as_it_is() -> None:
         pytest.param(
             INVOICE,
             {"name.first": "first"},
-            "'name.first' leads through 'name', which is no object with properties",
+            "'name.first': 'name' is not an object with properties",
             id="through a text",
         ),
         pytest.param(
             an_object(a={"anyOf": [ADDRESS, TEXT]}),
             {"a.city": "city"},
-            "'a.city' leads through 'a', which is no object with properties",
+            "'a.city': 'a' is not an object with properties",
             id="through what may be a text",
         ),
         pytest.param(
             an_object(Total=TEXT, total=TEXT),
             {},
-            "'Total' and 'total' both make a column 'total'; give one of them another name in output.columns",
+            "properties 'Total' and 'total' both have the column 'total'; "
+            "give one of them another name in output.columns",
             id="two names that differ in case",
         ),
         pytest.param(
             INVOICE,
             {"address.city": "NAME"},
-            "'name' and 'address.city' both make a column 'NAME'; give one of them another name in output.columns",
+            "properties 'name' and 'address.city' both have the column 'NAME'; "
+            "give one of them another name in output.columns",
             id="a rename to what there is",
         ),
         pytest.param(
@@ -197,7 +199,7 @@ def test_a_property_with_a_dot_in_its_name_is_renamed_as_it_is() -> None:
         ),
     ],
 )
-def test_what_makes_no_columns_is_refused(schema: Any, renames: dict[str, str], said: str) -> None:
+def test_a_schema_that_gives_no_columns_is_refused(schema: Any, renames: dict[str, str], said: str) -> None:
     with pytest.raises(SchemaProblem) as problem:
         columns(schema, renames)
 
@@ -227,7 +229,7 @@ def test_what_makes_no_columns_is_refused(schema: Any, renames: dict[str, str], 
         *[pytest.param(an_object(a={"type": "string", "format": name}), id=f"format {name}") for name in FORMATS],
     ],
 )
-def test_what_structured_outputs_take_passes_here_and_at_the_emulator(schema: dict[str, Any]) -> None:
+def test_a_supported_schema_passes_here_and_at_the_emulator(schema: dict[str, Any]) -> None:
     assert first_problem(schema) is None
     assert schema_problem(schema) is None
 
@@ -351,7 +353,7 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         pytest.param([], "the schema must be a mapping (it is [])", id="no mapping"),
     ],
 )
-def test_what_structured_outputs_refuse_is_named_here_and_refused_at_the_emulator(schema: Any, said: str) -> None:
+def test_an_unsupported_schema_is_refused_here_and_at_the_emulator(schema: Any, said: str) -> None:
     assert first_problem(schema) == said
     assert schema_problem(schema) is not None
 
@@ -417,7 +419,7 @@ def test_what_structured_outputs_refuse_is_named_here_and_refused_at_the_emulato
         ),
     ],
 )
-def test_what_the_emulator_does_not_know_to_refuse_is_named(schema: Any, said: str) -> None:
+def test_an_unsupported_schema_that_the_emulator_accepts_is_refused_here(schema: Any, said: str) -> None:
     assert first_problem(schema) == said
 
 
@@ -437,7 +439,7 @@ def test_what_the_emulator_does_not_know_to_refuse_is_named(schema: Any, said: s
         pytest.param(r"[(?=]", None, id="marks of a lookahead in a class"),
     ],
 )
-def test_patterns_are_taken_but_for_what_looks_around(pattern: str, feature: str | None) -> None:
+def test_patterns_pass_but_for_unsupported_features(pattern: str, feature: str | None) -> None:
     said = f"properties.a.pattern: structured outputs do not support {feature} in a pattern; say it in the description"
 
     assert first_problem(an_object(a={"type": "string", "pattern": pattern})) == (said if feature else None)
@@ -477,11 +479,11 @@ def test_patterns_are_taken_but_for_what_looks_around(pattern: str, feature: str
         ),
     ],
 )
-def test_what_is_no_json_schema_is_refused_for_every_use(schema: Any, said: str, strict: bool) -> None:
+def test_an_invalid_json_schema_is_refused_for_every_use(schema: Any, said: str, strict: bool) -> None:
     assert first_problem(schema, strict=strict) == said
 
 
-def test_an_ordinary_tool_takes_what_structured_outputs_refuse() -> None:
+def test_an_ordinary_tool_allows_what_structured_outputs_do_not_support() -> None:
     tool = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0}, "b": {"oneOf": [TEXT, NULL]}}}
 
     assert first_problem(tool, strict=False) is None
@@ -499,7 +501,7 @@ def test_a_tools_schema_must_be_an_object(schema: Any, said: str) -> None:
     assert first_problem(schema, strict=False) == f"type: the input_schema of a tool must be of type object {said}"
 
 
-def test_a_reference_to_elsewhere_is_refused_for_a_tool_as_well_for_nothing_is_fetched() -> None:
+def test_a_reference_to_another_file_is_refused_for_a_tool_too() -> None:
     said = first_problem({"type": "object", "properties": {"a": {"$ref": "other.json"}}}, strict=False)
 
     assert said is not None
@@ -531,7 +533,7 @@ def test_a_text_that_is_not_json_is_a_problem(text: str) -> None:
     assert Reader(an_object(a=TEXT), {}).read_text(text) == Reading({"a": None}, "the answer is not JSON")
 
 
-def test_what_is_absent_or_null_is_none() -> None:
+def test_a_missing_or_null_property_is_none() -> None:
     schema = an_object(address={"anyOf": [ADDRESS, NULL]}, day=DATE, when=DATETIME, n=INTEGER) | {"required": []}
     reader = Reader(schema, {"address.city": "city"})
     nothing = {"address": None, "day": None, "when": None, "n": None, "city": None}
@@ -555,7 +557,7 @@ def test_what_is_absent_or_null_is_none() -> None:
         pytest.param(TEXT, "", "", id="an empty text"),
     ],
 )
-def test_values_are_as_the_results_table_takes_them(schema: Any, value: Any, read: Any) -> None:
+def test_values_have_the_types_of_the_results_table(schema: Any, value: Any, read: Any) -> None:
     values = Reader(an_object(x=schema), {}).read({"x": value}).values
 
     assert values == {"x": read}
@@ -576,12 +578,12 @@ def test_values_are_as_the_results_table_takes_them(schema: Any, value: Any, rea
         pytest.param({"total": 1, "n": True}, "n: True is not of type 'integer'", id="a truth as a number"),
         pytest.param(
             {"total": 1, "n": 2**63},
-            "n: 9223372036854775808 is beyond the 64 bits of an integer column",
+            "n: 9223372036854775808 does not fit into an integer column of 64 bits",
             id="an integer that no column holds",
         ),
         pytest.param(
             {"total": 1, "n": 1e20},
-            "n: 1e+20 is beyond the 64 bits of an integer column",
+            "n: 1e+20 does not fit into an integer column of 64 bits",
             id="a large integer with an exponent",
         ),
         pytest.param({"total": 1, "day": "2026-02-30"}, "day: '2026-02-30' is not a date", id="a day that is none"),
@@ -642,13 +644,13 @@ def test_a_long_wrong_answer_is_cut_in_the_message() -> None:
     assert len(problem) < 320
 
 
-def test_null_is_no_answer_even_if_the_schema_allows_it() -> None:
+def test_null_is_not_an_answer_even_if_the_schema_allows_it() -> None:
     reader = Reader(an_object(a=TEXT) | {"type": ["object", "null"]}, {})
 
-    assert reader.read(None) == Reading({"a": None}, "the answer is no object")
+    assert reader.read(None) == Reading({"a": None}, "the answer is not an object")
 
 
-def test_a_pattern_that_the_two_validators_read_differently_is_explained_all_the_same() -> None:
+def test_a_pattern_that_the_two_validators_read_differently_is_still_explained() -> None:
     reader = Reader(an_object(a={"type": "string", "pattern": "^a$"}), {})  # for Python, $ is also before a last \n
 
     assert reader.read({"a": "a\n"}).problem == 'a: "a\\n" does not match "^a$"'
@@ -694,7 +696,7 @@ def test_a_text_that_could_be_two_declared_ones_is_a_problem() -> None:
     assert reader.read({"x": "Us"}).problem == "x: 'Us' is not one of ['us', 'US']"
 
 
-def test_a_corrected_answer_is_still_judged() -> None:
+def test_a_corrected_answer_is_still_validated() -> None:
     reader = Reader(an_object(kind=KIND, n=INTEGER), {})
 
     assert reader.read({"kind": "invoice", "n": "x"}).problem == "n: 'x' is not of type 'integer'"
@@ -718,7 +720,7 @@ def test_a_corrected_answer_is_still_judged() -> None:
         ),
     ],
 )
-def test_no_reader_is_made_of_a_schema_that_cannot_be_used(schema: Any, said: str) -> None:
+def test_a_reader_refuses_a_schema_that_cannot_be_used(schema: Any, said: str) -> None:
     with pytest.raises(SchemaProblem) as problem:
         Reader(schema, {})
 
@@ -741,7 +743,7 @@ class Bill(BaseModel):
     lines: list[Line] = Field(max_length=3)
 
 
-def test_a_model_becomes_a_schema_that_structured_outputs_take() -> None:
+def test_a_pydantic_model_becomes_a_schema_that_structured_outputs_support() -> None:
     schema = schema_of_model(Bill)
 
     assert first_problem(schema) is None
@@ -755,7 +757,7 @@ def test_a_model_becomes_a_schema_that_structured_outputs_take() -> None:
     }
 
 
-def test_what_structured_outputs_refuse_of_a_model_moves_to_the_description() -> None:
+def test_unsupported_constraints_of_a_model_move_to_the_description() -> None:
     schema = schema_of_model(Bill)
 
     assert schema["properties"]["lines"]["description"] == "{maxItems: 3}"
@@ -779,7 +781,7 @@ def test_a_model_with_a_field_of_any_type_is_refused() -> None:
         schema_of_model(WithAnything)
 
 
-def test_a_model_with_a_mapping_is_refused_for_it_would_lose_its_keys() -> None:
+def test_a_model_with_a_mapping_is_refused_because_it_would_lose_its_keys() -> None:
     with pytest.raises(SchemaProblem) as problem:
         schema_of_model(WithMapping)
 

@@ -1,4 +1,4 @@
-"""What a job file declares, what it means, and which sentence a wrong one gets."""
+"""What a job file means, and which error a wrong one gives."""
 
 from collections.abc import Callable
 from datetime import date
@@ -88,12 +88,12 @@ def test_a_var_is_filled_into_paths(job: Loader, tmp_path: Path, written: str, v
     assert loaded.source.path == [str(tmp_path / f"in/{value}.csv")]
 
 
-def test_a_var_from_the_command_line_wins_and_may_say_yesterday(job: Loader) -> None:
+def test_a_var_from_the_command_line_overrides_the_file_and_may_be_yesterday(job: Loader) -> None:
     assert job(day="yesterday").vars["day"] == "2026-11-19"
     assert (job(day="2026-01-02").source.path or [""])[0].endswith("in/2026-01-02.csv")
 
 
-def test_yesterday_of_the_first_of_march_knows_leap_years(job: Loader, tmp_path: Path) -> None:
+def test_yesterday_of_the_first_of_march_respects_leap_years(job: Loader, tmp_path: Path) -> None:
     job()
 
     loaded = load(tmp_path / "job.yaml", variables={"day": "yesterday"}, today=date(2028, 3, 1))
@@ -151,7 +151,7 @@ def test_a_switched_off_canary_and_the_default_client_are_accepted(job: Loader) 
     assert job(PLAIN + "canary: false\napi: {client: default}\n").canary is False
 
 
-def test_a_job_survives_the_way_through_the_database(job: Loader) -> None:
+def test_a_job_is_unchanged_after_the_database_stored_and_loaded_it(job: Loader) -> None:
     loaded = job(PLAIN + "output: {labels: [a, b]}\n")
 
     again = Job.model_validate(orjson.loads(orjson.dumps(loaded.model_dump(mode="json"))))
@@ -223,7 +223,7 @@ def test_the_order_of_params_does_not_change_the_recipe(job: Loader) -> None:
     assert job(text).recipe == job(other).recipe
 
 
-def test_the_recipe_of_a_known_job_stays_what_it_was(job: Loader) -> None:
+def test_the_recipe_of_a_known_job_does_not_change(job: Loader) -> None:
     # A change of this hash makes failed rows go again and answered ones count as older: never by accident.
     assert job(FULL).recipe == "7b0e72c71b4ad704"
 
@@ -389,7 +389,7 @@ def test_a_wrong_canary_is_refused(job: Loader, value: str, said: str) -> None:
     assert said in refusal(job, f"{PLAIN}canary: {value}\n")
 
 
-def test_several_wrong_fields_are_all_said_at_once(job: Loader) -> None:
+def test_several_wrong_fields_are_all_reported_at_once(job: Loader) -> None:
     message = refusal(job, PLAIN.replace("max_tokens: 300", "max_tokens: 0").replace("tickets", "Bad Name"))
 
     assert "request.max_tokens" in message
@@ -424,7 +424,7 @@ def test_a_wrong_var_is_named(job: Loader, text: str, given: dict[str, str], sai
     assert said in refusal(job, text, **given)
 
 
-def test_a_job_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
+def test_a_job_file_that_is_missing_or_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes("name: ä\n".encode("latin-1"))
 
     with pytest.raises(JobError, match=r"nope\.yaml: cannot read the job file: No such file"):
@@ -435,12 +435,12 @@ def test_a_job_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> No
         load(tmp_path, variables={}, today=TODAY)
 
 
-def test_a_wrong_kept_column_is_refused_and_no_crash(job: Loader) -> None:
+def test_a_wrong_kept_column_is_refused_without_a_crash(job: Loader) -> None:
     assert "source.keep" in refusal(job, PLAIN.replace("  key:", "  keep: [[a]]\n  key:"))
 
 
 @pytest.mark.parametrize("system", ["''", "5"], ids=["empty", "a number"])
-def test_a_wrong_system_prompt_is_said_in_the_words_of_the_job_file(job: Loader, system: str) -> None:
+def test_a_wrong_system_prompt_is_reported_by_the_name_of_its_field(job: Loader, system: str) -> None:
     message = refusal(job, PLAIN.replace("  max_tokens", f"  system: {system}\n  max_tokens"))
 
     assert "line 8: request.system: " in message
@@ -455,7 +455,7 @@ def test_a_retried_error_that_does_not_exist_is_refused(job: Loader) -> None:
     assert "expird" in refusal(job, PLAIN + "retry: {errors: [expird]}\n")
 
 
-def test_a_number_too_large_for_json_is_refused_and_no_crash(job: Loader) -> None:
+def test_a_number_too_large_for_json_is_refused_without_a_crash(job: Loader) -> None:
     text = PLAIN.replace("tone: calm", f"tone: {10**20}")
 
     assert "vars" in refusal(job, text)

@@ -129,7 +129,7 @@ def test_a_template_that_reaches_inside_python_is_refused_before_any_row(templat
         pytest.param("{{ ([body]|map(attribute='__class__')|list)[0] }}", id="by map"),
     ],
 )
-def test_what_gets_past_the_first_look_is_stopped_by_the_sandbox(template: str) -> None:
+def test_the_sandbox_stops_what_the_check_of_the_template_misses(template: str) -> None:
     with pytest.raises(TemplateProblem, match="not allowed"):
         text_of(template, {"body": "x", "which": "__class__"})
 
@@ -179,7 +179,7 @@ def test_a_printed_null_makes_the_row_invalid_and_names_the_null_columns() -> No
         text_of("{{ a }}{{ b }}", {"a": "x", "b": None, "c": None})
 
 
-def test_a_printed_null_is_empty_where_the_job_says_so() -> None:
+def test_a_printed_null_is_empty_with_nulls_empty() -> None:
     assert text_of("<{{ a }}>", {"a": None}, nulls="empty") == "<>"
 
 
@@ -217,7 +217,7 @@ def test_a_row_that_cannot_be_rendered_says_why(template: str, row: dict[str, An
 
 
 @pytest.mark.parametrize("template", ["{% include 'x' %}", "{% extends 'x' %}", "{% import 'x' as y %}"])
-def test_a_template_that_wants_other_files_is_wrong_for_all_rows(template: str) -> None:
+def test_a_template_that_reads_other_files_is_refused(template: str) -> None:
     with pytest.raises(TemplateProblem):
         names(template)
 
@@ -249,7 +249,7 @@ def test_vars_are_filled_into_a_text(text: str, filled: str) -> None:
         pytest.param("{{ vars.day + 1 }}", "the template fails", id="text plus number"),
     ],
 )
-def test_what_is_no_var_is_refused(text: str, said: str) -> None:
+def test_a_text_that_names_anything_but_vars_is_refused(text: str, said: str) -> None:
     with pytest.raises(TemplateProblem, match=said):
         fill_vars(text, {"day": "x"})
 
@@ -259,7 +259,7 @@ def test_what_is_no_var_is_refused(text: str, said: str) -> None:
 METHODS = ["clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"]
 
 
-def test_the_names_that_are_tried_are_all_methods_of_a_mapping() -> None:
+def test_the_tested_method_names_are_all_methods_of_a_mapping() -> None:
     assert [name for name in dir(dict) if not name.startswith("_")] == METHODS
 
 
@@ -267,7 +267,7 @@ def test_the_names_that_are_tried_are_all_methods_of_a_mapping() -> None:
 @pytest.mark.parametrize(
     "template", ["{{ row.NAME }}", "{{ row['NAME'] }}", "{{ NAME }}", "{{ order.NAME }}", "{{ order['NAME'] }}"]
 )
-def test_a_column_or_a_field_called_like_a_method_is_what_is_printed(template: str, method: str) -> None:
+def test_a_column_or_field_named_like_a_method_is_printed(template: str, method: str) -> None:
     row = {method: "apple", "order": {method: "apple"}}
 
     for end in ("", "{% if true %}{% endif %}"):  # filled in by us, and by Jinja
@@ -275,12 +275,12 @@ def test_a_column_or_a_field_called_like_a_method_is_what_is_printed(template: s
 
 
 @pytest.mark.parametrize("template", ["{{ order.values }}", "{{ order['values'] }}", "{{ row.values }}"])
-def test_a_field_that_is_not_there_is_no_method(template: str) -> None:
+def test_a_missing_field_is_not_taken_for_a_method(template: str) -> None:
     with pytest.raises(RowProblem, match="has no attribute 'values'"):
         text_of(template, {"order": {"a": 1}})
 
 
-def test_a_field_that_is_not_there_is_not_true() -> None:
+def test_a_missing_field_is_not_true() -> None:
     assert text_of("{% if order.values is defined %}yes{% else %}no{% endif %}", {"order": {"a": 1}}) == "no"
 
 
@@ -329,7 +329,7 @@ def test_a_template_that_calls_a_method_of_the_row_reads_all_columns() -> None:
         pytest.param("{{ order }}", "type object", id="an object of Python in a printed mapping"),
     ],
 )
-def test_what_is_no_value_is_not_printed(template: str, said: str, nulls: Nulls) -> None:
+def test_an_object_that_is_not_a_value_is_not_printed(template: str, said: str, nulls: Nulls) -> None:
     row = {"a": "x", "tags": ["a"], "order": {"thing": object()}, "thing": object()}
 
     with pytest.raises(RowProblem) as problem:
@@ -346,13 +346,13 @@ def test_what_is_no_value_is_not_printed(template: str, said: str, nulls: Nulls)
         pytest.param("{% for x in tags %}{{ loop }}{% endfor %}", "loop", id="loop in a loop"),
     ],
 )
-def test_words_of_jinja_that_are_no_values_are_refused_before_any_row(template: str, word: str) -> None:
+def test_printing_self_or_loop_is_refused_before_any_row(template: str, word: str) -> None:
     with pytest.raises(TemplateProblem, match=rf'line 1 .*{word} is a word of Jinja.*write row\["{word}"\]'):
         names(template)
 
 
 @pytest.mark.parametrize("name", ["self", "loop", "range", "row", "vars"])
-def test_a_column_called_like_a_word_of_jinja_is_read_by_its_name_in_the_row(name: str) -> None:
+def test_a_column_named_like_a_word_of_jinja_is_read_as_an_item_of_row(name: str) -> None:
     assert text_of(f'{{{{ row["{name}"] }}}}', {name: "x"}) == "x"
 
 
@@ -368,7 +368,7 @@ def test_a_column_called_like_a_word_of_jinja_is_read_by_its_name_in_the_row(nam
         pytest.param("{{ loop }}", "col", id="a column called loop, in no loop"),
     ],
 )
-def test_what_was_a_text_before_is_the_same_text(template: str, text: str) -> None:
+def test_templates_render_the_same_text_as_in_older_versions(template: str, text: str) -> None:
     assert text_of(template, {"a": "x", "tags": ["a", 1.5], "order": {"k": None}, "loop": "col"}) == text
 
 
@@ -404,7 +404,7 @@ def test_what_was_a_text_before_is_the_same_text(template: str, text: str) -> No
         "{% if a %}{{ a }}{% endif %}",
     ],
 )
-def test_a_row_is_the_same_text_whether_jinja_is_asked_or_not(
+def test_the_fast_renderer_gives_the_same_text_as_jinja(
     monkeypatch: pytest.MonkeyPatch, template: str, row: dict[str, Any], nulls: Nulls
 ) -> None:
     filled = said_by(renderer(template, {"v": "50%", "n": 5}, nulls), row)

@@ -1,4 +1,4 @@
-"""A job file means what it shows, and what is wrong with it is said with its line."""
+"""A job file is read literally, and its faults are reported with their line."""
 
 import time
 from typing import Any
@@ -83,7 +83,7 @@ def test_nested_fields_keep_their_order_and_kinds() -> None:
     assert list(fields) == ["b", "a"]
 
 
-def test_each_field_has_the_line_it_stands_on() -> None:
+def test_each_field_has_its_line() -> None:
     text = "name: a\n\nsource:\n  path:\n    - x.csv\n    - y.csv\n  key: id  # comment\n"
 
     _, lines = yamlfile.parse(text, "job.yaml")
@@ -110,7 +110,7 @@ def test_each_field_has_the_line_it_stands_on() -> None:
         ),
     ],
 )
-def test_a_field_that_stands_twice_is_refused_with_both_lines(text: str, said: str) -> None:
+def test_a_field_that_is_given_twice_is_refused_with_both_lines(text: str, said: str) -> None:
     with pytest.raises(JobError) as refused:
         parsed(text)
 
@@ -140,7 +140,7 @@ def test_the_same_field_in_two_sections_is_no_duplicate() -> None:
         pytest.param("? [a, b]\n: 1\n", "job.yaml line 1: a field's name must be text", id="a list as a name"),
     ],
 )
-def test_what_is_no_job_file_is_refused_with_its_place(text: str, said: str) -> None:
+def test_text_that_is_not_a_job_file_is_refused_with_its_line(text: str, said: str) -> None:
     with pytest.raises(JobError) as refused:
         parsed(text)
 
@@ -154,12 +154,12 @@ def test_what_is_no_job_file_is_refused_with_its_place(text: str, said: str) -> 
         pytest.param(f"a: {'9' * 5000}\n", id="a number of 5000 digits"),
     ],
 )
-def test_what_cannot_be_a_value_is_refused_and_no_crash(text: str) -> None:
+def test_an_impossible_value_is_refused_without_a_crash(text: str) -> None:
     with pytest.raises(JobError, match=r"job\.yaml line 1"):
         parsed(text)
 
 
-def test_anchors_stand_for_what_they_name() -> None:
+def test_an_alias_repeats_the_value_of_its_anchor() -> None:
     assert parsed("a: &x {k: 1}\nb: *x\n") == {"a": {"k": 1}, "b": {"k": 1}}
 
 
@@ -181,7 +181,7 @@ def test_anchors_stand_for_what_they_name() -> None:
         pytest.param("s: [{{ vars.d }}]\n", "line 1: .*put the text into quotes", id="in a list on one line"),
     ],
 )
-def test_braces_without_quotes_are_said_to_need_quotes(text: str, said: str) -> None:
+def test_braces_without_quotes_are_refused_with_the_quoted_text(text: str, said: str) -> None:
     with pytest.raises(JobError, match=f"^job.yaml {said}"):
         parsed(text)
 
@@ -193,12 +193,12 @@ def test_braces_within_a_text_need_no_quotes(text: str) -> None:
     assert set(parsed(text)) == {"p"}
 
 
-def test_a_text_with_a_colon_is_said_to_need_quotes() -> None:
+def test_a_text_with_a_colon_is_refused_with_the_hint_to_quote_it() -> None:
     with pytest.raises(JobError, match="a text with a colon needs quotes"):
         parsed("prompt: Sort-{{ x }}: now\n")
 
 
-def test_a_mapping_as_a_name_elsewhere_is_no_template() -> None:
+def test_a_mapping_as_a_field_name_is_not_taken_for_a_template() -> None:
     with pytest.raises(JobError, match="line 1: a field's name must be text"):
         parsed("{{a: b}: c}\n".replace("{{", "{ {"))
 

@@ -316,7 +316,7 @@ def test_a_results_table_that_is_gone_is_said(world: World) -> None:
     with world.database.write() as conn:
         answers.drop(conn)
 
-    with pytest.raises(DatabaseError, match="table 'answers' is gone"):
+    with pytest.raises(DatabaseError, match="table 'answers' does not exist any more"):
         proof(world)
 
 

@@ -1,4 +1,4 @@
-"""Columns of the answers that a job asks for later: added to its tables, whoever is at work, whoever dies."""
+"""Output columns that a job gets later are added to its tables, also while other drivers work or die."""
 
 import threading
 from typing import Any
@@ -52,7 +52,7 @@ def qualified(world: World, table: str) -> str:
 # -- a column comes in -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_asked_for_later_has_a_column_in_both_tables_and_old_answers_have_none(world: World) -> None:
+def test_a_new_output_column_is_added_to_both_tables_and_is_null_for_old_answers(world: World) -> None:
     world.rows(noted(3))
     world.run(job(world, output=schema("title")))
 
@@ -70,7 +70,7 @@ def test_what_is_asked_for_later_has_a_column_in_both_tables_and_old_answers_hav
     assert all(answer["mood"] is not None for answer in world.answers().values())
 
 
-def test_what_is_no_longer_asked_for_stays_and_is_empty_in_new_answers(world: World) -> None:
+def test_an_output_column_that_the_job_drops_stays_and_is_null_for_new_answers(world: World) -> None:
     world.rows(noted(1))
     world.run(job(world, "team", output=schema("title", "mood")))
     before = world.answers()["r0"]
@@ -91,7 +91,7 @@ def test_what_is_no_longer_asked_for_stays_and_is_empty_in_new_answers(world: Wo
     [(["team"], {}, "team", "team 0"), ([], schema("title"), "title", None)],
     ids=["a kept column", "an output column"],
 )
-def test_a_driver_that_began_before_a_column_came_in_fills_it_for_the_rows_that_another_sent(
+def test_a_driver_that_started_before_a_column_was_added_fills_it_for_rows_of_another_driver(
     world: World, keep: list[str], output: dict[str, Any], column: str, of_older: str | None
 ) -> None:
     world.rows(noted(2))
@@ -114,7 +114,7 @@ def test_a_driver_that_began_before_a_column_came_in_fills_it_for_the_rows_that_
     assert world.answers()["r0"][column] == of_older
 
 
-def test_a_row_that_is_found_wrong_by_a_driver_that_began_before_fits_the_table(
+def test_an_invalid_row_of_a_driver_that_started_before_fits_the_changed_table(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.rows([{"id": "good", "text": "A text.", "team": "red"}, {"id": "bad", "text": "", "team": "red"}])
@@ -163,7 +163,7 @@ def test_two_drivers_that_add_columns_at_once_add_both(world: World) -> None:
 
 
 @pytest.mark.parametrize("committed", [False, True], ids=["before the commit", "after it"])
-def test_a_driver_that_dies_when_it_adds_a_column_has_added_it_or_not(
+def test_a_driver_that_dies_while_it_adds_a_column_leaves_no_half_change(
     world: World, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     world.rows(noted(2))
@@ -193,7 +193,7 @@ def test_a_driver_that_dies_when_it_adds_a_column_has_added_it_or_not(
             ["team"],
             {},
             "Team",
-            "source.keep: table .* a column 'Team' that this job has not made; keep it as {team: so",
+            "source.keep: table .* a column 'Team' that this job did not create; keep it as {team: so",
         ),
         (
             [],
@@ -204,7 +204,7 @@ def test_a_driver_that_dies_when_it_adds_a_column_has_added_it_or_not(
     ],
     ids=["kept", "output"],
 )
-def test_a_column_that_somebody_else_has_added_is_left_alone(
+def test_a_column_that_another_program_added_is_left_unchanged(
     world: World, table: str, keep: list[str], output: dict[str, Any], theirs: str, said: str
 ) -> None:
     world.rows(noted(2))
@@ -222,11 +222,12 @@ def test_a_column_that_somebody_else_has_added_is_left_alone(
     assert len(world.answers()) == 3
 
 
-def test_a_property_that_differs_from_a_column_in_its_letters_only_is_refused(world: World) -> None:
+def test_a_property_that_differs_from_a_column_only_in_case_is_refused(world: World) -> None:
     world.run(job(world, output=schema("Title")))
 
     with pytest.raises(
-        JobError, match=r"'title' clashes with column 'Title', .* output.columns: \{title: Title\} to go"
+        JobError,
+        match=r"'title' clashes with the existing column 'Title' .* output.columns: \{title: Title\} to use",
     ):
         world.run(job(world, output=schema("title")))
 

@@ -1,4 +1,4 @@
-"""Answers in a file: whole or not there, with the types of their columns, and nothing that a spreadsheet would run."""
+"""An exported file is complete or absent, has the columns' types, and no formula that a spreadsheet would run."""
 
 import contextlib
 import csv
@@ -18,7 +18,7 @@ from pipeline.errors import Completed, InputError, Stopped
 from pipeline.sink import read
 from pipeline.sink.export import export
 from pipeline.sink.formats import FORMATS
-from pipeline.sink.read import Wanted
+from pipeline.sink.read import AnswerFilter
 from pipeline.state.jobs import JobRecord
 from pipeline.storage import durable, objects
 from tests.conftest import World, texts
@@ -59,7 +59,7 @@ def test_a_parquet_file_has_the_types_of_the_columns(world: World) -> None:
     job = ran(world, output={"schema": SCHEMA})
     path = world.folder / "answers.parquet"
 
-    exported = export(world.database, job, path, Wanted())
+    exported = export(world.database, job, path, AnswerFilter())
 
     assert exported == (5, str(path), 1)
     found = pl.read_parquet(path)
@@ -74,11 +74,11 @@ def test_a_parquet_file_has_the_types_of_the_columns(world: World) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".jsonl"])
-def test_an_ndjson_file_is_what_goes_to_stdout(world: World, suffix: str) -> None:
+def test_an_ndjson_file_equals_the_output_on_stdout(world: World, suffix: str) -> None:
     job = ran(world)
     path = world.folder / f"answers{suffix}"
 
-    export(world.database, job, path, Wanted())
+    export(world.database, job, path, AnswerFilter())
 
     assert path.read_bytes().splitlines(keepends=True) == list(read.ndjson(world.database, job))
 
@@ -89,7 +89,7 @@ def test_no_text_of_a_csv_is_a_formula(world: World, first: str) -> None:
     job = ran(world)
     path = world.folder / "answers.csv"
 
-    export(world.database, job, path, Wanted())
+    export(world.database, job, path, AnswerFilter())
 
     with open(path, newline="", encoding="utf-8") as lines:
         found = {row["id"]: row for row in csv.DictReader(lines)}
@@ -97,7 +97,7 @@ def test_no_text_of_a_csv_is_a_formula(world: World, first: str) -> None:
     assert float(found["plain"]["cost_usd"]) > 0
 
 
-def test_only_what_was_asked_for_is_in_it(world: World) -> None:
+def test_an_export_has_only_the_answers_of_its_filter(world: World) -> None:
     job = ran(world)
     world.rows([*texts(5), {"id": "new", "text": "A new text."}])
     ran(world)
@@ -105,11 +105,11 @@ def test_only_what_was_asked_for_is_in_it(world: World) -> None:
     rows = {
         name: export(world.database, job, world.folder / f"{name}.ndjson", wanted).rows
         for name, wanted in {
-            "all": Wanted(),
-            "since": Wanted(since=1),
-            "where": Wanted(where="id like 'r%'"),
-            "limit": Wanted(limit=3),
-            "status": Wanted(status="errored"),
+            "all": AnswerFilter(),
+            "since": AnswerFilter(since=1),
+            "where": AnswerFilter(where="id like 'r%'"),
+            "limit": AnswerFilter(limit=3),
+            "status": AnswerFilter(status="errored"),
         }.items()
     }
 
@@ -118,40 +118,40 @@ def test_only_what_was_asked_for_is_in_it(world: World) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_no_answer_at_all_is_a_file_without_rows(world: World, suffix: str) -> None:
+def test_an_export_without_answers_is_a_file_without_rows(world: World, suffix: str) -> None:
     job = ran(world)
     path = world.folder / f"none{suffix}"
 
-    assert export(world.database, job, path, Wanted(limit=0)).rows == 0
+    assert export(world.database, job, path, AnswerFilter(limit=0)).rows == 0
 
     assert path.exists()
     if suffix == ".parquet":
         assert "cost_usd" in pl.read_parquet(path).columns
 
 
-def test_a_file_that_exists_stays_unless_it_may_be_replaced(world: World) -> None:
+def test_an_existing_file_stays_without_overwrite(world: World) -> None:
     job = ran(world)
     path = world.folder / "answers.csv"
     path.write_text("mine")
 
     with pytest.raises(InputError, match="exists; give another name, or --overwrite"):
-        export(world.database, job, path, Wanted())
+        export(world.database, job, path, AnswerFilter())
     assert path.read_text() == "mine"
 
-    assert export(world.database, job, path, Wanted(), overwrite=True).rows == 5
+    assert export(world.database, job, path, AnswerFilter(), overwrite=True).rows == 5
 
 
 @pytest.mark.parametrize(
     ("name", "wanted", "said"),
     [
-        pytest.param("answers.xlsx", Wanted(), "must end in one of .parquet, .csv", id="a format"),
-        pytest.param("answers", Wanted(), "must end in one of", id="no format"),
-        pytest.param("no/answers.csv", Wanted(), "there is no folder", id="no folder"),
-        pytest.param("emulator.csv", Wanted(), "is a folder; give the name of a file", id="a folder"),
-        pytest.param("answers.csv", Wanted(where="nonsense ="), "is not a SQL predicate", id="a predicate"),
+        pytest.param("answers.xlsx", AnswerFilter(), "must end in one of .parquet, .csv", id="a format"),
+        pytest.param("answers", AnswerFilter(), "must end in one of", id="no format"),
+        pytest.param("no/answers.csv", AnswerFilter(), "there is no folder", id="no folder"),
+        pytest.param("emulator.csv", AnswerFilter(), "is a folder; give the name of a file", id="a folder"),
+        pytest.param("answers.csv", AnswerFilter(where="nonsense ="), "is not a SQL predicate", id="a predicate"),
     ],
 )
-def test_what_is_wrong_is_said_and_nothing_is_left(world: World, name: str, wanted: Wanted, said: str) -> None:
+def test_a_wrong_export_is_refused_and_leaves_no_file(world: World, name: str, wanted: AnswerFilter, said: str) -> None:
     job = ran(world)
     (world.folder / "emulator.csv").mkdir()
     before = sorted(world.folder.iterdir())
@@ -176,14 +176,14 @@ def small_disk(most: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_full_disk_leaves_the_file_of_before(tmp_path: Path, world: World, suffix: str) -> None:
+def test_a_full_disk_leaves_the_earlier_file_unchanged(tmp_path: Path, world: World, suffix: str) -> None:
     job = ran(world)
     path = tmp_path / f"answers{suffix}"
     path.write_text("before")
     world.database.close()  # what it has to write of its own it has written
 
     with small_disk(100), pytest.raises(Stopped, match="safe to run again"):
-        export(world.database, job, path, Wanted(), overwrite=True)
+        export(world.database, job, path, AnswerFilter(), overwrite=True)
 
     assert path.read_text() == "before"
     assert list(tmp_path.glob(".answers*")) == []
@@ -194,12 +194,12 @@ def test_a_full_disk_leaves_the_file_of_before(tmp_path: Path, world: World, suf
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("limit", [None, 0], ids=["all", "none"])
-def test_an_object_is_what_a_file_is(world: World, s3: S3, suffix: str, limit: int | None) -> None:
+def test_an_exported_object_equals_an_exported_file(world: World, s3: S3, suffix: str, limit: int | None) -> None:
     job = ran(world)
     path = world.folder / f"answers{suffix}"
-    export(world.database, job, path, Wanted(limit=limit))
+    export(world.database, job, path, AnswerFilter(limit=limit))
 
-    exported = export(world.database, job, f"s3://bucket/some day/answers{suffix}", Wanted(limit=limit))
+    exported = export(world.database, job, f"s3://bucket/some day/answers{suffix}", AnswerFilter(limit=limit))
 
     assert exported == (5 if limit is None else 0, f"s3://bucket/some day/answers{suffix}", 1)
     assert s3.get(f"some day/answers{suffix}") == path.read_bytes()
@@ -218,27 +218,27 @@ def in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> JobRecord:
     return job
 
 
-def test_a_large_object_goes_up_in_parts(world: World, s3: S3, in_parts: JobRecord) -> None:
-    export(world.database, in_parts, "s3://bucket/answers.ndjson", Wanted())
+def test_a_large_object_is_uploaded_in_parts(world: World, s3: S3, in_parts: JobRecord) -> None:
+    export(world.database, in_parts, "s3://bucket/answers.ndjson", AnswerFilter())
 
     assert sum(request.startswith("PUT") for request in s3.requests) >= 5
     assert s3.get("answers.ndjson") == b"".join(read.ndjson(world.database, in_parts))
 
 
 @pytest.mark.parametrize("name", ["answers.ndjson", "answers.parquet"])
-def test_an_object_that_exists_stays_unless_it_may_be_replaced(world: World, s3: S3, name: str) -> None:
+def test_an_existing_object_stays_without_overwrite(world: World, s3: S3, name: str) -> None:
     job = ran(world)
     url = s3.put(name, b"mine")
 
     with pytest.raises(InputError, match=rf"s3://bucket/{name} exists; give another name, or --overwrite"):
-        export(world.database, job, url, Wanted())
+        export(world.database, job, url, AnswerFilter())
     assert s3.get(name) == b"mine"
 
-    assert export(world.database, job, url, Wanted(), overwrite=True).rows == 5
+    assert export(world.database, job, url, AnswerFilter(), overwrite=True).rows == 5
     assert s3.get(name) != b"mine"
 
 
-def test_of_two_exports_to_one_name_the_later_one_is_told(
+def test_the_later_of_two_exports_to_one_object_is_refused(
     world: World, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = ran(world)
@@ -250,12 +250,12 @@ def test_of_two_exports_to_one_name_the_later_one_is_told(
 
     monkeypatch.setattr("pipeline.sink.export.pages", with_another)
     with pytest.raises(InputError, match="exists"):
-        export(world.database, job, "s3://bucket/answers.csv", Wanted())
+        export(world.database, job, "s3://bucket/answers.csv", AnswerFilter())
 
     assert s3.get("answers.csv") == b"of the other one"
 
 
-def test_a_store_that_goes_down_in_the_middle_keeps_what_was_there_and_nothing_else(
+def test_a_store_that_fails_during_an_export_keeps_the_earlier_object_and_nothing_else(
     world: World, s3: S3, in_parts: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
@@ -264,7 +264,7 @@ def test_a_store_that_goes_down_in_the_middle_keeps_what_was_there_and_nothing_e
     s3.broken = lambda request: "partNumber=3" in request
 
     with pytest.raises(Stopped, match=r"s3://bucket/answers.ndjson: the store cannot be reached .*safe to run again"):
-        export(world.database, in_parts, "s3://bucket/answers.ndjson", Wanted(), overwrite=True)
+        export(world.database, in_parts, "s3://bucket/answers.ndjson", AnswerFilter(), overwrite=True)
 
     assert any(request.startswith("PUT") for request in s3.requests)
     assert (s3.get("answers.ndjson"), s3.unfinished()) == (b"before", [])
@@ -283,21 +283,21 @@ def test_a_database_that_fails_in_the_middle_leaves_no_upload(
 
     monkeypatch.setattr("pipeline.sink.export.pages", cut)
     with pytest.raises(Stopped, match="the database is gone"):
-        export(world.database, in_parts, "s3://bucket/answers.ndjson", Wanted())
+        export(world.database, in_parts, "s3://bucket/answers.ndjson", AnswerFilter())
 
     assert (s3.keys(), s3.unfinished()) == ([], [])
 
 
-def test_a_bucket_that_is_not_there_and_wrong_credentials_are_told(world: World, s3: S3) -> None:
+def test_a_missing_bucket_and_wrong_credentials_are_reported(world: World, s3: S3) -> None:
     job = ran(world)
 
     with pytest.raises(objects.NotFound, match=r"there is no bucket s3://buckett; check its name"):
-        export(world.database, job, "s3://buckett/answers.csv", Wanted())
+        export(world.database, job, "s3://buckett/answers.csv", AnswerFilter())
     s3.faults += ["403"]
     with pytest.raises(objects.AccessDenied, match="the store refuses the credentials"):
-        export(world.database, job, "s3://bucket/answers.csv", Wanted())
-    with pytest.raises(InputError, match="answers go to a path, or to s3://BUCKET/NAME"):
-        export(world.database, job, "https://bucket/answers.csv", Wanted())
+        export(world.database, job, "s3://bucket/answers.csv", AnswerFilter())
+    with pytest.raises(InputError, match="answers cannot be written to this URL; give a path, or s3://BUCKET/NAME"):
+        export(world.database, job, "https://bucket/answers.csv", AnswerFilter())
 
     assert s3.keys() == []
 
@@ -307,13 +307,13 @@ def test_a_bucket_that_is_not_there_and_wrong_credentials_are_told(world: World,
 
 @pytest.mark.parametrize("place", ["here.csv", "s3://bucket/there.csv"])
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "replaced"])
-def test_an_export_that_is_interrupted_when_it_is_whole_says_so(
+def test_an_export_that_is_interrupted_after_it_is_complete_is_reported_as_complete(
     world: World, s3: S3, monkeypatch: pytest.MonkeyPatch, place: str, overwrite: bool
 ) -> None:
     job = ran(world)
     place = place if "://" in place else str(world.folder / place)
     if overwrite:
-        export(world.database, job, place, Wanted(limit=1))
+        export(world.database, job, place, AnswerFilter(limit=1))
     put, sync = objects.put, durable.sync_folder
 
     def interrupted(call: Any, *args: Any) -> None:
@@ -323,22 +323,24 @@ def test_an_export_that_is_interrupted_when_it_is_whole_says_so(
     monkeypatch.setattr(objects, "put", functools.partial(interrupted, put))
     monkeypatch.setattr(durable, "sync_folder", functools.partial(interrupted, sync))
     with (
-        pytest.raises(Completed, match=rf"{place} is whole: all answers had been written before"),
+        pytest.raises(Completed, match=rf"{place} is complete: all answers were written before"),
         sigterm_as_interrupt(),
     ):
-        export(world.database, job, place, Wanted(), overwrite=overwrite)
+        export(world.database, job, place, AnswerFilter(), overwrite=overwrite)
 
     written = s3.get("there.csv") if "://" in place else Path(place).read_bytes()
     assert written.count(b"\r\n") == 6
 
 
-def test_an_export_that_is_interrupted_before_does_not_say_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_is_interrupted_before_it_is_complete_is_not_reported_as_complete(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = ran(world)
     place = world.folder / "here.csv"
-    export(world.database, job, place, Wanted(limit=1))
+    export(world.database, job, place, AnswerFilter(limit=1))
     monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
 
     with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
-        export(world.database, job, place, Wanted(), overwrite=True)
+        export(world.database, job, place, AnswerFilter(), overwrite=True)
 
     assert place.read_bytes().count(b"\r\n") == 2

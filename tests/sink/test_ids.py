@@ -1,4 +1,4 @@
-"""The ids by which the API knows an answer: in every results table, also in those that older versions made."""
+"""Every results table has the API's ids of answers, also a table that an older version created."""
 
 import re
 from typing import Any
@@ -102,7 +102,7 @@ def run_through(world: World, transport: httpx2.BaseTransport) -> None:
     run(world.job(), world.where(transport), Options())
 
 
-def test_what_an_answer_stopped_at_is_stored(world: World) -> None:
+def test_the_stop_sequence_of_an_answer_is_stored(world: World) -> None:
     world.rows(texts(1))
 
     world.run(world.job(request={"params": {"stop_sequences": ["about"]}}))
@@ -115,7 +115,7 @@ def test_what_an_answer_stopped_at_is_stored(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["run", "sweep"])
-def test_a_run_that_an_upgrade_comes_into_goes_on_and_its_answers_have_ids(world: World, how: str) -> None:
+def test_a_run_continues_after_an_upgrade_and_its_answers_have_ids(world: World, how: str) -> None:
     world.rows(texts(2))
     job = world.job(sink={"history": True})
     world.run(job)
@@ -142,7 +142,7 @@ def test_a_run_that_an_upgrade_comes_into_goes_on_and_its_answers_have_ids(world
     world.run(job, refresh=True)
 
 
-def test_before_its_next_run_a_table_of_an_older_version_is_read_as_it_is(world: World) -> None:
+def test_a_table_of_an_older_version_is_read_unchanged_before_its_next_run(world: World) -> None:
     world.rows(texts(1))
     world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error")
     world.run(world.job())
@@ -162,7 +162,7 @@ KEPT = {"source": {"keep": [{"text": "message_id"}]}}
 RENAMED = {"source": {"keep": [{"text": "source_message_id"}]}}
 
 
-def test_a_kept_column_of_that_name_is_renamed_with_its_values_once_the_job_names_it_so(world: World) -> None:
+def test_a_kept_column_with_the_name_of_an_id_is_renamed_with_its_values(world: World) -> None:
     world.rows(texts(1))
     world.run(world.job(**RENAMED, sink={"history": True}))
     make_older(world, source_message_id="message_id")
@@ -179,7 +179,7 @@ def test_a_kept_column_of_that_name_is_renamed_with_its_values_once_the_job_name
     assert "source_message_id" in columns(world, "answers_history")
 
 
-def test_a_column_is_not_renamed_while_answers_for_it_are_on_their_way(world: World) -> None:
+def test_a_column_is_not_renamed_while_batches_with_answers_for_it_are_open(world: World) -> None:
     world.rows(texts(1))
     world.run(world.job(**RENAMED), detach=True)
     make_older(world, source_message_id="message_id")
@@ -199,7 +199,7 @@ def test_a_column_is_not_renamed_while_answers_for_it_are_on_their_way(world: Wo
     assert world.answers()["r0"]["source_message_id"] is not None
 
 
-def test_a_column_of_that_name_which_somebody_has_added_is_named_and_left_alone(world: World) -> None:
+def test_a_column_with_the_name_of_an_id_that_another_program_added_is_named_and_left_unchanged(world: World) -> None:
     world.rows(texts(1))
     world.run(world.job())
     world.rows(texts(2))
@@ -210,7 +210,7 @@ def test_a_column_of_that_name_which_somebody_has_added_is_named_and_left_alone(
         conn.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN request_id TEXT")
 
     with pytest.raises(
-        DatabaseError, match=r"has a column 'request_id' that this job has not made; .* rename that col"
+        DatabaseError, match=r"has a column 'request_id' that this job did not create; .* rename that col"
     ):
         world.run(world.job())
     world.clock.advance(100)
@@ -220,18 +220,20 @@ def test_a_column_of_that_name_which_somebody_has_added_is_named_and_left_alone(
     assert not sink(world).columns.ids
 
 
-def test_a_key_of_that_name_is_refused_in_a_new_table_and_an_older_one_goes_on_without_ids(world: World) -> None:
+def test_a_key_with_the_name_of_an_id_is_refused_in_a_new_table_and_an_older_table_stays_without_ids(
+    world: World,
+) -> None:
     asked = world.job(source={"key": "message_id"})
     named = ResultColumns.of(asked, {"message_id": "text"})
 
     with pytest.raises(JobError, match=r"source.key: column 'message_id' clashes .* rename the column in the source"):
-        named.over(None)
+        named.added_to(None)
     older = ResultColumns({"message_id": "text"}, {}, {})
-    assert named.over(older) == older
+    assert named.added_to(older) == older
 
 
 @pytest.mark.parametrize("name", [*NAMES, "Message_ID"])
-def test_a_property_of_that_name_is_refused_with_another_name_for_it(world: World, name: str) -> None:
+def test_a_property_with_the_name_of_an_id_is_refused_with_another_name_for_it(world: World, name: str) -> None:
     described = {"type": "object", "properties": {name: {"type": "string"}}, "required": [name]}
     asked = world.job(output={"schema": {**described, "additionalProperties": False}})
 
@@ -239,7 +241,7 @@ def test_a_property_of_that_name_is_refused_with_another_name_for_it(world: Worl
         ResultColumns.of(asked, {"id": "text"})
 
 
-def test_a_cost_is_no_longer_than_a_price(world: World) -> None:
+def test_a_cost_has_no_more_digits_than_a_price(world: World) -> None:
     world.rows(texts(40))
 
     ended = world.run(world.job())

@@ -1,4 +1,4 @@
-"""Columns of the user's may have any names: no two of them are taken for one."""
+"""Columns of the user may have any names, and are never confused with each other."""
 
 import csv
 from typing import Any
@@ -58,7 +58,7 @@ def test_kept_columns_whose_names_differ_in_punctuation_keep_their_own_values(wo
     assert answers(world) == answers(world, "answers_history") == kept(changed)
 
 
-def test_properties_whose_names_differ_in_punctuation_are_stored_each(world: World) -> None:
+def test_properties_whose_names_differ_in_punctuation_keep_their_own_values(world: World) -> None:
     properties = {name: {"type": "string"} for name in ("a b", "a.b", "a_b")}
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 

@@ -1,4 +1,4 @@
-"""Lists and objects of answers are real ones in files, as the schema says them; what it leaves open is JSON text."""
+"""Lists and objects of answers have the schema's types in files; what the schema leaves open is JSON text."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from sqlalchemy import update
 from pipeline.answer.schema import Described, columns
 from pipeline.sink import nested, read
 from pipeline.sink.export import export
-from pipeline.sink.nested import Misfit, Nested
+from pipeline.sink.nested import NestedColumn, TypeMismatch
 from pipeline.sink.partitions import export_partitioned
-from pipeline.sink.read import Wanted, ndjson
+from pipeline.sink.read import AnswerFilter, ndjson
 from pipeline.sink.table import ResultsTable
 from pipeline.state.jobs import JobRecord
 from tests.conftest import World, texts
@@ -32,7 +32,7 @@ def closed(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def of(node: dict[str, Any], **defs: Any) -> Nested | None:
+def of(node: dict[str, Any], **defs: Any) -> NestedColumn | None:
     return nested._nested(Described(node, {**node, "$defs": defs}))
 
 
@@ -77,11 +77,11 @@ def test_a_column_has_the_type_that_its_schema_says(node: dict[str, Any], kind: 
 
 
 @pytest.mark.parametrize("node", [{"anyOf": [TEXTS, {"type": "string"}]}, {}, {"enum": [["a"], "b"]}])
-def test_a_column_that_may_hold_a_text_is_as_the_database_has_it(node: dict[str, Any]) -> None:
+def test_a_column_that_may_hold_text_is_exported_unchanged(node: dict[str, Any]) -> None:
     assert of(node) is None
 
 
-def test_a_schema_that_contains_itself_ends_as_json() -> None:
+def test_a_recursive_schema_gives_a_column_of_json_text() -> None:
     tree = closed(name={"type": "string"}, children={"type": "array", "items": {"$ref": "#/$defs/tree"}})
 
     found = of({"$ref": "#/$defs/tree"}, tree=tree)
@@ -103,12 +103,12 @@ def test_a_schema_that_contains_itself_ends_as_json() -> None:
         (closed(a=TEXTS), "a text"),
     ],
 )
-def test_no_value_is_changed_to_fit(node: dict[str, Any], value: Any) -> None:
+def test_a_value_that_does_not_fit_its_type_is_refused_and_not_changed(node: dict[str, Any], value: Any) -> None:
     found = of(node)
     assert found is not None
 
-    with pytest.raises(Misfit):
-        nested.array("column", found, [orjson.dumps(value).decode()])
+    with pytest.raises(TypeMismatch):
+        nested.arrow_array("column", found, [orjson.dumps(value).decode()])
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_parquet_and_ndjson_have_lists_and_objects_and_csv_has_json(world: World
 
     paths = [world.folder / f"answers{suffix}" for suffix in (".parquet", ".ndjson", ".csv")]
     for path in paths:
-        export(world.database, job, path, Wanted())
+        export(world.database, job, path, AnswerFilter())
 
     found, lines, cells = pl.read_parquet(paths[0]), pl.read_ndjson(paths[1]), pl.read_csv(paths[2])
     amounts = pl.List(pl.Struct({"what": pl.String, "amount": pl.Float64}))
@@ -159,10 +159,10 @@ def test_a_value_that_does_not_fit_makes_its_column_json_text_and_no_other(
     monkeypatch.chdir(world.folder)
 
     if place.endswith("/"):
-        export_partitioned(world.database, job, place, ["status"], Wanted())
+        export_partitioned(world.database, job, place, ["status"], AnswerFilter())
         [path] = world.folder.glob("answers/*/*.parquet")
     else:
-        export(world.database, job, place, Wanted())
+        export(world.database, job, place, AnswerFilter())
         path = world.folder / "answers.parquet"
         if place.startswith("s3"):
             path.write_bytes(s3.get("answers.parquet"))
@@ -174,13 +174,13 @@ def test_a_value_that_does_not_fit_makes_its_column_json_text_and_no_other(
     assert pa.types.is_list(found.schema.field("lines").type)
 
 
-def test_what_runs_say_differently_is_json_text(world: World) -> None:
+def test_a_column_on_whose_type_runs_disagree_is_json_text(world: World) -> None:
     ran(world, output={"schema": closed(tags=TEXTS, notes=TEXTS)})
     world.rows(texts(7))
     job = ran(world, output={"schema": closed(tags={"type": "array", "items": {"type": "integer"}}, notes=TEXTS)})
     path = world.folder / "answers.parquet"
 
-    export(world.database, job, path, Wanted())
+    export(world.database, job, path, AnswerFilter())
 
     found = pl.read_parquet(path)
     assert [found.schema[name] for name in ("tags", "notes")] == [pl.String, pl.List(pl.String)]
@@ -191,7 +191,7 @@ def test_what_runs_say_differently_is_json_text(world: World) -> None:
 def test_folders_of_ndjson_have_lists_and_objects(world: World) -> None:
     job = ran(world, output=OUTPUT)
 
-    export_partitioned(world.database, job, world.folder / "out", ["status"], Wanted(), ending=".ndjson")
+    export_partitioned(world.database, job, world.folder / "out", ["status"], AnswerFilter(), ending=".ndjson")
 
     [path] = world.folder.glob("out/*/*.ndjson")
     for line in path.read_bytes().splitlines():
@@ -200,12 +200,12 @@ def test_folders_of_ndjson_have_lists_and_objects(world: World) -> None:
         assert answer["address"].keys() == {"zip"}
 
 
-def test_prices_that_an_older_version_stored_have_no_digits_of_arithmetic(world: World, tmp_path: Path) -> None:
+def test_prices_that_an_older_version_stored_are_rounded(world: World, tmp_path: Path) -> None:
     job = ran(world)
     altered(world, job, cost_usd=0.00006500000000000001)  # type: ignore[arg-type]
 
     for suffix in (".parquet", ".ndjson", ".csv"):
-        export(world.database, job, tmp_path / f"answers{suffix}", Wanted(where="id = 'r3'"))
+        export(world.database, job, tmp_path / f"answers{suffix}", AnswerFilter(where="id = 'r3'"))
 
     [line] = (tmp_path / "answers.ndjson").read_bytes().splitlines()
     assert orjson.loads(line)["cost_usd"] == 0.000065
@@ -213,7 +213,7 @@ def test_prices_that_an_older_version_stored_have_no_digits_of_arithmetic(world:
     assert ",6.5e-05," in (tmp_path / "answers.csv").read_text()
 
 
-def test_an_object_of_which_all_is_in_columns_has_none_of_its_own() -> None:
+def test_an_object_whose_properties_all_have_columns_has_no_column() -> None:
     described = closed(address=closed(town={"type": "string"}, place=closed(lat={"type": "number"})))
 
     some = columns(described, {"address.town": "town"})

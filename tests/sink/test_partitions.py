@@ -1,4 +1,4 @@
-"""A folder of answers in the layout of Hive: as readers know it, whole or as it was before."""
+"""An exported folder has Hive's layout, and is either complete or unchanged."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from pipeline.cli.terminal import sigterm_as_interrupt
 from pipeline.errors import Completed, InputError, Stopped
 from pipeline.sink import partitions, read
 from pipeline.sink.partitions import export_partitioned, folder_name
-from pipeline.sink.read import Wanted
+from pipeline.sink.read import AnswerFilter
 from pipeline.state.jobs import JobRecord, job_named
 from pipeline.storage import durable, objects
 from tests.conftest import World
@@ -58,10 +58,10 @@ def folders(names: list[str]) -> list[str]:
 # -- the layout ------------------------------------------------------------------------------------------------------
 
 
-def test_each_value_has_a_folder_that_readers_know(world: World, job: JobRecord) -> None:
+def test_each_value_has_a_folder_in_hives_layout(world: World, job: JobRecord) -> None:
     place = world.folder / "answers"
 
-    exported = export_partitioned(world.database, job, place, ["team"], Wanted())
+    exported = export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
     assert exported == (7, str(place), 5)
     assert folders(files(place)) == [
@@ -82,7 +82,7 @@ def test_each_value_has_a_folder_that_readers_know(world: World, job: JobRecord)
 def test_several_columns_are_folders_in_folders(world: World, job: JobRecord) -> None:
     place = world.folder / "answers"
 
-    exported = export_partitioned(world.database, job, place, ["status", "team"], Wanted(where="team <> ''"))
+    exported = export_partitioned(world.database, job, place, ["status", "team"], AnswerFilter(where="team <> ''"))
 
     assert exported[0::2] == (6, 4)
     assert folders(files(place))[-1] == "status=succeeded/team=red"
@@ -102,18 +102,18 @@ def test_several_columns_are_folders_in_folders(world: World, job: JobRecord) ->
         ("up", "../..", "up=..%2F.."),
     ],
 )
-def test_values_are_written_as_hive_does(column: str, value: object, name: str) -> None:
+def test_folder_names_are_escaped_as_hive_does(column: str, value: object, name: str) -> None:
     assert folder_name(column, value) == name
 
 
-def test_answers_stand_by_key_in_their_file_however_often_they_were_put_aside(
+def test_answers_in_a_file_are_ordered_by_key_however_often_they_were_spilled(
     world: World, job: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "SORTED_BYTES", 1)  # each page is a piece of its own on the disk
     monkeypatch.setattr(partitions, "GROUP_BYTES", 1)
     place = world.folder / "answers"
 
-    export_partitioned(world.database, job, place, ["team"], Wanted(), ending=".ndjson")
+    export_partitioned(world.database, job, place, ["team"], AnswerFilter(), ending=".ndjson")
 
     [name] = [name for name in files(place) if "team=red" in name]
     found = [orjson.loads(line) for line in (place / name).read_bytes().splitlines()]
@@ -132,26 +132,29 @@ def test_answers_stand_by_key_in_their_file_however_often_they_were_put_aside(
         ("answers.csv", ".parquet", "parquet"),
     ],
 )
-def test_the_format_is_said_by_the_option_else_by_the_name(
+def test_the_format_comes_from_the_option_or_from_the_name(
     world: World, job: JobRecord, name: str, ending: str | None, expected: str
 ) -> None:
-    export_partitioned(world.database, job, world.folder / name, ["team"], Wanted(), ending=ending)
+    export_partitioned(world.database, job, world.folder / name, ["team"], AnswerFilter(), ending=ending)
 
     assert {file.rpartition(".")[2] for file in files(world.folder / name) if file != "_SUCCESS"} == {expected}
 
 
-def test_only_what_is_new_since_a_run(world: World, job: JobRecord) -> None:
+def test_since_exports_only_answers_of_later_runs(world: World, job: JobRecord) -> None:
     ran(world, [{"id": "new", "text": "New.", "team": "green"}, {"id": "r0", "text": "Changed.", "team": "red"}])
     place = world.folder / "answers"
 
-    exported = export_partitioned(world.database, job, place, ["team"], Wanted(since=1))
+    exported = export_partitioned(world.database, job, place, ["team"], AnswerFilter(since=1))
 
     assert exported.rows == 2
     assert folders(files(place)) == ["team=green", "team=red"]
 
 
-def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: JobRecord) -> None:
-    assert export_partitioned(world.database, job, world.folder / "none", ["team"], Wanted(limit=0))[0::2] == (0, 0)
+def test_an_export_without_answers_is_an_empty_folder_with_success(world: World, job: JobRecord) -> None:
+    assert export_partitioned(world.database, job, world.folder / "none", ["team"], AnswerFilter(limit=0))[0::2] == (
+        0,
+        0,
+    )
 
     assert files(world.folder / "none") == ["_SUCCESS"]
 
@@ -159,38 +162,38 @@ def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: Jo
 # -- a local folder --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_empty_is_replaced_as_a_whole_if_it_may_be(world: World, job: JobRecord) -> None:
+def test_a_folder_that_is_not_empty_is_replaced_whole_with_overwrite(world: World, job: JobRecord) -> None:
     place = world.folder / "answers"
     place.mkdir()
-    export_partitioned(world.database, job, place, ["team"], Wanted())
+    export_partitioned(world.database, job, place, ["team"], AnswerFilter())
     before = files(place)
 
     with pytest.raises(InputError, match="answers is not empty; give another folder, or --overwrite"):
-        export_partitioned(world.database, job, place, ["status"], Wanted())
+        export_partitioned(world.database, job, place, ["status"], AnswerFilter())
     assert files(place) == before
 
-    export_partitioned(world.database, job, place, ["status"], Wanted(), overwrite=True)
+    export_partitioned(world.database, job, place, ["status"], AnswerFilter(), overwrite=True)
     assert folders(files(place)) == ["status=succeeded"]
     assert list(world.folder.glob(".answers*")) == []
 
 
-def test_nothing_goes_that_no_export_has_left(world: World, job: JobRecord) -> None:
+def test_overwrite_removes_no_file_that_no_export_wrote(world: World, job: JobRecord) -> None:
     place = world.folder / "answers"
     (place / "team=red").mkdir(parents=True)
     (place / "team=red" / "mine.parquet").write_text("mine")
 
-    with pytest.raises(InputError, match=r"holds .*mine.parquet, which is of no export; give another folder"):
-        export_partitioned(world.database, job, place, ["team"], Wanted(), overwrite=True)
+    with pytest.raises(InputError, match=r"holds .*mine.parquet, which no export wrote; give another folder"):
+        export_partitioned(world.database, job, place, ["team"], AnswerFilter(), overwrite=True)
 
     assert files(place) == ["team=red/mine.parquet"]
 
 
 @pytest.mark.parametrize("moment", ["reading", "writing", "swapping"])
-def test_whatever_ends_it_the_folder_of_before_is_there_and_nothing_else(
+def test_a_failed_export_leaves_the_earlier_folder_and_nothing_else(
     world: World, job: JobRecord, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     place = world.folder / "answers"
-    export_partitioned(world.database, job, place, ["team"], Wanted())
+    export_partitioned(world.database, job, place, ["team"], AnswerFilter())
     before, beside = files(place), sorted(os.listdir(world.folder))
     error = OSError(28, "No space left on device")
     if moment == "reading":
@@ -202,7 +205,7 @@ def test_whatever_ends_it_the_folder_of_before_is_there_and_nothing_else(
         monkeypatch.setattr(Path, "rename", lambda *args: nth_rename(rename, *args))
 
     with pytest.raises(Stopped, match="safe to run again"):
-        export_partitioned(world.database, job, place, ["status", "team"], Wanted(), overwrite=True)
+        export_partitioned(world.database, job, place, ["status", "team"], AnswerFilter(), overwrite=True)
 
     assert files(place) == before
     assert sorted(os.listdir(world.folder)) == beside
@@ -239,20 +242,20 @@ def nth_rename(rename: Any, path: Path, target: Path) -> Path:
     return renamed
 
 
-def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
+def test_a_sigterm_leaves_the_earlier_folder_and_nothing_else(
     world: World, job: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
     beside = sorted(os.listdir(world.folder))
 
     with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
-        export_partitioned(world.database, job, world.folder / "answers", ["team"], Wanted())
+        export_partitioned(world.database, job, world.folder / "answers", ["team"], AnswerFilter())
 
     assert sorted(os.listdir(world.folder)) == beside
 
 
 @pytest.mark.parametrize("place", ["answers", "s3://bucket/answers"])
-def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
+def test_a_folder_that_is_complete_when_the_export_is_interrupted_is_reported_as_complete(
     world: World, job: JobRecord, s3: S3, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     place = place if "://" in place else str(world.folder / place)
@@ -272,10 +275,10 @@ def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
     monkeypatch.setattr(durable, "sync_folder", sync_and_stop)
 
     with (
-        pytest.raises(Completed, match=f"{place} is whole: all answers had been written before"),
+        pytest.raises(Completed, match=f"{place} is complete: all answers were written before"),
         sigterm_as_interrupt(),
     ):
-        export_partitioned(world.database, job, place, ["team"], Wanted())
+        export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -284,18 +287,25 @@ def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
 @pytest.mark.parametrize(
     ("name", "by", "said"),
     [
-        pytest.param("answers", ["nonsense"], "nonsense: this is no column of answers .it has id, team, text", id="no"),
-        pytest.param("answers", ["team", "team"], "this is named twice", id="twice"),
-        pytest.param("rows.csv", ["team"], "is a file; --partition-by COLUMN makes a folder", id="a file"),
+        pytest.param(
+            "answers", ["nonsense"], "nonsense: this column is not in answers .it has id, team, text", id="no"
+        ),
+        pytest.param("answers", ["team", "team"], "this column is named twice", id="twice"),
+        pytest.param("rows.csv", ["team"], "is a file; --partition-by COLUMN writes a folder", id="a file"),
         pytest.param("no/answers", ["team"], "there is no folder", id="no folder"),
-        pytest.param("ftp://host/answers", ["team"], "answers go to a path, or to s3://", id="an address"),
+        pytest.param(
+            "ftp://host/answers",
+            ["team"],
+            "answers cannot be written to this URL; give a path, or s3://",
+            id="an address",
+        ),
     ],
 )
-def test_what_is_wrong_is_said(world: World, job: JobRecord, name: str, by: list[str], said: str) -> None:
+def test_a_wrong_target_or_column_is_refused(world: World, job: JobRecord, name: str, by: list[str], said: str) -> None:
     place = name if "://" in name else world.folder / name
 
     with pytest.raises(InputError, match=said):
-        export_partitioned(world.database, job, place, by, Wanted())
+        export_partitioned(world.database, job, place, by, AnswerFilter())
 
 
 def test_too_many_and_too_long_values_are_refused(
@@ -307,10 +317,10 @@ def test_too_many_and_too_long_values_are_refused(
         conn.exec_driver_sql(f"UPDATE {name} SET text = {long} WHERE id = 'r6'")
 
     with pytest.raises(InputError, match=r"text: the value '0+'\.\.\. is too long for a folder's name"):
-        export_partitioned(world.database, job, world.folder / "answers", ["text"], Wanted())
-    monkeypatch.setattr(partitions, "MOST_FOLDERS", 4)
+        export_partitioned(world.database, job, world.folder / "answers", ["text"], AnswerFilter())
+    monkeypatch.setattr(partitions, "MAX_FOLDERS", 4)
     with pytest.raises(InputError, match=r"--partition-by team: there are more than 4 values"):
-        export_partitioned(world.database, job, world.folder / "answers", ["team"], Wanted())
+        export_partitioned(world.database, job, world.folder / "answers", ["team"], AnswerFilter())
 
     assert not (world.folder / "answers").exists()
 
@@ -319,14 +329,14 @@ def test_too_many_and_too_long_values_are_refused(
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/daily/answers", "s3://bucket/daily/answers/"])
-def test_a_folder_on_object_storage_is_whole_when_it_says_so(
+def test_a_folder_on_object_storage_with_success_is_complete(
     world: World, job: JobRecord, s3: S3, place: str, tmp_path: Path
 ) -> None:
     s3.put("daily/answers-of-others/part.parquet", b"theirs")
-    export_partitioned(world.database, job, tmp_path / "local", ["team"], Wanted())
+    export_partitioned(world.database, job, tmp_path / "local", ["team"], AnswerFilter())
     s3.requests.clear()
 
-    exported = export_partitioned(world.database, job, place, ["team"], Wanted())
+    exported = export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
     assert exported == (7, "s3://bucket/daily/answers", 5)
     put = [request.partition("answers/")[2] for request in s3.requests if request.startswith("PUT")]
@@ -339,19 +349,19 @@ def test_a_folder_on_object_storage_is_whole_when_it_says_so(
     assert copied.sort("id").equals(local.sort("id"))
 
 
-def test_a_folder_on_object_storage_is_replaced_and_never_says_that_a_mixture_is_whole(
+def test_a_folder_on_object_storage_is_replaced_and_never_has_success_with_mixed_files(
     world: World, job: JobRecord, s3: S3
 ) -> None:
     place = "s3://bucket/answers"
     s3.put("answers/", b"")  # as a console leaves it
-    export_partitioned(world.database, job, place, ["team"], Wanted())
+    export_partitioned(world.database, job, place, ["team"], AnswerFilter())
     before = s3.keys()
     with pytest.raises(InputError, match="answers is not empty; give another folder, or --overwrite"):
-        export_partitioned(world.database, job, place, ["team"], Wanted())
+        export_partitioned(world.database, job, place, ["team"], AnswerFilter())
     assert s3.keys() == before
     s3.requests.clear()
 
-    export_partitioned(world.database, job, place, ["status"], Wanted(), overwrite=True)
+    export_partitioned(world.database, job, place, ["status"], AnswerFilter(), overwrite=True)
 
     assert folders(s3.keys("answers/status")) == ["answers/status=succeeded"]
     assert len(s3.keys()) == 3
@@ -360,44 +370,44 @@ def test_a_folder_on_object_storage_is_replaced_and_never_says_that_a_mixture_is
     assert (done, s3.requests[-3].endswith("_SUCCESS")) == (["POST", "PUT", *deleted, "PUT"], True)
 
 
-def test_other_files_on_object_storage_are_left_alone(world: World, job: JobRecord, s3: S3) -> None:
+def test_other_files_on_object_storage_are_left_unchanged(world: World, job: JobRecord, s3: S3) -> None:
     s3.put("answers/mine.parquet", b"mine")
 
-    with pytest.raises(InputError, match=r"holds s3://bucket/answers/mine.parquet, which is of no export"):
-        export_partitioned(world.database, job, "s3://bucket/answers", ["team"], Wanted(), overwrite=True)
+    with pytest.raises(InputError, match=r"holds s3://bucket/answers/mine.parquet, which no export wrote"):
+        export_partitioned(world.database, job, "s3://bucket/answers", ["team"], AnswerFilter(), overwrite=True)
 
     assert s3.keys() == ["answers/mine.parquet"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "over a former one"])
-def test_a_store_that_goes_down_in_the_middle_leaves_what_was_there(
+def test_a_store_that_fails_during_an_export_leaves_the_earlier_files(
     world: World, job: JobRecord, s3: S3, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
     objects.forget_stores()
     if overwrite:
-        export_partitioned(world.database, job, "s3://bucket/answers", ["status"], Wanted())
+        export_partitioned(world.database, job, "s3://bucket/answers", ["status"], AnswerFilter())
     before = s3.keys()
     s3.broken = lambda request: request.startswith("PUT") and "team=blue" in request
 
     with pytest.raises(Stopped, match=r"answers/team=blue/part-.* the store cannot be reached .*safe to run again"):
-        export_partitioned(world.database, job, "s3://bucket/answers", ["team"], Wanted(), overwrite=overwrite)
+        export_partitioned(world.database, job, "s3://bucket/answers", ["team"], AnswerFilter(), overwrite=overwrite)
 
     assert any("PUT" in request and "team=a" in request for request in s3.requests)
     assert s3.keys() == before
 
 
-def test_an_export_that_died_over_a_former_one_is_tidied_up_by_the_next(world: World, job: JobRecord, s3: S3) -> None:
-    export_partitioned(world.database, job, "s3://bucket/answers", ["team"], Wanted())
+def test_the_next_export_removes_the_files_of_an_export_that_died(world: World, job: JobRecord, s3: S3) -> None:
+    export_partitioned(world.database, job, "s3://bucket/answers", ["team"], AnswerFilter())
     objects.remove("s3://bucket/answers/_SUCCESS")  # as one leaves it that died after that
 
-    export_partitioned(world.database, job, "s3://bucket/answers", ["status"], Wanted(), overwrite=True)
+    export_partitioned(world.database, job, "s3://bucket/answers", ["status"], AnswerFilter(), overwrite=True)
 
     assert folders(s3.keys()[1:]) == ["answers/status=succeeded"]
     assert s3.keys()[0] == "answers/_SUCCESS"
 
 
-def test_of_two_exports_at_the_same_time_one_is_told(
+def test_one_of_two_exports_at_the_same_time_is_stopped(
     world: World, job: JobRecord, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = "s3://bucket/answers"
@@ -406,16 +416,16 @@ def test_of_two_exports_at_the_same_time_one_is_told(
     def with_another(*args: Any) -> Iterator[Any]:
         yield from pages(*args)
         monkeypatch.setattr(partitions, "pages", pages)
-        export_partitioned(world.database, job, place, ["status"], Wanted())
+        export_partitioned(world.database, job, place, ["status"], AnswerFilter())
 
     monkeypatch.setattr(partitions, "pages", with_another)
-    with pytest.raises(Stopped, match="another export writes there too"):
-        export_partitioned(world.database, job, place, ["team"], Wanted())
+    with pytest.raises(Stopped, match="another export writes to this folder, too"):
+        export_partitioned(world.database, job, place, ["team"], AnswerFilter())
 
     assert folders(s3.keys()[1:]) == ["answers/status=succeeded"]
     assert s3.keys()[0] == "answers/_SUCCESS"
 
 
-def test_a_bucket_that_is_not_there_is_told(world: World, job: JobRecord, s3: S3) -> None:
+def test_a_missing_bucket_is_reported(world: World, job: JobRecord, s3: S3) -> None:
     with pytest.raises(objects.NotFound, match="there is no bucket s3://buckett"):
-        export_partitioned(world.database, job, "s3://buckett/answers", ["team"], Wanted())
+        export_partitioned(world.database, job, "s3://buckett/answers", ["team"], AnswerFilter())

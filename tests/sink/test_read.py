@@ -1,4 +1,4 @@
-"""Answers out of the results table, page by page."""
+"""Answers are read from the results table page by page."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from pipeline.sink import read
-from pipeline.sink.read import Wanted
+from pipeline.sink.read import AnswerFilter
 from pipeline.state.jobs import job_named
 from tests.conftest import World
 
@@ -28,9 +28,9 @@ def test_every_answer_comes_once_and_in_order_whatever_the_pages(world: World, k
     assert job is not None
 
     everything = [orjson.loads(line) for line in read.ndjson(world.database, job)]
-    first = list(read.ndjson(world.database, job, Wanted(limit=7)))
-    none = list(read.ndjson(world.database, job, Wanted(limit=0)))
-    some = list(read.ndjson(world.database, job, Wanted(limit=6, where="status <> 'errored'")))
+    first = list(read.ndjson(world.database, job, AnswerFilter(limit=7)))
+    none = list(read.ndjson(world.database, job, AnswerFilter(limit=0)))
+    some = list(read.ndjson(world.database, job, AnswerFilter(limit=6, where="status <> 'errored'")))
 
     keys = [tuple(answer[name] for name in key) for answer in everything]
     assert keys == sorted(set(keys))

@@ -1,4 +1,4 @@
-"""The results table and its history: the same on both databases."""
+"""The results table and its history table, on SQLite and PostgreSQL."""
 
 import datetime
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, func, inspect, make_url, select
 from pipeline.answer.outcome import Outcome
 from pipeline.errors import DatabaseError, JobError
 from pipeline.sink.columns import ResultColumns
-from pipeline.sink.table import HISTORY_SLICE, Fixed, ResultsTable, stored
+from pipeline.sink.table import HISTORY_SLICE, Fixed, ResultsTable, columns_as_json
 from pipeline.state.database import Database
 from tests.support.postgres import connected
 
@@ -38,7 +38,7 @@ def made(
     database: Database, columns: ResultColumns = BY_ID, before: ResultColumns | None = None, **options: Any
 ) -> ResultsTable:
     """The results table, made or brought up as a run does it."""
-    table = sink(database, columns.over(before), **options)
+    table = sink(database, columns.added_to(before), **options)
     with database.write() as conn:
         table.make(conn, before)
     return table
@@ -95,7 +95,7 @@ KINDS: dict[str, list[tuple[Any, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_values_of_each_kind_come_back_as_they_are(database: Database, kind: str) -> None:
+def test_values_of_each_kind_are_read_back_unchanged(database: Database, kind: str) -> None:
     table = made(database, ResultColumns({"id": "integer"}, {"kept": kind}, {}))
     given = KINDS[kind]
 
@@ -108,7 +108,7 @@ def test_values_of_each_kind_come_back_as_they_are(database: Database, kind: str
 
 
 @pytest.mark.parametrize("kind", ["text", "integer", "number", "boolean", "date", "datetime"])
-def test_a_key_of_each_kind_names_its_row(database: Database, kind: str) -> None:
+def test_a_key_of_each_kind_identifies_its_row(database: Database, kind: str) -> None:
     table = made(database, ResultColumns({"id": kind}, {}, {}, history=True))
     keys = [value for value, _ in KINDS[kind] if value is not None]
     write(database, table, *[answer(table, [key], "first") for key in keys])
@@ -133,7 +133,7 @@ def test_what_the_pipeline_knows_of_an_answer_is_stored_with_it(database: Databa
     assert row == {**source, **said, **ended, **used, **sent}
 
 
-def test_a_nul_that_postgresql_cannot_hold_is_marked_there(database: Database) -> None:
+def test_a_nul_is_replaced_on_postgresql(database: Database) -> None:
     table = made(database, ResultColumns({"id": "text"}, {"kept": "text"}, {}))
 
     write(database, table, answer(table, ["a\x00b"], "An\x00swer", kept="\x00"))
@@ -145,7 +145,7 @@ def test_a_nul_that_postgresql_cannot_hold_is_marked_there(database: Database) -
     assert (row["id"], row["text"], row["kept"]) == (f"a{nul}b", f"An{nul}swer", f"new{nul}")
 
 
-def test_odd_column_names_are_names_like_others(database: Database) -> None:
+def test_column_names_may_have_any_characters(database: Database) -> None:
     odd = ["100% sure", 'a "quoted" one', "a:b", "%(x)s", "select", "Größe", "back\\slash"]
     before = ResultColumns({"the key": "text"}, {}, {})
     made(database, before)
@@ -174,7 +174,7 @@ def test_a_new_answer_takes_the_place_of_the_one_with_its_key(database: Database
     assert texts(database, table.table) == ["stays", "second", "enters"]
 
 
-def test_of_two_answers_to_one_key_in_one_write_the_last_one_stays(database: Database) -> None:
+def test_the_last_of_two_answers_with_one_key_in_one_write_stays(database: Database) -> None:
     table = made(database)
 
     write(database, table, answer(table, ["a"], "first"), answer(table, ["b"]), answer(table, ["a"], "second"))
@@ -199,7 +199,7 @@ def test_kept_columns_are_updated_without_the_answer(database: Database) -> None
     assert rows_of(database, table.history) == []
 
 
-def test_nothing_is_updated_where_nothing_is_kept(database: Database) -> None:
+def test_a_table_without_kept_columns_is_not_updated(database: Database) -> None:
     table = made(database)
     write(database, table, answer(table, ["a"]))
 
@@ -227,7 +227,7 @@ def test_an_answer_that_gets_replaced_moves_to_the_history(database: Database, c
     assert moved == {**first, "replaced_at": LATER}
 
 
-def test_an_answer_that_enters_replaces_nothing(database: Database) -> None:
+def test_a_first_answer_adds_nothing_to_the_history(database: Database) -> None:
     table = made(database, replace(BY_TWO, history=True))
 
     write(database, table, *[answer(table, ["acme", i]) for i in range(10)])
@@ -263,7 +263,7 @@ def test_an_answer_and_its_place_in_the_history_are_one_transaction(database: Da
     assert rows_of(database, table.history) == []
 
 
-def test_a_history_begins_when_it_is_switched_on_and_rests_while_it_is_off(database: Database) -> None:
+def test_history_is_written_only_while_it_is_switched_on(database: Database) -> None:
     off, on = BY_ID, replace(BY_ID, history=True)
     before: ResultColumns | None = None
     for number, columns in enumerate([off, on, on, off, on]):
@@ -283,7 +283,7 @@ def test_without_history_there_is_no_table_for_it(database: Database) -> None:
         assert "answers_history" not in tables(conn, database)
 
 
-def test_a_history_table_of_somebody_else_is_refused_and_left_alone(database: Database) -> None:
+def test_a_history_table_of_another_program_is_refused_and_left_unchanged(database: Database) -> None:
     made(database, ResultColumns({"id": "text"}, {}, {}), name="answers_history")
 
     with pytest.raises(DatabaseError, match=r"sink.history: table 'answers_history' exists and was not made by this"):
@@ -293,7 +293,7 @@ def test_a_history_table_of_somebody_else_is_refused_and_left_alone(database: Da
         assert "answers" not in tables(conn, database)
 
 
-def test_a_history_table_that_was_dropped_is_begun_anew(database: Database) -> None:
+def test_a_history_table_that_was_dropped_is_created_again(database: Database) -> None:
     on = replace(BY_ID, history=True)
     first = made(database, on)
     assert first.history is not None
@@ -307,7 +307,7 @@ def test_a_history_table_that_was_dropped_is_begun_anew(database: Database) -> N
     assert texts(database, again.history) == ["first"]
 
 
-def test_a_column_named_as_that_of_the_history_is_refused(database: Database) -> None:
+def test_a_column_named_like_the_history_column_is_refused(database: Database) -> None:
     before = ResultColumns({"id": "text"}, {"Replaced_At": "text"}, {})
     made(database, before)
 
@@ -318,7 +318,7 @@ def test_a_column_named_as_that_of_the_history_is_refused(database: Database) ->
 # -- the columns of today --------------------------------------------------------------------------------------------
 
 
-def test_columns_come_in_and_none_goes_away(database: Database) -> None:
+def test_columns_are_added_and_never_removed(database: Database) -> None:
     before = ResultColumns({"id": "text"}, {"opened": "date"}, {}, history=True)
     first = made(database, before)
     write(database, first, answer(first, ["a"], "first", opened="2026-11-01"))
@@ -368,7 +368,7 @@ def test_columns_that_an_older_version_stored_have_no_history() -> None:
     columns = ResultColumns(**older)
 
     assert not columns.history
-    assert columns == ResultColumns(**orjson.loads(orjson.dumps(stored(columns))))
+    assert columns == ResultColumns(**orjson.loads(orjson.dumps(columns_as_json(columns))))
 
 
 def test_a_column_once_kept_that_clashes_with_a_new_one_is_refused() -> None:
@@ -376,7 +376,7 @@ def test_a_column_once_kept_that_clashes_with_a_new_one_is_refused() -> None:
     today = ResultColumns({"id": "text"}, {"source_label": "text"}, {"label": "text"})
 
     with pytest.raises(JobError, match="'Label' clashes with the output column; give the job and sink"):
-        today.over(before)
+        today.added_to(before)
 
 
 # -- tables that are not ours ----------------------------------------------------------------------------------------
@@ -389,16 +389,16 @@ def test_a_table_that_exists_already_is_refused(database: Database) -> None:
         made(database)
 
 
-def test_a_table_that_is_gone_is_refused(database: Database) -> None:
+def test_a_missing_table_is_refused(database: Database) -> None:
     table = made(database)
     with database.write() as conn:
         table.table.drop(conn)
 
-    with pytest.raises(DatabaseError, match="table 'answers' is gone, and answers that were paid for with it"):
+    with pytest.raises(DatabaseError, match="table 'answers' does not exist any more, and paid answers were in it"):
         made(database, before=table.columns)
 
 
-def test_a_table_of_this_name_in_another_schema_is_no_concern(postgres_url: str) -> None:
+def test_a_table_of_the_same_name_in_another_schema_is_ignored(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as database:
         with database.write() as conn:
             conn.exec_driver_sql("CREATE SCHEMA team")
@@ -411,7 +411,7 @@ def test_a_table_of_this_name_in_another_schema_is_no_concern(postgres_url: str)
         assert texts(database, table.table) == ["An answer"]
 
 
-def test_a_table_stays_in_the_schema_that_it_was_made_in(postgres_url: str) -> None:
+def test_a_table_stays_in_the_schema_in_which_it_was_created(postgres_url: str) -> None:
     on = replace(BY_ID, history=True)
     with closing(Database(postgres_url)) as mine:
         first = made(mine, on)
@@ -421,7 +421,7 @@ def test_a_table_stays_in_the_schema_that_it_was_made_in(postgres_url: str) -> N
         admin.execute(f"CREATE SCHEMA his; ALTER DATABASE {name} SET search_path TO his, public".encode())
 
     with closing(Database(postgres_url)) as his:
-        again = made(his, on, ResultColumns(**stored(first.columns)))
+        again = made(his, on, ResultColumns(**columns_as_json(first.columns)))
         write(his, again, answer(again, ["a"], "second"))
 
         assert his.default_schema == "his"
@@ -435,7 +435,7 @@ def test_a_table_stays_in_the_schema_that_it_was_made_in(postgres_url: str) -> N
         (
             ResultColumns({"k" * 64: "text"}, {}, {}),
             "answers",
-            "source.key: .*'kkk.*' is longer; rename it in the source",
+            "source.key: .*'kkk.*' is longer than .*; rename it in the source",
         ),
         (
             ResultColumns({"id": "text"}, {"数" * 22: "text"}, {}),
@@ -445,17 +445,17 @@ def test_a_table_stays_in_the_schema_that_it_was_made_in(postgres_url: str) -> N
         (
             ResultColumns({"id": "text"}, {"xmin": "text"}, {}),
             "answers",
-            "column 'xmin' is one that PostgreSQL has in each",
+            "column 'xmin' has the name of a PostgreSQL system column",
         ),
         (
             replace(BY_ID, history=True),
             "a" * 60,
-            "sink.history: PostgreSQL takes names of 63 bytes, and 'aaa.*_history",
+            "sink.history: the name 'aaa.*_history",
         ),
     ],
     ids=["long key", "long kept column", "PostgreSQL's own", "long history table"],
 )
-def test_names_that_postgresql_does_not_take_are_refused(
+def test_names_that_postgresql_cannot_have_are_refused(
     postgres_url: str, columns: ResultColumns, name: str, said: str
 ) -> None:
     with closing(Database(postgres_url)) as database, database.read() as conn:
@@ -465,7 +465,7 @@ def test_names_that_postgresql_does_not_take_are_refused(
             table.check(conn, None)
 
 
-def test_the_longest_names_that_postgresql_takes_work(postgres_url: str) -> None:
+def test_the_longest_names_of_postgresql_work(postgres_url: str) -> None:
     columns = ResultColumns({"k" * 63: "text", "数" * 21: "text"}, {"v" * 63: "text"}, {}, history=True)
     with closing(Database(postgres_url)) as database:
         table = made(database, columns, name="a" * 55)

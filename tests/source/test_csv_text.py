@@ -1,4 +1,4 @@
-"""CSV is read as its writers meant it, or refused with the row: quotes, escapes, comments, and lines to skip."""
+"""CSV with quotes, escapes, comments and lines to skip is read correctly, or refused with the row."""
 
 import csv
 import gzip
@@ -43,15 +43,15 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        pytest.param('id,t\n1,a\n2,"b" c\n', "row 2: text stands behind the closing quote", id="a word"),
-        pytest.param('id,t\n1,a\n2,"b" \n', "row 2: text stands behind the closing quote", id="a blank"),
-        pytest.param('id,t\n\n1,"a\nb"\n2,"b, "x""\n', "row 2: text stands", id="behind a line end in quotes"),
-        pytest.param('id,t\n1,"he said \\"hi\\" ok"\n', "row 1: text stands", id="quotes behind backslashes"),
-        pytest.param('id,"t"x\n1,a\n', "a.csv: the header: text stands", id="in the header"),
-        pytest.param('id,t\n1,""x\n', "row 1: text stands", id="behind an empty field"),
-        pytest.param('id,t\n1,"a,"b\n', "row 1: text stands", id="a quote behind a delimiter in quotes"),
-        pytest.param('id,t\n1,"a\n"b\n', "row 1: text stands", id="a quote behind a line end in quotes"),
-        pytest.param('id,t\n1,"a"""b"\n', "row 1: text stands", id="behind two quotes"),
+        pytest.param('id,t\n1,a\n2,"b" c\n', "row 2: text follows the closing quote", id="a word"),
+        pytest.param('id,t\n1,a\n2,"b" \n', "row 2: text follows the closing quote", id="a blank"),
+        pytest.param('id,t\n\n1,"a\nb"\n2,"b, "x""\n', "row 2: text follows", id="behind a line end in quotes"),
+        pytest.param('id,t\n1,"he said \\"hi\\" ok"\n', "row 1: text follows", id="quotes behind backslashes"),
+        pytest.param('id,"t"x\n1,a\n', "a.csv: the header: text follows", id="in the header"),
+        pytest.param('id,t\n1,""x\n', "row 1: text follows", id="behind an empty field"),
+        pytest.param('id,t\n1,"a,"b\n', "row 1: text follows", id="a quote behind a delimiter in quotes"),
+        pytest.param('id,t\n1,"a\n"b\n', "row 1: text follows", id="a quote behind a line end in quotes"),
+        pytest.param('id,t\n1,"a"""b"\n', "row 1: text follows", id="behind two quotes"),
         pytest.param('id,t\n1,a\n2,"b\n3,c\n', 'row 2: a quote (") is opened and never closed', id="an open quote"),
     ],
 )
@@ -69,15 +69,15 @@ def test_the_text_is_shown_with_what_to_do(file: Path) -> None:
     file.write_text('id,t\n1,"he said \\"hi\\" ok"\n')
 
     assert refusal(file) == (
-        rf'{file} row 1: text stands behind the closing quote of a field (1,"he said \"hi\" ok"); write a quote within '
-        r"""quotes twice (""), or, if quotes are escaped by a backslash, say source.csv.escape: '\'"""
+        rf'{file} row 1: text follows the closing quote of a field (1,"he said \"hi\" ok"); write a quote within '
+        r"""quotes twice (""), or, if quotes are escaped by a backslash, set source.csv.escape: '\'"""
     )
 
 
-def test_it_is_refused_in_an_object_as_in_a_file(s3: S3) -> None:
+def test_a_faulty_quote_is_refused_in_an_object_as_in_a_file(s3: S3) -> None:
     rows = b"".join(b'%d,"%d"\n' % (i, i) for i in range(300_000))
 
-    assert "row 300001: text stands" in refusal(s3.put("a.csv", b'id,t\n%bx,"b" c\n' % rows))
+    assert "row 300001: text follows" in refusal(s3.put("a.csv", b'id,t\n%bx,"b" c\n' % rows))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_it_is_refused_in_an_object_as_in_a_file(s3: S3) -> None:
         pytest.param('id,t\n1,"a\n,""x"",\n"\n', [("1", 'a\n,"x",\n')], id="what looks like fields"),
     ],
 )
-def test_quotes_that_fit_are_no_fault(file: Path, text: str, rows: list[Any]) -> None:
+def test_correct_quotes_are_accepted(file: Path, text: str, rows: list[Any]) -> None:
     file.write_bytes(text.encode())
 
     assert read(file) == rows
@@ -108,7 +108,7 @@ def strict(text: str, **options: Any) -> bool:
 
 
 @given(text=st.text('a,"\n', max_size=24), size=st.integers(1, 9))
-def test_what_python_finds_strict_is_no_fault_wherever_blocks_end(text: str, size: int) -> None:
+def test_text_that_pythons_strict_reader_accepts_is_accepted_wherever_blocks_end(text: str, size: int) -> None:
     quotes = csv_text._Quotes(files.SourceFile("x", None, "csv", None, ",", "utf-8", source("x").csv))  # type: ignore[arg-type]
     data = text.encode()
 
@@ -142,7 +142,7 @@ def test_what_python_finds_strict_is_no_fault_wherever_blocks_end(text: str, siz
     ],
 )
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 1000])
-def test_an_escape_character_stands_before_what_has_a_meaning(
+def test_an_escape_character_counts_only_before_a_special_character(
     monkeypatch: pytest.MonkeyPatch, file: Path, field: str, value: str | None, block: int
 ) -> None:
     monkeypatch.setattr(csv_text, "READ_BYTES", block)
@@ -154,10 +154,10 @@ def test_an_escape_character_stands_before_what_has_a_meaning(
 def test_a_fault_in_a_file_with_escapes_has_its_row(file: Path) -> None:
     file.write_text('id,t\n1,"a\\"b"\n2,"c\\" d" e\n')
 
-    assert "row 2: text stands behind the closing quote" in refusal(file, csv={"escape": "\\"})
+    assert "row 2: text follows the closing quote" in refusal(file, csv={"escape": "\\"})
 
 
-def test_a_quote_as_escape_is_what_csv_has_anyway(file: Path) -> None:
+def test_a_quote_as_escape_changes_nothing(file: Path) -> None:
     file.write_text('id,t\n1,"a ""b"""\n')
 
     assert read(file, csv={"escape": '"'}) == [("1", 'a "b"')]
@@ -170,7 +170,7 @@ COMMENTED = '# made "today\nid,t\n#1,x\n1,"a\n# b"\n2,# c\n#\n3,"d ""\n#e"\n# en
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
-def test_lines_that_begin_with_the_comment_are_no_rows(
+def test_lines_that_begin_with_the_comment_are_skipped(
     monkeypatch: pytest.MonkeyPatch, file: Path, ends: str, block: int
 ) -> None:
     monkeypatch.setattr(csv_text, "READ_BYTES", block)
@@ -191,7 +191,7 @@ def test_a_row_is_counted_without_comments_and_lines_that_are_skipped(file: Path
     file.write_text('export "of\ntoday\n# c\nid,t\n1,a\n# c\n2,"b" c\n')
     options = {"comment": "#", "skip": 2}
 
-    assert "row 2: text stands" in refusal(file, csv=options)
+    assert "row 2: text follows" in refusal(file, csv=options)
     file.write_text("x\ny\nid,t\n1,a\n# c\n2,b,c\n")
     assert "row 2: the row has 3 fields" in refusal(file, csv=options)
 
@@ -226,7 +226,7 @@ def test_objects_have_comments_escapes_and_lines_to_skip_too(s3: S3) -> None:
     [{"escape": "ab"}, {"escape": "é"}, {"comment": ""}, {"skip": -1}, {"delimiter": '"'}, {"delimiter": "ß"}],
     ids=str,
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+def test_contradictory_csv_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         source("a.csv", csv=options)
 
@@ -237,15 +237,15 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("encoding", "content", "place"),
     [
-        pytest.param("utf-8", b"id,t\n1,a\n2,\xe4\n", "row 2: the text is in another encoding than utf-8;", id="utf-8"),
-        pytest.param("utf-8", b"id,\xe4\n1,a\n", "the header: the text is in another encoding than utf-8", id="header"),
+        pytest.param("utf-8", b"id,t\n1,a\n2,\xe4\n", "row 2: the text is not in utf-8;", id="utf-8"),
+        pytest.param("utf-8", b"id,\xe4\n1,a\n", "the header: the text is not in utf-8", id="header"),
+        pytest.param("cp1252", b"id,t\n1,a\n2,\x81\n", "row 2: the text is not in cp1252", id="cp1252"),
+        pytest.param("cp1252", b"id,t\n1,a\n\x81,b\n", "row 2: the text is not in", id="the first byte of a row"),
+        pytest.param("cp1252", b"\x81id,t\n1,a\n", "the header: the text is not in", id="the first byte"),
         pytest.param(
-            "cp1252", b"id,t\n1,a\n2,\x81\n", "row 2: the text is in another encoding than cp1252", id="cp1252"
+            "utf-16", "id,t\n1,a\n2,b".encode("utf-16")[:-1], "row 2: the text is not in", id="half a character"
         ),
-        pytest.param("cp1252", b"id,t\n1,a\n\x81,b\n", "row 2: the text is in", id="the first byte of a row"),
-        pytest.param("cp1252", b"\x81id,t\n1,a\n", "the header: the text is in", id="the first byte"),
-        pytest.param("utf-16", "id,t\n1,a\n2,b".encode("utf-16")[:-1], "row 2: the text is in", id="half a character"),
-        pytest.param("shift-jis", b'id,t\n1,"a\n"\n2,\x81\x00\n', "row 2: the text is in", id="shift-jis"),
+        pytest.param("shift-jis", b'id,t\n1,"a\n"\n2,\x81\x00\n', "row 2: the text is not in", id="shift-jis"),
     ],
 )
 def test_a_bad_byte_has_its_row_and_the_encoding_that_was_used(
@@ -263,10 +263,10 @@ def test_a_bad_byte_has_its_row_and_the_encoding_that_was_used(
         pytest.param("2,b,", "remove the delimiter (',') at the end of the row", id="a delimiter at the end"),
         pytest.param("2", "has 1 field, the header 2: 2; complete the row, remove it, or", id="too few"),
         pytest.param("   ", "row 2: the line is blank; remove it", id="blanks"),
-        pytest.param("# c", "say so in source.csv.comment", id="a comment"),
+        pytest.param("# c", "set source.csv.comment", id="a comment"),
     ],
 )
-def test_a_row_that_does_not_fit_says_how(file: Path, row: str, said: str) -> None:
+def test_a_row_with_a_wrong_number_of_fields_is_refused_with_a_remedy(file: Path, row: str, said: str) -> None:
     file.write_text(f"id,t\n1,a\n{row}\n3,c\n")
 
     message = refusal(file)
@@ -278,4 +278,4 @@ def test_a_row_that_does_not_fit_says_how(file: Path, row: str, said: str) -> No
 def test_lines_before_the_header_are_recognized(file: Path) -> None:
     file.write_text("Report of today\nid,t\n1,a\n")
 
-    assert "say in source.csv.skip how many" in refusal(file)
+    assert "set source.csv.skip to their number" in refusal(file)

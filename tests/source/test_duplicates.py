@@ -1,4 +1,4 @@
-"""Texts that come twice are found, however many there are and wherever their hashes are kept."""
+"""Duplicate texts are found, however many texts there are, in memory and on disk."""
 
 import polars as pl
 import pytest
@@ -18,50 +18,50 @@ def texts(first: int, last: int) -> pl.Series:
     return duplicates.hashes(pl.Series([f"text {i}" for i in range(first, last)], dtype=pl.String))
 
 
-def test_texts_that_are_all_different_have_none_twice(found: Distinct) -> None:
+def test_different_texts_have_no_duplicates(found: Distinct) -> None:
     with found:
         for first in range(0, 1_000, 30):
             found.add(texts(first, min(first + 30, 1_000)))
 
-        assert found.twice().to_list() == []
+        assert found.duplicates().to_list() == []
 
 
-def test_a_text_that_comes_again_much_later_is_found_once(found: Distinct) -> None:
+def test_a_duplicate_much_later_is_found_once(found: Distinct) -> None:
     with found:
         for first in (0, 300, 600, 150):
             found.add(texts(first, first + 150))
         found.add(texts(300, 301))
 
-        assert found.twice().to_list() == texts(300, 301).to_list()
+        assert found.duplicates().to_list() == texts(300, 301).to_list()
 
 
-def test_all_texts_twice_are_all_found(found: Distinct) -> None:
+def test_all_duplicates_are_found(found: Distinct) -> None:
     with found:
         found.add(texts(0, 250))
         found.add(texts(0, 250))
 
-        assert sorted(found.twice()) == sorted(texts(0, 250))
+        assert sorted(found.duplicates()) == sorted(texts(0, 250))
 
 
-def test_no_texts_at_all_have_none_twice(found: Distinct) -> None:
+def test_no_texts_have_no_duplicates(found: Distinct) -> None:
     with found:
         found.add(texts(0, 0))
 
-        assert found.twice().len() == 0
+        assert found.duplicates().len() == 0
 
 
 @pytest.mark.parametrize("before", [0, 30, 250], ids=["nothing", "a little", "much"])
-def test_what_was_added_in_vain_is_forgotten(found: Distinct, before: int) -> None:
+def test_restore_removes_texts_that_were_added_after_the_mark(found: Distinct, before: int) -> None:
     with found:
         found.add(texts(0, before))
         mark = found.mark()
         for first in range(0, 600, 150):
             found.add(texts(first, first + 150))
 
-        found.back_to(mark)
+        found.restore(mark)
 
-        assert found.twice().len() == 0
+        assert found.duplicates().len() == 0
         found.add(texts(before, before + 300))
-        assert found.twice().len() == 0
+        assert found.duplicates().len() == 0
         found.add(texts(before, before + 1))
-        assert found.twice().to_list() == texts(before, before + 1).to_list()
+        assert found.duplicates().to_list() == texts(before, before + 1).to_list()

@@ -1,4 +1,4 @@
-"""Keys, row hashes and kept values stay what they are, and no two different rows run together."""
+"""Keys, row_hashes and kept values do not change between versions, and different rows have different ones."""
 
 from datetime import date, datetime
 from decimal import Decimal
@@ -34,12 +34,12 @@ def hash_of(row: dict[str, Any], schema: dict[str, Any] | None = None) -> bytes:
         pytest.param({"raw": b"\x00\xff"}, "09b2d0367bf07b8bc9d6a9bbc408576c", id="bytes"),
     ],
 )
-def test_a_row_hash_stays_what_it_was(row: dict[str, Any], pinned: str) -> None:
+def test_row_hashes_do_not_change_between_versions(row: dict[str, Any], pinned: str) -> None:
     # Where these change, every row of every job counts as changed and is sent and paid again: never by accident.
     assert hash_of(row).hex() == pinned
 
 
-def test_rows_without_any_named_column_are_all_alike() -> None:
+def test_rows_without_any_named_column_have_equal_hashes() -> None:
     hashes = identity.row_hashes(pl.DataFrame({"a": ["x", "y"]}), [])
 
     assert [h.hex() for h in hashes] == ["cae66941d9efbd404e4d88758ea67670"] * 2
@@ -78,7 +78,7 @@ def test_different_rows_have_different_hashes(one: dict[str, Any], other: dict[s
         pytest.param(date(2026, 11, 20), "2026-11-20", id="date"),
     ],
 )
-def test_a_value_is_the_same_as_text_of_a_csv_and_typed_of_a_parquet(value: object, text: str) -> None:
+def test_a_value_has_the_same_hash_in_csv_and_in_parquet(value: object, text: str) -> None:
     assert hash_of({"x": value, "y": "a"}) == hash_of({"x": text, "y": "a"})
 
 
@@ -89,7 +89,7 @@ def test_the_order_of_columns_does_not_matter_but_their_names_do() -> None:
     assert identity.row_hashes(frame, ["a"]) != identity.row_hashes(frame.rename({"a": "c", "b": "d"}), ["c"])
 
 
-def test_columns_that_are_not_named_do_not_count() -> None:
+def test_columns_that_are_not_named_do_not_change_the_hash() -> None:
     frame = pl.DataFrame({"body": ["x", "x"], "seen": ["1", "2"]})
 
     one, other = identity.row_hashes(frame, ["body"])
@@ -129,13 +129,13 @@ def test_a_row_has_the_same_hash_beside_long_and_short_ones() -> None:
         "len",
     ],
 )
-def test_a_column_of_any_name_counts(name: str) -> None:
+def test_a_column_of_any_name_changes_the_hash(name: str) -> None:
     one, other = identity.row_hashes(pl.DataFrame({name: ["1", "2"], "b": ["x", "x"]}), [name, "b"])
 
     assert one != other
 
 
-def test_lists_and_structures_count_with_all_that_is_in_them() -> None:
+def test_every_value_inside_lists_and_structures_changes_the_hash() -> None:
     frame = pl.DataFrame({"tags": [["a", "b"], ["ab"], [], None], "s": [{"x": 1, "y": "a"}] * 4})
 
     assert len(set(identity.row_hashes(frame, ["tags"]))) == 4
@@ -152,7 +152,7 @@ def test_keys_are_json_of_the_key_columns_in_the_jobs_order() -> None:
     assert identity.keys(frame, ["id"]) == ["[17]", "[18]"]
 
 
-def test_keys_of_several_columns_do_not_run_together() -> None:
+def test_keys_of_several_columns_are_distinct() -> None:
     frame = pl.DataFrame({"a": ["x,y", "x", '"', "08"], "b": ["z", "y,z", "", "8"]})
 
     assert len(set(identity.keys(frame, ["a", "b"]))) == 4
@@ -186,5 +186,5 @@ def test_kept_values_are_json_under_the_names_of_the_results_table() -> None:
     assert kept == ['{"opened":"2026-11-20","ticket_status":"new"}', '{"opened":null,"ticket_status":""}']
 
 
-def test_nothing_kept_is_none_for_each_row() -> None:
+def test_without_kept_columns_each_row_has_none() -> None:
     assert identity.kept(pl.DataFrame({"a": [1, 2]}), {}) == [None, None]

@@ -1,4 +1,4 @@
-"""Which files a source has, by its path and their content: the same here and on object storage."""
+"""Which files a source has, by its path and their content; the same locally and on object storage."""
 
 import bz2
 import gzip
@@ -91,7 +91,7 @@ def test_a_pattern_that_matches_hidden_names_only_says_so(put: Put) -> None:
     assert "a name that begins with . or _ matches only a pattern that begins with the" in refusal(f"{root}/*.csv")
 
 
-def test_a_source_may_say_what_its_files_are(put: Put) -> None:
+def test_source_format_gives_the_format_of_files_with_any_name(put: Put) -> None:
     put("in/part-0", b'{"id": 1}\n')
     put("in/part-1.json", b'{"id": 2}\n')
     put("in/part-2.json.gz", gzip.compress(b'{"id": 3}\n'))
@@ -109,7 +109,7 @@ def test_a_source_may_say_what_its_files_are(put: Put) -> None:
         pytest.param("ndjson", b'{"id": "1"}\n', id="NDJSON"),
     ],
 )
-def test_a_format_counts_more_than_a_name(put: Put, kind: str, content: bytes) -> None:
+def test_source_format_overrides_the_name(put: Put, kind: str, content: bytes) -> None:
     root = put("rows.parquet", content)
 
     assert ids(f"{root}/rows.parquet", format=kind) == ["1"]
@@ -129,8 +129,8 @@ def test_a_format_without_a_path_is_refused() -> None:
         Source(query="SELECT 1", database="sqlite://", key=["id"], format="csv")
 
 
-def test_an_unknown_name_says_that_there_is_a_format(put: Put) -> None:
-    assert "say what it is in source.format" in refusal(f"{put('rows.json', b'{}')}/rows.json")
+def test_an_unknown_ending_is_refused_with_a_hint_at_source_format(put: Put) -> None:
+    assert "set source.format to csv" in refusal(f"{put('rows.json', b'{}')}/rows.json")
 
 
 # -- files without a row ---------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_a_compressed_file_of_no_bytes_among_others_has_no_row(put: Put, ending:
     assert ids(f"{root}/in") == ["1"]
 
 
-def test_files_of_which_none_holds_a_byte_are_empty(put: Put) -> None:
+def test_a_source_of_empty_files_only_is_empty(put: Put) -> None:
     put("in/a.csv", b"")
     root = put("in/b.csv", b"")
 
@@ -182,7 +182,7 @@ def test_files_of_which_none_holds_a_byte_are_empty(put: Put) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/lake/t", "/lake/t/", "/lake", "/lake/t/*.csv", "/lake/**/*.csv"])
-def test_a_folder_that_is_a_table_is_refused_with_a_way_out(
+def test_a_folder_that_is_a_lake_table_is_refused_with_a_remedy(
     put: Put, marker: str, kind: str, way_out: str, path: str
 ) -> None:
     put("lake/t/part-0.csv", CSV)
@@ -218,7 +218,7 @@ def test_one_file_of_a_table_that_is_named_is_read(put: Put) -> None:
     assert ids(f"{root}/t/part-0.csv") == ["1"]
 
 
-def test_a_folder_called_metadata_makes_no_table(put: Put) -> None:
+def test_a_folder_named_metadata_is_not_a_lake_table(put: Put) -> None:
     put("in/metadata/a.csv", CSV)
     root = put("in/metadata/notes.json", b"{}")
 
@@ -275,13 +275,15 @@ HTML = b"\n<!DOCTYPE html>\n<html><title>Log in</title></html>"
         ),
         pytest.param(zipped("rows.csv"), "is a zip archive; unpack it", id="zip"),
         pytest.param(LFS, "is a pointer of Git LFS, not the file itself; fetch the file: git lfs pull", id="Git LFS"),
-        pytest.param(parquet(), "is a Parquet file; name it rows.parquet, or say source.format: parquet", id="Parquet"),
+        pytest.param(parquet(), "is a Parquet file; name it rows.parquet, or set source.format: parquet", id="Parquet"),
         pytest.param(arrow(stream=False), "is an Arrow file; name it rows.arrow", id="Arrow"),
         pytest.param(arrow(stream=True), "is an Arrow stream; name it rows.arrow", id="Arrow stream"),
         pytest.param(HTML, "is an HTML page; download the file itself", id="HTML"),
     ],
 )
-def test_a_file_that_is_no_text_is_named_as_what_it_is(tmp_path: Path, ending: str, content: bytes, said: str) -> None:
+def test_a_file_that_is_not_text_is_refused_with_its_kind(
+    tmp_path: Path, ending: str, content: bytes, said: str
+) -> None:
     file = tmp_path / f"rows.{ending}"
     file.write_bytes(content)
 
@@ -289,7 +291,7 @@ def test_a_file_that_is_no_text_is_named_as_what_it_is(tmp_path: Path, ending: s
 
 
 @pytest.mark.parametrize("ending", ["csv", "ndjson"])
-def test_an_object_that_is_no_text_is_named_as_what_it_is(s3: S3, ending: str) -> None:
+def test_an_object_that_is_not_text_is_refused_with_its_kind(s3: S3, ending: str) -> None:
     url = s3.put(f"rows.{ending}", gzip.compress(CSV))
 
     assert refusal(url) == f"{url} is a gzip file; name it rows.{ending}.gz"
@@ -298,26 +300,28 @@ def test_an_object_that_is_no_text_is_named_as_what_it_is(s3: S3, ending: str) -
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        pytest.param("rows.parquet", CSV, "is a file of text; name it rows.csv, .tsv or .ndjson", id="CSV"),
+        pytest.param("rows.parquet", CSV, "is a text file; name it rows.csv, .tsv or .ndjson", id="CSV"),
         pytest.param("rows.parquet", LFS, "is a pointer of Git LFS", id="Git LFS as Parquet"),
         pytest.param("rows.parquet", gzip.compress(CSV), "is a gzip file", id="gzip as Parquet"),
         pytest.param("rows.parquet", arrow(stream=False), "is an Arrow file", id="Arrow as Parquet"),
         pytest.param("rows.arrow", parquet(), "is a Parquet file; name it rows.parquet", id="Parquet as Arrow"),
-        pytest.param("rows.csv.gz", CSV, "is not compressed, as its name says; name it rows.csv", id="not compressed"),
+        pytest.param(
+            "rows.csv.gz", CSV, "is not compressed, although its name says so; name it rows.csv", id="not compressed"
+        ),
         pytest.param("rows.csv.zst", gzip.compress(CSV), "is a gzip file; name it rows.csv.gz", id="gzip as zstd"),
         pytest.param("rows.csv.gz", LFS, "is a pointer of Git LFS", id="Git LFS as gzip"),
         pytest.param(
-            "rows.csv.gz", gzip.compress(gzip.compress(CSV)), "compressed in it is a gzip file", id="gzip twice"
+            "rows.csv.gz", gzip.compress(gzip.compress(CSV)), "decompressed content is a gzip file", id="gzip twice"
         ),
     ],
 )
-def test_a_file_is_named_as_what_it_is_when_it_cannot_be_read(put: Put, name: str, content: bytes, said: str) -> None:
+def test_an_unreadable_file_is_refused_with_its_kind(put: Put, name: str, content: bytes, said: str) -> None:
     root = put(name, content)
 
     assert said in refusal(f"{root}/{name}")
 
 
-def test_a_database_is_named_as_one(tmp_path: Path) -> None:
+def test_a_sqlite_database_is_refused_with_its_kind(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(database(tmp_path))
 
     assert "is an SQLite database; read it by source.query" in refusal(str(tmp_path / "rows.csv"))
@@ -333,7 +337,7 @@ def test_text_that_begins_like_another_kind_is_text(put: Put) -> None:
     assert ids(f"{root}/c.csv") == ["3"]
 
 
-def test_the_first_bytes_of_an_object_are_no_request_of_their_own(s3: S3) -> None:
+def test_the_first_bytes_of_an_object_need_no_extra_request(s3: S3) -> None:
     rows = Rows(Source(path=[s3.put("a.ndjson", b'{"id": 1}\n')], key=["id"]))
 
     s3.requests.clear()

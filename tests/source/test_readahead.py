@@ -56,7 +56,7 @@ def lines(bad: bytes) -> bytes:
 
 
 WRONG = {
-    "a wrong byte": (lines(b"bad,\xff\xfe\xfd\n"), "row 20001: the text is in another encoding than utf-8"),
+    "a wrong byte": (lines(b"bad,\xff\xfe\xfd\n"), "row 20001: the text is not in utf-8"),
     "two fields too many": (lines(b"bad,a,b,c\n"), "row 20001: the row has 4 fields, the header 2"),
 }
 

@@ -1,4 +1,4 @@
-"""Files become rows as they stand, in bounded chunks, and what is wrong is said with file, row and column."""
+"""Files are read unchanged in chunks of bounded size, and faults are reported with file, row and column."""
 
 import gzip
 from collections.abc import Callable
@@ -127,7 +127,7 @@ def test_ndjson_keeps_kinds_and_nulls_and_an_absent_field_is_null(write: Write) 
     ]
 
 
-def test_nested_values_of_ndjson_are_what_they_are(write: Write) -> None:
+def test_nested_values_of_ndjson_are_unchanged(write: Write) -> None:
     rows = read(write("a.ndjson", b'{"id":1,"a":{"b":[1,2]}}\n{"id":2,"a":[]}\n{"id":3,"a":null}\n'))
 
     assert [row["a"] for row in rows] == [{"b": [1, 2]}, [], None]
@@ -169,7 +169,7 @@ def test_other_line_ends_inside_of_ndjson_text_do_not_split_it(write: Write) -> 
         pytest.param("=SUM(A1)", "=SUM(A1)", id="a formula"),
     ],
 )
-def test_a_csv_field_is_text_as_it_stands(write: Write, field: str, text: str) -> None:
+def test_a_csv_field_is_unchanged_text(write: Write, field: str, text: str) -> None:
     rows = read(write("a.csv", f"id,text,last\n1,{field},z\n2,x,z\n"))
 
     assert rows == [{"id": "1", "text": text, "last": "z"}, {"id": "2", "text": "x", "last": "z"}]
@@ -248,7 +248,7 @@ def test_a_typed_column_has_values_of_its_type(write: Write, dtype: str, text: s
 def test_a_value_that_is_not_of_its_type_is_named_with_file_row_and_column(write: Write, dtype: str, text: str) -> None:
     message = refusal(write("a.csv", f'id,x\n1,\n2,\n3,"{text}"\n'), types={"x": dtype})
 
-    assert f"a.csv row 3: column 'x' is {text!r}, which is no {dtype} (source.types)" in message
+    assert f"a.csv row 3: column 'x' is {text!r}, which is not a valid {dtype}; correct the value" in message
 
 
 def test_the_row_of_a_wrong_value_is_right_in_a_later_chunk_and_file(write: Write) -> None:
@@ -260,7 +260,7 @@ def test_the_row_of_a_wrong_value_is_right_in_a_later_chunk_and_file(write: Writ
     assert "b.csv row 12345: column 'x' is 'bad'" in message
 
 
-def test_kinds_say_what_columns_are_in_sql(tmp_path: Path) -> None:
+def test_kinds_gives_the_sql_kind_of_each_column(tmp_path: Path) -> None:
     pl.DataFrame(
         {
             "id": [1],
@@ -317,7 +317,7 @@ def test_a_source_is_a_file_a_list_a_glob_or_a_folder(folder: Path, paths: list[
     assert "".join(row["id"] for row in rows) == ids
 
 
-def test_columns_may_stand_in_another_order_in_each_file(folder: Path) -> None:
+def test_each_file_may_have_its_columns_in_another_order(folder: Path) -> None:
     assert read(folder) == [{"id": "1", "text": "a"}, {"id": "2", "text": "b"}, {"id": "3", "text": "c"}]
 
 
@@ -377,7 +377,7 @@ def test_rows_longer_than_what_is_read_at_once_are_read_once(write: Write) -> No
     assert [n for chunk in read_chunks for n in chunk.numbers] == [1, 2, 3, 4, 5]
 
 
-def test_a_place_names_file_and_row(folder: Path) -> None:
+def test_the_place_of_a_row_is_file_and_row_number(folder: Path) -> None:
     assert [chunk.place(0) for chunk in chunks(folder)] == ["a.csv row 1", "b.csv row 1", "c.tsv row 1"]
 
 
@@ -413,7 +413,7 @@ def tickets(write: Write) -> Path:
         pytest.param("id = 'none'", "", id="no row"),
     ],
 )
-def test_where_leaves_only_rows_for_which_it_holds(tickets: Path, where: str, ids: str) -> None:
+def test_where_selects_the_rows_for_which_it_is_true(tickets: Path, where: str, ids: str) -> None:
     read_chunks = chunks(tickets, columns=["id"], where=where, types={"size": "Int64"})
 
     kept = [(i, n) for chunk in read_chunks for i, n in zip(chunk.frame["id"], chunk.numbers, strict=True)]
@@ -421,7 +421,7 @@ def test_where_leaves_only_rows_for_which_it_holds(tickets: Path, where: str, id
     assert all(chunk.frame.columns == ["id"] for chunk in read_chunks)
 
 
-def test_a_limit_counts_what_where_leaves(tickets: Path) -> None:
+def test_a_limit_counts_the_rows_that_where_selects(tickets: Path) -> None:
     assert [row["id"] for row in read(tickets, where="priority <> 'low'", limit=2)] == ["2", "3"]
 
 
@@ -449,29 +449,27 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         pytest.param("a.ndjson", b"", "a.ndjson is empty", id="an empty NDJSON"),
         pytest.param("a.csv", b"\n\n\n", "a.csv is empty", id="nothing but newlines"),
         pytest.param("a.csv.gz", gzip.compress(b""), "a.csv.gz is empty", id="an empty file, compressed"),
-        pytest.param("a.xlsx", b"x", "a.xlsx: a spreadsheet is not read; save it as CSV", id="a spreadsheet"),
+        pytest.param("a.xlsx", b"x", "a.xlsx: spreadsheets are not supported; save it as CSV", id="a spreadsheet"),
         pytest.param("a.txt", b"x", "a.txt: unknown kind of file; known are .csv", id="a kind that is not read"),
         pytest.param("a.parquet.gz", b"x", "Parquet compresses by itself; give the file without .gz", id="Parquet.gz"),
         pytest.param(
             "a.parquet", b"PAR1 and no more", "a.parquet: the parquet file cannot be read", id="broken Parquet"
         ),
-        pytest.param(
-            "a.parquet", b"id,text\n1,a\n", "a.parquet is a file of text; name it a.csv, ", id="CSV as Parquet"
-        ),
+        pytest.param("a.parquet", b"id,text\n1,a\n", "a.parquet is a text file; name it a.csv, ", id="CSV as Parquet"),
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "2,b,c", id="a field too many"),
         pytest.param("a.csv", b"id,text\n1,a\n2\n", "has 1 field, the header 2", id="a field too few"),
         pytest.param("a.csv", b"id,text\n1,a\n2,b,c\n", "a.csv row 2: ", id="the file of a ragged row"),
-        pytest.param("a.csv", b"id,text,text\n1,a,b\n", "a.csv: column 'text' stands twice", id="a column twice"),
+        pytest.param("a.csv", b"id,text,text\n1,a,b\n", "a.csv: column 'text' occurs twice", id="a column twice"),
         pytest.param("a.csv", b'id,text\n1,a\n2,"b\n3,c\n', 'a.csv row 2: a quote (") is opened', id="an open quote"),
         pytest.param("a.csv", b'id,text\n1,a\n2,"cut o', 'a.csv row 2: a quote (") is opened', id="cut off in quotes"),
         pytest.param("a.csv", b'id,text\n1,a\n2,"', 'a.csv row 2: a quote (") is opened', id="cut off at a quote"),
         pytest.param("a.csv", b"id,text\n1,\xe4\n", "a.csv row 1: ", id="the file of a wrong encoding"),
-        pytest.param("a.csv", b"id,text\n1,\xe4\n", "say the file's encoding in source.encoding", id="wrong encoding"),
-        pytest.param("a.csv", b"id,t\xe4xt\n1,a\n", "say the file's encoding in source.encoding", id="in the header"),
+        pytest.param("a.csv", b"id,text\n1,\xe4\n", "set source.encoding to the file's encoding", id="wrong encoding"),
+        pytest.param("a.csv", b"id,t\xe4xt\n1,a\n", "set source.encoding to the file's encoding", id="in the header"),
         pytest.param(
             "a.csv.gz",
             b"id,text\n1,a\n",
-            "a.csv.gz is not compressed, as its name says; name it a.csv",
+            "a.csv.gz is not compressed, although its name says so; name it a.csv",
             id="not compressed",
         ),
         pytest.param("a.csv.gz", gzip.compress(CSV)[:-9], "a.csv.gz: ", id="cut off"),
@@ -501,7 +499,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
         pytest.param("empty", "empty holds no CSV, TSV, Parquet, NDJSON or Arrow file", id="an empty folder"),
     ],
 )
-def test_a_source_that_is_not_there_is_named(tmp_path: Path, path: str, said: str) -> None:
+def test_a_missing_source_is_named(tmp_path: Path, path: str, said: str) -> None:
     (tmp_path / "empty").mkdir()
 
     assert said in refusal(f"{tmp_path}/{path}")
@@ -515,7 +513,7 @@ def test_files_whose_columns_differ_are_refused_with_both_files_and_the_column(w
 
     assert "column 'text' is in" in message
     assert "a.csv but not in" in message
-    assert message.endswith("b.csv; all files need the same ones")
+    assert message.endswith("b.csv; all files need the same columns")
     assert read(folder, columns=["id"]) == [{"id": "1"}, {"id": "2"}]
 
 
@@ -528,9 +526,9 @@ def test_files_of_different_formats_are_refused(write: Write) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        pytest.param({"encoding": "latin-99"}, "source.encoding: 'latin-99' is no encoding", id="encoding"),
+        pytest.param({"encoding": "latin-99"}, "source.encoding: 'latin-99' is not a text encoding", id="encoding"),
         pytest.param(
-            {"types": {"id": "Integer"}}, "source.types.id: 'Integer' is not known; known are String", id="type"
+            {"types": {"id": "Integer"}}, "source.types.id: unknown type 'Integer'; choose one of String", id="type"
         ),
     ],
 )
@@ -553,13 +551,13 @@ def test_a_column_that_the_source_lacks_is_named_with_the_likely_one_and_what_th
 # -- what must not happen --------------------------------------------------------------------------------------------
 
 
-def test_a_quote_that_is_never_closed_is_noticed_in_a_column_that_nobody_reads(write: Write) -> None:
+def test_a_quote_that_is_never_closed_is_refused_in_a_column_that_is_not_read(write: Write) -> None:
     file = write("a.csv", 'id,text,notes\n1,a,n\n2,b,"n\n3,c,n\n4,d,n\n')
 
     assert "never closed" in refusal(file, columns=["id", "text"])
 
 
-def test_a_quote_inside_of_a_field_is_no_open_quote(write: Write) -> None:
+def test_a_quote_inside_an_unquoted_field_is_text(write: Write) -> None:
     rows = read(write("a.csv", 'id,text\n1,5" disk\n2,"a\nb"\n'))
 
     assert [row["text"] for row in rows] == ['5" disk', "a\nb"]
@@ -572,7 +570,7 @@ def test_a_file_without_a_last_line_end_is_whole(write: Write, field: str) -> No
     assert [row["id"] for row in rows] == ["1", "2"]
 
 
-def test_an_open_quote_is_noticed_beside_a_quote_inside_of_a_field(write: Write) -> None:
+def test_an_open_quote_is_refused_in_a_file_with_a_quote_inside_a_field(write: Write) -> None:
     assert "never closed" in refusal(write("a.csv", 'id,text\n1,5" disk\n2,"a\n3,b\n'))
 
 
@@ -603,11 +601,11 @@ def test_parquet_files_whose_column_types_differ_are_refused_or_read_alike(tmp_p
 
 
 @pytest.mark.parametrize("encoding", ["rot13", "base64", "hex"])
-def test_an_encoding_that_is_not_one_of_text_is_refused_and_no_crash(write: Write, encoding: str) -> None:
+def test_an_encoding_that_is_not_for_text_is_refused_without_a_crash(write: Write, encoding: str) -> None:
     assert "source.encoding" in refusal(write("a.csv", CSV), encoding=encoding)
 
 
-def test_a_csv_column_without_a_name_is_no_crash(write: Write) -> None:
+def test_a_csv_column_without_a_name_does_not_crash(write: Write) -> None:
     assert read(write("a.csv", "id,text,\n1,a,\n"), columns=["id", "text"]) == [{"id": "1", "text": "a"}]
     assert [row["text"] for row in read(write("b.csv", "id,text,\n1,a,\n"))] == ["a"]
 
@@ -617,7 +615,7 @@ def test_a_type_for_a_column_that_the_source_lacks_is_refused(write: Write) -> N
 
 
 @pytest.mark.parametrize("content", [b"\n\n", b" \n"], ids=["newlines", "blanks"])
-def test_an_ndjson_file_without_any_object_is_said_to_be_empty(write: Write, content: bytes) -> None:
+def test_an_ndjson_file_without_objects_is_refused_as_empty(write: Write, content: bytes) -> None:
     with pytest.raises(SourceError, match="is empty"):
         read(write("a.ndjson", content), columns=["id"])
 
@@ -626,7 +624,7 @@ def test_a_ndjson_file_with_a_byte_order_mark_is_read(write: Write) -> None:
     assert read(write("a.ndjson", b'\xef\xbb\xbf{"id":1}\n')) == [{"id": 1}]
 
 
-def test_utf_16_that_the_job_does_not_name_is_said_to_be_an_encoding(write: Write) -> None:
+def test_utf_16_that_the_job_does_not_name_is_refused_with_the_encoding_setting(write: Write) -> None:
     assert "source.encoding" in refusal(write("a.csv", "id,text\n1,ä\n".encode("utf-16")))
 
 
@@ -639,12 +637,12 @@ def test_the_row_of_a_ragged_csv_is_counted_as_all_other_rows_are(write: Write) 
     [
         pytest.param("id,TEXT", "(it has: id, TEXT); did you mean 'TEXT'?", id="other letters"),
         pytest.param("id, text", "did you mean ' text'?", id="a blank"),
-        pytest.param("id;text", "fields seem to be separated by ';': say so in source.csv.delimiter", id="semicolons"),
-        pytest.param("id\ttext", r"fields seem to be separated by '\t': say so in source.csv.delimiter", id="tabs"),
+        pytest.param("id;text", "fields seem to be separated by ';': set source.csv.delimiter to it", id="semicolons"),
+        pytest.param("id\ttext", r"fields seem to be separated by '\t': set source.csv.delimiter to it", id="tabs"),
         pytest.param("id,other", "(it has: id, other)", id="nothing like it"),
     ],
 )
-def test_a_column_that_is_not_there_has_a_hint_at_what_was_meant(write: Write, header: str, said: str) -> None:
+def test_a_missing_column_is_refused_with_a_hint(write: Write, header: str, said: str) -> None:
     values = "1,a" if "," in header else "1"
 
     message = refusal(write("a.csv", f"{header}\n{values}\n"), columns=["text"])

@@ -1,4 +1,4 @@
-"""Sources beyond a local file: object storage, hive partitions, Arrow, queries, frames; and what where skips."""
+"""Sources other than local files: object storage, Hive partitions, Arrow, queries, frames; and what `where` skips."""
 
 import sqlite3
 from pathlib import Path
@@ -117,11 +117,11 @@ def test_a_folder_a_pattern_and_a_list_of_objects(s3: S3) -> None:
         pytest.param("s3://bucket/text", "holds no CSV, TSV, Parquet", id="a folder without data"),
         pytest.param("s3://buckett/in/a.csv", "there is no bucket s3://buckett", id="no bucket"),
         pytest.param("s3://buckett/in/*.csv", "there is no bucket s3://buckett", id="no bucket for a pattern"),
-        pytest.param("s3://b*/in", "behind the bucket only", id="a pattern as bucket"),
+        pytest.param("s3://b*/in", "the bucket cannot be a pattern", id="a pattern as bucket"),
         pytest.param("s3://bucket/empty.csv", "s3://bucket/empty.csv is empty", id="empty"),
     ],
 )
-def test_what_is_not_on_object_storage_is_named(s3: S3, path: str, said: str) -> None:
+def test_a_missing_object_folder_or_bucket_is_named(s3: S3, path: str, said: str) -> None:
     s3.put("in/a.csv", b"id\n1\n")
     s3.put("text/a.txt", b"x")
     s3.put("empty.csv", b"")
@@ -131,7 +131,7 @@ def test_what_is_not_on_object_storage_is_named(s3: S3, path: str, said: str) ->
 
 
 @pytest.mark.parametrize("fault", ["503", "cut"])
-def test_a_store_that_stumbles_loses_no_row(s3: S3, fault: str) -> None:
+def test_a_failed_request_to_a_store_loses_no_row(s3: S3, fault: str) -> None:
     frame = pl.DataFrame({"id": [str(i) for i in range(40_000)], "text": ["x" * 300] * 40_000})
     url = s3.put("a.parquet", parquet(frame, row_group_size=10_000, compression="none"))
     rows = source(url)
@@ -248,18 +248,18 @@ def test_files_of_partitions_that_where_leaves_out_are_not_opened(
     assert len(seen) == opened
 
 
-def test_typed_partitions_are_compared_as_what_they_are(hive: Path) -> None:
+def test_typed_partitions_are_compared_by_their_type(hive: Path) -> None:
     rows = source(hive, where="dt > DATE '2026-11-19'", types={"dt": "Date"})
     assert [row["id"] for row in read(rows, "id")] == [4, 3]
 
 
 def test_a_file_outside_of_the_partitions_is_named(hive: Path) -> None:
     pl.DataFrame({"id": [9], "size": [1]}).write_parquet(hive / "stray.parquet")
-    with pytest.raises(SourceError, match=r"column 'dt' is said by a folder of .*dt=.* but not of .*stray\.parquet"):
+    with pytest.raises(SourceError, match=r"column 'dt' is in a folder's name of .*dt=.* but not of .*stray\.parquet"):
         source(hive)
 
 
-def test_a_column_of_the_file_itself_stands_over_that_of_its_folder(tmp_path: Path) -> None:
+def test_a_column_of_the_file_overrides_that_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "dt=folder").mkdir()
     (tmp_path / "dt=folder" / "a.csv").write_text("id,dt\n1,file\n")
     assert read(source(tmp_path)) == [{"id": "1", "dt": "file"}]
@@ -300,7 +300,7 @@ def _bytes_read(s3: S3, url: str, where: str) -> int:
         "coalesce(y, 'b') = 'b'",
     ],
 )
-def test_what_is_skipped_is_never_a_wanted_row(tmp_path: Path, where: str) -> None:
+def test_a_skipped_row_group_never_holds_a_wanted_row(tmp_path: Path, where: str) -> None:
     """NaN is above all numbers to polars, and in no statistics of Parquet."""
     nan = float("nan")
     frame = pl.DataFrame(
@@ -339,7 +339,7 @@ def test_what_is_skipped_is_never_a_wanted_row(tmp_path: Path, where: str) -> No
         pytest.param("id,t\n1,\n", {"null_values": [""]}, [{"id": "1", "t": None}], id="empty is null"),
     ],
 )
-def test_csv_is_read_as_the_job_says(tmp_path: Path, text: str, csv: dict[str, Any], rows: list[Any]) -> None:
+def test_csv_is_read_by_the_options_of_the_job(tmp_path: Path, text: str, csv: dict[str, Any], rows: list[Any]) -> None:
     (tmp_path / "a.csv").write_text(text)
     assert read(source(tmp_path / "a.csv", csv=csv)) == rows
 
@@ -387,7 +387,7 @@ def test_the_rows_of_a_query_are_a_source(warehouse: str, monkeypatch: pytest.Mo
     assert rows.kinds(["id", "body", "size"]) == {"id": "integer", "body": "text", "size": "number"}
 
 
-def test_a_query_of_postgresql_comes_by_a_cursor_of_the_server(postgres_server: str) -> None:
+def test_a_query_of_postgresql_uses_a_server_side_cursor(postgres_server: str) -> None:
     url = postgres_server.replace("postgresql+psycopg", "postgresql")
     sql = "SELECT i AS id, repeat('x', 10000) AS body, pg_backend_pid() AS pid FROM generate_series(1, 3000) i"
     rows = query(sql, postgres_server)
@@ -409,29 +409,29 @@ def test_a_query_of_postgresql_comes_by_a_cursor_of_the_server(postgres_server: 
         ("DELETE FROM tickets WHERE id < 0", None, "source.query begins with DELETE"),
         ("-- a\n INSERT INTO tickets VALUES (9, '') RETURNING id", None, "source.query begins with INSERT"),
         ("WITH a AS (SELECT 1) INSERT INTO tickets SELECT 9, 'x', 1 FROM a RETURNING id", None, "readonly database"),
-        ("SAVEPOINT a", None, "source.query gives no rows"),
-        ("SELECT id, id FROM tickets", None, "column 'id' stands twice"),
+        ("SAVEPOINT a", None, "source.query is a statement that gives no rows"),
+        ("SELECT id, id FROM tickets", None, "column 'id' occurs twice"),
         ("SELECT id, CASE WHEN id < 150 THEN 1 ELSE 'x' END AS v FROM tickets", None, "row 151: column 'v' holds 'x'"),
         ("SELECT 1 AS id", "$NOT_SET_HERE", "environment variable NOT_SET_HERE is not set"),
         ("SELECT 1 AS id", "sqlite:////nowhere/x.db", "there is no SQLite file /nowhere/x.db"),
-        ("SELECT 1 AS id", "nonsense", "is no database URL"),
+        ("SELECT 1 AS id", "nonsense", "is not a database URL"),
         ("SELECT 1 AS id", "nodialect://host/x", "driver is not installed"),
         ("SELECT 1 AS id", "postgresql://127.0.0.1:1/x", "check source.query and source.database"),
     ],
 )
-def test_a_query_that_cannot_be_asked_is_refused(warehouse: str, sql: str, database: str | None, said: str) -> None:
+def test_a_query_that_cannot_be_executed_is_refused(warehouse: str, sql: str, database: str | None, said: str) -> None:
     with pytest.raises(SourceError) as refused:
         read(query(sql, database or warehouse))
     assert said in str(refused.value)
 
 
-def test_a_password_in_the_job_is_refused_without_being_said() -> None:
+def test_a_password_in_the_job_is_refused_and_not_shown() -> None:
     with pytest.raises(ValueError, match="environment variable") as refused:
         Source(query="SELECT 1", database="postgresql://me:hush-hush@host/x", key=["id"])
     assert "hush" not in str(refused.value).replace("input_value", "").split("[type=")[0]
 
 
-def test_a_job_file_may_name_a_database_beside_it(tmp_path: Path, warehouse: str) -> None:
+def test_a_database_path_is_relative_to_the_job_file(tmp_path: Path, warehouse: str) -> None:
     text = (
         "name: asked\nsource:\n  query: SELECT id, body FROM tickets\n  database: {}\n  key: id\n"
         "request: {{model: m, max_tokens: 5, prompt: '{{{{ body }}}}'}}\nsink: {{table: t}}\n"
@@ -453,7 +453,7 @@ def test_a_job_file_may_name_a_database_beside_it(tmp_path: Path, warehouse: str
         ({"query": "SELECT 1"}, "query and database need each other"),
     ],
 )
-def test_a_source_is_one_thing(fields: dict[str, Any], said: str) -> None:
+def test_a_source_has_exactly_one_of_path_query_and_frame(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Source(key=["id"], **fields)
 
@@ -468,8 +468,8 @@ def test_a_frame_is_a_source(frame: Any) -> None:
     assert chunks(rows)[0].place(1) == "source.frame row 2"
 
 
-def test_something_else_is_no_frame() -> None:
-    with pytest.raises(SourceError, match="a int is no frame"):
+def test_an_object_that_is_not_a_frame_is_refused() -> None:
+    with pytest.raises(SourceError, match="a int is not a frame"):
         Rows(Source(frame=5, key=["id"]))
 
 
@@ -480,7 +480,7 @@ def texts(world: World) -> dict[str, str]:
     return {key: answer["status"] for key, answer in world.answers().items()}
 
 
-def test_a_run_over_objects_goes_on_where_it_was(world: World, s3: S3) -> None:
+def test_an_interrupted_run_over_objects_continues(world: World, s3: S3) -> None:
     for day in (1, 2):
         s3.put(f"in/dt=2026-11-0{day}/a.csv.zst", zstd(f"id,text\n{day}0,{day}a\n{day}1,{day}b\n".encode()))
     job = world.job(source={"path": "s3://bucket/in", "key": "id", "keep": ["dt"]})
@@ -554,7 +554,9 @@ def photos(s3: S3) -> S3:
 
 
 @pytest.mark.parametrize("upload", [False, True], ids=["carried", "uploaded"])
-def test_attachments_lie_beside_their_rows_on_object_storage(world: World, photos: S3, upload: bool) -> None:
+def test_attachments_are_read_from_the_folder_of_their_rows_on_object_storage(
+    world: World, photos: S3, upload: bool
+) -> None:
     world.run(photo_job(world, upload=upload))
 
     answers = world.answers()
@@ -572,7 +574,7 @@ def test_attachments_lie_beside_their_rows_on_object_storage(world: World, photo
     assert [name for name in photos.requests if name.startswith("GET") and "red.png" in name] != []
 
 
-def test_an_attachment_that_changes_is_asked_about_again(world: World, photos: S3) -> None:
+def test_a_row_whose_attachment_changes_is_sent_again(world: World, photos: S3) -> None:
     from tests.request.test_attachments import picture
 
     photos.put("in/rows.csv", b"id,text,photo\n1,a,photos/red.png\n2,b,photos/blue.png\n")
@@ -600,7 +602,7 @@ def test_an_attachment_needs_a_folder(world: World, warehouse: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["here", "on object storage"])
-def test_a_source_changed_between_the_passes_stops_the_run_and_the_same_command_goes_on(
+def test_a_source_changed_between_the_passes_stops_the_run_and_a_second_run_continues(
     world: World, s3: S3, where: str
 ) -> None:
     rows = [f"{i},text {i}\n" for i in range(40)]

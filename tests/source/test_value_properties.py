@@ -1,4 +1,4 @@
-"""Whatever columns are called and whatever values they have: it is in the request and in the table, or is refused."""
+"""Any value in a column of any name is exact in the request and in the table, or is refused."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""The tables of types in docs/sources.md: each of their rows is what a template prints and what a table holds."""
+"""The tables of types in docs/sources.md are correct: what a template prints, and what a results table holds."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -191,7 +191,7 @@ SOURCES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("source", TABLES)
-def test_the_table_of_the_documentation_is_what_is_printed_and_held(
+def test_each_documented_type_is_printed_and_stored_as_documented(
     world: World, source: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGTZ", "UTC")
@@ -234,7 +234,7 @@ def _shown(value: Any, kind: str) -> str:
 
 
 @pytest.mark.parametrize("source", TABLES)
-def test_the_documentation_has_the_table(source: str) -> None:
+def test_the_tables_of_types_are_in_the_documentation(source: str) -> None:
     section = DOC.read_text().partition(f"**{source}.**")[2].partition("\n\n**")[0]
 
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]

@@ -1,4 +1,4 @@
-"""What is in a source is in the request and in the table, exactly, or it is refused with the column's name."""
+"""Each value of a source is exact in the request and in the table, or is refused with the column's name."""
 
 import base64
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def lines(path: Path, *objects: dict[str, Any] | str) -> Path:
 LATE = [*({"id": i, "text": "t"} for i in range(CHUNK_ROWS + 5)), {"id": 99999, "text": "x", "late": "yes"}]
 
 
-def test_a_field_that_only_a_late_object_has_is_in_its_prompt_and_in_no_other(tmp_path: Path) -> None:
+def test_a_late_field_is_in_the_prompt_of_its_row_only(tmp_path: Path) -> None:
     file = lines(tmp_path / "a.ndjson", *LATE)
 
     found = prompts(job_over(file, "{{ row | tojson }}"))
@@ -83,7 +83,7 @@ def test_a_field_that_only_a_late_object_has_is_in_its_prompt_and_in_no_other(tm
     assert found["5004"] == '{"id": 5004, "text": "t"}'
 
 
-def test_a_late_field_counts_in_the_hash_of_its_row_alone(tmp_path: Path) -> None:
+def test_a_late_field_changes_only_the_hash_of_its_row(tmp_path: Path) -> None:
     job = job_over(lines(tmp_path / "a.ndjson", *LATE), "{{ row | tojson }}")
     before = {key: row_hash for key, _, row_hash in requests_of(job)}
 
@@ -109,7 +109,7 @@ def test_a_late_field_may_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("large", [2**64, 2**64 + 1, -(2**63) - 2, 10**29 + 1, 10**320], ids=len_of)
-def test_an_integer_of_any_size_stands_in_prompt_key_and_table_as_in_the_file(world: World, large: int) -> None:
+def test_an_integer_of_any_size_is_exact_in_prompt_key_and_table(world: World, large: int) -> None:
     file = world.folder / "a.ndjson"
     lines(file, f'{{"id":{large},"n":{{"x":[{large}]}},"m":{large}}}', f'{{"id":{large + 1},"n":1,"m":2}}')
     job = job_over(file, "{{ id }} {{ n | tojson }} {{ m }}", keep=["n", "m"])
@@ -133,16 +133,18 @@ def test_a_number_of_more_digits_than_python_reads_is_refused_with_its_line(tmp_
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        pytest.param('[{"id":1},\n{"id":2}]', r"one JSON document \(an array\).*one object a line", id="an array"),
+        pytest.param('[{"id":1},\n{"id":2}]', r"one JSON document \(an array\).*one object per line", id="an array"),
         pytest.param('[{"id":1}]', r"one JSON document \(an array\)", id="an array on one line"),
         pytest.param('[\n  {\n "id": 1}]', r"one JSON document \(an array\)", id="an array in pretty print"),
         pytest.param('{\n  "id": 1\n}', "the JSON object on line 1 does not end there.*one line", id="pretty print"),
         pytest.param('{"id":1}\n{"id":NaN}', "line 2: this is not JSON.*no NaN and no Infinity: write null", id="NaN"),
-        pytest.param('{"id":1}\n{"id":"\\ud800"}', "line 2: this is not JSON.*half a character", id="a surrogate"),
+        pytest.param(
+            '{"id":1}\n{"id":"\\ud800"}', "line 2: this is not JSON.*escapes half of a character", id="a surrogate"
+        ),
         pytest.param('{"id":1}\n{"id":1e400}', "line 2: this is not JSON", id="a number beyond a double"),
     ],
 )
-def test_json_that_is_no_ndjson_is_named_as_what_it_is(tmp_path: Path, text: str, said: str) -> None:
+def test_json_that_is_not_ndjson_is_refused_with_its_kind(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(SourceError, match=said):
         prompts(job_over(lines(tmp_path / "a.ndjson", text), "{{ id }}"))
 
@@ -173,7 +175,7 @@ def column_of(rows: Rows, name: str = "x") -> list[Any]:
         pytest.param([pa.array([["a"]]), pa.array([["a"]], pa.large_list(pa.large_string()))], id="kinds of lists"),
     ],
 )
-def test_columns_that_only_store_their_values_in_another_way_are_the_same(tmp_path: Path, stored: list[Any]) -> None:
+def test_columns_that_only_store_their_values_differently_are_equal(tmp_path: Path, stored: list[Any]) -> None:
     rows = rows_in(tmp_path, *(pa.table({"id": [i], "x": array}) for i, array in enumerate(stored)))
 
     values = [value for value in column_of(rows) if value is not None]
@@ -190,7 +192,7 @@ def test_columns_that_only_store_their_values_in_another_way_are_the_same(tmp_pa
     ("stored", "said"),
     [
         pytest.param([pa.array([1]), pa.array(["1"])], "'x' is int64 in .* and string in .*1.parquet", id="text"),
-        pytest.param([pa.array([1]), pa.array([1.5])], "1.parquet row 1: column 'x' is 1.5, and in other", id="1.5"),
+        pytest.param([pa.array([1]), pa.array([1.5])], "1.parquet row 1: column 'x' is 1.5, but other files", id="1.5"),
         pytest.param([pa.array([1]), pa.array([2.0**60])], "1.parquet row 1: column 'x' is", id="a double with gaps"),
         pytest.param([pa.array([1.5]), pa.array([1.5], pa.float32())], "'x' is double in .* and float in", id="floats"),
     ],
@@ -209,14 +211,14 @@ def test_integers_beyond_a_column_of_the_table_in_one_file_make_it_text(tmp_path
     assert rows_in(tmp_path, *tables).kinds(["x"]) == {"x": "text"}
 
 
-def test_a_name_that_stands_twice_in_a_header_or_is_empty_is_no_matter_while_nobody_reads_it(tmp_path: Path) -> None:
+def test_a_duplicate_or_empty_column_name_is_refused_only_if_the_column_is_read(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("id,text,x,x,,\n1,a,2,3,4,5\n")
 
     assert prompts(job_over(file, "{{ text }}")) == {"1": "a"}
-    with pytest.raises(SourceError, match="column 'x' stands twice in the header; rename one"):
+    with pytest.raises(SourceError, match="column 'x' occurs twice; rename one"):
         prompts(job_over(file, "{{ x }}"))
-    with pytest.raises(SourceError, match="stands twice in the header"):
+    with pytest.raises(SourceError, match="occurs twice"):
         prompts(job_over(file, "{{ row | tojson }}"))
 
 
@@ -286,7 +288,7 @@ def test_a_type_without_a_text_is_refused_with_file_and_column_where_it_is_read(
         prompts(job_over(file, "{{ x }}"))
 
 
-def test_a_panic_of_polars_is_told_with_file_and_column() -> None:
+def test_a_panic_of_polars_is_reported_with_file_and_column() -> None:
     wide = pa.table({"x": pa.array([Decimal(1)], pa.decimal256(60, 2))})
     with pytest.raises(BaseException) as panic:  # noqa: PT011  # no Exception
         pl.from_arrow(wide)
@@ -312,7 +314,9 @@ def test_an_encrypted_parquet_file_is_refused(tmp_path: Path, plaintext_footer: 
     with pq.ParquetWriter(tmp_path / "a.parquet", table.schema, encryption_properties=properties) as out:
         out.write_table(table)
 
-    with pytest.raises(SourceError, match=r"a\.parquet: the Parquet file is encrypted; write it without encryption"):
+    with pytest.raises(
+        SourceError, match=r"a\.parquet: the Parquet file is encrypted, which is not supported; write it unencrypted"
+    ):
         Rows(Source(path=[str(tmp_path)], key=["id"], where="text = 'a'"))
 
 
@@ -323,12 +327,14 @@ def test_rows_that_fit_into_no_batch_are_refused_by_the_footer_alone(
     pq.write_table(pa.table({"id": [1], "text": ["x" * 2_000_000]}), tmp_path / "a.parquet", compression="zstd")
 
     assert (tmp_path / "a.parquet").stat().st_size < 4_000
-    with pytest.raises(SourceError, match=r"a\.parquet: column 'text' has 2,000,\d+ bytes in each row, and a batch"):
+    with pytest.raises(
+        SourceError, match=r"a\.parquet: column 'text' has 2,000,\d+ bytes in each row, more than a batch"
+    ):
         prompts(job_over(tmp_path / "a.parquet", "{{ text }}"))
     assert prompts(job_over(tmp_path / "a.parquet", "{{ id }}")) == {"1": "1"}
 
 
-def test_times_of_spark_beyond_the_range_of_nanoseconds_are_what_they_are(tmp_path: Path) -> None:
+def test_times_of_spark_beyond_the_range_of_nanoseconds_are_exact(tmp_path: Path) -> None:
     times = [0, 253_402_214_400_000_000, None, -62_135_596_800_000_000, 1]
     table = pa.table({"id": [1, 2, 3, 4, 5], "x": pa.array(times, pa.timestamp("us"))})
     pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True, row_group_size=2)
@@ -435,7 +441,7 @@ def test_rows_that_are_known_by_inexact_keys_stop_the_run_before_anything_is_sen
     assert world.accepted() == sent
 
 
-def test_a_key_of_a_type_that_was_bytes_is_refused_with_what_to_do(world: World) -> None:
+def test_a_key_of_a_type_that_was_bytes_is_refused_with_a_remedy(world: World) -> None:
     job = job_over(parquet(world.folder, id=[b"k1"], text=["a"]), "{{ text }}")
     world.run(job)
     with world.database.write() as conn:

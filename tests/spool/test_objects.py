@@ -1,4 +1,4 @@
-"""The spool on object storage: moto's S3 server over HTTP, with faults between, and deaths of drivers beside it."""
+"""The spool on object storage, with moto's S3 server over HTTP, injected faults, and drivers that die."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def test_a_finished_body_is_read_back_as_it_was_written(either: Spool, texts: li
             assert reader.seek(0, 2) == body.contents.size
 
 
-def test_a_body_that_is_gone_is_damaged_and_not_handed_out(either: Spool) -> None:
+def test_a_missing_body_counts_as_damaged_and_has_no_local_copy(either: Spool) -> None:
     body, other = filled(either, ["one"]), filled(either, ["two"])
 
     either.remove(body.contents.nonce)
@@ -147,7 +147,7 @@ def test_a_discarded_body_leaves_nothing(either: Spool) -> None:
 # -- what only the store has -----------------------------------------------------------------------------------------
 
 
-def test_two_who_open_a_new_spool_agree_on_its_id_and_another_one_is_refused(
+def test_two_drivers_that_open_a_new_spool_get_the_same_id_and_another_spool_is_refused(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = objects.get
@@ -172,7 +172,7 @@ def test_two_who_open_a_new_spool_agree_on_its_id_and_another_one_is_refused(
     assert s3.keys() == [f"spool/{MARKER}"]
 
 
-def test_what_was_altered_is_not_handed_out_whatever_its_size(far: ObjectSpool, s3: S3) -> None:
+def test_an_altered_body_has_no_local_copy_whatever_its_size(far: ObjectSpool, s3: S3) -> None:
     body, longer = filled(far, ["one"]), filled(far, ["two"])
     s3.put(f"spool/tickets/{body.contents.nonce}.json", b"x" * body.contents.size)
     s3.put(f"spool/tickets/{longer.contents.nonce}.json", b"x" * 1000)
@@ -182,7 +182,9 @@ def test_what_was_altered_is_not_handed_out_whatever_its_size(far: ObjectSpool, 
     assert list(tempdir.folder().glob(f"{body.contents.nonce}*")) == []
 
 
-def test_who_wrote_a_body_sends_it_without_fetching_it_and_others_fetch_it_once(far: ObjectSpool, s3: S3) -> None:
+def test_the_process_that_wrote_a_body_sends_it_without_a_download_and_others_download_it_once(
+    far: ObjectSpool, s3: S3
+) -> None:
     body = filled(far, ["one"])
     s3.requests.clear()
 
@@ -200,7 +202,7 @@ def test_who_wrote_a_body_sends_it_without_fetching_it_and_others_fetch_it_once(
     assert s3.requests == [f"HEAD {path}", f"GET {path}"]
 
 
-def test_copies_take_no_more_room_than_they_may(far: ObjectSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_copies_stay_below_their_limit_of_bytes(far: ObjectSpool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_spool, "COPIES_BYTES", 2_500_000)
 
     bodies = [filled(far, ["x" * 1_000_000]) for _ in range(4)]
@@ -214,7 +216,7 @@ TWENTY_MB = ["x" * 1_000_000] * 20  # one request begins the upload, three bring
 
 @pytest.mark.parametrize("nth", range(5))
 @pytest.mark.parametrize("fault", ["503", "cut"])
-def test_a_store_that_stumbles_while_a_body_is_put_up_in_parts_has_it_whole(
+def test_a_body_is_uploaded_whole_although_a_request_for_a_part_fails(
     far: ObjectSpool, s3: S3, fault: str, nth: int
 ) -> None:
     s3.faults += ["ok"] * nth + [fault]
@@ -230,7 +232,7 @@ def test_a_store_that_stumbles_while_a_body_is_put_up_in_parts_has_it_whole(
     assert s3.unfinished() == []
 
 
-def test_an_upload_that_a_killed_driver_left_is_ended_by_the_next_planning(there: "World", s3: S3) -> None:
+def test_an_upload_that_a_killed_driver_left_is_aborted_by_the_next_planning(there: "World", s3: S3) -> None:
     there.run(there.job(), limit=1)
     for key in ("spool/summaries/a.json", "spool/notes/b.json"):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
@@ -240,7 +242,7 @@ def test_an_upload_that_a_killed_driver_left_is_ended_by_the_next_planning(there
     assert s3.unfinished() == ["spool/notes/b.json"]  # another job's, which its own planning ends
 
 
-def test_what_a_killed_process_left_on_the_local_disk_is_removed_by_the_next_one(
+def test_the_temporary_folder_of_a_killed_process_is_removed_by_the_next_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
@@ -304,7 +306,7 @@ def all_is_well(world: World, s3: S3, rows: int = 5) -> None:
     assert s3.unfinished() == []
 
 
-def test_a_run_leaves_nothing_in_the_bucket_and_the_same_again_asks_little(there: World, s3: S3) -> None:
+def test_a_run_leaves_nothing_in_the_bucket_and_a_second_run_sends_few_requests(there: World, s3: S3) -> None:
     there.run(there.job(limits=SMALL))
     all_is_well(there, s3)
     s3.requests.clear()
@@ -318,7 +320,9 @@ def test_a_run_leaves_nothing_in_the_bucket_and_the_same_again_asks_little(there
 
 @pytest.mark.parametrize("moment", ["planned", "submitting", "submitted", "ended", "collected"])
 @pytest.mark.parametrize("nth", [1, 3])
-def test_another_machine_goes_on_after_a_death_at_any_moment(there: World, s3: S3, moment: str, nth: int) -> None:
+def test_another_machine_continues_after_a_driver_dies_at_any_moment(
+    there: World, s3: S3, moment: str, nth: int
+) -> None:
     there.dies_at(there.job(limits=SMALL), moment, nth)
 
     run_on_another_machine(there)
@@ -341,14 +345,14 @@ def test_a_sweep_on_another_machine_sends_and_collects_what_the_first_planned(th
     all_is_well(there, s3)
 
 
-def test_two_drivers_at_once_share_it(there: World, s3: S3) -> None:
+def test_two_drivers_share_a_spool_at_the_same_time(there: World, s3: S3) -> None:
     there.run_beside(there.job(limits=SMALL), "planned")
 
     all_is_well(there, s3)
 
 
 @pytest.mark.parametrize("fault", ["503", "cut"])
-def test_a_store_that_stumbles_at_any_request_is_asked_again(there: World, s3: S3, fault: str) -> None:
+def test_a_run_survives_a_failure_at_any_request_to_the_store(there: World, s3: S3, fault: str) -> None:
     s3.faults += ["ok", fault] * 60
 
     there.run(there.job(limits=SMALL))
@@ -358,7 +362,7 @@ def test_a_store_that_stumbles_at_any_request_is_asked_again(there: World, s3: S
     all_is_well(there, s3)
 
 
-def test_a_store_that_is_down_while_it_is_planned_stops_the_run_and_the_next_one_goes_on(
+def test_a_store_that_is_down_during_planning_stops_the_run_and_the_next_run_continues(
     there: World, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
@@ -401,7 +405,7 @@ def test_a_store_that_is_down_when_a_body_is_to_be_sent_leaves_its_batch_planned
     all_is_well(there, s3)
 
 
-def test_a_body_that_is_removed_while_it_is_sent_is_sent_whole_all_the_same(there: World, s3: S3) -> None:
+def test_a_body_that_is_removed_while_it_is_sent_is_still_sent_whole(there: World, s3: S3) -> None:
     def remove(event: str, facts: dict[str, object]) -> None:
         if event == "submitting":
             for key in s3.keys("spool/summaries/"):
@@ -415,7 +419,7 @@ def test_a_body_that_is_removed_while_it_is_sent_is_sent_whole_all_the_same(ther
 
 @pytest.mark.parametrize("altered", [True, False], ids=["altered", "gone"])
 @pytest.mark.parametrize("by", ["run", "sweep"])
-def test_a_body_that_is_not_as_it_was_is_not_sent_and_its_rows_are_rendered_anew(
+def test_an_altered_body_is_not_sent_and_its_rows_are_rendered_again(
     there: World, s3: S3, by: str, altered: bool
 ) -> None:
     there.dies_at(there.job(), "planned")
@@ -435,7 +439,7 @@ def test_a_body_that_is_not_as_it_was_is_not_sent_and_its_rows_are_rendered_anew
     all_is_well(there, s3)
 
 
-def test_a_row_that_goes_again_is_read_back_from_the_bucket(there: World, s3: S3) -> None:
+def test_a_row_that_is_sent_again_is_read_back_from_the_bucket(there: World, s3: S3) -> None:
     there.emulator.add_fault(on="item", do="error", error_type="api_error", match="number 1", times=1, per="params")
     there.dies_at(there.job(), "collected")
     assert len(s3.keys("spool/summaries/")) == 1
@@ -451,7 +455,7 @@ def test_a_row_that_goes_again_is_read_back_from_the_bucket(there: World, s3: S3
     assert s3.keys() == [f"spool/{MARKER}"]
 
 
-def test_a_batch_that_waits_for_room_is_not_fetched_until_there_is(there: World, s3: S3) -> None:
+def test_the_body_of_a_batch_that_must_wait_is_downloaded_only_before_it_is_sent(there: World, s3: S3) -> None:
     limits = {"max_batch_requests": 2, "max_in_flight_requests": 2}
     there.run(there.job(limits=limits), detach=True)
     assert there.accepted() == 2
@@ -492,13 +496,13 @@ def test_a_database_restored_from_before_a_batch_was_planned_is_refused(there: W
     assert there.accepted() == 5
 
 
-def test_bodies_stay_when_they_are_to_be_kept(there: World, s3: S3) -> None:
+def test_bodies_stay_in_the_spool_with_keep_spool(there: World, s3: S3) -> None:
     there.run(there.job(limits=SMALL, privacy={"keep_spool": True}))
 
     assert len(s3.keys("spool/summaries/")) == 3
 
 
-def test_a_body_that_cannot_be_removed_now_does_not_spoil_the_run(
+def test_a_run_succeeds_although_a_body_cannot_be_removed(
     there: World, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def down(url: str) -> None:
@@ -517,7 +521,7 @@ def test_a_body_that_cannot_be_removed_now_does_not_spoil_the_run(
 # -- which spool it is -----------------------------------------------------------------------------------------------
 
 
-def test_the_address_of_the_spool_is_remembered_as_it_is(there: World, s3: S3) -> None:
+def test_the_address_of_the_spool_is_stored_unchanged(there: World, s3: S3) -> None:
     there.run(there.job(), detach=True)
     there.spool = f"{s3.url}/spool/"  # the same one
     there.run(there.job(), detach=True)
@@ -535,7 +539,7 @@ def test_an_address_of_another_kind_is_refused(there: World, spool: str) -> None
         there.run(there.job())
 
 
-def test_a_store_that_is_wrong_is_found_out_before_anything_is_asked(
+def test_a_wrong_store_is_reported_before_anything_is_sent(
     there: World, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there.spool = "s3://buckett/spool"
@@ -617,11 +621,12 @@ def every_row_once(api: RunningEmulator, s3: S3, command: Command, job: Path) ->
         assert [path.name for path in (Path(command.spool) / "notes").iterdir()] == []
 
 
-@pytest.mark.long  # real processes, killed; `test_another_machine_goes_on_after_a_death_at_any_moment` is the short one
+# the short one is `test_another_machine_continues_after_a_driver_dies_at_any_moment`
+@pytest.mark.long  # kills real processes
 @pytest.mark.parametrize(
     ("event", "times"), [("quote", 1), ("planned", 2), ("submitting", 3), ("submitted", 2), ("collected", 1)], ids=str
 )
-def test_a_killed_driver_is_followed_by_one_on_another_machine(
+def test_a_driver_on_another_machine_continues_after_one_is_killed(
     api: RunningEmulator, s3: S3, command: Command, job: Path, event: str, times: int
 ) -> None:
     killed = command.start("one", "run", str(job), "--json")
@@ -659,7 +664,7 @@ def test_a_full_local_disk_stops_with_nothing_half_done_and_is_safe_to_run_again
     every_row_once(api, s3, command, job)
 
 
-def test_a_wrong_bucket_is_exit_code_2_and_a_store_that_is_down_3(
+def test_a_wrong_bucket_gives_exit_code_2_and_a_store_that_is_down_gives_3(
     s3: S3, command: Command, job: Path, api: RunningEmulator
 ) -> None:
     command.spool = "s3://buckett/spool"

@@ -1,4 +1,4 @@
-"""A body is whole or not there, never altered, private, and goes to the API whole or provably not at all."""
+"""A body is complete or absent, never altered, private, and sent to the API whole or provably not at all."""
 
 import hashlib
 import os
@@ -72,7 +72,7 @@ def never() -> str:
         pytest.param(["x" * 700_000] * 4, id="several megabytes"),
     ],
 )
-def test_a_finished_body_is_what_was_counted_and_hashed(spool: LocalSpool, texts: list[str]) -> None:
+def test_a_finished_body_has_the_size_and_digest_that_were_counted(spool: LocalSpool, texts: list[str]) -> None:
     body = filled(spool, texts)
 
     written = path_of(spool, body).read_bytes()
@@ -101,7 +101,7 @@ def test_a_discarded_body_leaves_nothing(spool: LocalSpool) -> None:
     assert list(spool.folder.iterdir()) == []
 
 
-def test_what_does_not_fit_is_not_in_the_body(spool: LocalSpool) -> None:
+def test_a_request_that_does_not_fit_is_not_in_the_body(spool: LocalSpool) -> None:
     body = BodyWriter(spool, Packing(packing.new_nonce(), 2, 1_000_000))
 
     taken = [body.add(row, b"", params(str(row)), None, dedupe=False) for row in range(3)]
@@ -111,14 +111,14 @@ def test_what_does_not_fit_is_not_in_the_body(spool: LocalSpool) -> None:
     assert len(orjson.loads(path_of(spool, body).read_bytes())["requests"]) == 2
 
 
-def test_the_spool_is_for_its_owner_only(spool: LocalSpool) -> None:
+def test_only_its_owner_can_read_a_spool(spool: LocalSpool) -> None:
     body = filled(spool, ["one"])
 
     assert mode(spool.folder) == mode(spool.folder.parent) == 0o700
     assert mode(path_of(spool, body)) == 0o600
 
 
-def test_half_written_bodies_of_a_dead_driver_go_and_whole_ones_stay(spool: LocalSpool) -> None:
+def test_incomplete_bodies_of_a_dead_driver_are_removed_and_complete_ones_stay(spool: LocalSpool) -> None:
     whole = filled(spool, ["one"])
     (spool.folder / "half.tmp").write_bytes(packing.PREFIX)
 
@@ -175,7 +175,7 @@ def read_all(reader: BodyReader, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096, 65_536, MEGABYTE], ids=str)
-def test_a_body_that_may_go_is_handed_out_whole(spool: LocalSpool, size: int) -> None:
+def test_a_released_body_is_read_whole(spool: LocalSpool, size: int) -> None:
     body = filled(spool, ["The ship sank. " * 50] * 3)
 
     with BodyReader(path_of(spool, body), always) as reader:
@@ -186,7 +186,7 @@ def test_a_body_that_may_go_is_handed_out_whole(spool: LocalSpool, size: int) ->
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096], ids=str)
-def test_a_body_that_may_not_go_keeps_its_last_bytes(spool: LocalSpool, size: int) -> None:
+def test_a_body_that_is_held_back_keeps_its_last_bytes(spool: LocalSpool, size: int) -> None:
     body = filled(spool, ["The ship sank. " * 500])
     whole = path_of(spool, body).read_bytes()
     handed_out: list[bytes] = []
@@ -209,7 +209,7 @@ def test_a_body_read_at_once_is_held_back_at_once(spool: LocalSpool, size: int |
     assert not reader.released
 
 
-def test_whether_it_may_go_is_asked_once_and_only_before_the_last_bytes(spool: LocalSpool) -> None:
+def test_may_finish_is_called_once_and_only_before_the_last_bytes(spool: LocalSpool) -> None:
     body = filled(spool, ["x" * 1000])
     left_when_asked: list[int] = []
 
@@ -287,7 +287,7 @@ def post(seen: Seen) -> Callable[[BodyReader], MessageBatch]:
     [["one"], ["ä€😀"] * 11, ["x" * 100_000] * 30],
     ids=["one small request", "multibyte", "three megabytes"],
 )
-def test_the_sdk_sends_a_body_whole_and_says_its_length(
+def test_the_sdk_sends_a_body_whole_with_its_content_length(
     spool: LocalSpool, emulator: Emulator, seen: Seen, post: Callable[[BodyReader], MessageBatch], texts: list[str]
 ) -> None:
     body = filled(spool, texts)

@@ -128,7 +128,7 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
         ),
         pytest.param(
             {"output": {"tool": "nota"}, "params": {"tools": [TOOL]}},
-            ["output.tool: 'nota' is none of the tools", "note"],
+            ["output.tool: 'nota' is not a tool with an input_schema", "note"],
             id="no such tool",
         ),
         pytest.param(

@@ -1,4 +1,4 @@
-"""What is taken for durable is synced, in an order that a power cut at any moment leaves right."""
+"""Files and folders are synced in an order that leaves a correct state after a power cut at any moment."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from pipeline.request import packing
 from pipeline.request.packing import Packing
 from pipeline.sink.export import export
 from pipeline.sink.partitions import export_partitioned
-from pipeline.sink.read import Wanted
+from pipeline.sink.read import AnswerFilter
 from pipeline.spool.body import BodyWriter
 from pipeline.spool.local import LocalSpool
 from pipeline.state.jobs import JobRecord, job_named
@@ -73,7 +73,7 @@ def test_a_new_spool_is_durable_with_its_marker_and_all_folders_above_it(tmp_pat
     assert named_durably(steps, f"a/b/spool/{MARKER}", content=f"a/b/spool/{MARKER}.")
 
 
-def test_a_spool_that_is_there_is_opened_without_a_sync(tmp_path: Path, steps: Steps) -> None:
+def test_an_existing_spool_is_opened_without_a_sync(tmp_path: Path, steps: Steps) -> None:
     LocalSpool.open(tmp_path / "spool", "tickets")
     steps.clear()
 
@@ -84,7 +84,7 @@ def test_a_spool_that_is_there_is_opened_without_a_sync(tmp_path: Path, steps: S
     assert steps == [("sync", "spool")]
 
 
-def test_who_loses_the_race_for_a_marker_does_not_go_by_one_that_may_vanish(
+def test_the_driver_that_loses_the_race_for_a_marker_syncs_the_marker_before_it_uses_it(
     tmp_path: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = os.link
@@ -109,7 +109,7 @@ def test_a_body_is_durable_before_its_batch_is_committed(tmp_path: Path, steps: 
     assert named_durably(steps, f"{name}.json", content=f"{name}.tmp")
 
 
-def test_a_folder_that_is_made_is_as_private_as_it_is_said(tmp_path: Path) -> None:
+def test_a_new_folder_has_the_permissions_that_were_asked_for(tmp_path: Path) -> None:
     durable.make_folder(tmp_path / "a" / "b", mode=durable.PRIVATE)
 
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == durable.PRIVATE
@@ -135,7 +135,7 @@ def answered(world: World) -> "JobRecord":
 
 
 def test_an_exported_file_is_durable_with_its_name(world: World, tmp_path: Path, steps: Steps) -> None:
-    export(world.database, answered(world), tmp_path / "answers.csv", Wanted())
+    export(world.database, answered(world), tmp_path / "answers.csv", AnswerFilter())
 
     assert named_durably(steps, "answers.csv", content=".answers.csv.")
 
@@ -146,10 +146,10 @@ def test_an_exported_folder_is_durable_with_all_names_in_it(
 ) -> None:
     job, place = answered(world), str(tmp_path / "answers")
     if overwrite:
-        export_partitioned(world.database, job, place, ["status"], Wanted(), ending=".csv", overwrite=False)
+        export_partitioned(world.database, job, place, ["status"], AnswerFilter(), ending=".csv", overwrite=False)
     steps.clear()
 
-    export_partitioned(world.database, job, place, ["status"], Wanted(), ending=".csv", overwrite=overwrite)
+    export_partitioned(world.database, job, place, ["status"], AnswerFilter(), ending=".csv", overwrite=overwrite)
 
     at = steps.index(("name", "answers"))
     inside = [Path(path).relative_to(Path(path).parts[0]).as_posix() for call, path in steps[:at] if call == "sync"]

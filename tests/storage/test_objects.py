@@ -1,4 +1,4 @@
-"""Object storage over HTTP: moto's S3 server, with faults between."""
+"""Object storage over HTTP, with moto's S3 server and injected faults."""
 
 import contextlib
 import sys
@@ -38,7 +38,7 @@ def test_an_empty_object_is_read_without_a_request(s3: S3) -> None:
     assert s3.requests == []
 
 
-def test_what_is_replaced_while_it_is_read_is_no_mixture(s3: S3) -> None:
+def test_an_object_replaced_while_it_is_read_raises_replaced(s3: S3) -> None:
     obj = objects.head(s3.put("a", b"old old old old old"))
     with objects.open_object(obj, buffered=4) as file:
         assert file.read(4) == b"old "
@@ -47,7 +47,7 @@ def test_what_is_replaced_while_it_is_read_is_no_mixture(s3: S3) -> None:
             file.read()
 
 
-def test_something_put_in_parts_is_there_whole_or_not_at_all(s3: S3) -> None:
+def test_an_object_uploaded_in_parts_is_visible_whole_or_not_at_all(s3: S3) -> None:
     objects.put("s3://bucket/whole", iter([b"a" * 6_000_000, b"b" * 6_000_000]))
     assert s3.get("whole") == b"a" * 6_000_000 + b"b" * 6_000_000
 
@@ -62,7 +62,7 @@ def test_something_put_in_parts_is_there_whole_or_not_at_all(s3: S3) -> None:
     assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="bucket")
 
 
-def test_of_two_who_create_the_same_one_is_told(s3: S3) -> None:
+def test_the_second_of_two_creates_of_one_object_raises_already_exists(s3: S3) -> None:
     objects.put("s3://bucket/marker", b"mine", create=True)
     with pytest.raises(objects.AlreadyExists, match="s3://bucket/marker exists"):
         objects.put("s3://bucket/marker", b"yours", create=True)
@@ -70,7 +70,7 @@ def test_of_two_who_create_the_same_one_is_told(s3: S3) -> None:
 
 
 @pytest.mark.parametrize("fault", ["503", "cut"])
-def test_a_store_that_stumbles_is_asked_again(s3: S3, fault: str) -> None:
+def test_a_failed_request_to_a_store_is_retried(s3: S3, fault: str) -> None:
     obj = objects.head(s3.put("a", b"x" * 100_000))
     s3.faults += [fault, fault]
     assert objects.read(obj) == b"x" * 100_000
@@ -80,7 +80,7 @@ def test_a_store_that_stumbles_is_asked_again(s3: S3, fault: str) -> None:
     assert s3.get("b") == b"y"
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again_whatever_it_was(s3: S3) -> None:
+def test_a_response_that_breaks_off_is_requested_again(s3: S3) -> None:
     for n in range(3):
         s3.put(f"notes/{n}", b"x")
     s3.faults += ["cut"]
@@ -119,14 +119,14 @@ def test_a_listing_need_not_be_read_to_its_end(s3: S3) -> None:
     assert list(listing) == []
 
 
-def test_uploads_that_nobody_came_to_the_end_of_are_ended_below_one_folder(s3: S3) -> None:
+def test_unfinished_uploads_below_one_folder_are_aborted(s3: S3) -> None:
     for key in ("notes/a", "notebook/b"):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
     objects.abandon_uploads("s3://bucket/notes")
     assert [upload["Key"] for upload in s3.client.list_multipart_uploads(Bucket=s3.bucket)["Uploads"]] == ["notebook/b"]
 
 
-def test_a_missing_bucket_is_told_from_a_missing_object(s3: S3) -> None:
+def test_a_missing_bucket_is_distinguished_from_a_missing_object(s3: S3) -> None:
     with pytest.raises(objects.BucketNotFound):
         objects.get("s3://buckett/x")
     with pytest.raises(InputError, match="no object can have this name"):
@@ -142,7 +142,7 @@ def test_an_object_is_downloaded_in_parts(s3: S3, tmp_path: Path) -> None:
         assert file.read() == data
 
 
-def test_a_store_that_is_too_slow_is_asked_again(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_times_out_is_retried(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "REQUEST_SECONDS", 0.2)
     objects.forget_stores()
     obj = objects.head(s3.put("a", b"x" * 100_000))
@@ -153,7 +153,7 @@ def test_a_store_that_is_too_slow_is_asked_again(s3: S3, monkeypatch: pytest.Mon
     assert s3.get("b") == b"y"
 
 
-def test_a_store_that_stays_down_is_told_with_its_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_stays_down_is_reported_with_its_response(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
     objects.forget_stores()
     s3.faults += ["503"] * 50
@@ -161,7 +161,7 @@ def test_a_store_that_stays_down_is_told_with_its_answer(s3: S3, monkeypatch: py
         objects.head("s3://bucket/a")
 
 
-def test_a_bucket_that_is_not_there_is_named(s3: S3) -> None:
+def test_a_missing_bucket_is_named(s3: S3) -> None:
     for ask in (lambda: list(objects.list_objects("s3://buckett/x")), lambda: objects.put("s3://buckett/x", b"1")):
         with pytest.raises(
             objects.NotFound, match=r"there is no bucket s3://buckett; check its name, and AWS_ENDPOINT"
@@ -169,7 +169,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: S3) -> None:
             ask()
 
 
-def test_credentials_that_are_missing_or_wrong_are_told_without_their_values(
+def test_missing_or_wrong_credentials_are_reported_without_their_values(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.faults += ["403"]
@@ -184,7 +184,9 @@ def test_credentials_that_are_missing_or_wrong_are_told_without_their_values(
         objects.head("s3://bucket/x")
 
 
-def test_a_profile_of_the_sdk_says_who_asks_and_where(s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_profile_of_the_sdk_gives_credentials_and_endpoint(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     s3.put("a", b"1")
     config, credentials = tmp_path / "config", tmp_path / "credentials"
     config.write_text(f"[profile team]\nregion = eu-central-1\nendpoint_url = {s3.address}\n")
@@ -208,7 +210,9 @@ def test_an_address_without_a_bucket_is_refused(url: str) -> None:
         objects.head(url)
 
 
-def test_google_and_azure_say_what_they_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_of_google_and_azure_name_the_variables_that_were_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "AZURE_STORAGE_ACCOUNT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
@@ -233,7 +237,7 @@ def test_google_and_azure_say_what_they_tried(monkeypatch: pytest.MonkeyPatch, t
         ("az://b/x", ["azure.identity"], "is not installed: pip install 'batch-pipeline[az]'"),
     ],
 )
-def test_a_library_that_is_not_installed_is_named_and_no_credentials_are_blamed(
+def test_a_library_that_is_not_installed_is_named_instead_of_the_credentials(
     monkeypatch: pytest.MonkeyPatch, url: str, hidden: list[str], said: str
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("google.auth.transport")]:
