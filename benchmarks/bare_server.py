@@ -1,13 +1,13 @@
-"""A bare server for the batches API, so that a benchmark measures the client and not the server.
+"""A minimal server of the batches API, so that a benchmark measures the client and not the server.
 
 python benchmarks/bare_server.py [--port 0] [--forget] [--hold]
 
-It prints `listening on http://127.0.0.1:PORT` and serves until SIGTERM. A create costs one orjson.loads; only the
+It prints `listening on http://127.0.0.1:PORT` and serves until SIGTERM. A create takes one orjson.loads; only the
 custom_ids are kept (one string per batch), the body is dropped at once. A batch is in progress in the answer to its
-create and has ended ever after; every request succeeded, and the answers are canned. Nothing is validated: for that
-there is the emulator.
+create and has ended in all later answers. Every request succeeds with a fixed answer. Nothing is validated; that is
+what the emulator is for.
 
-Two routes are for who measures: `GET /bench` says what was asked so far (`Seen`), and with --hold all batches stay in
+Two routes are for the benchmark: `GET /bench` returns what was asked so far (`Seen`); with --hold all batches stay in
 progress until `POST /bench/release`.
 
 One process, one thread, no framework: asyncio's BufferedProtocol receives a body straight into the buffer it is
@@ -37,7 +37,7 @@ BATCHES = "/v1/messages/batches"
 ORGANIZATION = "0b8f7c52-6f0a-4f0e-9d0e-3c5b1c9a7e11"
 WORKSPACE = "wrkspc_01BenchBenchBenchBenchBench"
 HEAD_LIMIT = 65536  # bytes of request line and headers together
-LINES_PER_CHUNK = 2000  # of results: about 1.3 MB, so that the socket sets the pace and little waits in memory
+LINES_PER_CHUNK = 2000  # lines of results in a chunk: about 1.3 MB, so that little waits in memory for the socket
 
 # One result line of about 700 bytes, its Message about 600, with the fields that a batch answer has. %b: custom_id, id.
 RESULT_LINE = (
@@ -53,7 +53,7 @@ RESULT_LINE = (
 
 @dataclass(slots=True)
 class Batch:
-    """What is kept of a create. custom_ids: joined by newlines, for a list of a million strings would be 90 MB."""
+    """A batch. custom_ids: joined by newlines, because a list of a million strings would take 90 MB."""
 
     number: int
     created_at: datetime
@@ -87,8 +87,8 @@ class Batch:
 
 @dataclass
 class Seen:
-    """What clients have asked so far. first_create: when the first one's head was read, by time.monotonic(), which all
-    processes of a machine share; None before. create_bytes: of all bodies."""
+    """What clients have asked so far. first_create: when the first create's head was read, by time.monotonic(), which
+    all processes of a machine share; None: not yet. create_bytes: the size of all bodies."""
 
     first_create: float | None = None
     create_bytes: int = 0
@@ -100,7 +100,7 @@ class NotFound(LookupError):
 
 
 class Api:
-    """The operations, without HTTP. forget: drop a batch's custom_ids once all its results went to the socket; hold:
+    """The operations, without HTTP. forget: drop a batch's custom_ids after all its results were sent. hold:
     no batch ends."""
 
     def __init__(self, *, forget: bool, hold: bool) -> None:
@@ -111,7 +111,7 @@ class Api:
     def create(self, body: bytearray) -> Batch:
         custom_ids = [request["custom_id"] for request in orjson.loads(body)["requests"]]
         self.seen.create_bytes += len(body)
-        # The API gives results in any order, so no client may profit from getting its own order back.
+        # The API returns results in any order, so no client may gain speed from getting its own order back.
         random.Random(len(self.batches)).shuffle(custom_ids)
         batch = Batch(len(self.batches) + 1, datetime.now(UTC), len(custom_ids), "\n".join(custom_ids))
         self.batches[batch.id] = batch
@@ -126,7 +126,7 @@ class Api:
         return self.retrieve(batch_id).as_json(host, ended=not self.hold)
 
     def page(self, query: dict[str, list[str]], host: str) -> dict[str, object]:
-        """One page of the list, newest first, by the cursors after_id and before_id."""
+        """Return one page of the list, newest first, by the cursors after_id and before_id."""
         ids = list(reversed(self.batches))
         limit = int(query.get("limit", ["20"])[0])
         if "before_id" in query:
@@ -143,7 +143,7 @@ class Api:
         }
 
     def results(self, batch_id: str) -> Iterator[bytes]:
-        """The result lines in pieces; as with the API, no newline ends the last one."""
+        """Yield the result lines in pieces; as in the API, the last line has no newline."""
         batch = self.retrieve(batch_id)
         if batch.custom_ids is None:
             raise NotFound(f"results of {batch_id}")
@@ -212,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.writable.set()  # lets an answer that waits for room see that nobody listens any more
+        self.writable.set()  # wakes an answer that waits for room, so that it sees that the client is gone
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self.body is not None:
@@ -229,19 +229,19 @@ class Connection(asyncio.BufferedProtocol):
         self._advance()
 
     def _advance(self) -> None:
-        """Go on as far as the bytes that have arrived allow."""
+        """Process the bytes that have arrived, as far as possible."""
         if self.body is None and self.chunked is None and not self._read_head():
             return
         if self.body is not None and self.body_size == len(self.body):
             body, self.body = self.body, None
             self._serve(body)
         elif self.chunked is not None and self.chunked.endswith(b"0\r\n\r\n"):
-            # Inside the data this cannot stand: JSON writes line ends within a string as escapes.
+            # The data cannot contain this: JSON writes newlines within a string as escapes.
             raw, self.chunked = self.chunked, None
             self._serve(_unchunk(raw))
 
     def _read_head(self) -> bool:
-        """Parse the head once it is complete and make ready for the body; False while it is not."""
+        """Parse the head if it is complete, and prepare for the body. Return False if it is not complete."""
         end = self.head.find(b"\r\n\r\n", 0, self.head_size)
         if end < 0:
             if self.head_size == HEAD_LIMIT:
@@ -289,7 +289,7 @@ class Connection(asyncio.BufferedProtocol):
     def _answer(
         self, method: str, path: str, query: dict[str, list[str]], body: bytearray
     ) -> dict[str, object] | Iterator[bytes]:
-        """The JSON object to send, or the pieces of a result stream."""
+        """Return the JSON object to send, or the pieces of a result stream."""
         host, asked = self.headers.get("host", "127.0.0.1"), self.api.seen.requests
         match method, path.removeprefix("/v1/").split("/"):
             case "POST", ["messages", "batches"]:
@@ -336,7 +336,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.write(head + body)
 
     async def _stream(self, pieces: Iterator[bytes]) -> None:
-        """Send result lines as chunks, no faster than the client takes them."""
+        """Send result lines as chunks, no faster than the client reads them."""
         self.transport.write(self._head(200, "Content-Type: application/x-jsonl", "Transfer-Encoding: chunked"))
         for piece in pieces:
             await self.writable.wait()
@@ -353,7 +353,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _unchunk(raw: bytearray) -> bytearray:
-    """The data of a chunked body. Raises ValueError if it is not one."""
+    """Return the data of a chunked body. Raises ValueError if the body is malformed."""
     data, position = bytearray(), 0
     while True:
         line_end = raw.index(b"\r\n", position)
@@ -386,7 +386,7 @@ def main() -> None:
     parser.add_argument("--forget", action="store_true", help="forget a batch's custom_ids once its results were sent")
     parser.add_argument("--hold", action="store_true", help="no batch ends until POST /bench/release")
     arguments = parser.parse_args()
-    # Parsing 100,000 requests makes a million objects and no cycles; collecting in between only costs time.
+    # Parsing 100,000 requests makes a million objects and no cycles, so garbage collection would only take time.
     gc.disable()
     asyncio.run(serve(arguments.port, forget=arguments.forget, hold=arguments.hold))
 

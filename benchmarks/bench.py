@@ -1,11 +1,11 @@
-"""Measures the pipeline beside a plain script over the SDK, both against a bare server in another process.
+"""Measure the pipeline and a plain script over the SDK, both against a bare server in another process.
 
 python benchmarks/bench.py [--quick] [--only SCENARIOS] [--sizes 10000,100000,1000000] [--format csv|parquet|both]
                           [--repeat 3] [--out docs/performance] [--rows-folder DIR] [--flow] ...
 
-Prints what it measures and, at the end, a table: what, measured, target, met or not. Exits with 1 if a table does not
+Prints each measurement and, at the end, a table: what, measured, target, met or not. Exits with 1 if a table does not
 have exactly its rows, each succeeded, or if a program failed; a target that is not met is no error. README.md beside
-this file says how to read the figures.
+this file explains the figures.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from harness import PROGRAMS, Bench, BenchError, Line, pipeline_command
 from scenarios import SCENARIOS
 
 SIZES = [10_000, 100_000, 1_000_000, 10_000_000]
-QUICK = 1_000_000  # rows at most of --quick
+QUICK = 1_000_000  # the largest number of rows with --quick
 
 
 def bench(options: argparse.Namespace, folder: Path) -> int:
-    """Measure what was asked for, one scenario after the other; the exit code. One that fails leaves the others be."""
+    """Measure the selected scenarios one by one and return the exit code. If one fails, the others continue."""
     machine = report.machine()
     print(report.said(machine))
     here, found, failed = Bench(options, folder), {}, 0
@@ -40,7 +40,7 @@ def bench(options: argparse.Namespace, folder: Path) -> int:
             print(exc, file=sys.stderr)
             lines, failed = [Line(name, f"failed: {str(exc).splitlines()[0]}", "", met=False, value=0.0)], failed + 1
         found[name] = report.Scenario(lines, here.measurements, here.tables)
-        if options.out is not None:  # after each: a whole benchmark takes an hour, and its end may not come
+        if options.out is not None:  # after each scenario, because a whole benchmark takes an hour and may be stopped
             report.write(options.out, machine, found)
     if lines := [line for each in found.values() for line in each.lines]:
         print(f"\n{report.table(lines)}")
@@ -108,7 +108,7 @@ def main() -> int:
         return 1
     folder = Path(tempfile.mkdtemp(prefix="batch-pipeline-bench-", dir=options.folder))
     code = bench(options, folder)
-    if code == 0:  # else what was wrong stays for a look
+    if code == 0:  # otherwise the folder stays for inspection
         shutil.rmtree(folder)
     return code
 

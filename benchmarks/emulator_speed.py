@@ -1,7 +1,7 @@
-"""How much CPU and memory the emulator needs for a full batch: `python -m benchmarks.emulator_speed [REQUESTS]`.
+"""Measure the CPU time and memory of the emulator for a full batch: `python -m benchmarks.emulator_speed [REQUESTS]`.
 
-The emulator runs in a process of its own, so the figures are its alone. Another thread calls it all the while, to see
-how long other calls are kept waiting.
+The emulator runs in a process of its own, so that it is measured alone. Another thread calls it all the time, to see
+how long other calls have to wait.
 """
 
 import resource
@@ -26,7 +26,7 @@ TEXT = "The customer writes that the invoice of last month was charged twice. " 
 
 
 def body(requests: int) -> bytes:
-    """A create body of that many requests of about 1.1 kB each."""
+    """Return the body of a create call with so many requests of about 1.1 kB each."""
     return orjson.dumps({"requests": [request(number) for number in range(requests)]})
 
 
@@ -37,7 +37,7 @@ def request(number: int) -> dict[str, object]:
 
 
 def slowest_call(url: str, stop: threading.Event, slowest: list[float]) -> None:
-    """List batches again and again; keep the longest wait in `slowest[0]`."""
+    """List batches repeatedly until `stop` is set; keep the longest time of a call in `slowest[0]`."""
     with httpx2.Client(headers=HEADERS, timeout=60) as client:
         while not stop.wait(0.02):
             begun = time.perf_counter()
@@ -51,7 +51,7 @@ def lines(client: httpx2.Client, url: str) -> Iterator[bytes]:
 
 
 def once(client: httpx2.Client, url: str, content: bytes) -> tuple[float, float, float, int]:
-    """Seconds of create, of processing, of the download, and the lines downloaded."""
+    """Return the seconds of create, processing and download, and the number of lines downloaded."""
     begun = time.perf_counter()
     batch = client.post(f"{url}/v1/messages/batches", content=content).raise_for_status().json()
     created = time.perf_counter()
@@ -70,7 +70,8 @@ def main() -> None:
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert server.stderr
         url = server.stderr.readline().split()[2].rstrip(",")
-        content = body(requests)  # not before: a child's peak RSS begins with that of its parent
+        # after the start of the server, because a child's peak RSS starts at that of its parent
+        content = body(requests)
         stop, slowest = threading.Event(), [0.0]
         watcher = threading.Thread(target=slowest_call, args=(url, stop, slowest), daemon=True)
         watcher.start()

@@ -1,6 +1,6 @@
-"""What all scenarios need: rows, a bare server, programs run beside it, and what each of them took.
+"""Make rows, start servers and programs, and measure the time and memory of each; for all scenarios.
 
-This module imports nothing large: on Linux the peak memory of a child begins at that of the process that started it.
+This module imports nothing large, because on Linux the peak memory of a child starts at that of its parent process.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 PROGRAMS = ("plain", "pipeline", "flow")
 TABLES = {"plain": "answers", "pipeline": "bench_answers", "flow": "bench_answers"}
 SQLITE_FILES = {"plain": "plain.db", "pipeline": "batches.db", "flow": "batches.db"}
-ROW_BYTES = 1_055  # of a row's body; with id and title a row has 1.1 kB
-GROUP_BYTES = 50_000 * ROW_BYTES  # of the bodies in one row group of a Parquet file
+ROW_BYTES = 1_055  # bytes of a row's body; with id and title a row has 1.1 kB
+GROUP_BYTES = 50_000 * ROW_BYTES  # bytes of the bodies in one row group of a Parquet file
 
 NO_COMMAND = "there is no batch-pipeline command: install the project"
 
@@ -49,16 +49,16 @@ limits:
 sink:
   table: bench_answers
 """
-BATCH = 25_000  # requests of a batch, as a job has them that says nothing
+BATCH = 25_000  # requests of a batch; the default of a job
 
 
 class BenchError(Exception):
-    """A measurement cannot go on, or must not count; the message says why."""
+    """A measurement cannot continue, or must not count. The message says why."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one process took. peak_mb: resident, in 10**6 bytes; cpu_seconds: user and system together."""
+    """The time and memory of one process. peak_mb: resident, in 10**6 bytes. cpu_seconds: user and system together."""
 
     exit_code: int
     wall_seconds: float
@@ -68,7 +68,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One program's run. stages: seconds from its start to the end of each stage (`STAGES`), where it tells them."""
+    """The measurement of one run. stages: seconds from its start to the end of each of STAGES; empty if unknown."""
 
     scenario: str
     program: str
@@ -77,8 +77,8 @@ class Measurement:
     client: Usage
     server: Usage
     stages: dict[str, float] = field(default_factory=dict)
-    body_bytes: int = 0  # of all creates, as the server saw them
-    database_bytes: int = 0  # of the SQLite file at the end
+    body_bytes: int = 0  # bytes of all creates, as counted by the server
+    database_bytes: int = 0  # bytes of the SQLite file at the end
 
     @property
     def rows_per_second(self) -> float:
@@ -88,18 +88,18 @@ class Measurement:
         return asdict(self) | {"rows_per_second": self.rows_per_second}
 
 
-#: Of a run: the event of `--json` that ends it, whether the first or the last such event does, its name. Sending goes
-#: on beside rendering, and beside collecting when the queue is full.
+#: Stages of a run: the event of `--json` that ends it, whether the first or the last such event does, its name. Sending
+#: continues during rendering, and during collecting if the queue is full.
 STAGES = {
     "quote": ("quote", "first", "start, pass one"),
     "plan": ("planned", "last", "render, spool, send"),
     "collect": ("collected", "last", "poll, collect"),
 }
-REST = "end"  # what comes after them
+REST = "end"  # the time after these stages
 
 
 class Line(NamedTuple):
-    """A line of the table. met: None where the target speaks of another size than was measured."""
+    """A line of the table. met: None: the target is for another size than the measured one."""
 
     what: str
     measured: str
@@ -110,21 +110,22 @@ class Line(NamedTuple):
 
 @dataclass
 class Bench:
-    """A benchmark under way: its options, and what the scenarios leave for each other."""
+    """A running benchmark: its options, and the data that scenarios leave for later ones."""
 
     options: argparse.Namespace
-    folder: Path  # for rows and databases; what is in it goes at the end
+    folder: Path  # for rows and databases; its content is removed at the end
     measurements: list[Measurement] = field(default_factory=list)
-    tables: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)  # for the report besides, head first
+    # further tables of the report, with their heads first
+    tables: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     answered: Path | None = None  # the folder of a finished run over the most rows, as Parquet, with its database
 
     def rows(self, count: int, file_format: str, *, body: int = ROW_BYTES) -> Path:
-        """A file of so many rows, made unless it is there. body: bytes of a row's text."""
+        """Return a file with so many rows, which is made if it does not exist. body: bytes of a row's text."""
         folder = self.options.rows_folder or self.folder
         path = Path(folder, f"rows-{count}x{body}.{file_format}")
         if not path.exists():
             script, group = str(HERE / "make_rows.py"), str(max(1, GROUP_BYTES // body))
-            with self.fresh_folder("rows", folder) as made:  # renamed when whole, for it may be used again
+            with self.fresh_folder("rows", folder) as made:  # renamed when complete, because later runs may use it
                 options = ["--format", file_format, "--rows-per-group", group, "--body", str(body)]
                 subprocess.run([sys.executable, script, str(count), str(made), *options], check=True)
                 (made / f"rows.{file_format}").rename(path)
@@ -132,7 +133,7 @@ class Bench:
 
     @contextmanager
     def fresh_folder(self, name: str, parent: Path | None = None) -> Iterator[Path]:
-        """A new folder; it goes with the block, unless something was wrong: then it stays for a look."""
+        """Yield a new folder and remove it after the block; if the block raises, the folder stays for inspection."""
         parent = parent or self.folder
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
@@ -145,7 +146,7 @@ Result = TypeVar("Result")
 
 
 def median_of(once: Callable[[], Result], times: int, value: Callable[[Result], float]) -> Result:
-    """The result of median value; of an even number the higher of the middle two, so that no figure is made up."""
+    """Return the result with the median value; of an even number, the higher of the middle two results."""
     results = [once() for _ in range(times)]
     middle = statistics.median_high(value(result) for result in results)
     return next(result for result in results if value(result) == middle)
@@ -155,7 +156,7 @@ def median_of(once: Callable[[], Result], times: int, value: Callable[[Result], 
 
 
 class Told:
-    """The events of `--json` that a program tells while it runs: when it told each kind first and last."""
+    """The events of `--json` that a running program prints: when each kind came first and last."""
 
     def __init__(self, process: subprocess.Popen[bytes], started: float, output: IO[bytes]) -> None:
         self._process, self.started, self._output = process, started, output
@@ -169,7 +170,7 @@ class Told:
         for line in self._process.stdout:
             seconds = time.monotonic() - self.started
             self._output.write(line)
-            with suppress(ValueError, KeyError, TypeError):  # other programs print other lines
+            with suppress(ValueError, KeyError, TypeError):  # lines that are no events
                 event = json.loads(line)["event"]
                 self.first.setdefault(event, seconds)
                 self.last[event] = seconds
@@ -180,15 +181,15 @@ class Told:
         self._process.stdout.close()
 
     def stages(self) -> dict[str, float]:
-        """When each stage ended that the program told of."""
+        """Return when each stage ended, in seconds from the start; stages without an event are left out."""
         ends = {stage: getattr(self, which).get(event) for stage, (event, which, _) in STAGES.items()}
         return {stage: seconds for stage, seconds in ends.items() if seconds is not None}
 
 
 def wait(process: subprocess.Popen[bytes], started: float) -> Usage:
-    """Wait for a child and read its own usage: wait4 speaks of this child alone, getrusage of all there ever were."""
+    """Wait for a child and return its usage, by wait4, because getrusage gives the sum of all children."""
     _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
+    process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
     # Linux gives ru_maxrss in KiB, macOS in bytes.
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Usage(process.returncode, time.monotonic() - started, usage.ru_utime + usage.ru_stime, peak / 1e6)
@@ -202,9 +203,9 @@ def run(
     timeout: float,
     until: Callable[[Told], bool] | None = None,
 ) -> tuple[Usage, Told]:
-    """Run a program in its folder; all it says goes into output.txt there.
+    """Run a program in its folder; all its output goes to output.txt there.
 
-    timeout: seconds, then it is killed (exit code -9). until: killed as soon as this holds, asked 20 times a second.
+    timeout: seconds, after which it is killed (exit code -9). until: checked often; True kills it.
     """
     with (folder / "output.txt").open("ab") as output:
         started = time.monotonic()
@@ -229,7 +230,7 @@ def run(
 
 
 def succeeded(usage: Usage, what: str, folder: Path) -> Usage:
-    """The usage of a program that ended with 0; raises BenchError with the last it said if it did not."""
+    """Return the usage of a program that ended with 0. Raises BenchError with its last output if it did not."""
     if usage.exit_code == 0:
         return usage
     last = "\n".join((folder / "output.txt").read_text(errors="replace").strip().splitlines()[-15:])
@@ -240,30 +241,30 @@ def succeeded(usage: Usage, what: str, folder: Path) -> Usage:
 
 
 class Served:
-    """A server in a process of its own that has said where it listens."""
+    """A server in another process that has printed its address."""
 
     def __init__(self, process: subprocess.Popen[bytes], started: float, url: str) -> None:
         self._process, self._started, self.url = process, started, url
 
     def stop(self) -> Usage:
-        """End it; what it took."""
+        """Stop the server and return its usage."""
         self._process.send_signal(signal.SIGTERM)
         return wait(self._process, self._started)
 
     def seen(self) -> dict[str, Any]:
-        """What a bare server was asked so far: `bare_server.Seen`."""
+        """Return what clients have asked a bare server so far: the fields of `bare_server.Seen`."""
         with urllib.request.urlopen(f"{self.url}/bench", timeout=60) as answer:
             seen: dict[str, Any] = json.load(answer)
         return seen
 
     def release(self) -> None:
-        """Let all batches of a bare server end that were held."""
+        """Let all held batches of a bare server end."""
         urllib.request.urlopen(f"{self.url}/bench/release", data=b"", timeout=60).close()
 
 
 @contextmanager
 def served(script: str, *options: str) -> Iterator[Served]:
-    """A script of this folder that prints `listening on URL` and serves until SIGTERM."""
+    """Start a script of this folder that prints `listening on URL`, and stop it by SIGTERM after the block."""
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, str(HERE / script), *options], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -281,7 +282,7 @@ def served(script: str, *options: str) -> Iterator[Served]:
 
 @contextmanager
 def prefect_server(environment: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
-    """A Prefect server in another process, as a deployment has; the environment of who talks to it."""
+    """Start a Prefect server in another process, as in a deployment; yield the environment of its clients."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -305,9 +306,9 @@ def prefect_server(environment: Mapping[str, str]) -> Iterator[Mapping[str, str]
 
 
 def environment_for(base_url: str, folder: Path, database: str | None = None) -> dict[str, str]:
-    """The caller's environment without what would change a run: other keys, settings of ours, proxies.
+    """Return the caller's environment without what would change a run: keys, settings of the pipeline, proxies.
 
-    folder: for the state database unless `database` names another, and for what Prefect keeps of its own.
+    folder: for Prefect's files, and for the state database if `database` is None.
     """
     foreign = ("ANTHROPIC_", "BATCH_", "PREFECT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
@@ -320,7 +321,7 @@ def environment_for(base_url: str, folder: Path, database: str | None = None) ->
 
 
 def pipeline_command() -> str:
-    """Where `batch-pipeline` is. Raises BenchError if it is nowhere."""
+    """Return the path of `batch-pipeline`. Raises BenchError if it is not installed."""
     beside = Path(sys.executable).with_name("batch-pipeline")
     found = str(beside) if beside.exists() else shutil.which("batch-pipeline")
     if found is None:
@@ -329,14 +330,14 @@ def pipeline_command() -> str:
 
 
 def write_job(folder: Path, source: Path, *, batch: int = BATCH) -> Path:
-    """The job file of the pipeline. batch: requests of one batch at most."""
+    """Write the job file of the pipeline and return its path. batch: the largest number of requests of a batch."""
     job = folder / "bench.yaml"
     job.write_text(JOB.format(source=source, batch=batch), encoding="utf-8")
     return job
 
 
 def command_for(program: str, source: Path, folder: Path, plain_batch: int, database: str | None) -> list[str]:
-    """The command line of a program. database: a URL of PostgreSQL, None for a SQLite file in its folder."""
+    """Return the command line of a program. database: a URL of PostgreSQL; None: a SQLite file in its folder."""
     if program == "plain":
         where = [str(folder / SQLITE_FILES[program])] if database is None else ["--database", database]
         return [sys.executable, str(HERE / "plain_script.py"), str(source), *where, "--batch-size", str(plain_batch)]
@@ -347,7 +348,7 @@ def command_for(program: str, source: Path, folder: Path, plain_batch: int, data
 
 
 def check_answers(program: str, folder: Path, rows: int, database: str | None = None) -> None:
-    """Raises BenchError unless the table has exactly `rows` keys, each once and each succeeded with a text."""
+    """Raise BenchError if the table does not have exactly `rows` keys, each once and each succeeded with a text."""
     succeeded = "sum(CASE WHEN status = 'succeeded' AND text <> '' THEN 1 ELSE 0 END)"
     query = f"SELECT count(*), count(DISTINCT id), {succeeded} FROM {TABLES[program]}"
     try:
@@ -379,9 +380,9 @@ def measure(
     database: str | None = None,
     keep: bool = False,
 ) -> Measurement:
-    """One run in a fresh folder with a fresh server.
+    """Measure one run in a new folder with a new server.
 
-    database: a URL of PostgreSQL whose database is empty. keep: leave folder and database as `bench.answered`.
+    database: the URL of an empty PostgreSQL database; None: SQLite. keep: keep folder and database as `bench.answered`.
     """
     options = bench.options
     with bench.fresh_folder(f"{program}-{rows}") as folder:
@@ -405,7 +406,7 @@ def measure(
 
 
 def stage_seconds(run: Mapping[str, Any]) -> list[float]:
-    """Seconds of each of STAGES and of the REST, of a measurement as in the report; none if it tells no stages."""
+    """Return the seconds of each of STAGES and of the REST, of a measurement in the report; empty without stages."""
     ends = [*(run["stages"].get(stage) for stage in STAGES), run["client"]["wall_seconds"]]
     return [] if None in ends else [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
 
@@ -420,7 +421,7 @@ HEADER = "      rows  program   source    wall s    cpu s  peak MB    rows/s  se
 
 
 def line(measurement: Measurement) -> str:
-    """A measurement as a line under HEADER."""
+    """Return a measurement as a line under HEADER."""
     client, server = measurement.client, measurement.server
     return (
         f"{measurement.rows:>10,}  {measurement.program:<9} {measurement.source:<8}{client.wall_seconds:>8.1f} "
@@ -437,16 +438,16 @@ def say(bench: Bench, measurement: Measurement) -> Measurement:
 
 
 def at_least(what: str, value: float, measured: str, least: float, target: str, *, judged: bool = True) -> Line:
-    """A line whose value shall be `least` or more. judged: whether the target speaks of what was measured."""
+    """Return a line whose target is `least` or more. judged: whether the target is for the measured size."""
     return Line(what, measured, target, value >= least if judged else None, value)
 
 
 def below(what: str, value: float, measured: str, limit: float, target: str, *, judged: bool = True) -> Line:
-    """A line whose value shall be less than `limit`."""
+    """Return a line whose target is less than `limit`. judged: whether the target is for the measured size."""
     return Line(what, measured, target, value < limit if judged else None, value)
 
 
 def peak(what: str, measurements: Iterable[Measurement], *, judged: bool = True) -> Line:
-    """The line of the largest peak memory of these."""
+    """Return the line of the largest peak memory of these measurements."""
     megabytes = max(each.client.peak_mb for each in measurements)
     return below(f"{what}: peak memory", megabytes, f"{megabytes:.0f} MB", 300, "under 300 MB", judged=judged)

@@ -1,4 +1,4 @@
-"""Makes N rows of about 1.1 kB (id, title, body) as CSV and as Parquet, streamed: 10 million rows take no more memory.
+"""Make N rows of about 1.1 kB (id, title, body) as CSV and as Parquet, streamed, so that memory does not grow with N.
 
 python benchmarks/make_rows.py N FOLDER [--format csv|parquet|both] [--rows-per-group 50000] [--body 1055]
 
@@ -22,10 +22,12 @@ WORDS = (
     "garden the a of and to in for with from this that it was were has after before under between nothing several "
     'street kitchen paper "quoted" comma, full. question? naïve café number seven twelve hundred late early'
 )
-CORPUS_CHARACTERS = 1_000_000  # bodies are slices of one text: making each word by word would take most of the time
-BODY = 1_055  # characters of a body on average; each has up to SPREAD more or less
+CORPUS_CHARACTERS = (
+    1_000_000  # bodies are slices of one text, because making each word by word would take most of the time
+)
+BODY = 1_055  # characters of a body on average; each has up to SPREAD more or fewer
 SPREAD = 165 / 1_055
-WIDE = " – Łódź, 東京"  # ends one row in ten: such characters make Python keep the whole string at two bytes each
+WIDE = " – Łódź, 東京"  # ends one row in ten: with it, Python stores each character of the string in two bytes
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("body", pa.string())])
 
 
@@ -40,7 +42,7 @@ def corpus(rng: random.Random) -> str:
 
 
 def tables(rows: int, rows_per_table: int, body_characters: int = BODY) -> Iterator[pa.Table]:
-    """The rows in tables of `rows_per_table`; the last may be shorter. body_characters: on average."""
+    """Yield the rows in tables of `rows_per_table`; the last may be shorter. body_characters: of a body, on average."""
     rng = random.Random(rows)
     text = corpus(rng)
     spread = round(body_characters * SPREAD)

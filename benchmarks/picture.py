@@ -1,8 +1,8 @@
-"""Draws a benchmark's report as a picture: rows per second, peak memory, where the time goes.
+"""Draw a benchmark's report as a picture: rows per second, peak memory, time by stage.
 
 python benchmarks/picture.py docs/performance.json docs/performance.svg
 
-The name's end says what kind of picture (.svg, .png). Needs matplotlib, which the extra `dev` has.
+The ending of the name decides the kind of picture (.svg, .png). Needs matplotlib, which is in the extra `dev`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     if "run" not in report["scenarios"]:
         parser.error(f"{arguments.report} has no whole runs to draw; measure them: bench.py --only run --out ...")
     runs = report["scenarios"]["run"]["measurements"]
-    # The same report gives the same file: no date in it, ids that are not random.
+    # The same report gives the same file: it has no date and no random ids.
     mpl.rcParams.update({"svg.hashsalt": "benchmark", "font.family": "sans-serif", "font.size": 9})
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     speed, memory, stages = figure.subplots(1, 3)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def draw_speed(axes: Axes, runs: list[dict[str, Any]]) -> None:
-    """Rows per second at each size, side by side."""
+    """Draw the rows per second at each size, side by side."""
     sizes = sorted({run["rows"] for run in runs})
     bars = [("plain", "csv"), ("plain", "parquet"), ("pipeline", "csv"), ("pipeline", "parquet")]
     width = 0.8 / len(bars)
@@ -63,7 +63,7 @@ def draw_speed(axes: Axes, runs: list[dict[str, Any]]) -> None:
 
 
 def draw_memory(axes: Axes, runs: list[dict[str, Any]]) -> None:
-    """Peak memory by size: the plain script's grows with the rows."""
+    """Draw the peak memory at each size."""
     for program, source in (("plain", "parquet"), ("pipeline", "csv"), ("pipeline", "parquet")):
         mine = sorted((run["rows"], run["client"]["peak_mb"]) for run in runs if _is(run, program, source))
         color = COLORS[source if program == "pipeline" else "plain"]
@@ -81,7 +81,7 @@ def draw_memory(axes: Axes, runs: list[dict[str, Any]]) -> None:
 
 
 def draw_stages(axes: Axes, runs: list[dict[str, Any]]) -> None:
-    """What a row costs at each size, by stage: microseconds of wall time."""
+    """Draw the wall time of a row at each size, by stage, in microseconds."""
     runs = sorted((run for run in runs if stage_seconds(run)), key=lambda run: int(run["rows"]))
     places, below = list(range(len(runs))), [0.0] * len(runs)
     for number, (label, color) in enumerate(

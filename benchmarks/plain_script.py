@@ -1,12 +1,12 @@
-"""What a competent user writes in an evening with the plain SDK: the yardstick for the pipeline.
+"""The plain script, as a competent user writes it with the SDK in an evening; the pipeline is compared with it.
 
 python benchmarks/plain_script.py SOURCE FILE [--batch-size 25000]
 python benchmarks/plain_script.py SOURCE --database postgresql://user@host/database
 
 SOURCE: CSV or Parquet with id, title, body. Answers go into table `answers` of the SQLite file FILE, or of a PostgreSQL
-database, by psycopg's executemany. The address and the key come as the SDK reads them (ANTHROPIC_BASE_URL,
-ANTHROPIC_API_KEY). It keeps no state: killed, it starts over and pays again; that is the price of its brevity, and no
-part of what is measured.
+database, by psycopg's executemany. The SDK reads the address and the key (ANTHROPIC_BASE_URL,
+ANTHROPIC_API_KEY). It keeps no state: if it is killed, it starts and pays again; that is the price of its brevity,
+and is not measured.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ Insert = Callable[[list[tuple[object, ...]]], None]
 
 
 def into_sqlite(file: str) -> Insert:
-    """A new table `answers`, and the function that inserts rows into it, in one transaction."""
+    """Create a table `answers` and return the function that inserts rows into it, in one transaction."""
     database = sqlite3.connect(file)
     database.execute(CREATE_TABLE)
 
@@ -83,7 +83,7 @@ def into_sqlite(file: str) -> Insert:
 
 
 def into_postgres(url: str) -> Insert:
-    """As `into_sqlite`."""
+    """Create a table `answers` in PostgreSQL and return the function that inserts rows into it, in one transaction."""
     import psycopg
 
     database = psycopg.connect(url.replace("+psycopg://", "://", 1))

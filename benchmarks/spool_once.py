@@ -1,9 +1,9 @@
-"""Writes the bodies of a job once, with fsync, and sends each once: as fast as bytes can get to the API by the disk.
+"""Write the bodies of a job once, with fsync, and send each once: the highest speed from the source to the API.
 
 python benchmarks/spool_once.py ROWS.parquet FOLDER URL
 
 ROWS.parquet: id, title, body. URL: of a bare server. Prints one JSON object: bytes, write_seconds, send_seconds.
-Making the bodies is not counted.
+The time to make the bodies is not counted.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import httpx2
 import orjson
 import pyarrow.parquet
 
-BATCH_BYTES = 240_000_000  # as `limits.max_batch_bytes` has it
+BATCH_BYTES = 240_000_000  # the default of `limits.max_batch_bytes`
 PIECE = 1_048_576  # bytes that are read and sent at a time
 
 
 def bodies(source: Path) -> Iterator[bytes]:
-    """The bodies of the creates, as the plain script would send them."""
+    """Yield the bodies of the create calls, as the plain script would send them."""
     requests: list[bytes] = []
     size = 0
     for rows in pyarrow.parquet.ParquetFile(source).iter_batches():
@@ -42,7 +42,7 @@ def bodies(source: Path) -> Iterator[bytes]:
 
 
 def write(body: bytes, path: Path) -> None:
-    """A file that outlives a power cut."""
+    """Write a file that survives a power cut."""
     with path.open("wb") as file:
         file.write(body)
         file.flush()

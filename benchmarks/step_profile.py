@@ -1,4 +1,4 @@
-"""Where a run's time goes: CPU seconds by step and by module of the pipeline, sampled in the run's own process.
+"""Measure the CPU seconds of a run by step and by module of the pipeline, sampled in the run's own process.
 
 python benchmarks/step_profile.py [--rows 100000] [--body 1055] [--format csv|parquet] [--rows-folder DIR] [--json]
 
@@ -23,13 +23,13 @@ from types import FrameType
 import harness
 
 INTERVAL = 0.005  # seconds
-LEAST = 0.005  # share of the CPU time that is worth a line
+LEAST = 0.005  # the smallest share of the CPU time that is printed
 PACKAGE = f"{os.sep}pipeline{os.sep}"
 NATIVE = "threads of polars and others"
 IMPORTS = "imports"
 OUTSIDE = "interpreter"
 REST = "all else"
-STEPS = {  # of the way of the data, with the modules in which it is done
+STEPS = {  # steps in the order of the data, with their modules
     "start: imports": (IMPORTS,),
     "read the source": (
         *("rows", "files", "formats", "frames", "columnar", "csvfile", "csvtext", "ndjson", "readahead", "exact"),
@@ -43,20 +43,20 @@ STEPS = {  # of the way of the data, with the modules in which it is done
     "database": ("store", "bulk", "database", "tables", "sink"),
 }
 
-Seconds = defaultdict[tuple[str, str], float]  # by module and function
+Seconds = defaultdict[tuple[str, str], float]  # CPU seconds by module and function
 
 
 class Sampler(threading.Thread):
-    """Puts the CPU time of each thread down to where it is found."""
+    """Attribute the CPU time of each thread to the function in which the thread is found."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.seconds = Seconds(float)
-        self._used: dict[int, float] = {}  # by thread, up to the last look
+        self._used: dict[int, float] = {}  # by thread, at the last sample
         self._ending = threading.Event()
 
     def run(self) -> None:
-        """Look again and again until stopped."""
+        """Take samples until stopped."""
         while not self._ending.wait(INTERVAL):
             for thread, frame in sys._current_frames().items():
                 if thread != self.ident:
@@ -65,13 +65,13 @@ class Sampler(threading.Thread):
     def _look(self, thread: int, frame: FrameType) -> None:
         try:
             used = time.clock_gettime(time.pthread_getcpuclockid(thread))
-        except OSError:  # it has just ended
+        except OSError:  # the thread has just ended
             return
         self.seconds[_place(frame)] += max(0.0, used - self._used.get(thread, 0.0))
         self._used[thread] = used
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop taking samples."""
         self._ending.set()
         self.join()
 
@@ -114,13 +114,13 @@ def main() -> None:
 
 
 def _sampled(words: list[str]) -> tuple[float, float, Sampler]:
-    """Do a command in this process; seconds, CPU seconds, and the sampler that watched."""
+    """Run a command in this process; return the seconds, the CPU seconds, and the sampler."""
     sampler, started, before = Sampler(), time.monotonic(), time.process_time()
     argv, stdout, sys.argv = sys.argv, sys.stdout, words
     sampler.start()
     try:
         with open(os.devnull, "w", encoding="utf-8") as sys.stdout:
-            from pipeline.cli.app import main as command  # here, so that imports are seen
+            from pipeline.cli.app import main as command  # imported here, so that imports are sampled
 
             command()
     except SystemExit as exc:
@@ -133,7 +133,7 @@ def _sampled(words: list[str]) -> tuple[float, float, Sampler]:
 
 
 def _by_step(seconds: Seconds) -> dict[str, float]:
-    """CPU seconds of each of STEPS, and of the rest."""
+    """Return the CPU seconds of each of STEPS, and of the rest."""
     step_of = {module: step for step, modules in STEPS.items() for module in modules}
     steps = dict.fromkeys((*STEPS, REST), 0.0)
     for (module, _), used in seconds.items():
@@ -142,7 +142,7 @@ def _by_step(seconds: Seconds) -> dict[str, float]:
 
 
 def _print(seconds: Seconds, rows: int, cpu: float) -> None:
-    """By module, the most first, each with its three largest functions."""
+    """Return the CPU seconds by module, the largest first, each with its three largest functions."""
     modules: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
     for (module, function), used in seconds.items():
         modules[module].append((used, function))

@@ -7,17 +7,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, select
 
 from flows.standing import Standing
 from pipeline.planning.quote import Quote
-from pipeline.reasons import in_words
 from pipeline.report.errors import error_facts
 from pipeline.report.money import budget_line
 from pipeline.report.quote import cost_range, quote_lines
 from pipeline.sink.table import ResultsTable
-from pipeline.state.database import Database
-from pipeline.state.tables import batches
+from pipeline.state.batch_facts import newest_batches
+from pipeline.state.database import Connection, Database
+from pipeline.state.jobs import JobRecord
 from pipeline.states import OUTCOMES
 from pipeline.text import count, money
 
@@ -27,8 +26,6 @@ MOST_BATCHES = 100  # that a table shows: a browser renders them all
 
 def batch_table(conn: Connection, job_id: int) -> list[dict[str, Any]]:
     """The job's newest batches, open ones before all others: state, counts, cost and age."""
-    is_open = batches.c.collected_at.is_(None) & (batches.c.state != "dropped")
-    newest = select(batches).where(batches.c.job_id == job_id).order_by(is_open.desc(), batches.c.id.desc())
     now = datetime.now(UTC)
     return [
         {
@@ -40,9 +37,9 @@ def batch_table(conn: Connection, job_id: int) -> list[dict[str, Any]]:
             "cost": money(batch.cost_usd),
             "age": _age((batch.collected_at or now) - batch.created_at),
             "api_id": batch.api_id or "",
-            "problem": escaped(in_words(batch.reason, batch.problem) or ""),
+            "problem": escaped(batch.trouble or ""),
         }
-        for batch in conn.execute(newest.limit(MOST_BATCHES))
+        for batch in newest_batches(conn, job_id, limit=MOST_BATCHES)
     ]
 
 
@@ -51,7 +48,7 @@ def _age(elapsed: Any) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
-def summary_text(database: Database, conn: Connection, job: Row[Any], run: Standing) -> str:
+def summary_text(database: Database, conn: Connection, job: JobRecord, run: Standing) -> str:
     """The summary of a run as Markdown; what models and rows have written is escaped."""
     reason = f" ({run.reason})" if run.reason else ""
     parts = [

@@ -77,7 +77,6 @@ def reprocess_failed(
         api_key_block: Name of a Secret block with the API key, for a worker without ANTHROPIC_API_KEY.
         database_url_block: Name of a Secret block with the URL of the state database, without BATCH_DATABASE_URL.
     """
-    blocks = Blocks(api_key_block, database_url_block)
     try:
         wanted = Selection(
             statuses=tuple(status or ()),
@@ -86,30 +85,43 @@ def reprocess_failed(
             where=where,
             changes=dict(change(pair) for pair in set or ()),
         )
-        file, name = environment.named(job)
-        url = environment.database_url(blocks, beside=file)
-        if not Database.exists(url):
-            raise InputError("there is no state database yet: run the job first")
-        with environment.database(blocks, beside=file) as database:
-            row = known_job(database, name)
-            path = file or job_file_of(row)
-            with database.read() as conn:
-                last = last_run(conn, row.id)
-            before = None if last is None else last.vars
-            loaded = load(path, variables=vars or {}, today=environment.day(time_zone), before=before)
-            sink = ResultsTable.of(row)
-
-            def say_what_stays(quote: Quote) -> bool:
-                with database.read() as conn:
-                    watch.reasons = left_out(conn, row.id, sink, wanted, quote)
-                for reason in watch.reasons:
-                    run_logger().info("%s", inline(reason))
-                return not dry_run
-
-            watch = Watch(database)
-            with environment.driving_in(database, blocks, tell=watch.tell) as here:
-                options = Options(retry=wanted, detach=not wait, confirm=say_what_stays)
-                finished = run(loaded, here, options, file=path)
-            return ended_state(watch, name, finished)
+        blocks = Blocks(api_key_block, database_url_block)
+        return _send_again(job, wanted, blocks, vars or {}, time_zone, wait=wait, dry_run=dry_run)
     except PipelineError as exc:
         return Failed(message=str(exc))
+
+
+def _send_again(
+    job: str,
+    wanted: Selection,
+    blocks: Blocks,
+    variables: dict[str, str],
+    time_zone: str,
+    *,
+    wait: bool,
+    dry_run: bool,
+) -> State[dict[str, Any]]:
+    """Run the job for the selected rows, and return the state that the flow ends in. The parameters are the flow's."""
+    file, name = environment.named(job)
+    if not Database.exists(environment.database_url(blocks, beside=file)):
+        raise InputError("there is no state database yet: run the job first")
+    with environment.database(blocks, beside=file) as database:
+        row = known_job(database, name)
+        path = file or job_file_of(row)
+        with database.read() as conn:
+            last = last_run(conn, row.id)
+        before = None if last is None else last.vars
+        loaded = load(path, variables=variables, today=environment.day(time_zone), before=before)
+        sink, watch = ResultsTable.of(row), Watch(database)
+
+        def say_what_stays(quote: Quote) -> bool:
+            with database.read() as conn:
+                watch.reasons = left_out(conn, row.id, sink, wanted, quote)
+            for reason in watch.reasons:
+                run_logger().info("%s", inline(reason))
+            return not dry_run
+
+        with environment.driving_in(database, blocks, tell=watch.tell) as here:
+            options = Options(retry=wanted, detach=not wait, confirm=say_what_stays)
+            finished = run(loaded, here, options, file=path)
+        return ended_state(watch, name, finished)

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select
-
 from pipeline.report.money import budget_facts, stopped_line
+from pipeline.state.batch_facts import Sent, sent_of_run
+from pipeline.state.database import Connection
 from pipeline.state.ends import exit_code
-from pipeline.state.runs import get_run, run_cost
-from pipeline.state.tables import batches
-from pipeline.state.tallies import run_rows
+from pipeline.state.runs import get_run, run_cost, run_rows
 from pipeline.states import RunState, failed_rows
 from pipeline.text import count, counts_line, money
 
@@ -30,7 +28,7 @@ class Standing:
     state: str
     reason: str | None
     rows: dict[str, int]
-    sent: tuple[int, int]
+    sent: Sent
     cost_usd: float
     estimate: Mapping[str, float | None] | None
     max_failed: float
@@ -62,15 +60,7 @@ class Standing:
 def standing(conn: Connection, run_id: int) -> Standing:
     """How a run of the database stands."""
     run = get_run(conn, run_id)
-    name = str(run.job["name"])
-    of_run = (batches.c.run_id == run_id, batches.c.state != "dropped")
-    sent = batches.c.api_id.is_not(None) | (batches.c.state == "submitting")
-    number, rows_sent = conn.execute(
-        select(
-            func.count().filter(sent),
-            func.sum(batches.c.rows).filter(sent),
-        ).where(*of_run)
-    ).one()
+    name = run.job_name
     return Standing(
         run_id=run_id,
         job=name,
@@ -78,10 +68,10 @@ def standing(conn: Connection, run_id: int) -> Standing:
         state=run.state,
         reason=run.reason,
         rows=run_rows(conn, run),
-        sent=(number, int(rows_sent or 0)),
+        sent=sent_of_run(conn, run_id),
         cost_usd=run_cost(conn, run_id),
         estimate=(run.estimate or {}).get("cost_usd"),
-        max_failed=float(run.job["limits"]["max_failed"]),
+        max_failed=run.max_failed,
         budget=budget_facts(conn, run),
         ended_at=run.ended_at,
     )

@@ -17,8 +17,8 @@ def run_state(run: Standing, bad: list[Standing]) -> State[dict[str, Any]]:
         return _failed([*([] if run.is_well else [run]), *bad])
     if run.state != RunState.OPEN:
         return Completed(message=run.sentence, data=run.facts)
-    said = f"Submitted {count(run.sent[0], 'batch')}, {count(run.sent[1], 'row')}"
-    waiting = sum(run.rows.values()) - run.sent[1]
+    said = f"Submitted {count(run.sent.batches, 'batch')}, {count(run.sent.rows, 'row')}"
+    waiting = sum(run.rows.values()) - run.sent.rows
     if waiting > 0:  # for room at the API, for money, or for a batch that was not accepted
         said += f"; {count(waiting, 'row')} still to be sent"
     message = f"{said}; collect_results takes {run.title} to its end"

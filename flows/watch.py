@@ -22,7 +22,6 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
-from sqlalchemy import URL
 
 from flows.artifacts import artifact_key, batch_table, escaped, quoted, quoted_lines, results_link, summary_text
 from flows.standing import Standing, standing
@@ -31,7 +30,7 @@ from pipeline.events.event import Event
 from pipeline.events.runs import PlannedElsewhere, RunEnded, Waiting
 from pipeline.planning.quote import Quote, Quoted
 from pipeline.state import ends
-from pipeline.state.database import Database
+from pipeline.state.database import Database, Url
 from pipeline.state.jobs import job_named
 from pipeline.state.runs import last_run
 from pipeline.state.tallies import run_counts
@@ -176,7 +175,7 @@ class Watch:
 
 
 #: By the id of a flow's run, the ends that its state tells, and the state database in which to note that.
-_told: dict[uuid.UUID, tuple[URL, ends.Ended]] = {}
+_told: dict[uuid.UUID, tuple[Url, ends.Ended]] = {}
 
 
 def note_told(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

@@ -1,4 +1,4 @@
-"""`make demo`: 500 real texts become a table of summaries, through the real SDK over real HTTP, offline."""
+"""`make demo`: summarize 500 real texts, through the real SDK over real HTTP, offline."""
 
 import sqlite3
 import subprocess
@@ -10,7 +10,7 @@ DATABASE = "sample_data/jobs/emulated.db"
 
 
 def main() -> int:
-    """Run the sample job against the emulator and show three answers; the exit code of the run."""
+    """Run the sample job against the emulator, show three answers, and return the exit code of the run."""
     command = Path(sys.executable).with_name("batch-pipeline")
     code = subprocess.run([command, "run", JOB, "--emulator", "--yes"], check=False).returncode
     if code:

@@ -1,4 +1,4 @@
-"""Makes attachments/: eight photographed parcel labels and three contracts, with the tables that name them.
+"""Make attachments/: eight photographed parcel labels and three contracts, with the tables that name them.
 
 python sample_data/make_attachments.py [OUT]
 
@@ -28,7 +28,7 @@ PAPER, INK, TABLE = (250, 248, 240), (30, 30, 30), (120, 100, 80)
 
 
 class Parcel(NamedTuple):
-    """A parcel's label, and what somebody wrote of it. file: its ending need not be the format."""
+    """A parcel's label, and a person's description of it. file: its ending may differ from the format."""
 
     parcel_id: str
     file: str
@@ -58,7 +58,7 @@ PARCELS = [
         "Express, a bit more than half a kilo.",
     ),
     Parcel(
-        # the name lies: what a file is, its content says
+        # the name is wrong on purpose: the content decides the kind of a file
         "FP-20421", "fp-20421.jpg", "PNG", "Kettle & Crumb\n3 Station Parade\nHollowbrook", "PICKUP", 1200,
         "THIS SIDE UP", "Customer collects it at the shop.",
     ),
@@ -144,7 +144,7 @@ QUESTIONS = [
 
 
 def photo(parcel: Parcel) -> Image.Image:
-    """A label as it lies on a table, seen from above."""
+    """Draw a label that lies on a table, seen from above."""
     image = Image.new("RGB", LABEL, TABLE)
     draw = ImageDraw.Draw(image)
     small, large = ImageFont.load_default(size=18), ImageFont.load_default(size=30)
@@ -156,14 +156,16 @@ def photo(parcel: Parcel) -> Image.Image:
     if parcel.mark:
         draw.rectangle((290, 130, 444, 166), fill=INK)
         draw.text((300, 138), parcel.mark, fill=PAPER, font=small)
-    for i, byte in enumerate(hashlib.sha256(parcel.parcel_id.encode()).digest()):  # bars that no scanner reads
+    for i, byte in enumerate(
+        hashlib.sha256(parcel.parcel_id.encode()).digest()
+    ):  # bars like a barcode, without a meaning
         draw.rectangle((40 + i * 12, 200, 40 + i * 12 + byte % 9, 255), fill=INK)
     draw.text((40, 264), parcel.parcel_id, fill=INK, font=small)
     return image
 
 
 def pdf(pages: Sequence[Sequence[str]]) -> bytes:
-    """A PDF of text on A4 pages, in a font that every reader has."""
+    """Return a PDF of text on A4 pages, in a font that every reader has."""
     kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -181,7 +183,7 @@ def pdf(pages: Sequence[Sequence[str]]) -> bytes:
 
 
 def page(paragraphs: Sequence[str]) -> bytes:
-    """What is drawn on a page: a heading, and paragraphs below it."""
+    """Return the drawing commands of a page: a heading, and paragraphs below it."""
     heading, *rest = paragraphs
     lines = [f"BT /F1 18 Tf 60 770 Td ({_escaped(heading)}) Tj /F1 11 Tf 0 -20 Td 16 TL"]
     for paragraph in rest:
@@ -194,7 +196,7 @@ def _escaped(text: str) -> str:
 
 
 def _numbered(objects: Sequence[bytes]) -> bytes:
-    """The file: its objects, and the table of where each begins."""
+    """Return the bytes of the PDF: its objects, and the table of their offsets."""
     out = b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n"
     begins = []
     for number, content in enumerate(objects, 1):

@@ -1,4 +1,4 @@
-"""Makes conversations.parquet: ten chats with a support desk, each up to the customer's last message.
+"""Make conversations.parquet: ten chats with a support desk, each up to the customer's last message.
 
 python sample_data/make_conversations.py [OUT]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-#: (account, what was said so far, customer and desk in turns, what the customer says now)
+#: (account, the earlier messages of customer and desk in turns, the customer's last message)
 CHATS: list[tuple[str, list[str], str]] = [
     (
         "Mossgrove Candles",
@@ -82,7 +82,7 @@ ROLES = ("user", "assistant")
 
 
 def conversations() -> pl.DataFrame:
-    """All chats as they stand in the file."""
+    """Return all chats as the rows of the file."""
     rows = [
         (f"c{n:02d}", account, [{"role": ROLES[i % 2], "content": said} for i, said in enumerate(before)], now)
         for n, (account, before, now) in enumerate(CHATS, 1)

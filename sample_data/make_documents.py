@@ -1,4 +1,4 @@
-"""Makes documents.parquet: 500 real texts, the docstrings of Python's own standard library.
+"""Make documents.parquet: 500 real texts, the docstrings of Python's standard library.
 
 python sample_data/make_documents.py [OUT]
 
@@ -20,11 +20,11 @@ from types import ModuleType
 import polars as pl
 
 ROWS = 500
-SHORTEST, LONGEST = 200, 6000  # characters: below there is nothing to summarize, above is a manual rather than a text
-LONG = 1200  # most docstrings are short; those longer than this are taken first, or the sample would hardly have any
-PER_MODULE = 14  # so that no large module (tkinter would be half of it) drowns the others
+SHORTEST, LONGEST = 200, 6000  # characters; shorter texts have nothing to summarize, longer ones are whole manuals
+LONG = 1200  # longer texts are taken first, because most docstrings are short
+PER_MODULE = 14  # so that no large module takes most of the sample (tkinter would take half)
 
-# Pure imports only: nothing here opens a window, starts a thread or needs a system library that a small image may lack.
+# Importing these opens no window, starts no thread and needs no system library that a small image may lack.
 MODULES = """
     abc argparse array ast asyncio base64 bdb binascii bisect bz2 calendar cmd code codecs codeop collections
     collections.abc colorsys compileall concurrent.futures configparser contextlib contextvars copy copyreg csv
@@ -46,7 +46,7 @@ MODULES = """
 
 
 def own_doc(thing: object) -> str:
-    """The docstring written on `thing` itself, dedented; "" for none, and for one that it merely inherits."""
+    """Return the docstring of `thing` itself, dedented; empty if it has none or inherits it."""
     raw = vars(thing).get("__doc__") if isinstance(thing, type) else getattr(thing, "__doc__", None)
     return inspect.cleandoc(raw).strip() if isinstance(raw, str) else ""
 
@@ -64,7 +64,7 @@ def documented(name: str, module: ModuleType) -> Iterator[tuple[str, str]]:
             continue
         home = getattr(member, "__module__", None) or name
         if home.split(".")[0].lstrip("_") != module.__name__.split(".")[0]:
-            continue  # imported from elsewhere: it belongs to that module
+            continue  # imported from another module, to which it belongs
         yield f"{name}.{member_name}", own_doc(member)
         if inspect.isclass(member):
             for attribute_name, attribute in sorted(vars(member).items()):
@@ -73,13 +73,13 @@ def documented(name: str, module: ModuleType) -> Iterator[tuple[str, str]]:
 
 
 def preference(document: tuple[str, str, str]) -> tuple[bool, bytes]:
-    """Sorts long texts first, then by digest, which favours nothing and is the same on every machine."""
+    """Return the sort key: long texts first, then by digest, which is random but equal on every machine."""
     doc_id, _, text = document
     return len(text) <= LONG, hashlib.sha256(doc_id.encode()).digest()
 
 
 def all_documents() -> Iterator[tuple[str, str, str]]:
-    """(doc_id, module, text) of every text of the right length, at most PER_MODULE per module, no text twice."""
+    """Return (doc_id, module, text) of each text of the right length, at most PER_MODULE per module, each text once."""
     seen: set[str] = set()
     for name in MODULES.split():
         found = []

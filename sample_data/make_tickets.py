@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - what customers write stands here as they wrote it, in long lines
-"""Makes tickets.csv: 200 support tickets of an invented company, some of them awkward on purpose.
+"""Make tickets.csv: 200 support tickets of an invented company, some of them difficult on purpose.
 
 python sample_data/make_tickets.py [OUT]
 
@@ -196,7 +196,7 @@ Customer portal for returns / Self-service returns | We would like a page where 
 
 
 def web_log() -> str:
-    """About 30 kB: what people paste when they are asked for "the log"."""
+    """Return about 30 kB of text as customers paste it when they are asked for "the log"."""
     lines = []
     for n in range(370):
         minute, second = divmod(n * 7, 60)
@@ -209,7 +209,7 @@ def web_log() -> str:
 
 
 def awkward() -> list[Ticket]:
-    """Hand-written tickets, each with something that breaks naive code; the order is the order in the file."""
+    """Return tickets written by hand, each with something that breaks naive code, in the order of the file."""
     return [
         Ticket(
             "Kettle & Crumb",
@@ -398,7 +398,7 @@ def awkward() -> list[Ticket]:
 
 
 def _number(*parts: object) -> int:
-    """A large number that depends on `parts` only."""
+    """Return a large number that depends on `parts` only."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:5])
 
 
@@ -407,7 +407,7 @@ def _pick(options: Sequence[str], *parts: object) -> str:
 
 
 def _fill(template: str, n: int, opened: datetime) -> str:
-    """`template` with the names in braces replaced by values that belong to ticket n."""
+    """Return `template` with the names in braces replaced by values of ticket n."""
     began = opened - timedelta(minutes=5 + _number("minute", n) % 55)
     return template.format(
         account=_pick(ACCOUNTS, "account", n),
@@ -437,7 +437,7 @@ def _priority(label: str, n: int) -> str:
 
 
 def stories() -> list[tuple[str, list[str], str]]:
-    """(label, subjects, what happened) of every story, well mixed."""
+    """Return (label, subjects, text) of every story, in a mixed order."""
     found = []
     for label, lines in STORIES.items():
         for line in lines.strip().splitlines():
@@ -447,7 +447,7 @@ def stories() -> list[tuple[str, list[str], str]]:
 
 
 def ordinary(n: int, told: list[tuple[str, list[str], str]], opened: datetime) -> Ticket:
-    """Ticket n of those made from stories; a story that returns does so with another subject, customer and details."""
+    """Return ticket n made from a story; if a story is used again, subject, customer and details differ."""
     label, subjects, what_happened = told[n % len(told)]
     turn = n // len(told) + _number("turn", what_happened)
     subject, opening, closing = (options[turn % len(options)] for options in (subjects, OPENINGS, CLOSINGS))
@@ -457,18 +457,18 @@ def ordinary(n: int, told: list[tuple[str, list[str], str]], opened: datetime) -
 
 
 def tickets() -> list[tuple[str, str, str, str, str, str]]:
-    """All rows of the file: the awkward tickets lie evenly among the ordinary ones, ids and times go up."""
+    """Return all rows of the file: difficult tickets spread evenly among ordinary ones, with growing ids and times."""
     strange, told = awkward(), stories()
-    every = ROWS // len(strange)  # each so many rows an awkward one, until there are no more
+    every = ROWS // len(strange)  # one difficult ticket every so many rows, until all are used
     rows = []
     number, opened = FIRST_ID, WEEK_BEGINS + timedelta(hours=6, minutes=41)
     for n in range(ROWS):
         is_strange = n % every == every - 1 and n // every < len(strange)
         ticket = strange[n // every] if is_strange else ordinary(n, told, opened)
         rows.append((f"{number:05d}", ticket.account, f"{opened:%Y-%m-%dT%H:%M:%SZ}", *ticket[1:]))
-        number += 1 + _number("gap", n) % 3  # ids have gaps, as they do where spam gets deleted
+        number += 1 + _number("gap", n) % 3  # ids have gaps, as if spam had been deleted
         opened += timedelta(seconds=240 + _number("pause", n) % 3100)
-        if opened.hour >= 21:  # shops sleep too; "since this morning" would sound odd at midnight
+        if opened.hour >= 21:  # shops are closed at night, and "since this morning" would be odd at midnight
             opened = opened.replace(hour=6, minute=opened.minute // 2) + timedelta(days=1)
     return rows
 

@@ -1,4 +1,4 @@
-"""`make prefect-demo`: a Prefect server, a pool, a worker and the emulator; deploys, runs a night's job, sweeps.
+"""`make prefect-demo`: start a Prefect server, a worker and the emulator; deploy, run a nightly job, and sweep.
 
 All that it starts it stops, and all that it writes goes into a folder that it removes.
 """
@@ -21,12 +21,12 @@ from pipeline.emulator import start
 
 ROOT = Path(__file__).parent.parent
 PREFECT = Path(sys.executable).with_name("prefect")
-PATIENCE = 120.0  # seconds for whatever is waited for
-BATCH_SECONDS = 3.0  # that the emulator takes for a batch
+PATIENCE = 120.0  # the longest wait in seconds
+BATCH_SECONDS = 3.0  # processing time of a batch in the emulator
 
 
 def main() -> int:
-    """Run the demo; 0 when the answers are there."""
+    """Run the demo, and return 0 if all answers are stored."""
     with tempfile.TemporaryDirectory(prefix="prefect-demo-") as name:
         folder = Path(name)
         with start(folder / "emulator", processing_seconds=BATCH_SECONDS) as emulator:
@@ -69,7 +69,7 @@ def _demo(folder: Path, api: str) -> int:
             prefect("--no-prompt", "work-pool", "create", "batches", "--type", "process")
             prefect("--no-prompt", "deploy", "--all")
             with running("worker", "start", "--pool", "batches", "--type", "process"):
-                # Else the first night's first 20 rows go alone, and a second sweep stores the rest.
+                # With a canary, the first 20 rows would be sent alone, and the rest would need a second sweep.
                 prefect(
                     "deployment", "run", "run-job/nightly-document-summarization", "-p", "no_canary=true", "--watch"
                 )

@@ -1,4 +1,4 @@
-"""A world for tests: an emulator in this process, a database of either kind, and a clock that tests turn."""
+"""The World of tests: an emulator in this process, a SQLite or PostgreSQL database, and a clock that tests advance."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import anthropic
 import httpx2
 import orjson
 import pytest
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
 from pipeline.api.client import Api
 from pipeline.driver.driver import Driver, Stop
@@ -32,19 +32,19 @@ from pipeline.runner.sweep import sweep
 from pipeline.sink.read import ndjson
 from pipeline.state import ends
 from pipeline.state.database import Database
-from pipeline.state.jobs import job_named
+from pipeline.state.jobs import JobRecord, job_named
 from pipeline.state.tables import batches, requests
 
 pytest_plugins = ["tests.support.object_storage", "tests.support.postgres", "tests.support.prefect_site"]
 
 
 class TurnedClock:
-    """The time of our side; waiting turns it, and the emulator's with it, instead of taking time."""
+    """The clock of the pipeline. Waiting advances it and the emulator's clock instead of taking time."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
         self._at = datetime.now(UTC)
-        self.turned = timedelta()  #: how far it was turned
+        self.turned = timedelta()  #: how far it was advanced
 
     def __call__(self) -> datetime:
         return self._at
@@ -56,7 +56,7 @@ class TurnedClock:
 
 
 class TurnedDatabase(Database):
-    """A database whose server's clock is turned with the others. On SQLite there is none."""
+    """A database whose server's clock is advanced with the others. On SQLite there is no such clock."""
 
     def __init__(self, url: str, clock: TurnedClock) -> None:
         self._clock = clock
@@ -69,7 +69,7 @@ class TurnedDatabase(Database):
 
 @dataclass
 class TurningStop(Stop):
-    """A driver's waiting that turns the clock."""
+    """A Stop whose waits advance the clock."""
 
     clock: TurnedClock | None = None
     waited: float = 0.0
@@ -96,7 +96,7 @@ class World:
     on_event: Callable[[str, dict[str, Any]], None] | None = None
 
     def rows(self, rows: Sequence[Mapping[str, object]], name: str = "rows.csv") -> Path:
-        """Write the source file."""
+        """Write these rows to the source file."""
         path = self.folder / name
         with open(path, "w", newline="", encoding="utf-8") as out:
             writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else ["id", "text"])
@@ -105,13 +105,13 @@ class World:
         return path
 
     def job(self, **changes: Any) -> Job:
-        """A job over rows.csv with columns id and text; `changes` replace sections or fields of them."""
+        """Return a job over rows.csv with columns id and text; `changes` replace sections or fields of sections."""
         sections: dict[str, Any] = {
             "name": "summaries",
             "source": {"path": str(self.folder / "rows.csv"), "key": "id"},
             "request": {"model": "claude-haiku-4-5", "max_tokens": 100, "prompt": "Summarize: {{ text }}"},
             "sink": {"table": "answers"},
-            "canary": False,  # else the first rows of the larger tests would go before the others
+            "canary": False,  # otherwise the first rows of larger tests would be sent as a canary
         }
         for name, change in changes.items():
             merges = isinstance(change, dict) and isinstance(sections.get(name), dict)
@@ -119,12 +119,12 @@ class World:
         return Job.model_validate(sections)
 
     def client(self, through: httpx2.BaseTransport | None = None) -> anthropic.Anthropic:
-        """A client of the API with our key. through: what its calls go through, else straight to the emulator."""
+        """Return a client of the API with our key. through: a transport for its calls; None: the emulator's own."""
         http = httpx2.Client(transport=through or self.emulator.transport())
         return anthropic.Anthropic(api_key=self.key, base_url="http://emulator", max_retries=0, http_client=http)
 
     def where(self, through: httpx2.BaseTransport | None = None) -> Environment:
-        """Our side of the world: what a driver works with. through: as `client` has it."""
+        """Return the environment that a driver works with. through: as for `client`."""
         client = self.client(through)
         return Environment(
             database=self.database,
@@ -137,13 +137,13 @@ class World:
         )
 
     def run(self, job: Job, **options: Any) -> Finished:
-        """`batch-pipeline run`, which tells how it ended."""
+        """Do what `batch-pipeline run` does, and return how it ended."""
         finished = run(job, self.where(), Options(**options))
         ends.note_told(self.database, finished.told, self.clock())
         return finished
 
     def run_beside(self, job: Job, moment: str) -> list[Finished]:
-        """A run of the job, and another that begins and ends within it when this is told first; in this order."""
+        """Run the job, and run it a second time during the first run, at the first event of this name. Return both."""
         beside: list[Finished] = []
 
         def begin(event: str, facts: dict[str, Any]) -> None:
@@ -153,11 +153,11 @@ class World:
 
         self.on_event = begin
         first = self.run(job)
-        assert beside, f"nobody told {moment!r}"
+        assert beside, f"no driver told {moment!r}"
         return [first, *beside]
 
     def dies_at(self, job: Job, moment: str, nth: int = 1, **options: Any) -> None:
-        """A run whose driver is asked to stop when this is told for the n-th time."""
+        """Run the job, and ask its driver to stop at the n-th event of this name."""
         where = self.where()
 
         def look(event: str, facts: dict[str, Any]) -> None:
@@ -170,27 +170,27 @@ class World:
         self.on_event = None
 
     def sweep(self) -> list[tuple[str, str | None]]:
-        """`batch-pipeline collect`, which tells what ended."""
+        """Do what `batch-pipeline collect` does, and return which runs ended."""
         swept = sweep(self.where())
         with self.database.read() as conn:
             untold = ends.untold(conn)
         ends.note_told(self.database, {end.run_id: end.ended_at for end in untold}, self.clock())
         return swept
 
-    def known(self, job: str = "summaries") -> Row[Any]:
-        """What the state database knows of a job."""
+    def known(self, job: str = "summaries") -> JobRecord:
+        """Return the record of a job in the state database."""
         with self.database.read() as conn:
             row = job_named(conn, job)
         assert row is not None
         return row
 
     def driver(self, stack: ExitStack, *, skew: timedelta = timedelta()) -> Driver:
-        """A driver at work on the job until the stack ends. skew: by how much its own clock is wrong."""
+        """Return a driver of the job that works until the stack is closed. skew: by how much its own clock is wrong."""
         where = replace(self.where(), now=lambda: self.clock() + skew)
         return stack.enter_context(where.driving()).driver(self.known())
 
     def answers(self, job: str = "summaries") -> dict[str, dict[str, Any]]:
-        """The results table by key."""
+        """Return the rows of the results table by key."""
         with self.database.read() as conn:
             row = job_named(conn, job)
         assert row is not None
@@ -198,34 +198,34 @@ class World:
         return {str(answer["id"]): answer for answer in found}
 
     def statuses(self, job: str = "summaries") -> dict[str, str]:
-        """The status of each row in the results table."""
+        """Return the status of each row in the results table."""
         return {key: answer["status"] for key, answer in self.answers(job).items()}
 
     def states(self) -> dict[str, str]:
-        """The state of each row in the state database."""
+        """Return the state of each row in the state database."""
         with self.database.read() as conn:
             found = conn.execute(select(requests.c.key, requests.c.state)).all()
         return {orjson.loads(key)[0]: state for key, state in found}
 
     def batch_states(self) -> list[str]:
-        """The state of each batch, in their order."""
+        """Return the states of the batches in the order of their numbers."""
         with self.database.read() as conn:
             return list(conn.scalars(select(batches.c.state).order_by(batches.c.id)))
 
     def accepted(self) -> int:
-        """How many requests the API has accepted so far."""
+        """Return how many requests the API has accepted so far."""
         return len(list(self.emulator.accepted()))
 
     def sent_twice(self) -> object:
-        """What the API accepted again while an earlier acceptance was still running or had succeeded."""
+        """Return the requests that the API accepted again while an earlier acceptance was running or had succeeded."""
         return self.emulator.audit()["accepted_twice"]
 
     def told(self, event: str) -> list[dict[str, Any]]:
-        """What drivers told under this name."""
+        """Return the facts of all events of this name."""
         return [facts for name, facts in self.events if name == event]
 
     def with_settings(self, **changes: Any) -> None:
-        """Change how long drivers wait."""
+        """Change the settings of drivers, such as how long they wait."""
         self.settings = self.settings.model_copy(update=changes)
 
     def _tell(self, event: Event) -> None:
@@ -236,36 +236,36 @@ class World:
 
 
 def event_classes() -> list[type[Event]]:
-    """The class of every event that a driver can tell."""
+    """Return the class of each event, by name."""
     found = [of for module in (batch_events, run_events) for of in vars(module).values() if isinstance(of, type)]
     return [*(of for of in found if issubclass(of, Event) and hasattr(of, "name")), Quoted]
 
 
 def event_of(name: str, facts: dict[str, Any]) -> Event:
-    """An event that a test world was told of, as the object that it was."""
+    """Return an event that a world was told of as the object that it was."""
     return {of.name: of for of in event_classes()}[name](**facts)
 
 
 def event_line(name: str, facts: dict[str, Any]) -> str:
-    """The line of an event that a test world was told of."""
+    """Return the line of an event that a world was told of."""
     return event_of(name, facts).line()
 
 
 def said_of(quote: Quote) -> Money:
-    """What a quote says of the cost, in US dollars."""
+    """Return the cost in a quote, in US dollars."""
     assert quote.estimate is not None
     assert quote.estimate.money is not None
     return quote.estimate.money
 
 
 def texts(n: int) -> list[dict[str, object]]:
-    """n rows with different texts."""
+    """Return n rows with different texts."""
     return [{"id": f"r{i}", "text": f"Text number {i} is about the number {i}."} for i in range(n)]
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    """A world on either database: all tests that take one hold for both."""
+    """A world on SQLite and one on PostgreSQL: each test that uses it runs on both."""
     url, spool = f"sqlite:///{tmp_path}/batches.db", None
     if request.param == "PostgreSQL":
         url, spool = request.getfixturevalue("migrated_url"), str(tmp_path / "spool")
@@ -290,7 +290,7 @@ def planned(world: World) -> World:
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """PostgreSQL's part of a module that says POSTGRESQL_IS_LONG is among the long tests."""
+    """Mark the PostgreSQL tests of modules with POSTGRESQL_IS_LONG as long."""
     for item in items:
         module = item.module if isinstance(item, pytest.Function) else None
         chosen = item.callspec.params.values() if hasattr(item, "callspec") else ()

@@ -1,4 +1,4 @@
-"""What can be measured, a module each: `measure(bench)` prints what it does and yields its lines of the table."""
+"""The scenarios of the benchmark, one module each: `measure(bench)` prints progress and yields lines of the table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness import Bench, Line
 
 from scenarios import documents, poll, postgres, profile, quote, second_run, start, whole_run
 
-SCENARIOS = {  # in this order: some use what an earlier one has made
+SCENARIOS = {  # in this order, because some use the data of an earlier one
     "run": whole_run,
     "second": second_run,
     "start": start,
@@ -21,11 +21,11 @@ SCENARIOS = {  # in this order: some use what an earlier one has made
 
 
 def title(name: str) -> str:
-    """What a scenario says of itself."""
+    """Return the name and the description of a scenario."""
     return f"{name}: {(SCENARIOS[name].__doc__ or '').splitlines()[0]}"
 
 
 def measure(name: str, bench: Bench) -> Iterator[Line]:
-    """Measure one of them."""
+    """Measure one scenario."""
     lines: Iterator[Line] = SCENARIOS[name].measure(bench)
     return lines

@@ -1,4 +1,4 @@
-"""Documents of 100 kB, whose bytes are what takes time: beside writing the spool once and sending it once."""
+"""Documents of 100 kB, compared with only writing their bodies once and sending them once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import NamedTuple
 from harness import HEADER, HERE, Bench, BenchError, Line, Measurement, at_least, median_of, say, served
 from harness import measure as measured
 
-DOCUMENTS = 20_000  # of which the target speaks
-BYTES = 100_000  # of one
+DOCUMENTS = 20_000  # for which the target is defined
+BYTES = 100_000  # of one document
 SHARE = 0.8
 
 
 class Ceiling(NamedTuple):
-    """Bodies written and sent by a script that does nothing else; seconds of each."""
+    """The seconds that a script takes to write the bodies, and to send them."""
 
     bytes: int
     write_seconds: float
@@ -30,7 +30,7 @@ class Ceiling(NamedTuple):
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """The ceiling first, then the pipeline, both over the same file and beside a server of their own."""
+    """Measure the script that only writes and sends, then the pipeline, both with the same file and a new server."""
     documents, repeat = bench.options.documents, bench.options.repeat
     source = bench.rows(documents, "parquet", body=BYTES)
     ceiling = median_of(lambda: _ceiling(bench, source), repeat, lambda found: -found.bytes_per_second)

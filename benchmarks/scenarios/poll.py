@@ -1,4 +1,4 @@
-"""One sweep over very many open batches, none of which has ended: what waiting costs."""
+"""One sweep over very many open batches, none of which has ended: the cost of waiting."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 import harness
 from harness import Bench, Line, Served, below, median_of
 
-BATCHES = 1_000  # of which the targets speak: as many as one page of the listing has
+BATCHES = 1_000  # for which the targets are defined: the size of one page of the listing
 SECONDS = 3
 REQUESTS = 20  # of each batch
 POLL_SECONDS = 5  # between two polls of a batch: longer than a sweep should take, so that each sweep polls once
 
 
 class Sweep(NamedTuple):
-    """One sweep: seconds from the start of its process to its end; requests at the server."""
+    """The measurement of one sweep: seconds from start to end of its process, and its requests to the server."""
 
     seconds: float
     peak_mb: float
@@ -25,7 +25,7 @@ class Sweep(NamedTuple):
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Send them to a server that holds them, sweep, then let them end and check their answers."""
+    """Send batches to a server that holds them, sweep, then let them end and check their answers."""
     batches = bench.options.open_batches
     rows = batches * REQUESTS
     with bench.fresh_folder("poll") as folder, harness.served("bare_server.py", "--hold") as server:
@@ -38,7 +38,7 @@ def measure(bench: Bench) -> Iterator[Line]:
             return harness.succeeded(usage, f"batch-pipeline {words[0]}", folder)
 
         def sweep() -> Sweep:
-            time.sleep(POLL_SECONDS + 1)  # now all are due
+            time.sleep(POLL_SECONDS + 1)  # now all batches are due
             before = _asked(server)
             usage = done("collect", "bench")
             pages, retrieves = (after - earlier for after, earlier in zip(_asked(server), before, strict=True))

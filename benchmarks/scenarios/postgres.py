@@ -1,4 +1,4 @@
-"""A whole run into PostgreSQL, beside the plain script with psycopg."""
+"""A whole run into PostgreSQL, compared with the plain script with psycopg."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from harness import measure as measured
 
 from scenarios.whole_run import against_plain
 
-ROWS = 100_000  # of which the target speaks
+ROWS = 100_000  # for which the target is defined
 TIMES = 2.0
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """From Parquet, each run on a server of its own."""
+    """Measure runs from Parquet, each with a new PostgreSQL server."""
     rows = bench.options.postgres_rows
     print(f"{HEADER}   into PostgreSQL")
     plain, pipeline = (say(bench, _median(bench, program, rows)) for program in ("plain", "pipeline"))

@@ -1,4 +1,4 @@
-"""Where the processor's time goes in a whole run from Parquet, by step; no target."""
+"""The processor time of a whole run from Parquet, by step; no target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROWS = 100_000
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Sampled once, by step_profile.py, at the size that is nearest to ROWS among those of whole runs."""
+    """Sample one run by step_profile.py, at the size of whole runs that is nearest to ROWS."""
     rows = min(bench.options.sizes, key=lambda rows: abs(rows - ROWS))
     folder = bench.rows(rows, "parquet").parent
     command = [sys.executable, str(HERE / "step_profile.py"), "--rows", str(rows), "--rows-folder", str(folder)]

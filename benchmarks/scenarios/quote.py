@@ -1,6 +1,6 @@
-"""How soon a large job says what it will cost, and how soon after that its first batch is on the way.
+"""The time until a large job shows its quote, and from there until it sends its first batch.
 
-The run is ended when its first POST arrives: what comes then is measured as a whole run. So no table is checked here.
+The run is killed when its first POST arrives, because whole runs are measured elsewhere. So no table is checked here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import NamedTuple
 import harness
 from harness import Bench, BenchError, Line, Told, below, median_of
 
-ROWS = 1_000_000  # of which the targets speak
+ROWS = 1_000_000  # for which the targets are defined
 QUOTE_SECONDS, POST_SECONDS = 10, 5
 
 
 class Quoted(NamedTuple):
-    """Seconds from the start of the process to its quote, from there to the head of its first POST; MB up to then."""
+    """The seconds from the start to the quote, and from there to the head of the first POST; the peak MB until then."""
 
     quote: float
     post: float
@@ -25,7 +25,7 @@ class Quoted(NamedTuple):
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """From Parquet, of which the targets speak, and from CSV."""
+    """Measure the quote from Parquet, for which the targets are defined, and from CSV."""
     rows = bench.options.quote_rows
     for source, name in (("parquet", "Parquet"), ("csv", "CSV")):
         file = bench.rows(rows, source)

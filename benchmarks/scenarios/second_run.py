@@ -1,4 +1,4 @@
-"""The same command again over a source of which nothing has changed, its database full of answers."""
+"""The same command again over an unchanged source, with all answers in the database."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from harness import HEADER, Bench, BenchError, Line, Measurement, at_least, medi
 
 from scenarios import whole_run
 
-ROWS = 10_000_000  # of which the target speaks
+ROWS = 10_000_000  # for which the target is defined
 ROWS_PER_SECOND = 1_000_000
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Over the rows of the largest run; that is done first if it was not measured before."""
+    """Measure a second run over the rows of the largest run, which is done first if it was not measured."""
     rows = max(bench.options.sizes)
     if bench.answered is None:
         whole_run.answered(bench, rows)

@@ -1,4 +1,4 @@
-"""Commands that should answer at once: `--help`, and `status` on a large database."""
+"""Commands that should respond at once: `--help`, and `status` on a large database."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from harness import Bench, Line, Usage, below, median_of
 from scenarios import second_run, whole_run
 
 HELP_SECONDS, STATUS_SECONDS = 0.4, 1.0
-LEAST_TIMES = 5  # they are short, and the first one reads from the disk
+LEAST_TIMES = 5  # the runs are short, and the first one reads from the disk
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """The median of several of each; `status` after the largest run, which is done first if it was not measured."""
+    """Measure the median of several runs of each; `status` after the largest run, which is done first if necessary."""
     with bench.fresh_folder("help") as folder:
         seconds = _seconds(bench, folder, ["--help"])
     yield below("batch-pipeline --help", seconds, f"{seconds:.2f} s", HELP_SECONDS, f"under {HELP_SECONDS} s")
@@ -30,7 +30,8 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 def _seconds(bench: Bench, folder: Path, words: list[str]) -> float:
     def once() -> Usage:
-        environment = harness.environment_for("http://127.0.0.1:9", folder)  # where nobody listens: it is not asked
+        # an address without a server, which is not called
+        environment = harness.environment_for("http://127.0.0.1:9", folder)
         usage, _ = harness.run([harness.pipeline_command(), *words], folder, environment, timeout=bench.options.timeout)
         return harness.succeeded(usage, f"batch-pipeline {' '.join(words)}", folder)
 

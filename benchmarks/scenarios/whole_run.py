@@ -1,4 +1,4 @@
-"""Whole runs at growing sizes, from CSV and from Parquet, into SQLite, beside the plain script."""
+"""Whole runs at growing sizes, from CSV and from Parquet, into SQLite, compared with the plain script."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from harness import HEADER, Bench, Line, Measurement, at_least, median_of, peak, say
 from harness import measure as measured
 
-BASE = 100_000  # rows of which the targets speak, and that larger sizes are held against
+BASE = 100_000  # rows for which the targets are defined; larger sizes are compared with it
 TIMES = 3.0
-SLOWER = 0.15  # by so much at most, at larger sizes
+SLOWER = 0.15  # the largest loss of speed at larger sizes
 NAMES = {"csv": "CSV", "parquet": "Parquet"}
 
 Runs = dict[tuple[str, str, int], Measurement]  # by program, source, rows
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Every size, format and program that was asked for; the database of the largest Parquet run is kept."""
+    """Measure every selected size, format and program; keep the database of the largest Parquet run."""
     options, runs = bench.options, Runs()
     print(HEADER)
     for rows, source in itertools.product(options.sizes, options.formats):
@@ -35,7 +35,7 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 
 def answered(bench: Bench, rows: int) -> Measurement:
-    """A run over so many rows of Parquet whose database stays as `bench.answered`."""
+    """Measure a run over so many rows of Parquet, and keep its database as `bench.answered`."""
     return measured(bench, "run", "pipeline", bench.rows(rows, "parquet"), rows, keep=True)
 
 
@@ -49,7 +49,7 @@ def _median(bench: Bench, program: str, source: str, rows: int) -> Measurement:
 
 
 def _summary(runs: Runs) -> Iterator[str]:
-    """How the programs compare at each size, and how flat the pipeline's memory is from the one size to the next."""
+    """Yield the lines that compare the programs at each size, and the pipeline's memory between sizes."""
     for (program, source, rows), run in runs.items():
         what = f"{rows:,} rows, {NAMES[source]}"
         pipeline = runs.get(("pipeline", source, rows))
@@ -82,14 +82,14 @@ def _lines(runs: Runs) -> Iterator[Line]:
 
 
 def against_plain(what: str, run: Measurement, plain: Measurement, times: float, *, judged: bool) -> Line:
-    """How many times the rows per second of the plain script."""
+    """Return the line of the rows per second as a multiple of those of the plain script."""
     value = run.rows_per_second / plain.rows_per_second
     said = f"{value:.2f} times ({run.rows_per_second:,.0f} rows/s beside {plain.rows_per_second:,.0f})"
     return at_least(what, value, said, times, f"at least {times} times the plain script", judged=judged)
 
 
 def _against_base(what: str, run: Measurement, base: Measurement | None) -> Line:
-    """How far below the rows per second at BASE rows."""
+    """Return the line of the loss of rows per second compared with BASE rows."""
     target, speed = f"within {SLOWER:.0%} of {BASE:,} rows", f"{run.rows_per_second:,.0f} rows/s"
     if base is None:
         return at_least(what, run.rows_per_second, speed, 0, target, judged=False)

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,6 +16,7 @@ from pipeline.job.model import Job, fold_label
 from pipeline.states import RowState
 
 _SUCCEEDED: str = RowState.SUCCEEDED.value
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _TRUNCATED = {
     "max_tokens": "the answer stopped at max_tokens",
     "model_context_window_exceeded": "the answer stopped at the end of the model's context window",
@@ -187,30 +189,31 @@ class ResultReader:
         used = self._tool_input(blocks)
         usage = message.get("usage") or {}
         one_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
-        state, error_type, error_message, values, rest = self._judged(message, text or "", used)
+        judged = self._judged(message, text or "", used)
+        values = judged.values
         if values is not None:  # what has a column is not stored twice
-            text = "\n".join(filter(None, (text if used is not None else None, _as_json(rest)))) or None
+            text = "\n".join(filter(None, (text if used is not None else None, _as_json(judged.rest)))) or None
         elif used is not None:
             text = text or orjson.dumps(used).decode()
         if self._extras:
             values = {**(values or {}), **{name: read(message) for name, read in self._extras}}
         return Outcome(
-            state,
-            error_type,
-            error_message,
-            text,
-            values,
-            message.get("stop_reason"),
-            message.get("model"),
-            usage.get("input_tokens") or 0,
-            usage.get("output_tokens") or 0,
-            usage.get("cache_read_input_tokens") or 0,
-            usage.get("cache_creation_input_tokens") or 0,
-            one_hour,
-            (usage.get("server_tool_use") or {}).get("web_search_requests") or 0,
-            usage.get("inference_geo") == "us",
-            message.get("id"),
-            message.get("stop_sequence"),
+            state=judged.state,
+            error_type=judged.error_type,
+            error_message=judged.error_message,
+            text=text,
+            values=values,
+            stop_reason=message.get("stop_reason"),
+            model=message.get("model"),
+            input_tokens=usage.get("input_tokens") or 0,
+            output_tokens=usage.get("output_tokens") or 0,
+            cache_read_tokens=usage.get("cache_read_input_tokens") or 0,
+            cache_write_tokens=usage.get("cache_creation_input_tokens") or 0,
+            cache_write_1h_tokens=one_hour,
+            web_searches=(usage.get("server_tool_use") or {}).get("web_search_requests") or 0,
+            in_the_us=usage.get("inference_geo") == "us",
+            message_id=message.get("id"),
+            stop_sequence=message.get("stop_sequence"),
         )
 
     def _tool_input(self, blocks: Sequence[Any]) -> Any:
@@ -222,30 +225,43 @@ class ResultReader:
         )
         return next((use.get("input") for use in uses), None)
 
-    def _judged(
-        self, message: dict[str, Any], text: str, used: Any
-    ) -> tuple[str, str | None, str | None, Mapping[str, Any] | None, Mapping[str, Any]]:
-        """State, error_type, error_message, the values of the columns, and what of the answer these do not hold."""
+    def _judged(self, message: dict[str, Any], text: str, used: Any) -> "_Judged":
+        """How the answer is understood."""
         stop = message.get("stop_reason")
         if stop == "refusal":
             details = message.get("stop_details") or {}
             said = details.get("explanation") or details.get("category") or "the model refused"
-            return RowState.REFUSED, "refusal", str(said), None, {}
+            return _Judged(RowState.REFUSED, error_type="refusal", error_message=str(said))
         if stop in _TRUNCATED:
-            return RowState.TRUNCATED, stop, _TRUNCATED[stop], None, {}
+            return _Judged(RowState.TRUNCATED, error_type=stop, error_message=_TRUNCATED[stop])
         if self._labels is not None:
             label, problem, rest = _label(text, self._labels)
-            if label is None:
-                return RowState.UNPARSABLE, "unparsable", problem, None, {}
-            return _SUCCEEDED, None, None, {"label": label}, rest
+            return _unparsable(problem) if label is None else _Judged(_SUCCEEDED, values={"label": label}, rest=rest)
         if self._schema is None:
-            return _SUCCEEDED, None, None, None, {}
+            return _PLAIN
         if self._tool is not None and used is None:
-            return RowState.UNPARSABLE, "unparsable", f"the answer does not use the tool {self._tool}", None, {}
+            return _unparsable(f"the answer does not use the tool {self._tool}")
         reading = self._schema.read_text(text) if self._tool is None else self._schema.read(used)
         if reading.problem is not None:
-            return RowState.UNPARSABLE, "unparsable", reading.problem, None, {}
-        return _SUCCEEDED, None, None, reading.values, reading.rest
+            return _unparsable(reading.problem)
+        return _Judged(_SUCCEEDED, values=reading.values, rest=reading.rest)
+
+
+class _Judged(NamedTuple):
+    """How an answer is understood. values: of the columns; None without any; rest: what of it these do not hold."""
+
+    state: str
+    error_type: str | None = None
+    error_message: str | None = None
+    values: Mapping[str, Any] | None = None
+    rest: Mapping[str, Any] = _NOTHING
+
+
+_PLAIN = _Judged(_SUCCEEDED)  # an answer that is a text, and any text is right
+
+
+def _unparsable(problem: str) -> _Judged:
+    return _Judged(RowState.UNPARSABLE, error_type="unparsable", error_message=problem)
 
 
 def _as_json(rest: Mapping[str, Any]) -> str | None:

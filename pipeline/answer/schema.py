@@ -59,13 +59,13 @@ def columns(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, 
     rename does not fit it.
     """
     root, found = _found(schema, renames)
-    return {column: Property(path, _kind(child, root), without) for column, path, child, without in found}
+    return {one.column: Property(one.path, _kind(one.node, root), one.without) for one in found}
 
 
 def describe(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, "Described"]:
     """What the schema says of each of these columns."""
     root, found = _found(schema, renames)
-    return {column: Described(child, root, without) for column, _, child, without in found}
+    return {one.column: Described(one.node, root, one.without) for one in found}
 
 
 class Described(NamedTuple):
@@ -76,22 +76,27 @@ class Described(NamedTuple):
     without: tuple[tuple[str, ...], ...] = ()
 
 
-_Found = tuple[str, tuple[str, ...], Any, tuple[tuple[str, ...], ...]]
+class _Found(NamedTuple):
+    """A column. path: of its property; node: the part of the schema there; without: as Property has it."""
+
+    column: str
+    path: tuple[str, ...]
+    node: Any
+    without: tuple[tuple[str, ...], ...] = ()
 
 
 def _found(schema: Mapping[str, Any], renames: Mapping[str, str]) -> tuple[dict[str, Any], list[_Found]]:
-    """The whole schema, and each column with its path, the part of the schema that is there, and what is not in it."""
+    """The whole schema, and its columns."""
     root = as_json(schema)
     properties = _properties(root, root)
     if not properties:
         raise SchemaProblem("the schema must be an object with properties; each becomes a column")
-    found: list[tuple[str, tuple[str, ...], Any]]
-    found = [(renames.get(name, name), (name,), child) for name, child in properties.items()]
-    found += [(alias, *_nested(path, root)) for path, alias in renames.items() if path not in properties]
-    _refuse_clashes((column, path) for column, path, _ in found)
-    paths = [path for _, path, _ in found]
-    described = [(column, path, child, tuple(_below(path, paths))) for column, path, child in found]
-    return root, [one for one in described if not _is_covered(one[2], root, one[3])]
+    found = [_Found(renames.get(name, name), (name,), child) for name, child in properties.items()]
+    found += [_Found(alias, *_nested(path, root)) for path, alias in renames.items() if path not in properties]
+    _refuse_clashes((one.column, one.path) for one in found)
+    paths = [one.path for one in found]
+    found = [one._replace(without=tuple(_below(one.path, paths))) for one in found]
+    return root, [one for one in found if not _is_covered(one.node, root, one.without)]
 
 
 def _below(path: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:

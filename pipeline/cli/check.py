@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.cli.opening import default_folder, find_job_file, load_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
@@ -12,13 +12,12 @@ from pipeline.cli.terminal import put_json, put_request, say, say_next
 from pipeline.errors import InputError, PipelineError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-
     from pipeline.job.model import Job
     from pipeline.planning.plan import Plan
     from pipeline.planning.quote import Quote
     from pipeline.sink.columns import ResultColumns
     from pipeline.state.database import Database
+    from pipeline.state.jobs import JobRecord
 
 
 @takes(*EVERYWHERE)
@@ -104,7 +103,7 @@ class _State:
 
     url: str
     database: "Database | None" = None
-    row: "Row[Any] | None" = None
+    row: "JobRecord | None" = None
     problem: str | None = None
 
     @property
@@ -112,7 +111,7 @@ class _State:
         """The columns of the job's results table as it is; None for a job that has none yet."""
         from pipeline.sink.columns import ResultColumns
 
-        return None if self.row is None else ResultColumns(**self.row.columns)
+        return None if self.row is None else ResultColumns.from_stored(self.row.columns)
 
 
 def _check_against_state(plan: "Plan", folder: Path, shared: SharedOptions) -> list[str]:

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,14 +13,13 @@ from pipeline.cli.terminal import put, put_json, say, say_next
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-
     from pipeline.planning.plan import Plan
     from pipeline.planning.quote import Quote
     from pipeline.planning.quoting import Known
     from pipeline.planning.sample import Counts
     from pipeline.sink.table import ResultsTable
     from pipeline.state.database import Database
+    from pipeline.state.jobs import JobRecord
 
 
 @takes(*EVERYWHERE)
@@ -72,7 +71,7 @@ def _quote_by_state(plan: "Plan", folder: Path, shared: SharedOptions) -> "tuple
 
 
 def _quote(
-    plan: "Plan", database: "Database | None", known_job: "tuple[Row[Any], ResultsTable] | None", *, emulated: bool
+    plan: "Plan", database: "Database | None", known_job: "tuple[JobRecord, ResultsTable] | None", *, emulated: bool
 ) -> "tuple[Quote, list[str]]":
     """Return a plan's quote and warnings. known_job: the job in the database; None: token counts are not stored."""
     from datetime import UTC, datetime

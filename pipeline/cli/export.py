@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,10 +12,9 @@ from pipeline.cli.terminal import say, sigterm_as_interrupt
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-
     from pipeline.sink.read import Wanted
     from pipeline.state.database import Database
+    from pipeline.state.jobs import JobRecord
 
 
 @takes(*EVERYWHERE)
@@ -77,7 +76,7 @@ def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) ->
 
 def _write_to_file(
     database: "Database",
-    row: "Row[Any]",
+    row: "JobRecord",
     file: str,
     wanted: "Wanted",
     *,
@@ -99,7 +98,7 @@ def _write_to_file(
     say(f"wrote    {count(exported.rows, 'row')} to {exported.place}{files}")
 
 
-def _write_to_stdout(database: "Database", row: "Row[Any]", wanted: "Wanted") -> None:
+def _write_to_stdout(database: "Database", row: "JobRecord", wanted: "Wanted") -> None:
     from pipeline.sink.read import ndjson
 
     try:

@@ -11,12 +11,11 @@ from pipeline.cli.terminal import Teller, confirmed, say, stop_on_signals
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-
     from pipeline.driver.environment import Environment
     from pipeline.job.model import Job
     from pipeline.planning.quote import Quote
     from pipeline.state.database import Database
+    from pipeline.state.jobs import JobRecord
 
 
 # -- the job ---------------------------------------------------------------------------------------------------------
@@ -68,7 +67,7 @@ def load_job(path: Path, var: list[str] | None, *, last_vars: dict[str, Any] | N
     return load(path, variables=given, today=datetime.now(UTC).date(), before=last_vars)
 
 
-def load_with_last_vars(database: "Database", row: "Row[Any]", job: str, var: list[str] | None) -> "tuple[Job, Path]":
+def load_with_last_vars(database: "Database", row: "JobRecord", job: str, var: list[str] | None) -> "tuple[Job, Path]":
     """Return a job of the database with the vars of its last run, and its file. job: JOB of the command line."""
     from pipeline.job.load import is_path
     from pipeline.state.jobs import job_file_of
@@ -106,7 +105,7 @@ def open_database(folder: Path, shared: SharedOptions, *, must_exist: bool = Fal
 
 
 @contextlib.contextmanager
-def open_known_job(job: str, shared: SharedOptions) -> "Iterator[tuple[Database, Row[Any]]]":
+def open_known_job(job: str, shared: SharedOptions) -> "Iterator[tuple[Database, JobRecord]]":
     """Open the database that must know JOB; yield it, and the job as it knows it. Raises InputError if it does not."""
     from pipeline.state.jobs import known_job
 

@@ -1,7 +1,7 @@
 """`retry`: send rows again that did not succeed."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,11 +19,10 @@ from pipeline.cli.summary import read_ending, tell_ending
 from pipeline.cli.terminal import put_json, say
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-
     from pipeline.planning.quote import Quote
     from pipeline.planning.selection import Selection
     from pipeline.state.database import Database
+    from pipeline.state.jobs import JobRecord
 
 
 @takes(*EVERYWHERE, "poll_seconds")
@@ -79,7 +78,7 @@ def retry(
 
 
 def _confirm_retry(
-    database: "Database", row: "Row[Any]", wanted: "Selection", shared: SharedOptions, *, yes: bool
+    database: "Database", row: "JobRecord", wanted: "Selection", shared: SharedOptions, *, yes: bool
 ) -> "Callable[[Quote], bool]":
     """Return a function that says which rows a retry leaves out, and why, and then asks whether to send the others."""
     from pipeline.planning.selection import left_out

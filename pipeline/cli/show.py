@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +13,9 @@ from pipeline.cli.options import EVERYWHERE, JobArgument, LastVarOption, SharedO
 from pipeline.cli.terminal import is_utf8, put, put_json, say_next
 
 if TYPE_CHECKING:
-    from sqlalchemy import Row
-
     from pipeline.job.model import Job
     from pipeline.state.database import Database
+    from pipeline.state.jobs import JobRecord
 
 
 @takes(*EVERYWHERE)
@@ -49,7 +48,7 @@ def show(
 @contextlib.contextmanager
 def _open_if_known(
     job: str, var: list[str] | None, shared: SharedOptions
-) -> "Iterator[tuple[Database | None, Row[Any] | None, Job]]":
+) -> "Iterator[tuple[Database | None, JobRecord | None, Job]]":
     """Open the database if there is one; yield it, the job as it knows it, and the job as declared.
 
     The first two are None where there is no database, or where it does not know the job yet: a job file is enough. A

@@ -38,19 +38,26 @@ class _Ending:
 
 def read_ending(environment: "Environment", loaded: "Job", finished: "Finished", *, job: str) -> _Ending:
     """Return what there is to say at the end of a run, by the database. job: what commands call the job."""
-    from pipeline.planning.past import usage_of
     from pipeline.report.money import budget_facts, money_facts, money_lines, month_facts
     from pipeline.state.runs import get_run
-    from pipeline.state.tables import batches
+    from pipeline.state.spending import usage_of_run
 
     shown = environment.database.shown
     if finished.run_id is None:  # it was only quoted, or a person did not confirm the quote
-        return _Ending(finished, None, None, [], {}, running_command(without=["dry_run"]), shown)
+        return _Ending(
+            finished=finished,
+            budget=None,
+            month=None,
+            lines=[],
+            money={},
+            next_words=running_command(without=["dry_run"]),
+            database=shown,
+        )
     with environment.database.read() as conn:
         ran = get_run(conn, finished.run_id)
         budget = budget_facts(conn, ran)
         month = month_facts(conn, ran, environment.settings.monthly_budget, environment.now())
-        usage = usage_of(conn, batches.c.run_id == ran.id)
+        usage = usage_of_run(conn, ran.id)
         money = (ran.estimate, finished.cost_usd, usage)
         lines = list(money_lines(*money))
     if finished.reason == "budget":
@@ -60,7 +67,16 @@ def read_ending(environment: "Environment", loaded: "Job", finished: "Finished",
     else:
         next_words = next_words_by_status(environment.database, loaded.name, job=job)
     retry = ran.retry is not None
-    return _Ending(finished, budget, month, lines, money_facts(*money), next_words, shown, retry)
+    return _Ending(
+        finished=finished,
+        budget=budget,
+        month=month,
+        lines=lines,
+        money=money_facts(*money),
+        next_words=next_words,
+        database=shown,
+        retry=retry,
+    )
 
 
 def tell_ending(database: "Database", loaded: "Job", ending: _Ending, shared: SharedOptions) -> None:

@@ -5,10 +5,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from anthropic.types import ModelInfo
-from sqlalchemy import Connection
 
 from pipeline.answer.retry_change import Answer
 from pipeline.api import capabilities
@@ -27,8 +25,8 @@ from pipeline.sink.table import ResultsTable
 from pipeline.spool.spool import Spool
 from pipeline.state import leases, migrations
 from pipeline.state.batches import Batch
-from pipeline.state.claims import Which, check_claim, claim
-from pipeline.state.database import Database
+from pipeline.state.claims import Condition, Which, check_claim, claim
+from pipeline.state.database import Connection, Database
 from pipeline.state.jobs import columns_of, spool_id_of
 from pipeline.state.leases import Lease, local_now
 from pipeline.state.moves import postpone
@@ -107,7 +105,7 @@ class Driver:
         Another driver whose job file names more columns may have added them, and sent rows whose answers fill them: who
         collects these must not go by the columns that the table had when he began.
         """
-        self.sink = self.sink.having(ResultColumns(**columns_of(conn, self.job_id)))
+        self.sink = self.sink.having(ResultColumns.from_stored(columns_of(conn, self.job_id)))
         return self.sink
 
     def output_limit(self, job: Job) -> Callable[[str], int | None]:
@@ -134,7 +132,7 @@ class Driver:
                 self._models[name] = None
         return self._models[name]
 
-    def claims(self, *states: BatchState, at_once: int = 1, only: Any = None) -> Iterator[Batch]:
+    def claims(self, *states: BatchState, at_once: int = 1, only: Condition | None = None) -> Iterator[Batch]:
         """Take the due batches in these states that no other living driver has, each of them once, one by one.
 
         at_once: how many are taken in one transaction; only: one more condition.

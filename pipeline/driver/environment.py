@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Row
 
 from pipeline.api.client import Api, NotFound
 from pipeline.api.connect import Reach
@@ -24,6 +21,7 @@ from pipeline.spool.spool import Spool
 from pipeline.state import leases
 from pipeline.state.accounts import find_or_add_account
 from pipeline.state.database import Database
+from pipeline.state.jobs import JobRecord
 from pipeline.state.runs import last_run
 from pipeline.storage import objects
 
@@ -47,7 +45,7 @@ class Environment:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     warned: set[str] = field(default_factory=set)  #: what has been told: once, however many clients it drives by
 
-    def look_at_spool(self, job: Row[Any] | None) -> None:
+    def look_at_spool(self, job: JobRecord | None) -> None:
         """Raises DatabaseError where there is no spool to be used, before anything is asked or made there.
 
         job: as the database knows it, or None.
@@ -57,23 +55,22 @@ class Environment:
         else:
             spools.check(self.database, job, self.spool)
 
-    def spool_of(self, job: Row[Any]) -> Spool:
+    def spool_of(self, job: JobRecord) -> Spool:
         """The spool of a job of the database: the one given, if it can be that. Raises DatabaseError if it cannot."""
         spool, moved = spools.open_for(self.database, job, self.spool)
         if moved is not None:
             self.tell(SpoolMoved(job=job.name, spool=moved))
         return spool
 
-    def client_of(self, job: Row[Any]) -> str:
+    def client_of(self, job: JobRecord) -> str:
         """The SDK's client that a job of the database speaks by."""
         with self.database.read() as conn:
             last = last_run(conn, job.id)
-        api = None if last is None else last.job.get("api")
-        return str(api.get("client", "default")) if isinstance(api, dict) else "default"
+        return "default" if last is None else last.client
 
-    def by_client(self, jobs: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:
+    def by_client(self, jobs: Iterable[JobRecord]) -> dict[str, list[JobRecord]]:
         """Jobs of the database by the SDK's client that each speaks by."""
-        found: dict[str, list[Row[Any]]] = {}
+        found: dict[str, list[JobRecord]] = {}
         for job in jobs:
             found.setdefault(self.client_of(job), []).append(job)
         return found
@@ -118,7 +115,9 @@ class Environment:
         ):
             with self.database.write() as conn:
                 leases.bury(conn, self.database.now(conn, self.now()))
-            yield Session(self, api, account_id, lease, Listing(api, self.database, account_id))
+            yield Session(
+                where=self, api=api, account_id=account_id, lease=lease, listing=Listing(api, self.database, account_id)
+            )
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Session:
     lease: leases.Lease
     listing: Listing
 
-    def driver(self, job: Row[Any], sink: ResultsTable | None = None, *, tries_account: bool = False) -> Driver:
+    def driver(self, job: JobRecord, sink: ResultsTable | None = None, *, tries_account: bool = False) -> Driver:
         """The driver for one job of the database. sink: its results table, unless that is as the database knows it."""
         where = self.where
         return Driver(

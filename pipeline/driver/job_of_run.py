@@ -1,9 +1,25 @@
 """The job of each run, as it was stored when the run began. Edge: SQL."""
 
+from pydantic import ValidationError
+
 from pipeline.driver.driver import Driver
-from pipeline.job.load import stored_job
+from pipeline.errors import DatabaseError
+from pipeline.job.load import field_of_error
 from pipeline.job.model import Job
-from pipeline.state.runs import get_run
+from pipeline.state.runs import RunRecord, get_run
+
+
+def stored_job(run: RunRecord) -> Job:
+    """Return the job that was stored with a run. Raises DatabaseError if this version cannot read it."""
+    try:
+        return Job.model_validate(run.job)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        field = ".".join(str(part) for part in field_of_error(first["loc"]))
+        raise DatabaseError(
+            f"run {run.id} was stored with a job that this version cannot read ({field}: {first['msg']}); use the "
+            "version that started the run, or `cancel` it and run the job again"
+        ) from exc
 
 
 class JobOfRun:

@@ -9,9 +9,6 @@ that exists of the new one is a marker. If we die on the line after, no batch ne
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Row
 
 from pipeline.errors import DatabaseError, Stopped
 from pipeline.spool.local import LocalSpool
@@ -19,7 +16,7 @@ from pipeline.spool.objects import ObjectSpool
 from pipeline.spool.spool import Spool, wrong_spool
 from pipeline.state.batches import known_nonces
 from pipeline.state.database import Database
-from pipeline.state.jobs import alone, set_spool, spool_id_of
+from pipeline.state.jobs import JobRecord, alone, set_spool, spool_id_of
 from pipeline.state.rows import needed_bodies
 from pipeline.storage import objects
 from pipeline.storage.folders import MARKER
@@ -69,7 +66,7 @@ def read_id(address: str) -> str | None:
     return ObjectSpool.read_id(address) if objects.is_url(address) else LocalSpool.read_id(Path(address))
 
 
-def check(database: Database, job: Row[Any], given: str | None) -> None:
+def check(database: Database, job: JobRecord, given: str | None) -> None:
     """Raises DatabaseError unless the job can use the spool that is given, or else its own. Changes nothing."""
     own, address = _addresses(database, job, given)
     found = read_id(address)
@@ -80,7 +77,7 @@ def check(database: Database, job: Row[Any], given: str | None) -> None:
         raise wrong_spool(address, job.name, job.spool_id)
 
 
-def open_for(database: Database, job: Row[Any], given: str | None) -> tuple[Spool, str | None]:
+def open_for(database: Database, job: JobRecord, given: str | None) -> tuple[Spool, str | None]:
     """The spool of a job of the database, and its address if that is new, which the database then knows.
 
     given: a place that may be another one. Raises DatabaseError for a spool that cannot be the job's.
@@ -103,17 +100,17 @@ def open_for(database: Database, job: Row[Any], given: str | None) -> tuple[Spoo
     return spool, address
 
 
-def _addresses(database: Database, job: Row[Any], given: str | None) -> tuple[str, str]:
+def _addresses(database: Database, job: JobRecord, given: str | None) -> tuple[str, str]:
     """Where the spool of a job is, and where it is to be from now on."""
     return address_of(database.folder, None, job.spool), address_of(database.folder, given, job.spool)
 
 
-def _is_same(job: Row[Any], found: str | None) -> bool:
+def _is_same(job: JobRecord, found: str | None) -> bool:
     """Whether a marker is that of the job's spool."""
     return found is not None and found == job.spool_id
 
 
-def _refuse_needed(job: Row[Any], own: str, address: str, needed: Sequence[int]) -> None:
+def _refuse_needed(job: JobRecord, own: str, address: str, needed: Sequence[int]) -> None:
     """Raises DatabaseError when batches of the job need their bodies, which are in another spool."""
     if not needed:
         return
@@ -127,7 +124,7 @@ def _refuse_needed(job: Row[Any], own: str, address: str, needed: Sequence[int])
     )
 
 
-def _refuse_unknown(database: Database, job: Row[Any], own: str) -> None:
+def _refuse_unknown(database: Database, job: JobRecord, own: str) -> None:
     """Raises DatabaseError when the job's spool, if it can still be reached, holds bodies that the database lacks.
 
     They show that the database was restored from a backup, or that a planner has just died: planning there finds out.

@@ -133,9 +133,8 @@ class Fault(BaseModel):
     do: Do
     times: int | None = Field(default=None, ge=1)  #: the largest number of times it fires; None: no limit
     after: int = Field(default=0, ge=0)  #: the number of matches that pass before it fires
-    share: float | None = Field(
-        default=None, gt=0, le=1
-    )  #: this share of requests or lines, selected by a hash of their content
+    #: this share of requests or lines, selected by a hash of their content
+    share: float | None = Field(default=None, gt=0, le=1)
     every: int | None = Field(default=None, ge=1)  #: every k-th call, request of a batch, or line
     match: str | None = Field(default=None, min_length=1)  #: only calls, requests or lines that contain this text
     per: Literal["rule", "batch", "params"] = (

@@ -11,7 +11,7 @@ from pipeline.emulator.clock import Clock
 from pipeline.emulator.emulator import Emulator
 from pipeline.emulator.errors import EmulatorError
 from pipeline.emulator.faults import read_faults
-from pipeline.emulator.http.server import HOST, listen, make_server, signals_end
+from pipeline.emulator.http.server import HOST, listen, make_server, stopped_by_signals
 from pipeline.emulator.rules import Fault
 from pipeline.emulator.settings import Settings
 
@@ -93,7 +93,7 @@ def serve(data: Path, *, port: int, processing_seconds: float, faults_file: Path
         url = f"http://{HOST}:{listening.getsockname()[1]}"
         emulator.set_url(url)
         server = make_server(emulator.router)
-        with signals_end(server), listening:
+        with stopped_by_signals(server), listening:
             emulator.start_worker()
             sys.stderr.write(
                 f"emulator at {url}, data in {data}; "

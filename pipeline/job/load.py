@@ -13,9 +13,8 @@ from pydantic import (
     BaseModel,
     ValidationError,
 )
-from sqlalchemy import Row
 
-from pipeline.errors import DatabaseError, JobError
+from pipeline.errors import JobError
 from pipeline.job import templates, yamlfile
 from pipeline.job.model import FUTURE_FIELDS, Job, Section, as_list
 
@@ -143,19 +142,6 @@ def _error_sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.P
         elif not isinstance(error["input"], dict | list):
             message = f"{message} (it is {error['input']!r})"
         yield f"{path}{_at(lines, field)}: {_dotted(field)}: {message}"
-
-
-def stored_job(run: Row[Any]) -> Job:
-    """Return the job that was stored with a run. Raises DatabaseError if this version cannot read it."""
-    try:
-        return Job.model_validate(run.job)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        field = ".".join(str(part) for part in field_of_error(first["loc"]))
-        raise DatabaseError(
-            f"run {run.id} was stored with a job that this version cannot read ({field}: {first['msg']}); use the "
-            "version that started the run, or `cancel` it and run the job again"
-        ) from exc
 
 
 def field_of_error(loc: Iterable[str | int]) -> tuple[str | int, ...]:

@@ -6,14 +6,13 @@ The count is stored with the job. If we die between asking and storing, the next
 from datetime import datetime
 from itertools import takewhile
 
-from sqlalchemy import Connection, insert, select
-
 from pipeline.api.client import Api
 from pipeline.job.model import Job
 from pipeline.planning.model_checks import shared_tokens
 from pipeline.planning.quote import Quote
 from pipeline.planning.sample import Counts, Pair
-from pipeline.state.tables import token_counts
+from pipeline.state.database import Connection
+from pipeline.state.token_counts import TokenCounts, store_counts, stored_counts
 
 COUNTED = 20  # sampled requests that the API counts
 
@@ -37,13 +36,11 @@ def by_bytes(job: Job, quote: Quote) -> Counts:
 
 def stored(conn: Connection, job_id: int, recipe: str) -> Counts | None:
     """What the API counted for this recipe of the job before; None if it was not asked."""
-    here = (token_counts.c.job_id == job_id, token_counts.c.recipe == recipe)
-    row = conn.execute(select(token_counts).where(*here)).one_or_none()
-    return None if row is None else Counts(tuple(Pair(*pair) for pair in row.sample), row.prefix)
+    found = stored_counts(conn, job_id, recipe)
+    return None if found is None else Counts(tuple(Pair(*pair) for pair in found.sample), found.prefix)
 
 
 def store(conn: Connection, job_id: int, recipe: str, counts: Counts, now: datetime) -> None:
     """Note what the API counted, unless that is known or it counted nothing. In a transaction that writes alone."""
-    if counts.sample and stored(conn, job_id, recipe) is None:
-        values = {"sample": [list(pair) for pair in counts.sample], "prefix": counts.prefix, "counted_at": now}
-        conn.execute(insert(token_counts).values(job_id=job_id, recipe=recipe, **values))
+    if counts.sample:
+        store_counts(conn, job_id, recipe, TokenCounts([list(pair) for pair in counts.sample], counts.prefix), now)

@@ -5,13 +5,13 @@ stands in the state database, not in a process: whoever has collected what went 
 die between the two, the next pass of any driver finds the gate with nothing left to wait for, and decides.
 """
 
-from typing import Any, NamedTuple
-
-from sqlalchemy import Connection, Row
+from typing import NamedTuple
 
 from pipeline.job.model import Canary, Job
 from pipeline.planning.packer import First
+from pipeline.state.database import Connection
 from pipeline.state.gates import canary_failed, has_sent, has_succeeded, keeps_gate
+from pipeline.state.runs import RunRecord
 from pipeline.states import Gate
 
 PRIMED_ROWS = 3  # a run that has fewer gains nothing by waiting for its first one
@@ -44,14 +44,22 @@ class Standing(NamedTuple):
     sent: bool = False
 
 
-def standing(conn: Connection, job_id: int, recipe: str, run: Row[Any] | None) -> Standing:
+def standing(conn: Connection, job_id: int, recipe: str, run: RunRecord | None) -> Standing:
     """How the open run stands that the same command goes on with; None: it begins a new one."""
     proven, failed = has_succeeded(conn, job_id, recipe), canary_failed(conn, job_id, recipe)
     if run is None:
         return Standing(proven=proven, failed=failed)
     keeps = run.gate is not None and keeps_gate(conn, run.id, run.gate)
     passed = has_sent(conn, run.id, Gate.CANARY)  # and its gate is open: once for each run
-    return Standing(run.gate, keeps, run.no_canary, passed, proven, failed, has_sent(conn, run.id))
+    return Standing(
+        gate=run.gate,
+        keeps_gate=keeps,
+        no_canary=run.no_canary,
+        passed=passed,
+        proven=proven,
+        failed=failed,
+        sent=has_sent(conn, run.id),
+    )
 
 
 def gate_of(job: Job, known: Standing, *, rows: int, canary: bool, primes: bool) -> Gate | None:

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
-from sqlalchemy import Row
 
 from pipeline.job.model import Job
 from pipeline.planning.job_source import JobSource
@@ -19,6 +18,7 @@ from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.selection import Selection
 from pipeline.planning.verdict import Verdict, retry_verdict, verdict
 from pipeline.source.rows import Chunk
+from pipeline.state.rows import KnownRow
 from pipeline.state.segments import NOWHERE, OLDER, UNSETTLED, Segment, texts
 from pipeline.states import RowState
 
@@ -40,7 +40,7 @@ class JudgedRow(NamedTuple):
 
     verdict: Verdict
     row_hash: bytes
-    known: Row[Any] | None
+    known: KnownRow | None
 
 
 class Judged(NamedTuple):
@@ -70,7 +70,7 @@ class Judged(NamedTuple):
         return bool(self.hashes) and all(is_settled(row.verdict, row.known, self.keeps[i]) for i, row in rows)
 
 
-def is_settled(kind: Verdict, known: Row[Any] | None, keep: str | None) -> bool:
+def is_settled(kind: Verdict, known: KnownRow | None, keep: str | None) -> bool:
     """Return whether nothing is to be done with a row. keep: its kept values today."""
     if known is None or kind not in (Verdict.KEPT, Verdict.KEPT_OLDER):
         return False
@@ -135,7 +135,7 @@ class Judge:
             rows = [JudgedRow(Verdict.NEW, row_hash, None) for row_hash in of_rows]
         return Judged(bulk.unsettled, rows, bulk.settled, hashes, keeps, bulk.settled_numbers)
 
-    def verdict(self, known: Row[Any] | None, row_hash: bytes, older: bytes | None) -> Verdict:
+    def verdict(self, known: KnownRow | None, row_hash: bytes, older: bytes | None) -> Verdict:
         """Return what becomes of a source row. known: as the database has it; older: see JobSource.older_hashes."""
         recipe = self._scope.recipe
         if known is not None and older is not None:
@@ -156,7 +156,7 @@ class Judge:
         keys: Sequence[str],
         hashes: Sequence[bytes],
         older: Sequence[bytes | None],
-        known: Mapping[str, Row[Any]],
+        known: Mapping[str, KnownRow],
     ) -> list[JudgedRow]:
         judged = []
         for key, row_hash, older_hash in zip(keys, hashes, older, strict=True):
@@ -165,7 +165,7 @@ class Judge:
         return judged
 
     def _chosen(
-        self, retry: Selection, keys: Sequence[str], hashes: Sequence[bytes], known: Mapping[str, Row[Any]]
+        self, retry: Selection, keys: Sequence[str], hashes: Sequence[bytes], known: Mapping[str, KnownRow]
     ) -> list[JudgedRow]:
         """The rows of a retry: those that a person wants sent again, and the others."""
         wanted = self._known_rows.wanted(retry, known)

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row
-
 from pipeline.planning.selection import Selection
+from pipeline.sink.matching import matching_keys
 from pipeline.sink.table import ResultsTable
 from pipeline.state import segments
 from pipeline.state.database import Database
-from pipeline.state.rows import has_rows, known_rows
+from pipeline.state.rows import KnownRow, has_rows, known_rows
 from pipeline.state.runs import unfinished_retries
 from pipeline.state.segments import NOWHERE, Segment, SegmentDigest
 
@@ -59,19 +58,19 @@ class KnownRows:
         ours = None if retry is None else (dict(variables), retry.facts())
         return frozenset(run.id for run in found if (run.vars, run.retry) != ours)
 
-    def __call__(self, keys: Sequence[str]) -> Mapping[str, Row[Any]]:
+    def __call__(self, keys: Sequence[str]) -> Mapping[str, KnownRow]:
         """Known rows by key."""
         if self._database is None or self._job_id is None:
             return {}
         with self._database.read() as conn:
             return known_rows(conn, self._job_id, keys)
 
-    def wanted(self, retry: Selection, known: Mapping[str, Row[Any]]) -> set[str]:
+    def wanted(self, retry: Selection, known: Mapping[str, KnownRow]) -> set[str]:
         """The keys of those rows that are to be sent again."""
         keys = [key for key, row in known.items() if retry.wants(row)]
-        if not keys or (retry.where is None and not retry.error_types):
+        if not keys or not retry.conditions:
             return set(keys)
         assert self._database is not None
         assert self._sink is not None
         with self._database.read() as conn:
-            return retry.matching(conn, self._sink, keys)
+            return matching_keys(conn, self._sink, retry.conditions, keys)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import polars as pl
-from sqlalchemy import Row
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import RowProblem
@@ -19,6 +18,7 @@ from pipeline.planning.retry_changes import Again, RetryChanges, change_of_known
 from pipeline.planning.verdict import SENT, Verdict
 from pipeline.request.build import Built
 from pipeline.source.rows import Chunk
+from pipeline.state.rows import Kept, KnownRow, NewRow
 from pipeline.states import RowState
 from pipeline.storage.folders import Folder
 
@@ -30,12 +30,12 @@ class Awaited:
     batches: set[int] = field(default_factory=set)  #: of other runs
     plan_again_after: set[int] = field(default_factory=set)  #: whose rows have changed, or had another recipe
 
-    def note(self, kind: Verdict, known: Row[Any], *, run_id: int, recipe: str) -> None:
+    def note(self, kind: Verdict, known: KnownRow, *, run_id: int, recipe: str) -> None:
         """Note the batch of a row in flight. run_id, recipe: of the run that waits."""
         if kind is Verdict.CHANGED_IN_FLIGHT or (kind is Verdict.IN_FLIGHT and known.recipe != recipe):
-            self.plan_again_after.add(known.batch_id)
+            self.plan_again_after.add(known.batch)
         elif kind is Verdict.IN_FLIGHT and known.run_id != run_id:
-            self.batches.add(known.batch_id)
+            self.batches.add(known.batch)
 
 
 class Rendered(NamedTuple):
@@ -47,12 +47,9 @@ class Rendered(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A row that is written. fields: see state.rows.NEW_ROW, and the row's number behind them if it is known.
+    """A row that is written. request: None for a row that cannot be sent."""
 
-    request: None for a row that cannot be sent.
-    """
-
-    fields: tuple[Any, ...]
+    row: NewRow
     request: Rendered | None
 
 
@@ -74,20 +71,22 @@ class Moves:
     judged: Judged
     new: list[Written] = field(default_factory=list)
     again: list[Written] = field(default_factory=list)  #: rows that the database knows
+    again_numbers: list[int] = field(default_factory=list)  #: the numbers of these rows
     invalid: list[InvalidRow] = field(default_factory=list)
-    kept: list[tuple[int, str | None, str | None]] = field(default_factory=list)  #: see state.rows.keep_rows
+    kept: list[Kept] = field(default_factory=list)
     new_keeps: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see state.rows.mark_changed
     outdated: list[int] = field(default_factory=list)  #: rows of a retry whose request is of another content
 
-    def send(self, known: Row[Any] | None, fields: tuple[Any, ...], request: Rendered | None) -> None:
-        """Note a row that is written. known: as the database has it; fields, request: see `Written`."""
+    def send(self, known: KnownRow | None, row: NewRow, request: Rendered | None) -> None:
+        """Note a row that is written. known: as the database has it; row, request: see `Written`."""
         if known is None:
-            self.new.append(Written(fields, request))
+            self.new.append(Written(row, request))
         else:
-            self.again.append(Written((*fields, known.id), request))
+            self.again.append(Written(row, request))
+            self.again_numbers.append(known.id)
 
-    def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: Row[Any]) -> None:
+    def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: KnownRow) -> None:
         """Note a row that is not sent now."""
         on_its_way = kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT, Verdict.FOR_RETRY)
         wanted = row_hash if kind is Verdict.CHANGED_IN_FLIGHT else None
@@ -98,7 +97,7 @@ class Moves:
         # a row that had changed and has changed back: the answer it has is right again
         settled_again = not on_its_way and (known.state == RowState.PENDING or known.changed_hash is not None)
         if known.keep != keep or settled_again:
-            self.kept.append((known.id, keep, known.outcome if settled_again else None))
+            self.kept.append(Kept(known.id, keep, known.outcome if settled_again else None))
         if known.keep != keep:  # also of a row in flight, whose answer may just be coming
             self.new_keeps.append((key, keep))
 
@@ -164,18 +163,40 @@ class Mover:
         except (RowProblem, templates.TemplateProblem) as exc:
             attempts = 0 if self._scope.retry is not None else attempts  # an outcome of the retry, and it sent nothing
             moves.invalid.append(InvalidRow(key, keep, str(exc), attempts))
-            outcome = ("invalid", row.row_hash, recipe)
-            fields = (key, self._run_id, "invalid", row.row_hash, recipe, keep, None, attempts, *outcome)
-            moves.send(known, fields, None)
+            invalid = NewRow(
+                key=key,
+                run_id=self._run_id,
+                state="invalid",
+                row_hash=row.row_hash,
+                recipe=recipe,
+                keep=keep,
+                sent_hash=None,
+                attempts=attempts,
+                outcome="invalid",
+                outcome_hash=row.row_hash,
+                outcome_recipe=recipe,
+            )
+            moves.send(known, invalid, None)
             return
         if built is None:
             assert known is not None
             moves.leave(Verdict.KEPT, key, keep, row.row_hash, known)
             return
         hashed = sent_hash(built.params)
-        before = (known.outcome, known.outcome_hash, known.outcome_recipe) if known else (None, None, None)
-        fields = (key, self._run_id, "pending", row.row_hash, recipe, keep, hashed, attempts, *before)
-        moves.send(known, fields, Rendered(hashed, built.params, self._renderer.bound(built)))
+        pending = NewRow(
+            key=key,
+            run_id=self._run_id,
+            state="pending",
+            row_hash=row.row_hash,
+            recipe=recipe,
+            keep=keep,
+            sent_hash=hashed,
+            attempts=attempts,
+            outcome=None if known is None else known.outcome,
+            outcome_hash=None if known is None else known.outcome_hash,
+            outcome_recipe=None if known is None else known.outcome_recipe,
+        )
+        moves.send(known, pending, Rendered(hashed, built.params, self._renderer.bound(built)))
 
     def _attempts(self, row: JudgedRow) -> int:
         """How often a row was sent already.
@@ -187,7 +208,7 @@ class Mover:
         if known is None:
             return 0
         same = known.outcome_hash == row.row_hash and known.outcome_recipe == self._scope.recipe
-        return int(known.attempts) if same or self._scope.retry is not None else 0
+        return known.attempts if same or self._scope.retry is not None else 0
 
     def _request(
         self, values: Mapping[str, Any], folder: Folder, row: JudgedRow, attempts: int, again: Again | None

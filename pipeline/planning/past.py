@@ -1,13 +1,13 @@
 """What the answers of a job were like so far: how long, and how much of them came from the prompt cache. Edge: SQL."""
 
 import statistics
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Row, select
-
+from pipeline.sink.read import newest_lengths
 from pipeline.sink.table import ResultsTable
-from pipeline.state.tables import batches
-from pipeline.states import RowState
+from pipeline.state.database import Connection
+from pipeline.state.jobs import JobRecord
+from pipeline.state.spending import usage_of_job
 
 PAST_ANSWERS = 10_000  # of the newest ones, at most
 
@@ -37,27 +37,12 @@ def cached_share(usage: dict[str, int]) -> float:
     return cached / (usage.get("input_tokens", 0) + cached) if cached else 0.0
 
 
-def usage_of(conn: Connection, *where: Any) -> dict[str, int]:
-    """Tokens by class of the collected batches for which this holds."""
-    total: dict[str, int] = {}
-    for usage in conn.scalars(select(batches.c.usage).where(*where, batches.c.usage.is_not(None))):
-        for name, tokens in usage.items():
-            total[name] = total.get(name, 0) + tokens
-    return total
-
-
-def past(conn: Connection, job: Row[Any], sink: ResultsTable, recipe: str) -> Past | None:
+def past(conn: Connection, job: JobRecord, sink: ResultsTable, recipe: str) -> Past | None:
     """This job's past answers, those of this recipe if there are any; None if there are none at all."""
-    table = sink.table
-    usage = usage_of(conn, batches.c.job_id == job.id)
-    for only in ([table.c.recipe == recipe], []):
-        newest = (
-            select(table.c.output_tokens)
-            .where(table.c.status == RowState.SUCCEEDED, table.c.output_tokens > 0, *only)
-            .limit(PAST_ANSWERS)
-        )
-        tokens = sorted(conn.scalars(newest))
+    usage = usage_of_job(conn, job.id)
+    for only in (recipe, None):
+        tokens = sorted(newest_lengths(conn, sink, only, limit=PAST_ANSWERS))
         if tokens:
             low, mean = float(tokens[len(tokens) // 10]), statistics.mean(tokens)
-            return Past(len(tokens), low, mean, read_rate(usage), cached_share(usage))
+            return Past(answers=len(tokens), low=low, mean=mean, rate=read_rate(usage), cached=cached_share(usage))
     return None

@@ -192,4 +192,4 @@ def _count(quote: Quote, judged: Judged) -> None:
     known = [(row.verdict, row.known) for row in judged.rows if row.known is not None]
     quote.stale_batches |= {row.batch_id for kind, row in known if kind is Verdict.WAITING and row.batch_id}
     quote.for_retries.update(row.run_id for kind, row in known if kind is Verdict.FOR_RETRY)
-    quote.planned.update(row.batch_id for kind, row in known if kind is Verdict.PLANNED)
+    quote.planned.update(row.batch for kind, row in known if kind is Verdict.PLANNED)

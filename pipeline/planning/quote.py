@@ -92,7 +92,13 @@ class Quote:
         marked = marked_parts(built.params, self.breakpoints) if built.caches else None
         kept = carried if keeps else None
         self._slots[slot] = Sample(
-            len(built.params), guessed_tokens(built), built.model, built.max_tokens, kept, marked, change
+            size=len(built.params),
+            tokens=guessed_tokens(built),
+            model=built.model,
+            max_tokens=built.max_tokens,
+            params=kept,
+            marked=marked,
+            change=change,
         )
 
     def put_problem(self, slot: int, why: str) -> None:

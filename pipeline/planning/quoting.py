@@ -6,9 +6,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
-
-from sqlalchemy import Connection, Row
 
 from pipeline.api.client import Api
 from pipeline.errors import InputError, Stopped
@@ -23,7 +20,8 @@ from pipeline.planning.sample import Counts
 from pipeline.planning.verdict import Verdict
 from pipeline.sink.table import ResultsTable
 from pipeline.state.batches import InFlight, Unsent, flying, unsent
-from pipeline.state.jobs import alone
+from pipeline.state.database import Connection
+from pipeline.state.jobs import JobRecord, alone
 from pipeline.state.runs import get_run, run_to_join
 from pipeline.state.tallies import rows_of_source
 
@@ -45,7 +43,7 @@ class Known:
     rows: int | None = None
 
 
-def known(conn: Connection, row: Row[Any] | None, sink: ResultsTable, plan: Plan) -> Known:
+def known(conn: Connection, row: JobRecord | None, sink: ResultsTable, plan: Plan) -> Known:
     """Read it. row: the job as the database has it; None: it does not."""
     if row is None:
         return Known()
@@ -55,13 +53,13 @@ def known(conn: Connection, row: Row[Any] | None, sink: ResultsTable, plan: Plan
     counts = counting.stored(conn, row.id, plan.asked.recipe)
     per_byte = budget.CERTAIN_TOKENS_PER_BYTE if counts is None else counts.tokens_per_byte
     return Known(
-        run_id,
-        gates.standing(conn, row.id, plan.recipe, run),
-        unsent(conn, row.id),
-        flying(conn, row.id, per_byte),
-        past(conn, row, sink, plan.recipe),
-        counts,
-        rows_of_source(conn, row.id, plan.job.vars),
+        run_id=run_id,
+        standing=gates.standing(conn, row.id, plan.recipe, run),
+        unsent=unsent(conn, row.id),
+        in_flight=flying(conn, row.id, per_byte),
+        before=past(conn, row, sink, plan.recipe),
+        counts=counts,
+        rows=rows_of_source(conn, row.id, plan.job.vars),
     )
 
 

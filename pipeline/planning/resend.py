@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlalchemy import Row
 
 from pipeline.driver.driver import Driver
 from pipeline.events.batches import BodyLost
@@ -17,7 +16,7 @@ from pipeline.planning.packer import First, Packer, Sendable, sent_hash
 from pipeline.planning.retry_changes import RetryChanges, change_of_spooled
 from pipeline.spool.body import params_at
 from pipeline.state.batches import smallest_too_large
-from pipeline.state.rows import forget_body, leave_rows, rows_to_send_again
+from pipeline.state.rows import BEFORE_ALL, WaitingRow, forget_body, leave_rows, rows_to_send_again
 
 
 def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: First | None = None) -> Iterator[int]:
@@ -31,7 +30,7 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: Fir
     at_most = None if too_large is None else max(1, too_large // 2)
     packer = Packer(driver, job, run_id, recipe, max_requests=at_most, first=first)
     bodies = _Bodies(driver, job)
-    after = (0, -1, 0)
+    after = BEFORE_ALL
     try:
         while True:
             with driver.reading() as conn:
@@ -44,7 +43,7 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: Fir
                     yield from packer.finish()
                     packer.gate = of_body[0].gate
                 yield from packer.add(bodies.sendable(body, of_body))
-            after = (rows[-1].body_id, rows[-1].body_n, rows[-1].id)
+            after = rows[-1].place
         yield from packer.finish()
     finally:
         packer.discard()
@@ -62,7 +61,7 @@ class _Bodies:
         self._file: Path | None = None  # with that body; None when it is gone or was altered
         self._at_hand = ExitStack()
 
-    def sendable(self, body: int, rows: Sequence[Row[Any]]) -> list[Sendable]:
+    def sendable(self, body: int, rows: Sequence[WaitingRow]) -> list[Sendable]:
         """Return the rows of one body with their requests; none if the body is damaged: they are planned again then."""
         driver, nonce = self._driver, rows[0].nonce
         if body != self._body:
@@ -83,7 +82,7 @@ class _Bodies:
         self._body, self._file = -1, None
         self._at_hand.close()
 
-    def _again(self, rows: Sequence[Row[Any]], params: Mapping[int, bytes]) -> list[Sendable]:
+    def _again(self, rows: Sequence[WaitingRow], params: Mapping[int, bytes]) -> list[Sendable]:
         """Rows with their requests unchanged, or with the change that the job names for how they ended."""
         changes = [change_of_spooled(row, self._job.retry) for row in rows]
         found, in_vain = [], []
@@ -110,4 +109,4 @@ class _Bodies:
 def waits(driver: Driver, run_id: int) -> bool:
     """Whether the run has rows to send again."""
     with driver.reading() as conn:
-        return bool(rows_to_send_again(conn, run_id, after=(0, -1, 0), limit=1))
+        return bool(rows_to_send_again(conn, run_id, after=BEFORE_ALL, limit=1))

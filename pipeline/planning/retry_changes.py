@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Row
 
 from pipeline.answer import retry_change
 from pipeline.answer.retry_change import Answer, AnyChange
@@ -12,6 +11,7 @@ from pipeline.driver.driver import Driver
 from pipeline.job.model import Job, Retry
 from pipeline.planning.packer import sent_hash
 from pipeline.request import packing
+from pipeline.state.rows import KnownRow, WaitingRow
 
 
 class ChangedRequest(NamedTuple):
@@ -61,7 +61,7 @@ class Again(NamedTuple):
         return None if fields is None else ChangedRequest(orjson.dumps(fields), fields)
 
 
-def change_of_known(known: Row[Any] | None, row_hash: bytes, recipe: str, retry: Retry) -> AnyChange | None:
+def change_of_known(known: KnownRow | None, row_hash: bytes, recipe: str, retry: Retry) -> AnyChange | None:
     """Return the change for a row of the source; None for one that is new, has changed, or has a new recipe.
 
     known: the row as the database has it.
@@ -73,7 +73,7 @@ def change_of_known(known: Row[Any] | None, row_hash: bytes, recipe: str, retry:
     return retry_change.of(retry, known.outcome, known.error_type)
 
 
-def change_of_spooled(row: Row[Any], retry: Retry) -> AnyChange | None:
+def change_of_spooled(row: WaitingRow, retry: Retry) -> AnyChange | None:
     """Return the change for a row whose request is in the spool; None when that request has not been answered yet."""
     if row.sent_hash != row.outcome_sent_hash:
         return None

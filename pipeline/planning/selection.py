@@ -2,14 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Connection, Row, Table, func, select, text, tuple_
-from sqlalchemy.exc import DBAPIError
 
 from pipeline.errors import InputError, JobError
 from pipeline.job import json_values, yamlfile
@@ -17,9 +15,11 @@ from pipeline.job.load import field_of_error
 from pipeline.job.model import Job
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
+from pipeline.sink.matching import Conditions, count_by_status, count_matching, error_types, matching_keys
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
-from pipeline.state.rows import known_rows
+from pipeline.state.database import Connection
+from pipeline.state.rows import KnownRow, known_rows
 from pipeline.states import FAILURES, OUTCOMES, RowState
 
 #: What goes again when no status is named. A lost row may have been paid for; a canceled one was canceled on purpose.
@@ -62,42 +62,14 @@ class Selection:
         given = self.keys
         return not given or key in given or identity.joined(key) in given or identity.shown(key) in given
 
-    def wants(self, known: Row[Any]) -> bool:
-        """Whether a row goes again, as far as the state database can tell; `matching` asks the results table."""
+    def wants(self, known: KnownRow) -> bool:
+        """Whether a row goes again, as far as the state database can tell; `matching_keys` asks the results table."""
         return known.outcome in self.outcomes and self.names(known.key)
 
-    def conditions(self, table: Table) -> list[ColumnElement[bool]]:
+    @property
+    def conditions(self) -> Conditions:
         """What must hold of a row's answer in the results table, beside its status."""
-        found: list[ColumnElement[bool]] = []
-        if self.error_types:
-            found.append(table.c.error_type.in_(self.error_types))
-        if self.where is not None:
-            # no colon of theirs is a parameter; the line ends what may be a comment
-            found.append(text("({}\n)".format(self.where.replace(":", "\\:"))))  # type: ignore[arg-type]
-        return found
-
-    def matching(self, conn: Connection, sink: ResultsTable, keys: Sequence[str]) -> set[str]:
-        """For which keys (JSON, at most a chunk) `conditions` hold. Raises InputError when `where` is no predicate."""
-        columns = [sink.table.c[name] for name in sink.columns.key]
-        conditions = self.conditions(sink.table)
-        found: set[str] = set()
-        for start in range(0, len(keys), AT_ONCE):
-            some = {sink.key_values(key): key for key in keys[start : start + AT_ONCE]}
-            one = len(columns) == 1
-            among = columns[0].in_([value for (value,) in some]) if one else tuple_(*columns).in_(list(some))
-            try:
-                rows = conn.execute(select(*columns).where(among, *conditions)).all()
-            except DBAPIError as exc:
-                self.blame_where(sink.table, exc)
-                raise
-            found |= {some[tuple(row)] for row in rows}
-        return found
-
-    def blame_where(self, table: Table, exc: DBAPIError) -> None:
-        """A query with `conditions` failed: raises InputError, unless it is the connection that broke."""
-        if self.where is not None and not exc.connection_invalidated:
-            said = str(exc.orig).partition("\n")[0]
-            raise InputError(f"--where {self.where!r} is not a SQL predicate over {table.name}: {said}") from exc
+        return Conditions(self.error_types, self.where)
 
 
 def left_out(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection, quote: Quote) -> list[str]:
@@ -111,7 +83,7 @@ def left_out(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection
     if retry.keys:
         wanted, said = _of_keys(conn, job_id, sink, retry)
     else:
-        wanted = _matching_answers(conn, sink, retry)
+        wanted = count_matching(conn, sink, retry.outcomes, retry.conditions)
         if not wanted:
             said.append(_none_matches(conn, sink, retry))
     if wanted > in_source:
@@ -136,13 +108,13 @@ def _of_keys(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection
     return wanted, said
 
 
-def _why_not(conn: Connection, sink: ResultsTable, retry: Selection, key: str, row: Row[Any]) -> str | None:
+def _why_not(conn: Connection, sink: ResultsTable, retry: Selection, key: str, row: KnownRow) -> str | None:
     """Why a row that a key names does not go again; None when it does."""
     if row.outcome is None:
         return "it has no answer yet; `run` sends it" if row.state == RowState.PENDING else "it is in flight"
     if row.outcome not in retry.outcomes:
         return f"its status is {row.outcome}; add --status {row.outcome} to send it again"
-    if retry.conditions(sink.table) and not retry.matching(conn, sink, [key]):
+    if retry.conditions and not matching_keys(conn, sink, retry.conditions, [key]):
         return "--error-type or --where does not hold for its answer"
     return None
 
@@ -170,34 +142,18 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 SHOWN = 10  # keys that are explained
 
 
-def _matching_answers(conn: Connection, sink: ResultsTable, retry: Selection) -> int:
-    table = sink.table
-    query = select(func.count()).select_from(table)
-    try:
-        found = conn.scalar(query.where(table.c.status.in_(retry.outcomes), *retry.conditions(table)))
-    except DBAPIError as exc:
-        retry.blame_where(table, exc)
-        raise
-    return int(found or 0)
-
-
 def _none_matches(conn: Connection, sink: ResultsTable, retry: Selection) -> str:
     """What there is instead of rows to send again."""
-    table = sink.table
-    there = conn.execute(select(table.c.status, func.count()).group_by(table.c.status).order_by(table.c.status)).all()
-    wanted = sum(number for status, number in there if status in retry.outcomes)
+    there = count_by_status(conn, sink)
+    wanted = sum(number for status, number in there.items() if status in retry.outcomes)
     if wanted:
-        types = conn.scalars(select(table.c.error_type).where(table.c.status.in_(retry.outcomes)).distinct())
-        listed = ", ".join(sorted(error_type for error_type in types if error_type)) or "none"
+        listed = ", ".join(error_types(conn, sink, retry.outcomes)) or "none"
         return f"of {wanted:,} such rows none meets --error-type or --where (their error types: {listed})"
-    answers = ", ".join(f"{number:,} {status}" for status, number in there) or "none"
-    others = [status for status, _ in there if status in FAILURES]
+    answers = ", ".join(f"{number:,} {status}" for status, number in there.items()) or "none"
+    others = [status for status in there if status in FAILURES]
     add = f"; add {' '.join(f'--status {status}' for status in others)} to send those" if others else ""
     status = f"no row has the status {' or '.join(retry.statuses)}" if retry.statuses else "no row to send again"
     return f"{status} (answers: {answers}){add}"
-
-
-AT_ONCE = 500  # keys that one query asks for: databases take some ten thousand parameters
 
 
 def change(pair: str) -> tuple[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.driver.environment import Environment
+from pipeline.driver.job_of_run import stored_job
 from pipeline.errors import SourceError
-from pipeline.job.load import stored_job
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.packer import First
 from pipeline.planning.plan import Plan

@@ -39,13 +39,11 @@ class Uploads:
         """The id of one that was put up before and is still there."""
         driver = self._driver
         with driver.reading() as conn:
-            known = uploaded_file(conn, driver.job_id, driver.account_id, content.sha256)
-        if known is None:
-            return None
-        if driver.api.has_file(known.file_id):
-            return str(known.file_id)
+            file_id = uploaded_file(conn, driver.job_id, driver.account_id, content.sha256)
+        if file_id is None or driver.api.has_file(file_id):
+            return file_id
         with driver.database.write() as conn:
-            forget_file(conn, known.file_id)
+            forget_file(conn, file_id)
         return None
 
     def _put_up(self, content: Content) -> str:

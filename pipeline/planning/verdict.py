@@ -2,12 +2,10 @@
 
 from collections.abc import Container
 from enum import StrEnum
-from typing import Any
-
-from sqlalchemy import Row
 
 from pipeline.answer import retry_change
 from pipeline.job.model import Job
+from pipeline.state.rows import KnownRow
 from pipeline.states import RowState
 
 
@@ -34,7 +32,7 @@ QUOTED = SENT | {Verdict.PLANNED}  #: rows that are still to be sent
 
 
 def verdict(
-    known: Row[Any] | None,
+    known: KnownRow | None,
     row_hash: bytes,
     recipe: str,
     job: Job,
@@ -77,7 +75,7 @@ def verdict(
 
 
 def retry_verdict(
-    known: Row[Any] | None,
+    known: KnownRow | None,
     *,
     wanted: bool,
     run_id: int | None = None,

@@ -1,14 +1,12 @@
 """Writes what a plan changes: the rows of one chunk in one transaction, then their requests into batches. Edge: SQL."""
 
-from typing import Any
-
 from pipeline.answer.outcome import Outcome
 from pipeline.driver.driver import Driver
 from pipeline.planning.moves import InvalidRow, Moves
 from pipeline.planning.packer import Packer, Sendable
 from pipeline.planning.unchanged import Unchanged
-from pipeline.sink.table import Fixed, ResultsTable
-from pipeline.state.rows import add_rows, forget_bodies_of, keep_rows, mark_changed, replan_rows
+from pipeline.sink.table import Answer, Fixed
+from pipeline.state.rows import Replanned, add_rows, forget_bodies_of, keep_rows, mark_changed, replan_rows
 from pipeline.states import RowState
 
 
@@ -28,21 +26,29 @@ class Writer:
         """Bring the database to what the source says of one chunk, in one transaction; return the rows to send."""
         driver = self._driver
         with driver.planning_transaction(self._run_id) as conn:
-            numbers = add_rows(conn, driver.job_id, [row.fields for row in moves.new])
-            replan_rows(conn, [row.fields for row in moves.again])
+            numbers = add_rows(conn, driver.job_id, [written.row for written in moves.new])
+            again = zip(moves.again_numbers, moves.again, strict=True)
+            replan_rows(conn, [Replanned(number, written.row) for number, written in again])
             mark_changed(conn, moves.changed)
             keep_rows(conn, moves.kept)
             forget_bodies_of(conn, moves.outdated)
             table = driver.sink_now(conn)
             table.update_keep(conn, moves.new_keeps)
-            table.write(conn, [self._invalid(table, row) for row in moves.invalid])
+            table.write_answers(conn, [self._invalid(row) for row in moves.invalid])
         self._unchanged.planned(moves.chunk, moves.keys, moves.judged, numbers)
-        numbers += [row.fields[-1] for row in moves.again]
-        written = zip(numbers, [*moves.new, *moves.again], strict=True)
-        return [Sendable(number, *row.request) for number, row in written if row.request is not None]
+        numbers += moves.again_numbers
+        numbered = zip(numbers, [*moves.new, *moves.again], strict=True)
+        return [Sendable(number, *written.request) for number, written in numbered if written.request is not None]
 
-    def _invalid(self, table: ResultsTable, row: InvalidRow) -> tuple[Any, ...]:
-        """The row of the results table for one that cannot be sent."""
-        outcome = Outcome(RowState.INVALID, "invalid", row.reason)
-        fixed = Fixed(self._recipe, 0.0, row.attempts, None, None, self._run_id, self._driver.now())
-        return table.row(row.key, row.keep, outcome, fixed)
+    def _invalid(self, row: InvalidRow) -> Answer:
+        """What the results table says of a row that cannot be sent."""
+        fixed = Fixed(
+            recipe=self._recipe,
+            cost_usd=0.0,
+            attempts=row.attempts,
+            custom_id=None,
+            batch_id=None,
+            run_id=self._run_id,
+            updated_at=self._driver.now(),
+        )
+        return Answer(row.key, row.keep, Outcome(RowState.INVALID, "invalid", row.reason), fixed)

@@ -5,51 +5,30 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, text
-
 from pipeline.money.budget import CERTAIN_TOKENS_PER_BYTE, month_of
 from pipeline.planning.past import read_rate
 from pipeline.report.quote import cost_range
-from pipeline.state.spending import spending, spending_since
-from pipeline.state.tables import batches, requests
-from pipeline.states import BatchState, RunReason
+from pipeline.state.database import Connection
+from pipeline.state.runs import RunRecord
+from pipeline.state.spending import cost_of_waiting, spending, spending_since
+from pipeline.states import RunReason
 from pipeline.text import money
 
 
-def budget_facts(conn: Connection, run: Row[Any]) -> dict[str, float | None] | None:
+def budget_facts(conn: Connection, run: RunRecord) -> dict[str, float | None] | None:
     """How a run's money stands, in US dollars; None for a run without a budget.
 
     to_finish_usd: a limit that is enough for all that still waits, whatever its answers cost; None when nothing does,
     or that is not known.
     """
-    limit = run.job["limits"]["max_cost_usd"]
+    limit = run.max_cost_usd
     if limit is None:
         return None
     tokens_per_byte = CERTAIN_TOKENS_PER_BYTE if run.tokens_per_byte is None else run.tokens_per_byte
     spent, reserved = spending(conn, run.id, tokens_per_byte)
-    waiting = _cost_of_waiting(conn, run.id, tokens_per_byte)
+    waiting = cost_of_waiting(conn, run.id, tokens_per_byte)
     to_finish = None if not waiting else math.ceil((spent + reserved + waiting) * 100) / 100  # whole cents
     return {"limit_usd": limit, "spent_usd": spent, "reserved_usd": reserved, "to_finish_usd": to_finish}
-
-
-def _cost_of_waiting(conn: Connection, run_id: int, tokens_per_byte: float) -> float | None:
-    """US dollars that the run's rows that wait may cost at most, by the bounds of the batches that they were in.
-
-    None when these are of a model without a known price.
-    """
-    request = (batches.c.max_output_usd + batches.c.max_input_usd * tokens_per_byte) / batches.c.requests
-    bounds = conn.execute(
-        select(func.count(), func.count(requests.c.body_id), func.sum(request))
-        .select_from(requests.outerjoin(batches, batches.c.id == requests.c.body_id))
-        .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"))
-    ).one()
-    planned = (batches.c.run_id == run_id, batches.c.state == BatchState.PLANNED)
-    unsent = float(conn.scalar(select(func.sum(request * batches.c.requests)).where(*planned)) or 0.0)
-    waiting, spooled, cost = bounds
-    mean = conn.scalar(select(func.avg(request)).where(batches.c.run_id == run_id)) if waiting > spooled else 0.0
-    if mean is None or (spooled and cost is None):
-        return None
-    return unsent + float(cost or 0.0) + int(waiting - spooled) * float(mean)
 
 
 def money_lines(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[str, int]) -> Iterator[str]:
@@ -69,14 +48,14 @@ def money_facts(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[
     return {"estimate_usd": said, "cost_usd": cost, "usage": dict(usage), "cache_read_rate": read_rate(dict(usage))}
 
 
-def month_facts(conn: Connection, run: Row[Any], limit: float | None, now: datetime) -> dict[str, Any] | None:
+def month_facts(conn: Connection, run: RunRecord, limit: float | None, now: datetime) -> dict[str, Any] | None:
     """How the month's money stands, in US dollars; None without BATCH_MONTHLY_BUDGET_USD. As `budget_facts`."""
     if limit is None:
         return None
     since = month_of(now)
     spent, reserved = spending_since(conn, since, CERTAIN_TOKENS_PER_BYTE)
     tokens_per_byte = CERTAIN_TOKENS_PER_BYTE if run.tokens_per_byte is None else run.tokens_per_byte
-    waiting = _cost_of_waiting(conn, run.id, tokens_per_byte)
+    waiting = cost_of_waiting(conn, run.id, tokens_per_byte)
     to_finish = None if not waiting else math.ceil((spent + reserved + waiting) * 100) / 100  # whole cents
     facts = {"limit_usd": limit, "spent_usd": spent, "reserved_usd": reserved, "to_finish_usd": to_finish}
     return {"month": f"{since:%Y-%m}", **facts}

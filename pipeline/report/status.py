@@ -4,38 +4,34 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, or_, select
-
-from pipeline.planning.past import usage_of
 from pipeline.reasons import BEHIND_GATE, in_words
 from pipeline.report.money import budget_facts, budget_line, money_lines
 from pipeline.report.quote import gone_words
 from pipeline.state import recipes
+from pipeline.state.batch_facts import batch_states, batches_in_trouble, oldest_uncollected, twins
 from pipeline.state.batches import RESULTS_KEPT
-from pipeline.state.runs import last_run, open_runs, partly_collected, rows_for_planning, run_cost, unfinished_retries
-from pipeline.state.tables import batches, sendings
-from pipeline.state.tallies import job_rows, run_rows
-from pipeline.states import OPEN_BATCHES, BatchState, RunState, SendingEnd
+from pipeline.state.database import Connection
+from pipeline.state.jobs import JobRecord
+from pipeline.state.runs import (
+    RunRecord,
+    last_run,
+    open_runs,
+    partly_collected,
+    rows_for_planning,
+    run_cost,
+    run_rows,
+    unfinished_retries,
+)
+from pipeline.state.spending import cost_of_job, usage_of_run
+from pipeline.state.tallies import job_rows
+from pipeline.states import OPEN_BATCHES, BatchState, RunState
 from pipeline.text import count, counted, counts_line, duration, money
 
 
-def status_facts(conn: Connection, job: Row[Any], now: datetime) -> dict[str, Any]:
+def status_facts(conn: Connection, job: JobRecord, now: datetime) -> dict[str, Any]:
     """What is known of a job: rows and batches by state, open runs and the last one, money, what is about to vanish."""
     last = last_run(conn, job.id)
-    where = batches.c.job_id == job.id
-    by_state = select(batches.c.state, func.count()).where(where).group_by(batches.c.state)
-    uncollected = batches.c.state.in_((BatchState.IN_PROGRESS, BatchState.CANCELING, BatchState.ENDED))
-    oldest = conn.scalar(select(func.min(batches.c.created_at)).where(where, uncollected))
-    said = or_(batches.c.reason.is_not(None), batches.c.problem.is_not(None))
-    troubled = (batches.c.state.in_((*OPEN_BATCHES, BatchState.LOST)), said)
-    columns = (batches.c.id, batches.c.state, batches.c.reason, batches.c.problem)
-    problems = conn.execute(select(*columns).where(where, *troubled))
-    twins = (
-        select(batches.c.id, sendings.c.problem)
-        .join(batches, batches.c.id == sendings.c.batch_id)
-        .where(where, sendings.c.end == SendingEnd.TWIN)
-    )
-    cost = conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(where))
+    oldest = oldest_uncollected(conn, job.id)
     return {
         "job": job.name,
         "table": job.results_table,
@@ -43,9 +39,9 @@ def status_facts(conn: Connection, job: Row[Any], now: datetime) -> dict[str, An
         "gone": job.gone,
         "gone_at": None if job.gone_at is None else job.gone_at.isoformat(),
         "recipes": [one._asdict() | {"since": one.since.isoformat()} for one in recipes.answered(conn, job.id)],
-        "batches": {row[0]: row[1] for row in conn.execute(by_state)},
+        "batches": batch_states(conn, job.id),
         "collecting": [batch._asdict() for batch in partly_collected(conn, job.id)],
-        "cost_usd": round(float(cost or 0.0), 12),
+        "cost_usd": cost_of_job(conn, job.id),
         "open_runs": [_run_facts(conn, run) for run in open_runs(conn, job.id)],
         "stopped_retries": [
             _run_facts(conn, run) for run in unfinished_retries(conn, job.id) if run.state != RunState.OPEN
@@ -54,12 +50,15 @@ def status_facts(conn: Connection, job: Row[Any], now: datetime) -> dict[str, An
         "swept_seconds_ago": None if job.swept_at is None else max(0, round((now - job.swept_at).total_seconds())),
         "results_vanish_at": None if oldest is None else (oldest + RESULTS_KEPT).isoformat(),
         "results_vanish_days": None if oldest is None else (oldest + RESULTS_KEPT - now).days,
-        "problems": [{"batch": p.id, "state": p.state, "problem": in_words(p.reason, p.problem)} for p in problems],
-        "twins": [{"batch": batch, "problem": problem} for batch, problem in conn.execute(twins)],
+        "problems": [
+            {"batch": batch.id, "state": batch.state, "problem": batch.trouble}
+            for batch in batches_in_trouble(conn, job.id)
+        ],
+        "twins": [twin._asdict() for twin in twins(conn, job.id)],
     }
 
 
-def _run_facts(conn: Connection, run: Row[Any]) -> dict[str, Any]:
+def _run_facts(conn: Connection, run: RunRecord) -> dict[str, Any]:
     return {
         "run_id": run.id,
         "state": run.state,
@@ -71,7 +70,7 @@ def _run_facts(conn: Connection, run: Row[Any]) -> dict[str, Any]:
         "cost_usd": run_cost(conn, run.id),
         "budget": budget_facts(conn, run),
         "estimate": run.estimate,
-        "usage": usage_of(conn, batches.c.run_id == run.id),
+        "usage": usage_of_run(conn, run.id),
         "gate": run.gate if run.state == RunState.OPEN else None,
         "created_at": run.created_at.isoformat(),
     }

@@ -21,8 +21,8 @@ def verify_facts(found: Verified) -> dict[str, Any]:
         "vanished": found.vanished,
         "batches": found.batches,
         "requests": found.requests,
-        "lost": [{"batch": batch, "problem": problem} for batch, problem in found.lost],
-        "twins": [{"batch": batch, "problem": problem} for batch, problem in found.twins],
+        "lost": [lost._asdict() for lost in found.lost],
+        "twins": [twin._asdict() for twin in found.twins],
     }
 
 
@@ -48,7 +48,7 @@ def verify_lines(found: Verified) -> Iterator[str]:
         yield f"         {gone_words(found.gone)}"
     if found.vanished:
         yield f"         {count(found.vanished, 'row')} left the source before being answered, and the job with it"
-    for batch, problem in found.lost:
-        yield f"warning  batch {batch} is lost: {problem}"
-    for batch, problem in found.twins:
-        yield f"warning  batch {batch}: {problem}"
+    for lost in found.lost:
+        yield f"warning  batch {lost.batch} is lost: {lost.problem}"
+    for twin in found.twins:
+        yield f"warning  batch {twin.batch}: {twin.problem}"

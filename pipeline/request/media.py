@@ -103,7 +103,7 @@ def checked_part(data: bytes, attachment: "Attachment", path: str | None) -> Par
         return Part(name, content, pixels=pixels, pages=pages)
     source = _source(data, found)
     carried = len(orjson.dumps(source["data"])) if found == "text/plain" else len(source["data"])
-    return Part(name, source, carried, pixels, pages)
+    return Part(name=name, source=source, bytes=carried, pixels=pixels, pages=pages)
 
 
 def _source(data: bytes, found: str) -> dict[str, Any]:

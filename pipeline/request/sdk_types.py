@@ -1,4 +1,4 @@
-"""Which field of a request the Messages API would refuse, by the request types of the SDK. Pure.
+"""Which field of a request would the Messages API refuse, by the request types of the SDK? Pure.
 
 pydantic compares the request with the types. It takes more than the API does, so its schema is made stricter first, and
 of the many errors that it finds in a union the one that helps is chosen.
@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, SchemaValidator, Va
 
 
 class Mismatch(NamedTuple):
-    """A value that has not the type of its field. path: names of fields and numbers of list items; message: why."""
+    """A value that does not have the type of its field. path: names of fields, numbers of items; message: why."""
 
     path: tuple[str, ...]
     message: str

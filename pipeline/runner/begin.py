@@ -2,9 +2,6 @@
 
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any
-
-from sqlalchemy import Connection, Row
 
 from pipeline.driver.driver import Driver
 from pipeline.job.model import Job
@@ -15,9 +12,10 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.quote import Quote
 from pipeline.planning.sample import Counts
 from pipeline.runner.options import Options
+from pipeline.state.database import Connection
 from pipeline.state.gates import note_no_canary, open_gate, set_gate
 from pipeline.state.rows import forget_waiting_bodies
-from pipeline.state.runs import bound_tokens, get_run, join_run, save_estimate
+from pipeline.state.runs import RunRecord, bound_tokens, get_run, join_run, save_estimate
 from pipeline.steps.reconcile import refuse_unknown_bodies
 
 
@@ -77,7 +75,7 @@ def _join(conn: Connection, work: Work) -> int:
     return run_id
 
 
-def _set_gate(conn: Connection, work: Work, run: Row[Any]) -> None:
+def _set_gate(conn: Connection, work: Work, run: RunRecord) -> None:
     """Set or open the gate that the run waits behind from now on."""
     gate = gates.gate_of(
         work.job,
@@ -92,7 +90,7 @@ def _set_gate(conn: Connection, work: Work, run: Row[Any]) -> None:
         open_gate(conn, run.id, run.gate, work.driver.now())
 
 
-def _note_quote(conn: Connection, work: Work, run: Row[Any]) -> None:
+def _note_quote(conn: Connection, work: Work, run: RunRecord) -> None:
     """Store with the run what was said of its cost, and how many tokens a byte has at most if a budget needs that.
 
     What an earlier command stored with the same run stays.

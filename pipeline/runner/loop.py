@@ -19,8 +19,7 @@ from pipeline.state.batches import any_open, batches_by_state, count_foreign, ne
 from pipeline.state.ends import End
 from pipeline.state.holders import in_words, until
 from pipeline.state.jobs import mark_swept
-from pipeline.state.runs import end_if_done, get_run, has_work, open_runs, rows_for_planning, run_cost
-from pipeline.state.tallies import run_rows
+from pipeline.state.runs import end_if_done, get_run, has_work, open_runs, rows_for_planning, run_cost, run_rows
 from pipeline.states import RunState
 from pipeline.steps.delete_files import delete_files_due
 from pipeline.steps.submit import due_soon

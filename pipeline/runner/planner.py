@@ -104,8 +104,9 @@ class Planner:
         """The batch that is planned before all others, when the run waits for one that is not there yet."""
         with self._driver.reading() as conn:
             gate = get_run(conn, self.run_id).gate
-            waits = gate is not None and not keeps_gate(conn, self.run_id, gate)
-            return gates.first(self._work.job, gate) if waits else None
+            if gate is None or keeps_gate(conn, self.run_id, gate):
+                return None
+            return gates.first(self._work.job, gate)
 
     def _planned_by_others(self, submitter: Submitter) -> bool:
         """Have others plan the files of the source, if that was asked for and there are several; return whether.

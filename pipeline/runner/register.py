@@ -1,9 +1,6 @@
 """Notes a job in the state database and makes its results table. Edge: SQL."""
 
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Connection, Row
 
 from pipeline.driver import spools
 from pipeline.driver.environment import Environment
@@ -13,17 +10,17 @@ from pipeline.sink.columns import ResultColumns, named
 from pipeline.sink.table import ResultsTable, stored
 from pipeline.spool.spool import Spool
 from pipeline.state.batches import batches_to_come_back
-from pipeline.state.database import Database
-from pipeline.state.jobs import all_jobs, alone, columns_of, job_named, put_job
+from pipeline.state.database import Connection, Database
+from pipeline.state.jobs import JobRecord, all_jobs, alone, columns_of, job_named, put_job
 
 
 def known_to_database(
     conn: Connection, database: Database, job: Job, columns: ResultColumns
-) -> tuple[Row[Any] | None, ResultsTable]:
+) -> tuple[JobRecord | None, ResultsTable]:
     """The job as the database knows it, or None, and its results table. Raises DatabaseError for an unusable one."""
     row = job_named(conn, job.name)
     _refuse_table_of_another_job(conn, job)
-    before = None if row is None else ResultColumns(**row.columns)
+    before = None if row is None else ResultColumns.from_stored(row.columns)
     if row is not None and before is not None:
         _refuse_another_table(job, columns, row, before)
     sink = _results_table(database, job, columns, before)
@@ -50,7 +47,7 @@ def _refuse_table_of_another_job(conn: Connection, job: Job) -> None:
             raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
 
 
-def _refuse_another_table(job: Job, columns: ResultColumns, row: Row[Any], before: ResultColumns) -> None:
+def _refuse_another_table(job: Job, columns: ResultColumns, row: JobRecord, before: ResultColumns) -> None:
     """Raise DatabaseError when the job has its answers in another table, or under another key."""
     if row.results_table != job.sink.table:
         raise DatabaseError(
@@ -64,7 +61,7 @@ def _refuse_another_table(job: Job, columns: ResultColumns, row: Row[Any], befor
         )
 
 
-def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: Row[Any], before: ResultColumns) -> None:
+def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: JobRecord, before: ResultColumns) -> None:
     """A column changes its kind only while no answers of the former kind are on their way, nor drivers that wait."""
     changed, moved = columns.changed_outputs(before), columns.moved(before)
     open_batches = batches_to_come_back(conn, row.id) if changed or moved else 0
@@ -83,7 +80,7 @@ def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: Row
         )
 
 
-def register(where: Environment, job: Job, columns: ResultColumns, file: Path | None) -> tuple[Row[Any], ResultsTable]:
+def register(where: Environment, job: Job, columns: ResultColumns, file: Path | None) -> tuple[JobRecord, ResultsTable]:
     """Note the job and make its results table, in one transaction."""
     with where.database.read() as conn:
         before = job_named(conn, job.name)
@@ -112,16 +109,16 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
         return registered, sink
 
 
-def _spool(where: Environment, job: Job, row: Row[Any] | None) -> Spool:
+def _spool(where: Environment, job: Job, row: JobRecord | None) -> Spool:
     """Open the spool of the job. row: the job as the database has it; None: it does not, and gets its spool now."""
     if row is None:
         return spools.open_at(spools.address_of(where.database.folder, where.spool, None), job.name)
     return where.spool_of(row)
 
 
-def _make_table(conn: Connection, row: Row[Any] | None, sink: ResultsTable) -> None:
+def _make_table(conn: Connection, row: JobRecord | None, sink: ResultsTable) -> None:
     """Make the results table, or bring its columns to those of today. row: as for `_spool`."""
-    before = None if row is None else ResultColumns(**row.columns)
+    before = None if row is None else ResultColumns.from_stored(row.columns)
     if row is not None and sink.columns != before:
         columns_of(conn, row.id, to_change=True)  # before the table: who writes answers takes them in this order
     sink.make(conn, before)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, Select, Table, select
 
 from pipeline.driver import spools
 from pipeline.errors import InputError, PipelineError, RowProblem, SourceError
@@ -15,11 +14,15 @@ from pipeline.planning import picking
 from pipeline.planning.packer import sent_hash
 from pipeline.planning.plan import Plan
 from pipeline.planning.selection import spellings
+from pipeline.sink.read import answers_of_row
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
 from pipeline.spool.body import params_at
-from pipeline.state.database import Database
-from pipeline.state.tables import batches, requests, sendings
+from pipeline.state.batch_facts import batch_facts
+from pipeline.state.batches import sendings_of
+from pipeline.state.database import Connection, Database
+from pipeline.state.jobs import JobRecord
+from pipeline.state.row_facts import TracedRow, traced_row
 from pipeline.states import BatchState, RowState
 
 #: What a request is that is shown, by its short name in --json.
@@ -53,7 +56,7 @@ class Shown:
         return dict(vars(self))
 
 
-def show(job: Job, key: str, database: Database | None, known_job: Row[Any] | None, spool: str | None) -> Shown:
+def show(job: Job, key: str, database: Database | None, known_job: JobRecord | None, spool: str | None) -> Shown:
     """All that is known of the row with this key, as people write it.
 
     database, known_job: None for a job that no database knows yet. Raises InputError for a row that neither the source
@@ -93,9 +96,9 @@ def _of_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
         return None
 
 
-def _of_database(shown: Shown, conn: Connection, job: Row[Any], spelled: Sequence[str]) -> Row[Any] | None:
+def _of_database(shown: Shown, conn: Connection, job: JobRecord, spelled: Sequence[str]) -> TracedRow | None:
     """Fill in what the database has; the row's own state, None for a row that it does not know."""
-    found = conn.execute(select(requests).where(requests.c.job_id == job.id, requests.c.key.in_(spelled))).first()
+    found = traced_row(conn, job.id, spelled)
     if found is None:
         return None
     shown.key = identity.shown(found.key)
@@ -107,23 +110,12 @@ def _of_database(shown: Shown, conn: Connection, job: Row[Any], spelled: Sequenc
         "error_type": found.error_type,
     }
     if found.batch_id is not None:
-        batch = conn.execute(select(batches).where(batches.c.id == found.batch_id)).one()
+        batch = batch_facts(conn, found.batch_id)
         shown.batch = {name: getattr(batch, name) for name in _OF_BATCH}
         shown.batch["custom_id"] = f"{batch.nonce}-{found.n}"
-        of_batch = select(sendings).where(sendings.c.batch_id == batch.id).order_by(sendings.c.id)
-        shown.sendings = [{name: getattr(each, name) for name in _OF_SENDING} for each in conn.execute(of_batch)]
-    sink = ResultsTable.of(job)
-    of_key = sink.key_values(found.key)
-
-    def answers(table: Table) -> Select[Any]:
-        same = (table.c[name] == value for name, value in zip(sink.columns.key, of_key, strict=True))
-        return select(table).where(*same)
-
-    answer = conn.execute(answers(sink.table)).first()
-    shown.answer = None if answer is None else dict(answer._mapping)
-    if sink.history is not None and sink.columns.history:
-        replaced = conn.execute(answers(sink.history).order_by(sink.history.c.replaced_at))
-        shown.earlier = [dict(row._mapping) for row in replaced]
+        of_batch = sendings_of(conn, found.batch_id)
+        shown.sendings = [{name: getattr(each, name) for name in _OF_SENDING} for each in of_batch]
+    shown.answer, shown.earlier = answers_of_row(conn, ResultsTable.of(job), found.key)
     return found
 
 
@@ -141,17 +133,17 @@ class _Body:
     what: str
 
 
-def _body_of(conn: Connection, row: Row[Any]) -> _Body | None:
+def _body_of(conn: Connection, row: TracedRow) -> _Body | None:
     waits = row.state == RowState.PENDING
     number, n = (row.body_id, row.body_n) if waits else (row.batch_id, row.n)
     if number is None or n is None:
         return None
-    batch = conn.execute(select(batches).where(batches.c.id == number)).one()
+    batch = batch_facts(conn, number)
     sent = batch.state not in (BatchState.PLANNED, BatchState.DROPPED)
     return _Body(batch.nonce, batch.digest, n, AGAIN if waits else SENT if sent else PLANNED)
 
 
-def _of_spool(shown: Shown, database: Database, job: Row[Any], given: str | None, body: _Body) -> None:
+def _of_spool(shown: Shown, database: Database, job: JobRecord, given: str | None, body: _Body) -> None:
     """Fill in the request as the spool has it, which it has no longer once its answer is stored."""
     try:
         address = spools.address_of(database.folder, given, job.spool)

@@ -3,9 +3,6 @@
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from sqlalchemy import Row
 
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment, Session
@@ -15,8 +12,8 @@ from pipeline.events.runs import RunFinished
 from pipeline.job.model import Job
 from pipeline.planning.drop import remove_unneeded, stop_run
 from pipeline.planning.resend import send_again, waits
-from pipeline.state.jobs import all_jobs, jobs_with_work, mark_swept
-from pipeline.state.runs import end_if_done, open_runs, run_outcomes
+from pipeline.state.jobs import JobRecord, all_jobs, jobs_with_work, mark_swept
+from pipeline.state.runs import RunRecord, end_if_done, open_runs, run_outcomes
 from pipeline.state.tallies import run_counts
 from pipeline.states import OUTCOMES, RowState, RunReason
 from pipeline.steps.collect import collect_due
@@ -58,7 +55,7 @@ def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, st
     return swept
 
 
-def _swept(driving: Session, row: Row[Any]) -> tuple[str, str | None]:
+def _swept(driving: Session, row: JobRecord) -> tuple[str, str | None]:
     """Sweep one job; whatever goes wrong with it, the other jobs are swept all the same."""
     try:
         sweep_job(driving.driver(row))
@@ -117,7 +114,7 @@ def _tried(step: Callable[[], int], stopped: list[Stopped]) -> int:
         return 0
 
 
-def _pass_of_run(driver: Driver, run: Row[Any], job: Job, *, collected: bool) -> None:
+def _pass_of_run(driver: Driver, run: RunRecord, job: Job, *, collected: bool) -> None:
     """What is to be decided of one open run, and sent again for it. Raises RunEnded when another driver ends it."""
     if collected and _fails(driver, job, run.id) and stop_run(driver, run.id, RunReason.FAILURES):
         return

@@ -10,17 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, func, literal, select, tuple_
-
 from pipeline.job.model import Job
 from pipeline.planning.verdict import Verdict
-from pipeline.reasons import in_words
+from pipeline.sink.read import answered_keys, statuses_of
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
+from pipeline.state.batch_facts import BatchProblem, batches_of_job, twins
 from pipeline.state.database import Database
-from pipeline.state.tables import batches, requests, runs, sendings
+from pipeline.state.jobs import JobRecord
+from pipeline.state.row_facts import ProvedRow, proved_rows
+from pipeline.state.runs import vanished_rows
 from pipeline.state.tallies import rows_of_source
-from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, SendingEnd
+from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState
 
 PAGE = 5_000  # rows of one transaction
 AT_ONCE = 500  # keys that one query asks for
@@ -60,8 +61,8 @@ class Verified:
     waiting: int = 0
     batches: int = 0
     requests: int = 0
-    lost: list[tuple[int, str]] = field(default_factory=list)
-    twins: list[tuple[int, str]] = field(default_factory=list)
+    lost: list[BatchProblem] = field(default_factory=list)
+    twins: list[BatchProblem] = field(default_factory=list)
     vanished: int = 0
     source_rows: int | None = None
     gone: int | None = None
@@ -81,7 +82,7 @@ class Verified:
             self.shown.append(Problem(of, problem))
 
 
-def verify(database: Database, job: Row[Any]) -> Verified:
+def verify(database: Database, job: JobRecord) -> Verified:
     """Prove the job complete against the rows that its runs planned.
 
     job: its row in the state database. Raises DatabaseError when the results table is gone.
@@ -91,7 +92,7 @@ def verify(database: Database, job: Row[Any]) -> Verified:
         sink.check(conn, sink.columns)
     found = Verified(job.results_table)
     answers, answered = _Fingerprint(), _Fingerprint()
-    for page in _answers(database, sink):  # first: an answer that comes from now on is no stranger
+    for page in answered_keys(database, sink):  # first: an answer that comes from now on is no stranger
         answers.add(page)
     for of_job in _rows(database, job.id, sink):
         answered.add([row.key for row in of_job if row.status is not None])
@@ -105,7 +106,7 @@ def verify(database: Database, job: Row[Any]) -> Verified:
     return found
 
 
-def verify_source(database: Database, job: Row[Any], declared: Job, found: Verified) -> None:
+def verify_source(database: Database, job: JobRecord, declared: Job, found: Verified) -> None:
     """Prove that each row of the whole source has an outcome for its present content; what does not goes to `found`.
 
     declared: the job as its file says. Raises SourceError or JobError when the source cannot be read, or its keys do
@@ -148,7 +149,7 @@ _UNPLANNED: Mapping[Verdict, str] = {
 class _Row(NamedTuple):
     """A row of the state database, its key as the results table has it, and its status there; None: it is not there."""
 
-    known: Row[Any]
+    known: ProvedRow
     key: tuple[Any, ...]
     status: str | None
 
@@ -160,46 +161,18 @@ class _Row(NamedTuple):
 
 def _rows(database: Database, job_id: int, sink: ResultsTable) -> Iterator[list[_Row]]:
     """The job's rows, page by page."""
-    columns = [requests.c.key, requests.c.state, requests.c.outcome, requests.c.batch_id]
-    query = page = (
-        select(*columns, batches.c.state.label("batch_state"))
-        .outerjoin(batches, batches.c.id == requests.c.batch_id)
-        .where(requests.c.job_id == job_id)
-        .order_by(requests.c.key)  # not by number: an index has the keys of each job together
-        .limit(PAGE)
-    )
+    after: str | None = None
     while True:
         statuses: dict[tuple[Any, ...], str] = {}
         with database.read() as conn:
-            found = conn.execute(page).all()
+            found = proved_rows(conn, job_id, after=after, limit=PAGE)
             keys = [sink.key_values(row.key) for row in found]
             for start in range(0, len(keys), AT_ONCE):
-                statuses |= _statuses(conn, sink, keys[start : start + AT_ONCE])
+                statuses |= statuses_of(conn, sink, keys[start : start + AT_ONCE])
         if not found:
             return
         yield [_Row(row, key, statuses.get(key)) for row, key in zip(found, keys, strict=True)]
-        page = query.where(requests.c.key > found[-1].key)
-
-
-def _statuses(conn: Connection, sink: ResultsTable, values: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
-    """What the results table says of these keys."""
-    key = [sink.table.c[name] for name in sink.columns.key]
-    here = key[0].in_([value for (value,) in values]) if len(key) == 1 else tuple_(*key).in_(values)
-    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.table.c.status).where(here)).all()}
-
-
-def _answers(database: Database, sink: ResultsTable) -> Iterator[list[tuple[Any, ...]]]:
-    """The keys in the results table page by page, each as the values of its columns."""
-    key = [sink.table.c[name] for name in sink.columns.key]
-    query = page = select(*key).order_by(*key).limit(PAGE)
-    while True:
-        with database.read() as conn:
-            found = [tuple(row) for row in conn.execute(page).all()]
-        if not found:
-            return
-        yield found
-        last = [literal(value, column.type) for value, column in zip(found[-1], key, strict=True)]
-        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+        after = found[-1].key
 
 
 def _verify_row(found: Verified, row: _Row) -> None:
@@ -261,7 +234,7 @@ def _name_strangers(
     at_least: how many more answers than rows with one there are.
     """
     strangers: dict[int, str] = {}
-    for page in _answers(database, sink):
+    for page in answered_keys(database, sink):
         hashes = ((_hash(values), values) for values in page)
         strangers |= {number: ",".join(map(str, values)) for number, values in hashes if number % BUCKETS in buckets}
     owners: dict[int, str] = {}
@@ -283,18 +256,10 @@ def _name_strangers(
 
 
 def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
-    columns = (batches.c.id, batches.c.state, batches.c.requests, batches.c.rows, batches.c.counts, batches.c.outcomes)
     with database.read() as conn:
-        query = select(*columns, batches.c.reason, batches.c.problem).where(batches.c.job_id == job_id)
-        known = conn.execute(query.order_by(batches.c.id)).all()
-        twins = (
-            select(batches.c.id, sendings.c.problem)
-            .join(batches, batches.c.id == sendings.c.batch_id)
-            .where(batches.c.job_id == job_id, sendings.c.end == SendingEnd.TWIN)
-        )
-        found.twins = [(batch, problem) for batch, problem in conn.execute(twins)]
-        vanished = conn.scalar(select(func.sum(runs.c.vanished)).where(runs.c.job_id == job_id))
-    found.vanished = int(vanished or 0)
+        known = batches_of_job(conn, job_id)
+        found.twins = twins(conn, job_id)
+        found.vanished = vanished_rows(conn, job_id)
     for batch in known:
         if batch.state == BatchState.COLLECTED:
             found.batches += 1
@@ -304,7 +269,7 @@ def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
         elif batch.state in OPEN_BATCHES and not found.waiting:  # else its rows have been named
             found.note(f"batch {batch.id}", f"is not done: it is {batch.state}")
         elif batch.state == BatchState.LOST:
-            found.lost.append((batch.id, in_words(batch.reason, batch.problem) or ""))
+            found.lost.append(BatchProblem(batch.id, batch.trouble or ""))
 
 
 def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Mapping[str, int]) -> Iterator[str]:

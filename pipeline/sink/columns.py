@@ -90,6 +90,11 @@ class ResultColumns:
         columns._refuse_clashes(rename)
         return columns
 
+    @classmethod
+    def from_stored(cls, columns: Mapping[str, Any]) -> "ResultColumns":
+        """Return the columns that the state database stored as JSON for a job, see `stored` in table.py."""
+        return cls(**columns)
+
     def over(self, before: "ResultColumns | None") -> "ResultColumns":
         """The columns of a table that had those of `before`: what the job no longer names stays, empty in new answers.
 
@@ -100,13 +105,13 @@ class ResultColumns:
             return self
         moved = self.moved(before)
         columns = ResultColumns(
-            self.key,
-            _joined(renamed(before.keep, moved), self.keep),
-            _joined(renamed(before.output, moved), self.output),
-            self.history,
-            before.history or before.had_history,
-            before.schema,
-            self.ids,
+            key=self.key,
+            keep=_joined(renamed(before.keep, moved), self.keep),
+            output=_joined(renamed(before.output, moved), self.output),
+            history=self.history,
+            had_history=before.history or before.had_history,
+            schema=before.schema,
+            ids=self.ids,
         )
         self._refuse_near_twins(before)
         columns._refuse_clashes(dict.fromkeys(columns.keep, "give the job and sink.table new names"))

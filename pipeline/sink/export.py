@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row
-
 from pipeline.errors import Completed, InputError, PipelineError, Stopped
 from pipeline.sink import nested
 from pipeline.sink.formats import FORMATS, Columns, Writer
@@ -19,6 +17,7 @@ from pipeline.sink.read import Wanted, pages
 from pipeline.sink.table import ResultsTable
 from pipeline.source import files
 from pipeline.state.database import Database
+from pipeline.state.jobs import JobRecord
 from pipeline.storage import durable, objects
 
 
@@ -31,7 +30,7 @@ class Exported(NamedTuple):
 
 
 def export(
-    database: Database, job: Row[Any], place: str | Path, wanted: Wanted, *, overwrite: bool = False
+    database: Database, job: JobRecord, place: str | Path, wanted: Wanted, *, overwrite: bool = False
 ) -> Exported:
     """Write the job's answers, in the order of their keys, into a file whose name says the format.
 
@@ -49,7 +48,7 @@ def export(
     return Exported(rows, place)
 
 
-def fitting(database: Database, job: Row[Any], write: Callable[[Nesteds], int]) -> int:
+def fitting(database: Database, job: JobRecord, write: Callable[[Nesteds], int]) -> int:
     """What `write` returns, which writes the answers with these columns of lists and objects.
 
     It begins again when a value does not fit the type of its column, which is text then; nothing has its name by then.
@@ -67,7 +66,7 @@ def _written(
     into: Callable[..., None],
     place: str,
     database: Database,
-    job: Row[Any],
+    job: JobRecord,
     wanted: Wanted,
     nesteds: Nesteds,
     overwrite: bool,
@@ -116,7 +115,7 @@ def is_url(place: str) -> bool:
 class _Sheet:
     """The answers that go into one file. rows: how many there were so far."""
 
-    def __init__(self, database: Database, job: Row[Any], wanted: Wanted, ending: str, nesteds: Nesteds) -> None:
+    def __init__(self, database: Database, job: JobRecord, wanted: Wanted, ending: str, nesteds: Nesteds) -> None:
         self._pages = pages(database, job, wanted)
         self._columns: Columns = list(ResultsTable.of(job).table.columns)
         self._make, self._nesteds = FORMATS[ending], nesteds

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
 from pipeline.answer.schema import Described, describe
 from pipeline.job.json_schema import SchemaProblem, alternatives
 from pipeline.sink.columns import ResultColumns
+from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import runs
 
 DEEPEST = 12  # levels of lists and objects that get a type
@@ -43,7 +44,7 @@ class Nested(NamedTuple):
 Nesteds = Mapping[str, Nested]  # by column; the others are as the database has them
 
 
-def of(conn: Connection, job: Row[Any], columns: ResultColumns) -> dict[str, Nested]:
+def of(conn: Connection, job: JobRecord, columns: ResultColumns) -> dict[str, Nested]:
     """The job's columns of lists or objects."""
     as_json = {name for kinds in (columns.keep, columns.output) for name, kind in kinds.items() if kind == "json"}
     found: dict[str, list[Nested | None]] = {name: [] for name in as_json}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import Column, Row
+from sqlalchemy import Column
 
 from pipeline.errors import InputError, PipelineError, Stopped
 from pipeline.sink.export import Exported, Pipe, fitting, is_url, require_parent, said_if_whole
@@ -27,6 +27,7 @@ from pipeline.sink.read import Wanted, pages
 from pipeline.sink.table import ResultsTable
 from pipeline.source.files import NO_VALUE
 from pipeline.state.database import Database
+from pipeline.state.jobs import JobRecord
 from pipeline.storage import durable, objects
 
 SORTED_BYTES = 16_000_000  # of answers that are sorted in memory at a time
@@ -41,7 +42,7 @@ _ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")  # Hive's own list (
 
 def export_partitioned(
     database: Database,
-    job: Row[Any],
+    job: JobRecord,
     place: str | Path,
     by: Sequence[str],
     wanted: Wanted,

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Row, Select, Table, literal, select, text, tuple_
+from sqlalchemy import Connection, Row, Select, Table, literal, select, text, tuple_
 from sqlalchemy.exc import StatementError
 
 from pipeline.errors import InputError
@@ -13,7 +13,8 @@ from pipeline.sink import nested
 from pipeline.sink.nested import Nesteds
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
-from pipeline.states import OUTCOMES
+from pipeline.state.jobs import JobRecord
+from pipeline.states import OUTCOMES, RowState
 
 PAGE = 5_000  # rows of one transaction
 
@@ -44,7 +45,7 @@ class Wanted:
         return query if self.since is None else query.where(table.c.run_id > self.since)
 
 
-def pages(database: Database, job: Row[Any], wanted: Wanted, size: int | None = None) -> Iterator[Sequence[Row[Any]]]:
+def pages(database: Database, job: JobRecord, wanted: Wanted, size: int | None = None) -> Iterator[Sequence[Row[Any]]]:
     """The job's answers in the order of their keys, so many at a time. Raises InputError for a wrong predicate."""
     size = size or PAGE
     sink = ResultsTable.of(job)
@@ -63,7 +64,7 @@ def pages(database: Database, job: Row[Any], wanted: Wanted, size: int | None = 
         page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
 
 
-def ndjson(database: Database, job: Row[Any], wanted: Wanted | None = None) -> Iterator[bytes]:
+def ndjson(database: Database, job: JobRecord, wanted: Wanted | None = None) -> Iterator[bytes]:
     """The job's answers as JSON lines in the order of their keys, with column names as in the table."""
     with database.read() as conn:
         columns = nested.of(conn, job, ResultsTable.of(job).columns)
@@ -83,6 +84,57 @@ def lines(names: Iterable[str], rows: Sequence[Sequence[Any]], columns: Nesteds 
         if cost:
             values["cost_usd"] = price(values["cost_usd"])
         yield orjson.dumps(values, default=str) + b"\n"
+
+
+class AnswersOfRow(NamedTuple):
+    """The answers of one row by column: the present one, None without any, and those that it replaced, oldest first."""
+
+    present: dict[str, Any] | None
+    earlier: list[dict[str, Any]]
+
+
+def answers_of_row(conn: Connection, sink: ResultsTable, key: str) -> AnswersOfRow:
+    """Return the answers of the row with this key. key: JSON, as the state database has it."""
+    values = sink.key_values(key)
+
+    def answers(table: Table) -> Select[Any]:
+        same = (table.c[name] == value for name, value in zip(sink.columns.key, values, strict=True))
+        return select(table).where(*same)
+
+    present = conn.execute(answers(sink.table)).first()
+    earlier: list[dict[str, Any]] = []
+    if sink.history is not None and sink.columns.history:
+        replaced = conn.execute(answers(sink.history).order_by(sink.history.c.replaced_at))
+        earlier = [dict(row._mapping) for row in replaced]
+    return AnswersOfRow(None if present is None else dict(present._mapping), earlier)
+
+
+def statuses_of(conn: Connection, sink: ResultsTable, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
+    """Return the status of the answers with these keys. keys: as the values of their columns, some hundreds at most."""
+    key = [sink.table.c[name] for name in sink.columns.key]
+    here = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
+    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.table.c.status).where(here)).all()}
+
+
+def answered_keys(database: Database, sink: ResultsTable) -> Iterator[list[tuple[Any, ...]]]:
+    """Return the keys in the results table page by page, each as the values of its columns."""
+    key = [sink.table.c[name] for name in sink.columns.key]
+    query = page = select(*key).order_by(*key).limit(PAGE)
+    while True:
+        with database.read() as conn:
+            found = [tuple(row) for row in conn.execute(page).all()]
+        if not found:
+            return
+        yield found
+        last = [literal(value, column.type) for value, column in zip(found[-1], key, strict=True)]
+        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+
+
+def newest_lengths(conn: Connection, sink: ResultsTable, recipe: str | None, *, limit: int) -> list[int]:
+    """Return the output tokens of answers that succeeded. recipe: of these only; None: of any."""
+    table = sink.table
+    query = select(table.c.output_tokens).where(table.c.status == RowState.SUCCEEDED, table.c.output_tokens > 0)
+    return list(conn.scalars((query if recipe is None else query.where(table.c.recipe == recipe)).limit(limit)))
 
 
 def price(usd: float | None) -> float | None:

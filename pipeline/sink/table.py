@@ -11,7 +11,6 @@ from sqlalchemy import (
     Connection,
     Index,
     MetaData,
-    Row,
     String,
     Table,
     bindparam,
@@ -27,6 +26,7 @@ from pipeline.answer.outcome import Outcome
 from pipeline.errors import DatabaseError
 from pipeline.sink.columns import FIXED, ID_NAMES, IDS, KINDS, REPLACED_AT, ResultColumns, renamed
 from pipeline.state.bulk import Bulk
+from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import UtcDateTime
 
 HISTORY_SLICE = 500  # keys that one statement looks for, to move what is replaced
@@ -42,6 +42,15 @@ class Fixed(NamedTuple):
     batch_id: str | None
     run_id: int
     updated_at: datetime.datetime
+
+
+class Answer(NamedTuple):
+    """What `ResultsTable.row` makes a row of. key, keep: JSON, as the state database has them."""
+
+    key: str
+    keep: str | None
+    outcome: Outcome
+    fixed: Fixed
 
 
 class ResultsTable:
@@ -82,9 +91,9 @@ class ResultsTable:
         self._texts = [i for i, c in enumerate(self.table.c) if c.name in foreign and isinstance(c.type, String)]
 
     @classmethod
-    def of(cls, job: Row[Any]) -> "ResultsTable":
-        """The results table of a job that the state database knows, whose row of it this is."""
-        return cls(job.results_table, ResultColumns(**job.columns))
+    def of(cls, job: JobRecord) -> "ResultsTable":
+        """The results table of a job that the state database knows."""
+        return cls(job.results_table, ResultColumns.from_stored(job.columns))
 
     def having(self, columns: ResultColumns) -> "ResultsTable":
         """The same table when it has these columns; itself when it has them already."""
@@ -279,6 +288,10 @@ class ResultsTable:
             for row in conn.execute(select(*columns, self.table.c.text, self.table.c.error_message).where(among)):
                 found[some[tuple(row[: len(columns)])]] = (row.text or "", row.error_message or "")
         return found
+
+    def write_answers(self, conn: Connection, answers: Iterable[Answer]) -> None:
+        """Write answers, as `write` does."""
+        self.write(conn, [self.row(*answer) for answer in answers])
 
     def write(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows, or replace the ones with the same key: these move to the history table if the job has one."""

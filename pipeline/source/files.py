@@ -338,7 +338,16 @@ def _source_file(path: str, found: Stamp | Object, source: Source) -> SourceFile
     )
     delimiter = source.csv.delimiter or ("\t" if is_tsv else ",")
     compression = COMPRESSIONS.get(last)
-    return SourceFile(path, found, kind, compression, delimiter, source.encoding, source.csv, _partition(path))
+    return SourceFile(
+        path=path,
+        found=found,
+        format=kind,
+        compression=compression,
+        delimiter=delimiter,
+        encoding=source.encoding,
+        csv=source.csv,
+        partition=_partition(path),
+    )
 
 
 def _unknown(ending: str) -> str:

@@ -1,6 +1,7 @@
 """The record of a batch, and the queries about batches and sendings. Edge: SQL."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -15,8 +16,11 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.exc import IntegrityError
 
+from pipeline.errors import LostRace
 from pipeline.reasons import Reason
+from pipeline.state.database import Database
 from pipeline.state.tables import batches, identified, leases, runs, sendings
 from pipeline.states import AT_THE_API, OPEN_BATCHES, BatchState, SendingEnd
 
@@ -77,6 +81,55 @@ class Batch:
     canceling_at: datetime | None
 
 
+@dataclass(frozen=True)
+class SendingRecord:
+    """A sending of a batch as the database has it; the fields are those of the table.
+
+    end: a SendingEnd; None while it goes on, or when its driver died.
+    """
+
+    id: int
+    batch_id: int
+    account_id: int
+    driver: str
+    started_at: datetime
+    deadline: datetime
+    end: str | None
+    grace_from: datetime | None
+    ended_at: datetime | None
+    api_id: str | None
+    request_id: str | None
+    problem: str | None
+    reserved_usd: float | None
+    settled_usd: float | None
+
+
+class AbsentSending(NamedTuple):
+    """A sending that is presumed absent. requests, nonce: those of its batch."""
+
+    id: int
+    batch_id: int
+    started_at: datetime
+    ended_at: datetime
+    requests: int
+    nonce: str
+
+
+class AtTheApi(NamedTuple):
+    """A batch that is at the API. started_at: of its sending, by the API's clock."""
+
+    api_id: str
+    started_at: datetime
+
+
+class Held(NamedTuple):
+    """The lease of a driver. holder: see holders.holder; expires_at: its end."""
+
+    holder: Any
+    expires_at: datetime
+
+
+_SENDING_COLUMNS = [sendings.c[name] for name in SendingRecord.__dataclass_fields__]
 BATCH_COLUMNS = [batches.c[name] for name in Batch.__dataclass_fields__]
 
 
@@ -102,7 +155,7 @@ def batches_in(conn: Connection, job_id: int, *states: BatchState, due: datetime
 def batches_by_state(conn: Connection, run_id: int) -> dict[str, int]:
     """Return the number of the run's batches in each state."""
     query = select(batches.c.state, func.count()).where(batches.c.run_id == run_id).group_by(batches.c.state)
-    return {row[0]: row[1] for row in conn.execute(query)}
+    return dict(conn.execute(query).tuples().all())
 
 
 def next_due_at(conn: Connection, job_id: int, driver: str, account_id: int) -> datetime | None:
@@ -113,11 +166,11 @@ def next_due_at(conn: Connection, job_id: int, driver: str, account_id: int) -> 
     return conn.scalar(query.order_by(batches.c.due_at).limit(1))
 
 
-def waited_for(conn: Connection, job_id: int, driver: str) -> list[Row[Any]]:
-    """Return the holder and the end of the lease of each other driver that has claimed open batches of the job."""
+def waited_for(conn: Connection, job_id: int, driver: str) -> list[Held]:
+    """Return the lease of each other driver that has claimed open batches of the job."""
     theirs = (batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES), batches.c.claimed_by != driver)
     has_them = (leases.c.resource.in_(select(batches.c.claimed_by).where(*theirs)), leases.c.expires_at.is_not(None))
-    return list(conn.execute(select(leases.c.holder, leases.c.expires_at).where(*has_them)))
+    return [Held(*row) for row in conn.execute(select(leases.c.holder, leases.c.expires_at).where(*has_them))]
 
 
 def known_nonces(conn: Connection, job_id: int) -> set[str]:
@@ -149,12 +202,10 @@ def nonce_at_api(conn: Connection, account_id: int, api_id: str) -> str | None:
     return conn.scalar(select(identified.c.nonce).where(*here))
 
 
-def identify(conn: Connection, account_id: int, api_id: str, nonce: str) -> None:
-    """Note the nonce of a batch at the API; empty: it is not ours.
-
-    Raises LostRace or IntegrityError if another driver has just noted it.
-    """
-    conn.execute(insert(identified).values(account_id=account_id, api_id=api_id, nonce=nonce))
+def identify(database: Database, account_id: int, api_id: str, nonce: str) -> None:
+    """Note the nonce of a batch at the API, unless another driver has just noted it. nonce: empty: it is not ours."""
+    with suppress(IntegrityError, LostRace), database.write() as conn:
+        conn.execute(insert(identified).values(account_id=account_id, api_id=api_id, nonce=nonce))
 
 
 def sent_at(conn: Connection, batch: Batch) -> datetime:
@@ -188,7 +239,9 @@ def flying(conn: Connection, job_id: int, tokens_per_byte: float) -> InFlight | 
         .where(batches.c.job_id == job_id, there)
     )
     number, sent, rows, usd, priced = conn.execute(query).one()
-    return InFlight(number, int(sent), int(rows), float(usd) if priced == number else None) if number else None
+    if not number:
+        return None
+    return InFlight(batches=number, requests=int(sent), rows=int(rows), usd=float(usd) if priced == number else None)
 
 
 def count_foreign(conn: Connection, job_id: int, account_id: int) -> int:
@@ -212,11 +265,15 @@ def smallest_too_large(conn: Connection, run_id: int) -> int | None:
     return fewest
 
 
-def last_sending(conn: Connection, batch_id: int) -> Row[Any]:
+def last_sending(conn: Connection, batch_id: int) -> SendingRecord:
     """Return the newest sending of a batch, which must have one."""
-    return conn.execute(
-        select(sendings).where(sendings.c.batch_id == batch_id).order_by(sendings.c.id.desc()).limit(1)
-    ).one()
+    return sendings_of(conn, batch_id)[-1]
+
+
+def sendings_of(conn: Connection, batch_id: int) -> list[SendingRecord]:
+    """Return all sendings of a batch, oldest first."""
+    query = select(*_SENDING_COLUMNS).where(sendings.c.batch_id == batch_id).order_by(sendings.c.id)
+    return [SendingRecord(**row._mapping) for row in conn.execute(query)]
 
 
 def at_the_api(conn: Connection, run_id: int | None = None) -> bool:
@@ -226,23 +283,24 @@ def at_the_api(conn: Connection, run_id: int | None = None) -> bool:
     return conn.scalar(query if run_id is None else query.where(batches.c.run_id == run_id)) is not None
 
 
-def due_at_the_api(conn: Connection, account_id: int, due: datetime) -> list[Row[Any]]:
-    """Return (api_id, started_at) of the account's batches, of all jobs, that are at the API and due by then."""
+def due_at_the_api(conn: Connection, account_id: int, due: datetime) -> list[AtTheApi]:
+    """Return the account's batches, of all jobs, that are at the API and due by then."""
     there = (batches.c.state.in_(AT_THE_API), of_account(account_id), batches.c.due_at <= due)
     sent = sendings.c.api_id == batches.c.api_id
     query = select(batches.c.api_id, sendings.c.started_at).join(sendings, sent).where(*there)
-    return list(conn.execute(query))
+    return [AtTheApi(*row) for row in conn.execute(query)]
 
 
-def absent_since(conn: Connection, job_id: int, account_id: int, since: datetime) -> list[Row[Any]]:
-    """Return this account's sendings that were presumed absent after `since`, with requests and nonce of the batch."""
+def absent_since(conn: Connection, job_id: int, account_id: int, since: datetime) -> list[AbsentSending]:
+    """Return this account's sendings that were presumed absent after `since`."""
+    of_sending = (sendings.c.id, sendings.c.batch_id, sendings.c.started_at, sendings.c.ended_at)
     query = (
-        select(sendings, batches.c.requests, batches.c.nonce)
+        select(*of_sending, batches.c.requests, batches.c.nonce)
         .join(batches, batches.c.id == sendings.c.batch_id)
         .where(batches.c.job_id == job_id, sendings.c.account_id == account_id)
         .where(sendings.c.end == SendingEnd.ABSENT, sendings.c.ended_at > since)
     )
-    return list(conn.execute(query))
+    return [AbsentSending(*row) for row in conn.execute(query)]
 
 
 def of_account(account_id: int) -> ColumnElement[bool]:

@@ -20,6 +20,8 @@ from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of
 from pipeline.state.tables import batches, leases
 from pipeline.states import BatchState
 
+Condition = ColumnElement[bool]  #: one more condition for batches to take, made by a function of this module
+
 
 class Which(NamedTuple):
     """Which batches to claim: those of a job, in these states, due by `due`, with a number above `after`.
@@ -31,13 +33,13 @@ class Which(NamedTuple):
     states: Sequence[BatchState]
     due: datetime
     after: int = 0
-    only: ColumnElement[bool] | None = None
+    only: Condition | None = None
 
 
-TO_DELETE: ColumnElement[bool] = batches.c.delete_remote
+TO_DELETE: Condition = batches.c.delete_remote
 
 
-def to_abandon(account_id: int) -> ColumnElement[bool]:
+def to_abandon(account_id: int) -> Condition:
     """Return the condition for batches to give up: those of other accounts, and those that are overdue."""
     return or_(batches.c.account_id != account_id, batches.c.reason == Reason.OVERDUE)
 
@@ -59,6 +61,22 @@ def claim(conn: Connection, which: Which, *, driver: str, living_at: datetime, l
         here = batches.c.id.in_([batch.id for batch in taken])
         conn.execute(update(batches).where(here).values(claim=batches.c.claim + 1, claimed_by=driver))
     return [replace(batch, claim=batch.claim + 1) for batch in taken]
+
+
+def is_batch(number: int, account_id: int) -> Condition:
+    """Return the condition for this batch alone, if this account has sent it."""
+    return (batches.c.id == number) & (batches.c.account_id == account_id)
+
+
+def ended_and_held(conn: Connection, *, living_at: datetime) -> dict[int, bool]:
+    """Return the batches of all jobs that have ended and are not collected, and whether a living driver has each.
+
+    living_at: the time that signs of life are measured by.
+    """
+    living = select(leases.c.resource).where(leases.c.expires_at > living_at)
+    is_held = batches.c.claimed_by.in_(living).is_(True)
+    query = select(batches.c.id, is_held).where(batches.c.state == BatchState.ENDED)
+    return dict(conn.execute(query).tuples().all())
 
 
 def check_claim(conn: Connection, batch: Batch) -> None:

@@ -9,12 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, func, select
+import sqlalchemy
+from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from pipeline.errors import DatabaseError, LostRace, PipelineError, Stopped
 from pipeline.state import migrations
+
+# Types of SQLAlchemy, for rooms that write no SQL: they import them from here.
+Connection = sqlalchemy.Connection
+Url = URL
 
 BUSY_SECONDS = 30.0  # how long a writer waits for another writer of the same SQLite file or the same PostgreSQL row
 IDLE_SECONDS = 60.0  # how long a driver suspended in the middle of a write may hold its locks on PostgreSQL

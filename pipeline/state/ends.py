@@ -8,13 +8,12 @@ note. If a process dies between the announcement and its note, the end is announ
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, select, update
 
 from pipeline.events.runs import RunEnded
 from pipeline.state.database import Database
-from pipeline.state.runs import run_cost
+from pipeline.state.runs import RunRecord, run_cost, runs_where
 from pipeline.state.tables import jobs, runs
 from pipeline.state.tallies import run_counts
 from pipeline.states import RunState, failed_rows
@@ -62,18 +61,19 @@ def exit_code(state: str, rows: Mapping[str, int], max_failed: float) -> int:
 
 def untold(conn: Connection, job_id: int | None = None) -> list[End]:
     """Return the ends that are not noted as announced, oldest first. job_id None: of all jobs."""
-    query = select(runs).where(runs.c.state != RunState.OPEN, runs.c.announced_at.is_(None)).order_by(runs.c.id)
-    found = conn.execute(query if job_id is None else query.where(runs.c.job_id == job_id)).all()
+    of_job = () if job_id is None else (runs.c.job_id == job_id,)
+    found = runs_where(conn, runs.c.state != RunState.OPEN, runs.c.announced_at.is_(None), *of_job)
     return [_end(conn, run) for run in found]
 
 
 def of(conn: Connection, run_ids: Iterable[int]) -> list[End]:
     """Return how these runs ended, oldest first. Runs that are open are left out."""
-    query = select(runs).where(runs.c.id.in_(list(run_ids)), runs.c.state != RunState.OPEN).order_by(runs.c.id)
-    return [_end(conn, run) for run in conn.execute(query).all()]
+    found = runs_where(conn, runs.c.id.in_(list(run_ids)), runs.c.state != RunState.OPEN)
+    return [_end(conn, run) for run in found]
 
 
-def _end(conn: Connection, run: Row[Any]) -> End:
+def _end(conn: Connection, run: RunRecord) -> End:
+    assert run.ended_at is not None
     return End(
         run_id=run.id,
         job=conn.execute(select(jobs.c.name).where(jobs.c.id == run.job_id)).scalar_one(),
@@ -81,7 +81,7 @@ def _end(conn: Connection, run: Row[Any]) -> End:
         reason=run.reason,
         rows=dict(run.counts) if run.counts is not None else run_counts(conn, run.id),
         cost_usd=run_cost(conn, run.id),
-        max_failed=float((run.job.get("limits") or {}).get("max_failed", 0.0)),  # of any version
+        max_failed=run.max_failed,
         ended_at=run.ended_at,
     )
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
-    Row,
     insert,
     select,
     text,
@@ -15,14 +14,14 @@ from pipeline.state.tables import batches, files, requests, runs
 from pipeline.states import OPEN_BATCHES, RunState
 
 
-def uploaded_file(conn: Connection, job_id: int, account_id: int, sha256: str) -> Row[Any] | None:
-    """Return the file with this content that the job has uploaded for this account; None if there is none.
+def uploaded_file(conn: Connection, job_id: int, account_id: int, sha256: str) -> str | None:
+    """Return the API's id of the file with this content that the job has uploaded for this account; None without any.
 
     Files that are to be deleted at the API are left out. sha256: of the content, in hex.
     """
     here = (files.c.job_id == job_id, files.c.account_id == account_id, files.c.sha256 == sha256)
-    query = select(files).where(*here, ~files.c.delete_remote).order_by(files.c.id.desc()).limit(1)
-    return conn.execute(query).one_or_none()
+    query = select(files.c.file_id).where(*here, ~files.c.delete_remote).order_by(files.c.id.desc()).limit(1)
+    return conn.scalar(query)
 
 
 def add_file(conn: Connection, **values: Any) -> None:

@@ -71,7 +71,7 @@ def waits_for_gate(conn: Connection, run_id: int, gate: str) -> bool:
 def outcomes_of(conn: Connection, numbers: Sequence[int]) -> dict[str, int]:
     """Return the number of rows by state, of rows whose last batch is one of these."""
     query = select(requests.c.state, func.count()).where(requests.c.batch_id.in_(numbers)).group_by(requests.c.state)
-    return {row[0]: row[1] for row in conn.execute(query)}
+    return dict(conn.execute(query).tuples().all())
 
 
 def has_sent(conn: Connection, run_id: int, gate: Gate | None = None) -> bool:

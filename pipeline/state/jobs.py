@@ -1,5 +1,6 @@
 """The jobs of the state database: their files, spools, results columns and open work. Edge: SQL."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,31 @@ from pipeline.state.tables import batches, files, jobs, runs, sendings
 from pipeline.states import OPEN_BATCHES, BatchState, RunState, SendingEnd
 
 
-def known_job(database: Database, name: str) -> Row[Any]:
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as the database has it; the fields are those of the table. columns: see ResultColumns.from_stored."""
+
+    id: int
+    name: str
+    file: str | None
+    results_table: str
+    columns: dict[str, Any]
+    spool: str | None
+    spool_id: str | None
+    swept_at: datetime | None
+    gone: int | None
+    gone_at: datetime | None
+    created_at: datetime
+
+
+_JOB_COLUMNS = [jobs.c[name] for name in JobRecord.__dataclass_fields__]
+
+
+def _job_of(row: Row[Any]) -> JobRecord:
+    return JobRecord(**row._mapping)
+
+
+def known_job(database: Database, name: str) -> JobRecord:
     """Return the job with this name. Raises InputError, which names the jobs that the database knows."""
     with database.read() as conn:
         row = job_named(conn, name)
@@ -35,7 +60,7 @@ def known_job(database: Database, name: str) -> Row[Any]:
     return row
 
 
-def job_file_of(job: Row[Any]) -> Path:
+def job_file_of(job: JobRecord) -> Path:
     """Return the path of the job file of the job's last run. Raises InputError if the file no longer exists."""
     if job.file is None or not Path(job.file).exists():
         raise InputError(f"job {job.name}: its job file {job.file} is gone; give the path of one")
@@ -120,14 +145,15 @@ def mark_swept(conn: Connection, job_id: int, now: datetime) -> None:
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(swept_at=now))
 
 
-def job_named(conn: Connection, name: str) -> Row[Any] | None:
+def job_named(conn: Connection, name: str) -> JobRecord | None:
     """Return the job with this name; None if there is none."""
-    return conn.execute(select(jobs).where(jobs.c.name == name)).one_or_none()
+    row = conn.execute(select(*_JOB_COLUMNS).where(jobs.c.name == name)).one_or_none()
+    return None if row is None else _job_of(row)
 
 
-def all_jobs(conn: Connection) -> list[Row[Any]]:
+def all_jobs(conn: Connection) -> list[JobRecord]:
     """Return all jobs, oldest first."""
-    return list(conn.execute(select(jobs).order_by(jobs.c.id)))
+    return [_job_of(row) for row in conn.execute(select(*_JOB_COLUMNS).order_by(jobs.c.id))]
 
 
 def jobs_with_work(conn: Connection, *, now: datetime) -> set[int]:

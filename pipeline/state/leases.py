@@ -24,9 +24,8 @@ from pipeline.state.holders import holder, holds, in_words, is_dead, lives, unti
 from pipeline.state.tables import leases
 
 DRIVER = "driver "
-FORGOTTEN_AFTER = timedelta(
-    days=2
-)  # after its sign of life ran out; all its create calls have passed their deadline by then
+# after its sign of life ran out; all its create calls have passed their deadline by then
+FORGOTTEN_AFTER = timedelta(days=2)
 
 
 class Lease:

@@ -102,15 +102,22 @@ _CLAIM = Bulk(_CLAIMED, _CLAIM_PARAMETERS)
 _CLAIM_FOR_RETRY = Bulk(_CLAIMED.values(attempts=_STARTED_BY_RETRY), _CLAIM_PARAMETERS)
 
 
-def _consecutive(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Return (row, n) pairs as ranges (first row, last row, row minus n) in which both numbers grow by one."""
-    stretches: list[tuple[int, int, int]] = []
-    for row, n in rows:
-        if stretches and stretches[-1][1] == row - 1 and stretches[-1][2] == row - n:
-            stretches[-1] = (stretches[-1][0], row, row - n)
-        else:
-            stretches.append((row, row, row - n))
-    return stretches
+class _Stretch(NamedTuple):
+    """Rows whose numbers and positions count up together. offset: the number of each minus its position."""
+
+    first: int
+    last: int
+    offset: int
+
+
+def _consecutive(rows: Sequence[tuple[int, int]]) -> list[_Stretch]:
+    """Return (row, n) pairs as ranges in which both numbers grow by one."""
+    starts = [i for i, (row, n) in enumerate(rows) if i == 0 or rows[i - 1] != (row - 1, n - 1)]
+    ends = [*starts[1:], len(rows)]
+    return [
+        _Stretch(first=rows[start][0], last=rows[end - 1][0], offset=rows[start][0] - rows[start][1])
+        for start, end in zip(starts, ends, strict=False)
+    ]
 
 
 def add_batch(

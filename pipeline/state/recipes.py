@@ -48,11 +48,11 @@ def answered(conn: Connection, job_id: int) -> list[Answered]:
     return sorted(
         (
             Answered(
-                recipe,
-                first[recipe].created_at,
-                int(rows),
-                recipe == present.recipe,
-                None if recipe == present.recipe else first_difference(first[recipe].job, present.job),
+                recipe=recipe,
+                since=first[recipe].created_at,
+                rows=int(rows),
+                present=recipe == present.recipe,
+                differs=None if recipe == present.recipe else first_difference(first[recipe].job, present.job),
             )
             for recipe, rows in conn.execute(by_recipe).tuples()
             if rows

@@ -9,7 +9,6 @@ import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     Select,
     bindparam,
     case,
@@ -29,24 +28,38 @@ from pipeline.state.tables import batches, requests, runs
 from pipeline.state.tallies import leaving, moved, tallied_moves, tally
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState
 
+
+class KnownRow(NamedTuple):
+    """What is known of a row of the source; the fields are those of the table.
+
+    attempts: of the last outcome, where there is one; changed_hash: None as long as no other source row was seen.
+    """
+
+    id: int
+    key: str
+    run_id: int
+    state: str
+    row_hash: bytes
+    recipe: str
+    keep: str | None
+    batch_id: int | None
+    outcome: str | None
+    outcome_hash: bytes | None
+    outcome_recipe: str | None
+    error_type: str | None
+    changed_hash: bytes | None
+    outcome_sent_hash: bytes | None
+    attempts: int
+
+    @property
+    def batch(self) -> int:
+        """The number of the batch that a row in flight is in."""
+        assert self.batch_id is not None, f"row {self.id} is {self.state} and in no batch"
+        return self.batch_id
+
+
 _KNOWN = [
-    requests.c[name]
-    for name in (
-        "id",
-        "key",
-        "run_id",
-        "state",
-        "row_hash",
-        "recipe",
-        "keep",
-        "batch_id",
-        "outcome",
-        "outcome_hash",
-        "outcome_recipe",
-        "error_type",
-        "changed_hash",
-        "outcome_sent_hash",
-    )
+    func.abs(requests.c.attempts).label(name) if name == "attempts" else requests.c[name] for name in KnownRow._fields
 ]
 
 
@@ -62,28 +75,49 @@ def any_waiting(conn: Connection, job_id: int) -> bool:
     return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
 
 
-def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, Row[Any]]:
-    """Return the known rows by key; new keys are left out. keys: at most a chunk.
-
-    attempts of a row: those of its last outcome, if it has one.
-    """
-    query = select(*_KNOWN, func.abs(requests.c.attempts).label("attempts")).where(
-        requests.c.job_id == job_id, requests.c.key.in_(keys)
-    )
-    return {row.key: row for row in conn.execute(query)}
+def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, KnownRow]:
+    """Return the known rows by key; new keys are left out. keys: at most a chunk."""
+    query = select(*_KNOWN).where(requests.c.job_id == job_id, requests.c.key.in_(keys))
+    return {row.key: row for row in map(KnownRow._make, conn.execute(query))}
 
 
-#: The values of a new row, in this order; `job_id` and `id` come before them.
-NEW_ROW = (
-    *("key", "run_id", "state", "row_hash", "recipe", "keep", "sent_hash", "attempts"),
-    *("outcome", "outcome_hash", "outcome_recipe"),
-)
-_RUN_AND_STATE = itemgetter(NEW_ROW.index("run_id"), NEW_ROW.index("state"))
-_ADD = Bulk(insert(requests), ("id", "job_id", *NEW_ROW))
+class NewRow(NamedTuple):
+    """What a row is inserted with, or planned again with. outcome_hash, outcome_recipe: what its outcome answers."""
+
+    key: str
+    run_id: int
+    state: str
+    row_hash: bytes
+    recipe: str
+    keep: str | None
+    sent_hash: bytes | None
+    attempts: int
+    outcome: str | None
+    outcome_hash: bytes | None
+    outcome_recipe: str | None
 
 
-def add_rows(conn: Connection, job_id: int, rows: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Insert new rows and return their numbers in ascending order. rows: tuples in the order of NEW_ROW."""
+class Replanned(NamedTuple):
+    """A known row, by its number, and how it is planned now."""
+
+    row: int
+    new: NewRow
+
+
+class Kept(NamedTuple):
+    """A row that need not be sent. keep: its kept values; outcome: to return to, None to leave the state unchanged."""
+
+    row: int
+    keep: str | None
+    outcome: str | None
+
+
+_RUN_AND_STATE = itemgetter(NewRow._fields.index("run_id"), NewRow._fields.index("state"))
+_ADD = Bulk(insert(requests), ("id", "job_id", *NewRow._fields))
+
+
+def add_rows(conn: Connection, job_id: int, rows: Sequence[NewRow]) -> list[int]:
+    """Insert new rows and return their numbers in ascending order."""
     if not rows:
         return []
     numbers = next_ids(conn, len(rows))
@@ -96,34 +130,31 @@ _REPLAN = Bulk(
     update(requests)
     .where(requests.c.id == bindparam("row"), requests.c.state != text("'in_flight'"))
     .values(
-        {name: bindparam(f"new_{name}") for name in NEW_ROW}
+        {name: bindparam(f"new_{name}") for name in NewRow._fields}
         | dict.fromkeys(("batch_id", "n", "body_id", "body_n", "changed_hash"), text("NULL"))
     ),
-    (*(f"new_{name}" for name in NEW_ROW), "row"),
+    (*(f"new_{name}" for name in NewRow._fields), "row"),
 )
 
 
-def replan_rows(conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+def replan_rows(conn: Connection, rows: Sequence[Replanned]) -> None:
     """Move known rows to pending or invalid, with their new values from the source.
 
-    rows: tuples in the order of NEW_ROW, then the row's number. Raises LostRace if another driver has planned some.
+    Raises LostRace if another driver has planned some.
     """
     if not rows:
         return
-    changes = leaving(conn, requests.c.id.in_([row[-1] for row in rows]))
-    changes.update(map(_RUN_AND_STATE, rows))
-    if _REPLAN.execute(conn, rows) != len(rows):
+    changes = leaving(conn, requests.c.id.in_([replanned.row for replanned in rows]))
+    changes.update(_RUN_AND_STATE(replanned.new) for replanned in rows)
+    if _REPLAN.execute(conn, [(*new, row) for row, new in rows]) != len(rows):
         raise LostRace("another driver planned some of these rows; the same command again goes on")
     tally(conn, changes)
 
 
-def keep_rows(conn: Connection, rows: Sequence[tuple[int, str | None, str | None]]) -> None:
-    """Store the kept values of rows that need not be sent.
-
-    rows: (number, kept values, outcome to return to); outcome None: leave the state unchanged.
-    """
+def keep_rows(conn: Connection, rows: Sequence[Kept]) -> None:
+    """Store the kept values of rows that need not be sent, and move back to their outcome those that name one."""
     if rows:  # a driver that is collecting one of them has read the old kept values and must read them again
-        flying = (requests.c.id.in_([row for row, *_ in rows]), requests.c.state == RowState.IN_FLIGHT)
+        flying = (requests.c.id.in_([kept.row for kept in rows]), requests.c.state == RowState.IN_FLIGHT)
         theirs = batches.c.id.in_(select(requests.c.batch_id).where(*flying))
         ended = (theirs, batches.c.state == BatchState.ENDED)
         conn.execute(update(batches).where(*ended).values(claim=batches.c.claim + 1, claimed_by=None))
@@ -234,27 +265,58 @@ def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) ->
     return removed
 
 
-def rows_to_send_again(conn: Connection, run_id: int, *, after: tuple[int, int, int], limit: int) -> list[Row[Any]]:
+class Place(NamedTuple):
+    """Where the request of a pending row is: in which body, at which position there; and the row's number."""
+
+    body: int
+    n: int
+    row: int
+
+
+class WaitingRow(NamedTuple):
+    """A pending row whose request is in a body. nonce, digest, gate: those of the batch that the body was for."""
+
+    id: int
+    key: str
+    body_id: int
+    body_n: int
+    outcome: str | None
+    error_type: str | None
+    sent_hash: bytes | None
+    outcome_sent_hash: bytes | None
+    nonce: str
+    digest: str
+    gate: str | None
+
+    @property
+    def place(self) -> Place:
+        """Return where the row's request is."""
+        return Place(self.body_id, self.body_n, self.id)
+
+
+BEFORE_ALL = Place(body=0, n=-1, row=0)
+_OF_BODY = ("nonce", "digest", "gate")
+_WAITING = [batches.c[name] if name in _OF_BODY else requests.c[name] for name in WaitingRow._fields]
+
+
+def rows_to_send_again(conn: Connection, run_id: int, *, after: Place, limit: int) -> list[WaitingRow]:
     """Return the pending rows of a run whose request is in a body, in the order of the bodies.
 
-    after: (body_id, body_n, id) of the row before the first one. limit: the largest number of rows.
+    after: of the row before the first one. limit: the largest number of rows.
     """
-    body, n, row = after
-    of_row = ("id", "key", "body_id", "body_n", "outcome", "error_type", "sent_hash", "outcome_sent_hash")
-    columns = [requests.c[name] for name in of_row]
     behind = or_(
-        requests.c.body_id > body,
-        (requests.c.body_id == body) & (requests.c.body_n > n),
-        (requests.c.body_id == body) & (requests.c.body_n == n) & (requests.c.id > row),
+        requests.c.body_id > after.body,
+        (requests.c.body_id == after.body) & (requests.c.body_n > after.n),
+        (requests.c.body_id == after.body) & (requests.c.body_n == after.n) & (requests.c.id > after.row),
     )
     query = (
-        select(*columns, batches.c.nonce, batches.c.digest, batches.c.gate)
+        select(*_WAITING)
         .join(batches, batches.c.id == requests.c.body_id)
         .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"), behind)
         .order_by(requests.c.body_id, requests.c.body_n, requests.c.id)
         .limit(limit)
     )
-    return list(conn.execute(query))
+    return [WaitingRow(*row) for row in conn.execute(query)]
 
 
 def note_sent(conn: Connection, rows: Sequence[tuple[int, bytes]]) -> None:
@@ -299,8 +361,18 @@ def needed_bodies(conn: Connection, job_id: int) -> list[int]:
     return list(conn.scalars(select(batches.c.id).where(batches.c.job_id == job_id, needed).order_by(batches.c.id)))
 
 
-def batch_rows(conn: Connection, batch: int, first: int, last: int) -> Sequence[Sequence[Any]]:
-    """Return the rows of a batch in flight at positions first to last, as (number, n, attempts, key, keep), by n."""
+class BatchRow(NamedTuple):
+    """A row of a batch in flight. n: its position there; attempts: those before this one; key, keep: JSON."""
+
+    id: int
+    n: int
+    attempts: int
+    key: str
+    keep: str | None
+
+
+def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[BatchRow]:
+    """Return the rows of a batch in flight at positions first to last, by n."""
     attempts = case((requests.c.attempts < 0, 0), else_=requests.c.attempts).label("attempts")
     query = (
         select(requests.c.id, requests.c.n, attempts, requests.c.key, requests.c.keep)
@@ -311,7 +383,7 @@ def batch_rows(conn: Connection, batch: int, first: int, last: int) -> Sequence[
         )
         .order_by(requests.c.n, requests.c.id)
     )
-    return whole(conn, query)
+    return list(map(BatchRow._make, whole(conn, query)))
 
 
 def whole(conn: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:

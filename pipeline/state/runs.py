@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     func,
@@ -21,30 +23,112 @@ from pipeline.state.conditions import IS_RETRY, UNFINISHED, inserted_id
 from pipeline.state.files import mark_files_done
 from pipeline.state.rows import stand_if_retry_is_over
 from pipeline.state.tables import batches, requests, runs
-from pipeline.state.tallies import add_up, run_counts
-from pipeline.states import OPEN_BATCHES, BatchState, RowState, RunReason, RunState
+from pipeline.state.tallies import add_up, as_people_see, run_counts
+from pipeline.states import OPEN_BATCHES, BatchState, Gate, RowState, RunReason, RunState
 
 
-def get_run(conn: Connection, run_id: int) -> Row[Any]:
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the database has it; the fields are those of the table.
+
+    job: the job as the version that began the run stored it. The properties below read single fields of it, and return
+    the default where that version stored none; driver.job_of_run.stored_job reads the whole of it.
+    """
+
+    id: int
+    job_id: int
+    vars: dict[str, Any]
+    retry: dict[str, Any] | None
+    job: dict[str, Any]
+    recipe: str
+    state: str  # not RunState: the public API returns it, and its repr is seen in notebooks
+    reason: str | None
+    planned_at: datetime | None
+    vanished: int
+    counts: dict[str, int] | None
+    created_at: datetime
+    ended_at: datetime | None
+    announced_at: datetime | None
+    tokens_per_byte: float | None
+    gate: Gate | None
+    estimate: dict[str, Any] | None
+    no_canary: bool
+
+    @property
+    def job_name(self) -> str:
+        """The name of the run's job."""
+        return str(self.job.get("name", ""))
+
+    @property
+    def max_cost_usd(self) -> float | None:
+        """The run's budget in US dollars; None without one."""
+        limit: float | None = self._section("limits").get("max_cost_usd")
+        return limit
+
+    @property
+    def max_failed(self) -> float:
+        """The share of the run's rows that may fail."""
+        return float(self._section("limits").get("max_failed", 0.0))
+
+    @property
+    def deletes_remote(self) -> bool:
+        """Whether batches and files are deleted at the API once they are not needed any more."""
+        return bool(self._section("privacy").get("delete_remote"))
+
+    @property
+    def client(self) -> str:
+        """The SDK's client by which the run speaks to the API."""
+        return str(self._section("api").get("client", "default"))
+
+    @property
+    def model(self) -> str:
+        """The model that the run's requests name; empty when they name none."""
+        return str(self._section("request").get("model") or "")
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The max_tokens of the run's requests; None where a template over the row's columns gives it."""
+        tokens = self._section("request").get("max_tokens")
+        return tokens if isinstance(tokens, int) else None
+
+    def _section(self, name: str) -> dict[str, Any]:
+        section = self.job.get(name)
+        return section if isinstance(section, dict) else {}
+
+
+_RUN_COLUMNS = [runs.c[name] for name in RunRecord.__dataclass_fields__]
+
+
+def _run_of(row: Row[Any]) -> RunRecord:
+    return RunRecord(**{**row._mapping, "gate": None if row.gate is None else Gate(row.gate)})
+
+
+def runs_where(conn: Connection, *which: ColumnElement[bool]) -> list[RunRecord]:
+    """Return the runs for which all of these conditions hold, oldest first."""
+    return [_run_of(row) for row in conn.execute(select(*_RUN_COLUMNS).where(*which).order_by(runs.c.id)).all()]
+
+
+def get_run(conn: Connection, run_id: int) -> RunRecord:
     """Return one run."""
-    return conn.execute(select(runs).where(runs.c.id == run_id)).one()
+    return _run_of(conn.execute(select(*_RUN_COLUMNS).where(runs.c.id == run_id)).one())
 
 
-def open_runs(conn: Connection, job_id: int | None = None) -> list[Row[Any]]:
+def open_runs(conn: Connection, job_id: int | None = None) -> list[RunRecord]:
     """Return the open runs of a job, oldest first. job_id None: of all jobs."""
-    query = select(runs).where(runs.c.state == RunState.OPEN).order_by(runs.c.id)
-    return list(conn.execute(query if job_id is None else query.where(runs.c.job_id == job_id)))
+    is_open = runs.c.state == RunState.OPEN
+    return runs_where(conn, is_open) if job_id is None else runs_where(conn, is_open, runs.c.job_id == job_id)
 
 
-def unfinished_retries(conn: Connection, job_id: int) -> list[Row[Any]]:
+def unfinished_retries(conn: Connection, job_id: int) -> list[RunRecord]:
     """Return the retries that the same command continues, oldest first. Other runs leave their pending rows to them."""
-    query = select(runs).where(runs.c.job_id == job_id, IS_RETRY, UNFINISHED).order_by(runs.c.id)
-    return list(conn.execute(query))
+    return runs_where(conn, runs.c.job_id == job_id, IS_RETRY, UNFINISHED)
 
 
-def last_run(conn: Connection, job_id: int) -> Row[Any] | None:
+def last_run(conn: Connection, job_id: int) -> RunRecord | None:
     """Return the job's newest run; None if it has none."""
-    return conn.execute(select(runs).where(runs.c.job_id == job_id).order_by(runs.c.id.desc()).limit(1)).one_or_none()
+    query = select(*_RUN_COLUMNS).where(runs.c.job_id == job_id).order_by(runs.c.id.desc()).limit(1)
+    row = conn.execute(query).one_or_none()
+    return None if row is None else _run_of(row)
 
 
 def join_run(
@@ -77,15 +161,16 @@ def run_to_join(
     conn: Connection, job_id: int, *, variables: dict[str, Any], recipe: str, retry: dict[str, Any] | None
 ) -> int | None:
     """Return the newest run that `join_run` would continue, open ones first; None if there is none."""
-    query = select(runs).where(runs.c.job_id == job_id, runs.c.recipe == recipe).order_by(runs.c.id.desc())
-    alike = [run for run in conn.execute(query) if run.vars == variables and run.retry == retry]
+    of_recipe = reversed(runs_where(conn, runs.c.job_id == job_id, runs.c.recipe == recipe))
+    alike = [run for run in of_recipe if run.vars == variables and run.retry == retry]
     last = next((run for run in alike if run.state == RunState.OPEN), alike[0] if alike else None)
     return last.id if last is not None and (last.state == RunState.OPEN or last.reason == RunReason.BUDGET) else None
 
 
-def require_open(conn: Connection, run_id: int) -> Row[Any]:
+def require_open(conn: Connection, run_id: int) -> RunRecord:
     """Return the run and keep it open until this transaction has ended. Raises RunEnded if it is not open."""
-    run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(read=True)).one()
+    query = select(*_RUN_COLUMNS).where(runs.c.id == run_id).with_for_update(read=True)
+    run = _run_of(conn.execute(query).one())
     if run.state != RunState.OPEN:
         raise RunEnded(f"run {run_id} was ended by another driver ({run.reason or run.state})")
     return run
@@ -128,11 +213,12 @@ def cancel_stopped_retries(conn: Connection, job_id: int) -> None:
 
 def end_if_done(conn: Connection, run_id: int, now: datetime) -> bool:
     """open -> finished, if the run is planned to the end of the source and has no work left. Return whether it is."""
-    run = conn.execute(select(runs).where(runs.c.id == run_id).with_for_update(key_share=True)).one()
+    query = select(*_RUN_COLUMNS).where(runs.c.id == run_id).with_for_update(key_share=True)
+    run = _run_of(conn.execute(query).one())
     if run.planned_at is None or has_work(conn, run_id) or rows_for_planning(conn, run_id):
         return False
     ended = end_run(conn, run_id, RunState.FINISHED, reason=None, now=now)
-    if ended and run.job.get("privacy", {}).get("delete_remote"):
+    if ended and run.deletes_remote:
         mark_files_done(conn, run.job_id)
     return ended
 
@@ -157,6 +243,13 @@ def partly_collected(conn: Connection, job_id: int) -> list[Collecting]:
     return found
 
 
+def run_rows(conn: Connection, run: RunRecord) -> dict[str, int]:
+    """Return the run's rows by state as `as_people_see` does; for a run that has ended, those of its end."""
+    if run.counts is not None:
+        return dict(run.counts)
+    return as_people_see(conn, run_counts(conn, run.id), batches.c.run_id == run.id)
+
+
 def run_cost(conn: Connection, run_id: int) -> float:
     """Return the cost of all answers of the run in US dollars, including failed and repeated rows."""
     cost = conn.scalar(select(func.coalesce(func.sum(batches.c.cost_usd), 0.0)).where(batches.c.run_id == run_id))
@@ -178,6 +271,11 @@ def rows_for_planning(conn: Connection, run_id: int) -> int:
     changed = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None), back)
     counts = [conn.scalar(select(func.count()).select_from(requests).where(*some)) for some in (unspooled, changed)]
     return sum(count or 0 for count in counts)
+
+
+def vanished_rows(conn: Connection, job_id: int) -> int:
+    """Return how many rows of the job left the source before they had an answer."""
+    return int(conn.scalar(select(func.sum(runs.c.vanished)).where(runs.c.job_id == job_id)) or 0)
 
 
 def forget_changed(conn: Connection, run_id: int) -> None:

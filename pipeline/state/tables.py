@@ -79,9 +79,8 @@ jobs = Table(
     Column("results_table", String, nullable=False, unique=True),
     Column("columns", JSON, nullable=False),  # the columns of the results table as created
     Column("spool", Text),  # NULL: beside the database
-    Column(
-        "spool_id", String
-    ),  # the id in the spool's marker file, so that another folder is not mistaken for the spool
+    # the id in the spool's marker file, so that another folder is not mistaken for the spool
+    Column("spool_id", String),
     Column("swept_at", UtcDateTime),  # when a driver last did all work that was due
     Column("gone", Integer),  # rows that were not in the source when it was last read completely; NULL: unknown
     Column("gone_at", UtcDateTime),  # when that was
@@ -181,9 +180,8 @@ sendings = Table(
     _id(),
     Column("batch_id", ForeignKey("batches.id"), nullable=False, index=True),
     Column("account_id", ForeignKey("accounts.id"), nullable=False),
-    Column(
-        "driver", String, nullable=False, server_default=""
-    ),  # the lease of the sending driver, which shows whether the call can still be running
+    # the lease of the sending driver, which shows whether the call can still be running
+    Column("driver", String, nullable=False, server_default=""),
     Column("started_at", UtcDateTime, nullable=False),
     Column("deadline", UtcDateTime, nullable=False),  # the last chunk of the body is sent before this time or never
     Column("end", String),

@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     func,
     insert,
     select,
@@ -30,23 +29,16 @@ def job_counts(conn: Connection, job_id: int) -> dict[str, int]:
     return _tallied(conn, tallies.c.run_id.in_(select(runs.c.id).where(runs.c.job_id == job_id)))
 
 
-def run_rows(conn: Connection, run: Row[Any]) -> dict[str, int]:
-    """Return the run's rows by state for people: `planned` are in a batch that was not sent, `in_flight` were sent.
-
-    For a run that has ended, return the counts that were written at its end.
-    """
-    if run.counts is not None:
-        return dict(run.counts)
-    return _apart(conn, run_counts(conn, run.id), batches.c.run_id == run.id)
-
-
 def job_rows(conn: Connection, job_id: int) -> dict[str, int]:
-    """Return the job's rows by state for people, with `planned` apart from `in_flight` as in `run_rows`."""
-    return _apart(conn, job_counts(conn, job_id), batches.c.job_id == job_id)
+    """Return the job's rows by state as `as_people_see` does."""
+    return as_people_see(conn, job_counts(conn, job_id), batches.c.job_id == job_id)
 
 
-def _apart(conn: Connection, counts: dict[str, int], which: ColumnElement[bool]) -> dict[str, int]:
-    """Return the counts with the rows of planned batches moved from `in_flight` to `planned`."""
+def as_people_see(conn: Connection, counts: dict[str, int], which: ColumnElement[bool]) -> dict[str, int]:
+    """Return counts of rows in which `planned` are in a batch that was not sent yet, and `in_flight` were sent.
+
+    counts: rows by state, where a row is in_flight from its planning on; which: the batches that these rows may be in.
+    """
     query = select(func.sum(batches.c.rows)).where(which, batches.c.state == BatchState.PLANNED)
     in_batches = counts.get(RowState.IN_FLIGHT, 0)
     planned = min(int(conn.scalar(query) or 0), in_batches)
@@ -92,7 +84,7 @@ def leaving(conn: Connection, *which: ColumnElement[bool]) -> Counter[tuple[int,
     """Return the negative number of rows by run and state, for rows that will change, and lock these rows."""
     query = select(requests.c.run_id, requests.c.state).where(*which).with_for_update(key_share=True)
     leaving: Counter[tuple[int, str]] = Counter()
-    leaving.subtract((row[0], row[1]) for row in conn.execute(query))
+    leaving.subtract((run_id, state) for run_id, state in conn.execute(query).tuples())
     return leaving
 
 

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
-
-from sqlalchemy import Connection, Row
+from typing import NamedTuple
 
 from pipeline.driver.driver import Driver
+from pipeline.driver.job_of_run import stored_job
 from pipeline.errors import AccountStopped, Stopped
-from pipeline.job.load import stored_job
 from pipeline.job.model import Job
 from pipeline.money import budget
 from pipeline.money.budget import CERTAIN_TOKENS_PER_BYTE, Budget
@@ -17,9 +15,10 @@ from pipeline.planning import gates, packer
 from pipeline.reasons import BEHIND_GATE, Reason
 from pipeline.state.accounts import circuit
 from pipeline.state.batches import Batch, at_the_api
+from pipeline.state.database import Connection
 from pipeline.state.gates import keeps_gate
 from pipeline.state.moves import begin_sending
-from pipeline.state.runs import require_open
+from pipeline.state.runs import RunRecord, require_open
 from pipeline.state.spending import in_flight, jobs_held_back, lock_accounts, reservation, spending, spending_since
 
 LOOK_AGAIN = 10.0  # seconds until a batch that was held back is tried again, unless another one ends before
@@ -52,9 +51,9 @@ def intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetim
     """
     with driver.moving(batch) as conn:
         lock_accounts(conn)
-        job, reserved, not_now = allowed_now(driver, conn, batch, require_open(conn, batch.run_id))
-        if not_now is not None:
-            return not_now
+        admission = allowed_now(driver, conn, batch, require_open(conn, batch.run_id))
+        if admission.not_now is not None:
+            return admission.not_now
         batch, sending = begin_sending(
             conn,
             batch,
@@ -63,26 +62,35 @@ def intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetim
             started_at=started_at,
             deadline=deadline,
             due_at=driver.now(),
-            reserved_usd=reserved,
+            reserved_usd=admission.reserved_usd,
         )
         driver.tries_account = False  # one try for each explicit run; success closes the circuit
-        return _Intent(batch, sending, job.request.betas)
+        return _Intent(batch, sending, admission.job.request.betas)
 
 
-def allowed_now(
-    driver: Driver, conn: Connection, batch: Batch, run: Row[Any]
-) -> tuple[Job, float | None, NotNow | None]:
-    """The job, what to reserve for the batch, and why it cannot be sent now, if so. Raises AccountStopped."""
+class Admission(NamedTuple):
+    """Whether a batch can be sent now. reserved_usd: what it may cost at most; None without a budget.
+
+    not_now: why it cannot be sent; None when it can.
+    """
+
+    job: Job
+    reserved_usd: float | None
+    not_now: NotNow | None
+
+
+def allowed_now(driver: Driver, conn: Connection, batch: Batch, run: RunRecord) -> Admission:
+    """Return whether the batch can be sent now. Raises AccountStopped when the API has refused the account."""
     job = stored_job(run)  # not a copy of before: the run goes by its present limits
     _check_circuit(driver, circuit(conn, driver.account_id))
     not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
     reserved = None
     if not_now is None:
         reserved, not_now = _money(driver, conn, batch, job, run)
-    return job, reserved, not_now
+    return Admission(job, reserved, not_now)
 
 
-def _gate(conn: Connection, batch: Batch, job: Job, run: Row[Any]) -> NotNow | None:
+def _gate(conn: Connection, batch: Batch, job: Job, run: RunRecord) -> NotNow | None:
     """Whether the batch has to wait for what its run sends first."""
     if run.gate is None or batch.gate == run.gate:
         return None
@@ -111,7 +119,7 @@ def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> NotNow | 
 
 
 def _money(
-    driver: Driver, conn: Connection, batch: Batch, job: Job, run: Row[Any]
+    driver: Driver, conn: Connection, batch: Batch, job: Job, run: RunRecord
 ) -> tuple[float | None, NotNow | None]:
     """What to reserve for the batch, None without a budget; or why it cannot be paid for now."""
     of_run, of_month = job.limits.max_cost_usd, driver.settings.monthly_budget

@@ -8,9 +8,6 @@ If we die before it is told that the runs are ended, the next `collect`, `run` o
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any
-
-from sqlalchemy import Row
 
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
@@ -20,6 +17,7 @@ from pipeline.planning.drop import drop_planned
 from pipeline.state import ends
 from pipeline.state.batches import batches_in
 from pipeline.state.claims import to_abandon
+from pipeline.state.jobs import JobRecord
 from pipeline.state.moves import ask_to_cancel
 from pipeline.state.runs import cancel_stopped_retries, end_run, open_runs
 from pipeline.states import AT_THE_API, BatchState, RunReason, RunState
@@ -41,7 +39,7 @@ class Canceled:
     foreign: int
 
 
-def cancel(where: Environment, job: Row[Any], *, abandon: bool = False) -> Canceled:
+def cancel(where: Environment, job: JobRecord, *, abandon: bool = False) -> Canceled:
     """Cancel a job: its open runs, its batches not sent yet, and those at the API. Safe to call again.
 
     abandon: give up the batches that another account has sent, or that the API has not ended in time: their rows are

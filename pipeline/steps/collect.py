@@ -15,16 +15,15 @@ from datetime import timedelta
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement
 
 from pipeline.answer import lines
 from pipeline.answer.outcome import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
+from pipeline.driver.settle import SettledRows, settle_rows
 from pipeline.errors import Stopped
 from pipeline.events.batches import BodyLeft, Collected, ResultsMissing, UnknownResults
 from pipeline.job.model import Job
@@ -35,10 +34,11 @@ from pipeline.sink.columns import ResultColumns
 from pipeline.sink.table import Fixed, stored
 from pipeline.state.accounts import open_circuit
 from pipeline.state.batches import Batch
+from pipeline.state.claims import Condition
 from pipeline.state.conditions import soon
 from pipeline.state.jobs import alone, columns_of, set_columns
 from pipeline.state.moves import collected_so_far, count_download, mark_collected, mark_lost, postpone
-from pipeline.state.rows import Settled, add_to_batch, batch_rows, mark_outcomes, unneeded_bodies
+from pipeline.state.rows import Settled, batch_rows, unneeded_bodies
 from pipeline.state.spending import settle
 from pipeline.states import BatchState, RowState
 from pipeline.steps import lost
@@ -52,7 +52,7 @@ MAX_DOWNLOADS = 3
 LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing fault of the API has passed
 
 
-def collect_due(driver: Driver, jobs: "JobOfRun", only: ColumnElement[bool] | None = None) -> int:
+def collect_due(driver: Driver, jobs: "JobOfRun", only: Condition | None = None) -> int:
     """Collect each ended batch of the job that is due; how many were. only: one more condition."""
     collected = 0
     failures = Failures()
@@ -77,7 +77,7 @@ def _complete_table(driver: Driver) -> None:
         return
     with driver.database.write() as conn:
         alone(conn)
-        before = ResultColumns(**columns_of(conn, driver.job_id, to_change=True))
+        before = ResultColumns.from_stored(columns_of(conn, driver.job_id, to_change=True))
         complete = before.with_ids()
         if complete is None or driver.sink.has_column_of_ids(conn):
             return
@@ -88,7 +88,7 @@ def _complete_table(driver: Driver) -> None:
 class _Fetcher:
     """Claims ended batches and fetches their results in a thread: those of the next one while one is being stored."""
 
-    def __init__(self, driver: Driver, only: ColumnElement[bool] | None) -> None:
+    def __init__(self, driver: Driver, only: Condition | None) -> None:
         self._driver = driver
         self._calls = calls_ahead(self._fetch, driver.claims(BatchState.ENDED, only=only), name="fetch")
         self._files: dict[int, Path] = {}  # by batch
@@ -207,7 +207,9 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
         def chunks() -> Iterator[_Chunk]:
             for first, last in found.windows(batch.rows):
                 driver.stop.check()
-                chunk = _Chunk(driver, batch, reader, listed, first, last, lose=lose)
+                chunk = _Chunk(
+                    driver=driver, batch=batch, reader=reader, listed=listed, first=first, last=last, lose=lose
+                )
                 chunk.read(found.lines(file.fileno(), first, last))
                 yield chunk
 
@@ -259,56 +261,52 @@ class _Chunk:
         *,
         lose: bool,
     ) -> None:
-        self.moves: list[Settled] = []
-        self.results: list[tuple[str, str | None, Outcome, Fixed]] = []  # key and kept values as JSON
-        self.rows: list[tuple[Any, ...]] = []  # these, as the table has them
-        self._sink = driver.sink
-        self.left: list[int] = []  # rows that stay in flight
+        self._settled = SettledRows(first, last, driver.sink)
         self.missing = 0  # requests without a readable line
         self._lose = lose
-        self.outcomes: Counter[str] = Counter()
         self.failed: list[dict[str, str | None]] = []  # the first few that have an id at the API
-        self.cost_usd = 0.0
         self.unpriced = False
         self._driver, self._batch, self._reader, self._listed = driver, batch, reader, listed
-        self.usage: dict[str, int] = {}
-        self._first, self._last = first, last
         self._now = driver.now()
         self._refused: str | None = None  # what the API said of the account, where it refused that
 
     def read(self, said: Mapping[int, bytes]) -> None:
         """Read the outcomes of the batch's rows in flight at these positions. said: the API's lines by position."""
-        batch, reader, row_of = self._batch, self._reader, self._sink.row
+        batch, reader, settled = self._batch, self._reader, self._settled
         with self._driver.reading() as conn:
-            rows = batch_rows(conn, batch.id, self._first, self._last)
+            rows = batch_rows(conn, batch.id, settled.first, settled.last)
         outcomes: list[Outcome] = []
         answered = -1
         outcome: Outcome | None = None
-        for number, n, before, key, keep in rows:
-            if n != answered:
-                answered, outcome = n, self._found(_outcome(reader, said.get(n)))
+        for row in rows:
+            if row.n != answered:
+                answered, outcome = row.n, self._found(_outcome(reader, said.get(row.n)))
             elif outcome is not None:  # of rows that share a request only the first bears its cost and tokens
                 outcome = without_usage(outcome)
             if outcome is None:
-                self.left.append(number)
+                settled.left.append(row.id)
                 continue
-            outcome, cost = self._priced(outcome)
+            cost = self._cost(outcome)
             outcomes.append(outcome)
-            attempts = before + 1
             if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until that is right
                 request = "" if outcome.request_id is None else f" ({outcome.request_id})"
                 self._refused = f"{outcome.error_type}: {outcome.error_message}{request}"
-                self.moves.append(Settled(number, outcome.state, outcome.error_type, again=True, counts=False))
+                settled.moves.append(Settled(row.id, outcome.state, outcome.error_type, again=True, counts=False))
                 continue
-            again = reader.again(outcome, attempts)
-            self.moves.append(Settled(number, outcome.state, outcome.error_type, again))
-            custom_id = packing.custom_id(batch.nonce, n)
-            fixed = Fixed(batch.recipe, cost, attempts, custom_id, batch.api_id, batch.run_id, self._now)
-            self.results.append((key, keep, outcome, fixed))
-            self.rows.append(row_of(key, keep, outcome, fixed))
+            attempts = row.attempts + 1
+            fixed = Fixed(
+                recipe=batch.recipe,
+                cost_usd=cost,
+                attempts=attempts,
+                custom_id=packing.custom_id(batch.nonce, row.n),
+                batch_id=batch.api_id,
+                run_id=batch.run_id,
+                updated_at=self._now,
+            )
+            settled.add(row, outcome, fixed, again=reader.again(outcome, attempts))
         self.failed = _some_failed(outcomes)
-        self.outcomes.update(map(attrgetter("state"), outcomes))
-        self.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
+        settled.outcomes = Counter(map(attrgetter("state"), outcomes))
+        settled.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
 
     def _found(self, outcome: Outcome | None) -> Outcome | None:
         """The outcome of a request; where there is none, its rows are lost, or None: they stay in flight."""
@@ -317,26 +315,21 @@ class _Chunk:
             return _LOST if self._lose else None
         return outcome
 
-    def _priced(self, outcome: Outcome) -> tuple[Outcome, float | None]:
+    def _cost(self, outcome: Outcome) -> float | None:
         cost = self._listed.cost(outcome)
         if cost is None:
             self.unpriced = True
-        else:
-            cost = round(cost, 12)  # what a computer's arithmetic adds behind that is nobody's price
-            self.cost_usd += cost
-        return outcome, cost
+            return None
+        cost = round(cost, 12)  # what a computer's arithmetic adds behind that is nobody's price
+        self._settled.cost_usd += cost
+        return cost
 
     def write(self) -> None:
         """Outcomes and states, in one transaction."""
         with self._driver.moving(self._batch) as conn:
-            mark_outcomes(conn, self._batch, self._first, self._last, self.moves, left=self.left)
-            sink = self._driver.sink_now(conn)
-            if sink is not self._sink:  # which has more columns by now
-                self.rows = [sink.row(*result) for result in self.results]
-            sink.write(conn, self.rows)
+            settle_rows(self._driver, conn, self._batch, self._settled)
             if self._refused is not None:
                 open_circuit(conn, self._driver.account_id, self._refused, self._now)
-            add_to_batch(conn, self._batch, self.outcomes, self.usage, self.cost_usd)
 
 
 def _some_failed(outcomes: Iterable[Outcome]) -> list[dict[str, str | None]]:

@@ -4,17 +4,15 @@ import contextlib
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sqlalchemy import select
-
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import DatabaseError, InputError, LostRace, Stopped
-from pipeline.state.batches import batches_in, of_account
+from pipeline.state.batches import batches_in
+from pipeline.state.claims import ended_and_held, is_batch
 from pipeline.state.database import Database
 from pipeline.state.jobs import all_jobs, jobs_with_work, known_job
 from pipeline.state.leases import local_now
-from pipeline.state.tables import batches, leases
 from pipeline.states import BatchState
 from pipeline.steps.collect import collect_due
 from pipeline.steps.poll import poll_due
@@ -53,8 +51,7 @@ def collect_one(where: Environment, job: str, batch: int) -> None:
     row = known_job(where.database, job)
     with where.driving(where.client_of(row)) as driving:
         driver = driving.driver(row)
-        this_one = (batches.c.id == batch) & of_account(driver.account_id)
-        collect_due(driver, JobOfRun(driver), only=this_one)
+        collect_due(driver, JobOfRun(driver), only=is_batch(batch, driver.account_id))
 
 
 class Left(NamedTuple):
@@ -67,8 +64,6 @@ class Left(NamedTuple):
 def left_of(database: Database, wanted: Collection[int]) -> Left:
     """How far the collecting of these batches has come, whoever does it."""
     with database.read() as conn:
-        living = select(leases.c.resource).where(leases.c.expires_at > database.now(conn, local_now()))
-        held = batches.c.claimed_by.in_(living).is_(True)
-        ended = conn.execute(select(batches.c.id, held).where(batches.c.state == BatchState.ENDED)).all()
-    waiting = {number: is_held for number, is_held in ended if number in wanted}
+        ended = ended_and_held(conn, living_at=database.now(conn, local_now()))
+    waiting = {number: is_held for number, is_held in ended.items() if number in wanted}
     return Left(frozenset(waiting), frozenset(number for number, is_held in waiting.items() if is_held))

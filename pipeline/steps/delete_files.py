@@ -15,7 +15,7 @@ def delete_files_due(driver: Driver) -> None:
             return
         last = last_run(conn, driver.job_id)
     with driver.database.write() as conn:
-        if last is not None and last.job.get("privacy", {}).get("delete_remote"):
+        if last is not None and last.deletes_remote:
             mark_files_done(conn, driver.job_id)
         due = files_to_delete(conn, driver.job_id, driver.account_id)
     for file_id in due:

@@ -9,13 +9,11 @@ from datetime import timedelta
 
 from pipeline.answer.outcome import Outcome
 from pipeline.driver.driver import Driver
+from pipeline.driver.settle import settle_alike
 from pipeline.events.batches import BatchLost, BatchNotFound
-from pipeline.request import packing
-from pipeline.sink.table import Fixed
 from pipeline.state.batches import RESULTS_KEPT, Batch, last_sending, sent_at
 from pipeline.state.conditions import soon
 from pipeline.state.moves import mark_lost, postpone
-from pipeline.state.rows import Settled, add_to_batch, batch_rows, mark_outcomes
 from pipeline.states import RowState
 
 NOT_FOUND_TIMES = 3
@@ -50,22 +48,9 @@ def give_up(driver: Driver, batch: Batch, why: str) -> None:
     step = max(1, CHUNK_ROWS * batch.requests // max(1, batch.rows))
     for first in range(0, batch.requests, step):
         driver.stop.check()
-        _lose(driver, batch, first, min(first + step, batch.requests) - 1, outcome)
+        with driver.moving(batch) as conn:
+            last = min(first + step, batch.requests) - 1
+            settle_alike(driver, conn, batch, outcome, first=first, last=last, sent=True)
     with driver.moving(batch) as conn:
         mark_lost(conn, batch, why, due_at=soon(driver.now(), ASK_AGAIN))
     driver.tell(BatchLost(batch=batch.id, problem=why))
-
-
-def _lose(driver: Driver, batch: Batch, first: int, last: int, outcome: Outcome) -> None:
-    with driver.moving(batch) as conn:
-        rows = batch_rows(conn, batch.id, first, last)
-        settled = [Settled(number, outcome.state, outcome.error_type, again=False) for number, *_ in rows]
-        mark_outcomes(conn, batch, first, last, settled)
-        now, sink = driver.now(), driver.sink_now(conn)
-        results = []
-        for _, n, attempts, key, keep in rows:
-            custom_id = packing.custom_id(batch.nonce, n)
-            fixed = Fixed(batch.recipe, None, attempts + 1, custom_id, batch.api_id, batch.run_id, now)
-            results.append(sink.row(key, keep, outcome, fixed))
-        sink.write(conn, results)
-        add_to_batch(conn, batch, {outcome.state: len(rows)}, {}, 0.0)

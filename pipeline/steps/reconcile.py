@@ -8,21 +8,17 @@ Whatever else comes, from whatever gateway, is doubt: it is watched and said, an
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import Any
 
 from anthropic.types.messages import MessageBatch
-from sqlalchemy import Row
-from sqlalchemy.exc import IntegrityError
 
 from pipeline.answer import lines
 from pipeline.api import shapes
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, leave_alone
-from pipeline.errors import DatabaseError, LostRace, Stopped
+from pipeline.errors import DatabaseError, Stopped
 from pipeline.events.batches import Absent, Adopted, CountsDisagree, FoundAgain, FoundLate, Submitted, Twin, Watching
 from pipeline.events.runs import Unreachable
 from pipeline.reasons import Reason, in_words
@@ -31,7 +27,9 @@ from pipeline.state import leases
 from pipeline.state.batches import (
     SKEW,
     TWIN_WATCH,
+    AbsentSending,
     Batch,
+    SendingRecord,
     absent_since,
     identify,
     is_owned,
@@ -71,8 +69,9 @@ class Window:
     absent_after: datetime
 
     @classmethod
-    def of(cls, sending: Row[Any], grace: timedelta) -> "Window":
+    def of(cls, sending: SendingRecord, grace: timedelta) -> "Window":
         """The window of a sending of unknown end."""
+        assert sending.grace_from is not None
         return cls(sending.started_at - SKEW, sending.deadline + grace, sending.grace_from + grace)
 
     def holds(self, listed: MessageBatch, margin: timedelta = timedelta()) -> bool:
@@ -126,7 +125,7 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
         _look_again(driver, batch, Reason.NOT_LISTED, f"{sending.problem}; {when}", seconds)
 
 
-def _adopt(driver: Driver, batch: Batch, sending: Row[Any], found: MessageBatch) -> None:
+def _adopt(driver: Driver, batch: Batch, sending: SendingRecord, found: MessageBatch) -> None:
     with driver.moving(batch) as conn:
         mark_adopted(conn, batch, sending.id, found.id, now=driver.now())
     driver.tell(Adopted(batch=batch.id, api_id=found.id, requests=batch.requests))
@@ -134,7 +133,7 @@ def _adopt(driver: Driver, batch: Batch, sending: Row[Any], found: MessageBatch)
         driver.tell(CountsDisagree(batch=batch.id, requests=batch.requests, counted=shapes.requests_of(found)))
 
 
-def _absent(driver: Driver, batch: Batch, sending: Row[Any]) -> None:
+def _absent(driver: Driver, batch: Batch, sending: SendingRecord) -> None:
     """A listing after the grace time does not show it: the API did not accept this sending."""
     with driver.moving(batch) as conn:
         absent = mark_absent(conn, batch, sending.id, now=driver.now())
@@ -142,7 +141,7 @@ def _absent(driver: Driver, batch: Batch, sending: Row[Any]) -> None:
         driver.tell(Absent(batch=batch.id))
 
 
-def _ended_sending(driver: Driver, batch: Batch) -> Row[Any] | None:
+def _ended_sending(driver: Driver, batch: Batch) -> SendingRecord | None:
     """The batch's last sending, which no driver is at any more; None when it turns out to have been accepted."""
     with driver.moving(batch) as conn:
         sending = last_sending(conn, batch.id)
@@ -247,7 +246,7 @@ def find_twins(driver: Driver) -> None:
             _late(driver, sending, found.id)
 
 
-def _late(driver: Driver, sending: Row[Any], api_id: str) -> None:
+def _late(driver: Driver, sending: AbsentSending, api_id: str) -> None:
     with driver.database.write() as conn:
         came = record_late(conn, sending.id, api_id, now=driver.now(), shown=True)
     if came is not None:
@@ -334,8 +333,7 @@ def _whose(driver: Driver, api_id: str) -> str:
     if known is not None:
         return known
     nonce = _nonce_in_results(driver, api_id)
-    with suppress(IntegrityError, LostRace), driver.database.write() as conn:  # another driver may have asked, too
-        identify(conn, driver.account_id, api_id, nonce)
+    identify(driver.database, driver.account_id, api_id, nonce)
     return nonce
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from pipeline.answer.outcome import Outcome
 from pipeline.api.client import Accepted, Rejected, Unknown
 from pipeline.driver.driver import Driver
+from pipeline.driver.settle import settle_alike
 from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped
 from pipeline.events.batches import Dropped, FoundLate, HeldBack, NotAccepted, Submitted, Submitting, UnknownEnd
 from pipeline.planning.drop import LOOK_AFTER_PLANNING, drop_claimed, pack_smaller, stop_run
 from pipeline.reasons import BEHIND_GATE, Reason, in_words
-from pipeline.sink.table import Fixed
 from pipeline.spool.body import BodyReader
 from pipeline.state.accounts import close_circuit, open_circuit
 from pipeline.state.batches import Batch, batches_in, is_of_before
@@ -36,7 +36,6 @@ from pipeline.state.moves import (
     postpone,
     record_api_id,
 )
-from pipeline.state.rows import Settled, batch_rows, mark_outcomes
 from pipeline.state.runs import get_run
 from pipeline.states import BatchState, RowState, RunReason
 from pipeline.steps.admission import LOOK_AGAIN, NotNow, allowed_now, intend, stopped
@@ -72,7 +71,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
         drop_claimed(driver, batch, Reason.TOO_LARGE)
         return False
     with driver.reading() as conn:  # before the body is fetched, for it may wait for hours
-        not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id))[-1]
+        not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id)).not_now
     if not_now is not None:
         _not_now(driver, batch, not_now)
         return False
@@ -211,11 +210,6 @@ def _split(driver: Driver, batch: Batch, problem: str) -> None:
         return
     outcome = Outcome(RowState.INVALID, "request_too_large", f"the API finds this request too large: {problem}")
     with driver.moving(batch) as conn:
-        rows = batch_rows(conn, batch.id, 0, 0)
-        settled = [Settled(number, outcome.state, outcome.error_type, again=False) for number, *_ in rows]
-        mark_outcomes(conn, batch, 0, 0, settled)
-        fixed = [Fixed(batch.recipe, 0.0, n + 1, None, None, batch.run_id, driver.now()) for _, _, n, _, _ in rows]
-        sink = driver.sink_now(conn)
-        sink.write(conn, [sink.row(r[3], r[4], outcome, f) for r, f in zip(rows, fixed, strict=True)])
+        settle_alike(driver, conn, batch, outcome, first=0, last=0, sent=False)
         drop_batch(conn, batch, Reason.ROW_TOO_LARGE, problem)
     driver.tell(Dropped(batch=batch.id, problem=outcome.error_message))

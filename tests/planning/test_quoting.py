@@ -242,6 +242,7 @@ def test_without_the_apis_count_the_quote_goes_by_bytes_and_says_so_everywhere(w
     with world.database.read() as conn:
         assert conn.execute(select(token_counts)).all() == []
         stored = get_run(conn, 1).estimate
+    assert stored is not None
     assert stored["cost_usd"] == said_of(quoted)._asdict()
 
 

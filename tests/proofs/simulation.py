@@ -1,15 +1,16 @@
-"""Random schedules of several drivers over one small job, each from a seed, with what must hold after every step.
+"""Run random schedules of several drivers over one small job, each from a seed, and check rules after every step.
 
-A schedule starts drivers (`run`, `collect`, `retry`, `cancel`), lets them go on for a few moments, stops them in the
-middle of a POST or a download, kills or wakes them, lets answers get lost and batches expire, changes the source, turns
-the clock. In the end everything is put right, and the job must come to its end: see `World.check` and `Finale`.
+A schedule starts drivers (`run`, `collect`, `retry`, `cancel`), lets each run for a few moments, suspends it in the
+middle of a create call or a download, kills or wakes it, loses responses, lets batches expire, changes the source, and
+advances the clock. At the end all faults are cleared, and the job must be finished: see `World.check` and `Finale`.
 
-Everything is the product's own but time, chance and turns. The drivers' threads take turns, one at a time, from one
-moment to the next: those are before and after each transaction that writes, and around each call. Who goes on, and what
-happens meanwhile, is drawn from random.Random(seed), and so are nonces and ids: a seed replays exactly.
+The code is that of the pipeline, except for time, random numbers and threads. The threads of the drivers take turns,
+one at a time, from one moment to the next. Moments are before and after each transaction that writes, and around each
+call. random.Random(seed) decides which thread runs and what happens in between, and makes nonces and ids, so that a
+seed replays exactly.
 
     python -m tests.proofs.simulation --seed 17 -v         one schedule, step by step
-    python -m tests.proofs.simulation --seconds 600        as many as fit, from a random seed on
+    python -m tests.proofs.simulation --seconds 600        as many schedules as fit, from a random seed on
 """
 
 import argparse
@@ -90,28 +91,30 @@ CREDIT = "Your credit balance is too low to access the API."  #: comes as an inv
 ACCOUNT_ERRORS = ("authentication_error", "permission_error", "billing_error")
 MACHINES = ("boot of one machine", "boot of another")
 SETTINGS = Settings(timeout=600.0, grace=300.0, lease=120.0)
-ON_THE_WIRE = 60.0  # seconds that a body which has left may take at most to reach the API
-LAG = 100.0  # seconds until a batch shows in the listing: with those of the wire and all clocks' errors below the grace
-PATIENCE = 80  # times that the clock is turned for drivers that wait, once everything has been put right
+ON_THE_WIRE = 60.0  # the longest time in seconds that a body needs to reach the API
+LAG = (
+    100.0  # seconds until a batch shows in the listing; plus ON_THE_WIRE and all clock errors, less than the grace time
+)
+PATIENCE = 80  # how often the clock is advanced for waiting drivers, after all faults are cleared
 
 
 class Violation(Exception):
-    """Something that must always hold does not."""
+    """A rule that must always hold is violated."""
 
 
 class Gone(BaseException):
-    """Unwinds a thread of a driver that died, once its schedule is over and nothing that it does counts any more."""
+    """Raised in the threads of dead drivers to end them after the schedule is over."""
 
 
 # -- turns -----------------------------------------------------------------------------------------------------------
 
 
 class Task:
-    """One thread of a process. It goes on only while it has its turn."""
+    """One thread of a simulated process. It runs only while it has its turn."""
 
     def __init__(self, turns: "Turns", process: "Process", work: Callable[[], object]) -> None:
         self.process, self.done = process, False
-        self.at = "its start"  #: the moment that it stands at
+        self.at = "its start"  #: the moment at which it has stopped
         self.error: BaseException | None = None
         self.ready: Callable[[], bool] = lambda: True
         self.turn = threading.Semaphore(0)
@@ -134,7 +137,7 @@ class Task:
 
 
 class Turns:
-    """Lets one thread go on at a time."""
+    """The scheduler of threads, which lets one thread run at a time."""
 
     def __init__(self, chance: random.Random) -> None:
         self.current: Task | None = None
@@ -143,7 +146,7 @@ class Turns:
         self._left, self._chance = 0, chance
 
     def give(self, task: Task, moments: int) -> int:
-        """Let it go on until it has met so many moments, or waits; how many it has left."""
+        """Let a thread run for so many moments, or until it waits; return how many moments are left."""
         self.current, self._left = task, moments
         task.turn.release()
         self.back.acquire()
@@ -151,18 +154,18 @@ class Turns:
         return self._left
 
     def moment(self, what: str) -> None:
-        """Called by a thread that has its turn: here another driver may come in between, or this one may die."""
+        """Mark a moment in the running thread at which another driver may run, or this driver may die."""
         if self.over:
             raise Gone
         task = self.current
-        if task is None:  # the schedule itself is looking
+        if task is None:  # called by the schedule itself
             return
         self._left -= 1
         if self._left <= 0 or (len(task.process.tasks) > 1 and self._chance.random() < 0.2):
             self._pause(task, what)
 
     def until(self, ready: Callable[[], bool], what: str) -> None:
-        """Called by a thread that has its turn, and has to wait."""
+        """Let the running thread wait."""
         if self.over:
             raise Gone
         task = self.current
@@ -180,7 +183,7 @@ class Turns:
             raise Gone
 
     def end(self, tasks: Iterable[Task]) -> None:
-        """Unwind the threads that are left."""
+        """End the threads that are left."""
         self.over = True
         for task in tasks:
             if not task.done:
@@ -189,7 +192,7 @@ class Turns:
 
 
 class TurnThread:
-    """threading.Thread, for a thread of the product's that takes turns with the others."""
+    """Replaces threading.Thread: a thread of the pipeline that takes turns with the others."""
 
     def __init__(self, world: "World", target: Callable[[], object], name: str) -> None:
         self._world, self._target, self._name = world, target, name
@@ -211,14 +214,14 @@ class TurnThread:
             return
         assert process is not None
         assert task is not None
-        looks = timeout is not None and timeout < 1  # it looks around, which need not take its time
+        looks = timeout is not None and timeout < 1  # a short timeout is a check, which takes no simulated time
         self._world.wait(
             lambda: task.done or (looks and process.stop.event.is_set()), timeout, f"the {self._name} thread"
         )
 
 
 class TurnSemaphore:
-    """threading.Semaphore, for threads that take turns."""
+    """Replaces threading.Semaphore for threads that take turns."""
 
     def __init__(self, world: "World", value: int) -> None:
         self._world, self._value = world, value
@@ -232,7 +235,7 @@ class TurnSemaphore:
 
 
 class Renewal:
-    """threading.Thread, for the one that renews a lease: it does so when the clock has been turned."""
+    """Replaces the thread that renews a lease: it renews when the clock is advanced."""
 
     def __init__(self, world: "World", renew: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self._world, self._renew, self._arguments = world, renew, arguments
@@ -248,7 +251,7 @@ class Renewal:
         self.process.renewals.remove(self)
 
     def go(self) -> None:
-        """Renew once, if it is time."""
+        """Renew the lease once, if it is time."""
         database, lease, seconds, _, now = self._arguments
         if lease.gone or (self._world.at - self.renewed_at).total_seconds() < seconds / 3:
             return
@@ -256,18 +259,18 @@ class Renewal:
         once = SimpleNamespace(wait=lambda _: next(rounds))
         with self._world.acting_as(self.process):
             self._renew(database, lease, seconds, once, now)
-        if not lease.gone:  # one that came too late has renewed nothing: the driver was silent until now
+        if not lease.gone:  # a renewal that came too late changed nothing, so the driver was silent until now
             self.renewed_at = self._world.at
 
 
 class AtOnce:
-    """ThreadPoolExecutor of what works ahead: it does the work at once, in the thread that has its turn."""
+    """Replaces ThreadPoolExecutor for work ahead: it does the work at once in the running thread."""
 
     def __init__(self, *_: object, **__: object) -> None:
-        """Any arguments."""
+        """Accept and ignore the arguments of ThreadPoolExecutor."""
 
     def shutdown(self, **_: object) -> None:
-        """Nothing is left to wait for."""
+        """Do nothing, because all work is already done."""
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         done: Future[Any] = Future()
@@ -279,7 +282,7 @@ class AtOnce:
 
 
 class TurnedStop(Stop):
-    """A driver's waiting, which ends when the clock has been turned far enough."""
+    """A Stop whose waits end when the clock has been advanced far enough."""
 
     def __init__(self, world: "World") -> None:
         super().__init__()
@@ -291,7 +294,7 @@ class TurnedStop(Stop):
 
 
 class StillClock(Clock):
-    """The emulator's clock, which only the schedule turns."""
+    """The emulator's clock, which only the schedule advances."""
 
     def __init__(self, world: "World") -> None:
         super().__init__()
@@ -305,7 +308,7 @@ class StillClock(Clock):
 
 
 class Process:
-    """One driver: a command at work, with a clock of its own. skew: seconds that it is ahead.
+    """One driver: a running command with its own clock. skew: how many seconds its clock is ahead.
 
     It runs on one of two machines that have the same host name, the same pid namespace and the same process numbers.
     """
@@ -316,8 +319,8 @@ class Process:
         self.name, self.account, self.skew = name, account, skew
         self.machine = world.chance.choice(MACHINES)
         self.pid = 100 + sum(process.machine == self.machine for process in world.processes)
-        self.state = "running"  #: or stopped, dead, ended
-        self.frozen = False  #: its monotonic clock stands still while it is stopped, as in a machine put to sleep
+        self.state = "running"  #: running, stopped, dead or ended
+        self.frozen = False  #: whether its monotonic clock stops while it is stopped, as on a machine that sleeps
         self.slept = 0.0
         self.transactions = 0
         self.renewals: list[Renewal] = []
@@ -338,11 +341,11 @@ class Process:
         self.tasks = [Task(world.turns, self, lambda: self._main(command))]
 
     def now(self) -> datetime:
-        """The wall clock of its machine, which may be wrong, and is set now and then."""
+        """Return the wall clock of its machine, which may be wrong and is sometimes set."""
         return self._world.at + timedelta(seconds=self.skew)
 
     def steady(self) -> datetime:
-        """The time since its machine was started."""
+        """Return the time since its machine was started."""
         return datetime.fromtimestamp(0, UTC) + (self._world.at - START)
 
     def monotonic(self) -> float:
@@ -350,14 +353,14 @@ class Process:
 
     @property
     def holder(self) -> dict[str, Any]:
-        """What it says of itself where it holds a lease. Each process has a start time of its own."""
+        """Return its holder in leases. Each process has a different start time."""
         started = str(1_000 + self.pid + 1_000 * MACHINES.index(self.machine))
         place = {"host": "worker", "boot": self.machine, "namespace": "pid:[4026531836]"}
         return {**place, "pid": self.pid, "started": started}
 
     @property
     def ready(self) -> list[Task]:
-        """Its threads that can go on."""
+        """Return its threads that can run."""
         if self.state != "running":
             return []
         return [task for task in self.tasks if not task.done and task.ready()]
@@ -367,7 +370,7 @@ class Process:
             self.result = command(self._where)
         except PipelineError as exc:
             self.error = exc
-        self.state = "ended"  # what its other threads were at, they do not go on with
+        self.state = "ended"  # its other threads do not continue
 
     def _connect(self, _: str) -> Api:
         client = anthropic.Anthropic(
@@ -386,7 +389,7 @@ class Process:
 
 
 class Watched(Database):
-    """The database as the drivers see it: a moment before and after each transaction that writes."""
+    """The database of the drivers, with a moment before and after each transaction that writes."""
 
     def __init__(self, shared: Database, world: "World") -> None:
         self.__dict__.update(vars(shared))
@@ -424,7 +427,7 @@ class Watched(Database):
 
 @dataclass
 class Parcel:
-    """A body that has left its driver; whatever becomes of that one, it reaches the API, or gets lost on the way."""
+    """A body on its way to the API. It arrives or is lost, whatever happens to its driver."""
 
     request: httpx2.Request
     sent_at: datetime
@@ -437,7 +440,7 @@ class Parcel:
 
 
 class Line(httpx2.BaseTransport):
-    """The way to the emulator, with a moment before each call and before its answer; a body may take its time."""
+    """The transport to the emulator, with a moment before each call and before its response; a body may be delayed."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
@@ -494,7 +497,7 @@ class Line(httpx2.BaseTransport):
 
 
 class _Slow(httpx2.SyncByteStream):
-    """A download, with moments in the middle of it."""
+    """The stream of a download, with moments between its chunks."""
 
     def __init__(self, world: "World", stream: httpx2.SyncByteStream) -> None:
         self._world, self._stream = world, stream
@@ -510,11 +513,11 @@ class _Slow(httpx2.SyncByteStream):
         self._stream.close()
 
 
-# -- the books -------------------------------------------------------------------------------------------------------
+# -- records of the API ----------------------------------------------------------------------------------------------
 
 
 class Sent(NamedTuple):
-    """One request that the API accepted for a row. recipe, text: the job's and the row's in it; run: that sent it."""
+    """One request that the API accepted for a row. recipe, text: those of job and row; run: the run that sent it."""
 
     api_id: str
     custom_id: str
@@ -527,7 +530,7 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True)
 class Accepted:
-    """One batch of ours that the API accepted."""
+    """One batch of the pipeline that the API accepted."""
 
     api_id: str
     nonce: str
@@ -536,18 +539,18 @@ class Accepted:
 
 
 class Books:
-    """What the API has accepted and answered, kept apart from what the state database believes."""
+    """The requests that the API has accepted and answered, recorded independently of the state database."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
         self.batches: dict[str, Accepted] = {}
-        self.rows: defaultdict[str, list[Sent]] = defaultdict(list)  #: by key, in the order they were accepted
+        self.rows: defaultdict[str, list[Sent]] = defaultdict(list)  #: by key, in the order of acceptance
         self.requests: dict[tuple[str, str], Sent] = {}
         self._results: dict[str, dict[str, dict[str, Any]]] = {}
         self._seen = 0
 
     def look(self) -> None:
-        """Enter what was accepted since, and find out whether it was due."""
+        """Record newly accepted requests, and check whether each was due."""
         everything = self._world.emulator._store.all()
         new, self._seen = everything[self._seen :], len(everything)
         for batch in new:
@@ -581,12 +584,12 @@ class Books:
         return self._world.emulator._store.path(api_id, name)
 
     def read_results(self) -> None:
-        """Read the results of batches that have ended since, before anybody deletes them."""
+        """Read the results of newly ended batches, before they can be deleted."""
         for api_id in self.batches:
             self.results(api_id)
 
     def results(self, api_id: str) -> dict[str, dict[str, Any]] | None:
-        """A batch's results by custom_id, faults of the delivery left out; None while it runs."""
+        """Return a batch's results by custom_id, without faults of the delivery; None while it runs."""
         if api_id not in self._results:
             if self._world.emulator._store.get(api_id).status != "ended":
                 return None
@@ -595,17 +598,17 @@ class Books:
         return self._results[api_id]
 
     def result(self, sent: Sent) -> dict[str, Any] | None:
-        """The result of one request; None while its batch runs."""
+        """Return the result of one request; None while its batch runs."""
         found = self.results(sent.api_id)
         return None if found is None else found[sent.custom_id]
 
     def is_there(self, api_id: str) -> bool:
-        """Whether the API still has the batch's results, or will have them."""
+        """Return whether the API has, or will have, the batch's results."""
         batch = self._world.emulator._store.get(api_id)
         return batch.deleted_us is None and batch.archived_us is None
 
     def cost(self, api_id: str) -> float:
-        """US dollars of what it has answered."""
+        """Return the cost of all answers of a batch, in US dollars."""
         return sum(LISTED.cost(_used(result)) or 0.0 for result in (self.results(api_id) or {}).values())
 
 
@@ -620,7 +623,7 @@ def _used(result: Mapping[str, Any]) -> Outcome:
 
 
 def status_of(result: Mapping[str, Any]) -> tuple[str, str | None]:
-    """What a result comes to for its row, and the type of its error."""
+    """Return the row's status that follows from a result, and the type of its error."""
     if result["type"] == "succeeded":
         stop = result["message"]["stop_reason"]
         if stop in ("end_turn", "stop_sequence"):
@@ -639,7 +642,7 @@ def status_of(result: Mapping[str, Any]) -> tuple[str, str | None]:
 
 @dataclass
 class Ways:
-    """What one schedule's job and API are like."""
+    """The properties of the job and the API of one schedule."""
 
     rows: int
     batch_requests: int
@@ -652,12 +655,12 @@ class Ways:
     delete_remote: bool
     accounts: int
     canary: bool = False
-    retries: bool = False  #: many answers are cut off, and a person sends such rows again, over and over
+    retries: bool = False  #: many answers are cut off, and a person retries such rows again and again
     recipe: int = 0
 
     @classmethod
     def draw(cls, chance: random.Random) -> "Ways":
-        """Any of them."""
+        """Return random properties."""
         drawn = cls(
             rows=chance.randint(2, 6),
             batch_requests=chance.randint(1, 3),
@@ -672,7 +675,8 @@ class Ways:
         )
         if chance.random() < 0.2:
             drawn.rows, drawn.canary = chance.randint(10, 12), True
-            drawn.batch_requests, drawn.in_flight = 3, 200_000  # so many rows one after the other would take weeks
+            # with smaller batches one after the other, the schedule would take weeks
+            drawn.batch_requests, drawn.in_flight = 3, 200_000
         elif chance.random() < 0.3:
             drawn.retries, drawn.processing_seconds = True, 50
         if drawn.processing_seconds > 3_000:  # one batch after the other would take weeks
@@ -681,7 +685,7 @@ class Ways:
 
 
 def _of_the_same_attempts(earlier: Sequence[Sent], now: Sent) -> Iterator[Sent]:
-    """The sendings of a row that count as attempts together with the present one, newest first.
+    """Return the sendings of a row that count as attempts together with the current one, newest first.
 
     They are of the same recipe and text. A retry starts them at 0: nothing of before it counts, and when a retry sends
     the row for the first time, nothing does at all.
@@ -696,7 +700,7 @@ def _of_the_same_attempts(earlier: Sequence[Sent], now: Sent) -> Iterator[Sent]:
 
 
 class Seen(NamedTuple):
-    """What the state database and the results table say at one moment."""
+    """The content of the state database and the results table at one moment."""
 
     rows: Sequence[Row[Any]]
     batches: Mapping[int, Row[Any]]
@@ -704,7 +708,7 @@ class Seen(NamedTuple):
     runs: Mapping[int, Row[Any]]
     answers: Mapping[str, Row[Any]]
     replaced: set[str]  #: custom_ids in the history table
-    tallies: Counter[tuple[int, str]]  #: rows by run and state, as they are kept
+    tallies: Counter[tuple[int, str]]  #: the stored sums of rows by run and state
 
 
 _ROWS = select(
@@ -729,7 +733,7 @@ _ANSWERS = select(
 
 
 class World:
-    """One emulator, one database, one source, and the drivers at work on them."""
+    """One emulator, one database, one source, and the drivers that work on them."""
 
     def __init__(self, seed: int, folder: Path, shared: Database, say: Callable[[str], None]) -> None:
         self.chance = random.Random(seed)
@@ -743,16 +747,16 @@ class World:
         )
         self.books = Books(self)
         self.processes: list[Process] = []
-        self.source: dict[str, tuple[str, str]] = {}  #: key to text and note
-        self.texts: defaultdict[str, list[str]] = defaultdict(list)  #: each that a key ever had
-        self.started: defaultdict[str, int] = defaultdict(int)  #: commands by name
-        self.lost_batches: set[int] = set()  #: that were given up, though they may have been found again
-        self.let_go: set[int] = set()  #: batches that were sent when their run had nothing to wait for
-        self.hidden: set[str] = set()  #: batches at the API that nobody could find in its listing in time
+        self.source: dict[str, tuple[str, str]] = {}  #: text and note of each row, by key
+        self.texts: defaultdict[str, list[str]] = defaultdict(list)  #: all texts that a key ever had
+        self.started: defaultdict[str, int] = defaultdict(int)  #: numbers of started commands, by name
+        self.lost_batches: set[int] = set()  #: batches that were given up, though they may have been found again
+        self.let_go: set[int] = set()  #: batches that were sent when their run had no gate
+        self.hidden: set[str] = set()  #: batches at the API that no driver could find in the listing in time
         self.hides = False
         self.too_large = False
-        self.odd = False  #: whether lines of results may have come damaged in part
-        self.cached = False  #: whether creates may be answered out of a cache
+        self.odd = False  #: whether parts of result lines may have been damaged
+        self.cached = False  #: whether creates may be answered from a cache
         self._say, self._violation = say, ""
         self._acting: Process | None = None
         self._numbers = itertools.count(1)
@@ -762,16 +766,16 @@ class World:
             self.put(f"r{len(self.source)}")
         self.write_source()
 
-    # who is at work
+    # the running process
 
     @property
     def process(self) -> Process | None:
-        """The one whose code is running."""
+        """Return the process whose code is running."""
         return self.turns.current.process if self.turns.current is not None else self._acting
 
     @contextlib.contextmanager
     def acting_as(self, process: Process) -> Iterator[None]:
-        """Let the schedule's own thread be one of this process's."""
+        """Run the block as if the schedule's own thread belonged to this process."""
         self._acting = process
         try:
             yield
@@ -779,15 +783,15 @@ class World:
             self._acting = None
 
     def say(self, what: str) -> None:
-        """For those who want to read along."""
+        """Print a line if the schedule is shown step by step."""
         self._say(f"{(self.at - START).total_seconds():>10,.1f} s  {what}")
 
     def violated(self, what: str) -> None:
-        """Note what must not be; the schedule ends with it as soon as it has its turn again."""
+        """Note a violation; the schedule raises it as soon as it runs again."""
         self._violation = self._violation or what
 
     def raise_violation(self) -> None:
-        """Raises Violation for what was noted, and for what a driver died of that is no error of ours."""
+        """Raise Violation for a noted violation, and for a driver that ended with an unexpected exception."""
         for process in self.processes:
             for task in process.tasks:
                 if task.error is not None:
@@ -800,19 +804,19 @@ class World:
     # time
 
     def wait(self, ready: Callable[[], bool], seconds: float | None, what: str) -> None:
-        """Called by a thread that has its turn: wait for something, so many seconds at most."""
+        """Let the running thread wait for a condition, for at most so many seconds."""
         until = None if seconds is None else self.at + timedelta(seconds=seconds)
         self.turns.until(lambda: ready() or (until is not None and self.at >= until), what)
 
     def monotonic(self) -> float:
-        """time.monotonic() of the process at work."""
+        """Return time.monotonic() of the running process."""
         assert self.process is not None
         return self.process.monotonic()
 
     def turn(self, seconds: float) -> None:
-        """Turn the clock on. Bodies on the wire arrive on the way, and leases are renewed by drivers that live."""
+        """Advance the clock. Bodies on their way arrive in that time, and living drivers renew their leases."""
         until = self.at + timedelta(seconds=seconds)
-        while until - self.at > timedelta(hours=25):  # nothing is removed at the API that was not looked at
+        while until - self.at > timedelta(hours=25):  # in steps, so that results are read before the API removes them
             self._turn_to(self.at + timedelta(hours=25))
             self.emulator.do_due_work()
             self.books.read_results()
@@ -836,7 +840,7 @@ class World:
     # the API
 
     def deliver(self, parcel: Parcel) -> None:
-        """A body reaches the API."""
+        """Let a body reach the API."""
         parcel.arrived_at = self.at
         try:
             parcel.response = self.emulator.transport().handle_request(parcel.request)
@@ -850,7 +854,7 @@ class World:
                 self.hidden.add(api_id)
 
     def console(self, method: str, path: str, body: object = None) -> None:
-        """What somebody does at the API without us; it may fail, too."""
+        """Call the API as another person or program does; the call may fail."""
         headers = {"x-api-key": ACCOUNTS[0], "anthropic-version": "2023-06-01", "content-type": "application/json"}
         with (
             contextlib.suppress(httpx2.HTTPError),
@@ -859,7 +863,7 @@ class World:
             client.request(method, path, headers=headers, content=orjson.dumps(body) if body else None)
 
     def other_program(self, number: int) -> None:
-        """Another program in our workspace sends so many requests."""
+        """Send a batch of so many requests as another program in the workspace."""
         self.others = True
         params = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello."}]}
         theirs = [{"custom_id": f"other-{next(self._numbers_of_others)}", "params": params} for _ in range(number)]
@@ -869,7 +873,7 @@ class World:
     # the source and the job
 
     def put(self, key: str, text: str | None = None, note: str | None = None) -> None:
-        """A row of the source, with a text that no row had yet unless one is given."""
+        """Set a row of the source. text None: a text that no row had before."""
         number = next(self._numbers)
         text = f"Text {number} is about {number}." if text is None else text
         self.source[key] = (text, f"note {number}" if note is None else note)
@@ -877,14 +881,14 @@ class World:
             self.texts[key].append(text)
 
     def write_source(self) -> None:
-        """The file, as the source is now."""
+        """Write the current source to its file."""
         with open(self.folder / "rows.csv", "w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)
             writer.writerow(["id", "text", "note"])
             writer.writerows([key, *values] for key, values in self.source.items())
 
     def job(self) -> Job:
-        """The job as its file says now."""
+        """Return the current job."""
         ways = self.ways
         limits: dict[str, Any] = {"max_batch_requests": ways.batch_requests, "max_in_flight_requests": ways.in_flight}
         if ways.budget_usd is not None:
@@ -903,7 +907,7 @@ class World:
                 "retry": {"max_attempts": ways.attempts},
                 "privacy": {"delete_remote": ways.delete_remote},
                 "sink": {"table": "answers", "history": ways.history},
-                # one row goes first, and however it fails, the others then go
+                # one row is sent first, and the others are sent however it ends
                 "canary": {"rows": 1, "max_failed": 1.0} if ways.canary else False,
             }
         )
@@ -911,17 +915,19 @@ class World:
     # what must always hold
 
     def judge(self, key: str, earlier: Sequence[Sent], now: Sent) -> None:
-        """Whether a row that the API just accepted was due: nothing sent of it before may still succeed, or has."""
+        """Check that an accepted row was due: no earlier sending of it has succeeded or may still succeed."""
         for before in earlier:
             if self.books.result(before) is None and not self._may_be_paid_twice(before, now):
                 self.violated(f"{key} is accepted in {now.api_id} while it runs in {before.api_id}")
         if not earlier or self._may_be_paid_twice(earlier[-1], now) or earlier[-1].text != now.text:
             return
         result = self.books.result(earlier[-1])
-        if result is None:  # which is a violation already
+        if result is None:  # which is already a violation
             return
         status, error_type = status_of(result)
-        if self.odd and status == RowState.SUCCEEDED:  # it may have come damaged, and then did not
+        if (
+            self.odd and status == RowState.SUCCEEDED
+        ):  # its line may have been damaged, so that it did not succeed for the driver
             return
         alike = list(_of_the_same_attempts(earlier, now))
         if status == RowState.SUCCEEDED and (earlier[-1].sha == now.sha or not self.started["run --refresh"]):
@@ -935,7 +941,7 @@ class World:
             self.violated(f"{key} is accepted in {now.api_id} after {len(counted)} attempts, the last one {error_type}")
 
     def _may_be_paid_twice(self, before: Sent, now: Sent) -> bool:
-        """Whether that sending was beyond what can be known, or a person or the source asked for another one."""
+        """Return whether an earlier sending could not be known, or a person or the source asked for another one."""
         if before.api_id in self.hidden:
             return True
         nonce = self.books.batches[before.api_id].nonce
@@ -945,7 +951,7 @@ class World:
         return was_lost and (now.text != before.text or self.started["retry --status lost"] > 0)
 
     def look(self) -> Seen:
-        """Read it all."""
+        """Read the state database and the results table."""
         with self.shared.read() as conn:
             rows = conn.execute(_ROWS).all()
             known_batches = {row.id: row for row in conn.execute(_BATCHES)}
@@ -961,7 +967,7 @@ class World:
         return Seen(rows, known_batches, known_sendings, known_runs, answers, history, tallied)
 
     def check(self) -> Seen:
-        """Raises Violation unless everything holds that must hold after each step."""
+        """Raise Violation if a rule does not hold that must hold after each step."""
         self.raise_violation()
         seen = self.look()
         self.lost_batches |= {batch.id for batch in seen.batches.values() if batch.state == BatchState.LOST}
@@ -983,13 +989,14 @@ class World:
         return seen
 
     def _check_signs(self) -> None:
-        """Nobody removes the sign of life of a driver that lives, unless it was silent for days."""
+        """Check that no living driver lost its sign of life, unless it was silent for days."""
         with self.shared.read() as conn:
             known = set(conn.scalars(select(lease_table.c.resource)))
         living = [process for process in self.processes if process.state in ("running", "stopped")]
         for renewal in itertools.chain.from_iterable(process.renewals for process in living):
             silent = self.at - renewal.renewed_at
-            days = leases.FORGOTTEN_AFTER - timedelta(hours=3)  # by clocks that are an hour off, to either side
+            # because clocks may be wrong by an hour in both directions
+            days = leases.FORGOTTEN_AFTER - timedelta(hours=3)
             if renewal.lease.resource not in known and silent < days:
                 self.violated(f"{renewal.process.name} lives, and its {renewal.lease.resource} is gone")
 
@@ -1005,12 +1012,12 @@ class World:
         self._check_attempts(seen, key, row)
         if (answer and answer.status) != row.outcome:
             self.violated(f"{key} has the outcome {row.outcome}, and in the results table {answer}")
-        sent = len(self.books.rows[key]) + self.too_large  # one that was refused for its size counts, too
+        sent = len(self.books.rows[key]) + self.too_large  # a sending that was refused for its size counts, too
         if row.state != RowState.INVALID and row.attempts > sent:
             self.violated(f"{key} counts {row.attempts} attempts of {sent} sendings")
 
     def _check_attempts(self, seen: Seen, key: str, row: Row[Any]) -> None:
-        """A row that a retry sends again keeps its attempts until it is answered, and has them again if it is not."""
+        """Check that a row in a retry keeps its attempts until it is answered, and gets them back if it is not."""
         answer, run = seen.answers.get(key), seen.runs[row.run_id]
         if run.retry is None:
             return
@@ -1021,7 +1028,7 @@ class World:
             self.violated(f"{key} counts {row.attempts} attempts in a retry, and its answer is {answer}")
 
     def _check_batch(self, seen: Seen, batch: Row[Any]) -> None:
-        held = (RowState.IN_FLIGHT, RowState.LOST)  # one that is being given up loses its rows first
+        held = (RowState.IN_FLIGHT, RowState.LOST)  # the rows of a batch that is given up are lost first
         flying = sum(row.batch_id == batch.id and row.state in held for row in seen.rows)
         whole = batch.state in OPEN_BATCHES and batch.state != BatchState.ENDED and batch.id not in self.lost_batches
         if flying != batch.rows and whole:
@@ -1070,7 +1077,7 @@ class World:
                 self.violated(f"the answer {answer} has not the API's text {text!r}")
 
     def _check_gate(self, seen: Seen, each: Row[Any]) -> None:
-        """Before its canary is back, nothing else of a run is sent.
+        """Check that nothing else of a run is sent before its canary has ended.
 
         But a driver that found only a few rows may have let them go, before one that found more had the rest wait.
         """
@@ -1107,10 +1114,10 @@ class World:
 # -- schedules -------------------------------------------------------------------------------------------------------
 
 Fault = dict[str, Any]
-#: Of a line in part: its answer is unparsable, and what it cost may not be readable.
+#: damage to a part of a line: the answer is unparsable, and its cost may not be readable
 ODD_LINES = ("surrogate", "huge_number", "usage_text")
 
-#: What may go wrong at the API; without `times` until it is mended.
+#: faults of the API; those without `times` last until they are cleared
 FAULTS: tuple[Fault, ...] = (
     {"on": "create", "do": "drop_after", "times": 1},
     {"on": "create", "do": "drop_after", "times": 3},
@@ -1159,7 +1166,7 @@ FAULTS: tuple[Fault, ...] = (
     {"on": "delete", "do": "status", "status": 500, "times": 2},
     {"on": "delete", "do": "drop_after", "times": 1},
     {"on": "count_tokens", "do": "status", "status": 500},
-    # what lies: pages of somebody else, counts, orders, dates, lines
+    # wrong data: foreign pages, counts, orders, dates, lines
     {"on": "create", "do": "foreign_page", "kind": "html", "accept": True, "times": 2},
     {"on": "create", "do": "foreign_page", "kind": "empty", "times": 1},
     {"on": "create", "do": "foreign_page", "kind": "json", "accept": True, "times": 1},
@@ -1212,7 +1219,7 @@ FAULTS: tuple[Fault, ...] = (
     {"on": "item", "do": "context_window", "times": 1},
     {"on": "item", "do": "result_type", "result_type": "postponed", "times": 1},
 )
-#: Commands, and how often each is started.
+#: commands, with the weight of each
 COMMANDS = {
     "run": 6.0,
     "run --detach": 5.0,
@@ -1232,7 +1239,7 @@ RETRIES = {
     "retry --status canceled": Selection(statuses=("canceled",)),
     "retry --status lost": Selection(statuses=("lost",)),
 }
-#: How often where many rows are retried; and what happens to these.
+#: the weights in schedules with many retries, and the actions of such schedules
 OFTEN_RETRIED = {"retry": 3.0, "retry --set": 6.0, "cancel": 1.5}
 CUT_OFF: Fault = {"on": "item", "do": "max_tokens", "share": 0.7, "per": "params"}
 SECONDS = (1, 5, 11, 31, 61, 61, 125, 250, 400, 700, 1_300, 4_000, 25_000, 100_000)
@@ -1240,7 +1247,7 @@ MOMENTS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 2_000, 2_000)
 
 
 def command(world: World, name: str) -> Callable[[Environment], object]:
-    """What a process does."""
+    """What a started process does."""
     if name == "collect":
         return sweep
     if name.startswith("cancel"):
@@ -1265,7 +1272,7 @@ def _cancel(where: Environment, *, abandon: bool) -> None:
 
 
 class Schedule:
-    """What happens in a world, one action after the other, and in the end."""
+    """The actions in a world, one after the other, and the end of the schedule."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -1296,21 +1303,21 @@ class Schedule:
         self._commands = COMMANDS | (OFTEN_RETRIED if world.ways.retries else {})
 
     def play(self) -> None:
-        """The schedule. Raises Violation."""
+        """Run the schedule. Raises Violation."""
         world, chance = self._world, self._world.chance
         world.say(f"{world.ways}")
         self._cut_off()
         self._begin("run" if chance.random() < 0.6 else "run --detach")
         for _ in range(chance.randint(10, 25)):
             while not chance.choices(list(self._actions), list(self._actions.values()))[0]():
-                """It cannot be done now."""
+                """Choose again: this action is not possible now."""
             world.check()
         Finale(self, world).play()
 
     # drivers
 
     def start(self) -> bool:
-        """Start one more driver, and let it go on for a while."""
+        """Start another driver, and let it run for a while."""
         if len(self._living()) >= 4:
             return False
         self._begin(self._world.chance.choices(list(self._commands), list(self._commands.values()))[0])
@@ -1323,7 +1330,7 @@ class Schedule:
         self.go(self.begin(name, account, skew), chance.choice(MOMENTS))
 
     def begin(self, name: str, account: str = ACCOUNTS[0], skew: float = 0.0) -> Process:
-        """A new driver, which has not done anything yet."""
+        """Return a new driver that has not run yet."""
         world = self._world
         world.started[name] += 1
         world.started["retry"] += name.startswith("retry ")
@@ -1334,7 +1341,7 @@ class Schedule:
         return process
 
     def go_on(self) -> bool:
-        """Let one driver go on for a while."""
+        """Let one driver run for a while."""
         ready = [process for process in self._world.processes if process.ready]
         if not ready:
             return False
@@ -1342,7 +1349,7 @@ class Schedule:
         return True
 
     def go(self, process: Process, moments: int) -> None:
-        """Let it go on for so many moments, or until it waits. Raises Violation for one that does neither in 2,000."""
+        """Let a driver run for so many moments, or until it waits. Raises Violation if it does neither in 2,000."""
         world, given = self._world, moments
         while moments > 0 and (ready := process.ready):
             moments = world.turns.give(world.chance.choice(ready), moments)
@@ -1360,7 +1367,7 @@ class Schedule:
         return self._world.chance.choice(among) if among else None
 
     def stop(self) -> bool:
-        """Suspend a driver where it is."""
+        """Suspend a driver at its current moment."""
         process = self._choose("running")
         if process is None:
             return False
@@ -1369,7 +1376,7 @@ class Schedule:
         return True
 
     def wake(self) -> bool:
-        """Let a suspended driver go on."""
+        """Let a suspended driver continue."""
         process = self._choose("stopped")
         if process is None:
             return False
@@ -1377,7 +1384,7 @@ class Schedule:
         return True
 
     def wake_up(self, process: Process) -> None:
-        """Its threads wake up, in any order."""
+        """Wake its threads in a random order."""
         process.state = "running"
         self._world.say(f"{process.name} wakes up")
         if self._world.chance.random() < 0.5:
@@ -1385,7 +1392,7 @@ class Schedule:
                 renewal.go()
 
     def kill(self) -> bool:
-        """Kill a driver. Who is on its machine sees that, and nobody else."""
+        """Kill a driver. Only drivers on the same machine can see that."""
         process = self._choose("running", "stopped")
         if process is None:
             return False
@@ -1393,7 +1400,7 @@ class Schedule:
         return True
 
     def kill_a_retry(self) -> bool:
-        """Kill a retry that has marked rows, and not put them into a batch."""
+        """Kill a retry that has marked rows and has not put them into a batch."""
         world = self._world
         failed = [answer for answer in world.look().answers.values() if answer.status == RowState.TRUNCATED]
         if len(self._living()) >= 4 or not failed or self._waits_for_retry():
@@ -1408,7 +1415,7 @@ class Schedule:
         return True
 
     def _waits_for_retry(self) -> bool:
-        """Whether a row waits for a retry."""
+        """Return whether a row waits for a retry."""
         seen = self._world.look()
         return any(row.state == RowState.PENDING and seen.runs[row.run_id].retry for row in seen.rows)
 
@@ -1419,7 +1426,7 @@ class Schedule:
         self._world.say(f"{process.name} is dead")
 
     def interrupt(self) -> bool:
-        """Ctrl-C."""
+        """Interrupt a driver by Ctrl-C."""
         process = self._choose("running")
         if process is None:
             return False
@@ -1428,7 +1435,7 @@ class Schedule:
         return True
 
     def step_clock(self) -> bool:
-        """A driver's clock is put right, or wrong."""
+        """Set a driver's clock right or wrong."""
         process = self._choose("running", "stopped")
         if process is None:
             return False
@@ -1443,25 +1450,25 @@ class Schedule:
     # time and the API
 
     def turn(self) -> bool:
-        """Turn the clock on."""
+        """Advance the clock by a random time."""
         self.turn_by(self._world.chance.choice(SECONDS))
         return True
 
     def turn_far(self) -> bool:
-        """Turn it on by weeks."""
+        """Advance the clock by weeks."""
         self.turn_by(86_400.0 * self._world.chance.choice((2, 14, 30)))
         return True
 
     def turn_by(self, seconds: float) -> None:
-        """Turn the clock on by so much."""
+        """Advance the clock by so much."""
         self._world.turn(seconds)
         self._world.say(f"{seconds:,.0f} s have passed")
 
     def break_something(self) -> bool:
-        """Something goes wrong at the API from now on."""
+        """Add a random fault to the API."""
         fault = self._world.chance.choice(self._faults)
         if fault["do"] == "repeat_answer" and self._world.others:
-            return False  # one answered with a batch that is not ours, and so young, could not be told from one of ours
+            return False  # an answer with a young foreign batch could not be told apart from one of ours
         self._world.emulator.add_fault(**fault)
         self._world.too_large |= fault.get("status") == 413
         self._world.odd |= fault.get("damage") in ODD_LINES
@@ -1470,7 +1477,7 @@ class Schedule:
         return True
 
     def hide_from_listing(self) -> bool:
-        """Batches show in the listing later than the grace time allows for."""
+        """Let batches show in the listing later than the grace time."""
         world = self._world
         seconds = world.chance.choice((1_000, 5_000))
         world.hides = True
@@ -1480,12 +1487,12 @@ class Schedule:
         return True
 
     def _unowned(self) -> set[str]:
-        """Batches at the API that the state database does not have yet."""
+        """Return batches at the API that the state database does not have yet."""
         owned = {sending.api_id for sending in self._world.look().sendings}
         return {api_id for api_id in self._world.books.batches if api_id not in owned}
 
     def mend(self) -> bool:
-        """All faults are gone."""
+        """Clear all faults."""
         self._world.emulator.clear_faults()
         self._cut_off()
         self._world.hides = False
@@ -1493,7 +1500,7 @@ class Schedule:
         return True
 
     def _cut_off(self) -> None:
-        """Many answers are cut off, in a schedule of that kind: that is no fault of the API."""
+        """Let many answers be cut off, in a schedule with many retries; that is not a fault of the API."""
         if self._world.ways.retries:
             self._world.emulator.add_fault(**CUT_OFF)
 
@@ -1509,7 +1516,7 @@ class Schedule:
         return self._world.chance.choice(among) if among else None
 
     def cancel_at_the_api(self) -> bool:
-        """Somebody cancels a batch in the console."""
+        """Cancel a batch as a person does in the console."""
         api_id = self._batch_at_the_api("in_progress")
         if api_id is None:
             return False
@@ -1518,7 +1525,7 @@ class Schedule:
         return True
 
     def delete_at_the_api(self) -> bool:
-        """Somebody deletes a batch in the console. One that nobody knows of by then, nobody can find any more."""
+        """Delete a batch as a person does in the console. A batch whose id no driver knows is then gone for good."""
         api_id = self._batch_at_the_api("ended")
         if api_id is None:
             return False
@@ -1529,7 +1536,7 @@ class Schedule:
         return True
 
     def other_program(self) -> bool:
-        """Another program sends a batch, often of a size that ours have."""
+        """Send a batch as another program, often of the same size as ours."""
         if self._world.cached:
             return False
         number = self._world.chance.randint(1, 3)
@@ -1540,7 +1547,7 @@ class Schedule:
     # source, job, spool
 
     def change_source(self) -> bool:
-        """Rows change, change back, become equal, come and go."""
+        """Change rows of the source, change them back, make them equal, add and remove some."""
         world, chance = self._world, self._world.chance
         for _ in range(chance.randint(1, 3)):
             key = chance.choice(sorted(world.texts))
@@ -1561,13 +1568,13 @@ class Schedule:
         return True
 
     def change_recipe(self) -> bool:
-        """The job file asks in other words from now on."""
+        """Change the prompt of the job."""
         self._world.ways.recipe += 1
         self._world.say(f"the job has recipe {self._world.ways.recipe}")
         return True
 
     def lose_a_body(self) -> bool:
-        """A body in the spool is gone."""
+        """Remove a body from the spool."""
         bodies = sorted((self._world.folder / "spool").glob("*/*.json"))
         if not bodies:
             return False
@@ -1578,18 +1585,18 @@ class Schedule:
 
 
 def _is_unfinished(run: Row[Any]) -> bool:
-    """Whether the same command goes on with it."""
+    """Return whether the same command continues the run."""
     return bool(run.state == RunState.OPEN or run.reason == RunReason.BUDGET)
 
 
 class Finale:
-    """Everything is put right, all drivers end, and the job comes to its end."""
+    """The end of a schedule: faults are cleared, all drivers end, and the job is finished."""
 
     def __init__(self, schedule: Schedule, world: World) -> None:
         self._schedule, self._world = schedule, world
 
     def play(self) -> None:
-        """Raises Violation unless the job ends as it should."""
+        """Finish the job. Raises Violation if it does not end as it must."""
         world = self._world
         world.say("-- everything is put right --")
         self._schedule.mend()
@@ -1611,7 +1618,7 @@ class Finale:
         self._check_end()
 
     def _settle(self) -> None:
-        """Let all drivers that live go on until they have ended."""
+        """Let all living drivers run until they have ended."""
         world = self._world
         step, turns = 1.0, 0
         while any(process.state == "running" for process in world.processes):
@@ -1625,14 +1632,14 @@ class Finale:
             if turns > PATIENCE:
                 names = [process.name for process in world.processes if process.state == "running"]
                 raise Violation(f"these drivers do not end: {', '.join(names)}")
-            if turns % 8 == 0:  # as a scheduler would, also for what waits for another account's batches
+            if turns % 8 == 0:  # as a scheduler does; it also continues work that waits for another account's batches
                 for account in ACCOUNTS[: world.ways.accounts]:
                     self._schedule.begin("collect", account)
             self._schedule.turn_by(step)
             step = min(1.6 * step, 4 * 3_600.0)
 
     def _run_to_the_end(self) -> None:
-        """Run the job, and sweep for what was lost, until nothing is left to do."""
+        """Run the job, and sweep for lost batches, until nothing is left to do."""
         world = self._world
         for turn in range(10):
             for account in ACCOUNTS[: world.ways.accounts]:
@@ -1649,7 +1656,7 @@ class Finale:
         raise Violation(f"the job does not come to its end: {last.error or last.result}")
 
     def _unfinished_retries(self) -> list[str]:
-        """The commands of retries that died before their end: no other one goes on with them."""
+        """Start the commands of retries that died, because no other command continues them."""
         unfinished = [run.retry for run in self._world.look().runs.values() if run.retry and _is_unfinished(run)]
         return [name for name, retry in RETRIES.items() if retry.facts() in unfinished]
 
@@ -1665,13 +1672,13 @@ class Finale:
         return any(batch.state not in CLOSED_BATCHES for batch in seen.batches.values())
 
     def _is_findable(self, batch: Row[Any]) -> bool:
-        """Whether it is given up, and the API would tell."""
+        """Return whether a batch was given up although the API still has its results."""
         is_old = batch.created_at < self._world.at - timedelta(days=28)
         there = batch.api_id is not None and self._world.books.is_there(batch.api_id)
         return batch.state == BatchState.LOST and there and not is_old
 
     def _is_twin(self, seen: Seen, sending: Row[Any]) -> bool:
-        """Whether a sending taken for not accepted was accepted after all, and could be reported."""
+        """Return whether a sending that was presumed absent was accepted and could be reported."""
         owned = {each.api_id for each in seen.sendings}
         nonce = seen.batches[sending.batch_id].nonce
         unowned = [b.api_id for b in self._world.books.batches.values() if b.nonce == nonce and b.api_id not in owned]
@@ -1679,7 +1686,7 @@ class Finale:
         return recent and any(self._world.books.is_there(api_id) for api_id in unowned)
 
     def _check_end(self) -> None:
-        """Every row of the source has its outcome, for its present content."""
+        """Check that every row of the source has an outcome for its current content."""
         world = self._world
         seen = world.check()
         rows = {orjson.loads(row.key)[0]: row for row in seen.rows}
@@ -1691,7 +1698,7 @@ class Finale:
                 raise Violation(f"{key} has the note {note!r}, and in the results table {answer.note!r}")
             self._check_content(key, text, row, answer)
         if self._bodies():
-            self._schedule.begin("run")  # whose planning removes what the last one left
+            self._schedule.begin("run")  # its planning removes the leftovers of the last run
             self._settle()
         if self._bodies():
             raise Violation(f"bodies are left in the spool that nothing needs: {self._bodies()}")
@@ -1723,7 +1730,7 @@ class Finale:
             raise Violation(f"{key} is not sent again: {answer}")
 
     def _check_history(self, seen: Seen) -> None:
-        """An answer that was paid for is kept."""
+        """Check that every answer that was paid for is stored."""
         world = self._world
         kept = seen.replaced | {answer.custom_id for answer in seen.answers.values()}
         collected = {b.api_id for b in seen.batches.values() if b.state == BatchState.COLLECTED}
@@ -1737,19 +1744,19 @@ class Finale:
 
 
 class Shelf:
-    """A folder and a database that one schedule after the other uses, which spares making tables anew for each."""
+    """A folder and a database that many schedules use one after the other, so that tables are created only once."""
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
-        """url: of a database on a PostgreSQL server; None: a SQLite file."""
+        """url: a database on a PostgreSQL server; None: a SQLite file."""
         self.folder = folder
         self.database = Database(url or f"sqlite:///{folder}/batches.db")
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self.database.close()
 
     def clear(self) -> None:
-        """Forget the last schedule."""
+        """Remove the data of the last schedule."""
         for name in ("emulator", "spool"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         with self.database.write() as conn:
@@ -1761,7 +1768,7 @@ class Shelf:
 
 @contextlib.contextmanager
 def turned(world: World, seed: int) -> Iterator[None]:
-    """Let the product go by this world's time, chance and turns instead of the machine's."""
+    """Let the pipeline use this world's time, random numbers and threads instead of the machine's."""
     nonces = random.Random(f"nonces {seed}")
     began = time.time()
     chance = SimpleNamespace(
@@ -1786,7 +1793,7 @@ def turned(world: World, seed: int) -> Iterator[None]:
         return world.process.holder
 
     def runs(pid: int, started: str) -> bool:
-        """Whether a process of this machine does: two machines have the same numbers."""
+        """Return whether a process of the running machine has this id; both machines have the same ids."""
         assert world.process is not None
         here = (process for process in world.processes if process.machine == world.process.machine)
         return any(
@@ -1814,7 +1821,7 @@ def turned(world: World, seed: int) -> Iterator[None]:
 
 
 def simulate(seed: int, shelf: Shelf, say: Callable[[str], None] = lambda what: None) -> None:
-    """One schedule. Raises Violation."""
+    """Run one schedule. Raises Violation."""
     shelf.clear()
     world = World(seed, shelf.folder, shelf.database, say)
     with turned(world, seed), world.emulator:
@@ -1826,7 +1833,7 @@ def simulate(seed: int, shelf: Shelf, say: Callable[[str], None] = lambda what: 
 
 @contextlib.contextmanager
 def a_shelf(*, postgresql: bool = False) -> Iterator[Shelf]:
-    """A shelf in memory, if the machine has such a place; on PostgreSQL with a server of its own."""
+    """Yield a shelf, in memory if the machine has such a folder; for PostgreSQL with a new server."""
     in_memory = Path("/dev/shm")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(
@@ -1841,12 +1848,12 @@ def a_shelf(*, postgresql: bool = False) -> Iterator[Shelf]:
 
 
 def replay(seed: int) -> str:
-    """The command that shows a schedule step by step."""
+    """Return the command that shows a schedule step by step."""
     return f"python -m tests.proofs.simulation --seed {seed} -v"
 
 
 def main() -> int:
-    """What the command line asks for; 1 when something did not hold."""
+    """Run the schedules that the command line asks for; return 1 if a rule was violated."""
     asked = _arguments()
     if asked.processes > 1:
         return _in_processes(asked)
@@ -1881,7 +1888,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _in_processes(asked: argparse.Namespace) -> int:
-    """Share the seeds among several processes; the worst of their exit codes."""
+    """Divide the seeds among several processes and return the worst of their exit codes."""
     shared = ["--step", str(asked.processes)]
     shared += ["--postgresql"] if asked.postgresql else []
     shared += ["--seconds", str(asked.seconds)] if asked.seconds else []

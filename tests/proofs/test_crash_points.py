@@ -1,4 +1,4 @@
-"""Death at every commit and at every HTTP call of a command: nothing is lost, and nothing is accepted twice."""
+"""A command that dies at any commit or HTTP call loses no row, and nothing is accepted twice."""
 
 import json
 import subprocess
@@ -22,25 +22,25 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
 def database(request: pytest.FixtureRequest) -> str:
-    """Where the points have their databases, as crash_points takes it."""
+    """The database of the points, in the form that crash_points expects."""
     return "sqlite" if request.param == "SQLite" else str(request.getfixturevalue("postgres_server"))
 
 
 class Tried(NamedTuple):
-    """What was seen at the points of one script, each of which has a job of its own."""
+    """What was seen at the points of one script. Each point has a job of its own."""
 
     deaths: int
     jobs: int
     problems: list[str]
     accepted: int
     accepted_twice: object
-    left: int  #: batches that are not deleted at the API
+    left: int  #: number of batches that were not deleted at the API
 
 
 def try_every_point(
     folder: Path, database: str, script: str, *, processing_seconds: float = 0.0, spool: str | None = None
 ) -> Tried:
-    """All points of a script over one emulator, which ends a batch as soon as it is canceled. spool: on a store."""
+    """Try all points of a script with one emulator, which ends a canceled batch at once. spool: on object storage."""
     settings = Settings(max_batch_bytes=MAX_BATCH_BYTES, cancel_seconds=0.0)
     (folder / "jobs").mkdir()
     with start(folder / "emulator", processing_seconds=processing_seconds, settings=settings) as api:
@@ -79,7 +79,7 @@ def test_a_driver_with_a_spool_on_object_storage_may_die_at_any_commit_and_any_c
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
     left = s3.keys()
-    assert {key.rpartition("/")[2] for key in left} == {MARKER}  # of the bodies none
+    assert {key.rpartition("/")[2] for key in left} == {MARKER}  # no bodies
     assert len(left) == tried.jobs
 
 

@@ -1,4 +1,4 @@
-"""A driver killed at any moment, a second one at the same time, an API that goes away: with real processes."""
+"""Real processes: a driver killed at any moment, a second driver at the same time, an API that goes down."""
 
 import json
 import signal
@@ -85,7 +85,9 @@ def test_an_interrupted_run_says_so_and_goes_on(api: RunningEmulator, job: Path,
 
 
 def test_a_create_that_was_accepted_while_the_driver_died_is_adopted(api: RunningEmulator, job: Path) -> None:
-    api.emulator.add_fault(on="create", do="delay", seconds=30, times=1)  # the answer is held back, not the batch
+    api.emulator.add_fault(
+        on="create", do="delay", seconds=30, times=1
+    )  # the response is delayed, the batch is accepted
     killed = command(api, "run", str(job), "--json")
     until(killed, "submitting")
     wait_for_a_batch(api)

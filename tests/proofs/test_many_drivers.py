@@ -1,4 +1,4 @@
-"""Many processes drive one job at once, and are killed: every row is accepted once and ends once."""
+"""Many processes drive one job at the same time and are killed: every row is accepted once and ends once."""
 
 import itertools
 import json
@@ -56,7 +56,7 @@ def test_eight_drivers_of_which_two_are_killed_each_second_do_every_row_once(tmp
 
 
 def is_finished(url: str) -> bool:
-    """Whether the run of the job has ended: what drivers then do is to find that out, and takes them seconds."""
+    """Return whether the run of the job has ended. Drivers need some more seconds to notice that."""
     with closing(Database(url)) as database, database.read() as conn:
         job = job_named(conn, "notes")
         last = None if job is None else last_run(conn, job.id)
@@ -66,11 +66,11 @@ def is_finished(url: str) -> bool:
 def drive(
     folder: Path, variables: dict[str, str], drivers: int, is_done: Callable[[], bool]
 ) -> tuple[list[tuple[int, str]], int]:
-    """Let that many drivers run, kill a quarter of them each second and begin others, until the job is done.
+    """Run so many drivers, kill a quarter of them each second and start others, until the job is done.
 
     Returns exit code and errors of those that lived to their end, and how many were killed.
     """
-    chance = random.Random(0)  # which ones; the moments are as they come
+    chance = random.Random(0)  # chooses the drivers; the moments are not reproducible
 
     def another(number: int) -> "subprocess.Popen[str]":
         with open(folder / f"driver{number}.err", "wb") as errors:
@@ -79,7 +79,7 @@ def drive(
     numbers = itertools.count()
     alive = {number: another(number) for number in itertools.islice(numbers, drivers)}
     ended: list[tuple[int, str]] = []
-    killed, next_kill = 0, time.monotonic() + 4.0  # they need some time to begin at all
+    killed, next_kill = 0, time.monotonic() + 4.0  # drivers need some time to start
     while alive:
         for number, process in list(alive.items()):
             try:
@@ -88,7 +88,7 @@ def drive(
                 continue
             del alive[number]
             ended.append((code, (folder / f"driver{number}.err").read_text()))
-        if time.monotonic() >= next_kill and not ended and not is_done():  # then all may come to their end
+        if time.monotonic() >= next_kill and not ended and not is_done():  # after that, all drivers may end
             next_kill = time.monotonic() + 1.0
             for number in chance.sample(sorted(alive), min(drivers // 4, len(alive))):
                 alive[number].send_signal(signal.SIGKILL)

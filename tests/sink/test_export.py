@@ -12,7 +12,6 @@ from typing import Any
 import orjson
 import polars as pl
 import pytest
-from sqlalchemy import Row
 
 from pipeline.cli.terminal import sigterm_as_interrupt
 from pipeline.errors import Completed, InputError, Stopped
@@ -20,6 +19,7 @@ from pipeline.sink import read
 from pipeline.sink.export import export
 from pipeline.sink.formats import FORMATS
 from pipeline.sink.read import Wanted
+from pipeline.state.jobs import JobRecord
 from pipeline.storage import durable, objects
 from tests.conftest import World, texts
 from tests.support.object_storage import S3
@@ -49,7 +49,7 @@ def pages_of_two() -> Iterator[None]:
     read.PAGE = before
 
 
-def ran(world: World, **changes: Any) -> Row[Any]:
+def ran(world: World, **changes: Any) -> JobRecord:
     """The job, with five answers."""
     world.run(world.job(**changes))
     return world.known()
@@ -206,7 +206,7 @@ def test_an_object_is_what_a_file_is(world: World, s3: S3, suffix: str, limit: i
 
 
 @pytest.fixture
-def in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> Row[Any]:
+def in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> JobRecord:
     """A job whose answers are so large that each goes up as a part of its own: 5 MB is the least that S3 takes."""
     job = ran(world)
     monkeypatch.setattr(objects, "PART_BYTES", 5 * 2**20)
@@ -218,7 +218,7 @@ def in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> Row[Any]:
     return job
 
 
-def test_a_large_object_goes_up_in_parts(world: World, s3: S3, in_parts: Row[Any]) -> None:
+def test_a_large_object_goes_up_in_parts(world: World, s3: S3, in_parts: JobRecord) -> None:
     export(world.database, in_parts, "s3://bucket/answers.ndjson", Wanted())
 
     assert sum(request.startswith("PUT") for request in s3.requests) >= 5
@@ -256,7 +256,7 @@ def test_of_two_exports_to_one_name_the_later_one_is_told(
 
 
 def test_a_store_that_goes_down_in_the_middle_keeps_what_was_there_and_nothing_else(
-    world: World, s3: S3, in_parts: Row[Any], monkeypatch: pytest.MonkeyPatch
+    world: World, s3: S3, in_parts: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
     objects.forget_stores()
@@ -271,7 +271,7 @@ def test_a_store_that_goes_down_in_the_middle_keeps_what_was_there_and_nothing_e
 
 
 def test_a_database_that_fails_in_the_middle_leaves_no_upload(
-    world: World, s3: S3, in_parts: Row[Any], monkeypatch: pytest.MonkeyPatch
+    world: World, s3: S3, in_parts: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = read.pages
 

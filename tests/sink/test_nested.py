@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sqlalchemy import Row, update
+from sqlalchemy import update
 
 from pipeline.answer.schema import Described, columns
 from pipeline.sink import nested, read
@@ -17,6 +17,7 @@ from pipeline.sink.nested import Misfit, Nested
 from pipeline.sink.partitions import export_partitioned
 from pipeline.sink.read import Wanted, ndjson
 from pipeline.sink.table import ResultsTable
+from pipeline.state.jobs import JobRecord
 from tests.conftest import World, texts
 from tests.sink.test_export import ran
 from tests.support.object_storage import S3
@@ -142,7 +143,7 @@ def test_parquet_and_ndjson_have_lists_and_objects_and_csv_has_json(world: World
     ]
 
 
-def altered(world: World, job: Row[Any], **values: str) -> None:
+def altered(world: World, job: JobRecord, **values: str) -> None:
     table = ResultsTable.of(job).table
     with world.database.write() as conn:
         conn.execute(update(table).where(table.c.id == "r3").values(values))

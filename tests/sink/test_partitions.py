@@ -10,14 +10,13 @@ import orjson
 import polars as pl
 import pyarrow.dataset
 import pytest
-from sqlalchemy import Row
 
 from pipeline.cli.terminal import sigterm_as_interrupt
 from pipeline.errors import Completed, InputError, Stopped
 from pipeline.sink import partitions, read
 from pipeline.sink.partitions import export_partitioned, folder_name
 from pipeline.sink.read import Wanted
-from pipeline.state.jobs import job_named
+from pipeline.state.jobs import JobRecord, job_named
 from pipeline.storage import durable, objects
 from tests.conftest import World
 from tests.support.object_storage import S3
@@ -33,12 +32,12 @@ def pages_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def job(world: World) -> Row[Any]:
+def job(world: World) -> JobRecord:
     """A job with seven answers for five teams, one of them without a name."""
     return ran(world, [{"id": f"r{i}", "text": f"Text {i}.", "team": team} for i, team in enumerate(TEAMS)])
 
 
-def ran(world: World, rows: list[dict[str, object]], **changes: Any) -> Row[Any]:
+def ran(world: World, rows: list[dict[str, object]], **changes: Any) -> JobRecord:
     world.rows(rows)
     world.run(world.job(source={"keep": ["team"]}, **changes))
     with world.database.read() as conn:
@@ -59,7 +58,7 @@ def folders(names: list[str]) -> list[str]:
 # -- the layout ------------------------------------------------------------------------------------------------------
 
 
-def test_each_value_has_a_folder_that_readers_know(world: World, job: Row[Any]) -> None:
+def test_each_value_has_a_folder_that_readers_know(world: World, job: JobRecord) -> None:
     place = world.folder / "answers"
 
     exported = export_partitioned(world.database, job, place, ["team"], Wanted())
@@ -80,7 +79,7 @@ def test_each_value_has_a_folder_that_readers_know(world: World, job: Row[Any]) 
     assert [(row["id"], row["team"]) for row in by_arrow] == expected
 
 
-def test_several_columns_are_folders_in_folders(world: World, job: Row[Any]) -> None:
+def test_several_columns_are_folders_in_folders(world: World, job: JobRecord) -> None:
     place = world.folder / "answers"
 
     exported = export_partitioned(world.database, job, place, ["status", "team"], Wanted(where="team <> ''"))
@@ -108,7 +107,7 @@ def test_values_are_written_as_hive_does(column: str, value: object, name: str) 
 
 
 def test_answers_stand_by_key_in_their_file_however_often_they_were_put_aside(
-    world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch
+    world: World, job: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "SORTED_BYTES", 1)  # each page is a piece of its own on the disk
     monkeypatch.setattr(partitions, "GROUP_BYTES", 1)
@@ -134,14 +133,14 @@ def test_answers_stand_by_key_in_their_file_however_often_they_were_put_aside(
     ],
 )
 def test_the_format_is_said_by_the_option_else_by_the_name(
-    world: World, job: Row[Any], name: str, ending: str | None, expected: str
+    world: World, job: JobRecord, name: str, ending: str | None, expected: str
 ) -> None:
     export_partitioned(world.database, job, world.folder / name, ["team"], Wanted(), ending=ending)
 
     assert {file.rpartition(".")[2] for file in files(world.folder / name) if file != "_SUCCESS"} == {expected}
 
 
-def test_only_what_is_new_since_a_run(world: World, job: Row[Any]) -> None:
+def test_only_what_is_new_since_a_run(world: World, job: JobRecord) -> None:
     ran(world, [{"id": "new", "text": "New.", "team": "green"}, {"id": "r0", "text": "Changed.", "team": "red"}])
     place = world.folder / "answers"
 
@@ -151,7 +150,7 @@ def test_only_what_is_new_since_a_run(world: World, job: Row[Any]) -> None:
     assert folders(files(place)) == ["team=green", "team=red"]
 
 
-def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: Row[Any]) -> None:
+def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: JobRecord) -> None:
     assert export_partitioned(world.database, job, world.folder / "none", ["team"], Wanted(limit=0))[0::2] == (0, 0)
 
     assert files(world.folder / "none") == ["_SUCCESS"]
@@ -160,7 +159,7 @@ def test_no_answer_at_all_is_an_empty_folder_that_is_whole(world: World, job: Ro
 # -- a local folder --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_empty_is_replaced_as_a_whole_if_it_may_be(world: World, job: Row[Any]) -> None:
+def test_a_folder_that_is_not_empty_is_replaced_as_a_whole_if_it_may_be(world: World, job: JobRecord) -> None:
     place = world.folder / "answers"
     place.mkdir()
     export_partitioned(world.database, job, place, ["team"], Wanted())
@@ -175,7 +174,7 @@ def test_a_folder_that_is_not_empty_is_replaced_as_a_whole_if_it_may_be(world: W
     assert list(world.folder.glob(".answers*")) == []
 
 
-def test_nothing_goes_that_no_export_has_left(world: World, job: Row[Any]) -> None:
+def test_nothing_goes_that_no_export_has_left(world: World, job: JobRecord) -> None:
     place = world.folder / "answers"
     (place / "team=red").mkdir(parents=True)
     (place / "team=red" / "mine.parquet").write_text("mine")
@@ -188,7 +187,7 @@ def test_nothing_goes_that_no_export_has_left(world: World, job: Row[Any]) -> No
 
 @pytest.mark.parametrize("moment", ["reading", "writing", "swapping"])
 def test_whatever_ends_it_the_folder_of_before_is_there_and_nothing_else(
-    world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch, moment: str
+    world: World, job: JobRecord, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     place = world.folder / "answers"
     export_partitioned(world.database, job, place, ["team"], Wanted())
@@ -241,7 +240,7 @@ def nth_rename(rename: Any, path: Path, target: Path) -> Path:
 
 
 def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
-    world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch
+    world: World, job: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(durable, "sync_file", lambda out: signal.raise_signal(signal.SIGTERM))
     beside = sorted(os.listdir(world.folder))
@@ -254,7 +253,7 @@ def test_a_sigterm_leaves_the_folder_of_before_and_nothing_else(
 
 @pytest.mark.parametrize("place", ["answers", "s3://bucket/answers"])
 def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
-    world: World, job: Row[Any], s3: S3, monkeypatch: pytest.MonkeyPatch, place: str
+    world: World, job: JobRecord, s3: S3, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     place = place if "://" in place else str(world.folder / place)
     put, sync = objects.put, durable.sync_folder
@@ -292,14 +291,16 @@ def test_a_folder_that_is_whole_when_the_export_is_interrupted_is_said_to_be(
         pytest.param("ftp://host/answers", ["team"], "answers go to a path, or to s3://", id="an address"),
     ],
 )
-def test_what_is_wrong_is_said(world: World, job: Row[Any], name: str, by: list[str], said: str) -> None:
+def test_what_is_wrong_is_said(world: World, job: JobRecord, name: str, by: list[str], said: str) -> None:
     place = name if "://" in name else world.folder / name
 
     with pytest.raises(InputError, match=said):
         export_partitioned(world.database, job, place, by, Wanted())
 
 
-def test_too_many_and_too_long_values_are_refused(world: World, job: Row[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_and_too_long_values_are_refused(
+    world: World, job: JobRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with world.database.write() as conn:
         long = "substr(hex(zeroblob(200)), 1, 300)" if world.database.is_sqlite else "repeat('0', 300)"
         name = "answers" if world.database.is_sqlite else f"{world.database.default_schema}.answers"
@@ -319,7 +320,7 @@ def test_too_many_and_too_long_values_are_refused(world: World, job: Row[Any], m
 
 @pytest.mark.parametrize("place", ["s3://bucket/daily/answers", "s3://bucket/daily/answers/"])
 def test_a_folder_on_object_storage_is_whole_when_it_says_so(
-    world: World, job: Row[Any], s3: S3, place: str, tmp_path: Path
+    world: World, job: JobRecord, s3: S3, place: str, tmp_path: Path
 ) -> None:
     s3.put("daily/answers-of-others/part.parquet", b"theirs")
     export_partitioned(world.database, job, tmp_path / "local", ["team"], Wanted())
@@ -339,7 +340,7 @@ def test_a_folder_on_object_storage_is_whole_when_it_says_so(
 
 
 def test_a_folder_on_object_storage_is_replaced_and_never_says_that_a_mixture_is_whole(
-    world: World, job: Row[Any], s3: S3
+    world: World, job: JobRecord, s3: S3
 ) -> None:
     place = "s3://bucket/answers"
     s3.put("answers/", b"")  # as a console leaves it
@@ -359,7 +360,7 @@ def test_a_folder_on_object_storage_is_replaced_and_never_says_that_a_mixture_is
     assert (done, s3.requests[-3].endswith("_SUCCESS")) == (["POST", "PUT", *deleted, "PUT"], True)
 
 
-def test_other_files_on_object_storage_are_left_alone(world: World, job: Row[Any], s3: S3) -> None:
+def test_other_files_on_object_storage_are_left_alone(world: World, job: JobRecord, s3: S3) -> None:
     s3.put("answers/mine.parquet", b"mine")
 
     with pytest.raises(InputError, match=r"holds s3://bucket/answers/mine.parquet, which is of no export"):
@@ -370,7 +371,7 @@ def test_other_files_on_object_storage_are_left_alone(world: World, job: Row[Any
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "over a former one"])
 def test_a_store_that_goes_down_in_the_middle_leaves_what_was_there(
-    world: World, job: Row[Any], s3: S3, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+    world: World, job: JobRecord, s3: S3, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
     monkeypatch.setattr(objects, "RETRY_SECONDS", 0.2)
     objects.forget_stores()
@@ -386,7 +387,7 @@ def test_a_store_that_goes_down_in_the_middle_leaves_what_was_there(
     assert s3.keys() == before
 
 
-def test_an_export_that_died_over_a_former_one_is_tidied_up_by_the_next(world: World, job: Row[Any], s3: S3) -> None:
+def test_an_export_that_died_over_a_former_one_is_tidied_up_by_the_next(world: World, job: JobRecord, s3: S3) -> None:
     export_partitioned(world.database, job, "s3://bucket/answers", ["team"], Wanted())
     objects.remove("s3://bucket/answers/_SUCCESS")  # as one leaves it that died after that
 
@@ -397,7 +398,7 @@ def test_an_export_that_died_over_a_former_one_is_tidied_up_by_the_next(world: W
 
 
 def test_of_two_exports_at_the_same_time_one_is_told(
-    world: World, job: Row[Any], s3: S3, monkeypatch: pytest.MonkeyPatch
+    world: World, job: JobRecord, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = "s3://bucket/answers"
     pages = read.pages
@@ -415,6 +416,6 @@ def test_of_two_exports_at_the_same_time_one_is_told(
     assert s3.keys()[0] == "answers/_SUCCESS"
 
 
-def test_a_bucket_that_is_not_there_is_told(world: World, job: Row[Any], s3: S3) -> None:
+def test_a_bucket_that_is_not_there_is_told(world: World, job: JobRecord, s3: S3) -> None:
     with pytest.raises(objects.NotFound, match="there is no bucket s3://buckett"):
         export_partitioned(world.database, job, "s3://buckett/answers", ["team"], Wanted())

@@ -135,7 +135,7 @@ def test_a_driver_that_cannot_be_seen_counts_as_working_until_its_lease_has_run_
     [
         pytest.param(holder(), -MINUTE, id="it has run out"),
         pytest.param(holder() | {"started": "0"}, MINUTE, id="its driver is seen dead"),
-        pytest.param(None, MINUTE, id="nobody holds it"),
+        pytest.param(None, MINUTE, id="no driver holds it"),
         pytest.param(holder(), None, id="it has no end"),
         pytest.param([1], -MINUTE, id="it is damaged and has run out"),
     ],
@@ -271,7 +271,7 @@ def until_one_waits(url: str) -> None:
         for _ in range(100_000):
             if looking.execute(query).fetchone() != (0,):
                 return
-    raise AssertionError("nobody waits")
+    raise AssertionError("no connection waits")
 
 
 UPGRADES = """\

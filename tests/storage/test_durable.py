@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Row
 
 from pipeline.request import packing
 from pipeline.request.packing import Packing
@@ -14,7 +13,7 @@ from pipeline.sink.partitions import export_partitioned
 from pipeline.sink.read import Wanted
 from pipeline.spool.body import BodyWriter
 from pipeline.spool.local import LocalSpool
-from pipeline.state.jobs import job_named
+from pipeline.state.jobs import JobRecord, job_named
 from pipeline.storage import durable
 from pipeline.storage.folders import MARKER
 from tests.conftest import World
@@ -127,7 +126,7 @@ def umask() -> int:
 # -- answers ---------------------------------------------------------------------------------------------------------
 
 
-def answered(world: World) -> "Row[Any]":
+def answered(world: World) -> "JobRecord":
     world.run(world.job())
     with world.database.read() as conn:
         row = job_named(conn, "summaries")

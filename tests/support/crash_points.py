@@ -1,4 +1,4 @@
-"""Runs a command that dies at its k-th commit or HTTP call, for every k, and then what a user would run next.
+"""Run a command that dies at its k-th commit or HTTP call, for every k, and then the command that a user runs next.
 
 A process of its own, so that it can fork: each death is os._exit in a child that has everything imported. Each point
 has a job and a database of its own. It prints one JSON object: how many points were tried, and what went wrong.
@@ -53,15 +53,15 @@ from tests.support.postgres import new_database
 DEAD = 9
 PLACES = ("before commit", "after commit", "before call", "after call")
 FAR_PLACES = ("before commit", "after commit", "before storage", "after storage")
-#: Of pipeline.objects: what asks the store.
+#: the functions of pipeline.objects that call the store
 STORAGE = ("found", "listed", "content", "download", "put", "remove", "abandon_uploads")
 
 MODEL = "claude-haiku-4-5"
-#: What stands in a body whose first request is that of a row that begins with "lost".
+#: text in a body whose first request is that of a row that begins with "lost"
 LOST = '-0","params":{"model":"claude-haiku-4-5","max_tokens":30,"messages":[{"role":"user","content":"lost '
-MAX_BATCH_BYTES = 2_400  # that the emulator takes: less than two long rows
+MAX_BATCH_BYTES = 2_400  # the emulator's limit: less than two long rows
 LONG = "A long one. " * 100
-ENDLESS = "and on " * 160  # an answer begins like its text: this one is longer than max_tokens
+ENDLESS = "and on " * 160  # an answer starts like its text, so this one is longer than max_tokens
 
 
 def faulty(name: str) -> list[str]:
@@ -74,7 +74,7 @@ def faulty(name: str) -> list[str]:
 
 
 def gated(name: str) -> list[str]:
-    """Texts of ten rows, of which the first goes before the others and one is cut off."""
+    """Return the texts of ten rows: the first is sent before the others, and the answer of one is cut off."""
     return [f"first {name}", f"cut {name} {ENDLESS}", *(f"{i} {name}" for i in range(8))]
 
 
@@ -86,25 +86,25 @@ GATED = {
 
 
 def waiting(name: str) -> list[str]:
-    """Texts of rows for batches of two: one is accepted without an answer, one with, and for one there is no room."""
+    """Return texts for batches of two rows: one gets no response, one gets a response, and one has no room."""
     return [f"{text} {name}" for text in ("lost", "a", "b", "c", "d", "e")]
 
 
 @dataclass
 class Point:
-    """One place to die: a job over a few rows, with a database and a folder of its own."""
+    """A job over a few rows with its own database and folder, in which a command dies at one place."""
 
     api: str
     database: str
     folder: Path
     texts: list[str]
-    batch: int  #: requests of a batch
-    sections: dict[str, Any] = field(default_factory=dict)  #: of the job, over those that all have
+    batch: int  #: the largest number of requests of a batch
+    sections: dict[str, Any] = field(default_factory=dict)  #: sections of the job file that replace the common ones
     transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
     spool: str | None = None  #: an address; None: a folder
 
     def job(self) -> Job:
-        """A job with all that a job can have: a budget, a history, batches to delete at the API."""
+        """Return a job with a budget, a history table and batches to delete at the API."""
         rows = "".join(f"{i},{text}\n" for i, text in enumerate(self.texts))
         (self.folder / "rows.csv").write_text(f"id,text\n{rows}")
         return Job.model_validate(
@@ -122,7 +122,7 @@ class Point:
 
     @contextlib.contextmanager
     def where(self) -> Iterator[Environment]:
-        """Our side of it."""
+        """Return the environment that its drivers work with."""
         with contextlib.closing(Database(self.database)) as database:
             yield Environment(
                 database=database,
@@ -132,7 +132,7 @@ class Point:
             )
 
     def bodies(self) -> set[str]:
-        """The nonces of the bodies that are in its spool."""
+        """Return the nonces of the bodies in its spool."""
         if self.spool is None:
             return {body.stem for body in (self.folder / "spool" / "crashing").glob("*.json")}
         names = [obj.url.rpartition("/")[2] for obj in objects.list_objects(f"{self.spool}/crashing")]
@@ -143,7 +143,7 @@ class Point:
         return Api(anthropic.Anthropic(api_key="test", base_url=self.api, max_retries=0, http_client=http))
 
 
-# -- what dies -------------------------------------------------------------------------------------------------------
+# -- commands that die -----------------------------------------------------------------------------------------------
 
 
 def run_it(point: Point) -> None:
@@ -203,12 +203,12 @@ LEFT = select(batches.c.id).where(batches.c.state.not_in(CLOSED_BATCHES) | batch
 MOST_SWEEPS = 200
 
 
-# -- and what is then to be seen -------------------------------------------------------------------------------------
+# -- checks after the death ------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Seen:
-    """What is in the database of a point in the end."""
+    """The content of the database of a point at the end."""
 
     rows: Counter[str]
     answers: Counter[str]
@@ -219,7 +219,7 @@ class Seen:
 
     @classmethod
     def at(cls, point: Point) -> "Seen":
-        """Look, and check what must hold whatever dies."""
+        """Read the database and check what must hold wherever the command died."""
         with point.where() as where, where.database.read() as conn:
             job = job_named(conn, "crashing")
             assert job is not None
@@ -241,14 +241,14 @@ class Seen:
 
 
 def _check_closed(conn: Connection) -> None:
-    """Nothing is under way, and nothing is left at the API."""
+    """Assert that no batch is open and none is left at the API."""
     assert conn.scalars(LEFT).all() == []
     ends = set(conn.scalars(select(sendings.c.end)))
     assert ends <= {"accepted", "adopted", "rejected", "absent"}, ends
 
 
 def _check_answers(conn: Connection, answers: list[dict[str, Any]]) -> None:
-    """A row with an outcome has one answer that says so, and one without has none."""
+    """Assert that each row with an outcome has one answer with this status, and each row without has none."""
     rows = conn.execute(select(requests.c.key, requests.c.state).where(requests.c.state.in_(OUTCOMES)))
     outcomes = {json.loads(key)[0]: state for key, state in rows}
     assert {str(answer["id"]): answer["status"] for answer in answers} == {str(k): v for k, v in outcomes.items()}
@@ -256,21 +256,21 @@ def _check_answers(conn: Connection, answers: list[dict[str, Any]]) -> None:
 
 
 def _check_paid(seen: Seen) -> None:
-    """What was reserved is settled, and comes to what the answers cost."""
+    """Assert that all sendings are settled, and that their sum equals the cost of the answers."""
     assert abs(seen.settled_usd - seen.cost_usd) < 1e-9, (seen.settled_usd, seen.cost_usd)
 
 
 def after_run(point: Point) -> None:
-    """Every row has its outcome."""
+    """Assert that every row has the expected outcome."""
     seen = Seen.at(point)
     assert seen.rows == seen.answers == {"succeeded": 3, "truncated": 1, "invalid": 1}, seen
     assert seen.history == {"errored": 1}, seen
-    assert seen.runs.keys() == {("finished", None)}, seen  # a second one, when it died just after the end
+    assert seen.runs.keys() == {("finished", None)}, seen  # a second run, if the first one died just after its end
     _check_paid(seen)
 
 
 def after_gated(point: Point) -> None:
-    """Every row has its answer, the one that was cut off by being asked for a longer one; one row went first."""
+    """Assert that every row has its answer, the cut one by a longer request, and that one row was sent first."""
     seen = Seen.at(point)
     assert seen.rows == seen.answers == {"succeeded": 10}, seen
     assert seen.history == {"truncated": 1}, seen
@@ -279,7 +279,7 @@ def after_gated(point: Point) -> None:
 
 
 def after_retry(point: Point) -> None:
-    """The row that was cut off has been answered."""
+    """Assert that the row whose answer was cut off has been answered."""
     seen = Seen.at(point)
     assert seen.rows == seen.answers == {"succeeded": 4, "invalid": 1}, seen
     assert seen.history == {"errored": 1, "truncated": 1}, seen
@@ -288,7 +288,7 @@ def after_retry(point: Point) -> None:
 
 
 def after_cancel(point: Point) -> None:
-    """The run is canceled; of what was sent nothing is in flight, and the rest is not sent."""
+    """Assert that the run is canceled, no row is in flight, and the remaining rows were not sent."""
     seen = Seen.at(point)
     assert seen.rows.keys() <= {"succeeded", "canceled", "pending"}, seen
     assert seen.rows["pending"] == 2, seen
@@ -324,11 +324,11 @@ SCRIPTS = {
 }
 
 
-# -- dying -----------------------------------------------------------------------------------------------------------
+# -- how a process dies ----------------------------------------------------------------------------------------------
 
 
 class Dying:
-    """Dies at the k-th time it is asked."""
+    """A counter that ends the process at its k-th call."""
 
     def __init__(self, k: int) -> None:
         self._left = k
@@ -340,7 +340,7 @@ class Dying:
 
 
 class DyingTransport(httpx2.HTTPTransport):
-    """Dies before a call, or when its answer has come."""
+    """A transport that ends the process before a call, or after its response has arrived."""
 
     def __init__(self, dying: Dying, place: str) -> None:
         super().__init__(verify=False)
@@ -348,7 +348,8 @@ class DyingTransport(httpx2.HTTPTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         is_count = request.url.path.endswith("/count_tokens")
-        is_point = not (is_count and self._counted)  # of the counts, which change nothing, the first one
+        # only the first count_tokens call, because these calls change nothing
+        is_point = not (is_count and self._counted)
         self._counted |= is_count
         if is_point and self._place == "before call":
             self._dying()
@@ -359,7 +360,7 @@ class DyingTransport(httpx2.HTTPTransport):
 
 
 def die_at_commits(dying: Dying, place: str) -> None:
-    """Die before or after the commits of this process that change anything."""
+    """End the process before or after a commit that changes something."""
 
     @event.listens_for(Engine, "after_cursor_execute")
     def executed(conn: Connection, cursor: Any, statement: str, *_: object) -> None:
@@ -378,7 +379,7 @@ def die_at_commits(dying: Dying, place: str) -> None:
 
 
 def die_at_storage(dying: Dying, place: str) -> None:
-    """Die before or after this process asks the store."""
+    """End the process before or after a call of the store."""
 
     def dies(ask: Callable[..., Any]) -> Callable[..., Any]:
         def asking(*args: Any, **options: Any) -> Any:
@@ -398,7 +399,7 @@ def die_at_storage(dying: Dying, place: str) -> None:
 
 
 def die(script: Script, point: Point, place: str, k: int) -> None:
-    """Do what the script is about, up to the k-th time that it comes to `place`."""
+    """Run the command of the script until it reaches `place` for the k-th time."""
     dying = Dying(k)
     if place.endswith("commit"):
         die_at_commits(dying, place)
@@ -410,44 +411,44 @@ def die(script: Script, point: Point, place: str, k: int) -> None:
 
 
 def follow(script: Script, point: Point) -> None:
-    """What comes after the death."""
+    """Return the steps that follow the death."""
     for step in (*script.then, script.check):
         step(point)
 
 
 def forked(do: Callable[[], int | None]) -> int:
-    """Begin to do it in a forked process, whose exit code it returns; the process's id."""
+    """Start a function in a forked process, whose exit code it returns; return the process id."""
     pid = os.fork()
     if pid == 0:
         try:
             os._exit(do() or 0)
-        except BaseException:  # noqa: BLE001  # the child ends here, whatever it is
+        except BaseException:  # noqa: BLE001  # the child must end here, whatever was raised
             sys.stderr.write(traceback.format_exc())
             os._exit(1)
     return pid
 
 
 def in_a_child(do: Callable[[], int | None]) -> int:
-    """Do it in a forked process; its exit code."""
+    """Run a function in a forked process and return its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(forked(do), 0)[1])
 
 
-# -- all of them -----------------------------------------------------------------------------------------------------
+# -- all points ------------------------------------------------------------------------------------------------------
 
-AT_ONCE = 4  # points: they wait as much as they work
-ENOUGH = 10  # problems: more would say no more
-THROUGH = 5  # exit code of a point that was never reached
+AT_ONCE = 4  # points at the same time; each waits as much as it works
+ENOUGH = 10  # problems to report; more would not help
+THROUGH = 5  # exit code if the command ended before it reached the point
 
 
 class Template(NamedTuple):
-    """A database with our tables: a copy is made in a moment. server: PostgreSQL's, None: it is a SQLite file."""
+    """A database with our tables that is copied quickly. server: the URL of PostgreSQL; None: a SQLite file."""
 
     server: str | None
     name: str
 
     @contextlib.contextmanager
     def copy(self, folder: Path) -> Iterator[str]:
-        """The URL of a copy, which is gone after the block or with the folder."""
+        """Yield the URL of a copy, which is removed after the block or with the folder."""
         if self.server is None:
             shutil.copy(self.name, folder / "batches.db")
             yield f"sqlite:///{folder}/batches.db"
@@ -458,7 +459,7 @@ class Template(NamedTuple):
 
 @contextlib.contextmanager
 def made(database: str, folder: Path) -> Iterator[Template]:
-    """A template for all points. database: sqlite, or the URL of a server."""
+    """Return a template for all points. database: `sqlite`, or the URL of a server."""
     if database == "sqlite":
         Database(f"sqlite:///{folder}/template.db").close()
         yield Template(None, str(folder / "template.db"))
@@ -470,7 +471,7 @@ def made(database: str, folder: Path) -> Iterator[Template]:
 
 @contextlib.contextmanager
 def points(script: Script, api: str, database: Template, folder: Path, spool: str | None) -> Iterator[Point]:
-    """A point with a database without rows and a new folder, which are gone after it."""
+    """Yield a point with an empty database and a new folder; both are removed afterwards."""
     folder.mkdir()
     texts, sections = script.texts(folder.name), dict(script.sections)
     own = None if spool is None else f"{spool}/{folder.name}"
@@ -480,7 +481,7 @@ def points(script: Script, api: str, database: Template, folder: Path, spool: st
 
 
 def try_point(script: Script, api: str, database: Template, folder: Path, place: str, k: int, spool: str | None) -> int:
-    """Die at one point, and go on; DEAD when that went well, THROUGH when nothing died."""
+    """Die at one point, and continue. Return DEAD if all checks passed, THROUGH if the point was not reached."""
     with points(script, api, database, folder, spool) as point:
         for step in script.before:
             assert in_a_child(lambda: step(point)) == 0, f"{folder.name}: {step.__doc__} failed"  # noqa: B023
@@ -491,8 +492,8 @@ def try_point(script: Script, api: str, database: Template, folder: Path, place:
 
 
 def try_all(script: str, api: str, database: Template, folder: Path, spool: str | None = None) -> dict[str, Any]:
-    """Try all points of a script, some at once, at each place until nothing dies any more; what was seen."""
-    tried = dict.fromkeys(PLACES if spool is None else FAR_PLACES, 0)  # at places with more points
+    """Try all points of a script, several at a time, until no more points are reached; return what was seen."""
+    tried = dict.fromkeys(PLACES if spool is None else FAR_PLACES, 0)  # by place; only places with further points
     running: dict[int, str] = {}
     deaths, jobs = 0, 0
     problems: list[str] = []
@@ -517,7 +518,7 @@ def try_all(script: str, api: str, database: Template, folder: Path, spool: str 
 
 
 def import_everything(folder: Path) -> None:
-    """What is imported where it is used, or made at its first use: the children need not do that one by one."""
+    """Import and create in advance what is otherwise made at first use, so that each child need not do it."""
     prices_of(MODEL)
     httpx2.HTTPTransport(verify=False)
     Database(f"sqlite:///{folder}/first.db").close()

@@ -1,4 +1,4 @@
-"""A program that dies before or after it commits that a run has ended, or that this was told.
+"""A program that dies before or after it commits the end of a run, or the note that the end was announced.
 
 python -m tests.support.dying before|after end|note MODULE ARGUMENTS...
 """
@@ -11,12 +11,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Pool, event
 
-DEAD = 77  # its exit code
+DEAD = 77  # the exit code of a process that died
 STATEMENTS = {"end": re.compile(r"UPDATE \S*runs SET state="), "note": re.compile(r"UPDATE \S*runs SET announced_at=")}
 
 
 def die(place: str, what: str) -> None:
-    """Let this process die before or after its first commit of this statement, if that changes anything."""
+    """End this process before or after its first commit of this statement that changes something."""
 
     @event.listens_for(Engine, "after_cursor_execute")
     def executed(conn: Connection, cursor: Any, statement: str, *_: object) -> None:

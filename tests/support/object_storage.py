@@ -1,4 +1,4 @@
-"""An S3 server for tests: moto's, over HTTP, with faults between it and who asks."""
+"""An S3 server for tests: moto over HTTP, with faults in front of it."""
 
 import socket
 import threading
@@ -42,12 +42,12 @@ class S3:
 
     @property
     def url(self) -> str:
-        """The bucket's address."""
+        """Return the address of the bucket."""
         return f"s3://{self.bucket}"
 
     @property
     def client(self) -> Any:
-        """A boto3 client of this server."""
+        """Return a boto3 client of this server."""
         return boto3.client(
             "s3",
             endpoint_url=self.address,
@@ -57,25 +57,25 @@ class S3:
         )
 
     def put(self, key: str, data: bytes) -> str:
-        """Put an object there; its URL."""
+        """Store an object and return its URL."""
         self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
         return f"{self.url}/{key}"
 
     def get(self, key: str) -> bytes:
-        """What an object holds."""
+        """Return the content of an object."""
         return bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
 
     def keys(self, prefix: str = "") -> list[str]:
-        """The names of all objects that begin so."""
+        """Return the names of all objects with this prefix."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def unfinished(self) -> list[str]:
-        """The names of uploads in parts that have not come to their end."""
+        """Return the names of uploads in parts that were not completed."""
         return [upload["Key"] for upload in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
 
     def between(self, app: Wsgi) -> Wsgi:
-        """`app` behind the faults."""
+        """Call `app`, with the faults applied."""
 
         def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
             self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
@@ -121,7 +121,7 @@ class _Quiet(WSGIRequestHandler):
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[tuple[BaseWSGIServer, list[S3]]]:
-    """The server's thread, and the world that its requests are of now."""
+    """The thread of the server, and the bucket that its requests are for now."""
     now: list[S3] = []
     moto: Wsgi = DomainDispatcherApplication(create_backend_app)
 
@@ -139,7 +139,7 @@ def s3_server() -> Iterator[tuple[BaseWSGIServer, list[S3]]]:
 
 @pytest.fixture
 def s3(s3_server: tuple[BaseWSGIServer, list[S3]], monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[S3]:
-    """An S3 server with an empty bucket, which the variables of this process name, with credentials."""
+    """An S3 server with an empty bucket; the environment of this process names it and has credentials."""
     server, now = s3_server
     world = S3(f"http://127.0.0.1:{server.server_port}")
     now[:] = [world]
@@ -149,7 +149,7 @@ def s3(s3_server: tuple[BaseWSGIServer, list[S3]], monkeypatch: pytest.MonkeyPat
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
-        # nothing of the machine that the tests run on
+        # no settings of the machine that runs the tests
         "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
         "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -159,7 +159,7 @@ def s3(s3_server: tuple[BaseWSGIServer, list[S3]], monkeypatch: pytest.MonkeyPat
     objects.forget_stores()
     world.client.create_bucket(Bucket=world.bucket)
     world.requests.clear()
-    with stamina.set_testing(True, attempts=3, cap=True):  # it asks again at once
+    with stamina.set_testing(True, attempts=3, cap=True):  # retries without waiting
         yield world
     world.ended.set()
     objects.forget_stores()

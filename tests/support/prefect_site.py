@@ -1,4 +1,4 @@
-"""A site of a team for tests: a Prefect server, state on PostgreSQL, and the emulator; one for each module."""
+"""The installation of a team for tests: a Prefect server, PostgreSQL and the emulator; one for each module."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +14,7 @@ from tests.support.postgres import new_database
 from tests.support.prefect_stack import Stack, stack
 
 KEY = "sk-ant-very-secret-key"
-DAY = 3600.0  # seconds that a batch takes; a test that wants it to end turns the emulator's clock
+DAY = 3600.0  # seconds that a batch takes; a test that needs its end advances the emulator's clock
 
 JOB = """\
 name: {name}
@@ -29,14 +29,14 @@ sink: {{table: {name}_answers}}
 
 @dataclass
 class Site:
-    """A team's site: Prefect, the state database, and the API in the emulator's person."""
+    """The installation of a team: Prefect, the state database, and the emulator as the API."""
 
     prefect: Stack
     database: Database
     api: RunningEmulator
 
     def job(self, name: str, texts: tuple[str, ...] = ("one", "two", "three")) -> str:
-        """Put a job with these rows into the project; its file as a parameter names it."""
+        """Add a job with these rows to the project, and return the path of its file as a flow's parameter."""
         folder = self.prefect.project / "jobs"
         folder.mkdir(exist_ok=True)
         rows = "".join(f"r{n},{name} {row}\n" for n, row in enumerate(texts))
@@ -45,36 +45,36 @@ class Site:
         return f"jobs/{name}.yaml"
 
     def let_batches_end(self) -> None:
-        """Time passes at the API until all that it has is done."""
+        """Advance the emulator's clock until all its batches have ended."""
         self.api.emulator.clock.advance(DAY + 120)
         self.api.emulator.wait_idle()
 
     def batch_states(self, name: str) -> list[str]:
-        """The state of each batch of a job."""
+        """Return the state of each batch of a job."""
         of_job = batches.join(jobs, jobs.c.id == batches.c.job_id)
         query = select(batches.c.state).select_from(of_job).where(jobs.c.name == name).order_by(batches.c.id)
         with self.database.read() as conn:
             return list(conn.scalars(query))
 
     def batch_ids(self, name: str) -> list[int]:
-        """The number of each batch of a job."""
+        """Return the number of each batch of a job."""
         of_job = batches.join(jobs, jobs.c.id == batches.c.job_id)
         with self.database.read() as conn:
             return list(conn.scalars(select(batches.c.id).select_from(of_job).where(jobs.c.name == name)))
 
     def run_states(self, name: str) -> list[tuple[str, str | None]]:
-        """State and reason of each run of a job."""
+        """Return the state and reason of each run of a job."""
         of_job = runs.join(jobs, jobs.c.id == runs.c.job_id)
         query = select(runs.c.state, runs.c.reason).select_from(of_job).where(jobs.c.name == name).order_by(runs.c.id)
         with self.database.read() as conn:
             return [(state, reason) for state, reason in conn.execute(query)]
 
     def until_at_the_api(self, name: str) -> None:
-        """Wait until both batches of a job of ours are at the API."""
+        """Wait until both batches of a job are at the API."""
         self.prefect.until(lambda: self.batch_states(name) == ["in_progress"] * 2, f"two batches of {name} at the API")
 
     def statuses(self, table: str) -> list[str]:
-        """The statuses in a results table, by key."""
+        """Return the statuses in a results table, by key."""
         with self.database.read() as conn:
             return list(conn.scalars(text(f"SELECT status FROM {table} ORDER BY id")))
 

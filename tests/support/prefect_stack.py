@@ -1,4 +1,4 @@
-"""A Prefect server, a process worker and the deployments of prefect.yaml, all of a test's own."""
+"""A Prefect server, a process worker and the deployments of prefect.yaml, all for one test."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ import httpx
 
 ROOT = Path(__file__).parents[2]
 PREFECT = Path(sys.executable).with_name("prefect")
-PATIENCE = 90.0  # seconds: the machine may have other things to do
+PATIENCE = 90.0  # seconds to wait, because the machine may be busy
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment of a Prefect process that knows no other Prefect, no key, and calls nobody."""
+    """Return the environment of a Prefect process without other Prefect settings, keys or telemetry."""
     ours = ("PREFECT_", "ANTHROPIC_", "BATCH_", "PIPELINE_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     offline = {
@@ -35,7 +35,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 @dataclass
 class Stack:
-    """A server at `url`, and what runs beside it. project: a team's repository, with job files and prefect.yaml."""
+    """A server at `url` and its processes. project: a team's repository, with job files and prefect.yaml."""
 
     project: Path
     url: str
@@ -46,7 +46,7 @@ class Stack:
     server: "subprocess.Popen[bytes] | None" = None
 
     def start_server(self) -> None:
-        """A server in a session of its own; again after it was stopped, it knows what it knew."""
+        """Start the server in a new session. A server that is started again has its earlier data."""
         port = str(self.client.base_url.port)
         command = [str(PREFECT), "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"]
         with self.log.open("ab") as log:
@@ -56,13 +56,13 @@ class Stack:
         self.until(lambda: _is_up(self.client), "the server")
 
     def kill_server(self) -> None:
-        """kill -9."""
+        """Kill the server by SIGKILL."""
         assert self.server is not None
         os.killpg(self.server.pid, signal.SIGKILL)
         self.server.wait(PATIENCE)
 
     def prefect(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command of Prefect's in the project, to its end."""
+        """Run a command of Prefect in the project, and wait for its end."""
         return subprocess.run(
             [PREFECT, *arguments],
             cwd=self.project,
@@ -74,7 +74,7 @@ class Stack:
         )
 
     def python(self, *arguments: str, without: tuple[str, ...] = (), **more: str) -> "subprocess.CompletedProcess[str]":
-        """Run Python in the project, to its end. without, more: variables of the environment."""
+        """Run Python in the project, and wait for its end. without, more: variables to remove and to add."""
         environ = {name: value for name, value in self.environ.items() if name not in without} | more
         return subprocess.run(
             [sys.executable, *arguments],
@@ -87,7 +87,7 @@ class Stack:
         )
 
     def start_worker(self, **more: str) -> "subprocess.Popen[bytes]":
-        """A process worker in a session of its own."""
+        """Start a process worker in a new session."""
         with self.log.open("ab") as log:
             worker = subprocess.Popen(
                 [PREFECT, "worker", "start", "--pool", "batches", "--type", "process"],
@@ -101,7 +101,7 @@ class Stack:
         return worker
 
     def stop_worker(self, worker: "subprocess.Popen[bytes]", number: int = signal.SIGTERM) -> None:
-        """Stop a worker; with SIGKILL, the processes of its flows too."""
+        """Stop a worker; with SIGKILL also the processes of its flows."""
         if number == signal.SIGKILL:
             os.killpg(worker.pid, number)
         else:
@@ -110,58 +110,60 @@ class Stack:
         self.workers.remove(worker)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """A call of the server's API; its answer."""
+        """Call the server's API and return its response."""
         answer = self.client.request(method, path, json=body)
         deadline = time.monotonic() + PATIENCE
-        while answer.status_code == 503 and time.monotonic() < deadline:  # its SQLite database is busy; clients retry
+        while (
+            answer.status_code == 503 and time.monotonic() < deadline
+        ):  # the server's SQLite database is locked; clients retry
             time.sleep(0.2)
             answer = self.client.request(method, path, json=body)
         assert answer.status_code < 300, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
     def deployments(self) -> dict[str, dict[str, Any]]:
-        """The deployments by name."""
+        """Return the deployments by name."""
         return {each["name"]: each for each in self.ask("POST", "/deployments/filter", {})}
 
     def start(self, deployment: str, **parameters: Any) -> str:
-        """Start a run of a deployment, as the UI does; its id."""
+        """Start a run of a deployment, as the UI does, and return its id."""
         chosen = self.deployments()[deployment]
         run = self.ask("POST", f"/deployments/{chosen['id']}/create_flow_run", {"parameters": parameters})
         return str(run["id"])
 
     def flow_run(self, run: str) -> dict[str, Any]:
-        """What the server knows of a run."""
+        """Return what the server knows about a run."""
         found: dict[str, Any] = self.ask("GET", f"/flow_runs/{run}")
         return found
 
     def ended(self, run: str) -> dict[str, Any]:
-        """The run, once it is in a final state."""
+        """Wait until the run is in a final state, and return it."""
         final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
         self.until(lambda: self.flow_run(run)["state"]["type"] in final, f"the end of {run}")
         return self.flow_run(run)
 
     def run(self, deployment: str, **parameters: Any) -> dict[str, Any]:
-        """Start a run of a deployment and wait for its end."""
+        """Start a run of a deployment, wait for its end, and return it."""
         return self.ended(self.start(deployment, **parameters))
 
     def logs(self, run: str) -> list[str]:
-        """What the run's log says."""
+        """Return the text of the run's log."""
         wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
         return [each["message"] for each in self.ask("POST", "/logs/filter", wanted)]
 
     def artifacts(self, run: str) -> dict[str, Any]:
-        """The data of the run's artifacts, by key."""
+        """Return the data of the run's artifacts, by key."""
         wanted = {"artifacts": {"flow_run_id": {"any_": [run]}}, "sort": "CREATED_DESC"}
         found = self.ask("POST", "/artifacts/filter", wanted)
         return {each["key"]: each["data"] for each in reversed(found)}
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The events with this name."""
+        """Return the events with this name."""
         found = self.ask("POST", "/events/filter", {"filter": {"event": {"name": [name]}}})
         return list(found["events"])
 
     def until(self, holds: Callable[[], object], what: str) -> None:
-        """Wait until something holds."""
+        """Wait until a condition is true."""
         deadline = time.monotonic() + PATIENCE
         while not holds():
             if time.monotonic() > deadline:
@@ -171,7 +173,7 @@ class Stack:
 
 @contextlib.contextmanager
 def stack(folder: Path, **more: str) -> Iterator[Stack]:
-    """A server with the deployments of prefect.yaml, and no worker yet; all that it started ends with the block.
+    """Yield a server with the deployments of prefect.yaml and without a worker; all its processes end with the block.
 
     The project is a copy of what a team's own repository has: job files, their sources, and prefect.yaml.
     """
@@ -215,7 +217,7 @@ def _is_up(client: httpx.Client) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a port that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

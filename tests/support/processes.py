@@ -1,4 +1,4 @@
-"""Drivers as real processes, to be watched and killed, and a job for them."""
+"""Start drivers as real processes, read their events, and kill them; and a job for them."""
 
 import json
 import os
@@ -12,7 +12,7 @@ ROWS = 100
 
 
 def put_job(folder: Path, *, rows: int = ROWS, max_batch_requests: int = 40) -> Path:
-    """A job over that many rows with ids 0, 1, 2, ...; its file."""
+    """Write a job over so many rows with ids 0, 1, 2, ..., and return its file."""
     notes = "".join(f'{i},"Note {i}: water the plant number {i}."\n' for i in range(rows))
     (folder / "notes.csv").write_text(f"id,text\n{notes}")
     file = folder / "notes.yaml"
@@ -27,7 +27,7 @@ def put_job(folder: Path, *, rows: int = ROWS, max_batch_requests: int = 40) -> 
 
 
 def environment(api: str, **settings: str) -> dict[str, str]:
-    """Variables for drivers that work with the API at this address and wait for little, whatever our own ones say."""
+    """Return the environment of drivers that call the API at this address and wait only briefly."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("BATCH_", "ANTHROPIC_"))}
     ours |= {"ANTHROPIC_BASE_URL": api, "ANTHROPIC_API_KEY": "test"}
     return ours | {"BATCH_GRACE_SECONDS": "0.5", "BATCH_POLL_SECONDS": "0.1"} | settings
@@ -40,7 +40,7 @@ def begin(
     stderr: int | IO[bytes] = subprocess.PIPE,
     preexec_fn: Callable[[], Any] | None = None,
 ) -> "subprocess.Popen[str]":
-    """The command line with these arguments, as it begins."""
+    """Start the command line with these arguments."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", *arguments],
         env=environment,
@@ -52,7 +52,7 @@ def begin(
 
 
 def until(process: "subprocess.Popen[str]", event: str, times: int = 1) -> None:
-    """Read what a driver tells with --json until it has told `event` so often."""
+    """Read the output of a driver with --json until it has shown `event` so many times."""
     assert process.stdout is not None
     for line in process.stdout:
         times -= json.loads(line)["event"] == event
@@ -62,6 +62,6 @@ def until(process: "subprocess.Popen[str]", event: str, times: int = 1) -> None:
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """End it at once, without a word."""
+    """Kill a process by SIGKILL and wait for it."""
     process.kill()
     process.communicate()

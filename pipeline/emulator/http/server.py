@@ -21,10 +21,12 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave all signal handlers unchanged."""
         yield
 
 
 def listen(port: int) -> socket.socket:
+    """Return a socket that listens on 127.0.0.1. port 0: any free port. Raises EmulatorError if the port is in use."""
     # without the protocol's name, asyncio would not turn off Nagle's algorithm, which costs 40 ms in each call
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,6 +41,7 @@ def listen(port: int) -> socket.socket:
 
 
 def make_server(router: Router) -> Server:
+    """Return the HTTP server for the calls that the router answers. It is not started."""
     server: Server
 
     def stopping() -> bool:
@@ -63,7 +66,9 @@ def make_server(router: Router) -> Server:
 
 
 @contextlib.contextmanager
-def signals_end(server: uvicorn.Server) -> Iterator[None]:
+def stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Let SIGINT and SIGTERM stop the server while the block runs."""
+
     def end(number: int, frame: object) -> None:
         server.force_exit = server.should_exit  # a second signal does not wait for open connections
         server.should_exit = True

@@ -22,6 +22,7 @@ class Transport(httpx2.BaseTransport):
         self._router = router
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Answer one request of the SDK by the router."""
         upload = self._router.upload_path()
         try:
             _receive(request, upload)
@@ -32,7 +33,7 @@ class Transport(httpx2.BaseTransport):
         if reply.dropped:
             raise httpx2.RemoteProtocolError("Server disconnected without sending a response.", request=request)
         try:
-            self._be_late(request, reply)
+            self._delay(request, reply)
         except httpx2.ReadTimeout:
             reply.close()
             raise
@@ -41,7 +42,7 @@ class Transport(httpx2.BaseTransport):
             return httpx2.Response(reply.status, headers=headers, stream=httpx2.ByteStream(reply.body), request=request)
         return httpx2.Response(reply.status, headers=reply.headers, stream=_Stream(request, reply), request=request)
 
-    def _be_late(self, request: httpx2.Request, reply: Reply) -> None:
+    def _delay(self, request: httpx2.Request, reply: Reply) -> None:
         if not reply.delay_seconds:
             return
         timeout: dict[str, Any] = request.extensions.get("timeout", {})
@@ -98,4 +99,5 @@ class _Stream(httpx2.SyncByteStream):
             ) from cut
 
     def close(self) -> None:
+        """Close the body and the file that it reads."""
         self._reply.close()

@@ -73,10 +73,10 @@ def answer(params: dict[str, Any], model: Model, seed: str, files: FileFinder = 
     schema = output_schema(params)
     text = f"{MARK} {gist(source)}".rstrip() if schema is None else _json(_invent(schema, source, number))
     used = _used_tool(params, tool, source, seed)
-    said = _limited(text, params, thinking_tokens, -(-server_tools.size_of(used) // BYTES_PER_TOKEN))
-    _cite(said, citation(params["messages"], files))
+    limited = _limited(text, params, thinking_tokens, -(-server_tools.size_of(used) // BYTES_PER_TOKEN))
+    _cite(limited, citation(params["messages"], files))
     counts = server_tools.requests_of(used) if used else None
-    return replace(said, content=[*thinking, *used, *said.content], server_tool_use=counts)
+    return replace(limited, content=[*thinking, *used, *limited.content], server_tool_use=counts)
 
 
 def _used_tool(params: dict[str, Any], forced: dict[str, Any] | None, source: str, seed: str) -> list[dict[str, Any]]:
@@ -86,9 +86,9 @@ def _used_tool(params: dict[str, Any], forced: dict[str, Any] | None, source: st
     return server_tools.use(tool, gist(source), source, seed) if tool else []
 
 
-def _cite(said: Answer, cited: dict[str, Any] | None) -> None:
-    if cited is not None and said.content:
-        said.content[-1]["citations"] = [cited]
+def _cite(made: Answer, cited: dict[str, Any] | None) -> None:
+    if cited is not None and made.content:
+        made.content[-1]["citations"] = [cited]
 
 
 def output_schema(params: dict[str, Any]) -> dict[str, Any] | None:

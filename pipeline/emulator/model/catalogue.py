@@ -31,6 +31,7 @@ class Model:
 
     @property
     def display_name(self) -> str:
+        """Return the name of the model for people, as `Claude Opus 4.6`."""
         version = "Preview" if self.id.endswith("preview") else ".".join(str(n) for n in self.generation if n)
         return f"Claude {self.line.capitalize()} {version}"
 

@@ -109,6 +109,7 @@ class Inventor:
         self._root, self._pick, self._gist, self._number = root, pick, gist, number
 
     def value(self) -> Any:
+        """Return the invented value."""
         return self._of(self._root, "", 0)
 
     def _of(self, node: dict[str, Any], path: str, depth: int) -> Any:
@@ -178,4 +179,5 @@ WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
+    """Return the words of a text in lower case."""
     return WORD.findall(text.lower())

@@ -22,6 +22,7 @@ def server_tool(tools: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def is_server_tool(tool: dict[str, Any]) -> bool:
+    """Return whether a tool runs at the API and can be emulated."""
     return str(tool.get("type")).startswith(("web_search_", "web_fetch_", "code_execution_"))
 
 

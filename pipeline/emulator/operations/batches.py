@@ -25,7 +25,7 @@ LISTING_FAULTS = frozenset({"lag", "disorder"})
 
 def create(core: Core, call: Call) -> Reply:
     """Create a batch: check the body, store its requests durably, then answer. All requests are accepted, or none."""
-    body = _plain_body(core, call)
+    body = _decoded_body(core, call)
     batch_id = random_id("msgbatch")
     try:
         number = _store_requests(core, batch_id, body)
@@ -46,7 +46,7 @@ def create(core: Core, call: Call) -> Reply:
     return json_reply(message_batch(batch, call, core))
 
 
-def _plain_body(core: Core, call: Call) -> Path:
+def _decoded_body(core: Core, call: Call) -> Path:
     """Return the file of the decoded body. Raises ApiError if it is too large or its encoding is not supported."""
     assert isinstance(call.body, Path)
     coding = call.headers.get("content-encoding", "identity").lower()
@@ -54,7 +54,7 @@ def _plain_body(core: Core, call: Call) -> Path:
     if coding != "identity":
         if coding != "gzip" or not core.settings.gzip_on_batches:
             raise unsupported_encoding()
-        body = _unpacked(body, core.settings.max_batch_bytes)
+        body = _decompressed(body, core.settings.max_batch_bytes)
     if body.stat().st_size > core.settings.max_batch_bytes:
         code = {"error_code": "request_body_too_large_after_decoding"} if body is not call.body else None
         html = code is None and core.settings.too_large_as == "html"
@@ -74,7 +74,7 @@ def invalid_encoding() -> ApiError:
     return ApiError(400, "The request body is not valid for its `Content-Encoding`.", details=details)
 
 
-def _unpacked(path: Path, limit: int) -> Path:
+def _decompressed(path: Path, limit: int) -> Path:
     """Decompress a body into a file next to it and return that file. It ends at most one chunk after the limit."""
     target = path.with_suffix(".plain")
     try:
@@ -117,6 +117,7 @@ def _check_queue(core: Core, workspace: str, number: int) -> None:
 
 
 def retrieve(core: Core, call: Call, batch_id: str) -> Reply:
+    """Return one batch."""
     batch = _visible(core, call, batch_id)
     hint = {} if batch.status == "ended" else {"retry-after": core.poll_hint}
     return json_reply(message_batch(batch, call, core), hint)
@@ -185,11 +186,11 @@ def _index(ids: list[str], wanted: str, field: str) -> int:
 
 
 def cancel(core: Core, call: Call, batch_id: str) -> Reply:
+    """Cancel a batch: in_progress -> canceling. Raises ApiError if it has ended, unless the settings say otherwise."""
     batch = _visible(core, call, batch_id)
     if batch.status != "ended":
-        core.faults.hold(
-            "cancel", "never_ends", _facts(call, batch_id)
-        )  # before the move, because the worker may end the batch at any time
+        # before the move, because the worker may end the batch at any time
+        core.faults.hold("cancel", "never_ends", _facts(call, batch_id))
     moved = core.store.mark_canceling(batch_id, core.clock.now_us())
     if not moved and core.store.get(batch_id).status == "ended" and core.settings.cancel_ended_status != 200:
         text = f"Batch {batch_id} cannot be canceled because it has already ended."
@@ -200,6 +201,7 @@ def cancel(core: Core, call: Call, batch_id: str) -> Reply:
 
 
 def delete(core: Core, call: Call, batch_id: str) -> Reply:
+    """Delete an ended batch. Raises ApiError if it has not ended."""
     _visible(core, call, batch_id)
     if not core.store.mark_deleted(batch_id, core.clock.now_us()):
         text = f"Batch {batch_id} cannot be deleted while it is being processed; cancel it first."
@@ -208,6 +210,7 @@ def delete(core: Core, call: Call, batch_id: str) -> Reply:
 
 
 def results(core: Core, call: Call, batch_id: str) -> Reply:
+    """Stream the results of an ended batch. Raises ApiError if it has not ended or its results are archived."""
     batch = _visible(core, call, batch_id)
     if batch.status != "ended":
         text = f"Batch {batch_id} is still {batch.status}; results are available once it has ended."

@@ -29,6 +29,7 @@ class Download(Iterator[bytes]):
             raise
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -44,9 +45,9 @@ def deliver(path: Path, faults: list[Fault]) -> Iterator[bytes]:
 def _faulty(file: BinaryIO, faults: list[Fault]) -> Iterator[bytes]:
     cut = next((fault for fault in faults if fault.do == "truncate"), None)
     total = 0 if cut is None else _lines_in(file)
-    lines = _touched((line.rstrip(b"\n") for line in file), faults)
+    lines = _with_line_faults((line.rstrip(b"\n") for line in file), faults)
     if cut is not None:
-        lines = _kept(lines, total, cut)
+        lines = _truncated(lines, total, cut)
     before = [(fault.text or "").encode() for fault in faults if fault.do == "first_line"]
     yield from _joined(chain(before, lines))
     if cut is not None and cut.end != "clean":
@@ -59,7 +60,7 @@ def _lines_in(file: BinaryIO) -> int:
     return lines
 
 
-def _touched(lines: Iterable[bytes], faults: list[Fault]) -> Iterator[bytes]:
+def _with_line_faults(lines: Iterable[bytes], faults: list[Fault]) -> Iterator[bytes]:
     for fault in faults:
         if fault.do == "unknown_lines":
             for number in range(fault.count):
@@ -85,7 +86,7 @@ def _contradiction(line: bytes) -> bytes:
     return orjson.dumps({"custom_id": told["custom_id"], "result": {"type": kind}})
 
 
-def _kept(lines: Iterator[bytes], total: int, cut: Fault) -> Iterator[bytes]:
+def _truncated(lines: Iterator[bytes], total: int, cut: Fault) -> Iterator[bytes]:
     yield from islice(lines, min(int(total * cut.keep), total - 1))  # at least one line is lost
     if cut.cut_at == "mid_line":
         following = next(lines, b"")

@@ -111,6 +111,7 @@ def retrieve(core: Core, call: Call, file_id: str) -> Reply:
 
 
 def delete(core: Core, call: Call, file_id: str) -> Reply:
+    """Delete a file."""
     _visible(core, call, file_id)
     core.files.remove(file_id)
     return json_reply({"id": file_id, "type": "file_deleted"})

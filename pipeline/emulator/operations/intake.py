@@ -39,6 +39,7 @@ class _Reader:
         self._decode = json.JSONDecoder(parse_constant=_no_constant).raw_decode
 
     def close(self) -> None:
+        """Close the file."""
         self._chunks.close()  # type: ignore[attr-defined]  # closing the generator closes its file
 
     @staticmethod
@@ -80,6 +81,7 @@ class _Reader:
         return True
 
     def need(self, expected: str) -> None:
+        """Step over `expected`. Raises ApiError if it does not come next."""
         if not self.take(expected):
             _not_json(f"expected {expected!r}")
 

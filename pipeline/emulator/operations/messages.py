@@ -34,15 +34,18 @@ def create(core: Core, call: Call) -> Reply:
     if b'"cache_control"' in orjson.dumps(params):
         usage = core.cache.usage(params, model, call.workspace, core.clock.now_us())
     made = answer(params, model, params_sha256(params), context.files)
-    said = message(made, model, usage, random_id("msg"), "standard")
+    answer_message = message(made, model, usage, random_id("msg"), "standard")
     if params.get("stream"):
         return Reply(
-            200, events(said), {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+            200,
+            events(answer_message),
+            {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"},
         )
-    return json_reply(said)
+    return json_reply(answer_message)
 
 
 def count_tokens(core: Core, call: Call) -> Reply:
+    """Answer a count_tokens call."""
     params = _params(call)
     _refuse(count_tokens_problem(params, _context(core, call)))
     return json_reply({"input_tokens": input_tokens(params)})
@@ -78,24 +81,24 @@ def _params(call: Call) -> dict[str, Any]:
     return params
 
 
-def events(said: dict[str, Any]) -> Iterator[bytes]:
+def events(answer_message: dict[str, Any]) -> Iterator[bytes]:
     """Yield a Message as server-sent events, in the order in which the API sends them."""
-    opening = {**said, "content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None}
-    usage = {"output_tokens": said["usage"]["output_tokens"]}
-    opening["usage"] = {**said["usage"], "output_tokens": 1}
+    opening = {**answer_message, "content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None}
+    usage = {"output_tokens": answer_message["usage"]["output_tokens"]}
+    opening["usage"] = {**answer_message["usage"], "output_tokens": 1}
     if used := opening["usage"].pop(
         "server_tool_use", None
     ):  # no server tool had been used at the start of the message
         usage["server_tool_use"] = used
     yield _event("message_start", message=opening)
     yield _event("ping")
-    for index, block in enumerate(said["content"]):
+    for index, block in enumerate(answer_message["content"]):
         start, deltas = _pieces(block)
         yield _event("content_block_start", index=index, content_block=start)
         for delta in deltas:
             yield _event("content_block_delta", index=index, delta=delta)
         yield _event("content_block_stop", index=index)
-    delta = {key: said[key] for key in ("stop_reason", "stop_sequence", "stop_details")}
+    delta = {key: answer_message[key] for key in ("stop_reason", "stop_sequence", "stop_details")}
     yield _event("message_delta", delta=delta, usage=usage)
     yield _event("message_stop")
 

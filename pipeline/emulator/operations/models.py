@@ -87,6 +87,7 @@ def list_models(core: Core, call: Call) -> Reply:
 
 
 def get_model(core: Core, call: Call, name: str) -> Reply:
+    """Return the description of one model by its id or alias. Raises ApiError 404 if there is none."""
     if name not in BY_NAME:
         raise ApiError(404, f"model: {name}")
     return json_reply(model_info(BY_NAME[name], core.settings))

@@ -21,6 +21,7 @@ class Part:
 
     @property
     def size(self) -> int:
+        """Return the size of the part in bytes."""
         return self.end - self.start
 
     def read(self, most: int) -> bytes:
@@ -30,6 +31,7 @@ class Part:
             return file.read(min(self.size, most))
 
     def copy_to(self, target: Path) -> None:
+        """Write the part to a file."""
         with self.body.open("rb") as file, target.open("wb") as out:
             file.seek(self.start)
             left = self.size

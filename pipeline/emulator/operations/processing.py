@@ -150,7 +150,7 @@ class _Work:
             usage = self.core.cache.usage(params, model, self.batch.workspace, turn_us, self.wave, rank)
         made = answer(params, model, sha256, self.context.files)
         if fault is not None:
-            made = spoiled(made, fault, params)
+            made = with_answer_fault(made, fault, params)
         message_id = derived_id("msg", self.batch.id, custom_id)
         return {"type": "succeeded", "message": message(made, model, usage, message_id, "batch")}
 
@@ -178,7 +178,7 @@ RESULT_MAKERS: dict[str, Callable[[Fault], dict[str, Any]]] = {
 }
 
 
-def spoiled(made: Answer, fault: Fault, params: dict[str, Any]) -> Answer:
+def with_answer_fault(made: Answer, fault: Fault, params: dict[str, Any]) -> Answer:
     """Return the answer changed by a fault: refused, cut, empty, or with a wrong text."""
     text = text_of(made)
     match fault.do:

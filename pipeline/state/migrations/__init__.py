@@ -42,9 +42,8 @@ _version = Table(
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
-_CURRENT = select(_version.c.version_num).with_for_update(
-    read=True, key_share=True
-)  # an upgrade waits until this transaction has ended
+# an upgrade waits until this transaction has ended
+_CURRENT = select(_version.c.version_num).with_for_update(read=True, key_share=True)
 
 MOST_NAMED = 3  # drivers that a message names
 
@@ -80,9 +79,8 @@ def bring_up(conn: Connection, database: str, now: datetime) -> bool:
     On SQLite the transaction must have the write lock and must not check foreign keys.
     """
     if conn.dialect.name == "postgresql":
-        conn.execute(
-            select(func.pg_advisory_xact_lock(_LOCK))
-        )  # drivers that open the database now wait until this is done
+        # drivers that open the database now wait until this is done
+        conn.execute(select(func.pg_advisory_xact_lock(_LOCK)))
     present = set(inspect(conn).get_table_names(schema=schema_of(conn)))
     if _version.name not in present:
         _make(conn, database, present)

@@ -39,9 +39,8 @@ def upgrade() -> None:
     for sentence, reason in SENTENCES.items():
         op.execute(known.update().where(known.c.problem == sentence).values(reason=reason, problem=None))
     op.add_column("runs", sa.Column("announced_at", TIME, nullable=True))
-    op.execute(
-        "UPDATE runs SET announced_at = ended_at WHERE state <> 'open'"
-    )  # these ends must not be announced again
+    # these ends must not be announced again
+    op.execute("UPDATE runs SET announced_at = ended_at WHERE state <> 'open'")
     op.create_table(
         "identified",
         sa.Column("account_id", ID, nullable=False),

@@ -1,0 +1,80 @@
+"""Writes how rows of a batch ended: their states, their answers and the batch's sums, in one transaction. Edge: SQL."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.answer.outcome import Outcome
+from pipeline.driver.driver import Driver
+from pipeline.request import packing
+from pipeline.sink.table import Answer, Fixed, ResultsTable
+from pipeline.state.batches import Batch
+from pipeline.state.database import Connection
+from pipeline.state.rows import BatchRow, Settled, add_to_batch, batch_rows, mark_outcomes
+
+
+@dataclass
+class SettledRows:
+    """How the rows of a batch in flight at positions `first` to `last` ended.
+
+    sink: for whose columns `rows` are made of the answers; left: rows there that stay in flight; outcomes: rows by
+    outcome; usage: tokens by class.
+    """
+
+    first: int
+    last: int
+    sink: ResultsTable
+    moves: list[Settled] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    outcomes: Mapping[str, int] = field(default_factory=Counter)
+    usage: Mapping[str, int] = field(default_factory=dict)
+    cost_usd: float = 0.0
+
+    def add(self, row: BatchRow, outcome: Outcome, fixed: Fixed, *, again: bool) -> None:
+        """Add a row with its outcome. again: whether the row is sent again."""
+        self.moves.append(Settled(row.id, outcome.state, outcome.error_type, again))
+        self.answers.append(Answer(row.key, row.keep, outcome, fixed))
+        self.rows.append(self.sink.row(row.key, row.keep, outcome, fixed))
+
+
+def settle_rows(driver: Driver, conn: Connection, batch: Batch, settled: SettledRows, *, counted: bool = True) -> None:
+    """Write how these rows ended.
+
+    counted: whether outcomes, tokens and cost are added to those of the batch. Raises LostRace unless `settled` has all
+    rows that are in flight at its positions.
+    """
+    mark_outcomes(conn, batch, settled.first, settled.last, settled.moves, left=settled.left)
+    sink = driver.sink_now(conn)  # after the states: all who write answers take their locks in this order
+    if sink is settled.sink:
+        sink.write(conn, settled.rows)
+    else:  # the table has more columns by now
+        sink.write_answers(conn, settled.answers)
+    if counted:
+        add_to_batch(conn, batch, settled.outcomes, settled.usage, settled.cost_usd)
+
+
+def settle_alike(
+    driver: Driver, conn: Connection, batch: Batch, outcome: Outcome, *, first: int, last: int, sent: bool
+) -> None:
+    """Give all rows of a batch that are in flight at these positions the same outcome; none of them is sent again.
+
+    sent: whether the API may have received their requests. If so, nobody knows what they cost, and the batch counts
+    their outcomes; if not, they cost nothing, and the batch is about to be dropped.
+    """
+    settled, now = SettledRows(first, last, driver.sink), driver.now()
+    for row in batch_rows(conn, batch.id, first, last):
+        fixed = Fixed(
+            recipe=batch.recipe,
+            cost_usd=None if sent else 0.0,
+            attempts=row.attempts + 1,
+            custom_id=packing.custom_id(batch.nonce, row.n) if sent else None,
+            batch_id=batch.api_id if sent else None,
+            run_id=batch.run_id,
+            updated_at=now,
+        )
+        settled.add(row, outcome, fixed, again=False)
+    settled.outcomes = {outcome.state: len(settled.moves)}
+    settle_rows(driver, conn, batch, settled, counted=sent)

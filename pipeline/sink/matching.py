@@ -1,0 +1,86 @@
+"""Which answers of a results table meet what a person asks for? Edge: SQL."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, Table, func, select, text, tuple_
+from sqlalchemy.exc import DBAPIError
+
+from pipeline.errors import InputError
+from pipeline.sink.table import ResultsTable
+
+AT_ONCE = 500  # keys that one query asks for: databases take some ten thousand parameters
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must hold of an answer. error_types: () for any; where: a SQL predicate over the table, None for none."""
+
+    error_types: tuple[str, ...]
+    where: str | None
+
+    def __bool__(self) -> bool:
+        """Whether there is any condition."""
+        return bool(self.error_types) or self.where is not None
+
+    def clauses(self, table: Table) -> list[ColumnElement[bool]]:
+        """The conditions as clauses of a query."""
+        found: list[ColumnElement[bool]] = []
+        if self.error_types:
+            found.append(table.c.error_type.in_(self.error_types))
+        if self.where is not None:
+            # no colon of theirs is a parameter; the line ends what may be a comment
+            found.append(text("({}\n)".format(self.where.replace(":", "\\:"))))  # type: ignore[arg-type]
+        return found
+
+
+def matching_keys(conn: Connection, sink: ResultsTable, conditions: Conditions, keys: Sequence[str]) -> set[str]:
+    """Return those of the keys (JSON, at most a chunk) whose answers meet the conditions.
+
+    Raises InputError when `where` is no predicate.
+    """
+    columns = [sink.table.c[name] for name in sink.columns.key]
+    clauses = conditions.clauses(sink.table)
+    found: set[str] = set()
+    for start in range(0, len(keys), AT_ONCE):
+        some = {sink.key_values(key): key for key in keys[start : start + AT_ONCE]}
+        one = len(columns) == 1
+        among = columns[0].in_([value for (value,) in some]) if one else tuple_(*columns).in_(list(some))
+        with _blaming_where(sink.table, conditions):
+            rows = conn.execute(select(*columns).where(among, *clauses)).all()
+        found |= {some[tuple(row)] for row in rows}
+    return found
+
+
+def count_matching(conn: Connection, sink: ResultsTable, statuses: Sequence[str], conditions: Conditions) -> int:
+    """Return how many answers have one of these statuses and meet the conditions. Raises as `matching_keys` does."""
+    table = sink.table
+    query = select(func.count()).select_from(table)
+    with _blaming_where(table, conditions):
+        return conn.scalar(query.where(table.c.status.in_(statuses), *conditions.clauses(table))) or 0
+
+
+def count_by_status(conn: Connection, sink: ResultsTable) -> dict[str, int]:
+    """Return how many answers there are by status, in the order of the statuses."""
+    status = sink.table.c.status
+    return dict(conn.execute(select(status, func.count()).group_by(status).order_by(status)).tuples().all())
+
+
+def error_types(conn: Connection, sink: ResultsTable, statuses: Sequence[str]) -> list[str]:
+    """Return the error types of the answers with one of these statuses, sorted."""
+    table = sink.table
+    types = conn.scalars(select(table.c.error_type).where(table.c.status.in_(statuses)).distinct())
+    return sorted(error_type for error_type in types if error_type)
+
+
+@contextmanager
+def _blaming_where(table: Table, conditions: Conditions) -> Iterator[None]:
+    """Raise InputError when a query fails that has a predicate of a person, unless it is the connection that broke."""
+    try:
+        yield
+    except DBAPIError as exc:
+        if conditions.where is None or exc.connection_invalidated:
+            raise
+        said = str(exc.orig).partition("\n")[0]
+        raise InputError(f"--where {conditions.where!r} is not a SQL predicate over {table.name}: {said}") from exc

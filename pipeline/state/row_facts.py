@@ -1,0 +1,55 @@
+"""What is known of a job's rows, one by one or page by page, for those who show or prove it? Edge: SQL."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, select
+
+from pipeline.state.tables import batches, requests
+
+
+class TracedRow(NamedTuple):
+    """One row, and where its request is; the fields are those of the table."""
+
+    key: str
+    state: str
+    run_id: int
+    attempts: int
+    outcome: str | None
+    error_type: str | None
+    batch_id: int | None
+    n: int | None
+    body_id: int | None
+    body_n: int | None
+    sent_hash: bytes | None
+    outcome_sent_hash: bytes | None
+
+
+class ProvedRow(NamedTuple):
+    """A row with its state and that of its batch; None where it is in no batch."""
+
+    key: str
+    state: str
+    outcome: str | None
+    batch_id: int | None
+    batch_state: str | None
+
+
+def traced_row(conn: Connection, job_id: int, keys: Sequence[str]) -> TracedRow | None:
+    """Return the job's row that has one of these keys (JSON); None when there is none."""
+    columns = [requests.c[name] for name in TracedRow._fields]
+    found = conn.execute(select(*columns).where(requests.c.job_id == job_id, requests.c.key.in_(keys))).first()
+    return None if found is None else TracedRow(*found)
+
+
+def proved_rows(conn: Connection, job_id: int, *, after: str | None, limit: int) -> list[ProvedRow]:
+    """Return the job's rows in the order of their keys, at most `limit`, from behind the key `after` on."""
+    query = (
+        select(requests.c.key, requests.c.state, requests.c.outcome, requests.c.batch_id, batches.c.state)
+        .outerjoin(batches, batches.c.id == requests.c.batch_id)
+        .where(requests.c.job_id == job_id)
+        .order_by(requests.c.key)  # not by number: an index has the keys of each job together
+        .limit(limit)
+    )
+    page = query if after is None else query.where(requests.c.key > after)
+    return list(map(ProvedRow._make, conn.execute(page)))
