@@ -7,6 +7,7 @@ from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError
 from pipeline.job.model import Job
 from pipeline.sink.columns import ResultColumns, with_kinds
+from pipeline.sink.definition import check_tables, make_tables
 from pipeline.sink.table import ResultsTable, columns_as_json
 from pipeline.spool.spool import Spool
 from pipeline.state.batches import batches_to_come_back
@@ -26,7 +27,7 @@ def known_to_database(
     sink = _results_table(database, job, columns, before)
     if row is not None and before is not None:
         _refuse_changed(conn, job, columns, row, before)
-    sink.check(conn, before)
+    check_tables(conn, sink, before)
     return row, sink
 
 
@@ -121,4 +122,4 @@ def _make_table(conn: Connection, row: JobRecord | None, sink: ResultsTable) -> 
     before = None if row is None else ResultColumns.from_stored(row.columns)
     if row is not None and sink.columns != before:
         columns_of(conn, row.id, to_change=True)  # before the table: who writes answers takes them in this order
-    sink.make(conn, before)
+    make_tables(conn, sink, before)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline.job.model import Job
 from pipeline.planning.verdict import Verdict
+from pipeline.sink.definition import check_tables
 from pipeline.sink.read import answered_keys, statuses_of
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
@@ -89,7 +90,7 @@ def verify(database: Database, job: JobRecord) -> Verified:
     """
     sink = ResultsTable.of(job)
     with database.read() as conn:
-        sink.check(conn, sink.columns)
+        check_tables(conn, sink, sink.columns)
     found = Verified(job.results_table)
     answers, answered = _Fingerprint(), _Fingerprint()
     for page in answered_keys(database, sink):  # first: an answer that comes from now on is no stranger

@@ -15,16 +15,13 @@ from sqlalchemy import (
     Table,
     bindparam,
     insert,
-    inspect,
     select,
     tuple_,
     update,
 )
-from sqlalchemy.schema import CreateColumn, CreateSchema
 
 from pipeline.answer.outcome import Outcome
-from pipeline.errors import DatabaseError
-from pipeline.sink.columns import FIXED, ID_NAMES, IDS, KINDS, REPLACED_AT, ResultColumns, renamed
+from pipeline.sink.columns import FIXED, ID_NAMES, IDS, KINDS, REPLACED_AT, ResultColumns
 from pipeline.state.bulk import Bulk
 from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import UtcDateTime
@@ -68,8 +65,8 @@ class ResultsTable:
         kept_today: the kept columns that the job still names; None for all.
         schema: for a new table whose name has no schema; None on SQLite. An existing table stays in its schema.
         """
-        self._own_schema, _, name = name.rpartition(".")  # empty if the name has no schema
-        schema = self._own_schema or columns.schema or schema
+        self.own_schema, _, name = name.rpartition(".")  # empty if the name has no schema
+        schema = self.own_schema or columns.schema or schema
         self.columns = columns = replace(columns, schema=schema)
         self.table = Table(name, MetaData(), *_columns(columns, keyed=True), schema=schema)
         self.history: Table | None = None
@@ -104,7 +101,7 @@ class ResultsTable:
         """Return this table with other columns; itself if the columns are the same."""
         if columns == self.columns:
             return self
-        name = f"{self._own_schema}.{self.table.name}" if self._own_schema else self.table.name
+        name = f"{self.own_schema}.{self.table.name}" if self.own_schema else self.table.name
         return ResultsTable(name, columns, self._today, self.table.schema)
 
     def _upsert_on(self, conn: Connection) -> Bulk:
@@ -119,137 +116,6 @@ class ResultsTable:
         values: dict[str, Any] = {self.table.columns[i].name: bindparam(f"p{i}") for i in self._kept_today}
         named = parameters[: len(self._key)] + [parameters[i] for i in self._kept_today]
         return Bulk(update(self.table).where(*where).values(values), named)
-
-    def check(self, conn: Connection, before: ResultColumns | None) -> None:
-        """Raise DatabaseError if `make` would fail: another program's table, a missing table, an impossible name.
-
-        before: see `make`.
-        """
-        self._refuse_names(conn)
-        if before is None and self._exists(conn, self.table):
-            raise DatabaseError(
-                f"sink.table: table {self.table.name!r} exists and was not made by this job; "
-                "choose another name, or drop it"
-            )
-        if before is not None and not self._exists(conn, self.table):
-            raise DatabaseError(
-                f"sink.table: table {self.table.name!r} does not exist any more, and paid answers were in it; "
-                "restore it, or give another database by --database"
-            )
-        if self.history is not None and not self.columns.had_history and self._exists(conn, self.history):
-            raise DatabaseError(
-                f"sink.history: table {self.history.name!r} exists and was not made by this job; "
-                "choose another name for sink.table, or drop it"
-            )
-        if before is not None:
-            for table in (self.table, self.history):
-                if table is not None and self._exists(conn, table):
-                    self._refuse_foreign(conn, table, before)
-
-    def _refuse_foreign(self, conn: Connection, table: Table, before: ResultColumns) -> None:
-        """Raise DatabaseError if a column that is to be added exists already and this job did not create it."""
-        moved = self.columns.displaced(before)
-        present = {name.lower(): name for name in self._present(conn, table) if name not in moved}
-        for name, new in moved.items():
-            if new.lower() in present:
-                raise DatabaseError(
-                    f"sink.table: column {name!r} of table {table.name!r} must be renamed to {new!r}, because this "
-                    f"version needs its name, but the table has a column {present[new.lower()]!r} that this job did "
-                    "not create; rename or drop that column"
-                )
-        ids = dict(IDS) if self.columns.ids else {}
-        for what, names, had, remedy in (
-            ("source.keep", self.columns.keep, renamed(before.keep, moved), "keep it as {NAME: source_NAME}"),
-            (
-                "output",
-                self.columns.output,
-                renamed(before.output, moved),
-                "write output.columns: {NAME: answer_NAME}",
-            ),
-            ("sink.table", ids, ids if before.ids else {}, "this version needs that name: rename that column"),
-        ):
-            for name in names:
-                if name not in had and name.lower() in present:
-                    raise DatabaseError(
-                        f"{what}: table {table.name!r} has a column {present[name.lower()]!r} that this job did not "
-                        f"create; {remedy.replace('NAME', name)}, or drop that column"
-                    )
-
-    def _present(self, conn: Connection, table: Table) -> list[str]:
-        """Return the names of the columns that the table has in the database."""
-        return [column["name"] for column in inspect(conn).get_columns(table.name, schema=table.schema)]
-
-    def has_column_of_ids(self, conn: Connection) -> bool:
-        """Return whether one of the existing tables has a column with the name of one of IDS."""
-        tables = [table for table in (self.table, self.history) if table is not None and self._exists(conn, table)]
-        return any(name.lower() in ID_NAMES for table in tables for name in self._present(conn, table))
-
-    def _refuse_names(self, conn: Connection) -> None:
-        """Raise DatabaseError for names that the database cannot have.
-
-        PostgreSQL would cut long names, and each of its tables has system columns; SQLite has no schemas.
-        """
-        if conn.dialect.name != "postgresql":
-            if self._own_schema:
-                raise DatabaseError(
-                    f"sink.table: {self._own_schema}.{self.table.name}: a SQLite database has no schemas; "
-                    f"write {self.table.name}"
-                )
-            return
-        tables = [("sink.table", self.table.name), ("sink.history", f"{self.table.name}_history")]
-        for what, name in tables if self.history is not None else tables[:1]:
-            if _too_long(name):
-                raise DatabaseError(f"{what}: the name {name!r} is longer than PostgreSQL's 63 bytes; shorten it")
-        named = {"source.key": self.columns.key, "source.keep": self.columns.keep, "output": self.columns.output}
-        for what, names in named.items():
-            remedy = _OTHER_NAME[what]
-            for name in names:
-                if _too_long(name):
-                    raise DatabaseError(
-                        f"{what}: the name of column {name!r} is longer than PostgreSQL's 63 bytes; {remedy}"
-                    )
-                if name in _SYSTEM_COLUMNS:
-                    raise DatabaseError(f"{what}: column {name!r} has the name of a PostgreSQL system column; {remedy}")
-
-    def _exists(self, conn: Connection, table: Table) -> bool:
-        return inspect(conn).has_table(table.name, schema=table.schema)
-
-    def make(self, conn: Connection, before: ResultColumns | None) -> None:
-        """Create the tables, or add and alter columns of existing tables until they have these columns.
-
-        before: the columns with which this job created the table; None if it has not created it yet.
-        Raises DatabaseError as `check` does.
-        """
-        self.check(conn, before)
-        if self._own_schema and not inspect(conn).has_schema(self._own_schema):
-            conn.execute(CreateSchema(self._own_schema))
-        for table in (self.table, self.history):
-            if table is None:
-                continue
-            if self._exists(conn, table):
-                self._migrate(conn, table, before)
-            elif table is self.table or self.columns.history:
-                table.create(conn)
-
-    def _migrate(self, conn: Connection, table: Table, before: ResultColumns | None) -> None:
-        preparer = conn.dialect.identifier_preparer
-        moved = {} if before is None else self.columns.displaced(before)
-        for name, new in moved.items():
-            renaming = f"RENAME COLUMN {preparer.quote(name)} TO {preparer.quote(new)}"
-            conn.exec_driver_sql(f"ALTER TABLE {preparer.format_table(table)} {renaming}")
-        present = set(self._present(conn, table))
-        had = {} if before is None else renamed({**before.keep, **before.output}, moved)
-        has = {**self.columns.keep, **self.columns.output}
-        for column in table.columns:
-            change = None
-            if column.name not in present:
-                change = f"ADD COLUMN {CreateColumn(column).compile(dialect=conn.dialect)}"
-            elif conn.dialect.name == "postgresql" and had.get(column.name) != has.get(column.name):
-                # not on SQLite, whose columns take values of every type
-                name, kind = preparer.format_column(column), column.type.compile(dialect=conn.dialect)
-                change = f"ALTER COLUMN {name} TYPE {kind} USING {name}::{kind}"
-            if change is not None:
-                conn.exec_driver_sql(f"ALTER TABLE {preparer.format_table(table)} {change}")
 
     def row(self, key: str, keep: str | None, outcome: Outcome, fixed: "Fixed") -> tuple[Any, ...]:
         """Return a row of the table, for `write`. key, keep: JSON, as in the state database; keep may be None."""
@@ -363,13 +229,6 @@ class ResultsTable:
         self._update_keep.execute(conn, changes)
 
 
-_OTHER_NAME = {
-    "source.key": "rename it in the source",
-    "source.keep": "keep it under another name",
-    "output": "give it another name by output.columns",
-}
-
-
 def _insert_of(dialect: str) -> Callable[[Table], Any]:
     """Return SQLAlchemy's INSERT with ON CONFLICT for a dialect; imported only when used, because imports are slow."""
     if dialect == "sqlite":
@@ -384,8 +243,6 @@ def _insert_of(dialect: str) -> Callable[[Table], Any]:
 #: Columns whose texts come from the API, so that they may contain NUL.
 _EXTERNAL_TEXTS = ("text", "error_type", "error_message", "stop_reason", "model", *ID_NAMES)
 
-_SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
-
 
 def _columns(columns: ResultColumns, *, keyed: bool) -> list[Column[Any]]:
     """Return the SQL columns of a table. keyed: whether the key is its primary key, so that each key has one row."""
@@ -398,10 +255,6 @@ def _columns(columns: ResultColumns, *, keyed: bool) -> list[Column[Any]]:
         *[Column(name, KINDS[kind]()) for name, kind in columns.output.items()],
         *[Column(name, kind() if callable(kind) else kind) for name, kind in (FIXED + IDS if columns.ids else FIXED)],
     ]
-
-
-def _too_long(name: str) -> bool:
-    return len(name.encode()) > 63
 
 
 def _without_nul(row: tuple[Any, ...]) -> tuple[Any, ...]:

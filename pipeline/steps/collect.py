@@ -31,6 +31,7 @@ from pipeline.money.prices import PriceList
 from pipeline.prefetch import calls_ahead, prefetch
 from pipeline.request import packing
 from pipeline.sink.columns import ResultColumns
+from pipeline.sink.definition import has_column_of_ids, make_tables
 from pipeline.sink.table import Fixed, columns_as_json
 from pipeline.state.accounts import open_circuit
 from pipeline.state.batches import Batch
@@ -79,9 +80,9 @@ def _complete_table(driver: Driver) -> None:
         alone(conn)
         before = ResultColumns.from_stored(columns_of(conn, driver.job_id, to_change=True))
         complete = before.with_ids()
-        if complete is None or driver.sink.has_column_of_ids(conn):
+        if complete is None or has_column_of_ids(conn, driver.sink):
             return
-        driver.sink.with_columns(complete).make(conn, before)
+        make_tables(conn, driver.sink.with_columns(complete), before)
         set_columns(conn, driver.job_id, columns_as_json(complete))
 
 

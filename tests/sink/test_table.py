@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, func, inspect, make_url, select
 from pipeline.answer.outcome import Outcome
 from pipeline.errors import DatabaseError, JobError
 from pipeline.sink.columns import ResultColumns
+from pipeline.sink.definition import check_tables, make_tables
 from pipeline.sink.table import HISTORY_SLICE, Fixed, ResultsTable, columns_as_json
 from pipeline.state.database import Database
 from tests.support.postgres import connected
@@ -40,7 +41,7 @@ def made(
     """The results table, made or brought up as a run does it."""
     table = sink(database, columns.added_to(before), **options)
     with database.write() as conn:
-        table.make(conn, before)
+        make_tables(conn, table, before)
     return table
 
 
@@ -462,7 +463,7 @@ def test_names_that_postgresql_cannot_have_are_refused(
         table = sink(database, columns, name)
 
         with pytest.raises(DatabaseError, match=said):
-            table.check(conn, None)
+            check_tables(conn, table, None)
 
 
 def test_the_longest_names_of_postgresql_work(postgres_url: str) -> None:

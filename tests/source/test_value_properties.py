@@ -24,6 +24,7 @@ from pipeline.job.model import Job
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.plan import Plan
 from pipeline.sink.columns import ResultColumns
+from pipeline.sink.definition import make_tables
 from pipeline.sink.table import Fixed, ResultsTable
 from pipeline.source import identity
 from pipeline.states import RowState
@@ -62,7 +63,7 @@ def through(job: Job) -> list[Row]:
     plan.quote(KnownRows(None, None))
     engine, asked = create_engine("sqlite://"), {}
     with engine.begin() as conn:
-        sink.make(conn, None)
+        make_tables(conn, sink, None)
         for chunk in plan.source.chunks():
             keys, keeps = identity.keys(chunk.frame, ["id"]), identity.kept(chunk.frame, job.source.keep)
             for key, keep, row in zip(keys, keeps, plan.source.request_values(chunk.frame), strict=True):
