@@ -1,4 +1,4 @@
-"""The tables and texts that Prefect shows of a run. Pure."""
+"""Make the tables and texts that Prefect shows of a run. Edge: SQL."""
 
 import os
 import re
@@ -20,12 +20,12 @@ from pipeline.state.jobs import JobRecord
 from pipeline.states import OUTCOMES
 from pipeline.text import count, money
 
-LINK = "BATCH_RESULTS_URL"  # of a page that shows a results table, as `https://bi.example.com/tables/{table}`
-MOST_BATCHES = 100  # that a table shows: a browser renders them all
+LINK = "BATCH_RESULTS_URL"  # address of a page that shows a results table, as `https://bi.example.com/tables/{table}`
+MOST_BATCHES = 100  # the most that a table shows: a browser renders them all
 
 
 def batch_table(conn: Connection, job_id: int) -> list[dict[str, Any]]:
-    """The job's newest batches, open ones before all others: state, counts, cost and age."""
+    """Return state, counts, cost and age of the job's newest batches, at most MOST_BATCHES, open batches first."""
     now = datetime.now(UTC)
     return [
         {
@@ -49,7 +49,7 @@ def _age(elapsed: Any) -> str:
 
 
 def summary_text(database: Database, conn: Connection, job: JobRecord, run: Standing) -> str:
-    """The summary of a run as Markdown; what models and rows have written is escaped."""
+    """Return the summary of a run as Markdown. Text that comes from models and from rows is escaped."""
     reason = f" ({run.reason})" if run.reason else ""
     parts = [
         f"# {escaped(run.title)}",
@@ -73,7 +73,7 @@ def quoted(quote: Quote, reasons: list[str]) -> str:
 
 
 def quoted_lines(quote: Quote) -> list[str]:
-    """The quote, without the first problem found, which may be about a row's text."""
+    """Return the lines of the quote without its first problem, which may contain text of a row."""
     return list(quote_lines(quote, problems=False))
 
 
@@ -102,7 +102,10 @@ def _cause(cause: Mapping[str, Any]) -> str:
 
 
 def parameters_of(words: list[str]) -> tuple[str, dict[str, Any]]:
-    """The flow that does what a command does, and its parameters. words: `retry JOB --status errored`, `run JOB`."""
+    """Return the flow that does the same as a command, and its parameters.
+
+    words: of the command, such as `retry JOB --status errored` or `run JOB`.
+    """
     command, job, *options = words
     if command != "retry":
         return "run_job", {"job": job}
@@ -117,18 +120,21 @@ def parameters_of(words: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def results_link(table: str) -> str | None:
-    """The page that shows a results table, when the environment names one."""
+    """Return the address of the page that shows a results table; None if BATCH_RESULTS_URL is not set."""
     pattern = os.environ.get(LINK)
     return pattern.replace("{table}", table) if pattern else None
 
 
 def escaped(text: str) -> str:
-    """A text as Markdown that shows it as it is: no markup, no HTML, no image that a browser would fetch."""
+    """Return Markdown that shows a text, up to 500 characters, unchanged but for its white space.
+
+    It has no markup, no HTML and no image that a browser would fetch.
+    """
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split())[:500])
 
 
 def _fenced(code: str) -> str:
-    """A block of code that nothing in it can end."""
+    """Return a Markdown block of JSON with a fence that no text in it can close."""
     longest = max((len(ticks) for ticks in re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}json\n{code}\n{fence}"

@@ -1,9 +1,10 @@
-"""Install the automation that ends runs of which nothing is heard any more; safe to call again.
+"""Install the Prefect automation that ends flow runs whose process is gone. Edge: HTTP.
 
     python -m flows.automations
 
-A worker that is stopped kills its flows without a word, and Prefect shows them as Running for ever. The work loses
-nothing by it: the next sweep goes on. But such a run holds its deployment's place, and a person should not wait for it.
+It is safe to install it twice. A worker that is stopped kills its flows, and Prefect is not told: it shows them as
+Running for ever. No work is lost, because the next sweep continues it. But such a run occupies a place of its
+deployment, and a person should not wait for it.
 """
 
 import sys
@@ -23,15 +24,18 @@ from flows.reprocess_failed import reprocess_failed
 from flows.run_job import run_job
 
 NAME = "batch-pipeline: end silent runs"
-SILENT = timedelta(seconds=540)  # three heartbeats of a flow, by default
+SILENT = timedelta(seconds=540)  # three times the default time between heartbeats of a flow
 FLOWS = [flow.name for flow in (run_job, collect_results, reprocess_failed, collect_ended, plan_files)]
-# The event of a state is named by the state's name, so that ours count beside those of Prefect.
+# Prefect names the event of a state after the state's name, so our own names are expected, too.
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Paused", "Suspended", "TimedOut")
 OUR_ENDS = ("Submitted", "Quoted", "Nothing due", "Incomplete*")
 
 
 def silent_runs(within: timedelta = SILENT) -> Automation:
-    """The automation: a run of ours that has sent a heartbeat, and then neither another nor an end, is Crashed."""
+    """Return the automation. It sets a flow run of ours to Crashed when the run has sent no sign of life for too long.
+
+    within: the time after a heartbeat in which the run must send another heartbeat, or end.
+    """
     return Automation(
         name=NAME,
         description="The process of such a run is gone. Nothing is lost: the next collect_results goes on.",
@@ -58,8 +62,8 @@ def silent_runs(within: timedelta = SILENT) -> Automation:
 
 
 def install() -> bool:
-    """Install it unless one of its name is there; whether it was installed."""
-    automations: Any = Automation  # typed as if its calls had to be awaited, which they must not here
+    """Install the automation; return False if an automation of this name is installed already."""
+    automations: Any = Automation  # its types say that calls must be awaited; here they must not be
     try:
         automations.read(name=NAME)
     except ValueError:

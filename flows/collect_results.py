@@ -1,6 +1,7 @@
-"""One sweep over all open runs as a Prefect flow, for a schedule: what `batch-pipeline collect` does.
+"""Do one sweep over all open runs as a Prefect flow, as `batch-pipeline collect` does. Edge: SQL, HTTP, files.
 
-It ends in seconds when nothing is due. Any number of sweeps may run at once, and any of them may be killed.
+The flow is for a schedule. It ends in seconds when nothing is due. Any number of sweeps may run at once, and any of
+them may be killed.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.state.database import Database
 
 
 def run_name() -> str:
-    """`sweep 2026-11-20 04:10`, by the time it was scheduled for (UTC)."""
+    """Return `sweep 2026-11-20 04:10`, with the time for which the flow was scheduled, in UTC."""
     return f"sweep {environment.scheduled():%Y-%m-%d %H:%M}"
 
 

@@ -1,7 +1,8 @@
-"""Collecting as tasks, one for each batch that has ended, where a task runner is set: in threads, or on Dask.
+"""Collect ended batches in Prefect tasks, one for each batch, if a task runner is set. Edge: SQL, HTTP, files.
 
-A task carries names and numbers alone: each opens the state database by itself, claims its batch there, and is a driver
-like any other. What tasks leave undone the sweep does itself, so whatever happens to a task runner costs time only.
+The task runner uses threads or Dask. A task receives only names and numbers: it opens the state database itself, claims
+its batch there, and is a driver like any other. The sweep itself collects the batches that tasks did not collect, so a
+failure of the task runner costs only time.
 """
 
 import contextlib
@@ -27,15 +28,16 @@ from pipeline.steps.collect_one import collect_one, ended_batches, left_of
 SETTING = "BATCH_TASK_RUNNER"
 INSTEAD = "this sweep collects by itself"
 THREADS = 4
-QUIET_SECONDS = 60.0  # in which no batch is taken or done, and nobody has one: then nobody is at work there
-MOST_SECONDS = 3600.0  # in which no batch is taken or done, though somebody has one
-LOOK_SECONDS = 0.5  # between two looks at how far it has come
+QUIET_SECONDS = 60.0  # no batch is claimed or collected for so long, and no driver has one: no task is working
+MOST_SECONDS = 3600.0  # the same, while a driver still has a batch
+LOOK_SECONDS = 0.5  # between two looks at the progress
 
 
 def runner() -> TaskRunner[Any] | None:
-    """What BATCH_TASK_RUNNER names: `threads`, or the address of a Dask scheduler; None when it is not set.
+    """Return the task runner that BATCH_TASK_RUNNER names; None if it is not set.
 
-    Raises InputError for anything else, and where Dask is not installed.
+    Its value is `threads`, or the address of a Dask scheduler. Raises InputError for any other value, and for an
+    address if Dask is not installed.
     """
     named = os.environ.get(SETTING)
     if not named:
@@ -56,17 +58,23 @@ def runner() -> TaskRunner[Any] | None:
     name="collect-batch",
     task_run_name="collect batch {batch}",
     tags=["batches"],
-    retries=1,  # which is safe: it collects again what is not collected
+    retries=1,  # safe: a retry collects only results that are not collected yet
 )
 def collect_batch(job: str, batch: int, blocks: Blocks, beside: Path | None = None) -> None:
-    """Collect one batch of a job. beside: a file in the folder of the state database that nothing else names."""
+    """Collect one batch of a job.
+
+    beside: a file in the folder of the state database; used if neither the environment nor a block names a database.
+    """
     with at_work(blocks, beside) as here:
         collect_one(here, job, batch)
 
 
 @flow(name="collect-ended")
 def collect_ended(ended: list[tuple[str, int]], blocks: Blocks, beside: Path | None = None) -> None:
-    """Collect these batches, job and number, each as a task; until all are done, or nobody is at work on them."""
+    """Collect batches, each in a task. Return when all tasks are done, or when no task is working any more.
+
+    ended: the job and the number of each batch. beside: see `collect_batch`.
+    """
     tasks = [collect_batch.submit(job, batch, blocks, beside) for job, batch in ended]
     numbers = {batch for _, batch in ended}
     with environment.database(blocks, beside=beside) as database:
@@ -82,9 +90,10 @@ def collect_ended(ended: list[tuple[str, int]], blocks: Blocks, beside: Path | N
 
 
 def spread_collecting(here: Environment, blocks: Blocks, job: str | None = None) -> set[str]:
-    """Where a task runner is set: ask what has ended, and if it is several batches, collect them in tasks; their jobs.
+    """Ask the API which batches have ended, collect them in tasks, and return the names of their jobs.
 
-    job: of one job only. A task runner that cannot be used is said in the log and costs no answer: the sweep collects.
+    Returns an empty set if no task runner is set, or if fewer than two batches have ended: the sweep collects these.
+    job: only this job; None: all jobs. If the task runner cannot be used, the log says so, and the sweep collects.
     """
     chosen = usable_runner(INSTEAD)
     if chosen is None:
@@ -94,13 +103,13 @@ def spread_collecting(here: Environment, blocks: Blocks, job: str | None = None)
         return set()
     try:
         collect_ended.with_options(task_runner=chosen)(ended, blocks, here.database.file)
-    except Exception as exc:  # noqa: BLE001  # whatever it is, it is about tasks, which nothing hangs on
+    except Exception as exc:  # noqa: BLE001  # a failure of the tasks: the sweep does their work
         say_of_runner(exc, INSTEAD)
     return {name for name, _ in ended}
 
 
 def usable_runner(instead: str) -> TaskRunner[Any] | None:
-    """The task runner, if one is set that can be used; else the log says what happens instead."""
+    """Return the task runner; None if none is set. If it cannot be used, log what happens instead, and return None."""
     try:
         return runner()
     except InputError as exc:
@@ -109,17 +118,17 @@ def usable_runner(instead: str) -> TaskRunner[Any] | None:
 
 
 def say_of_runner(problem: Exception, instead: str) -> None:
-    """Say in the log that tasks could not be done, and what happens instead."""
+    """Log that the tasks could not be run because of this problem, and what happens instead."""
     said = f"{type(problem).__name__}: {problem}"
     run_logger().error("%s=%s: %s; %s", SETTING, os.environ[SETTING], said, instead)
 
 
 def wait_for(tasks: list[PrefectFuture[Any]], look: Callable[[], tuple[object, float]]) -> None:
-    """Wait until the tasks are done, for as long as anything moves: Dask may have lost its workers, or never had one.
+    """Wait until all tasks are done, or until progress stops for too long: Dask may have no workers, or lose them.
 
-    look: how far it has come, by the state database, for a task that died says nothing; and for how many seconds that
-    may stay as it is. That all is done there is not the end yet: leaving the flow cancels its tasks, which may be about
-    to say that they are done.
+    look: returns the progress, and the number of seconds for which the progress may stay unchanged. It reads the
+    progress from the state database, because a task that died reports nothing. When the database says that all is done,
+    the wait continues until the tasks say so: leaving the flow would cancel tasks that are about to report their end.
     """
     before, since = None, time.monotonic()
     while not all(map(is_done, tasks)):
@@ -133,14 +142,14 @@ def wait_for(tasks: list[PrefectFuture[Any]], look: Callable[[], tuple[object, f
 
 
 def is_done(future: PrefectFuture[Any]) -> bool:
-    """Whether it has ended in whatever way. Its `state` would ask Prefect's server, which may know less."""
+    """Return whether a task has ended, well or not. Its `state` would ask Prefect's server, which may know less."""
     assert isinstance(future, PrefectWrappedFuture)
     return bool(future.wrapped_future.done())
 
 
 @contextlib.contextmanager
 def at_work(blocks: Blocks, beside: Path | None) -> Iterator[Environment]:
-    """Where a task works, which opens all by itself and tells the log of its own run."""
+    """Open the environment in which one task works. Its events go to the log of the task's own run."""
     with (
         environment.database(blocks, beside=beside) as database,
         environment.driving_in(database, blocks, tell=_teller()) as here,
@@ -149,11 +158,11 @@ def at_work(blocks: Blocks, beside: Path | None) -> Iterator[Environment]:
 
 
 def _teller() -> Tell:
-    """Tells the log of the task's run what its driver does."""
+    """Return a function that writes the events of a driver to the log of the task's run."""
     logger = run_logger()
 
     def tell(event: Event) -> None:
-        whose = "" if event.job is None else f"{event.job}: "  # a warning about a setting is about no job
+        whose = "" if event.job is None else f"{event.job}: "  # a warning about a setting has no job
         logger.log(max(logging.INFO, event.level), "%s%s", whose, event.line())
 
     return tell

@@ -1,4 +1,4 @@
-"""Where a flow works: the project's folder, its state database, its key, and the day that it is for."""
+"""Find where a flow works: the project's folder, state database, API key and scheduled day. Edge: SQL, HTTP, files."""
 
 import contextlib
 import os
@@ -29,21 +29,21 @@ KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 
 @dataclass(frozen=True)
 class Blocks:
-    """Names of Secret blocks that stand in for what the worker's environment does not have. Never values."""
+    """Names of the Secret blocks with values that the worker's environment lacks; never the values. None: no block."""
 
     api_key: str | None = None
     database_url: str | None = None
 
 
 def job_file(job: str) -> Path:
-    """The job file of this name: relative ones are of the project, PIPELINE_ROOT, or else of the working directory."""
+    """Return the path of a job file. A relative path starts at PIPELINE_ROOT, else at the working directory."""
     return _root() / job
 
 
 def named(job: str) -> tuple[Path | None, str]:
-    """A job as a parameter names it: its file, None when `job` is the name by which the database knows it; its name.
+    """Return the file and the name of the job that a parameter gives by file or by name. By name, the file is None.
 
-    Raises JobError.
+    Raises JobError if the file cannot be read or declares no name.
     """
     if not is_path(job, _root()):
         return None, job
@@ -56,12 +56,12 @@ def _root() -> Path:
 
 
 def scheduled() -> datetime:
-    """For when the run was scheduled, in UTC; outside of a run: now."""
+    """Return the time for which the flow was scheduled, in UTC; the present time outside of a flow."""
     return cast("datetime", flow_run.scheduled_start_time).astimezone(UTC)
 
 
 def day(time_zone: str) -> date:
-    """The day for which a run was scheduled, so that a late one takes the right partition; else the present one.
+    """Return the day for which the flow was scheduled, so that a late flow takes the right partition; else today.
 
     Raises InputError for a time zone that does not exist.
     """
@@ -72,9 +72,9 @@ def day(time_zone: str) -> date:
 
 
 def secret(variables: tuple[str, ...], block: str | None) -> str | None:
-    """What the environment has under one of these names, else the value of the Secret block, else None.
+    """Return the value of the first environment variable that is set, else that of the Secret block, else None.
 
-    Raises InputError when the block is missing, Stopped when Prefect's server cannot be asked for it.
+    Raises InputError if the block is missing or holds no text, Stopped if Prefect's server does not answer.
     """
     for variable in variables:
         if os.environ.get(variable):
@@ -94,7 +94,10 @@ def secret(variables: tuple[str, ...], block: str | None) -> str | None:
 
 
 def file_of(job: str, blocks: Blocks) -> Path:
-    """The file of a job as a parameter names it, by the state database if that is a name. Raises InputError."""
+    """Return the job file of the job that a parameter gives by file or by name. The state database knows it by name.
+
+    Raises InputError if the database does not know the job, or if the file is gone.
+    """
     if is_path(job, _root()):
         return job_file(job)
     with database(blocks) as known:
@@ -103,13 +106,19 @@ def file_of(job: str, blocks: Blocks) -> Path:
 
 @contextlib.contextmanager
 def database(blocks: Blocks, *, beside: Path | None = None, emulated: bool = False) -> Iterator[Database]:
-    """The state database: of the environment, of the block, else beside a job file. Made when it is new."""
+    """Open the state database that the environment or the block names, else the one beside a job file.
+
+    The database is created if it does not exist.
+    """
     with contextlib.closing(Database(database_url(blocks, beside=beside, emulated=emulated))) as opened:
         yield opened
 
 
 def database_url(blocks: Blocks, *, beside: Path | None = None, emulated: bool = False) -> str:
-    """The URL of the state database. beside: a job file. Raises DatabaseError when nothing names one."""
+    """Return the URL of the state database. Raises DatabaseError if nothing names a database.
+
+    beside: a file in the folder of the database; used if neither the environment nor the block names a database.
+    """
     url = secret((DATABASE,), blocks.database_url)
     if url is None and beside is None:
         raise DatabaseError(
@@ -121,7 +130,7 @@ def database_url(blocks: Blocks, *, beside: Path | None = None, emulated: bool =
 
 @contextlib.contextmanager
 def driving_in(database: Database, blocks: Blocks, *, tell: Tell, emulated: bool = False) -> Iterator[Environment]:
-    """Where a driver works with this database: with the API and the key of the environment, or of the block."""
+    """Open the environment of a driver on this database, with the API and key of the environment, or of the block."""
     held_by_sdk = emulated or any(os.environ.get(name) for name in KEYS)
     key = None if held_by_sdk else secret(KEYS, blocks.api_key)
     with environment.at(database, spool=os.environ.get("BATCH_SPOOL"), emulated=emulated, tell=tell) as here:

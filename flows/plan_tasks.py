@@ -1,4 +1,7 @@
-"""Planning as tasks, one for each file of the source, where a task runner is set. What fails, the run plans itself."""
+"""Plan the files of a source in Prefect tasks, one for each file, if a task runner is set. Edge: SQL, HTTP, files.
+
+The run itself plans the files whose tasks failed.
+"""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -17,29 +20,29 @@ from pipeline.state.batches import batches_by_state
 from pipeline.state.database import Database
 
 INSTEAD = "this run plans by itself"
-QUIET_SECONDS = 120.0  # in which no batch is planned: then nobody is at work there
+QUIET_SECONDS = 120.0  # no batch is planned for so long: no task is working
 
 
 @task(name="plan-file", task_run_name="plan {part.path}", tags=["batches"])
 def plan_file(part: Shard, blocks: Blocks, beside: Path | None) -> Planned:
-    """Plan one file of a job. Never tried again by Prefect: its run does what it left."""
+    """Plan one file of a job. Prefect never retries this task: the run plans the rows that it left."""
     with at_work(blocks, beside) as here:
         return plan_shard(here, part)
 
 
-#: What the driver whose planning is shared wants called meanwhile. No flow may hold it, be it as a parameter, which
-#: Prefect stores, or in a closure: tasks take their flow along to other processes.
+#: The function that the driver wants to be called while tasks plan for it. A flow must not hold this function: Prefect
+#: stores a flow's parameters, and tasks take a flow with its closures along to other processes.
 _meanwhile: ContextVar[Callable[[], None]] = ContextVar("meanwhile")
 
 
 def call_back() -> None:
-    """Let the driver submit what has been planned; raises when it is asked to stop."""
+    """Let the driver submit the batches planned so far. Raises if the driver is asked to stop."""
     _meanwhile.get()()
 
 
 @flow(name="plan-files")
 def plan_files(parts: list[Shard], blocks: Blocks, beside: Path | None) -> list[Planned]:
-    """Plan the files of a source, each as a task."""
+    """Plan the files of a source, each in a task, and return those that were planned."""
     with environment.database(blocks, beside=beside) as database:
 
         def look() -> tuple[object, float]:
@@ -53,7 +56,7 @@ def plan_files(parts: list[Shard], blocks: Blocks, beside: Path | None) -> list[
 
 
 def sharing(blocks: Blocks, database: Database) -> ShardRunner | None:
-    """How a run shares its planning: by BATCH_TASK_RUNNER; None when that is not set, or cannot be used."""
+    """Return the function that plans files in tasks; None if BATCH_TASK_RUNNER is not set or cannot be used."""
     chosen = usable_runner(INSTEAD)
     if chosen is None:
         return None
@@ -64,7 +67,7 @@ def sharing(blocks: Blocks, database: Database) -> ShardRunner | None:
             return plan_files.with_options(task_runner=chosen)(parts, blocks, database.file)
         except PipelineError:
             raise
-        except Exception as exc:  # noqa: BLE001  # whatever it is, it is about tasks, which nothing hangs on
+        except Exception as exc:  # noqa: BLE001  # a failure of the tasks: the run does their work
             say_of_runner(exc, INSTEAD)
             return []
         finally:
@@ -79,6 +82,6 @@ def _result(future: PrefectFuture[Planned], part: Shard) -> Planned | None:
         return None
     try:
         return future.result()
-    except Exception as exc:  # noqa: BLE001  # of the task, or of the worker that it was on
+    except Exception as exc:  # noqa: BLE001  # an error of the task, or of its worker
         run_logger().warning("%s: its task failed: %s: %s", part.path, type(exc).__name__, exc)
         return None

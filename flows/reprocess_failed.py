@@ -1,4 +1,4 @@
-"""Send rows that did not succeed once more as a Prefect flow: what `batch-pipeline retry` does."""
+"""Send failed rows again as a Prefect flow, as `batch-pipeline retry` does. Edge: SQL, HTTP, files."""
 
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ Status = Literal["errored", "expired", "truncated", "refused", "unparsable", "in
 
 
 def run_name() -> str:
-    """`ticket_triage again`, from the run's parameters."""
+    """Return `ticket_triage again`; the parameter `job` stands for the name if the job file cannot be read."""
     job = str(flow_run.parameters["job"])
     try:
         _, name = environment.named(job)

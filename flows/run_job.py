@@ -1,9 +1,10 @@
-"""Send a job's new rows as a Prefect flow, and with `wait` stay until all have their answers.
+"""Send a job's new rows as a Prefect flow; with `wait`, stay until all have answers. Edge: SQL, HTTP, files.
 
     python -m flows.run_job sample_data/jobs/summarize_documents.yaml
 
-needs no server: Prefect starts one for the run. The flow calls what `batch-pipeline run` calls. Prefect's state does
-not matter for it: killed anywhere, the same flow, the same command, or the next sweep just continues.
+This command needs no server: Prefect starts one for the run. The flow calls the function that `batch-pipeline run`
+calls. The work does not depend on Prefect's state: if the flow is killed at any point, the same flow, the same command
+or the next sweep continues it.
 """
 
 import argparse
@@ -34,7 +35,7 @@ Limit = Annotated[int, Field(ge=1)]
 
 
 def run_name() -> str:
-    """`ticket_triage 2026-11-20`, from the run's parameters; the file's name when it cannot be read as a job."""
+    """Return `ticket_triage 2026-11-20`, from the parameters; the parameter `job` if it is not a file with a job."""
     parameters = flow_run.parameters
     try:
         day = environment.day(parameters.get("time_zone") or "UTC")
@@ -46,7 +47,7 @@ def run_name() -> str:
 
 
 def cancel_batches(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """After a person canceled the run: cancel its job's batches too, if the run was started with the wish to."""
+    """Cancel the job's batches after a person canceled the flow, if the flow was given cancel_batches_on_cancel."""
     given = flow_run.parameters
     if not given.get("cancel_batches_on_cancel"):
         return
@@ -113,8 +114,8 @@ def run_job(
 
 
 def ended_state(watch: Watch, job: str, finished: Finished) -> State[dict[str, Any]]:
-    """What a flow that has driven one run ends with, and shows."""
-    if finished.run_id is None:  # it only asked what the run would cost
+    """Show the artifacts of a flow that has driven one run or made a quote, and return the state in which it ends."""
+    if finished.run_id is None:  # nothing was sent: the flow only asked for the quote
         watch.show_quote(job)
         lines = [" ".join(line.split()) for line in watch.quote_lines()]
         return Completed(name="Quoted", message="; ".join([*lines, *watch.reasons]))
@@ -126,13 +127,13 @@ def ended_state(watch: Watch, job: str, finished: Finished) -> State[dict[str, A
         run_logger().log(level, "%s", other.sentence)
     state = run_state(mine, [other for other in ended if not other.is_well])
     watch.announce([mine, *ended])
-    if watch.reasons:  # why rows that somebody may have meant were not sent again
+    if watch.reasons:  # why rows that a person may have wanted were not sent again
         state.message = "; ".join(filter(None, [state.message, *watch.reasons]))
     return state
 
 
 def main() -> int:
-    """Run one job from the command line; 0 when all went well."""
+    """Run one job from the command line; return exit code 0 if the flow completed, else 1."""
     parser = argparse.ArgumentParser(description="Run a job as a Prefect flow, without a server.")
     parser.add_argument("job")
     parser.add_argument("--limit", type=int)

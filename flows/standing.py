@@ -1,4 +1,4 @@
-"""How a job stands, for titles and artifacts of Prefect. Pure."""
+"""Describe how a run stands, for titles and artifacts of Prefect. Edge: SQL."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,10 @@ from pipeline.text import count, counts_line, money
 
 @dataclass(frozen=True)
 class Standing:
-    """How a run stands. title: job and day; rows: by state; sent: batches, and the rows in them.
+    """How a run stands. title: job and day; rows: their number by state; sent: number of batches, and of rows in them.
 
-    estimate: US dollars that were estimated when it began, see estimate.Money; None when a price is not known.
+    estimate: the cost in US dollars that was estimated when the run began, see estimate.Money; None if a price is not
+    known.
     """
 
     run_id: int
@@ -37,12 +38,12 @@ class Standing:
 
     @property
     def is_well(self) -> bool:
-        """Whether it goes on, or ended as it should."""
+        """Return whether the run is open, or has ended with exit code 0."""
         return self.state == RunState.OPEN or exit_code(self.state, self.rows, self.max_failed) == 0
 
     @property
     def sentence(self) -> str:
-        """How it ended, or where it is, and the way on."""
+        """Return how the run ended or how far it is, and the remedy if it did not end well."""
         if self.state == RunState.INCOMPLETE:
             return f"{self.title}: {stopped_line(self.reason, self.budget)}"
         if not self.is_well:
@@ -52,13 +53,13 @@ class Standing:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the job, the run, its state, its rows and its cost as JSON."""
         facts = {"job": self.job, "run_id": self.run_id, "title": self.title, "state": self.state}
         return {**facts, "reason": self.reason, "rows": self.rows, "cost_usd": self.cost_usd}
 
 
 def standing(conn: Connection, run_id: int) -> Standing:
-    """How a run of the database stands."""
+    """Return how the run with this number stands, from the database."""
     run = get_run(conn, run_id)
     name = run.job_name
     return Standing(
@@ -78,7 +79,7 @@ def standing(conn: Connection, run_id: int) -> Standing:
 
 
 def title(job: str, variables: Mapping[str, Any], day: date) -> str:
-    """`ticket_triage 2026-11-20`: the job, and the days that its vars name, else the day of the run."""
+    """Return `ticket_triage 2026-11-20`: the job, and the days that its vars hold, or else the day of the run."""
     days = [value for value in variables.values() if isinstance(value, str) and _is_day(value)]
     return " ".join([job, *(days or [day.isoformat()])])
 

@@ -1,4 +1,7 @@
-"""What a person sees of a flow in Prefect: log, states, artifacts, events. All of it may fail; the work goes on."""
+"""Show the work of a flow in Prefect: log, artifacts and events. Edge: SQL, HTTP.
+
+All of this may fail; the flow's work continues.
+"""
 
 import contextlib
 import logging
@@ -36,23 +39,24 @@ from pipeline.state.runs import last_run
 from pipeline.state.tallies import run_counts
 from pipeline.states import OUTCOMES, RunState
 
-NOT_LOGGED = (Watching, PlannedElsewhere, RunEnded)  # looks of a driver that waits; what the state tells
-BETWEEN_UPDATES = 5.0  # seconds between two moves of the progress at least
-SERVER_AWAY = 60.0  # seconds that nothing is shown after Prefect's server did not answer
+NOT_LOGGED = (Watching, PlannedElsewhere, RunEnded)  # two are repeated with each look; the flow's state tells ends
+BETWEEN_UPDATES = 5.0  # seconds, at least, between two updates of the progress
+SERVER_AWAY = 60.0  # seconds for which nothing is shown after Prefect's server did not answer
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 class Watch:
-    """Tells the run's log what drivers do, and remembers what artifacts and states are made of.
+    """Writes the events of drivers to the flow's log, and keeps the facts for artifacts and states.
 
-    Drivers tell from several threads; Prefect is spoken to from the one that made this.
+    Drivers send events from several threads. Only the thread that made this object updates artifacts and sends events
+    to Prefect.
     """
 
     def __init__(self, database: Database) -> None:
         self.quote: Quote | None = None
-        self.reasons: list[str] = []  #: why rows that somebody may have meant are not sent again
-        self.moved: set[str] = set()  #: jobs of which something has changed
+        self.reasons: list[str] = []  #: why rows that a person may have wanted are not sent again
+        self.moved: set[str] = set()  #: names of the jobs in which something has changed
         self._database = database
         self._waiting: object = None
         self._logger = run_logger()
@@ -61,11 +65,11 @@ class Watch:
         self._next_update = 0.0
 
     def tell(self, event: Event) -> None:
-        """One event of a driver."""
+        """Log one event of a driver, and update what Prefect shows of it."""
         if isinstance(event, Waiting | Planned | Submitted | Collected) and event.job is not None:
             self._move_progress(event.job)
         waiting = event.progress if isinstance(event, Waiting) else None
-        if waiting is not None and waiting == self._waiting:  # that it still waits for the same is said once
+        if waiting is not None and waiting == self._waiting:  # a wait without a change is logged once
             return
         self._waiting = waiting
         if isinstance(event, Quoted):
@@ -78,16 +82,16 @@ class Watch:
         self._log(event)
 
     def untold(self, job: str | None) -> list[Standing]:
-        """The runs of a job, or of all jobs, that have ended without anybody being told, in this sweep or before."""
+        """Return the runs that ended in this sweep or before and are not announced yet. job: None for all jobs."""
         with self._database.read() as conn:
             row = None if job is None else job_named(conn, job)
             return [standing(conn, end.run_id) for end in ends.untold(conn, None if row is None else row.id)]
 
     def announce(self, runs: Iterable[Standing]) -> None:
-        """Emit an event for each run that has ended. Of one that two flows announce, the server sees one.
+        """Emit an event for each run that has ended. If two flows announce the same end, the server keeps one event.
 
-        The last thing before the flow returns the state that tells these ends: when Prefect has that state, `note_told`
-        notes that they were told.
+        Call this last, before the flow returns the state that tells these ends. When Prefect has that state,
+        `note_told` notes that the ends were announced.
         """
         told: dict[int, datetime] = {}
         for run in runs:
@@ -99,27 +103,30 @@ class Watch:
             told[run.run_id] = run.ended_at
         run_id = _run_with_hook()
         if run_id is None:
-            ends.note_told(self._database, told, datetime.now(UTC))  # whoever has called the function is told by it
+            ends.note_told(self._database, told, datetime.now(UTC))  # without a hook: the caller gets the state
         else:
             _told[run_id] = (self._database.url, told)
 
     def of(self, run_id: int) -> Standing:
-        """How that run stands now."""
+        """Return how the run with this number stands now."""
         with self._database.read() as conn:
             return standing(conn, run_id)
 
     def quote_lines(self) -> list[str]:
-        """The quote as text."""
+        """Return the lines of the quote; empty if there is no quote."""
         return [] if self.quote is None else quoted_lines(self.quote)
 
     def show_quote(self, job: str) -> None:
-        """The quote of a job of which nothing was sent, as an artifact."""
+        """Show the quote of a job as an artifact, when nothing was sent. Nothing is shown if there is no quote."""
         if self.quote is not None:
             text = f"# {escaped(job)}: what it would send\n\n{quoted(self.quote, self.reasons)}\n"
             shown(create_markdown_artifact, text, key=artifact_key("quote", job), description=f"Quote of {job}")
 
     def show(self, jobs: Iterable[str]) -> None:
-        """Artifacts of these jobs: progress, batches, a summary, and a link to the answers if they have a page."""
+        """Show artifacts of these jobs: progress, batches, a summary, and a link to the answers if they have a page.
+
+        A job without a run has no artifacts.
+        """
         for name in jobs:
             with self._database.read() as conn:
                 row = job_named(conn, name)
@@ -174,14 +181,15 @@ class Watch:
             self._progress[job] = shown(create_progress_artifact, percent, key=key, description=about)
 
 
-#: By the id of a flow's run, the ends that its state tells, and the state database in which to note that.
+#: For each flow run, by its id: the state database, and the ends that the flow's state tells, to be noted there.
 _told: dict[uuid.UUID, tuple[Url, ends.Ended]] = {}
 
 
 def note_told(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Note the ends that the state of a flow tells, once Prefect has it. A hook of the flow, on success and on failure.
+    """Note in the state database that the ends in a flow's state were announced. A hook, on success and on failure.
 
-    If we die on the line before, or the state is refused, the next sweep tells these ends again.
+    Prefect calls it when it has the state. If the process dies before this note, or Prefect refuses the state, the next
+    sweep announces these ends again.
     """
     url, told = _told.pop(flow_run.id, (None, {}))
     if url is not None and told:
@@ -190,7 +198,7 @@ def note_told(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> Non
 
 
 def _run_with_hook() -> uuid.UUID | None:
-    """The id of the flow's run whose engine calls `note_told` in the end; None outside of such a run."""
+    """Return the id of the present flow run if Prefect calls `note_told` at its end, else None."""
     context = FlowRunContext.get()
     if context is None or context.flow is None or context.flow_run is None:
         return None
@@ -201,24 +209,24 @@ _away_until = 0.0
 
 
 def shown(make: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """Call something of Prefect's that shows something, and return what it returns; None when it could not.
+    """Call a function of Prefect that shows something, and return its result; None if it failed or was not called.
 
-    Whatever it raises, the run's work goes on. After a failure nothing is tried for a while: a server that is away
-    costs time with each call.
+    An exception is logged, and the run's work continues. After a failure nothing is called for SERVER_AWAY seconds,
+    because each call costs time while the server is away.
     """
     global _away_until
     if FlowRunContext.get() is None or time.monotonic() < _away_until:
-        return None  # outside of a run Prefect would start a server of its own for it
+        return None  # outside of a flow run, Prefect would start a server of its own for the call
     try:
         return make(*args, **named)
-    except Exception as exc:  # noqa: BLE001  # whatever it is, it is about showing
+    except Exception as exc:  # noqa: BLE001  # only showing failed
         _away_until = time.monotonic() + SERVER_AWAY
         logging.getLogger("pipeline.flows").warning("not shown in Prefect: %s: %s", type(exc).__name__, exc)
         return None
 
 
 def run_logger() -> Logger:
-    """The log of the flow's run, which all threads may write to; the library's one outside of a run."""
+    """Return the log of the flow run, which all threads may write to; outside of a flow run, the library's own log."""
     try:
         return get_run_logger()
     except MissingContextError:

@@ -1,4 +1,4 @@
-"""How does a command talk with a person at a terminal? Results go to stdout, all other lines to stderr."""
+"""Talk with a person at a terminal: write results to stdout and all other lines to stderr. Edge: terminal, signals."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ _log_events: "Callable[[Event], None] | None" = None  # logs an event; None unle
 
 
 def set_log_format(value: str) -> str:
-    """Write stderr in the format that --log-format gives, and return it. Raises InputError for an unknown format."""
+    """Set the format of stderr to that of --log-format, and return it. Raises InputError for an unknown format."""
     global _log_events
     if value not in ("text", "json"):
         raise InputError(f"--log-format {value}: write text or json")
@@ -43,7 +43,7 @@ def set_log_format(value: str) -> str:
 
 
 def escape_unencodable() -> None:
-    """Let stdout write characters that its encoding does not have as escapes, instead of failing."""
+    """Make stdout write an escape for a character that its encoding does not have, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # Python's default for stderr
 
@@ -67,7 +67,7 @@ def say(text: str) -> None:
 
 
 def say_next(command: str, *words: str) -> None:
-    """Say the next command, with the options of the running one that it needs."""
+    """Say which command to run next, with the options of the running command that it needs as well."""
     say(f"next: {command_line(command, *words)}")
 
 
@@ -131,16 +131,16 @@ def confirmed(*, yes: bool, ask: bool) -> bool:
 
 @dataclass
 class Teller:
-    """Tells what a driver does: as JSON on stdout, as lines on stderr, and on a terminal with a live last line.
+    """Shows the events of a driver: as JSON on stdout, or as lines on stderr, on a terminal with a live last line.
 
-    job: what commands call the job; None: by its name.
+    job: the job's name or file for the commands that are shown; None: its name.
     """
 
     as_json: bool
     job: str | None = None
     _status: Any = None
     _last: str = ""
-    _watched: dict[int, str] = field(default_factory=dict)  # batches that may have arrived, and what is said of each
+    _watched: dict[int, str] = field(default_factory=dict)  # by batch that may be at the API: the last line about it
 
     def __enter__(self) -> "Teller":
         if sys.stderr.isatty() and not self.as_json and _log_events is None:
@@ -154,7 +154,7 @@ class Teller:
         self._quiet()
 
     def tell(self, event: "Event") -> None:
-        """One event of the driver."""
+        """Show one event of the driver, and log it with --log-format json."""
         from pipeline.events.runs import WaitsForRetry
         from pipeline.planning.quote import Quoted
         from pipeline.report.next_command import retry_words
@@ -175,7 +175,7 @@ class Teller:
         from pipeline.events.batches import Watching
         from pipeline.events.runs import Waiting
 
-        if not isinstance(event, Waiting | Watching):  # these are no moves
+        if not isinstance(event, Waiting | Watching):  # these report no change
             put_json({"event": event.name, **event.facts()})
 
     def _text(self, event: "Event") -> None:
@@ -183,9 +183,9 @@ class Teller:
         from pipeline.events.runs import PlannedElsewhere, RunEnded, Waiting
 
         match event:
-            case Waiting() | PlannedElsewhere():  # told with each look
+            case Waiting() | PlannedElsewhere():  # repeated with each look
                 self._wait(event.line())
-            case Watching():  # told with each look, too
+            case Watching():  # repeated with each look, too
                 self._watch(event.batch, event.line())
             case RunEnded():
                 self._line(event.line(command_line(*event.then(self.job))))

@@ -1,1 +1,1 @@
-"""What can a driver tell? One class an event, with its facts, its level in a log and its line for people. Pure."""
+"""Define the events of drivers: one class per event, with its facts, its log level and its line for people. Pure."""

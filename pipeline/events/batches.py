@@ -1,4 +1,4 @@
-"""What can a driver tell of one batch? The events stand in the order of its life."""
+"""Define the events about one batch, in the order of the batch's life. Pure."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class ProblemEvent(BatchEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchMove(BatchEvent):
-    """A batch has another state. before: None for a batch that is new."""
+    """A batch moved from the state `before` to the state `after`. before: None for a new batch."""
 
     before: ClassVar[BatchState | None]
     after: ClassVar[BatchState]
@@ -37,7 +37,7 @@ class BatchMove(BatchEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(BatchMove):
-    """A batch was planned. bytes: of its body."""
+    """A batch was planned. bytes: the size of its body."""
 
     name = "planned"
     before, after = None, BatchState.PLANNED
@@ -64,7 +64,7 @@ class HeldBack(BatchEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped(BatchMove):
-    """A planned batch is not sent; its rows wait again, or have an outcome."""
+    """A planned batch will not be sent. Its rows are pending again, or already have an outcome."""
 
     name = "dropped"
     before, after = BatchState.PLANNED, BatchState.DROPPED
@@ -77,7 +77,7 @@ class Dropped(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class BodyLost(BatchEvent):
-    """The body that holds the rows of a batch cannot be read any more."""
+    """The body of a batch is gone or was altered, so the requests in it can no longer be read."""
 
     name = "body_lost"
     level = logging.WARNING
@@ -101,7 +101,7 @@ class BodyLeft(BatchEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Submitting(BatchMove):
-    """The create call of a batch begins."""
+    """The create call of a batch starts now."""
 
     name = "submitting"
     before, after = BatchState.PLANNED, BatchState.SUBMITTING
@@ -114,7 +114,7 @@ class Submitting(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted(BatchMove):
-    """The API accepted a batch. request_id: of the create call; left out when another driver had sent it."""
+    """The API accepted a batch. request_id: of the create call; left out of the facts if another driver made it."""
 
     name = "submitted"
     before, after = BatchState.SUBMITTING, BatchState.IN_PROGRESS
@@ -129,7 +129,7 @@ class Submitted(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class NotAccepted(BatchMove):
-    """The API did not accept a batch. wait: seconds until it is sent again; 0 for none."""
+    """The API did not accept a batch. wait: seconds until it may be sent again; 0 for no wait."""
 
     name = "rejected"
     level = logging.WARNING
@@ -144,7 +144,10 @@ class NotAccepted(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class UnknownEnd(BatchEvent):
-    """No response says whether the API accepted a batch. grace: seconds after which the listing is believed."""
+    """No response proves whether the API accepted a batch.
+
+    grace: seconds after which a listing without the batch proves that it was not accepted.
+    """
 
     name = "unknown_end"
     level = logging.WARNING
@@ -161,7 +164,7 @@ class UnknownEnd(BatchEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Watching(ProblemEvent):
-    """Whether the API accepted a batch is still unknown. Told with each look."""
+    """It is still unknown whether the API accepted a batch. The driver repeats this event with each look."""
 
     name = "watching"
     level = logging.DEBUG
@@ -170,7 +173,7 @@ class Watching(ProblemEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted(BatchMove):
-    """A batch without a response was found at the API."""
+    """A batch whose create call had no response was found at the API."""
 
     name = "adopted"
     before, after = BatchState.SUBMITTING, BatchState.IN_PROGRESS
@@ -184,7 +187,7 @@ class Adopted(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class CountsDisagree(BatchEvent):
-    """The API counts another number of requests in an adopted batch than were sent."""
+    """The API's number of requests in an adopted batch differs from the number that was sent."""
 
     name = "counts_disagree"
     level = logging.WARNING
@@ -201,7 +204,7 @@ class CountsDisagree(BatchEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Absent(BatchMove):
-    """A batch without a response is not at the API."""
+    """A batch whose create call had no response is not at the API, so it is sent again."""
 
     name = "absent"
     before, after = BatchState.SUBMITTING, BatchState.PLANNED
@@ -212,9 +215,9 @@ class Absent(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class FoundLate(BatchMove):
-    """A batch showed up at the API after it was concluded absent, and before it was sent again.
+    """A batch that was concluded absent appeared at the API before it was sent again.
 
-    request_id: of the create call; left out when the listing showed the batch.
+    request_id: of the create call; left out of the facts if the listing showed the batch.
     """
 
     name = "found_late"
@@ -230,7 +233,7 @@ class FoundLate(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class Twin(ProblemEvent):
-    """A batch showed up at the API after it was sent again: its rows may be paid twice."""
+    """An earlier sending of a batch appeared at the API after the batch was sent again: its rows may be paid twice."""
 
     name = "twin"
     level = logging.ERROR
@@ -238,7 +241,7 @@ class Twin(ProblemEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherAccount(BatchEvent):
-    """A batch was sent by another account than the one of this driver."""
+    """A batch was sent by an account that is not this driver's, so the driver leaves it alone."""
 
     name = "other_account"
     level = logging.WARNING
@@ -249,7 +252,7 @@ class OtherAccount(BatchEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class TakenOver(BatchEvent):
-    """Another driver has claimed the batch that this one worked on."""
+    """Another driver has claimed the batch that this driver was working on."""
 
     name = "taken_over"
 
@@ -323,8 +326,8 @@ class UnknownResults(BatchEvent):
 class Collected(BatchMove):
     """Every row of a batch has its outcome.
 
-    outcomes: rows by state. cost_usd: None when the price is not known. failed: some results that failed at the API,
-    with the ids by which Anthropic's support finds them.
+    outcomes: number of rows by state. cost_usd: None if the price is not known. failed: some of the results that failed
+    at the API, with the ids by which Anthropic's support finds them.
     """
 
     name = "collected"
@@ -344,7 +347,7 @@ class Collected(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLost(BatchMove):
-    """What became of a batch cannot be learnt now."""
+    """The results of a batch cannot be learnt at present."""
 
     name = "lost"
     level = logging.ERROR
@@ -358,7 +361,7 @@ class BatchLost(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class FoundAgain(BatchMove):
-    """The API knows a lost batch again."""
+    """A lost batch is known to the API again, so its rows wait for its results."""
 
     name = "found_again"
     before, after = BatchState.LOST, BatchState.IN_PROGRESS
@@ -371,7 +374,7 @@ class FoundAgain(BatchMove):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchDeleted(BatchEvent):
-    """A batch was deleted at the API. problem: always None, as readers of the JSON know it."""
+    """A batch was deleted at the API. problem: always None; readers of the JSON expect the field."""
 
     name = "deleted"
 

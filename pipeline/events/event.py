@@ -1,4 +1,4 @@
-"""What has every event, and who is told of it?"""
+"""Define what every event has, and the type of the functions that receive events. Pure."""
 
 import dataclasses
 import logging
@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 class Event:
     """Something that a driver did or met.
 
-    name: in JSON and in logs; no other event has it. level: of the standard library's logging. changes_job: whether
-    something of the job is different after it. job: the name of the job; None for what belongs to no job.
+    name: the event's name in JSON and in logs; no other event has it. level: one of the standard library's logging.
+    changes_job: whether the event changed something of the job. job: the job's name; None if the event has no job.
     """
 
     name: ClassVar[str]
@@ -26,7 +26,7 @@ class Event:
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """Return the fields by name, in their order. A field that has its default is left out: it is not known."""
+        """Return the fields by name, in their order. A field with its default value is left out: it is not known."""
         fields = dataclasses.fields(self)
         return {field.name: value for field in fields if (value := getattr(self, field.name)) != field.default}
 
@@ -35,12 +35,12 @@ class Event:
         return self.facts()
 
     def of_job(self, job: str) -> Self:
-        """Return the event with the name of this job, unless it names one."""
+        """Return the event with the name of this job; unchanged if it already names a job."""
         return self if self.job is not None else dataclasses.replace(self, job=job)
 
 
-Tell = Callable[[Event], None]  #: is told each event, for progress and logs
+Tell = Callable[[Event], None]  #: receives each event, for progress and logs
 
 
 def nothing(event: Event) -> None:
-    """Tell nobody."""
+    """Ignore the event."""

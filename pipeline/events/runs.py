@@ -1,4 +1,4 @@
-"""What can a driver tell that is not about one batch? Before a run, gates, files, waiting, and the ends of runs."""
+"""Define the events that are not about one batch: before a run, gates, files, waiting, and the ends of runs. Pure."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ class EmulatorStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something in the settings or in the job file that a person should know before the run goes on."""
+    """The settings or the job file hold something that a person should know before the run continues."""
 
     name = "warning"
     level = logging.WARNING
@@ -41,7 +41,7 @@ class Warned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NotCounted(Event):
-    """The API did not count the tokens of the sample, so the quote is made from bytes."""
+    """The API did not count the tokens of the sample, so the quote is estimated from bytes."""
 
     name = "not_counted"
     level = logging.WARNING
@@ -58,9 +58,10 @@ class NotCounted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WaitsForRetry(Event):
-    """Rows are left to a retry that is not finished.
+    """A retry is not finished, and this run leaves that retry's rows to it.
 
-    vars, retry: what that run was asked for. command: a line of the shell that continues it; it may hold keys of rows.
+    run: the retry's number. vars, retry: the vars and the selection of rows that the retry was started with. command:
+    the line for the shell that continues the retry; it may hold keys of rows. None: the line refers to `status`.
     """
 
     name = "waits_for_retry"
@@ -78,13 +79,13 @@ class WaitsForRetry(Event):
         return f"retry    {waiting}: {self.command or way_on}"
 
     def logged_facts(self) -> dict[str, Any]:
-        """Return the facts without what the retry was asked for: a person may have asked by keys of rows."""
+        """Return the facts without the vars, the selection and the command of the retry: they may hold keys of rows."""
         return {"job": self.job, "run": self.run, "rows": self.rows}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpoolMoved(Event):
-    """The job's spool is another one from now on."""
+    """The job uses another spool from now on."""
 
     name = "spool_moved"
 
@@ -96,7 +97,7 @@ class SpoolMoved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedElsewhere(Event):
-    """Another driver plans the job, and this one waits for it. Told with each look."""
+    """Another driver plans the job, and this driver waits for it. The driver repeats this event with each look."""
 
     name = "planned_elsewhere"
     level = logging.DEBUG
@@ -110,7 +111,7 @@ class PlannedElsewhere(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryFailed(Event):
-    """Too many of the canary's rows failed. rows: of the canary."""
+    """Too many of the canary's rows failed. rows: how many rows the canary has."""
 
     name = "canary_failed"
     level = logging.WARNING
@@ -125,9 +126,10 @@ class CanaryFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GateOpened(Event):
-    """The rows behind a gate may be sent.
+    """The rows that wait behind a gate may be sent now.
 
-    gate: one of `states.Gate`. failed, rows: of the canary; None for a primer.
+    gate: one of `states.Gate`. failed, rows: how many of the canary's rows failed, and how many it has; None for a
+    primer.
     """
 
     name = "gate_opened"
@@ -147,7 +149,7 @@ class GateOpened(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Uploaded(Event):
-    """A file was uploaded for requests to name."""
+    """A file was uploaded, so that requests can name it."""
 
     name = "uploaded"
 
@@ -186,7 +188,7 @@ class FileNotRemoved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Unreachable(Event):
-    """The API did not answer. wait: seconds until it is asked again; 0 for none."""
+    """The API did not respond. wait: seconds until the driver asks again; 0 if no time is set."""
 
     name = "unreachable"
     level = logging.WARNING
@@ -201,10 +203,10 @@ class Unreachable(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting(Event):
-    """A driver has nothing to do for some seconds. Told with each look.
+    """A driver has nothing to do for some seconds. The driver repeats this event with each look.
 
-    progress: `batches` are the run's batches by state. held_by: the drivers that have them, where this one has nothing
-    to do until they have ended: each with its `process` and `until` when its lease lasts.
+    progress: the number of the run's batches by state, under `batches`. held_by: the other drivers that this driver
+    must wait for, each with its `process` and with `until`, the end of its lease; empty if it waits for no driver.
     """
 
     name = "waiting"
@@ -257,7 +259,7 @@ class RunIncomplete(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JobCanceled(Event):
-    """All open runs of a job were canceled. open: batches still at the API; foreign: those of another account."""
+    """All open runs of a job were canceled. open: number of batches still at the API; foreign: of another account."""
 
     name = "canceled"
 
@@ -277,7 +279,7 @@ class JobCanceled(Event):
         return f"{said}, {self.foreign:,} of them sent by another account: use its key, or give them up by --abandon"
 
 
-#: Why a run is incomplete, and the command that says more of it.
+#: For each reason why a run is incomplete: the reason in words, and the command that tells more.
 STOPPED: dict[str, tuple[str, str]] = {
     RunReason.BUDGET: ("the budget is used up", "status"),
     RunReason.CANARY: ("too many of the canary's rows failed", "errors"),
@@ -288,9 +290,9 @@ STOPPED: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnded(Event):
-    """A run ended badly, and nobody was told of it.
+    """A run ended with too many failures or stopped early, and its end has not been announced yet.
 
-    when: in words; None where the command is about several jobs. rows: by state.
+    when: in words, as `before this command`; None if the command is about several jobs. rows: their number by state.
     """
 
     name = "run_ended"
@@ -305,11 +307,11 @@ class RunEnded(Event):
     cost_usd: float
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts with `when` and `run` before the job, as readers of the JSON know them."""
+        """Return the facts with `when` and `run` before the job, the order that readers of the JSON know."""
         return {"when": self.when, "run": self.run, **super().facts()}
 
     def line(self, command: str | None = None) -> str:
-        """Return `run 3 ended before this command: 2 of 5 rows failed; next: COMMAND`. command: None for `then`."""
+        """Return `run 3 ended before this command: 2 of 5 rows failed; next: COMMAND`. command: None: see `then`."""
         if self.state == RunState.INCOMPLETE and self.reason is not None:
             how = f"it stopped early, {STOPPED[self.reason][0]}"
         else:
@@ -318,6 +320,6 @@ class RunEnded(Event):
         return f"run {self.run} {when}: {how}; next: {command or shlex.join(['batch-pipeline', *self.then()])}"
 
     def then(self, job: str | None = None) -> list[str]:
-        """Return the words of the command that says more. job: what commands call the job; None: by its name."""
+        """Return the words of the command that tells more. job: its name or file for the command; None: its name."""
         says = STOPPED[self.reason][1] if self.state == RunState.INCOMPLETE and self.reason is not None else "errors"
         return [says, job or self.job or ""]

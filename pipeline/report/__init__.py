@@ -1,1 +1,1 @@
-"""What people read, and the same as facts for programs."""
+"""Report on jobs and runs: lines of text for people, and the same as JSON facts for programs. Edge: SQL, logging."""

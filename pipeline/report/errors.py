@@ -1,4 +1,4 @@
-"""Rows that did not succeed, by error, each with its remedy."""
+"""Group the rows that did not succeed by cause, and give each cause a remedy. Edge: SQL."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,15 +15,17 @@ from pipeline.state.runs import RunRecord, last_run
 from pipeline.states import RowState
 from pipeline.text import count
 
-#: What the API says of a request that it would refuse again.
+#: Error types of requests that the API would refuse again if they were sent unchanged.
 _REFUSED_AS_IT_IS = ("invalid_request_error", "not_found_error", "request_too_large")
-_ANOTHER_MODEL = "claude-sonnet-5"  # a larger one than most jobs ask
+_ANOTHER_MODEL = "claude-sonnet-5"  # a larger model than most jobs use
 
 
 def error_facts(conn: Connection, job: JobRecord, sink: ResultsTable, name: str) -> list[dict[str, Any]]:
-    """Failed rows by cause, most frequent first, each with up to three keys, what mends it, and the command for that.
+    """Return the causes of a job's failed rows as JSON, the most frequent first; empty if no row failed.
 
-    sink: the job's; name: what commands call the job.
+    Each cause has its number of rows, up to three of their keys, a remedy, and the words of the command for the remedy.
+
+    sink: the job's results table. name: the job's name or file, as commands take it.
     """
     last = last_run(conn, job.id)
     return [_cause_facts(cause, last, name) for cause in failure_causes(conn, sink)]
@@ -44,7 +46,10 @@ def _cause_facts(cause: Cause, last: RunRecord | None, name: str) -> dict[str, A
 
 
 def _remedy(cause: Cause, last: RunRecord | None) -> tuple[str, list[str]]:
-    """What mends rows that failed so, and the command without its job. last: the job's newest run."""
+    """Return the remedy for rows with this cause, and the words of its command without the job.
+
+    last: the job's newest run; None if it has none.
+    """
     status, error_type = cause.status, cause.error_type
     again = ["retry", "--status", status]
     match status:
@@ -78,7 +83,10 @@ def _remedy(cause: Cause, last: RunRecord | None) -> tuple[str, list[str]]:
 
 
 def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
-    """`errors` as text; of each the command is a line of the shell by now."""
+    """Yield the lines of the command `errors`.
+
+    causes: those of `error_facts`, but with each `command` as one line for the shell.
+    """
     for cause in causes:
         what = f"{cause['status']} ({cause['error_type']})" if cause["error_type"] else cause["status"]
         yield f"{count(cause['rows'], 'row')} {what}: {inline(str(cause['error_message']))}"
@@ -88,6 +96,6 @@ def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _in_brackets(ids: Mapping[str, str | None]) -> str:
-    """` (req_011CS)`: by what the API's support finds a request; empty where nothing was sent."""
+    """Return ` (req_011CS)`, the id by which the API's support finds a request; empty if nothing was sent."""
     named = ids["request_id"] or ids["message_id"]
     return f" ({named})" if named else ""

@@ -1,7 +1,7 @@
-"""What drivers do, as records of the standard library's logging: one event a move, with numbers and ids.
+"""Write the events of drivers to the standard library's logging, one record for each event. Edge: logging.
 
-A record never holds a row's key, a row's text or an API key, at any level. What the API said of an error is in it,
-with the id by which Anthropic's support finds the request.
+A record holds numbers and ids. It never holds a row's key, a row's text or an API key, at any level. It holds the API's
+message of an error, and the id by which Anthropic's support finds the request.
 """
 
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger("pipeline")
 
 
 def tell(event: Event) -> None:
-    """Log one event of a driver."""
+    """Log one event of a driver, with its name and its facts, if the logger takes the event's level."""
     if not logger.isEnabledFor(event.level):
         return
     facts = quote_facts(event.quote) if isinstance(event, Quoted) else event.logged_facts()
@@ -25,10 +25,13 @@ def tell(event: Event) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: time (UTC), level, event, and its facts; `message` for what is no event."""
+    """Formats a record as one line of JSON: time (UTC), level, event, and the facts of the event.
+
+    A record that is not an event has the event `message`, and its text under `message`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line, without a newline at its end."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -36,4 +39,4 @@ class JsonFormatter(logging.Formatter):
         }
         facts = getattr(record, "pipeline_facts", None)
         line |= {"message": record.getMessage()} if facts is None else facts
-        return json_text(line, ascii_only=True)  # for nobody knows the encoding of what takes it
+        return json_text(line, ascii_only=True)  # the encoding of the reader is not known

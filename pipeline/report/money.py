@@ -1,4 +1,4 @@
-"""What a run cost, against its estimate and its budgets, as lines and as facts."""
+"""Compare what a run has cost with its estimate and its budgets, as lines and as JSON facts. Edge: SQL."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,10 +16,10 @@ from pipeline.text import money
 
 
 def budget_facts(conn: Connection, run: RunRecord) -> dict[str, float | None] | None:
-    """How a run's money stands, in US dollars; None for a run without a budget.
+    """Return the limit, the spent and the reserved money of a run in US dollars; None for a run without a budget.
 
-    to_finish_usd: a limit that is enough for all that still waits, whatever its answers cost; None when nothing does,
-    or that is not known.
+    to_finish_usd: a limit, in whole cents, that is enough for all rows that still wait, whatever their answers cost;
+    None if no row waits or if their cost is not known.
     """
     limit = run.max_cost_usd
     if limit is None:
@@ -32,7 +32,11 @@ def budget_facts(conn: Connection, run: RunRecord) -> dict[str, float | None] | 
 
 
 def money_lines(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[str, int]) -> Iterator[str]:
-    """What a run has cost against what was estimated when it began, and what the prompt cache did."""
+    """Yield a line on the cost of a run so far and its estimate, and a line on the use of the prompt cache.
+
+    estimate: made when the run began; without a cost in it the first line is left out. cost: US dollars so far.
+    usage: tokens by class; without tokens of the prompt cache the second line is left out.
+    """
     said = (estimate or {}).get("cost_usd")
     if said is not None:
         yield f"estimated {cost_range(said)}; it was {money(cost)} so far"
@@ -43,13 +47,17 @@ def money_lines(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[
 
 
 def money_facts(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[str, int]) -> dict[str, Any]:
-    """As `money_lines`, as JSON."""
+    """Return the facts of `money_lines` as JSON; estimate_usd and cache_read_rate are None if they are not known."""
     said = (estimate or {}).get("cost_usd")
     return {"estimate_usd": said, "cost_usd": cost, "usage": dict(usage), "cache_read_rate": read_rate(dict(usage))}
 
 
 def month_facts(conn: Connection, run: RunRecord, limit: float | None, now: datetime) -> dict[str, Any] | None:
-    """How the month's money stands, in US dollars; None without BATCH_MONTHLY_BUDGET_USD. As `budget_facts`."""
+    """Return the money of all jobs in the present month as JSON, in US dollars; None if `limit` is None.
+
+    limit: BATCH_MONTHLY_BUDGET_USD. The fields are those of `budget_facts`; to_finish_usd counts only the
+    waiting rows of this run.
+    """
     if limit is None:
         return None
     since = month_of(now)
@@ -62,12 +70,15 @@ def month_facts(conn: Connection, run: RunRecord, limit: float | None, now: date
 
 
 def month_line(month: Mapping[str, Any]) -> str:
-    """`month 2026-11: ...`, as `budget_line`."""
+    """Return `month 2026-11 (UTC), all jobs: ...`, which continues as `budget_line` does."""
     return f"month {month['month']} (UTC), all jobs: {_money_line(month, 'BATCH_MONTHLY_BUDGET_USD=')}"
 
 
 def budget_line(budget: Mapping[str, float | None]) -> str:
-    """`budget $5.00: $4.20 spent, $0.70 reserved; limits.max_cost_usd: 7.25 is enough for what waits`."""
+    """Return `budget $5.00: $4.20 spent, $0.70 reserved ...; limits.max_cost_usd: 7.25 is enough for what waits`.
+
+    The reserved money is left out if it is 0, and the last part if the limit is high enough.
+    """
     return _money_line(budget, "limits.max_cost_usd: ")
 
 
@@ -87,7 +98,7 @@ def stopped_line(
     *,
     retry: bool = False,
 ) -> str | None:
-    """Why a run stopped before its end, and the way on; None for one that did not. retry: whether it is a retry."""
+    """Return why a run stopped early and how to continue; None if it did not stop early. retry: the run is a retry."""
     match reason:
         case RunReason.BUDGET:
             lines = [] if budget is None else [budget_line(budget)]

@@ -1,4 +1,4 @@
-"""Which command a person runs next. Pure."""
+"""Choose the command that a person should run next. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,10 @@ from pipeline.states import FAILURES, RowState, RunReason
 
 
 def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
-    """What to do next."""
+    """Return the words of the command that a person should run next.
+
+    facts: of the job, see `status_facts`. job: its name or file, as commands take it.
+    """
     rows, last = facts["rows"], facts["last_run"]
     unplanned = next((run for run in facts["open_runs"] if not run["planned"]), None)
     if unplanned is not None:
@@ -27,8 +30,8 @@ def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
 
 
 def same_command(run: Mapping[str, Any], job: str) -> list[str]:
-    """The command that goes on with a run: `run`, or the `retry` that it was."""
-    texts = {name: value for name, value in run["vars"].items() if isinstance(value, str)}  # --var gives only these
+    """Return the words of the command that continues a run: `run`, or for a retry `retry` with the same options."""
+    texts = {name: value for name, value in run["vars"].items() if isinstance(value, str)}  # --var can give only texts
     given = [word for name, value in texts.items() for word in ("--var", f"{name}={value}")]
     wanted = run["retry"]
     if wanted is None:
@@ -45,11 +48,11 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def _yaml(value: Any) -> str:
-    """A value as it is written behind --set: model names as they are, all else as JSON, which is YAML."""
+    """Return a value as text for --set: a plain name, such as a model's, unchanged; all else as JSON, which is YAML."""
     plain = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in ("true", "false", "null")
     return value if plain else orjson.dumps(value).decode()
 
 
 def retry_words(run: Mapping[str, Any], job: str) -> list[str]:
-    """The command that goes on with a retry: a person has said yes to it before."""
+    """Return the words of the command that continues a retry, with --yes: a person has confirmed this retry before."""
     return [*same_command(run, job), "--yes"]

@@ -1,4 +1,7 @@
-"""A run's progress in a notebook: an area under the cell that changes in place, and stays as the record of the run."""
+"""Show the progress of a run in a notebook, in an area under the cell. Edge: IPython.
+
+The area is updated in place, and it stays in the notebook as the record of the run.
+"""
 
 import logging
 import sys
@@ -21,22 +24,25 @@ if TYPE_CHECKING:
     from pipeline.runner.options import Finished
 
 
-PAUSE_SECONDS = 0.1  # between two changes of the area at least: a browser need not follow a hundred batches one by one
-NOTED = 10  # lines of what else was told, the last ones
+PAUSE_SECONDS = 0.1  # least time between two updates: a browser need not show each of a hundred batches
+NOTED = 10  # newest notes that the area shows
 
 
 def is_running() -> bool:
-    """Whether this is a notebook: IPython with a kernel, not IPython in a terminal."""
-    ipython = sys.modules.get("IPython")  # where it was never imported, nobody runs in it
+    """Return whether this process is a notebook: IPython with a kernel, not IPython in a terminal."""
+    ipython = sys.modules.get("IPython")  # if it was never imported, this process does not run in IPython
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 
 class Area:
-    """The area under a cell: what is sent, batches by state, rows, money, time, the next look."""
+    """The area under a cell. It shows the quote, batches by state, rows by outcome, cost, time and the next look."""
 
     def __init__(self, name: str, show: Callable[[str], None] | None = None) -> None:
-        """name: the job's; show: shows a text in place of the one before; None: under the notebook's cell."""
+        """Show the area.
+
+        name: the job's name. show: shows a text in place of the text before it; None: under the notebook's cell.
+        """
         self._name, self._show = name, show or _display()
         self._began = time.monotonic()
         self._shown_at = -PAUSE_SECONDS
@@ -48,11 +54,11 @@ class Area:
         self._cost_usd: float | None = 0.0
         self._next = ""
         self._notes: list[str] = []
-        self._lock = threading.Lock()  # batches are submitted by a thread of their own
+        self._lock = threading.Lock()  # the thread that submits batches sends events, too
         self._draw()
 
     def tell(self, event: Event) -> None:
-        """One event of the driver."""
+        """Show one event of the driver."""
         with self._lock:
             self._take(event)
             if isinstance(event, Quoted | Waiting) or time.monotonic() - self._shown_at >= PAUSE_SECONDS:
@@ -64,12 +70,12 @@ class Area:
             case Quoted():
                 self._quote, self._to_send = list(quote_lines(event.quote)), event.quote.to_send
             case Waiting():
-                self._batches = Counter(event.progress["batches"])  # as the database has them, whoever moved them
-                # the time of day: nobody counts seconds down here while the driver waits
-                self._next = f"{datetime.fromtimestamp(time.time() + event.seconds):%H:%M:%S}"  # noqa: DTZ006  # theirs
+                self._batches = Counter(event.progress["batches"])  # from the database, so with other drivers' moves
+                # the time of day and not the seconds left: while the driver waits, the area is not updated
+                self._next = f"{datetime.fromtimestamp(time.time() + event.seconds):%H:%M:%S}"  # noqa: DTZ006  # local
             case BatchMove():
                 self._move(event)
-        if event.level > logging.INFO or isinstance(event, GateOpened | HeldBack):  # why rows wait, or where they went
+        if event.level > logging.INFO or isinstance(event, GateOpened | HeldBack):  # problems, and why rows wait
             line = event.line()
             self._notes = [*[note for note in self._notes if note != line], line][-NOTED:]
 
@@ -83,7 +89,7 @@ class Area:
             self._cost_usd = None if unpriced else (self._cost_usd or 0.0) + (event.cost_usd or 0.0)
 
     def finished(self, finished: "Finished") -> None:
-        """How the run stands now that its driver ends."""
+        """Show how the run stands now that its driver has ended, or that nothing was sent."""
         if finished.run_id is None:
             self._end("nothing was sent")
             return
@@ -92,7 +98,7 @@ class Area:
         self._end(f"run {finished.run_id} {finished.state}{reason}")
 
     def failed(self, exc: BaseException) -> None:
-        """What ended the driver."""
+        """Show the exception that ended the driver."""
         self._end(f"{type(exc).__name__}: {exc}" if str(exc) else f"{type(exc).__name__}: the same call again goes on")
 
     def _end(self, how: str) -> None:
@@ -126,14 +132,14 @@ def _lasted(seconds: float) -> str:
 
 
 def _display() -> Callable[[str], None]:
-    """Shows texts under the cell that runs, each in place of the one before."""
+    """Return a function that shows a text under the running cell, in place of the text that it showed before."""
     from IPython.display import display
 
     handle: Any = None
 
     def show(text: str) -> None:
         nonlocal handle
-        bundle = {"text/plain": text}  # which every notebook, and its viewers on the web, show as it is
+        bundle = {"text/plain": text}  # every notebook, and every viewer on the web, shows plain text unchanged
         if handle is None:
             handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:

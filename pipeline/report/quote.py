@@ -1,4 +1,4 @@
-"""A quote and its estimate as lines of text and as facts. Pure."""
+"""Format a quote and its estimate as lines of text and as JSON facts. Pure."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,11 @@ from pipeline.text import count, money, size
 
 
 def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
-    """What a run is about to do and what it will cost. problems: with the first one, which may tell a row's text."""
+    """Yield the lines of a quote: which rows a run would send, and what they would cost.
+
+    If nothing would be sent, or there is no estimate, only the lines on rows and on batches at the API are there.
+    problems: whether to include the first problem of a sampled row, which may contain text of the row.
+    """
     rows = quote.rows
     parts = [
         (rows[Verdict.NEW], "new"),
@@ -53,12 +57,12 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
 
 
 def gone_words(rows: int) -> str:
-    """`12 rows of the job are no longer in its source`."""
+    """Return `12 rows of the job are no longer in its source`."""
     return f"{count(rows, 'row')} of the job {'is' if rows == 1 else 'are'} no longer in its source"
 
 
 def _in_flight_line(quote: Quote) -> Iterator[str]:
-    """What is at the API, and what is reserved for it."""
+    """Yield a line on the batches at the API and the money reserved for them; nothing if no row is at the API."""
     there = quote.in_flight
     if there is not None:
         reserved = "unpriced" if there.usd is None else f"at most {money(there.usd)} is reserved for it"
@@ -66,7 +70,7 @@ def _in_flight_line(quote: Quote) -> Iterator[str]:
 
 
 def _sends(said: Estimate) -> str:
-    """`19,185 requests for 19,980 rows (795 equal to another)`, `500 requests`."""
+    """Return `19,185 requests for 19,980 rows (795 equal to another)`, or `500 requests` if no two are equal."""
     equal = said.rows - said.requests
     requests = count(said.requests, "request")
     return f"{requests} for {count(said.rows, 'row')} ({equal:,} equal to another)" if equal > 0 else requests
@@ -87,14 +91,14 @@ def _counted_how(said: Estimate) -> str:
 
 
 def cost_words(said: Estimate) -> str:
-    """What a run costs, as it is said before, at the end and by `estimate`."""
+    """Return the cost of a run as text. The quote, the end of a run and the command `estimate` use the same words."""
     if said.cost_facts is None:
         return f"unpriced: no batch price is known for {said.unpriced}; prices in the job file can say it"
     return cost_range(said.cost_facts)
 
 
 def cost_range(usd: Mapping[str, float | None]) -> str:
-    """`about $2.60; $2.14 at least, $3.34 at worst`. usd: see estimate.Money."""
+    """Return `about $2.60; $2.14 at least, $3.34 at worst`. usd: see estimate.Money; `about` needs an expected cost."""
     about = "" if usd["expected"] is None else f"about {money(usd['expected'])}; "
     return f"{about}{money(usd['low'])} at least, {money(usd['worst'])} at worst"
 
@@ -108,7 +112,7 @@ def _limit_line(quote: Quote) -> str:
 
 
 def limit_means(quote: Quote) -> Iterator[str]:
-    """What the limit of a run's cost promises, in full; nothing for a job without one."""
+    """Yield lines that say what the limit of a run's cost guarantees; nothing for a job without a limit."""
     if quote.max_cost_usd is not None:
         yield f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): answers are bounded exactly, by max_tokens;"
         yield "         input is bounded by the tokens per byte of a sample, with 99% certainty, so in rare cases a run"
@@ -116,7 +120,7 @@ def limit_means(quote: Quote) -> Iterator[str]:
 
 
 def shortened(params: Any) -> Any:
-    """A request for people: of the files that it carries only how they begin."""
+    """Return a copy of a request for people: of each base64 file in it, only the first 40 characters are kept."""
     if isinstance(params, dict):
         carried = params.get("type") == "base64" and isinstance(params.get("data"), str)
         rest = {"data": f"{params['data'][:40]}... ({len(params['data']):,} characters)"} if carried else {}
@@ -125,12 +129,12 @@ def shortened(params: Any) -> Any:
 
 
 def invalid_share(quote: Quote) -> str:
-    """`3 of 100 sampled rows cannot be sent: column 'photo' ...`."""
+    """Return `3 of 100 sampled rows cannot be sent: column 'photo' ...`. The quote must have a problem."""
     return f"{len(quote.problems)} of {quote.sampled} sampled rows cannot be sent: {quote.problems[0]}"
 
 
 def quote_facts(quote: Quote) -> dict[str, Any]:
-    """The quote as JSON."""
+    """Return the quote as JSON, with the facts of the estimate if there is one."""
     said, there = quote.estimate, quote.in_flight
     facts = {
         "rows": {kind.value: quote.rows[kind] for kind in Verdict},
@@ -143,7 +147,7 @@ def quote_facts(quote: Quote) -> dict[str, Any]:
 
 
 def estimate_lines(quote: Quote) -> Iterator[str]:
-    """`estimate` as text: what `run` says before it sends, and answers, cache, time, and what it assumes."""
+    """Yield the lines of the command `estimate`: the quote that `run` shows, models, cache, time and assumptions."""
     yield from quote_lines(quote)
     said = quote.estimate
     if not quote.to_send or said is None:

@@ -1,4 +1,4 @@
-"""What is known of one row, as lines. Pure."""
+"""Format what is known of one row as lines of text. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from pipeline.runner.show import REQUEST_IS, Shown
 
 
 def lines(shown: Shown, *, ascii_only: bool = False) -> Iterator[str]:
-    """A row as text. ascii_only: whether the request has to be JSON in ASCII."""
+    """Yield the lines of the command `show`. ascii_only: whether the request must be JSON in ASCII."""
     yield f"row      {shown.key}" + ("" if shown.place is None else f" ({inline(shown.place)})")
     yield from _fields(shown.source or {})
     if shown.row is None:
@@ -56,7 +56,7 @@ def _when(time: Any) -> str:
 
 
 def _fields(values: Mapping[str, Any]) -> Iterator[str]:
-    """Each value behind its name, what has several lines with each of them indented; nulls are left out."""
+    """Yield each name with its value. Every further line of a value is indented; nulls are left out."""
     width = max((len(name) for name in values), default=0)
     for name, value in values.items():
         if value is not None:

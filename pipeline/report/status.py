@@ -1,4 +1,4 @@
-"""The status of a job and its runs, as facts and as lines. Pure but for a few queries."""
+"""Report the status of a job and its runs, as JSON facts and as lines of text. Edge: SQL."""
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -29,7 +29,10 @@ from pipeline.text import count, counted, counts_line, duration, money
 
 
 def status_facts(conn: Connection, job: JobRecord, now: datetime) -> dict[str, Any]:
-    """What is known of a job: rows and batches by state, open runs and the last one, money, what is about to vanish."""
+    """Return the status of a job as JSON: rows and batches by state, its open runs and its last run, cost and problems.
+
+    results_vanish_at: when the API removes the results of the oldest batch that is still there; None if none is there.
+    """
     last = last_run(conn, job.id)
     oldest = oldest_uncollected(conn, job.id)
     return {
@@ -77,7 +80,7 @@ def _run_facts(conn: Connection, run: RunRecord) -> dict[str, Any]:
 
 
 def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    """`status` as text."""
+    """Yield the lines of the command `status`. facts: see `status_facts`."""
     yield f"job      {facts['job']}, answers in table {facts['table']}"
     yield f"rows     {counts_line(facts['rows'])}"
     if facts["gone"]:
@@ -101,7 +104,7 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _recipe_lines(by_recipe: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Of which recipe the rows of the table are, where they are of several, or all of an older one."""
+    """Yield for each recipe how many rows were answered with it; nothing if the job has had one recipe only."""
     for recipe in by_recipe:
         rows, since = count(recipe["rows"], "row"), recipe["since"][:10]
         if recipe["present"]:

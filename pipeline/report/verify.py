@@ -1,4 +1,4 @@
-"""The proof of `verify` as lines and as facts. Pure."""
+"""Format the proof of the command `verify` as lines of text and as JSON facts. Pure."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from pipeline.text import count, counted
 
 
 def verify_facts(found: Verified) -> dict[str, Any]:
-    """A proof as JSON, without what does not hold."""
+    """Return a proof as JSON. It has the number of problems, but not the problems themselves."""
     return {
         "holds": found.holds,
         "problems": found.problems,
@@ -27,7 +27,7 @@ def verify_facts(found: Verified) -> dict[str, Any]:
 
 
 def verify_lines(found: Verified) -> Iterator[str]:
-    """A proof as text: what was proven, or what does not hold."""
+    """Yield the lines of a proof: what was proven, or the problems that were found."""
     if found.holds:
         same = "each has one final status, and one answer in table"
         yield f"holds    {count(found.rows, 'row')}: {same} {found.table} that says the same"
