@@ -1,1 +1,1 @@
-"""The drivers: `run` takes a job to its end, `sweep` does once what is due."""
+"""The drivers: `run` works until each row has an outcome, `sweep` does the work that is due and does not wait."""

@@ -1,4 +1,4 @@
-"""Which run does a command begin or continue, and what is cleared away before it plans? Edge: SQL, the spool."""
+"""Begin the run of a command or continue an open one, and drop what must not be sent. Edge: SQL, HTTP, files."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pipeline.steps.reconcile import refuse_unknown_bodies
 
 @dataclass(frozen=True)
 class Work:
-    """What one `run` has to do. counts: of tokens by the API, its sample empty when it was not asked."""
+    """What one `run` has to do. counts: the API's counts of tokens; their sample is empty if it was not asked."""
 
     driver: Driver
     job: Job
@@ -32,19 +32,20 @@ class Work:
 
     @property
     def plans_all(self) -> bool:
-        """Whether all rows of the source are planned."""
+        """Whether the command plans all rows of the source."""
         return self.options.limit is None and self.options.retry is None
 
     @property
     def retries_all(self) -> bool:
-        """Whether all rows of the source are looked at for a retry."""
+        """Whether the command is a retry that reads all rows of the source."""
         return self.options.limit is None and self.options.retry is not None
 
 
 def begin(work: Work, stale: Container[int]) -> int:
-    """Begin the run of a command, or continue the open one of the same command; return its number.
+    """Begin the run of a command, or continue the open run of the same command. Return its number.
 
-    Under the lease on planning. stale: batches that are planned and have a row which must be sent otherwise.
+    Call it under the lease on planning. stale: planned batches with a row that must be sent with another request.
+    Raises DatabaseError or Stopped as `refuse_unknown_bodies` does.
     """
     work.driver.spool.remove_unfinished()
     refuse_unknown_bodies(work.driver)
@@ -58,7 +59,7 @@ def begin(work: Work, stale: Container[int]) -> int:
 
 
 def _join(conn: Connection, work: Work) -> int:
-    """Return the open run of the same command, or a new one."""
+    """Return the number of the open run of the same command, or of a new run."""
     retry = work.options.retry
     run_id = join_run(
         conn,
@@ -70,13 +71,13 @@ def _join(conn: Connection, work: Work) -> int:
         now=work.driver.now(),
     )
     if not work.options.canary:
-        # in the transaction that begins the run: if we die after it, whoever goes on with the run knows it
+        # in the transaction that begins the run: if we die after it, the driver that continues the run knows it
         note_no_canary(conn, run_id)
     return run_id
 
 
 def _set_gate(conn: Connection, work: Work, run: RunRecord) -> None:
-    """Set or open the gate that the run waits behind from now on."""
+    """Set the gate of the run if it has none; open it if the run need not wait for it now."""
     gate = gates.gate_of(
         work.job,
         gates.standing(conn, work.driver.job_id, work.plan.recipe, run),
@@ -91,9 +92,9 @@ def _set_gate(conn: Connection, work: Work, run: RunRecord) -> None:
 
 
 def _note_quote(conn: Connection, work: Work, run: RunRecord) -> None:
-    """Store with the run what was said of its cost, and how many tokens a byte has at most if a budget needs that.
+    """Store the quoted cost with the run, and the highest number of tokens per byte if there is a budget.
 
-    What an earlier command stored with the same run stays.
+    Values that an earlier command has stored with the run are kept.
     """
     if run.estimate is None:
         said = work.quote.estimate
@@ -105,7 +106,10 @@ def _note_quote(conn: Connection, work: Work, run: RunRecord) -> None:
 
 
 def _clear(work: Work, run_id: int, stale: Container[int]) -> None:
-    """Drop planned batches that must not be sent, and forget the requests of rows that are rendered again."""
+    """Drop planned batches that must not be sent. If all rows are planned, forget the spooled requests of pending rows.
+
+    The planning renders the requests of these rows again.
+    """
     drop_of_ended_runs(work.driver)
     drop_stale(work.driver, run_id, work.job, work.plan.recipe, stale, work.options.retry)
     if work.plans_all:

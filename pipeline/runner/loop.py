@@ -1,4 +1,4 @@
-"""One `run` at work: it plans, then passes over what is due until nothing is left."""
+"""Do the work of one `run`: plan its rows, then do what is due until nothing is left. Edge: SQL, HTTP, files."""
 
 import contextlib
 from collections.abc import Iterable
@@ -24,21 +24,21 @@ from pipeline.states import RunState
 from pipeline.steps.delete_files import delete_files_due
 from pipeline.steps.submit import due_soon
 
-LOOK_AT_OTHERS = 1.0  # seconds between two passes, when other drivers have all that there is to do
+LOOK_AT_OTHERS = 1.0  # seconds between two passes while other drivers have claimed all the work
 
 
 def tell_ends(tell: Tell, some: Iterable[End], when: str) -> None:
-    """Tell the bad ones of these ends."""
+    """Tell those of these ends whose exit code is not 0. when: when the runs ended, in words."""
     for end in some:
         if end.exit_code:
             tell(end.event(when))
 
 
 class Run:
-    """One `run` at work."""
+    """Does the work of one `run`."""
 
     def __init__(self, work: Work, earlier: Iterable[End]) -> None:
-        """earlier: ends of runs of the job that nobody was told of before this command."""
+        """earlier: ends of the job's runs that were not announced before this command."""
         self._work, self._driver, self._plan = work, work.driver, work.plan
         self._earlier = earlier
         self._jobs = JobOfRun(work.driver)
@@ -46,8 +46,8 @@ class Run:
         self._planner = Planner(work, self._jobs, self._patience)
 
     def to_the_end(self) -> Finished:
-        """Plan, and do what is due, until nothing is left; return how the run stands then."""
-        with contextlib.suppress(RunEnded):  # by another driver: that is how this one ends, too
+        """Plan, then do what is due until nothing is left, or the command detaches. Return how the run stands then."""
+        with contextlib.suppress(RunEnded):  # another driver has ended the run, so this one stops, too
             self._planner.plan(self._work.quote.stale_batches)
             self._loop()
         self._end_others()
@@ -56,12 +56,12 @@ class Run:
         return self._finished()
 
     def _loop(self) -> None:
-        """Pass over what is due until nothing is left, or nothing is left to send and the command is to detach."""
+        """Do what is due until nothing is left, or until nothing can be sent now if the command is to detach."""
         driver, planner = self._driver, self._planner
         while not self._done():
             self._patience.do(lambda: one_pass(driver, self._jobs, still_planning=planner.run_id))
             if self._work.options.detach and not due_soon(driver):
-                self._done()  # which ends it, if nothing is left
+                self._done()  # ends the run if nothing is left
                 return
             if planner.needs_planning():
                 planner.plan(frozenset())
@@ -69,7 +69,7 @@ class Run:
                 self._wait()
 
     def _end_others(self) -> None:
-        """Note that all that was due is done, and end other runs of the job whose last rows this one has taken over."""
+        """Note that all due work is done, and end other runs of the job whose last rows this run has taken over."""
         with self._driver.database.write() as conn:
             mark_swept(conn, self._driver.job_id, self._driver.now())
             others = open_runs(conn, self._driver.job_id)
@@ -78,10 +78,11 @@ class Run:
                 end_run_if_done(self._driver, other.id, self._jobs(other.id))
 
     def _done(self) -> bool:
-        """Whether nothing that the run waits for is under way or can be sent; it is finished if no row is left at all.
+        """Return whether the command is done: nothing that it waits for is under way or can be sent.
 
-        It waits for rows of its source in batches of other runs, too. Rows are left when an earlier driver died while
-        it planned, and this one plans up to a limit only.
+        The run is ended as finished if no row is left at all. It also waits for rows of its source that are in batches
+        of other runs. Rows are left when an earlier driver died while it planned, and this driver plans only up to a
+        limit.
         """
         run_id = self._planner.run_id
         with self._driver.database.write() as conn:
@@ -97,7 +98,7 @@ class Run:
             return left <= self._planner.beyond_limit
 
     def _wait(self) -> None:
-        """Wait until a batch is due. Raises AccountStopped when only another account can go on."""
+        """Wait until a batch is due, at most LONGEST_WAIT. Raises AccountStopped if only another account can go on."""
         driver = self._driver
         if self._done():
             return
@@ -122,7 +123,7 @@ class Run:
             driver.stop.wait(min(seconds, LONGEST_WAIT))
 
     def _finished(self) -> Finished:
-        """How the run stands, and the other runs that this driver has ended, which are told now."""
+        """Return how the run stands. Tell the ends of other runs that this driver has ended, and return them, too."""
         run_id = self._planner.run_id
         with self._driver.reading() as conn:
             row = get_run(conn, run_id)
@@ -139,12 +140,13 @@ class Run:
             self._work.quote,
             self._work.job.limits.max_failed,
             ended_at=row.ended_at,
-            earlier=tuple(end for end in self._earlier if end.run_id != run_id),  # unless it went on just now
+            # without an earlier end of this run, because this command has continued the run
+            earlier=tuple(end for end in self._earlier if end.run_id != run_id),
             meanwhile=tuple(meanwhile),
         )
 
 
 def progress(driver: Driver, run_id: int) -> dict[str, Any]:
-    """What moves: batches by state."""
+    """Return the progress of a run: its number of batches by state."""
     with driver.reading() as conn:
         return {"batches": batches_by_state(conn, run_id)}

@@ -1,4 +1,4 @@
-"""What a run was asked for, and how it ended."""
+"""Define the options of a run, and its result. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,11 +13,13 @@ from pipeline.state.ends import End, Ended
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run stands when its driver ends. state open: rows are still waiting or at the API.
+    """How a run stands when its driver ends.
 
-    rows: of this run by state. kept: rows that had their outcome before. quote: what was said before. ended_at: None
-    while it is open. earlier: how earlier runs of the job ended, where nobody had been told; meanwhile: other runs of
-    the job that this driver has ended.
+    run_id: None: no run was begun, because only the quote was asked for or it was declined; then state is `quoted`.
+    state: `open`: rows are still pending or at the API. reason: why the run stopped early; None: it did not. rows: the
+    numbers of the run's rows by state. quote: as shown before the run. ended_at: None while the run is open.
+    earlier: ends of earlier runs of the job that were not announced yet. meanwhile: ends of other runs of the job that
+    this driver has ended.
     """
 
     run_id: int | None
@@ -25,7 +27,7 @@ class Finished:
     reason: str | None
     rows: dict[str, int]
     cost_usd: float
-    quote: Quote = field(repr=False)  # it holds texts of rows, which nobody wants to see under a cell
+    quote: Quote = field(repr=False)  # it holds texts of rows, too long for the output of a notebook cell
     max_failed: float
     ended_at: datetime | None = field(default=None, repr=False)
     earlier: tuple[End, ...] = field(default=(), repr=False)
@@ -33,15 +35,15 @@ class Finished:
 
     @property
     def exit_code(self) -> int:
-        """0 when the rows of this run succeeded, up to max_failed of them; 1 when more did not; 3 when it stopped.
+        """Return 0 if at most the share max_failed of the run's rows failed, 1 if more failed, 3 if it stopped early.
 
-        The worst code of an earlier run, when that is worse and nobody had been told.
+        If an end in `earlier` has a higher code, return the highest.
         """
         return max([ends.exit_code(self.state, self.rows, self.max_failed), *(end.exit_code for end in self.earlier)])
 
     @property
     def told(self) -> Ended:
-        """The ends that whoever shows this tells, for `ends.note_told`."""
+        """Return the ends that the caller announces by showing this result, for `ends.note_told`."""
         others = {end.run_id: end.ended_at for end in (*self.earlier, *self.meanwhile)}
         own = {} if self.run_id is None or self.ended_at is None else {self.run_id: self.ended_at}
         return {**others, **own}
@@ -49,11 +51,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class Options:
-    """What one `run` is asked to do. confirm: shown the quote, says whether to go on; retry: only these rows.
+    """What one `run` is asked to do.
 
-    canary: whether a new recipe's first rows go first, if the job says so.
-
-    share: who else plans, file by file, where the source has several and all of it is planned.
+    limit: only the first so many rows of the source; None: all rows. refresh: send rows again that succeeded with an
+    older recipe. detach: end when nothing can be sent now, and do not wait. dry_run: make only the quote. canary:
+    whether a new recipe may have a canary, if the job wants one. retry: send only these rows again; None: the command
+    is no retry. confirm: gets the quote and returns whether to continue. share: lets other processes plan a source of
+    several files, file by file, if all of it is planned; None: this driver plans it.
     """
 
     limit: int | None = None

@@ -1,4 +1,4 @@
-"""How long does a run bear with an API that does not answer?"""
+"""Retry the steps of a run while the API does not answer, for a limited time. Edge: HTTP."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -7,22 +7,22 @@ from pipeline.driver.driver import Driver
 from pipeline.errors import ApiUnreachable
 from pipeline.events.runs import Unreachable
 
-RETRY_SECONDS = 5.0  # after the API did not answer; doubles up to the longest wait
+RETRY_SECONDS = 5.0  # the first wait after the API did not answer; it doubles up to LONGEST_WAIT
 LONGEST_WAIT = 60.0
 
 
 class Patience:
-    """Does the steps of a run, and waits when the API does not answer: for as long as one call may take."""
+    """Does the steps of a run. While the API does not answer, it waits, in total as long as one call may take."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._failing_since: datetime | None = None  # None: the last step found the API
+        self._failing_since: datetime | None = None  # None: the API answered in the last step
         self._wait = RETRY_SECONDS
 
     def do(self, step: Callable[[], None]) -> None:
-        """Do a step. Raises ApiUnreachable when the API has not answered for too long; before that, waits and returns.
+        """Do a step. If the API does not answer, wait and return; the caller does the step again in its next round.
 
-        The caller does the step again in its next round.
+        Raises ApiUnreachable when the API has not answered for settings.timeout seconds.
         """
         try:
             step()

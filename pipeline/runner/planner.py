@@ -1,4 +1,4 @@
-"""When does a run plan its rows, and who does it: this driver, another one, or several processes?"""
+"""Plan the rows of a run, in this driver or in several processes. Edge: SQL, HTTP, files."""
 
 from collections.abc import Container
 
@@ -31,13 +31,14 @@ class Planner:
         self._work, self._driver, self._plan = work, work.driver, work.plan
         self._jobs, self._patience = jobs, patience
         self._share = work.options.share
-        self.run_id = 0  #: of the run, once it has begun
-        self.beyond_limit = 0  #: rows of the run that the last planning did not come to
+        self.run_id = 0  #: the number of the run; 0: it has not begun
+        self.beyond_limit = 0  #: rows of the run that the last planning left out because of its limit
 
     def plan(self, stale: Container[int]) -> None:
         """Begin the run and plan its rows, as soon as no other driver plans the job.
 
-        stale: batches that are planned and have a row which must be sent otherwise.
+        While another driver plans, do what else is due. stale: planned batches with a row that must be sent with
+        another request.
         """
         while True:
             try:
@@ -47,16 +48,16 @@ class Planner:
                     self._pass_two()
             except (Busy, LostRace) as exc:
                 self._driver.tell(PlannedElsewhere(problem=str(exc)))
-                self._patience.do(lambda: one_pass(self._driver, self._jobs))  # there may be enough to do meanwhile
+                self._patience.do(lambda: one_pass(self._driver, self._jobs))  # other work may be due
                 self._driver.stop.wait(LOOK_WHILE_PLANNED)
             else:
                 return
 
     def needs_planning(self) -> bool:
-        """Return whether rows can only go on from the source.
+        """Return whether rows of the run can only be sent after the source is read again.
 
-        Those are rows that changed, or were asked in other words, while they were at the API and are back now, and rows
-        whose body in the spool was damaged.
+        These are rows that changed, or whose recipe changed, while they were at the API, and that have a result now;
+        and rows whose body in the spool was damaged.
         """
         after = self._plan.awaited.plan_again_after
         with self._driver.reading() as conn:
@@ -68,7 +69,7 @@ class Planner:
             return idle and rows_for_planning(conn, self.run_id) > self.beyond_limit
 
     def _pass_two(self) -> None:
-        """Plan what is to be sent from the source, then what is to be sent again from the spool."""
+        """Plan the rows that are sent from the source, then the rows that are sent again from the spool."""
         driver, work = self._driver, self._work
         self._plan.begin_again()
         with Submitter(driver) as submitter:
@@ -95,13 +96,13 @@ class Planner:
         try:
             for _ in self._plan.batches(driver, self.run_id, known_rows, first=self._first()):
                 submitter.wake()
-        except InputError as exc:  # what came before it may be at the API by now
+        except InputError as exc:  # the rows before the wrong one may be at the API by now
             raise Stopped(
                 f"{exc} (rows before that are planned, and are sent and collected by the next driver)"
             ) from exc
 
     def _first(self) -> First | None:
-        """The batch that is planned before all others, when the run waits for one that is not there yet."""
+        """Return the batch to plan first, which opens the run's gate; None: the run needs none, or has one already."""
         with self._driver.reading() as conn:
             gate = get_run(conn, self.run_id).gate
             if gate is None or keeps_gate(conn, self.run_id, gate):
@@ -109,9 +110,10 @@ class Planner:
             return gates.first(self._work.job, gate)
 
     def _planned_by_others(self, submitter: Submitter) -> bool:
-        """Have others plan the files of the source, if that was asked for and there are several; return whether.
+        """Let other processes plan the files of the source, if this was asked for and there are several files.
 
-        Raises LostRace when they stopped early: they may go on, so all is planned here under a new lease.
+        Return whether they did. Raises LostRace when not all files were planned: the others may still be at work, so
+        this driver plans the whole source under a new lease.
         """
         share, self._share = self._share, None
         if share is None or not self._work.plans_all or len(self._plan.source.inputs) < 2 or self._plan.is_settled:

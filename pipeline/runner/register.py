@@ -1,4 +1,4 @@
-"""Notes a job in the state database and makes its results table. Edge: SQL."""
+"""Store a job in the state database and make its results table. Edge: SQL, the spool."""
 
 from pathlib import Path
 
@@ -18,7 +18,10 @@ from pipeline.state.jobs import JobRecord, all_jobs, alone, columns_of, job_name
 def known_to_database(
     conn: Connection, database: Database, job: Job, columns: ResultColumns
 ) -> tuple[JobRecord | None, ResultsTable]:
-    """The job as the database knows it, or None, and its results table. Raises DatabaseError for an unusable one."""
+    """Return the job as the database has it, and its results table. The job is None if the database does not know it.
+
+    Raises DatabaseError when the job cannot have this table: another job has it, or its columns do not fit.
+    """
     row = job_named(conn, job.name)
     _refuse_table_of_another_job(conn, job)
     before = None if row is None else ResultColumns.from_stored(row.columns)
@@ -49,7 +52,7 @@ def _refuse_table_of_another_job(conn: Connection, job: Job) -> None:
 
 
 def _refuse_another_table(job: Job, columns: ResultColumns, row: JobRecord, before: ResultColumns) -> None:
-    """Raise DatabaseError when the job has its answers in another table, or under another key."""
+    """Raise DatabaseError when the job's answers are in another table, or have another key."""
     if row.results_table != job.sink.table:
         raise DatabaseError(
             f"sink.table: job {job.name} has its answers in table {row.results_table!r}; go back to it, "
@@ -63,7 +66,10 @@ def _refuse_another_table(job: Job, columns: ResultColumns, row: JobRecord, befo
 
 
 def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: JobRecord, before: ResultColumns) -> None:
-    """A column changes its kind only while no answers of the former kind are on their way, nor drivers that wait."""
+    """Raise DatabaseError when a column is to change its kind or name while batches of the job are open.
+
+    Their answers have the former kind, and the drivers that wait for them know the former columns.
+    """
     changed, moved = columns.changed_outputs(before), columns.displaced(before)
     open_batches = batches_to_come_back(conn, row.id) if changed or moved else 0
     for name, new in moved.items() if open_batches else ():
@@ -82,12 +88,16 @@ def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: Job
 
 
 def register(where: Environment, job: Job, columns: ResultColumns, file: Path | None) -> tuple[JobRecord, ResultsTable]:
-    """Note the job and make its results table, in one transaction."""
+    """Store the job and make its results table, in one transaction. Return both.
+
+    file: the job file; None: the job was declared in Python. Raises DatabaseError as `known_to_database` does, and when
+    another driver has just chosen another spool for the job.
+    """
     with where.database.read() as conn:
         before = job_named(conn, job.name)
-    spool = _spool(where, job, before)  # before the transaction, for it may be far away
+    spool = _spool(where, job, before)  # before the transaction, because the spool may be remote
     with where.database.write() as conn:
-        alone(conn)  # another driver may do the same just now
+        alone(conn)  # another driver may store the same job now
         row, sink = known_to_database(conn, where.database, job, columns)
         _make_table(conn, row, sink)
         if row is not None and row.spool_id not in (None, spool.id):
@@ -111,15 +121,15 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
 
 
 def _spool(where: Environment, job: Job, row: JobRecord | None) -> Spool:
-    """Open the spool of the job. row: the job as the database has it; None: it does not, and gets its spool now."""
+    """Open the spool of the job. row: the job as the database has it; None: it is new, and gets its spool now."""
     if row is None:
         return spools.open_at(spools.address_of(where.database.folder, where.spool, None), job.name)
     return where.spool_of(row)
 
 
 def _make_table(conn: Connection, row: JobRecord | None, sink: ResultsTable) -> None:
-    """Make the results table, or bring its columns to those of today. row: as for `_spool`."""
+    """Make the results table, or change its columns to the present ones. row: as for `_spool`."""
     before = None if row is None else ResultColumns.from_stored(row.columns)
     if row is not None and sink.columns != before:
-        columns_of(conn, row.id, to_change=True)  # before the table: who writes answers takes them in this order
+        columns_of(conn, row.id, to_change=True)  # lock before the table, as drivers that write answers do
     make_tables(conn, sink, before)

@@ -1,4 +1,4 @@
-"""Takes a job to its end: the quote, the confirmation, then the loop."""
+"""Run a job: show the quote, ask for confirmation, then work until it is done. Edge: SQL, HTTP, files."""
 
 from pathlib import Path
 
@@ -27,9 +27,10 @@ from pipeline.state.tallies import note_gone
 def run(job: Job, where: Environment, options: Options | None = None, *, file: Path | None = None) -> Finished:
     """Plan, submit, poll and collect until every row of the source has an outcome for its present content.
 
-    The same call again continues what an earlier one left, and several at a time share the work. Ends of earlier runs
-    that nobody was told of are told first. Who has told the ends in what this returns notes them (`ends.note_told`).
-    Raises InputError with nothing sent, Stopped or Interrupted when it is safe to call again.
+    The same call again continues the work of an earlier one, and several calls at a time share the work. Ends of
+    earlier runs that were not announced are told first. The caller that shows the ends in the result must note this by
+    `ends.note_told`. options: None: the defaults. file: the job file; None: the job was declared in Python.
+    Raises InputError before anything is sent, and Stopped or Interrupted when it is safe to call again.
     """
     options = options or Options()
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
@@ -61,7 +62,10 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
 
 
 def _quoted(where: Environment, plan: Plan, quote: Quote, known: quoting.Known, api: Api, *, canary: bool) -> Counts:
-    """Complete the quote by what the API says; tell warnings. Raises JobError for what a model would refuse."""
+    """Complete the quote with the API's token counts, tell warnings, and return the counts.
+
+    Raises InputError when the source has too few rows, and JobError when a model would refuse the requests.
+    """
     warnings = quoting.require_rows(plan, quote)
     warnings += check_models(plan.asked, quote, api, where.now()) if quote.to_send else []
     counts, problem = quoting.counted(plan, quote, known, api)
@@ -77,7 +81,7 @@ def _quoted(where: Environment, plan: Plan, quote: Quote, known: quoting.Known, 
 
 
 def _tell_of_retries(where: Environment, job: Job, quote: Quote) -> None:
-    """Tell of each retry that is not finished how many rows are left to it, and what it is."""
+    """Tell for each unfinished retry how many rows are left to it, with its variables and options."""
     if not quote.for_retries:
         return
     with where.database.read() as conn:
@@ -88,7 +92,7 @@ def _tell_of_retries(where: Environment, job: Job, quote: Quote) -> None:
 
 
 def _note(where: Environment, job_id: int, plan: Plan, quote: Quote, counts: Counts) -> None:
-    """Note what was found out for the quote, and is of use later."""
+    """Store what is used after the quote, too: the API's token counts, and how many rows are gone from the source."""
     with where.database.write() as conn:
         quoting.store_counts(conn, job_id, plan, counts, where.now())
         if quote.gone is not None:

@@ -1,4 +1,4 @@
-"""What is known of one row: its source values, its request, its attempts, its answers? Edge: SQL, files."""
+"""Collect all that is known of one row: source values, request, attempts and answers. Edge: SQL, files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from pipeline.state.jobs import JobRecord
 from pipeline.state.row_facts import TracedRow, traced_row
 from pipeline.states import BatchState, RowState
 
-#: What a request is that is shown, by its short name in --json.
+#: Which request is shown: its short name in --json, and its description for people.
 SENT, PLANNED, AGAIN, NOW = "sent", "planned", "again", "now"
 REQUEST_IS = {
     SENT: "as it was sent",
@@ -37,7 +37,13 @@ REQUEST_IS = {
 
 @dataclass
 class Shown:
-    """One row. source, request, row: None where there is none; problems: what could not be read, and why."""
+    """What is known of one row, to be shown.
+
+    key: as people write it. place: the row's file and number in the source. source: its source values. request: its
+    params; request_is: a key of REQUEST_IS. row: its state in the database. batch, sendings: the batch that it is or
+    was in last. answer, earlier: its answer, and those that were replaced. problems: what could not be read, and why.
+    None or empty: there is no such thing, or it could not be read.
+    """
 
     key: str
     place: str | None = None
@@ -52,15 +58,16 @@ class Shown:
     problems: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return all fields by name, as for JSON."""
         return dict(vars(self))
 
 
 def show(job: Job, key: str, database: Database | None, known_job: JobRecord | None, spool: str | None) -> Shown:
-    """All that is known of the row with this key, as people write it.
+    """Return all that is known of the row with this key.
 
-    database, known_job: None for a job that no database knows yet. Raises InputError for a row that neither the source
-    nor the database has.
+    key: as people write it. database, known_job: None for a job that no database knows yet. spool: the address that
+    was given for the spool; None: the address that is stored. Raises InputError when neither the source nor the
+    database has the row.
     """
     spelled = spellings(key, len(job.source.key))
     shown, rendered = Shown(key), None
@@ -85,7 +92,7 @@ def show(job: Job, key: str, database: Database | None, known_job: JobRecord | N
 
 
 def _of_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
-    """Fill in what the source has; the request as it would be sent now, None for one that cannot be."""
+    """Fill in what the source has. Return the request as it would be sent now; None when the row cannot be sent."""
     [picked] = picking.of_keys(plan, [key], plan.source.rows.columns)
     shown.key, shown.place = identity.shown(picked.key), picked.chunk.place(picked.i)
     shown.source = picked.values
@@ -97,7 +104,7 @@ def _of_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
 
 
 def _of_database(shown: Shown, conn: Connection, job: JobRecord, spelled: Sequence[str]) -> TracedRow | None:
-    """Fill in what the database has; the row's own state, None for a row that it does not know."""
+    """Fill in what the database has. Return the row as the database has it; None when it does not know the row."""
     found = traced_row(conn, job.id, spelled)
     if found is None:
         return None
@@ -125,7 +132,7 @@ _OF_SENDING = ("started_at", "ended_at", "end", "api_id", "request_id", "problem
 
 @dataclass(frozen=True)
 class _Body:
-    """Where in the spool a row's request stands, if it is still there. what: one of _REQUEST_IS."""
+    """Where a row's request is in the spool, if it is still there. what: a key of REQUEST_IS."""
 
     nonce: str
     digest: str
@@ -144,7 +151,7 @@ def _body_of(conn: Connection, row: TracedRow) -> _Body | None:
 
 
 def _of_spool(shown: Shown, database: Database, job: JobRecord, given: str | None, body: _Body) -> None:
-    """Fill in the request as the spool has it, which it has no longer once its answer is stored."""
+    """Fill in the request as it is in the spool. The spool may not have it once the answer is stored."""
     try:
         address = spools.address_of(database.folder, given, job.spool)
         if spools.read_id(address) != job.spool_id:

@@ -1,4 +1,4 @@
-"""A thread that submits planned batches while the next ones are being planned."""
+"""Submit planned batches in a thread while the next ones are being planned. Edge: SQL, HTTP, files."""
 
 import threading
 
@@ -11,8 +11,9 @@ from pipeline.steps.submit import submit_due
 class Submitter:
     """A thread that submits planned batches while the next ones are being planned.
 
-    It ends when the block ends and nothing is due any more; an error of it is raised there. An API that does not
-    answer just ends it: the loop behind the planning is the one that has patience.
+    Use it in a with block. The thread ends when the block has ended and no batch is due; the end of the block raises
+    the error of the thread. If the API does not answer, the thread just ends: the loop that follows the planning waits
+    for the API and submits the rest.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -23,7 +24,7 @@ class Submitter:
         self._thread = threading.Thread(target=self._work, daemon=True, name="submit")
 
     def wake(self) -> None:
-        """A batch has been planned. Raises what ended the thread."""
+        """Tell the thread that a batch has been planned. Raises the error that ended the thread, if one did."""
         if self._error is not None:
             raise self._error
         self._woken.release()
@@ -33,8 +34,8 @@ class Submitter:
         return self
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if exc is not None and not isinstance(exc, (LostRace, RunEnded)):  # after these the driver goes on
-            self._driver.stop.event.set()  # a POST under way holds its last bytes back
+        if exc is not None and not isinstance(exc, (LostRace, RunEnded)):  # after these the driver continues
+            self._driver.stop.event.set()  # a create call under way holds back its last bytes
         self._ending = True
         self._woken.release()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""One pass over all that is due: of one job, or of every job."""
+"""Do once all work that is due, for one job or for every job. Edge: SQL, HTTP, files."""
 
 import contextlib
 import logging
@@ -24,14 +24,14 @@ from pipeline.steps.reconcile import ask_again, find_twins, reconcile_due
 from pipeline.steps.submit import submit_due
 
 logger = logging.getLogger("pipeline")
-FAILED_AFTER_ROWS = 1_000  # that have an outcome: fewer prove nothing
+FAILED_AFTER_ROWS = 1_000  # rows with an outcome; fewer prove nothing
 
 
 def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, str | None]]:
-    """Do once what is due for every job: poll, collect, submit, ask after what was lost. Plans no new rows.
+    """Do once the work that is due for every job: poll, collect, submit, ask for lost batches. Plan no new rows.
 
-    job_name: of one job only. Returns for each job its name and why it could not be swept, or None. Raises InputError
-    for an unknown job.
+    job_name: sweep only this job; None: all jobs. Returns for each job with work its name, and why it could not be
+    swept; None: it was. Raises InputError for an unknown job, and when the API's only client cannot be set up.
     """
     with where.database.read() as conn:
         known = all_jobs(conn)
@@ -51,39 +51,44 @@ def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, st
         except InputError as exc:
             if len(clients) == 1:
                 raise
-            swept += [(row.name, str(exc)) for row in rows]  # the jobs of other clients are swept all the same
+            swept += [(row.name, str(exc)) for row in rows]  # the jobs of other clients are still swept
     return swept
 
 
 def _swept(driving: Session, row: JobRecord) -> tuple[str, str | None]:
-    """Sweep one job; whatever goes wrong with it, the other jobs are swept all the same."""
+    """Sweep one job. Return its name, and what went wrong; None: nothing did.
+
+    Raises only Interrupted, so that the other jobs are swept whatever goes wrong with this one.
+    """
     try:
         sweep_job(driving.driver(row))
     except Interrupted:
         raise
     except PipelineError as exc:
         return row.name, str(exc)
-    except Exception as exc:  # said, and no other job has to wait for it
+    except Exception as exc:  # it is told, and the other jobs are still swept
         logger.debug("job %s", row.name, exc_info=True)
         return row.name, f"unforeseen: {type(exc).__name__}: {exc}"
     return row.name, None
 
 
 def sweep_job(driver: Driver) -> None:
-    """One sweep over one job."""
+    """Do once all work that is due for one job."""
     jobs = JobOfRun(driver)
     ask_again(driver)
     find_twins(driver)
     one_pass(driver, jobs)
-    one_pass(driver, jobs)  # what the first pass packed anew is submitted by the second
+    one_pass(driver, jobs)  # the second pass submits what the first one packed
     with driver.database.write() as conn:
         mark_swept(conn, driver.job_id, driver.now())
 
 
 def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = None) -> None:
-    """Each step once, over all of the job's open runs. What stops one step does not stop the others; it is raised then.
+    """Do each step once, over all open runs of the job.
 
-    still_planning: a run that its driver may plan again, and ends itself. Raises NoAnswer at once.
+    still_planning: a run that is not ended here, because its driver may plan it again and ends it itself; None: no such
+    run. If submitting, polling or collecting raises Stopped, the other steps are still done, and the first such error
+    is raised at the end. NoAnswer is raised at once.
     """
     stopped: list[Stopped] = []
     reconcile_due(driver)
@@ -95,7 +100,7 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
         open_now = open_runs(conn, driver.job_id)
     for each in open_now:
         driver.stop.check()
-        with contextlib.suppress(RunEnded):  # by another driver, meanwhile: the others are looked at all the same
+        with contextlib.suppress(RunEnded):  # another driver has ended it: continue with the next run
             _pass_of_run(driver, each, jobs(each.id), collected=bool(collected))
             if each.id != still_planning:
                 end_run_if_done(driver, each.id, jobs(each.id))
@@ -104,7 +109,7 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
 
 
 def _tried(step: Callable[[], int], stopped: list[Stopped]) -> int:
-    """Do a step, and note what stops it; how many batches it moved."""
+    """Do a step and return how many batches it moved. If it raises Stopped, note that in `stopped` and return 0."""
     try:
         return step()
     except NoAnswer:
@@ -115,7 +120,10 @@ def _tried(step: Callable[[], int], stopped: list[Stopped]) -> int:
 
 
 def _pass_of_run(driver: Driver, run: RunRecord, job: Job, *, collected: bool) -> None:
-    """What is to be decided of one open run, and sent again for it. Raises RunEnded when another driver ends it."""
+    """Stop one open run if too many rows failed; otherwise evaluate its gate, and pack its rows that are sent again.
+
+    collected: whether this pass has collected a batch. Raises RunEnded when another driver ends the run.
+    """
     if collected and _fails(driver, job, run.id) and stop_run(driver, run.id, RunReason.FAILURES):
         return
     evaluate(driver, run.id, job)
@@ -126,7 +134,7 @@ def _pass_of_run(driver: Driver, run: RunRecord, job: Job, *, collected: bool) -
 
 
 def end_run_if_done(driver: Driver, run_id: int, job: Job) -> None:
-    """End a run that is done, and tell so: of all drivers, and of all sweeps, one does."""
+    """End a run if it is done, and tell so. Of all drivers and sweeps, only one ends it and tells."""
     with driver.database.write() as conn:
         ended = end_if_done(conn, run_id, driver.now())
     if ended:
@@ -135,16 +143,16 @@ def end_run_if_done(driver: Driver, run_id: int, job: Job) -> None:
 
 
 def tidy(driver: Driver, job: Job) -> None:
-    """Remove what a run that has ended leaves in the spool: bodies of rows that went again in another one."""
-    with contextlib.suppress(Stopped):  # then the next planning does it
+    """Remove the bodies that an ended run leaves in the spool: those of rows that were sent again in another run."""
+    with contextlib.suppress(Stopped):  # then the next planning removes them
         remove_unneeded(driver, job)
 
 
 def _fails(driver: Driver, job: Job, run_id: int) -> bool:
-    """Whether so large a share of the run's rows fails that sending more would be a waste."""
+    """Return whether so large a share of the run's rows failed that sending more would be a waste."""
     allowed = max(share_that_may_fail(job), job.limits.max_failed)
     with driver.reading() as conn:
-        if not _share_failed(run_outcomes(conn, run_id), allowed):  # which is cheap to know, and counts retries
+        if not _share_failed(run_outcomes(conn, run_id), allowed):  # a cheap check first; it counts retries, too
             return False
         return _share_failed(run_counts(conn, run_id), allowed)
 

@@ -1,7 +1,7 @@
-"""Proof that a job is complete: states, answers, the API's own counts and the source agree. Edge: SQL, and files.
+"""Prove that a job is complete: states, answers, the API's own counts and the source agree. Edge: SQL, files.
 
-All of it is read page by page, each page in a short transaction of its own, so it may run beside drivers at work: what
-they have not finished is named as that.
+Everything is read page by page, each page in its own short transaction, so drivers can work at the same time. Rows and
+batches that they have not finished are named as not done.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, 
 
 PAGE = 5_000  # rows of one transaction
 AT_ONCE = 500  # keys that one query asks for
-SHOWN = 30  # problems that are kept to be shown; all are counted
+SHOWN = 30  # problems that are kept to be shown; all of them are counted
 BUCKETS = 4_096  # see _Fingerprint
-LOOKED_AT = 200_000  # keys that are kept in memory to name those that do not agree
+LOOKED_AT = 200_000  # keys that are kept in memory to find the names of those that disagree
 
-#: The API's word for what came of a request, and our outcomes that stand for it.
+#: Each type of result of the API, and our outcomes that such a result can have.
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "succeeded": (RowState.SUCCEEDED, RowState.TRUNCATED, RowState.REFUSED, RowState.UNPARSABLE),
     "errored": (RowState.ERRORED,),
@@ -40,7 +40,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 
 
 class Problem(NamedTuple):
-    """What does not hold, of a row (its key, as people write it) or a batch (`batch 7`)."""
+    """Something that is wrong. of: the row, by its key as people write it, or the batch, as `batch 7`."""
 
     of: str
     problem: str
@@ -48,12 +48,13 @@ class Problem(NamedTuple):
 
 @dataclass
 class Verified:
-    """What was proven of a job, and what does not hold.
+    """What was proven of a job, and what is wrong.
 
-    statuses: rows with an outcome by it; waiting: rows without one that goes for now; batches, requests: collected ones
-    whose counts were compared with the API's; lost, twins: batches to know of; vanished: rows that left the source
-    before they had an answer; source_rows, gone: rows in the source, and those of the job that are not (None: it was
-    not read); unplanned: those that only `run` mends.
+    rows: rows of the job. statuses: their number by outcome. waiting: rows that are pending or in flight. batches,
+    requests: collected batches and their requests, whose counts were compared with the API's. lost, twins: lost
+    batches, and batches with a twin. vanished: rows that left the source before they had an answer. source_rows: rows
+    in the source; gone: rows of the job that are not in the source; both None if the source was not read. unplanned:
+    rows of the source that only `run` can put right. problems: how many there are; shown: the first SHOWN of them.
     """
 
     table: str
@@ -73,18 +74,18 @@ class Verified:
 
     @property
     def holds(self) -> bool:
-        """Whether everything does."""
+        """Whether no problem was found."""
         return not self.problems
 
     def note(self, of: str, problem: str) -> None:
-        """Something does not hold."""
+        """Count a problem, and keep it to be shown if there are not too many. of: see Problem."""
         self.problems += 1
         if len(self.shown) < SHOWN:
             self.shown.append(Problem(of, problem))
 
 
 def verify(database: Database, job: JobRecord) -> Verified:
-    """Prove the job complete against the rows that its runs planned.
+    """Check that the job is complete for all rows that its runs planned. Return what was found.
 
     job: its row in the state database. Raises DatabaseError when the results table is gone.
     """
@@ -93,7 +94,7 @@ def verify(database: Database, job: JobRecord) -> Verified:
         check_tables(conn, sink, sink.columns)
     found = Verified(job.results_table)
     answers, answered = _Fingerprint(), _Fingerprint()
-    for page in answered_keys(database, sink):  # first: an answer that comes from now on is no stranger
+    for page in answered_keys(database, sink):  # first: an answer stored later is not reported as unknown
         answers.add(page)
     for of_job in _rows(database, job.id, sink):
         answered.add([row.key for row in of_job if row.status is not None])
@@ -108,17 +109,17 @@ def verify(database: Database, job: JobRecord) -> Verified:
 
 
 def verify_source(database: Database, job: JobRecord, declared: Job, found: Verified) -> None:
-    """Prove that each row of the whole source has an outcome for its present content; what does not goes to `found`.
+    """Check that each row of the whole source has an outcome for its present content. Add the problems to `found`.
 
     declared: the job as its file says. Raises SourceError or JobError when the source cannot be read, or its keys do
     not tell its rows apart.
     """
-    from pipeline.planning import quoting  # they need polars, which the rest does not
+    from pipeline.planning import quoting  # these need polars, the rest does not
     from pipeline.planning.known_rows import KnownRows
     from pipeline.planning.plan import Plan
 
     plan, known_rows = Plan(declared), KnownRows(database, job.id)
-    quote = plan.quote(known_rows, reads_all=True)  # which proves the keys
+    quote = plan.quote(known_rows, reads_all=True)  # this proves that the keys are unique
     found.source_rows = quote.total
     with database.read() as conn:
         rows = rows_of_source(conn, job.id, declared.vars)
@@ -136,7 +137,7 @@ def verify_source(database: Database, job: JobRecord, declared: Job, found: Veri
                 found.note(identity.shown(key), _UNPLANNED[kind])
 
 
-#: Verdicts of source rows that `verify` cannot have named: no row of ours stands for what the source says.
+#: Verdicts of source rows whose present content was never planned, so that `verify` cannot have named them.
 _UNPLANNED: Mapping[Verdict, str] = {
     Verdict.NEW: "stands in the source and was never planned",
     Verdict.CHANGED: "has changed at the source since its outcome",
@@ -148,7 +149,7 @@ _UNPLANNED: Mapping[Verdict, str] = {
 
 
 class _Row(NamedTuple):
-    """A row of the state database, its key as the results table has it, and its status there; None: it is not there."""
+    """A row of the state database. key: as in the results table. status: that of its answer; None: it has none."""
 
     known: ProvedRow
     key: tuple[Any, ...]
@@ -156,12 +157,12 @@ class _Row(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """Its key as people write it."""
+        """The key as people write it."""
         return identity.shown(self.known.key)
 
 
 def _rows(database: Database, job_id: int, sink: ResultsTable) -> Iterator[list[_Row]]:
-    """The job's rows, page by page."""
+    """Yield the job's rows, page by page."""
     after: str | None = None
     while True:
         statuses: dict[tuple[Any, ...], str] = {}
@@ -177,7 +178,7 @@ def _rows(database: Database, job_id: int, sink: ResultsTable) -> Iterator[list[
 
 
 def _verify_row(found: Verified, row: _Row) -> None:
-    """One row of the state database against its answer."""
+    """Compare one row of the state database with its answer, and note what is wrong."""
     known = row.known
     found.rows += 1
     if known.outcome is not None and row.status is None:
@@ -200,10 +201,9 @@ def _verify_row(found: Verified, row: _Row) -> None:
 
 
 class _Fingerprint:
-    """What stands for a set of keys in flat memory: the sum of their hashes, in BUCKETS by the hash.
+    """Represents a set of keys in constant memory: the sums of their hashes, in BUCKETS buckets chosen by the hash.
 
-    Two sets with the same sums are the same. Where they are not, only the keys of the buckets that differ have to be
-    looked at again.
+    Two sets with the same sums are equal. If sums differ, only the keys of the buckets that differ must be read again.
     """
 
     def __init__(self) -> None:
@@ -211,14 +211,17 @@ class _Fingerprint:
         self._sums = [0] * BUCKETS
 
     def add(self, keys: Sequence[tuple[Any, ...]]) -> None:
-        """More keys of the set, as the values of their columns."""
+        """Add keys, each as the values of its columns."""
         self.keys += len(keys)
         for values in keys:
             number = _hash(values)
             self._sums[number % BUCKETS] += number
 
     def differing(self, other: "_Fingerprint") -> frozenset[int]:
-        """The buckets that are not the same in both, or the first of them, with LOOKED_AT keys or about one bucket."""
+        """Return the buckets that differ; empty: the sets are equal.
+
+        If they have many keys, return only the first buckets, with about LOOKED_AT keys together, or one bucket.
+        """
         differ = [i for i, (ours, theirs) in enumerate(zip(self._sums, other._sums, strict=True)) if ours != theirs]
         return frozenset(differ[: max(1, LOOKED_AT * BUCKETS // max(1, self.keys))])
 
@@ -230,9 +233,9 @@ def _hash(values: tuple[Any, ...]) -> int:
 def _name_strangers(
     found: Verified, database: Database, job_id: int, sink: ResultsTable, buckets: frozenset[int], at_least: int
 ) -> None:
-    """Answers of no row, and rows that share an answer: those in these buckets by name, others as a number.
+    """Note answers without a row, and rows that share an answer: those in these buckets by name, others as a number.
 
-    at_least: how many more answers than rows with one there are.
+    at_least: how many more answers there are than rows with an answer.
     """
     strangers: dict[int, str] = {}
     for page in answered_keys(database, sink):
@@ -267,16 +270,17 @@ def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
             found.requests += batch.requests
             for problem in disagreements(batch.requests, batch.rows, batch.counts or {}, batch.outcomes or {}):
                 found.note(f"batch {batch.id}", problem)
-        elif batch.state in OPEN_BATCHES and not found.waiting:  # else its rows have been named
+        elif batch.state in OPEN_BATCHES and not found.waiting:  # otherwise its rows have been named
             found.note(f"batch {batch.id}", f"is not done: it is {batch.state}")
         elif batch.state == BatchState.LOST:
             found.lost.append(BatchProblem(batch.id, batch.trouble or ""))
 
 
 def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Mapping[str, int]) -> Iterator[str]:
-    """How the API's counts of a collected batch contradict what was collected of it. Pure.
+    """Yield how the API's counts of a collected batch contradict what was collected of it. Pure.
 
-    sent, rows: its requests, and the rows that share them; counts: requests by the API's kind; outcomes: rows by ours.
+    sent: the number of its requests. rows: the number of rows that share them. counts: the API's number of requests by
+    type of result. outcomes: the number of rows by outcome. Yields nothing if they agree.
     """
     if sum(counts.values()) != sent:
         yield f"has {sent} requests, and the API counts {sum(counts.values())}"
@@ -286,9 +290,9 @@ def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Map
         yield f"has {rows} rows, and {collected} outcomes were collected"
         return
     if sent != rows:
-        return  # how many rows share each request is not known any more
-    # Fewer are right where the batch was lost, and rows of it were sent again before it was found; and a result that
-    # came without a readable line is lost, whatever kind the API counts it as.
+        return  # it is no longer known how many rows share each request
+    # Fewer outcomes are right if the batch was lost, and some of its rows were sent again before it was found. And a
+    # request without a readable result line is lost, whatever type of result the API counts it as.
     unread = outcomes.get(RowState.LOST, 0) + rows - collected
     for kind, ours in _KINDS.items():
         here = sum(outcomes.get(outcome, 0) for outcome in ours)

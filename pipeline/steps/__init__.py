@@ -1,1 +1,1 @@
-"""The steps of a driver, each for one kind of thing that is due."""
+"""The steps of a driver; each does one kind of work that is due."""

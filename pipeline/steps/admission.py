@@ -1,4 +1,4 @@
-"""May this batch be sent now? Its gate, the room at the API, the budget and the account decide. Edge: SQL."""
+"""Decide whether a batch may be sent now, by its gate, the room at the API, the budget and the account. Edge: SQL."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,17 @@ from pipeline.state.moves import begin_sending
 from pipeline.state.runs import RunRecord, require_open
 from pipeline.state.spending import in_flight, jobs_held_back, lock_accounts, reservation, spending, spending_since
 
-LOOK_AGAIN = 10.0  # seconds until a batch that was held back is tried again, unless another one ends before
-ASKED_LATELY = timedelta(minutes=2)  # a job whose batch was held back since then is driven by somebody
+LOOK_AGAIN = 10.0  # seconds until a batch that was held back is tried again, or less if another batch ends
+ASKED_LATELY = timedelta(minutes=2)  # a batch held back since then shows that a driver works on its job
 
 
 @dataclass(frozen=True)
 class NotNow:
-    """Why a batch is not sent now. pack: what of it could be, None: all waits; stop: the run must end."""
+    """Why a batch is not sent now.
+
+    pack: the first batch that its rows are packed into, so that it can be sent; None: the batch waits unchanged.
+    stop: whether the run must be stopped early, because the money that is left does not pay for a batch.
+    """
 
     reason: Reason
     job: Job
@@ -37,7 +41,7 @@ class NotNow:
 
 @dataclass(frozen=True)
 class _Intent:
-    """A sending that is committed. betas: of its batch, as the job names them."""
+    """A sending whose intent is committed. betas: the betas that the job names for its requests."""
 
     batch: Batch
     sending: int
@@ -45,9 +49,10 @@ class _Intent:
 
 
 def intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetime) -> _Intent | NotNow:
-    """Take room and money and commit the intent, all in one transaction; or why that cannot be.
+    """Reserve room and money and commit the intent in one transaction. Return it, or why the batch is not sent now.
 
-    Raises RunEnded when the batch's run was ended meanwhile, and AccountStopped for a refused account.
+    started_at, deadline: of the create call, by the API's clock. Raises RunEnded when the batch's run has ended in the
+    meantime, and AccountStopped when the API has refused the account.
     """
     with driver.moving(batch) as conn:
         lock_accounts(conn)
@@ -64,13 +69,14 @@ def intend(driver: Driver, batch: Batch, started_at: datetime, deadline: datetim
             due_at=driver.now(),
             reserved_usd=admission.reserved_usd,
         )
-        driver.tries_account = False  # one try for each explicit run; success closes the circuit
+        driver.tries_account = False  # an explicit run tries one batch; success closes the circuit
         return _Intent(batch, sending, admission.job.request.betas)
 
 
 class Admission(NamedTuple):
-    """Whether a batch can be sent now. reserved_usd: what it may cost at most; None without a budget.
+    """Whether a batch can be sent now.
 
+    reserved_usd: its worst-case cost in US dollars; None without a budget, or when the batch cannot be sent.
     not_now: why it cannot be sent; None when it can.
     """
 
@@ -81,7 +87,7 @@ class Admission(NamedTuple):
 
 def allowed_now(driver: Driver, conn: Connection, batch: Batch, run: RunRecord) -> Admission:
     """Return whether the batch can be sent now. Raises AccountStopped when the API has refused the account."""
-    job = stored_job(run)  # not a copy of before: the run goes by its present limits
+    job = stored_job(run)  # read again each time: the limits of the run may have changed
     _check_circuit(driver, circuit(conn, driver.account_id))
     not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
     reserved = None
@@ -91,18 +97,19 @@ def allowed_now(driver: Driver, conn: Connection, batch: Batch, run: RunRecord) 
 
 
 def _gate(conn: Connection, batch: Batch, job: Job, run: RunRecord) -> NotNow | None:
-    """Whether the batch has to wait for what its run sends first."""
+    """Return why the batch has to wait for the canary or primer of its run; None when it does not."""
     if run.gate is None or batch.gate == run.gate:
         return None
     if keeps_gate(conn, run.id, run.gate):
         return NotNow(BEHIND_GATE[run.gate], job)
-    # What was to open it is gone: its rows changed, left the source, or were too large. Others take its place, as soon
-    # as nobody plans: a run that is not planned to its end may have a planner that is dead, and then nobody else does.
+    # The batch that was to open the gate is gone: its rows changed, left the source, or were too large. Rows of this
+    # batch take their place, as soon as no driver plans the job. It must not wait for the planner of the run: if the
+    # run is not planned to its end, its planner may be dead, and then no other driver chooses new first rows.
     return NotNow(Reason.OPENS_GATE, job, pack=gates.first(job, run.gate))
 
 
 def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> NotNow | None:
-    """Whether the batch would be more than may be at the API at a time, of its job or of all jobs."""
+    """Return why the batch does not fit at the API, by the limit of its job or of all jobs; None when it fits."""
     of_job, of_all = job.limits.max_in_flight_requests, driver.settings.max_in_flight
     if batch.requests > min(of_job, of_all):
         fits = packer.First(min(of_job, of_all), batch.gate)
@@ -121,7 +128,11 @@ def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> NotNow | 
 def _money(
     driver: Driver, conn: Connection, batch: Batch, job: Job, run: RunRecord
 ) -> tuple[float | None, NotNow | None]:
-    """What to reserve for the batch, None without a budget; or why it cannot be paid for now."""
+    """Return the worst-case cost to reserve in US dollars, and why the batch cannot be paid for now.
+
+    (None, None): there is no budget, so nothing is reserved. Raises Stopped when there is a budget and the price of the
+    batch's model is not known.
+    """
     of_run, of_month = job.limits.max_cost_usd, driver.settings.monthly_budget
     if of_run is None and of_month is None:
         return None, None

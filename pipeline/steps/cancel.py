@@ -1,9 +1,9 @@
-"""Ending a job's open runs for all drivers, and canceling at the API what it has not finished.
+"""End a job's open runs for all drivers, and cancel its batches at the API that have not ended. Edge: SQL, HTTP.
 
-The runs are ended first, in one transaction: from then on no driver plans or submits for them. Batches are marked as
-to be canceled next, so if we die on the line after, whoever polls them cancels them. What had succeeded is collected.
-Rows that wait for a retry stand with the outcome that they had, in the transaction that ends it.
-If we die before it is told that the runs are ended, the next `collect`, `run` or `cancel` tells it.
+The first transaction ends the runs and marks the batches as to be canceled. From then on no driver plans or submits for
+these runs. If we die on the line after it, the next driver that polls the batches cancels them. Results of requests
+that had succeeded are collected. Rows that wait for a retry return to their earlier outcome, in the transaction that
+ends the retry. If we die before the end of the runs is announced, the next `collect`, `run` or `cancel` announces it.
 """
 
 import contextlib
@@ -32,7 +32,11 @@ SENT = (BatchState.SUBMITTING, *AT_THE_API, BatchState.ENDED)
 
 @dataclass(frozen=True)
 class Canceled:
-    """What was done. open: batches that are at the API, or may be, still; foreign: those of another account."""
+    """What `cancel` did.
+
+    runs: how many runs it ended. open: how many sent batches are not collected yet: they are or may be at the API, or
+    have just ended. foreign: how many of these another account has sent.
+    """
 
     runs: int
     open: int
@@ -40,11 +44,11 @@ class Canceled:
 
 
 def cancel(where: Environment, job: JobRecord, *, abandon: bool = False) -> Canceled:
-    """Cancel a job: its open runs, its batches not sent yet, and those at the API. Safe to call again.
+    """End the job's open runs, drop its batches that are not sent yet, and cancel those at the API. Safe to call again.
 
-    abandon: give up the batches that another account has sent, or that the API has not ended in time: their rows are
-    lost. Raises Busy when a planner does not
-    notice, Stopped when the API cannot be asked: the runs are ended all the same.
+    abandon: whether to give up the batches that another account has sent, or that the API has not ended in time: their
+    rows are lost. Raises Busy when a planner does not notice in time that its run has ended, and Stopped when the API
+    cannot be asked; in both cases the runs are ended already.
     """
     with where.database.write() as conn:
         ended = [run.id for run in open_runs(conn, job.id)]
@@ -72,7 +76,7 @@ def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
                 why = "the API has not ended it in time" if ours else "it was sent by another account"
                 lost.give_up(driver, batch, f"{why}, and given up by `cancel --abandon`")
     reconcile_due(driver)
-    poll_due(driver)  # which cancels what is to be canceled
+    poll_due(driver)  # also cancels the batches that are marked as to be canceled
     with driver.reading() as conn:
         left = batches_in(conn, driver.job_id, *SENT)
     foreign = sum(batch.account_id != driver.account_id for batch in left)
@@ -82,7 +86,7 @@ def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
 
 
 def _note_told(driver: Driver) -> None:
-    """Note as told that the job's runs are canceled, also those that an earlier `cancel` ended and did not tell."""
+    """Note that the end of the job's canceled runs is announced, also of runs that an earlier `cancel` ended."""
     with driver.reading() as conn:
         untold = ends.untold(conn, driver.job_id)
     canceled = {end.run_id: end.ended_at for end in untold if end.reason == RunReason.CANCELED}
@@ -90,7 +94,10 @@ def _note_told(driver: Driver) -> None:
 
 
 def _drop_when_nobody_plans(driver: Driver) -> None:
-    """Drop the job's planned batches. Raises Busy when a planner does not notice in time that its run has ended."""
+    """Drop the job's planned batches, as soon as no other driver plans the job.
+
+    Raises Busy when another driver still plans after LONGEST_LOOK seconds.
+    """
     waited = 0.0
     while True:
         try:

@@ -1,8 +1,9 @@
-"""Collecting an ended batch: its results to outcomes, in the results table and the rows' states in one transaction.
+"""Collect ended batches: download their results, and store an outcome for each row. Edge: SQL, HTTP, files.
 
-The results are streamed to a file, found complete, and read from it in the order of the request positions. If we die
-between two chunks, the rows of the chunks before have their outcome and the others are still in flight: going on takes
-the rows that are still in flight, wherever they are.
+The results of a batch are first downloaded to a file as a whole, then read from it in chunks, in the order of the
+request positions. One transaction stores the answers of a chunk in the results table and the states of its rows. If we
+die between two chunks, the rows of the earlier chunks have their outcome, and the other rows are still in flight: the
+next driver collects all rows that are still in flight, wherever in the batch they are.
 """
 
 import contextlib
@@ -46,15 +47,18 @@ from pipeline.steps import lost
 from pipeline.steps.results_file import Found, download
 
 RETRY_SECONDS = 10.0
-FAILED_TOLD = 3  # results of a batch that its log names when they have failed
-#: Tokens by class that are counted for each batch, by their columns in the results table.
+FAILED_TOLD = 3  # failed results that the event of a collected batch names
+#: The classes of tokens that are summed for each batch, named as their columns in the results table.
 USAGE = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 MAX_DOWNLOADS = 3
-LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # of the first, so that a passing fault of the API has passed
+LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # after the first download, so that a passing fault of the API is over
 
 
 def collect_due(driver: Driver, jobs: "JobOfRun", only: Condition | None = None) -> int:
-    """Collect each ended batch of the job that is due; how many were. only: one more condition."""
+    """Collect each ended batch of the job that is due. Return how many were collected.
+
+    only: a further condition for the batches; None: all of them. Raises Stopped when results cannot be downloaded.
+    """
     collected = 0
     failures = Failures()
     with _Fetcher(driver, only) as fetcher:
@@ -70,9 +74,9 @@ def collect_due(driver: Driver, jobs: "JobOfRun", only: Condition | None = None)
 
 
 def _complete_table(driver: Driver) -> None:
-    """Give a results table of an older version the columns of ids, before the first answers that have some come in.
+    """Add the columns of ids to a results table of an older version, before answers with ids are stored in it.
 
-    A table that has columns of its own with these names goes on without them: its next `run` says what to do.
+    A table that has other columns with these names is left unchanged: the next `run` of the job says what to do.
     """
     if driver.sink.columns.with_ids() is None:
         return
@@ -87,7 +91,7 @@ def _complete_table(driver: Driver) -> None:
 
 
 class _Fetcher:
-    """Claims ended batches and fetches their results in a thread: those of the next one while one is being stored."""
+    """Claims ended batches and downloads their results in a thread: the next results while the last ones are stored."""
 
     def __init__(self, driver: Driver, only: Condition | None) -> None:
         self._driver = driver
@@ -99,7 +103,7 @@ class _Fetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._given_up.set()  # nobody waits for what is under way
+        self._given_up.set()  # stops a download that is under way, because its results are not needed
         try:
             self._calls.close()
         finally:
@@ -107,7 +111,10 @@ class _Fetcher:
                 file.unlink(missing_ok=True)
 
     def batches(self) -> Iterator[tuple[Batch, "Future[Found | None]"]]:
-        """Yield each batch that is due, with its results to come; None for one that another account has sent."""
+        """Yield each batch that is due, with a future of its results: None for a batch that another account has sent.
+
+        The file of the results is removed when the caller asks for the next batch.
+        """
         for batch, fetched in self._calls:
             yield batch, fetched
             if (file := self._files.pop(batch.id, None)) is not None:
@@ -121,7 +128,11 @@ class _Fetcher:
 
 
 def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found | None]") -> bool:
-    """Collect one ended batch that we have claimed; False when its results are to be fetched again, or are lost."""
+    """Collect one ended batch that we have claimed. Return whether its results were stored and the batch is closed.
+
+    True, too: the batch is lost, because results were missing even in the last download. False: the results are
+    downloaded again later, or the API does not have them.
+    """
     found = _fetched(driver, batch, fetched)
     if found is None:
         return False
@@ -156,10 +167,10 @@ def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found | Non
 
 
 def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found | None]") -> Found | None:
-    """The downloaded results; None when the API does not have them."""
+    """Return the downloaded results; None when the API does not have them. Raises Stopped when the download failed."""
     try:
         return fetched.result()
-    except NotFound as exc:  # of this batch only: the others go on
+    except NotFound as exc:  # about this batch only: the other batches are collected
         if lost.is_past(driver, batch):
             lost.give_up(driver, batch, f"its results are older than 29 days and gone at the API: {exc}")
         else:
@@ -169,19 +180,22 @@ def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found | None]") -> F
         with driver.moving(batch) as conn:
             postpone(conn, batch, due_at=soon(driver.now(), RETRY_SECONDS), problem=str(exc))
         raise
-    except OSError as exc:  # of the disk: what a connection does is Stopped by now
+    except OSError as exc:  # from the disk: errors of the connection arrive as Stopped
         problem = f"{driver.spool.disk}: {exc.strerror or exc}"
         raise Stopped(f"{problem}; the results of batch {batch.id} find no room, safe to run again") from exc
 
 
 def _is_last_download(driver: Driver, batch: Batch) -> bool:
-    """Whether what this download does not have is lost."""
+    """Return whether this download is the last: rows whose results are missing in it are lost."""
     first = batch.downloaded_at or driver.now()
     return batch.downloads + 1 >= MAX_DOWNLOADS and driver.now() - first >= LAST_DOWNLOAD_AFTER
 
 
 def _tell_missing(driver: Driver, batch: Batch, missing: int, *, last: bool) -> None:
-    """Say that results are missing, and note when they are fetched again; their rows stay in flight until then."""
+    """Tell that results are missing. Unless this was the last download, note when they are downloaded again.
+
+    Their rows stay in flight until then.
+    """
     problem = f"{missing} of {batch.requests} results are missing or unreadable at the API"
     if not last:
         now = driver.now()
@@ -195,9 +209,9 @@ def _tell_missing(driver: Driver, batch: Batch, missing: int, *, last: bool) -> 
 
 
 def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, lose: bool) -> "_Total":
-    """Store the outcomes of the batch's rows in flight.
+    """Store the outcomes of the batch's rows that are in flight, chunk by chunk. Return the totals of all chunks.
 
-    lose: rows without a readable line are lost; else they stay in flight.
+    lose: True: rows without a readable result line get the outcome lost. False: they stay in flight.
     """
     reader, listed = ResultReader(job), PriceList(job.prices)
     total = _Total()
@@ -215,7 +229,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
                 yield chunk
 
         with contextlib.closing(prefetch(chunks(), name="collect")) as parsed:
-            for chunk in parsed:  # one is written while the next one is parsed
+            for chunk in parsed:  # one chunk is written while the next one is parsed
                 chunk.write()
                 total.count(chunk)
     return total
@@ -223,9 +237,9 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
 
 @dataclass
 class _Total:
-    missing: int = 0  #: requests without a readable line, whose rows are in flight or have just been lost
+    missing: int = 0  #: requests without a readable line: their rows are in flight or have just been lost
     unpriced: bool = False
-    failed: list[dict[str, str | None]] = field(default_factory=list)  #: a few, by what the API's support finds them
+    failed: list[dict[str, str | None]] = field(default_factory=list)  #: a few, with ids for the API's support
 
     def count(self, chunk: "_Chunk") -> None:
         self.missing += chunk.missing
@@ -237,7 +251,7 @@ _LOST = Outcome(RowState.LOST, "lost", "the API gave no readable result for this
 
 
 def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
-    """What a line says; None when there is none that can be read."""
+    """Return the outcome that a result line states; None when there is no line, or it cannot be read."""
     if line is None:
         return None
     try:
@@ -249,7 +263,7 @@ def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
 
 
 class _Chunk:
-    """The moves and results rows of one transaction."""
+    """The rows of a batch at positions first to last, whose outcomes are stored in one transaction."""
 
     def __init__(
         self,
@@ -265,14 +279,14 @@ class _Chunk:
         self._settled = SettledRows(first, last, driver.sink)
         self.missing = 0  # requests without a readable line
         self._lose = lose
-        self.failed: list[dict[str, str | None]] = []  # the first few that have an id at the API
+        self.failed: list[dict[str, str | None]] = []  # the first few failed results that have an id at the API
         self.unpriced = False
         self._driver, self._batch, self._reader, self._listed = driver, batch, reader, listed
         self._now = driver.now()
-        self._refused: str | None = None  # what the API said of the account, where it refused that
+        self._refused: str | None = None  # the API's error when it refused the account; None: it did not
 
     def read(self, said: Mapping[int, bytes]) -> None:
-        """Read the outcomes of the batch's rows in flight at these positions. said: the API's lines by position."""
+        """Turn result lines into the outcomes of the rows in flight at these positions. said: the lines by position."""
         batch, reader, settled = self._batch, self._reader, self._settled
         with self._driver.reading() as conn:
             rows = batch_rows(conn, batch.id, settled.first, settled.last)
@@ -282,14 +296,14 @@ class _Chunk:
         for row in rows:
             if row.n != answered:
                 answered, outcome = row.n, self._found(_outcome(reader, said.get(row.n)))
-            elif outcome is not None:  # of rows that share a request only the first bears its cost and tokens
+            elif outcome is not None:  # of the rows that share a request, only the first has its cost and tokens
                 outcome = without_usage(outcome)
             if outcome is None:
                 settled.left.append(row.id)
                 continue
             cost = self._cost(outcome)
             outcomes.append(outcome)
-            if outcome.error_type in ACCOUNT_ERRORS:  # it says nothing of the row, which waits until that is right
+            if outcome.error_type in ACCOUNT_ERRORS:  # about the account: the row waits until that is fixed
                 request = "" if outcome.request_id is None else f" ({outcome.request_id})"
                 self._refused = f"{outcome.error_type}: {outcome.error_message}{request}"
                 settled.moves.append(Settled(row.id, outcome.state, outcome.error_type, again=True, counts=False))
@@ -310,7 +324,10 @@ class _Chunk:
         settled.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
 
     def _found(self, outcome: Outcome | None) -> Outcome | None:
-        """The outcome of a request; where there is none, its rows are lost, or None: they stay in flight."""
+        """Return the outcome of a request, and count it if it is missing.
+
+        outcome: None: there is no readable line. Then return the outcome lost, or None when the rows stay in flight.
+        """
         if outcome is None:
             self.missing += 1
             return _LOST if self._lose else None
@@ -321,12 +338,12 @@ class _Chunk:
         if cost is None:
             self.unpriced = True
             return None
-        cost = round(cost, 12)  # what a computer's arithmetic adds behind that is nobody's price
+        cost = round(cost, 12)  # smaller digits are errors of floating-point arithmetic
         self._settled.cost_usd += cost
         return cost
 
     def write(self) -> None:
-        """Outcomes and states, in one transaction."""
+        """Store the outcomes and the states of the rows in one transaction; stop the account if the API refused it."""
         with self._driver.moving(self._batch) as conn:
             settle_rows(self._driver, conn, self._batch, self._settled)
             if self._refused is not None:
@@ -334,7 +351,7 @@ class _Chunk:
 
 
 def _some_failed(outcomes: Iterable[Outcome]) -> list[dict[str, str | None]]:
-    """The ids at the API of the first few that have failed, once each: rows may share a request."""
+    """Return the API's ids of the first few results that failed, each once, although several rows may share one."""
     names = ("status", "error_type", "message_id", "request_id")
     found = (
         tuple(None if value is None else str(value) for value in (o.state, o.error_type, o.message_id, o.request_id))

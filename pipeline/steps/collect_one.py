@@ -1,4 +1,4 @@
-"""One sweep's collecting in parts that other processes can do: which batches have ended, and one of them."""
+"""Split the collecting of a sweep between processes: list ended batches, collect one. Edge: SQL, HTTP, files."""
 
 import contextlib
 from collections.abc import Collection
@@ -19,10 +19,10 @@ from pipeline.steps.poll import poll_due
 
 
 def ended_batches(where: Environment, job: str | None = None) -> list[tuple[str, int]]:
-    """Ask after all that is at the API, and list what has ended and is not collected: job and batch.
+    """Poll all batches that are at the API. Return the job name and number of each ended batch that is not collected.
 
-    job: of one job only. A job that cannot be asked after, and batches of other accounts, are left to the sweep, which
-    says why.
+    job: poll only this job; None: all jobs. Jobs that cannot be polled, and batches of other accounts, are left out:
+    the sweep tells why.
     """
     with where.database.read() as conn:
         waiting = jobs_with_work(conn, now=where.now())
@@ -44,7 +44,7 @@ def _ended(driver: Driver) -> list[tuple[str, int]]:
 
 
 def collect_one(where: Environment, job: str, batch: int) -> None:
-    """Collect this batch, unless another driver has it or has done it, or another account has sent it.
+    """Collect this batch, unless another driver collects or has collected it, or another account has sent it.
 
     Raises Stopped or InputError when the API cannot be asked, InputError for an unknown job.
     """
@@ -55,14 +55,14 @@ def collect_one(where: Environment, job: str, batch: int) -> None:
 
 
 class Left(NamedTuple):
-    """What is not collected yet of some ended batches, and which of it a living driver is collecting."""
+    """Ended batches that are not collected yet. waiting: their numbers; held: those that a living driver collects."""
 
     waiting: frozenset[int]
     held: frozenset[int]
 
 
 def left_of(database: Database, wanted: Collection[int]) -> Left:
-    """How far the collecting of these batches has come, whoever does it."""
+    """Return which of these batches are not collected yet, and which of those a living driver collects now."""
     with database.read() as conn:
         ended = ended_and_held(conn, living_at=database.now(conn, local_now()))
     waiting = {number: is_held for number, is_held in ended.items() if number in wanted}

@@ -1,4 +1,4 @@
-"""Deletes batches at the API that the job wants removed there. Edge: HTTP, SQL."""
+"""Delete collected batches at the API, for jobs that want them deleted there. Edge: SQL, HTTP."""
 
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver
@@ -13,9 +13,9 @@ from pipeline.steps.delete_files import delete_files_due
 
 
 def delete_batches_due(driver: Driver) -> None:
-    """Delete at the API what jobs want deleted there: collected batches, and files that nothing needs any more.
+    """Delete at the API what the job wants deleted there: collected batches, and uploaded files that are not needed.
 
-    What cannot be deleted now is tried again later.
+    A batch or file that cannot be deleted now is deleted by a later call.
     """
     delete_files_due(driver)
     for batch in driver.claims(BatchState.COLLECTED, only=TO_DELETE):
@@ -27,7 +27,7 @@ def delete_batches_due(driver: Driver) -> None:
             try:
                 driver.api.delete(batch.api_id)
             except NotFound:
-                pass  # somebody else deleted it
+                pass  # it is deleted already
             except Stopped as exc:
                 problem = str(exc)
         with driver.moving(batch) as conn:

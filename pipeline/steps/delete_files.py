@@ -1,4 +1,4 @@
-"""Deletes uploaded files at the API that nothing needs any more. Edge: HTTP, SQL."""
+"""Delete uploaded files at the API that are no longer needed. Edge: SQL, HTTP."""
 
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver
@@ -9,7 +9,7 @@ from pipeline.state.runs import last_run
 
 
 def delete_files_due(driver: Driver) -> None:
-    """Remove the job's files at the API that are to be removed; one that cannot be removed now is tried again."""
+    """Delete the job's files at the API that are to be deleted; a file that cannot be deleted now is tried again."""
     with driver.reading() as conn:
         if not has_files(conn, driver.job_id):
             return
@@ -23,7 +23,7 @@ def delete_files_due(driver: Driver) -> None:
         try:
             driver.api.delete_file(file_id)
         except NotFound:
-            pass  # somebody else removed it
+            pass  # it is deleted already
         except Stopped as exc:
             driver.tell(FileNotRemoved(file_id=file_id, problem=str(exc)))
             continue

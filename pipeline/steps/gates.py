@@ -1,7 +1,7 @@
-"""Opens the gate of a run when what went first has come back, or ends the run.
+"""Open the gate of a run when its canary or primer is done, or stop the run when its canary failed. Edge: SQL.
 
-The gate is in the state database, not in a process. If we die between collecting and opening, the next pass of any
-driver finds the gate with nothing left to wait for, and decides.
+The gate is stored in the state database, not in a process. If we die after the canary is collected and before the gate
+is opened, the next pass of any driver sees that the gate has nothing left to wait for, and decides.
 """
 
 from datetime import timedelta
@@ -14,11 +14,15 @@ from pipeline.state.gates import first_sent_at, gate_batches, open_gate, outcome
 from pipeline.state.runs import get_run
 from pipeline.states import CLOSED_BATCHES, OUTCOMES, Gate, RowState, RunReason
 
-LONGEST_WAIT = timedelta(hours=2)  # for the primer, which only makes the others cheaper
+LONGEST_WAIT = timedelta(hours=2)  # for the primer: it only makes the other requests cheaper
 
 
 def evaluate(driver: Driver, run_id: int, job: Job) -> None:
-    """Open the gate of a run when what went first has come back, or end the run when that went wrong."""
+    """Open the gate of a run when its canary or primer is done, or stop the run when too many canary rows failed.
+
+    Do nothing when the run has no gate, or its gate still has to wait. A primer opens the gate even if it failed, and
+    after LONGEST_WAIT even if it is not done.
+    """
     with driver.reading() as conn:
         gate = get_run(conn, run_id).gate
         if gate is None:
@@ -45,7 +49,7 @@ def evaluate(driver: Driver, run_id: int, job: Job) -> None:
 
 
 def share_that_may_fail(job: Job) -> float:
-    """The share of the first rows that may fail. Pure."""
+    """Return the share of canary rows that may fail, 0 to 1. Pure."""
     return job.canary.max_failed if isinstance(job.canary, Canary) else Canary().max_failed
 
 

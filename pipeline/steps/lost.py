@@ -1,8 +1,9 @@
-"""Batches of which nothing can be learnt any more. A 404 is not believed at once.
+"""Give up batches whose results cannot be learnt. Edge: SQL.
 
-The rows of a lost batch get the outcome `lost`: they may have been answered and paid for, so nothing sends them again
-but a person; `reconcile` asks after them for as long as the API keeps results. If we die while that is written, some
-rows have it and the batch is still open: the next driver goes on.
+A single 404 is not believed: a batch is given up after several, over some time. The rows of a lost batch get the
+outcome `lost`. They may have been answered and paid for, so only a person sends them again. `reconcile` asks the API
+for the batch again for as long as the API keeps results. If we die while the outcomes are written, some rows have
+theirs and the batch is still open: the next driver continues.
 """
 
 from datetime import timedelta
@@ -18,13 +19,17 @@ from pipeline.states import RowState
 
 NOT_FOUND_TIMES = 3
 NOT_FOUND_OVER = timedelta(minutes=10)  # from the first 404 to the one that is believed
-NOT_FOUND_AFTER = timedelta(hours=1)  # of the create
-ASK_AGAIN = 6 * 3600.0  # seconds between two questions after a lost batch
+NOT_FOUND_AFTER = timedelta(hours=1)  # from the create call to the 404 that is believed
+ASK_AGAIN = 6 * 3600.0  # seconds until the API is asked for a lost batch again
 CHUNK_ROWS = 5_000
 
 
 def count_not_found(driver: Driver, batch: Batch, problem: str, *, wait: float) -> None:
-    """The API says that it does not know this batch, or its results: ask again after `wait` seconds, or give it up."""
+    """Count a 404 for this batch or its results, and ask again after `wait` seconds, or give up the batch.
+
+    problem: what the API said. The batch is given up after NOT_FOUND_TIMES of them, over NOT_FOUND_OVER or longer,
+    if it was sent at least NOT_FOUND_AFTER ago.
+    """
     now = driver.now()
     first, times = batch.not_found_at or now, batch.not_found + 1
     with driver.moving(batch) as conn:
@@ -37,13 +42,13 @@ def count_not_found(driver: Driver, batch: Batch, problem: str, *, wait: float) 
 
 
 def is_past(driver: Driver, batch: Batch) -> bool:
-    """Whether the API keeps the results of this batch no longer: 29 days, counted from its sending."""
+    """Return whether the API no longer keeps the results of this batch: it was sent more than 29 days ago."""
     with driver.reading() as conn:
         return sent_at(conn, batch) < driver.now() - RESULTS_KEPT
 
 
 def give_up(driver: Driver, batch: Batch, why: str) -> None:
-    """Every row of the batch that has no outcome yet is `lost`, and so is the batch."""
+    """Give the batch's rows without an outcome the outcome `lost`, then mark the batch as lost. why: for people."""
     outcome = Outcome(RowState.LOST, "lost", why)
     step = max(1, CHUNK_ROWS * batch.requests // max(1, batch.rows))
     for first in range(0, batch.requests, step):

@@ -1,4 +1,4 @@
-"""Asking the API which batches have ended."""
+"""Ask the API which batches have ended. Edge: SQL, HTTP."""
 
 from datetime import datetime, timedelta
 
@@ -15,21 +15,21 @@ from pipeline.state.moves import Again, mark_canceling, mark_ended, postpone, po
 from pipeline.states import AT_THE_API, BatchState
 from pipeline.steps import lost
 
-CLAIMED_AT_ONCE = 100  # batches that one driver takes to poll, before another one may
+CLAIMED_AT_ONCE = 100  # batches that a driver claims in one transaction; other drivers claim others
 LONGEST_WAIT = 60.0  # seconds between two polls of a batch, unless the user says otherwise
 GROWTH = 1.5
-ENDS_WITHIN = timedelta(hours=25)  # of its creation: the API ends a batch after 24 hours, whatever is done by then
+ENDS_WITHIN = timedelta(hours=25)  # after its creation: the API ends a batch after 24 hours, even an unfinished one
 CANCELING_WITHIN = timedelta(hours=1)
 
 
 def poll_due(driver: Driver) -> int:
-    """Ask after each batch of the job that is at the API and due; how many have ended.
+    """Poll each batch of the job that is at the API and due, and cancel those marked for it. Return how many ended.
 
-    A batch that cannot be asked after now is asked again later: a poll that fails changes nothing. Raises Stopped
-    (ApiUnreachable, AccountStopped) when it is the API that cannot be asked.
+    A poll that fails changes no state: the batch is polled again later. Raises Stopped (ApiUnreachable, AccountStopped)
+    when the API cannot be asked. ApiUnreachable for a single batch is raised after the other batches have been polled.
     """
     ended = 0
-    running: list[Again] = []  # that nothing is to be said of but when they are asked after again
+    running: list[Again] = []  # still running: only the time of their next poll is stored
     failures = Failures()
     for batch in driver.claims(*AT_THE_API, at_once=CLAIMED_AT_ONCE):
         with failures.one(), driver.lost_races(batch):
@@ -45,7 +45,10 @@ def poll_due(driver: Driver) -> int:
 
 
 def _let_run(driver: Driver, running: list[Again]) -> None:
-    """Let these go until they are due again, in one transaction. If we die before, the next driver asks after them."""
+    """Store when these batches are polled next and release them, in one transaction; empty the list.
+
+    If we die before it, the next driver polls them.
+    """
     if running:
         with driver.database.write() as conn:
             postpone_running(conn, running)
@@ -72,7 +75,7 @@ def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
     if _is_overdue(driver, batch, at_the_api):
         with driver.moving(batch) as conn:
             postpone(conn, batch, due_at=due_at, wait=wait, reason=Reason.OVERDUE)
-        if batch.reason != Reason.OVERDUE:  # else it has been said
+        if batch.reason != Reason.OVERDUE:  # otherwise this has been told already
             driver.tell(Overdue(batch=batch.id, problem=in_words(Reason.OVERDUE)))
     else:
         running.append(Again(batch, due_at, wait))
@@ -80,13 +83,16 @@ def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
 
 
 def _is_overdue(driver: Driver, batch: Batch, at_the_api: MessageBatch) -> bool:
-    """Whether the API should have ended the batch by now. It has said so of none, so this is only told."""
+    """Return whether the API should have ended the batch by now. It has not said that it has, so this is only told."""
     canceling_long = batch.canceling_at is not None and driver.now() - batch.canceling_at > CANCELING_WITHIN
     return canceling_long or driver.now() - at_the_api.created_at > ENDS_WITHIN
 
 
 def _asked(driver: Driver, batch: Batch) -> tuple[MessageBatch, float | None]:
-    """The batch as it is at the API, and the seconds after which the API would like to be asked again."""
+    """Return the batch as the API has it now, and the API's retry-after in seconds; None: the API did not say.
+
+    Send the cancel call first if the batch is to be canceled.
+    """
     assert batch.api_id is not None
     if batch.cancel and batch.state is BatchState.IN_PROGRESS:
         driver.api.cancel(batch.api_id)
@@ -97,7 +103,7 @@ def _asked(driver: Driver, batch: Batch) -> tuple[MessageBatch, float | None]:
 
 def _ended(driver: Driver, batch: Batch, at_the_api: MessageBatch) -> bool:
     now: datetime = driver.now()
-    if at_the_api.archived_at is not None and lost.is_past(driver, batch):  # else the download will tell
+    if at_the_api.archived_at is not None and lost.is_past(driver, batch):  # otherwise the download shows it
         lost.give_up(driver, batch, "its results are older than 29 days and gone at the API")
         return False
     counts = at_the_api.request_counts
@@ -114,7 +120,7 @@ def _ask_again(
 ) -> None:
     wait = next_wait(batch.wait_seconds, told, driver.settings.poll)
     due_at = soon(driver.now(), wait)
-    answered = {"not_found": 0, "not_found_at": None} if problem is None else {}  # 404s of before no longer count
+    answered = {"not_found": 0, "not_found_at": None} if problem is None else {}  # earlier 404s do not count now
     with driver.moving(batch) as conn:
         if canceling:
             mark_canceling(conn, batch, now=driver.now(), due_at=due_at)
@@ -124,9 +130,13 @@ def _ask_again(
 
 
 def next_wait(last: float, told: float | None, fixed: float | None) -> float:
-    """Seconds until the next poll. Pure. last: the last wait; told: the API's retry-after; fixed: what the user said.
+    """Return the seconds until the next poll. Pure.
 
-    It begins with what the API says, or 5 s, and grows to a minute: most batches end within one, some take a day.
+    last: the wait before this poll, 0 for none. told: the API's retry-after, None if it gave none. fixed: what the user
+    set, None if nothing.
+
+    The wait begins with the API's retry-after, or 5 s, and grows to a minute: most batches end within a minute, some
+    take a day.
     """
     if fixed is not None:
         return fixed

@@ -1,10 +1,11 @@
-"""Finding out what became of a sending whose response never came, from the API's listing. Never by guessing.
+"""Find out from the API's listing what became of a create call that had no response. Edge: SQL, HTTP, the spool.
 
-A batch at the API is proven to be ours by the nonce in its results' custom_ids, which it has only once it has ended;
-until then one that could be ours is watched. One that is not in a listing begun after the grace time was not accepted.
+Nothing is guessed. A batch at the API is proven to be ours by the nonce in the custom_ids of its results, which exist
+only after it has ended. Until then, a batch that could be ours is watched. A batch that is missing from a listing begun
+after the grace time was not accepted.
 
-A proof is a whole, well-formed thing that says so: a JSON line with a custom_id, a listing read to its end in order.
-Whatever else comes, from whatever gateway, is doubt: it is watched and said, and nothing is done because of it.
+A proof is complete and well-formed: a JSON line with a custom_id, or a listing that was read to its end in order.
+Anything else, whichever gateway it comes from, is a doubt: it is watched and told, and nothing is done because of it.
 """
 
 from collections.abc import Iterator
@@ -53,16 +54,19 @@ from pipeline.state.moves import (
 from pipeline.states import BatchState, SendingEnd
 from pipeline.steps import lost
 
-Doubt = tuple[Reason, str]  #: what stands in the way of a batch's absence, and more of that
-#: How far to both sides of its window an ended batch is asked whose it is: clocks and the listing's times may be wrong.
+Doubt = tuple[Reason, str]  #: why a batch is not proven to be absent, and a detail
+#: How long before or after the window an ended batch is still checked: clocks and the listing's times may be wrong.
 MARGIN = timedelta(days=1)
-BEYOND = 1_000  # older batches that are read, before it is believed that no newer one stands behind them
-LINES = 100  # of results that are read to find out whose a batch is: a stranger's line may stand among ours
+BEYOND = 1_000  # older batches in a row that are read before we believe that no newer one follows
+LINES = 100  # of results that are read to find out whose a batch is: a foreign line may be among ours
 
 
 @dataclass(frozen=True)
 class Window:
-    """When the API would have created the batch of a sending, and when its absence is proven. By the API's clock."""
+    """The times between which the API would have created the batch of a sending. By the API's clock.
+
+    absent_after: if a listing that was begun later does not show the batch, its absence is proven.
+    """
 
     earliest: datetime
     latest: datetime
@@ -70,18 +74,22 @@ class Window:
 
     @classmethod
     def of(cls, sending: SendingRecord, grace: timedelta) -> "Window":
-        """The window of a sending of unknown end."""
+        """Return the window of a sending whose end is unknown. grace: the grace time."""
         assert sending.grace_from is not None
         return cls(sending.started_at - SKEW, sending.deadline + grace, sending.grace_from + grace)
 
     def holds(self, listed: MessageBatch, margin: timedelta = timedelta()) -> bool:
-        """Whether a batch was created within the window, or within the margin around it."""
+        """Return whether a batch was created within the window, or at most the margin before or after it."""
         return self.earliest - margin <= listed.created_at <= self.latest + margin
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What the listing showed. found: the batch that is proven to be ours; begun_at: when the listing was begun."""
+    """What a listing showed.
+
+    begun_at: when its reading was begun, by the API's clock. found: the batch that is proven to be ours; None: there is
+    none. doubt: why the absence of our batch is not proven; None: no doubt.
+    """
 
     begun_at: datetime
     found: MessageBatch | None = None
@@ -89,9 +97,9 @@ class Sight:
 
 
 def reconcile_due(driver: Driver) -> None:
-    """Settle, or go on watching, every batch of the job whose sending ended in the unknown.
+    """Decide whether the API accepted the job's batches whose sending has no known end, or continue to watch them.
 
-    One that is just being sent is claimed by its driver, as long as that lives.
+    A batch that is being sent now is left out: it stays claimed by its driver as long as that driver lives.
     """
     for batch in driver.claims(BatchState.SUBMITTING):
         with driver.lost_races(batch):
@@ -108,7 +116,7 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
     window = Window.of(sending, timedelta(seconds=driver.settings.grace))
     try:
         sight = _look_through(driver, batch.nonce, batch.requests, window)
-    except Stopped as exc:  # half a listing proves nothing; and other batches can go on meanwhile
+    except Stopped as exc:  # half a listing proves nothing; other batches need not wait for it
         sight = Sight(driver.api.now(), doubt=(Reason.LISTING_UNREADABLE, str(exc)))
     if sight.found is not None:
         _adopt(driver, batch, sending, sight.found)
@@ -134,7 +142,7 @@ def _adopt(driver: Driver, batch: Batch, sending: SendingRecord, found: MessageB
 
 
 def _absent(driver: Driver, batch: Batch, sending: SendingRecord) -> None:
-    """A listing after the grace time does not show it: the API did not accept this sending."""
+    """Move the batch back to planned: a listing after the grace time does not show it, so the API did not accept it."""
     with driver.moving(batch) as conn:
         absent = mark_absent(conn, batch, sending.id, now=driver.now())
     if absent:
@@ -142,16 +150,19 @@ def _absent(driver: Driver, batch: Batch, sending: SendingRecord) -> None:
 
 
 def _ended_sending(driver: Driver, batch: Batch) -> SendingRecord | None:
-    """The batch's last sending, which no driver is at any more; None when it turns out to have been accepted."""
+    """Return the batch's last sending, which no driver works on now, after noting its end as unknown.
+
+    None: the API has accepted it, and the batch is in progress now.
+    """
     with driver.moving(batch) as conn:
         sending = last_sending(conn, batch.id)
-        if sending.api_id is not None:  # accepted, and the driver died before the batch's own move
+        if sending.api_id is not None:  # accepted: the driver died before it moved the batch
             mark_in_progress(conn, batch, sending.api_id, due_at=driver.now())
             driver.tell(Submitted(batch=batch.id, api_id=sending.api_id, requests=batch.requests))
             return None
-        if sending.end is None:  # its driver did not come to say how it ended
+        if sending.end is None:  # its driver stopped before it noted the end
             now = driver.api.now()
-            # one that is only suspended may wake and go on until the deadline, though never past it
+            # a driver that is only suspended may wake and continue to send until the deadline, but not after it
             quiet_from = now if leases.is_gone(conn, sending.driver) else max(now, sending.deadline)
             reason = Reason.DRIVER_GONE
             mark_unknown(conn, batch, sending.id, reason, grace_from=quiet_from, due_at=driver.now())
@@ -161,23 +172,26 @@ def _ended_sending(driver: Driver, batch: Batch) -> SendingRecord | None:
 
 
 def ask_again(driver: Driver) -> None:
-    """Ask after the lost batches that are due, as long as the API keeps results; with one it knows, go on as ever.
+    """Ask the API for the lost batches that are due, as long as it keeps results; put those it has back in progress.
 
-    Those of another account are left as they are, for a driver of that one to ask.
+    Batches of another account stay unchanged: only a driver of that account can ask for them.
     """
     for batch in driver.claims(BatchState.LOST, only=of_account(driver.account_id)):
         api_id = None if lost.is_past(driver, batch) else _found_again(driver, batch)
         with driver.moving(batch) as conn:
             if api_id is None:
                 due_at = soon(driver.now(), lost.ASK_AGAIN)
-                postpone(conn, batch, due_at=due_at, problem=batch.problem)  # it says why it was lost
+                postpone(conn, batch, due_at=due_at, problem=batch.problem)  # unchanged: it says why the batch was lost
                 continue
             rows = mark_found_again(conn, batch, api_id, now=driver.now())
         driver.tell(FoundAgain(batch=batch.id, rows=rows))
 
 
 def _found_again(driver: Driver, batch: Batch) -> str | None:
-    """The id of a lost batch at the API, if it is there; after a create without a response the listing may tell."""
+    """Return the API's id of a lost batch; None when the API does not have its results, or cannot be asked now.
+
+    If its create call had no response, the listing is searched for the batch.
+    """
     with driver.reading() as conn:
         sending = last_sending(conn, batch.id)
     try:
@@ -186,7 +200,7 @@ def _found_again(driver: Driver, batch: Batch) -> str | None:
             found = _look_through(driver, batch.nonce, batch.requests, window).found
             return None if found is None else found.id
         found_batch, _ = driver.api.retrieve(sending.api_id)
-    except Stopped as exc:  # NotFound, too: it is asked again later, and what else is due is done now
+    except Stopped as exc:  # NotFound, too: the API is asked again later; other work does not wait
         if not isinstance(exc, NotFound):
             driver.tell(Unreachable(problem=str(exc), wait=lost.ASK_AGAIN))
         return None
@@ -194,11 +208,11 @@ def _found_again(driver: Driver, batch: Batch) -> str | None:
 
 
 def refuse_unknown_bodies(driver: Driver) -> None:
-    """Remove bodies that the database does not know and that were never sent; call it while planning.
+    """Remove bodies that the database does not know and that were never sent. Call it under the lease on planning.
 
-    Their driver died before it had committed them. One that was sent proves that the database is older than it should
-    be: restored from a backup, it would plan rows again that have been paid for. Raises DatabaseError then, and Stopped
-    while that cannot be told yet.
+    The driver that wrote such a body died before it committed the batch. A body that was sent proves that the database
+    is too old: it was restored from a backup, and would plan rows again that have been paid for. Raises DatabaseError
+    for such a body, and Stopped while it is not known whether the body was sent.
     """
     bodies = driver.spool.bodies(driver.api.now())
     with driver.reading() as conn:
@@ -207,7 +221,7 @@ def refuse_unknown_bodies(driver: Driver) -> None:
         body, now = bodies[nonce], driver.api.now()
         window = Window(body.written_at - SKEW, now + SKEW, now)
         _, around = _unowned(driver, window)
-        if around:  # else there is no need to read the whole body, maybe from afar
+        if around:  # otherwise the body need not be read, possibly from a remote spool
             found, doubt = _seen_among(driver, around, nonce, driver.spool.count_requests(nonce), window)
             _refuse_sent(driver, body.location, found, doubt)
         driver.spool.remove(nonce)
@@ -228,9 +242,10 @@ def _refuse_sent(driver: Driver, shown: str, found: MessageBatch | None, doubt: 
 
 
 def find_twins(driver: Driver) -> None:
-    """Look for batches that show in the listing after all, though their sendings were concluded absent.
+    """Look in the listing for batches whose sendings were presumed absent.
 
-    A batch that has not been sent again is adopted; of another one the twin is reported: both are paid.
+    A batch that was not sent again is adopted. If it was sent again, the found one is reported as a twin, because both
+    are paid.
     """
     since = driver.now() - TWIN_WATCH
     with driver.reading() as conn:
@@ -239,7 +254,7 @@ def find_twins(driver: Driver) -> None:
         window = Window(sending.started_at - SKEW, sending.ended_at + TWIN_WATCH, sending.ended_at)
         try:
             found = _look_through(driver, sending.nonce, sending.requests, window).found
-        except Stopped as exc:  # the next sweep looks again; what else is due is done now
+        except Stopped as exc:  # the next sweep looks again; other work does not wait
             driver.tell(Unreachable(problem=str(exc), wait=0.0))
             continue
         if found is not None:
@@ -254,18 +269,21 @@ def _late(driver: Driver, sending: AbsentSending, api_id: str) -> None:
 
 
 def tell_late(driver: Driver, came: Late, found: FoundLate) -> None:
-    """Say what became of a batch that was accepted, or shown, after its sending had been concluded absent."""
+    """Tell what became of a batch that turned out to be accepted after its sending had been presumed absent."""
     if came is Late.ADOPTED:
         driver.tell(found)
     else:
         driver.tell(Twin(batch=found.batch, problem=twin_problem(found.api_id)))
 
 
-# -- the listing, and whose a batch is -------------------------------------------------------------------------------
+# -- the listing, and the owner of a batch ---------------------------------------------------------------------------
 
 
 def _look_through(driver: Driver, nonce: str, requests: int, window: Window) -> Sight:
-    """Look for the batch of this body in the listing, which is read whole before any of it is believed."""
+    """Look in the listing for the batch whose body has this nonce. The whole listing is read before it is believed.
+
+    requests: of the body.
+    """
     begun_at, unowned = _unowned(driver, window)
     return Sight(begun_at, *_seen_among(driver, unowned, nonce, requests, window))
 
@@ -273,9 +291,10 @@ def _look_through(driver: Driver, nonce: str, requests: int, window: Window) -> 
 def _seen_among(
     driver: Driver, unowned: list[MessageBatch], nonce: str, requests: int, window: Window
 ) -> tuple[MessageBatch | None, Doubt | None]:
-    """Which of these batches carries the nonce in its results, and what stands in the way of its absence.
+    """Return which of these batches has the nonce in its results, and why its absence is not proven.
 
-    Counts only say where to look first: the API's may be wrong. requests: of the body.
+    (None, None): none of them is the batch of this nonce. requests: of the body. For ended batches, the API's counts
+    only decide which results are read first, because the counts may be wrong.
     """
     doubt: Doubt | None = None
     ended = [listed for listed in unowned if listed.processing_status == "ended"]
@@ -296,7 +315,7 @@ def _seen_among(
 
 
 def _unowned(driver: Driver, window: Window) -> tuple[datetime, list[MessageBatch]]:
-    """When the listing was begun, and the batches in the window and its margin that no sending of ours owns."""
+    """Return when the listing was begun, and its batches in the window and margin that none of our sendings owns."""
     begun_at, listed = _listed(driver, window.earliest - MARGIN)
     created = [each for each in listed if window.holds(each, MARGIN)]
     with driver.reading() as conn:
@@ -304,16 +323,16 @@ def _unowned(driver: Driver, window: Window) -> tuple[datetime, list[MessageBatc
 
 
 def _listed(driver: Driver, since: datetime) -> tuple[datetime, list[MessageBatch]]:
-    """When the listing was begun, and at least all batches in it that were created since then.
+    """Return when the listing was begun, and all its batches created after `since`, with some older ones.
 
-    It is read far beyond the first older batch, and to its very end when it is not newest first.
+    The listing is read far beyond the first older batch, and to its very end when it is not sorted newest first.
     """
     begun_at = driver.api.now()
     listed: list[MessageBatch] = []
     in_order, older = True, 0
     for number, page in enumerate(driver.api.pages()):
         if number == 0 and page.date is not None:
-            begun_at = min(begun_at, page.date)  # the API itself says when it was
+            begun_at = min(begun_at, page.date)  # the API's own time of this page
         for each in page.batches:
             in_order = in_order and not (listed and each.created_at > listed[-1].created_at)
             older = older + 1 if each.created_at < since else 0
@@ -324,9 +343,9 @@ def _listed(driver: Driver, since: datetime) -> tuple[datetime, list[MessageBatc
 
 
 def _whose(driver: Driver, api_id: str) -> str:
-    """The nonce that the results of an ended batch carry, '' for a stranger's. Each batch is asked once.
+    """Return the nonce in the results of an ended batch; '' when it is not ours. Each batch is asked once.
 
-    Raises NotFound when the results are gone, and Stopped when they do not tell.
+    Raises NotFound when the results are gone, and Stopped when they do not show whose batch it is.
     """
     with driver.reading() as conn:
         known = nonce_at_api(conn, driver.account_id, api_id)
@@ -351,7 +370,7 @@ def _nonce_in_results(driver: Driver, api_id: str) -> str:
 
 
 def _custom_ids(chunks: Iterator[bytes]) -> Iterator[str]:
-    """The custom_ids of the result lines that are whole; what was cut, or is no result, has none."""
+    """Yield the custom_ids of complete result lines. Lines that are cut or are no results are skipped."""
     for line in chain.from_iterable(lines.split_lines(chunks)):
         custom_id = (lines.parse_line(line) or {}).get("custom_id")
         if isinstance(custom_id, str):
@@ -366,5 +385,5 @@ def _look_again(driver: Driver, batch: Batch, reason: Reason, detail: str, at_mo
 
 
 def _pause(driver: Driver, at_most: float) -> float:
-    """Seconds until the listing is looked at again."""
+    """Return the seconds until the listing is read again, at most `at_most`."""
     return max(0.05, min(at_most, driver.settings.poll if driver.settings.poll is not None else 10.0))

@@ -1,4 +1,4 @@
-"""A batch's results as a file on this machine, downloaded once and read in chunks. Edge: HTTP, files."""
+"""Download a batch's results to a file on this machine, and read them in chunks. Edge: HTTP, files."""
 
 import os
 import threading
@@ -17,15 +17,15 @@ from pipeline.request import packing
 from pipeline.state.batches import Batch
 
 CHUNK_ROWS = 5_000
-CHUNK_BYTES = 16_000_000  # of result lines: two chunks are in memory at a time
-STRETCH_BYTES = 2_000_000  # of result lines that are sorted together while they come in
+CHUNK_BYTES = 16_000_000  # of result lines in a chunk: two chunks are in memory at a time
+STRETCH_BYTES = 2_000_000  # of result lines that are sorted together while they are downloaded
 
 
 class Found:
-    """The result lines of a batch in a file: stretches of it, each in the order of the request positions.
+    """The result lines of a batch in a file of several stretches; the lines of each are sorted by request position.
 
-    So the lines of a window of positions are read at once from each stretch, and not one by one from all over the file:
-    while another thread computes, each call of the system waits for its turn.
+    So the lines of a range of positions are read by one system call for each stretch, and not line by line from all
+    over the file: each system call has to wait while another thread computes.
     """
 
     def __init__(self, file: Path, batch: Batch) -> None:
@@ -36,13 +36,13 @@ class Found:
         self._position = packing.position_of_results(batch.nonce)
         self._stretches: list[
             tuple[array[int], array[int]]
-        ] = []  # positions; where each line starts, and the last ends
+        ] = []  # positions; where each line starts, and the last one ends
         self._lines: list[tuple[int, bytes]] = []  # not written yet: position and line
         self._unwritten = 0
         self._size = 0
 
     def add(self, lines: Iterable[bytes], out: BinaryIO) -> None:
-        """Lines as the API gave them, without newlines."""
+        """Add result lines, and write a stretch if there are enough. lines: as the API gave them, without newlines."""
         requests, position = self._requests, self._position
         for line in lines:
             n = position(line)
@@ -56,19 +56,19 @@ class Found:
             self.write(out)
 
     def write(self, out: BinaryIO) -> None:
-        """Write what has come so far, in order."""
-        self._lines.sort(key=itemgetter(0))  # stable: of two lines for one request, the later one comes later
+        """Write the lines that are not written yet as one stretch, sorted by position."""
+        self._lines.sort(key=itemgetter(0))  # stable: two lines for one request keep their order
         positions = array("q", [n for n, _ in self._lines])
         starts = array("q", accumulate((len(line) + 1 for _, line in self._lines), initial=self._size))
-        self._lines.append((0, b""))  # for the newline behind the last line
+        self._lines.append((0, b""))  # for the newline after the last line
         out.write(b"\n".join([line for _, line in self._lines]))
         self._stretches.append((positions, starts))
         self._lines, self._unwritten, self._size = [], 0, starts[-1]
 
     def windows(self, rows: int) -> Iterator[tuple[int, int]]:
-        """Ranges of positions, first and last, with about CHUNK_ROWS rows each and at most about CHUNK_BYTES of lines.
+        """Yield ranges of positions, (first, last), with about CHUNK_ROWS rows and at most about CHUNK_BYTES of lines.
 
-        rows: of the batch, of which several may share a request.
+        rows: the number of rows of the batch; several rows may share a request.
         """
         requests = self._requests
         step = max(1, CHUNK_ROWS * requests // max(1, rows))
@@ -84,15 +84,15 @@ class Found:
         return sum(end - start for _, start, end in self._parts(first, last))
 
     def _parts(self, first: int, last: int) -> Iterator[tuple["array[int]", int, int]]:
-        """Of each stretch the lines at these positions: the positions, and where they start and end in the file."""
+        """Yield for each stretch the positions of its lines in this range, and where they start and end in the file."""
         for positions, starts in self._stretches:
             some = slice(bisect_left(positions, first), bisect_right(positions, last))
             yield positions[some], starts[some.start], starts[some.stop]
 
     def lines(self, file: int, first: int, last: int) -> dict[int, bytes]:
-        """The lines at these positions, by position. file: the descriptor.
+        """Return the lines at these positions, by position, without those that have no line. file: the descriptor.
 
-        Of two lines one that can be read wins, and of these `succeeded`, for it was paid.
+        If a request has two lines, a readable one wins, and of two readable ones `succeeded`, because it was paid.
         """
         found: dict[int, bytes] = {}
         for positions, start, end in self._parts(first, last):
@@ -103,9 +103,10 @@ class Found:
 
 
 def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event) -> Found:
-    """Stream a batch's results to `file`. The next step fetches them again when this fails.
+    """Download a batch's results to `file`. If this fails, a later step downloads them again.
 
-    Raises Stopped when the stream breaks, or when what comes is not the results of this batch.
+    given_up: when it is set, stop and raise Interrupted. Raises NotFound when the API does not have the results, and
+    Stopped when the download breaks off, or when what arrives is not the results of this batch.
     """
     assert batch.api_id is not None
     found = Found(file, batch)
@@ -115,7 +116,7 @@ def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event
             for some in lines.split_lines(_until_stopped(driver, chunks, given_up)):
                 found.add(some, out)
         found.write(out)
-    if found.unknown and not found.known:  # a page of something else, or another batch's results
+    if found.unknown and not found.known:  # a page that is no results, or another batch's results
         raise ApiUnreachable(
             f"what came back for the results of {batch.api_id} names no request of it; nothing of it is believed"
         )
@@ -123,7 +124,7 @@ def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event
 
 
 def _until_stopped(driver: Driver, chunks: Iterable[bytes], given_up: threading.Event) -> Iterator[bytes]:
-    """The chunks, and between two of them, however small, a look whether somebody wants it to stop."""
+    """Yield the chunks. Raises Interrupted before any of them if the driver is to stop or `given_up` is set."""
     for chunk in chunks:
         driver.stop.check()
         if given_up.is_set():
@@ -132,6 +133,6 @@ def _until_stopped(driver: Driver, chunks: Iterable[bytes], given_up: threading.
 
 
 def _rank(line: bytes) -> int:
-    """How much a line is worth beside another one for the same request."""
+    """Return the rank of a line among those for the same request: 2 succeeded, 1 another result, 0 not readable."""
     result = (lines.parse_line(line) or {}).get("result")
     return 0 if not isinstance(result, dict) else 2 if result.get("type") == "succeeded" else 1

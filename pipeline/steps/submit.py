@@ -1,8 +1,8 @@
-"""Submitting one planned batch exactly once.
+"""Submit planned batches, each exactly once. Edge: SQL, HTTP, files.
 
-The intent is committed before the POST: if we die on the line before, nothing was sent; on the line after, the batch
-is found in `submitting` and `reconcile` asks the API's listing what became of it. Whatever the POST's end is, it is
-committed; an end that proves nothing leaves the batch in `submitting`.
+The intent is committed before the create call. If we die on the line before the commit, nothing was sent. If we die on
+the line after it, the next driver finds the batch in `submitting`, and `reconcile` learns from the API's listing what
+became of it. Every end of the create call is committed; an end that proves nothing leaves the batch in `submitting`.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ from pipeline.states import BatchState, RowState, RunReason
 from pipeline.steps.admission import LOOK_AGAIN, NotNow, allowed_now, intend, stopped
 from pipeline.steps.reconcile import tell_late
 
-LAST_WAIT = 10.0  # seconds that a driver asked to stop waits for the answer to a create that has left
+LAST_WAIT = 10.0  # seconds that a driver which was asked to stop waits for the response to a create call
 
 
 def submit_due(driver: Driver) -> int:
-    """Submit the job's planned batches that are due, in their order; how many the API accepted.
+    """Submit the job's planned batches that are due, in their order. Return how many the API accepted.
 
-    Raises AccountStopped when the API refuses the account, or has refused it before and nothing changed since.
+    Raises AccountStopped when the API refuses the account, or has refused it earlier and no batch was accepted since.
     """
     accepted = 0
     for batch in driver.claims(BatchState.PLANNED):
@@ -60,17 +60,17 @@ def submit_due(driver: Driver) -> int:
 
 
 def due_soon(driver: Driver) -> list[Batch]:
-    """The planned batches that may be submitted now, or have only waited for the end of planning."""
+    """Return the planned batches that are due now, or that only wait for the end of a planning."""
     with driver.reading() as conn:
         return batches_in(conn, driver.job_id, BatchState.PLANNED, due=soon(driver.now(), LOOK_AFTER_PLANNING))
 
 
 def submit(driver: Driver, batch: Batch) -> bool:
-    """Send one batch that we have claimed; whether the API is known to have accepted it."""
-    if batch.reason == Reason.TOO_LARGE:  # it could not be dropped when the API said so
+    """Send one batch that we have claimed. Return whether the API is known to have accepted it."""
+    if batch.reason == Reason.TOO_LARGE:  # the API has refused it, and it could not be dropped then
         drop_claimed(driver, batch, Reason.TOO_LARGE)
         return False
-    with driver.reading() as conn:  # before the body is fetched, for it may wait for hours
+    with driver.reading() as conn:  # before the body is fetched, because the batch may wait for hours
         not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id)).not_now
     if not_now is not None:
         _not_now(driver, batch, not_now)
@@ -78,7 +78,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
     with contextlib.ExitStack() as stack:
         try:
             body = stack.enter_context(driver.spool.local_copy(batch.nonce, batch.digest))
-        except Stopped as exc:  # the spool cannot be reached: nothing was begun
+        except Stopped as exc:  # the spool cannot be reached: nothing was sent
             with driver.moving(batch) as conn:
                 postpone(conn, batch, due_at=soon(driver.now(), LOOK_AGAIN), problem=str(exc))
             raise
@@ -89,7 +89,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
 
 
 def _send(driver: Driver, batch: Batch, body: Path) -> bool:
-    """Send a batch whose body is in this file; whether the API is known to have accepted it."""
+    """Send a batch whose body is in this file. Return whether the API is known to have accepted it."""
     timeout = driver.settings.timeout
     ends_by = time.monotonic() + timeout
     started_at = driver.api.now()
@@ -114,7 +114,7 @@ def _send(driver: Driver, batch: Batch, body: Path) -> bool:
     try:
         with BodyReader(body, may_finish) as reader:
             end = _post(driver, reader, batch.digest, intent.betas)
-    except OSError as exc:  # raised before anything is read: another driver has ended with this batch meanwhile
+    except OSError as exc:  # raised before a byte is read: another driver finished this batch and removed the body
         end = Rejected(f"its body cannot be read: {exc.strerror}", held_back=True)
     return _record(driver, batch, sending, end)
 
@@ -127,12 +127,15 @@ def _not_now(driver: Driver, batch: Batch, why: NotNow) -> None:
             now, wait = driver.now(), LOOK_AFTER_PLANNING if why.stop else LOOK_AGAIN
             behind = batch.run_id if why.reason in BEHIND_GATE.values() else None
             hold_back(conn, driver.job_id, why.reason, now=now, due_at=soon(now, wait), behind=behind)
-        if batch.reason != why.reason:  # else it has been said
+        if batch.reason != why.reason:  # otherwise this has been told already
             driver.tell(HeldBack(batch=batch.id, problem=in_words(why.reason)))
 
 
 def _post(driver: Driver, reader: BodyReader, digest: str, betas: Sequence[str]) -> Accepted | Rejected | Unknown:
-    """POST the body in a thread of its own, so that a driver asked to stop need not wait for a slow answer for ever."""
+    """POST the body in its own thread and return how that ended.
+
+    Because of the thread, a driver that is asked to stop does not wait forever for a slow response.
+    """
     answer: Future[Accepted | Rejected | Unknown] = Future()
 
     def create() -> None:
@@ -146,7 +149,7 @@ def _post(driver: Driver, reader: BodyReader, digest: str, betas: Sequence[str])
     try:
         while thread.is_alive() and not driver.stop.event.is_set():
             thread.join(0.1)
-    except BaseException:  # a signal that raises: the last chunk must not leave once we have left
+    except BaseException:  # a signal that raises: the last chunk must not be sent after we return
         driver.stop.event.set()
         raise
     finally:
@@ -171,8 +174,8 @@ def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected
 
 def _record_acceptance(driver: Driver, batch: Batch, sending: int, end: Accepted, now: datetime) -> bool:
     api_id = end.batch.id
-    with driver.database.write() as conn:  # whichever driver has the batch by now needs to know this
-        of_before = is_of_before(conn, sending, api_id, end.batch.created_at)  # as a gateway's cache gives it
+    with driver.database.write() as conn:  # without a claim: the driver that has the batch now needs the id
+        of_before = is_of_before(conn, sending, api_id, end.batch.created_at)  # from a gateway's cache
         late = None if of_before else record_api_id(conn, sending, api_id, end.request_id, now)
     if of_before:
         return _record(driver, batch, sending, Unknown(f"what came back names {api_id}, a batch of before"))
@@ -188,7 +191,7 @@ def _record_acceptance(driver: Driver, batch: Batch, sending: int, end: Accepted
 
 
 def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected, now: datetime) -> None:
-    wait = 1.0 if end.held_back else end.wait * random.uniform(1.0, 1.25)  # so that many drivers spread
+    wait = 1.0 if end.held_back else end.wait * random.uniform(1.0, 1.25)  # so that many drivers do not retry at once
     with driver.moving(batch) as conn:
         due_at = soon(now, wait)
         mark_rejected(conn, batch, sending, end.problem, end.request_id, now=now, due_at=due_at)
@@ -204,7 +207,10 @@ def _record_rejection(driver: Driver, batch: Batch, sending: int, end: Rejected,
 
 
 def _split(driver: Driver, batch: Batch, problem: str) -> None:
-    """A batch too large for the API: its rows go in smaller ones, and a single row that is too large is invalid."""
+    """Drop a batch that the API refuses as too large; its rows are sent in smaller batches.
+
+    The rows of a batch with one request get the outcome invalid.
+    """
     if batch.requests > 1:
         drop_claimed(driver, batch, Reason.TOO_LARGE)
         return
