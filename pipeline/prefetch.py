@@ -1,10 +1,10 @@
-"""How is the next piece of work begun in a thread while its caller still works on the one before?
+"""Compute the next items in threads while the caller works on the present one. Edge: threads.
 
-All code that works ahead does it by these functions, so one rule holds everywhere:
+All code that works ahead uses these functions, so the same rules hold everywhere:
 
-- Errors: an error is raised when its item's turn comes, after all items before it were delivered.
-- Stopping: when the caller leaves early, what has not begun is not begun, and what is under way is waited for. Close
-  the iterator (`contextlib.closing`) where that must have happened before the next line.
+- Errors: the error of an item is raised in the caller in place of the item, after all earlier items were delivered.
+- Stopping: if the caller leaves early, calls that have not begun are canceled, and calls that run are waited for. To be
+  sure that this has happened before the next line, close the iterator by `contextlib.closing`.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ _END = object()
 
 
 def prefetch(items: Iterable[T], *, name: str) -> Generator[T]:
-    """Yield the items; a thread makes each one while the caller works on the one before. name: of the thread."""
+    """Yield the items. A thread gets the next item while the caller works on the present one. name: the thread's."""
     source = iter(items)
     made = map_ahead(lambda _: next(source, _END), itertools.repeat(None), name=name)
     with contextlib.closing(made):
         for item in made:
             if item is _END:
                 return
-            yield item  # type: ignore[misc]  # what is not _END is an item
+            yield item  # type: ignore[misc]  # an object other than _END is an item
 
 
 def map_ahead(
     work: Callable[[T], U], things: Iterable[T], *, name: str, threads: int = 1, ahead: int = 1
 ) -> Generator[U]:
-    """Yield `work(thing)` of each thing, in their order. See `calls_ahead`."""
+    """Yield `work(thing)` for each thing, in the order of the things. See `calls_ahead` for the arguments."""
     calls = calls_ahead(work, things, name=name, threads=threads, ahead=ahead)
     with contextlib.closing(calls):
         for _, call in calls:
@@ -44,10 +44,10 @@ def map_ahead(
 def calls_ahead(
     work: Callable[[T], U], things: Iterable[T], *, name: str, threads: int = 1, ahead: int = 1
 ) -> Generator[tuple[T, Future[U]]]:
-    """Yield each thing with the call of `work` on it, which may still be under way; its `result` waits for its end.
+    """Yield each thing with the future of `work(thing)`, which may still be running; its `result` waits for it.
 
-    things: taken in the caller's thread, one by one. threads: that work at the same time. ahead: how many calls after
-    the one that the caller has are begun: not all of them, for each result may be large.
+    things: read in the caller's thread, one by one. threads: how many calls run at the same time. ahead: how many calls
+    are begun beyond the one that the caller has; this is limited because each result may be large.
     """
     begun: deque[tuple[T, Future[U]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)

@@ -1,1 +1,1 @@
-"""What a driver works with: its environment, its settings, its leases."""
+"""Drivers: the processes that move batches, and what they work with: environment, settings, spool, listing."""

@@ -1,4 +1,4 @@
-"""What a driver works with: the database, the spool, the API, its leases, a clock, and whom to tell."""
+"""Define a driver: its database, spool, API, leases and clock, its transactions and claims. Edge: SQL, HTTP, files."""
 
 import contextlib
 import threading
@@ -36,27 +36,28 @@ from pipeline.states import BatchState
 
 @dataclass
 class Stop:
-    """Whether somebody asked the driver to stop. Steps ask between two transactions; waiting wakes up by it."""
+    """The request that a driver stops. Steps check it between two transactions, and it ends any waiting at once."""
 
     event: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
-        """Raises Interrupted when asked to stop."""
+        """Raise Interrupted if the driver was asked to stop."""
         if self.event.is_set():
             raise Interrupted("interrupted")
 
     def wait(self, seconds: float) -> None:
-        """Wait, or raise Interrupted as soon as asked to stop."""
+        """Wait this long; 0 or less: do not wait. Raises Interrupted as soon as the driver is asked to stop."""
         if self.event.wait(max(0.0, seconds)):
             raise Interrupted("interrupted")
 
 
 @dataclass
 class Driver:
-    """One driver at work on one job. Others may be at work on it at the same time.
+    """A driver that works on one job. Other drivers may work on the same job at the same time.
 
-    lease: its sign of life. A batch is worked on by the driver that has claimed it, and a job is planned by the one
-    that holds the lease on its planning: planning is whatever puts rows into batches, or drops batches not sent yet.
+    lease: the driver's sign of life. Only the driver that has claimed a batch works on it. Only the driver that holds
+    the lease on a job's planning plans the job: planning is everything that puts rows into batches or drops batches
+    that are not sent yet.
     """
 
     database: Database
@@ -72,44 +73,44 @@ class Driver:
     tell: Tell
     stop: Stop = field(default_factory=Stop)
     local_now: Callable[[], datetime] = local_now
-    tries_account: bool = False  #: an explicit run may try one batch on an account that was refused
+    tries_account: bool = False  #: whether it may try one batch on an account that the API refused
     ended: list[int] = field(default_factory=list)  #: runs that this driver has ended
     _planning: Lease | None = None
     _models: dict[str, ModelInfo | None] = field(default_factory=dict)
 
     def now(self) -> datetime:
-        """The time by the API's clock: all drivers go by it, whatever their own clocks say."""
+        """Return the time by the API's clock. All drivers use it, because their own clocks may differ."""
         return self.api.now()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A reading transaction."""
+        """Open a transaction that only reads."""
         with self.database.read() as conn:
             yield conn
 
     def tell_end(self, event: RunFinished | RunIncomplete) -> None:
-        """Tell that this driver has just ended a run."""
+        """Report that this driver has just ended a run, and note the run in `ended`."""
         self.ended.append(event.run)
         self.tell(event)
 
     def answers(self, keys: Sequence[str]) -> dict[str, Answer]:
-        """What these rows were answered, and what is wrong with that, by key; at most a chunk of them."""
+        """Return the stored answers of rows by key, with what is wrong with each. keys: at most those of one chunk."""
         if not keys:
             return {}
         with self.database.read() as conn:
             return {key: Answer(*said) for key, said in self.sink.answers(conn, keys).items()}
 
     def sink_now(self, conn: Connection) -> ResultsTable:
-        """The results table as it is now, and stays until this transaction has ended.
+        """Return the results table with its present columns, which cannot change until this transaction has ended.
 
-        Another driver whose job file names more columns may have added them, and sent rows whose answers fill them: who
-        collects these must not go by the columns that the table had when he began.
+        Another driver whose job file names more columns may have added them, and sent rows whose answers fill them. A
+        driver that collects such rows must not use the columns that the table had when the driver started.
         """
         self.sink = self.sink.with_columns(ResultColumns.from_stored(columns_of(conn, self.job_id)))
         return self.sink
 
     def output_limit(self, job: Job) -> Callable[[str], int | None]:
-        """A function from a model to its most tokens of output, under the job's betas; None when nobody knows."""
+        """Return a function that maps a model to its most output tokens under the job's betas; None: not known."""
 
         def limit(model: str) -> int | None:
             info = self._model(model)
@@ -118,24 +119,24 @@ class Driver:
         return limit
 
     def window(self, model: str) -> int:
-        """Tokens that a prompt of this model has at most, by the API, or as far as is known without it."""
+        """Return the model's context window in tokens: by the API, else as this program knows it."""
         info = self._model(model)
         known = None if info is None else info.max_input_tokens
         return context_window(model) if known is None else known
 
     def _model(self, name: str) -> ModelInfo | None:
-        """What the Models API says of a model, asked once; None when it does not say."""
+        """Return the Models API's record of a model, which is asked for once; None if the API gives none."""
         if name not in self._models:
             try:
                 self._models[name] = self.api.model(name)
-            except Stopped:  # what is asked for is what it will be asked
+            except Stopped:  # without a record, requests are sent as they are asked for
                 self._models[name] = None
         return self._models[name]
 
     def claims(self, *states: BatchState, at_once: int = 1, only: Condition | None = None) -> Iterator[Batch]:
-        """Take the due batches in these states that no other living driver has, each of them once, one by one.
+        """Claim the due batches in these states that no other living driver has claimed, and yield each of them once.
 
-        at_once: how many are taken in one transaction; only: one more condition.
+        at_once: how many are claimed in one transaction; only: a further condition; None: none. Raises as `check` does.
         """
         last = 0
         while True:
@@ -153,21 +154,21 @@ class Driver:
             last = taken[-1].id
 
     def check(self) -> None:
-        """Raises Interrupted when asked to stop, and Stopped when others have taken this driver for dead."""
+        """Raise Interrupted if asked to stop, and Stopped if another driver has presumed this one dead."""
         self.stop.check()
         if self.lease.gone:
             raise Stopped("this driver was suspended for so long that it was taken for dead; run the job again")
 
     @contextlib.contextmanager
     def moving(self, batch: Batch) -> Iterator[Connection]:
-        """A writing transaction about a batch that we have claimed. Raises LostRace when another driver has it now."""
+        """Open a writing transaction on a batch that we have claimed. Raises LostRace if another driver has it now."""
         with self.database.write() as conn:
             check_claim(conn, batch)
             yield conn
 
     @contextlib.contextmanager
     def lost_races(self, batch: Batch) -> Iterator[None]:
-        """A step on one batch: when another driver has taken it over meanwhile, it is that driver's."""
+        """Ignore and report LostRace: another driver has claimed this batch and will finish the work."""
         try:
             yield
         except LostRace:
@@ -175,12 +176,15 @@ class Driver:
 
     @property
     def plans(self) -> bool:
-        """Whether this driver is planning, in one of its threads."""
+        """Return whether this driver is planning, in one of its threads."""
         return self._planning is not None
 
     @contextlib.contextmanager
     def planning(self) -> Iterator[None]:
-        """Plan while the block runs. Raises Busy, which names the planner, when another living driver does."""
+        """Hold the lease on the job's planning while the block runs.
+
+        Raises Busy, which names the planner, if another living driver or another thread of this one is planning.
+        """
         if self._planning is not None:
             raise Busy(f"planning {self.job_name}: another thread of this driver is at it")
         seconds = self.settings.lease
@@ -194,7 +198,7 @@ class Driver:
 
     @contextlib.contextmanager
     def planning_for(self, resource: str, token: int) -> Iterator[None]:
-        """Plan a part for the driver that holds this lease and renews it."""
+        """Plan a shard under the lease of another driver, which holds the lease and renews it, while the block runs."""
         self._planning = Lease(resource, token, self.settings.lease)
         try:
             yield
@@ -203,16 +207,17 @@ class Driver:
 
     @property
     def planning_lease(self) -> Lease:
-        """The lease that this driver plans under."""
+        """Return the lease under which this driver plans; it must be planning."""
         assert self._planning is not None
         return self._planning
 
     @contextlib.contextmanager
     def planning_transaction(self, run_id: int | None = None) -> Iterator[Connection]:
-        """A writing transaction of a planner. Raises LostRace when the lease is somebody else's by now.
+        """Open a writing transaction for planning; this driver must hold the lease on it.
 
-        run_id: the run that is planned, which must be open. Raises Stopped when it was ended meanwhile, when another
-        driver has moved the job's spool (a batch is committed only where its body is), or the database was upgraded.
+        run_id: the run that is planned; None: no run has to be open. Raises LostRace if another driver holds the lease
+        by now. Raises Stopped if the run has ended, if the database was upgraded, or if another driver has moved the
+        job's spool: a batch may only be committed if its body is in the job's spool.
         """
         assert self._planning is not None
         with self.database.write() as conn:
@@ -229,9 +234,9 @@ class Driver:
 
 
 class Failures:
-    """Batches of which the API gives no answer of use: the others are asked after all the same.
+    """Collects the failures of calls about single batches, so that the remaining batches are still worked on.
 
-    Several in a row are not the fault of single batches: then it is the API that is away.
+    IN_A_ROW failures one after the other mean that the API is unreachable, not that single batches fail.
     """
 
     IN_A_ROW = 3
@@ -242,7 +247,10 @@ class Failures:
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
-        """Work on one batch. Raises NoAnswer, and ApiUnreachable when this one is the last of several in a row."""
+        """Work on one batch, and note ApiUnreachable instead of raising it.
+
+        Raises NoAnswer at once, and ApiUnreachable at the last of IN_A_ROW failures one after the other.
+        """
         try:
             yield
         except NoAnswer:
@@ -256,13 +264,13 @@ class Failures:
             self._in_a_row = 0
 
     def raise_first(self) -> None:
-        """Raise what went wrong first, once all batches have been tried."""
+        """Raise the first noted failure, if there is one; call it when all batches have been tried."""
         if self._first is not None:
             raise self._first
 
 
 def leave_alone(driver: Driver, batch: Batch, *, wait: float) -> None:
-    """A batch that another account has sent: say so, and look at it again after `wait` seconds."""
+    """Postpone and report a batch that another account has sent. It is looked at again after `wait` seconds."""
     with driver.moving(batch) as conn:
         postpone(conn, batch, due_at=batch.due_at, wait=wait, reason=Reason.OTHER_ACCOUNT)
     driver.tell(OtherAccount(batch=batch.id))

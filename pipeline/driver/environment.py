@@ -1,4 +1,4 @@
-"""Where a driver works: the state database, the spool, and the API or the emulator in its place."""
+"""Set up what a driver works with: state database, spool, and the API or the emulator. Edge: SQL, HTTP, files."""
 
 import contextlib
 import tempfile
@@ -25,15 +25,16 @@ from pipeline.state.jobs import JobRecord
 from pipeline.state.runs import last_run
 from pipeline.storage import objects
 
-EMULATED_SECONDS = 1.0  # that a batch takes in an emulator started for one command
-EMULATED_GRACE = 2.0  # what it accepted shows in its listing at once, so there is no need to wait for it long
+EMULATED_SECONDS = 1.0  # how long a batch takes in an emulator that is started for one command
+EMULATED_GRACE = 2.0  # seconds; short, because the emulator lists a batch as soon as it has accepted it
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a driver works: state database, spool (None: beside the database), and how to reach the API.
+    """What a driver works with.
 
-    connect: by which of the SDK's clients, as the job's `api.client` names it.
+    connect: a function from a client of the SDK, as the job's `api.client` names it, to the API. spool: the address
+    that the command gives; None: that of the job, else one beside the database. now: the local clock.
     """
 
     database: Database
@@ -43,12 +44,12 @@ class Environment:
     tell: Tell = nothing
     stop: Stop = field(default_factory=Stop)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    warned: set[str] = field(default_factory=set)  #: what has been told: once, however many clients it drives by
+    warned: set[str] = field(default_factory=set)  #: warnings that were told; each is told once for all clients
 
     def look_at_spool(self, job: JobRecord | None) -> None:
-        """Raises DatabaseError where there is no spool to be used, before anything is asked or made there.
+        """Raise DatabaseError if the spool cannot be used, before a command asks or writes anything. Changes nothing.
 
-        job: as the database knows it, or None.
+        job: the job's record; None: the database does not know the job.
         """
         if job is None:
             spools.read_id(spools.address_of(self.database.folder, self.spool, None))
@@ -56,20 +57,20 @@ class Environment:
             spools.check(self.database, job, self.spool)
 
     def spool_of(self, job: JobRecord) -> Spool:
-        """The spool of a job of the database: the one given, if it can be that. Raises DatabaseError if it cannot."""
+        """Open the spool of a job, and report a move of it. Raises DatabaseError if the spool cannot be used."""
         spool, moved = spools.open_for(self.database, job, self.spool)
         if moved is not None:
             self.tell(SpoolMoved(job=job.name, spool=moved))
         return spool
 
     def client_of(self, job: JobRecord) -> str:
-        """The SDK's client that a job of the database speaks by."""
+        """Return the client of the SDK that the job's last run used; `default` if the job has no runs."""
         with self.database.read() as conn:
             last = last_run(conn, job.id)
         return "default" if last is None else last.client
 
     def by_client(self, jobs: Iterable[JobRecord]) -> dict[str, list[JobRecord]]:
-        """Jobs of the database by the SDK's client that each speaks by."""
+        """Group jobs by the client of the SDK that each of them uses."""
         found: dict[str, list[JobRecord]] = {}
         for job in jobs:
             found.setdefault(self.client_of(job), []).append(job)
@@ -77,10 +78,10 @@ class Environment:
 
     @contextlib.contextmanager
     def api(self, client: str = "default") -> Iterator[tuple[Api, int]]:
-        """The API by one of the SDK's clients, and our account's number there.
+        """Connect to the API by one of the SDK's clients; yield the API and the number of our account there.
 
-        Raises InputError for an address that does not answer, for nothing was sent, and DatabaseError when the database
-        belongs to the other world.
+        Raises InputError if the address does not answer, at which point nothing was sent, and DatabaseError if the
+        database belongs to the emulator and this is the API, or the other way round.
         """
         api = self.connect(client)
         try:
@@ -95,7 +96,7 @@ class Environment:
                 ) from exc
             with self.database.write() as conn:
                 account_id = find_or_add_account(conn, identity)
-            if not identity.emulated:  # what the emulator has accepted shows in its listing at once
+            if not identity.emulated:  # the emulator lists a batch as soon as it has accepted it
                 self._warn(self.settings.warning())
             yield api, account_id
         finally:
@@ -108,7 +109,7 @@ class Environment:
 
     @contextlib.contextmanager
     def driving(self, client: str = "default") -> Iterator["Session"]:
-        """Be a driver: with the API, our account there, and a sign of life. Raises as `api` does."""
+        """Start a driver: connect to the API and hold a sign of life while the block runs. Raises as `api` does."""
         with (
             self.api(client) as (api, account_id),
             leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease,
@@ -122,7 +123,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Session:
-    """A driver that has not chosen a job yet."""
+    """A driver that is started, before it chooses a job."""
 
     where: Environment
     api: Api
@@ -131,7 +132,7 @@ class Session:
     listing: Listing
 
     def driver(self, job: JobRecord, sink: ResultsTable | None = None, *, tries_account: bool = False) -> Driver:
-        """The driver for one job of the database. sink: its results table, unless that is as the database knows it."""
+        """Return the driver for one job. sink: the results table; None: as the database describes it."""
         where = self.where
         return Driver(
             database=where.database,
@@ -161,10 +162,11 @@ def at(
     tell: Tell = nothing,
     stop: Stop | None = None,
 ) -> Iterator[Environment]:
-    """Work with this database and the API that the environment names, or an emulator started for it.
+    """Yield an environment with this database and the API of the environment variables, or an emulator.
 
-    The emulator's data lies beside the database, so that a killed run finds its batches again. Raises InputError when
-    another process is using that data.
+    emulated: whether an emulator is started while the block runs. Its data is beside the database or in the spool, so
+    that after a run was killed the next one finds its batches again. Raises InputError if another process uses that
+    data.
     """
     settings = Settings.from_environment(poll_seconds=poll_seconds, grace=EMULATED_GRACE if emulated else None)
     base_url = api_key = None
@@ -174,7 +176,7 @@ def at(
             tell(EmulatorStarted(url=base_url))
         yield Environment(
             database=database,
-            # an emulator is spoken to by the plain client, whatever the job names
+            # the emulator needs the default client, whatever the job names
             connect=lambda client: Api.connect(
                 Reach("default" if emulated else client, settings.timeout, base_url, api_key)
             ),
@@ -187,7 +189,7 @@ def at(
 
 @contextlib.contextmanager
 def reaching(client: str = "default", *, emulated: bool = False) -> Iterator[Reach]:
-    """How the API is reached without a database; or an emulator that is gone afterwards."""
+    """Yield how to reach the API without a database. emulated: start an emulator, whose data is removed afterwards."""
     timeout = Settings.from_environment().timeout
     if not emulated:
         yield Reach(client, timeout)
@@ -200,7 +202,7 @@ def reaching(client: str = "default", *, emulated: bool = False) -> Iterator[Rea
 
 @contextlib.contextmanager
 def asking(client: str = "default", *, emulated: bool = False) -> Iterator[Api]:
-    """The API, to be asked without a database, as `reaching` reaches it."""
+    """Yield the API for calls that need no database; the arguments are those of `reaching`."""
     with reaching(client, emulated=emulated) as reached, contextlib.closing(Api.connect(reached)) as api:
         yield api
 

@@ -1,4 +1,4 @@
-"""The job of each run, as it was stored when the run began. Edge: SQL."""
+"""Read the job of a run as it was stored when the run began. Edge: SQL."""
 
 from pydantic import ValidationError
 
@@ -23,14 +23,14 @@ def stored_job(run: RunRecord) -> Job:
 
 
 class JobOfRun:
-    """The job of a run as the database has it: a job file that has changed since does not change what was asked."""
+    """Finds the stored job of each run. A job file that is edited later does not change a run that has begun."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._jobs: dict[int, Job] = {}
 
     def __call__(self, run_id: int) -> Job:
-        """The job of this run."""
+        """Return the job of this run. Raises DatabaseError if this version cannot read it."""
         if run_id not in self._jobs:
             with self._driver.reading() as conn:
                 self._jobs[run_id] = stored_job(get_run(conn, run_id))

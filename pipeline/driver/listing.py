@@ -1,4 +1,4 @@
-"""What the API's listing says of our open batches: one call for many of them, instead of one for each."""
+"""Read the state of many of our open batches from one call for the API's listing. Edge: HTTP, SQL."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -11,24 +11,31 @@ from pipeline.errors import Stopped
 from pipeline.state.batches import due_at_the_api
 from pipeline.state.database import Database
 
-LEAST = 5  # batches to ask after that are worth a listing
-FOR_EACH = 100  # batches that are read in it for each one of ours at most: others in the workspace may have many more
-FRESH = timedelta(seconds=30)  # for so long what it says is believed
-SKEW = timedelta(minutes=10)  # how much earlier than our intent a batch may say that it was created
+LEAST = 5  # the fewest due batches for which the listing is read
+FOR_EACH = 100  # the most batches that are read per batch of ours: others in the workspace may have many more
+FRESH = timedelta(seconds=30)  # for so long what was read is used
+SKEW = timedelta(minutes=10)  # how much earlier than our intent the created_at of a batch may be
 
 
 class Listing:
-    """Read when it is first asked, of all jobs together, and once for each time that a batch is asked after."""
+    """The due batches of all jobs, as the API's listing has them.
+
+    The listing is read when a batch is first asked for. Each batch that was read is given once; when it is asked for
+    again, or what was read is older than FRESH, the listing is read again.
+    """
 
     def __init__(self, api: Api, database: Database, account_id: int) -> None:
-        """account_id: whose batches; a key lists those of its workspace alone."""
+        """account_id: the account of the batches; an API key lists only the batches of its workspace."""
         self._api, self._database, self._account_id = api, database, account_id
         self._wanted: set[str] = set()
         self._found: dict[str, MessageBatch] = {}
         self._read_at = datetime.min.replace(tzinfo=UTC)
 
     def take(self, api_id: str) -> MessageBatch | None:
-        """The batch as the listing had it; None when it has to be asked after alone. A 404 proves itself, not this."""
+        """Return the batch as the listing had it; None if it has to be retrieved by a call of its own.
+
+        None does not prove that the batch is missing at the API: only a 404 of that call does.
+        """
         if api_id not in self._wanted or self._api.now() > self._read_at + FRESH:
             self._read()
         self._wanted.discard(api_id)
@@ -42,7 +49,7 @@ class Listing:
         if len(due) < LEAST:
             return
         oldest = min(batch.started_at for batch in due) - SKEW
-        with suppress(Stopped):  # what it has said so far holds; the others are asked after one by one
+        with suppress(Stopped):  # what was read so far is used; the remaining batches are retrieved one by one
             for listed in islice(self._api.newest_batches(), FOR_EACH * len(due)):
                 if listed.created_at < oldest:
                     break

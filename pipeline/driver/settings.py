@@ -1,4 +1,4 @@
-"""The settings of a driver, from environment variables."""
+"""Read the settings of a driver from environment variables. Edge: environment variables."""
 
 from typing import Annotated, Any
 
@@ -14,18 +14,18 @@ def _variable(name: str, values: str, *, ge: float | None = None, gt: float | No
 
 
 class Settings(BaseModel):
-    """How long a driver waits for what, in seconds, and how much it may send and spend."""
+    """How long a driver waits, in seconds, and how much it may send and spend."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, allow_inf_nan=False)
 
-    #: one HTTP call
+    #: the most time for one HTTP call
     timeout: Annotated[float, _variable("BATCH_TIMEOUT_SECONDS", "seconds, 1 or more", ge=1)] = 600.0
-    #: until a batch shows in the API's listing at the latest
+    #: how long an accepted batch may be missing from the API's listing
     grace: Annotated[float, _variable("BATCH_GRACE_SECONDS", "seconds, 0 or more", ge=0)] = 300.0
     lease: Annotated[float, _variable("BATCH_LEASE_SECONDS", "seconds, 1 or more", ge=1)] = 120.0
-    #: between polls of a batch; None: as the API says, growing to 60
+    #: between polls of a batch; None: as the API says, else a time that grows to 60
     poll: Annotated[float | None, _variable("BATCH_POLL_SECONDS", "seconds, 0 or more", ge=0)] = None
-    #: requests at the API at a time, of all jobs of the database together
+    #: the most requests at the API at a time, for all jobs of the database together
     max_in_flight: Annotated[int, _variable("BATCH_MAX_IN_FLIGHT", "requests, 1 or more", ge=1)] = 200_000
     #: US dollars that all jobs of the database may cost in a calendar month (UTC); None: no limit
     monthly_budget: Annotated[float | None, _variable("BATCH_MONTHLY_BUDGET_USD", "US dollars, more than 0", gt=0)] = (
@@ -36,8 +36,8 @@ class Settings(BaseModel):
     def from_environment(cls, *, poll_seconds: float | None = None, grace: float | None = None) -> "Settings":
         """Return the settings that the environment variables give; an empty variable counts as absent.
 
-        poll_seconds: used instead of the variable; grace: used where the variable is absent. None: neither.
-        Raises InputError for a variable that is not such a number.
+        poll_seconds: used instead of its variable; None: use the variable. grace: used if its variable is absent; None:
+        use the default. Raises InputError for a variable that is not such a number.
         """
         given: dict[str, Any] = {} if poll_seconds is None else {"BATCH_POLL_SECONDS": poll_seconds}
         try:
@@ -58,9 +58,9 @@ class Settings(BaseModel):
 
 
 class _FromEnvironment(Settings, BaseSettings):
-    """The same settings, which look for their values in the environment when they are made."""
+    """The same settings, which take their values from the environment when an object is made."""
 
-    # by name, a variable `timeout` or `lease` of another program would be taken for one of ours
+    # if names counted, a variable `timeout` or `lease` of another program would be read as one of ours
     model_config = SettingsConfigDict(
         case_sensitive=True, env_ignore_empty=True, validate_by_name=False, validate_by_alias=True
     )

@@ -1,4 +1,4 @@
-"""Writes how rows of a batch ended: their states, their answers and the batch's sums, in one transaction. Edge: SQL."""
+"""Write the outcomes of rows of a batch: states, answers and the batch's sums, in one transaction. Edge: SQL."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,10 +16,11 @@ from pipeline.state.rows import BatchRow, Settled, add_to_batch, batch_rows, mar
 
 @dataclass
 class SettledRows:
-    """How the rows of a batch in flight at positions `first` to `last` ended.
+    """The outcomes of the rows of a batch that are in flight at positions `first` to `last`.
 
-    sink: for whose columns `rows` are made of the answers; left: rows there that stay in flight; outcomes: rows by
-    outcome; usage: tokens by class.
+    sink: the results table whose columns `rows` have; moves: the changes of state; answers: the answers; rows: the
+    answers as rows of `sink`; left: the rows that stay in flight; outcomes: number of rows by outcome; usage: tokens by
+    class.
     """
 
     first: int
@@ -41,16 +42,16 @@ class SettledRows:
 
 
 def settle_rows(driver: Driver, conn: Connection, batch: Batch, settled: SettledRows, *, counted: bool = True) -> None:
-    """Write how these rows ended.
+    """Write the states and answers of these rows.
 
-    counted: whether outcomes, tokens and cost are added to those of the batch. Raises LostRace unless `settled` has all
-    rows that are in flight at its positions.
+    counted: whether their outcomes, tokens and cost are added to the sums of the batch. Raises LostRace unless
+    `settled` has all rows that are in flight at its positions.
     """
     mark_outcomes(conn, batch, settled.first, settled.last, settled.moves, left=settled.left)
-    sink = driver.sink_now(conn)  # after the states: all who write answers take their locks in this order
+    sink = driver.sink_now(conn)  # after the states: everything that writes answers locks in this order
     if sink is settled.sink:
         sink.write(conn, settled.rows)
-    else:  # the table has more columns by now
+    else:  # another driver has added columns to the table since
         sink.write_answers(conn, settled.answers)
     if counted:
         add_to_batch(conn, batch, settled.outcomes, settled.usage, settled.cost_usd)
@@ -61,8 +62,8 @@ def settle_alike(
 ) -> None:
     """Give all rows of a batch that are in flight at these positions the same outcome; none of them is sent again.
 
-    sent: whether the API may have received their requests. If so, nobody knows what they cost, and the batch counts
-    their outcomes; if not, they cost nothing, and the batch is about to be dropped.
+    sent: whether the API may have received their requests. If so, their cost is not known, and the outcomes are added
+    to the sums of the batch; if not, they cost nothing, and the batch is about to be dropped.
     """
     settled, now = SettledRows(first, last, driver.sink), driver.now()
     for row in batch_rows(conn, batch.id, first, last):

@@ -1,9 +1,9 @@
-"""Which spool does a job use, and when may another place be its spool?
+"""Find and open the spool of a job, and decide whether the job may move to another spool. Edge: files, SQL.
 
-A job's spool is known by its address and by the id in its marker. The same id at another address is the same spool: the
-disk was mounted elsewhere, or the bucket has a new name. Another id is another spool, which may take over while no body
-is needed. The database learns of it in one transaction. If we die on the line before, the job keeps its spool, and all
-that exists of the new one is a marker. If we die on the line after, no batch needs the old one.
+The database knows a job's spool by its address and by the id in its marker. The same id at another address is the same
+spool: the disk was mounted elsewhere, or the bucket has a new name. Another id is another spool, to which the job may
+move while no body is needed. The move is one transaction. If we die on the line before it, the job keeps its spool, and
+all that exists of the new spool is a marker. If we die on the line after it, no batch needs the old spool.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from pipeline.state.rows import needed_bodies
 from pipeline.storage import objects
 from pipeline.storage.folders import MARKER
 
-SHOWN_BATCHES = 5  # that an error names
+SHOWN_BATCHES = 5  # the most batches that an error names
 
 
 def address_of(home: Path | None, given: str | None, stored: str | None) -> str:
-    """The address of a spool: the one given, else the one that the job has, else `spool` beside the database.
+    """Return the address of a spool: the one given, else the stored one, else `spool` beside the database.
 
-    home: the folder of a SQLite database; None on a server. Raises DatabaseError for an address of an unknown kind, and
-    where there is no such place.
+    home: the folder of a SQLite database; None: the database is on a server. given, stored: None: there is none. Raises
+    DatabaseError for an address of an unknown kind, or if there is no address and the database is on a server.
     """
     chosen = stored if given is None else _address(given)
     if chosen:
@@ -42,7 +42,7 @@ def address_of(home: Path | None, given: str | None, stored: str | None) -> str:
 
 
 def _address(given: str) -> str:
-    """A spool as it was given, in the form in which the database has it."""
+    """Return a given address in the form that the database stores. Raises DatabaseError for an unknown kind."""
     if objects.is_url(given):
         return given.rstrip("/")
     if "://" in given:
@@ -52,22 +52,25 @@ def _address(given: str) -> str:
 
 
 def open_at(address: str, job: str, *, expected: str | None = None) -> Spool:
-    """The spool of a job at this address. expected: its id, if it has to be that one. Raises as its `open` does."""
+    """Open the spool at this address for a job. expected: the id that it must have; None: any id.
+
+    Raises as `open` of the two kinds of spool does.
+    """
     if objects.is_url(address):
         return ObjectSpool.open(address, job, expected=expected)
     return LocalSpool.open(Path(address), job, expected=expected)
 
 
 def read_id(address: str) -> str | None:
-    """The id of the spool at this address; None when there is none yet. Changes nothing.
+    """Return the id of the spool at this address; None if there is no spool yet. Changes nothing.
 
-    Raises DatabaseError when no spool can be there, and Stopped when a store cannot be reached.
+    Raises DatabaseError if no spool can be there, and Stopped if the object storage cannot be reached.
     """
     return ObjectSpool.read_id(address) if objects.is_url(address) else LocalSpool.read_id(Path(address))
 
 
 def check(database: Database, job: JobRecord, given: str | None) -> None:
-    """Raises DatabaseError unless the job can use the spool that is given, or else its own. Changes nothing."""
+    """Raise DatabaseError if the job cannot use the given spool; None: its own spool. Changes nothing."""
     own, address = _addresses(database, job, given)
     found = read_id(address)
     if address != own and not _is_same(job, found):
@@ -78,9 +81,10 @@ def check(database: Database, job: JobRecord, given: str | None) -> None:
 
 
 def open_for(database: Database, job: JobRecord, given: str | None) -> tuple[Spool, str | None]:
-    """The spool of a job of the database, and its address if that is new, which the database then knows.
+    """Open the spool of a job, and store its address if the job moves there.
 
-    given: a place that may be another one. Raises DatabaseError for a spool that cannot be the job's.
+    given: the address that the command gives; None: the job's own spool. Returns the spool, and its address if it is
+    new, else None. Raises DatabaseError if the job cannot use the spool.
     """
     own, address = _addresses(database, job, given)
     if address == own:
@@ -91,27 +95,27 @@ def open_for(database: Database, job: JobRecord, given: str | None) -> tuple[Spo
         _refuse_unknown(database, job, own)
     spool = open_at(address, job.name, expected=job.spool_id if is_same else None)
     with database.write() as conn:
-        alone(conn)  # another driver may register the job just now
+        alone(conn)  # another driver may be registering the job at this moment
         if spool_id_of(conn, job.id, to_change=True) != job.spool_id:
             raise DatabaseError(f"another driver has just chosen another spool for job {job.name}; run it again")
-        if not is_same:  # no driver can plan a batch until this transaction has ended
+        if not is_same:  # checked again: from here on no driver can plan a batch until this transaction ends
             _refuse_needed(job, own, address, needed_bodies(conn, job.id))
         set_spool(conn, job.id, address, spool.id)
     return spool, address
 
 
 def _addresses(database: Database, job: JobRecord, given: str | None) -> tuple[str, str]:
-    """Where the spool of a job is, and where it is to be from now on."""
+    """Return the address of the job's spool, and the address that its spool will have."""
     return address_of(database.folder, None, job.spool), address_of(database.folder, given, job.spool)
 
 
 def _is_same(job: JobRecord, found: str | None) -> bool:
-    """Whether a marker is that of the job's spool."""
+    """Return whether an id is that of the job's spool. found: the id in a marker; None: there is no marker."""
     return found is not None and found == job.spool_id
 
 
 def _refuse_needed(job: JobRecord, own: str, address: str, needed: Sequence[int]) -> None:
-    """Raises DatabaseError when batches of the job need their bodies, which are in another spool."""
+    """Raise DatabaseError if batches of the job still need bodies in its own spool. needed: the numbers of these."""
     if not needed:
         return
     more = len(needed) - SHOWN_BATCHES
@@ -125,16 +129,17 @@ def _refuse_needed(job: JobRecord, own: str, address: str, needed: Sequence[int]
 
 
 def _refuse_unknown(database: Database, job: JobRecord, own: str) -> None:
-    """Raises DatabaseError when the job's spool, if it can still be reached, holds bodies that the database lacks.
+    """Raise DatabaseError if the job's spool can be reached and holds bodies that the database does not know.
 
-    They show that the database was restored from a backup, or that a planner has just died: planning there finds out.
+    Such bodies show that the database was restored from a backup, or that a driver died while planning. A run with the
+    old spool finds out which.
     """
     if job.spool_id is None:
         return
     try:
         held = open_at(own, job.name, expected=job.spool_id).bodies(datetime.now(UTC))
     except (DatabaseError, Stopped):
-        return  # it is gone, which is why the job gets another one
+        return  # the old spool is gone, which is why the job moves
     with database.read() as conn:
         unknown = held.keys() - known_nonces(conn, job.id)
     if unknown:

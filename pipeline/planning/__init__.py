@@ -1,1 +1,1 @@
-"""Which rows are sent, what that costs, and the batches that they go in."""
+"""Planning: choose the rows to send, estimate their cost, and pack their requests into batches."""

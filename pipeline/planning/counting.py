@@ -1,6 +1,7 @@
-"""How many tokens the API counts in a sample of a recipe's requests. It is asked once. Edge: HTTP, SQL.
+"""Ask the API how many tokens a sample of a recipe's requests has, and store its counts. Edge: HTTP, SQL.
 
-The count is stored with the job. If we die between asking and storing, the next command asks again.
+The API is asked once for each recipe of a job. If we die after it has answered and before the counts are stored, the
+next command asks again.
 """
 
 from datetime import datetime
@@ -18,7 +19,10 @@ COUNTED = 20  # sampled requests that the API counts
 
 
 def ask(job: Job, quote: Quote, api: Api) -> Counts:
-    """Have the API count some of the sampled requests, which is free. Raises Stopped."""
+    """Return the API's counts of up to COUNTED sampled requests and of the shared prefix. Counting is free.
+
+    A sample whose params were not kept ends the list. Raises Stopped if the API gives no count.
+    """
     prefix = shared_tokens(job, quote, api)
     kept = takewhile(lambda sample: sample.params is not None, quote.samples[:COUNTED])
     pairs = [
@@ -30,17 +34,17 @@ def ask(job: Job, quote: Quote, api: Api) -> Counts:
 
 
 def by_bytes(job: Job, quote: Quote) -> Counts:
-    """What can be said without the API."""
+    """Return counts made without the API: an empty sample, and the length of the shared prefix by its bytes."""
     return Counts((), shared_tokens(job, quote, None))
 
 
 def stored(conn: Connection, job_id: int, recipe: str) -> Counts | None:
-    """What the API counted for this recipe of the job before; None if it was not asked."""
+    """Return the stored counts of this recipe of the job; None if the API has not counted it yet."""
     found = stored_counts(conn, job_id, recipe)
     return None if found is None else Counts(tuple(Pair(*pair) for pair in found.sample), found.prefix)
 
 
 def store(conn: Connection, job_id: int, recipe: str, counts: Counts, now: datetime) -> None:
-    """Note what the API counted, unless that is known or it counted nothing. In a transaction that writes alone."""
+    """Store the API's counts unless they are stored already or the sample is empty. Call it as the only writer."""
     if counts.sample:
         store_counts(conn, job_id, recipe, TokenCounts([list(pair) for pair in counts.sample], counts.prefix), now)

@@ -1,4 +1,4 @@
-"""How is a planned batch dropped, and how does a planning or a run end? Edge: SQL."""
+"""Drop planned batches, finish a planning, and end a run early. Edge: SQL, files."""
 
 from collections.abc import Container
 from contextlib import suppress
@@ -35,11 +35,12 @@ from pipeline.states import BatchState, RunReason, RunState
 def drop_stale(
     driver: Driver, run_id: int, job: Job, recipe: str, stale: Container[int], retry: Selection | None = None
 ) -> None:
-    """Drop the batches not sent yet that must not be sent as they are; call it before anything else is planned.
+    """Drop the planned batches that must not be sent any more; call it before anything else is planned.
 
-    Those are batches with a row that has changed since (stale), batches of an older recipe that the same command (with
-    these vars, and this retry) has planned, whose waiting rows this run takes over, and batches whose body is damaged.
-    One that another driver is just sending stays.
+    These are: batches with a row that has changed since they were planned (`stale`, by number); batches of an older
+    recipe that an earlier run of the same command (same vars, same retry) has planned; and batches whose body is
+    missing or damaged. This run takes over the pending rows of those earlier runs. A batch that another driver is
+    sending at this moment is not dropped.
     """
     facts = None if retry is None else retry.facts()
     with driver.reading() as conn:
@@ -66,7 +67,7 @@ def drop_stale(
 
 
 def remove_unneeded(driver: Driver, job: Job) -> None:
-    """Remove the bodies of final batches that no waiting row needs, unless the job wants to keep them."""
+    """Remove from the spool the bodies of final batches that no pending row needs, unless the job keeps its spool."""
     if job.privacy.keep_spool:
         return
     with driver.reading() as conn:
@@ -79,9 +80,10 @@ def remove_unneeded(driver: Driver, job: Job) -> None:
 def drop(
     driver: Driver, batch: Batch, reason: Reason, detail: str | None = None, *, body: bool = True, claimed: bool = False
 ) -> None:
-    """Drop a planned batch; its rows wait. Under the lease on planning. Raises LostRace when another driver has it.
+    """Drop a planned batch, so that its rows are pending again. Call it under the lease on planning.
 
     body: whether the requests can still be read from its body. claimed: whether this driver has claimed the batch.
+    Raises LostRace if another driver has claimed it.
     """
     with driver.planning_transaction() as conn:
         if claimed:
@@ -95,14 +97,15 @@ def drop(
 def _drop_unless_sent(
     driver: Driver, batch: Batch, reason: Reason, detail: str | None = None, *, body: bool = True
 ) -> None:
-    """Drop a planned batch that this driver has not claimed; it stays when another driver is just sending it."""
+    """Drop a planned batch that this driver has not claimed; do nothing if another driver is sending it."""
     with suppress(LostRace):
         drop(driver, batch, reason, detail, body=body)
 
 
 def drop_claimed(driver: Driver, batch: Batch, reason: Reason, detail: str | None = None, *, body: bool = True) -> bool:
-    """Drop a planned batch that we have claimed. False while a driver plans the job: the batch is due a second later.
+    """Drop a planned batch that we have claimed, and return True.
 
+    Return False if a driver is planning the job: then the batch is not dropped, but postponed by LOOK_AFTER_PLANNING.
     body: whether the requests can still be read from its body.
     """
     try:
@@ -116,13 +119,14 @@ def drop_claimed(driver: Driver, batch: Batch, reason: Reason, detail: str | Non
     return True
 
 
-LOOK_AFTER_PLANNING = 1.0  # seconds until a batch that may not be dropped while a driver plans is tried again
+LOOK_AFTER_PLANNING = 1.0  # seconds until a batch that could not be dropped during a planning is due again
 
 
 def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None = None) -> None:
-    """Drop the planned batches of the job, or of some runs, which have ended. Under the lease on planning.
+    """Drop the planned batches of runs that have ended, so that their rows are pending again.
 
-    Their rows wait again. why: the reason for which the runs ended, where it is known.
+    Call it under the lease on planning. why: why the runs ended; None: that is not known. run_ids: the runs; None: all
+    runs of the job.
     """
     with driver.reading() as conn:
         planned = batches_in(conn, driver.job_id, BatchState.PLANNED)
@@ -134,10 +138,10 @@ def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None
 def finish_planning(
     driver: Driver, run_id: int, variables: dict[str, Any], *, whole: bool, retry: bool = False, now: datetime
 ) -> int:
-    """Note that a run is planned, and remove its rows that vanished from the source; return how many.
+    """Mark a run as planned, and return how many of the job's rows have vanished from the source.
 
-    whole: whether the planning has read all of the source. retry: whether it was that of a retry over all of the
-    source: rows of it that vanished get the outcome back that they had.
+    whole: whether the planning has read all of the source; if not, it returns 0. retry: whether it was the planning of
+    a retry and has read all of the source; then the retry's rows that have vanished return to their earlier outcomes.
     """
     with driver.planning_transaction(run_id) as conn:
         if retry:
@@ -149,9 +153,10 @@ def finish_planning(
 
 
 def pack_smaller(driver: Driver, batch: Batch, job: Job, first: First, why: Reason) -> None:
-    """Pack the rows of a planned batch that we have claimed again: into this first batch, and the rest into others.
+    """Drop a planned batch that we have claimed, and pack its rows again into a smaller first batch and others.
 
-    If we die in between, its rows wait, and the next driver packs them as usual.
+    first: the limits of the first new batch. While another driver plans the job, the batch is only postponed. If we die
+    after the drop and before the packing, the rows are pending, and the next driver packs them as usual.
     """
     if drop_claimed(driver, batch, why):
         with suppress(Busy), driver.planning():
@@ -160,7 +165,10 @@ def pack_smaller(driver: Driver, batch: Batch, job: Job, first: First, why: Reas
 
 
 def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
-    """End a run early: what it has not sent yet is not sent. Return False while a driver plans the job."""
+    """End a run early as incomplete, drop its planned batches, and return True.
+
+    Return False, with nothing changed, while a driver plans the job.
+    """
     try:
         with driver.planning():
             with driver.planning_transaction() as conn:
@@ -174,10 +182,10 @@ def stop_run(driver: Driver, run_id: int, reason: RunReason) -> bool:
 
 
 def drop_of_ended_runs(driver: Driver) -> None:
-    """Drop the planned batches of runs that have ended. Under the lease on planning.
+    """Drop the planned batches that are left of ended runs. Call it under the lease on planning.
 
-    Such a batch was being sent when its run ended. Rows that began to wait for a retry just when it ended get the
-    outcome back that they had.
+    A batch is left if another driver was sending it at the moment when its run ended. Rows of a retry that became
+    pending at the moment when the retry ended return to their earlier outcomes.
     """
     with driver.reading() as conn:
         planned = batches_in(conn, driver.job_id, BatchState.PLANNED)

@@ -1,14 +1,17 @@
-"""The record of an estimate: what a run would send and cost. Pure."""
+"""The records of an estimate: what a run would send, how long it would take and what it would cost. Pure."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-#: That a batch takes. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
+#: Hours that a batch takes. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
 USUAL_HOURS, MOST_HOURS = 1, 24
 
 
 class Counted(NamedTuple):
-    """Input tokens of one request. error: of the mean, to either side; sampled: how many the API counted, 0: none."""
+    """Input tokens of one request.
+
+    error: how far the mean may be off, in either direction; sampled: how many requests the API counted; 0: none.
+    """
 
     mean: float
     error: float
@@ -16,7 +19,7 @@ class Counted(NamedTuple):
 
 
 class Money(NamedTuple):
-    """US dollars. expected: None when nothing is known of the answers yet."""
+    """The cost in US dollars. expected: None if the job has no answers yet to judge by."""
 
     low: float
     expected: float | None
@@ -24,7 +27,11 @@ class Money(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """The prefix that all requests share. tokens: 0 when it is too short to be cached; rate: see `read_rate`."""
+    """The prefix that all requests share.
+
+    tokens: its length; 0: it is too short to be cached; ttl: 5m or 1h; rate: the share of its tokens that is read from
+    the cache, see `past.read_rate`.
+    """
 
     tokens: int
     ttl: str
@@ -33,7 +40,11 @@ class Cached(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would send and cost. money: None when a model has no known price, which is `unpriced`."""
+    """What a run would send and cost.
+
+    money: None if a model has no known price, or no sampled row can be sent; unpriced: the model without a price; None:
+    there is none.
+    """
 
     rows: int
     requests: int
@@ -41,31 +52,31 @@ class Estimate:
     size_bytes: int
     models: list[str]
     input_tokens: Counted
-    output_tokens: tuple[float, float | None, int]  #: of one answer: low, expected, max_tokens
+    output_tokens: tuple[float, float | None, int]  #: of one answer: low; expected, None: not known; max_tokens
     cached: Cached | None
     money: Money | None
     unpriced: str | None
-    rounds: int  #: how often the queue at the API is filled
-    queue: int  #: requests that it takes
+    rounds: int  #: how often the queue at the API has to be filled
+    queue: int  #: requests that may be at the API at a time
     assumes: list[str]
 
     @property
     def hours(self) -> tuple[int, int]:
-        """How long it takes: usually, and at most."""
+        """Return how many hours the run takes: usually, and at most."""
         return self.rounds * USUAL_HOURS, self.rounds * MOST_HOURS
 
     @property
     def total_tokens(self) -> int:
-        """Input tokens of all requests."""
+        """Return the input tokens of all requests together."""
         return round(self.input_tokens.mean * self.requests)
 
     @property
     def cost_facts(self) -> dict[str, float | None] | None:
-        """Its money as JSON, as it is stored with the run. In US dollars."""
+        """Return the cost in US dollars, as a mapping that is stored with the run; None if it is not known."""
         return None if self.money is None else self.money._asdict()
 
     def facts(self) -> dict[str, Any]:
-        """As JSON. Costs in US dollars."""
+        """Return the estimate as a mapping for JSON. Costs are in US dollars."""
         low, expected, most = self.output_tokens
         return {
             "requests": self.requests,

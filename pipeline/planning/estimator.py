@@ -1,7 +1,7 @@
-"""What a run would cost, low, expected and at worst, and what that assumes. Pure.
+"""Estimate what a run will cost (low, expected, worst case), with the assumptions behind it. Pure.
 
-There is one estimate of a run: `run` says it before anything is sent, `estimate` says it, and it is stored with the run
-to be held against what the run then cost.
+`run` and `estimate` show the same estimate. It is also stored with the run, so that the end of the run can compare it
+with the real cost.
 """
 
 import math
@@ -20,17 +20,17 @@ from pipeline.planning.quote import Quote
 from pipeline.planning.sample import SEPARATORS, Counts, Sample, changed_sample
 from pipeline.states import RowState
 
-CERTAINTY = 1.96  # standard errors to either side hold the mean 95 times of 100
-GUESS = 0.25  # how far a count by bytes may be off, to either side
-GUESS_OF_FILES = 0.6  # the same of requests with images or documents, which their bytes say nothing of
-MOST_DOUBT = 0.75
+CERTAINTY = 1.96  # standard errors in either direction: the interval holds the mean 95 times out of 100
+GUESS = 0.25  # how far a count by bytes may be off, in either direction
+GUESS_OF_FILES = 0.6  # the same for requests with images or documents, whose bytes do not tell their tokens
+MOST_DOUBT = 0.75  # the largest error that an estimate shows, as a share of the mean
 
 
 def estimate(job: Job, quote: Quote, *, counts: Counts, before: Past | None, queue: int) -> Estimate:
-    """The estimate for what the quote would send.
+    """Return the estimate for the rows that a quote would send.
 
-    counts: what the API counted of this recipe, its sample empty when it was not asked; queue: requests that may be at
-    the API at a time.
+    counts: the API's counts of this recipe; its sample is empty if the API was not asked. before: the job's past
+    answers; None: there are none. queue: how many requests may be at the API at a time.
     """
     asked = (sample if sample.change is None else changed_sample(sample, sample.change) for sample in quote.samples)
     samples = [sample._replace(tokens=sample.tokens * counts.factor) for sample in asked]
@@ -58,16 +58,17 @@ def estimate(job: Job, quote: Quote, *, counts: Counts, before: Past | None, que
 
 
 def _models(job: Job, quote: Quote) -> list[str]:
-    """The models that may be asked, also those that `retry.change` names."""
+    """Return the models that may be asked, including the one that `retry.change` names."""
     other = job.retry.change.refused
     return quote.models if other is None or not quote.models else [*quote.models, other.model]
 
 
 def _counted(samples: Sequence[Sample], counts: Counts, requests: int, guess: float) -> Counted:
-    """Tokens of the mean request, and how far that may be off.
+    """Return the mean number of tokens of a request, and how far it may be off.
 
-    The API's count of a few requests says how many tokens a guessed one is; the larger sample says how many are
-    guessed. Both have an error. requests: that the sample is of; guess: the error when the API has counted nothing.
+    The API has counted a few requests, which gives the ratio of counted to guessed tokens. A larger sample gives the
+    mean of the guesses. Each has an error, and the two are combined. requests: how many the sample stands for; guess:
+    the error, as a share of the mean, if the API has counted nothing.
     """
     if not samples:
         return Counted(0.0, 0.0, len(counts.sample))
@@ -80,7 +81,10 @@ def _counted(samples: Sequence[Sample], counts: Counts, requests: int, guess: fl
 
 
 def _error(values: Sequence[float], population: int) -> float:
-    """How far the mean of these may be off, to either side; nothing when they are all that there are."""
+    """Return how far the mean of the values may be off, in either direction.
+
+    population: how many values there are in all. Return 0 if the values are all of them, or fewer than two.
+    """
     if not 1 < len(values) < population:
         return 0.0
     return CERTAINTY * statistics.stdev(values) / math.sqrt(len(values)) * math.sqrt(1 - len(values) / population)
@@ -97,7 +101,7 @@ def _cached(job: Job, quote: Quote, prefix_tokens: int, before: Past | None) -> 
 
 
 class _Priced:
-    """What requests cost, by what is known of tokens, cache and answers."""
+    """Computes what requests cost, from what is known of their tokens, the cache and past answers."""
 
     def __init__(self, job: Job, listed: PriceList, prefix: int, counted: Counted, before: Past | None) -> None:
         self._job, self._listed, self._prefix, self._before = job, listed, prefix, before
@@ -106,7 +110,7 @@ class _Priced:
         self._changes = _switched_on(job)
 
     def money(self, samples: Sequence[Sample], requests: int) -> Money:
-        """What so many requests like these cost."""
+        """Return the cost of this number of requests, if they are like the samples."""
 
         def total(costs: Iterator[float]) -> float:
             return requests * statistics.mean(costs)
@@ -130,14 +134,14 @@ class _Priced:
         return self._cost(sample, sample.tokens, covered, best if before.rate is None else before.rate, before.mean)
 
     def _worst(self, sample: Sample) -> float:
-        """Nothing is read from the cache, each answer takes max_tokens, and each change is made that is switched on."""
+        """Return the worst-case cost: no cache reads, answers of max_tokens, and every change that is switched on."""
         asked = [sample._replace(tokens=(1 + self._doubt) * sample.tokens)]
         cost = self._worst_of_one(asked[0])
         for _ in range(self._job.retry.max_attempts - 1 if self._changes else 0):
-            again = reduce(changed_sample, self._changes, asked[0])  # at worst with each of them
+            again = reduce(changed_sample, self._changes, asked[0])  # the worst case: all of the changes at once
             if again == asked[0]:
                 break
-            # a change of model may have been made or not
+            # the model may or may not have been changed by then
             asked = list(dict.fromkeys([again, again._replace(model=sample.model)]))
             cost += max(self._worst_of_one(one) for one in asked)
         return cost
@@ -147,12 +151,15 @@ class _Priced:
         return self._cost(sample, sample.tokens, covered, 0.0, float(sample.max_tokens))
 
     def _covered(self, sample: Sample, tokens: float, prefix: float) -> float:
-        """Tokens that the prompt cache may take: all of them with cache_control of the user's own, or the prefix."""
+        """Return how many tokens the prompt cache may hold; 0 if that is less than the model caches.
+
+        These are all tokens if the request has the user's own cache_control, and the shared prefix otherwise.
+        """
         wanted = tokens if sample.marked is not None else prefix
         return wanted if wanted >= capabilities.cache_minimum(sample.model) else 0.0
 
     def _cost(self, sample: Sample, tokens: float, covered: float, read: float, output: float) -> float:
-        """US dollars of one request. covered: tokens in the cache, of which the share `read` is read from it."""
+        """Return the cost of one request in US dollars. covered: cached tokens; read: their share that is read."""
         prices = self._listed.of(sample.model)
         assert prices is not None
         covered = min(covered, tokens)
@@ -200,7 +207,7 @@ def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, 
 
 
 def counted_by(job: Job, counted: Counted) -> str:
-    """How the input was counted, in words."""
+    """Return a sentence that says how the input was counted."""
     if counted.sampled:
         return f"input by the API's own count of {counted.sampled} rows of a random sample"
     off = GUESS_OF_FILES if job.request.attachments else GUESS

@@ -1,8 +1,9 @@
-"""What a run sends first and waits for: the canary of a new recipe, and the row that fills the prompt cache.
+"""Choose the gate that a run waits for: the canary of a new recipe, or the primer of the prompt cache. Edge: SQL.
 
-The API looks at a request only while it works on its batch, so 100,000 wrong ones are known an hour later. The gate
-stands in the state database, not in a process: whoever has collected what went first opens it, or ends the run. If we
-die between the two, the next pass of any driver finds the gate with nothing left to wait for, and decides.
+The API validates a request only while it processes the batch, so 100,000 wrong requests would be noticed an hour later.
+The gate is in the state database, not in a process: the driver that has collected the first batch opens the gate or
+ends the run. If we die after the collecting and before the gate is opened, the next pass of any driver finds that the
+gate has nothing left to wait for, and opens it or ends the run.
 """
 
 from typing import NamedTuple
@@ -14,15 +15,15 @@ from pipeline.state.gates import canary_failed, has_sent, has_succeeded, keeps_g
 from pipeline.state.runs import RunRecord
 from pipeline.states import Gate
 
-PRIMED_ROWS = 3  # a run that has fewer gains nothing by waiting for its first one
+PRIMED_ROWS = 3  # a run with fewer rows gains nothing by waiting for its first row
 
 
 def wanted(job: Job, *, rows: int, proven: bool, failed: bool, primes: bool) -> Gate | None:
-    """What a run has to wait for. Pure.
+    """Return the gate that a run needs; None if all its batches may be sent at once. Pure.
 
-    rows: how many it is going to send; proven: whether a row has succeeded with its recipe, or the run's canary is
-    past; failed: whether a canary of the recipe has; primes: whether what its requests share is to be written to the
-    prompt cache. A canary does that as well.
+    rows: how many the run is going to send; proven: whether no canary is needed, because a row has succeeded with this
+    recipe or the run's canary has passed; failed: whether a canary of this recipe has failed; primes: whether one row
+    should write the shared prefix to the prompt cache first. A canary writes it as well, so it needs no primer.
     """
     if isinstance(job.canary, Canary) and not proven and (failed or job.canary.applies_to(rows)):
         return Gate.CANARY
@@ -30,9 +31,12 @@ def wanted(job: Job, *, rows: int, proven: bool, failed: bool, primes: bool) -> 
 
 
 class Standing(NamedTuple):
-    """What is known of a run before it is planned. gate: that it waits behind; sent: whether anything of it was sent.
+    """What is known of a run before it is planned; the defaults are those of a new run.
 
-    passed: whether its canary was sent; proven, failed: see `wanted`; keeps_gate: see store.keeps_gate.
+    gate: the gate that the run waits for; None: it waits for none. keeps_gate: whether it has anything that opens the
+    gate, see `state.gates.keeps_gate`. no_canary: whether a person wants it sent without a canary. passed: whether its
+    canary was sent. proven: whether a row has succeeded with its recipe. failed: whether a canary of its recipe has
+    failed. sent: whether a batch of it may have been sent.
     """
 
     gate: str | None = None
@@ -45,12 +49,12 @@ class Standing(NamedTuple):
 
 
 def standing(conn: Connection, job_id: int, recipe: str, run: RunRecord | None) -> Standing:
-    """How the open run stands that the same command goes on with; None: it begins a new one."""
+    """Read the standing of a run. run: the one that the same command continues; None: it begins a new one."""
     proven, failed = has_succeeded(conn, job_id, recipe), canary_failed(conn, job_id, recipe)
     if run is None:
         return Standing(proven=proven, failed=failed)
     keeps = run.gate is not None and keeps_gate(conn, run.id, run.gate)
-    passed = has_sent(conn, run.id, Gate.CANARY)  # and its gate is open: once for each run
+    passed = has_sent(conn, run.id, Gate.CANARY)  # only used once the gate is open: a run sends one canary
     return Standing(
         gate=run.gate,
         keeps_gate=keeps,
@@ -63,14 +67,14 @@ def standing(conn: Connection, job_id: int, recipe: str, run: RunRecord | None) 
 
 
 def gate_of(job: Job, known: Standing, *, rows: int, canary: bool, primes: bool) -> Gate | None:
-    """The gate that a run waits behind from now on. Pure.
+    """Return the gate that a run waits for from now on; None if it waits for none. Pure.
 
     canary: whether this command allows one; rows, primes: see `wanted`.
     """
     allowed = canary and not known.no_canary and job.canary is not False
     if known.gate is not None and (known.gate == Gate.PRIMER or allowed):
         return Gate(known.gate)
-    if known.gate is not None:  # it is opened
+    if known.gate is not None:  # a canary that is no longer allowed: its gate is opened
         return None
     return wanted(
         job,
@@ -82,6 +86,6 @@ def gate_of(job: Job, known: Standing, *, rows: int, canary: bool, primes: bool)
 
 
 def first(job: Job, gate: str) -> First:
-    """The batch that opens this gate. Pure."""
+    """Return the limits of the first batch, which opens this gate. Pure."""
     canary = job.canary.rows if isinstance(job.canary, Canary) else 1
     return First(canary if gate == Gate.CANARY else 1, gate)

@@ -1,4 +1,4 @@
-"""Which columns of its source does a job need, and what tells that a row's content has changed? Edge: files, SQL."""
+"""Read the source columns that a job needs, and compute the keys and hashes of its rows. Edge: files, SQL."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from pipeline.source import identity
 from pipeline.source.frames import LATE_FIELDS
 from pipeline.source.rows import Chunk, Input, Rows
 
-ATTACHED_BYTES = 32_000_000  # of attachments that are rendered before they are written to the spool
-STAMPS = " attachments"  # the name by which row_hash knows them; no column has a blank first
+ATTACHED_BYTES = 32_000_000  # of attachments in one chunk, which are in memory until they are written to the spool
+STAMPS = " attachments"  # their name in row_hash; no column of a source begins with a blank
 
 
 class JobSource:
@@ -22,18 +22,18 @@ class JobSource:
     def __init__(self, job: Job, builder: RequestBuilder, *, limit: int | None = None) -> None:
         """Read the headers. Raises JobError or SourceError for a column that the source does not have.
 
-        limit: read no more than so many rows.
+        limit: the most rows to read; None: all.
         """
         self._job, self._builder, self._limit = job, builder, limit
         self.rows = Rows(job.source)
         self._require_columns()
         columns = builder.columns
-        self.template_columns = list(columns.templates)  #: that the templates are rendered with
+        self.template_columns = list(columns.templates)  #: the columns that templates are rendered with
         if columns.all_columns:
             late = [LATE_FIELDS] if self.rows.has_late_columns else []
             self.template_columns = list(dict.fromkeys([*self.rows.columns, *columns.templates, *late]))
         self._request_columns = list(dict.fromkeys([*self.template_columns, *columns.attachments]))
-        #: all that planning reads
+        #: all columns that planning reads
         self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
 
     def _require_columns(self) -> None:
@@ -49,19 +49,19 @@ class JobSource:
 
     @property
     def inputs(self) -> list[Input]:
-        """The files of the source, or its query."""
+        """Return the files of the source, or its query."""
         return self.rows.inputs
 
     def kinds(self) -> dict[str, str]:
-        """Return what the key and kept columns are in SQL, by column."""
+        """Return the SQL types of the key and kept columns, by column."""
         return self.rows.kinds([*self._job.source.key, *self._job.source.keep])
 
     def chunks(self, inputs: Sequence[Input] | None = None, *, columns: Sequence[str] | None = None) -> Iterator[Chunk]:
-        """Yield the rows in chunks. inputs: of these only; columns: these only."""
+        """Yield the rows in chunks. inputs, columns: read only these; None: all inputs, and `self.columns`."""
         return self.rows.chunks(self.columns if columns is None else columns, limit=self._limit, inputs=inputs)
 
     def chunks_in_bounds(self, inputs: Sequence[Input] | None = None) -> Iterator[Chunk]:
-        """Yield the rows in chunks whose attachments fit into memory together. inputs: of these only."""
+        """Yield the rows in chunks of at most ATTACHED_BYTES of attachments, or of one row. inputs: as for `chunks`."""
         attached = self._builder.columns.attachments
         for chunk in self.chunks(inputs):
             if not attached:
@@ -87,11 +87,15 @@ class JobSource:
         return identity.kept(chunk.frame, self._job.source.keep)
 
     def request_values(self, frame: pl.DataFrame) -> Iterable[dict[str, Any]]:
-        """Return what the request of each row is made of, by column."""
+        """Return the values that the request of each row is built from, by column."""
         return identity.named_rows(frame, self._request_columns, as_bytes=self._builder.columns.attachments)
 
     def request_hashes(self, frame: pl.DataFrame, before: int) -> pl.Series:
-        """Return a hash for each row, equal where requests are equal. before: how many rows earlier chunks have."""
+        """Return a number for each row that is equal where the requests are equal.
+
+        Without `request.dedupe`, or if a value cannot be hashed, each row has another number. before: how many rows
+        earlier chunks had.
+        """
         frame = identity.columns_of(frame, self._request_columns)
         hashable = all(not dtype.is_nested() and dtype != pl.Object for dtype in frame.dtypes)
         if self._job.request.dedupe and hashable and frame.width:
@@ -99,24 +103,24 @@ class JobSource:
         return pl.int_range(before, before + frame.height, dtype=pl.UInt64, eager=True)
 
     def hashes(self, chunk: Chunk) -> list[bytes]:
-        """Return each row's row_hash: of what its request is made of, an attachment by what tells that it changed."""
+        """Return each row's row_hash. It covers the template columns and a stamp that shows changed attachments."""
         if not self._builder.columns.attachments:
             return identity.row_hashes(chunk.frame, self.template_columns)
         return identity.row_hashes(self._stamped(chunk), [*self.template_columns, STAMPS])
 
     def older_hashes(self, chunk: Chunk) -> Sequence[bytes | None]:
-        """Return by which hash each row was known before some conversions became exact; None where by none.
+        """Return the row_hash that older versions gave each row, before some conversions became exact.
 
-        See source/legacy.py.
+        None: the row has no such hash, or it is the same as today's. See source/legacy.py.
         """
         types = chunk.input.types
         older = identity.older_hashes(chunk.frame, self.template_columns, types)
-        if older is not None and self._builder.columns.attachments:  # to look at all files again costs more than that
+        if older is not None and self._builder.columns.attachments:  # only then: it looks at all files a second time
             older = identity.older_hashes(self._stamped(chunk), [*self.template_columns, STAMPS], types)
         return older or [None] * chunk.frame.height
 
     def _stamped(self, chunk: Chunk) -> pl.DataFrame:
-        """The rows with what tells that an attachment has changed."""
+        """Return the rows with a column STAMPS, whose value changes when an attachment of the row changes."""
         folder, attached = chunk.folder, self._builder.columns.attachments
         rows = list(identity.named_rows(chunk.frame, attached, as_bytes=attached))
         self._builder.attachments.prefetch(rows, folder)

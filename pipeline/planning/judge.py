@@ -1,7 +1,7 @@
-"""What becomes of each row of a source, judged chunk by chunk against what the database knows. Edge: SQL.
+"""Give each source row a verdict, chunk by chunk, by comparing it with the database. Edge: SQL.
 
-Rows whose keys, row_hashes and kept values are the same as in the database, and which have their answer, are told from
-the others in bulk. Only the others are judged one by one.
+Most rows of a later run are settled: key, row_hash and kept values are the same as in the database, and the row has its
+answer. Settled rows are found in bulk; only the remaining rows are judged one by one.
 """
 
 from collections import Counter
@@ -27,7 +27,10 @@ _NO_ROWS: Mapping[Verdict, int] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Scope:
-    """What one command plans. refresh: also rows that succeeded with an older recipe; retry: only these rows."""
+    """What one command plans.
+
+    refresh: also send rows that succeeded with an older recipe; retry: only send these rows; None: a plain run.
+    """
 
     job: Job
     recipe: str
@@ -36,7 +39,7 @@ class Scope:
 
 
 class JudgedRow(NamedTuple):
-    """One row. row_hash: empty when it was not wanted; known: as the database has it, None for a new one."""
+    """One judged row. row_hash: empty if it was not computed; known: the row in the database; None: it is new."""
 
     verdict: Verdict
     row_hash: bytes
@@ -44,19 +47,19 @@ class JudgedRow(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What becomes of the rows of a chunk."""
+    """The verdicts on the rows of a chunk."""
 
-    places: Sequence[int]  #: of the rows that were judged one by one
-    rows: Sequence[JudgedRow]  #: these rows
-    settled: Mapping[Verdict, int] = _NO_ROWS  #: verdicts of the others: nothing is to be done with them
-    hashes: Sequence[bytes] = ()  #: row_hashes of all rows; () when nothing is known of any and none was wanted
-    keeps: Sequence[str | None] = ()  #: kept values of all rows; () like `hashes`
-    settled_numbers: Sequence[int] = ()  #: of all rows, 0 for those in `places`; () when not all of them are known
+    places: Sequence[int]  #: indexes in the chunk of the rows that were judged one by one
+    rows: Sequence[JudgedRow]  #: these rows, in the order of `places`
+    settled: Mapping[Verdict, int] = _NO_ROWS  #: number of the other rows by verdict; they are settled
+    hashes: Sequence[bytes] = ()  #: row_hashes of all rows; (): no row is known, and no hash was asked for
+    keeps: Sequence[str | None] = ()  #: kept values of all rows; (): as for `hashes`
+    settled_numbers: Sequence[int] = ()  #: of all rows, 0 for those in `places`; (): some numbers are unknown
 
     def numbers(self, new: Sequence[int]) -> list[int]:
-        """Return all rows' numbers in the database; [] when not all of them are known.
+        """Return the numbers of all rows in the database; [] if some are unknown.
 
-        new: the numbers that the new rows were given, in their order.
+        new: the numbers that the new rows got, in the order of the rows.
         """
         numbers, given = list(self.settled_numbers), iter(new)
         if numbers:
@@ -65,13 +68,13 @@ class Judged(NamedTuple):
         return numbers
 
     def is_settled(self) -> bool:
-        """Return whether nothing is to be done with any row."""
+        """Return whether all rows of the chunk are settled."""
         rows = zip(self.places, self.rows, strict=True)
         return bool(self.hashes) and all(is_settled(row.verdict, row.known, self.keeps[i]) for i, row in rows)
 
 
 def is_settled(kind: Verdict, known: KnownRow | None, keep: str | None) -> bool:
-    """Return whether nothing is to be done with a row. keep: its kept values today."""
+    """Return whether a row needs no sending and no change in the database. keep: its current kept values."""
     if known is None or kind not in (Verdict.KEPT, Verdict.KEPT_OLDER):
         return False
     return known.keep == keep and known.changed_hash is None and known.state not in _ON_ITS_WAY
@@ -81,9 +84,9 @@ _ON_ITS_WAY = (RowState.PENDING, RowState.IN_FLIGHT)
 
 
 class _Compared(NamedTuple):
-    """The rows of a chunk compared in bulk with a segment of the database; fields as those of `Judged`.
+    """The result of comparing a chunk in bulk with a segment of the database. The fields are those of `Judged`.
 
-    unsettled: places of the rows that are left to be judged one by one.
+    unsettled: indexes of the rows that have to be judged one by one.
     """
 
     unsettled: Sequence[int]
@@ -93,7 +96,7 @@ class _Compared(NamedTuple):
 
 
 class Judge:
-    """Judges the rows of a source, chunk by chunk, for one pass of a planning."""
+    """Judges the rows of a source, chunk by chunk, in one pass of a planning."""
 
     def __init__(
         self,
@@ -105,17 +108,17 @@ class Judge:
         unsent: Container[int] = frozenset(),
         hashes_all: bool = True,
     ) -> None:
-        """Read which retries are not finished.
+        """Read which other retries of the job are unfinished.
 
-        run_id: the run that plans, or in the quote the open one that it is going to join; None: a new one. unsent:
-        batches that are planned and not sent. hashes_all: whether the row_hash is wanted also of new rows.
+        run_id: the run that is planned, or in a quote the run that the command will continue; None: a new run.
+        unsent: batches that are planned and not sent. hashes_all: whether new rows need a row_hash, too.
         """
         self._scope, self._source, self._known_rows = scope, source, known_rows
         self._run_id, self._unsent, self._hashes_all = run_id, unsent, hashes_all
         self._retries = known_rows.other_retries(scope.job.vars, scope.retry)
 
     def chunk(self, chunk: Chunk, key_column: pl.Series) -> Judged:
-        """Judge the rows of a chunk. key_column: their keys."""
+        """Return the verdicts on the rows of a chunk. key_column: the key of each row."""
         if self._known_rows.is_empty and not self._hashes_all:
             return self._all_new(chunk.frame.height)
         keys, keeps = key_column.to_list(), self._source.keeps(chunk)
@@ -136,18 +139,21 @@ class Judge:
         return Judged(bulk.unsettled, rows, bulk.settled, hashes, keeps, bulk.settled_numbers)
 
     def verdict(self, known: KnownRow | None, row_hash: bytes, older: bytes | None) -> Verdict:
-        """Return what becomes of a source row. known: as the database has it; older: see JobSource.older_hashes."""
+        """Return the verdict on one source row in a plain run.
+
+        known: the row in the database; None: it is new; older: see `JobSource.older_hashes`.
+        """
         recipe = self._scope.recipe
         if known is not None and older is not None:
             hashes = (known.row_hash, known.outcome_hash)
             if older in hashes and row_hash not in hashes:
-                row_hash = older  # the row has not changed; what was made of it has
+                row_hash = older  # the row is unchanged; only the way it is hashed has changed
                 recipe = "" if known.outcome in (None, RowState.SUCCEEDED, RowState.INVALID) else recipe
         facts = (known, row_hash, recipe, self._scope.job)
         return verdict(*facts, refresh=self._scope.refresh, unsent=self._unsent, retries=self._retries)
 
     def _all_new(self, rows: int) -> Judged:
-        """Of so many rows of which nothing is known."""
+        """Return the verdicts on this number of rows if the database knows none of them."""
         kind = Verdict.NEW if self._scope.retry is None else Verdict.OTHER
         return Judged(range(rows), [JudgedRow(kind, b"", None)] * rows)
 
@@ -167,7 +173,7 @@ class Judge:
     def _chosen(
         self, retry: Selection, keys: Sequence[str], hashes: Sequence[bytes], known: Mapping[str, KnownRow]
     ) -> list[JudgedRow]:
-        """The rows of a retry: those that a person wants sent again, and the others."""
+        """Return the verdicts of a retry, which sends only the rows that a person has selected."""
         wanted = self._known_rows.wanted(retry, known)
         judged = []
         for key, row_hash in zip(keys, hashes, strict=True):
@@ -179,10 +185,13 @@ class Judge:
         return judged
 
     def _compared(self, chunk: Chunk, keys: Sequence[str], keeps: Sequence[str | None]) -> _Compared:
-        """Compare the rows in bulk with the segment of the database that begins like the chunk, if there is one."""
+        """Compare the rows in bulk with the segment of the database that begins with the same key as the chunk.
+
+        If there is no such segment, or in a retry, all rows are unsettled.
+        """
         segment = NOWHERE
         if self._scope.retry is None:
-            for key in keys[:2]:  # the first may be a new one
+            for key in keys[:2]:  # the first row may be new
                 segment = segment if segment.rows else self._beginning_with(key, len(keys))
         if not segment.rows:
             return _Compared(range(len(keys)), _NO_ROWS, (), [0] * len(keys))
@@ -196,8 +205,8 @@ class Judge:
 def _compare(
     segment: Segment, keys: Sequence[str], hashes: Sequence[bytes], keeps: Sequence[str | None], unsettled: bytes
 ) -> _Compared:
-    """Tell the settled rows of a chunk from the others. unsettled: marks of states in the segment that are not."""
-    places: Sequence[int | None] = range(len(keys))  # of each row in the segment; None: it is not there
+    """Find the settled rows of a chunk. unsettled: the marks in `segment.states` that mean: not settled."""
+    places: Sequence[int | None] = range(len(keys))  # index of each row in the segment; None: not there
     if segment.is_of(keys, hashes, keeps):
         marked = any(mark in segment.states for mark in unsettled)
         left = [i for i, state in enumerate(segment.states) if state in unsettled] if marked else []

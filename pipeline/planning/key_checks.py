@@ -1,4 +1,4 @@
-"""Do the keys of a source tell its rows apart, and can the database hold them? Edge: files, SQL."""
+"""Check that the keys of a source are unique, never empty, and can be stored. Edge: files, SQL."""
 
 import polars as pl
 
@@ -9,11 +9,11 @@ from pipeline.planning.known_rows import KnownRows
 from pipeline.source import duplicates, exact, identity
 from pipeline.source.rows import Chunk, lacks_key
 
-SHOWN = 10  # keys that a message lists at most
+SHOWN = 10  # the most keys that a message lists
 
 
 def require_usable(source: Source, chunk: Chunk) -> None:
-    """Raise SourceError for an empty key, and for a key or kept value that no column can hold as it is."""
+    """Raise SourceError for an empty key, or for a key or kept value that the database cannot store exactly."""
     for name in source.key:
         column = chunk.frame[name]
         empty = lacks_key(column)
@@ -33,7 +33,10 @@ def require_usable(source: Source, chunk: Chunk) -> None:
 
 
 def refuse_older_keys(source: Source, chunk: Chunk, keys: pl.Series, known_rows: KnownRows) -> None:
-    """Raise SourceError when rows are known by inexact keys: they would be taken for new ones, and paid again."""
+    """Raise SourceError if the database knows rows of this chunk by the inexact keys of an older version.
+
+    Under exact keys these rows would count as new, and they would be paid for again.
+    """
     if known_rows.is_empty:
         return
     older = identity.older_keys(chunk.frame, source.key, chunk.input.types)
@@ -46,7 +49,11 @@ def refuse_older_keys(source: Source, chunk: Chunk, keys: pl.Series, known_rows:
 
 
 def refuse_duplicates(source: Source, read: JobSource, suspects: pl.Series) -> None:
-    """Raise SourceError when rows share a key. suspects: hashes that came twice; only of these are keys compared."""
+    """Raise SourceError if rows share a key.
+
+    suspects: the hashes of keys that came more than once; only keys with these hashes are compared. Without suspects
+    the source is not read again.
+    """
     if not suspects.len():
         return
     places: dict[str, list[str]] = {}

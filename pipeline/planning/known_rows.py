@@ -1,4 +1,4 @@
-"""What the state database knows of source rows, asked chunk by chunk. Edge: SQL."""
+"""Look up source rows in the state database, chunk by chunk. Edge: SQL."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from pipeline.state.segments import NOWHERE, Segment, SegmentDigest
 
 
 class KnownRows:
-    """What the database knows of keys, asked chunk by chunk; without a query while the job has no rows."""
+    """Looks up the rows of one job in the database. While the job has no rows, it makes no query."""
 
     def __init__(self, database: Database | None, job_id: int | None, sink: ResultsTable | None = None) -> None:
-        """job_id: None for a job that the database does not know yet; sink: its results table, for a retry."""
+        """job_id: None if the database does not know the job yet; sink: the results table, which a retry needs."""
         self._database, self._job_id, self._sink = database, None, sink
         if database is not None and job_id is not None:
             with database.read() as conn:
@@ -25,32 +25,32 @@ class KnownRows:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the job has no rows yet."""
+        """Return whether the job has no rows yet."""
         return self._job_id is None
 
     def beginning_with(self, key: str, rows: int, recipe: str) -> Segment:
-        """So many known rows from this key on, in their order. recipe: today's."""
+        """Return up to `rows` known rows in their order, from this key on; NOWHERE: there are none. recipe: today's."""
         if self._database is None or self._job_id is None:
             return NOWHERE
         with self._database.read() as conn:
             return segments.beginning_with(conn, self._job_id, key, rows, recipe=recipe)
 
     def notes(self, source: bytes) -> list[SegmentDigest]:
-        """What was noted of the rows of a source file; see stretches.py."""
+        """Return the segments that were stored for a source file. source: its fingerprint; []: none are stored."""
         if self._database is None or self._job_id is None:
             return []
         with self._database.read() as conn:
             return segments.notes_of(conn, self._job_id, source)
 
     def noted(self, note: SegmentDigest, recipe: str) -> Segment:
-        """The rows that a note is about, as they are today. recipe: today's."""
+        """Return the rows of a stored segment as the database has them now. recipe: today's."""
         assert self._database is not None
         assert self._job_id is not None
         with self._database.read() as conn:
             return segments.segment_from(conn, self._job_id, note.first, note.last, note.rows, recipe=recipe)
 
     def other_retries(self, variables: Mapping[str, Any], retry: Selection | None) -> frozenset[int]:
-        """Return the unfinished retries, without the one that this command continues. retry: None for a plain run."""
+        """Return the unfinished retries except the one that this command continues. retry: None for a plain run."""
         if self._database is None or self._job_id is None:
             return frozenset()
         with self._database.read() as conn:
@@ -59,14 +59,14 @@ class KnownRows:
         return frozenset(run.id for run in found if (run.vars, run.retry) != ours)
 
     def __call__(self, keys: Sequence[str]) -> Mapping[str, KnownRow]:
-        """Known rows by key."""
+        """Return the known rows by key; keys that the database does not know are left out."""
         if self._database is None or self._job_id is None:
             return {}
         with self._database.read() as conn:
             return known_rows(conn, self._job_id, keys)
 
     def wanted(self, retry: Selection, known: Mapping[str, KnownRow]) -> set[str]:
-        """The keys of those rows that are to be sent again."""
+        """Return the keys of the known rows that this retry selects."""
         keys = [key for key, row in known.items() if retry.wants(row)]
         if not keys or not retry.conditions:
             return set(keys)

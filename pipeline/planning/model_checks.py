@@ -1,4 +1,4 @@
-"""Checks what a job asks against what its models can do. Edge: HTTP."""
+"""Check that the models of a job accept its requests, and measure the prefix for their cache. Edge: HTTP."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -16,10 +16,10 @@ from pipeline.request.build import fixed_params, shared
 
 
 def check_models(job: Job, quote: Quote, api: Api, now: datetime) -> list[str]:
-    """What the models that are asked would refuse, by the Models API: raises JobError. Returns warnings.
+    """Return warnings about the models of a job. Raises JobError if a model would refuse the requests.
 
-    quote: whose sample says which models are asked and with how many tokens. The Models API is asked what it knows; one
-    that cannot be reached, or that a gateway does not have, is no reason to send nothing.
+    quote: its sample gives the models and their largest max_tokens. The facts come from the Models API. If that cannot
+    be reached, or a gateway does not have it, the run goes on, with a warning.
     """
     found: list[str] = []
     for params in _asked(job, quote):
@@ -41,10 +41,10 @@ def check_models(job: Job, quote: Quote, api: Api, now: datetime) -> list[str]:
 
 
 def _asked(job: Job, quote: Quote) -> Iterator[dict[str, Any]]:
-    """One request's params for each model that is asked, with the most tokens; also as `retry.change` alters it."""
+    """Yield params for each model, with its largest max_tokens; also for the model that `retry.change` names."""
     fixed = fixed_params(job)
     most = {model: max(s.max_tokens for s in quote.samples if s.model == model) for model in quote.models}
-    if not most and "model" in fixed:  # no sampled row can be sent, and the model may be wrong all the same
+    if not most and "model" in fixed:  # no sampled row can be sent, but the model may still be wrong
         most = {fixed["model"]: fixed.get("max_tokens", 1)}
     other = job.retry.change.refused
     if other is not None and most:
@@ -58,7 +58,7 @@ def _attached(job: Job) -> set[str]:
 
 
 def _listed(api: Api) -> list[str]:
-    """The models that the API lists; none when it does not."""
+    """Return the models that the API lists; [] if it gives no list."""
     try:
         return [info.id for info in api.models()]
     except Stopped:
@@ -66,17 +66,23 @@ def _listed(api: Api) -> list[str]:
 
 
 def primes_cache(models: Sequence[str], prefix: int) -> bool:
-    """Whether one row should go first, to write what all requests share into the prompt cache. Pure. prefix: tokens."""
+    """Return whether one row should be sent first, to write the shared prefix to the prompt cache. Pure.
+
+    prefix: its tokens. False if there is none, or a model does not cache so short a prefix.
+    """
     return bool(prefix and models) and prefix >= max(capabilities.cache_minimum(model) for model in models)
 
 
 def shared_tokens(job: Job, quote: Quote, api: Api | None) -> int:
-    """About how many tokens all requests share and may cache; 0 when they are not to. api: None: by their bytes."""
+    """Return about how many tokens the cached prefix has; 0 if the job does not cache it, or no model is known.
+
+    api: None: count by the bytes.
+    """
     return prefix_tokens(job, quote.models[0], api) if job.request.cache is not None and quote.models else 0
 
 
 def prefix_tokens(job: Job, model: str, api: Api | None) -> int:
-    """About how many tokens all requests share at their beginning: by the API's count, or by their bytes."""
+    """Return about how many tokens the shared prefix has: by the API's count, or by its bytes if there is no count."""
     params, turns = shared(job)
     alone = {"model": model, "messages": [{"role": "user", "content": "."}]}
     whole = {"model": model, **params, "messages": [*turns, {"role": "user", "content": "."}]}
@@ -90,7 +96,7 @@ def prefix_tokens(job: Job, model: str, api: Api | None) -> int:
 
 
 def cache_warnings(job: Job, quote: Quote, prefix: int) -> list[str]:
-    """Models whose cache does not take a prefix as short as this one. Pure. prefix: tokens that all requests share."""
+    """Return a warning for each model that does not cache so short a prefix. Pure. prefix: its tokens."""
     found = []
     for model in quote.models if job.request.cache is not None else ():
         least = capabilities.cache_minimum(model)

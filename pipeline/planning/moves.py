@@ -1,4 +1,4 @@
-"""What does one chunk of the source change in the database, and which requests are sent for it? Edge: SQL, HTTP."""
+"""Find what one chunk of the source changes in the database, and render the requests to send. Edge: SQL, HTTP."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,13 +25,16 @@ from pipeline.storage.folders import Folder
 
 @dataclass
 class Awaited:
-    """Batches that rows of the source are in, and that their run waits for."""
+    """The batches in flight that a run waits for, because rows of its source are in them.
 
-    batches: set[int] = field(default_factory=set)  #: of other runs
-    plan_again_after: set[int] = field(default_factory=set)  #: whose rows have changed, or had another recipe
+    plan_again_after: the run plans again after these.
+    """
+
+    batches: set[int] = field(default_factory=set)  #: of other runs; the run waits until they are closed
+    plan_again_after: set[int] = field(default_factory=set)  #: with rows that have changed or had another recipe
 
     def note(self, kind: Verdict, known: KnownRow, *, run_id: int, recipe: str) -> None:
-        """Note the batch of a row in flight. run_id, recipe: of the run that waits."""
+        """Note the batch of a row in flight; ignore other rows. run_id, recipe: of the run that waits."""
         if kind is Verdict.CHANGED_IN_FLIGHT or (kind is Verdict.IN_FLIGHT and known.recipe != recipe):
             self.plan_again_after.add(known.batch)
         elif kind is Verdict.IN_FLIGHT and known.run_id != run_id:
@@ -39,7 +42,7 @@ class Awaited:
 
 
 class Rendered(NamedTuple):
-    """The request of a row. bound: what it may cost at most; None: it is not known."""
+    """The request of a row. bound: its worst-case cost; None: a price is not known."""
 
     sent_hash: bytes
     params: bytes
@@ -47,14 +50,14 @@ class Rendered(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A row that is written. request: None for a row that cannot be sent."""
+    """A row that is written to the database. request: None: the row cannot be sent."""
 
     row: NewRow
     request: Rendered | None
 
 
 class InvalidRow(NamedTuple):
-    """A row that cannot be sent, and why. keep: its kept values; attempts: how often it was sent before."""
+    """A row that cannot be sent. reason: why; keep: its kept values; attempts: how often it was sent before."""
 
     key: str
     keep: str | None
@@ -64,7 +67,7 @@ class InvalidRow(NamedTuple):
 
 @dataclass
 class Moves:
-    """What one chunk of the source changes in the database, in one transaction. keys: of all its rows."""
+    """All changes that one chunk makes in the database, in one transaction. keys: those of all rows of the chunk."""
 
     chunk: Chunk
     keys: pl.Series
@@ -73,13 +76,13 @@ class Moves:
     again: list[Written] = field(default_factory=list)  #: rows that the database knows
     again_numbers: list[int] = field(default_factory=list)  #: the numbers of these rows
     invalid: list[InvalidRow] = field(default_factory=list)
-    kept: list[Kept] = field(default_factory=list)
-    new_keeps: list[tuple[str, str | None]] = field(default_factory=list)  #: key and kept values of answered rows
+    kept: list[Kept] = field(default_factory=list)  #: rows that are not sent; see state.rows.keep_rows
+    new_keeps: list[tuple[str, str | None]] = field(default_factory=list)  #: (key, new kept values)
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see state.rows.mark_changed
-    outdated: list[int] = field(default_factory=list)  #: rows of a retry whose request is of another content
+    outdated: list[int] = field(default_factory=list)  #: rows of a retry whose spooled request is outdated
 
     def send(self, known: KnownRow | None, row: NewRow, request: Rendered | None) -> None:
-        """Note a row that is written. known: as the database has it; row, request: see `Written`."""
+        """Add a row to those that are written. known: the row in the database; None: it is new. See `Written`."""
         if known is None:
             self.new.append(Written(row, request))
         else:
@@ -87,23 +90,23 @@ class Moves:
             self.again_numbers.append(known.id)
 
     def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: KnownRow) -> None:
-        """Note a row that is not sent now."""
+        """Note what changes in the database for a row that is not sent now: marks, kept values, its state."""
         on_its_way = kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT, Verdict.FOR_RETRY)
         wanted = row_hash if kind is Verdict.CHANGED_IN_FLIGHT else None
         if on_its_way and known.changed_hash != wanted:
             self.changed.append((known.id, wanted))
         if kind is Verdict.FOR_RETRY and known.row_hash != row_hash:  # the row has changed, and has changed back
             self.outdated.append(known.id)
-        # a row that had changed and has changed back: the answer it has is right again
+        # the row had changed and has changed back, so its present answer is right again
         settled_again = not on_its_way and (known.state == RowState.PENDING or known.changed_hash is not None)
         if known.keep != keep or settled_again:
             self.kept.append(Kept(known.id, keep, known.outcome if settled_again else None))
-        if known.keep != keep:  # also of a row in flight, whose answer may just be coming
+        if known.keep != keep:  # also for a row in flight, whose answer may be stored at this moment
             self.new_keeps.append((key, keep))
 
 
 class Mover:
-    """Finds for one run what each chunk of the source changes, and renders the requests that are sent."""
+    """Finds what each chunk of the source changes, for one run, and renders the requests to send."""
 
     def __init__(
         self,
@@ -115,13 +118,13 @@ class Mover:
         renderer: Renderer,
         awaited: Awaited,
     ) -> None:
-        """awaited: gets the batches that rows in flight are in."""
+        """awaited: the batches of rows in flight are added to it."""
         self._run_id, self._scope, self._source, self._judge = run_id, scope, source, judge
         self._renderer, self._awaited = renderer, awaited
         self._changes = RetryChanges(driver, scope.job)
 
     def moves(self, chunk: Chunk) -> Moves:
-        """Judge the rows of a chunk and render those that are sent."""
+        """Judge the rows of a chunk, render those that are sent, and return all changes. Writes nothing."""
         scope, key_column = self._scope, self._source.keys(chunk)
         judged = self._judge.chunk(chunk, key_column)
         moves = Moves(chunk, key_column, judged)
@@ -142,7 +145,7 @@ class Mover:
             if row.verdict in SENT:
                 self._send(moves, key, keep, row, of_row, with_change)
             elif row.known is not None:
-                if scope.retry is None:  # else it is the matter of the run that planned it
+                if scope.retry is None:  # in a retry the run that planned the row notes this
                     moves.leave(row.verdict, key, keep, row.row_hash, row.known)
                 self._awaited.note(row.verdict, row.known, run_id=self._run_id, recipe=scope.recipe)
         return moves
@@ -156,12 +159,15 @@ class Mover:
         values: Mapping[str, Any],
         again: Again | None,
     ) -> None:
-        """Note a row that is to be sent, or that cannot be. again: with what it is asked another time."""
+        """Add a row with its request to `moves`; as invalid if it cannot be sent.
+
+        again: how its request is changed; None: it is not changed. A row whose change makes no difference is not sent.
+        """
         known, recipe, attempts = row.known, self._scope.recipe, self._attempts(row)
         try:
             built = self._request(values, moves.chunk.folder, row, attempts, again)
         except (RowProblem, templates.TemplateProblem) as exc:
-            attempts = 0 if self._scope.retry is not None else attempts  # an outcome of the retry, and it sent nothing
+            attempts = 0 if self._scope.retry is not None else attempts  # the retry has sent nothing
             moves.invalid.append(InvalidRow(key, keep, str(exc), attempts))
             invalid = NewRow(
                 key=key,
@@ -199,7 +205,7 @@ class Mover:
         moves.send(known, pending, Rendered(hashed, built.params, self._renderer.bound(built)))
 
     def _attempts(self, row: JudgedRow) -> int:
-        """How often a row was sent already.
+        """Return how often a row was sent already.
 
         It is 0 when the row or the recipe has changed. When a person wants the row sent again, `state.moves.add_batch`
         begins to count from 0.
@@ -213,7 +219,10 @@ class Mover:
     def _request(
         self, values: Mapping[str, Any], folder: Folder, row: JudgedRow, attempts: int, again: Again | None
     ) -> Built | None:
-        """The row's request; None when it would be asked the same again. Raises RowProblem, TemplateProblem."""
+        """Return the row's request; None if its change makes no difference or makes it too large.
+
+        Raises RowProblem if the row cannot be sent, and TemplateProblem if a template fails.
+        """
         built = self._renderer.built(values, folder)
         if again is None:
             return built

@@ -1,8 +1,8 @@
-"""Rows into batches, without the source: sent again from the spool, packed smaller, or taken out of one not sent yet.
+"""Pack requests into bodies and commit each body as a planned batch. Edge: SQL, files.
 
-All of it is planning, and done under the lease on the job's planning, so that no two drivers pack the same rows and
-nothing drops a batch while somebody judges its rows by being in it. A row is claimed by a guarded update as well: if
-it is not free, the body is discarded.
+Packing is planning: it is done under the lease on the job's planning. So no two drivers pack the same rows, and no
+driver drops a batch while another one judges rows by the batch that they are in. As a second guard, the commit takes
+each row only if it is still free; if one is not, the body is discarded.
 """
 
 import hashlib
@@ -21,29 +21,29 @@ from pipeline.state.rows import note_sent
 
 
 class Sendable(NamedTuple):
-    """A row with its request. bound: what that may cost at most; None: nobody knows."""
+    """A row with its request. bound: the request's worst-case cost; None: a price is not known."""
 
     row: int
     sent_hash: bytes
     params: bytes
     bound: Bound | None
-    changed: bool = False  #: it is asked otherwise than the database has it
+    changed: bool = False  #: its request differs from the sent_hash in the database
 
 
 class First(NamedTuple):
-    """The first batch that is packed: it carries at most so many requests, and may open a gate."""
+    """The limits of the first batch. requests: the most that it carries; gate: the gate that it opens; None: none."""
 
     requests: int
     gate: str | None
 
 
 def sent_hash(params: bytes) -> bytes:
-    """16 bytes by which equal requests are known."""
+    """Return the hash of a request's params, 16 bytes; equal requests have the same hash."""
     return hashlib.blake2b(params, digest_size=16).digest()
 
 
 class Packer:
-    """Fills bodies one after the other and commits each as a planned batch."""
+    """Fills one body after the other and commits each as a planned batch."""
 
     def __init__(
         self,
@@ -55,19 +55,19 @@ class Packer:
         max_requests: int | None = None,
         first: First | None = None,
     ) -> None:
-        """max_requests: of a batch, when that is fewer than the job says; first: when the first one is another."""
+        """max_requests: the most in a batch, beside the job's own limit; first: the first batch, if it differs."""
         self._driver, self._job, self._run_id, self._recipe = driver, job, run_id, recipe
         limits = job.limits
         most = (limits.max_batch_requests, limits.max_in_flight_requests, driver.settings.max_in_flight)
         self._max_requests = min(*most, max_requests or limits.max_batch_requests)
         self._first = first
         self._body: BodyWriter | None = None
-        self._gate: str | None = None  # of the present body
-        self._changed: list[tuple[int, bytes]] = []  # rows in it that are asked otherwise, with the new sent_hash
-        self.gate: str | None = None  #: that the next batches open
+        self._gate: str | None = None  # the gate that the present body opens
+        self._changed: list[tuple[int, bytes]] = []  # the `changed` rows in it: (number, new sent_hash)
+        self.gate: str | None = None  #: the gate that the next batches open; None: none
 
     def add(self, rows: Iterable[Sendable]) -> Iterator[int]:
-        """Put rows' requests into bodies; yields the number of each batch that this fills."""
+        """Add the requests of rows to bodies, and yield the number of each batch that this fills."""
         dedupe, limits = self._job.request.dedupe, self._job.limits
         for row in rows:
             if self._body is not None and not self._body.add(*row[:4], dedupe=dedupe):
@@ -84,7 +84,10 @@ class Packer:
                 self._changed.append((row.row, row.sent_hash))
 
     def finish(self) -> Iterator[int]:
-        """Commit what is in the present body, if anything, and yield the batch's number."""
+        """Commit the present body as a planned batch and yield its number; yield nothing if there is no body.
+
+        If the commit fails, the body is discarded.
+        """
         body = self._body
         if body is None:
             return
@@ -113,7 +116,7 @@ class Packer:
         yield batch
 
     def discard(self) -> None:
-        """Give up the present body; its rows stay pending."""
+        """Discard the present body; its rows stay pending."""
         if self._body is not None:
             self._body.discard()
             self._body, self._changed = None, []

@@ -1,4 +1,4 @@
-"""What the answers of a job were like so far: how long, and how much of them came from the prompt cache. Edge: SQL."""
+"""Read how long a job's answers were so far, and how much its requests used the prompt cache. Edge: SQL."""
 
 import statistics
 from typing import NamedTuple
@@ -9,13 +9,14 @@ from pipeline.state.database import Connection
 from pipeline.state.jobs import JobRecord
 from pipeline.state.spending import usage_of_job
 
-PAST_ANSWERS = 10_000  # of the newest ones, at most
+PAST_ANSWERS = 10_000  # the most answers that are read, newest first
 
 
 class Past(NamedTuple):
-    """What this job's answers were like. low, mean: output tokens that a tenth stayed within, and of all.
+    """What is known of a job's past answers.
 
-    rate: see `read_rate`; cached: of all input tokens the share that requests have in the prompt cache.
+    answers: how many were read; low: the output tokens that a tenth of them did not exceed; mean: their mean output
+    tokens; rate: see `read_rate`; cached: see `cached_share`.
     """
 
     answers: int
@@ -26,19 +27,19 @@ class Past(NamedTuple):
 
 
 def read_rate(usage: dict[str, int]) -> float | None:
-    """Of the tokens that requests have in the prompt cache, the share that was read from it; None if there are none."""
+    """Return the share of cached tokens that was read, not written; None if the requests cached no tokens."""
     read, written = usage.get("cache_read_tokens", 0), usage.get("cache_write_tokens", 0)
     return read / (read + written) if read + written else None
 
 
 def cached_share(usage: dict[str, int]) -> float:
-    """Of all input tokens, the share that was read from the prompt cache or written to it."""
+    """Return the share of all input tokens that was read from the prompt cache or written to it; 0 if none was."""
     cached = usage.get("cache_read_tokens", 0) + usage.get("cache_write_tokens", 0)
     return cached / (usage.get("input_tokens", 0) + cached) if cached else 0.0
 
 
 def past(conn: Connection, job: JobRecord, sink: ResultsTable, recipe: str) -> Past | None:
-    """This job's past answers, those of this recipe if there are any; None if there are none at all."""
+    """Return what is known of the job's answers: of this recipe, else of all recipes; None if it has no answers."""
     usage = usage_of_job(conn, job.id)
     for only in (recipe, None):
         tokens = sorted(newest_lengths(conn, sink, only, limit=PAST_ANSWERS))

@@ -1,4 +1,4 @@
-"""Which rows of a source does a person mean: the first ones, those of some keys, or a sample? Reads the source."""
+"""Pick rows of a source for a person to look at: all in order, those of some keys, or a sample. Edge: SQL, files."""
 
 import heapq
 from collections.abc import Collection, Iterator, Sequence
@@ -12,11 +12,11 @@ from pipeline.planning.selection import spellings
 from pipeline.source import duplicates, identity
 from pipeline.source.rows import Chunk
 
-SPARE = 20  # rows beyond those of a sample, for some of a sample may not be sendable
+SPARE = 20  # rows that are picked beyond a sample, because some rows may not be sendable
 
 
 class Picked(NamedTuple):
-    """The i-th row of a chunk. key: JSON, as the state database has it; values: by the name of the column."""
+    """The i-th row of a chunk. key: JSON, as in the state database; values: those of the read columns, by name."""
 
     chunk: Chunk
     i: int
@@ -25,7 +25,7 @@ class Picked(NamedTuple):
 
 
 def all_rows(plan: Plan, columns: Sequence[str]) -> Iterator[Picked]:
-    """Each row of the source. columns: that are read of it."""
+    """Yield each row of the source, in its order. columns: the columns to read."""
     attached = plan.builder.columns.attachments
     for chunk in plan.source.rows.chunks(columns):
         keys = identity.keys(chunk.frame, plan.job.source.key)
@@ -34,7 +34,7 @@ def all_rows(plan: Plan, columns: Sequence[str]) -> Iterator[Picked]:
 
 
 def of_keys(plan: Plan, given: Sequence[str], columns: Sequence[str]) -> list[Picked]:
-    """The rows with these keys, in the order of the keys. Raises SourceError, which names a key that no row has."""
+    """Return the rows with these keys, in the order of the keys. Raises SourceError if no row has one of the keys."""
     wanted = [set(spellings(key, len(plan.job.source.key))) for key in given]
     found = {row.key: row for row in _with_keys(plan, set().union(*wanted), columns, at_most=len(given))}
     picked = []
@@ -47,7 +47,10 @@ def of_keys(plan: Plan, given: Sequence[str], columns: Sequence[str]) -> list[Pi
 
 
 def sample(plan: Plan, n: int, columns: Sequence[str]) -> Iterator[Picked]:
-    """At least n rows, if there are so many, from all over the source: the same ones whatever the order of the rows."""
+    """Return a sample of the source: n + SPARE rows, or all if there are fewer.
+
+    It depends on the keys alone, so the same rows in another order give the same sample.
+    """
     lowest: list[tuple[int, str]] = []
     for chunk in plan.source.rows.chunks(plan.job.source.key):
         keys = identity.key_column(chunk.frame, plan.job.source.key)
@@ -59,7 +62,7 @@ def sample(plan: Plan, n: int, columns: Sequence[str]) -> Iterator[Picked]:
 
 
 def _with_keys(plan: Plan, keys: Collection[str], columns: Sequence[str], *, at_most: int) -> Iterator[Picked]:
-    """The rows with these keys. at_most: how many there can be, so that the rest of the source need not be read."""
+    """Yield the rows with these keys. at_most: how many there can be; the reading stops when all are found."""
     left, attached = at_most, plan.builder.columns.attachments
     wanted = pl.Series(list(keys), dtype=pl.String)
     for chunk in plan.source.rows.chunks(columns):

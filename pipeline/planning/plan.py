@@ -1,8 +1,9 @@
-"""Planning: which rows are to be sent, proven and priced in a first pass, packed into batches in a second.
+"""Plan a job in two passes: check and price its rows, then pack them into batches. Edge: SQL, HTTP, files.
 
-Pass one reads the whole source in bulk and proves what would else be found out half way: that keys are unique, that
-every file can be read. It writes nothing. Pass two renders, packs and spools; each batch it commits may be submitted
-at once. If we die in pass two, rows without a batch stay pending and the next run plans them again.
+Pass one reads the whole source in bulk and checks what would otherwise fail halfway: that keys are unique and that
+every file can be read. It writes nothing. Pass two renders requests, packs them and writes bodies to the spool; each
+batch may be submitted as soon as it is committed. If we die in pass two, rows without a batch stay pending and the next
+run plans them again.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -46,19 +47,20 @@ class Plan:
     ) -> None:
         """Read the headers and compile the templates. Raises JobError, SourceError, InputError.
 
-        retry: only the rows that a person wants sent again, with what is changed for them.
+        limit: the most rows to read; None: all. refresh: also send rows that succeeded with an older recipe. retry:
+        send only the rows that it selects, with its changes; None: a plain run.
         """
         self.job, self.recipe = job, job.recipe
         self.asked = job if retry is None else changed(job, retry.changes)  #: the job whose requests are built
         self.limit, self.refresh, self.retry = limit, refresh, retry
         self.builder = RequestBuilder(self.asked)
         self.source = JobSource(job, self.builder, limit=limit)
-        self.run_id: int | None = None  #: the run that plans; in the quote, the open one that the same command joins
+        self.run_id: int | None = None  #: the run that is planned; in a quote, the run that the command continues
         self.awaited = Awaited()
-        self.tokens_per_byte = CERTAIN_TOKENS_PER_BYTE  #: at most, by the API's count of a sample
+        self.tokens_per_byte = CERTAIN_TOKENS_PER_BYTE  #: an upper bound, from the API's count of a sample
         self._scope = Scope(job, self.recipe, refresh, retry)
         self._listed = PriceList(job.prices)
-        attached = self.builder.columns.attachments  # whose files may change by themselves
+        attached = self.builder.columns.attachments  # their files can change while the source stays the same
         self._unchanged = Unchanged(
             job,
             self.source.inputs,
@@ -77,9 +79,10 @@ class Plan:
     def quote(
         self, known_rows: KnownRows, unsent: Mapping[int, Unsent] = MappingProxyType({}), *, reads_all: bool = False
     ) -> Quote:
-        """Pass one: prove keys and files, compare with what is known, and estimate. Raises SourceError or JobError.
+        """Pass one: check keys and files, judge all rows, sample requests, and return the quote. Writes nothing.
 
-        unsent: the job's batches that are planned and not sent. reads_all: also inputs that are as they were planned.
+        unsent: the job's batches that are planned and not sent. reads_all: also read inputs that have not changed since
+        they were planned. Raises SourceError if the source cannot be used, and JobError if a template fails.
         """
         quote = Quote.of(self.asked, self._listed)
         quote.unsent = unsent
@@ -101,14 +104,17 @@ class Plan:
         return quote
 
     def _pack(self, quote: Quote, chunk: Chunk, judged: Judged) -> None:
-        """Tell the quote which rows will be packed, and which of them have equal requests."""
+        """Add the rows of a chunk that will be packed to the quote, with hashes that show equal requests."""
         sent = [i for i, row in zip(judged.places, judged.rows, strict=True) if row.verdict in SENT]
         if sent:
             frame = chunk.frame if len(sent) == chunk.frame.height else chunk.frame[sent]
             quote.pack(self.source.request_hashes(frame, quote.packed_rows))
 
     def _sample(self, quote: Quote, chunk: Chunk, judged: Judged, renderer: Renderer) -> None:
-        """Render some of the rows that are sent: a random sample of all, and always the first one."""
+        """Render the sampled rows of a chunk into the quote: a random sample of the rows to send, with the first one.
+
+        Raises JobError if a template fails.
+        """
         sendable = [at for at, row in enumerate(judged.rows) if row.verdict in QUOTED]
         chosen = quote.reservoir.take(len(sendable))
         if not chosen:
@@ -132,13 +138,13 @@ class Plan:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the quote found nothing to be done."""
+        """Return whether pass one found that no row needs anything."""
         return self._unchanged.settled
 
     # -- pass two --------------------------------------------------------------------------------------------------
 
     def begin_again(self) -> None:
-        """Forget which batches its rows wait in: a planning finds that out."""
+        """Forget the batches that rows wait in, because the next planning finds them again."""
         self.awaited = Awaited()
 
     def batches(
@@ -149,10 +155,10 @@ class Plan:
         inputs: Sequence[Input] | None = None,
         first: First | None = None,
     ) -> Iterator[int]:
-        """Pass two: render, pack and spool every row that is to be sent; yields the number of each planned batch.
+        """Pass two: render, pack and spool the rows to send, and yield the number of each planned batch.
 
-        inputs: of these only; first: when the first batch is another than the rest. It adds to `awaited`, see
-        `begin_again`.
+        inputs: read only these; None: all. first: the first batch, if it differs from the rest. Batches in flight that
+        the run waits for are added to `awaited`; see `begin_again`.
         """
         self.run_id = run_id
         mover = self._mover(driver, run_id, known_rows)
@@ -162,7 +168,7 @@ class Plan:
         writer = Writer(driver, run_id, self.recipe, packer, self._unchanged)
         try:
             with closing(prefetch(self._moves(driver, mover, left), name="plan")) as rendered:
-                for moves in rendered:  # one is written, and its requests packed, while the next one is rendered
+                for moves in rendered:  # one chunk is written and packed while the next is rendered
                     yield from writer.write(moves)
             yield from packer.finish()
         finally:
@@ -176,16 +182,16 @@ class Plan:
         return Mover(driver, run_id, self._scope, self.source, judge, renderer, self.awaited)
 
     def _moves(self, driver: Driver, mover: Mover, inputs: Sequence[Input] | None) -> Iterator[Moves]:
-        """What each chunk of the source changes, its requests rendered. inputs: of these only."""
+        """Yield the changes of each chunk, with rendered requests. inputs: read only these; None: all."""
         for chunk in self.source.chunks_in_bounds(inputs):
             driver.stop.check()
             yield mover.moves(chunk)
 
 
 def _count(quote: Quote, judged: Judged) -> None:
-    """Count the rows of a chunk in a quote: by verdict, by the batch they are planned in, by the retry they wait for.
+    """Count the rows of a chunk in a quote: by verdict, by their planned batch, and by the retry they wait for.
 
-    Note the batches not sent yet that have a row which must be sent otherwise.
+    Planned batches with a row whose request must change are added to `stale_batches`.
     """
     quote.rows.update(judged.settled)
     quote.rows.update(row.verdict for row in judged.rows)

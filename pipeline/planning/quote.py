@@ -1,4 +1,4 @@
-"""What a run is about to do, as far as the rows of its source and a random sample of its requests tell. Pure."""
+"""Count what a run is about to send, from its source rows and a random sample of its requests. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -33,37 +33,37 @@ if TYPE_CHECKING:
 
 @dataclass
 class Quote:
-    """What a run is about to do. It is said before anything is sent; see estimate.py for what it costs.
+    """What a run is about to send. It is shown before anything is sent.
 
-    rows: source rows by verdict. estimate: what is said of tokens and money; None when nobody asked for it.
+    rows: number of source rows by verdict. estimate: tokens and money, see estimate.py; None: not computed yet.
     """
 
     listed: PriceList
     max_requests: int
     max_bytes: int
-    max_cost_usd: float | None  #: what the run may cost at most; None: no limit
+    max_cost_usd: float | None  #: the run's budget in US dollars; None: no limit
     breakpoints: int = 0  #: blocks with cache_control that `request.cache` puts into each request
-    unbounded: str | None = None  #: a tool that the API runs, whose cost nobody can say before
+    unbounded: str | None = None  #: a tool that the API runs, whose cost cannot be known before; None: none
     rows: Counter[Verdict] = field(default_factory=Counter)
-    gone: int | None = None  #: rows of the job that are not in its source any more; None: that is not known
-    stale_batches: set[int] = field(default_factory=set)  #: planned, not sent, with a row that has changed since
-    for_retries: Counter[int] = field(default_factory=Counter)  #: rows that are left to retries, by the retry's run
+    gone: int | None = None  #: rows of the job that are no longer in its source; None: not known
+    stale_batches: set[int] = field(default_factory=set)  #: planned batches with a row whose request must change
+    for_retries: Counter[int] = field(default_factory=Counter)  #: number of rows left to each retry, by its run
     unsent: Mapping[int, Unsent] = field(default_factory=dict)  #: batches that are planned and not sent
-    planned: Counter[int] = field(default_factory=Counter)  #: rows that are in them as they are, by batch
+    planned: Counter[int] = field(default_factory=Counter)  #: number of unchanged rows in these, by batch
     in_flight: InFlight | None = None
-    ahead: int = 0  #: rows that are sent before all others, which wait for them
-    waits_for_ahead: bool = False  #: these rows are in flight, and the others still wait for them
+    ahead: int = 0  #: rows in the first batch, for which the remaining rows wait; 0: there is no gate
+    waits_for_ahead: bool = False  #: the first batch is in flight, and the remaining rows still wait
     estimate: "Estimate | None" = None
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(SAMPLED))
     first_params: bytes | None = None
-    packed_rows: int = 0  #: rows that `pack` was told of
-    _packed: dict[int, Packed] = field(default_factory=dict)  # by the rows that go ahead
-    _slots: dict[int, Sample | str] = field(default_factory=dict)  # a text: why the row cannot be sent
+    packed_rows: int = 0  #: number of rows that were added by `pack`
+    _packed: dict[int, Packed] = field(default_factory=dict)  # by the number of rows in the first batch
+    _slots: dict[int, Sample | str] = field(default_factory=dict)  # str: why the row cannot be sent
     _kept: int = 0
 
     @classmethod
     def of(cls, job: Job, listed: PriceList) -> "Quote":
-        """An empty one for this job."""
+        """Return an empty quote for this job."""
         limits, request = job.limits, job.request
         most = min(limits.max_batch_requests, limits.max_in_flight_requests)
         first = {0} | ({job.canary.rows} if isinstance(job.canary, Canary) else set())
@@ -79,13 +79,17 @@ class Quote:
         )
 
     def pack(self, hashes: pl.Series) -> None:
-        """Take note of the next rows that are to be packed, by hashes of what their requests are made of."""
+        """Add the next rows that will be packed. hashes: one for each row, equal where the requests are equal."""
         self.packed_rows += hashes.len()
         for packed in self._packed.values():
             packed.add(hashes)
 
     def put(self, slot: int, built: Built, carried: bytes, change: AnyChange | None = None) -> None:
-        """A sampled request. carried: its params with all files in it; change: with which it is sent again."""
+        """Store a sampled request. slot: its place in the sample, whose earlier request is replaced.
+
+        carried: its params with all files inside; they are kept up to KEPT_BYTES in total. change: the change with
+        which it is sent again; None: it is unchanged.
+        """
         self.first_params = self.first_params or built.params
         keeps = self._kept + len(carried) <= KEPT_BYTES
         self._kept += len(carried) if keeps else 0
@@ -102,42 +106,42 @@ class Quote:
         )
 
     def put_problem(self, slot: int, why: str) -> None:
-        """A sampled row that cannot be sent."""
+        """Store why a sampled row cannot be sent. slot: as for `put`."""
         self._slots[slot] = why
 
     @property
     def sampled(self) -> int:
-        """How many rows were looked at."""
+        """Return how many rows were sampled."""
         return len(self._slots)
 
     @property
     def problems(self) -> list[str]:
-        """Why sampled rows cannot be sent, in the order of the slots."""
+        """Return why sampled rows cannot be sent, in the order of the slots."""
         return [said for _, said in sorted(self._slots.items()) if isinstance(said, str)]
 
     @property
     def samples(self) -> list[Sample]:
-        """The sampled requests, in no order that means anything but always the same."""
+        """Return the sampled requests in the order of their slots, which is the same each time."""
         return [sample for _, sample in sorted(self._slots.items()) if isinstance(sample, Sample)]
 
     @property
     def models(self) -> list[str]:
-        """The models that the sampled requests ask."""
+        """Return the models of the sampled requests, sorted."""
         return sorted({sample.model for sample in self.samples})
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens that an answer to a sampled request may have."""
+        """Return the largest max_tokens of the sampled requests; 0 if there are none."""
         return max((sample.max_tokens for sample in self.samples), default=0)
 
     @property
     def total(self) -> int:
-        """Source rows."""
+        """Return the number of source rows."""
         return sum(self.rows.values())
 
     @property
     def to_send(self) -> int:
-        """Rows that will be sent, as far as the sample tells."""
+        """Return how many rows will be sent; a row that turns out invalid is included."""
         return self._to_pack + self.rows[Verdict.PLANNED]
 
     @property
@@ -146,32 +150,32 @@ class Quote:
 
     @property
     def requests(self) -> int:
-        """Requests that will be sent: equal ones of a batch are sent once. At most one for each row."""
+        """Return how many requests will be sent. Equal requests of a batch count once."""
         return self._planned_requests + self._new[0]
 
     @property
     def batches(self) -> int:
-        """About how many batches that makes."""
+        """Return about how many batches will be sent."""
         requests, batches = self._new
         per_batch = max(1, int(self.max_bytes / max(1.0, self.mean_bytes + SEPARATORS)))
         return len(self.planned) + max(batches, -(-requests // per_batch))
 
     @property
     def _new(self) -> tuple[int, int]:
-        """Requests and batches of the rows that are in no batch yet."""
+        """Return the numbers of requests and batches for the rows that are in no batch yet."""
         packed = self._packed.get(self.ahead if not self._opens_planned else 0, Packed(self.max_requests, 0))
-        if not self.packed_rows:  # nobody was told of them: as if all were different
+        if not self.packed_rows:  # `pack` was not called: assume that all requests differ
             return self._to_pack, -(-self._to_pack // self.max_requests)
         return packed.totals
 
     @property
     def _opens_planned(self) -> bool:
-        """Whether the rows that go ahead are in a batch already."""
+        """Return whether the batch that opens the gate is planned already."""
         return any(self.unsent[batch].opens is not None for batch in self.planned)
 
     @property
     def _planned_requests(self) -> int:
-        """Requests of the rows that are planned, by what their batches have; in part when only some rows are left."""
+        """Return how many requests the planned rows have; if a batch has changed rows, a share of its requests."""
         found = 0
         for batch, rows in self.planned.items():
             unsent = self.unsent[batch]
@@ -180,13 +184,13 @@ class Quote:
 
     @property
     def mean_bytes(self) -> float:
-        """Bytes of one request's params."""
+        """Return the mean size of a sampled request's params in bytes; 0 if there are none."""
         return mean(sample.size for sample in self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quoted(Event):
-    """A run was quoted. It stands here and not with the other events because it holds the quote itself."""
+    """A run was quoted. The class is here, not with the other events, because it holds the quote itself."""
 
     name = "quote"
     changes_job = False

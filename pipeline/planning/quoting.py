@@ -1,6 +1,6 @@
-"""What is said before a run: what the database knows, pass one, the API's count of tokens, and the estimate of both.
+"""Make the quote of a command from the database, pass one, the API's token counts and the estimate. Edge: SQL, HTTP.
 
-`run`, `retry` and `estimate` all quote by this module, so the same rows have one price. Edge: SQL, HTTP.
+`run`, `retry` and `estimate` all use this module, so the same rows get the same estimate.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,12 @@ from pipeline.state.tallies import rows_of_source
 
 @dataclass(frozen=True)
 class Known:
-    """What the database knows that a quote depends on; as it is here for a job that the database does not know.
+    """What a quote needs from the database. The defaults are those of a job that the database does not know.
 
-    run_id: the open run that the same command goes on with. counts: by the API, of this recipe.
-    rows: all that the job has, if they are all of this source.
+    run_id: the run that the same command continues; None: it begins a new one. standing: see `gates.Standing`. unsent:
+    the batches that are planned and not sent. in_flight: the batches that are or may be at the API; None: there are
+    none. before: the job's past answers; None: none. counts: the API's counts of this recipe; None: not asked yet.
+    rows: how many rows of this source the job has; None: not known.
     """
 
     run_id: int | None = None
@@ -44,7 +46,7 @@ class Known:
 
 
 def known(conn: Connection, row: JobRecord | None, sink: ResultsTable, plan: Plan) -> Known:
-    """Read it. row: the job as the database has it; None: it does not."""
+    """Read what a quote needs from the database. row: the job's record; None: the database does not know the job."""
     if row is None:
         return Known()
     retry = None if plan.retry is None else plan.retry.facts()
@@ -64,9 +66,9 @@ def known(conn: Connection, row: JobRecord | None, sink: ResultsTable, plan: Pla
 
 
 def require_rows(plan: Plan, quote: Quote) -> list[str]:
-    """Warnings about a source without rows. Raises InputError when it has fewer than limits.min_rows.
+    """Return a warning if the source has no rows, else []. Raises InputError if it has fewer than limits.min_rows.
 
-    A source that is smaller than ever is a broken upload more often than not.
+    The limit exists because a source that is suddenly small is usually a broken upload.
     """
     where = " that source.where lets through" if plan.job.source.where is not None else ""
     least = plan.job.limits.min_rows
@@ -82,9 +84,9 @@ def require_rows(plan: Plan, quote: Quote) -> list[str]:
 
 
 def counted(plan: Plan, quote: Quote, known: Known, api: Api | None) -> tuple[Counts, str | None]:
-    """Tokens of the sample by the API's count, and why the API was not asked; None: it was, now or before.
+    """Return the token counts for a quote, and the error for which the API gave no count; None: there was no error.
 
-    api: None: it cannot be asked.
+    The counts are those that are stored, else new ones from the API, else ones by bytes. api: None: do not ask the API.
     """
     if known.counts is not None:
         return known.counts, None
@@ -97,15 +99,15 @@ def counted(plan: Plan, quote: Quote, known: Known, api: Api | None) -> tuple[Co
 
 
 def store_counts(conn: Connection, job_id: int, plan: Plan, counts: Counts, now: datetime) -> None:
-    """Note what the API counted, so that it is not asked again for this recipe of the job."""
-    alone(conn)  # another driver may have asked as well
+    """Store the API's counts, so that the API is not asked again for this recipe of the job."""
+    alone(conn)  # another driver may be storing its counts, too
     counting.store(conn, job_id, plan.asked.recipe, counts, now)
 
 
 def complete(plan: Plan, quote: Quote, known: Known, counts: Counts, *, canary: bool, queue: int) -> None:
-    """Put into a quote which rows go ahead, what is in flight, and the estimate.
+    """Add to a quote the size of its first batch, what is in flight, the rows that have vanished, and the estimate.
 
-    canary: whether the command allows one; queue: requests that may be at the API at a time.
+    canary: whether the command allows a canary; queue: how many requests may be at the API at a time.
     """
     primes = primes_cache(quote.models, counts.prefix)
     gate = gates.gate_of(
@@ -122,5 +124,5 @@ def complete(plan: Plan, quote: Quote, known: Known, counts: Counts, *, canary: 
 
 
 def gone(rows: int, quote: Quote) -> int:
-    """How many of the job's rows are not in the source any more. quote: of all of the source."""
+    """Return how many of the job's rows are no longer in the source. rows: the job's; quote: of the whole source."""
     return max(0, rows - (quote.total - quote.rows[Verdict.NEW]))

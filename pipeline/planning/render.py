@@ -1,4 +1,4 @@
-"""The request of a row, and what it may cost at most. Edge: files of attachments, HTTP for the longest requests."""
+"""Render the request of a row, and compute its worst-case cost. Edge: files of attachments, HTTP."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ from pipeline.storage.folders import Folder
 
 
 class Renderer:
-    """Renders the rows of a job to requests that a batch can carry."""
+    """Renders rows of a job to requests that fit into a batch."""
 
     def __init__(self, job: Job, builder: RequestBuilder, listed: PriceList, windows: Windows | None = None) -> None:
-        """job: whose requests are built. windows: looks whether long requests fit their model; None: nothing does."""
+        """windows: checks that long requests fit their model's context window; None: that is not checked."""
         self._job, self._builder, self._listed, self._windows = job, builder, listed, windows
         self._bounds: dict[tuple[str, int, int, bool, bool], Bound | None] = {}
         self.largest = packing.largest_params(job.limits.max_batch_bytes)  #: bytes of a request that a batch can carry
 
     def built(self, row: Mapping[str, Any], folder: Folder) -> Built:
-        """Return a row's request. Raises RowProblem when it cannot be sent, TemplateProblem from the template."""
+        """Return a row's request. Raises RowProblem if it cannot be sent, TemplateProblem if a template fails."""
         built = self._builder.params(row, folder)
         if len(built.params) > self.largest:
             raise RowProblem(
@@ -34,7 +34,10 @@ class Renderer:
         return built
 
     def bound(self, built: Built) -> Bound | None:
-        """Return what the request may cost at most. Most have the same model and max_tokens as the one before."""
+        """Return the worst-case cost of a request; None if its price is not known.
+
+        Most requests have the same model and max_tokens as earlier ones, so the bounds are remembered.
+        """
         small = is_small(len(built.params), built.attachment_tokens)
         facts = (*built[1:], small)
         if facts not in self._bounds:

@@ -1,4 +1,4 @@
-"""Packs rows that are sent again into batches, from the bodies in the spool. Edge: files, SQL."""
+"""Pack rows that are sent again into batches, from the bodies in the spool. Edge: files, SQL."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,10 +20,11 @@ from pipeline.state.rows import BEFORE_ALL, WaitingRow, forget_body, leave_rows,
 
 
 def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: First | None = None) -> Iterator[int]:
-    """Pack the waiting rows of a run whose requests stand in the spool into new batches; yields their numbers.
+    """Pack the pending rows of a run whose requests are in the spool into new batches, and yield their numbers.
 
     These are rows that are sent again, unchanged or with a change, and rows of dropped batches. The source is not read.
-    first: the first batch, when it differs from the rest.
+    If the API refused a batch as too large, the new ones carry at most half of its requests. first: the first batch, if
+    it differs from the rest.
     """
     with driver.reading() as conn:
         too_large = smallest_too_large(conn, run_id)
@@ -39,7 +40,7 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: Fir
                 break
             for body in dict.fromkeys(row.body_id for row in rows):
                 of_body = [row for row in rows if row.body_id == body]
-                if first is None and of_body[0].gate != packer.gate:  # what was to open a gate still is
+                if first is None and of_body[0].gate != packer.gate:  # their batch has to open the same gate
                     yield from packer.finish()
                     packer.gate = of_body[0].gate
                 yield from packer.add(bodies.sendable(body, of_body))
@@ -57,12 +58,15 @@ class _Bodies:
         self._driver, self._job = driver, job
         self._listed = PriceList(job.prices)
         self._changes = RetryChanges(driver, job)
-        self._body = -1  # the one that is at hand
-        self._file: Path | None = None  # with that body; None when it is gone or was altered
+        self._body = -1  # the number of the batch whose body is open
+        self._file: Path | None = None  # a local copy of that body; None: it is missing or was altered
         self._at_hand = ExitStack()
 
     def sendable(self, body: int, rows: Sequence[WaitingRow]) -> list[Sendable]:
-        """Return the rows of one body with their requests; none if the body is damaged: they are planned again then."""
+        """Return the rows of one body with their requests.
+
+        If the body is missing or damaged, return [] and let the rows be planned from the source again.
+        """
         driver, nonce = self._driver, rows[0].nonce
         if body != self._body:
             self.close()
@@ -78,12 +82,15 @@ class _Bodies:
         return self._again(rows, params)
 
     def close(self) -> None:
-        """Let go of what is at hand."""
+        """Release the local copy of the body that is open."""
         self._body, self._file = -1, None
         self._at_hand.close()
 
     def _again(self, rows: Sequence[WaitingRow], params: Mapping[int, bytes]) -> list[Sendable]:
-        """Rows with their requests unchanged, or with the change that the job names for how they ended."""
+        """Return rows with their requests, changed where `retry.change` names a change for the row's outcome.
+
+        A row whose change makes no difference is left out; it returns to its earlier outcome.
+        """
         changes = [change_of_spooled(row, self._job.retry) for row in rows]
         found, in_vain = [], []
         for row, again in zip(rows, self._changes.for_rows([row.key for row in rows], changes), strict=True):
@@ -100,13 +107,13 @@ class _Bodies:
         return found
 
     def _sendable(self, row: int, params: bytes, fields: Mapping[str, Any]) -> Sendable:
-        """A row with its request. fields: the same as `params`, as a mapping."""
+        """Return a row with its request. fields: the params as a mapping."""
         tokens = attachment_tokens(fields)
         bound = Bound.of(fields, self._listed, attachment_tokens=tokens, small=is_small(len(params), tokens))
         return Sendable(row, sent_hash(params), params, bound)
 
 
 def waits(driver: Driver, run_id: int) -> bool:
-    """Whether the run has rows to send again."""
+    """Return whether the run has pending rows whose requests are in the spool."""
     with driver.reading() as conn:
         return bool(rows_to_send_again(conn, run_id, after=BEFORE_ALL, limit=1))

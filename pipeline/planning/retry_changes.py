@@ -1,4 +1,4 @@
-"""With which change of `retry.change` is a row sent again, and what is its request then? Edge: SQL."""
+"""Choose the change of `retry.change` for a row that is sent again, and apply it to the request. Edge: SQL."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,16 +15,17 @@ from pipeline.state.rows import KnownRow, WaitingRow
 
 
 class ChangedRequest(NamedTuple):
-    """A request with its change. params: as bytes, to be sent; fields: the same as a mapping."""
+    """A changed request. params: the bytes to send; fields: the same as a mapping."""
 
     params: bytes
     fields: Mapping[str, Any]
 
 
 class Again(NamedTuple):
-    """How one row is asked again. answer: the one that it had, for a change that is made of it.
+    """How the request of one row is changed.
 
-    limit: a function from a model to its most tokens of output; largest: bytes of a request that a batch can carry.
+    answer: the row's last answer; None: not needed, or there is none. limit: a function from a model to the most tokens
+    of its output; largest: the most bytes of a request that a batch can carry.
     """
 
     change: AnyChange
@@ -33,18 +34,18 @@ class Again(NamedTuple):
     largest: int
 
     def changed(self, params: bytes) -> ChangedRequest | None:
-        """Return the request with its change; None when that makes no difference, or no batch can carry it.
+        """Return the changed request; None if the change makes no difference, or no batch can carry the request.
 
-        params: the request as it was answered last.
+        params: the request that the last answer is for.
         """
         changed = self._changed(params)
         return None if changed is None or len(changed.params) > self.largest else changed
 
     def changed_from_source(self, params: bytes, attempts: int, last: bytes | None) -> ChangedRequest | None:
-        """Return the request with all changes of earlier attempts and the next one; None as for `changed`.
+        """Return the request with the changes of all earlier attempts and one more; None as for `changed`.
 
-        params: the request as the source gives it; attempts: how often the row was sent; last: the sent_hash of what
-        was answered last.
+        params: the request as built from the source; attempts: how often the row was sent; last: the sent_hash of the
+        request that the last answer is for.
         """
         asked: bytes | None = params
         for _ in range(0 if retry_change.needs_answer(self.change) else attempts):
@@ -53,7 +54,7 @@ class Again(NamedTuple):
             earlier = self._changed(asked)
             asked = None if earlier is None else earlier.params
         else:
-            asked = params  # a person has asked otherwise meanwhile
+            asked = params  # no chain of changes leads to `last`: a person sent another request (`retry --set`)
         return None if asked is None else self.changed(asked)
 
     def _changed(self, params: bytes) -> ChangedRequest | None:
@@ -62,9 +63,10 @@ class Again(NamedTuple):
 
 
 def change_of_known(known: KnownRow | None, row_hash: bytes, recipe: str, retry: Retry) -> AnyChange | None:
-    """Return the change for a row of the source; None for one that is new, has changed, or has a new recipe.
+    """Return the change for a row that is rendered from the source; None if it is sent unchanged.
 
-    known: the row as the database has it.
+    It is sent unchanged if it is new, has changed, has a new recipe or no attempts left, or if `retry.change` names
+    nothing for its outcome. known: the row in the database; None: it is new.
     """
     if known is None or known.outcome_hash != row_hash:
         return None
@@ -74,14 +76,14 @@ def change_of_known(known: KnownRow | None, row_hash: bytes, recipe: str, retry:
 
 
 def change_of_spooled(row: WaitingRow, retry: Retry) -> AnyChange | None:
-    """Return the change for a row whose request is in the spool; None when that request has not been answered yet."""
+    """Return the change for a row whose request is in the spool; None if it has no answer yet, or no change."""
     if row.sent_hash != row.outcome_sent_hash:
         return None
     return retry_change.change_for(retry, row.outcome, row.error_type)
 
 
 class RetryChanges:
-    """Finds what it takes to change the requests of rows that are sent again."""
+    """Collects what is needed to change the requests of rows: their answers and the limits of models."""
 
     def __init__(self, driver: Driver, job: Job) -> None:
         self._driver = driver
@@ -89,7 +91,7 @@ class RetryChanges:
         self._largest = packing.largest_params(job.limits.max_batch_bytes)
 
     def for_rows(self, keys: Sequence[str], changes: Iterable[AnyChange | None]) -> list[Again | None]:
-        """Return how each row is asked again; None where `changes` has None. keys: at most those of a chunk."""
+        """Return how each row's request is changed; None where `changes` has None. keys: at most those of one chunk."""
         listed = list(changes)
         if not any(listed):
             return [None] * len(listed)

@@ -1,4 +1,4 @@
-"""A random sample of the requests of a source, from which the quote is made. Pure."""
+"""Sample the requests of a source at random, and count requests and batches, for a quote. Pure."""
 
 import math
 import random
@@ -17,7 +17,7 @@ from pipeline.request.packing import ROWS_OF_REQUEST
 
 
 class Pair(NamedTuple):
-    """One request. guess: tokens by its bytes; size: bytes, with all files in it; tokens: by the API's count."""
+    """One counted request. guess: tokens guessed by its bytes; size: bytes, files included; tokens: the API's count."""
 
     guess: float
     size: int
@@ -25,44 +25,47 @@ class Pair(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What the API counted. sample: empty when it was not asked; prefix: tokens that all requests share, 0: none."""
+    """The API's counts. sample: empty: the API was not asked; prefix: tokens of the cached prefix; 0: there is none."""
 
     sample: tuple[Pair, ...]
     prefix: int
 
     @property
     def factor(self) -> float:
-        """Tokens by the API's count for each token guessed by bytes; 1 when nothing was counted."""
+        """Return the ratio of counted tokens to guessed ones; 1 if nothing was counted."""
         guessed = sum(pair.guess for pair in self.sample)
         return sum(pair.tokens for pair in self.sample) / guessed if guessed else 1.0
 
     @property
     def tokens_per_byte(self) -> float:
-        """At most how many tokens a byte of these requests comes to; see budget.tokens_per_byte."""
+        """Return an upper bound for the tokens per byte of these requests; see `budget.tokens_per_byte`."""
         return budget.tokens_per_byte([(pair.tokens, pair.size) for pair in self.sample])
 
 
-SAMPLED = 100  # rows that are rendered for the quote
-KEPT_BYTES = 50_000_000  # of sampled requests, to be counted
-SEPARATORS = 70  # bytes that a request takes in a body apart from its params
-#: About how many tokens a picture or a document has, for a quote made before anything is counted.
+SAMPLED = 100  # the most rows that are rendered for a quote
+KEPT_BYTES = 50_000_000  # the most bytes of sampled requests that are kept for counting
+SEPARATORS = 70  # bytes of a request in a body beside its params
+#: About how many tokens an image or a document has, if the API has counted nothing.
 IMAGE_TOKENS, DOCUMENT_TOKENS = 1_600, 6_000
 
 
 class Reservoir:
-    """A uniform random sample of a stream whose length is not known, taken without looking at each item (algorithm L).
+    """A uniform random sample of a stream of unknown length, taken without looking at each item (algorithm L).
 
-    The same each time for the same stream.
+    The same stream gives the same sample each time.
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self._size, self._seen = size, 0
         self._chance = random.Random(seed)
         self._weight = 1.0
-        self._next = size  # index of the next item that replaces one
+        self._next = size  # index in the stream of the next item that replaces a sampled one
 
     def take(self, n: int) -> list[tuple[int, int]]:
-        """Which of the next n items are in the sample for now: (index among them, slot), ascending; each slot once."""
+        """Return which of the next n items enter the sample, as (index among the n, slot), ascending.
+
+        Each slot comes at most once. A later item may replace the item in a slot.
+        """
         first, self._seen = self._seen, self._seen + n
         taken = {slot: slot - first for slot in range(first, min(self._seen, self._size))}
         if self._next == self._size and self._seen >= self._size:
@@ -78,19 +81,19 @@ class Reservoir:
 
 
 class Packed:
-    """How many requests and batches rows make, when equal requests of one batch are sent once.
+    """Counts the requests and batches that rows make, with equal requests of one batch counted once.
 
-    Rows are added as hashes of the values that their requests are made of, in the order in which they are packed.
+    Rows are added as hashes that are equal where the requests are equal, in the order of packing.
     """
 
     def __init__(self, most: int, first: int) -> None:
-        """most: requests of a batch; first: of the first batch, 0 when that is a batch like the others."""
+        """most: the most requests of a batch; first: the most of the first batch; 0: as for the others."""
         self._most, self._room = most, min(first or most, most)
         self._held = pl.Series(dtype=pl.UInt64)  # rows of the batch that is not full yet
         self._requests = self._batches = 0
 
     def add(self, hashes: pl.Series) -> None:
-        """Pack the next rows."""
+        """Add the next rows."""
         self._held = pl.concat([self._held, hashes])
         start = 0
         while (window := self._held.slice(start, ROWS_OF_REQUEST * self._room + 1)).len() > self._room:
@@ -105,15 +108,16 @@ class Packed:
 
     @property
     def totals(self) -> tuple[int, int]:
-        """Requests, and batches."""
+        """Return the number of requests, and the number of batches."""
         return self._requests + self._held.n_unique(), self._batches + bool(self._held.len())
 
 
 class Sample(NamedTuple):
-    """One sampled request. size: bytes as it is sent; tokens: about how many go in, by its bytes.
+    """One sampled request.
 
-    params: with all files in it, None when it is not kept; marked: how long what its own blocks with cache_control
-    cover is cached, 5m or 1h; None: nothing but what `request.cache` covers; change: with which it is sent again.
+    size: bytes as it is sent; tokens: about how many input tokens it has, by its bytes; params: with all files inside;
+    None: not kept; marked: for how long the user's own cache_control caches it, 5m or 1h; None: it has no cache_control
+    of the user's own; change: the change with which it is sent again; None: it is unchanged.
     """
 
     size: int
@@ -125,12 +129,12 @@ class Sample(NamedTuple):
     change: AnyChange | None = None
 
 
-#: Of the turn that says what is wrong with an answer.
+#: Tokens of the turn that says what is wrong with an answer.
 REASK_TOKENS = 100
 
 
 def changed_sample(sample: Sample, change: AnyChange) -> Sample:
-    """A request as it is sent again with a change of `retry.change`; of a model's own limits nothing is known here."""
+    """Return a sampled request with a change of `retry.change`. The limits of its model are not applied."""
     match change:
         case LongerAnswer():
             return sample._replace(max_tokens=min(MAX_TOKENS, int(change.factor * sample.max_tokens)))
@@ -141,7 +145,7 @@ def changed_sample(sample: Sample, change: AnyChange) -> Sample:
 
 
 def guessed_tokens(built: Built) -> float:
-    """About how many tokens a request has, by its bytes; what is no text is not in them as text."""
+    """Return about how many tokens a request has: its text by bytes, and a fixed number per image and document."""
     if not built.attachment_tokens:
         return len(built.params) / BYTES_PER_TOKEN
     return text_bytes(built.params) / BYTES_PER_TOKEN + (
@@ -151,7 +155,7 @@ def guessed_tokens(built: Built) -> float:
 
 
 def text_bytes(params: bytes) -> int:
-    """The bytes of a request without those of the files that it carries."""
+    """Return the size of a request in bytes, without the files inside it."""
     return len(params) - sum(found.end() - found.start() for found in _BASE64.finditer(params))
 
 
@@ -159,7 +163,10 @@ _BASE64 = re.compile(rb'"data":"[A-Za-z0-9+/=]{64,}"')
 
 
 def marked_parts(params: bytes, breakpoints: int) -> str | None:
-    """How long the blocks with cache_control of the user's own are cached, the longest; None: there are none."""
+    """Return the longest time for which the user's own blocks with cache_control are cached: 5m or 1h.
+
+    None if there are none. breakpoints: how many blocks with cache_control are not the user's own.
+    """
     if params.count(b'"cache_control":{') <= breakpoints:
         return None
     return "1h" if b'"ttl":"1h"' in params else "5m"

@@ -1,4 +1,4 @@
-"""Which rows a person wants to have sent again, and with what changes."""
+"""Select the rows that a person wants sent again, and apply the changes for this sending. Edge: SQL."""
 
 import itertools
 import re
@@ -22,18 +22,19 @@ from pipeline.state.database import Connection
 from pipeline.state.rows import KnownRow, known_rows
 from pipeline.states import FAILURES, OUTCOMES, RowState
 
-#: What goes again when no status is named. A lost row may have been paid for; a canceled one was canceled on purpose.
+#: The statuses that are sent again if none is named. A lost row may be paid already, a canceled one is so on purpose.
 USUAL = tuple(state for state in FAILURES if state not in (RowState.LOST, RowState.CANCELED))
-#: What a sending may change: other fields of `request` would change what a row is.
+#: The fields that `--set` may change. Other fields of `request` would change what a row is.
 _SETTABLE = re.compile(r"request\.(model|max_tokens|system|params(\.[^.]+)*)")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows to send again: those with one of these outcomes that meet all the other conditions.
+    """The rows to send again: those with one of these outcomes that meet all other conditions.
 
-    statuses: () for the usual ones; error_types, keys: () for any; keys: as JSON, or with commas between the values;
-    where: a SQL predicate over the results table; changes: `request.max_tokens` and the like to new values.
+    statuses: (): the USUAL ones; error_types: (): any; keys: as JSON, or the values with commas between them; (): any;
+    where: a SQL predicate over the results table; None: no predicate; changes: new values by field, such as
+    `request.max_tokens`. Raises InputError for an unknown status.
     """
 
     statuses: tuple[str, ...] = ()
@@ -49,33 +50,33 @@ class Selection:
 
     @property
     def outcomes(self) -> tuple[str, ...]:
-        """The outcomes that are sent again."""
+        """Return the outcomes of the rows to send again."""
         return self.statuses or USUAL
 
     def facts(self) -> dict[str, Any]:
-        """As JSON, by which the run of it is known again."""
+        """Return the selection as a mapping for JSON. A run with equal facts is continued by the same command."""
         lists = {name: sorted(set(getattr(self, name))) for name in ("statuses", "error_types", "keys")}
         return {**lists, "where": self.where, "changes": dict(self.changes)}
 
     def names(self, key: str) -> bool:
-        """Whether this key (JSON) is among those given; every key is when none are."""
+        """Return whether this key (JSON) is selected; if the selection has no keys, every key is."""
         given = self.keys
         return not given or key in given or identity.joined(key) in given or identity.shown(key) in given
 
     def wants(self, known: KnownRow) -> bool:
-        """Whether a row goes again, as far as the state database can tell; `matching_keys` asks the results table."""
+        """Return whether a row has a selected outcome and key. `matching_keys` checks the remaining conditions."""
         return known.outcome in self.outcomes and self.names(known.key)
 
     @property
     def conditions(self) -> Conditions:
-        """What must hold of a row's answer in the results table, beside its status."""
+        """Return the conditions that are checked in the results table: error types and the predicate."""
         return Conditions(self.error_types, self.where)
 
 
 def left_out(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection, quote: Quote) -> list[str]:
-    """Why rows do not go again that somebody may have meant, as sentences. Raises InputError for a wrong predicate.
+    """Return sentences that say why rows which a person may have meant are not sent again; [] if none is left out.
 
-    quote: of this retry, so of the rows that stand in the source.
+    quote: the quote of this retry. Raises InputError if the predicate is wrong.
     """
     there = (Verdict.AGAIN, Verdict.PLANNED, Verdict.IN_FLIGHT, Verdict.KEPT, Verdict.FOR_RETRY)
     in_source = sum(quote.rows[kind] for kind in there)
@@ -95,7 +96,10 @@ def left_out(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection
 
 
 def _of_keys(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection) -> tuple[int, list[str]]:
-    """How many rows the given keys name that go again, if they stand in the source; and of the others why not."""
+    """Return how many rows with the given keys are sent again if they are in the source, and why others are not.
+
+    Only the first SHOWN keys are looked at.
+    """
     wanted, said = 0, []
     for given in retry.keys[:SHOWN]:
         known = known_rows(conn, job_id, spellings(given, len(sink.columns.key)))
@@ -109,7 +113,7 @@ def _of_keys(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection
 
 
 def _why_not(conn: Connection, sink: ResultsTable, retry: Selection, key: str, row: KnownRow) -> str | None:
-    """Why a row that a key names does not go again; None when it does."""
+    """Return why a row with a given key is not sent again; None if it is sent."""
     if row.outcome is None:
         return "it has no answer yet; `run` sends it" if row.state == RowState.PENDING else "it is in flight"
     if row.outcome not in retry.outcomes:
@@ -120,7 +124,7 @@ def _why_not(conn: Connection, sink: ResultsTable, retry: Selection, key: str, r
 
 
 def spellings(given: str, columns: int) -> list[str]:
-    """The keys (JSON) that a person may mean by `17` or `acme,17`: each value may be a text, or a number."""
+    """Return the keys (JSON) that `17` or `acme,17` may mean: each value may be a text, a number or a boolean."""
     if given.startswith("["):
         return [given, *_same_key(given)]
     parts = given.split(",") if columns > 1 else [given]
@@ -130,7 +134,7 @@ def spellings(given: str, columns: int) -> list[str]:
 
 
 def _same_key(given: str) -> list[str]:
-    """A key that is given as JSON, as the state database writes it; none where it is no list."""
+    """Return a key that is given as JSON in the form that the state database uses; [] if it is not a JSON list."""
     try:
         values = orjson.loads(given)
     except orjson.JSONDecodeError:
@@ -139,11 +143,11 @@ def _same_key(given: str) -> list[str]:
 
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-SHOWN = 10  # keys that are explained
+SHOWN = 10  # the most keys that are explained
 
 
 def _none_matches(conn: Connection, sink: ResultsTable, retry: Selection) -> str:
-    """What there is instead of rows to send again."""
+    """Return a sentence that says why no row is selected, and which statuses or error types there are."""
     there = count_by_status(conn, sink)
     wanted = sum(number for status, number in there.items() if status in retry.outcomes)
     if wanted:
@@ -157,7 +161,7 @@ def _none_matches(conn: Connection, sink: ResultsTable, retry: Selection) -> str
 
 
 def change(pair: str) -> tuple[str, Any]:
-    """`request.max_tokens=1000` as field and value, which is read as in a job file. Raises InputError."""
+    """Return field and value of a text such as `request.max_tokens=1000`. The value is YAML. Raises InputError."""
     name, equals, value = pair.partition("=")
     if not equals or not _SETTABLE.fullmatch(name):
         raise InputError(
@@ -174,7 +178,7 @@ def change(pair: str) -> tuple[str, Any]:
 
 
 def changed(job: Job, changes: Mapping[str, Any]) -> Job:
-    """The job with these fields changed: what is asked in this sending. Raises InputError for a wrong value."""
+    """Return the job with these fields changed, for this sending. Raises InputError for a wrong value."""
     fields = job.model_dump(mode="json")
     for name, value in changes.items():
         *path, last = name.split(".")

@@ -1,8 +1,9 @@
-"""One planning done by several processes, a file of the source each, under the one lease of the driver that plans.
+"""Split one planning among processes, one file of the source each, under one lease. Edge: SQL, HTTP, files.
 
-Nothing but names and numbers goes to a part: whoever plans it opens the state database and the spool by itself. Each of
-its transactions checks the lease: when the driver that holds it dies, its parts can write nothing more. If the process
-of a part dies, the rows that it had put into batches are in flight, and the driver plans what is left of the file.
+A shard carries only names and numbers: the process that plans it opens the state database and the spool itself. Each of
+its transactions checks the lease of the driver that plans: if that driver dies and another one takes over the lease,
+its shards can write nothing more. If the process of a shard dies, the rows that it has already put into batches are in
+flight, and the driver plans the remaining rows of the file.
 """
 
 from collections.abc import Callable
@@ -21,9 +22,9 @@ from pipeline.state.runs import get_run
 
 @dataclass(frozen=True)
 class Shard:
-    """What is to be planned: one file (or the query), for a run of a job. lease, token: of the job's planning.
+    """One part of a planning: one file (or the query) of a job's source, for one run.
 
-    first: when its first batch is another than the rest.
+    lease, token: the lease on the job's planning; first: the first batch, if it differs from the rest.
     """
 
     job: str
@@ -37,27 +38,31 @@ class Shard:
 
 @dataclass(frozen=True)
 class Planned:
-    """A part that is done, with the batches that its rows wait in; see `Plan`."""
+    """A shard that is planned, with the batches that the run waits for; see `moves.Awaited`."""
 
     part: Shard
     awaited: frozenset[int]
     plan_again_after: frozenset[int]
 
 
-#: Has parts planned somewhere, and returns those that came to their end. Each second or so it calls what it is given:
-#: what has been planned meanwhile is submitted then. That raises when the driver is asked to stop.
+#: A function that has shards planned by other processes and returns those that were planned completely. About once a
+#: second it calls the function that it is given, which submits the batches planned so far, and which raises when the
+#: driver is asked to stop.
 ShardRunner = Callable[[list[Shard], Callable[[], None]], list[Planned]]
 
 
 def shards(plan: Plan, job: str, run_id: int, lease: Lease, first: First | None = None) -> list[Shard]:
-    """The parts of a planning: one for each file of the source. first: see `Plan.batches`."""
+    """Return the shards of a planning, one for each file. first: the first batch of the first shard, if it differs."""
     held = (lease.resource, lease.token)
     paths = [one.path for one in plan.source.inputs]
     return [Shard(job, run_id, path, plan.refresh, *held, None if i else first) for i, path in enumerate(paths)]
 
 
 def plan_shard(where: Environment, part: Shard) -> Planned:
-    """Plan one part: render, pack and spool its rows. Raises LostRace when the lease is somebody else's by now."""
+    """Plan one shard: render, pack and spool its rows.
+
+    Raises LostRace if another driver holds the lease by now, and SourceError if the file is not on this machine.
+    """
     with where.database.read() as conn:
         row = job_named(conn, part.job)
         job = stored_job(get_run(conn, part.run_id))

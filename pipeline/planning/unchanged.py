@@ -1,8 +1,8 @@
-"""Which files of the source need not be read, because nothing is to be done with any of their rows. Edge: SQL, files.
+"""Find the files of a source that need not be read, because all their rows are settled. Edge: SQL, files.
 
-A file whose bytes are those of an earlier planning is not parsed: what was noted of its rows then is held against the
-rows of today. One that had to be read in pass one, and all of whose rows have their answers, is not read again in pass
-two. What changes between the passes, in the file or in the database, is for the next run to find.
+A file with the same bytes as in an earlier planning is not parsed. Instead, the segments that were stored for it then
+are compared with its rows in the database now. A file that was read in pass one and has only settled rows is not read
+again in pass two. If the file or the database changes between the passes, the next run notices it.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ from pipeline.storage.objects import Object
 
 
 class _Looked(NamedTuple):
-    """The rows of a stretch with which nothing is to be done. hashes: of their keys."""
+    """The verdicts on a segment whose rows are all settled. hashes: those of the keys; empty if not asked for."""
 
     counts: Counter[Verdict]
     hashes: pl.Series
@@ -42,39 +42,44 @@ class _Looked(NamedTuple):
 
 @dataclass
 class _File:
-    """What is found out of one file. version: as it was before it was looked at.
+    """What is known of one file in one pass.
 
-    source: see stretches.source_of, as it was before, too; None: not looked for yet, or it cannot be read.
+    version: that of the file before it was read; None: it has none or is missing. source: its fingerprint before it was
+    read; None: not computed yet, or the file cannot be read.
     """
 
     version: Stamp | Object | None
     source: bytes | None = None
-    notes: Notes | None = field(default_factory=Notes)  #: for the next run; None: none can be taken
-    settled: bool = True  #: nothing is to be done with any of its rows, as far as was looked
+    notes: Notes | None = field(default_factory=Notes)  #: segments to store for the next run; None: store none
+    settled: bool = True  #: all rows that were looked at so far are settled
 
 
 class Unchanged:
-    """What is found out of the inputs of a source, for one planning of a job."""
+    """Keeps track of which inputs of a source are unchanged, for one planning of a job."""
 
     def __init__(
         self, job: Job, inputs: Sequence[Input], columns: Sequence[str], *, recipe: str, refresh: bool, whole: bool
     ) -> None:
-        """columns: of whose values row_hashes are made. whole: whether the planning is of all that they say."""
+        """columns: those that row_hash covers. whole: whether the planning covers all rows and no attachments."""
         self._job, self._inputs, self._columns = job, inputs, columns
         self._recipe, self._refresh, self._whole = recipe, refresh, whole
         self._by_path = {one.path: one for one in inputs}
-        self._quoted: dict[str, _File] = {}  # by pass one; by path
-        self._planned: dict[str, _File] = {}  # by pass two
+        self._quoted: dict[str, _File] = {}  # of pass one, by path
+        self._planned: dict[str, _File] = {}  # of pass two, by path
 
     @property
     def settled(self) -> bool:
-        """Whether pass one found nothing to be done at all."""
+        """Return whether pass one found that all rows of all inputs are settled."""
         return len(self._quoted) == len(self._inputs) and all(file.settled for file in self._quoted.values())
 
     # -- pass one ------------------------------------------------------------------------------------------------------
 
     def unread(self, quote: Quote, known_rows: KnownRows, seen: Distinct) -> list[Input] | None:
-        """What pass one has to read, None for all. The rows of the others go to `quote` and `seen`."""
+        """Return the inputs that pass one has to read; None: all of them; []: none.
+
+        The rows of the other inputs are counted in `quote`, and the hashes of their keys are added to `seen`, unless
+        it is certain that no key comes twice.
+        """
         self._quoted = {}
         if not self._whole or known_rows.is_empty:
             return None
@@ -94,16 +99,17 @@ class Unchanged:
         return left
 
     def _noted(self, one: Input, known_rows: KnownRows) -> list[SegmentDigest]:
-        """What was noted of the input as it is now; nothing if it is not as it was."""
+        """Return the segments that were stored for an input; [] if it has changed since, or was never planned."""
         found = self._quoted[one.path] = _File(version_of(one))
         if found.version is not None:
             found.source = fingerprint(one, self._job.source, self._columns)
         return [] if found.source is None else known_rows.notes(found.source)
 
     def _keys_differ(self, noted: Sequence[Sequence[SegmentDigest]]) -> bool:
-        """Whether no key comes twice, if each input is as it was noted: no row is in two notes.
+        """Return whether the stored segments prove that no key comes twice, without a comparison of keys.
 
-        The database has each key once. That is not enough where 17 and "17" may stand beside each other.
+        They prove it if there are segments of every input: each row is in one segment, and the database has each key
+        once. That is not enough for inputs where 17 and "17" can both be keys.
         """
         by_value = any(one.by_value for one in self._inputs)
         return all(noted) and not by_value and len(self._by_path) == len(self._inputs)
@@ -111,9 +117,9 @@ class Unchanged:
     def _as_noted(
         self, notes: Sequence[SegmentDigest], known_rows: KnownRows, seen: Distinct, *, hashed: bool
     ) -> Counter[Verdict] | None:
-        """Verdicts of the rows when nothing is to be done with any of them; None otherwise, and without notes.
+        """Return the number of rows by verdict if all rows of these segments are settled; None otherwise.
 
-        hashed: whether their keys go to `seen`.
+        None, too, if there are no segments. hashed: whether hashes of the keys are added to `seen`.
         """
         counts: Counter[Verdict] = Counter()
         mark = seen.mark()
@@ -128,13 +134,13 @@ class Unchanged:
         return counts if notes else None
 
     def _take(self, inputs: Sequence[Input], counts: Mapping[Verdict, int], quote: Quote) -> None:
-        """Nothing is to be done with these."""
+        """Count inputs whose rows are all settled in the quote. Their segments are stored already."""
         quote.rows.update(counts)
         for one in inputs:
             self._quoted[one.path].notes = None
 
     def _stretch(self, note: SegmentDigest, known_rows: KnownRows, *, hashed: bool) -> _Looked | None:
-        """Verdicts of the rows of a stretch and, if wanted, hashes of their keys; None when one is not as noted."""
+        """Return the verdicts on a segment; None if a row has changed since it was stored, or is not settled."""
         found = known_rows.noted(note, self._recipe)
         if found.rows != note.rows or found.digest != note.digest:
             return None
@@ -155,7 +161,7 @@ class Unchanged:
         )
 
     def quoted(self, chunk: Chunk, keys: pl.Series, judged: Judged) -> None:
-        """A chunk that pass one had to read."""
+        """Note a chunk that pass one has read."""
         found = self._quoted.get(chunk.input.path)
         if found is None or not found.settled:
             return
@@ -167,10 +173,10 @@ class Unchanged:
     # -- pass two ------------------------------------------------------------------------------------------------------
 
     def left(self, driver: Driver, run_id: int, inputs: Sequence[Input] | None) -> list[Input] | None:
-        """What pass two has to read; None for all of it. inputs: of these.
+        """Return the inputs that pass two has to read; None: all; []: none. inputs: choose among these; None: all.
 
-        What pass one has found holds for one pass two only, and only while no row waits: one that came to wait since
-        would be taken for one that has vanished from the source.
+        The findings of pass one are used for one pass two only, and only while no row of the job is pending: if a row
+        became pending since pass one and its file were skipped, the row would count as vanished from the source.
         """
         if not self._whole:
             return None if inputs is None else list(inputs)
@@ -185,20 +191,20 @@ class Unchanged:
         return left
 
     def _before(self, one: Input) -> _File:
-        """A file that is about to be read."""
+        """Return the record of a file that is about to be read."""
         version = version_of(one)
-        # one that was written just now could be again without another time to show for it
+        # a file that was written just now could be written again and keep the same time, so its bytes are needed, too
         recent = version is not None and is_recent(version)
         return _File(version, fingerprint(one, self._job.source, self._columns) if recent else None)
 
     def planned(self, chunk: Chunk, keys: pl.Series, judged: Judged, new: Sequence[int]) -> None:
-        """A chunk that pass two has written. new: the numbers of its new rows."""
+        """Note a chunk that pass two has written. new: the numbers of its new rows."""
         found = self._planned.get(chunk.input.path)
         if found is not None:
             _note(found, keys, judged, new)
 
     def finish(self, driver: Driver, run_id: int) -> None:
-        """All that was left has been read."""
+        """Store the segments of the files that pass two has read to their end."""
         planned, self._planned = self._planned, {}
         self._put_notes(driver, run_id, planned)
 
@@ -211,7 +217,7 @@ class Unchanged:
             source = found.source
             if source is None or is_recent(found.version):
                 source = fingerprint(one, self._job.source, self._columns)
-            # else somebody wrote to the file, and who knows whether that was before we read it
+            # if it was altered, we cannot tell whether we read the old or the new bytes
             unaltered = source == (found.source or source) and version_of(one) == found.version
             if source is not None and unaltered:
                 with driver.planning_transaction(run_id) as conn:
@@ -225,4 +231,4 @@ def _note(found: _File, keys: pl.Series, judged: Judged, new: Sequence[int]) -> 
     if numbers:
         found.notes.add(numbers, keys.to_list(), judged.hashes, judged.keeps)
     else:
-        found.notes = None
+        found.notes = None  # a row's number is not known

@@ -1,7 +1,8 @@
-"""Files that requests name: put up once through the Files API, remembered, and removed when nothing needs them.
+"""Upload the files that requests name by the Files API, each content once. Edge: HTTP, SQL.
 
-A file is known by its content, so 10,000 rows about one document put it up once. It is noted after the API has taken
-it: if we die between the two, the next planning puts it up again, and the first one stays at the API, unused.
+A file is identified by the digest of its content, so 10,000 rows about one document upload it once. The file's id is
+stored after the API has accepted the file: if we die between the two, the next planning uploads the file again, and the
+first upload stays at the API, unused.
 """
 
 import threading
@@ -14,7 +15,7 @@ from pipeline.state.files import add_file, forget_file, uploaded_file
 
 
 class Uploads:
-    """Puts files up for one planning."""
+    """Uploads files for one planning. Threads may share it."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -23,7 +24,10 @@ class Uploads:
         self._lock = threading.Lock()
 
     def __call__(self, content: Content) -> str:
-        """The id of the file with this content at the API. Raises RowProblem when it is not taken, or Stopped."""
+        """Return the Files API id of this content, and upload it if needed.
+
+        Raises RowProblem if the API refuses the file, and Stopped if the API cannot be used.
+        """
         with self._lock:
             if content.sha256 in self._refused:
                 raise self._refused[content.sha256]
@@ -36,7 +40,7 @@ class Uploads:
             return self._ids[content.sha256]
 
     def _known(self, content: Content) -> str | None:
-        """The id of one that was put up before and is still there."""
+        """Return the id of an earlier upload that is still at the API; None if there is none."""
         driver = self._driver
         with driver.reading() as conn:
             file_id = uploaded_file(conn, driver.job_id, driver.account_id, content.sha256)

@@ -1,4 +1,4 @@
-"""What becomes of a source row, given what the database knows of it. Pure."""
+"""Decide what planning does with a source row, given what the database knows of it. Pure."""
 
 from collections.abc import Container
 from enum import StrEnum
@@ -12,19 +12,19 @@ from pipeline.states import RowState
 class Verdict(StrEnum):
     """What planning does with a source row."""
 
-    NEW = "new"  #: never seen: send
-    CHANGED = "changed"  #: its source values are others than those of its outcome: send
-    AGAIN = "again"  #: it did not succeed, and the recipe is another or attempts are left: send
-    WAITING = "waiting"  #: known, and in no batch, or in one that must be made anew: send
-    PLANNED = "planned"  #: in a batch as it is, which has not been sent yet
-    KEPT = "kept"  #: it has its outcome
-    KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: kept unless asked to refresh
-    IN_FLIGHT = "in_flight"  #: in a batch as it is
-    CHANGED_IN_FLIGHT = "changed_in_flight"  #: in a batch as it was: goes again when that one has ended
-    FOR_RETRY = "for_retry"  #: it waits for a retry that is not finished, and has its outcome until then: left alone
-    OTHER = "other"  #: not among those that a person wants sent again
+    NEW = "new"  #: not in the database: send
+    CHANGED = "changed"  #: its source values have changed since its outcome: send
+    AGAIN = "again"  #: it did not succeed, and its recipe has changed or it has attempts left: send
+    WAITING = "waiting"  #: known and in no batch, or in a planned batch whose request must change: send
+    PLANNED = "planned"  #: unchanged, in a batch that is planned and not sent
+    KEPT = "kept"  #: it has its outcome: not sent
+    KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: not sent, unless by `--refresh`
+    IN_FLIGHT = "in_flight"  #: unchanged, in a batch: not sent again now
+    CHANGED_IN_FLIGHT = "changed_in_flight"  #: in a batch with its earlier values: sent again when that batch has ended
+    FOR_RETRY = "for_retry"  #: pending in an unfinished retry, which will send it: not sent by this run
+    OTHER = "other"  #: not selected by the retry
 
-    __hash__ = str.__hash__  # the enum's own is written in Python, and each row is counted by its verdict
+    __hash__ = str.__hash__  # faster than the enum's own, which is in Python; each row is counted by its verdict
 
 
 SENT = frozenset({Verdict.NEW, Verdict.CHANGED, Verdict.AGAIN, Verdict.WAITING})
@@ -41,11 +41,11 @@ def verdict(
     unsent: Container[int] = frozenset(),
     retries: Container[int] = frozenset(),
 ) -> Verdict:
-    """What becomes of a source row, given what the database knows of its key. Pure.
+    """Return the verdict of a plain run on a source row. Pure.
 
-    unsent: batches that are planned and not sent; in the quote a row in one of them counts as still to be sent.
-    retries: the runs that send rows again for a person and are not finished: what they have planned is left to them,
-    unless the row has changed.
+    known: the row in the database; None: it is new. unsent: batches that are planned and not sent; in the quote a row
+    in one of them counts as still to be sent. retries: the unfinished runs of `retry`; rows that they have planned are
+    left to them, unless the row has changed.
     """
     if known is None:
         return Verdict.NEW
@@ -65,7 +65,7 @@ def verdict(
             return Verdict.KEPT
         return Verdict.AGAIN if refresh else Verdict.KEPT_OLDER
     if known.outcome in (RowState.LOST, RowState.CANCELED):
-        return Verdict.KEPT  # only a person can say whether these go again
+        return Verdict.KEPT  # these are sent again only by the command `retry`
     retryable = known.outcome in (RowState.ERRORED, RowState.EXPIRED) and known.error_type in job.retry.errors
     retryable = retryable or retry_change.change_for(job.retry, known.outcome, known.error_type) is not None
     attempts_left = retryable and known.attempts < job.retry.max_attempts
@@ -82,10 +82,11 @@ def retry_verdict(
     unsent: Container[int] = frozenset(),
     retries: Container[int] = frozenset(),
 ) -> Verdict:
-    """What becomes of a source row when a person wants some sent again; wanted: whether it is one of these. Pure.
+    """Return the verdict of a retry on a source row. Pure.
 
-    run_id: the run that sends them again, when it has begun: what it has sent already does not go twice; unsent,
-    retries: as for `verdict`, without the retry that this is.
+    known: the row in the database; None: it is new. wanted: whether the retry selects the row. run_id: the retry's run,
+    which does not send a row twice; None: it has not begun. unsent: as for `verdict`. retries: the other unfinished
+    retries.
     """
     if known is None or not wanted:
         return Verdict.OTHER

@@ -1,7 +1,7 @@
-"""Whether a request fits into its model's context window. Edge: HTTP.
+"""Check that a request fits into its model's context window. Edge: HTTP.
 
-The API says so only when it works on the batch, an hour later. Its count of tokens is free, so the requests that may be
-too long by their bytes are counted when they are planned, and no others. Nothing of it is stored: if we die, the next
+The API checks it only while it processes the batch, an hour later. Counting tokens is free, so planning has the API
+count those requests that may be too long by their bytes, and no others. No count is stored: if we die, the next
 planning counts them again.
 """
 
@@ -16,24 +16,24 @@ from pipeline.money.prices import context_window, context_windows, prices_of
 from pipeline.planning.sample import text_bytes
 from pipeline.request.build import Built
 
-SURELY_FITS = 100_000  # bytes: no model reads less than so many tokens, and no byte is more than one
-#: However short the tokens of a sample are, those of one row may be longer: such rows are counted.
+SURELY_FITS = 100_000  # bytes: every model reads as many tokens, and a byte is at most one token
+#: The least tokens per byte that are assumed: one row may have more tokens per byte than the sample, so it is counted.
 LEAST_BOUND = 0.5
-#: No text has longer tokens in the mean. What is too long by this is too long, also when the API does not count it.
+#: The mean token of a text is never longer. A request that is too long by this is refused even without a count.
 LONGEST_TOKEN = 20  # bytes
 
 
 class Windows:
-    """Looks at the requests of one planning."""
+    """Checks the requests of one planning."""
 
     def __init__(self, driver: Driver, job: Job, tokens_per_byte: float = CERTAIN_TOKENS_PER_BYTE) -> None:
-        """tokens_per_byte: at most, by a sample of the job's requests."""
+        """tokens_per_byte: an upper bound, from a sample of the job's requests."""
         self._driver, self._job = driver, job
         self._bound = max(LEAST_BOUND, tokens_per_byte)
-        self._asks = True  # an API that does not answer is not asked for each row
+        self._asks = True  # False once the API could not be reached, so that it is not tried for each row
 
     def check(self, built: Built) -> None:
-        """Raises RowProblem when the request is longer than its model reads."""
+        """Raise RowProblem if the request has more tokens than its model reads."""
         window = self._driver.window(built.model)
         size = text_bytes(built.params) if built.attachment_tokens else len(built.params)
         if size * self._bound <= window:
@@ -48,22 +48,23 @@ class Windows:
             )
 
     def _counted(self, built: Built) -> int | None:
-        """By the API's count; None when it does not say."""
+        """Return the API's count of the request's tokens; None if it gives none."""
         if not self._asks:
             return None
         try:
             return self._driver.api.count_tokens(built.params, self._job.request.betas)
         except ApiUnreachable:
             self._asks = False
-        except Stopped:  # it refuses to count this one
+        except Stopped:  # the API refuses to count this request
             pass
         return None
 
 
 def larger(api: Api, tokens: int) -> str:
-    """`, or ask claude-haiku-5-5 (request.model), which reads 1,000,000`: the cheapest model that reads so many tokens.
+    """Return advice for a message: the cheapest model that reads this many tokens; an empty text if there is none.
 
-    Of those that the key can use, or when the API does not list them, that have a price. Nothing when there is none.
+    Such as: `, or ask claude-haiku-5-5 (request.model), which reads 1,000,000`. It is chosen among the models with a
+    known price that the API lists, or among all of them if the API gives no list.
     """
     windows = context_windows()
     try:

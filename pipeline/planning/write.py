@@ -1,4 +1,4 @@
-"""Writes what a plan changes: the rows of one chunk in one transaction, then their requests into batches. Edge: SQL."""
+"""Write the changes of a chunk in one transaction, then pack its requests into batches. Edge: SQL, files."""
 
 from pipeline.answer.outcome import Outcome
 from pipeline.driver.driver import Driver
@@ -14,16 +14,16 @@ class Writer:
     """Writes the chunks of one planning. If we die, rows without a batch stay pending and are planned again."""
 
     def __init__(self, driver: Driver, run_id: int, recipe: str, packer: Packer, unchanged: Unchanged) -> None:
-        """unchanged: is told the numbers of the rows that were written."""
+        """unchanged: gets the numbers of the rows that were written."""
         self._driver, self._run_id, self._recipe = driver, run_id, recipe
         self._packer, self._unchanged = packer, unchanged
 
     def write(self, moves: Moves) -> list[int]:
-        """Commit one chunk, then put its requests into bodies; return the numbers of the batches that this fills."""
+        """Commit one chunk, then add its requests to bodies; return the numbers of the batches that this fills."""
         return list(self._packer.add(self._commit(moves)))
 
     def _commit(self, moves: Moves) -> list[Sendable]:
-        """Bring the database to what the source says of one chunk, in one transaction; return the rows to send."""
+        """Write all changes of one chunk in one transaction, and return its rows to send with their requests."""
         driver = self._driver
         with driver.planning_transaction(self._run_id) as conn:
             numbers = add_rows(conn, driver.job_id, [written.row for written in moves.new])
@@ -41,7 +41,7 @@ class Writer:
         return [Sendable(number, *written.request) for number, written in numbered if written.request is not None]
 
     def _invalid(self, row: InvalidRow) -> Answer:
-        """What the results table says of a row that cannot be sent."""
+        """Return the answer that the results table gets for a row that cannot be sent."""
         fixed = Fixed(
             recipe=self._recipe,
             cost_usd=0.0,
