@@ -444,7 +444,7 @@ def test_results_that_name_no_request_of_ours_are_not_counted_as_a_download(worl
     assert finished.rows == {"succeeded": 5}
 
 
-def test_results_expire_29_days_after_the_sending(world: World) -> None:
+def test_the_29_days_of_results_are_counted_from_the_sending(world: World) -> None:
     world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=50)
     world.run(world.job(), detach=True)
     world.emulator.clear_faults()

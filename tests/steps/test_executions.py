@@ -140,7 +140,7 @@ def test_a_batch_whose_response_arrives_after_another_driver_read_the_listing_is
     assert (world.accepted(), set(world.statuses().values())) == (5, {"succeeded"})
 
 
-def test_a_batch_that_ends_after_its_run_was_canceled_leaves_no_row_in_flight(world: World) -> None:
+def test_a_batch_that_was_not_accepted_leaves_no_row_in_flight_after_a_cancel(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_before", times=1)
     world.run(world.job(), detach=True)
     with world.database.read() as conn:

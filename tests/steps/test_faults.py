@@ -313,7 +313,7 @@ def test_line_separators_in_an_answer_do_not_split_its_line(world: World) -> Non
     assert all("\u2028" in answer["text"] for answer in world.answers().values())
 
 
-def test_results_are_read_from_our_address_whatever_results_url_says(world: World) -> None:
+def test_results_are_read_from_our_address_although_results_url_names_another(world: World) -> None:
     world.emulator.add_fault(on="retrieve", do="results_url", host="http://elsewhere.example")
 
     finished = world.run(world.job())

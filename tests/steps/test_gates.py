@@ -337,7 +337,7 @@ def test_a_run_continues_after_its_driver_died_when_it_had_planned(world: World,
     assert (world.accepted(), world.sent_twice()) == (60, [])
 
 
-def test_the_next_run_sends_all_rows_after_a_driver_died_when_it_had_planned(world: World) -> None:
+def test_the_next_run_sends_the_canary_first_after_a_driver_died_when_it_had_planned(world: World) -> None:
     work = job(world, 60, limits={"max_batch_requests": 30})
     world.dies_at(work, "planned", 1)
 
@@ -348,7 +348,7 @@ def test_the_next_run_sends_all_rows_after_a_driver_died_when_it_had_planned(wor
     assert (world.accepted(), world.sent_twice()) == (60, [])
 
 
-def test_the_next_run_sends_all_rows_after_a_driver_died_before_it_planned_any(world: World) -> None:
+def test_the_next_run_sends_the_canary_first_after_a_driver_died_before_it_planned(world: World) -> None:
     work = job(world)
     world.dies_at(work, "quote")
 
