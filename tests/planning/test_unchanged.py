@@ -211,7 +211,7 @@ def test_answers_of_an_older_recipe_are_kept_until_refreshed(world: World, read:
     assert world.run(newer, refresh=True).rows == {"succeeded": 10}
 
 
-def test_a_template_with_other_columns_makes_the_file_be_read(world: World, read: list[str]) -> None:
+def test_a_file_is_read_again_when_the_template_uses_other_columns(world: World, read: list[str]) -> None:
     world.rows(seen(10, "today"))
     world.run(world.job())
 
