@@ -1,4 +1,4 @@
-"""What every event has: a name of its own, a level, a line, and facts in an order that readers of the JSON know."""
+"""Every event has a name of its own, a level, a line, and facts in a fixed order."""
 
 import logging
 import re
@@ -16,14 +16,14 @@ CLASSES = pytest.mark.parametrize("of", event_classes(), ids=lambda of: of.name)
 
 
 @CLASSES
-def test_every_event_of_a_driver_has_its_line(of: type[Event]) -> None:
+def test_every_event_of_a_driver_has_a_line(of: type[Event]) -> None:
     assert of.line is not Event.line
     assert of.level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", of.name)
     assert [other for other in event_classes() if other.name == of.name] == [of]
 
 
-def test_every_event_is_told_somewhere() -> None:
+def test_every_event_is_created_somewhere() -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in (Path(__file__).parents[1] / "pipeline").rglob("*.py"))
 
     made = set(re.findall(r"(?<!class )\b([A-Z]\w+)\(", code))
@@ -31,14 +31,14 @@ def test_every_event_is_told_somewhere() -> None:
     assert {of.__name__ for of in event_classes()} - made == set()
 
 
-def test_no_batch_moves_as_no_batch_may() -> None:
+def test_every_event_of_a_batch_is_a_legal_move() -> None:
     moves = {(of.before, of.after) for of in event_classes() if issubclass(of, BatchMove)}
 
     legal = {(before, after) for before, afters in BATCH_MOVES.items() for after in afters}
     assert {move for move in moves if move[0] is not None} <= legal
 
 
-def test_the_facts_of_an_event_stand_in_their_order_and_what_is_not_known_is_left_out() -> None:
+def test_the_facts_of_an_event_have_a_fixed_order_and_unknown_ones_are_left_out() -> None:
     sent = Submitted(batch=3, api_id="msgbatch_1", requests=2, request_id=None)
 
     assert list(sent.of_job("notes").facts().items()) == [
@@ -61,7 +61,7 @@ def test_an_event_keeps_the_job_that_it_names() -> None:
     assert end.line() == "run 2 of notes ended: 2 of 2 rows failed; next: batch-pipeline errors notes"
 
 
-def test_what_waits_for_other_drivers_names_each_once() -> None:
+def test_the_line_of_a_waiting_run_names_each_other_driver_once() -> None:
     held = [{"process": "process 7", "until": f"0{hour}:00"} for hour in (1, 3, 2)]
 
     line = Waiting(seconds=0.2, progress={"batches": {"planned": 3}}, held_by=held).line()

@@ -1,4 +1,4 @@
-"""The pipeline from Python, as a script or a notebook uses it."""
+"""Scripts and notebooks run jobs and read answers from Python."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ sink: {table: answers}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a job over seven notes."""
+    """Return a folder to work in, with a job over seven notes."""
     monkeypatch.chdir(tmp_path)
     for name in ("BATCH_DATABASE_URL", "BATCH_SPOOL", "BATCH_MONTHLY_BUDGET_USD"):
         monkeypatch.delenv(name, raising=False)
@@ -31,14 +31,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ran(job: Job, **options: Any) -> list[str]:
-    """Run it over the emulator; the lines of progress."""
+    """Run it on the emulator and return the lines of progress."""
     lines: list[str] = []
     finished = run(job, emulator=True, poll_seconds=0.01, tell=lines.append, **options)
     assert finished.exit_code == 0
     return lines
 
 
-def test_a_job_runs_and_its_answers_are_a_frame() -> None:
+def test_a_job_runs_and_results_returns_its_answers_as_a_frame() -> None:
     job = load_job("job.yaml")
 
     lines = ran(job)
@@ -52,7 +52,7 @@ def test_a_job_runs_and_its_answers_are_a_frame() -> None:
     assert frame.schema["updated_at"] == pl.Datetime("us", "UTC")
 
 
-def test_a_job_made_in_python_is_one_like_others() -> None:
+def test_a_job_made_in_python_runs_like_one_from_a_file() -> None:
     job = Job.model_validate(
         {
             "name": "notes",
@@ -67,14 +67,14 @@ def test_a_job_made_in_python_is_one_like_others() -> None:
     assert results("notes", emulator=True).height == 7
 
 
-def test_how_a_run_ended_fits_under_a_cell() -> None:
+def test_the_end_of_a_run_is_a_short_text_under_a_notebook_cell() -> None:
     shown = repr(run(load_job("job.yaml"), emulator=True, poll_seconds=0.01))
 
     assert shown.startswith("Finished(run_id=1, state='finished', reason=None, rows={'succeeded': 7}, cost_usd=0.00")
     assert "Note number" not in shown
 
 
-def test_the_same_call_again_just_continues() -> None:
+def test_the_same_call_again_continues_the_job() -> None:
     ran(load_job("job.yaml"), limit=3)
 
     lines = ran(load_job("job.yaml"))
@@ -84,7 +84,7 @@ def test_the_same_call_again_just_continues() -> None:
 
 
 @pytest.mark.parametrize(("size", "heights"), [(3, [3, 3, 1]), (7, [7]), (100, [7])])
-def test_many_answers_come_frame_by_frame(size: int, heights: list[int]) -> None:
+def test_many_answers_are_read_in_several_frames(size: int, heights: list[int]) -> None:
     ran(load_job("job.yaml"))
 
     frames = list(results("notes", emulator=True, batch_size=size))
@@ -93,7 +93,7 @@ def test_many_answers_come_frame_by_frame(size: int, heights: list[int]) -> None
     assert pl.concat(frames).equals(results("notes", emulator=True))
 
 
-def test_no_answer_is_a_frame_without_rows() -> None:
+def test_a_job_without_answers_gives_a_frame_without_rows() -> None:
     ran(load_job("job.yaml"))
 
     frame = results("notes", emulator=True, where="id = 'none'")
@@ -108,7 +108,7 @@ def test_vars_are_given_as_on_the_command_line() -> None:
         load_job("job.yaml", {"tune": "loud"})
 
 
-def test_progress_goes_to_stderr_unless_somebody_takes_it(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_written_to_stderr_unless_the_caller_handles_it(capfd: pytest.CaptureFixture[str]) -> None:
     run(load_job("job.yaml"), emulator=True, poll_seconds=0.01)
 
     said = capfd.readouterr()
@@ -116,7 +116,7 @@ def test_progress_goes_to_stderr_unless_somebody_takes_it(capfd: pytest.CaptureF
     assert said.out == ""
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_a_missing_database_an_unknown_job_and_a_wrong_batch_size_are_refused() -> None:
     with pytest.raises(InputError, match="there is no database"):
         results("notes")
     ran(load_job("job.yaml"))

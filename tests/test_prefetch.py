@@ -1,4 +1,4 @@
-"""Work that is begun ahead of its caller: its order, its errors, and a caller that leaves early."""
+"""Work begun ahead of its caller keeps its order and its errors, and ends when the caller leaves early."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from pipeline.prefetch import calls_ahead, map_ahead, prefetch
 
 
-def test_items_come_in_their_order() -> None:
+def test_items_are_returned_in_their_order() -> None:
     assert list(prefetch(range(5), name="test")) == [0, 1, 2, 3, 4]
 
 
@@ -27,7 +27,7 @@ def test_the_next_item_is_made_while_the_caller_works_on_the_one_before() -> Non
     assert list(ahead) == [2]
 
 
-def test_an_error_comes_when_its_item_is_due() -> None:
+def test_an_error_is_raised_in_place_of_its_item() -> None:
     def items() -> Iterator[int]:
         yield 1
         yield 2
@@ -40,7 +40,7 @@ def test_an_error_comes_when_its_item_is_due() -> None:
         next(ahead)
 
 
-def test_only_so_many_calls_are_begun_beyond_the_one_that_the_caller_has() -> None:
+def test_only_a_limited_number_of_calls_is_begun_ahead_of_the_caller() -> None:
     taken: list[int] = []
 
     def things() -> Iterator[int]:
@@ -55,7 +55,7 @@ def test_only_so_many_calls_are_begun_beyond_the_one_that_the_caller_has() -> No
     ahead.close()
 
 
-def test_a_call_that_fails_leaves_the_others_be() -> None:
+def test_a_call_that_fails_does_not_affect_the_others() -> None:
     calls = calls_ahead(lambda n: 10 // n, [5, 0, 2], name="test")
 
     ended = [(n, call.result() if n else str(call.exception())) for n, call in calls]
@@ -63,7 +63,7 @@ def test_a_call_that_fails_leaves_the_others_be() -> None:
     assert ended == [(5, 2), (0, "integer division or modulo by zero"), (2, 5)]
 
 
-def test_what_is_under_way_has_ended_when_a_caller_has_left_early() -> None:
+def test_every_begun_call_has_ended_when_a_caller_has_left_early() -> None:
     begun: list[int] = []
     ended: list[int] = []
     second, go_on = threading.Event(), threading.Event()

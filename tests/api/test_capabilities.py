@@ -1,4 +1,4 @@
-"""What a model would refuse is said before anything is sent, in the words of the job file."""
+"""A request that its model would refuse is reported before anything is sent, in the words of the job file."""
 
 from collections.abc import Collection
 from datetime import date
@@ -31,7 +31,7 @@ def model(
     strategies: Collection[str] = STRATEGIES,
     **fields: Any,
 ) -> ModelInfo:
-    """A model that takes all but what is named in `without`."""
+    """Return a model with all capabilities except those in `without`."""
     plain = ("batch", "citations", "code_execution", "image_input", "pdf_input", "structured_outputs")
     types = ("adaptive", "between_tools", "disabled", "enabled")
     capabilities: dict[str, Any] = {
@@ -273,7 +273,7 @@ def edits(*strategies: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_a_model_refuses_is_said_with_the_job_files_field(
+def test_what_a_model_refuses_is_reported_with_the_field_of_the_job_file(
     info: ModelInfo, wanted: dict[str, Any], said: str
 ) -> None:
     assert refusal(asked(**wanted), info) == said
@@ -318,7 +318,7 @@ def test_attachments_are_refused_for_a_model_that_cannot_see_them(without: str, 
         pytest.param(model("claude-of-next-year"), PREFILL | FORCED | {"inference_geo": "us"}, id="an unknown model"),
     ],
 )
-def test_what_a_model_takes_passes(info: ModelInfo, wanted: dict[str, Any]) -> None:
+def test_what_a_model_accepts_passes(info: ModelInfo, wanted: dict[str, Any]) -> None:
     assert refusal(asked(**wanted), info) is None
 
 
@@ -345,7 +345,7 @@ EVERYTHING = asked(
         ),
     ],
 )
-def test_what_a_gateway_does_not_say_of_a_model_is_not_judged(info: ModelInfo) -> None:
+def test_a_capability_that_a_gateway_does_not_report_is_not_checked(info: ModelInfo) -> None:
     assert refusal(EVERYTHING, info, has=["image", "document"]) is None
     assert warnings(info, date(2026, 11, 1)) == []
     assert output_limit(info, [EXTENDED]) is None
@@ -372,7 +372,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("betas", [[], [EXTENDED]], ids=["no betas", "long answers"])
-def test_what_is_refused_here_is_what_the_emulator_refuses(tmp_path: Path, betas: list[str]) -> None:
+def test_the_check_and_the_emulator_refuse_the_same_requests(tmp_path: Path, betas: list[str]) -> None:
     with Emulator(tmp_path) as emulator:
         client = client_of(emulator)
         models = list(client.models.list(limit=1000))
@@ -422,13 +422,13 @@ def test_what_is_refused_here_is_what_the_emulator_refuses(tmp_path: Path, betas
         pytest.param(model(max_tokens=None), [EXTENDED], None, id="no limit said"),
     ],
 )
-def test_an_answers_limit_is_the_models_or_that_of_the_beta(
+def test_the_output_limit_is_that_of_the_model_or_of_the_beta(
     info: ModelInfo, betas: list[str], limit: int | None
 ) -> None:
     assert output_limit(info, betas) == limit
 
 
-def test_the_beta_for_long_answers_raises_what_may_be_asked_for() -> None:
+def test_the_beta_for_long_answers_raises_the_limit_of_max_tokens() -> None:
     wanted = asked(max_tokens=300_000)
 
     assert refusal(wanted, model("claude-sonnet-4-6"), betas=[EXTENDED]) is None
@@ -454,7 +454,7 @@ def test_the_beta_for_long_answers_raises_what_may_be_asked_for() -> None:
         ("some-model", 1024),
     ],
 )
-def test_a_prefix_must_have_so_many_tokens_to_be_cached(name: str, tokens: int) -> None:
+def test_the_smallest_prefix_that_is_cached_depends_on_the_model(name: str, tokens: int) -> None:
     assert cache_minimum(name) == tokens
 
 
@@ -533,7 +533,7 @@ TODAY = date(2026, 11, 21)
         ),
     ],
 )
-def test_a_model_near_its_end_is_warned_of(lifecycle: str, retires_at: str | None, said: list[str]) -> None:
+def test_a_model_near_its_retirement_gives_a_warning(lifecycle: str, retires_at: str | None, said: list[str]) -> None:
     assert warnings(model(lifecycle=lifecycle, retires_at=retires_at), TODAY) == said
 
 
@@ -552,13 +552,11 @@ KNOWN = ["claude-haiku-5-5", "claude-haiku-4-5-20251001", "claude-opus-5-5"]
         pytest.param("claude-haiku-9", [], " (it knows none)", id="none at all"),
     ],
 )
-def test_a_model_that_the_api_does_not_list_is_named_with_what_may_be_meant(
-    name: str, known: list[str], said: str
-) -> None:
+def test_an_unknown_model_is_refused_with_a_suggestion(name: str, known: list[str], said: str) -> None:
     assert unknown(name, known) == f"request.model: the API knows no model '{name}'{said}"
 
 
-def test_the_newest_model_of_a_line_is_the_one_with_the_highest_number() -> None:
+def test_the_newest_model_of_a_line_has_the_highest_version() -> None:
     names = ["claude-3-5-haiku-20241022", "claude-haiku-4-5-20251001", "claude-haiku-5-5", "claude-sonnet-6", "gpt"]
 
     assert newest(names, "haiku") == "claude-haiku-5-5"

@@ -1,4 +1,4 @@
-"""The API's time, kept on a clock that nobody can set."""
+"""The API's time is kept on a clock that cannot be set."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ BOOT = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Machine:
-    """A machine whose steady clock tests turn."""
+    """A machine whose steady clock is advanced by tests."""
 
     def __init__(self) -> None:
         self.up = timedelta(hours=3)
@@ -23,11 +23,11 @@ class Machine:
 
 
 def dated(at: datetime) -> dict[str, str]:
-    """Headers with this Date."""
+    """Return headers with this Date."""
     return {"date": format_datetime(at, usegmt=True)}
 
 
-def test_the_time_goes_on_by_the_steady_clock() -> None:
+def test_the_time_advances_with_the_steady_clock() -> None:
     machine = Machine()
     clock = ApiClock(machine.steadily)
     clock.hear(dated(THEN))
@@ -37,7 +37,7 @@ def test_the_time_goes_on_by_the_steady_clock() -> None:
     assert clock.now() == THEN + timedelta(hours=5)
 
 
-def test_until_a_date_was_heard_the_guess_holds() -> None:
+def test_the_guess_is_used_until_a_date_is_received() -> None:
     machine = Machine()
     clock = ApiClock(machine.steadily, guess=lambda: THEN)
 
@@ -46,7 +46,7 @@ def test_until_a_date_was_heard_the_guess_holds() -> None:
     assert clock.now() == THEN + timedelta(seconds=7)
 
 
-def test_the_guess_is_asked_for_once() -> None:
+def test_the_guess_is_requested_once() -> None:
     guesses = iter([THEN])
     machine = Machine()
     clock = ApiClock(machine.steadily, guess=lambda: next(guesses))
@@ -67,7 +67,7 @@ def test_two_wrong_dates_of_five_change_nothing(wrong: timedelta) -> None:
     assert clock.now() == THEN + machine.up
 
 
-def test_a_date_that_the_guess_agrees_with_counts_thrice_so_that_two_wrong_ones_behind_it_change_nothing() -> None:
+def test_a_first_date_that_agrees_with_the_guess_outweighs_two_wrong_dates_after_it() -> None:
     machine = Machine()
     clock = ApiClock(machine.steadily, guess=lambda: THEN + timedelta(seconds=5))
     assert not clock.is_witnessed
@@ -80,7 +80,7 @@ def test_a_date_that_the_guess_agrees_with_counts_thrice_so_that_two_wrong_ones_
     assert clock.now() == THEN
 
 
-def test_a_first_date_that_the_guess_does_not_agree_with_needs_witnesses() -> None:
+def test_a_first_date_that_differs_from_the_guess_needs_two_more_dates_that_agree() -> None:
     machine = Machine()
     clock = ApiClock(machine.steadily, guess=lambda: THEN + timedelta(hours=1))
 
@@ -98,7 +98,7 @@ def test_a_first_date_that_the_guess_does_not_agree_with_needs_witnesses() -> No
     [{}, {"date": ""}, {"date": "yesterday"}, {"date": "Fri, 99 Nov 2026 08:30:00 GMT"}, {**dated(THEN), "age": "30"}],
     ids=["none", "empty", "a word", "no day", "out of a cache"],
 )
-def test_a_date_of_no_use_is_not_learnt_from(headers: dict[str, str]) -> None:
+def test_an_unusable_date_is_ignored(headers: dict[str, str]) -> None:
     clock = ApiClock(Machine().steadily, guess=lambda: THEN)
 
     clock.hear(headers)
@@ -111,7 +111,7 @@ def test_a_date_without_a_zone_is_utc() -> None:
     assert date_of({"date": "Fri, 20 Nov 2026 08:30:00 -0000"}) == THEN
 
 
-def test_the_steady_clock_is_the_one_that_runs_since_the_machine_was_started() -> None:
+def test_the_steady_clock_counts_from_the_start_of_the_machine() -> None:
     began = time.clock_gettime(time.CLOCK_BOOTTIME)
     now = steady()
     ended = time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,6 +1,6 @@
-"""By which of the SDK's clients a job speaks, with which credentials, and over which way: real HTTP to the emulator.
+"""A job reaches the API with the right client and credentials, also by gateways and proxies, over real HTTP.
 
-A relay before the emulator notes what came: a gateway, a proxy or a TLS endpoint of the tests' own.
+A relay in front of the emulator records each call; it acts as a gateway, a proxy or a TLS endpoint.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from tests.cli.test_bad_input import JOB, Command, Ran, api, command, folder, ru
 
 @dataclass(frozen=True)
 class Call:
-    """A call as it came. headers: with their names in lower case."""
+    """A call as it was received. headers: with their names in lower case."""
 
     method: str
     target: str
@@ -51,13 +51,13 @@ class Call:
 
     @property
     def name(self) -> str:
-        """Method and path, with the batch's id left out."""
+        """Method and path, without the batch's id."""
         return f"{self.method} {re.sub('msgbatch_[^/]+', 'ID', urlsplit(self.target).path)}"
 
 
 @dataclass
 class Relay:
-    """An HTTP server that notes each call and passes it on to `upstream`; as a forward proxy does, too.
+    """An HTTP server that records each call and passes it on to `upstream`; it can also be a forward proxy.
 
     prefix: what it strips of each path; key: an API key that it adds; hidden: headers of answers that it keeps to
     itself; own: what it answers itself, by path; tls: its certificate, or None.
@@ -99,11 +99,11 @@ class Relay:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address where it listens."""
         return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self._server.server_port}"
 
     def names(self) -> set[str]:
-        """What was called."""
+        """Return the names of the calls received."""
         return {call.name for call in self.calls}
 
     def _pass_on(self, request: "_Handler") -> None:
@@ -177,7 +177,7 @@ READ = re.compile(
 
 @dataclass
 class Machine:
-    """A folder with jobs, an environment with nothing in it but what a test sets, and the command line."""
+    """A folder with jobs, an environment with only the variables that a test sets, and the command line."""
 
     folder: Path
     home: Path
@@ -196,7 +196,7 @@ class Machine:
             self.patch.delenv(name)
 
     def job(self, client: str, name: str = "tickets") -> str:
-        """Write a job that speaks by this client; the name of its file. Its answers are in table answers_NAME."""
+        """Write a job that uses this client and return its file name. Its answers are in table answers_NAME."""
         text = JOB.replace("name: tickets", f"name: {name}").replace("table: answers", f"table: answers_{name}")
         (self.folder / f"{name}.yaml").write_text(f"{text}api: {{client: {client}}}\n")
         return f"{name}.yaml"
@@ -206,15 +206,15 @@ class Machine:
         return self.command(*arguments)
 
     def statuses(self, name: str = "tickets") -> list[str]:
-        """The status of each row that has an answer."""
+        """Return the status of each row that has an answer."""
         return [status for (status,) in self.rows(f"SELECT status FROM answers_{name}")]
 
     def accounts(self) -> list[tuple[str, str]]:
-        """Organization and workspace of each account that the database knows."""
+        """Return organization and workspace of each account in the database."""
         return self.rows("SELECT organization, workspace FROM accounts ORDER BY id")
 
     def rows(self, query: str) -> list[Any]:
-        """What the database says."""
+        """Return the rows of a query of the database."""
         with contextlib.closing(sqlite3.connect(self.folder / "batches.db")) as database:
             return database.execute(query).fetchall()
 
@@ -227,7 +227,7 @@ def machine(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Machine:
-    """No credentials, no proxy, nothing of this machine's own."""
+    """Return a machine without credentials, proxy or other settings of the real machine."""
     for name in [name for name in os.environ if READ.fullmatch(name)]:
         monkeypatch.delenv(name)
     home = tmp_path / "home"
@@ -245,14 +245,14 @@ def machine(
 
 @pytest.fixture
 def relay(running: RunningEmulator) -> Iterator[Relay]:  # noqa: F811
-    """A relay that changes nothing."""
+    """Run a relay that changes nothing."""
     with Relay(running.url) as relay:
         yield relay
 
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[RunningEmulator]:
-    """An emulator whose batches run for an hour, unless its clock is turned."""
+    """Run an emulator whose batches run for an hour, unless its clock is advanced."""
     with start(tmp_path / "slow", processing_seconds=3600) as slow:
         yield slow
 
@@ -263,7 +263,7 @@ def end_all_batches(slow: RunningEmulator) -> None:
 
 
 def assert_refused(ran: Ran, *said: str) -> None:
-    """Exit 2, and one sentence that says all of this."""
+    """Assert exit code 2 and one sentence with all these parts."""
     assert "Traceback" not in ran.err
     errors = [line for line in ran.err.splitlines() if line.startswith("error: ")]
     assert (ran.code, len(errors)) == (2, 1), ran.err
@@ -273,12 +273,12 @@ def assert_refused(ran: Ran, *said: str) -> None:
 
 
 def counted(machine: Machine) -> int:
-    """How many requests the machine's emulator has accepted so far."""
+    """Return how many requests the machine's emulator has accepted so far."""
     return len(list(machine.running.emulator.accepted()))
 
 
 def bearers(relay: Relay) -> set[str]:
-    """The Authorization headers that came."""
+    """Return the Authorization headers that were received."""
     return {call.headers.get("authorization", "") for call in relay.calls}
 
 
@@ -294,7 +294,7 @@ WHOLE_RUN = {
 
 
 def apart(machine: Machine, *arguments: str, hidden: tuple[str, ...] = ()) -> Ran:
-    """A command in a process of its own, on a machine where the `hidden` modules are not installed."""
+    """Run a command in a process of its own, as if the `hidden` modules were not installed."""
     code = f"""
 import sys
 
@@ -317,7 +317,7 @@ main()
 
 
 def profile(config: Path, name: str, token: str, **fields: Any) -> None:
-    """A profile of the SDK's, as a login or a sidecar leaves it: two files, the second one secret."""
+    """Write a profile of the SDK, as a login or a sidecar does: two files, the second one secret."""
     for part, content in (
         ("configs", {"authentication": {"type": "user_oauth"}, **fields}),
         ("credentials", {"type": "oauth_token", "access_token": token}),
@@ -328,7 +328,7 @@ def profile(config: Path, name: str, token: str, **fields: Any) -> None:
         file.chmod(0o600)
 
 
-def test_an_api_key_is_sent_as_the_bearer(machine: Machine, relay: Relay) -> None:
+def test_an_api_key_is_sent_as_a_bearer_token(machine: Machine, relay: Relay) -> None:
     machine.set(ANTHROPIC_API_KEY="emulated", ANTHROPIC_BASE_URL=relay.url)
 
     ran = machine("run", machine.job("default"))
@@ -349,7 +349,7 @@ def test_a_token_alone_is_enough(machine: Machine, relay: Relay) -> None:
     assert bearers(relay) == {"Bearer a-token"}
 
 
-def test_of_a_key_and_a_token_the_key_counts(machine: Machine, relay: Relay) -> None:
+def test_an_api_key_wins_over_a_token(machine: Machine, relay: Relay) -> None:
     machine.set(ANTHROPIC_API_KEY="emulated", ANTHROPIC_AUTH_TOKEN="a-token", ANTHROPIC_BASE_URL=relay.url)
 
     ran = machine("models")
@@ -369,7 +369,7 @@ def test_the_default_profile_in_the_home_folder_is_used(machine: Machine, relay:
     assert bearers(relay) == {"Bearer of-default"}
 
 
-def test_a_profile_in_a_folder_of_ones_own_brings_its_address_and_workspace(
+def test_a_profile_in_a_chosen_folder_sets_address_and_workspace(
     machine: Machine, relay: Relay, tmp_path: Path
 ) -> None:
     profile(tmp_path / "config", "work", "of-work", base_url=relay.url, workspace_id="wrkspc_1")
@@ -384,7 +384,7 @@ def test_a_profile_in_a_folder_of_ones_own_brings_its_address_and_workspace(
     assert {call.headers.get("anthropic-workspace-id") for call in relay.calls} == {"wrkspc_1"}
 
 
-def test_a_preview_asks_by_the_profile_too(machine: Machine, relay: Relay) -> None:
+def test_a_preview_uses_the_profile_too(machine: Machine, relay: Relay) -> None:
     profile(machine.home / ".config" / "anthropic", "default", "of-default")
     machine.set(ANTHROPIC_BASE_URL=relay.url)
 
@@ -395,7 +395,7 @@ def test_a_preview_asks_by_the_profile_too(machine: Machine, relay: Relay) -> No
     assert bearers(relay) == {"Bearer of-default"}
 
 
-def test_the_betas_of_a_job_stay_beside_the_one_of_a_profile(machine: Machine, relay: Relay) -> None:
+def test_the_betas_of_a_job_are_sent_together_with_the_beta_of_a_profile(machine: Machine, relay: Relay) -> None:
     profile(machine.home / ".config" / "anthropic", "default", "of-default")
     machine.set(ANTHROPIC_BASE_URL=relay.url)
     job = machine.folder / machine.job("default")
@@ -429,7 +429,7 @@ def test_a_workload_identity_is_exchanged_for_a_token(machine: Machine, tmp_path
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["preview"], ["models"]], ids=lambda arguments: arguments[0])
-def test_without_any_credentials_it_says_what_to_set(machine: Machine, arguments: list[str]) -> None:
+def test_a_command_without_credentials_says_what_to_set(machine: Machine, arguments: list[str]) -> None:
     job = machine.job("default")
     before = counted(machine)
 
@@ -440,7 +440,7 @@ def test_without_any_credentials_it_says_what_to_set(machine: Machine, arguments
 
 
 @pytest.mark.parametrize("name", ["check", "estimate"])
-def test_a_check_without_any_credentials_says_what_it_could_not_ask(machine: Machine, name: str) -> None:
+def test_a_check_without_credentials_warns_that_the_api_was_not_asked(machine: Machine, name: str) -> None:
     ran = machine(name, machine.job("default"))
 
     assert ran.code == 0, ran.err
@@ -469,11 +469,11 @@ def test_a_profile_that_does_not_exist_is_named(machine: Machine, name: str) -> 
 
 
 def said_in_time(machine: Machine, job: str, words: str) -> bool:
-    """Whether a sweep says this: the API tells the time in whole seconds, so what is due may be due a moment later."""
+    """Return whether a sweep says this soon. The API's time has whole seconds, so a batch may be due a moment later."""
     return any(words in machine("collect", job).err for _ in range(50))
 
 
-def test_two_profiles_are_two_accounts_where_the_api_does_not_say_whose_they_are(
+def test_two_profiles_are_two_accounts_when_the_api_does_not_name_their_account(
     machine: Machine, slow: RunningEmulator
 ) -> None:
     job = machine.job("default")
@@ -494,13 +494,13 @@ def test_two_profiles_are_two_accounts_where_the_api_does_not_say_whose_they_are
 
 
 def by_aws_key(machine: Machine, url: str) -> None:
-    """The variables of the AWS client with an API key, which needs no region."""
+    """Set the variables of the AWS client with an API key, which needs no region."""
     machine.set(ANTHROPIC_AWS_BASE_URL=url, ANTHROPIC_AWS_API_KEY="key@aws", ANTHROPIC_AWS_WORKSPACE_ID="wrkspc_aws")
     machine.unset("ANTHROPIC_BASE_URL")
 
 
 def by_aws_signature(machine: Machine, url: str) -> None:
-    """The variables of the AWS client with AWS's own credentials."""
+    """Set the variables of the AWS client with AWS credentials."""
     machine.set(
         ANTHROPIC_AWS_BASE_URL=url,
         ANTHROPIC_AWS_WORKSPACE_ID="wrkspc_aws",
@@ -511,7 +511,7 @@ def by_aws_signature(machine: Machine, url: str) -> None:
     machine.unset("ANTHROPIC_BASE_URL")
 
 
-def test_a_job_of_the_aws_client_runs_by_an_api_key(machine: Machine, relay: Relay) -> None:
+def test_a_job_of_the_aws_client_runs_with_an_api_key(machine: Machine, relay: Relay) -> None:
     by_aws_key(machine, relay.url)
 
     ran = machine("run", machine.job("aws"))
@@ -524,7 +524,7 @@ def test_a_job_of_the_aws_client_runs_by_an_api_key(machine: Machine, relay: Rel
 
 
 @pytest.mark.parametrize("name", ["check", "estimate", "preview", "models"])
-def test_the_aws_client_is_asked_without_a_database_too(machine: Machine, relay: Relay, name: str) -> None:
+def test_commands_without_a_database_use_the_aws_client_too(machine: Machine, relay: Relay, name: str) -> None:
     by_aws_key(machine, relay.url)
     job = machine.job("aws")
 
@@ -553,7 +553,7 @@ def test_a_detached_job_of_the_aws_client_is_shown_and_collected(machine: Machin
     assert bearers(relay) == {"Bearer key@aws"}
 
 
-def test_a_job_of_the_aws_client_is_canceled_by_it(machine: Machine, slow: RunningEmulator) -> None:
+def test_a_job_of_the_aws_client_is_canceled_with_that_client(machine: Machine, slow: RunningEmulator) -> None:
     job = machine.job("aws")
     with Relay(slow.url) as relay:
         by_aws_key(machine, relay.url)
@@ -569,7 +569,7 @@ def test_a_job_of_the_aws_client_is_canceled_by_it(machine: Machine, slow: Runni
 
 
 def assert_signed(call: Call, host: str, *, key: str = "AKIDEXAMPLE", region: str = "eu-west-1") -> None:
-    """The signature is that of the call as it came, its body included."""
+    """Assert that the signature matches the received call, its body included."""
     credentials = Credentials(key, "a-secret")
     authorization = call.headers["authorization"]
     assert authorization.startswith(f"AWS4-HMAC-SHA256 Credential={key}/"), authorization
@@ -584,7 +584,7 @@ def assert_signed(call: Call, host: str, *, key: str = "AKIDEXAMPLE", region: st
     assert "anthropic-workspace-id" in headers
 
 
-def test_every_call_of_a_run_by_aws_credentials_is_signed_with_its_body(machine: Machine) -> None:
+def test_every_call_of_a_run_with_aws_credentials_is_signed_with_its_body(machine: Machine) -> None:
     with Relay(machine.running.url, key="added@aws") as relay:
         by_aws_signature(machine, relay.url)
 
@@ -598,7 +598,7 @@ def test_every_call_of_a_run_by_aws_credentials_is_signed_with_its_body(machine:
 
 
 @pytest.mark.parametrize("name", ["check", "preview", "models"])
-def test_calls_without_a_database_are_signed_too(machine: Machine, name: str) -> None:
+def test_calls_of_commands_without_a_database_are_signed_too(machine: Machine, name: str) -> None:
     with Relay(machine.running.url, key="added@aws") as relay:
         by_aws_signature(machine, relay.url)
 
@@ -611,7 +611,7 @@ def test_calls_without_a_database_are_signed_too(machine: Machine, name: str) ->
         assert relay.calls
 
 
-def test_a_profile_of_aws_signs_as_well(machine: Machine) -> None:
+def test_calls_with_an_aws_profile_are_signed(machine: Machine) -> None:
     (machine.home / ".aws").mkdir()
     (machine.home / ".aws" / "credentials").write_text(
         "[nightly]\naws_access_key_id = AKIDPROFILE\naws_secret_access_key = a-secret\n"
@@ -628,7 +628,7 @@ def test_a_profile_of_aws_signs_as_well(machine: Machine) -> None:
             assert_signed(call, relay.url, key="AKIDPROFILE", region="us-west-2")
 
 
-def test_two_aws_accounts_are_two_accounts_where_the_api_does_not_say_whose_they_are(
+def test_two_aws_accounts_are_two_accounts_when_the_api_does_not_name_their_account(
     machine: Machine, slow: RunningEmulator
 ) -> None:
     job = machine.job("aws")
@@ -653,7 +653,7 @@ def test_two_aws_accounts_are_two_accounts_where_the_api_does_not_say_whose_they
     ],
 )
 @pytest.mark.parametrize("name", ["run", "preview", "models"])
-def test_what_the_aws_client_lacks_is_named(
+def test_a_missing_setting_of_the_aws_client_is_named(
     machine: Machine, relay: Relay, name: str, left_out: str, said: list[str]
 ) -> None:
     by_aws_signature(machine, relay.url)
@@ -666,7 +666,7 @@ def test_what_the_aws_client_lacks_is_named(
 
 
 @pytest.mark.parametrize("name", ["run", "preview"])
-def test_without_credentials_of_aws_it_says_so(machine: Machine, relay: Relay, name: str) -> None:
+def test_a_command_without_aws_credentials_says_so(machine: Machine, relay: Relay, name: str) -> None:
     by_aws_signature(machine, relay.url)
     machine.unset("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -679,7 +679,7 @@ def test_without_credentials_of_aws_it_says_so(machine: Machine, relay: Relay, n
 
 
 @pytest.mark.parametrize("name", ["run", "preview", "check"])
-def test_without_boto3_it_says_which_extra_to_install(machine: Machine, relay: Relay, name: str) -> None:
+def test_a_command_without_boto3_says_which_extra_to_install(machine: Machine, relay: Relay, name: str) -> None:
     job = machine.job("aws")
     by_aws_signature(machine, relay.url)
 
@@ -701,7 +701,7 @@ def a_body(path: Path, *, held_back: str | None = None) -> BodyReader:
 
 @pytest.fixture(params=["key", "signature"])
 def aws(request: pytest.FixtureRequest, machine: Machine) -> str:
-    """The address of an AWS endpoint where nobody listens, for each of the two kinds of credentials."""
+    """Set up an AWS endpoint where no server listens, for both kinds of credentials, and return its address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     {"key": by_aws_key, "signature": by_aws_signature}[request.param](machine, url)
@@ -728,7 +728,7 @@ def test_a_create_whose_last_chunk_is_held_back_is_proven_not_sent(aws: str, tmp
     assert (end.held_back, end.problem.endswith("asked to stop")) == (True, True)
 
 
-def test_the_last_chunk_of_a_create_does_not_leave_once_the_driver_is_asked_to_stop(aws: str, tmp_path: Path) -> None:
+def test_the_last_chunk_of_a_create_is_not_sent_when_the_driver_is_asked_to_stop(aws: str, tmp_path: Path) -> None:
     size = 32_000_000  # more than waits between two sockets
     stop = threading.Event()
     came: list[int] = []
@@ -762,7 +762,7 @@ GOOGLE_TOKEN = {"access_token": "token@google", "token_type": "Bearer", "expires
 
 
 def by_service_account(machine: Machine, relay: Relay) -> None:
-    """The variables of the Google client with the file of a service account, whose tokens the relay gives."""
+    """Set the variables of the Google client with the file of a service account, whose tokens the relay gives."""
     private = rsa.generate_private_key(65537, 2048)
     file = machine.home / "service-account.json"
     account = {
@@ -787,13 +787,13 @@ def by_service_account(machine: Machine, relay: Relay) -> None:
 
 @pytest.fixture
 def google(running: RunningEmulator) -> Iterator[Relay]:  # noqa: F811
-    """A gateway as Google's, with the path of a workspace, that gives tokens as well."""
+    """Run a gateway like Google's, with the path of a workspace, that also gives tokens."""
     path = "/v1/projects/project-1/locations/global/workspaces/wrkspc_google/invoke"
     with Relay(running.url, prefix=path, own={"/token": GOOGLE_TOKEN}) as relay:
         yield relay
 
 
-def test_a_job_of_the_google_client_runs_by_a_service_account(machine: Machine, google: Relay) -> None:
+def test_a_job_of_the_google_client_runs_with_a_service_account(machine: Machine, google: Relay) -> None:
     by_service_account(machine, google)
     machine.set(ANTHROPIC_BASE_URL="http://127.0.0.1:9", ANTHROPIC_API_KEY="of-another-client")
 
@@ -808,7 +808,7 @@ def test_a_job_of_the_google_client_runs_by_a_service_account(machine: Machine, 
 
 
 @pytest.mark.parametrize("name", ["check", "preview", "models"])
-def test_the_google_client_is_asked_without_a_database_too(machine: Machine, google: Relay, name: str) -> None:
+def test_commands_without_a_database_use_the_google_client_too(machine: Machine, google: Relay, name: str) -> None:
     by_service_account(machine, google)
 
     ran = machine("models", "--client", "google") if name == "models" else machine(name, machine.job("google"))
@@ -820,7 +820,7 @@ def test_the_google_client_is_asked_without_a_database_too(machine: Machine, goo
     }
 
 
-def test_one_token_of_google_serves_a_whole_run(machine: Machine, google: Relay) -> None:
+def test_a_whole_run_uses_one_google_token(machine: Machine, google: Relay) -> None:
     by_service_account(machine, google)
 
     machine("run", machine.job("google"))
@@ -829,7 +829,7 @@ def test_one_token_of_google_serves_a_whole_run(machine: Machine, google: Relay)
 
 
 @pytest.mark.parametrize("name", ["run", "preview", "check"])
-def test_without_google_auth_it_says_which_extra_to_install(machine: Machine, google: Relay, name: str) -> None:
+def test_a_command_without_google_auth_says_which_extra_to_install(machine: Machine, google: Relay, name: str) -> None:
     by_service_account(machine, google)
     job = machine.job("google")
 
@@ -845,7 +845,7 @@ def test_without_google_auth_it_says_which_extra_to_install(machine: Machine, go
 
 
 @pytest.mark.parametrize("name", ["run", "preview", "models", "check"])
-def test_without_credentials_of_google_it_says_so(machine: Machine, google: Relay, name: str) -> None:
+def test_a_command_without_google_credentials_says_so(machine: Machine, google: Relay, name: str) -> None:
     by_service_account(machine, google)
     machine.unset("GOOGLE_APPLICATION_CREDENTIALS")
 
@@ -860,7 +860,7 @@ def test_without_credentials_of_google_it_says_so(machine: Machine, google: Rela
 
 
 @pytest.mark.parametrize("name", ["run", "preview", "models"])
-def test_a_workspace_of_google_that_is_not_given_is_named(machine: Machine, google: Relay, name: str) -> None:
+def test_a_missing_google_workspace_is_named(machine: Machine, google: Relay, name: str) -> None:
     by_service_account(machine, google)
     machine.unset("ANTHROPIC_GOOGLE_CLOUD_BASE_URL", "ANTHROPIC_GOOGLE_CLOUD_WORKSPACE_ID")
 
@@ -869,7 +869,7 @@ def test_a_workspace_of_google_that_is_not_given_is_named(machine: Machine, goog
     assert_refused(ran, "ANTHROPIC_GOOGLE_CLOUD_WORKSPACE_ID")
 
 
-def test_a_token_that_google_refuses_is_said(machine: Machine) -> None:
+def test_a_token_request_that_google_refuses_is_reported(machine: Machine) -> None:
     with Relay(machine.running.url) as relay:  # which knows no /token
         by_service_account(machine, relay)
 
@@ -894,7 +894,7 @@ def test_a_create_without_a_token_is_proven_not_sent(machine: Machine, tmp_path:
 # -- jobs of several clients in one database -------------------------------------------------------------------------
 
 
-def test_one_sweep_collects_the_jobs_of_two_clients_each_by_its_own(machine: Machine, slow: RunningEmulator) -> None:
+def test_one_sweep_collects_each_job_with_its_own_client(machine: Machine, slow: RunningEmulator) -> None:
     with Relay(slow.url) as ours, Relay(slow.url) as at_aws:
         machine.set(ANTHROPIC_BASE_URL=ours.url, ANTHROPIC_API_KEY="key@ours")
         machine.set(ANTHROPIC_AWS_BASE_URL=at_aws.url, ANTHROPIC_AWS_API_KEY="key@aws", ANTHROPIC_AWS_WORKSPACE_ID="w")
@@ -915,7 +915,7 @@ def test_one_sweep_collects_the_jobs_of_two_clients_each_by_its_own(machine: Mac
     assert len(machine.accounts()) == 2
 
 
-def test_a_client_that_cannot_be_made_keeps_no_other_job_from_being_collected(
+def test_a_client_that_cannot_be_created_does_not_stop_the_sweep_of_other_jobs(
     machine: Machine, slow: RunningEmulator
 ) -> None:
     machine.set(ANTHROPIC_AWS_BASE_URL=slow.url, ANTHROPIC_AWS_API_KEY="key@aws", ANTHROPIC_AWS_WORKSPACE_ID="w")
@@ -933,7 +933,7 @@ def test_a_client_that_cannot_be_made_keeps_no_other_job_from_being_collected(
     assert "ANTHROPIC_AWS_WORKSPACE_ID" in swept.err
 
 
-def test_a_job_that_changes_its_client_leaves_what_the_other_account_has_sent(
+def test_a_job_with_a_new_client_leaves_batches_of_the_other_account_alone(
     machine: Machine, slow: RunningEmulator
 ) -> None:
     machine.set(ANTHROPIC_BASE_URL=slow.url, ANTHROPIC_API_KEY="key@ours")
@@ -955,7 +955,7 @@ def test_a_job_that_changes_its_client_leaves_what_the_other_account_has_sent(
 
 
 @pytest.mark.parametrize("client", ["default", "aws"])
-def test_a_gateway_with_a_path_serves_a_whole_run_results_included(machine: Machine, client: str) -> None:
+def test_a_whole_run_with_its_results_works_over_a_gateway_with_a_path(machine: Machine, client: str) -> None:
     job = machine.job(client)
     with Relay(machine.running.url, prefix="/gateway") as gateway:
         if client == "aws":
@@ -970,7 +970,9 @@ def test_a_gateway_with_a_path_serves_a_whole_run_results_included(machine: Mach
     assert gateway.names() == {name.replace("/v1", "/gateway/v1", 1) for name in WHOLE_RUN}
 
 
-def test_results_are_read_from_the_gateway_whatever_host_results_url_names(machine: Machine, tmp_path: Path) -> None:
+def test_results_are_read_from_the_gateway_although_results_url_names_another_host(
+    machine: Machine, tmp_path: Path
+) -> None:
     elsewhere = {"on": "retrieve", "do": "results_url", "host": "http://127.0.0.1:9"}
     with (
         start(tmp_path / "elsewhere", faults=[elsewhere]) as emulator,
@@ -1021,7 +1023,7 @@ def test_an_address_in_no_proxy_is_reached_without_one(machine: Machine, relay: 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate that 127.0.0.1 has signed itself, and its key, in one file."""
+    """Write a self-signed certificate of 127.0.0.1 and its key."""
     made_in = tmp_path_factory.mktemp("certificate")
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "relay")])
@@ -1048,7 +1050,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tls(running: RunningEmulator, certificate: Path) -> Iterator[Relay]:  # noqa: F811
-    """A TLS endpoint with a certificate that nobody knows."""
+    """Run a TLS endpoint with an untrusted certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
     with Relay(running.url, tls=context) as relay:
@@ -1067,7 +1069,7 @@ def test_a_certificate_in_ssl_cert_file_is_trusted(machine: Machine, tls: Relay,
 
 
 @pytest.mark.parametrize("variable", [None, "REQUESTS_CA_BUNDLE"])
-def test_a_certificate_that_nobody_vouches_for_is_refused(
+def test_an_untrusted_certificate_is_refused(
     machine: Machine, tls: Relay, certificate: Path, variable: str | None
 ) -> None:
     machine.set(ANTHROPIC_BASE_URL=tls.url, ANTHROPIC_API_KEY="emulated")
@@ -1080,7 +1082,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     assert tls.calls == []
 
 
-def test_an_ssl_cert_file_that_is_not_there_is_refused(machine: Machine, tls: Relay, tmp_path: Path) -> None:
+def test_a_missing_ssl_cert_file_is_refused(machine: Machine, tls: Relay, tmp_path: Path) -> None:
     machine.set(ANTHROPIC_BASE_URL=tls.url, ANTHROPIC_API_KEY="emulated", SSL_CERT_FILE=str(tmp_path / "none.pem"))
 
     ran = apart(
@@ -1103,7 +1105,7 @@ def test_tls_goes_through_the_tunnel_of_a_proxy(machine: Machine, relay: Relay, 
 
 
 @pytest.mark.parametrize("client", ["default", "aws"])
-def test_the_timeout_of_the_environment_is_that_of_every_call(machine: Machine, relay: Relay, client: str) -> None:
+def test_every_call_has_the_timeout_of_the_environment(machine: Machine, relay: Relay, client: str) -> None:
     job = machine.job(client)
     by_aws_key(machine, relay.url)
     machine.set(ANTHROPIC_BASE_URL=relay.url, ANTHROPIC_API_KEY="emulated", BATCH_TIMEOUT_SECONDS="7.5")
@@ -1115,7 +1117,7 @@ def test_the_timeout_of_the_environment_is_that_of_every_call(machine: Machine, 
     assert {call.headers["x-stainless-read-timeout"] for call in relay.calls} == {"7.5"}
 
 
-def test_an_api_that_never_answers_is_waited_for_no_longer_than_the_timeout(machine: Machine) -> None:
+def test_a_call_to_an_api_that_never_answers_ends_after_the_timeout(machine: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         machine.set(ANTHROPIC_BASE_URL=f"http://127.0.0.1:{silent.getsockname()[1]}", ANTHROPIC_API_KEY="emulated")
         machine.set(BATCH_TIMEOUT_SECONDS="1")

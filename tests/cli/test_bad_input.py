@@ -30,7 +30,7 @@ TICKETS = "id,body,account\n1,The ship sank.,a\n2,It rained.,a\n3,All is well.,b
 
 
 class Ran(NamedTuple):
-    """What a command left: exit code, stdout, stderr."""
+    """The exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -41,7 +41,7 @@ Command = Callable[..., Ran]
 
 
 class Api:
-    """The emulator as one test sees it: what was accepted before it began does not count."""
+    """The emulator of one test, which ignores requests accepted before the test began."""
 
     def __init__(self, running: RunningEmulator) -> None:
         self.url = running.url
@@ -49,7 +49,7 @@ class Api:
         self._before = len(list(running.emulator.accepted()))
 
     def accepted(self) -> int:
-        """How many requests were accepted since the test began."""
+        """Return how many requests were accepted since the test began."""
         return len(list(self._running.emulator.accepted())) - self._before
 
 
@@ -66,7 +66,7 @@ def api(running: RunningEmulator) -> Api:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A job and its tickets, both right as they are."""
+    """Write a valid job and its tickets, and return their folder."""
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "job.yaml").write_text(JOB)
@@ -81,7 +81,7 @@ def command(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Command:
-    """Runs a command of the command line in the job's folder, in this process, with the emulator as the API."""
+    """Return a function that runs a command in the job's folder, in this process, with the emulator as the API."""
 
     def ran(*arguments: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["batch-pipeline", *arguments])
@@ -102,7 +102,7 @@ def command(
 
 
 def assert_refused(ran: Ran, api: Api, *said: str) -> None:
-    """Exit 2, one sentence that says all of this, and nothing sent."""
+    """Assert exit code 2, one sentence with all these parts, and nothing sent."""
     errors = [line for line in ran.err.splitlines() if line.startswith("error: ")]
     assert ran.code == 2, ran.err
     assert len(errors) == 1, ran.err
@@ -113,7 +113,7 @@ def assert_refused(ran: Ran, api: Api, *said: str) -> None:
     assert api.accepted() == 0
 
 
-def test_the_job_that_the_cases_spoil_is_right(command: Command, api: Api) -> None:
+def test_the_job_of_these_tests_is_accepted_unchanged(command: Command, api: Api) -> None:
     ran = command("run", "job.yaml")
 
     assert ran.code == 0, ran.err
@@ -326,7 +326,7 @@ def test_a_results_column_that_clashes_with_the_label_is_refused(command: Comman
     assert_refused(command("run", "job.yaml"), api, "source.keep", "'label'", "clashes", "another name")
 
 
-def test_a_key_column_called_as_a_column_of_ours_is_refused(command: Command, api: Api, folder: Path) -> None:
+def test_a_key_column_with_a_name_of_the_answers_table_is_refused(command: Command, api: Api, folder: Path) -> None:
     (folder / "job.yaml").write_text(JOB.replace("key: id", "key: status"))
     (folder / "tickets.csv").write_text(TICKETS.replace("id,", "status,"))
 
@@ -374,7 +374,7 @@ def test_a_wrong_csv_is_refused(
     assert_refused(ran, api, *said)
 
 
-def test_of_many_duplicate_keys_ten_are_shown_and_the_others_counted(command: Command, api: Api, folder: Path) -> None:
+def test_ten_of_many_duplicate_keys_are_shown_and_the_others_counted(command: Command, api: Api, folder: Path) -> None:
     (folder / "tickets.csv").write_text("id,body\n" + "".join(f"k{n},a\nk{n},b\n" for n in range(25)))
 
     ran = command("run", "job.yaml")
@@ -383,7 +383,7 @@ def test_of_many_duplicate_keys_ten_are_shown_and_the_others_counted(command: Co
     assert sum(f"k{n} in " in ran.err for n in range(25)) == 10
 
 
-def test_of_many_empty_keys_ten_are_shown(command: Command, api: Api, folder: Path) -> None:
+def test_ten_of_many_empty_keys_are_shown(command: Command, api: Api, folder: Path) -> None:
     (folder / "tickets.csv").write_text("id,body\n" + ",b\n" * 25)
 
     ran = command("run", "job.yaml")
@@ -392,14 +392,14 @@ def test_of_many_empty_keys_ten_are_shown(command: Command, api: Api, folder: Pa
     assert "row 11" not in ran.err
 
 
-def test_keys_of_two_columns_are_shown_together(command: Command, api: Api, folder: Path) -> None:
+def test_duplicate_keys_of_two_columns_are_shown_with_both_columns(command: Command, api: Api, folder: Path) -> None:
     (folder / "job.yaml").write_text(JOB.replace("key: id", "key: [account, id]"))
     (folder / "tickets.csv").write_text("id,body,account\n1,x,a\n1,x,b\n2,x,a\n1,x,a\n")
 
     assert_refused(command("run", "job.yaml"), api, "a,1 in tickets.csv row 1, tickets.csv row 4")
 
 
-def test_keys_that_are_twice_in_different_files_are_named_with_both(command: Command, api: Api, folder: Path) -> None:
+def test_a_duplicate_key_in_two_files_is_reported_with_both_files(command: Command, api: Api, folder: Path) -> None:
     (folder / "job.yaml").write_text(JOB.replace("tickets.csv", "'*.csv'"))
     (folder / "more.csv").write_text(TICKETS.replace("3,", "4,").replace("1,", "5,"))
 
@@ -457,7 +457,7 @@ def test_a_wrong_source_is_refused(command: Command, api: Api, folder: Path, pat
 # -- the database and its tables -------------------------------------------------------------------------------------
 
 
-def test_a_table_that_is_not_ours_is_refused_and_left_alone(command: Command, api: Api, folder: Path) -> None:
+def test_a_table_of_another_program_is_refused_and_left_unchanged(command: Command, api: Api, folder: Path) -> None:
     with sqlite3.connect(folder / "batches.db") as theirs:
         theirs.execute("CREATE TABLE answers (a TEXT)")
         theirs.execute("INSERT INTO answers VALUES ('precious')")
@@ -472,13 +472,15 @@ def test_a_table_that_is_not_ours_is_refused_and_left_alone(command: Command, ap
 
 
 @pytest.mark.parametrize("table", ["requests", "REQUESTS", "jobs", "sqlite_answers"])
-def test_a_table_of_the_pipelines_own_is_refused(command: Command, api: Api, folder: Path, table: str) -> None:
+def test_a_table_of_the_state_database_is_refused_as_results_table(
+    command: Command, api: Api, folder: Path, table: str
+) -> None:
     (folder / "job.yaml").write_text(JOB.replace("answers", table))
 
     assert_refused(command("run", "job.yaml"), api, "sink.table", table, "choose another name")
 
 
-def test_another_jobs_table_is_refused(command: Command, api: Api, folder: Path) -> None:
+def test_the_results_table_of_another_job_is_refused(command: Command, api: Api, folder: Path) -> None:
     (folder / "job.yaml").write_text(JOB)
     assert command("run", "job.yaml").code == 0
     accepted = api.accepted()
@@ -498,7 +500,7 @@ def test_another_jobs_table_is_refused(command: Command, api: Api, folder: Path)
         pytest.param(("answers", "other_answers"), "has its answers in table 'answers'; go back to it", id="table"),
     ],
 )
-def test_what_may_not_change_once_answers_are_there_is_refused(
+def test_a_change_of_the_job_that_its_stored_answers_forbid_is_refused(
     command: Command, api: Api, folder: Path, change: tuple[str, str], said: str
 ) -> None:
     assert command("run", "job.yaml").code == 0
@@ -511,7 +513,7 @@ def test_what_may_not_change_once_answers_are_there_is_refused(
     assert api.accepted() == accepted
 
 
-def test_a_results_table_that_is_gone_is_refused(command: Command, api: Api, folder: Path) -> None:
+def test_a_missing_results_table_is_refused(command: Command, api: Api, folder: Path) -> None:
     assert command("run", "job.yaml").code == 0
     accepted = api.accepted()
     ours = sqlite3.connect(folder / "batches.db")
@@ -619,7 +621,7 @@ def test_a_job_file_that_is_not_utf8_is_refused(command: Command, api: Api, fold
 # -- single rows -----------------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_cannot_be_sent_becomes_invalid_with_its_reason_and_the_others_go_on(
+def test_a_row_that_cannot_be_sent_is_invalid_with_its_reason_and_the_others_are_sent(
     command: Command, api: Api, folder: Path
 ) -> None:
     frame = {"id": ["null", "large", "fine", "also"], "body": [None, "x" * 5_000, "The ship sank.", "It rained."]}
@@ -642,7 +644,7 @@ def test_a_row_that_cannot_be_sent_becomes_invalid_with_its_reason_and_the_other
     assert api.accepted() == 2
 
 
-def test_a_header_without_rows_is_a_run_of_no_rows(command: Command, api: Api, folder: Path) -> None:
+def test_a_file_with_only_a_header_gives_a_run_without_rows(command: Command, api: Api, folder: Path) -> None:
     (folder / "tickets.csv").write_text("id,body\n")
 
     ran = command("run", "job.yaml")
@@ -651,7 +653,7 @@ def test_a_header_without_rows_is_a_run_of_no_rows(command: Command, api: Api, f
     assert api.accepted() == 0
 
 
-def test_every_row_of_two_parquet_files_ends_as_a_row_whatever_their_types(
+def test_a_key_that_is_a_number_in_one_parquet_file_and_text_in_another_is_refused(
     command: Command, api: Api, folder: Path
 ) -> None:
     pl.DataFrame({"id": [17], "body": ["a"]}).write_parquet(folder / "a.parquet")
@@ -678,16 +680,14 @@ def test_a_key_column_named_twice_is_refused(command: Command, api: Api, folder:
     assert_refused(command("run", "job.yaml"), api, "source.key", "id")
 
 
-def test_a_key_that_is_no_number_is_refused_as_an_empty_one_is(command: Command, api: Api, folder: Path) -> None:
+def test_a_key_that_is_nan_is_refused_like_an_empty_key(command: Command, api: Api, folder: Path) -> None:
     pl.DataFrame({"id": [1.0, float("nan")], "body": ["a", "b"]}).write_parquet(folder / "tickets.parquet")
     (folder / "job.yaml").write_text(JOB.replace("tickets.csv", "tickets.parquet"))
 
     assert_refused(command("run", "job.yaml"), api, "source.key", "'id'", "tickets.parquet row 2")
 
 
-def test_an_address_where_another_server_answers_is_refused(
-    command: Command, api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_of_another_server_is_refused(command: Command, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_BASE_URL", f"{api.url}/elsewhere")
 
     assert_refused(command("run", "job.yaml"), api, f"{api.url}/elsewhere", "ANTHROPIC_BASE_URL")

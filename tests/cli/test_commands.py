@@ -1,4 +1,4 @@
-"""What the commands say and with which code they end, through the real command line over real HTTP."""
+"""Commands print what they should and end with the right exit code, over real HTTP."""
 
 import json
 import os
@@ -30,7 +30,7 @@ NOTES = "id,text\n" + "".join(f"n{i},Note number {i} is about the plant number {
 
 
 class Ran(NamedTuple):
-    """What a command left: exit code, stdout, stderr."""
+    """The exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -38,13 +38,13 @@ class Ran(NamedTuple):
 
     @property
     def next(self) -> list[str]:
-        """The words of the command that it says comes next."""
+        """The words of the next command that it prints."""
         [line] = [line for line in self.err.splitlines() if line.startswith("next: ")]
         return shlex.split(line.removeprefix("next: batch-pipeline "))
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What --json said."""
+        """The events that --json printed."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
@@ -73,7 +73,7 @@ def folder(tmp_path: Path) -> Path:
 def command(
     api: RunningEmulator, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Command:
-    """Runs a command in the job's folder, in this process."""
+    """Return a function that runs a command in the job's folder, in this process."""
 
     def ran(*arguments: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["batch-pipeline", *arguments])
@@ -104,14 +104,14 @@ def environment(api: RunningEmulator) -> dict[str, str]:
 
 
 def fail(api: RunningEmulator, note: int, do: str, **fault: Any) -> None:
-    """The API answers this note badly, the first time."""
+    """Let the first request for this note fail."""
     api.emulator.add_fault(on="item", do=do, match=f"Note number {note} ", times=1, **fault)
 
 
 # -- errors, retry ---------------------------------------------------------------------------------------------------
 
 
-def test_following_what_errors_says_mends_each_row(command: Command, api: RunningEmulator) -> None:
+def test_the_commands_that_errors_prints_make_every_row_succeed(command: Command, api: RunningEmulator) -> None:
     fail(api, 1, "max_tokens")
     fail(api, 2, "refuse")
     fail(api, 3, "cancel")
@@ -136,7 +136,7 @@ def test_following_what_errors_says_mends_each_row(command: Command, api: Runnin
     assert len(list(api.emulator.accepted())) == 10
 
 
-def test_errors_names_each_cause_with_the_command_that_mends_it(command: Command, api: RunningEmulator) -> None:
+def test_errors_names_each_cause_with_the_command_that_fixes_it(command: Command, api: RunningEmulator) -> None:
     fail(api, 1, "max_tokens")
     fail(api, 4, "error", error_type="invalid_request_error")
     command("run", "job.yaml")
@@ -155,7 +155,7 @@ def test_errors_names_each_cause_with_the_command_that_mends_it(command: Command
     }
 
 
-def test_a_retry_says_what_goes_and_what_that_costs(command: Command, api: RunningEmulator) -> None:
+def test_a_retry_says_which_rows_are_sent_and_what_they_cost(command: Command, api: RunningEmulator) -> None:
     fail(api, 1, "max_tokens")
     command("run", "job.yaml")
 
@@ -169,7 +169,7 @@ def test_a_retry_says_what_goes_and_what_that_costs(command: Command, api: Runni
     assert ran.next == ["export", "job.yaml"]
 
 
-def test_a_run_says_the_whole_command_of_a_retry_that_is_not_finished(
+def test_a_run_prints_the_whole_command_of_an_unfinished_retry(
     command: Command, api: RunningEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail(api, 1, "max_tokens")
@@ -200,7 +200,7 @@ def interrupted(*_: object) -> None:
     raise Interrupted("dead")
 
 
-def test_a_retry_ends_with_the_codes_of_a_run(command: Command, api: RunningEmulator) -> None:
+def test_a_retry_ends_with_the_same_exit_codes_as_a_run(command: Command, api: RunningEmulator) -> None:
     api.emulator.add_fault(on="item", do="refuse", match="Note number 1 ", times=2)
     command("run", "job.yaml")
 
@@ -250,7 +250,7 @@ def test_a_detached_retry_leaves_its_run_open(command: Command, api: RunningEmul
         ),
     ],
 )
-def test_a_retry_of_nothing_says_why(command: Command, api: RunningEmulator, arguments: list[str], said: str) -> None:
+def test_a_retry_without_rows_says_why(command: Command, api: RunningEmulator, arguments: list[str], said: str) -> None:
     fail(api, 1, "cancel")
     command("run", "job.yaml")
 
@@ -325,7 +325,7 @@ def test_a_job_that_was_never_run_cannot_be_retried(command: Command, folder: Pa
     assert "knows no job 'others' (it knows: notes); run it first" in ran.err
 
 
-def test_a_retry_goes_by_the_vars_of_the_last_run_unless_given_others(
+def test_a_retry_uses_the_vars_of_the_last_run_unless_others_are_given(
     command: Command, api: RunningEmulator, folder: Path
 ) -> None:
     dated = JOB.replace("notes.csv", '"{{ vars.day }}.csv"').replace("source:", "vars: {day: today}\nsource:")
@@ -348,7 +348,7 @@ def test_a_retry_goes_by_the_vars_of_the_last_run_unless_given_others(
 
 
 @pytest.mark.parametrize(("answer", "accepted"), [("n", 6), ("y", 7)], ids=["no", "yes"])
-def test_a_retry_asks_on_a_terminal(
+def test_a_retry_asks_for_confirmation_on_a_terminal(
     command: Command, api: RunningEmulator, folder: Path, answer: str, accepted: int
 ) -> None:
     fail(api, 1, "refuse")
@@ -365,7 +365,7 @@ def test_a_retry_asks_on_a_terminal(
 
 
 def on_a_terminal(api: RunningEmulator, folder: Path, arguments: list[str], answer: str) -> tuple[int, str]:
-    """Run a command with a terminal in front of it; its exit code, and what the terminal showed."""
+    """Run a command on a terminal and return its exit code and what the terminal showed."""
     ours, theirs = pty.openpty()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC_", "BATCH_"))}
     process = subprocess.Popen(
@@ -392,7 +392,9 @@ def on_a_terminal(api: RunningEmulator, folder: Path, arguments: list[str], answ
 
 
 @slow
-def test_cancel_says_what_was_done_and_a_sweep_collects_the_rest(command: Command, api: RunningEmulator) -> None:
+def test_cancel_says_what_it_did_and_a_sweep_collects_the_remaining_rows(
+    command: Command, api: RunningEmulator
+) -> None:
     api.emulator.settings.canceled_share = 1
     command("run", "job.yaml", "--detach")
 
@@ -413,7 +415,7 @@ def test_cancel_says_what_was_done_and_a_sweep_collects_the_rest(command: Comman
 
 
 @slow
-def test_cancel_tells_one_event_as_json(command: Command, api: RunningEmulator) -> None:
+def test_cancel_prints_one_event_as_json(command: Command, api: RunningEmulator) -> None:
     command("run", "job.yaml", "--detach")
 
     ran = command("cancel", "notes", "--json")
@@ -423,7 +425,7 @@ def test_cancel_tells_one_event_as_json(command: Command, api: RunningEmulator) 
 
 
 @slow
-def test_cancel_with_another_accounts_key_says_how_to_give_batches_up(
+def test_cancel_with_a_key_of_another_account_says_how_to_give_batches_up(
     command: Command, api: RunningEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("run", "job.yaml", "--detach")
@@ -441,7 +443,9 @@ def test_cancel_with_another_accounts_key_says_how_to_give_batches_up(
 
 
 @slow
-def test_a_run_that_somebody_cancels_says_so(command: Command, api: RunningEmulator, folder: Path) -> None:
+def test_a_run_that_is_canceled_by_another_command_says_so(
+    command: Command, api: RunningEmulator, folder: Path
+) -> None:
     at_work = subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", "run", "job.yaml", "--yes"],
         cwd=folder,
@@ -461,7 +465,7 @@ def test_a_run_that_somebody_cancels_says_so(command: Command, api: RunningEmula
     assert "next: batch-pipeline collect job.yaml" in said
 
 
-def test_nothing_to_cancel_is_said(command: Command) -> None:
+def test_cancel_says_when_there_is_nothing_to_cancel(command: Command) -> None:
     command("run", "job.yaml")
 
     ran = command("cancel", "job.yaml")
@@ -509,7 +513,7 @@ def test_verify_says_what_was_proven(command: Command, api: RunningEmulator) -> 
     ]
 
 
-def test_verify_names_what_does_not_hold_and_what_to_do(command: Command, folder: Path) -> None:
+def test_verify_names_what_does_not_agree_and_what_to_do(command: Command, folder: Path) -> None:
     command("run", "job.yaml")
     (folder / "notes.csv").write_text(NOTES.replace("Note number 2", "Another text") + "n6,A new one.\n")
 
@@ -548,7 +552,7 @@ def with_limits(folder: Path, limits: str) -> None:
     (folder / "job.yaml").write_text(f"{JOB}limits: {{{limits}}}\n")
 
 
-def test_a_run_whose_budget_is_spent_says_what_would_finish_it_and_that_does(
+def test_a_run_whose_budget_is_spent_prints_the_budget_that_then_finishes_it(
     command: Command, api: RunningEmulator, folder: Path
 ) -> None:
     notes = "".join(f"n{i},Note number {i} is about the plant number {i}.\n" for i in range(60))
@@ -577,7 +581,7 @@ def test_a_run_whose_budget_is_spent_says_what_would_finish_it_and_that_does(
     assert api.emulator.audit()["requests_accepted"] == 60
 
 
-def test_check_says_that_the_limit_of_a_run_is_a_bound_of_its_input(command: Command, folder: Path) -> None:
+def test_check_says_that_the_budget_bounds_the_input_with_99_percent_certainty(command: Command, folder: Path) -> None:
     without = command("check", "job.yaml")
     with_limits(folder, "max_cost_usd: 5")
 
@@ -591,7 +595,7 @@ def test_check_says_that_the_limit_of_a_run_is_a_bound_of_its_input(command: Com
     ) in checked.err
 
 
-def test_a_budget_that_is_enough_is_said_before_the_run(command: Command, folder: Path) -> None:
+def test_a_run_says_before_it_starts_that_its_budget_is_enough(command: Command, folder: Path) -> None:
     with_limits(folder, "max_cost_usd: 5")
 
     ran = command("run", "job.yaml")
@@ -605,7 +609,7 @@ def test_a_budget_that_is_enough_is_said_before_the_run(command: Command, folder
 
 
 @slow
-def test_status_says_what_is_reserved_and_when_somebody_last_looked(
+def test_status_says_what_is_reserved_and_when_the_job_was_last_swept(
     command: Command, api: RunningEmulator, folder: Path
 ) -> None:
     with_limits(folder, "max_cost_usd: 5")
@@ -618,7 +622,7 @@ def test_status_says_what_is_reserved_and_when_somebody_last_looked(
     assert ran.next == ["collect", "job.yaml"]
 
 
-def test_a_retry_that_waits_in_the_database_is_what_status_says_to_do(
+def test_status_names_an_unfinished_retry_as_the_next_command(
     command: Command, api: RunningEmulator, folder: Path
 ) -> None:
     notes = "".join(f"n{i},Note number {i} is about the plant number {i}.\n" for i in range(60))
@@ -639,7 +643,9 @@ def test_a_retry_that_waits_in_the_database_is_what_status_says_to_do(
     assert "run 2    finished: 60 rows: 60 succeeded" in finished.err
 
 
-def test_a_run_of_which_most_rows_fail_says_how_to_go_on(command: Command, api: RunningEmulator, folder: Path) -> None:
+def test_a_run_whose_rows_mostly_fail_says_how_to_continue(
+    command: Command, api: RunningEmulator, folder: Path
+) -> None:
     notes = "".join(f"n{i},Note number {i} is about the plant number {i}.\n" for i in range(1_200))
     (folder / "notes.csv").write_text(f"id,text\n{notes}")
     with_limits(folder, "max_batch_requests: 500, max_in_flight_requests: 500")
@@ -653,7 +659,7 @@ def test_a_run_of_which_most_rows_fail_says_how_to_go_on(command: Command, api: 
     assert ran.next == ["errors", "job.yaml"]
 
 
-def test_a_canary_of_which_most_rows_fail_says_how_to_go_on(
+def test_a_canary_whose_rows_mostly_fail_says_how_to_continue(
     command: Command, api: RunningEmulator, folder: Path
 ) -> None:
     notes = "".join(f"n{i},Note number {i} is about the plant number {i}.\n" for i in range(200))
@@ -670,7 +676,7 @@ def test_a_canary_of_which_most_rows_fail_says_how_to_go_on(
     assert ran.next == status.next == ["errors", "job.yaml"]
 
 
-def test_answers_are_exported_to_a_file_once(command: Command, folder: Path) -> None:
+def test_answers_are_exported_to_a_file_that_is_overwritten_only_on_request(command: Command, folder: Path) -> None:
     command("run", "job.yaml")
 
     exported = command("export", "job.yaml", "answers.csv")
@@ -712,15 +718,13 @@ def test_answers_are_exported_to_a_folder_of_files(command: Command, folder: Pat
         (["a", "--partition-by", "status", "--format", "xlsx"], "--format xlsx: write parquet, csv or ndjson"),
     ],
 )
-def test_options_of_an_export_that_do_not_go_together_are_refused(
-    command: Command, words: list[str], said: str
-) -> None:
+def test_export_options_that_exclude_each_other_are_refused(command: Command, words: list[str], said: str) -> None:
     refused = command("export", "job.yaml", *words)
 
     assert (refused.code, refused.err.splitlines()[-1]) == (2, f"error: {said}")
 
 
-def test_next_commands_carry_what_they_need_and_can_be_pasted(command: Command, folder: Path) -> None:
+def test_the_next_command_has_all_its_options_and_can_be_pasted(command: Command, folder: Path) -> None:
     (folder / "my job.yaml").write_text(JOB)
 
     checked = command("check", "my job.yaml", "--database", "sqlite:///an other.db")
@@ -732,7 +736,7 @@ def test_next_commands_carry_what_they_need_and_can_be_pasted(command: Command, 
     assert len(exported.events) == 6
 
 
-def test_a_job_given_by_its_name_stays_in_the_database_that_knows_it(
+def test_a_job_given_by_name_uses_the_database_that_knows_it(
     command: Command, api: RunningEmulator, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
@@ -766,7 +770,7 @@ def test_check_opens_the_database_once(command: Command, monkeypatch: pytest.Mon
     assert opened == ["sqlite:///batches.db"]
 
 
-def test_a_job_file_of_init_has_a_budget_and_is_right_as_it_is(command: Command, folder: Path) -> None:
+def test_a_job_file_of_init_has_a_budget_and_passes_check_unchanged(command: Command, folder: Path) -> None:
     command("init", "notes.csv", "-o", "new.yaml")
 
     checked = command("check", "new.yaml")
@@ -783,7 +787,7 @@ def test_a_job_file_of_init_has_a_budget_and_is_right_as_it_is(command: Command,
 
 
 @pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
-def test_every_command_explains_itself(command: Command, name: str) -> None:
+def test_every_command_has_a_help_text(command: Command, name: str) -> None:
     ran = command(name, "--help")
 
     assert ran.code == 0

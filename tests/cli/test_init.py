@@ -10,7 +10,7 @@ from pipeline.job.load import load
 WORDS = ["items", "keys", "get", "self", "loop", "range", "row", "vars", "caller", "none", "a b"]
 
 
-def test_a_column_called_like_a_method_or_a_word_of_jinja_is_printed_by_its_template(tmp_path: Path) -> None:
+def test_a_column_named_like_a_method_or_keyword_of_jinja_is_printed_by_its_template(tmp_path: Path) -> None:
     data = tmp_path / "odd.csv"
     data.write_text(f"id,plain,{','.join(WORDS)}\n1,value of plain,{','.join(f'value of {word}' for word in WORDS)}\n")
 

@@ -1,4 +1,4 @@
-"""The models that a key can use are listed with what they cost in a batch and what they take."""
+"""`models` lists the models that a key can use, their prices in a batch, and their capabilities."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,29 +20,29 @@ EXTENDED = "output-300k-2026-03-24"
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Iterator[dict[str, Facts]]:
-    """What is said of the emulator's models, by id."""
+    """Return the facts of the emulator's models, by id."""
     with Emulator(tmp_path) as emulator:
         models = Api(client_of(emulator)).models()
         yield {model["id"]: model for model in models_table.model_facts(models, PriceList())}
 
 
 def facts(**fields: Any) -> Facts:
-    """What is said of one model."""
+    """Return the facts of one model."""
     (found,) = models_table.model_facts([model(**fields)], PriceList())
     return found
 
 
 def table(*models: Facts) -> list[list[str]]:
-    """The lines, each split into its columns."""
+    """Return the printed lines, each split into its columns."""
     return [[cell for cell in line.split("  ") if cell] for line in map(str.strip, models_table.model_lines(models))]
 
 
 def cells(models: list[list[str]], name: str) -> list[list[str]]:
-    """The lines of one model without its id."""
+    """Return the lines of one model without its id."""
     return [[cell.strip() for cell in line[1:]] for line in models if line and line[0] == name]
 
 
-def test_all_that_can_be_said_of_a_model_is_on_its_lines(listed: dict[str, Facts]) -> None:
+def test_all_facts_of_a_model_are_on_its_lines(listed: dict[str, Facts]) -> None:
     lines = table(listed["claude-opus-5"])
 
     assert cells(lines, "claude-opus-5") == [
@@ -69,14 +69,14 @@ def test_a_model_whose_price_steps_up_has_a_line_for_each_size_of_prompt(listed:
     ]
 
 
-def test_a_model_whose_price_is_not_known_is_unpriced(listed: dict[str, Facts]) -> None:
+def test_a_model_without_a_known_price_is_unpriced(listed: dict[str, Facts]) -> None:
     lines = table(listed["claude-mythos-5"])
 
     assert cells(lines, "claude-mythos-5")[1] == ["unpriced"]
     assert listed["claude-mythos-5"]["prices"] is None
 
 
-def test_a_job_s_own_prices_count() -> None:
+def test_prices_of_the_job_replace_the_known_ones() -> None:
     own = PriceList({"claude-sonnet-5": Price(input=0.7, output=3)})
 
     (found,) = models_table.model_facts([model("claude-sonnet-5")], own)
@@ -92,7 +92,7 @@ def test_prices_as_json_are_steps_of_the_prompt(listed: dict[str, Facts]) -> Non
     assert list(listed["claude-haiku-5-5"]["prices"]) == list(Price.RATES)
 
 
-def test_every_model_of_the_api_is_listed_and_no_retired_one(listed: dict[str, Facts]) -> None:
+def test_every_model_is_listed_except_retired_ones(listed: dict[str, Facts]) -> None:
     assert "claude-opus-5" in listed
     assert "claude-3-haiku-20240307" not in listed
     assert {facts["lifecycle"] for facts in listed.values()} == {"active", "deprecated"}
@@ -111,11 +111,13 @@ def test_the_tables_fit_a_terminal_of_120_columns(listed: dict[str, Facts]) -> N
     ("name", "forced"),
     [("claude-opus-5-5", False), ("claude-fable-5-1", False), ("claude-fable-5", True), ("claude-haiku-5-5", True)],
 )
-def test_whether_a_tool_can_be_forced_is_said(listed: dict[str, Facts], name: str, forced: bool) -> None:
+def test_the_list_says_whether_a_model_can_be_forced_to_use_a_tool(
+    listed: dict[str, Facts], name: str, forced: bool
+) -> None:
     assert listed[name]["forced_tools"] is forced
 
 
-def test_a_model_that_takes_no_batches_says_so_and_still_whether_a_tool_can_be_forced() -> None:
+def test_a_model_that_takes_no_batches_says_so_and_whether_a_tool_can_be_forced() -> None:
     found = facts(name="claude-opus-5-5", without=("batch",))
 
     assert (found["batch"], found["forced_tools"]) == (False, False)
@@ -132,13 +134,13 @@ def test_a_model_that_takes_no_batches_says_so_and_still_whether_a_tool_can_be_f
     ],
     ids=["none", "one", "a gap", "all"],
 )
-def test_levels_of_effort_that_follow_one_another_are_a_range(efforts: tuple[str, ...], said: str) -> None:
+def test_consecutive_levels_of_effort_are_shown_as_a_range(efforts: tuple[str, ...], said: str) -> None:
     found = facts(name="claude-opus-5", efforts=efforts)
 
     assert cells(table(found), "claude-opus-5")[2][3] == said
 
 
-def test_what_the_api_does_not_say_is_a_question_mark() -> None:
+def test_a_fact_that_the_api_does_not_give_is_a_question_mark() -> None:
     found = facts(name="claude-opus-9", capabilities=None, max_input_tokens=None, max_tokens=None)
 
     assert cells(table(found), "claude-opus-9") == [
@@ -148,5 +150,5 @@ def test_what_the_api_does_not_say_is_a_question_mark() -> None:
     ]
 
 
-def test_without_a_model_that_is_said() -> None:
+def test_an_empty_list_of_models_says_so() -> None:
     assert list(models_table.model_lines([])) == ["the API lists no model for this key"]

@@ -1,4 +1,4 @@
-"""A preview asks the first rows live, as the batch would ask them, and shows what comes in the order of the rows."""
+"""A preview asks the first rows live, as the batch would, and shows the answers in the order of the rows."""
 
 import asyncio
 import csv
@@ -46,7 +46,7 @@ def client(url: str) -> anthropic.AsyncAnthropic:
 
 
 def job(folder: Path, rows: Sequence[Mapping[str, object]] | None = None, **changes: Any) -> Job:
-    """A job over a source with these rows; `changes` replace sections or fields of them."""
+    """Write a source with these rows and return a job over it; `changes` replace sections or their fields."""
     with open(folder / "rows.csv", "w", newline="", encoding="utf-8") as out:
         listed = texts(3) if rows is None else rows
         writer = csv.DictWriter(out, fieldnames=list(listed[0]) if listed else ["id", "text"])
@@ -73,14 +73,14 @@ def picked(asked: Job, n: int = 1) -> Picked:
 
 
 def shown(url: str, asked: Job, n: int = 1) -> str:
-    """What a preview draws where there are no colors."""
+    """Return what a preview draws without colors."""
     console = Console(file=io.StringIO(), width=200)
     show(client(url), picked(asked, n), asked, console)
     return written(console)
 
 
 def told(url: str, asked: Job, n: int = 1) -> list[dict[str, Any]]:
-    """What --json says of each row."""
+    """Return what --json prints for each row."""
     rows: list[dict[str, Any]] = []
     tell(client(url), picked(asked, n), asked, rows.append)
     return rows
@@ -91,7 +91,7 @@ def colored() -> Console:
 
 
 def written(console: Console) -> str:
-    """What was drawn, without the lines that show what is asked."""
+    """Return what was drawn, without the lines that show the input."""
     return re.sub(r"(?m)^(\x1b\[2m)?> .*\n", "", drawn(console))
 
 
@@ -104,7 +104,7 @@ def drawn(console: Console) -> str:
 def answering(
     *events: Mapping[str, Any], cut: bool = False, before_the_end: Callable[[], object] = bool
 ) -> Iterator[str]:
-    """A server that answers every call with these events, whatever it is asked.
+    """Run a server that answers every call with these events.
 
     cut: it hangs up in the middle; before_the_end: what it does before it sends the last event.
     """
@@ -167,7 +167,7 @@ def without_ids(message: object) -> object:
 # -- which rows ------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_rows_are_picked_with_the_requests_of_the_batch(tmp_path: Path) -> None:
+def test_a_preview_asks_the_first_rows_with_the_requests_of_the_batch(tmp_path: Path) -> None:
     asked = job(tmp_path)
 
     found = picked(asked, 2)
@@ -178,7 +178,7 @@ def test_the_first_rows_are_picked_with_the_requests_of_the_batch(tmp_path: Path
     assert [row.built.params for row in found.rows] == expected
 
 
-def test_a_key_of_several_columns_is_shown_as_people_write_it(tmp_path: Path) -> None:
+def test_a_key_of_several_columns_is_shown_without_json(tmp_path: Path) -> None:
     asked = job(tmp_path, [{"id": "a", "part": 7, "text": "One."}], source={"key": ["id", "part"]})
 
     found = picked(asked)
@@ -186,7 +186,7 @@ def test_a_key_of_several_columns_is_shown_as_people_write_it(tmp_path: Path) ->
     assert [row.key for row in found.rows] == ["a,7"]
 
 
-def test_a_row_that_cannot_be_rendered_is_said_and_does_not_count(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_rendered_is_reported_and_does_not_count(tmp_path: Path) -> None:
     rows = texts(4)
     rows[1]["text"] = ""
 
@@ -196,7 +196,7 @@ def test_a_row_that_cannot_be_rendered_is_said_and_does_not_count(tmp_path: Path
     assert [line[:40] for line in found.problem_lines()] == ["row      rows.csv row 2 cannot be sent: "]
 
 
-def test_of_many_rows_that_cannot_be_rendered_the_first_few_are_said_and_the_others_counted(tmp_path: Path) -> None:
+def test_the_first_of_many_rows_that_cannot_be_rendered_are_reported_and_the_others_counted(tmp_path: Path) -> None:
     rows = [*({"id": f"e{i}", "text": ""} for i in range(13)), {"id": "r", "text": "One."}]
 
     lines = list(picked(job(tmp_path, rows)).problem_lines())
@@ -205,19 +205,19 @@ def test_of_many_rows_that_cannot_be_rendered_the_first_few_are_said_and_the_oth
     assert lines[-1] == "         and 3 more"
 
 
-def test_without_any_row_that_can_be_sent_there_is_no_preview(tmp_path: Path) -> None:
+def test_a_preview_without_a_row_that_can_be_sent_is_refused(tmp_path: Path) -> None:
     asked = job(tmp_path, [{"id": "a", "text": ""}, {"id": "b", "text": ""}])
 
     with pytest.raises(SourceError, match=r"no row can be sent: rows\.csv row 1 cannot be sent: .* \(and 1 more\)"):
         picked(asked)
 
 
-def test_without_any_row_there_is_no_preview(tmp_path: Path) -> None:
+def test_a_preview_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="there is no row to preview"):
         picked(job(tmp_path, []))
 
 
-def test_a_file_that_would_be_put_up_is_carried_by_the_request(tmp_path: Path, running: RunningEmulator) -> None:
+def test_a_file_that_a_run_would_upload_is_embedded_in_the_request(tmp_path: Path, running: RunningEmulator) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     asked = job(
         tmp_path,
@@ -237,7 +237,7 @@ def test_a_file_that_would_be_put_up_is_carried_by_the_request(tmp_path: Path, r
 
 @pytest.mark.parametrize("model", ["claude-haiku-4-5", "claude-haiku-5-5", "claude-sonnet-4-5", "claude-opus-5-5"])
 @pytest.mark.parametrize("prompt", [100, 300_000], ids=["a short prompt", "a long prompt"])
-def test_a_live_answer_costs_what_genai_prices_says_of_one(model: str, prompt: int) -> None:
+def test_the_price_of_a_live_answer_is_that_of_genai_prices(model: str, prompt: int) -> None:
     used = genai_prices.Usage(
         input_tokens=prompt + 50,
         output_tokens=200,
@@ -261,7 +261,7 @@ def test_a_live_answer_costs_what_genai_prices_says_of_one(model: str, prompt: i
     assert cost == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_a_model_without_a_price_has_none() -> None:
+def test_a_live_answer_of_an_unpriced_model_has_no_price() -> None:
     assert Realtime().of("claude-imagined-9") is None
 
 
@@ -276,7 +276,7 @@ def test_the_announcement_says_the_full_price_and_that_it_is_no_batch_price(tmp_
     )
 
 
-def test_the_announcement_says_that_prices_of_the_job_do_not_count(tmp_path: Path) -> None:
+def test_the_announcement_says_that_prices_of_the_job_are_not_used(tmp_path: Path) -> None:
     asked = job(tmp_path, prices={"claude-haiku-4-5": {"discount": 0.5}})
 
     sentence = announcement(picked(asked), asked)
@@ -304,7 +304,7 @@ def test_the_announcement_names_a_tool_with_fees_of_its_own(tmp_path: Path) -> N
 # -- what is drawn ---------------------------------------------------------------------------------------------------
 
 
-def test_a_row_is_drawn_with_its_key_its_text_and_what_it_was(tmp_path: Path, running: RunningEmulator) -> None:
+def test_a_row_is_drawn_with_its_key_text_status_tokens_and_price(tmp_path: Path, running: RunningEmulator) -> None:
     assert shown(running.url, job(tmp_path), 2) == (
         "r0 (rows.csv row 1)\n"
         "[emulated] Text number 0.\n"
@@ -317,7 +317,7 @@ def test_a_row_is_drawn_with_its_key_its_text_and_what_it_was(tmp_path: Path, ru
     )
 
 
-def test_all_that_was_asked_is_succeeded_or_the_exit_code_is_one(tmp_path: Path, running: RunningEmulator) -> None:
+def test_the_exit_code_is_0_if_all_rows_succeeded_and_1_otherwise(tmp_path: Path, running: RunningEmulator) -> None:
     good, short = job(tmp_path), job(tmp_path, request={"max_tokens": 3})
 
     codes = [show(client(running.url), picked(asked), asked, Console(file=io.StringIO())) for asked in (good, short)]
@@ -349,7 +349,7 @@ def test_tool_input_is_drawn_as_json_on_a_line_of_its_own(tmp_path: Path, runnin
     assert lines[2].startswith("succeeded; ")
 
 
-def test_a_tool_that_the_api_runs_is_one_line(tmp_path: Path, running: RunningEmulator) -> None:
+def test_a_tool_that_the_api_runs_is_drawn_as_one_line(tmp_path: Path, running: RunningEmulator) -> None:
     asked = job(tmp_path, request={"params": {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}})
 
     lines = shown(running.url, asked).splitlines()
@@ -369,7 +369,7 @@ def test_a_tool_of_the_api_that_fails_says_why(tmp_path: Path) -> None:
     assert lines[1:3] == ["web_search_tool_result: max_uses_exceeded", "Nothing found."]
 
 
-def test_texts_of_one_answer_are_one_text(tmp_path: Path) -> None:
+def test_text_blocks_of_one_answer_are_joined(tmp_path: Path) -> None:
     with answering(begun(), *said("The ship "), *said("sank.", 1), *ended()) as url:
         lines = shown(url, job(tmp_path)).splitlines()
 
@@ -419,7 +419,7 @@ def test_only_characters_that_command_a_terminal_are_removed(text: str, left: st
 
 
 @pytest.mark.parametrize("text", ["[bold]not ours[/bold] :smile: 12", "x" * 500, "ends with blanks   \n"])
-def test_text_is_drawn_as_it_is(tmp_path: Path, text: str) -> None:
+def test_text_is_drawn_unchanged(tmp_path: Path, text: str) -> None:
     with answering(begun(), *said(text), *ended()) as url:
         asked, console = job(tmp_path), colored()
         show(client(url), picked(asked), asked, console)
@@ -431,7 +431,7 @@ def test_text_is_drawn_as_it_is(tmp_path: Path, text: str) -> None:
 
 
 class Holding(httpx2.AsyncHTTPTransport):
-    """Real HTTP that lets a call with `text` in it go only when `released` is set."""
+    """Real HTTP that delays a call with `text` in it until `released` is set."""
 
     def __init__(self, text: bytes, released: asyncio.Event) -> None:
         super().__init__()
@@ -452,7 +452,7 @@ def through(transport: httpx2.AsyncBaseTransport, url: str) -> anthropic.AsyncAn
     return anthropic.AsyncAnthropic(api_key="test", base_url=url, max_retries=0, http_client=http_client)
 
 
-def test_rows_are_drawn_in_their_order_although_the_second_answers_first(
+def test_rows_are_drawn_in_source_order_although_the_second_answer_arrives_first(
     tmp_path: Path, running: RunningEmulator
 ) -> None:
     class Releasing(Holding):
@@ -475,9 +475,7 @@ def test_rows_are_drawn_in_their_order_although_the_second_answers_first(
     ]
 
 
-def test_the_first_row_is_drawn_while_the_second_is_still_to_be_answered(
-    tmp_path: Path, running: RunningEmulator
-) -> None:
+def test_the_first_row_is_drawn_before_the_second_is_answered(tmp_path: Path, running: RunningEmulator) -> None:
     released = asyncio.Event()
 
     class Watched(io.StringIO):
@@ -494,7 +492,7 @@ def test_the_first_row_is_drawn_while_the_second_is_still_to_be_answered(
     assert code == 0  # else the second row had waited in vain
 
 
-def test_a_text_is_drawn_while_it_comes(tmp_path: Path) -> None:
+def test_a_text_is_drawn_while_it_arrives(tmp_path: Path) -> None:
     drawn, in_time = threading.Event(), []
 
     class Watched(io.StringIO):
@@ -511,7 +509,7 @@ def test_a_text_is_drawn_while_it_comes(tmp_path: Path) -> None:
     assert in_time == [True]
 
 
-def test_all_rows_are_asked_at_once(tmp_path: Path, running: RunningEmulator) -> None:
+def test_all_rows_are_asked_at_the_same_time(tmp_path: Path, running: RunningEmulator) -> None:
     together = asyncio.Barrier(3)
 
     class Meeting(httpx2.AsyncHTTPTransport):
@@ -529,13 +527,13 @@ def test_all_rows_are_asked_at_once(tmp_path: Path, running: RunningEmulator) ->
 # -- what it was -----------------------------------------------------------------------------------------------------
 
 
-def test_a_truncated_answer_is_said(tmp_path: Path, running: RunningEmulator) -> None:
+def test_a_truncated_answer_is_reported(tmp_path: Path, running: RunningEmulator) -> None:
     lines = shown(running.url, job(tmp_path, request={"max_tokens": 3})).splitlines()
 
     assert lines[-2] == ("truncated: the answer stopped at max_tokens; 14 tokens in, 3 out; under $0.0001")
 
 
-def test_an_unparsable_answer_is_said_with_its_reason(tmp_path: Path) -> None:
+def test_an_unparsable_answer_is_reported_with_its_reason(tmp_path: Path) -> None:
     with answering(begun(), *said("no JSON"), *ended()) as url:
         asked = job(tmp_path, output={"labels": ["good", "bad"]})
         lines = shown(url, asked).splitlines()
@@ -543,7 +541,7 @@ def test_an_unparsable_answer_is_said_with_its_reason(tmp_path: Path) -> None:
     assert lines[-2].startswith("unparsable: the answer is not JSON; ")
 
 
-def test_a_refused_answer_is_said(tmp_path: Path) -> None:
+def test_a_refused_answer_is_reported(tmp_path: Path) -> None:
     refusal = {"stop_reason": "refusal", "stop_details": {"explanation": "not this"}}
 
     with answering(begun(), {"type": "message_delta", "delta": refusal}, {"type": "message_stop"}) as url:
@@ -552,7 +550,7 @@ def test_a_refused_answer_is_said(tmp_path: Path) -> None:
     assert [(row["status"], row["error_message"]) for row in rows] == [("refused", "not this")]
 
 
-def test_tokens_of_the_cache_are_said(tmp_path: Path) -> None:
+def test_tokens_written_to_and_read_from_the_cache_are_shown(tmp_path: Path) -> None:
     used = {"cache_read_input_tokens": 4000, "cache_creation_input_tokens": 300}
 
     with answering(begun(), *said("Yes."), *ended(**used)) as url:
@@ -563,7 +561,7 @@ def test_tokens_of_the_cache_are_said(tmp_path: Path) -> None:
     )
 
 
-def test_facts_of_a_row_have_text_values_tokens_and_the_live_price(tmp_path: Path, running: RunningEmulator) -> None:
+def test_the_json_of_a_row_has_text_values_tokens_and_the_live_price(tmp_path: Path, running: RunningEmulator) -> None:
     rows = told(running.url, job(tmp_path, output={"labels": ["ship", "number"]}))
 
     (row,) = rows
@@ -588,7 +586,7 @@ def test_facts_of_a_row_have_text_values_tokens_and_the_live_price(tmp_path: Pat
     }
 
 
-def test_facts_of_a_row_have_its_thinking(tmp_path: Path, running: RunningEmulator) -> None:
+def test_the_json_of_a_row_has_its_thinking(tmp_path: Path, running: RunningEmulator) -> None:
     thinking = {"type": "enabled", "budget_tokens": 1024}
 
     rows = told(running.url, job(tmp_path, request={"max_tokens": 2000, "params": {"thinking": thinking}}))
@@ -596,7 +594,7 @@ def test_facts_of_a_row_have_its_thinking(tmp_path: Path, running: RunningEmulat
     assert rows[0]["thinking"] == "[emulated] Looked at the request before answering it."
 
 
-def test_an_answer_is_put_together_as_the_api_gives_it_whole(tmp_path: Path, running: RunningEmulator) -> None:
+def test_a_streamed_answer_equals_the_answer_without_streaming(tmp_path: Path, running: RunningEmulator) -> None:
     tools = [{"type": "web_search_20250305", "name": "web_search"}]
     params = {"tools": tools, "thinking": {"type": "enabled", "budget_tokens": 1024}}
     output = {"labels": ["text", "number"], "thinking": True}
@@ -618,7 +616,9 @@ def test_an_answer_is_put_together_as_the_api_gives_it_whole(tmp_path: Path, run
 # -- what can go wrong -----------------------------------------------------------------------------------------------
 
 
-def test_a_row_that_the_api_refuses_is_said_and_the_others_go_on(tmp_path: Path, running: RunningEmulator) -> None:
+def test_a_row_that_the_api_refuses_is_reported_and_the_others_are_answered(
+    tmp_path: Path, running: RunningEmulator
+) -> None:
     rows = [{"id": "a", "text": "One.", "model": "claude-none"}, {"id": "b", "text": "Two.", "model": "claude-opus-5"}]
     asked = job(tmp_path, rows, request={"model": "{{ model }}"})
     console = Console(file=io.StringIO(), width=200)
@@ -644,7 +644,7 @@ def test_a_refused_account_ends_the_preview_before_any_row_is_drawn(
     assert written(console) == ""
 
 
-def test_an_account_that_is_refused_half_way_ends_the_preview_after_what_was_answered(
+def test_an_account_refused_half_way_ends_the_preview_after_the_answered_rows(
     tmp_path: Path, running: RunningEmulator
 ) -> None:
     running.emulator.add_fault(on="messages", do="status", status=401, times=1)
@@ -664,7 +664,7 @@ def test_an_address_that_does_not_answer_ends_the_preview(tmp_path: Path) -> Non
         show(client("http://127.0.0.1:9"), picked(asked, 2), asked, Console(file=io.StringIO()))
 
 
-def test_an_address_that_speaks_another_language_ends_the_preview(tmp_path: Path, running: RunningEmulator) -> None:
+def test_an_address_that_is_not_the_api_ends_the_preview(tmp_path: Path, running: RunningEmulator) -> None:
     running.emulator.add_fault(on="messages", do="status", status=502, page="html")
     asked = job(tmp_path)
 
@@ -672,7 +672,7 @@ def test_an_address_that_speaks_another_language_ends_the_preview(tmp_path: Path
         show(client(running.url), picked(asked), asked, Console(file=io.StringIO()))
 
 
-def test_an_address_that_stops_answering_ends_the_preview_after_what_was_answered(
+def test_an_address_that_stops_answering_ends_the_preview_after_the_answered_rows(
     tmp_path: Path, running: RunningEmulator
 ) -> None:
     running.emulator.add_fault(on="messages", do="drop_before", times=1)
@@ -685,7 +685,7 @@ def test_an_address_that_stops_answering_ends_the_preview_after_what_was_answere
     assert "succeeded; " in written(console)
 
 
-def test_an_overloaded_api_is_said_for_the_row(tmp_path: Path, running: RunningEmulator) -> None:
+def test_an_overloaded_api_is_reported_for_the_row(tmp_path: Path, running: RunningEmulator) -> None:
     running.emulator.add_fault(on="messages", do="status", status=529, times=1)
 
     rows = told(running.url, job(tmp_path), 2)
@@ -696,7 +696,7 @@ def test_an_overloaded_api_is_said_for_the_row(tmp_path: Path, running: RunningE
     ]
 
 
-def test_an_error_in_the_middle_of_an_answer_is_said(tmp_path: Path) -> None:
+def test_an_error_in_the_middle_of_an_answer_is_reported(tmp_path: Path) -> None:
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 
     with answering(begun(), *said("The ship"), error) as url:
@@ -706,7 +706,7 @@ def test_an_error_in_the_middle_of_an_answer_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [True, False], ids=["hung up", "ended early"])
-def test_an_answer_that_breaks_off_is_said(tmp_path: Path, cut: bool) -> None:
+def test_an_answer_that_breaks_off_is_reported(tmp_path: Path, cut: bool) -> None:
     with answering(begun(), *said("The ship"), cut=cut) as url:
         lines = shown(url, job(tmp_path)).splitlines()
 
@@ -714,14 +714,14 @@ def test_an_answer_that_breaks_off_is_said(tmp_path: Path, cut: bool) -> None:
     assert lines[2].startswith("errored: connection_error: the answer broke off before its end")
 
 
-def test_an_event_that_is_not_as_the_api_sends_it_is_said(tmp_path: Path) -> None:
+def test_a_malformed_event_is_reported(tmp_path: Path) -> None:
     with answering(begun(), {"type": "content_block_start", "index": 0}) as url:
         rows = told(url, job(tmp_path))
 
     assert rows[0]["error_message"].endswith("(ValueError: an event 'content_block_start' that is not understood)")
 
 
-def test_events_and_blocks_of_a_later_api_pass_by(tmp_path: Path) -> None:
+def test_unknown_events_and_blocks_of_a_later_api_are_ignored(tmp_path: Path) -> None:
     later = block(0, {"type": "dream", "of": "sheep"}, {"type": "dream_delta", "of": "electric"})
 
     with answering({"type": "hum"}, begun(), *later, *said("Yes.", 1), *ended()) as url:
@@ -730,7 +730,7 @@ def test_events_and_blocks_of_a_later_api_pass_by(tmp_path: Path) -> None:
     assert [(row["text"], row["status"]) for row in rows] == [("Yes.", "succeeded")]
 
 
-def test_tool_input_that_is_cut_off_is_drawn_as_far_as_it_came(tmp_path: Path) -> None:
+def test_tool_input_that_is_cut_off_is_drawn_up_to_its_end(tmp_path: Path) -> None:
     used = block(
         0,
         {"type": "tool_use", "id": "t", "name": "record", "input": {}},
@@ -748,7 +748,7 @@ def test_tool_input_that_is_cut_off_is_drawn_as_far_as_it_came(tmp_path: Path) -
 # -- the client ------------------------------------------------------------------------------------------------------
 
 
-def test_betas_and_fields_that_the_sdk_does_not_know_reach_the_api(tmp_path: Path) -> None:
+def test_betas_and_fields_unknown_to_the_sdk_reach_the_api(tmp_path: Path) -> None:
     class Recording(httpx2.AsyncHTTPTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             sent.append((request.headers.get("anthropic-beta"), await request.aread()))
@@ -777,9 +777,7 @@ def test_without_a_key_the_preview_says_how_to_give_one(
         show(async_client(Reach("default", 5, running.url)), picked(asked), asked, Console(file=io.StringIO()))
 
 
-def test_a_cloud_client_that_cannot_be_made_is_an_error_of_the_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cloud_client_that_cannot_be_created_is_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "ANTHROPIC_AWS_WORKSPACE_ID"):
         monkeypatch.delenv(name, raising=False)
 
@@ -794,7 +792,7 @@ def keys_of(rows: Picked) -> list[str]:
     return [row.key for row in rows.rows]
 
 
-def test_rows_are_named_by_their_keys_and_shown_in_that_order(tmp_path: Path) -> None:
+def test_rows_selected_by_key_are_shown_in_the_order_given(tmp_path: Path) -> None:
     plan = Plan(job(tmp_path, texts(50)))
 
     assert keys_of(pick(plan, 3, keys=["r40", "r7"])) == ["r40", "r7"]
@@ -802,7 +800,7 @@ def test_rows_are_named_by_their_keys_and_shown_in_that_order(tmp_path: Path) ->
         pick(plan, 3, keys=["r1", "r50"])
 
 
-def test_a_sample_is_from_all_over_the_source_and_the_same_whatever_the_order(tmp_path: Path) -> None:
+def test_a_sample_covers_the_whole_source_and_does_not_depend_on_its_order(tmp_path: Path) -> None:
     rows = texts(3000)
 
     chosen = keys_of(pick(Plan(job(tmp_path, rows)), 5, sample=True))
@@ -813,7 +811,7 @@ def test_a_sample_is_from_all_over_the_source_and_the_same_whatever_the_order(tm
     assert max(int(key[1:]) for key in chosen) > 100
 
 
-def test_rows_of_a_sample_that_cannot_be_sent_make_place_for_others(tmp_path: Path) -> None:
+def test_rows_of_a_sample_that_cannot_be_sent_are_replaced_by_others(tmp_path: Path) -> None:
     rows = [{"id": f"r{i}", "text": "" if i % 2 else "One."} for i in range(100)]
 
     found = pick(Plan(job(tmp_path, rows)), 5, sample=True)
@@ -823,7 +821,7 @@ def test_rows_of_a_sample_that_cannot_be_sent_make_place_for_others(tmp_path: Pa
     assert pick(Plan(job(tmp_path, texts(2))), 5, sample=True).left_out == 0
 
 
-def test_what_a_row_asks_stands_before_its_answer(tmp_path: Path, running: RunningEmulator) -> None:
+def test_the_input_of_a_row_is_shown_before_its_answer(tmp_path: Path, running: RunningEmulator) -> None:
     asked = job(tmp_path, [{"id": "a", "text": "One.\n\x1b[2JTwo."}])
     console = Console(file=io.StringIO(), width=200)
 
@@ -836,7 +834,7 @@ def test_what_a_row_asks_stands_before_its_answer(tmp_path: Path, running: Runni
     assert row["request"]["messages"] == [{"role": "user", "content": "One.\n\x1b[2JTwo."}]
 
 
-def test_of_a_long_input_only_the_beginning_is_shown() -> None:
+def test_only_the_beginning_of_a_long_input_is_shown() -> None:
     content = [{"type": "image", "source": {}}, {"type": "text", "text": "x" * 500 + "\ny" * 20}]
 
     shown = input_lines(orjson.dumps({"messages": [{"role": "user", "content": content}]}))

@@ -1,4 +1,4 @@
-"""What a command says, whatever characters others have put into it, and whatever characters the terminal takes."""
+"""Commands print safely, with any characters in the data and any encoding of the terminal."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def api(tmp_path: Path) -> Iterator[RunningEmulator]:
 
 @pytest.fixture
 def command(api: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
-    """Runs a command with a stdout that takes the characters of an encoding only; what it wrote."""
+    """Return a function that runs a command with a stdout in an encoding and returns what it wrote."""
     (tmp_path / "notes.yaml").write_text(JOB, encoding="utf-8")
     (tmp_path / "notes.csv").write_text(ROWS, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -64,7 +64,7 @@ def command(api: RunningEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_no_command_fails_at_a_stdout_that_is_not_utf_8(
+def test_every_command_works_when_stdout_is_not_utf_8(
     command: Callable[..., bytes], api: RunningEmulator, encoding: str
 ) -> None:
     api.emulator.add_fault(on="item", do="error", error_type="api_error", message="Désolé 世界", match="Ça")
@@ -86,7 +86,7 @@ def test_no_command_fails_at_a_stdout_that_is_not_utf_8(
     assert "é".encode() in command("export", "notes.yaml", encoding=encoding)  # a file of JSON lines is UTF-8
 
 
-def test_where_stdout_is_utf_8_texts_stand_as_they_are(command: Callable[..., bytes]) -> None:
+def test_texts_are_printed_unchanged_when_stdout_is_utf_8(command: Callable[..., bytes]) -> None:
     assert "Résumé: Ça va?".encode() in command("check", "notes.yaml", encoding="utf-8")
     assert "Résumé: Ça va?".encode() in command("check", "notes.yaml", "--json", encoding="UTF8")
 
@@ -107,7 +107,7 @@ EVIL = "a\x1b[2J\u202eb\x9b1m\x07"
     ],
     ids=["plain", "an escape", "one byte", "bidirectional marks", "half a character"],
 )
-def test_characters_that_command_a_terminal_are_escaped(text: str, shown: str) -> None:
+def test_control_characters_of_a_terminal_are_escaped(text: str, shown: str) -> None:
     assert escaped(text) == inline(text) == shown
     assert inline(f"{text}\n\t") == rf"{shown}\n\t"
     assert escaped(f"{text}\n\t") == f"{shown}\n\t"
@@ -115,7 +115,7 @@ def test_characters_that_command_a_terminal_are_escaped(text: str, shown: str) -
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_json_of_any_text_is_read_as_that_text(ascii_only: bool) -> None:
+def test_any_text_is_unchanged_after_reading_its_json(ascii_only: bool) -> None:
     texts = [chr(code) for code in (*range(0x3000), 0xFFFD, 0x1F642, 0x10FFFF)]
 
     line = json_text(texts, ascii_only=ascii_only)
@@ -126,7 +126,7 @@ def test_json_of_any_text_is_read_as_that_text(ascii_only: bool) -> None:
     assert json.loads(json_text(["\udc80"], ascii_only=ascii_only)) == ["\udc80"]
 
 
-def test_what_others_wrote_into_a_message_neither_commands_the_terminal_nor_looks_like_our_line(
+def test_foreign_text_in_a_message_cannot_control_the_terminal_or_look_like_our_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     say(f"error: {EVIL}.csv: there is no such file\nnext: rm")
@@ -135,7 +135,7 @@ def test_what_others_wrote_into_a_message_neither_commands_the_terminal_nor_look
     assert said == r"error: a\x1b[2J\u202eb\x9b1m\x07.csv: there is no such file" + "\n    next: rm\n"
 
 
-def test_errors_escapes_keys_and_what_the_api_says_and_retry_takes_the_key_as_shown(
+def test_errors_escapes_keys_and_api_messages_and_retry_accepts_the_key_as_shown(
     command: Callable[..., bytes], api: RunningEmulator, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     api.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", message=f"{EVIL}\nnext: rm")
@@ -156,7 +156,7 @@ def test_errors_escapes_keys_and_what_the_api_says_and_retry_takes_the_key_as_sh
     assert len(list(api.emulator.accepted())) == 3
 
 
-def test_a_key_is_named_as_it_is_and_as_it_is_shown() -> None:
+def test_a_key_can_be_given_as_stored_or_as_shown() -> None:
     stored = json_values.dump([EVIL, 7])
 
     for given in (identity.shown(stored), identity.joined(stored), stored):
@@ -177,7 +177,7 @@ def test_a_line_of_the_log_is_ascii(capfd: pytest.CaptureFixture[str]) -> None:
 # -- options -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_command_takes_the_same_options() -> None:
+def test_every_command_accepts_the_common_options() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
     for name, taken in commands.items():
@@ -210,7 +210,7 @@ def test_every_command_takes_the_same_options() -> None:
         ),
     ],
 )
-def test_the_next_command_has_the_options_of_the_present_one_that_it_needs(given: str, again: str, status: str) -> None:
+def test_the_next_command_repeats_the_options_that_it_needs(given: str, again: str, status: str) -> None:
     name, *words = shlex.split(given)
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
 
@@ -219,13 +219,13 @@ def test_the_next_command_has_the_options_of_the_present_one_that_it_needs(given
         assert command_line("status", "j.yaml") == f"batch-pipeline {status}"
 
 
-def test_no_module_reads_the_words_of_the_command_line_itself() -> None:
+def test_no_module_reads_sys_argv() -> None:
     modules = (Path(__file__).parents[2] / "pipeline").rglob("*.py")
 
     assert [path.name for path in modules if "sys.argv" in path.read_text(encoding="utf-8")] == []
 
 
-def test_what_the_environment_gives_is_not_repeated_in_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_given_by_the_environment_are_not_repeated_in_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH_DATABASE_URL", "sqlite:///other.db")
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
 
@@ -234,7 +234,7 @@ def test_what_the_environment_gives_is_not_repeated_in_the_next_command(monkeypa
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--version", "run"]])
-def test_the_version_is_said(
+def test_the_version_is_printed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["batch-pipeline", *words])
@@ -246,14 +246,14 @@ def test_the_version_is_said(
 
 
 @pytest.mark.parametrize("name", ["run", "retry", "preview"])
-def test_help_says_that_nothing_is_asked_without_a_terminal(name: str) -> None:
+def test_help_says_that_commands_ask_only_on_a_terminal(name: str) -> None:
     taken = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
 
     [yes] = [parameter for parameter in taken.params if "--yes" in parameter.opts]
     assert "Without a terminal" in yes.help
 
 
-def test_init_says_its_file_as_json(command: Callable[..., bytes], tmp_path: Path) -> None:
+def test_init_prints_the_name_of_its_file_as_json(command: Callable[..., bytes], tmp_path: Path) -> None:
     said = command("init", "notes.csv", "-o", "made.yaml", "--json", "--spool", str(tmp_path / "spool"))
 
     assert json.loads(said) == {"event": "init", "file": "made.yaml"}

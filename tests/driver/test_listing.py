@@ -1,4 +1,4 @@
-"""Asking after many batches at once."""
+"""Many open batches are polled by one listing, few by a call each."""
 
 from collections import Counter
 from datetime import timedelta
@@ -17,7 +17,7 @@ POSTGRESQL_IS_LONG = True
 
 
 class Counting(httpx2.BaseTransport):
-    """Counts what the driver asks for."""
+    """Counts the driver's calls."""
 
     def __init__(self, world: World) -> None:
         self._inner = world.emulator.transport()
@@ -33,7 +33,7 @@ class Counting(httpx2.BaseTransport):
 
 
 class Taking(httpx2.BaseTransport):
-    """While the listing is read, another driver takes the first batch."""
+    """Lets another driver claim the first batch while the listing is read."""
 
     def __init__(self, world: World) -> None:
         self._world, self._inner = world, world.emulator.transport()
@@ -47,7 +47,7 @@ class Taking(httpx2.BaseTransport):
 
 
 def swept(world: World) -> Counter[str]:
-    """The calls of one sweep."""
+    """Sweep once and return the calls."""
     counting = Counting(world)
     assert [problem for _, problem in sweep(world.where(counting))] in (
         [None],
@@ -57,14 +57,14 @@ def swept(world: World) -> Counter[str]:
 
 
 def submitted(world: World, rows: int, name: str = "summaries") -> None:
-    """One batch for each row."""
+    """Submit one batch for each row."""
     world.rows(texts(rows), f"{name}.csv")
     source = {"path": str(world.folder / f"{name}.csv"), "key": "id"}
     job = world.job(name=name, source=source, sink={"table": name}, limits={"max_batch_requests": 1})
     run(job, world.where(), Options(detach=True))
 
 
-def test_fifty_open_batches_are_one_listing(world: World) -> None:
+def test_fifty_open_batches_are_polled_by_one_listing(world: World) -> None:
     submitted(world, 30)
     submitted(world, 20, "others")
     world.clock.advance(31)  # while they are still running
@@ -78,7 +78,7 @@ def test_fifty_open_batches_are_one_listing(world: World) -> None:
     assert set(world.statuses().values()) | set(world.statuses("others").values()) == {"succeeded"}
 
 
-def test_batches_that_run_wait_longer_before_they_are_asked_after_again(world: World) -> None:
+def test_batches_that_run_longer_are_polled_less_often(world: World) -> None:
     world.with_settings(poll=None)
     submitted(world, 6)
     waits = []
@@ -94,7 +94,7 @@ def test_batches_that_run_wait_longer_before_they_are_asked_after_again(world: W
     assert 0 < first < second
 
 
-def test_a_batch_that_another_driver_took_meanwhile_is_left_to_it(world: World) -> None:
+def test_a_batch_that_another_driver_claimed_meanwhile_is_left_to_it(world: World) -> None:
     submitted(world, 6)
     world.clock.advance(31)
     with world.database.write() as conn:  # its sign of life
@@ -108,7 +108,7 @@ def test_a_batch_that_another_driver_took_meanwhile_is_left_to_it(world: World) 
     assert claimed == ["another driver", None, None, None, None, None]
 
 
-def test_a_few_are_asked_after_one_by_one(world: World) -> None:
+def test_a_few_open_batches_are_retrieved_one_by_one(world: World) -> None:
     submitted(world, 3)
     world.clock.advance(61)
 
@@ -121,7 +121,7 @@ def test_a_few_are_asked_after_one_by_one(world: World) -> None:
     [{"on": "list", "do": "status", "status": 500, "after": 1}, {"on": "list", "do": "lag", "seconds": 3600}],
     ids=["broken", "lagging"],
 )
-def test_what_the_listing_does_not_say_is_asked_one_by_one(world: World, fault: dict[str, object]) -> None:
+def test_batches_missing_in_the_listing_are_retrieved_one_by_one(world: World, fault: dict[str, object]) -> None:
     submitted(world, 6)
     world.clock.advance(61)
     world.emulator.add_fault(**fault)
@@ -132,7 +132,7 @@ def test_what_the_listing_does_not_say_is_asked_one_by_one(world: World, fault: 
     assert set(world.statuses().values()) == {"succeeded"}
 
 
-def test_a_batch_deleted_at_the_api_is_asked_after_until_it_is_lost(world: World) -> None:
+def test_a_batch_deleted_at_the_api_is_retrieved_until_it_is_lost(world: World) -> None:
     submitted(world, 6)
     world.clock.advance(61)
     client = world.client()
@@ -148,7 +148,9 @@ def test_a_batch_deleted_at_the_api_is_asked_after_until_it_is_lost(world: World
     assert sorted(world.statuses().values()) == ["lost"] + 5 * ["succeeded"]
 
 
-def test_the_newest_of_others_do_not_make_it_endless(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newer_batches_of_another_program_do_not_make_the_listing_endless(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.driver.listing.FOR_EACH", 1)
     submitted(world, 6)
     others = world.client()

@@ -68,13 +68,13 @@ def test_a_variable_that_cannot_be_used_is_named_with_the_values_it_takes(
     assert str(refused.value) == f"{variable}={text!r}: this must be a number of {values}"
 
 
-def test_what_the_caller_gives_for_polling_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polling_given_by_the_caller_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH_POLL_SECONDS", "30")
 
     assert Settings.from_environment(poll_seconds=0.5).poll == 0.5
 
 
-def test_a_grace_of_the_caller_s_is_a_default_that_the_variable_wins_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_wins_over_a_grace_time_given_by_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.from_environment(grace=2.0).grace == 2.0
 
     monkeypatch.setenv("BATCH_GRACE_SECONDS", "30")

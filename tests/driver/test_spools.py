@@ -1,4 +1,4 @@
-"""A job's spool may be given another address, and may be another place while no batch needs its body."""
+"""A job's spool may get another address at any time, and another place while no batch needs its body."""
 
 import shutil
 import threading
@@ -28,31 +28,31 @@ SMALL = {"max_batch_requests": 2}
 
 @pytest.fixture
 def local(world: World, tmp_path: Path) -> World:
-    """A world whose spool is in a folder that was given."""
+    """Return a world whose spool is a folder given by the user."""
     world.spool = str(tmp_path / "spool")
     return world
 
 
 def place(world: World) -> tuple[str, str]:
-    """The address and the id of the job's spool, as the database has them."""
+    """Return the address and the id of the job's spool in the database."""
     with world.database.read() as conn:
         address, identifier = conn.execute(select(jobs.c.spool, jobs.c.spool_id)).one()
     return address, identifier
 
 
 def marker(folder: Path) -> str:
-    """The id that a spool in a folder has."""
+    """Return the id of the spool in a folder."""
     return (folder / MARKER).read_text().strip()
 
 
 def all_is_well(world: World, rows: int) -> None:
-    """Each row was accepted once and has its answer."""
+    """Assert that each row was accepted once and has its answer."""
     assert world.statuses() == {f"r{i}": "succeeded" for i in range(rows)}
     assert world.accepted() == rows
     assert world.sent_twice() == []
 
 
-def test_the_same_spool_under_another_name_goes_on_in_the_middle_of_a_run(local: World, tmp_path: Path) -> None:
+def test_a_run_continues_with_the_same_spool_at_another_address(local: World, tmp_path: Path) -> None:
     local.dies_at(local.job(limits=SMALL), "submitted")
     _, identifier = place(local)
     (tmp_path / "spool").rename(tmp_path / "moved")  # a disk that is mounted elsewhere now
@@ -69,7 +69,7 @@ def test_the_same_spool_under_another_name_goes_on_in_the_middle_of_a_run(local:
     all_is_well(local, 7)
 
 
-def test_a_sweep_goes_on_with_the_same_spool_under_another_name(local: World, tmp_path: Path) -> None:
+def test_a_sweep_continues_with_the_same_spool_at_another_address(local: World, tmp_path: Path) -> None:
     local.run(local.job(limits=SMALL), detach=True)
     (tmp_path / "spool").rename(tmp_path / "moved")
     assert "is not the one that job summaries has used" in str(local.sweep()[0][1])
@@ -99,7 +99,7 @@ def test_a_renamed_bucket_is_the_same_spool(world: World, s3: S3) -> None:
 
 
 @pytest.mark.parametrize("old_is_gone", [False, True], ids=["the folder is there", "the folder is gone"])
-def test_a_spool_goes_from_a_folder_to_object_storage_when_all_is_collected(
+def test_a_spool_moves_from_a_folder_to_object_storage_when_every_batch_is_collected(
     local: World, tmp_path: Path, s3: S3, *, old_is_gone: bool
 ) -> None:
     local.run(local.job(limits=SMALL))
@@ -130,7 +130,7 @@ def test_a_spool_beside_the_database_can_move_too(world: World, tmp_path: Path) 
 
 
 def planned(world: World) -> None:
-    """Batches wait for room at the API."""
+    """Leave batches planned, because the API refuses them for now."""
     world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=100)
     world.run(world.job(limits=SMALL), detach=True)
     world.emulator.clear_faults()
@@ -138,13 +138,13 @@ def planned(world: World) -> None:
 
 
 def at_the_api(world: World) -> None:
-    """Batches are at the API: rows of them may have to be sent again."""
+    """Leave batches at the API, whose rows may have to be sent again."""
     world.run(world.job(limits=SMALL), detach=True)
     assert world.batch_states() == ["in_progress"] * 3
 
 
 def waiting(world: World) -> None:
-    """A row of the second batch waits to be sent again from its body, and nothing is open."""
+    """Leave a row of the second batch pending, to be sent again from its body, with no run open."""
     world.run(world.job(limits=SMALL))
     with world.database.write() as conn:
         row = conn.execute(select(requests).where(requests.c.batch_id == 2).limit(1)).one()
@@ -179,7 +179,9 @@ def test_another_spool_is_refused_while_a_batch_needs_its_body(
     assert local.sent_twice() == []
 
 
-def test_a_spool_that_holds_what_a_restored_database_lacks_is_not_left(local: World, tmp_path: Path) -> None:
+def test_a_spool_is_not_moved_while_it_holds_bodies_unknown_to_a_restored_database(
+    local: World, tmp_path: Path
+) -> None:
     local.run(local.job(limits=SMALL, privacy={"keep_spool": True}))
     with local.database.write() as conn:
         conn.execute(update(batches).where(batches.c.id == 1).values(nonce="of-another-time"))
@@ -193,7 +195,7 @@ def test_a_spool_that_holds_what_a_restored_database_lacks_is_not_left(local: Wo
 
 
 def move(world: World, folder: Path) -> str:
-    """Another driver gives the job this folder as its spool; the id of that."""
+    """Make this folder the job's spool, as another driver does, and return the spool's id."""
     with world.database.read() as conn:
         job = job_named(conn, "summaries")
     assert job is not None
@@ -257,7 +259,7 @@ def test_a_spool_is_not_moved_while_another_driver_commits_a_batch(
     assert "bodies in that are still needed" in said[0]
 
 
-def test_a_driver_that_still_has_the_old_spool_leaves_the_batches_alone(local: World, tmp_path: Path) -> None:
+def test_a_driver_with_the_old_spool_leaves_batches_of_the_new_spool_alone(local: World, tmp_path: Path) -> None:
     local.run(local.job(limits=SMALL))
     where = local.where()
     with local.database.read() as conn:
@@ -282,7 +284,7 @@ def test_a_driver_that_still_has_the_old_spool_leaves_the_batches_alone(local: W
 
 
 @pytest.mark.parametrize("line", ["before", "after"])
-def test_a_driver_that_dies_while_it_moves_a_spool_is_followed_by_one_that_goes_on(
+def test_the_next_driver_finishes_the_move_of_a_spool_when_a_driver_died_in_it(
     local: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     local.run(local.job(limits=SMALL))
@@ -311,7 +313,7 @@ def test_a_driver_that_dies_while_it_moves_a_spool_is_followed_by_one_that_goes_
 
 
 def checked(world: World, *options: str) -> tuple[int, str]:
-    """`batch-pipeline check` of the job, with the world's database: exit code and stderr."""
+    """Run `batch-pipeline check` of the job with the world's database and return exit code and stderr."""
     file = put_job(world.folder)
     file.write_text(file.read_text().replace("name: notes", "name: summaries").replace("note_summaries", "answers"))
     url = world.database.url.render_as_string(hide_password=False)
@@ -320,7 +322,7 @@ def checked(world: World, *options: str) -> tuple[int, str]:
     return process.returncode, said
 
 
-def test_check_looks_at_the_spool_and_makes_nothing(local: World, tmp_path: Path) -> None:
+def test_check_looks_at_the_spool_and_creates_nothing(local: World, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     code, said = checked(local, "--spool", str(tmp_path / "file"))
     assert code == 2

@@ -1,4 +1,4 @@
-"""The Prefect flows: the same steps as the command line's, with no server to set up."""
+"""The Prefect flows do the steps of the command line, also without a server."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def job(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningEmulator]:
-    """An API, and an environment that names it, a key and a database."""
+    """Run an emulator, and set its address, a key and a database in the environment."""
     for name in [name for name in os.environ if name.startswith(("ANTHROPIC_", "BATCH_", "PIPELINE_"))]:
         monkeypatch.delenv(name)
     with start(tmp_path / "emulator", processing_seconds=60) as running, disable_run_logger():
@@ -72,14 +72,14 @@ def let_batches_end(api: RunningEmulator) -> None:
 
 
 def told(state: Any) -> tuple[str, str, str]:
-    """Type, name and message of a flow's state."""
+    """Return type, name and message of a flow's state."""
     return state.type.value, state.name, state.message
 
 
 # -- a run, a sweep, and what failed once more -----------------------------------------------------------------------
 
 
-def test_a_run_ends_as_submitted_and_a_sweep_takes_it_to_its_end(api: RunningEmulator, job: Path) -> None:
+def test_a_run_ends_as_submitted_and_a_sweep_finishes_it(api: RunningEmulator, job: Path) -> None:
     submitted = told(run_job.fn(str(job)))
     waiting = told(collect_results.fn())
     let_batches_end(api)
@@ -98,7 +98,7 @@ def test_a_sweep_before_the_first_run_has_nothing_to_do(api: RunningEmulator) ->
     assert told(collect_results.fn())[1:] == ("Nothing due", "there is no state database yet: no job has been run")
 
 
-def test_sweeps_that_were_late_and_come_all_at_once_do_the_work_once(api: RunningEmulator, job: Path) -> None:
+def test_late_sweeps_that_start_at_the_same_time_do_the_work_once(api: RunningEmulator, job: Path) -> None:
     run_job.fn(str(job))
     let_batches_end(api)
 
@@ -115,7 +115,7 @@ def test_sweeps_that_were_late_and_come_all_at_once_do_the_work_once(api: Runnin
     assert api.emulator.audit()["accepted_twice"] == []
 
 
-def test_two_runs_of_one_job_at_once_send_each_row_once(api: RunningEmulator, job: Path) -> None:
+def test_two_runs_of_one_job_at_the_same_time_send_each_row_once(api: RunningEmulator, job: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         ran = [told(state) for state in pool.map(lambda _: run_job.fn(str(job)), range(2))]
     let_batches_end(api)
@@ -157,7 +157,7 @@ def test_the_sweep_in_which_a_run_ends_badly_fails_and_the_next_one_does_not(api
 
 
 def bad_end_that_nobody_was_told_of(api: RunningEmulator, job: Path) -> None:
-    """A sweep that dies when it has ended a run of the job, of which a row failed."""
+    """Leave a run that a sweep has ended with a failed row without reporting it."""
     api.emulator.add_fault(on="item", do="refuse", match="one", times=1)
     run_job.fn(str(job))
     let_batches_end(api)
@@ -165,7 +165,7 @@ def bad_end_that_nobody_was_told_of(api: RunningEmulator, job: Path) -> None:
         sweep(here)
 
 
-def test_a_bad_end_that_nobody_was_told_of_fails_the_next_sweep(api: RunningEmulator, job: Path) -> None:
+def test_an_unreported_bad_end_fails_the_next_sweep(api: RunningEmulator, job: Path) -> None:
     bad_end_that_nobody_was_told_of(api, job)
 
     failed = told(collect_results.fn())
@@ -176,7 +176,7 @@ def test_a_bad_end_that_nobody_was_told_of_fails_the_next_sweep(api: RunningEmul
     assert after == ("COMPLETED", "Nothing due", "no run is open")
 
 
-def test_a_bad_end_that_nobody_was_told_of_fails_the_next_run_of_the_job(api: RunningEmulator, job: Path) -> None:
+def test_an_unreported_bad_end_fails_the_next_run_of_the_job(api: RunningEmulator, job: Path) -> None:
     bad_end_that_nobody_was_told_of(api, job)
 
     failed = told(run_job.fn(str(job)))
@@ -187,9 +187,7 @@ def test_a_bad_end_that_nobody_was_told_of_fails_the_next_run_of_the_job(api: Ru
     assert after[0] == "COMPLETED"
 
 
-def test_a_good_end_that_nobody_was_told_of_is_in_the_message_of_the_next_sweep(
-    api: RunningEmulator, job: Path
-) -> None:
+def test_an_unreported_good_end_is_in_the_message_of_the_next_sweep(api: RunningEmulator, job: Path) -> None:
     run_job.fn(str(job))
     let_batches_end(api)
     with closing(Database(os.environ["BATCH_DATABASE_URL"])) as database, at(database) as here:
@@ -203,7 +201,7 @@ def test_a_good_end_that_nobody_was_told_of_is_in_the_message_of_the_next_sweep(
     assert after[1] == "Nothing due"
 
 
-def test_what_failed_goes_once_more_by_the_parameters_that_its_cause_names(api: RunningEmulator, job: Path) -> None:
+def test_failed_rows_are_sent_again_with_the_parameters_named_by_their_cause(api: RunningEmulator, job: Path) -> None:
     api.emulator.add_fault(on="item", do="refuse", match="one", times=1)
     run_job.fn(str(job))
     let_batches_end(api)
@@ -262,7 +260,7 @@ def test_a_job_that_was_run_can_be_run_by_its_name(api: RunningEmulator, job: Pa
     assert "knows no job 'note' (it knows: notes)" in unknown[2]
 
 
-def test_a_retry_of_a_job_nobody_knows_names_those_there_are(api: RunningEmulator, job: Path) -> None:
+def test_a_retry_of_an_unknown_job_names_the_known_ones(api: RunningEmulator, job: Path) -> None:
     before = told(reprocess_failed.fn("notes"))
     run_job.fn(str(job))
 
@@ -276,7 +274,7 @@ def test_a_retry_of_a_job_nobody_knows_names_those_there_are(api: RunningEmulato
 # -- where a flow works ----------------------------------------------------------------------------------------------
 
 
-def test_job_files_are_found_relative_to_the_project_whatever_the_working_directory(
+def test_job_files_are_found_relative_to_the_project_in_any_working_directory(
     monkeypatch: pytest.MonkeyPatch, job: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PIPELINE_ROOT", str(tmp_path))
@@ -294,7 +292,7 @@ def test_today_is_the_day_of_the_scheduled_start_in_the_schedules_zone(monkeypat
     assert day("Europe/Berlin") == date(2026, 11, 21)
 
 
-def test_without_a_database_anywhere_a_sweep_says_how_to_name_one(api: RunningEmulator, monkeypatch: Any) -> None:
+def test_a_sweep_without_a_database_says_how_to_name_one(api: RunningEmulator, monkeypatch: Any) -> None:
     monkeypatch.delenv("BATCH_DATABASE_URL")
 
     state = told(collect_results.fn())
@@ -303,7 +301,7 @@ def test_without_a_database_anywhere_a_sweep_says_how_to_name_one(api: RunningEm
     assert "Set BATCH_DATABASE_URL in the worker's environment, or put its URL into a Secret block" in state[2]
 
 
-def test_the_environment_wins_over_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_of_the_environment_wins_over_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCH_DATABASE_URL", "sqlite:///here.db")
 
     assert database_url(Blocks(database_url="a-block-that-nobody-asks-for")) == "sqlite:///here.db"
@@ -312,7 +310,7 @@ def test_the_environment_wins_over_a_block(monkeypatch: pytest.MonkeyPatch) -> N
 # -- what a person sees ----------------------------------------------------------------------------------------------
 
 
-def test_what_models_have_written_is_shown_as_it_is() -> None:
+def test_text_of_a_model_is_escaped_and_shown_literally() -> None:
     hostile = (
         "![x](http://evil.example/x.png) <script>alert(1)</script> | `code` [a](javascript:b) # *b* www.evil.example"
     )
@@ -323,7 +321,7 @@ def test_what_models_have_written_is_shown_as_it_is() -> None:
     assert not set("!()[]<>|`#*:/.") & set(re.sub(r"\\.", "", escaped))
 
 
-def test_a_remedy_is_shown_as_parameters_that_the_flow_takes() -> None:
+def test_a_remedy_is_shown_as_parameters_of_the_flow() -> None:
     command = ["retry", "notes", "--status", "truncated", "--set", "request.max_tokens=120", "--key", "a", "--key", "b"]
 
     flow, parameters = parameters_of(command)
@@ -334,7 +332,7 @@ def test_a_remedy_is_shown_as_parameters_that_the_flow_takes() -> None:
     assert parameters_of(["run", "notes"]) == ("run_job", {"job": "notes"})
 
 
-def test_the_summary_of_a_job_names_what_mends_its_failures(api: RunningEmulator, job: Path) -> None:
+def test_the_summary_of_a_job_names_the_remedy_of_its_failures(api: RunningEmulator, job: Path) -> None:
     api.emulator.add_fault(on="item", do="refuse", match="one")
     run_job.fn(str(job), wait=False)
     let_batches_end(api)
@@ -358,7 +356,7 @@ def test_the_summary_of_a_job_names_what_mends_its_failures(api: RunningEmulator
 # -- deployments -----------------------------------------------------------------------------------------------------
 
 
-def test_the_deployments_are_what_prefect_takes_and_name_flows_parameters_and_jobs_that_exist() -> None:
+def test_the_deployments_are_valid_and_name_existing_flows_parameters_and_jobs() -> None:
     declared = YAML(typ="safe").load(ROOT / "prefect.yaml")
 
     PrefectYamlModel.model_validate(declared)
@@ -374,7 +372,7 @@ def test_the_deployments_are_what_prefect_takes_and_name_flows_parameters_and_jo
             assert {each["timezone"] for each in deployment["schedules"]} == {deployment["parameters"]["time_zone"]}
 
 
-def test_every_parameter_says_in_the_form_what_it_is_for() -> None:
+def test_every_parameter_has_a_description_in_the_form() -> None:
     for flow in (run_job, collect_results, reprocess_failed):
         described = {name: "description" in each for name, each in flow.parameters.properties.items()}
         assert described == dict.fromkeys(described, True)
@@ -403,7 +401,7 @@ def flow(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_flow_takes_a_job_to_its_end_without_a_server(tmp_path: Path, job: Path) -> None:
+def test_a_flow_finishes_a_job_without_a_server(tmp_path: Path, job: Path) -> None:
     ran = flow(tmp_path, str(job), "--emulator")
 
     assert ran.returncode == 0, ran.stderr

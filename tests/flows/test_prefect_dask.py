@@ -1,4 +1,4 @@
-"""Sweeps on a real Dask cluster: a scheduler and workers in processes of their own, which are killed.
+"""Sweeps run on a real Dask cluster, whose scheduler and workers are processes that get killed.
 
 The tests share one Prefect server and one state database on PostgreSQL, and each uses jobs of its own.
 """
@@ -43,7 +43,7 @@ class Cluster:
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def start(self, module: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        """A process of the cluster; it ends with the cluster."""
+        """Start a process of the cluster, which ends with the cluster."""
         with (self.folder / "dask.log").open("ab") as log:
             command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments, *LOADED]
             command += ["--dashboard-address", "127.0.0.1:0"]
@@ -52,7 +52,7 @@ class Cluster:
         return process
 
     def start_worker(self, name: str) -> "subprocess.Popen[bytes]":
-        """A worker that nobody starts anew when it is killed."""
+        """Start a worker that is not restarted when it is killed."""
         alone = ("--no-nanny", "--nthreads", "1", "--host", "127.0.0.1")
         return self.start("dask_worker", self.address, "--name", name, *alone, "--local-directory", str(self.folder))
 
@@ -66,7 +66,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(folder: Path, environ: dict[str, str], workers: int) -> Iterator[Cluster]:
-    """A cluster on this machine while the block runs; its workers are the processes after the scheduler's."""
+    """Run a cluster on this machine during the block. Its first process is the scheduler, the others are workers."""
     folder.mkdir()
     port = free_port()
     made = Cluster(f"tcp://127.0.0.1:{port}", folder, environ)
@@ -84,14 +84,14 @@ def cluster(folder: Path, environ: dict[str, str], workers: int) -> Iterator[Clu
 
 @pytest.fixture
 def slow_results(site: Site) -> Iterator[None]:
-    """Results that take so long that one can look at who collects them."""
+    """Delay results so that a test can see which process collects them."""
     site.api.emulator.add_fault(on="results", do="delay", seconds=2)
     yield
     site.api.emulator.clear_faults()
 
 
 def submitted(site: Site, name: str, texts: tuple[str, ...] = TWELVE) -> None:
-    """A job of which all is sent and has ended at the API."""
+    """Submit all rows of a job and let its batches end at the API."""
     job = site.job(name, texts)
     ran = site.prefect.python("-c", f"from flows.run_job import run_job; run_job({job!r})")
     assert ran.returncode == 0, ran.stderr
@@ -99,11 +99,11 @@ def submitted(site: Site, name: str, texts: tuple[str, ...] = TWELVE) -> None:
 
 
 def sweep(site: Site, runner: str, *command: str) -> "subprocess.CompletedProcess[str]":
-    """One sweep with this task runner, to its end."""
+    """Run one sweep with this task runner to its end."""
     return site.prefect.python(*command, BATCH_TASK_RUNNER=runner, DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="5s")
 
 
-def test_files_are_planned_on_workers_and_one_that_dies_loses_no_row(site: Site, tmp_path: Path) -> None:
+def test_workers_plan_files_and_a_worker_that_dies_loses_no_row(site: Site, tmp_path: Path) -> None:
     job = site.prefect.project / site.job("wide")
     for part in range(4):
         rows = "".join(f"p{part}r{n},wide row {n} of file {part}\n" for n in range(3_000))
@@ -131,7 +131,7 @@ def test_files_are_planned_on_workers_and_one_that_dies_loses_no_row(site: Site,
 
 
 def held(site: Site) -> list[tuple[int, int]]:
-    """Which process is collecting which batch."""
+    """Return which process is collecting which batch."""
     query = select(leases.c.holder, batches.c.id).where(
         leases.c.resource == batches.c.claimed_by, batches.c.state == "ended"
     )
@@ -140,7 +140,7 @@ def held(site: Site) -> list[tuple[int, int]]:
 
 
 def stopped_in_the_middle(site: Site, process: "subprocess.Popen[bytes]") -> bool:
-    """Stop a process if it is collecting a batch just now."""
+    """Suspend a process and return whether it is collecting a batch; if not, let it continue."""
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     if process.pid in dict(held(site)):
@@ -150,12 +150,12 @@ def stopped_in_the_middle(site: Site, process: "subprocess.Popen[bytes]") -> boo
 
 
 def numbers(site: Site, name: str) -> list[int]:
-    """The number of each batch of a job, in their order."""
+    """Return the number of each batch of a job, in order."""
     return sorted(site.batch_ids(name))
 
 
 def fetched(site: Site, name: str) -> dict[int, int]:
-    """How often the results of each batch of a job were asked for."""
+    """Return how often the results of each batch of a job were requested."""
     query = select(batches.c.id, batches.c.api_id).where(batches.c.id.in_(numbers(site, name)))
     calls = [call["path"] for call in site.api.emulator.log()]
     with site.database.read() as conn:
@@ -165,7 +165,7 @@ def fetched(site: Site, name: str) -> dict[int, int]:
 
 
 def task_states(site: Site) -> dict[str, str]:
-    """The state of each task by its name, as Prefect's server knows it."""
+    """Return the state of each task by its name, as Prefect's server knows it."""
     tasks = site.prefect.ask("POST", "/task_runs/filter", {"task_runs": {"name": {"like_": "collect batch"}}})
     return {each["name"]: each["state_name"] for each in tasks}
 
@@ -178,20 +178,20 @@ def assert_all_is_stored_once(site: Site, name: str) -> None:
 
 
 class Watched:
-    """Which process has collected which batches, as far as was looked."""
+    """The processes seen so far and the batches that each has collected."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self.seen: dict[int, set[int]] = {}
 
     def look(self) -> dict[int, set[int]]:
-        """Look once more."""
+        """Look once more and return all that was seen."""
         for pid, batch in held(self._site):
             self.seen.setdefault(pid, set()).add(batch)
         return self.seen
 
 
-def test_two_dask_workers_collect_and_one_that_is_killed_in_the_middle_loses_nothing(
+def test_two_workers_collect_and_a_worker_killed_in_the_middle_loses_nothing(
     site: Site, slow_results: None, tmp_path: Path
 ) -> None:
     submitted(site, "scattered")
@@ -221,7 +221,7 @@ def test_two_dask_workers_collect_and_one_that_is_killed_in_the_middle_loses_not
     site.prefect.until(lambda: task_states(site) == wanted, "the server's notice of each task's end")
 
 
-def test_a_scheduler_that_dies_in_the_middle_costs_time_only(site: Site, slow_results: None, tmp_path: Path) -> None:
+def test_a_scheduler_that_dies_in_the_middle_costs_only_time(site: Site, slow_results: None, tmp_path: Path) -> None:
     submitted(site, "headless")
     watched = Watched(site)
 
@@ -235,7 +235,7 @@ def test_a_scheduler_that_dies_in_the_middle_costs_time_only(site: Site, slow_re
     assert_all_is_stored_once(site, "headless")
 
 
-def test_a_cluster_without_workers_does_not_keep_the_sweep_from_its_work(site: Site, tmp_path: Path) -> None:
+def test_a_sweep_collects_by_itself_when_the_cluster_has_no_workers(site: Site, tmp_path: Path) -> None:
     submitted(site, "deserted")
 
     with cluster(tmp_path / "dask", site.prefect.environ, 0) as dask:
@@ -255,7 +255,7 @@ def test_a_cluster_without_workers_does_not_keep_the_sweep_from_its_work(site: S
     ],
     ids=["mistyped", "away"],
 )
-def test_a_task_runner_that_cannot_be_used_is_said_and_the_sweep_collects_by_itself(
+def test_a_sweep_reports_an_unusable_task_runner_and_collects_by_itself(
     site: Site, name: str, value: str, said: str
 ) -> None:
     submitted(site, name)

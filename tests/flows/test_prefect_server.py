@@ -1,4 +1,4 @@
-"""The deployments of prefect.yaml on a real server with a real worker: every night, and when things go wrong.
+"""The deployments of prefect.yaml work on a real server with a real worker, also after failures.
 
 The tests share one server and one state database on PostgreSQL, and each uses jobs of its own.
 """
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.prefect
 
 @pytest.fixture(scope="module")
 def scheduled(site: Site) -> dict[str, list[dict[str, Any]]]:
-    """The runs that the server has scheduled by itself, by deployment; then the schedules rest, for they interfere."""
+    """Return the runs that the server scheduled, by deployment; then pause the schedules, which would interfere."""
     names = {each["id"]: name for name, each in site.prefect.deployments().items()}
     wanted = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
 
@@ -43,17 +43,17 @@ def scheduled(site: Site) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture
 def worker(site: Site, scheduled: object) -> None:
-    """A worker, which the next test finds still at work."""
+    """Start a worker that the next tests share."""
     if not site.prefect.workers:
         site.prefect.start_worker()
 
 
-def test_the_schedules_of_prefect_yaml_really_create_runs(scheduled: dict[str, list[dict[str, Any]]]) -> None:
+def test_the_schedules_of_prefect_yaml_create_runs(scheduled: dict[str, list[dict[str, Any]]]) -> None:
     assert scheduled.keys() == {"nightly-document-summarization", "ticket-classification", "collect-results"}
     assert len(scheduled["collect-results"]) >= 3
 
 
-def test_a_nightly_run_ends_when_all_is_sent_and_a_sweep_stores_the_answers(site: Site, worker: None) -> None:
+def test_a_nightly_run_ends_when_every_row_is_sent_and_a_sweep_stores_the_answers(site: Site, worker: None) -> None:
     nightly = site.prefect.run("nightly-document-summarization", no_canary=True)
     site.let_batches_end()
     swept = site.prefect.run("collect-results")
@@ -75,9 +75,7 @@ def test_a_nightly_run_ends_when_all_is_sent_and_a_sweep_stores_the_answers(site
     assert any("batch 1 submitted as msgbatch_" in line for line in site.prefect.logs(nightly["id"]))
 
 
-def test_a_run_that_ends_badly_fails_one_sweep_and_is_mended_by_the_parameters_it_names(
-    site: Site, worker: None
-) -> None:
+def test_a_run_that_ends_badly_fails_one_sweep_and_its_named_parameters_fix_it(site: Site, worker: None) -> None:
     job = site.job("failing", ("one", "![two](http://evil.example/x.png)", "three"))
     site.api.emulator.add_fault(on="item", do="error", error_type="permission_error_of_yours", match="failing", times=1)
     site.prefect.run("ticket-classification", job=job)
@@ -109,7 +107,7 @@ def test_a_run_that_ends_badly_fails_one_sweep_and_is_mended_by_the_parameters_i
 
 
 @pytest.mark.parametrize(("place", "what"), [("after", "end"), ("before", "note")], ids=["untold", "not noted"])
-def test_a_sweep_that_dies_around_a_bad_end_is_followed_by_one_that_fails(
+def test_the_next_sweep_fails_after_a_sweep_died_around_a_bad_end(
     site: Site, worker: None, place: str, what: str
 ) -> None:
     name = f"dies_{place}"
@@ -130,7 +128,7 @@ def test_a_sweep_that_dies_around_a_bad_end_is_followed_by_one_that_fails(
     assert after["state"]["name"] == "Nothing due"
 
 
-def test_wrong_parameters_and_jobs_fail_with_the_sentence_of_the_command_line(site: Site, worker: None) -> None:
+def test_wrong_parameters_and_jobs_fail_with_the_message_of_the_command_line(site: Site, worker: None) -> None:
     missing = site.prefect.start("ticket-classification", job="jobs/nowhere.yaml")
     no_block = site.prefect.start("reprocess-failed", job=site.job("varied"), set=["request.prompt=x"])
     unknown = site.prefect.client.post(
@@ -158,7 +156,7 @@ for key in ("their-key", "nobodys-key"):
 """
 
 
-def test_secret_blocks_stand_in_for_the_environment_by_their_names(site: Site, worker: None) -> None:
+def test_named_secret_blocks_replace_variables_of_the_environment(site: Site, worker: None) -> None:
     site.job("blocks")
 
     ran = site.prefect.python(
@@ -174,7 +172,7 @@ def test_secret_blocks_stand_in_for_the_environment_by_their_names(site: Site, w
     assert KEY not in ran.stdout + ran.stderr
 
 
-def test_a_sweep_collects_in_a_task_for_each_batch_where_a_task_runner_is_set(site: Site, worker: None) -> None:
+def test_a_sweep_with_a_task_runner_collects_each_batch_in_a_task(site: Site, worker: None) -> None:
     site.job("spread", ("one", "two", "three", "four", "five", "six"))
     submitted = site.prefect.python("-c", "from flows.run_job import run_job; run_job('jobs/spread.yaml')")
     site.let_batches_end()
@@ -193,9 +191,7 @@ def test_a_sweep_collects_in_a_task_for_each_batch_where_a_task_runner_is_set(si
 
 
 @pytest.mark.parametrize("runner", ["threads", "treads"], ids=["threads", "a wrong one"])
-def test_the_files_of_a_source_are_planned_in_tasks_where_a_task_runner_can_be_used(
-    site: Site, worker: None, runner: str
-) -> None:
+def test_with_a_task_runner_the_files_of_a_source_are_planned_in_tasks(site: Site, worker: None, runner: str) -> None:
     job = site.prefect.project / site.job(f"wide_{runner}")
     for part in range(3):
         (job.parent / f"{runner}-{part}.csv").write_text(
@@ -213,9 +209,7 @@ def test_the_files_of_a_source_are_planned_in_tasks_where_a_task_runner_can_be_u
     assert ("Beginning subflow run" in ran.stderr) == (runner == "threads")
 
 
-def test_canceling_a_run_stops_it_at_once_and_cancels_its_batches_only_if_it_was_started_so(
-    site: Site, worker: None
-) -> None:
+def test_canceling_a_run_stops_it_at_once_and_cancels_its_batches_only_on_request(site: Site, worker: None) -> None:
     left, given_up = site.job("left"), site.job("given_up")
     leaves = site.prefect.start("ticket-classification", job=left, wait=True)
     gives_up = site.prefect.start(
@@ -275,7 +269,7 @@ run_job("jobs/silent.yaml")
 """
 
 
-def test_a_run_whose_process_is_gone_is_ended_and_those_that_have_ended_are_left_alone(site: Site) -> None:
+def test_a_run_whose_process_is_gone_is_ended_and_finished_runs_are_left_alone(site: Site) -> None:
     site.job("silent")
     ended_well = site.prefect.python("-c", SILENT)  # as Quoted, and as Submitted
     waits = [sys.executable, "-c", "from flows.run_job import run_job; run_job('jobs/silent.yaml', wait=True)"]
@@ -308,7 +302,7 @@ def test_the_command_that_ends_silent_runs_installs_its_automation_once(site: Si
     assert "there already" in again.stdout
 
 
-def test_the_key_and_the_password_are_nowhere_in_prefects_database_or_log(site: Site) -> None:
+def test_neither_key_nor_password_is_in_the_database_or_log_of_prefect(site: Site) -> None:
     url = site.database.url.render_as_string(hide_password=False)
 
     home = Path(site.prefect.environ["PREFECT_HOME"])
@@ -318,7 +312,7 @@ def test_the_key_and_the_password_are_nowhere_in_prefects_database_or_log(site: 
     assert [name for name, content in held.items() if KEY.encode() in content or url.encode() in content] == []
 
 
-def test_a_server_that_goes_away_keeps_no_run_from_its_end(site: Site) -> None:
+def test_a_run_ends_although_the_server_is_gone(site: Site) -> None:
     site.job("alone")
     run = [sys.executable, "-c", "from flows.run_job import run_job; run_job('jobs/alone.yaml', wait=True)"]
     with (site.prefect.project / "alone.log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""What an estimate says comes to what the usage that it assumes would be billed at."""
+"""An estimate equals the bill for the usage that it assumes."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def job(**fields: Any) -> Job:
 
 
 def quote(made: Job, rows: int, *sizes: int, max_tokens: int = 1_000, model: str = MODEL) -> Quote:
-    """A quote for so many rows, whose sample has requests of these sizes in bytes."""
+    """Return a quote for so many rows, whose sample has requests of these sizes in bytes."""
     made_of = Quote.of(made, PriceList(made.prices))
     made_of.rows[Verdict.NEW] = rows
     for slot, size in enumerate(sizes):
@@ -35,7 +35,7 @@ def quote(made: Job, rows: int, *sizes: int, max_tokens: int = 1_000, model: str
 
 
 def counted(of: Quote, *tokens: int, prefix: int = 0) -> Counts:
-    """What the API counted in the first so many requests of the quote's sample."""
+    """Return the API's token counts for the first requests of the quote's sample, one for each number."""
     pairs = [Pair(sample.tokens, sample.size, n) for sample, n in zip(of.samples, tokens, strict=False)]
     return Counts(tuple(pairs), prefix)
 
@@ -66,7 +66,7 @@ def test_the_error_of_the_sample_makes_the_range_wider() -> None:
     assert said.money.worst == pytest.approx(100 + error + 5_000, rel=1e-2)
 
 
-def test_a_sample_of_all_rows_has_no_error() -> None:
+def test_an_estimate_from_all_rows_has_no_sampling_error() -> None:
     made = job()
 
     of = quote(made, 2, 4, 4)
@@ -75,7 +75,7 @@ def test_a_sample_of_all_rows_has_no_error() -> None:
     assert said.input_tokens == (100, 0, 2)
 
 
-def test_what_was_not_counted_follows_the_bytes_as_the_counted_ones_have_it() -> None:
+def test_tokens_of_uncounted_rows_are_estimated_by_tokens_per_byte_of_counted_rows() -> None:
     made = job()
 
     of = quote(made, 10, 350, 700)
@@ -84,7 +84,7 @@ def test_what_was_not_counted_follows_the_bytes_as_the_counted_ones_have_it() ->
     assert said.input_tokens.mean == pytest.approx((200 + 400) / 2)
 
 
-def test_without_a_count_it_may_be_off_by_a_quarter() -> None:
+def test_an_estimate_without_a_count_may_be_wrong_by_a_quarter() -> None:
     made = job()
 
     of = quote(made, 10, 350, 350)
@@ -94,7 +94,7 @@ def test_without_a_count_it_may_be_off_by_a_quarter() -> None:
     assert any("give or take 25%" in assumption for assumption in said.assumes)
 
 
-def test_a_shared_prefix_is_read_at_best_and_written_by_all_at_worst() -> None:
+def test_at_best_rows_read_a_shared_prefix_and_at_worst_each_row_writes_it() -> None:
     made = job(system="Be brief.", cache="1h")
 
     said = money(made, quote(made, 1_000_000, 20_000), [5_000], prefix=4_000, before=Past(9, 10.0, 10.0, 0.9))
@@ -104,7 +104,7 @@ def test_a_shared_prefix_is_read_at_best_and_written_by_all_at_worst() -> None:
     assert said.worst == pytest.approx(1_000 + 4_000 * 2 + 5_000, rel=1e-3)
 
 
-def test_five_minutes_of_cache_are_written_for_less() -> None:
+def test_writing_a_cache_of_five_minutes_costs_less() -> None:
     made = job(system="Be brief.", cache="5m")
 
     assert money(made, quote(made, 1_000_000, 20_000), [5_000], prefix=4_000).worst == pytest.approx(
@@ -112,7 +112,7 @@ def test_five_minutes_of_cache_are_written_for_less() -> None:
     )
 
 
-def test_a_prefix_too_short_for_the_cache_costs_as_ever() -> None:
+def test_a_prefix_too_short_for_the_cache_has_the_normal_price() -> None:
     made = job(system="Be brief.", cache="1h")
 
     of = quote(made, 1_000_000, 4_000)
@@ -124,7 +124,7 @@ def test_a_prefix_too_short_for_the_cache_costs_as_ever() -> None:
     assert said.money.worst == pytest.approx(1_000 + 5_000)
 
 
-def test_a_long_prompt_costs_the_dearer_step_for_all_of_it() -> None:
+def test_a_long_prompt_has_the_higher_price_for_all_its_tokens() -> None:
     made = job(model="claude-haiku-5-5")  # 0.05 and 0.25 up to 100,000 tokens, 0.25 and 1.25 above
 
     short, long = (
@@ -143,7 +143,7 @@ def test_a_long_prompt_costs_the_dearer_step_for_all_of_it() -> None:
         pytest.param({"input": 2.0, "discount": 0.5}, 200 + 2_500, id="a price and a discount on the rest"),
     ],
 )
-def test_prices_of_the_jobs_own_count(own: dict[str, float], worst: float) -> None:
+def test_prices_that_the_job_gives_are_used(own: dict[str, float], worst: float) -> None:
     made = job(prices={MODEL: own})
 
     assert money(made, quote(made, 1_000_000, 400), [100]).worst == pytest.approx(worst)
@@ -158,20 +158,20 @@ def test_a_new_model_has_the_price_that_the_job_gives_it() -> None:
     assert money(made, quote(made, 1_000_000, 400, model=new), [100]).worst == pytest.approx(100 + 2_000)
 
 
-def test_inference_in_the_us_alone_costs_a_tenth_more() -> None:
+def test_inference_only_in_the_us_costs_a_tenth_more() -> None:
     made = job(params={"inference_geo": "us"})
 
     assert money(made, quote(made, 1_000_000, 400), [100]).worst == pytest.approx(1.1 * 5_100)
 
 
-def test_an_answer_is_not_expected_to_be_longer_than_it_may_be() -> None:
+def test_the_expected_answer_is_never_longer_than_max_tokens() -> None:
     made = job(max_tokens=30)
     of = quote(made, 1_000_000, 400, max_tokens=30)
 
     assert money(made, of, [100], before=Past(9, 50.0, 90.0, None)) == pytest.approx(Money(250, 250, 250))
 
 
-def test_the_queue_at_the_api_is_filled_as_often_as_it_takes() -> None:
+def test_the_estimate_counts_how_often_the_queue_of_the_api_is_filled() -> None:
     made = job()
 
     of = quote(made, 450_000, 400)
@@ -190,7 +190,7 @@ def test_the_queue_at_the_api_is_filled_as_often_as_it_takes() -> None:
         pytest.param({"params": {"tools": []}}, 9, "tools that the API runs", id="tools"),
     ],
 )
-def test_what_it_assumes_is_said(fields: dict[str, Any], rows: int, said: str) -> None:
+def test_an_estimate_names_its_assumptions(fields: dict[str, Any], rows: int, said: str) -> None:
     made = job(**fields)
 
     found = estimate(made, quote(made, rows, 400), counts=Counts((), 0), before=None, queue=1)
@@ -202,7 +202,7 @@ def test_what_it_assumes_is_said(fields: dict[str, Any], rows: int, said: str) -
 
 
 def marked(made: Job, ttl: str = "5m") -> Quote:
-    """A million rows whose requests have a block with cache_control of the user's own."""
+    """Return a quote for a million rows whose requests have a block with the user's own cache_control."""
     made_of = Quote.of(made, PriceList(made.prices))
     made_of.rows[Verdict.NEW] = 1_000_000
     block = b'"cache_control":{"type":"ephemeral","ttl":"%b"}' % ttl.encode()
@@ -211,7 +211,7 @@ def marked(made: Job, ttl: str = "5m") -> Quote:
 
 
 @pytest.mark.parametrize(("ttl", "write"), [("5m", 1.25), ("1h", 2.0)])
-def test_what_a_users_own_cache_control_covers_is_written_at_worst_and_read_at_least(ttl: str, write: float) -> None:
+def test_tokens_under_the_users_own_cache_control_are_read_at_best_and_written_at_worst(ttl: str, write: float) -> None:
     made = job()
 
     said = money(made, marked(made, ttl), [4_000])
@@ -226,7 +226,7 @@ def test_a_request_too_short_for_the_cache_is_not_written_to_it() -> None:
     assert money(made, marked(made), [1_000]).worst == pytest.approx(1_000 + 5_000)
 
 
-def test_past_runs_say_how_much_of_the_input_the_cache_takes() -> None:
+def test_the_cached_share_of_the_input_is_taken_from_past_runs() -> None:
     made = job()
 
     said = money(made, marked(made), [4_000], before=Past(9, 10.0, 10.0, 0.5, cached=0.5))
@@ -244,7 +244,7 @@ def test_past_runs_say_how_much_of_the_input_the_cache_takes() -> None:
         ),
     ],
 )
-def test_each_change_that_is_switched_on_is_made_in_every_attempt_at_worst(change: Any, worst: float) -> None:
+def test_the_worst_case_makes_each_enabled_change_in_every_attempt(change: Any, worst: float) -> None:
     made = job(retry={"change": change})
 
     assert money(made, quote(made, 1_000_000, 400), [100]).worst == pytest.approx(worst, rel=1e-3)
@@ -261,7 +261,7 @@ def test_the_other_model_of_a_change_needs_a_price_too() -> None:
 # -- the sample --------------------------------------------------------------------------------------------------------
 
 
-def test_each_row_is_as_likely_in_the_sample_whatever_the_chunks() -> None:
+def test_each_row_is_equally_likely_in_the_sample_for_any_chunk_size() -> None:
     rows, size, times = 1_000, 20, 400
     counted = [0, 0]
     for seed in range(times):
@@ -277,7 +277,7 @@ def test_each_row_is_as_likely_in_the_sample_whatever_the_chunks() -> None:
     assert counted[0] == pytest.approx(size * times / 2, rel=0.05)
 
 
-def test_a_short_source_is_in_the_sample_as_a_whole() -> None:
+def test_the_sample_of_a_short_source_is_the_whole_source() -> None:
     reservoir = Reservoir(20)
 
     assert reservoir.take(3) + reservoir.take(2) == [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)]

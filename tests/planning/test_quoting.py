@@ -1,4 +1,4 @@
-"""A quote is one promise: the same figures wherever it is said, before a run, in the middle of one, and at its end."""
+"""A quote shows the same figures before a run, in the middle of one, and at its end."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def quote_of(world: World, job: Any, **options: Any) -> Quote:
 
 
 def lines(quote: Quote) -> list[str]:
-    """What is said of what will be sent, without the rows by verdict and what is at the API."""
+    """Return the quote's lines about what will be sent, without those on rows by verdict and batches at the API."""
     return [line for line in quote_lines(quote) if not line.startswith(("rows", "at API"))]
 
 
@@ -39,7 +39,7 @@ def first_of(quote: Quote) -> str:
 
 
 def with_canary(world: World, **changes: Any) -> Any:
-    """60 rows: 5 go ahead, the others are planned in 3 batches."""
+    """Return a job over 60 rows: 5 are the canary, the others are planned in 3 batches."""
     world.rows(texts(60))
     return world.job(canary={"rows": 5}, limits={"max_batch_requests": 20}, **changes)
 
@@ -80,14 +80,14 @@ def test_a_detached_run_is_quoted_by_its_rows_that_are_not_sent(world: World) ->
 
 
 def batch_reserve(world: World) -> float:
-    """What is reserved for the batch that opens the gate, by the bound that the API's count gives."""
+    """Return the money reserved for the batch of the gate, by the bound from the API's token count."""
     with world.database.read() as conn:
         row = conn.execute(select(batches).where(batches.c.gate.is_not(None))).one()
         pairs = conn.execute(select(token_counts.c.sample)).scalar_one()
     return float(row.max_output_usd + row.max_input_usd * tokens_per_byte([(pair[2], pair[1]) for pair in pairs]))
 
 
-def test_a_second_run_beside_the_first_says_what_is_left(world: World) -> None:
+def test_the_quote_of_a_second_run_covers_the_rows_that_are_left(world: World) -> None:
     job = with_canary(world)
     said: list[Quote] = []
 
@@ -133,7 +133,7 @@ def test_equal_rows_are_quoted_as_one_request_before_and_after_planning(world: W
         assert sum(conn.scalars(select(batches.c.requests))) == before.requests
 
 
-def test_the_quote_of_equal_rows_is_what_is_sent(world: World) -> None:
+def test_the_quote_of_equal_rows_matches_what_is_sent(world: World) -> None:
     world.rows([{"id": f"r{i}", "text": f"Text {i % 7}"} for i in range(200)])
     job = world.job(canary={"rows": 5}, limits={"max_batch_requests": 6})
 
@@ -151,7 +151,7 @@ SAMPLES = ["classify_tickets", "few_shot", "invoices", "summarize_documents", "r
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_estimate_quote_and_end_say_the_same(
+def test_the_estimate_the_quote_and_the_end_of_a_run_show_the_same_figures(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     database = f"sqlite:///{tmp_path}/emulated.db"
@@ -179,7 +179,7 @@ def test_estimate_quote_and_end_say_the_same(
 def events(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
 ) -> dict[str, dict[str, Any]]:
-    """The last event of each kind that the command prints as JSON."""
+    """Run the command and return the last event of each kind that it prints as JSON."""
     monkeypatch.setattr("sys.argv", ["batch-pipeline", *words])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -192,7 +192,7 @@ def events(
 
 
 def counts_asked(world: World) -> int:
-    """How often the API was asked to count tokens."""
+    """Return how often the API was asked to count tokens."""
     return sum(call["path"].endswith("/count_tokens") for call in world.emulator.log())
 
 
@@ -211,7 +211,7 @@ def test_tokens_are_counted_once_for_a_recipe(world: World) -> None:
     assert counts_asked(world) == counted + 9
 
 
-def test_a_count_that_was_not_stored_is_asked_for_again(world: World) -> None:
+def test_a_token_count_that_was_not_stored_is_requested_again(world: World) -> None:
     def die(event: str, facts: dict[str, Any]) -> None:
         if event == "quote":
             raise RuntimeError("killed")
@@ -230,7 +230,7 @@ def test_a_count_that_was_not_stored_is_asked_for_again(world: World) -> None:
         assert len(conn.execute(select(token_counts)).all()) == 1
 
 
-def test_without_the_apis_count_the_quote_goes_by_bytes_and_says_so_everywhere(world: World) -> None:
+def test_without_a_count_of_the_api_the_quote_uses_bytes_and_says_so_everywhere(world: World) -> None:
     world.emulator.add_fault(on="count_tokens", do="status", status=404, error_type="not_found_error", times=1000)
 
     quoted = quote_of(world, world.job())
@@ -280,5 +280,5 @@ def test_fewer_rows_than_the_limit_are_refused_with_both_numbers(
     assert world.states() == {}
 
 
-def test_a_run_of_the_first_rows_needs_no_more_than_these(world: World) -> None:
+def test_a_run_with_a_limit_is_not_refused_because_of_min_rows(world: World) -> None:
     assert world.run(world.job(limits={"min_rows": 5}), limit=2).rows == {"succeeded": 2}

@@ -1,4 +1,4 @@
-"""Planning shared by file: by threads here, each a driver of its own."""
+"""Planning is shared by file among drivers, which are threads here."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +18,14 @@ POSTGRESQL_IS_LONG = True
 
 
 def files(world: World, number: int = 3, rows: int = 4) -> Job:
-    """A job over several files."""
+    """Return a job over several files."""
     for file in range(number):
         world.rows([{"id": f"f{file}r{i}", "text": f"Row {i} of file {file}."} for i in range(rows)], f"part{file}.csv")
     return world.job(source={"path": str(world.folder / "part*.csv")}, limits={"max_batch_requests": 3})
 
 
 def in_threads(world: World, *, fails: tuple[int, ...] = ()) -> ShardRunner:
-    """Plans all parts at once, each over a database connection of its own, but for those that come to nothing."""
+    """Return a function that plans all shards at once, each with its own connection, except those in `fails`."""
 
     def plan(part: Shard) -> Planned:
         with closing(Database(world.database.url.render_as_string(hide_password=False))) as database:
@@ -40,7 +40,7 @@ def in_threads(world: World, *, fails: tuple[int, ...] = ()) -> ShardRunner:
     return share
 
 
-def test_the_files_of_a_source_are_planned_by_others(world: World) -> None:
+def test_other_processes_plan_the_files_of_a_source(world: World) -> None:
     finished = world.run(files(world), share=in_threads(world))
 
     assert finished.rows == {"succeeded": 12}
@@ -49,7 +49,7 @@ def test_the_files_of_a_source_are_planned_by_others(world: World) -> None:
     assert not world.told("planned_elsewhere")
 
 
-def test_a_part_that_fails_is_planned_by_the_driver_itself(world: World) -> None:
+def test_the_driver_plans_a_shard_that_failed_elsewhere(world: World) -> None:
     finished = world.run(files(world), share=in_threads(world, fails=(1,)))
 
     assert finished.rows == {"succeeded": 12}
@@ -57,7 +57,7 @@ def test_a_part_that_fails_is_planned_by_the_driver_itself(world: World) -> None
     assert world.told("planned_elsewhere")[0]["problem"] == "1 of 3 files were not planned by others"
 
 
-def test_a_part_can_write_nothing_once_its_driver_has_ended(world: World) -> None:
+def test_a_shard_can_write_nothing_after_its_driver_has_ended(world: World) -> None:
     kept: list[Shard] = []
 
     def share(parts: list[Shard], meanwhile: Callable[[], None]) -> list[Planned]:
@@ -73,7 +73,7 @@ def test_a_part_can_write_nothing_once_its_driver_has_ended(world: World) -> Non
     assert world.accepted() == 12
 
 
-def test_rows_in_flight_in_another_run_are_waited_for(world: World) -> None:
+def test_a_run_with_shards_waits_for_rows_in_flight_in_another_run(world: World) -> None:
     job = files(world)
     world.run(job, detach=True)
     world.rows([{"id": f"f0r{i}", "text": f"Changed {i}."} for i in range(4)], "part0.csv")
@@ -85,7 +85,7 @@ def test_rows_in_flight_in_another_run_are_waited_for(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"limit": 5}, {"dry_run": True}], ids=["limit", "dry run"])
-def test_what_plans_only_some_rows_is_not_shared(world: World, options: dict[str, int]) -> None:
+def test_a_run_that_plans_only_some_rows_is_not_shared(world: World, options: dict[str, int]) -> None:
     def share(parts: list[Shard], meanwhile: Callable[[], None]) -> list[Planned]:
         raise AssertionError("nobody asked for it")
 
@@ -101,7 +101,7 @@ def test_a_source_of_one_file_is_not_shared(world: World) -> None:
     assert world.run(world.job(), share=share).rows == {"succeeded": 5}
 
 
-def test_a_file_that_is_not_there_on_the_other_machine_is_said(world: World) -> None:
+def test_a_file_missing_on_another_machine_is_reported(world: World) -> None:
     job = files(world)
     world.run(job, detach=True)
     with leases.hold(world.database, "planning summaries", seconds=60, now=world.clock) as lease:

@@ -1,4 +1,4 @@
-"""A source that is as it was is not read again, and whatever is not as it was is found all the same."""
+"""An unchanged source is not read again, and every change of it is found."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ KEEP = {"source": {"keep": ["seen"]}}
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that are read, once for each chunk of 4 rows."""
+    """Return the list that gets the name of a file for each chunk of 4 rows read."""
     monkeypatch.setattr(frames, "CHUNK_ROWS", 4)
     found: list[str] = []
     chunks = Rows.chunks
@@ -44,13 +44,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def again(world: World, read: list[str], **job: Any) -> dict[str, int]:
-    """The same command again; what became of its rows."""
+    """Run the same command again and return the number of rows by status."""
     read.clear()
     return world.run(world.job(**job)).rows
 
 
 def kept(world: World) -> int:
-    """How many rows the last quote said are kept."""
+    """Return how many rows are kept according to the last quote."""
     return sum(n for kind, n in world.told("quote")[-1]["quote"].rows.items() if kind in ("kept", "kept_older"))
 
 
@@ -100,7 +100,7 @@ def test_one_row_that_changed_in_a_file_is_sent_alone(world: World, read: list[s
     assert read == []
 
 
-def test_a_file_that_goes_back_to_what_it_was_is_not_taken_for_answered(world: World, read: list[str]) -> None:
+def test_changed_rows_of_a_file_that_gets_its_earlier_content_again_are_sent(world: World, read: list[str]) -> None:
     world.rows(texts(10))
     world.run(world.job())
     changed = texts(10)
@@ -114,7 +114,7 @@ def test_a_file_that_goes_back_to_what_it_was_is_not_taken_for_answered(world: W
     assert "Text number 5" in world.answers()["r5"]["text"]
 
 
-def test_the_same_rows_written_otherwise_are_read_once_and_not_sent(world: World, read: list[str]) -> None:
+def test_equal_rows_in_a_rewritten_file_are_read_once_and_not_sent(world: World, read: list[str]) -> None:
     world.rows(texts(10))
     world.run(world.job())
     world.rows([{"text": row["text"], "id": row["id"]} for row in texts(10)])
@@ -127,7 +127,7 @@ def test_the_same_rows_written_otherwise_are_read_once_and_not_sent(world: World
     assert world.accepted() == 10
 
 
-def test_rows_in_another_order_are_found(world: World, read: list[str]) -> None:
+def test_reordered_rows_are_recognised(world: World, read: list[str]) -> None:
     world.rows(texts(10))
     world.run(world.job())
     world.rows(texts(10)[::-1])
@@ -158,7 +158,9 @@ def test_new_rows_between_the_old_ones_are_sent_alone(
 
 
 @pytest.mark.parametrize("column", ["row_hash", "outcome_hash", "changed_hash"])
-def test_a_row_that_is_not_as_it_was_noted_has_its_file_read(world: World, read: list[str], column: str) -> None:
+def test_a_file_is_read_when_the_state_of_one_of_its_rows_differs_from_the_note(
+    world: World, read: list[str], column: str
+) -> None:
     world.rows(texts(10))
     world.run(world.job())
     with world.database.write() as conn:
@@ -188,7 +190,7 @@ def test_a_row_that_failed_for_good_is_kept_without_reading(world: World, read: 
     assert (read, kept(world)) == ([], 10)
 
 
-def test_a_failed_row_goes_again_with_a_new_recipe(world: World, read: list[str]) -> None:
+def test_a_failed_row_of_an_unchanged_file_is_sent_again_with_a_new_recipe(world: World, read: list[str]) -> None:
     world.rows(texts(10))
     world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", match="Text number 3 ", times=1)
     world.run(world.job())
@@ -209,7 +211,7 @@ def test_answers_of_an_older_recipe_are_kept_until_refreshed(world: World, read:
     assert world.run(newer, refresh=True).rows == {"succeeded": 10}
 
 
-def test_another_template_reads_the_file_with_other_columns(world: World, read: list[str]) -> None:
+def test_a_file_is_read_again_when_the_template_uses_other_columns(world: World, read: list[str]) -> None:
     world.rows(seen(10, "today"))
     world.run(world.job())
 
@@ -218,7 +220,7 @@ def test_another_template_reads_the_file_with_other_columns(world: World, read: 
     assert rows_now == {"succeeded": 10}  # these columns were not among those that the answers are of
 
 
-def test_a_kept_column_alone_updates_the_answers(world: World, read: list[str]) -> None:
+def test_a_change_of_only_a_kept_column_updates_the_answers(world: World, read: list[str]) -> None:
     world.rows(seen(10, "yesterday"))
     world.run(world.job(**KEEP))
     assert (again(world, read, **KEEP), read) == ({}, [])
@@ -230,7 +232,7 @@ def test_a_kept_column_alone_updates_the_answers(world: World, read: list[str]) 
     assert world.accepted() == 10
 
 
-def test_a_row_that_is_to_go_again_since_the_quote_is_not_taken_for_vanished(world: World, read: list[str]) -> None:
+def test_a_row_that_becomes_pending_after_the_quote_is_sent_and_not_vanished(world: World, read: list[str]) -> None:
     world.rows(texts(10))
     world.run(world.job())
 
@@ -248,7 +250,7 @@ def test_a_row_that_is_to_go_again_since_the_quote_is_not_taken_for_vanished(wor
     assert world.accepted() == 11
 
 
-def test_rows_that_a_person_wants_again_are_read(world: World, read: list[str]) -> None:
+def test_rows_of_a_retry_are_read_from_an_unchanged_file(world: World, read: list[str]) -> None:
     world.rows(texts(10))
     world.run(world.job())
     read.clear()
@@ -259,7 +261,7 @@ def test_rows_that_a_person_wants_again_are_read(world: World, read: list[str]) 
     assert read != []
 
 
-def test_with_a_limit_only_its_rows_count(world: World, read: list[str]) -> None:
+def test_only_the_rows_within_the_limit_are_counted(world: World, read: list[str]) -> None:
     world.rows(texts(10))
     world.run(world.job())
 
@@ -269,7 +271,7 @@ def test_with_a_limit_only_its_rows_count(world: World, read: list[str]) -> None
     assert kept(world) == 3
 
 
-def test_a_key_that_stands_in_two_files_is_refused_though_one_is_known(world: World, read: list[str]) -> None:
+def test_a_key_in_two_files_is_refused_although_one_file_is_known(world: World, read: list[str]) -> None:
     os.unlink(world.rows(texts(1)))
     job = {"source": {"path": str(world.folder / "*.csv")}}
     world.rows(texts(10), "a.csv")
@@ -280,8 +282,10 @@ def test_a_key_that_stands_in_two_files_is_refused_though_one_is_known(world: Wo
         world.run(world.job(**job))
 
 
-def test_a_key_of_two_kinds_is_refused_though_each_file_is_as_it_was(world: World, read: list[str]) -> None:
-    """17 and "17" are two rows of the database, and one to whoever looks for an answer."""
+def test_a_key_given_as_number_and_as_text_is_refused_although_both_files_are_unchanged(
+    world: World, read: list[str]
+) -> None:
+    """17 and "17" are two rows of the database, but the same key for a user who looks for an answer."""
     number, text = world.folder / "number.ndjson", world.folder / "text.ndjson"
     number.write_text('{"id": 17, "text": "A number."}\n{"id": "a", "text": "A letter."}\n')
     text.write_text('{"id": "17", "text": "A text."}\n')
@@ -292,7 +296,7 @@ def test_a_key_of_two_kinds_is_refused_though_each_file_is_as_it_was(world: Worl
         world.run(world.job(source={"path": str(world.folder / "*.ndjson")}))
 
 
-def test_a_file_that_is_written_to_while_it_is_planned_is_not_noted(world: World, read: list[str]) -> None:
+def test_a_file_that_is_altered_during_planning_is_not_noted(world: World, read: list[str]) -> None:
     path = world.rows(texts(10))
 
     def touch(event: str, facts: dict[str, Any]) -> None:
@@ -306,7 +310,7 @@ def test_a_file_that_is_written_to_while_it_is_planned_is_not_noted(world: World
     assert read != []
 
 
-def test_a_file_that_is_altered_within_one_tick_of_the_clock_is_not_noted(world: World, read: list[str]) -> None:
+def test_a_file_altered_within_one_tick_of_the_clock_is_not_noted(world: World, read: list[str]) -> None:
     path = world.rows(texts(10))
     time = os.stat(path).st_mtime_ns
 
@@ -334,7 +338,7 @@ def test_a_driver_that_died_while_planning_leaves_no_note(world: World, read: li
     assert world.run(world.job()).rows == {"succeeded": 10}
 
 
-def test_parquet_is_known_by_its_bytes_too(world: World, read: list[str]) -> None:
+def test_an_unchanged_parquet_file_is_recognised_by_its_bytes(world: World, read: list[str]) -> None:
     pl.DataFrame(texts(10)).write_parquet(world.folder / "rows.parquet")
     job = {"source": {"path": str(world.folder / "rows.parquet")}}
     world.run(world.job(**job))
@@ -343,7 +347,7 @@ def test_parquet_is_known_by_its_bytes_too(world: World, read: list[str]) -> Non
     assert (read, kept(world)) == ([], 10)
 
 
-def test_notes_of_rows_that_were_planned_anew_go(world: World) -> None:
+def test_notes_of_rows_that_were_planned_again_are_removed(world: World) -> None:
     for text_of_r0 in ("one", "two", "three"):
         world.rows([{"id": "r0", "text": text_of_r0}, *texts(10)[1:]])
         world.run(world.job())
@@ -356,7 +360,7 @@ def test_notes_of_rows_that_were_planned_anew_go(world: World) -> None:
 
 
 @pytest.mark.parametrize("rows_of_a_stretch", [1, 3, 10, 100])
-def test_a_note_and_its_rows_come_to_the_same(
+def test_the_digest_of_a_note_equals_the_digest_of_its_rows(
     world: World, monkeypatch: pytest.MonkeyPatch, rows_of_a_stretch: int
 ) -> None:
     monkeypatch.setattr(segments, "MOST_ROWS", rows_of_a_stretch)
@@ -375,7 +379,7 @@ def test_a_note_and_its_rows_come_to_the_same(
     assert sum(note.rows for note in notes) == 10
 
 
-def test_rows_of_other_jobs_between_do_not_count(world: World) -> None:
+def test_rows_of_other_jobs_are_not_part_of_a_segment(world: World) -> None:
     world.rows(texts(6))
     world.run(world.job())
     world.run(world.job(name="others", sink={"table": "others"}))

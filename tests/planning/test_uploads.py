@@ -1,4 +1,4 @@
-"""Files that rows name are put up once, remembered, and removed when nothing needs them."""
+"""Files that rows name are uploaded once, remembered, and removed when no row needs them."""
 
 import os
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ DELETING = {"delete_remote": True}
 
 
 def picture(colour: int = 200) -> bytes:
-    """An image file of one colour."""
+    """Return an image file of one colour."""
     out = BytesIO()
     Image.new("RGB", (4, 3), (colour, 30, 30)).save(out, "PNG")
     return out.getvalue()
 
 
 def pdf(pages: int = 1) -> bytes:
-    """A PDF of blank pages."""
+    """Return a PDF of blank pages."""
     writer, out = PdfWriter(), BytesIO()
     for _ in range(pages):
         writer.add_blank_page(100, 100)
@@ -45,29 +45,29 @@ def pdf(pages: int = 1) -> bytes:
 
 
 def rows(world: World, named: Sequence[str]) -> None:
-    """The source: a row for each of these files, each with a question of its own."""
+    """Write the source: a row for each of these files, each with its own question."""
     world.rows([{"id": f"r{i}", "text": f"Question {i}?", "file": name} for i, name in enumerate(named)])
 
 
 def job(world: World, **changes: Any) -> Job:
-    """A job whose rows name a document each, which is put up."""
+    """Return a job whose rows name one document each, which is uploaded."""
     attachments = [{"document": "file", "upload": True}]
     return world.job(request={"attachments": attachments, "prompt": "{{ text }}"}, **changes)
 
 
 def put_up(world: World) -> int:
-    """How often somebody put up a file, or tried to."""
+    """Return the number of uploads, including those that failed."""
     return calls(world, "POST")
 
 
 def calls(world: World, method: str) -> int:
-    """How many such calls of the Files API there were."""
+    """Return the number of calls of the Files API with this method."""
     found = (call for call in world.emulator.log() if call["path"].startswith("/v1/files"))
     return sum(call["method"] == method for call in found)
 
 
 def named(world: World) -> list[Any]:
-    """The sources of all documents in requests that the API has accepted."""
+    """Return the sources of all documents in requests that the API has accepted."""
     found = []
     for batch in dict.fromkeys(each["batch_id"] for each in world.emulator.accepted()):
         for line in (world.emulator.data / "batches" / batch / "requests").read_bytes().splitlines():
@@ -77,25 +77,25 @@ def named(world: World) -> list[Any]:
 
 
 def at_the_api(world: World) -> list[str]:
-    """The ids of the files that the API has."""
+    """Return the ids of the files at the API."""
     return [each.id for each in world.client().files.list()]
 
 
 def known(world: World) -> list[str]:
-    """The ids of the files that the database knows."""
+    """Return the ids of the files in the database."""
     with world.database.read() as conn:
         return list(conn.scalars(select(files.c.file_id).order_by(files.c.id)))
 
 
 @pytest.fixture(autouse=True)
 def lease(world: World) -> Path:
-    """A document beside the source."""
+    """Write a document beside the source and return its path."""
     path = world.folder / "lease.pdf"
     path.write_bytes(pdf(2))
     return path
 
 
-def test_rows_about_one_file_put_it_up_once_and_name_it(world: World) -> None:
+def test_rows_about_one_file_upload_it_once_and_share_its_id(world: World) -> None:
     rows(world, ["lease.pdf"] * 50)
 
     finished = world.run(job(world))
@@ -107,7 +107,7 @@ def test_rows_about_one_file_put_it_up_once_and_name_it(world: World) -> None:
     assert (metadata.filename, metadata.mime_type) == ("lease.pdf", "application/pdf")
 
 
-def test_files_with_equal_content_are_one(world: World) -> None:
+def test_files_with_equal_content_are_uploaded_once(world: World) -> None:
     (world.folder / "copy.pdf").write_bytes((world.folder / "lease.pdf").read_bytes())
     (world.folder / "other.pdf").write_bytes(pdf(3))
     rows(world, ["lease.pdf", "copy.pdf", "other.pdf"])
@@ -118,7 +118,7 @@ def test_files_with_equal_content_are_one(world: World) -> None:
     assert put_up(world) == 2
 
 
-def test_images_are_put_up_too(world: World) -> None:
+def test_images_are_uploaded_too(world: World) -> None:
     (world.folder / "red.png").write_bytes(picture())
     rows(world, ["red.png"] * 3)
     request = {"attachments": [{"image": "file", "upload": True}], "prompt": "{{ text }}"}
@@ -130,7 +130,7 @@ def test_images_are_put_up_too(world: World) -> None:
     assert {source["type"] for source in named(world)} == {"file"}
 
 
-def test_without_upload_nothing_is_put_up(world: World) -> None:
+def test_files_are_not_uploaded_unless_the_job_says_so(world: World) -> None:
     rows(world, ["lease.pdf"] * 2)
 
     world.run(world.job(request={"attachments": [{"document": "file"}], "prompt": "{{ text }}"}))
@@ -140,7 +140,7 @@ def test_without_upload_nothing_is_put_up(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [{"dry_run": True}, {"confirm": lambda quote: False}], ids=["dry", "declined"])
-def test_a_quote_puts_nothing_up(world: World, options: dict[str, Any]) -> None:
+def test_a_quote_uploads_nothing(world: World, options: dict[str, Any]) -> None:
     rows(world, ["lease.pdf"] * 3)
 
     quoted = world.run(job(world), **options)
@@ -149,7 +149,7 @@ def test_a_quote_puts_nothing_up(world: World, options: dict[str, Any]) -> None:
     assert calls(world, "POST") == 0
 
 
-def test_new_rows_about_a_file_that_is_there_put_nothing_up(world: World) -> None:
+def test_new_rows_about_an_uploaded_file_upload_nothing(world: World) -> None:
     rows(world, ["lease.pdf"] * 3)
     world.run(job(world))
     rows(world, ["lease.pdf"] * 5)
@@ -161,7 +161,7 @@ def test_new_rows_about_a_file_that_is_there_put_nothing_up(world: World) -> Non
     assert len({source["file_id"] for source in named(world)}) == 1
 
 
-def test_a_file_that_was_deleted_at_the_api_is_put_up_again(world: World) -> None:
+def test_a_file_that_was_deleted_at_the_api_is_uploaded_again(world: World) -> None:
     rows(world, ["lease.pdf"] * 3)
     world.run(job(world))
     before = known(world)
@@ -175,7 +175,7 @@ def test_a_file_that_was_deleted_at_the_api_is_put_up_again(world: World) -> Non
     assert known(world) == at_the_api(world) != before
 
 
-def test_another_account_puts_it_up_for_itself(world: World) -> None:
+def test_another_account_uploads_its_own_copy_of_a_file(world: World) -> None:
     rows(world, ["lease.pdf"] * 3)
     world.run(job(world))
     world.key = "test@other-team"
@@ -187,7 +187,7 @@ def test_another_account_puts_it_up_for_itself(world: World) -> None:
     assert put_up(world) == 2
 
 
-def test_each_job_has_its_own(world: World) -> None:
+def test_each_job_uploads_its_own_copy_of_a_file(world: World) -> None:
     rows(world, ["lease.pdf"] * 2)
     world.run(job(world))
     world.run(job(world, name="other", sink={"table": "others"}, privacy=DELETING))
@@ -196,7 +196,7 @@ def test_each_job_has_its_own(world: World) -> None:
     assert len(at_the_api(world)) == 1
 
 
-def test_a_run_that_budgets_counts_files_as_the_longest_that_there_are(world: World) -> None:
+def test_a_budget_counts_each_uploaded_file_as_the_longest_possible(world: World) -> None:
     rows(world, ["lease.pdf"] * 3)
 
     finished = world.run(job(world, limits={"max_cost_usd": 2.0}))
@@ -207,7 +207,7 @@ def test_a_run_that_budgets_counts_files_as_the_longest_that_there_are(world: Wo
 
 
 def small(world: World) -> Job:
-    """The same questions in other words, and next to no money."""
+    """Return a job with another prompt and a very small budget."""
     attachments = [{"document": "file", "upload": True}]
     return world.job(
         name="other",
@@ -230,7 +230,7 @@ def test_a_row_whose_file_is_missing_is_invalid_with_the_reason(world: World) ->
     assert put_up(world) == 1
 
 
-def test_a_row_whose_file_has_come_is_sent(world: World) -> None:
+def test_a_row_whose_missing_file_was_added_is_sent(world: World) -> None:
     rows(world, ["lease.pdf", "late.pdf"])
     world.run(job(world))
     (world.folder / "late.pdf").write_bytes(pdf(3))
@@ -241,7 +241,7 @@ def test_a_row_whose_file_has_come_is_sent(world: World) -> None:
     assert put_up(world) == 2
 
 
-def test_a_file_that_was_touched_makes_its_rows_changed_and_is_not_put_up_again(world: World, lease: Path) -> None:
+def test_a_touched_file_makes_its_rows_changed_and_is_not_uploaded_again(world: World, lease: Path) -> None:
     (world.folder / "other.pdf").write_bytes(pdf(3))
     rows(world, ["lease.pdf", "lease.pdf", "other.pdf"])
     world.run(job(world))
@@ -254,7 +254,7 @@ def test_a_file_that_was_touched_makes_its_rows_changed_and_is_not_put_up_again(
     assert put_up(world) == 2
 
 
-def test_a_file_with_another_content_is_put_up_beside_the_old_one(world: World, lease: Path) -> None:
+def test_a_file_with_new_content_is_uploaded_in_addition_to_the_old_one(world: World, lease: Path) -> None:
     rows(world, ["lease.pdf"] * 2)
     world.run(job(world))
     lease.write_bytes(pdf(5))
@@ -269,7 +269,7 @@ def test_a_file_with_another_content_is_put_up_beside_the_old_one(world: World, 
 # -- removing --------------------------------------------------------------------------------------------------------
 
 
-def test_files_are_removed_when_the_run_is_collected_and_not_before(world: World) -> None:
+def test_uploaded_files_are_removed_when_the_run_is_collected_and_not_before(world: World) -> None:
     rows(world, ["lease.pdf"] * 4)
     there: list[tuple[str, int]] = []
 
@@ -286,7 +286,7 @@ def test_files_are_removed_when_the_run_is_collected_and_not_before(world: World
     assert len(world.told("file_removed")) == 1
 
 
-def test_files_stay_when_the_job_does_not_say_so(world: World) -> None:
+def test_uploaded_files_stay_unless_the_job_removes_them(world: World) -> None:
     rows(world, ["lease.pdf"])
 
     world.run(job(world))
@@ -295,7 +295,7 @@ def test_files_stay_when_the_job_does_not_say_so(world: World) -> None:
     assert len(at_the_api(world)) == 1
 
 
-def test_sweeps_remove_them(world: World) -> None:
+def test_sweeps_remove_uploaded_files(world: World) -> None:
     rows(world, ["lease.pdf"] * 4)
     world.run(job(world, privacy=DELETING, limits={"max_batch_requests": 2}), detach=True)
     before = len(at_the_api(world))
@@ -309,7 +309,7 @@ def test_sweeps_remove_them(world: World) -> None:
     assert world.sweep() == []
 
 
-def test_a_file_that_rows_need_which_go_again_stays_until_these_are_collected(world: World) -> None:
+def test_a_file_stays_until_retried_rows_that_need_it_are_collected(world: World) -> None:
     rows(world, ["lease.pdf"] * 4)
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", times=2)
 
@@ -320,7 +320,7 @@ def test_a_file_that_rows_need_which_go_again_stays_until_these_are_collected(wo
     assert at_the_api(world) == []
 
 
-def test_removed_files_are_put_up_again_for_new_rows(world: World) -> None:
+def test_removed_files_are_uploaded_again_for_new_rows(world: World) -> None:
     rows(world, ["lease.pdf"])
     world.run(job(world, privacy=DELETING))
     rows(world, ["lease.pdf"] * 3)
@@ -332,7 +332,7 @@ def test_removed_files_are_put_up_again_for_new_rows(world: World) -> None:
     assert at_the_api(world) == []
 
 
-def test_removed_files_are_put_up_again_for_rows_that_a_person_wants_again(world: World) -> None:
+def test_removed_files_are_uploaded_again_for_a_retry(world: World) -> None:
     rows(world, ["lease.pdf"] * 3)
     world.emulator.add_fault(on="item", do="refuse", times=1)
     world.run(job(world, privacy=DELETING))
@@ -361,7 +361,7 @@ def test_a_file_that_cannot_be_removed_now_is_removed_by_a_sweep(world: World) -
     assert world.sweep() == []
 
 
-def test_a_file_that_somebody_else_removed_is_forgotten(world: World) -> None:
+def test_a_file_that_another_program_removed_is_forgotten(world: World) -> None:
     rows(world, ["lease.pdf"])
     work = job(world, privacy=DELETING)
     world.run(work, detach=True)
@@ -395,7 +395,7 @@ def test_a_file_is_not_removed_while_another_run_of_the_job_needs_it(world: Worl
     assert at_the_api(world) == []
 
 
-def test_files_of_a_run_that_was_canceled_are_removed(world: World) -> None:
+def test_files_of_a_canceled_run_are_removed(world: World) -> None:
     rows(world, ["lease.pdf"] * 4)
     world.run(job(world, privacy=DELETING), detach=True)
     with world.database.read() as conn:
@@ -423,7 +423,7 @@ def test_files_of_a_run_that_was_canceled_are_removed(world: World) -> None:
         pytest.param({"do": "drop_after"}, id="cut after"),
     ],
 )
-def test_an_upload_without_an_answer_stops_the_run_and_the_same_command_goes_on(
+def test_an_upload_without_a_response_stops_the_run_and_the_same_command_continues(
     world: World, fault: dict[str, Any]
 ) -> None:
     rows(world, ["lease.pdf"] * 3)
@@ -453,7 +453,7 @@ def test_a_file_that_is_refused_makes_only_its_rows_invalid_and_is_tried_once(wo
     assert put_up(world) == 2
 
 
-def test_no_room_for_another_file_stops_the_run_and_makes_no_row_invalid(world: World) -> None:
+def test_a_used_up_storage_quota_stops_the_run_and_makes_no_row_invalid(world: World) -> None:
     rows(world, ["lease.pdf"] * 3)
     full = {"on": "files_create", "do": "status", "status": 400, "error_code": "storage_quota_exceeded"}
     world.emulator.add_fault(**full, times=1)
@@ -465,7 +465,7 @@ def test_no_room_for_another_file_stops_the_run_and_makes_no_row_invalid(world: 
     assert finished.rows == {"succeeded": 3}
 
 
-def test_a_key_that_may_not_put_files_up_stops_the_run(world: World) -> None:
+def test_a_key_that_may_not_upload_files_stops_the_run(world: World) -> None:
     rows(world, ["lease.pdf"] * 3)
     world.emulator.add_fault(on="files_create", do="status", status=403, error_type="permission_error")
 
@@ -486,7 +486,7 @@ def test_an_api_without_files_stops_the_run(world: World) -> None:
 
 
 @pytest.mark.parametrize("moment", ["uploaded", "planned", "collected"])
-def test_a_driver_that_dies_is_followed_by_another(world: World, moment: str) -> None:
+def test_another_driver_continues_after_one_died_while_uploading(world: World, moment: str) -> None:
     rows(world, ["lease.pdf"] * 4)
     work = job(world, privacy=DELETING)
     world.dies_at(work, moment)
@@ -500,7 +500,7 @@ def test_a_driver_that_dies_is_followed_by_another(world: World, moment: str) ->
 
 
 @pytest.mark.parametrize("moment", ["uploaded", "planned", "submitting", "waiting", "collected"])
-def test_a_second_driver_at_any_moment_puts_nothing_up(world: World, moment: str) -> None:
+def test_a_second_driver_at_any_moment_uploads_nothing(world: World, moment: str) -> None:
     rows(world, ["lease.pdf"] * 4)
     work = job(world, limits={"max_batch_requests": 2})
     both = world.run_beside(work, moment)
@@ -510,7 +510,7 @@ def test_a_second_driver_at_any_moment_puts_nothing_up(world: World, moment: str
     assert set(world.statuses().values()) == {"succeeded"}
 
 
-def test_a_file_that_goes_while_its_rows_are_at_the_api_fails_them_and_a_retry_puts_it_up_again(world: World) -> None:
+def test_a_file_removed_while_its_rows_are_in_flight_fails_them_and_a_retry_uploads_it_again(world: World) -> None:
     rows(world, ["lease.pdf"] * 2)
     world.run(job(world), detach=True)
     world.client().files.delete(known(world)[0])
@@ -523,7 +523,7 @@ def test_a_file_that_goes_while_its_rows_are_at_the_api_fails_them_and_a_retry_p
     assert put_up(world) == 2
 
 
-def test_the_metadata_of_a_file_is_asked_for_once_a_planning(world: World) -> None:
+def test_the_metadata_of_a_file_is_requested_once_per_planning(world: World) -> None:
     rows(world, ["lease.pdf"] * 3)
     world.run(job(world))
     rows(world, ["lease.pdf"] * 50)
@@ -535,7 +535,7 @@ def test_the_metadata_of_a_file_is_asked_for_once_a_planning(world: World) -> No
 
 
 class Leaving(httpx2.BaseTransport):
-    """The source's file leaves the folder as soon as it was put up."""
+    """Removes the local file as soon as it has been uploaded."""
 
     def __init__(self, world: World, path: Path) -> None:
         self._inner, self._path = world.emulator.transport(), path
@@ -547,7 +547,7 @@ class Leaving(httpx2.BaseTransport):
         return response
 
 
-def test_rows_that_go_again_need_no_file_any_more(world: World, lease: Path) -> None:
+def test_rows_that_are_sent_again_do_not_need_the_local_file(world: World, lease: Path) -> None:
     rows(world, ["lease.pdf"])
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", times=1)
 

@@ -1,4 +1,4 @@
-"""Which source rows are sent, given what is known of them: the paragraph "What is sent" of the design as a table."""
+"""The verdict on a source row depends on what is known of it, as the design's "What is sent" says."""
 
 from collections.abc import Container
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ RECIPE, OLDER_RECIPE = "recipe", "older recipe"
 
 
 class Known(NamedTuple):
-    """What the database knows of a key: its present state, and the last outcome with what it was asked of."""
+    """What the database knows of a key: its state, its last outcome, and the hash and recipe of that outcome."""
 
     state: RowState
     row_hash: bytes = HASH
@@ -45,7 +45,7 @@ def of(known: Known | None, *, refresh: bool = False, retries: Container[int] = 
     return verdict(known, HASH, RECIPE, job, refresh=refresh, retries=retries)  # type: ignore[arg-type]
 
 
-def test_a_row_never_seen_is_sent() -> None:
+def test_a_row_that_was_never_seen_is_sent() -> None:
     assert of(None) is Verdict.NEW
     assert Verdict.NEW in SENT
 
@@ -102,7 +102,7 @@ ONLY_BY_A_PERSON = {RowState.LOST, RowState.CANCELED}
 
 
 @pytest.mark.parametrize("outcome", [state for state in FAILURES if state not in ONLY_BY_A_PERSON], ids=str)
-def test_a_failed_row_goes_again_with_a_new_recipe_only(outcome: RowState) -> None:
+def test_a_failed_row_is_sent_again_only_with_a_new_recipe(outcome: RowState) -> None:
     assert of(answered(outcome)) is Verdict.KEPT
     assert of(answered(outcome), refresh=True) is Verdict.KEPT
     assert of(answered(outcome, recipe=OLDER_RECIPE)) is Verdict.AGAIN
@@ -110,7 +110,7 @@ def test_a_failed_row_goes_again_with_a_new_recipe_only(outcome: RowState) -> No
 
 @pytest.mark.parametrize("outcome", sorted(ONLY_BY_A_PERSON), ids=str)
 @pytest.mark.parametrize("refresh", [False, True], ids=["plain run", "refresh"])
-def test_a_lost_or_canceled_row_is_sent_again_by_a_person_only(outcome: RowState, refresh: bool) -> None:
+def test_a_lost_or_canceled_row_is_sent_again_only_by_a_person(outcome: RowState, refresh: bool) -> None:
     assert of(answered(outcome), refresh=refresh) is Verdict.KEPT
     assert of(answered(outcome, recipe=OLDER_RECIPE), refresh=refresh) is Verdict.KEPT
 

@@ -1,4 +1,4 @@
-"""A request that its model cannot read is invalid when it is planned, not errored an hour later."""
+"""A request that is too long for its model is invalid when it is planned, not errored an hour later."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def problem(world: World, key: str) -> Any:
     return answer["status"], answer["error_message"]
 
 
-def test_a_row_that_is_longer_than_its_model_reads_is_invalid_and_names_a_model_that_reads_it(world: World) -> None:
+def test_a_row_too_long_for_its_model_is_invalid_and_names_a_model_that_can_read_it(world: World) -> None:
     rows(world, FITS, LONG)
 
     finished = world.run(world.job())
@@ -40,7 +40,7 @@ def test_a_row_that_is_longer_than_its_model_reads_is_invalid_and_names_a_model_
     assert world.accepted() == 4
 
 
-def test_a_model_with_a_larger_window_reads_it(world: World) -> None:
+def test_a_row_is_sent_when_its_model_has_a_larger_window(world: World) -> None:
     rows(world, LONG)
 
     assert world.run(world.job(request={"model": "claude-haiku-5-5"})).rows == {"succeeded": 4}
@@ -64,7 +64,7 @@ def test_only_rows_near_the_window_are_counted_when_they_are_planned(world: Worl
         pytest.param("word " * 900_000, {"succeeded": 3, "invalid": 1}, id="it cannot fit"),
     ],
 )
-def test_without_the_apis_count_only_what_cannot_fit_is_invalid(
+def test_without_a_count_of_the_api_only_rows_that_cannot_fit_are_invalid(
     world: World, text: str, rows_by_state: dict[str, int]
 ) -> None:
     world.emulator.add_fault(on="count_tokens", do="status", status=404, error_type="not_found_error", times=1000)

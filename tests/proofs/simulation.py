@@ -687,8 +687,8 @@ class Ways:
 def _of_the_same_attempts(earlier: Sequence[Sent], now: Sent) -> Iterator[Sent]:
     """Return the sendings of a row that count as attempts together with the current one, newest first.
 
-    They are of the same recipe and text. A retry starts them at 0: nothing of before it counts, and when a retry sends
-    the row for the first time, nothing does at all.
+    They have the same recipe and text. A retry starts at 0: earlier sendings do not count, and when a retry sends the
+    row for the first time, no sending counts.
     """
     later = now
     for sent in reversed(earlier):
@@ -1079,7 +1079,7 @@ class World:
     def _check_gate(self, seen: Seen, each: Row[Any]) -> None:
         """Check that nothing else of a run is sent before its canary has ended.
 
-        But a driver that found only a few rows may have let them go, before one that found more had the rest wait.
+        An exception: a driver that found only a few rows may have sent them before another driver found more.
         """
         for batch in seen.batches.values():
             if batch.run_id != each.id:

@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
 def database(request: pytest.FixtureRequest) -> str:
-    """The database of the points, in the form that crash_points expects."""
+    """Return the database of the points, in the form that crash_points expects."""
     return "sqlite" if request.param == "SQLite" else str(request.getfixturevalue("postgres_server"))
 
 
 class Tried(NamedTuple):
-    """What was seen at the points of one script. Each point has a job of its own."""
+    """The results of all points of one script. Each point has a job of its own."""
 
     deaths: int
     jobs: int
@@ -101,7 +101,9 @@ def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: st
     assert tried.accepted == tried.jobs * SCRIPTS["retry"].accepted
 
 
-def test_a_run_after_a_retry_that_died_anywhere_sends_nothing_of_it_unchanged(tmp_path: Path, database: str) -> None:
+def test_a_run_after_a_retry_that_died_at_any_point_sends_none_of_its_rows_unchanged(
+    tmp_path: Path, database: str
+) -> None:
     tried = try_every_point(tmp_path, database, "retry then run")
 
     assert tried.problems == []

@@ -1,4 +1,4 @@
-"""Real processes: a driver killed at any moment, a second driver at the same time, an API that goes down."""
+"""Real processes lose no row: drivers are killed at any moment or run at the same time, and the API goes down."""
 
 import json
 import signal
@@ -49,7 +49,7 @@ EVERY_ROW = [(str(i), "succeeded") for i in range(ROWS)]
     ],
     ids=lambda value: str(value),
 )
-def test_a_killed_run_run_again_ends_with_every_row_once(
+def test_the_same_command_after_a_kill_ends_with_every_row_once(
     api: RunningEmulator, job: Path, event: str, times: int
 ) -> None:
     killed = command(api, "run", str(job), "--json")
@@ -68,7 +68,9 @@ def test_a_killed_run_run_again_ends_with_every_row_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupted_run_says_so_and_goes_on(api: RunningEmulator, job: Path, number: signal.Signals) -> None:
+def test_an_interrupted_run_says_so_and_the_same_command_continues(
+    api: RunningEmulator, job: Path, number: signal.Signals
+) -> None:
     interrupted = command(api, "run", str(job), "--json")
     until(interrupted, "planned")
     interrupted.send_signal(number)
@@ -110,7 +112,7 @@ def wait_for_a_batch(api: RunningEmulator) -> None:
     raise AssertionError("no batch was accepted")
 
 
-def test_runs_and_sweeps_at_the_same_time_share_the_work_and_all_end(api: RunningEmulator, job: Path) -> None:
+def test_runs_and_sweeps_at_the_same_time_share_the_work_and_all_finish(api: RunningEmulator, job: Path) -> None:
     drivers = [command(api, "run", str(job), "--json") for _ in range(3)]
     drivers += [command(api, "collect", "--database", f"sqlite:///{job.parent}/batches.db") for _ in range(2)]
 
@@ -124,7 +126,7 @@ def test_runs_and_sweeps_at_the_same_time_share_the_work_and_all_end(api: Runnin
     assert (audit["requests_accepted"], audit["accepted_twice"]) == (ROWS, [])
 
 
-def test_an_api_that_is_not_there_is_said_in_one_sentence(tmp_path: Path, job: Path) -> None:
+def test_an_unreachable_api_is_reported_in_one_sentence(tmp_path: Path, job: Path) -> None:
     with start(tmp_path / "gone") as gone:
         pass
 

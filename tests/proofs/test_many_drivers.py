@@ -31,7 +31,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/batches.db"
 
 
-def test_eight_drivers_of_which_two_are_killed_each_second_do_every_row_once(tmp_path: Path, url: str) -> None:
+def test_eight_drivers_do_every_row_once_although_two_are_killed_each_second(tmp_path: Path, url: str) -> None:
     drivers, rows = (8, 20_000) if url.startswith("postgresql") else (4, 4_000)
     put_job(tmp_path, rows=rows, max_batch_requests=rows // 20)
 

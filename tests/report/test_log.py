@@ -1,4 +1,4 @@
-"""The log: one event a move, as JSON if wanted, and nothing of a row in it."""
+"""The log has one event for each move of a batch, as JSON on request, and no content of a row."""
 
 import io
 import json
@@ -23,7 +23,7 @@ SECRET = "Zanzibar"
 
 @pytest.fixture
 def lines() -> Iterator[io.StringIO]:
-    """What the JSON log says at its most talkative."""
+    """Return the JSON log at its lowest level."""
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     handler.setFormatter(log.JsonFormatter())
@@ -60,7 +60,7 @@ def test_an_error_of_the_api_is_logged_with_its_request_id(world: World, lines: 
     assert events["rejected"]["level"] == "warning"
 
 
-def test_a_retry_that_is_not_finished_is_logged_without_what_it_selects(lines: io.StringIO) -> None:
+def test_an_unfinished_retry_is_logged_without_its_keys_and_conditions(lines: io.StringIO) -> None:
     retry = Selection(keys=(SECRET,), where=f"id = '{SECRET}'")
 
     log.tell(WaitsForRetry(job="summaries", run=2, rows=3, vars={}, retry=retry.facts()))
@@ -85,7 +85,7 @@ def test_no_key_and_no_text_is_logged_at_any_level(world: World, lines: io.Strin
     assert SECRET not in lines.getvalue()
 
 
-def test_every_line_that_a_command_logs_is_json_when_that_is_asked_for(tmp_path: Path) -> None:
+def test_every_log_line_of_a_command_is_json_on_request(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("id,text\n1,One.\n2,Two.\n")
     (tmp_path / "job.yaml").write_text(
         "name: logged\nsource: {path: rows.csv, key: id}\nsink: {table: answers}\n"

@@ -1,4 +1,4 @@
-"""The pipeline in a notebook: docs/python.md is executed, cell by cell, by a real kernel."""
+"""The pipeline runs in a notebook: a real kernel executes the cells of docs/python.md."""
 
 import re
 from collections import Counter
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "python.md"
 
 
 class Client(NotebookClient):
-    """Executes a notebook; notes each text that a cell shows in place of another."""
+    """Executes a notebook and records each text that a cell shows in place of another."""
 
     shown: list[str]
 
@@ -30,7 +30,7 @@ class Client(NotebookClient):
 
 @pytest.fixture
 def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Executes cells in a folder of their own, in a kernel that knows nothing of the machine's settings."""
+    """Return a function that executes cells in a new folder, in a kernel without the machine's settings."""
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
     for name in ("BATCH_DATABASE_URL", "BATCH_SPOOL", "BATCH_MONTHLY_BUDGET_USD", "BATCH_POLL_SECONDS"):
@@ -48,7 +48,7 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return executed
 
 
-def test_the_page_on_python_says_what_a_notebook_shows(execute: Any) -> None:
+def test_the_cells_of_the_python_page_show_what_the_page_says(execute: Any) -> None:
     cells = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
 
     # a notebook has an asyncio loop that runs, which `run` must not mind
@@ -69,7 +69,7 @@ def test_the_page_on_python_says_what_a_notebook_shows(execute: Any) -> None:
     assert [line.split()[0] for line in frames[0].text.splitlines()] == ["16", "16", "8"]
 
 
-def test_what_stops_a_run_stands_in_its_area(execute: Any) -> None:
+def test_an_error_that_stops_a_run_is_shown_in_its_area(execute: Any) -> None:
     job = {
         "name": "notes",
         "source": {"path": "none.csv", "key": "id"},
@@ -86,11 +86,11 @@ def test_what_stops_a_run_stands_in_its_area(execute: Any) -> None:
     assert (error.output_type, error.ename) == ("error", "SourceError")
 
 
-def test_no_kernel_is_no_notebook() -> None:
+def test_a_process_without_a_kernel_is_not_a_notebook() -> None:
     assert not is_running()
 
 
-def test_the_area_tells_what_moves(world: World) -> None:
+def test_the_area_shows_the_states_of_the_batches(world: World) -> None:
     texts: list[str] = []
     area = Area("summaries", texts.append)
 

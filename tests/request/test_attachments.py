@@ -31,14 +31,14 @@ SAMPLES = Path(__file__).parents[2] / "sample_data" / "attachments"
 
 
 def picture(form: str = "PNG", size: tuple[int, int] = (4, 3)) -> bytes:
-    """An image file of one colour."""
+    """Return an image file of one colour."""
     out = BytesIO()
     Image.new("RGB", size, (200, 30, 30)).save(out, form)
     return out.getvalue()
 
 
 def pdf(pages: int = 1, password: str | None = None) -> bytes:
-    """A PDF of blank pages."""
+    """Return a PDF of blank pages."""
     writer, out = PdfWriter(), BytesIO()
     for _ in range(pages):
         writer.add_blank_page(100, 100)
@@ -49,17 +49,17 @@ def pdf(pages: int = 1, password: str | None = None) -> bytes:
 
 
 def images(*, nulls: Literal["invalid", "empty"] = "invalid", small_context: bool = False) -> Attachments:
-    """What `attachments: [{image: photo}]` declares."""
+    """Return the attachments of `attachments: [{image: photo}]`."""
     return Attachments([Attachment(image="photo")], nulls=nulls, small_context=small_context)
 
 
 def documents(*, nulls: Literal["invalid", "empty"] = "invalid", small_context: bool = False) -> Attachments:
-    """What `attachments: [{document: file}]` declares."""
+    """Return the attachments of `attachments: [{document: file}]`."""
     return Attachments([Attachment(document="file")], nulls=nulls, small_context=small_context)
 
 
 def refusal(attachments: Attachments, value: Any, folder: Folder) -> str:
-    """Why a row with this value in its only attachment column is refused."""
+    """Return why a row with this value in its only attachment column is refused."""
     (column,) = attachments.columns
     with pytest.raises(RowProblem) as refused:
         attachments.blocks({column: value}, folder)
@@ -86,7 +86,7 @@ class CountingFolder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> LocalFolder:
-    """A folder beside one that its paths may not reach."""
+    """Return a folder beside one that its paths may not reach."""
     inside, outside = tmp_path / "data", tmp_path / "private"
     (inside / "photos").mkdir(parents=True)
     outside.mkdir()
@@ -98,7 +98,7 @@ def folder(tmp_path: Path) -> LocalFolder:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP"])
-def test_a_picture_is_embedded_with_the_type_that_its_content_has(form: str, folder: LocalFolder) -> None:
+def test_a_picture_is_embedded_with_the_media_type_of_its_content(form: str, folder: LocalFolder) -> None:
     (folder.path / "picture.bin").write_bytes(picture(form))
 
     (block,) = images().blocks({"photo": "picture.bin"}, folder)
@@ -113,7 +113,7 @@ def test_a_picture_is_embedded_with_the_type_that_its_content_has(form: str, fol
     }
 
 
-def test_a_wrong_ending_does_not_count(folder: LocalFolder) -> None:
+def test_a_wrong_file_extension_does_not_matter(folder: LocalFolder) -> None:
     (folder.path / "scan.jpg").write_bytes(picture("PNG"))
 
     (block,) = images().blocks({"photo": "scan.jpg"}, folder)
@@ -161,11 +161,11 @@ def test_a_document_carries_its_title_context_and_citations(folder: LocalFolder)
         pytest.param("file_011CNha8iCJcU1", {"type": "file", "file_id": "file_011CNha8iCJcU1"}, id="a Files API id"),
     ],
 )
-def test_what_is_elsewhere_is_passed_on_unread(value: str, source: dict[str, str], folder: LocalFolder) -> None:
+def test_urls_and_file_ids_are_passed_on_unread(value: str, source: dict[str, str], folder: LocalFolder) -> None:
     assert images().blocks({"photo": value}, folder) == [{"type": "image", "source": source}]
 
 
-def test_a_name_that_only_begins_like_an_id_is_a_path(folder: LocalFolder) -> None:
+def test_a_file_name_that_begins_like_an_id_is_a_path(folder: LocalFolder) -> None:
     (folder.path / "file_1.png").write_bytes(picture())
 
     (block,) = images().blocks({"photo": "file_1.png"}, folder)
@@ -182,7 +182,7 @@ def test_a_name_that_only_begins_like_an_id_is_a_path(folder: LocalFolder) -> No
         pytest.param("data:image/png;base64,iVBORw0KGgo=", "data", id="data"),
     ],
 )
-def test_other_urls_are_refused_by_their_scheme_alone(url: str, scheme: str, folder: LocalFolder) -> None:
+def test_urls_of_other_schemes_are_refused(url: str, scheme: str, folder: LocalFolder) -> None:
     assert refusal(images(), url, folder) == (
         f"column 'photo': {scheme}: URLs are not accepted; "
         "give a path, an http(s) URL, a Files API id, bytes, or a list of these"
@@ -197,7 +197,7 @@ def test_other_urls_are_refused_by_their_scheme_alone(url: str, scheme: str, fol
         pytest.param('["photos/red.png", "file_a"]', id="a JSON array in a text"),
     ],
 )
-def test_several_values_are_a_block_each_in_order(several: Any, folder: LocalFolder) -> None:
+def test_each_of_several_values_becomes_a_block_in_order(several: Any, folder: LocalFolder) -> None:
     blocks = images().blocks({"photo": several}, folder)
 
     kinds = [block["source"]["type"] for block in blocks]
@@ -205,19 +205,19 @@ def test_several_values_are_a_block_each_in_order(several: Any, folder: LocalFol
     assert len(kinds) >= 2
 
 
-def test_a_path_that_merely_looks_like_a_list_is_a_path(folder: LocalFolder) -> None:
+def test_a_path_that_looks_like_a_list_is_a_path(folder: LocalFolder) -> None:
     (folder.path / "[draft] red.png").write_bytes(picture())
 
     assert len(images().blocks({"photo": "[draft] red.png"}, folder)) == 1
 
 
-def test_bytes_are_an_attachment_themselves(folder: LocalFolder) -> None:
+def test_bytes_are_embedded_as_an_attachment(folder: LocalFolder) -> None:
     (block,) = images().blocks({"photo": picture("WEBP")}, folder)
 
     assert block["source"]["media_type"] == "image/webp"
 
 
-def test_blocks_stand_in_the_order_of_the_job(folder: LocalFolder) -> None:
+def test_blocks_have_the_order_of_the_job(folder: LocalFolder) -> None:
     declared = [Attachment(document="file"), Attachment(image="photo"), Attachment(document="file", title="Again")]
     attachments = Attachments(declared, nulls="invalid")
 
@@ -246,7 +246,7 @@ def test_a_row_without_a_file_is_refused(value: Any, folder: LocalFolder) -> Non
 
 
 @pytest.mark.parametrize("value", NOTHING)
-def test_a_row_without_a_file_goes_without_where_nulls_are_empty(value: Any, folder: LocalFolder) -> None:
+def test_a_row_without_a_file_has_no_block_when_nulls_are_empty(value: Any, folder: LocalFolder) -> None:
     assert images(nulls="empty").blocks({"photo": value}, folder) == []
 
 
@@ -259,7 +259,7 @@ def test_a_row_without_a_file_goes_without_where_nulls_are_empty(value: Any, fol
         pytest.param("[1]", "int", id="a JSON array of numbers"),
     ],
 )
-def test_a_value_of_another_kind_is_refused(value: Any, kind: str, folder: LocalFolder) -> None:
+def test_a_value_of_another_type_is_refused(value: Any, kind: str, folder: LocalFolder) -> None:
     assert refusal(images(), value, folder) == (
         f"column 'photo': a value of type {kind} is not a path, an http(s) URL, a Files API id, bytes, "
         "or a list of these"
@@ -307,7 +307,7 @@ def test_a_path_may_not_leave_the_folder(path: str, folder: LocalFolder) -> None
     ],
 )
 @pytest.mark.parametrize("where", ["here", "on object storage"])
-def test_hidden_files_are_no_data(request: pytest.FixtureRequest, path: str, where: str, folder: LocalFolder) -> None:
+def test_hidden_files_are_refused(request: pytest.FixtureRequest, path: str, where: str, folder: LocalFolder) -> None:
     names = (".env", "photos/.env", ".git/config")
     place: Folder = folder
     for name in names:
@@ -339,7 +339,7 @@ def test_a_folder_may_itself_be_below_a_hidden_one(tmp_path: Path) -> None:
 
 
 def test_a_link_may_lead_to_a_hidden_file(folder: LocalFolder) -> None:
-    """As git-annex and DVC keep data."""
+    """git-annex and DVC store data this way."""
     (folder.path / ".annex").mkdir()
     (folder.path / ".annex" / "x.png").write_bytes(picture())
     (folder.path / "x.png").symlink_to(".annex/x.png")
@@ -347,7 +347,7 @@ def test_a_link_may_lead_to_a_hidden_file(folder: LocalFolder) -> None:
     assert images().blocks({"photo": "x.png"}, folder)
 
 
-def test_what_the_pipeline_keeps_beside_the_data_is_no_data(folder: LocalFolder) -> None:
+def test_files_of_the_pipeline_beside_the_data_are_refused(folder: LocalFolder) -> None:
     (folder.path / "job.yaml").write_text(
         "name: t\nsource: {path: rows.csv, key: id}\nrequest:\n  model: m\n  prompt: x\nsink: {table: t}\n"
     )
@@ -363,7 +363,7 @@ def test_what_the_pipeline_keeps_beside_the_data_is_no_data(folder: LocalFolder)
     assert "'copy.json' is a request body of the pipeline's" in refusal(documents(), "copy.json", folder)
 
 
-def test_other_texts_of_yaml_and_json_are_data(folder: LocalFolder) -> None:
+def test_other_yaml_and_json_files_are_accepted(folder: LocalFolder) -> None:
     (folder.path / "a.yaml").write_text("source: here\nrequest: that\nnested:\n  sink: there\n")
     (folder.path / "a.json").write_text('{"requests": []}')
 
@@ -392,7 +392,7 @@ def test_a_file_that_cannot_be_read_is_refused(path: str, said: str, folder: Loc
 
 @contextlib.contextmanager
 def somebody() -> Iterator[None]:
-    """Not root, who may read everything."""
+    """Run the block as a user other than root, because root may read everything."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -414,7 +414,7 @@ def test_a_file_without_permission_is_refused(folder: LocalFolder) -> None:
     assert said == "column 'photo': 'red.png' cannot be read: Permission denied"
 
 
-def test_half_a_character_in_a_path_is_refused(folder: LocalFolder) -> None:
+def test_a_lone_surrogate_in_a_path_is_refused(folder: LocalFolder) -> None:
     assert "cannot be read" in refusal(images(), "a\ud800.png", folder)
 
 
@@ -434,7 +434,7 @@ OTHER_KIND = "column 'photo': the value is {}; attach it by `document`, not by `
         ),
     ],
 )
-def test_what_is_no_image_is_refused_in_an_image_column(data: bytes, said: str, folder: LocalFolder) -> None:
+def test_a_file_that_is_not_an_image_is_refused_in_an_image_column(data: bytes, said: str, folder: LocalFolder) -> None:
     assert refusal(images(), data, folder) == said
 
 
@@ -464,7 +464,9 @@ def test_what_is_no_image_is_refused_in_an_image_column(data: bytes, said: str, 
         pytest.param(pdf(0), "is a PDF without pages", id="a PDF without pages"),
     ],
 )
-def test_what_is_no_document_is_refused_in_a_document_column(data: bytes, said: str, folder: LocalFolder) -> None:
+def test_a_file_that_is_not_a_document_is_refused_in_a_document_column(
+    data: bytes, said: str, folder: LocalFolder
+) -> None:
     (folder.path / "doc.pdf").write_bytes(data)
 
     assert refusal(documents(), "doc.pdf", folder) == f"column 'file': 'doc.pdf' {said}"
@@ -489,13 +491,13 @@ def test_a_picture_that_was_cut_off_is_refused(form: str, said: str, folder: Loc
     assert refusal(images(), whole[:-20], folder).endswith(f": {said}")
 
 
-def test_a_jpeg_with_something_behind_its_end_is_taken(folder: LocalFolder) -> None:
+def test_a_jpeg_with_bytes_after_its_end_is_accepted(folder: LocalFolder) -> None:
     behind = picture("JPEG") + b"\xff\xda what a camera adds"
 
     assert len(images().blocks({"photo": behind}, folder)) == 1
 
 
-def test_a_picture_of_too_many_pixels_is_refused(folder: LocalFolder) -> None:
+def test_a_picture_with_too_many_pixels_is_refused(folder: LocalFolder) -> None:
     (folder.path / "wide.png").write_bytes(picture(size=(8001, 1)))
 
     said = refusal(images(), "wide.png", folder)
@@ -504,7 +506,7 @@ def test_a_picture_of_too_many_pixels_is_refused(folder: LocalFolder) -> None:
 
 
 def claiming(form: str, side: int) -> bytes:
-    """A small picture whose header says that it is this high and wide."""
+    """Return a small picture whose header claims this height and width."""
     if form == "GIF":
         whole = bytearray(picture("GIF"))
         whole[6:10] = side.to_bytes(2, "little") * 2
@@ -524,13 +526,13 @@ def claiming(form: str, side: int) -> bytes:
         pytest.param("WEBP", 16_000, "cannot be read as image/webp: Image size", id="a huge WebP"),
     ],
 )
-def test_a_picture_that_claims_to_be_huge_is_refused_by_its_header(
+def test_a_picture_whose_header_claims_a_huge_size_is_refused(
     form: str, side: int, said: str, folder: LocalFolder
 ) -> None:
     assert refusal(images(), claiming(form, side), folder).startswith(f"column 'photo': the value {said}")
 
 
-def test_more_than_20_pictures_must_be_smaller(folder: LocalFolder) -> None:
+def test_pictures_must_be_smaller_in_a_request_with_more_than_20(folder: LocalFolder) -> None:
     (folder.path / "wide.png").write_bytes(picture(size=(2001, 1)))
     (folder.path / "fits.png").write_bytes(picture(size=(2000, 1)))
 
@@ -570,7 +572,7 @@ def test_a_request_has_at_most_600_pages_or_100_in_a_small_context(folder: Local
 
 
 def sparse(path: Path, size: int, begins: bytes = b"") -> None:
-    """A file of this size that takes no room on the disk."""
+    """Write a file of this size that takes no space on the disk."""
     path.write_bytes(begins)
     os.truncate(path, size)
 
@@ -607,7 +609,7 @@ def test_a_document_larger_than_a_request_is_refused_without_reading_it(folder: 
         pytest.param(7_800_000, "39,000,000 bytes", 0, id="even as they are, so that nothing is read"),
     ],
 )
-def test_all_of_a_request_has_at_most_32_megabytes(size: int, said: str, reads: int, folder: LocalFolder) -> None:
+def test_a_whole_request_has_at_most_32_megabytes(size: int, said: str, reads: int, folder: LocalFolder) -> None:
     counting, names = CountingFolder(folder), [f"{i}.png" for i in range(4 if reads else 5)]
     for name in names:
         sparse(folder.path / name, size, picture())
@@ -622,7 +624,7 @@ def test_all_of_a_request_has_at_most_32_megabytes(size: int, said: str, reads: 
 
 
 def uploads(kept: list[Content]) -> Callable[[Content], str]:
-    """An upload that keeps what it is given and numbers it."""
+    """Return an upload function that keeps each content and numbers it."""
 
     def uploaded(content: Content) -> str:
         kept.append(content)
@@ -631,7 +633,7 @@ def uploads(kept: list[Content]) -> Callable[[Content], str]:
     return uploaded
 
 
-def test_what_is_uploaded_is_named_by_its_id(folder: LocalFolder) -> None:
+def test_a_block_of_an_uploaded_file_names_the_file_id(folder: LocalFolder) -> None:
     kept: list[Content] = []
     declared = [Attachment(image="photo", upload=True), Attachment(document="file", upload=True, title="The lease")]
     attachments = Attachments(declared, nulls="invalid", uploaded=uploads(kept))
@@ -654,7 +656,7 @@ def test_what_is_uploaded_is_named_by_its_id(folder: LocalFolder) -> None:
     [("photos/red.png", "red.png"), ('why "red"?.png', "why _red__.png"), ("é" * 100 + ".png", "é" * 100 + ".png")],
     ids=["without its folder", "without marks that the Files API refuses", "in any script"],
 )
-def test_an_upload_is_called_as_the_file_is(path: str, name: str, folder: LocalFolder) -> None:
+def test_an_upload_has_the_name_of_the_file(path: str, name: str, folder: LocalFolder) -> None:
     (folder.path / path).write_bytes(picture())
     kept: list[Content] = []
 
@@ -705,7 +707,7 @@ def test_nothing_is_uploaded_for_a_row_that_is_refused(folder: LocalFolder) -> N
 
 
 @pytest.mark.parametrize("upload", [False, True], ids=["embedded", "uploaded"])
-def test_a_file_that_many_rows_name_is_read_once(upload: bool, folder: LocalFolder) -> None:
+def test_a_file_shared_by_many_rows_is_read_once(upload: bool, folder: LocalFolder) -> None:
     counting, kept = CountingFolder(folder), list[Content]()
     declared = [Attachment(document="file", upload=upload)]
     attachments = Attachments(declared, nulls="invalid", uploaded=uploads(kept))
@@ -717,7 +719,7 @@ def test_a_file_that_many_rows_name_is_read_once(upload: bool, folder: LocalFold
     assert len({content.sha256 for content in kept}) == (1 if upload else 0)
 
 
-def test_a_broken_file_that_many_rows_name_is_read_once(folder: LocalFolder) -> None:
+def test_a_broken_file_shared_by_many_rows_is_read_once(folder: LocalFolder) -> None:
     counting = CountingFolder(folder)
     attachments = images()
 
@@ -737,7 +739,7 @@ def test_a_file_that_changed_is_read_again(folder: LocalFolder) -> None:
     assert [block["source"]["media_type"] for block in before + after] == ["image/png", "image/jpeg"]
 
 
-def test_a_file_larger_than_all_that_is_remembered_is_read_for_each_row(
+def test_a_file_larger_than_the_memory_for_files_is_read_for_each_row(
     folder: LocalFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(of_request, "CACHE_BYTES", 100)
@@ -749,7 +751,7 @@ def test_a_file_larger_than_all_that_is_remembered_is_read_for_each_row(
     assert counting.reads == {"photos/red.png": 3}
 
 
-def test_what_is_remembered_has_a_bound(folder: LocalFolder) -> None:
+def test_the_memory_for_files_is_bounded(folder: LocalFolder) -> None:
     counting, attachments = CountingFolder(folder), images()
     names = [f"{i}.png" for i in range(8)]
     for name in names:
@@ -778,7 +780,7 @@ def test_what_is_remembered_has_a_bound(folder: LocalFolder) -> None:
         pytest.param('["file_a"]', "file_a", id="a JSON array of one, which makes the same block"),
     ],
 )
-def test_a_stamp_says_which_attachment_it_is(value: Any, said: str, folder: LocalFolder) -> None:
+def test_the_stamp_of_a_value_identifies_its_attachment(value: Any, said: str, folder: LocalFolder) -> None:
     file = folder.path / "photos" / "red.png"
     os.utime(file, ns=(0, 1_700_000_000_000_000_000))
 
@@ -820,14 +822,14 @@ def test_a_rows_stamp_tells_its_columns_apart(folder: LocalFolder) -> None:
         pytest.param(pl.Series([b"a", None]), id="a series with a null"),
     ],
 )
-def test_no_value_makes_a_stamp_or_a_weight_fail(value: Any, folder: LocalFolder) -> None:
+def test_stamp_and_weight_accept_any_value(value: Any, folder: LocalFolder) -> None:
     stamp(value, folder).encode()
 
     assert weight(value, folder) in {0, 4}
     assert orjson.loads(images().stamp({"photo": value}, folder)).keys() == {"photo"}
 
 
-def test_the_weight_is_what_the_request_will_carry(folder: LocalFolder) -> None:
+def test_the_weight_is_the_size_that_the_file_adds_to_the_request(folder: LocalFolder) -> None:
     row = {"photo": ["photos/red.png", picture(), "https://a.example/b.png", "file_a"], "file": "lease.pdf"}
     attachments = Attachments([Attachment(image="photo"), Attachment(document="file")], nulls="invalid")
 
@@ -836,14 +838,14 @@ def test_the_weight_is_what_the_request_will_carry(folder: LocalFolder) -> None:
     assert attachments.weight(row, folder) == carried
 
 
-def test_what_cannot_be_read_or_is_uploaded_weighs_nothing(folder: LocalFolder) -> None:
+def test_unreadable_and_uploaded_files_have_no_weight(folder: LocalFolder) -> None:
     uploading = Attachments([Attachment(document="file", upload=True)], nulls="invalid", uploaded=uploads([]))
 
     assert uploading.weight({"file": "lease.pdf"}, folder) == 0
     assert weight(["gone.pdf", "../private/secret.png", "photos", None], folder) == 0
 
 
-def test_every_sample_row_has_attachments_that_the_api_takes() -> None:
+def test_every_sample_row_has_attachments_that_the_api_accepts() -> None:
     folder = LocalFolder(SAMPLES)
     parcels = pl.read_csv(SAMPLES / "parcels.csv").to_dicts()
     contracts = pl.read_parquet(SAMPLES / "contracts.parquet").to_dicts()

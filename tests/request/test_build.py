@@ -1,4 +1,4 @@
-"""A row becomes the params of one Messages call, and what the job fixes is the same in all of them."""
+"""A row becomes the params of one Messages call; params that the job fixes are the same in all calls."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from pipeline.request.build import RequestBuilder, fixed_params
 
 
 def job(prompt: str = "{{ body }}", *, nulls: str = "invalid", **fields: Any) -> Job:
-    """A job with this prompt; fields of `request`, or `output` and `vars` as a whole."""
+    """Return a job with this prompt. fields: of `request`, or `output` and `vars` as a whole."""
     whole = {name: fields.pop(name) for name in ("output", "vars") if name in fields}
     request = {"model": "claude-haiku-4-5", "max_tokens": 100, "prompt": prompt, **fields}
     source = {"path": "a.csv", "key": "id", "nulls": nulls}
     return Job.model_validate({"name": "j", "source": source, "request": request, "sink": {"table": "t"}, **whole})
 
 
-def test_a_request_is_what_the_messages_api_takes() -> None:
+def test_a_request_has_the_form_of_the_messages_api() -> None:
     builder = RequestBuilder(job("Sum up: {{ body }}", system="Be brief.", params={"stop_sequences": ["END"]}))
 
     params = builder.params({"body": "The ship sank."}).params
@@ -57,13 +57,13 @@ def test_params_are_compact_utf8_and_the_same_bytes_each_time() -> None:
         pytest.param('","params":{', id="what looks like a body"),
     ],
 )
-def test_any_text_arrives_as_it_is(text: str) -> None:
+def test_any_text_arrives_unchanged(text: str) -> None:
     params = RequestBuilder(job("{{ body }}")).params({"body": text}).params
 
     assert orjson.loads(params)["messages"] == [{"role": "user", "content": text}]
 
 
-def test_labels_are_asked_for_by_a_schema_beside_the_jobs_own_output_config() -> None:
+def test_labels_become_a_schema_added_to_the_output_config_of_the_job() -> None:
     made = job(params={"output_config": {"effort": "low"}}, output={"labels": ["yes", "no"]})
 
     params = fixed_params(made)
@@ -93,7 +93,7 @@ def test_system_may_be_a_list_of_blocks() -> None:
     assert fixed_params(job(system=blocks))["system"] == blocks
 
 
-def test_the_builder_says_which_columns_it_needs() -> None:
+def test_the_builder_names_the_columns_that_it_needs() -> None:
     assert RequestBuilder(job("{{ b }}{{ a }}{{ row['c d'] }}")).columns.templates == ("a", "b", "c d")
     assert RequestBuilder(job("{{ row[a] }}")).columns.all_columns
 
@@ -104,12 +104,12 @@ def test_an_empty_prompt_makes_the_row_invalid(body: str) -> None:
         RequestBuilder(job("{{ body }}")).params({"body": body})
 
 
-def test_half_a_character_makes_the_row_invalid() -> None:
+def test_a_lone_surrogate_makes_the_row_invalid() -> None:
     with pytest.raises(RowProblem, match="not valid Unicode"):
         RequestBuilder(job("{{ body }}")).params({"body": "\ud800"})
 
 
-def test_a_null_makes_the_row_invalid_unless_the_job_takes_it_as_empty() -> None:
+def test_a_null_makes_the_row_invalid_unless_the_job_treats_it_as_empty() -> None:
     with pytest.raises(RowProblem, match="null in this row: body"):
         RequestBuilder(job("Text: {{ body }}")).params({"body": None})
 
@@ -141,7 +141,7 @@ def test_vars_reach_the_prompt() -> None:
     assert orjson.loads(params)["messages"][0]["content"] == "calm x"
 
 
-def test_a_system_prompt_that_holds_our_own_mark_is_sent_as_it_is() -> None:
+def test_a_system_prompt_with_our_internal_marker_is_sent_unchanged() -> None:
     params = RequestBuilder(job("{{ body }}", system="\x00prompt\x00")).params({"body": "x"}).params
 
     assert orjson.loads(params)["system"] == "\x00prompt\x00"
@@ -158,7 +158,7 @@ def messages(made: Job, row: dict[str, Any]) -> list[dict[str, Any]]:
     return said
 
 
-def test_turns_stand_between_the_examples_and_the_prompt() -> None:
+def test_turns_are_placed_between_the_examples_and_the_prompt() -> None:
     earlier = [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": [{"type": "text", "text": "Yes?"}]},
@@ -170,7 +170,7 @@ def test_turns_stand_between_the_examples_and_the_prompt() -> None:
 
 
 @pytest.mark.parametrize("empty", [None, "", "[]", []], ids=["null", "no text", "no turn as JSON", "no turn"])
-def test_a_row_without_turns_begins_the_conversation(empty: object) -> None:
+def test_a_row_without_turns_has_only_its_prompt(empty: object) -> None:
     assert messages(job(turns="history"), {"body": "Now.", "history": empty}) == [{"role": "user", "content": "Now."}]
 
 
@@ -190,7 +190,7 @@ def test_a_text_document_in_an_example_is_a_template_too() -> None:
     assert said[0]["content"][0]["source"]["data"] == "About ships"
 
 
-def test_model_and_max_tokens_may_be_the_rows_own() -> None:
+def test_each_row_can_set_its_model_and_max_tokens() -> None:
     made = job(model="claude-{{ line }}-5", max_tokens="{{ n }}", system="Be brief.")
 
     built = RequestBuilder(made).params({"body": "x", "line": "sonnet", "n": 300.0})
@@ -210,7 +210,7 @@ TOOLS = [{"name": name, "input_schema": {"type": "object"}} for name in ("first"
 MARK = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 
 
-def test_the_breakpoint_stands_behind_the_last_example_that_is_the_same_in_all_requests() -> None:
+def test_the_cache_breakpoint_is_after_the_last_example_shared_by_all_requests() -> None:
     varies = {"role": "user", "content": "About {{ body }}?"}
     made = job(system="Be brief.", messages=[*SHOTS, varies], cache="1h", params={"tools": TOOLS})
 
@@ -220,17 +220,17 @@ def test_the_breakpoint_stands_behind_the_last_example_that_is_the_same_in_all_r
     assert orjson.dumps(params).count(b"cache_control") == 1
 
 
-def test_without_examples_it_stands_behind_the_system_prompt() -> None:
+def test_without_examples_the_cache_breakpoint_is_after_the_system_prompt() -> None:
     assert fixed_params(job(system="Be brief.", cache="5m", params={"tools": TOOLS}))["system"] == [
         {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "ttl": "5m"}}
     ]
 
 
-def test_without_either_it_stands_behind_the_tools() -> None:
+def test_without_examples_and_system_the_cache_breakpoint_is_after_the_tools() -> None:
     assert fixed_params(job(cache="1h", params={"tools": TOOLS}))["tools"] == [TOOLS[0], {**TOOLS[1], **MARK}]
 
 
-def test_what_a_request_may_cost_knows_that_it_writes_to_the_cache() -> None:
+def test_a_built_request_says_whether_it_writes_to_the_cache() -> None:
     assert RequestBuilder(job(system="Be brief.", cache="1h")).params({"body": "x"}).caches
     assert not RequestBuilder(job(system="Be brief.")).params({"body": "x"}).caches
 
@@ -238,13 +238,13 @@ def test_what_a_request_may_cost_knows_that_it_writes_to_the_cache() -> None:
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_tool_that_is_the_answer_is_forced() -> None:
+def test_the_model_is_forced_to_use_the_output_tool() -> None:
     made = job(params={"tools": TOOLS}, output={"tool": "last"})
 
     assert fixed_params(made)["tool_choice"] == {"type": "tool", "name": "last"}
 
 
-def test_a_choice_of_their_own_for_that_tool_stays() -> None:
+def test_a_tool_choice_of_the_job_for_the_output_tool_is_kept() -> None:
     chosen = {"type": "tool", "name": "last", "disable_parallel_tool_use": True}
     made = job(params={"tools": TOOLS, "tool_choice": chosen}, output={"tool": "last"})
 

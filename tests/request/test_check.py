@@ -10,7 +10,7 @@ from pipeline.request.check import check_params
 
 
 def job(params: dict[str, Any] | None = None, **fields: Any) -> Job:
-    """A job with these `request.params`, and other fields of `request`, or `output` as a whole."""
+    """Return a job with these `request.params`. fields: others of `request`, or `output` as a whole."""
     whole = {name: fields.pop(name) for name in ("output",) if name in fields}
     request = {"model": "claude-haiku-4-5", "max_tokens": 2000, "prompt": "{{ body }}", "params": params or {}}
     source = {"path": "a.csv", "key": "id"}
@@ -47,11 +47,11 @@ TOOL = {"name": "look_up", "input_schema": {"type": "object", "properties": {"q"
         pytest.param({"service_tier": "auto"}, id="service tier"),
     ],
 )
-def test_what_the_messages_api_takes_passes(params: dict[str, Any]) -> None:
+def test_params_that_the_messages_api_accepts_pass(params: dict[str, Any]) -> None:
     check_params(job(params))
 
 
-def test_a_model_that_this_sdk_does_not_know_by_name_passes() -> None:
+def test_a_model_unknown_to_the_sdk_passes() -> None:
     check_params(job(model="claude-of-next-year"))
 
 
@@ -60,7 +60,7 @@ def test_system_blocks_pass() -> None:
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_p", "top_k"])
-def test_sampling_is_refused_with_the_reason_and_the_remedy(field: str) -> None:
+def test_sampling_params_are_refused_with_the_reason_and_the_remedy(field: str) -> None:
     message = refusal(job({field: 1}))
 
     assert message.startswith(f"request.params.{field}: API version 2026-10-21 refuses sampling parameters")
@@ -78,7 +78,7 @@ def test_sampling_is_refused_with_the_reason_and_the_remedy(field: str) -> None:
         pytest.param("system", "this is request.system", id="system"),
     ],
 )
-def test_what_has_its_own_place_or_none_is_refused(field: str, said: str) -> None:
+def test_params_that_belong_elsewhere_or_cannot_be_used_are_refused(field: str, said: str) -> None:
     assert refusal(job({field: 1})).startswith(f"request.params.{field}: {said}")
 
 
@@ -146,7 +146,7 @@ def test_what_has_its_own_place_or_none_is_refused(field: str, said: str) -> Non
         pytest.param({"service_tier": "cheap"}, "request.params.service_tier: must be one of", id="service tier"),
     ],
 )
-def test_a_param_that_the_sdk_does_not_know_is_named(params: dict[str, Any], said: str) -> None:
+def test_a_param_unknown_to_the_sdk_is_named(params: dict[str, Any], said: str) -> None:
     assert said in refusal(job(params))
 
 
@@ -182,7 +182,7 @@ IMAGE = {"type": "base64", "media_type": "image/png", "data": "iVBO"}
         pytest.param(IMAGE | {"name": "x"}, "source.name: the Messages API has no such field", id="a field too many"),
     ],
 )
-def test_a_wrong_image_in_a_turn_is_named_with_its_place(source: dict[str, Any], said: str) -> None:
+def test_a_wrong_image_in_a_turn_is_named_with_its_position(source: dict[str, Any], said: str) -> None:
     earlier = [
         {"role": "user", "content": [{"type": "image", "source": source}]},
         {"role": "assistant", "content": "A."},
@@ -191,7 +191,7 @@ def test_a_wrong_image_in_a_turn_is_named_with_its_place(source: dict[str, Any],
     assert refusal(job(messages=earlier)).startswith(f"request.messages.0.content.0.{said}")
 
 
-def test_a_beta_brings_the_fields_of_its_api() -> None:
+def test_a_beta_allows_the_fields_of_its_api() -> None:
     params: dict[str, Any] = {"context_management": {"edits": []}}
 
     assert refusal(job(params)).startswith("request.params.context_management: the Messages API has no such field")
@@ -210,7 +210,7 @@ def test_a_thinking_budget_must_leave_room_for_the_answer(budget: int, fits: boo
         assert refusal(asked) == (f"request.params.thinking.budget_tokens: {budget} must be below max_tokens (2000)")
 
 
-def test_labels_and_a_format_of_ones_own_do_not_go_together() -> None:
+def test_labels_together_with_an_output_format_are_refused() -> None:
     params = {"output_config": {"format": {"type": "json_schema", "schema": {}}}}
 
     message = refusal(job(params, output={"labels": ["a", "b"]}))
@@ -218,18 +218,18 @@ def test_labels_and_a_format_of_ones_own_do_not_go_together() -> None:
     assert message.startswith("request.params.output_config.format: output.labels sets the format")
 
 
-def test_labels_and_an_effort_go_together() -> None:
+def test_labels_together_with_an_effort_pass() -> None:
     check_params(job({"output_config": {"effort": "low"}}, output={"labels": ["a", "b"]}))
 
 
 @pytest.mark.parametrize("wrong", ["low", ["low"]], ids=["text", "list"])
-def test_labels_beside_a_wrong_output_config_are_refused_and_no_crash(wrong: Any) -> None:
+def test_labels_together_with_a_malformed_output_config_are_refused(wrong: Any) -> None:
     message = refusal(job({"output_config": wrong}, output={"labels": ["a", "b"]}))
 
     assert message.startswith("request.params.output_config: must be a mapping")
 
 
-def test_a_number_that_json_cannot_carry_is_refused_and_no_crash() -> None:
+def test_a_number_that_json_cannot_represent_is_refused() -> None:
     tool = {"name": "x", "input_schema": {"type": "object", "maximum": 10**20}}
 
     assert "request.params.tools.0.input_schema" in refusal(job({"tools": [tool]}))

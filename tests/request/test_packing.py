@@ -1,4 +1,4 @@
-"""A body is what the API takes, never over its limits, and its bytes are counted exactly."""
+"""A body has the form and the limits of the API, and its bytes are counted exactly."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ def digest(of: bytes) -> bytes:
 
 
 def packed(body: Packing, texts: Iterable[str], *, dedupe: bool = False) -> tuple[bytes, int]:
-    """The body's bytes, and how many of the texts went in before it was full."""
+    """Return the body's bytes and how many of the texts fitted."""
     lines = [packing.PREFIX]
     for row, text in enumerate(texts):
         line = body.add(row, digest(params(text)), params(text), None, dedupe=dedupe)
@@ -34,7 +34,7 @@ def packed(body: Packing, texts: Iterable[str], *, dedupe: bool = False) -> tupl
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 99, 100, 101, 1000])
 @pytest.mark.parametrize("text", ["plain", "ä€😀\u2028 العربية", '"\\\n'], ids=["ASCII", "multibyte", "escapes"])
-def test_the_size_is_that_of_the_body_to_the_byte(count: int, text: str) -> None:
+def test_the_size_of_a_body_is_exact_to_the_byte(count: int, text: str) -> None:
     body = Packing(NONCE, 100_000, 256_000_000)
 
     written, rows = packed(body, (f"{text} {n}" for n in range(count)))
@@ -43,7 +43,7 @@ def test_the_size_is_that_of_the_body_to_the_byte(count: int, text: str) -> None
     assert body.requests == rows == count
 
 
-def test_a_body_is_valid_json_of_the_apis_form() -> None:
+def test_a_body_is_json_in_the_form_of_the_api() -> None:
     body = Packing(NONCE, 10, 10_000)
 
     written, _ = packed(body, ["one", "zwei ä", "three\n"])
@@ -58,7 +58,7 @@ def test_a_body_is_valid_json_of_the_apis_form() -> None:
 
 
 @pytest.mark.parametrize("text", ["x", "ä€😀", "a longer text of several words"], ids=["short", "multibyte", "long"])
-def test_a_body_is_filled_to_the_last_byte_and_not_one_more(text: str) -> None:
+def test_a_body_is_filled_to_its_limit_of_bytes_and_not_beyond(text: str) -> None:
     exact = packed(Packing(NONCE, 100, 10_000_000), [text] * 11)[0]
 
     just_fits, rows_fit = packed(Packing(NONCE, 100, len(exact)), [text] * 12)
@@ -79,7 +79,7 @@ def test_a_body_holds_no_more_requests_than_allowed(limit: int) -> None:
     assert len(orjson.loads(written)["requests"]) == limit
 
 
-def test_a_full_body_stays_as_it_is() -> None:
+def test_a_full_body_refuses_another_request_and_is_unchanged() -> None:
     body = Packing(NONCE, 1, 1_000_000)
     packed(body, ["one"])
     size = body.size
@@ -91,7 +91,7 @@ def test_a_full_body_stays_as_it_is() -> None:
     assert b"other" not in body.seen
 
 
-def test_the_largest_params_fit_alone_and_one_byte_more_does_not() -> None:
+def test_the_largest_params_fit_alone_and_one_byte_more_does_not_fit() -> None:
     largest = packing.largest_params(1_000)
 
     fits, too_large = (
@@ -103,7 +103,7 @@ def test_the_largest_params_fit_alone_and_one_byte_more_does_not() -> None:
     assert too_large is None
 
 
-def test_equal_requests_share_one_and_add_no_bytes() -> None:
+def test_equal_requests_share_one_request_and_add_no_bytes() -> None:
     body = Packing(NONCE, 100, 1_000_000)
 
     written, _ = packed(body, ["a", "b", "a", "a", "b"], dedupe=True)
@@ -114,7 +114,7 @@ def test_equal_requests_share_one_and_add_no_bytes() -> None:
     assert len(orjson.loads(written)["requests"]) == 2
 
 
-def test_equal_requests_are_sent_each_when_the_job_says_so() -> None:
+def test_equal_requests_are_each_sent_without_dedupe() -> None:
     body = Packing(NONCE, 100, 1_000_000)
 
     written, _ = packed(body, ["a", "a", "a"], dedupe=False)
@@ -123,7 +123,7 @@ def test_equal_requests_are_sent_each_when_the_job_says_so() -> None:
     assert len(orjson.loads(written)["requests"]) == 3
 
 
-def test_an_equal_request_still_joins_a_body_that_is_full() -> None:
+def test_an_equal_request_still_joins_a_full_body() -> None:
     body = Packing(NONCE, 1, 1_000_000)
 
     packed(body, ["a", "a"], dedupe=True)
@@ -131,7 +131,7 @@ def test_an_equal_request_still_joins_a_body_that_is_full() -> None:
     assert body.rows == [(0, 0), (1, 0)]
 
 
-def test_at_most_four_rows_a_request_join_a_body() -> None:
+def test_a_body_holds_at_most_four_rows_per_allowed_request() -> None:
     body = Packing(NONCE, 5, 1_000_000)
 
     _, rows = packed(body, ["a"] * 100, dedupe=True)
@@ -150,7 +150,7 @@ def test_params_are_read_back_byte_for_byte() -> None:
     assert [packing.params_of(line + b"\n") for line in lines] == [params(text) for text in texts]
 
 
-def test_nonces_are_26_base32_characters_and_never_the_same() -> None:
+def test_nonces_are_26_base32_characters_and_all_different() -> None:
     nonces = {packing.new_nonce() for _ in range(1000)}
 
     assert len(nonces) == 1000
@@ -158,7 +158,7 @@ def test_nonces_are_26_base32_characters_and_never_the_same() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 9, 10, 99_999])
-def test_a_custom_id_is_one_that_the_api_takes_and_gives_its_position_back(n: int) -> None:
+def test_a_custom_id_is_valid_for_the_api_and_contains_its_position(n: int) -> None:
     nonce = packing.new_nonce()
 
     identifier = packing.custom_id(nonce, n)
@@ -183,7 +183,7 @@ def test_a_custom_id_is_one_that_the_api_takes_and_gives_its_position_back(n: in
         pytest.param("", id="nothing"),
     ],
 )
-def test_a_custom_id_that_is_not_of_this_body_has_no_position(custom_id: str) -> None:
+def test_a_malformed_or_foreign_custom_id_has_no_position(custom_id: str) -> None:
     assert packing.position(NONCE, custom_id) is None
 
 
@@ -204,7 +204,7 @@ def test_a_custom_id_that_is_not_of_this_body_has_no_position(custom_id: str) ->
         pytest.param(b"<html>", None, id="a page"),
     ],
 )
-def test_the_custom_id_of_a_result_line(line: bytes, custom_id: str | None) -> None:
+def test_the_custom_id_is_read_from_a_result_line(line: bytes, custom_id: str | None) -> None:
     assert packing.custom_id_of_result(line) == custom_id
 
 
@@ -240,7 +240,7 @@ def test_the_nonce_of_a_result_line_names_its_body() -> None:
         "no JSON",
     ],
 )
-def test_the_position_of_a_result_line_is_read_off_however_it_is_written(line: bytes, n: int | None) -> None:
+def test_the_position_is_read_from_a_result_line_in_any_json_spelling(line: bytes, n: int | None) -> None:
     nonce = "n" * 26
 
     assert packing.position_of_results(nonce)(line.replace(b"NONCE", nonce.encode())) == n

@@ -1,4 +1,4 @@
-"""What a run may spend, how much may be at the API at a time, and when it gives up."""
+"""A run stays within its budget and its limits of requests in flight, and stops when too many rows fail."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ POSTGRESQL_IS_LONG = True
 
 
 def spent(world: World) -> float:
-    """What all answers have cost, by the usage that the API said."""
+    """Return the cost of all answers, by the usage that the API reported."""
     with world.database.read() as conn:
         return float(conn.scalar(select(func.sum(batches.c.cost_usd))) or 0.0)
 
 
 def most_in_flight(world: World, job: Any) -> int:
-    """Run the job to its end; the most requests that were at the API at a time."""
+    """Run the job to its end and return the highest number of requests in flight."""
     most = 0
 
     def look(event: str, facts: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ def most_in_flight(world: World, job: Any) -> int:
 
 
 def reserved_for_all(world: World) -> float:
-    """What one sending of all rows would reserve."""
+    """Return the money that one sending of all rows would reserve."""
     world.run(world.job(name="measure", sink={"table": "measured"}, limits={"max_cost_usd": 1_000}))
     with world.database.read() as conn:
         return float(conn.scalar(select(sendings.c.reserved_usd)) or 0.0)
@@ -54,7 +54,7 @@ def test_a_budget_that_suffices_changes_nothing(world: World) -> None:
     assert settled == pytest.approx(spent(world))
 
 
-def test_a_run_stops_before_its_budget_is_exceeded_and_goes_on_when_it_is_raised(world: World) -> None:
+def test_a_run_stops_before_its_budget_is_exceeded_and_continues_when_the_budget_is_raised(world: World) -> None:
     world.rows(texts(40))
     limit = reserved_for_all(world) / 12
     small = world.job(limits={"max_cost_usd": limit, "max_batch_requests": 10})
@@ -73,7 +73,7 @@ def test_a_run_stops_before_its_budget_is_exceeded_and_goes_on_when_it_is_raised
     assert (enough.state, enough.run_id, enough.rows) == ("finished", stopped.run_id, {"succeeded": 40})
 
 
-def test_a_batch_that_does_not_fit_waits_for_money_and_is_then_packed_smaller(world: World) -> None:
+def test_a_batch_beyond_the_budget_waits_for_money_and_is_then_packed_smaller(world: World) -> None:
     world.rows(texts(40))
     limit = reserved_for_all(world) / 2
 
@@ -107,7 +107,7 @@ def test_a_batch_whose_create_has_no_response_stays_reserved(world: World) -> No
     assert world.batch_states()[1:] == ["submitting", "planned"]
 
 
-def test_rows_that_are_sent_again_cost_of_the_same_budget(world: World) -> None:
+def test_rows_that_are_sent_again_are_paid_from_the_same_budget(world: World) -> None:
     world.rows(texts(20))
     whole = reserved_for_all(world)
     world.emulator.add_fault(on="item", do="error", error_type="api_error")
@@ -165,7 +165,7 @@ def test_an_api_that_does_not_count_tokens_makes_us_reserve_more_not_less(world:
         pytest.param([(10, 100), (90, 100)], 1.0, id="never above one"),
     ],
 )
-def test_the_bound_of_tokens_per_byte(samples: list[tuple[int, int]], bound: float) -> None:
+def test_tokens_per_byte_are_bounded_by_the_counted_samples(samples: list[tuple[int, int]], bound: float) -> None:
     assert tokens_per_byte(samples) == pytest.approx(bound)
 
 
@@ -178,11 +178,11 @@ def test_the_bound_of_tokens_per_byte(samples: list[tuple[int, int]], bound: flo
         pytest.param(-1.0, 0, id="overspent"),
     ],
 )
-def test_how_much_of_a_batch_fits(left: float, fits: int) -> None:
+def test_a_budget_knows_how_many_requests_of_a_batch_it_covers(left: float, fits: int) -> None:
     assert Budget(limit=10.0, settled=10.0 - left, reserved=0.0).fits(10.0, 100) == fits
 
 
-def test_no_more_requests_of_a_job_are_at_the_api_than_it_says(world: World) -> None:
+def test_no_more_requests_of_a_job_are_in_flight_than_its_limit(world: World) -> None:
     world.rows(texts(12))
 
     most = most_in_flight(world, world.job(limits={"max_batch_requests": 2, "max_in_flight_requests": 5}))
@@ -197,7 +197,7 @@ def test_a_batch_is_never_larger_than_what_may_be_in_flight(world: World) -> Non
     assert most == 3
 
 
-def test_a_limit_that_was_lowered_since_packs_planned_batches_smaller(world: World) -> None:
+def test_planned_batches_are_packed_smaller_after_the_limit_was_lowered(world: World) -> None:
     world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=1)
     world.run(world.job(), detach=True)
     world.emulator.clear_faults()
@@ -209,7 +209,7 @@ def test_a_limit_that_was_lowered_since_packs_planned_batches_smaller(world: Wor
     assert world.accepted() == 5
 
 
-def test_all_jobs_of_the_database_share_what_may_be_in_flight_and_take_turns(world: World) -> None:
+def test_all_jobs_of_the_database_share_the_in_flight_limit_and_take_turns(world: World) -> None:
     world.with_settings(max_in_flight=4)
     world.rows(texts(12))
     one = world.job(limits={"max_batch_requests": 2})
@@ -237,7 +237,7 @@ def test_all_jobs_of_the_database_share_what_may_be_in_flight_and_take_turns(wor
     assert set(world.statuses("other").values()) == {"succeeded"}
 
 
-def test_a_full_queue_at_the_api_is_waited_for(world: World) -> None:
+def test_a_run_waits_for_a_full_queue_at_the_api(world: World) -> None:
     world.emulator.settings.queue_limit = 3
 
     finished = world.run(world.job(limits={"max_batch_requests": 2}))
@@ -246,7 +246,7 @@ def test_a_full_queue_at_the_api_is_waited_for(world: World) -> None:
     assert world.accepted() == 5
 
 
-def test_a_run_of_which_most_rows_fail_stops_sending_after_a_thousand(world: World) -> None:
+def test_a_run_whose_rows_mostly_fail_stops_sending_after_a_thousand(world: World) -> None:
     world.rows(texts(2_500))
     world.emulator.add_fault(on="item", do="refuse")
     limits = {"max_batch_requests": 500, "max_in_flight_requests": 500}
@@ -258,7 +258,7 @@ def test_a_run_of_which_most_rows_fail_stops_sending_after_a_thousand(world: Wor
     assert stopped.rows == {"refused": 1_000, "pending": 1_500}
 
 
-def test_as_many_failures_as_the_job_allows_do_not_stop_it(world: World) -> None:
+def test_a_run_with_no_more_failures_than_its_job_allows_is_not_stopped(world: World) -> None:
     world.rows(texts(1_200))
     world.emulator.add_fault(on="item", do="refuse")
 
@@ -308,8 +308,8 @@ def test_replaced_answers_move_to_the_history(world: World) -> None:
 
 
 @pytest.mark.parametrize(("size", "price"), [(100_000, 0.25), (100_001, 1.25)])
-def test_a_short_prompt_is_reserved_for_at_its_own_price(size: int, price: float) -> None:
-    """Haiku 5.5 costs five times as much from 100,000 tokens of a prompt on."""
+def test_money_for_a_short_prompt_is_reserved_at_the_price_of_short_prompts(size: int, price: float) -> None:
+    """From 100,000 tokens of a prompt on, Haiku 5.5 costs five times as much."""
     small = budget.is_small(size, 0)
 
     bound = budget.Bound.of({"model": "claude-haiku-5-5", "max_tokens": 1_000_000}, PriceList(), small=small)

@@ -1,4 +1,4 @@
-"""Rows that a person wants sent again: which of them go, with what changes, and what that leaves alone."""
+"""A retry sends the selected rows again, with its changes, and leaves all other rows alone."""
 
 import contextlib
 import datetime
@@ -34,7 +34,7 @@ TIMES = pl.Series([f"2026-11-0{day}T01:30:00.000005" for day in (1, 2, 3)]).str.
 
 
 def asked(world: World, job: str = "summaries") -> list[dict[str, Any]]:
-    """The params of each request that was sent, in the order of the batches; for jobs that keep their spool."""
+    """Return the params of each request sent, in the order of the batches. The job must keep its spool."""
     with world.database.read() as conn:
         sent = (jobs.c.name == job, batches.c.account_id.is_not(None))
         query = select(batches.c.nonce).join(jobs, jobs.c.id == batches.c.job_id).where(*sent)
@@ -44,12 +44,12 @@ def asked(world: World, job: str = "summaries") -> list[dict[str, Any]]:
 
 
 def kept(world: World, **changes: Any) -> Job:
-    """The world's job, whose bodies stay in the spool to be looked at."""
+    """Return the world's job with a spool that is kept, so that a test can read the bodies."""
     return world.job(privacy={"keep_spool": True}, **changes)
 
 
 def fail(world: World, row: str, do: str, **fault: Any) -> None:
-    """The API answers this row (`number 1`) badly, the first time."""
+    """Let the first request for this row (`number 1`) fail."""
     world.emulator.add_fault(on="item", do=do, match=f"number {row} is", times=1, **fault)
 
 
@@ -58,7 +58,7 @@ def run_states(world: World) -> list[tuple[str, str | None]]:
         return [(row.state, row.reason) for row in conn.execute(select(runs).order_by(runs.c.id))]
 
 
-def test_failed_rows_go_again_as_they_are_and_the_others_are_left_alone(world: World) -> None:
+def test_a_retry_sends_failed_rows_unchanged_and_leaves_the_others_alone(world: World) -> None:
     fail(world, "1", "refuse")
     fail(world, "3", "error", error_type="invalid_request_error")
     world.run(world.job())
@@ -73,7 +73,7 @@ def test_failed_rows_go_again_as_they_are_and_the_others_are_left_alone(world: W
     assert world.answers()["r0"]["run_id"] != retried.run_id
 
 
-def test_a_change_is_for_one_sending_and_makes_no_row_new(world: World) -> None:
+def test_a_change_of_a_retry_does_not_make_rows_count_as_changed_later(world: World) -> None:
     job = kept(world)
     fail(world, "1", "max_tokens")
     world.run(job)
@@ -88,7 +88,7 @@ def test_a_change_is_for_one_sending_and_makes_no_row_new(world: World) -> None:
     assert world.answers()["r1"]["recipe"] == world.answers()["r0"]["recipe"] == job.recipe
 
 
-def test_another_model_answers_just_the_row_it_is_asked_for(world: World) -> None:
+def test_another_model_answers_only_the_row_of_the_retry(world: World) -> None:
     fail(world, "1", "refuse")
     world.run(world.job())
 
@@ -99,7 +99,7 @@ def test_another_model_answers_just_the_row_it_is_asked_for(world: World) -> Non
     assert models["r0"].startswith("claude-haiku-4-5")
 
 
-def test_the_quote_of_a_retry_is_of_its_rows_and_its_changes_alone(world: World) -> None:
+def test_the_quote_of_a_retry_covers_only_its_rows_with_its_changes(world: World) -> None:
     fail(world, "1", "max_tokens")
     world.run(world.job())
     plain = world.run(world.job(), retry=Selection(), dry_run=True).quote
@@ -128,7 +128,9 @@ def test_a_row_that_was_never_run_is_not_sent_by_a_retry(world: World) -> None:
     [("cancel", "canceled"), ("succeed", "succeeded")],
     ids=["a canceled row", "a row that succeeded"],
 )
-def test_what_is_right_or_was_stopped_on_purpose_goes_only_when_named(world: World, do: str, status: str) -> None:
+def test_succeeded_and_canceled_rows_are_retried_only_when_their_status_is_named(
+    world: World, do: str, status: str
+) -> None:
     if do == "cancel":
         fail(world, "1", "cancel")
     world.run(world.job())
@@ -141,7 +143,7 @@ def test_what_is_right_or_was_stopped_on_purpose_goes_only_when_named(world: Wor
     assert world.accepted() == 6
 
 
-def test_lost_rows_go_again_only_when_named_as_lost(world: World) -> None:
+def test_lost_rows_are_retried_only_when_their_status_is_named(world: World) -> None:
     world.emulator.add_fault(on="results", do="missing_lines", match="number 1 is")
     world.run(world.job())
     lost = [key for key, status in world.statuses().items() if status == "lost"]
@@ -174,7 +176,7 @@ def test_lost_rows_go_again_only_when_named_as_lost(world: World) -> None:
         ),
     ],
 )
-def test_the_conditions_choose_the_rows(world: World, retry: Selection, goes: set[str]) -> None:
+def test_a_retry_sends_the_rows_that_its_conditions_select(world: World, retry: Selection, goes: set[str]) -> None:
     fail(world, "1", "refuse")
     fail(world, "2", "max_tokens")
     fail(world, "3", "error", error_type="invalid_request_error")
@@ -186,7 +188,7 @@ def test_the_conditions_choose_the_rows(world: World, retry: Selection, goes: se
     assert {key for key, answer in world.answers().items() if answer["run_id"] != first.run_id} == goes
 
 
-def test_rows_that_could_not_be_sent_are_chosen_by_their_reason_too(world: World) -> None:
+def test_invalid_rows_can_be_selected_by_their_reason(world: World) -> None:
     world.rows([*texts(2), {"id": "empty", "text": ""}])
     world.run(world.job(request={"prompt": "{{ text }}"}))
     world.rows([*texts(2), {"id": "empty", "text": "no longer"}])
@@ -197,7 +199,7 @@ def test_rows_that_could_not_be_sent_are_chosen_by_their_reason_too(world: World
     assert world.accepted() == 3
 
 
-def test_a_row_that_is_still_not_sendable_is_invalid_again(world: World) -> None:
+def test_a_retried_row_that_still_cannot_be_sent_is_invalid_again(world: World) -> None:
     job = world.job(request={"prompt": "{{ text }}"})
     world.rows([*texts(2), {"id": "empty", "text": ""}])
     world.run(job)
@@ -208,7 +210,7 @@ def test_a_row_that_is_still_not_sendable_is_invalid_again(world: World) -> None
     assert world.accepted() == 2
 
 
-def test_a_row_goes_with_what_the_source_says_today(world: World) -> None:
+def test_a_retried_row_is_sent_with_its_current_source_values(world: World) -> None:
     fail(world, "1", "refuse")
     world.run(world.job())
     rows = texts(5)
@@ -234,7 +236,7 @@ def test_rows_that_left_the_source_keep_their_answers(world: World) -> None:
     assert world.statuses()["r1"] == "refused"
 
 
-def test_attempts_begin_anew(world: World) -> None:
+def test_a_retry_counts_attempts_from_the_start(world: World) -> None:
     world.emulator.add_fault(on="item", do="expire", match="number 1 is", times=3)
     job = world.job(retry={"max_attempts": 2})
     world.run(job)
@@ -248,7 +250,7 @@ def test_attempts_begin_anew(world: World) -> None:
     assert world.accepted() == 8
 
 
-def test_a_row_that_fails_again_in_its_retry_goes_again_changed_as_it_was(world: World) -> None:
+def test_a_row_that_fails_again_in_a_retry_is_sent_again_with_the_same_change(world: World) -> None:
     job = kept(world)
     fail(world, "1", "max_tokens")
     world.run(job)
@@ -261,7 +263,7 @@ def test_a_row_that_fails_again_in_its_retry_goes_again_changed_as_it_was(world:
     assert [params["max_tokens"] for params in asked(world)] == [100] * 5 + [2000] * 2
 
 
-def test_a_row_that_fails_for_good_is_sent_once_in_a_retry(world: World) -> None:
+def test_a_row_with_a_permanent_error_is_sent_only_once_in_a_retry(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", match="number 1 is")
     world.run(world.job())
 
@@ -273,7 +275,7 @@ def test_a_row_that_fails_for_good_is_sent_once_in_a_retry(world: World) -> None
     assert world.accepted() == 7
 
 
-def test_a_retry_that_was_interrupted_goes_on_without_sending_a_row_twice(world: World) -> None:
+def test_an_interrupted_retry_continues_without_sending_a_row_twice(world: World) -> None:
     world.rows(texts(6))
     world.emulator.add_fault(on="item", do="refuse")
     job = world.job(limits={"max_batch_requests": 2, "max_in_flight_requests": 2})
@@ -295,7 +297,7 @@ def test_a_retry_that_was_interrupted_goes_on_without_sending_a_row_twice(world:
     assert run_states(world) == [("finished", None)] * 2
 
 
-def test_a_retry_killed_while_it_planned_goes_on_with_what_it_had_not_planned(world: World) -> None:
+def test_a_retry_killed_while_planning_continues_with_the_rows_it_had_not_planned(world: World) -> None:
     world.rows(texts(6))
     world.emulator.add_fault(on="item", do="refuse")
     job = world.job(limits={"max_batch_requests": 2})
@@ -327,7 +329,7 @@ def test_a_detached_retry_is_finished_by_sweeps(world: World) -> None:
     assert run_states(world) == [("finished", None)] * 2
 
 
-def test_a_retry_waits_for_its_rows_that_another_run_has_at_the_api(world: World) -> None:
+def test_a_retry_waits_for_rows_that_another_run_has_at_the_api(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match="number 1 is", times=1)
     world.run(world.job(retry={"max_attempts": 1}))
     world.run(world.job(retry={"max_attempts": 2}), detach=True)
@@ -339,7 +341,7 @@ def test_a_retry_waits_for_its_rows_that_another_run_has_at_the_api(world: World
     assert world.accepted() == 6
 
 
-def test_a_retry_says_that_rows_are_at_the_api_already(world: World) -> None:
+def test_a_retry_reports_rows_that_are_in_flight_already(world: World) -> None:
     fail(world, "1", "refuse")
     world.run(world.job())
     world.run(world.job(), retry=Selection(), detach=True)
@@ -354,7 +356,7 @@ def test_a_retry_says_that_rows_are_at_the_api_already(world: World) -> None:
     assert said == ["in flight already: 1; they are waited for"]
 
 
-def test_a_retry_of_some_rows_leaves_those_of_an_open_run_where_they_are(world: World) -> None:
+def test_a_retry_does_not_change_rows_that_an_open_run_has_in_flight(world: World) -> None:
     fail(world, "1", "error", error_type="invalid_request_error")
     world.run(world.job())
     rows = texts(5)
@@ -375,7 +377,7 @@ def test_a_retry_of_some_rows_leaves_those_of_an_open_run_where_they_are(world: 
     assert world.sent_twice() == []
 
 
-def test_a_retry_leaves_rows_that_wait_in_another_run_where_they_are(world: World) -> None:
+def test_a_retry_does_not_change_rows_that_are_pending_in_another_run(world: World) -> None:
     fail(world, "1", "refuse")
     world.emulator.add_fault(on="item", do="error", error_type="api_error", match="number 2 is", times=1)
     busy = {"on": "create", "do": "status", "status": 429, "error_type": "rate_limit_error", "retry_after": 100}
@@ -396,13 +398,13 @@ def test_a_retry_leaves_rows_that_wait_in_another_run_where_they_are(world: Worl
 
 
 def rows_of(world: World, *keys: str) -> list[tuple[Any, ...]]:
-    """All that the state database knows of these rows."""
+    """Return all that the state database knows of these rows."""
     with world.database.read() as conn:
         wanted = [orjson.dumps([key]).decode() for key in keys]
         return [tuple(row) for row in conn.execute(select(requests).where(requests.c.key.in_(wanted)))]
 
 
-def test_a_retry_keeps_to_the_budget_of_the_job(world: World) -> None:
+def test_a_retry_stays_within_the_budget_of_the_job(world: World) -> None:
     world.rows(texts(20))
     world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", times=20)
     world.run(world.job())
@@ -459,7 +461,7 @@ def test_numbers_among_texts_are_found_in_the_results_table(world: World) -> Non
     assert retried.rows == {"succeeded": 2}
 
 
-def test_of_thousands_of_rows_just_the_chosen_go(world: World) -> None:
+def test_only_the_selected_of_thousands_of_rows_are_sent(world: World) -> None:
     world.rows([{"id": f"r{i}", "text": f"It is of kind {i % 100}."} for i in range(12_000)])
     world.emulator.add_fault(on="item", do="refuse", match="9.")
     world.run(world.job())
@@ -497,7 +499,7 @@ def test_replaced_answers_move_to_the_history_when_a_retry_brings_new_ones(world
     assert moved == [("r1", "refused")]
 
 
-def test_a_lost_row_that_was_retried_keeps_its_new_answer_when_the_batch_shows_again(world: World) -> None:
+def test_a_retried_lost_row_keeps_its_new_answer_when_the_lost_batch_reappears(world: World) -> None:
     world.run(world.job(), detach=True)
     with world.database.write() as conn:  # as if it had been given up after its 404s
         conn.execute(update(batches).values(state="lost", due_at=world.clock()))
@@ -522,7 +524,7 @@ LONGEST = Selection(statuses=("truncated",), changes={"request.max_tokens": 300}
 
 @contextlib.contextmanager
 def dying(world: World, monkeypatch: pytest.MonkeyPatch, nth: int) -> Iterator[None]:
-    """In the block a driver dies: from its n-th transaction that writes on, none begins."""
+    """Let a driver die in the block: its n-th writing transaction and all later ones fail."""
     had = 0
     write = world.database.write
 
@@ -541,7 +543,7 @@ def dying(world: World, monkeypatch: pytest.MonkeyPatch, nth: int) -> Iterator[N
 
 
 def cut_off(world: World, job: Job, *, rows: int = 2) -> None:
-    """Run the job; the answers of its first rows are cut off."""
+    """Run the job and let the answers of its first rows be truncated."""
     for i in range(rows):
         fail(world, str(i), "max_tokens")
     world.run(job)
@@ -550,7 +552,7 @@ def cut_off(world: World, job: Job, *, rows: int = 2) -> None:
 
 
 def killed_while_planning(world: World, monkeypatch: pytest.MonkeyPatch, job: Job, retry: Selection) -> None:
-    """A retry that dies after it has marked its rows, and before it has put one into a batch."""
+    """Run a retry that dies after it has marked its rows and before it has put one into a batch."""
 
     def packed(self: Packer, rows: list[Sendable]) -> Iterator[int]:
         raise Interrupted("dead")
@@ -563,14 +565,14 @@ def killed_while_planning(world: World, monkeypatch: pytest.MonkeyPatch, job: Jo
 
 
 def standing(world: World) -> dict[str, tuple[str, str | None, int]]:
-    """State, outcome and attempts of each row as the state database has them."""
+    """Return state, outcome and attempts of each row in the state database."""
     with world.database.read() as conn:
         found = conn.execute(select(requests.c.key, requests.c.state, requests.c.outcome, requests.c.attempts))
         return {orjson.loads(row.key)[0]: (row.state, row.outcome, row.attempts) for row in found}
 
 
 @pytest.mark.long
-def test_a_retry_killed_at_any_moment_of_its_planning_is_left_alone_by_run_and_goes_on_by_the_same_command(
+def test_a_retry_killed_while_planning_is_continued_by_the_same_command_and_not_by_run(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.rows(texts(3))
@@ -599,7 +601,7 @@ def test_a_retry_killed_at_any_moment_of_its_planning_is_left_alone_by_run_and_g
     assert world.sent_twice() == []
 
 
-def test_a_run_names_the_retry_that_rows_wait_for_and_ends_by_its_own_rows(
+def test_a_run_names_an_unfinished_retry_and_ends_without_waiting_for_its_rows(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = world.job()
@@ -619,7 +621,9 @@ def test_a_run_names_the_retry_that_rows_wait_for_and_ends_by_its_own_rows(
     )
 
 
-def test_attempts_stay_until_the_batch_of_a_retry_is_committed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_are_unchanged_until_the_batch_of_a_retry_is_committed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.emulator.add_fault(on="item", do="expire", match="number 1 is", times=2)
     job = world.job(retry={"max_attempts": 2})
     world.run(job)
@@ -635,7 +639,7 @@ def test_attempts_stay_until_the_batch_of_a_retry_is_committed(world: World, mon
 
 
 @pytest.mark.parametrize("moment", ["marked", "planned"], ids=["before its batch", "after its batch"])
-def test_rows_of_a_canceled_retry_stand_with_the_outcome_and_attempts_of_before(
+def test_rows_of_a_canceled_retry_get_their_earlier_outcome_and_attempts_back(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     world.emulator.add_fault(on="item", do="expire", match="number 1 is", times=2)
@@ -663,19 +667,19 @@ LONGER_EXPIRED = Selection(statuses=("expired",), changes={"request.max_tokens":
 
 
 def busy(world: World) -> None:
-    """The API takes no batch for now."""
+    """Let the API refuse batches for now."""
     world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=100)
 
 
 def cancel(world: World) -> None:
-    """`batch-pipeline cancel`."""
+    """Cancel the job, as `batch-pipeline cancel` does."""
     with world.database.read() as conn:
         row = job_named(conn, "summaries")
     assert row is not None
     cancel_job(world.where(), row)
 
 
-def test_a_row_that_comes_back_for_a_retry_that_was_canceled_meanwhile_stands(world: World) -> None:
+def test_a_row_that_fails_in_a_canceled_retry_is_not_sent_again(world: World) -> None:
     job = world.job()
     cut_off(world, job)
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match="number 1 is")
@@ -693,7 +697,9 @@ def test_a_row_that_comes_back_for_a_retry_that_was_canceled_meanwhile_stands(wo
     }
 
 
-def test_a_row_that_changes_leaves_the_retry_that_it_waits_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_changes_while_it_waits_for_a_retry_leaves_the_retry(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = kept(world)
     cut_off(world, job)
     killed_while_planning(world, monkeypatch, job, LONGER)
@@ -709,7 +715,7 @@ def test_a_row_that_changes_leaves_the_retry_that_it_waits_for(world: World, mon
     assert "Something else" in world.answers()["r0"]["text"]
 
 
-def test_a_row_that_changes_in_a_batch_of_a_retry_leaves_it_and_the_others_are_sent_as_changed(world: World) -> None:
+def test_a_row_that_changes_in_an_unsent_batch_of_a_retry_leaves_it_and_the_others_are_sent(world: World) -> None:
     job = kept(world)
     cut_off(world, job)
     busy(world)
@@ -732,7 +738,7 @@ def test_a_row_that_changes_in_a_batch_of_a_retry_leaves_it_and_the_others_are_s
     assert {answer["run_id"] for answer in world.answers().values()} == {1, 2, 3}
 
 
-def test_a_row_that_changed_for_a_retry_and_changed_back_is_asked_with_what_the_source_says(world: World) -> None:
+def test_a_row_that_changed_back_before_its_retry_is_sent_with_its_current_source_values(world: World) -> None:
     job = kept(world)
     cut_off(world, job)
     rows = texts(5)
@@ -757,7 +763,7 @@ def test_a_row_that_changed_for_a_retry_and_changed_back_is_asked_with_what_the_
     assert world.accepted() == 7
 
 
-def test_two_retries_with_different_changes_leave_each_others_rows_alone(
+def test_retries_with_different_changes_leave_each_others_rows_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = kept(world)
@@ -774,7 +780,7 @@ def test_two_retries_with_different_changes_leave_each_others_rows_alone(
     assert [state for state, _ in run_states(world)] == ["finished"] * 3
 
 
-def test_a_run_leaves_what_a_sweep_sends_for_a_retry(world: World) -> None:
+def test_a_run_leaves_rows_of_a_retry_to_the_sweeps(world: World) -> None:
     job = kept(world)
     cut_off(world, job)
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match="number 0 is", times=1)
@@ -799,7 +805,9 @@ def test_a_run_leaves_what_a_sweep_sends_for_a_retry(world: World) -> None:
     assert run_states(world) == [("finished", None)] * 3
 
 
-def test_with_another_recipe_the_same_retry_takes_its_rows_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_retry_with_another_recipe_continues_with_its_rows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cut_off(world, kept(world))
     killed_while_planning(world, monkeypatch, kept(world), LONGER)
     other = kept(world, request={"prompt": "In short: {{ text }}"})
@@ -813,7 +821,7 @@ def test_with_another_recipe_the_same_retry_takes_its_rows_over(world: World, mo
     assert [state for state, _ in run_states(world)] == ["finished"] * 4
 
 
-def test_rows_of_a_retry_that_left_the_source_stand_with_their_outcomes(
+def test_rows_of_a_retry_that_left_the_source_keep_their_outcomes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = world.job()
@@ -865,7 +873,7 @@ def test_rows_of_a_retry_whose_budget_is_spent_wait_for_it_until_it_is_canceled(
     assert world.accepted() == 5
 
 
-def test_a_body_of_a_retry_that_is_lost_is_made_again_by_the_same_command_alone(world: World) -> None:
+def test_only_the_same_command_renders_a_lost_body_of_a_retry_again(world: World) -> None:
     job = world.job()
     cut_off(world, job)
     busy(world)
@@ -904,7 +912,7 @@ def test_a_body_of_a_retry_that_is_lost_is_made_again_by_the_same_command_alone(
         ("request.params.metadata.user_id=2026-11-20", "request.params.metadata.user_id", "2026-11-20"),
     ],
 )
-def test_a_change_is_read_as_in_a_job_file(pair: str, field: str, value: object) -> None:
+def test_the_value_of_a_change_is_read_as_in_a_job_file(pair: str, field: str, value: object) -> None:
     assert change(pair) == (field, value)
 
 
@@ -922,7 +930,7 @@ def test_a_change_is_read_as_in_a_job_file(pair: str, field: str, value: object)
         ("request.system=a\nb: c", "put a text into quotes"),
     ],
 )
-def test_a_change_that_cannot_be_is_refused(pair: str, said: str) -> None:
+def test_a_change_of_a_field_that_cannot_be_changed_is_refused(pair: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         change(pair)
 
@@ -941,7 +949,7 @@ def test_a_change_to_a_wrong_value_is_refused(world: World, changes: dict[str, A
         changed(world.job(), changes)
 
 
-def test_a_job_that_is_changed_is_otherwise_the_same(world: World) -> None:
+def test_a_change_leaves_the_other_fields_of_the_job_unchanged(world: World) -> None:
     job = world.job(source={"keep": [{"text": "said"}]}, output={"labels": ["a", "b"]}, vars={"day": "monday"})
 
     assert changed(job, {}) == job

@@ -1,4 +1,4 @@
-"""A job from rows to answers, over the real SDK and the emulator."""
+"""A run takes a job from rows to answers, with the real SDK and the emulator."""
 
 from decimal import Decimal
 
@@ -37,7 +37,7 @@ def test_the_same_command_again_sends_nothing(world: World) -> None:
     assert world.accepted() == 5
 
 
-def test_only_a_row_that_changed_goes_again(world: World) -> None:
+def test_only_a_row_that_changed_is_sent_again(world: World) -> None:
     world.run(world.job())
     rows = texts(5)
     rows[2]["text"] = "Something else altogether."
@@ -50,7 +50,7 @@ def test_only_a_row_that_changed_goes_again(world: World) -> None:
     assert "Something else" in world.answers()["r2"]["text"]
 
 
-def test_a_row_that_changes_back_before_it_was_sent_keeps_its_answer(world: World) -> None:
+def test_a_row_that_changes_back_before_it_is_sent_keeps_its_answer(world: World) -> None:
     world.run(world.job())
     rows = texts(5)
     rows[2]["text"] = "Something else altogether."
@@ -89,7 +89,7 @@ def test_succeeded_rows_of_an_older_recipe_are_kept_unless_asked_to_refresh(worl
     assert {answer["recipe"] for answer in world.answers().values()} == {changed.recipe}
 
 
-def test_a_failed_row_goes_again_when_the_recipe_has_changed(world: World) -> None:
+def test_a_failed_row_is_sent_again_when_the_recipe_has_changed(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", match="number 1", times=1)
     world.run(world.job())
     assert world.statuses()["r1"] == "errored"
@@ -121,7 +121,7 @@ def test_an_answer_that_is_no_label_is_unparsable_and_keeps_its_text(world: Worl
     assert world.answers()["r1"]["text"]
 
 
-def test_rows_that_cannot_be_sent_are_invalid_with_the_reason_and_the_others_go_on(world: World) -> None:
+def test_rows_that_cannot_be_sent_are_invalid_with_the_reason_and_the_others_are_sent(world: World) -> None:
     rows = texts(4)
     rows[1]["text"] = ""
     rows[2]["text"] = "x" * 3000
@@ -135,7 +135,7 @@ def test_rows_that_cannot_be_sent_are_invalid_with_the_reason_and_the_others_go_
     assert "more than a batch can carry" in world.answers()["r2"]["error_message"]
 
 
-def test_an_invalid_row_is_sent_once_it_is_right(world: World) -> None:
+def test_an_invalid_row_is_sent_when_its_values_have_been_corrected(world: World) -> None:
     rows = texts(2)
     rows[1]["text"] = ""
     world.rows(rows)
@@ -170,7 +170,7 @@ def test_equal_requests_are_all_sent_when_dedupe_is_off(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", ["api_error", "overloaded_error", "timeout_error", "rate_limit_error"])
-def test_a_retryable_error_is_sent_again_as_it_was(world: World, error: str) -> None:
+def test_a_row_with_a_retryable_error_is_sent_again_unchanged(world: World, error: str) -> None:
     world.emulator.add_fault(on="item", do="error", error_type=error, match="number 1", times=1, per="params")
 
     finished = world.run(world.job())
@@ -191,7 +191,7 @@ def test_expired_rows_are_sent_again_until_the_attempts_are_used_up(world: World
     assert world.accepted() == 6
 
 
-def test_sending_again_needs_no_source(world: World) -> None:
+def test_a_sweep_retries_a_row_without_the_source(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="api_error", match="number 1", times=1, per="params")
     world.run(world.job(), detach=True)
     (world.folder / "rows.csv").unlink()
@@ -203,7 +203,7 @@ def test_sending_again_needs_no_source(world: World) -> None:
     assert world.statuses()["r1"] == "succeeded"
 
 
-def test_an_error_of_the_request_itself_is_not_sent_again(world: World) -> None:
+def test_a_row_with_an_error_of_its_own_request_is_not_sent_again(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", match="number 1")
 
     finished = world.run(world.job())
@@ -220,7 +220,7 @@ def test_a_share_of_failures_can_be_allowed(world: World) -> None:
     assert (finished.rows, finished.exit_code) == ({"succeeded": 4, "refused": 1}, 0)
 
 
-def test_the_limit_takes_the_first_rows_and_the_next_run_the_others(world: World) -> None:
+def test_the_limit_sends_the_first_rows_and_the_next_run_sends_the_others(world: World) -> None:
     first = world.run(world.job(), limit=2)
     again = world.run(world.job(), limit=2)
     rest = world.run(world.job())
@@ -228,7 +228,7 @@ def test_the_limit_takes_the_first_rows_and_the_next_run_the_others(world: World
     assert (first.rows, again.rows, rest.rows) == ({"succeeded": 2}, {}, {"succeeded": 3})
 
 
-def test_batches_keep_to_the_limits(world: World) -> None:
+def test_batches_stay_within_the_limits(world: World) -> None:
     world.run(world.job(limits={"max_batch_requests": 2}))
 
     with world.database.read() as conn:
@@ -261,7 +261,7 @@ def test_a_detached_run_is_finished_by_sweeps(world: World) -> None:
     assert world.sweep() == []
 
 
-def test_a_row_that_changes_while_it_is_at_the_api_goes_again_afterwards(world: World) -> None:
+def test_a_row_that_changes_while_it_is_at_the_api_is_sent_again_afterwards(world: World) -> None:
     world.run(world.job(), detach=True)
     rows = texts(5)
     rows[2]["text"] = "Something else altogether."
@@ -274,7 +274,7 @@ def test_a_row_that_changes_while_it_is_at_the_api_goes_again_afterwards(world: 
     assert "Something else" in world.answers()["r2"]["text"]
 
 
-def test_a_changed_row_is_not_sent_as_it_was_while_its_batch_still_waits(world: World) -> None:
+def test_a_row_that_changes_before_its_batch_is_sent_is_sent_with_its_new_values(world: World) -> None:
     world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=100)
     world.run(world.job(), detach=True)
     world.emulator.clear_faults()
@@ -301,7 +301,7 @@ def test_planned_batches_of_an_older_recipe_are_dropped(world: World) -> None:
     assert world.batch_states() == ["dropped", "collected"]
 
 
-def test_open_runs_with_other_vars_go_side_by_side(world: World) -> None:
+def test_runs_with_different_vars_are_open_at_the_same_time(world: World) -> None:
     world.rows(texts(2), "monday.csv")
     world.rows([{"id": "t1", "text": "Tuesday."}], "tuesday.csv")
     monday = world.job(vars={"day": "monday"}, source={"path": str(world.folder / "monday.csv")})
@@ -326,7 +326,7 @@ def test_a_dry_run_sends_and_writes_nothing(world: World) -> None:
     assert world.states() == {}
 
 
-def test_a_source_that_breaks_half_way_sends_nothing(world: World) -> None:
+def test_a_source_that_fails_half_way_sends_nothing(world: World) -> None:
     path = world.rows(texts(5))
     path.write_text(path.read_text() + "r9,one,too many\n")
 
@@ -345,7 +345,7 @@ def test_a_second_driver_at_any_moment_shares_the_work_and_both_end(world: World
     assert set(world.statuses().values()) == {"succeeded"}
 
 
-def test_a_driver_asked_to_stop_leaves_everything_resumable(world: World) -> None:
+def test_the_next_run_continues_after_a_driver_was_asked_to_stop(world: World) -> None:
     where = world.where()
     world.on_event = lambda event, facts: where.stop.event.set() if event == "planned" else None
     from pipeline.runner.options import Options
@@ -365,7 +365,7 @@ def test_a_driver_asked_to_stop_leaves_everything_resumable(world: World) -> Non
 BUSY = {"on": "create", "do": "status", "status": 429, "error_type": "rate_limit_error", "retry_after": 100}
 
 
-def test_a_row_that_changed_far_into_a_planned_batch_loses_no_row_before_it(world: World) -> None:
+def test_a_row_that_changed_late_in_a_planned_batch_loses_no_row_before_it(world: World) -> None:
     rows = texts(11_000)
     world.rows(rows)
     world.emulator.add_fault(**BUSY)
@@ -380,7 +380,7 @@ def test_a_row_that_changed_far_into_a_planned_batch_loses_no_row_before_it(worl
     assert world.accepted() == 11_000
 
 
-def test_what_is_planned_and_not_sent_counts_as_to_be_sent(world: World) -> None:
+def test_rows_that_are_planned_and_not_sent_are_quoted_as_to_be_sent(world: World) -> None:
     world.emulator.add_fault(**BUSY)
     world.run(world.job(), detach=True)
 
@@ -399,7 +399,7 @@ def test_a_run_waits_for_rows_that_an_older_recipe_has_at_the_api(world: World) 
     assert world.accepted() == 5
 
 
-def test_a_failed_row_of_an_older_recipe_at_the_api_goes_again_with_the_new_one(world: World) -> None:
+def test_a_row_that_fails_with_an_older_recipe_is_sent_again_with_the_new_one(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", match="number 1", times=1)
     world.run(world.job(), detach=True)
 
@@ -409,7 +409,7 @@ def test_a_failed_row_of_an_older_recipe_at_the_api_goes_again_with_the_new_one(
     assert set(world.statuses().values()) == {"succeeded"}
 
 
-def test_two_days_with_the_same_keys_end_with_the_answers_of_the_later_one(world: World) -> None:
+def test_two_runs_with_the_same_keys_end_with_the_answers_of_the_later_run(world: World) -> None:
     world.rows(texts(3), "monday.csv")
     world.rows([{**row, "text": f"Tuesday: {row['text']}"} for row in texts(3)], "tuesday.csv")
     monday = world.job(vars={"day": "monday"}, source={"path": str(world.folder / "monday.csv")})
@@ -439,7 +439,7 @@ def test_the_limit_holds_when_an_older_recipe_had_planned_more(world: World) -> 
     assert {answer["recipe"] for answer in world.answers().values()} == {changed.recipe}
 
 
-def test_a_row_whose_attempts_were_used_up_goes_again_when_more_are_allowed(world: World) -> None:
+def test_a_row_whose_attempts_were_used_up_is_sent_again_when_more_are_allowed(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", match="number 1", times=1)
     used_up = world.run(world.job(retry={"max_attempts": 1}))
     again = world.run(world.job(retry={"max_attempts": 1}))
@@ -451,7 +451,7 @@ def test_a_row_whose_attempts_were_used_up_goes_again_when_more_are_allowed(worl
     assert world.answers()["r1"]["attempts"] == 2
 
 
-def test_a_kept_column_that_is_renamed_moves_without_sending_and_the_old_one_stays(world: World) -> None:
+def test_a_renamed_kept_column_is_filled_without_sending_and_the_old_one_stays(world: World) -> None:
     world.rows([{**row, "owner": "ann"} for row in texts(2)])
     world.run(world.job(source={"keep": ["owner"]}))
 
@@ -461,7 +461,7 @@ def test_a_kept_column_that_is_renamed_moves_without_sending_and_the_old_one_sta
     assert world.accepted() == 2
 
 
-def test_keys_that_differ_in_the_last_digit_are_two_rows(world: World) -> None:
+def test_long_numeric_keys_that_differ_in_the_last_digit_are_two_rows(world: World) -> None:
     numbers = [Decimal("12345678901234567.01"), Decimal("12345678901234567.02")]
     pl.DataFrame({"id": numbers, "text": ["a", "b"]}).write_parquet(world.folder / "rows.parquet")
 
@@ -479,7 +479,7 @@ def test_numbers_larger_than_any_column_of_numbers_are_kept_as_text(world: World
     assert world.answers()["1"]["hash"] == str(2**64 - 1)
 
 
-def test_a_detached_run_that_collects_the_last_batch_ends_its_run(world: World) -> None:
+def test_a_detached_command_that_collects_the_last_batch_ends_the_run(world: World) -> None:
     first = world.run(world.job(), detach=True)
     world.clock.advance(61)
 
@@ -489,7 +489,7 @@ def test_a_detached_run_that_collects_the_last_batch_ends_its_run(world: World) 
     assert (second.run_id, second.state, second.rows) == (first.run_id, "finished", {"succeeded": 5})
 
 
-def test_answers_go_to_a_table_in_a_schema_where_there_are_any(world: World) -> None:
+def test_answers_are_stored_in_the_declared_schema_if_the_database_has_schemas(world: World) -> None:
     job = world.job(sink={"table": "analytics.answers", "history": True})
     if world.database.is_sqlite:
         with pytest.raises(DatabaseError, match=r"sink.table: analytics.answers: a SQLite database has no schemas"):
@@ -510,7 +510,7 @@ def test_the_pipelines_own_schema_is_refused(world: World) -> None:
         world.job(sink={"table": "batch_pipeline.answers"})
 
 
-def test_a_quote_counts_what_the_place_of_inference_adds(world: World) -> None:
+def test_a_quote_includes_the_surcharge_for_inference_in_the_us(world: World) -> None:
     world.rows([{"id": "1", "text": "one"}])
     request = {"model": "claude-sonnet-5", "params": {}}
     anywhere = world.run(world.job(request=request), dry_run=True).quote

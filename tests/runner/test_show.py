@@ -1,4 +1,4 @@
-"""`show` says all that is known of one row, wherever it is on its way."""
+"""`show` prints all that is known of one row, in every state."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def content(of: Shown) -> Any:
     return of.request["messages"][-1]["content"]
 
 
-def test_a_row_that_was_never_planned_has_its_values_and_its_request(world: World) -> None:
+def test_show_prints_values_and_request_of_a_row_that_was_never_planned(world: World) -> None:
     found = shows.show(world.job(), "r1", None, None, None)
 
     assert (found.key, found.place, found.source) == ("r1", "rows.csv row 2", texts(2)[1])
@@ -33,7 +33,7 @@ def test_a_row_that_was_never_planned_has_its_values_and_its_request(world: Worl
     assert (found.row, found.batch, found.answer, found.sendings) == (None, None, None, [])
 
 
-def test_a_row_at_the_api_has_the_request_that_was_sent_though_the_source_has_changed(world: World) -> None:
+def test_show_prints_the_sent_request_of_a_row_at_the_api_although_the_source_changed(world: World) -> None:
     world.run(world.job(), detach=True)
     world.rows([{**row, "text": "Another text."} for row in texts(5)])
 
@@ -50,7 +50,7 @@ def test_a_row_at_the_api_has_the_request_that_was_sent_though_the_source_has_ch
     assert str(sending["request_id"]).startswith("req_")
 
 
-def test_an_answered_row_has_its_answer_and_its_request_rendered_again_is_proven_to_be_the_one_sent(
+def test_show_prints_the_answer_and_proves_that_the_rendered_request_was_the_one_sent(
     world: World,
 ) -> None:
     job = world.job(sink={"history": True})
@@ -71,7 +71,7 @@ def test_an_answered_row_has_its_answer_and_its_request_rendered_again_is_proven
     assert len(found.earlier) == 1
 
 
-def test_a_row_that_cannot_be_sent_has_the_reason(world: World) -> None:
+def test_show_prints_the_reason_why_a_row_cannot_be_sent(world: World) -> None:
     world.rows([{"id": "r0", "text": ""}])
     job = world.job(request={"prompt": "{{ text }}"})
     world.run(job)
@@ -82,7 +82,7 @@ def test_a_row_that_cannot_be_sent_has_the_reason(world: World) -> None:
     assert (found.request, found.answer and found.answer["status"]) == (None, "invalid")
 
 
-def test_a_row_that_left_the_source_has_what_the_database_knows(world: World) -> None:
+def test_show_prints_what_the_database_knows_of_a_row_that_left_the_source(world: World) -> None:
     world.run(world.job())
     world.rows(texts(1))
 
@@ -93,7 +93,7 @@ def test_a_row_that_left_the_source_has_what_the_database_knows(world: World) ->
     assert found.answer is not None
 
 
-def test_a_row_that_nobody_knows_is_refused(world: World) -> None:
+def test_an_unknown_row_is_refused(world: World) -> None:
     world.run(world.job())
 
     with pytest.raises(InputError, match="--key r9: no row of the source has this key"):
@@ -101,7 +101,7 @@ def test_a_row_that_nobody_knows_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("key", ["acme,17", '["acme", 17]'])
-def test_a_key_of_several_columns_is_written_as_it_is_shown(world: World, key: str) -> None:
+def test_a_key_of_several_columns_is_given_as_it_is_shown(world: World, key: str) -> None:
     world.rows([{"team": "acme", "id": 16, "text": "One."}, {"team": "acme", "id": 17, "text": "Two."}])
     job = world.job(source={"key": ["team", "id"], "types": {"id": "Int64"}})
 
@@ -110,7 +110,7 @@ def test_a_key_of_several_columns_is_written_as_it_is_shown(world: World, key: s
     assert (found.key, found.source) == ("acme,17", {"team": "acme", "id": 17, "text": "Two."})
 
 
-def test_as_text_each_value_stands_behind_its_name(world: World) -> None:
+def test_show_prints_each_value_after_its_name(world: World) -> None:
     world.rows([{"id": "r0", "text": "One\nTwo"}])
     world.run(world.job())
     found = shown(world, world.job(), "r0")
@@ -126,7 +126,7 @@ def test_as_text_each_value_stands_behind_its_name(world: World) -> None:
     assert not any("error_type" in line for line in said)
 
 
-def test_a_spool_that_is_not_the_jobs_is_named_and_the_rest_is_shown(world: World, tmp_path_factory: Any) -> None:
+def test_show_names_a_spool_of_another_job_and_prints_the_other_facts(world: World, tmp_path_factory: Any) -> None:
     world.run(world.job(), detach=True)
     world.spool = str(tmp_path_factory.mktemp("elsewhere"))
 

@@ -1,4 +1,4 @@
-"""Proof that a job is complete, and that the proof fails where it should."""
+"""`verify` proves that a job is complete, and names what does not agree."""
 
 import datetime
 from collections.abc import Callable
@@ -22,7 +22,7 @@ POSTGRESQL_IS_LONG = True
 
 
 def proof(world: World, source: Job | None = None) -> Verified:
-    """`batch-pipeline verify`, with `--source` when a job is given."""
+    """Verify the job as `batch-pipeline verify` does, with `--source` if a job is given."""
     with world.database.read() as conn:
         row = job_named(conn, "summaries")
     assert row is not None
@@ -33,7 +33,7 @@ def proof(world: World, source: Job | None = None) -> Verified:
 
 
 def said(found: Verified) -> list[str]:
-    """What does not hold, as it is shown."""
+    """Return the problems as they are shown."""
     return [f"{of} {problem}" for of, problem in found.shown]
 
 
@@ -45,12 +45,12 @@ def answers_table(world: World) -> Any:
 
 
 def spoil(world: World, statement: Callable[[Any], Any]) -> None:
-    """Alter the results table or the state database behind the pipeline's back."""
+    """Alter the results table or the state database without the pipeline."""
     with world.database.write() as conn:
         conn.execute(statement(answers_table(world)))
 
 
-def test_a_job_that_has_run_to_its_end_holds(world: World) -> None:
+def test_a_finished_job_is_verified(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", match="number 1 is")
     world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", match="number 3 is")
     world.run(world.job(limits={"max_batch_requests": 2}))
@@ -73,7 +73,7 @@ def test_a_job_that_has_run_to_its_end_holds(world: World) -> None:
         pytest.param({"do": "result_type", "result_type": "paused"}, id="a kind nobody knows"),
     ],
 )
-def test_rows_of_every_status_hold_with_the_counts_of_the_api(world: World, fault: dict[str, Any]) -> None:
+def test_rows_of_every_status_agree_with_the_counts_of_the_api(world: World, fault: dict[str, Any]) -> None:
     world.emulator.add_fault(on="item", match="number 1 is", **fault)
     world.rows([*texts(5), {"id": "same", "text": texts(3)[2]["text"]}, {"id": "odd", "text": ""}])
     labels = {"labels": ["a", "b"]} if fault["do"] == "wrong_label" else {}
@@ -86,7 +86,7 @@ def test_rows_of_every_status_hold_with_the_counts_of_the_api(world: World, faul
     assert (found.rows, found.source_rows) == (7, 7)
 
 
-def test_a_job_without_a_row_holds(world: World) -> None:
+def test_a_job_without_rows_is_verified(world: World) -> None:
     world.rows([])
     world.run(world.job())
 
@@ -206,7 +206,7 @@ def answer_of(table: Any, key: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_does_not_agree_is_named(world: World, statement: Callable[[Any], Any], problems: list[str]) -> None:
+def test_verify_names_what_does_not_agree(world: World, statement: Callable[[Any], Any], problems: list[str]) -> None:
     world.run(world.job())
 
     spoil(world, statement)
@@ -216,7 +216,7 @@ def test_what_does_not_agree_is_named(world: World, statement: Callable[[Any], A
     assert found.problems == len(problems)
 
 
-def test_a_row_that_the_table_holds_under_two_spellings_is_named(world: World) -> None:
+def test_verify_names_a_row_whose_key_is_stored_in_two_spellings(world: World) -> None:
     source = world.folder / "rows.ndjson"
     source.write_text('{"id": "17", "text": "number"}\n{"id": "b", "text": "text"}\n')
     world.run(world.job(source={"path": str(source)}))
@@ -233,7 +233,7 @@ def test_a_row_that_the_table_holds_under_two_spellings_is_named(world: World) -
     assert said(found) in ([f"{one} {shares} {other}"], [f"{other} {shares} {one}"])
 
 
-def test_keys_of_every_kind_are_told_apart(world: World) -> None:
+def test_keys_of_different_types_are_told_apart(world: World) -> None:
     times = pl.Series([f"2026-11-0{day}T01:30:00.000005" for day in (1, 2, 3)]).str.to_datetime()
     frame = pl.DataFrame(
         {
@@ -259,7 +259,7 @@ def test_keys_of_every_kind_are_told_apart(world: World) -> None:
     assert spoiled.problems == 2
 
 
-def test_thousands_of_rows_are_read_in_pages_and_only_some_of_the_problems_shown(world: World) -> None:
+def test_thousands_of_rows_are_read_in_pages_and_only_some_problems_are_shown(world: World) -> None:
     world.rows([{"id": f"r{i}", "text": "the same"} for i in range(12_000)])
     world.run(world.job())
     whole = proof(world)
@@ -272,7 +272,7 @@ def test_thousands_of_rows_are_read_in_pages_and_only_some_of_the_problems_shown
     assert (found.problems, len(found.shown)) == (240, SHOWN)
 
 
-def test_a_lost_batch_and_a_late_twin_are_named_and_hold(world: World) -> None:
+def test_verify_names_a_lost_batch_and_a_twin_and_succeeds(world: World) -> None:
     world.run(world.job(limits={"max_batch_requests": 3}))
     with world.database.write() as conn:
         conn.execute(update(batches).where(batches.c.id == 2).values(state="lost", problem="unknown to the API"))
@@ -285,7 +285,7 @@ def test_a_lost_batch_and_a_late_twin_are_named_and_hold(world: World) -> None:
     assert found.twins == [(1, "paid twice")]
 
 
-def test_rows_that_were_retried_before_their_lost_batch_was_found_hold(world: World) -> None:
+def test_rows_that_were_retried_before_their_lost_batch_was_found_are_verified(world: World) -> None:
     world.run(world.job(), detach=True)
     with world.database.write() as conn:
         give_up(conn, world)
@@ -304,13 +304,13 @@ def test_rows_that_were_retried_before_their_lost_batch_was_found_hold(world: Wo
 
 
 def give_up(conn: Connection, world: World) -> None:
-    """As if the batch had been given up after its 404s."""
+    """Mark the batch as lost, as if the API had answered 404 for too long."""
     conn.execute(update(batches).values(state="lost", due_at=world.clock(), outcomes={"lost": 5}))
     lost = {"state": "lost", "outcome": "lost", "outcome_hash": requests.c.row_hash}
     conn.execute(update(requests).values(**lost, outcome_recipe=requests.c.recipe, attempts=1))
 
 
-def test_a_results_table_that_is_gone_is_said(world: World) -> None:
+def test_verify_reports_a_missing_results_table(world: World) -> None:
     world.run(world.job())
     answers = answers_table(world)
     with world.database.write() as conn:
@@ -323,7 +323,7 @@ def test_a_results_table_that_is_gone_is_said(world: World) -> None:
 # -- against the source ----------------------------------------------------------------------------------------------
 
 
-def test_each_row_of_the_source_is_proven(world: World) -> None:
+def test_verify_checks_each_row_of_the_source(world: World) -> None:
     world.run(world.job())
 
     found = proof(world, world.job())
@@ -359,7 +359,7 @@ def test_a_row_that_changed_while_it_is_at_the_api_is_named(world: World) -> Non
     assert (found.waiting, found.unplanned) == (5, 1)
 
 
-def test_rows_that_left_the_source_and_answers_of_an_older_recipe_hold(world: World) -> None:
+def test_rows_that_left_the_source_and_answers_of_an_older_recipe_are_verified(world: World) -> None:
     world.run(world.job())
     world.rows(texts(3))
 
@@ -393,7 +393,9 @@ def test_a_source_whose_keys_are_not_unique_proves_nothing(world: World) -> None
         pytest.param(9, {"succeeded": 5, "errored": 1}, {"succeeded": 8, "errored": 1}, id="rows that share requests"),
     ],
 )
-def test_counts_that_agree(rows: int, counts: dict[str, int], outcomes: dict[str, int]) -> None:
+def test_counts_that_agree_with_the_outcomes_give_no_problem(
+    rows: int, counts: dict[str, int], outcomes: dict[str, int]
+) -> None:
     assert list(disagreements(6, rows, counts, outcomes)) == []
 
 
@@ -408,7 +410,9 @@ def test_counts_that_agree(rows: int, counts: dict[str, int], outcomes: dict[str
         pytest.param(9, {"succeeded": 6}, {"succeeded": 10}, id="more rows than share its requests"),
     ],
 )
-def test_counts_that_disagree(rows: int, counts: dict[str, int], outcomes: dict[str, int]) -> None:
+def test_counts_that_disagree_with_the_outcomes_are_a_problem(
+    rows: int, counts: dict[str, int], outcomes: dict[str, int]
+) -> None:
     assert list(disagreements(6, rows, counts, outcomes)) != []
 
 

@@ -1,4 +1,4 @@
-"""Canceling a job: nothing more is sent for it, what is at the API is canceled, and what had succeeded stays."""
+"""Cancel sends nothing more of a job, cancels its batches at the API, and keeps the rows that had succeeded."""
 
 from contextlib import suppress
 from typing import Any
@@ -22,7 +22,7 @@ BUSY = {"on": "create", "do": "status", "status": 429, "error_type": "rate_limit
 
 
 def cancel_job(world: World, *, abandon: bool = False) -> Canceled:
-    """`batch-pipeline cancel`."""
+    """Cancel the job, as `batch-pipeline cancel` does."""
     with world.database.read() as conn:
         row = job_named(conn, "summaries")
     assert row is not None
@@ -30,7 +30,7 @@ def cancel_job(world: World, *, abandon: bool = False) -> Canceled:
 
 
 def collect(world: World) -> None:
-    """Sweeps until the API has had time to end everything."""
+    """Sweep until the API has had time to end every batch."""
     for _ in range(4):
         world.clock.advance(61)
         world.sweep()
@@ -45,7 +45,7 @@ def run_ends(world: World) -> list[tuple[str, str | None]]:
         return [(row.state, row.reason) for row in conn.execute(select(runs).order_by(runs.c.id))]
 
 
-def test_what_had_succeeded_is_collected_and_the_rest_is_canceled(world: World) -> None:
+def test_cancel_collects_rows_that_had_succeeded_and_cancels_the_others(world: World) -> None:
     world.rows(texts(20))
     world.run(world.job(), detach=True)
 
@@ -60,7 +60,7 @@ def test_what_had_succeeded_is_collected_and_the_rest_is_canceled(world: World) 
     assert world.sweep() == []
 
 
-def test_what_was_not_sent_yet_is_never_sent(world: World) -> None:
+def test_rows_that_were_not_sent_before_the_cancel_are_never_sent(world: World) -> None:
     world.emulator.add_fault(**BUSY)
     world.run(small(world), detach=True)
     world.emulator.clear_faults()
@@ -75,7 +75,7 @@ def test_what_was_not_sent_yet_is_never_sent(world: World) -> None:
     assert world.accepted() == 0
 
 
-def test_a_batch_of_unknown_end_is_canceled_when_it_is_found(world: World) -> None:
+def test_a_batch_whose_create_had_no_response_is_canceled_when_it_is_found(world: World) -> None:
     world.emulator.settings.canceled_share = 1
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.run(world.job(), detach=True)
@@ -102,7 +102,7 @@ def test_a_create_that_never_arrived_is_not_sent_again_once_it_is_canceled(world
 
 
 @pytest.mark.parametrize("moment", ["planned", "submitting", "submitted", "waiting", "ended", "collected"])
-def test_a_driver_at_work_ends_with_exit_3_when_its_run_is_canceled(world: World, moment: str) -> None:
+def test_a_running_driver_ends_with_exit_code_3_when_its_run_is_canceled(world: World, moment: str) -> None:
     world.rows(texts(12))
     world.emulator.settings.canceled_share = 1
 
@@ -123,7 +123,7 @@ def test_a_driver_at_work_ends_with_exit_3_when_its_run_is_canceled(world: World
     assert set(world.batch_states()) <= {"collected", "dropped"}
 
 
-def test_a_run_after_it_sends_what_was_not_sent_and_a_retry_what_was_canceled(world: World) -> None:
+def test_after_a_cancel_a_run_sends_unsent_rows_and_a_retry_sends_canceled_rows(world: World) -> None:
     world.rows(texts(6))
     world.emulator.settings.canceled_share = 1
     job = world.job(limits={"max_batch_requests": 2, "max_in_flight_requests": 2})
@@ -154,7 +154,7 @@ def test_a_run_that_begins_while_batches_are_being_canceled_waits_for_them(world
     assert world.accepted() == 5
 
 
-def test_canceling_twice_does_no_harm(world: World) -> None:
+def test_canceling_a_second_time_changes_nothing(world: World) -> None:
     world.run(world.job(), detach=True)
     cancel_job(world)
 
@@ -177,7 +177,7 @@ def test_a_job_that_has_ended_has_nothing_to_cancel(world: World) -> None:
     assert set(world.statuses().values()) == {"succeeded"}
 
 
-def test_only_the_runs_of_its_own_job_end(world: World) -> None:
+def test_cancel_ends_only_the_runs_of_its_own_job(world: World) -> None:
     other = world.job(name="other", sink={"table": "others"}, request={"prompt": "Otherwise: {{ text }}"})
     world.run(other, detach=True)
     world.run(world.job(), detach=True)
@@ -189,7 +189,7 @@ def test_only_the_runs_of_its_own_job_end(world: World) -> None:
     assert set(world.statuses("other").values()) == {"succeeded"}
 
 
-def test_an_api_that_cannot_be_reached_keeps_no_run_open(world: World) -> None:
+def test_cancel_ends_the_runs_although_the_api_cannot_be_reached(world: World) -> None:
     world.rows(texts(12))
     world.emulator.settings.canceled_share = 1
     job = world.job(limits={"max_batch_requests": 2, "max_in_flight_requests": 4})
@@ -207,7 +207,7 @@ def test_an_api_that_cannot_be_reached_keeps_no_run_open(world: World) -> None:
     assert set(world.batch_states()) <= {"collected", "dropped"}
 
 
-def test_an_api_that_goes_away_meanwhile_does_not_undo_it(world: World) -> None:
+def test_cancel_holds_although_the_api_fails_in_the_middle_of_it(world: World) -> None:
     world.emulator.settings.canceled_share = 1
     world.run(world.job(), detach=True)
     world.emulator.add_fault(on="cancel", do="drop_before")
@@ -224,7 +224,7 @@ def test_an_api_that_goes_away_meanwhile_does_not_undo_it(world: World) -> None:
     assert "canceled" in world.statuses().values()
 
 
-def test_a_batch_of_another_account_is_left_alone_unless_it_is_given_up(world: World) -> None:
+def test_cancel_leaves_a_batch_of_another_account_alone_unless_told_to_give_it_up(world: World) -> None:
     world.run(small(world), detach=True)
     world.key = "test@other-team"
 
@@ -238,7 +238,7 @@ def test_a_batch_of_another_account_is_left_alone_unless_it_is_given_up(world: W
     assert all("given up by `cancel --abandon`" in str(a["error_message"]) for a in world.answers().values())
 
 
-def test_what_was_given_up_is_collected_when_its_account_is_back(world: World) -> None:
+def test_a_batch_that_was_given_up_is_collected_when_its_account_is_used_again(world: World) -> None:
     world.run(world.job(), detach=True)
     world.key = "test@other-team"
     cancel_job(world, abandon=True)
@@ -254,7 +254,7 @@ def test_what_was_given_up_is_collected_when_its_account_is_back(world: World) -
     assert world.batch_states() == ["collected"]
 
 
-def test_a_planner_that_does_not_notice_is_named(world: World) -> None:
+def test_cancel_names_the_driver_that_is_still_planning(world: World) -> None:
     world.run(world.job(), detach=True)
 
     with (
@@ -267,7 +267,7 @@ def test_a_planner_that_does_not_notice_is_named(world: World) -> None:
     assert cancel_job(world).open == 1
 
 
-def test_money_reserved_for_what_was_canceled_is_settled(world: World) -> None:
+def test_money_reserved_for_canceled_rows_is_released(world: World) -> None:
     world.emulator.settings.canceled_share = 1
     world.run(world.job(limits={"max_cost_usd": 1}), detach=True)
 

@@ -1,4 +1,4 @@
-"""How the results of a batch come in and are stored."""
+"""The results of a batch are downloaded and stored."""
 
 import threading
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.conftest import World, texts
 
 
 class Asked(httpx2.BaseTransport):
-    """Notes which batches' results were asked for, in order."""
+    """Records whose results were requested, in order."""
 
     def __init__(self, world: World) -> None:
         self._inner = world.emulator.transport()
@@ -44,7 +44,7 @@ def test_the_next_results_are_fetched_while_those_of_a_batch_are_stored(world: W
 
 
 @pytest.mark.parametrize("fault", [None, "duplicate_lines", "conflicting_lines", "unknown_lines"])
-def test_results_in_any_order_and_in_many_pieces_are_each_row_s_own(
+def test_each_row_gets_its_own_result_in_whatever_order_and_pieces_results_arrive(
     world: World, monkeypatch: pytest.MonkeyPatch, fault: str | None
 ) -> None:
     monkeypatch.setattr(results_file, "STRETCH_BYTES", 3_000)  # a few lines
@@ -60,7 +60,7 @@ def test_results_in_any_order_and_in_many_pieces_are_each_row_s_own(
     assert all(f"Text number {key[1:]} " in answer["text"] for key, answer in answers.items())
 
 
-def test_a_driver_asked_to_stop_leaves_nothing_of_what_it_has_fetched_ahead(world: World) -> None:
+def test_a_driver_asked_to_stop_removes_what_it_has_fetched_ahead(world: World) -> None:
     world.rows(texts(6))
     job = world.job(limits={"max_batch_requests": 2})
 

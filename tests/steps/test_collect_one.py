@@ -1,4 +1,4 @@
-"""Collecting in parts that other processes do: what has ended, one batch at a time, and how far it has come."""
+"""Other processes collect: they list the ended batches, collect one at a time, and ask which are left."""
 
 import threading
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def results_fetched(world: World) -> int:
 
 
 def where_downloads_begin_with(world: World, begin: Callable[[], None]) -> Environment:
-    """Our side of the world, where `begin` is called before results are asked for."""
+    """Return the world's Environment, whose transport calls `begin` before each request for results."""
 
     class Noticing(httpx2.BaseTransport):
         def __init__(self) -> None:
@@ -55,7 +55,7 @@ def where_downloads_begin_with(world: World, begin: Callable[[], None]) -> Envir
     return world.where(Noticing())
 
 
-def test_what_has_ended_is_listed_over_all_jobs(world: World) -> None:
+def test_ended_batches_of_all_jobs_are_listed(world: World) -> None:
     sent(world, small(world), other(world))
 
     listed = ended_batches(world.where())
@@ -65,14 +65,14 @@ def test_what_has_ended_is_listed_over_all_jobs(world: World) -> None:
     assert results_fetched(world) == 0
 
 
-def test_of_one_job_only_what_is_asked_for_is_listed(world: World) -> None:
+def test_only_ended_batches_of_the_requested_job_are_listed(world: World) -> None:
     sent(world, small(world), other(world))
 
     assert ended_batches(world.where(), "other") == [("other", number) for number in (4, 5, 6)]
     assert ended_batches(world.where(), "nobodys") == []
 
 
-def test_what_still_runs_and_what_is_collected_is_not_listed(world: World) -> None:
+def test_running_and_collected_batches_are_not_listed(world: World) -> None:
     sent(world, small(world))
     world.sweep()
     world.run(other(world), detach=True)
@@ -80,7 +80,7 @@ def test_what_still_runs_and_what_is_collected_is_not_listed(world: World) -> No
     assert ended_batches(world.where()) == []
 
 
-def test_without_anything_to_do_the_api_is_not_asked(world: World) -> None:
+def test_the_api_is_not_called_when_there_is_nothing_to_do(world: World) -> None:
     world.run(small(world))
     calls = len(list(world.emulator.log()))
 
@@ -88,7 +88,7 @@ def test_without_anything_to_do_the_api_is_not_asked(world: World) -> None:
     assert len(list(world.emulator.log())) == calls
 
 
-def test_a_job_that_cannot_be_asked_after_is_left_out(world: World) -> None:
+def test_a_job_whose_batches_cannot_be_retrieved_is_left_out(world: World) -> None:
     sent(world, small(world), other(world))
     world.emulator.add_fault(on="list", do="lag", seconds=1_000)  # so each is asked after alone
     with world.database.read() as conn:
@@ -101,7 +101,7 @@ def test_a_job_that_cannot_be_asked_after_is_left_out(world: World) -> None:
     assert world.batch_states()[3:] == ["ended"] * 3
 
 
-def test_a_job_whose_spool_is_another_one_is_left_out_and_named_by_the_sweep(world: World) -> None:
+def test_a_job_with_a_different_spool_is_left_out_and_the_sweep_names_it(world: World) -> None:
     sent(world, small(world), other(world))
     with world.database.write() as conn:
         conn.execute(update(jobs).where(jobs.c.name == "summaries").values(spool_id="of another folder"))
@@ -114,7 +114,7 @@ def test_a_job_whose_spool_is_another_one_is_left_out_and_named_by_the_sweep(wor
     assert swept["other"] is None
 
 
-def test_one_batch_is_collected_and_no_other(world: World) -> None:
+def test_collect_one_collects_its_batch_and_no_other(world: World) -> None:
     sent(world, small(world))
     ended_batches(world.where())
 
@@ -125,7 +125,7 @@ def test_one_batch_is_collected_and_no_other(world: World) -> None:
     assert results_fetched(world) == 1
 
 
-def test_the_sweep_after_it_does_the_rest_and_ends_the_run(world: World) -> None:
+def test_the_next_sweep_collects_the_remaining_batches_and_ends_the_run(world: World) -> None:
     sent(world, small(world))
     for job, batch in ended_batches(world.where()):
         collect_one(world.where(), job, batch)
@@ -157,7 +157,7 @@ def test_a_batch_that_another_living_driver_has_claimed_is_left_alone_until_that
     assert world.batch_states() == ["collected", "ended", "ended"]
 
 
-def test_two_that_collect_one_batch_at_once_collect_it_once(world: World) -> None:
+def test_two_drivers_that_collect_one_batch_at_the_same_time_store_it_once(world: World) -> None:
     sent(world, small(world))
     ended_batches(world.where())
     one_is_done = threading.Event()
@@ -185,7 +185,7 @@ def test_two_that_collect_one_batch_at_once_collect_it_once(world: World) -> Non
     assert world.batch_states() == ["collected", "ended", "ended"]
 
 
-def test_one_that_was_suspended_while_another_collected_its_batch_changes_nothing(world: World) -> None:
+def test_a_driver_suspended_while_another_collected_its_batch_changes_nothing(world: World) -> None:
     sent(world, small(world))
     ended_batches(world.where())
 
@@ -200,7 +200,7 @@ def test_one_that_was_suspended_while_another_collected_its_batch_changes_nothin
     assert world.statuses() == {"r0": "succeeded", "r1": "succeeded"}
 
 
-def test_collecting_what_is_collected_already_does_nothing(world: World) -> None:
+def test_collecting_a_collected_batch_does_nothing(world: World) -> None:
     sent(world, small(world))
     ended_batches(world.where())
     collect_one(world.where(), "summaries", 1)
@@ -213,7 +213,7 @@ def test_collecting_what_is_collected_already_does_nothing(world: World) -> None
     assert len(world.told("collected")) == 1
 
 
-def test_a_batch_that_still_runs_and_one_that_does_not_exist_are_no_work(world: World) -> None:
+def test_collecting_a_running_or_unknown_batch_does_nothing(world: World) -> None:
     world.run(small(world), detach=True)
 
     for batch in (1, 99):
@@ -223,7 +223,7 @@ def test_a_batch_that_still_runs_and_one_that_does_not_exist_are_no_work(world: 
     assert results_fetched(world) == 0
 
 
-def test_a_batch_of_another_account_is_neither_listed_nor_asked_for(world: World) -> None:
+def test_a_batch_of_another_account_is_neither_listed_nor_retrieved(world: World) -> None:
     sent(world, small(world))
     ended_batches(world.where())
     world.key = "test@other-team"
@@ -236,12 +236,12 @@ def test_a_batch_of_another_account_is_neither_listed_nor_asked_for(world: World
     assert results_fetched(world) == 0
 
 
-def test_an_unknown_job_is_a_sentence(world: World) -> None:
+def test_an_unknown_job_is_refused_with_a_sentence(world: World) -> None:
     with pytest.raises(InputError, match=r"batches\.db knows no job 'nobodys'|test_.* knows no job 'nobodys'"):
         collect_one(world.where(), "nobodys", 1)
 
 
-def test_what_is_left_is_told_apart_from_what_a_living_driver_has(world: World) -> None:
+def test_batches_that_still_wait_and_batches_of_a_living_driver_are_told_apart(world: World) -> None:
     world.rows(texts(6))
     sent(world, small(world))
     ended_batches(world.where())

@@ -1,4 +1,4 @@
-"""What is not proven is doubt: foreign pages, counts and lists that lie, damaged lines, answers that come late."""
+"""Responses that prove nothing change nothing: pages of proxies, wrong counts and listings, damaged or late results."""
 
 import os
 from collections.abc import Callable
@@ -32,13 +32,13 @@ DAY = 86_400.0
 
 
 def ends(world: World) -> list[str | None]:
-    """How each sending ended, in their order."""
+    """Return how each sending ended, in order."""
     with world.database.read() as conn:
         return list(conn.scalars(select(sendings.c.end).order_by(sendings.c.id)))
 
 
 def theirs(world: World, requests: int) -> str:
-    """A batch that another program in our workspace sends; its id."""
+    """Send a batch as another program in our workspace and return its id."""
     params = {
         "model": "claude-haiku-4-5",
         "max_tokens": 5,
@@ -49,7 +49,7 @@ def theirs(world: World, requests: int) -> str:
 
 
 def status_of(world: World) -> list[str]:
-    """What `status` says."""
+    """Return what `status` says."""
     with world.database.read() as conn:
         return list(status_lines(status_facts(conn, world.known(), world.clock())))
 
@@ -69,7 +69,7 @@ FOREIGN_RESULTS = [
 
 
 @pytest.mark.parametrize("fault", FOREIGN_RESULTS)
-def test_results_that_do_not_say_whose_they_are_prove_nothing(world: World, fault: dict[str, Any]) -> None:
+def test_a_batch_is_not_adopted_before_its_results_carry_our_nonce(world: World, fault: dict[str, Any]) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.emulator.add_fault(on="results", times=2, **fault)
 
@@ -79,7 +79,7 @@ def test_results_that_do_not_say_whose_they_are_prove_nothing(world: World, faul
     assert (world.accepted(), ends(world)) == (5, ["adopted"])
 
 
-def test_results_that_never_say_whose_they_are_are_given_up_and_not_sent_again(world: World) -> None:
+def test_a_batch_whose_results_never_show_an_owner_is_given_up_and_not_sent_again(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.emulator.add_fault(on="results", do="foreign_page", kind="html")
 
@@ -95,7 +95,7 @@ def test_results_that_never_say_whose_they_are_are_given_up_and_not_sent_again(w
 
 
 @pytest.mark.parametrize("fault", FOREIGN_RESULTS)
-def test_a_body_unknown_to_the_database_is_kept_while_results_do_not_say_whose_they_are(
+def test_a_body_unknown_to_the_database_is_kept_while_results_do_not_show_their_owner(
     world: World, fault: dict[str, Any]
 ) -> None:
     world.run(world.job(), detach=True)
@@ -115,13 +115,13 @@ def test_a_body_unknown_to_the_database_is_kept_while_results_do_not_say_whose_t
 
 
 def forget_batches(world: World) -> None:
-    """As a database does that was restored from a backup of before."""
+    """Empty the tables of the job, as if an older backup had been restored."""
     with world.database.write() as conn:
         for table in (stretches, tallies, identified, requests, sendings, batches, runs, leases):
             conn.execute(table.delete())
 
 
-def test_a_batch_of_another_program_is_asked_once_whose_it_is(world: World) -> None:
+def test_the_results_of_another_programs_batch_are_read_only_once(world: World) -> None:
     asked: list[str] = []
 
     class Watched(httpx2.BaseTransport):
@@ -144,7 +144,7 @@ def test_a_batch_of_another_program_is_asked_once_whose_it_is(world: World) -> N
 # -- counts and lists that lie ---------------------------------------------------------------------------------------
 
 
-def test_our_batch_is_found_by_its_nonce_whatever_the_api_counts(world: World) -> None:
+def test_our_batch_is_found_by_its_nonce_although_its_counts_are_wrong(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     for on in ("list", "retrieve"):
         world.emulator.add_fault(on=on, do="counts", add=1)
@@ -158,7 +158,7 @@ def test_our_batch_is_found_by_its_nonce_whatever_the_api_counts(world: World) -
     assert any("has 5 requests, and the API counts 6" in line for line in said(found))
 
 
-def test_a_running_batch_with_another_count_is_not_waited_for(world: World) -> None:
+def test_a_running_batch_with_a_different_count_is_not_taken_for_ours(world: World) -> None:
     world.emulator._core.processing_seconds = 3000
     theirs(world, 4)
     world.emulator.add_fault(on="create", do="drop_before", times=1)
@@ -188,7 +188,7 @@ def test_a_listing_that_is_not_newest_first_is_read_to_its_end(
     assert (world.accepted() - before, ends(world)) == (5, ["adopted"])
 
 
-def test_an_ended_batch_with_our_nonce_is_ours_though_it_was_created_hours_from_our_window(world: World) -> None:
+def test_an_ended_batch_with_our_nonce_is_ours_although_it_was_created_hours_outside_our_window(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.run(world.job(), detach=True)
     with world.database.write() as conn:  # as a driver writes it whose idea of the API's time was wrong
@@ -204,8 +204,8 @@ def test_an_ended_batch_with_our_nonce_is_ours_though_it_was_created_hours_from_
     assert (world.accepted(), ends(world)) == (5, ["adopted"])
 
 
-def test_a_listing_begins_when_it_says_so_itself(world: World) -> None:
-    """Absence is believed of a listing begun after the grace time: one out of a cache was begun long before."""
+def test_a_listing_is_as_old_as_its_own_date_says(world: World) -> None:
+    """A listing proves absence only if it was begun after the grace time; a cached one was begun long before."""
     cached: list[bytes] = []
 
     class Cache(httpx2.BaseTransport):
@@ -242,7 +242,7 @@ def test_a_listing_that_repeats_itself_proves_nothing(world: World, monkeypatch:
     monkeypatch.setattr("pipeline.api.client.PAGE", 2)
 
     class FirstPageOnly(httpx2.BaseTransport):
-        """A cache that does not look at what is asked behind the question mark."""
+        """A cache that ignores the query string."""
 
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
             if request.method == "GET" and "after_id" in request.url.params:
@@ -268,7 +268,7 @@ KINDS = ("html", "empty", "json", "cut", "null")
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("on", ["create", "retrieve", "list", "results", "count_tokens", "models"])
-def test_a_page_that_is_not_the_api_s_is_no_answer(world: World, on: str, kind: str) -> None:
+def test_a_page_of_a_proxy_is_not_taken_for_a_response_of_the_api(world: World, on: str, kind: str) -> None:
     world.emulator.add_fault(on=on, do="foreign_page", kind=kind, times=2, after=1 if on == "list" else 0)
     job = world.job(limits={"max_cost_usd": 10.0, "max_batch_requests": 2})
 
@@ -279,7 +279,9 @@ def test_a_page_that_is_not_the_api_s_is_no_answer(world: World, on: str, kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_that_is_not_the_api_s_at_the_first_call_is_a_wrong_address(world: World, kind: str) -> None:
+def test_a_page_that_does_not_come_from_the_api_at_the_first_call_means_a_wrong_address(
+    world: World, kind: str
+) -> None:
     world.emulator.add_fault(on="list", do="foreign_page", kind=kind)
 
     with pytest.raises(InputError, match="does not answer as the Messages API does"):
@@ -289,7 +291,7 @@ def test_a_page_that_is_not_the_api_s_at_the_first_call_is_a_wrong_address(world
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_create_answered_with_such_a_page_is_found_in_the_listing(world: World, kind: str) -> None:
+def test_a_batch_whose_create_returned_a_page_of_a_proxy_is_found_in_the_listing(world: World, kind: str) -> None:
     world.emulator.add_fault(on="create", do="foreign_page", kind=kind, accept=True, times=1)
 
     finished = world.run(world.job())
@@ -299,7 +301,7 @@ def test_a_create_answered_with_such_a_page_is_found_in_the_listing(world: World
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_delete_answered_with_such_a_page_is_tried_again(world: World, kind: str) -> None:
+def test_a_delete_that_returned_a_page_of_a_proxy_is_tried_again(world: World, kind: str) -> None:
     world.emulator.add_fault(on="delete", do="foreign_page", kind=kind, times=1)
 
     world.run(world.job(privacy={"delete_remote": True}))
@@ -311,7 +313,7 @@ def test_a_delete_answered_with_such_a_page_is_tried_again(world: World, kind: s
     assert world.told("deleted")
 
 
-def test_a_proxy_s_404_is_not_the_api_s(world: World) -> None:
+def test_a_404_of_a_proxy_is_not_taken_for_one_of_the_api(world: World) -> None:
     world.run(world.job(), detach=True)
     world.emulator.add_fault(on="retrieve", do="status", status=404, page="html")
     world.emulator.add_fault(on="results", do="status", status=404, page="html")
@@ -328,7 +330,7 @@ def test_a_proxy_s_404_is_not_the_api_s(world: World) -> None:
 
 
 @pytest.mark.parametrize("accept", [True, False], ids=["accepted", "not accepted"])
-def test_a_create_answered_with_a_batch_of_before_is_of_unknown_end(world: World, *, accept: bool) -> None:
+def test_a_create_that_returns_a_batch_we_already_know_has_an_unknown_end(world: World, *, accept: bool) -> None:
     world.emulator.add_fault(on="create", do="repeat_answer", accept=accept, after=1, times=1)
 
     finished = world.run(world.job(limits={"max_batch_requests": 2}))
@@ -338,7 +340,7 @@ def test_a_create_answered_with_a_batch_of_before_is_of_unknown_end(world: World
     assert "a batch of before" in world.told("unknown_end")[0]["problem"]
 
 
-def test_a_create_answered_with_a_batch_from_before_we_sent_it_is_of_unknown_end(world: World) -> None:
+def test_a_create_that_returns_a_batch_older_than_its_sending_has_an_unknown_end(world: World) -> None:
     theirs(world, 5)
     world.clock.advance(3600)
     world.emulator.add_fault(on="create", do="repeat_answer", accept=True, times=1)
@@ -349,7 +351,7 @@ def test_a_create_answered_with_a_batch_from_before_we_sent_it_is_of_unknown_end
     assert (world.accepted() - 5, ends(world)) == (5, ["adopted"])
 
 
-def test_a_job_that_cannot_be_read_keeps_no_other_from_being_swept(world: World) -> None:
+def test_a_job_that_cannot_be_read_does_not_stop_the_sweep_of_other_jobs(world: World) -> None:
     world.run(world.job(), detach=True)
     world.run(world.job(name="other", sink={"table": "others"}, request={"prompt": "Again: {{ text }}"}), detach=True)
     with world.database.write() as conn:
@@ -367,7 +369,7 @@ def test_a_job_that_cannot_be_read_keeps_no_other_from_being_swept(world: World)
 
 
 @pytest.mark.parametrize("damage", ["cut", "binary"])
-def test_a_damaged_line_is_fetched_again_while_the_others_are_stored(world: World, damage: str) -> None:
+def test_a_damaged_line_is_downloaded_again_and_the_other_lines_are_stored(world: World, damage: str) -> None:
     world.emulator.add_fault(on="results", do="damaged_lines", damage=damage, every=2, times=1)
     world.run(world.job(), detach=True)
     world.clock.advance(100)
@@ -401,7 +403,7 @@ def test_a_line_damaged_in_three_downloads_is_lost_and_its_batch_stays_at_the_ap
     assert world.accepted() == 5
 
 
-def test_a_damaged_line_beside_a_whole_one_is_left_out(world: World) -> None:
+def test_a_damaged_line_is_ignored_when_an_intact_one_has_the_same_custom_id(world: World) -> None:
     world.emulator.add_fault(on="results", do="damaged_lines", damage="cut", every=2)
     world.emulator.add_fault(on="results", do="duplicate_lines", share=1.0)
 
@@ -411,7 +413,7 @@ def test_a_damaged_line_beside_a_whole_one_is_left_out(world: World) -> None:
 
 
 @pytest.mark.parametrize("damage", ["surrogate", "huge_number", "usage_text"])
-def test_an_odd_line_ends_its_own_row_as_unparsable_and_keeps_its_text(world: World, damage: str) -> None:
+def test_an_unexpected_line_makes_only_its_own_row_unparsable_and_keeps_its_text(world: World, damage: str) -> None:
     world.emulator.add_fault(on="results", do="damaged_lines", damage=damage, every=3)
 
     finished = world.run(world.job())
@@ -442,7 +444,7 @@ def test_results_that_name_no_request_of_ours_are_not_counted_as_a_download(worl
     assert finished.rows == {"succeeded": 5}
 
 
-def test_29_days_are_counted_from_the_sending(world: World) -> None:
+def test_the_29_days_of_results_are_counted_from_the_sending(world: World) -> None:
     world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=50)
     world.run(world.job(), detach=True)
     world.emulator.clear_faults()
@@ -458,7 +460,7 @@ def test_29_days_are_counted_from_the_sending(world: World) -> None:
 
 
 class Dripping(httpx2.BaseTransport):
-    """Results come a few bytes at a time, each after some seconds, until it is mended."""
+    """Sends results a few bytes at a time, each after some seconds, until it is repaired."""
 
     def __init__(self, world: World, seconds: float) -> None:
         self.world, self.seconds, self.drips = world, seconds, True
@@ -477,7 +479,7 @@ class Dripping(httpx2.BaseTransport):
         return httpx2.Response(200, headers={"date": response.headers["date"]}, content=drip(), request=request)
 
 
-def test_results_that_drip_are_given_up_and_fetched_again(world: World) -> None:
+def test_a_download_that_is_too_slow_is_stopped_and_started_again(world: World) -> None:
     slow = Dripping(world, 10.0)
 
     def mend(event: str, facts: dict[str, Any]) -> None:
@@ -501,7 +503,9 @@ def test_results_that_drip_are_given_up_and_fetched_again(world: World) -> None:
     ],
     ids=["credit balance", "own limit", "the tier's limit"],
 )
-def test_trouble_of_the_account_under_another_type_waits_uncounted(world: World, error_type: str, message: str) -> None:
+def test_an_account_error_under_another_type_is_retried_without_counting_an_attempt(
+    world: World, error_type: str, message: str
+) -> None:
     world.emulator.add_fault(on="item", do="error", error_type=error_type, message=message, every=2)
 
     with pytest.raises(AccountStopped, match="submitting has stopped"):
@@ -519,7 +523,7 @@ def test_trouble_of_the_account_under_another_type_waits_uncounted(world: World,
 
 
 def late(world: World, meanwhile: Callable[[], object]) -> None:
-    """A run of a driver that is suspended after the API took its batch, while `meanwhile` happens."""
+    """Run a driver that is suspended after the API accepted its batch, while `meanwhile` happens."""
 
     class Suspended(httpx2.BaseTransport):
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -533,7 +537,7 @@ def late(world: World, meanwhile: Callable[[], object]) -> None:
 
 
 def conclude_absent(world: World) -> None:
-    """Another driver takes the batch over, and does not see it in the listing for longer than the grace time."""
+    """Let another driver claim the batch and miss it in the listing for longer than the grace time."""
     fault = world.emulator.add_fault
     fault(on="list", do="lag", seconds=10_000)
     world.clock.advance(world.settings.timeout + world.settings.lease)
@@ -543,7 +547,7 @@ def conclude_absent(world: World) -> None:
             reconcile_due(world.driver(stack))
 
 
-def test_an_answer_that_comes_after_its_batch_was_concluded_absent_is_adopted_unless_it_was_sent_again(
+def test_a_late_response_is_adopted_unless_its_batch_was_sent_again(
     world: World,
 ) -> None:
     late(world, lambda: conclude_absent(world))
@@ -554,7 +558,7 @@ def test_an_answer_that_comes_after_its_batch_was_concluded_absent_is_adopted_un
     assert set(world.statuses().values()) == {"succeeded"}
 
 
-def test_a_batch_that_the_listing_shows_late_is_adopted_unless_it_was_sent_again(world: World) -> None:
+def test_a_batch_that_appears_late_in_the_listing_is_adopted_unless_it_was_sent_again(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.run(world.job(), detach=True)
     conclude_absent(world)
@@ -570,7 +574,7 @@ def test_a_batch_that_the_listing_shows_late_is_adopted_unless_it_was_sent_again
     assert (world.accepted(), ends(world)) == (5, ["adopted"])
 
 
-def test_an_answer_that_comes_after_its_batch_was_sent_again_is_a_twin_and_counts_as_money(world: World) -> None:
+def test_a_late_response_to_a_batch_that_was_sent_again_is_a_twin_and_its_cost_is_counted(world: World) -> None:
     limited = world.job(limits={"max_cost_usd": 10.0})
 
     def send_again() -> None:
@@ -597,7 +601,7 @@ def test_an_answer_that_comes_after_its_batch_was_sent_again_is_a_twin_and_count
     assert rows[1].settled_usd == pytest.approx(spent)
 
 
-def test_a_batch_whose_first_sending_came_late_is_not_sent_a_third_time(world: World) -> None:
+def test_a_batch_whose_first_sending_appears_late_is_not_sent_a_third_time(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.run(world.job(), detach=True)
     conclude_absent(world)
@@ -614,14 +618,14 @@ def test_a_batch_whose_first_sending_came_late_is_not_sent_a_third_time(world: W
 
 
 def newest(world: World) -> str:
-    """The id of the newest batch at the API, whatever its listing shows."""
+    """Return the id of the newest batch at the API, even if the listing does not show it."""
     return world.emulator._store.all()[-1].id
 
 
 # -- batches that do not end -----------------------------------------------------------------------------------------
 
 
-def test_a_cancel_that_never_ends_is_said_and_can_be_abandoned(world: World) -> None:
+def test_a_cancel_that_never_ends_is_reported_and_can_be_abandoned(world: World) -> None:
     world.emulator.add_fault(on="cancel", do="never_ends")
     world.emulator._core.processing_seconds = 3000
     world.run(world.job(), detach=True)
@@ -644,11 +648,11 @@ def test_a_cancel_that_never_ends_is_said_and_can_be_abandoned(world: World) -> 
     assert (abandoned.open, world.batch_states()) == (0, ["lost"])
 
 
-def test_a_batch_that_the_api_does_not_end_within_its_24_hours_is_said(world: World) -> None:
+def test_a_batch_that_the_api_does_not_end_within_24_hours_is_reported(world: World) -> None:
     world.run(world.job(), detach=True)
 
     class Frozen(httpx2.BaseTransport):
-        """The API says what it said at first."""
+        """Repeats the API's first response."""
 
         def __init__(self) -> None:
             self.first = world.emulator.transport().handle_request(self.asked())
@@ -675,8 +679,8 @@ def test_a_batch_that_the_api_does_not_end_within_its_24_hours_is_said(world: Wo
     assert world.batch_states() == ["in_progress"]
 
 
-def test_the_wall_clock_never_enters(world: World) -> None:
-    """It is set back and forth by days while a batch is on its way whose answer got lost."""
+def test_a_wall_clock_that_jumps_by_days_changes_nothing(world: World) -> None:
+    """The clock is set back and forth by days while the response to a create call is lost."""
     steps = iter([3 * DAY, -3 * DAY, 400.0, -2000.0, 50 * DAY] * 100)
     off = [0.0]
 
@@ -693,7 +697,7 @@ def test_the_wall_clock_never_enters(world: World) -> None:
     assert (world.accepted(), world.sent_twice()) == (5, [])
 
 
-def test_a_driver_begins_when_it_knows_the_time_though_the_first_answers_have_no_date(world: World) -> None:
+def test_a_driver_starts_when_it_knows_the_time_although_the_first_responses_have_no_date(world: World) -> None:
     world.emulator.add_fault(on="list", do="date", text="", times=2)
     off = timedelta(hours=2)  # its wall clock, by which it would go if it knew nothing better
     client = world.client()
@@ -707,7 +711,7 @@ def test_a_driver_begins_when_it_knows_the_time_though_the_first_answers_have_no
 
 
 @pytest.mark.parametrize("on", ["retrieve", "results"])
-def test_one_batch_without_an_answer_keeps_no_other_from_being_swept(
+def test_a_batch_that_cannot_be_retrieved_does_not_stop_the_sweep_of_other_batches(
     world: World, on: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.run(world.job(limits={"max_batch_requests": 1}), detach=True)

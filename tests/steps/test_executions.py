@@ -1,4 +1,4 @@
-"""Executions in which something would be lost or paid for twice, if a step trusted what it had seen before."""
+"""Drivers overlap, stop and wake at bad moments; no row is lost or paid for twice."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ Hook = Callable[[httpx2.Request], None]
 
 
 class Between(httpx2.BaseTransport):
-    """Calls `before` and `after` once, around the first request that they are for."""
+    """Calls `before` and `after` once, around the first matching request."""
 
     def __init__(self, inner: httpx2.BaseTransport, before: Hook | None = None, after: Hook | None = None) -> None:
         self._inner, self._before, self._after = inner, before, after
@@ -52,7 +52,7 @@ class Between(httpx2.BaseTransport):
 
 
 def suspended(world: World, *, before: Hook | None = None, after: Hook | None = None, skew: float = 0.0) -> None:
-    """One `run` of a driver that is suspended around its first create while `before` or `after` happens."""
+    """Run a driver that is suspended around its first create call while `before` or `after` happens."""
     transport = Between(world.emulator.transport(), before, after)
     client = world.client(transport)
     now = lambda: world.clock() + timedelta(seconds=skew)  # noqa: E731
@@ -60,14 +60,14 @@ def suspended(world: World, *, before: Hook | None = None, after: Hook | None = 
 
 
 def sent(world: World) -> list[tuple[str | None, bool]]:
-    """The end of each sending, and whether it has a batch at the API."""
+    """Return the end of each sending, and whether it has a batch at the API."""
     with world.database.read() as conn:
         found = conn.execute(select(sendings.c.end, sendings.c.api_id).order_by(sendings.c.id))
         return [(end, api_id is not None) for end, api_id in found]
 
 
 def other_program(world: World) -> anthropic.Anthropic:
-    """Somebody else in the same workspace."""
+    """Return a client of another program in the same workspace."""
     return world.client()
 
 
@@ -81,7 +81,7 @@ def send_of_theirs(client: anthropic.Anthropic, requests: int) -> str:
     return client.messages.batches.create(requests=items).id  # type: ignore[arg-type]
 
 
-def test_a_driver_suspended_before_its_post_wakes_when_another_has_done_its_work(world: World) -> None:
+def test_a_driver_suspended_before_its_create_call_wakes_after_another_has_done_its_work(world: World) -> None:
     suspended(world, before=lambda request: _finish_with_another(world))
 
     assert (world.accepted(), world.sent_twice()) == (5, [])
@@ -89,7 +89,7 @@ def test_a_driver_suspended_before_its_post_wakes_when_another_has_done_its_work
     assert ("accepted", True) in sent(world)
 
 
-def test_a_driver_suspended_after_the_api_took_its_batch_wakes_when_another_has_found_it(world: World) -> None:
+def test_a_driver_suspended_after_the_api_accepted_its_batch_wakes_after_another_found_it(world: World) -> None:
     suspended(world, after=lambda request: _finish_with_another(world))
 
     assert world.accepted() == 5
@@ -102,7 +102,7 @@ def _finish_with_another(world: World) -> None:
     assert world.run(world.job()).state == "finished"
 
 
-def test_an_answer_that_comes_after_another_driver_took_the_batch_is_recorded_all_the_same(world: World) -> None:
+def test_a_response_that_arrives_after_another_driver_claimed_the_batch_is_still_recorded(world: World) -> None:
     def take_over(request: httpx2.Request) -> None:
         world.clock.advance(world.settings.lease + 1)
         with world.database.write() as conn:
@@ -115,8 +115,8 @@ def test_an_answer_that_comes_after_another_driver_took_the_batch_is_recorded_al
     assert (world.accepted(), set(world.statuses().values())) == (5, {"succeeded"})
 
 
-def test_an_answer_that_comes_after_another_driver_read_the_listing_is_not_taken_for_absent(world: World) -> None:
-    """The one who reads the listing leaves out batches that a sending of ours owns: here it is his own by then."""
+def test_a_batch_whose_response_arrives_after_another_driver_read_the_listing_is_not_absent(world: World) -> None:
+    """A reader of the listing skips batches that belong to a sending. Here that is the sending it looks for."""
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.run(world.job(), detach=True)
     world.clock.advance(3600)
@@ -140,7 +140,7 @@ def test_an_answer_that_comes_after_another_driver_read_the_listing_is_not_taken
     assert (world.accepted(), set(world.statuses().values())) == (5, {"succeeded"})
 
 
-def test_a_batch_that_comes_back_after_its_run_was_canceled_keeps_no_row_in_flight(world: World) -> None:
+def test_a_batch_that_was_not_accepted_leaves_no_row_in_flight_after_a_cancel(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_before", times=1)
     world.run(world.job(), detach=True)
     with world.database.read() as conn:
@@ -157,7 +157,7 @@ def test_a_batch_that_comes_back_after_its_run_was_canceled_keeps_no_row_in_flig
     assert sorted(set(world.batch_states())) == ["collected", "dropped"]
 
 
-def test_an_upload_slower_than_the_deadline_is_held_back_and_sent_again(world: World) -> None:
+def test_a_create_call_slower_than_the_deadline_is_stopped_and_sent_again(world: World) -> None:
     world.rows([{"id": f"r{i}", "text": f"{i} " + "slow " * 20_000} for i in range(3)])
 
     class Slow(httpx2.BaseTransport):
@@ -182,7 +182,7 @@ def test_an_upload_slower_than_the_deadline_is_held_back_and_sent_again(world: W
     assert world.accepted() == 3
 
 
-def test_a_key_of_another_workspace_proves_nothing_of_a_lost_answer(world: World) -> None:
+def test_a_listing_of_another_workspace_does_not_prove_that_a_batch_is_absent(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.run(world.job(), detach=True)
     world.key = "test@other-team"
@@ -200,7 +200,7 @@ def test_a_key_of_another_workspace_proves_nothing_of_a_lost_answer(world: World
 
 
 @pytest.mark.parametrize("hours", [1, -1], ids=["ahead", "behind"])
-def test_a_driver_whose_clock_is_an_hour_off_finds_its_batch_and_keeps_no_other_waiting(
+def test_a_driver_whose_clock_is_an_hour_wrong_finds_its_batch_and_delays_no_other_driver(
     world: World, hours: int
 ) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
@@ -217,7 +217,7 @@ def test_a_driver_whose_clock_is_an_hour_off_finds_its_batch_and_keeps_no_other_
     assert (world.clock() - before).total_seconds() < 600
 
 
-def test_another_program_that_always_has_batches_of_the_same_size_is_not_taken_for_us(world: World) -> None:
+def test_batches_of_the_same_size_from_another_program_are_not_taken_for_ours(world: World) -> None:
     client = other_program(world)
     theirs = [send_of_theirs(client, 5)]
     world.emulator.add_fault(on="create", do="drop_before", times=1)
@@ -261,7 +261,7 @@ def test_a_listing_that_fails_on_its_third_page_proves_nothing(world: World) -> 
 
 
 @pytest.mark.usefixtures("pages_of_one")
-def test_a_listing_out_of_which_batches_are_deleted_while_it_is_read_is_read_again(world: World) -> None:
+def test_a_listing_is_read_again_when_batches_are_deleted_while_it_is_read(world: World) -> None:
     client = other_program(world)
     world.emulator.add_fault(on="create", do="drop_after", times=1, match="number 1 ")
     theirs: list[str] = []
@@ -291,7 +291,7 @@ def test_a_listing_out_of_which_batches_are_deleted_while_it_is_read_is_read_aga
     assert len(theirs) == 1
 
 
-def test_a_candidate_whose_results_are_gone_is_not_taken_for_absent(world: World) -> None:
+def test_a_batch_with_a_candidate_whose_results_are_gone_is_not_presumed_absent(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.emulator.add_fault(on="results", do="status", status=404, error_type="not_found_error")
 
@@ -315,7 +315,7 @@ def test_a_candidate_whose_results_are_gone_is_not_taken_for_absent(world: World
     assert world.accepted() == 5
 
 
-def test_a_missing_body_is_rendered_anew(world: World) -> None:
+def test_a_batch_whose_body_is_missing_is_rendered_again(world: World) -> None:
     world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error", retry_after=100)
     world.run(world.job(), detach=True)
     world.emulator.clear_faults()
@@ -364,7 +364,7 @@ def test_a_body_whose_driver_died_before_it_was_committed_is_removed(world: Worl
     assert finished.rows == {"succeeded": 4}
 
 
-def test_a_row_equal_to_one_at_the_api_has_its_own_answer(world: World) -> None:
+def test_a_row_equal_to_one_at_the_api_gets_its_own_answer(world: World) -> None:
     world.rows([{"id": "a", "text": "The same text."}])
     world.run(world.job(), detach=True)
     world.rows([{"id": "a", "text": "The same text."}, {"id": "b", "text": "The same text."}])
@@ -377,7 +377,7 @@ def test_a_row_equal_to_one_at_the_api_has_its_own_answer(world: World) -> None:
 
 
 @pytest.mark.parametrize("error", ["billing_error", "authentication_error", "permission_error"])
-def test_requests_refused_for_the_account_stop_submitting_and_go_again_uncounted(world: World, error: str) -> None:
+def test_requests_refused_because_of_the_account_stop_submitting_and_count_no_attempt(world: World, error: str) -> None:
     world.emulator.add_fault(on="item", do="error", error_type=error, match="number 1 ")
 
     with pytest.raises(AccountStopped, match="submitting has stopped") as stopped:
@@ -395,7 +395,7 @@ def test_requests_refused_for_the_account_stop_submitting_and_go_again_uncounted
     assert world.sent_twice() == []
 
 
-def test_a_batch_that_stays_unknown_to_the_api_is_lost_after_an_hour_and_collected_when_it_is_back(
+def test_a_batch_unknown_to_the_api_for_an_hour_is_lost_and_is_collected_when_it_reappears(
     world: World,
 ) -> None:
     world.emulator.add_fault(on="retrieve", do="status", status=404, error_type="not_found_error")
@@ -417,7 +417,7 @@ def test_a_batch_that_stays_unknown_to_the_api_is_lost_after_an_hour_and_collect
     assert world.accepted() == 5
 
 
-def test_a_batch_is_not_lost_by_404s_within_an_hour_of_its_create(world: World) -> None:
+def test_a_batch_is_not_lost_because_of_404s_within_an_hour_of_its_create(world: World) -> None:
     world.emulator.add_fault(on="retrieve", do="status", status=404, error_type="not_found_error", times=60)
 
     finished = world.run(world.job())
@@ -426,7 +426,7 @@ def test_a_batch_is_not_lost_by_404s_within_an_hour_of_its_create(world: World) 
     assert finished.rows == {"succeeded": 5}
 
 
-def test_results_older_than_29_days_are_lost_and_not_asked_again(world: World) -> None:
+def test_results_older_than_29_days_are_lost_and_not_requested_again(world: World) -> None:
     world.run(world.job(), detach=True)
     world.clock.advance(30 * 86_400)
 
@@ -440,7 +440,7 @@ def test_results_older_than_29_days_are_lost_and_not_asked_again(world: World) -
     assert (swept, calls) == ([], 0)
 
 
-def test_a_late_twin_is_reported(world: World) -> None:
+def test_a_twin_that_appears_late_is_reported(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.emulator.add_fault(on="list", do="lag", seconds=600)  # longer than the grace time: the promise ends here
     world.run(world.job())
@@ -454,7 +454,7 @@ def test_a_late_twin_is_reported(world: World) -> None:
     assert swept == [[("summaries", None)], []]
 
 
-def test_a_run_ended_by_another_driver_ends_this_one_too(world: World) -> None:
+def test_a_run_that_another_driver_ended_ends_for_this_driver_too(world: World) -> None:
     def end(event: str, facts: object) -> None:
         if event == "waiting":
             world.on_event = None
@@ -472,7 +472,7 @@ def test_a_run_ended_by_another_driver_ends_this_one_too(world: World) -> None:
     assert set(world.statuses().values()) == {"succeeded"}
 
 
-def test_a_row_that_comes_to_wait_while_another_driver_plans_is_not_taken_for_vanished(world: World) -> None:
+def test_a_row_that_becomes_pending_while_another_driver_plans_is_not_vanished(world: World) -> None:
     world.rows(texts(2))
     world.emulator.add_fault(on="item", do="error", error_type="billing_error", match="number 1 ", times=1)
     world.run(world.job(), detach=True)

@@ -1,4 +1,4 @@
-"""What the API and the network do to us, and what the user sees of it."""
+"""The API and the network fail, and each row still gets its outcome."""
 
 from datetime import timedelta
 from typing import Any
@@ -32,7 +32,7 @@ def ends(world: World) -> list[str | None]:
     ],
     ids=["no answer", "500", "a proxy's page", "504", "409"],
 )
-def test_a_batch_whose_answer_got_lost_is_found_and_not_sent_again(world: World, fault: dict[str, Any]) -> None:
+def test_a_batch_whose_response_was_lost_is_found_and_not_sent_again(world: World, fault: dict[str, Any]) -> None:
     world.emulator.add_fault(on="create", times=1, **fault)
 
     finished = world.run(world.job())
@@ -57,7 +57,7 @@ def test_a_batch_that_never_arrived_is_sent_again_after_the_grace_time(world: Wo
     assert ends(world) in (["absent", "accepted"], ["rejected", "accepted"])
 
 
-def test_a_batch_that_shows_late_in_the_listing_is_not_sent_again(world: World) -> None:
+def test_a_batch_that_appears_late_in_the_listing_is_not_sent_again(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
     world.emulator.add_fault(on="list", do="lag", seconds=45)
 
@@ -90,7 +90,7 @@ def test_another_batch_of_the_same_size_is_not_taken_for_ours(world: World) -> N
     assert world.sent_twice() == []
 
 
-def test_the_others_go_on_while_one_batch_is_of_unknown_end(world: World) -> None:
+def test_other_batches_proceed_while_the_end_of_one_sending_is_unknown(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
 
     world.run(world.job(limits={"max_batch_requests": 2}))
@@ -109,7 +109,7 @@ def test_the_others_go_on_while_one_batch_is_of_unknown_end(world: World) -> Non
     ],
     ids=["429 with retry-after", "429 without", "529"],
 )
-def test_an_api_that_is_busy_is_asked_again_later(world: World, fault: dict[str, Any]) -> None:
+def test_a_create_call_to_a_busy_api_is_repeated_later(world: World, fault: dict[str, Any]) -> None:
     world.emulator.add_fault(on="create", do="status", times=2, **fault)
 
     finished = world.run(world.job())
@@ -130,7 +130,7 @@ def test_an_api_that_is_busy_is_asked_again_later(world: World, fault: dict[str,
     ],
     ids=["own spend limit", "key refused", "payment", "permission", "the tier's spend limit"],
 )
-def test_a_refused_account_stops_submitting_and_a_later_run_goes_on(world: World, fault: dict[str, Any]) -> None:
+def test_a_refused_account_stops_submitting_and_a_later_run_continues(world: World, fault: dict[str, Any]) -> None:
     world.emulator.add_fault(on="create", do="status", **fault)
 
     with pytest.raises(AccountStopped, match="submitting has stopped"):
@@ -159,7 +159,7 @@ def test_a_sweep_does_not_try_a_refused_account_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("page", ["json", "html"])
-def test_a_batch_that_the_api_finds_too_large_goes_in_smaller_ones(world: World, page: str) -> None:
+def test_a_batch_that_is_too_large_for_the_api_is_sent_as_smaller_ones(world: World, page: str) -> None:
     world.emulator.add_fault(on="create", do="status", status=413, page=page, times=2)
 
     finished = world.run(world.job())
@@ -169,7 +169,7 @@ def test_a_batch_that_the_api_finds_too_large_goes_in_smaller_ones(world: World,
     assert world.batch_states().count("dropped") == 2
 
 
-def test_a_single_row_that_the_api_finds_too_large_is_invalid_and_the_others_go_on(world: World) -> None:
+def test_a_single_row_that_is_too_large_for_the_api_is_invalid_and_the_others_are_sent(world: World) -> None:
     world.rows([*texts(3), {"id": "large", "text": "x" * 3000}])
     world.emulator.settings.max_batch_bytes = 2000
 
@@ -180,7 +180,7 @@ def test_a_single_row_that_the_api_finds_too_large_is_invalid_and_the_others_go_
     assert world.accepted() == 3
 
 
-def test_a_batch_whose_results_are_gone_does_not_hold_back_the_others(world: World) -> None:
+def test_a_batch_whose_results_are_gone_does_not_delay_the_others(world: World) -> None:
     fault = {"status": 404, "error_type": "not_found_error"}
     world.emulator.add_fault(on="results", do="status", times=2, **fault)
 
@@ -192,7 +192,7 @@ def test_a_batch_whose_results_are_gone_does_not_hold_back_the_others(world: Wor
     assert finished.rows == {"succeeded": 5}
 
 
-def test_an_api_that_goes_away_is_waited_for_and_then_left(world: World) -> None:
+def test_a_driver_waits_for_an_unreachable_api_and_then_ends(world: World) -> None:
     world.run(world.job(), detach=True)
     world.emulator.add_fault(on="retrieve", do="drop_before")
     world.with_settings(timeout=100.0)
@@ -206,7 +206,7 @@ def test_an_api_that_goes_away_is_waited_for_and_then_left(world: World) -> None
     assert world.told("unreachable")
 
 
-def test_an_address_that_does_not_answer_at_first_is_wrong_input(world: World) -> None:
+def test_an_address_that_does_not_answer_the_first_call_is_wrong_input(world: World) -> None:
     world.emulator.add_fault(on="list", do="drop_before")
 
     with pytest.raises(InputError, match="no answer from http://emulator"):
@@ -215,7 +215,7 @@ def test_an_address_that_does_not_answer_at_first_is_wrong_input(world: World) -
     assert world.states() == {}
 
 
-def test_a_first_poll_that_fails_changes_nothing(world: World) -> None:
+def test_a_single_404_for_a_batch_changes_nothing(world: World) -> None:
     world.emulator.add_fault(on="retrieve", do="status", status=404, error_type="not_found_error", times=1)
 
     finished = world.run(world.job())
@@ -305,7 +305,7 @@ def test_a_row_that_failed_says_why(world: World, fault: dict[str, Any], status:
     assert finished.rows == {"succeeded": 4, status: 1}
 
 
-def test_strange_characters_in_an_answer_do_not_break_its_line(world: World) -> None:
+def test_line_separators_in_an_answer_do_not_split_its_line(world: World) -> None:
     world.emulator.add_fault(on="item", do="strange_text")
 
     world.run(world.job())
@@ -313,7 +313,7 @@ def test_strange_characters_in_an_answer_do_not_break_its_line(world: World) -> 
     assert all("\u2028" in answer["text"] for answer in world.answers().values())
 
 
-def test_results_are_read_from_our_address_whatever_results_url_says(world: World) -> None:
+def test_results_are_read_from_our_address_although_results_url_names_another(world: World) -> None:
     world.emulator.add_fault(on="retrieve", do="results_url", host="http://elsewhere.example")
 
     finished = world.run(world.job())
@@ -371,7 +371,7 @@ def test_a_body_that_was_altered_is_not_sent(world: World) -> None:
     assert world.accepted() == 5
 
 
-def test_a_row_to_be_sent_again_whose_body_is_gone_is_rendered_anew(world: World) -> None:
+def test_a_retried_row_whose_body_is_gone_is_rendered_again(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="api_error", match="number 1", times=1, per="params")
 
     def lose_body(event: str, facts: dict[str, Any]) -> None:
@@ -388,7 +388,7 @@ def test_a_row_to_be_sent_again_whose_body_is_gone_is_rendered_anew(world: World
     assert world.accepted() == 6
 
 
-def test_a_suspended_driver_is_given_until_its_deadline(world: World) -> None:
+def test_a_batch_is_not_sent_again_before_the_deadline_of_a_suspended_driver(world: World) -> None:
     world.with_settings(timeout=1000.0)
     world.emulator.add_fault(on="create", do="drop_before", times=1)
     world.on_event = lambda event, facts: forget_end(world) if event == "unknown_end" else None
@@ -409,7 +409,7 @@ def test_a_suspended_driver_is_given_until_its_deadline(world: World) -> None:
 
 
 def forget_end(world: World) -> None:
-    """As if a driver that nobody knows had been suspended in the POST."""
+    """Remove the end of the sending, as if an unknown driver had been suspended in the create call."""
     with world.database.write() as conn:
         conn.execute(sendings.update().values(end=None, grace_from=None, driver=""))
 
@@ -461,7 +461,7 @@ def test_a_label_in_another_case_is_that_label(world: World) -> None:
     assert {answer["label"] for answer in world.answers().values()} <= {"Number", "Letter"}
 
 
-def test_an_answer_later_than_the_timeout_is_found_in_the_listing(world: World) -> None:
+def test_a_batch_whose_response_comes_after_the_timeout_is_found_in_the_listing(world: World) -> None:
     world.emulator.add_fault(on="create", do="delay", seconds=700, times=1)
 
     finished = world.run(world.job())
@@ -471,7 +471,7 @@ def test_an_answer_later_than_the_timeout_is_found_in_the_listing(world: World) 
     assert world.accepted() == 5
 
 
-def test_what_is_watched_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_problem_of_a_watched_batch_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     problem = "asking the API whether it arrived: the process died while sending it; sent again after 01:54:00 UTC"
     waits = Waiting(progress={"batches": {"submitting": 1}}, held_by=[], seconds=10.0)
     with Teller(as_json=False) as teller:

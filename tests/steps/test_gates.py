@@ -1,4 +1,4 @@
-"""What a run sends first and waits for: the canary of a new recipe, and the row that fills the prompt cache."""
+"""A run sends its canary or its primer first and waits for it before it sends the remaining rows."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -39,18 +39,18 @@ def nobody_waits_for_ever(world: World) -> None:
 
 
 def job(world: World, rows: int = 50, canary: Any = CANARY, **changes: Any) -> Job:
-    """A job over so many rows, with a canary of five."""
+    """Return a job over so many rows, with a canary of five."""
     world.rows(texts(rows))
     return world.job(canary=canary, **changes)
 
 
 def sizes(world: World) -> list[int]:
-    """How many requests each batch had that was sent, in their order."""
+    """Return the number of requests in each accepted batch, in order."""
     return [facts["requests"] for facts in world.told("submitted")]
 
 
 def moves(world: World) -> list[str]:
-    """Which batches were submitted, and collected, in this order: `+5` and `-5` for one of five requests."""
+    """Return the batches submitted and collected, in order: `+5` and `-5` for one of five requests."""
     signs = {"submitted": "+", "collected": "-"}
     return [f"{signs[name]}{facts['requests']}" for name, facts in world.events if name in signs]
 
@@ -60,20 +60,20 @@ def dead(*args: Any, **options: Any) -> None:
 
 
 def sweeps(world: World, times: int = 4, *, minutes: int = 1) -> None:
-    """A scheduler that collects every so many minutes."""
+    """Sweep every so many minutes, as a scheduler does."""
     for _ in range(times):
         world.clock.advance(60 * minutes + 1)
         world.sweep()
 
 
 def run_states(world: World) -> list[tuple[str, str | None]]:
-    """State and reason of each run."""
+    """Return the state and the reason of each run."""
     with world.database.read() as conn:
         return [(each.state, each.reason) for each in conn.execute(select(runs).order_by(runs.c.id))]
 
 
 def smallest_body(world: World) -> Path:
-    """The body of the canary, while nothing has been sent."""
+    """Return the body of the canary, while nothing has been sent."""
     bodies = (world.folder / "spool" / "summaries").glob("*.json")
     return min(bodies, key=lambda body: body.stat().st_size)
 
@@ -81,7 +81,7 @@ def smallest_body(world: World) -> Path:
 # -- the canary ------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_rows_of_a_new_recipe_go_first_and_the_rest_waits_for_them(world: World) -> None:
+def test_the_canary_of_a_new_recipe_is_sent_first_and_the_remaining_rows_wait_for_it(world: World) -> None:
     finished = world.run(job(world, 60, limits={"max_batch_requests": 30}))
 
     assert moves(world)[:3] == ["+5", "-5", "+30"]
@@ -91,7 +91,7 @@ def test_the_first_rows_of_a_new_recipe_go_first_and_the_rest_waits_for_them(wor
     assert world.sent_twice() == []
 
 
-def test_when_too_many_of_them_fail_nothing_more_is_sent(world: World) -> None:
+def test_nothing_more_is_sent_when_too_many_rows_of_the_canary_fail(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", times=2)
 
     stopped = world.run(job(world))
@@ -103,7 +103,7 @@ def test_when_too_many_of_them_fail_nothing_more_is_sent(world: World) -> None:
     assert world.told("canary_failed")[0]["failed"] == 2
 
 
-def test_as_many_failures_as_are_allowed_open_the_gate(world: World) -> None:
+def test_a_canary_with_no_more_failures_than_allowed_passes(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", times=1)
 
     finished = world.run(job(world))
@@ -111,7 +111,7 @@ def test_as_many_failures_as_are_allowed_open_the_gate(world: World) -> None:
     assert (finished.state, finished.rows) == ("finished", {"succeeded": 49, "refused": 1})
 
 
-def test_after_it_failed_the_same_command_sends_the_next_rows_first(world: World) -> None:
+def test_after_a_failed_canary_the_same_command_sends_the_next_rows_as_a_canary(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse")
     work = job(world, 70)
     world.run(work)
@@ -126,7 +126,7 @@ def test_after_it_failed_the_same_command_sends_the_next_rows_first(world: World
     assert sizes(world) == [5, 5, 5, 55]
 
 
-def test_after_it_failed_the_same_command_does_not_send_all_because_fewer_rows_are_left(world: World) -> None:
+def test_after_a_failed_canary_the_same_command_sends_a_canary_although_few_rows_are_left(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse")
     work = job(world, 50)
     world.run(work)
@@ -137,7 +137,7 @@ def test_after_it_failed_the_same_command_does_not_send_all_because_fewer_rows_a
     assert sizes(world) == [5, 5]
 
 
-def test_a_few_that_succeeded_in_a_canary_that_failed_do_not_prove_the_recipe(world: World) -> None:
+def test_a_few_successes_in_a_failed_canary_do_not_prove_the_recipe(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", times=3)
     work = job(world, 100)
     world.run(work)
@@ -147,7 +147,7 @@ def test_a_few_that_succeeded_in_a_canary_that_failed_do_not_prove_the_recipe(wo
     assert sizes(world) == [5, 5, 90]
 
 
-def test_one_may_go_past_it(world: World) -> None:
+def test_the_user_can_skip_the_canary_after_it_failed(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", times=5)
     work = job(world)
     world.run(work)
@@ -158,7 +158,7 @@ def test_one_may_go_past_it(world: World) -> None:
     assert sizes(world) == [5, 45]
 
 
-def test_one_may_go_past_a_canary_that_is_at_the_api(world: World) -> None:
+def test_the_user_can_skip_a_canary_that_is_at_the_api(world: World) -> None:
     work = job(world)
     world.run(work, detach=True)
     waiting = sizes(world)
@@ -169,7 +169,7 @@ def test_one_may_go_past_a_canary_that_is_at_the_api(world: World) -> None:
     assert sizes(world) == [5, 45]
 
 
-def test_a_job_that_has_none_any_more_goes_past_one_that_is_at_the_api(world: World) -> None:
+def test_a_job_without_a_canary_does_not_wait_for_an_older_canary_at_the_api(world: World) -> None:
     world.run(job(world), detach=True)
 
     world.run(job(world, canary=False), detach=True)
@@ -185,13 +185,15 @@ def test_a_job_that_has_none_any_more_goes_past_one_that_is_at_the_api(world: Wo
         pytest.param(50, {"rows": 5}, [5, 45], id="just as many"),
     ],
 )
-def test_what_has_a_canary(world: World, rows: int, canary: Any, sent: list[int]) -> None:
+def test_a_canary_is_sent_when_the_job_has_one_and_enough_rows(
+    world: World, rows: int, canary: Any, sent: list[int]
+) -> None:
     world.run(job(world, rows, canary))
 
     assert sizes(world) == sent
 
 
-def test_a_recipe_that_succeeded_before_has_none(world: World) -> None:
+def test_a_recipe_that_succeeded_before_has_no_canary(world: World) -> None:
     work = job(world, 3)
     world.run(work)
     world.rows(texts(103))
@@ -201,7 +203,7 @@ def test_a_recipe_that_succeeded_before_has_none(world: World) -> None:
     assert sizes(world) == [3, 100]
 
 
-def test_another_recipe_has_one(world: World) -> None:
+def test_a_changed_recipe_has_a_canary(world: World) -> None:
     world.run(job(world))
     other = world.job(canary=CANARY, request={"prompt": "In one word: {{ text }}"})
 
@@ -210,7 +212,7 @@ def test_another_recipe_has_one(world: World) -> None:
     assert sizes(world) == [5, 45, 5, 45]
 
 
-def test_a_run_of_a_few_rows_only_has_none_and_one_of_more_has(world: World) -> None:
+def test_a_run_of_few_rows_has_no_canary_and_the_next_larger_run_has_one(world: World) -> None:
     work = job(world, 100)
     world.emulator.add_fault(on="item", do="refuse")
 
@@ -222,7 +224,7 @@ def test_a_run_of_a_few_rows_only_has_none_and_one_of_more_has(world: World) -> 
     assert sizes(world) == [10, 5]
 
 
-def test_a_run_of_few_rows_that_is_still_open_does_not_let_the_others_through(world: World) -> None:
+def test_an_open_run_of_few_rows_does_not_replace_the_canary_of_a_larger_run(world: World) -> None:
     work = job(world, 100)
     world.emulator.add_fault(on="item", do="refuse")
     world.run(work, limit=3, detach=True)
@@ -232,7 +234,7 @@ def test_a_run_of_few_rows_that_is_still_open_does_not_let_the_others_through(wo
     assert world.accepted() < 20
 
 
-def test_a_row_that_failed_for_the_moment_is_asked_again_before_it_counts(world: World) -> None:
+def test_a_canary_row_with_a_temporary_failure_is_sent_again_before_it_counts(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", times=4)
 
     finished = world.run(job(world))
@@ -242,7 +244,7 @@ def test_a_row_that_failed_for_the_moment_is_asked_again_before_it_counts(world:
     assert finished.rows == {"succeeded": 50}
 
 
-def test_rows_that_fail_for_the_moment_as_often_as_they_may_be_asked_count(world: World) -> None:
+def test_canary_rows_whose_attempts_are_used_up_count_as_failed(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error")
 
     stopped = world.run(job(world))
@@ -251,7 +253,7 @@ def test_rows_that_fail_for_the_moment_as_often_as_they_may_be_asked_count(world
     assert sizes(world) == [5, 5, 5]
 
 
-def test_rows_that_cannot_be_sent_at_all_are_not_the_canary(world: World) -> None:
+def test_rows_that_cannot_be_sent_are_not_part_of_the_canary(world: World) -> None:
     rows = texts(60)
     for row in rows[:7]:
         row["text"] = ""
@@ -277,7 +279,7 @@ def test_a_canary_that_is_too_large_for_the_api_is_split_and_still_waited_for(wo
     assert (sum(sizes(world)), set(world.statuses().values())) == (5, {"refused"})
 
 
-def test_detached_it_is_left_to_sweeps(world: World) -> None:
+def test_sweeps_finish_a_detached_run_with_a_canary(world: World) -> None:
     detached = world.run(job(world), detach=True)
     waiting = sizes(world)
 
@@ -302,7 +304,9 @@ def test_a_sweep_ends_the_run_of_a_canary_that_failed(world: World) -> None:
 
 @pytest.mark.parametrize("next_one", ["run", "sweeps"])
 @pytest.mark.parametrize("fails", [False, True], ids=["well", "badly"])
-def test_a_driver_that_dies_when_it_has_collected_the_canary(world: World, fails: bool, next_one: str) -> None:
+def test_a_run_continues_after_its_driver_died_when_it_had_collected_the_canary(
+    world: World, fails: bool, next_one: str
+) -> None:
     if fails:
         world.emulator.add_fault(on="item", do="refuse")
     work = job(world)
@@ -320,7 +324,7 @@ def test_a_driver_that_dies_when_it_has_collected_the_canary(world: World, fails
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3], ids=["the canary", "the next batch", "all"])
-def test_a_driver_that_dies_when_it_has_planned(world: World, nth: int) -> None:
+def test_a_run_continues_after_its_driver_died_when_it_had_planned(world: World, nth: int) -> None:
     work = job(world, 60, limits={"max_batch_requests": 30})
     world.dies_at(work, "planned", nth)
 
@@ -333,7 +337,7 @@ def test_a_driver_that_dies_when_it_has_planned(world: World, nth: int) -> None:
     assert (world.accepted(), world.sent_twice()) == (60, [])
 
 
-def test_a_driver_that_dies_when_it_has_planned_is_followed_by_another_run(world: World) -> None:
+def test_the_next_run_sends_the_canary_first_after_a_driver_died_when_it_had_planned(world: World) -> None:
     work = job(world, 60, limits={"max_batch_requests": 30})
     world.dies_at(work, "planned", 1)
 
@@ -344,7 +348,7 @@ def test_a_driver_that_dies_when_it_has_planned_is_followed_by_another_run(world
     assert (world.accepted(), world.sent_twice()) == (60, [])
 
 
-def test_a_driver_that_dies_before_it_has_planned_any_is_followed_by_another_run(world: World) -> None:
+def test_the_next_run_sends_the_canary_first_after_a_driver_died_before_it_planned(world: World) -> None:
     work = job(world)
     world.dies_at(work, "quote")
 
@@ -364,8 +368,8 @@ def test_a_second_driver_at_any_moment_waits_for_the_canary_too(world: World, mo
     assert (world.accepted(), world.sent_twice()) == (60, [])
 
 
-def test_a_second_driver_does_not_wait_again_when_the_canary_is_back(world: World) -> None:
-    """Though none of its rows has succeeded: so many were allowed to fail."""
+def test_a_second_driver_does_not_wait_again_when_the_canary_has_passed(world: World) -> None:
+    """None of its rows has succeeded, but that many were allowed to fail."""
     work = job(world, 60, canary={"rows": 5, "max_failed": 1.0})
     world.emulator.add_fault(on="item", do="refuse", times=5)
 
@@ -386,7 +390,7 @@ def test_a_second_driver_sends_nothing_either_when_the_canary_fails(world: World
     assert world.accepted() <= 10
 
 
-def test_a_canary_with_a_row_that_changed_before_it_was_sent_is_planned_anew(world: World) -> None:
+def test_a_canary_with_a_row_that_changed_before_sending_is_planned_again(world: World) -> None:
     world.emulator.add_fault(**BUSY)
     work = job(world)
     world.run(work, detach=True)
@@ -402,7 +406,7 @@ def test_a_canary_with_a_row_that_changed_before_it_was_sent_is_planned_anew(wor
     assert "Something else" in world.answers()["r2"]["text"]
 
 
-def test_when_the_canary_is_gone_and_its_rows_have_left_the_source_others_take_their_place(world: World) -> None:
+def test_other_rows_become_the_canary_when_its_rows_have_left_the_source(world: World) -> None:
     world.emulator.add_fault(**BUSY)
     work = job(world, 100)
     world.run(work, detach=True)
@@ -416,7 +420,7 @@ def test_when_the_canary_is_gone_and_its_rows_have_left_the_source_others_take_t
     assert finished.rows == {"succeeded": 95}
 
 
-def test_when_the_canary_is_gone_and_whoever_planned_died_a_sweep_sends_other_rows_first(
+def test_a_sweep_sends_other_rows_as_the_canary_when_it_is_gone_and_the_planner_died(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.emulator.add_fault(**BUSY)
@@ -435,7 +439,7 @@ def test_when_the_canary_is_gone_and_whoever_planned_died_a_sweep_sends_other_ro
     assert Counter(world.statuses().values()) == {"invalid": 1, "succeeded": 19}
 
 
-def test_a_canary_of_which_one_row_changed_and_the_others_left_the_source_is_that_row(world: World) -> None:
+def test_the_only_canary_row_left_in_the_source_is_the_canary_after_it_changed(world: World) -> None:
     world.emulator.add_fault(**BUSY)
     work = job(world, 100)
     world.run(work, detach=True)
@@ -450,7 +454,7 @@ def test_a_canary_of_which_one_row_changed_and_the_others_left_the_source_is_tha
     assert finished.rows == {"succeeded": 96}
 
 
-def test_when_the_rows_of_the_canary_change_after_it_was_collected_the_rest_does_not_wait_for_ever(
+def test_the_remaining_rows_are_sent_although_rows_of_the_collected_canary_change(
     world: World,
 ) -> None:
     work = job(world, 100)
@@ -465,7 +469,7 @@ def test_when_the_rows_of_the_canary_change_after_it_was_collected_the_rest_does
     assert finished.rows == {"succeeded": 100}
 
 
-def test_a_driver_that_dies_when_all_of_the_canary_has_to_go_again_is_followed_by_another_run(world: World) -> None:
+def test_the_next_run_sends_the_canary_again_after_a_driver_died_before_retrying_it(world: World) -> None:
     world.emulator.add_fault(on="item", do="error", error_type="overloaded_error", times=5)
     work = job(world)
     world.dies_at(work, "collected")
@@ -476,7 +480,7 @@ def test_a_driver_that_dies_when_all_of_the_canary_has_to_go_again_is_followed_b
     assert finished.rows == {"succeeded": 50}
 
 
-def test_a_canary_whose_body_is_gone_is_planned_anew(world: World) -> None:
+def test_a_canary_whose_body_is_gone_is_planned_again(world: World) -> None:
     world.emulator.add_fault(**BUSY)
     work = job(world)
     world.run(work, detach=True)
@@ -490,7 +494,7 @@ def test_a_canary_whose_body_is_gone_is_planned_anew(world: World) -> None:
     assert finished.rows == {"succeeded": 50}
 
 
-def test_a_canary_of_unknown_end_is_waited_for(world: World) -> None:
+def test_a_run_waits_for_a_canary_whose_create_had_no_response(world: World) -> None:
     world.emulator.add_fault(on="create", do="drop_after", times=1)
 
     finished = world.run(job(world))
@@ -509,7 +513,7 @@ def test_a_canary_that_is_lost_counts_as_failed(world: World) -> None:
     assert (stopped.reason, stopped.rows) == ("canary", {"lost": 5, "pending": 45})
 
 
-def test_equal_rows_share_the_requests_of_a_canary(world: World) -> None:
+def test_equal_rows_share_one_request_of_a_canary(world: World) -> None:
     world.rows([{"id": f"r{i}", "text": f"Text number {i // 2}."} for i in range(100)])
 
     finished = world.run(world.job(canary=CANARY))
@@ -520,7 +524,7 @@ def test_equal_rows_share_the_requests_of_a_canary(world: World) -> None:
 
 
 @pytest.mark.parametrize("moment", ["planned", "submitting"])
-def test_whoever_goes_on_with_a_run_without_a_canary_has_none_either(world: World, moment: str) -> None:
+def test_a_driver_that_continues_a_run_without_a_canary_sends_none_either(world: World, moment: str) -> None:
     work = job(world, 50, limits={"max_batch_requests": 25})
     world.dies_at(work, moment, canary=False)
 
@@ -547,7 +551,7 @@ def test_the_next_run_has_a_canary_again(world: World) -> None:
     assert sizes(world)[1] == 5
 
 
-def test_rows_that_a_person_wants_again_have_no_canary(world: World) -> None:
+def test_a_retry_has_no_canary(world: World) -> None:
     work = job(world, 60, False)
     world.emulator.add_fault(on="item", do="refuse")
     world.run(work)
@@ -564,22 +568,22 @@ LONG = " ".join(f"Rule {i}: a text that speaks of the number {i} is filed under 
 
 
 def caching(world: World, rows: int = 40, system: Any = LONG, cache: str | None = "1h", **changes: Any) -> Job:
-    """A job of which all requests share some 6,000 tokens."""
+    """Return a job whose requests share about 6,000 tokens."""
     request = {"system": system} | ({"cache": cache} if cache else {})
     return job(world, rows, changes.pop("canary", False), request=request, **changes)
 
 
 def written(world: World) -> list[str]:
-    """The rows that wrote to the cache."""
+    """Return the rows that wrote to the cache."""
     return [key for key, answer in world.answers().items() if answer["cache_write_tokens"]]
 
 
 def read(world: World) -> int:
-    """How many rows read from the cache."""
+    """Return how many rows read from the cache."""
     return sum(answer["cache_read_tokens"] > 0 for answer in world.answers().values())
 
 
-def test_one_row_fills_the_cache_and_the_others_read_from_it(world: World) -> None:
+def test_the_primer_fills_the_cache_and_the_other_rows_read_from_it(world: World) -> None:
     finished = world.run(caching(world))
 
     assert moves(world) == ["+1", "-1", "+39", "-39"]
@@ -587,7 +591,7 @@ def test_one_row_fills_the_cache_and_the_others_read_from_it(world: World) -> No
     assert finished.rows == {"succeeded": 40}
 
 
-def test_each_run_fills_the_cache_anew(world: World) -> None:
+def test_each_run_sends_a_primer_of_its_own(world: World) -> None:
     work = caching(world)
     world.run(work)
     world.rows(texts(80))
@@ -599,7 +603,7 @@ def test_each_run_fills_the_cache_anew(world: World) -> None:
     assert (written(world), read(world)) == (["r0", "r40"], 78)
 
 
-def test_without_a_first_row_as_many_write_as_begin_together(world: World) -> None:
+def test_without_a_primer_every_row_that_starts_at_once_writes_to_the_cache(world: World) -> None:
     marked = [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
 
     world.run(caching(world, system=marked, cache=None))
@@ -616,7 +620,9 @@ def test_without_a_first_row_as_many_write_as_begin_together(world: World) -> No
         pytest.param(3, LONG, [1, 2], id="enough rows"),
     ],
 )
-def test_what_has_a_first_row(world: World, rows: int, system: str, sent: list[int]) -> None:
+def test_a_primer_is_sent_when_the_cached_prefix_and_the_rows_are_enough(
+    world: World, rows: int, system: str, sent: list[int]
+) -> None:
     world.run(caching(world, rows, system))
 
     assert sizes(world) == sent
@@ -624,7 +630,7 @@ def test_what_has_a_first_row(world: World, rows: int, system: str, sent: list[i
 
 @pytest.fixture
 def slow(world: World) -> Iterator[None]:
-    """An API that takes four hours for a batch."""
+    """Use an emulator that takes four hours for a batch."""
     quick = world.emulator
     with Emulator(world.folder / "slow", processing_seconds=4 * 3600, clock=quick.clock) as world.emulator:
         yield
@@ -632,7 +638,7 @@ def slow(world: World) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("slow")
-def test_after_two_hours_the_others_go_without_it(world: World) -> None:
+def test_after_two_hours_the_other_rows_are_sent_without_waiting_for_the_primer(world: World) -> None:
     world.run(caching(world), detach=True)
 
     sweeps(world, 11, minutes=10)
@@ -644,7 +650,7 @@ def test_after_two_hours_the_others_go_without_it(world: World) -> None:
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_canary_is_waited_for_longer_than_that(world: World) -> None:
+def test_a_run_waits_for_a_canary_longer_than_two_hours(world: World) -> None:
     world.run(job(world), detach=True)
 
     sweeps(world, 10, minutes=20)
@@ -655,7 +661,7 @@ def test_a_canary_is_waited_for_longer_than_that(world: World) -> None:
     assert sizes(world) == [5, 45]
 
 
-def test_the_two_hours_begin_when_it_is_sent(world: World) -> None:
+def test_the_two_hours_begin_when_the_primer_is_sent(world: World) -> None:
     world.emulator.add_fault(**{**BUSY, "retry_after": 9_000}, times=1)
     world.run(caching(world), detach=True)
     world.clock.advance(12_000)
@@ -669,7 +675,7 @@ def test_the_two_hours_begin_when_it_is_sent(world: World) -> None:
     assert written(world) == ["r0"]
 
 
-def test_it_opens_the_gate_even_when_it_fails(world: World) -> None:
+def test_a_primer_that_fails_opens_the_gate_too(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse", times=1)
 
     finished = world.run(caching(world))
@@ -678,14 +684,14 @@ def test_it_opens_the_gate_even_when_it_fails(world: World) -> None:
     assert finished.rows == {"succeeded": 39, "refused": 1}
 
 
-def test_with_a_canary_there_is_no_other_first_row(world: World) -> None:
+def test_a_run_with_a_canary_has_no_primer(world: World) -> None:
     world.run(caching(world, 60, canary=CANARY))
 
     assert sizes(world) == [5, 55]
     assert (set(written(world)), read(world)) == ({f"r{i}" for i in range(5)}, 55)
 
 
-def test_a_driver_that_dies_when_it_has_collected_the_first_row(world: World) -> None:
+def test_a_run_continues_after_its_driver_died_when_it_had_collected_the_primer(world: World) -> None:
     work = caching(world)
     world.dies_at(work, "collected")
 
@@ -695,7 +701,7 @@ def test_a_driver_that_dies_when_it_has_collected_the_first_row(world: World) ->
     assert set(world.statuses().values()) == {"succeeded"}
 
 
-def test_a_retry_of_many_rows_fills_the_cache_first(world: World) -> None:
+def test_a_retry_of_many_rows_sends_a_primer_first(world: World) -> None:
     world.emulator.add_fault(on="item", do="refuse")
     work = caching(world)
     world.run(work)
@@ -723,7 +729,9 @@ def test_a_retry_of_many_rows_fills_the_cache_first(world: World) -> None:
         pytest.param(50, "proven", False, None, id="proven"),
     ],
 )
-def test_what_a_run_waits_for(rows: int, recipe: str, primes: bool, gate: Gate | None) -> None:
+def test_the_gate_of_a_run_is_the_canary_or_the_primer_or_none(
+    rows: int, recipe: str, primes: bool, gate: Gate | None
+) -> None:
     sections = {
         "name": "a",
         "source": {"path": "a.csv", "key": "id"},

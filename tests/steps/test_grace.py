@@ -1,4 +1,4 @@
-"""A grace time below the lease: rows might be paid twice, so every command that drives says so."""
+"""Every command that drives batches warns when the grace time is shorter than the lease."""
 
 import sys
 from collections.abc import Callable
@@ -28,7 +28,7 @@ WARNING = (
 
 @pytest.fixture
 def real_api(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What answers is taken for the API, for it does not say that it is the emulator."""
+    """Hide that the emulator is one, so that the driver takes it for the API."""
     monkeypatch.setattr(api, "EMULATOR", "another organization")
 
 
@@ -38,7 +38,7 @@ def warnings(world: World) -> list[str]:
 
 @pytest.mark.usefixtures("real_api")
 @pytest.mark.parametrize("world", ["SQLite"], indirect=True)
-def test_a_grace_time_below_the_lease_is_a_warning_once_for_each_command(world: World) -> None:
+def test_each_command_warns_once_of_a_grace_time_below_the_lease(world: World) -> None:
     world.run(world.job(), detach=True)
     after_run = warnings(world)
     world.events.clear()
@@ -56,7 +56,7 @@ def test_a_grace_time_below_the_lease_is_a_warning_once_for_each_command(world: 
 @pytest.mark.usefixtures("real_api")
 @pytest.mark.parametrize("world", ["SQLite"], indirect=True)
 @pytest.mark.parametrize("grace", [120.0, 300.0], ids=["as long", "longer"])
-def test_a_grace_time_no_shorter_than_the_lease_is_right(world: World, grace: float) -> None:
+def test_a_grace_time_as_long_as_the_lease_gives_no_warning(world: World, grace: float) -> None:
     world.with_settings(grace=grace)
 
     world.run(world.job())
@@ -71,7 +71,7 @@ def test_the_emulator_needs_no_grace_time(world: World) -> None:
     assert warnings(world) == []
 
 
-def test_the_default_settings_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_settings_give_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BATCH_GRACE_SECONDS", "BATCH_LEASE_SECONDS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -83,7 +83,7 @@ Ran = Callable[..., str]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ran:
-    """Runs a command in a job's folder, with a short grace time, in this process; what it said on stderr."""
+    """Return a function that runs a command in a job's folder with a short grace time and returns its stderr."""
 
     def ran(url: str, *arguments: str) -> str:
         for name, value in environment(url, BATCH_GRACE_SECONDS="60").items():
@@ -101,7 +101,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 
 @pytest.mark.usefixtures("real_api")
-def test_each_command_that_drives_says_so_on_stderr_and_no_other(command: Ran, tmp_path: Path) -> None:
+def test_only_commands_that_drive_batches_warn_of_a_short_grace_time(command: Ran, tmp_path: Path) -> None:
     with start(tmp_path / "emulator", processing_seconds=60) as running:
         said = {
             name: command(running.url, *name.split())
@@ -119,14 +119,14 @@ def test_each_command_that_drives_says_so_on_stderr_and_no_other(command: Ran, t
     assert driving == {"run", "collect", "cancel"}
 
 
-def test_a_command_with_its_own_emulator_says_nothing_of_it(command: Ran) -> None:
+def test_a_command_with_its_own_emulator_gives_no_warning(command: Ran) -> None:
     said = command("http://nowhere", "run", "notes.yaml", "--emulator")
 
     assert "BATCH_LEASE_SECONDS" not in said
 
 
 @pytest.mark.usefixtures("real_api")
-def test_a_flow_goes_on_after_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flow_continues_after_the_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = put_job(tmp_path, rows=3)
     with start(tmp_path / "emulator", processing_seconds=60) as running, disable_run_logger():
         for name, value in environment(running.url, BATCH_DATABASE_URL=f"sqlite:///{tmp_path}/batches.db").items():

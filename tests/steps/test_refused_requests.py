@@ -1,4 +1,4 @@
-"""What a model or the API would not take is refused before anything is sent, or makes just its row invalid."""
+"""A job that the API would refuse is refused before anything is sent; a row that it would refuse is invalid."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ def api(running: RunningEmulator) -> Api:
 
 @pytest.fixture
 def job(folder: Path) -> Callable[..., None]:  # noqa: F811  # a fixture
-    """Writes job.yaml and its rows. fields: of `request`, or other sections as a whole."""
+    """Return a function that writes job.yaml and its rows. fields: of `request`, or other sections as a whole."""
 
     def write(rows: list[dict[str, Any]] | None = None, **fields: Any) -> None:
         pl.DataFrame(rows or ROWS).write_parquet(folder / "rows.parquet")
@@ -202,7 +202,7 @@ TOOL = {"name": "note", "input_schema": schema(total={"type": "integer"})}
         ),
     ],
 )
-def test_what_would_not_be_taken_is_refused(
+def test_a_job_that_the_model_would_refuse_is_refused(
     command: Command,  # noqa: F811  # a fixture
     api: Api,
     job: Job,
@@ -237,7 +237,7 @@ def test_a_budget_for_a_model_without_a_price_is_refused_until_the_job_gives_one
     assert ran.code == 0, ran.err
 
 
-def test_a_deprecated_model_is_said_with_its_date(command: Command, job: Job) -> None:  # noqa: F811  # a fixture
+def test_a_deprecated_model_is_reported_with_its_date(command: Command, job: Job) -> None:  # noqa: F811  # a fixture
     job(model="claude-sonnet-4-5")
 
     checked = command("check", "job.yaml")
@@ -249,7 +249,7 @@ def test_a_deprecated_model_is_said_with_its_date(command: Command, job: Job) ->
     )
 
 
-def test_a_prefix_too_short_for_the_cache_is_said(command: Command, job: Job) -> None:  # noqa: F811  # a fixture
+def test_a_prefix_too_short_for_the_cache_is_reported(command: Command, job: Job) -> None:  # noqa: F811  # a fixture
     job(system="Be brief.", cache="1h")
 
     checked = command("check", "job.yaml")
@@ -258,7 +258,7 @@ def test_a_prefix_too_short_for_the_cache_is_said(command: Command, job: Job) ->
     assert "caches from 1,024 on: nothing will be cached" in checked.err
 
 
-def test_an_api_that_does_not_answer_keeps_check_from_nothing_but_the_models(
+def test_check_proves_all_but_the_models_when_the_api_does_not_answer(
     command: Command,  # noqa: F811  # a fixture
     job: Job,
     monkeypatch: pytest.MonkeyPatch,
@@ -272,7 +272,7 @@ def test_an_api_that_does_not_answer_keeps_check_from_nothing_but_the_models(
     assert "warning  the models were not checked: no answer from http://127.0.0.1:9" in checked.err
 
 
-def test_without_a_key_check_proves_all_but_the_models(
+def test_check_proves_all_but_the_models_without_a_key(
     command: Command,  # noqa: F811  # a fixture
     job: Job,
     monkeypatch: pytest.MonkeyPatch,
@@ -316,7 +316,7 @@ def pdf(path: Path, pages: int) -> Path:
         pytest.param("image", None, "null", id="no file"),
     ],
 )
-def test_a_wrong_attachment_makes_its_row_invalid_and_the_others_go(
+def test_a_wrong_attachment_makes_only_its_row_invalid(
     command: Command,  # noqa: F811  # a fixture
     job: Job,
     folder: Path,  # noqa: F811  # a fixture
@@ -354,7 +354,7 @@ def test_a_wrong_attachment_makes_its_row_invalid_and_the_others_go(
         pytest.param('[{"role": "assistant", "content": "x"}]', "begins with a turn of role 'assistant'", id="order"),
     ],
 )
-def test_malformed_turns_make_their_row_invalid_and_the_others_go(
+def test_malformed_turns_make_only_their_row_invalid(
     command: Command,  # noqa: F811  # a fixture
     job: Job,
     turns: str,
@@ -378,7 +378,7 @@ def test_malformed_turns_make_their_row_invalid_and_the_others_go(
         pytest.param("model", "{{ m }}", "request.model is empty for this row", id="no model"),
     ],
 )
-def test_a_wrong_model_or_limit_of_a_row_makes_it_invalid_and_the_others_go(
+def test_a_wrong_model_or_limit_makes_only_its_row_invalid(
     command: Command,  # noqa: F811  # a fixture
     job: Job,
     field: str,
