@@ -135,7 +135,7 @@ def next_wait(last: float, told: float | None, fixed: float | None) -> float:
     last: the wait before this poll, 0 for none. told: the API's retry-after, None if it gave none. fixed: what the user
     set, None if nothing.
 
-    The wait begins with the API's retry-after, or 5 s, and grows to a minute: most batches end within a minute, some
+    The wait begins with the API's retry-after, or 5 s, and grows to a minute: most batches end within an hour, some
     take a day.
     """
     if fixed is not None:
