@@ -23,7 +23,7 @@ from tests.support.prefect_stack import PATIENCE, free_port
 pytestmark = pytest.mark.prefect
 
 TWELVE = tuple(f"text {n}" for n in range(12))  # two rows a batch
-LOADED = ("--preload", "flows.tasks")  # which the first task else takes seconds for
+LOADED = ("--preload", "flows.collect_tasks")  # which the first task else takes seconds for
 WHOLE = ("-m", "flows.collect_results")
 IMPATIENT = """
 from flows import collect_tasks
