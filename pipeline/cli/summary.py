@@ -142,9 +142,7 @@ def tell_earlier_ends(environment: "Environment", name: str | None) -> None:
     with environment.database.read() as conn:
         row = None if name is None else job_named(conn, name)
         found = ends.untold(conn, None if row is None else row.id)
-    for end in found:
-        if end.exit_code:
-            environment.tell(end.event(when=None))
+    ends.tell_bad(environment.tell, found, when=None)
     ends.note_told(environment.database, {end.run_id: end.ended_at for end in found}, environment.now())
 
 

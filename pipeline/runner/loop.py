@@ -7,7 +7,6 @@ from typing import Any
 from pipeline.driver.driver import Driver
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import AccountStopped, RunEnded
-from pipeline.events.event import Tell
 from pipeline.events.runs import Waiting
 from pipeline.runner.begin import Work
 from pipeline.runner.options import Finished
@@ -25,13 +24,6 @@ from pipeline.steps.delete_files import delete_files_due
 from pipeline.steps.submit import due_soon
 
 LOOK_AT_OTHERS = 1.0  # seconds between two passes while other drivers have claimed all the work
-
-
-def tell_ends(tell: Tell, some: Iterable[End], when: str) -> None:
-    """Tell those of these ends whose exit code is not 0. when: when the runs ended, in words."""
-    for end in some:
-        if end.exit_code:
-            tell(end.event(when))
 
 
 class Run:
@@ -130,7 +122,7 @@ class Run:
             counts = run_rows(conn, row)
             cost = run_cost(conn, run_id)
             meanwhile = ends.of(conn, set(self._driver.ended) - {run_id})
-        tell_ends(self._driver.tell, meanwhile, "while this command ran")
+        ends.tell_bad(self._driver.tell, meanwhile, "while this command ran")
         return Finished(
             run_id,
             row.state,

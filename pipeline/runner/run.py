@@ -15,7 +15,7 @@ from pipeline.planning.quote import Quote, Quoted
 from pipeline.planning.sample import Counts
 from pipeline.request.check import check_params
 from pipeline.runner.begin import Work
-from pipeline.runner.loop import Run, tell_ends
+from pipeline.runner.loop import Run
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.register import known_to_database, register
 from pipeline.sink.columns import ResultColumns
@@ -43,7 +43,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
             known = quoting.known(conn, row, sink, plan)
             earlier = [] if row is None else ends.untold(conn, row.id)
         plan.run_id = known.run_id if options.retry is not None else None
-        tell_ends(where.tell, earlier, "before this command")
+        ends.tell_bad(where.tell, earlier, "before this command")
         where.look_at_spool(row)
         quote = plan.quote(KnownRows(where.database, None if row is None else row.id, sink), known.unsent)
         counts = _quoted(where, plan, quote, known, driving.api, canary=options.canary)

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select, update
 
+from pipeline.events.event import Tell
 from pipeline.events.runs import RunEnded
 from pipeline.state.database import Database
 from pipeline.state.runs import RunRecord, run_cost, runs_where
@@ -57,6 +58,13 @@ def exit_code(state: str, rows: Mapping[str, int], max_failed: float) -> int:
     if state == RunState.INCOMPLETE:
         return 3
     return 1 if failed_rows(rows) > max_failed * sum(rows.values()) else 0
+
+
+def tell_bad(tell: Tell, ends: Iterable[End], when: str | None) -> None:
+    """Tell those of these ends whose exit code is not 0. when: as in the event."""
+    for end in ends:
+        if end.exit_code:
+            tell(end.event(when))
 
 
 def untold(conn: Connection, job_id: int | None = None) -> list[End]:
