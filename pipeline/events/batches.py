@@ -83,7 +83,7 @@ class BodyLost(BatchEvent):
     level = logging.WARNING
 
     def line(self) -> str:
-        return f"batch {self.batch}: its body is gone or was altered; `run` plans its rows anew"
+        return f"batch {self.batch}: its body is gone or was altered; `run` plans its rows again"
 
 
 @dataclass(frozen=True, kw_only=True)

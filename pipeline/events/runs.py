@@ -141,10 +141,10 @@ class GateOpened(Event):
 
     def line(self) -> str:
         if self.gate == Gate.PRIMER:
-            return "primer is back: the prefix is in the prompt cache, the rest goes"
+            return "primer is back: the prefix is in the prompt cache, the other rows are sent now"
         rows = self.rows or 0
         good = rows - (self.failed or 0)
-        return f"canary is back: {good:,} of {count(rows, 'row')} succeeded, the rest goes"
+        return f"canary is back: {good:,} of {count(rows, 'row')} succeeded, the other rows are sent now"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class Uploaded(Event):
     bytes: int
 
     def line(self) -> str:
-        return f"file put up as {self.file_id}, {size(self.bytes)}"
+        return f"file uploaded as {self.file_id}, {size(self.bytes)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +254,7 @@ class RunIncomplete(Event):
     reason: str
 
     def line(self) -> str:
-        return f"run {self.run} ends before its end: {self.reason}"
+        return f"run {self.run} stopped early: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
