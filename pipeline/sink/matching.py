@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Table, func, select, text, tuple_
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 
 from pipeline.errors import InputError
 from pipeline.sink.table import ResultsTable
@@ -30,8 +30,7 @@ class Conditions:
         if self.error_types:
             found.append(table.c.error_type.in_(self.error_types))
         if self.where is not None:
-            # no colon of theirs is a parameter; the line ends what may be a comment
-            found.append(text("({}\n)".format(self.where.replace(":", "\\:"))))  # type: ignore[arg-type]
+            found.append(predicate_of(self.where))
         return found
 
 
@@ -47,7 +46,7 @@ def matching_keys(conn: Connection, sink: ResultsTable, conditions: Conditions, 
         some = {sink.key_values(key): key for key in keys[start : start + AT_ONCE]}
         one = len(columns) == 1
         among = columns[0].in_([value for (value,) in some]) if one else tuple_(*columns).in_(list(some))
-        with _blaming_where(sink.table, conditions):
+        with blaming_where(sink.table, conditions.where):
             rows = conn.execute(select(*columns).where(among, *clauses)).all()
         found |= {some[tuple(row)] for row in rows}
     return found
@@ -57,7 +56,7 @@ def count_matching(conn: Connection, sink: ResultsTable, statuses: Sequence[str]
     """Return how many answers have one of these statuses and meet the conditions. Raises as `matching_keys` does."""
     table = sink.table
     query = select(func.count()).select_from(table)
-    with _blaming_where(table, conditions):
+    with blaming_where(table, conditions.where):
         return conn.scalar(query.where(table.c.status.in_(statuses), *conditions.clauses(table))) or 0
 
 
@@ -74,13 +73,19 @@ def error_types(conn: Connection, sink: ResultsTable, statuses: Sequence[str]) -
     return sorted(error_type for error_type in types if error_type)
 
 
+def predicate_of(where: str) -> ColumnElement[bool]:
+    """Return a person's SQL predicate as a clause of a query."""
+    # no colon of theirs is a parameter; the line ends what may be a comment
+    return text("({}\n)".format(where.replace(":", "\\:")))  # type: ignore[return-value]
+
+
 @contextmanager
-def _blaming_where(table: Table, conditions: Conditions) -> Iterator[None]:
+def blaming_where(table: Table, where: str | None) -> Iterator[None]:
     """Raise InputError when a query fails that has a predicate of a person, unless it is the connection that broke."""
     try:
         yield
-    except DBAPIError as exc:
-        if conditions.where is None or exc.connection_invalidated:
+    except StatementError as exc:
+        if where is None or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
             raise
         said = str(exc.orig).partition("\n")[0]
-        raise InputError(f"--where {conditions.where!r} is not a SQL predicate over {table.name}: {said}") from exc
+        raise InputError(f"--where {where!r} is not a SQL predicate over {table.name}: {said}") from exc

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Row, Select, Table, literal, select, text, tuple_
-from sqlalchemy.exc import StatementError
+from sqlalchemy import Connection, Row, Select, Table, literal, select, tuple_
+from sqlalchemy.exc import DBAPIError
 
-from pipeline.errors import InputError
+from pipeline.errors import DatabaseError, InputError
 from pipeline.sink import nested
+from pipeline.sink.matching import blaming_where, predicate_of
 from pipeline.sink.nested import NestedColumns
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
@@ -41,8 +42,8 @@ class AnswerFilter:
         query = select(table)
         if self.status is not None:
             query = query.where(table.c.status == self.status)
-        if self.where is not None:  # escaped, so that SQLAlchemy reads no colon as a parameter
-            query = query.where(text("({})".format(self.where.replace(":", "\\:"))))
+        if self.where is not None:
+            query = query.where(predicate_of(self.where))
         return query if self.since is None else query.where(table.c.run_id > self.since)
 
 
@@ -60,7 +61,7 @@ def pages(
     left, page = wanted.limit, query
     while left is None or left > 0:
         # one transaction for each page: a long transaction would keep the database from removing dead rows
-        rows = _rows(database, page.limit(size if left is None else min(size, left)), wanted.where, sink.table.name)
+        rows = _rows(database, page.limit(size if left is None else min(size, left)), wanted.where, sink.table)
         if rows:
             yield rows
         if len(rows) < size:
@@ -154,9 +155,12 @@ def rounded_price(usd: float | None) -> float | None:
     return None if usd is None else round(usd, 12)
 
 
-def _rows(database: Database, query: Select[Any], where: str | None, table: str) -> Sequence[Row[Any]]:
-    with database.read() as conn:
-        try:
+def _rows(database: Database, query: Select[Any], where: str | None, table: Table) -> Sequence[Row[Any]]:
+    try:
+        with database.read() as conn, blaming_where(table, where):
             return conn.execute(query).all()
-        except StatementError as exc:
-            raise InputError(f"--where {where!r} is not a SQL predicate over {table}: {exc.orig}") from exc
+    except DBAPIError as exc:  # neither the database nor a predicate: the table is gone, or is not as the job made it
+        said = str(exc.orig).partition("\n")[0]
+        raise DatabaseError(
+            f"table {table.name!r} cannot be read: {said}; restore it, or give another database by --database"
+        ) from exc

@@ -14,11 +14,12 @@ import polars as pl
 import pytest
 
 from pipeline.cli.terminal import sigterm_as_interrupt
-from pipeline.errors import Completed, InputError, Stopped
+from pipeline.errors import Completed, DatabaseError, InputError, Stopped
 from pipeline.sink import read
 from pipeline.sink.export import export
 from pipeline.sink.formats import FORMATS
 from pipeline.sink.read import AnswerFilter
+from pipeline.sink.table import ResultsTable
 from pipeline.state.jobs import JobRecord
 from pipeline.storage import durable, objects
 from tests.conftest import World, texts
@@ -160,6 +161,23 @@ def test_a_wrong_export_is_refused_and_leaves_no_file(world: World, name: str, w
         export(world.database, job, world.folder / name, wanted)
 
     assert [path for path in sorted(world.folder.iterdir()) if path not in before] == []
+
+
+def test_a_predicate_may_end_with_a_comment(world: World) -> None:
+    job, file = ran(world), world.folder / "answers.ndjson"
+
+    assert export(world.database, job, file, AnswerFilter(where="id < 'r2' -- the first two")).rows == 2
+
+
+def test_an_export_without_a_predicate_does_not_blame_one_when_the_table_is_gone(world: World) -> None:
+    job = ran(world)
+    with world.database.write() as conn:
+        ResultsTable.of(job).table.drop(conn)
+
+    with pytest.raises(DatabaseError, match=r"table .answers. cannot be read: .*; restore it") as failed:
+        export(world.database, job, world.folder / "answers.ndjson", AnswerFilter())
+
+    assert "--where" not in str(failed.value)
 
 
 @contextlib.contextmanager
