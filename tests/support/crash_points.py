@@ -54,8 +54,16 @@ from tests.support.postgres import new_database
 DEAD = 9
 PLACES = ("before commit", "after commit", "before call", "after call")
 FAR_PLACES = ("before commit", "after commit", "before storage", "after storage")
-#: the functions of pipeline.objects that call the store
-STORAGE = ("found", "listed", "content", "download", "put", "remove", "abandon_uploads")
+#: the functions of pipeline.storage.objects that call the store
+STORAGE: tuple[Callable[..., Any], ...] = (
+    objects.head,
+    objects.list_objects,
+    objects.get,
+    objects.download,
+    objects.put,
+    objects.remove,
+    objects.abandon_uploads,
+)
 
 MODEL = "claude-haiku-4-5"
 #: text in a body whose first request is that of a row that begins with "lost"
@@ -404,8 +412,8 @@ def die_at_storage(dying: Dying, place: str) -> None:
 
         return asking
 
-    for name in STORAGE:
-        setattr(objects, name, dies(getattr(objects, name)))
+    for ask in STORAGE:
+        setattr(objects, ask.__name__, dies(ask))
 
 
 def die(script: Script, point: Point, place: str, k: int) -> None:
