@@ -10,9 +10,10 @@ from pipeline.driver.driver import Driver
 from pipeline.errors import RowProblem
 from pipeline.job import templates
 from pipeline.money.budget import Bound
+from pipeline.planning.invalid import InvalidRow
 from pipeline.planning.job_source import JobSource
 from pipeline.planning.judge import Judge, Judged, JudgedRow, Scope
-from pipeline.planning.packer import sent_hash
+from pipeline.planning.packer import NewRequests, sent_hash
 from pipeline.planning.render import Renderer
 from pipeline.planning.retry_changes import Again, RetryChanges, change_of_known
 from pipeline.planning.verdict import SENT, Verdict
@@ -50,44 +51,32 @@ class Rendered(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A row that is written to the database. request: None: the row cannot be sent."""
+    """How a known row is planned again. request: None: the row cannot be sent."""
 
     row: NewRow
     request: Rendered | None
 
 
-class InvalidRow(NamedTuple):
-    """A row that cannot be sent. reason: why; keep: its kept values; attempts: how often it was sent before."""
-
-    key: str
-    keep: str | None
-    reason: str
-    attempts: int
-
-
 @dataclass
 class Moves:
-    """All changes that one chunk makes in the database, in one transaction. keys: those of all rows of the chunk."""
+    """What one chunk of the source changes in the database. keys: those of all rows of the chunk."""
 
     chunk: Chunk
     keys: pl.Series
     judged: Judged
-    new: list[Written] = field(default_factory=list)
+    new: NewRequests = field(default_factory=NewRequests)
     again: list[Written] = field(default_factory=list)  #: rows that the database knows
     again_numbers: list[int] = field(default_factory=list)  #: the numbers of these rows
-    invalid: list[InvalidRow] = field(default_factory=list)
+    invalid: list[InvalidRow] = field(default_factory=list)  #: those of them that cannot be sent
     kept: list[Kept] = field(default_factory=list)  #: rows that are not sent; see state.rows.keep_rows
     new_keeps: list[tuple[str, str | None]] = field(default_factory=list)  #: (key, new kept values)
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see state.rows.mark_changed
     outdated: list[int] = field(default_factory=list)  #: rows of a retry whose spooled request is outdated
 
-    def send(self, known: KnownRow | None, row: NewRow, request: Rendered | None) -> None:
-        """Add a row to those that are written. known: the row in the database; None: it is new. See `Written`."""
-        if known is None:
-            self.new.append(Written(row, request))
-        else:
-            self.again.append(Written(row, request))
-            self.again_numbers.append(known.id)
+    @property
+    def changes_known_rows(self) -> bool:
+        """Whether anything changes in rows that the database knows."""
+        return any((self.again, self.invalid, self.kept, self.new_keeps, self.changed, self.outdated))
 
     def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: KnownRow) -> None:
         """Note what changes in the database for a row that is not sent now: marks, kept values, its state."""
@@ -163,46 +152,66 @@ class Mover:
 
         again: how its request is changed; None: it is not changed. A row whose change makes no difference is not sent.
         """
-        known, recipe, attempts = row.known, self._scope.recipe, self._attempts(row)
+        known, attempts = row.known, self._attempts(row)
         try:
             built = self._request(values, moves.chunk.folder, row, attempts, again)
         except (RowProblem, templates.TemplateProblem) as exc:
-            attempts = 0 if self._scope.retry is not None else attempts  # the retry has sent nothing
-            moves.invalid.append(InvalidRow(key, keep, str(exc), attempts))
-            invalid = NewRow(
-                key=key,
-                run_id=self._run_id,
-                state="invalid",
-                row_hash=row.row_hash,
-                recipe=recipe,
-                keep=keep,
-                sent_hash=None,
-                attempts=attempts,
-                outcome="invalid",
-                outcome_hash=row.row_hash,
-                outcome_recipe=recipe,
-            )
-            moves.send(known, invalid, None)
+            if known is None:
+                moves.new.add_invalid(key, keep, row.row_hash, str(exc))
+            else:
+                self._mark_invalid(moves, known, keep, row.row_hash, str(exc), attempts)
             return
-        if built is None:
-            assert known is not None
+        if known is None:
+            assert built is not None
+            moves.new.add(key, keep, row.row_hash, built.params, self._renderer.bound(built))
+        elif built is None:
             moves.leave(Verdict.KEPT, key, keep, row.row_hash, known)
-            return
+        else:
+            self._send_again(moves, known, keep, row.row_hash, built, attempts)
+
+    def _mark_invalid(
+        self, moves: Moves, known: KnownRow, keep: str | None, row_hash: bytes, reason: str, attempts: int
+    ) -> None:
+        """Add a known row that cannot be sent any more."""
+        recipe = self._scope.recipe
+        attempts = 0 if self._scope.retry is not None else attempts  # the retry has sent nothing
+        moves.invalid.append(InvalidRow(known.key, keep, reason, attempts))
+        invalid = NewRow(
+            key=known.key,
+            run_id=self._run_id,
+            state="invalid",
+            row_hash=row_hash,
+            recipe=recipe,
+            keep=keep,
+            sent_hash=None,
+            attempts=attempts,
+            outcome="invalid",
+            outcome_hash=row_hash,
+            outcome_recipe=recipe,
+        )
+        moves.again.append(Written(invalid, None))
+        moves.again_numbers.append(known.id)
+
+    def _send_again(
+        self, moves: Moves, known: KnownRow, keep: str | None, row_hash: bytes, built: Built, attempts: int
+    ) -> None:
+        """Add a known row with its request."""
         hashed = sent_hash(built.params)
         pending = NewRow(
-            key=key,
+            key=known.key,
             run_id=self._run_id,
             state="pending",
-            row_hash=row.row_hash,
-            recipe=recipe,
+            row_hash=row_hash,
+            recipe=self._scope.recipe,
             keep=keep,
             sent_hash=hashed,
             attempts=attempts,
-            outcome=None if known is None else known.outcome,
-            outcome_hash=None if known is None else known.outcome_hash,
-            outcome_recipe=None if known is None else known.outcome_recipe,
+            outcome=known.outcome,
+            outcome_hash=known.outcome_hash,
+            outcome_recipe=known.outcome_recipe,
         )
-        moves.send(known, pending, Rendered(hashed, built.params, self._renderer.bound(built)))
+        moves.again.append(Written(pending, Rendered(hashed, built.params, self._renderer.bound(built))))
+        moves.again_numbers.append(known.id)
 
     def _attempts(self, row: JudgedRow) -> int:
         """Return how often a row was sent already.

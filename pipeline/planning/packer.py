@@ -2,32 +2,95 @@
 
 Packing is planning: it is done under the lease on the job's planning. So no two drivers pack the same rows, and no
 driver drops a batch while another one judges rows by the batch that they are in. As a second guard, the commit takes
-each row only if it is still free; if one is not, the body is discarded.
+each known row only if it is still free; if one is not, the body is discarded.
+
+A new row is inserted when its batch is committed. If we die before that, nothing of the row is stored: the next
+planning removes the unfinished body and finds the row in the source again. If we die after it, the next driver sends
+the batch.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 from pipeline.driver.driver import Driver
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Stopped
 from pipeline.events.batches import Planned
 from pipeline.job.model import Job
 from pipeline.money.budget import Bound
+from pipeline.planning.invalid import InvalidRow
 from pipeline.request import packing
+from pipeline.source.identity import shown
 from pipeline.spool.body import BodyWriter
+from pipeline.state.database import Connection
 from pipeline.state.moves import add_batch
+from pipeline.state.new_rows import KeyKnown, NewRows, insert_new_rows, known_key
 from pipeline.state.rows import note_sent
+
+HELD_BYTES = 32_000_000  # of keys and kept values of new rows, which are in memory until their batch is committed
+HELD_ROWS = 100_000  # invalid rows that wait for a batch to be committed with
 
 
 class Sendable(NamedTuple):
-    """A row with its request. bound: the request's worst-case cost; None: a price is not known."""
+    """A row that the database knows, with its request. bound: the request's worst-case cost; None: unknown."""
 
     row: int
     sent_hash: bytes
     params: bytes
     bound: Bound | None
     changed: bool = False  #: its request differs from the sent_hash in the database
+
+
+@dataclass
+class NewRequests:
+    """Rows that the database does not know, in the order of the source, column by column.
+
+    reasons: by index, why a row is invalid; its sent_hash and its params are empty.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    keeps: list[str | None] = field(default_factory=list)
+    row_hashes: list[bytes] = field(default_factory=list)
+    sent_hashes: list[bytes] = field(default_factory=list)
+    params: list[bytes] = field(default_factory=list)
+    bounds: list[Bound | None] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def add(self, key: str, keep: str | None, row_hash: bytes, params: bytes, bound: Bound | None) -> None:
+        """Append a row with its request."""
+        self.keys.append(key)
+        self.keeps.append(keep)
+        self.row_hashes.append(row_hash)
+        self.sent_hashes.append(sent_hash(params))
+        self.params.append(params)
+        self.bounds.append(bound)
+
+    def add_invalid(self, key: str, keep: str | None, row_hash: bytes, reason: str) -> None:
+        """Append a row that cannot be sent."""
+        self.reasons[len(self.keys)] = reason
+        self.keys.append(key)
+        self.keeps.append(keep)
+        self.row_hashes.append(row_hash)
+        self.sent_hashes.append(b"")
+        self.params.append(b"")
+        self.bounds.append(None)
+
+    def stretches(self) -> Iterator[tuple[bool, int, int]]:
+        """Yield the longest ranges of rows that are all invalid or all sent: (whether invalid, first, end)."""
+        if not self.reasons:
+            yield False, 0, len(self.keys)
+            return
+        for is_invalid, group in groupby(range(len(self.keys)), self.reasons.__contains__):
+            of_range = list(group)
+            yield is_invalid, of_range[0], of_range[-1] + 1
+
+    def rows(self, first: int, end: int, positions: Sequence[int | None]) -> NewRows:
+        """Return these rows for the database. positions: of each row's request in the body."""
+        some = slice(first, end)
+        hashes = (self.row_hashes[some], self.sent_hashes[some])
+        return NewRows(self.keys[some], self.keeps[some], *hashes, [*positions])
 
 
 class First(NamedTuple):
@@ -42,6 +105,26 @@ def sent_hash(params: bytes) -> bytes:
     return hashlib.blake2b(params, digest_size=16).digest()
 
 
+@dataclass
+class _Contents:
+    """The rows that are committed with the present body.
+
+    known: (number, position) of each row that the database knows; changed: (number, new sent_hash) of those whose
+    request differs from the database; new, invalid: the other rows; held: bytes of their keys and kept values.
+    """
+
+    known: list[tuple[int, int]] = field(default_factory=list)
+    changed: list[tuple[int, bytes]] = field(default_factory=list)
+    new: NewRows = field(default_factory=NewRows.none)
+    invalid: list[InvalidRow] = field(default_factory=list)
+    held: int = 0
+
+    def add_new(self, rows: NewRows) -> None:
+        """Add new rows, sent or invalid."""
+        self.new.add(rows)
+        self.held += sum(map(len, rows.keys)) + sum(len(keep) for keep in rows.keeps if keep is not None)
+
+
 class Packer:
     """Fills one body after the other and commits each as a planned batch."""
 
@@ -54,69 +137,141 @@ class Packer:
         *,
         max_requests: int | None = None,
         first: First | None = None,
+        numbered: Callable[[Sequence[int]], None] = lambda _: None,
     ) -> None:
-        """max_requests: the most in a batch, beside the job's own limit; first: the first batch, if it differs."""
+        """max_requests: the most in a batch, beside the job's own limit; first: the first batch, if it differs.
+
+        numbered: gets the numbers of new rows, in the order of the source, when they are in the database.
+        """
         self._driver, self._job, self._run_id, self._recipe = driver, job, run_id, recipe
         limits = job.limits
         most = (limits.max_batch_requests, limits.max_in_flight_requests, driver.settings.max_in_flight)
         self._max_requests = min(*most, max_requests or limits.max_batch_requests)
-        self._first = first
+        self._first, self._numbered = first, numbered
         self._body: BodyWriter | None = None
+        self._contents = _Contents()
         self._gate: str | None = None  # the gate that the present body opens
-        self._changed: list[tuple[int, bytes]] = []  # the `changed` rows in it: (number, new sent_hash)
         self.gate: str | None = None  #: the gate that the next batches open; None: none
 
-    def add(self, rows: Iterable[Sendable]) -> Iterator[int]:
-        """Add the requests of rows to bodies, and yield the number of each batch that this fills."""
-        dedupe, limits = self._job.request.dedupe, self._job.limits
-        for row in rows:
-            if self._body is not None and not self._body.add(*row[:4], dedupe=dedupe):
+    def add(self, rows: Sequence[Sendable]) -> Iterator[int]:
+        """Add the requests of known rows to bodies, and yield the number of each batch that this fills."""
+        if not rows:
+            return
+        _, sent_hashes, params, bounds, _ = zip(*rows, strict=True)
+        requests, start = packing.Requests(sent_hashes, params, bounds), 0
+        while start < len(rows):
+            positions = self._fill(requests, start)
+            if not positions:
                 yield from self.finish()
-            if self._body is None:
-                first = self._first or First(self._max_requests, self.gate)
-                self._first, self._gate = None, first.gate
-                most = min(first.requests, self._max_requests)
-                contents = packing.Packing(packing.new_nonce(), most, limits.max_batch_bytes)
-                self._body = BodyWriter(self._driver.spool, contents)
-                fits = self._body.add(*row[:4], dedupe=dedupe)
-                assert fits, "planning sorts out what is larger than a batch"
-            if row.changed:
-                self._changed.append((row.row, row.sent_hash))
+                continue
+            some, start = rows[start : start + len(positions)], start + len(positions)
+            self._contents.known += [(row.row, n) for row, n in zip(some, positions, strict=True)]
+            self._contents.changed += [(row.row, row.sent_hash) for row in some if row.changed]
+
+    def add_new(self, rows: NewRequests) -> Iterator[int]:
+        """Add new rows, and yield the number of each batch that this fills."""
+        for is_invalid, first, end in rows.stretches():
+            if is_invalid:
+                self._contents.add_new(rows.rows(first, end, [None] * (end - first)))
+                of_rows = [(rows.keys[i], rows.keeps[i], rows.reasons[i]) for i in range(first, end)]
+                self._contents.invalid += [InvalidRow(*row, attempts=0) for row in of_rows]
+            else:
+                yield from self._add_sent(rows, first, end)
+        waiting = self._body is None and len(self._contents.new.keys) >= HELD_ROWS
+        if waiting or self._contents.held >= HELD_BYTES:
+            yield from self.finish()
+
+    def _add_sent(self, rows: NewRequests, start: int, end: int) -> Iterator[int]:
+        """Add new rows that can be sent, from index `start` to before `end`."""
+        requests = packing.Requests(rows.sent_hashes[:end], rows.params[:end], rows.bounds[:end])
+        while start < end:
+            positions = self._fill(requests, start)
+            if not positions:
+                yield from self.finish()
+                continue
+            self._contents.add_new(rows.rows(start, start + len(positions), positions))
+            start += len(positions)
+
+    def _fill(self, requests: packing.Requests, start: int) -> list[int]:
+        """Add some requests to the present body, or to a new one. Return their positions; []: the body is full."""
+        dedupe, limits = self._job.request.dedupe, self._job.limits
+        if self._body is not None:
+            return self._body.fill(requests, start, dedupe=dedupe)
+        first = self._first or First(self._max_requests, self.gate)
+        self._first, self._gate = None, first.gate
+        most = min(first.requests, self._max_requests)
+        self._body = BodyWriter(self._driver.spool, packing.Packing(packing.new_nonce(), most, limits.max_batch_bytes))
+        positions = self._body.fill(requests, start, dedupe=dedupe)
+        assert positions, "planning sorts out what is larger than a batch"
+        return positions
 
     def finish(self) -> Iterator[int]:
-        """Commit the present body as a planned batch and yield its number; yield nothing if there is no body.
+        """Commit the present body as a planned batch and yield its number. Invalid rows that wait are committed, too.
 
-        If the commit fails, the body is discarded.
+        Yields nothing if there is no body. If the commit fails, the body is discarded.
         """
-        body = self._body
-        if body is None:
+        body, contents = self._body, self._contents
+        if body is None and not contents.new.keys:
             return
-        body.finish()
+        if body is not None:
+            body.finish()
         try:
             with self._driver.planning_transaction(self._run_id) as conn:
-                batch = add_batch(
-                    conn,
-                    job_id=self._driver.job_id,
-                    run_id=self._run_id,
-                    recipe=self._recipe,
-                    contents=body.contents,
-                    digest=body.digest,
-                    gate=self._gate,
-                    now=self._driver.now(),
-                )
-                note_sent(conn, self._changed)
+                batch, numbers = self._commit(conn, body)
+        except KeyKnown as exc:
+            raise self._source_changed() from exc
         except PipelineError:
             self.discard()
             raise
-        self._body, self._changed = None, []
-        contents = body.contents
-        self._driver.tell(
-            Planned(batch=batch, requests=contents.requests, rows=len(contents.rows), bytes=contents.size)
+        self._body, self._contents = None, _Contents()
+        self._numbered(numbers)
+        if body is not None and batch is not None:
+            packed = body.contents
+            self._driver.tell(Planned(batch=batch, requests=packed.requests, rows=packed.rows, bytes=packed.size))
+            yield batch
+
+    def _commit(self, conn: Connection, body: BodyWriter | None) -> tuple[int | None, list[int]]:
+        """Write the batch of the body and its rows. Return the batch's number, and the numbers of the new rows.
+
+        body: None if there are only invalid rows; there is no batch then (None).
+        """
+        contents, now = self._contents, self._driver.now()
+        batch, numbers = None, []
+        job_id, run_id, recipe = self._driver.job_id, self._run_id, self._recipe
+        if body is None:
+            numbers = insert_new_rows(conn, contents.new, job_id=job_id, run_id=run_id, recipe=recipe, batch=None)
+        else:
+            batch, numbers = add_batch(
+                conn,
+                job_id=job_id,
+                run_id=run_id,
+                recipe=recipe,
+                contents=body.contents,
+                digest=body.digest,
+                known=contents.known,
+                new=contents.new,
+                gate=self._gate,
+                now=now,
+            )
+            note_sent(conn, contents.changed)
+        if contents.invalid:
+            answers = [row.answer(run_id, recipe, now) for row in contents.invalid]
+            self._driver.sink_now(conn).write_answers(conn, answers)
+        return batch, numbers
+
+    def _source_changed(self) -> Stopped:
+        """Discard the body, and return the error for a new row whose key is not unique."""
+        with self._driver.reading() as conn:
+            key = known_key(conn, self._driver.job_id, self._contents.new)
+        self.discard()
+        which = "a key" if key is None else f"key {shown(key)}"
+        return Stopped(
+            f"{which} is in the source twice by now: the source has changed since its keys were checked; nothing of "
+            "this batch was sent; make the keys unique and run the same command again"
         )
-        yield batch
 
     def discard(self) -> None:
-        """Discard the present body; its rows stay pending."""
-        if self._body is not None:
-            self._body.discard()
-            self._body, self._changed = None, []
+        """Discard the present body; its known rows stay pending, and its new rows stay unknown."""
+        body, self._body, self._contents = self._body, None, _Contents()
+        if body is not None:
+            body.discard()

@@ -2,8 +2,8 @@
 
 Pass one reads the whole source in bulk and checks what would otherwise fail halfway: that keys are unique and that
 every file can be read. It writes nothing. Pass two renders requests, packs them and writes bodies to the spool; each
-batch may be submitted as soon as it is committed. If we die in pass two, rows without a batch stay pending and the next
-run plans them again.
+batch may be submitted as soon as it is committed. New rows are stored with their batch. If we die in pass two, new rows
+without a batch are unknown, known rows without a batch stay pending, and the next run plans both.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -162,7 +162,7 @@ class Plan:
         """
         self.run_id = run_id
         mover = self._mover(driver, run_id, known_rows)
-        packer = Packer(driver, self.job, run_id, self.recipe, first=first)
+        packer = Packer(driver, self.job, run_id, self.recipe, first=first, numbered=self._unchanged.numbered)
         self.builder.uploaded = Uploads(driver)
         left = self._unchanged.left(driver, run_id, inputs)
         writer = Writer(driver, run_id, self.recipe, packer, self._unchanged)

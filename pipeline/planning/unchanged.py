@@ -5,7 +5,7 @@ are compared with its rows in the database now. A file that was read in pass one
 again in pass two. If the file or the database changes between the passes, the next run notices it.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -54,6 +54,15 @@ class _File:
     settled: bool = True  #: all rows that were looked at so far are settled
 
 
+class _Unnumbered(NamedTuple):
+    """A chunk that pass two has judged. file: None if its file is not noted; new: the number of its new rows."""
+
+    file: _File | None
+    keys: pl.Series
+    judged: Judged
+    new: int
+
+
 class Unchanged:
     """Keeps track of which inputs of a source are unchanged, for one planning of a job."""
 
@@ -66,6 +75,8 @@ class Unchanged:
         self._by_path = {one.path: one for one in inputs}
         self._quoted: dict[str, _File] = {}  # of pass one, by path
         self._planned: dict[str, _File] = {}  # of pass two, by path
+        self._unnumbered: deque[_Unnumbered] = deque()  # chunks whose new rows are not in the database yet
+        self._numbers: list[int] = []  # of new rows of the first of these chunks
 
     @property
     def settled(self) -> bool:
@@ -178,6 +189,7 @@ class Unchanged:
         The findings of pass one are used for one pass two only, and only while no row of the job is pending: if a row
         became pending since pass one and its file were skipped, the row would count as vanished from the source.
         """
+        self._unnumbered, self._numbers = deque(), []  # an earlier pass two may have been broken off
         if not self._whole:
             return None if inputs is None else list(inputs)
         quoted, self._quoted = self._quoted, {}
@@ -197,14 +209,23 @@ class Unchanged:
         recent = version is not None and is_recent(version)
         return _File(version, fingerprint(one, self._job.source, self._columns) if recent else None)
 
-    def planned(self, chunk: Chunk, keys: pl.Series, judged: Judged, new: Sequence[int]) -> None:
-        """Note a chunk that pass two has written. new: the numbers of its new rows."""
-        found = self._planned.get(chunk.input.path)
-        if found is not None:
-            _note(found, keys, judged, new)
+    def planned(self, chunk: Chunk, keys: pl.Series, judged: Judged, *, new: int) -> None:
+        """Note a chunk that pass two has judged. new: how many new rows it has; `numbered` gets their numbers later."""
+        self._unnumbered.append(_Unnumbered(self._planned.get(chunk.input.path), keys, judged, new))
+        self.numbered(())
+
+    def numbered(self, numbers: Sequence[int]) -> None:
+        """Take the numbers that the next new rows got, in the order of the chunks."""
+        self._numbers += numbers
+        while self._unnumbered and self._unnumbered[0].new <= len(self._numbers):
+            found, keys, judged, new = self._unnumbered.popleft()
+            given, self._numbers = self._numbers[:new], self._numbers[new:]
+            if found is not None:
+                _note(found, keys, judged, given)
 
     def finish(self, driver: Driver, run_id: int) -> None:
         """Store the segments of the files that pass two has read to their end."""
+        assert not self._unnumbered, "all new rows are in the database when a planning ends"
         planned, self._planned = self._planned, {}
         self._put_notes(driver, run_id, planned)
 

@@ -3,8 +3,9 @@
 import base64
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import orjson
 
@@ -14,12 +15,13 @@ PREFIX = b'{"requests":[\n'  # one request per line, so that one can be read bac
 BETWEEN = b",\n"
 SUFFIX = b"\n]}"
 
+FILL_BYTES = 1 << 20  # that are added at once, because they are in memory until they are written
 ROWS_OF_REQUEST = 4  # a body may hold this many rows per request, so that equal requests do not make it endless
 
 _PARAMS = b'","params":'
 _FIRST = b'{"custom_id":"'
 _ITEM = _FIRST + b"%b-%d" + _PARAMS + b"%b}"
-_NEXT_ITEM = BETWEEN + _ITEM
+_NEXT_ITEM_OF = BETWEEN + _FIRST + b"%b-%%d" + _PARAMS + b"%%b}"  # filled with the nonce first, then for each request
 
 
 def new_nonce() -> str:
@@ -96,6 +98,21 @@ def largest_params(max_bytes: int) -> int:
     return max_bytes - len(PREFIX) - len(SUFFIX) - len(item("x" * 26, 0, b""))
 
 
+class Requests(NamedTuple):
+    """Requests, column by column. bounds: the worst-case cost of each; None: unknown."""
+
+    sent_hashes: Sequence[bytes]
+    params: Sequence[bytes]
+    bounds: Sequence[Bound | None]
+
+
+class Filled(NamedTuple):
+    """What `Packing.fill` added. lines: the bytes to append to the body; positions: the n of each row's request."""
+
+    lines: list[bytes]
+    positions: list[int]
+
+
 @dataclass
 class Packing:
     """What one body holds so far. requests and size are what the API counts; several rows may share a request.
@@ -107,37 +124,47 @@ class Packing:
     max_requests: int
     max_bytes: int
     requests: int = 0
+    rows: int = 0
     size: int = len(PREFIX) + len(SUFFIX)
-    rows: list[tuple[int, int]] = field(default_factory=list)  #: (row's number, n)
     seen: dict[bytes, int] = field(default_factory=dict)  #: sent_hash -> n, when equal requests are sent once
     fixed_usd: float = 0.0  #: the worst-case cost of its requests is this and byte_usd, see budget.Bound
     byte_usd: float = 0.0
     unpriced: bool = False  #: the worst-case cost of a request is unknown
 
-    def add(self, row: int, sent_hash: bytes, params: bytes, bound: Bound | None, *, dedupe: bool) -> bytes | None:
-        """Add a row's request if it fits; return the bytes to append to the body, or None if the body is full.
+    def fill(self, requests: Requests, start: int = 0, *, dedupe: bool) -> Filled:
+        """Add the requests of rows, from index `start` on, until the body is full or FILL_BYTES were added.
 
-        The bytes are empty if the body holds an equal request already and `dedupe` is set. bound: the worst-case cost
-        of the request; None: unknown. A body holds at most ROWS_OF_REQUEST rows per request that it may hold.
+        The body is full if nothing was added. A row whose request the body holds already shares it if `dedupe` is set,
+        and adds no line. A body holds at most ROWS_OF_REQUEST rows for each request that it may hold.
         """
-        n = self.seen.get(sent_hash) if dedupe else None
-        if len(self.rows) >= ROWS_OF_REQUEST * self.max_requests:
-            return None
-        if n is not None:
-            self.rows.append((row, n))
-            return b""
-        n = self.requests
-        line = (_NEXT_ITEM if n else _ITEM) % (self.nonce.encode(), n, params)  # copies params once
-        if n >= self.max_requests or self.size + len(line) > self.max_bytes:
-            return None
-        self.size += len(line)
-        self.requests += 1
-        if bound is None:
-            self.unpriced = True
-        else:
-            self.fixed_usd += bound.fixed
-            self.byte_usd += len(line) * bound.byte
-        self.rows.append((row, n))
-        if dedupe:
-            self.seen[sent_hash] = n
-        return line
+        lines: list[bytes] = []
+        positions: list[int] = []
+        seen, n, size = self.seen, self.requests, self.size
+        next_item = _NEXT_ITEM_OF % self.nonce.encode()
+        end = start + ROWS_OF_REQUEST * self.max_requests - self.rows
+        some = [column[start:end] for column in requests]
+        for sent_hash, params, bound in zip(*some, strict=True):
+            shared = seen.get(sent_hash) if dedupe else None
+            if shared is not None:
+                positions.append(shared)
+                continue
+            line = next_item % (n, params)  # copies params once
+            line = line if n else line[len(BETWEEN) :]
+            if n >= self.max_requests or size + len(line) > self.max_bytes:
+                break
+            if bound is None:
+                self.unpriced = True
+            else:
+                self.fixed_usd += bound.fixed
+                self.byte_usd += len(line) * bound.byte
+            if dedupe:
+                seen[sent_hash] = n
+            lines.append(line)
+            positions.append(n)
+            size += len(line)
+            n += 1
+            if size - self.size >= FILL_BYTES:
+                break
+        self.requests, self.size = n, size
+        self.rows += len(positions)
+        return Filled(lines, positions)

@@ -1,4 +1,4 @@
-"""Write a request body into the spool, one request at a time, and read it in chunks. Edge: files."""
+"""Write a request body into the spool, many requests at a time, and read it in chunks. Edge: files."""
 
 import contextlib
 import hashlib
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import Stopped
-from pipeline.money.budget import Bound
 from pipeline.request import packing
 from pipeline.spool.spool import Spool
 
@@ -36,19 +35,15 @@ class BodyWriter:
         self._lines = [packing.PREFIX]
         self._unwritten = 0
 
-    def add(self, row: int, sent_hash: bytes, params: bytes, bound: Bound | None, *, dedupe: bool) -> bool:
-        """Append one row's request to the body and return True; return False if the body has no room for it.
-
-        The arguments are those of `packing.Packing.add`.
-        """
-        line = self.contents.add(row, sent_hash, params, bound, dedupe=dedupe)
-        if line is None:
-            return False
-        self._lines.append(line)
-        self._unwritten += len(line)
+    def fill(self, requests: packing.Requests, start: int = 0, *, dedupe: bool) -> list[int]:
+        """Append the requests of some rows, and return their positions; [] if the body is full. See `Packing.fill`."""
+        before = self.contents.size
+        lines, positions = self.contents.fill(requests, start, dedupe=dedupe)
+        self._lines += lines
+        self._unwritten += self.contents.size - before
         if self._unwritten >= _CHUNK:
             self._write()
-        return True
+        return positions
 
     def finish(self) -> None:
         """Complete the body and make it durable. Only after this may its batch be committed."""

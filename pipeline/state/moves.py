@@ -24,6 +24,7 @@ from pipeline.request.packing import Packing
 from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of, is_owned
 from pipeline.state.bulk import Bulk
 from pipeline.state.conditions import AT_ONCE, IS_RETRY, inserted_id
+from pipeline.state.new_rows import NewRows, insert_new_rows
 from pipeline.state.rows import stand_if_retry_is_over
 from pipeline.state.tables import batches, requests, runs, sendings
 from pipeline.state.tallies import moved
@@ -128,13 +129,18 @@ def add_batch(
     recipe: str,
     contents: Packing,
     digest: str,
+    known: Sequence[tuple[int, int]],
+    new: NewRows,
     gate: str | None,
     now: datetime,
-) -> int:
-    """Add a planned batch, move its rows pending -> in_flight, and return the batch's number.
+) -> tuple[int, list[int]]:
+    """Add a planned batch, insert its new rows, and move its known rows pending -> in_flight.
 
-    Raises LostRace if one of the rows is not pending in this run. In the run of a retry, the attempts of the rows start
-    at 0. gate: the gate of the run that the batch opens; None: an ordinary batch.
+    Returns the batch's number, and the numbers of the new rows. known: (number, position) of each row that the
+    database knows; new: the other rows, and rows that are invalid. gate: the gate of the run that the batch opens;
+    None: an ordinary batch. In the run of a retry, the attempts of the rows start at 0.
+
+    Raises LostRace if a known row is not pending in this run, and KeyKnown if the database has the key of a new row.
     """
     created = conn.execute(
         insert(batches).values(
@@ -146,7 +152,7 @@ def add_batch(
             digest=digest,
             size_bytes=contents.size,
             requests=contents.requests,
-            rows=len(contents.rows),
+            rows=contents.rows,
             max_output_usd=None if contents.unpriced else contents.fixed_usd,
             max_input_usd=None if contents.unpriced else contents.byte_usd,
             gate=gate,
@@ -158,13 +164,20 @@ def add_batch(
         )
     )
     batch = inserted_id(created)
-    stretches = _consecutive(contents.rows)
+    _claim(conn, known, run_id, batch)
+    return batch, insert_new_rows(conn, new, job_id=job_id, run_id=run_id, recipe=recipe, batch=batch)
+
+
+def _claim(conn: Connection, known: Sequence[tuple[int, int]], run_id: int, batch: int) -> None:
+    """Move known rows pending -> in_flight in this batch. known: (number, position) of each row."""
+    if not known:
+        return
+    stretches = _consecutive(known)
     claims = [(first, last, offset, offset, run_id, batch, batch) for first, last, offset in stretches]
     claim = _CLAIM_FOR_RETRY if conn.scalar(select(IS_RETRY).where(runs.c.id == run_id)) else _CLAIM
-    if claim.execute(conn, claims) != len(contents.rows):
+    if claim.execute(conn, claims) != len(known):
         raise LostRace("another driver planned some of these rows; the same command again goes on")
-    moved(conn, run_id, RowState.PENDING, RowState.IN_FLIGHT, len(contents.rows))
-    return batch
+    moved(conn, run_id, RowState.PENDING, RowState.IN_FLIGHT, len(known))
 
 
 def drop_batch(conn: Connection, batch: Batch, reason: Reason, detail: str | None = None) -> None:

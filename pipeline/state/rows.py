@@ -13,7 +13,6 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
-    insert,
     or_,
     select,
     text,
@@ -22,7 +21,7 @@ from sqlalchemy import (
 
 from pipeline.errors import LostRace
 from pipeline.state.batches import Batch
-from pipeline.state.bulk import Bulk, next_ids
+from pipeline.state.bulk import Bulk
 from pipeline.state.conditions import IS_RETRY, UNFINISHED, runs_like
 from pipeline.state.tables import batches, requests, runs
 from pipeline.state.tallies import leaving, moved, tallied_moves, tally
@@ -82,7 +81,7 @@ def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, 
 
 
 class NewRow(NamedTuple):
-    """What a row is inserted with, or planned again with. outcome_hash, outcome_recipe: what its outcome answers."""
+    """What a known row is planned again with. outcome_hash, outcome_recipe: what its outcome answers."""
 
     key: str
     run_id: int
@@ -113,19 +112,6 @@ class Kept(NamedTuple):
 
 
 _RUN_AND_STATE = itemgetter(NewRow._fields.index("run_id"), NewRow._fields.index("state"))
-_ADD = Bulk(insert(requests), ("id", "job_id", *NewRow._fields))
-
-
-def add_rows(conn: Connection, job_id: int, rows: Sequence[NewRow]) -> list[int]:
-    """Insert new rows and return their numbers in ascending order."""
-    if not rows:
-        return []
-    numbers = next_ids(conn, len(rows))
-    _ADD.execute(conn, [(number, job_id, *row) for number, row in zip(numbers, rows, strict=True)])
-    tally(conn, Counter(map(_RUN_AND_STATE, rows)))
-    return numbers
-
-
 _REPLAN = Bulk(
     update(requests)
     .where(requests.c.id == bindparam("row"), requests.c.state != text("'in_flight'"))

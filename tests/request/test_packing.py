@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from pipeline.request import packing
-from pipeline.request.packing import Packing
+from pipeline.request.packing import Packing, Requests
 
 NONCE = "a" * 26
 
@@ -21,15 +21,19 @@ def digest(of: bytes) -> bytes:
     return hashlib.blake2b(of, digest_size=16).digest()
 
 
-def packed(body: Packing, texts: Iterable[str], *, dedupe: bool = False) -> tuple[bytes, int]:
-    """Return the body's bytes and how many of the texts fitted."""
-    lines = [packing.PREFIX]
-    for row, text in enumerate(texts):
-        line = body.add(row, digest(params(text)), params(text), None, dedupe=dedupe)
-        if line is None:
-            break
-        lines.append(line)
-    return b"".join([*lines, packing.SUFFIX]), len(body.rows)
+def requests(texts: Iterable[str]) -> Requests:
+    """Return requests with these prompts; no price is known."""
+    of_texts = [params(text) for text in texts]
+    return Requests([digest(each) for each in of_texts], of_texts, [None] * len(of_texts))
+
+
+def packed(body: Packing, texts: Iterable[str], *, dedupe: bool = False) -> tuple[bytes, list[int]]:
+    """Fill a body until it is full. Return its bytes and the position of each text that fitted."""
+    given, lines, positions = requests(texts), [packing.PREFIX], list[int]()
+    while (filled := body.fill(given, len(positions), dedupe=dedupe)).positions:
+        lines += filled.lines
+        positions += filled.positions
+    return b"".join([*lines, packing.SUFFIX]), positions
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 99, 100, 101, 1000])
@@ -37,10 +41,11 @@ def packed(body: Packing, texts: Iterable[str], *, dedupe: bool = False) -> tupl
 def test_the_size_of_a_body_is_exact_to_the_byte(count: int, text: str) -> None:
     body = Packing(NONCE, 100_000, 256_000_000)
 
-    written, rows = packed(body, (f"{text} {n}" for n in range(count)))
+    written, positions = packed(body, (f"{text} {n}" for n in range(count)))
 
     assert body.size == len(written)
-    assert body.requests == rows == count
+    assert positions == list(range(count))
+    assert body.requests == body.rows == count
 
 
 def test_a_body_is_json_in_the_form_of_the_api() -> None:
@@ -64,8 +69,8 @@ def test_a_body_is_filled_to_its_limit_of_bytes_and_not_beyond(text: str) -> Non
     just_fits, rows_fit = packed(Packing(NONCE, 100, len(exact)), [text] * 12)
     one_less, rows_less = packed(Packing(NONCE, 100, len(exact) - 1), [text] * 12)
 
-    assert (len(just_fits), rows_fit) == (len(exact), 11)
-    assert rows_less == 10
+    assert (len(just_fits), len(rows_fit)) == (len(exact), 11)
+    assert len(rows_less) == 10
     assert len(one_less) < len(exact)
 
 
@@ -73,9 +78,9 @@ def test_a_body_is_filled_to_its_limit_of_bytes_and_not_beyond(text: str) -> Non
 def test_a_body_holds_no_more_requests_than_allowed(limit: int) -> None:
     body = Packing(NONCE, limit, 1_000_000)
 
-    written, rows = packed(body, (str(n) for n in range(20)))
+    written, positions = packed(body, (str(n) for n in range(20)))
 
-    assert body.requests == rows == limit
+    assert body.requests == body.rows == len(positions) == limit
     assert len(orjson.loads(written)["requests"]) == limit
 
 
@@ -84,31 +89,31 @@ def test_a_full_body_refuses_another_request_and_is_unchanged() -> None:
     packed(body, ["one"])
     size = body.size
 
-    refused = body.add(7, b"other", params("two"), None, dedupe=True)
+    refused = body.fill(requests(["two"]), dedupe=True)
 
-    assert refused is None
-    assert (body.size, body.requests, body.rows) == (size, 1, [(0, 0)])
-    assert b"other" not in body.seen
+    assert refused == ([], [])
+    assert (body.size, body.requests, body.rows) == (size, 1, 1)
+    assert digest(params("two")) not in body.seen
 
 
 def test_the_largest_params_fit_alone_and_one_byte_more_does_not_fit() -> None:
     largest = packing.largest_params(1_000)
 
     fits, too_large = (
-        Packing(NONCE, 10, 1_000).add(0, b"", b"x" * size, None, dedupe=False) for size in (largest, largest + 1)
+        Packing(NONCE, 10, 1_000).fill(Requests([b""], [b"x" * size], [None]), dedupe=False)
+        for size in (largest, largest + 1)
     )
 
-    assert fits is not None
-    assert len(packing.PREFIX) + len(fits) + len(packing.SUFFIX) == 1_000
-    assert too_large is None
+    assert len(packing.PREFIX) + len(fits.lines[0]) + len(packing.SUFFIX) == 1_000
+    assert too_large == ([], [])
 
 
 def test_equal_requests_share_one_request_and_add_no_bytes() -> None:
     body = Packing(NONCE, 100, 1_000_000)
 
-    written, _ = packed(body, ["a", "b", "a", "a", "b"], dedupe=True)
+    written, positions = packed(body, ["a", "b", "a", "a", "b"], dedupe=True)
 
-    assert body.rows == [(0, 0), (1, 1), (2, 0), (3, 0), (4, 1)]
+    assert positions == [0, 1, 0, 0, 1]
     assert body.requests == 2
     assert body.size == len(written)
     assert len(orjson.loads(written)["requests"]) == 2
@@ -117,27 +122,36 @@ def test_equal_requests_share_one_request_and_add_no_bytes() -> None:
 def test_equal_requests_are_each_sent_without_dedupe() -> None:
     body = Packing(NONCE, 100, 1_000_000)
 
-    written, _ = packed(body, ["a", "a", "a"], dedupe=False)
+    written, positions = packed(body, ["a", "a", "a"], dedupe=False)
 
-    assert body.rows == [(0, 0), (1, 1), (2, 2)]
+    assert positions == [0, 1, 2]
     assert len(orjson.loads(written)["requests"]) == 3
 
 
 def test_an_equal_request_still_joins_a_full_body() -> None:
     body = Packing(NONCE, 1, 1_000_000)
 
-    packed(body, ["a", "a"], dedupe=True)
+    _, positions = packed(body, ["a", "a"], dedupe=True)
 
-    assert body.rows == [(0, 0), (1, 0)]
+    assert positions == [0, 0]
 
 
 def test_a_body_holds_at_most_four_rows_per_allowed_request() -> None:
     body = Packing(NONCE, 5, 1_000_000)
 
-    _, rows = packed(body, ["a"] * 100, dedupe=True)
+    _, positions = packed(body, ["a"] * 100, dedupe=True)
 
-    assert rows == 20
+    assert len(positions) == body.rows == 20
     assert body.requests == 1
+
+
+def test_a_body_is_filled_in_steps_of_about_a_megabyte() -> None:
+    body, given = Packing(NONCE, 100, 10_000_000), requests(["x" * 300_000] * 9)
+
+    steps = [len(body.fill(given, start, dedupe=False).positions) for start in (0, 4, 8)]
+
+    assert steps == [4, 4, 1]
+    assert body.requests == 9
 
 
 def test_params_are_read_back_byte_for_byte() -> None:

@@ -29,6 +29,7 @@ from pipeline.state.tables import batches
 from pipeline.storage import objects, tempdir
 from pipeline.storage.folders import MARKER
 from tests.conftest import World
+from tests.support.bodies import one_request
 from tests.support.object_storage import S3
 from tests.support.processes import ROWS, begin, environment, kill, put_job, until
 
@@ -45,7 +46,7 @@ def filled(spool: Spool, texts: list[str]) -> BodyWriter:
     """A finished body of these texts, one request each."""
     body = BodyWriter(spool, Packing(packing.new_nonce(), 100_000, 256_000_000))
     for row, text in enumerate(texts):
-        assert body.add(row, b"", params(text), None, dedupe=False)
+        assert body.fill(one_request(params(text)), dedupe=False) == [row]
     body.finish()
     return body
 
@@ -133,7 +134,7 @@ def test_bodies_are_listed_with_their_sizes_and_times(either: Spool) -> None:
 
 def test_a_discarded_body_leaves_nothing(either: Spool) -> None:
     unfinished = BodyWriter(either, Packing(packing.new_nonce(), 100, 1_000_000))
-    unfinished.add(0, b"", params("x" * 2_000_000), None, dedupe=False)
+    unfinished.fill(one_request(params("x" * 2_000_000)), dedupe=False)
     finished = filled(either, ["one"])
 
     unfinished.discard()

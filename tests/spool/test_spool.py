@@ -20,6 +20,7 @@ from pipeline.request import packing
 from pipeline.request.packing import Packing
 from pipeline.spool.body import BodyReader, BodyWriter, HeldBack, digest, params_at
 from pipeline.spool.local import LocalSpool
+from tests.support.bodies import one_request
 
 MEGABYTE = 1 << 20
 
@@ -38,7 +39,7 @@ def filled(spool: LocalSpool, texts: list[str], *, finish: bool = True) -> BodyW
     """A body of these texts, one request each."""
     body = BodyWriter(spool, Packing(packing.new_nonce(), 100_000, 256_000_000))
     for row, text in enumerate(texts):
-        assert body.add(row, b"", params(text), None, dedupe=False)
+        assert body.fill(one_request(params(text)), dedupe=False) == [row]
     if finish:
         body.finish()
     return body
@@ -104,10 +105,10 @@ def test_a_discarded_body_leaves_nothing(spool: LocalSpool) -> None:
 def test_a_request_that_does_not_fit_is_not_in_the_body(spool: LocalSpool) -> None:
     body = BodyWriter(spool, Packing(packing.new_nonce(), 2, 1_000_000))
 
-    taken = [body.add(row, b"", params(str(row)), None, dedupe=False) for row in range(3)]
+    taken = [body.fill(one_request(params(str(row))), dedupe=False) for row in range(3)]
     body.finish()
 
-    assert taken == [True, True, False]
+    assert taken == [[0], [1], []]
     assert len(orjson.loads(path_of(spool, body).read_bytes())["requests"]) == 2
 
 

@@ -17,6 +17,7 @@ from pipeline.state.jobs import JobRecord, job_named
 from pipeline.storage import durable
 from pipeline.storage.folders import MARKER
 from tests.conftest import World
+from tests.support.bodies import one_request
 
 POSTGRESQL_IS_LONG = True
 
@@ -102,7 +103,7 @@ def test_the_driver_that_loses_the_race_for_a_marker_syncs_the_marker_before_it_
 def test_a_body_is_durable_before_its_batch_is_committed(tmp_path: Path, steps: Steps) -> None:
     spool = LocalSpool.open(tmp_path / "spool", "tickets")
     body = BodyWriter(spool, Packing(packing.new_nonce(), 100, 1_000_000))
-    body.add(0, b"", b"{}", None, dedupe=False)
+    body.fill(one_request(b"{}"), dedupe=False)
     body.finish()
 
     name = f"spool/tickets/{body.contents.nonce}"
