@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 def main() -> None:
     """Run both and print a line for each."""
-    parser = argparse.ArgumentParser(description="What priming the prompt cache saves.")
+    parser = argparse.ArgumentParser(description="Show what priming the prompt cache saves.")
     parser.add_argument("--rows", type=int, default=5_000)
     parser.add_argument("--prefix", type=int, default=4_000, help="tokens that all requests share")
     parser.add_argument("--batch", type=int, default=500, help="requests of a batch")

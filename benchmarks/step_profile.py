@@ -87,7 +87,7 @@ def _place(frame: FrameType | None) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Where a run's time goes.")
+    parser = argparse.ArgumentParser(description="Show the CPU time of a run by step and by module.")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--body", type=int, default=harness.ROW_BYTES, help="characters of a row's body, on average")
     parser.add_argument("--format", choices=("csv", "parquet"), default="parquet")
@@ -142,7 +142,7 @@ def _by_step(seconds: Seconds) -> dict[str, float]:
 
 
 def _print(seconds: Seconds, rows: int, cpu: float) -> None:
-    """Return the CPU seconds by module, the largest first, each with its three largest functions."""
+    """Print the CPU seconds by module, the largest first, each with its three largest functions."""
     modules: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
     for (module, function), used in seconds.items():
         modules[module].append((used, function))

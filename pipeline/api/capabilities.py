@@ -99,7 +99,7 @@ def warnings(info: "ModelInfo", now: date) -> list[str]:
         return [f"{model}will be retired; the day is not set yet; {remedy}"]
     days = (retires - now).days
     if days < 0:
-        return [f"{model}was to be retired on {retires} and may stop any day; move to another model"]
+        return [f"{model}was to be retired on {retires} and may stop working any day; move to another model"]
     if days <= SOON:
         left = {0: "today", 1: "tomorrow"}.get(days, f"in {days} days")
         return [f"{model}will be retired on {retires}, {left}; {remedy}"]
@@ -236,7 +236,7 @@ def _thinking_budget(asked: _Asked) -> str | None:
     if thinking.get("type") != "enabled" or not isinstance(budget, int):
         return None
     if budget < 1024:
-        return f"{field}: {budget} is less than 1024, the least that thinking takes"
+        return f"{field}: {budget} is less than 1024, the minimum; give 1024 or more"
     if isinstance(most, int) and budget >= most:
         return f"{field}: {budget} must be below max_tokens ({most})"
     return None
@@ -249,7 +249,9 @@ def _forced_tool(asked: _Asked) -> str | None:
     if _cannot_be_forced(asked.model):
         return f"{field}: {asked.name} cannot be forced to call a tool, not even by output.tool; use output.schema"
     if asked.mapping("thinking").get("type") == "enabled":
-        return f"{field}: no tool can be forced, not even by output.tool, while thinking is enabled; remove one"
+        return (
+            f"{field}: no tool can be forced, not even by output.tool, while thinking is enabled; remove one of the two"
+        )
     return None
 
 
@@ -285,7 +287,7 @@ def _prefill(asked: _Asked) -> str | None:
     """Refuse a last turn of the assistant, which models from 4.6 on do not continue."""
     last = [message.get("role") for _, message in asked.mappings("messages")][-1:]
     if last == ["assistant"] and asked.model is not None and asked.model.generation >= (4, 6):
-        return f"request.messages: {asked.name} does not continue a turn of the assistant; end with one of the user"
+        return f"request.messages: {asked.name} does not continue a turn of the assistant; end with a turn of the user"
     return None
 
 

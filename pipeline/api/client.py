@@ -185,9 +185,15 @@ class Api:
             page, response = self._page(limit=PAGE, **after)
             ids = [batch.id for batch in page.data]
             if not seen.isdisjoint(ids):
-                raise NotTheApi(f"{self.base_url} lists {ids[0]} twice: a page of its listing comes from a cache")
+                raise NotTheApi(
+                    f"{self.base_url} lists {ids[0]} twice: a page of the listing comes from a cache; "
+                    "keep caches away from the API's responses"
+                )
             if self._owner not in (None, _owner(response.headers)):
-                raise NotTheApi(f"{self.base_url} answers for another account than before")
+                raise NotTheApi(
+                    f"{self.base_url} answers for another account than at the first call; "
+                    "check what stands between this machine and the API"
+                )
             yield Page(page.data, clock.date_of(response.headers))
             if not page.has_more:
                 return
@@ -327,13 +333,13 @@ class Api:
         try:
             value = response.parse()
         except (AttributeError, TypeError, ValueError) as exc:  # the SDK relies on the shape
-            raise not_the_api(self.base_url, "a page of another kind") from exc
+            raise not_the_api(self.base_url, "the response has other fields") from exc
         return self._believed(value, fits)
 
     def _believed(self, value: _T, fits: Callable[[Any], bool]) -> _T:
         """Return the value. Raises NotTheApi unless `fits` accepts it."""
         if not fits(value):
-            raise not_the_api(self.base_url, "a page of another kind")
+            raise not_the_api(self.base_url, "the response has other fields")
         return value
 
 
@@ -351,7 +357,7 @@ def _owner(headers: httpx2.Headers) -> tuple[str | None, str | None]:
 def _of_this_call(exc: anthropic.APIStatusError) -> Stopped:
     """Return the error for a status that says nothing of other calls."""
     if is_own(exc) and exc.status_code == 404:
-        return NotFound(f"the API does not find it: {in_words(exc)}")
+        return NotFound(f"the API has no such object: {in_words(exc)}")
     return ApiUnreachable(f"the API answers {in_words(exc)}")
 
 

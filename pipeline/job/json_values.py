@@ -124,4 +124,4 @@ def json_default(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, Unprintable):
         raise UnprintableError(value.reason)
-    raise TypeError(f"a value of type {type(value).__name__} cannot be kept")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")

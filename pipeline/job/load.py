@@ -101,7 +101,7 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
                 return value
         filled = templates.fill_vars(value, variables)
     except templates.TemplateProblem as exc:
-        raise _FieldError(path, f"{exc}; only vars can stand here") from exc
+        raise _FieldError(path, f"{exc}; in this field a template can use only vars") from exc
     number = path == ("request", "max_tokens") and filled != value and filled.strip().isdigit()
     return int(filled) if number else filled
 

@@ -363,12 +363,13 @@ class Output(Section):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
-        folded = [fold_label(label) for label in self.labels or ()]
+        labels = self.labels or []
+        folded = [fold_label(label) for label in labels]
         if self.labels is not None and len(folded) < 2:
             raise ValueError("labels needs at least two labels")
         for i, label in enumerate(folded):
             if label in folded[:i]:
-                raise ValueError(f"label {self.labels[i]!r} equals another label, apart from case and outer blanks")  # type: ignore[index]
+                raise ValueError(f"label {labels[i]!r} equals another label, ignoring case and spaces around it")
         return self
 
 

@@ -19,7 +19,7 @@ _REFUSED = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _DESCRIBE),
     **dict.fromkeys(("minLength", "maxLength"), _DESCRIBE),
     **dict.fromkeys(("maxItems", "uniqueItems", "contains", "minContains", "maxContains"), _DESCRIBE),
-    **dict.fromkeys(("prefixItems", "additionalItems"), "make it an object with a property for each place"),
+    **dict.fromkeys(("prefixItems", "additionalItems"), "make it an object with a property for each position"),
     **dict.fromkeys(("minProperties", "maxProperties", "patternProperties", "propertyNames"), _DESCRIBE),
     **dict.fromkeys(("unevaluatedProperties", "unevaluatedItems"), "remove it"),
     **dict.fromkeys(("not", "if", "then", "else"), _DESCRIBE),
@@ -82,7 +82,8 @@ def _walk(node: Any, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...
         yield f"structured outputs support at most {MAX_OPTIONAL} optional properties; name more of them in `required`"
     if whole.unions > MAX_UNIONS:
         yield (
-            f"structured outputs support at most {MAX_UNIONS} unions (anyOf, or a list of types); give others one type"
+            f"structured outputs support at most {MAX_UNIONS} unions (anyOf, or a list of types); "
+            "give some of them a single type"
         )
     for name, child in properties.items():
         yield from _walk(child, (*path, "properties", name), whole, refs)

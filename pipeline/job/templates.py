@@ -197,7 +197,7 @@ def fill_vars(text: str, variables: Mapping[str, Any]) -> str:
         return text
     named = names(text)
     if named.columns or named.all_columns:
-        raise TemplateProblem(f"{', '.join(sorted(named.columns)) or 'row'} is not known here")
+        raise TemplateProblem(f"{', '.join(sorted(named.columns)) or 'row'} is not a var")
     unknown = named.variables - set(variables)
     if unknown:
         declared = ", ".join(variables) or "none"

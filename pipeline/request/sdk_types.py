@@ -154,7 +154,7 @@ def _message(error: ErrorDetails) -> str:
         case kind if kind in _WANTED:
             return f"must be {_WANTED[kind]} (it is {error['input']!r})"
         case _:
-            return f"is not what the Messages API takes here (it is {error['input']!r})"
+            return f"is not a value that the Messages API accepts here (it is {error['input']!r})"
 
 
 def _expected(error: ErrorDetails) -> list[str]:
