@@ -25,7 +25,7 @@ def turns(column: str, value: Any) -> list[dict[str, Any]]:
     return [_turn(f"column {column!r}, turn {i}", turn) for i, turn in enumerate(listed, 1)]
 
 
-def first_of_user(messages: list[dict[str, Any]]) -> None:
+def require_user_first(messages: list[dict[str, Any]]) -> None:
     """Raise RowProblem unless the conversation begins with a turn of the user."""
     if messages[0]["role"] != "user":
         raise RowProblem(f"the conversation begins with a turn of role {messages[0]['role']!r}; it must be 'user'")

@@ -97,7 +97,7 @@ def _of_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
     shown.key, shown.place = identity.shown(picked.key), picked.chunk.place(picked.i)
     shown.source = picked.values
     try:
-        return plan.builder.params(picked.values, picked.chunk.folder, carried=True).params
+        return plan.builder.params(picked.values, picked.chunk.folder, inline_files=True).params
     except (RowProblem, templates.TemplateProblem) as exc:
         shown.problems.append(f"the row cannot be sent: {exc}")
         return None
