@@ -163,7 +163,7 @@ def _properties(node: Any, root: dict[str, Any]) -> dict[str, Any] | None:
 
 def _kind(node: Any, root: dict[str, Any]) -> str:
     """Return the kind of column that can hold all values of a property."""
-    kinds = {kind for one in alternatives(node, root) for kind in _kinds(one)}
+    kinds = {kind for one in alternatives(node, root) for kind in _kinds_of(one)}
     if len(kinds) == 1:
         return kinds.pop()
     if kinds == {"integer", "number"}:
@@ -171,7 +171,7 @@ def _kind(node: Any, root: dict[str, Any]) -> str:
     return "text" if kinds and kinds <= {"text", "date", "datetime"} else "json"
 
 
-def _kinds(one: dict[str, Any]) -> Iterator[str]:
+def _kinds_of(one: dict[str, Any]) -> Iterator[str]:
     """Yield the kinds of column for one alternative of a schema."""
     kind = one.get("type")
     if kind == "string":
@@ -197,7 +197,7 @@ class Reader:
         self._validator = compiled(self._schema)
         # a hundred times faster than jsonschema, whose messages are better and are used for answers that fail
         self._is_valid = self._validator.is_valid
-        self._tops = [(column, p.path[0]) for column, p in self.columns.items() if len(p.path) == 1]
+        self._top_level = [(column, p.path[0]) for column, p in self.columns.items() if len(p.path) == 1]
         self._names = frozenset(_properties(self._schema, self._schema) or ())
         self._pruned = [(column, p.without) for column, p in self.columns.items() if p.without]
         self._exact = [(column, p.path[0], _EXACT[p.kind]) for column, p in self.columns.items() if p.kind in _EXACT]
@@ -224,7 +224,7 @@ class Reader:
                 return self._problem(problem)
         if not isinstance(answer, dict):
             return self._problem("the answer is not an object")
-        values = {column: answer.get(name) for column, name in self._tops}
+        values = {column: answer.get(name) for column, name in self._top_level}
         for column, path in self._nested:
             values[column] = _value_at(answer, path)
         for column, without in self._pruned:
