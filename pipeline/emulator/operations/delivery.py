@@ -81,9 +81,9 @@ def _with_line_faults(lines: Iterable[bytes], faults: list[Fault]) -> Iterator[b
 
 def _contradiction(line: bytes) -> bytes:
     """Return a line with the same custom_id and another result."""
-    told = orjson.loads(line)
-    kind = "expired" if told["result"]["type"] != "expired" else "canceled"
-    return orjson.dumps({"custom_id": told["custom_id"], "result": {"type": kind}})
+    result_line = orjson.loads(line)
+    kind = "expired" if result_line["result"]["type"] != "expired" else "canceled"
+    return orjson.dumps({"custom_id": result_line["custom_id"], "result": {"type": kind}})
 
 
 def _truncated(lines: Iterator[bytes], total: int, cut: Fault) -> Iterator[bytes]:
