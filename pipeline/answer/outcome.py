@@ -97,6 +97,7 @@ def answer_schema(job: Job) -> dict[str, Any] | None:
 
 
 def _properties(job: Job, schema: dict[str, Any]) -> dict[str, Property]:
+    """Return the columns of the schema. Raises JobError if it cannot be used."""
     try:
         return columns(schema, job.output.columns)
     except SchemaProblem as exc:
@@ -164,6 +165,7 @@ class ResultReader:
         return _damaged(line) if _answer_in(line) is not None else outcome
 
     def _outcome(self, line: dict[str, Any]) -> Outcome:
+        """Return the outcome of a result line. Raises as a part of an unexpected type does: KeyError, TypeError, ..."""
         result = line.get("result")
         kind = result.get("type") if isinstance(result, dict) else None
         if isinstance(result, dict) and kind == "succeeded" and isinstance(result.get("message"), dict):
@@ -188,6 +190,7 @@ class ResultReader:
         return retry_change.change_for(self._retry, outcome.state, outcome.error_type) is not None
 
     def _from_message(self, message: dict[str, Any]) -> Outcome:
+        """Return the outcome for the Message of a succeeded request. Raises as `_outcome`."""
         blocks = message.get("content") or []
         if not isinstance(blocks, list):
             raise TypeError("content is not a list of blocks")
@@ -380,6 +383,7 @@ _EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
 
 
 def _blocks(message: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Return the content blocks of a message that have this type."""
     return [b for b in message.get("content") or () if isinstance(b, dict) and b.get("type") == kind]
 
 

@@ -333,6 +333,7 @@ def _integer(value: Any) -> int:
 
 
 def _date(value: str) -> str:
+    """Return the value if it is a date in ISO format. Raises ValueError for any other."""
     try:
         datetime.date.fromisoformat(value)
     except ValueError:

@@ -260,6 +260,7 @@ def _forced_tool(request: _Request) -> str | None:
 
 
 def _cannot_be_forced(model: _Model | None) -> bool:
+    """Return whether a model refuses a tool_choice that forces a tool; False for an unknown model."""
     if model is None:
         return False
     if model.line in ("fable", "mythos"):

@@ -36,6 +36,7 @@ def error_of_all_calls(
 
 
 def _of_status(exc: anthropic.APIStatusError, base_url: str, account_statuses: Collection[int]) -> PipelineError | None:
+    """Return the error that an error status means for every call; None if it means only this call."""
     if is_from_api(exc):
         if exc.status_code in account_statuses or exc.error_code in SPEND_CODES:
             return AccountStopped(f"the API refuses this account: {in_words(exc)}")

@@ -242,7 +242,7 @@ class _Message:
                 self._blocks[index] = dict(event["content_block"])
                 self.whole["content"].append(self._blocks[index])
             case "content_block_delta" if index in self._blocks:
-                self._grow(index, event["delta"])
+                self._add_delta(index, event["delta"])
             case "content_block_stop" if index in self._inputs:
                 with contextlib.suppress(orjson.JSONDecodeError):  # cut off at max_tokens, which the outcome says
                     self._blocks[index]["input"] = orjson.loads(self._inputs[index])
@@ -254,7 +254,8 @@ class _Message:
                 self.complete = True
         return self._blocks.get(index) if isinstance(index, int) else None
 
-    def _grow(self, index: int, delta: Event) -> None:
+    def _add_delta(self, index: int, delta: Event) -> None:
+        """Add a delta to the content block at this index. A delta of an unknown type changes nothing."""
         block = self._blocks[index]
         match delta.get("type"):
             case "text_delta":

@@ -37,6 +37,7 @@ def accepted(store: BatchStore) -> Iterator[dict[str, Any]]:
 
 
 def _requests(store: BatchStore, batch: Batch) -> Iterator[tuple[str, str, str | None]]:
+    """Yield (params_sha256, custom_id, result) of each request of a batch; result None: the batch has not ended."""
     ended = batch.status == "ended"
     outcomes = store.path(batch.id, "outcomes").read_bytes() if ended else b""
     results = chain((RESULT_NAMES[code] for code in outcomes), repeat(None))

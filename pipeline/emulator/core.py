@@ -82,6 +82,7 @@ class Core:
 
     @property
     def _cancel_us(self) -> int:
+        """Return the time from a cancel call to the end of the batch, in microseconds."""
         seconds = self.settings.cancel_seconds
         return round((min(self.processing_seconds / 10, 5.0) if seconds is None else seconds) * 1e6)
 

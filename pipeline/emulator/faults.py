@@ -114,6 +114,7 @@ class FaultBook:
 
     @staticmethod
     def _fires(armed: _Armed, on: str, call: "CallFacts") -> bool:
+        """Return whether a rule fires for a call. Counts the call, so it is asked once for each call."""
         rule = armed.rule
         if rule.on not in (on, "any") or (rule.list_page is not None and rule.list_page != call.list_page):
             return False
@@ -138,6 +139,7 @@ class FaultBook:
 
     @staticmethod
     def _fires_for_item(armed: _Armed, batch_id: str, params: bytes, sha256: str, position: int) -> bool:
+        """Return whether a rule fires for a request in a batch. Counts it, as `_fires` does."""
         rule = armed.rule
         if rule.on != "item" or (rule.match is not None and rule.match.encode() not in params):
             return False

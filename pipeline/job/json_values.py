@@ -69,6 +69,7 @@ class _LargeInteger(Exception):
 
 
 def _dumped(value: Any) -> str:
+    """Return a value as compact JSON. Raises _LargeInteger, and SourceError for a value that has no exact text."""
     try:
         return orjson.dumps(value, default=json_default, option=_JSON_OPTIONS).decode()
     except orjson.JSONEncodeError as exc:

@@ -167,6 +167,7 @@ class Source(Section):
 
     @field_serializer("frame")
     def _without_rows(self, frame: Any) -> str | None:
+        """Return what is stored with the job in place of the frame."""
         return None if frame is None else f"a {type(frame).__name__} in Python"
 
     @field_validator("key")
@@ -289,6 +290,7 @@ def map_texts(content: str | list[dict[str, Any]], change: Callable[[str], str])
 
 
 def _map_text(block: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a block with its text changed; a block that has no text of its own is returned unchanged."""
     source = block.get("source")
     if block.get("type") == "text" and isinstance(block.get("text"), str):
         return {**block, "text": change(block["text"])}

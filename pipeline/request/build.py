@@ -125,6 +125,7 @@ class RequestBuilder:
         return model, max_tokens, self._opening_bytes(model, max_tokens)
 
     def _opening_bytes(self, model: str, max_tokens: int) -> bytes:
+        """Return the bytes of a request before its first turn that depends on the row."""
         return b'{"model":' + orjson.dumps(model) + b',"max_tokens":' + str(max_tokens).encode() + b"," + self._shared
 
     def _conversation(
@@ -148,6 +149,7 @@ class RequestBuilder:
         return templates.renderer(template, self._job.vars, self._job.source.nulls)
 
     def _turn_renderer(self, turn: Turn) -> Callable[[Row], dict[str, Any]]:
+        """Return a function that makes a row's turn from the templates in `turn`."""
         renders = {text: self._renderer(text) for text in template_texts(turn.content)}
 
         def rendered(row: Row) -> dict[str, Any]:
@@ -199,19 +201,21 @@ def shared(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _put_breakpoint(params: dict[str, Any], turns: list[dict[str, Any]], control: dict[str, str]) -> None:
     """Set cache_control on the last shared block. The API reads tools first, then system, then turns."""
     if turns:
-        turns[-1] = {**turns[-1], "content": _marked(turns[-1]["content"], control)}
+        turns[-1] = {**turns[-1], "content": _with_breakpoint(turns[-1]["content"], control)}
     elif params.get("system"):
-        params["system"] = _marked(params["system"], control)
+        params["system"] = _with_breakpoint(params["system"], control)
     elif isinstance(params.get("tools"), list) and params["tools"]:
         params["tools"] = [*params["tools"][:-1], {**params["tools"][-1], "cache_control": control}]
 
 
-def _marked(content: str | list[dict[str, Any]], control: dict[str, str]) -> list[dict[str, Any]]:
+def _with_breakpoint(content: str | list[dict[str, Any]], control: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the content as blocks, the last of them with cache_control."""
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     return [*blocks[:-1], {**blocks[-1], "cache_control": control}]
 
 
 def _names(job: Job, field: str, template: str) -> templates.Names:
+    """Return the names that a template reads. Raises JobError, which names the field, for an unknown var."""
     try:
         named = templates.names(template)
     except templates.TemplateProblem as exc:
@@ -258,6 +262,7 @@ def _whole_number(text: str) -> int:
 
 
 def _not_empty(text: str, field: str) -> str:
+    """Return the text of a turn. Raises RowProblem if it is empty."""
     if not text or text.isspace():
         raise RowProblem(f"{field}: a turn is empty for this row")
     return text

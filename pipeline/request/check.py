@@ -112,6 +112,7 @@ def _check_format(job: Job, answer_format: Any) -> None:
 
 
 def _check_cache(job: Job) -> None:
+    """Raise JobError if request.cache has nothing to cache, or makes too many breakpoints."""
     params, turns = shared(job)
     breakpoints = orjson.dumps([params, turns]).count(b'"cache_control":{')
     if not breakpoints:
@@ -137,6 +138,7 @@ def _check_thinking_budget(params: Mapping[str, Any], max_tokens: int) -> None:
 
 
 def _check_types(job: Job) -> None:
+    """Raise JobError for the first field whose value does not have the SDK's type."""
     mismatch = first_mismatch(_example_params(job), beta=bool(job.request.betas))
     if mismatch is not None:
         own = mismatch.path[:1] in _OWN_FIELDS

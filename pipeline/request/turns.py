@@ -39,6 +39,7 @@ def _parsed(column: str, text: str) -> Any:
 
 
 def _turn(where: str, turn: Any) -> dict[str, Any]:
+    """Return one turn in the API's shape. where: its column and number, for messages. Raises RowProblem."""
     if not isinstance(turn, dict):
         raise RowProblem(f"{where}: must be {{role, content}} (it is {_short(turn)})")
     unknown = sorted(str(name) for name, value in turn.items() if name not in ("role", "content") and value is not None)

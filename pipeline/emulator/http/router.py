@@ -153,6 +153,7 @@ class Router:
 
 
 def _route(call: Call) -> tuple[str, Callable[..., Reply], tuple[str, ...]]:
+    """Return the operation of a call, its function and the ids in its path. Raises ApiError 404 or 405."""
     path_known = False
     for method, pattern, operation, function in ROUTES:
         found = pattern.fullmatch(call.path)

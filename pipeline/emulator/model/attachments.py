@@ -59,19 +59,20 @@ def attached(messages: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, An
     """Yield (where, block) for each image and document, also for those inside tool results and documents."""
     for index, message in enumerate(messages):
         if not isinstance(message["content"], str):
-            yield from _within(f"messages.{index}.content", message["content"])
+            yield from _attached_in(f"messages.{index}.content", message["content"])
 
 
-def _within(where: str, blocks: object) -> Iterator[tuple[str, dict[str, Any]]]:
+def _attached_in(where: str, blocks: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, block) for each image and document in a list of blocks, also inside other blocks."""
     for at, block in enumerate(blocks if isinstance(blocks, list) else ()):
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_result":
-            yield from _within(f"{where}.{at}.tool_result.content", block.get("content"))
+            yield from _attached_in(f"{where}.{at}.tool_result.content", block.get("content"))
         elif kind in ATTACHED:
             yield f"{where}.{at}", block
             source = block.get("source")
             if kind == "document" and isinstance(source, dict):
-                yield from _within(f"{where}.{at}.document.source.content.content", source.get("content"))
+                yield from _attached_in(f"{where}.{at}.document.source.content.content", source.get("content"))
 
 
 # Each function `..._problem` below returns the API's message about the part that it checks; None if nothing is wrong.

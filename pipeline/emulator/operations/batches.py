@@ -110,6 +110,7 @@ def _store_requests(core: Core, batch_id: str, body: Path) -> int:
 
 
 def _check_queue(core: Core, workspace: str, number: int) -> None:
+    """Raise ApiError 429 if the workspace's queue has no room for so many more requests."""
     limit = core.settings.queue_limit
     if limit is not None and core.store.queued(workspace) + number > limit:
         text = f"Number of batch requests in the processing queue would exceed your organization's limit of {limit}."
@@ -143,6 +144,7 @@ def list_batches(core: Core, call: Call) -> Reply:
 
 
 def _listed(core: Core, call: Call) -> list[Batch]:
+    """Return the batches that this listing shows, in its order; the fault rules of listings count the call."""
     return _shown(core, call, core.faults.for_call("list", LISTING_FAULTS, _call_facts(call)))
 
 
@@ -180,6 +182,7 @@ def list_page(core: Core, call: Call) -> int:
 
 
 def _index(ids: list[str], wanted: str, field: str) -> int:
+    """Return the position of a cursor's batch. Raises ApiError 400, which names the field, for an unknown id."""
     if wanted not in ids:
         raise ApiError(400, f"{field}: no batch of that id")
     return ids.index(wanted)
@@ -274,6 +277,7 @@ def as_created(batch: Batch) -> Batch:
 
 
 def _request_counts(batch: Batch, call: Call, core: Core) -> dict[str, int]:
+    """Return the counts that the API shows for a batch, changed by a `counts` rule."""
     ended = batch.status == "ended"
     counts = {
         "processing": 0 if ended else batch.requests,
@@ -290,6 +294,7 @@ def _request_counts(batch: Batch, call: Call, core: Core) -> dict[str, int]:
 
 
 def _results_origin(batch: Batch, call: Call, core: Core) -> str:
+    """Return the scheme and host of results_url, changed by a `results_url` rule."""
     fault = _field_fault("results_url", batch, call, core)
     return call.origin if fault is None or fault.host is None else fault.host
 

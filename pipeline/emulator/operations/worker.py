@@ -51,6 +51,7 @@ class Worker:
             self._thread.join()
 
     def _work(self) -> None:
+        """Do the work that is due and sleep until the next, until `stop` is called."""
         while not self.stopping:
             self.do_due_work()
             with self._due_changed:
@@ -59,6 +60,7 @@ class Worker:
                     self._due_changed.wait(pause)
 
     def _seconds_to_next(self) -> float:
+        """Return the seconds to sleep; 0 or less if a batch is due."""
         now = self._clock.now_us()
         waits = [(self._core.due_us(batch) - now) / 1e6 for batch in self._unfinished()]
         return min([WORKER_PAUSE_SECONDS, *waits])
