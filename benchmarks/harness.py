@@ -176,6 +176,7 @@ class EventTimes:
                 self.last[event] = seconds
 
     def wait_for_end(self) -> None:
+        """Read the events up to the last one."""
         self._thread.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -323,10 +324,10 @@ def environment_for(base_url: str, folder: Path, database: str | None = None) ->
 def pipeline_command() -> str:
     """Return the path of `batch-pipeline`. Raises BenchError if it is not installed."""
     beside = Path(sys.executable).with_name("batch-pipeline")
-    found = str(beside) if beside.exists() else shutil.which("batch-pipeline")
-    if found is None:
+    command = str(beside) if beside.exists() else shutil.which("batch-pipeline")
+    if command is None:
         raise BenchError(NO_COMMAND)
-    return found
+    return command
 
 
 def write_job(folder: Path, source: Path, *, batch: int = BATCH) -> Path:
@@ -352,12 +353,12 @@ def check_answers(program: str, folder: Path, rows: int, database: str | None = 
     succeeded = "sum(CASE WHEN status = 'succeeded' AND text <> '' THEN 1 ELSE 0 END)"
     query = f"SELECT count(*), count(DISTINCT id), {succeeded} FROM {TABLES[program]}"
     try:
-        found = _one_row(query, folder / SQLITE_FILES[program], database)
+        counts = _one_row(query, folder / SQLITE_FILES[program], database)
     except Exception as exc:
         raise BenchError(f"{program}: its answers cannot be read: {exc}; see {folder}") from exc
-    if found != (rows, rows, rows):
+    if counts != (rows, rows, rows):
         raise BenchError(
-            f"{program}: rows, different keys, succeeded rows are {found}; each should be {rows}; see {folder}"
+            f"{program}: rows, different keys, succeeded rows are {counts}; each should be {rows}; see {folder}"
         )
 
 

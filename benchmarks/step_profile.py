@@ -60,14 +60,14 @@ class Sampler(threading.Thread):
         while not self._ending.wait(INTERVAL):
             for thread, frame in sys._current_frames().items():
                 if thread != self.ident:
-                    self._look(thread, frame)
+                    self._attribute(thread, frame)
 
-    def _look(self, thread: int, frame: FrameType) -> None:
+    def _attribute(self, thread: int, frame: FrameType) -> None:
         try:
             used = time.clock_gettime(time.pthread_getcpuclockid(thread))
         except OSError:  # the thread has just ended
             return
-        self.seconds[_place(frame)] += max(0.0, used - self._used.get(thread, 0.0))
+        self.seconds[_place_of(frame)] += max(0.0, used - self._used.get(thread, 0.0))
         self._used[thread] = used
 
     def stop(self) -> None:
@@ -76,7 +76,7 @@ class Sampler(threading.Thread):
         self.join()
 
 
-def _place(frame: FrameType | None) -> tuple[str, str]:
+def _place_of(frame: FrameType | None) -> tuple[str, str]:
     while frame is not None:
         name = frame.f_code.co_filename
         if PACKAGE in name and "site-packages" not in name:

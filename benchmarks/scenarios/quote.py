@@ -29,14 +29,16 @@ def measure(bench: Bench) -> Iterator[Line]:
     rows = bench.options.quote_rows
     for source, name in (("parquet", "Parquet"), ("csv", "CSV")):
         file = bench.rows(rows, source)
-        found = median_of(lambda file=file: _once(bench, file), bench.options.repeat, lambda quoted: quoted.quote)  # type: ignore[misc]
-        summary = f"{found.quote:.1f} s to the quote, {found.post:.1f} s more to the first POST, {found.peak_mb:.0f} MB"
+        quoted = median_of(lambda file=file: _once(bench, file), bench.options.repeat, lambda each: each.quote)  # type: ignore[misc]
+        summary = (
+            f"{quoted.quote:.1f} s to the quote, {quoted.post:.1f} s more to the first POST, {quoted.peak_mb:.0f} MB"
+        )
         print(f"{rows:>10,}  {name:<8} {summary}", flush=True)
         what, judged = f"{rows:,} rows, {name}", rows == ROWS and source == "parquet"
         limit = f"under {QUOTE_SECONDS} s"
-        yield below(f"quote of {what}", found.quote, f"{found.quote:.1f} s", QUOTE_SECONDS, limit, judged=judged)
+        yield below(f"quote of {what}", quoted.quote, f"{quoted.quote:.1f} s", QUOTE_SECONDS, limit, judged=judged)
         limit = f"under {POST_SECONDS} s after the quote"
-        yield below(f"first POST of {what}", found.post, f"{found.post:.1f} s", POST_SECONDS, limit, judged=judged)
+        yield below(f"first POST of {what}", quoted.post, f"{quoted.post:.1f} s", POST_SECONDS, limit, judged=judged)
 
 
 def _once(bench: Bench, source: Path) -> Quoted:

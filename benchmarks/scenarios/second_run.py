@@ -19,14 +19,14 @@ def measure(bench: Bench) -> Iterator[Line]:
     if bench.answered is None:
         whole_run.answered(bench, rows)
     print(HEADER)
-    found = record(
+    second = record(
         bench, median_of(lambda: _once(bench, rows), bench.options.repeat, lambda run: run.client.wall_seconds)
     )
     what, judged = f"second run over {rows:,} unchanged rows, Parquet", rows == ROWS
-    speed = f"{found.rows_per_second:,.0f} rows/s"
+    speed = f"{second.rows_per_second:,.0f} rows/s"
     target = f"at least {ROWS_PER_SECOND:,} rows/s"
-    yield at_least(what, found.rows_per_second, speed, ROWS_PER_SECOND, target, judged=judged)
-    yield peak(what, [found])
+    yield at_least(what, second.rows_per_second, speed, ROWS_PER_SECOND, target, judged=judged)
+    yield peak(what, [second])
 
 
 def _once(bench: Bench, rows: int) -> Measurement:

@@ -165,7 +165,7 @@ class ResultReader:
         return _damaged(line) if _answer_in(line) is not None else outcome
 
     def _outcome(self, line: dict[str, Any]) -> Outcome:
-        """Return the outcome of a result line. Raises as a part of an unexpected type does: KeyError, TypeError, ..."""
+        """Return the outcome of a result line. A part of an unexpected type raises KeyError, TypeError or the like."""
         result = line.get("result")
         kind = result.get("type") if isinstance(result, dict) else None
         if isinstance(result, dict) and kind == "succeeded" and isinstance(result.get("message"), dict):

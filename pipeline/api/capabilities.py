@@ -337,5 +337,5 @@ def _model(name: str) -> _Model | None:
     """Return line and generation from an id, also in the forms of the clouds; None if the id has neither."""
     if "claude-mythos-preview" in name:
         return _PREVIEW
-    found = _ID.search(name) or _OLD_ID.search(name)
-    return found and _Model(found["line"], (int(found["major"]), int(found["minor"] or 0)))
+    match = _ID.search(name) or _OLD_ID.search(name)
+    return match and _Model(match["line"], (int(match["major"]), int(match["minor"] or 0)))

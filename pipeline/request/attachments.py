@@ -228,10 +228,10 @@ def _values(value: Any) -> list[Any]:
 def _json_list(text: str) -> str | list[Any]:
     """Return the list that a JSON text holds. Any other text is returned unchanged: `[draft] plan.pdf` is a path."""
     try:
-        found = orjson.loads(text)
+        parsed = orjson.loads(text)
     except orjson.JSONDecodeError:
         return text
-    return found if isinstance(found, list) else text
+    return parsed if isinstance(parsed, list) else text
 
 
 def _normalized(value: Any) -> Any:

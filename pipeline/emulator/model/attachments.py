@@ -75,7 +75,7 @@ def _attached_in(where: str, blocks: object) -> Iterator[tuple[str, dict[str, An
                 yield from _attached_in(f"{where}.{at}.document.source.content.content", source.get("content"))
 
 
-# Each function `..._problem` below returns the API's message about the part that it checks; None if nothing is wrong.
+# Each function `..._problem` below returns what the API says about the part that it checks; None if nothing is wrong.
 
 
 def _source_problem(where: str, kind: str, source: Any) -> str | None:
