@@ -70,7 +70,7 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
     plan = Plan(job, refresh=part.refresh)
     inputs = [one for one in plan.source.inputs if one.path == part.path]
     if not inputs:
-        raise SourceError(f"source.path: {part.path} is not there on this machine; put the source on a shared path")
+        raise SourceError(f"source.path: {part.path} does not exist on this machine; put the source on a shared path")
     with where.driving(job.api.client) as driving:
         driver = driving.driver(row)
         lookup = KnownRows(where.database, driver.job_id, driver.sink)

@@ -331,7 +331,8 @@ def _source_file(path: str, found: Stamp | Object, source: Source) -> SourceFile
         raise SourceError(f"source.path: {path}: {_unknown(last)}")
     if kind in TYPED and last in COMPRESSIONS:
         raise SourceError(
-            f"source.path: {path}: {kind.capitalize()} compresses by itself; give the file without {last}"
+            f"source.path: {path}: {last} is not supported for {kind.capitalize()}, which has its own compression; "
+            "decompress the file"
         )
     if found.size == 0:
         raise SourceError(f"source.path: {path} is empty")
@@ -378,6 +379,6 @@ def _refuse_mixed_partitions(files: Sequence[SourceFile]) -> None:
         for name in sorted(set(mine) ^ set(first)):
             has, lacks = (file, files[0]) if name in mine else (files[0], file)
             raise SourceError(
-                f"column {name!r} is in a folder's name of {has.path} but not of {lacks.path}; "
-                "all files need folders with the same columns"
+                f"column {name!r} is in the folder names of {has.path} but not in those of {lacks.path}; "
+                f"all files need folders of the form {name}=VALUE"
             )
