@@ -82,7 +82,7 @@ def left_out(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection
     in_source = sum(quote.rows[kind] for kind in there)
     said: list[str] = []
     if retry.keys:
-        wanted, said = _of_keys(conn, job_id, sink, retry)
+        wanted, said = _explain_keys(conn, job_id, sink, retry)
     else:
         wanted = count_matching(conn, sink, retry.outcomes, retry.conditions)
         if not wanted:
@@ -92,13 +92,13 @@ def left_out(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection
         said.append(f"{rows} no longer in the source and cannot be sent again, so the answer stays as it is")
     if quote.rows[Verdict.IN_FLIGHT]:
         said.append(
-            f"rows already in flight: {quote.rows[Verdict.IN_FLIGHT]:,}; they are not sent again, and the run waits for "
+            f"rows already in flight: {quote.rows[Verdict.IN_FLIGHT]:,}; they are not sent again; the run waits for "
             "their answers"
         )
     return said
 
 
-def _of_keys(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection) -> tuple[int, list[str]]:
+def _explain_keys(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection) -> tuple[int, list[str]]:
     """Return how many rows with the given keys are sent again if they are in the source, and why others are not.
 
     Only the first SHOWN keys are looked at.
@@ -129,14 +129,14 @@ def _why_not(conn: Connection, sink: ResultsTable, retry: Selection, key: str, r
 def spellings(given: str, columns: int) -> list[str]:
     """Return the keys (JSON) that `17` or `acme,17` may mean: each value may be a text, a number or a boolean."""
     if given.startswith("["):
-        return [given, *_same_key(given)]
+        return [given, *_canonical(given)]
     parts = given.split(",") if columns > 1 else [given]
     plain = [[part, *([orjson.loads(part)] if _NUMBER.fullmatch(part) else [])] for part in parts]
     plain = [[*values, *({"True": [True], "False": [False]}.get(values[0], []))] for values in plain]
     return [json_values.dump(list(values)) for values in itertools.product(*plain)]
 
 
-def _same_key(given: str) -> list[str]:
+def _canonical(given: str) -> list[str]:
     """Return a key that is given as JSON in the form that the state database uses; [] if it is not a JSON list."""
     try:
         values = orjson.loads(given)

@@ -44,7 +44,7 @@ class Windows:
             about = "" if tokens is not None else "at least "
             raise RowProblem(
                 f"the request has {about}{least:,} tokens, and {built.model} reads at most {window:,}: shorten the row"
-                f"{larger(self._driver.api, least)}"
+                f"{larger_model_advice(self._driver.api, least)}"
             )
 
     def _counted(self, built: Built) -> int | None:
@@ -60,7 +60,7 @@ class Windows:
         return None
 
 
-def larger(api: Api, tokens: int) -> str:
+def larger_model_advice(api: Api, tokens: int) -> str:
     """Return advice for a message: the cheapest model that reads this many tokens; an empty text if there is none.
 
     Such as: `, or set request.model to claude-haiku-5-5, which reads 1,000,000`. It is chosen among the models with a

@@ -301,10 +301,10 @@ def _is_data(path: Path | PurePosixPath, any_name: bool) -> bool:
 
 def _not_empty(found: list[tuple[str, Stamp | Object]]) -> list[tuple[str, Stamp | Object]]:
     """Return the files with content, because part files without rows may be empty; all files if none has content."""
-    return [pair for pair in found if len(found) > 1 and not _holds_nothing(*pair)] or found
+    return [pair for pair in found if len(found) > 1 and not _has_no_content(*pair)] or found
 
 
-def _holds_nothing(path: str, found: Stamp | Object) -> bool:
+def _has_no_content(path: str, found: Stamp | Object) -> bool:
     """Return whether a file is empty, or is a compressed file without content."""
     compression = COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
     if found.size == 0 or compression is None or found.size > COMPRESSED_NOTHING:

@@ -353,7 +353,7 @@ def test_a_retry_reports_rows_that_are_in_flight_already(world: World) -> None:
         sink = ResultsTable.of(row)
         said = left_out(conn, row.id, sink, Selection(keys=("r1",)), quote)
 
-    assert said == ["rows already in flight: 1; they are not sent again, and the run waits for their answers"]
+    assert said == ["rows already in flight: 1; they are not sent again; the run waits for their answers"]
 
 
 def test_a_retry_does_not_change_rows_that_an_open_run_has_in_flight(world: World) -> None:
