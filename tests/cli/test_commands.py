@@ -235,17 +235,17 @@ def test_a_detached_retry_leaves_its_run_open(command: Command, api: RunningEmul
         pytest.param(["--key", "n9"], "row n9: the job knows no such row", id="an unknown key"),
         pytest.param(
             ["--key", "n1", "--status", "canceled", "--where", "attempts > 5"],
-            "row n1: --error-type or --where does not hold for its answer",
+            "row n1: its answer does not meet --error-type or --where",
             id="a key for which a condition does not hold",
         ),
         pytest.param(
             ["--status", "canceled", "--error-type", "api_error"],
-            "of 1 such rows none meets --error-type or --where (their error types: canceled)",
+            "no row meets --error-type or --where (rows with a selected status: 1; their error types: canceled)",
             id="no such error type",
         ),
         pytest.param(
             ["--status", "canceled", "--where", "attempts > 5"],
-            "of 1 such rows none meets --error-type or --where",
+            "no row meets --error-type or --where (rows with a selected status: 1;",
             id="a predicate for which there is none",
         ),
     ],
@@ -274,10 +274,10 @@ def test_a_retry_says_which_rows_left_the_source_or_were_never_run(
     gone = command("retry", "job.yaml")
     never = command("retry", "job.yaml", "--key", "n5", "--key", "n1")
 
-    assert "1 row stands no longer in the source, so the answer stays as it is" in gone.err
+    assert "1 row is no longer in the source and cannot be sent again, so the answer stays as it is" in gone.err
     assert "run 2    finished: 1 row: 1 succeeded" in gone.err
     assert "row n5: the job knows no such row" in never.err
-    assert "1 row stands no longer in the source" in never.err
+    assert "1 row is no longer in the source" in never.err
 
 
 def test_a_retry_of_lost_rows_says_that_it_may_pay_twice(command: Command, api: RunningEmulator) -> None:
@@ -293,7 +293,7 @@ def test_a_retry_of_lost_rows_says_that_it_may_pay_twice(command: Command, api: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        pytest.param(["--status", "done"], "--status done: there is no such status", id="a status"),
+        pytest.param(["--status", "done"], "--status done: unknown status", id="a status"),
         pytest.param(["--set", "request.prompt=x"], "--set request.prompt=x: write FIELD=VALUE", id="a field"),
         pytest.param(["--set", "request.max_tokens=0"], "request.max_tokens: Input should be", id="a value"),
         pytest.param(["--set", "request.params.top_k=1"], "request.params.top_k", id="a param the API refuses"),

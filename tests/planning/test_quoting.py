@@ -256,7 +256,7 @@ def test_an_empty_source_is_a_warning(world: World) -> None:
 
     assert finished.rows == {}
     warned = [facts["warning"] for facts in world.told("warning")]
-    assert "the source has no rows; limits.min_rows makes that an error" in warned
+    assert "the source has no rows; set limits.min_rows to make this an error" in warned
 
 
 @pytest.mark.parametrize(

@@ -107,5 +107,5 @@ def test_a_file_missing_on_another_machine_is_reported(world: World) -> None:
     with leases.hold(world.database, "planning summaries", seconds=60, now=world.clock) as lease:
         part = Shard("summaries", 1, "/elsewhere/part0.csv", False, lease.resource, lease.token)
 
-        with pytest.raises(SourceError, match=r"/elsewhere/part0.csv is not there on this machine; .* shared path"):
+        with pytest.raises(SourceError, match=r"/elsewhere/part0.csv does not exist on this machine; .* shared path"):
             plan_shard(world.where(), part)
