@@ -186,7 +186,7 @@ class Driver:
         Raises Busy, which names the planner, if another living driver or another thread of this one is planning.
         """
         if self._planning is not None:
-            raise Busy(f"planning {self.job_name}: another thread of this driver is at it")
+            raise Busy(f"planning {self.job_name}: another thread of this driver is planning it")
         seconds = self.settings.lease
         with leases.hold(
             self.database, f"planning {self.job_name}", seconds=seconds, now=self.local_now
@@ -225,8 +225,8 @@ class Driver:
             self._planning.check(conn)
             if spool_id_of(conn, self.job_id) not in (None, self.spool.id):
                 raise Stopped(
-                    f"another driver has moved the spool of job {self.job_name} meanwhile; the same command with the "
-                    "new --spool, or without one, continues there"
+                    f"another driver has moved the spool of job {self.job_name}; run the same command again with "
+                    "the new --spool, or without one, to continue there"
                 )
             if run_id is not None:
                 require_open(conn, run_id)

@@ -74,16 +74,16 @@ def _refuse_changed(conn: Connection, job: Job, columns: ResultColumns, row: Job
     open_batches = batches_to_come_back(conn, row.id) if changed or moved else 0
     for name, new in moved.items() if open_batches else ():
         raise DatabaseError(
-            f"sink.table: column {name!r} of table {job.sink.table!r} is to be renamed to {new!r}, for every results "
-            f"table has a column of that name by now, and {open_batches} of its batches are open: take them to their "
-            f"end by `collect {job.name}` or `cancel`, then run again"
+            f"sink.table: column {name!r} of table {job.sink.table!r} is to be renamed to {new!r}, because every "
+            f"results table now has such a column of its own, and {open_batches} of the job's batches are open: "
+            f"finish them by `collect {job.name}` or `cancel`, then run again"
         )
     if open_batches:
         name, (was, now) = next(iter(changed.items()))
         raise DatabaseError(
             f"output: column {name!r} of table {job.sink.table!r} holds {was}, the job now says {now}, and "
-            f"{open_batches} of its batches are open: take them to their end by `collect {job.name}` or `cancel`, then "
-            f"run again; or give the new one another name by output.columns: {{{name}: answer_{name}}}"
+            f"{open_batches} of the job's batches are open: finish them by `collect {job.name}` or `cancel`, then "
+            f"run again; or give the new column another name by output.columns: {{{name}: answer_{name}}}"
         )
 
 

@@ -68,7 +68,7 @@ def _swept(driving: Session, row: JobRecord) -> tuple[str, str | None]:
         return row.name, str(exc)
     except Exception as exc:  # it is told, and the other jobs are still swept
         logger.debug("job %s", row.name, exc_info=True)
-        return row.name, f"unforeseen: {type(exc).__name__}: {exc}"
+        return row.name, f"unexpected error: {type(exc).__name__}: {exc}"
     return row.name, None
 
 

@@ -139,9 +139,9 @@ def verify_source(database: Database, job: JobRecord, declared: Job, found: Veri
 
 #: Verdicts of source rows whose present content was never planned, so that `verify` cannot have named them.
 _UNPLANNED: Mapping[Verdict, str] = {
-    Verdict.NEW: "stands in the source and was never planned",
-    Verdict.CHANGED: "has changed at the source since its outcome",
-    Verdict.CHANGED_IN_FLIGHT: "has changed at the source since it was sent",
+    Verdict.NEW: "is in the source and was never planned",
+    Verdict.CHANGED: "has changed in the source since its outcome was stored",
+    Verdict.CHANGED_IN_FLIGHT: "has changed in the source since it was sent",
 }
 
 
@@ -248,11 +248,11 @@ def _name_strangers(
             if number % BUCKETS not in buckets or row.status is None:
                 continue
             if number in owners:
-                found.note(row.known.key, f"shares one row of table {found.table} with {owners[number]}")
+                found.note(row.known.key, f"shares its row in table {found.table} with {owners[number]}")
             owners[number] = row.known.key
             strangers.pop(number, None)
     for shown in strangers.values():
-        found.note(shown, f"has a row in table {found.table}, and the job knows no such row")
+        found.note(shown, f"has a row in table {found.table}, and is not a row of the job")
     found.problems += max(0, at_least - len(strangers))
 
 
@@ -297,4 +297,4 @@ def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Map
     for kind, ours in _KINDS.items():
         here = sum(outcomes.get(outcome, 0) for outcome in ours)
         if not here <= counts.get(kind, 0) <= here + unread:
-            yield f"has {counts.get(kind, 0)} {kind} by the API's count, and {here} were collected"
+            yield f"has {counts.get(kind, 0)} {kind} requests by the API's count, and {here} were collected"

@@ -139,7 +139,7 @@ def _money(
     bound = CERTAIN_TOKENS_PER_BYTE if run.tokens_per_byte is None else run.tokens_per_byte
     cost = reservation(batch, bound)
     if cost is None:
-        raise Stopped(f"a budget: batch {batch.id} asks a model without a known price; nothing of it is sent")
+        raise Stopped(f"batch {batch.id} is not sent: there is a budget, and the price of a model in it is not known")
     fits = batch.requests
     if of_run is not None:
         fits = Budget(of_run, *spending(conn, batch.run_id, bound)).fits(cost, batch.requests)
@@ -164,6 +164,6 @@ def _check_circuit(driver: Driver, cause: str | None) -> None:
 
 def stopped(cause: str) -> str:
     return (
-        f"submitting has stopped, for the API refuses the account or the job as a whole: {cause}; "
-        "put that right and run the job again: it tries one batch, and goes on when that is accepted"
+        f"submitting has stopped, because the API refuses the account or the job as a whole: {cause}; "
+        "fix that and run the job again: it tries one batch, and sends the others when that one is accepted"
     )

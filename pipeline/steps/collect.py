@@ -182,7 +182,9 @@ def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found | None]") -> F
         raise
     except OSError as exc:  # from the disk: errors of the connection arrive as Stopped
         problem = f"{driver.spool.disk}: {exc.strerror or exc}"
-        raise Stopped(f"{problem}; the results of batch {batch.id} find no room, safe to run again") from exc
+        raise Stopped(
+            f"{problem}; the results of batch {batch.id} cannot be stored there; run the same command again"
+        ) from exc
 
 
 def _is_last_download(driver: Driver, batch: Batch) -> bool:
@@ -204,7 +206,7 @@ def _tell_missing(driver: Driver, batch: Batch, missing: int, *, last: bool) -> 
             due_at = max(due_at, (batch.downloaded_at or now) + LAST_DOWNLOAD_AFTER)
         with driver.moving(batch) as conn:
             count_download(conn, batch, now=now, due_at=due_at, problem=problem)
-    then = "their rows are lost" if last else "fetching them again"
+    then = "their rows are lost" if last else "they are downloaded again later"
     driver.tell(ResultsMissing(batch=batch.id, problem=f"{problem}; {then}"))
 
 

@@ -129,7 +129,7 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
         _absent(driver, batch, sending)
     else:
         seconds = (window.absent_after - sight.begun_at).total_seconds()
-        when = f"if it does not show by {window.absent_after:%H:%M:%S} UTC, it is sent again"
+        when = f"if the listing does not show the batch by {window.absent_after:%H:%M:%S} UTC, it is sent again"
         _look_again(driver, batch, Reason.NOT_LISTED, f"{sending.problem}; {when}", seconds)
 
 
@@ -231,12 +231,12 @@ def _refuse_sent(driver: Driver, shown: str, found: MessageBatch | None, doubt: 
     if found is not None:
         raise DatabaseError(
             f"{driver.database.shown} does not know {found.id}, which was sent from {shown}: "
-            "it seems to be restored from an older backup, and its rows would be paid for again; restore a "
-            "newer one, or move the body away to go on all the same"
+            "it seems to be restored from an older backup, and rows of that batch would be paid for again; restore a "
+            "newer backup, or move the body away to continue anyway"
         )
     if doubt is not None:
         raise Stopped(
-            f"the database does not know the batch of {shown}, and whether the API has it cannot be told yet: "
+            f"the database does not know the body {shown}, and it is not known yet whether it was sent: "
             f"{in_words(*doubt)}; run again later, or move the body away if it was never sent"
         )
 
@@ -304,7 +304,7 @@ def _seen_among(
                 return listed, None
         except NotFound:
             if window.holds(listed):
-                doubt = Reason.RESULTS_UNREADABLE, f"those of {listed.id} are gone"
+                doubt = Reason.RESULTS_UNREADABLE, f"the results of {listed.id} are gone"
         except Stopped as exc:
             doubt = Reason.RESULTS_UNREADABLE, f"{listed.id}: {exc}"
     for listed in unowned:
@@ -365,7 +365,7 @@ def _nonce_in_results(driver: Driver, api_id: str) -> str:
                 return nonce
             strangers += 1
     if not strangers:
-        raise Stopped("no line of its results says whose it is")
+        raise Stopped("no line of its results has a custom_id")
     return ""
 
 

@@ -155,7 +155,7 @@ def _post(driver: Driver, reader: BodyReader, digest: str, betas: Sequence[str])
     finally:
         thread.join(LAST_WAIT)
     if not answer.done():
-        return Unknown("no answer came in the time left after being asked to stop")
+        return Unknown(f"no response came within {LAST_WAIT:.0f} s after the driver was asked to stop")
     return answer.result()
 
 
@@ -178,7 +178,9 @@ def _record_acceptance(driver: Driver, batch: Batch, sending: int, end: Accepted
         of_before = is_of_before(conn, sending, api_id, end.batch.created_at)  # from a gateway's cache
         late = None if of_before else record_api_id(conn, sending, api_id, end.request_id, now)
     if of_before:
-        return _record(driver, batch, sending, Unknown(f"what came back names {api_id}, a batch of before"))
+        return _record(
+            driver, batch, sending, Unknown(f"the response names {api_id}, a batch that is older than this sending")
+        )
     if late is not None:
         found = FoundLate(batch=batch.id, api_id=api_id, requests=batch.requests, request_id=end.request_id)
         tell_late(driver, late, found)
