@@ -98,7 +98,7 @@ class Driver:
         if not keys:
             return {}
         with self.database.read() as conn:
-            return {key: Answer(*said) for key, said in self.sink.answers(conn, keys).items()}
+            return {key: Answer(*stored) for key, stored in self.sink.answers(conn, keys).items()}
 
     def sink_now(self, conn: Connection) -> ResultsTable:
         """Return the results table with its present columns, which cannot change until this transaction has ended.
@@ -142,16 +142,16 @@ class Driver:
         while True:
             self.check()
             with self.database.write() as conn:
-                at = self.database.now(conn, self.local_now())
-                me = self.lease.resource
+                living_at = self.database.now(conn, self.local_now())
+                resource = self.lease.resource
                 which = Which(self.job_id, states, due=self.now(), after=last, only=only)
-                taken = claim(conn, which, driver=me, living_at=at, limit=at_once)
-            if not taken:
+                claimed = claim(conn, which, driver=resource, living_at=living_at, limit=at_once)
+            if not claimed:
                 return
-            for batch in taken:
+            for batch in claimed:
                 self.check()
                 yield batch
-            last = taken[-1].id
+            last = claimed[-1].id
 
     def check(self) -> None:
         """Raise Interrupted if asked to stop, and Stopped if another driver has presumed this one dead."""

@@ -96,14 +96,14 @@ def verify(database: Database, job: JobRecord) -> Verified:
     answers, answered = _Fingerprint(), _Fingerprint()
     for page in answered_keys(database, sink):  # first: an answer stored later is not reported as unknown
         answers.add(page)
-    for of_job in _rows(database, job.id, sink):
-        answered.add([row.key for row in of_job if row.status is not None])
-        for row in of_job:
+    for rows in _rows(database, job.id, sink):
+        answered.add([row.key for row in rows if row.status is not None])
+        for row in rows:
             _verify_row(found, row)
     differing = answers.differing(answered)
     if differing:
         strangers = answers.keys - answered.keys
-        _name_strangers(found, database, job.id, sink, differing, strangers)
+        _note_strangers(found, database, job.id, sink, differing, strangers)
     _verify_batches(found, database, job.id)
     return found
 
@@ -230,7 +230,7 @@ def _hash(values: tuple[Any, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=16).digest())
 
 
-def _name_strangers(
+def _note_strangers(
     found: Verified, database: Database, job_id: int, sink: ResultsTable, buckets: frozenset[int], at_least: int
 ) -> None:
     """Note answers without a row, and rows that share an answer: those in these buckets by name, others as a number.
@@ -242,8 +242,8 @@ def _name_strangers(
         hashes = ((_hash(values), values) for values in page)
         strangers |= {number: ",".join(map(str, values)) for number, values in hashes if number % BUCKETS in buckets}
     owners: dict[int, str] = {}
-    for of_job in _rows(database, job_id, sink):
-        for row in of_job:
+    for rows in _rows(database, job_id, sink):
+        for row in rows:
             number = _hash(row.key)
             if number % BUCKETS not in buckets or row.status is None:
                 continue
@@ -260,6 +260,7 @@ def _name_strangers(
 
 
 def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
+    """Compare each collected batch with the API's counts, and note batches that are not done, lost or sent twice."""
     with database.read() as conn:
         known = batches_of_job(conn, job_id)
         found.twins = twins(conn, job_id)

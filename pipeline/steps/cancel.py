@@ -68,6 +68,7 @@ def cancel(where: Environment, job: JobRecord, *, abandon: bool = False) -> Canc
 
 
 def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
+    """Drop, give up or cancel the job's batches, when its runs have ended. runs: how many `cancel` ended."""
     _drop_when_nobody_plans(driver)
     if abandon:
         for batch in driver.claims(*SENT, only=to_abandon(driver.account_id)):
