@@ -524,8 +524,8 @@ def test_verify_names_what_does_not_agree_and_what_to_do(command: Command, folde
     assert (ran.code, facts.code) == (1, 1)
     assert ran.out == (
         "does not hold: 2 problems with the job\n"
-        "    n2 has changed at the source since its outcome\n"
-        "    n6 stands in the source and was never planned\n"
+        "    n2 has changed in the source since its outcome was stored\n"
+        "    n6 is in the source and was never planned\n"
     )
     assert [event["of"] for event in facts.events[:-1]] == ["n2", "n6"]
     assert (facts.events[-1]["holds"], facts.events[-1]["problems"]) == (False, 2)

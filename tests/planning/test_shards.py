@@ -54,7 +54,7 @@ def test_the_driver_plans_a_shard_that_failed_elsewhere(world: World) -> None:
 
     assert finished.rows == {"succeeded": 12}
     assert (world.accepted(), world.sent_twice()) == (12, [])
-    assert world.told("planned_elsewhere")[0]["problem"] == "1 of 3 files were not planned by others"
+    assert world.told("planned_elsewhere")[0]["problem"] == "1 of 3 files were not planned by the other processes"
 
 
 def test_a_shard_can_write_nothing_after_its_driver_has_ended(world: World) -> None:
