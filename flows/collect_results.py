@@ -29,7 +29,7 @@ def run_name() -> str:
 def collect_results(
     job: str | None = None, api_key_block: str | None = None, database_url_block: str | None = None
 ) -> State[list[dict[str, Any]]]:
-    """Ask after all that is at the API, store what has ended, and send what has become due; plans no new rows.
+    """Poll the batches at the API, collect those that have ended, and send those that are due; plan no new rows.
 
     A run that ends badly fails the sweep in which it ends, once, after the work for all jobs is done. If that sweep
     dies before Prefect has its state, the next sweep fails instead.

@@ -26,7 +26,7 @@ from pipeline.events.event import Event, Tell
 from pipeline.steps.collect_one import collect_one, ended_batches, left_of
 
 SETTING = "BATCH_TASK_RUNNER"
-INSTEAD = "this sweep collects by itself"
+INSTEAD = "the sweep collects without tasks"
 THREADS = 4
 QUIET_SECONDS = 60.0  # no batch is claimed or collected for so long, and no driver has one: no task is working
 MOST_SECONDS = 3600.0  # the same, while a driver still has a batch
@@ -86,7 +86,7 @@ def collect_ended(ended: list[tuple[str, int]], blocks: Blocks, beside: Path | N
         wait_for(tasks, look)
         left = left_of(database, numbers).waiting
     if left:
-        run_logger().warning("left to the sweep itself: batches %s", ", ".join(map(str, sorted(left))))
+        run_logger().warning("not collected by tasks, left to the sweep: batches %s", ", ".join(map(str, sorted(left))))
 
 
 def spread_collecting(here: Environment, blocks: Blocks, job: str | None = None) -> set[str]:
@@ -136,7 +136,7 @@ def wait_for(tasks: list[PrefectFuture[Any]], look: Callable[[], tuple[object, f
         if now != before:
             before, since = now, time.monotonic()
         elif time.monotonic() - since >= patience:
-            run_logger().warning("no task has done anything for %.0f seconds", time.monotonic() - since)
+            run_logger().warning("no task has made progress for %.0f seconds", time.monotonic() - since)
             return
         time.sleep(LOOK_SECONDS)
 

@@ -19,7 +19,7 @@ from pipeline.planning.shards import Planned, Shard, ShardRunner, plan_shard
 from pipeline.state.batches import batches_by_state
 from pipeline.state.database import Database
 
-INSTEAD = "this run plans by itself"
+INSTEAD = "the run plans without tasks"
 QUIET_SECONDS = 120.0  # no batch is planned for so long: no task is working
 
 
@@ -78,10 +78,12 @@ def sharing(blocks: Blocks, database: Database) -> ShardRunner | None:
 
 def _result(future: PrefectFuture[Planned], part: Shard) -> Planned | None:
     if not is_done(future):
-        run_logger().warning("%s: its task has come to no end", part.path)
+        run_logger().warning("%s: its task has not ended; the run plans its remaining rows", part.path)
         return None
     try:
         return future.result()
     except Exception as exc:  # noqa: BLE001  # an error of the task, or of its worker
-        run_logger().warning("%s: its task failed: %s: %s", part.path, type(exc).__name__, exc)
+        run_logger().warning(
+            "%s: its task failed, the run plans its remaining rows: %s: %s", part.path, type(exc).__name__, exc
+        )
         return None

@@ -81,22 +81,22 @@ def run_job(
     database_url_block: str | None = None,
     emulator: bool = False,
 ) -> State[dict[str, Any]]:
-    """Send the rows of a job that have no answer yet, or have changed. Rows that are answered cost nothing again.
+    """Send the rows of a job that have no answer yet, or have changed. Answered rows are not sent again.
 
-    Ends as **Submitted** once all is sent; `collect_results` takes it to its end. Two runs of one job share the work.
+    Ends as **Submitted** once all rows are sent; `collect_results` finishes it. Two flows of one job share the work.
 
     Args:
-        job: The job file, relative to the project, for example `jobs/ticket_triage.yaml`; once it was run, its name.
+        job: The job file, relative to the project, for example `jobs/ticket_triage.yaml`; or its name after a run.
         vars: Values for the job's vars instead of the file's, for example `{"run_date": "2026-11-20"}`.
         limit: Only the first rows of the source.
-        wait: Stay until every row has its outcome. It holds a worker all the while: for small jobs and laptops.
-        dry_run: Only say what a run would send and cost.
-        no_canary: Send all at once, also with a recipe that never succeeded before.
-        time_zone: In which `today` is the day of the scheduled start. Give the schedule's.
+        wait: Stay until every row has its outcome. This occupies a worker all that time: for small jobs and laptops.
+        dry_run: Only show what a run would send and cost.
+        no_canary: Send all rows at once, even with a recipe that has never succeeded.
+        time_zone: Time zone of `today`, the day of the scheduled start. Give the schedule's time zone.
         cancel_batches_on_cancel: When this run is canceled, cancel the job's batches at the API, too.
         api_key_block: Name of a Secret block with the API key, for a worker without ANTHROPIC_API_KEY.
         database_url_block: Name of a Secret block with the URL of the state database, without BATCH_DATABASE_URL.
-        emulator: Be answered by an emulator started for this run: no key, no bill.
+        emulator: Use an emulator started for this run: no key, no network, no cost.
     """
     blocks = Blocks(api_key_block, database_url_block)
     try:
@@ -137,7 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run a job as a Prefect flow, without a server.")
     parser.add_argument("job")
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--emulator", action="store_true", help="answer by the emulator: no key, no bill")
+    parser.add_argument("--emulator", action="store_true", help="use an emulator: no key, no cost")
     given = parser.parse_args()
     state = run_job(given.job, limit=given.limit, wait=True, emulator=given.emulator, return_state=True)
     return 0 if state.is_completed() else 1

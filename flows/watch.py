@@ -137,7 +137,7 @@ class Watch:
                 table = batch_table(conn, row.id)
                 summary = summary_text(self._database, conn, row, run)
             if self.quote is not None:
-                summary += f"\n## Said before it was sent\n\n{quoted(self.quote, self.reasons)}\n"
+                summary += f"\n## Quote before sending\n\n{quoted(self.quote, self.reasons)}\n"
             self._next_update = 0.0
             self._move_progress(name)
             shown(create_table_artifact, table, key=artifact_key("batches", name), description=f"Batches of {name}")

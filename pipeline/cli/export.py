@@ -67,7 +67,7 @@ def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) ->
         return None
     if not partition_by:
         raise InputError(
-            f"--format {file_format}: this is for --partition-by only; else the ending of FILE says the format"
+            f"--format {file_format}: this is for --partition-by only; without it the ending of FILE gives the format"
         )
     if file_format not in ("parquet", "csv", "ndjson"):
         raise InputError(f"--format {file_format}: write parquet, csv or ndjson")
