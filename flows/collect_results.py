@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import environment
-from flows.collect_tasks import spread_collecting
+from flows.collect_tasks import collect_in_tasks
 from flows.environment import Blocks
 from flows.states import sweep_state
 from flows.watch import Watch, note_told
@@ -48,7 +48,7 @@ def collect_results(
         with environment.database(blocks, beside=file) as database:
             watch = Watch(database)
             with environment.driving_in(database, blocks, tell=watch.tell) as here:
-                watch.moved |= spread_collecting(here, blocks, name)
+                watch.moved |= collect_in_tasks(here, blocks, name)
                 swept = sweep(here, name)
             ended = watch.untold(name)
             watch.show(sorted(watch.moved | {run.job for run in ended}))

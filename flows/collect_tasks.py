@@ -65,7 +65,7 @@ def collect_batch(job: str, batch: int, blocks: Blocks, beside: Path | None = No
 
     beside: a file in the folder of the state database; used if neither the environment nor a block names a database.
     """
-    with at_work(blocks, beside) as here:
+    with task_environment(blocks, beside) as here:
         collect_one(here, job, batch)
 
 
@@ -89,7 +89,7 @@ def collect_ended(ended: list[tuple[str, int]], blocks: Blocks, beside: Path | N
         run_logger().warning("not collected by tasks, left to the sweep: batches %s", ", ".join(map(str, sorted(left))))
 
 
-def spread_collecting(here: Environment, blocks: Blocks, job: str | None = None) -> set[str]:
+def collect_in_tasks(here: Environment, blocks: Blocks, job: str | None = None) -> set[str]:
     """Ask the API which batches have ended, collect them in tasks, and return the names of their jobs.
 
     Returns an empty set if no task runner is set, or if fewer than two batches have ended: the sweep collects these.
@@ -104,7 +104,7 @@ def spread_collecting(here: Environment, blocks: Blocks, job: str | None = None)
     try:
         collect_ended.with_options(task_runner=chosen)(ended, blocks, here.database.file)
     except Exception as exc:  # noqa: BLE001  # a failure of the tasks: the sweep does their work
-        say_of_runner(exc, INSTEAD)
+        log_runner_failure(exc, INSTEAD)
     return {name for name, _ in ended}
 
 
@@ -117,7 +117,7 @@ def usable_runner(instead: str) -> TaskRunner[Any] | None:
         return None
 
 
-def say_of_runner(problem: Exception, instead: str) -> None:
+def log_runner_failure(problem: Exception, instead: str) -> None:
     """Log that the tasks could not be run because of this problem, and what happens instead."""
     said = f"{type(problem).__name__}: {problem}"
     run_logger().error("%s=%s: %s; %s", SETTING, os.environ[SETTING], said, instead)
@@ -148,7 +148,7 @@ def is_done(future: PrefectFuture[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def at_work(blocks: Blocks, beside: Path | None) -> Iterator[Environment]:
+def task_environment(blocks: Blocks, beside: Path | None) -> Iterator[Environment]:
     """Open the environment in which one task works. Its events go to the log of the task's own run."""
     with (
         environment.database(blocks, beside=beside) as database,

@@ -106,17 +106,17 @@ def _send_again(
     if not Database.exists(environment.database_url(blocks, beside=file)):
         raise InputError("there is no state database yet: run the job first")
     with environment.database(blocks, beside=file) as database:
-        row = known_job(database, name)
-        path = file or job_file_of(row)
+        job_record = known_job(database, name)
+        path = file or job_file_of(job_record)
         with database.read() as conn:
-            last = last_run(conn, row.id)
+            last = last_run(conn, job_record.id)
         before = None if last is None else last.vars
         loaded = load(path, variables=variables, today=environment.day(time_zone), before=before)
-        sink, watch = ResultsTable.of(row), Watch(database)
+        sink, watch = ResultsTable.of(job_record), Watch(database)
 
         def say_what_stays(quote: Quote) -> bool:
             with database.read() as conn:
-                watch.reasons = left_out(conn, row.id, sink, wanted, quote)
+                watch.reasons = left_out(conn, job_record.id, sink, wanted, quote)
             for reason in watch.reasons:
                 run_logger().info("%s", inline(reason))
             return not dry_run

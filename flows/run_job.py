@@ -19,7 +19,7 @@ from pydantic import Field
 
 from flows import environment
 from flows.environment import Blocks
-from flows.plan_tasks import sharing
+from flows.plan_tasks import shard_runner
 from flows.standing import title
 from flows.states import run_state
 from flows.watch import Watch, note_told, run_logger
@@ -55,10 +55,10 @@ def cancel_batches(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     blocks = Blocks(given.get("api_key_block"), given.get("database_url_block"))
     emulated = bool(given.get("emulator"))
     with environment.database(blocks, beside=file, emulated=emulated) as database:
-        row = known_job(database, name)
+        job_record = known_job(database, name)
         watch = Watch(database)
         with environment.driving_in(database, blocks, tell=watch.tell, emulated=emulated) as here:
-            cancel.cancel(here, row)
+            cancel.cancel(here, job_record)
 
 
 @flow(
@@ -105,7 +105,7 @@ def run_job(
         with environment.database(blocks, beside=file, emulated=emulator) as database:
             watch = Watch(database)
             with environment.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
-                share = sharing(blocks, database)
+                share = shard_runner(blocks, database)
                 options = Options(limit=limit, detach=not wait, dry_run=dry_run, canary=not no_canary, share=share)
                 finished = run(loaded, here, options, file=file)
             return ended_state(watch, loaded.name, finished)
