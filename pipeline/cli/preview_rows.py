@@ -84,7 +84,7 @@ def announcement(picked: Picked, job: Job) -> str:
         )
     unbounded = first_server_tool(job.request.params)
     if unbounded is not None:
-        said += f", and on top what {unbounded} costs and reads at the API"
+        said += f", plus what {unbounded} costs and reads at the API"
     if job.prices:
         said += "; `prices` of the job file are batch prices and do not apply here"
     return said

@@ -617,7 +617,7 @@ def test_a_run_names_an_unfinished_retry_and_ends_without_waiting_for_its_rows(
     assert (told["rows"], told["retry"]) == (2, LONGER.facts())
     assert event_line("waits_for_retry", told) == (
         "retry    2 rows wait for a retry that is not finished: run 2, "
-        "`batch-pipeline status summaries` says how it goes on"
+        "`batch-pipeline status summaries` says how to continue it"
     )
 
 
