@@ -352,8 +352,8 @@ def test_a_run_that_waits_for_batches_of_another_driver_names_it_and_the_end_of_
         finished = planned.run(planned.job())
 
     who = "waiting: 1 planned, held by process 7 on db1: wait, or stop the process"
-    free = "what a process that has died holds is free when its lease runs out"
-    when = f"{free}, at {until:%Y-%m-%d %H:%M:%S} UTC at the latest; next look in 1 s"
+    free = "if it has died, its lease runs out"
+    when = f"{free} at {until:%Y-%m-%d %H:%M:%S} UTC at the latest; next look in 1 s"
     assert event_line("waiting", planned.told("waiting")[0]) == f"{who}; {when}"
     assert planned.told("waiting")[-1]["held_by"] == []  # by then the waiting driver has claimed the batch
     assert finished.rows == {"succeeded": 5}
