@@ -39,7 +39,10 @@ class Scope:
 
 
 class JudgedRow(NamedTuple):
-    """One judged row. row_hash: empty if it was not computed; known: the row in the database; None: it is new."""
+    """One judged row. known: the row in the database; None: it is new.
+
+    row_hash: empty if it was not computed, or if the whole chunk is new and `Judged.hashes` has it.
+    """
 
     verdict: Verdict
     row_hash: bytes
@@ -55,6 +58,11 @@ class Judged(NamedTuple):
     hashes: Sequence[bytes] = ()  #: row_hashes of all rows; (): no row is known, and no hash was asked for
     keeps: Sequence[str | None] = ()  #: kept values of all rows; (): as for `hashes`
     settled_numbers: Sequence[int] = ()  #: of all rows, 0 for those in `places`; (): some numbers are unknown
+
+    @property
+    def all_new(self) -> bool:
+        """Whether all rows are new and are sent."""
+        return bool(self.rows) and not self.rows[0].row_hash and self.rows[0].verdict is Verdict.NEW
 
     def numbers(self, new: Sequence[int]) -> list[int]:
         """Return the numbers of all rows in the database; [] if some are unknown.
@@ -134,6 +142,8 @@ class Judge:
         elif known:
             older = self._source.older_hashes(chunk)
             rows = self._one_by_one(asked, of_rows, [older[i] for i in bulk.unsettled], known)
+        elif len(asked) == len(keys):
+            return self._all_new(len(keys), hashes, keeps)
         else:
             rows = [JudgedRow(Verdict.NEW, row_hash, None) for row_hash in of_rows]
         return Judged(bulk.unsettled, rows, bulk.settled, hashes, keeps, bulk.settled_numbers)
@@ -152,10 +162,10 @@ class Judge:
         facts = (known, row_hash, recipe, self._scope.job)
         return verdict(*facts, refresh=self._scope.refresh, unsent=self._unsent, retries=self._retries)
 
-    def _all_new(self, rows: int) -> Judged:
+    def _all_new(self, rows: int, hashes: Sequence[bytes] = (), keeps: Sequence[str | None] = ()) -> Judged:
         """Return the verdicts on this number of rows if the database knows none of them."""
-        kind = Verdict.NEW if self._scope.retry is None else Verdict.OTHER
-        return Judged(range(rows), [JudgedRow(kind, b"", None)] * rows)
+        new = JudgedRow(Verdict.NEW if self._scope.retry is None else Verdict.OTHER, b"", None)
+        return Judged(range(rows), [new] * rows, hashes=hashes, keeps=keeps, settled_numbers=[0] * len(hashes))
 
     def _one_by_one(
         self,

@@ -117,6 +117,9 @@ class Mover:
         scope, key_column = self._scope, self._source.keys(chunk)
         judged = self._judge.chunk(chunk, key_column)
         moves = Moves(chunk, key_column, judged)
+        if judged.all_new:
+            self._add_all(moves)
+            return moves
         some = len(judged.places) < chunk.frame.height
         keys = (key_column.gather(list(judged.places)) if some else key_column).to_list()
         keeps = [judged.keeps[i] for i in judged.places] if some else judged.keeps
@@ -138,6 +141,22 @@ class Mover:
                     moves.leave(row.verdict, key, keep, row.row_hash, row.known)
                 self._awaited.note(row.verdict, row.known, run_id=self._run_id, recipe=scope.recipe)
         return moves
+
+    def _add_all(self, moves: Moves) -> None:
+        """Add all rows of a chunk of new rows to `moves`, in bulk where their requests need no Jinja."""
+        frame, judged = moves.chunk.frame, moves.judged
+        params, bound = self._renderer.plain(frame), self._renderer.plain_bound
+        others = [i for i, each in enumerate(params) if not each]
+        if not others:
+            moves.new.add_all(moves.keys.to_list(), judged.keeps, judged.hashes, params, bound)
+            return
+        rows = zip(moves.keys.to_list(), judged.keeps, judged.hashes, strict=True)
+        values = iter(self._source.request_values(frame if len(others) == frame.height else frame[others]))
+        for (key, keep, row_hash), each in zip(rows, params, strict=True):
+            if each:
+                moves.new.add(key, keep, row_hash, each, bound)
+            else:
+                self._send(moves, key, keep, JudgedRow(Verdict.NEW, row_hash, None), next(values), None)
 
     def _send(
         self,

@@ -67,6 +67,22 @@ class NewRequests:
         self.params.append(params)
         self.bounds.append(bound)
 
+    def add_all(
+        self,
+        keys: Sequence[str],
+        keeps: Sequence[str | None],
+        row_hashes: Sequence[bytes],
+        params: Sequence[bytes],
+        bound: Bound | None,
+    ) -> None:
+        """Append rows with their requests, which all have the same worst-case cost."""
+        self.keys += keys
+        self.keeps += keeps
+        self.row_hashes += row_hashes
+        self.sent_hashes += map(sent_hash, params)
+        self.params += params
+        self.bounds += [bound] * len(keys)
+
     def add_invalid(self, key: str, keep: str | None, row_hash: bytes, reason: str) -> None:
         """Append a row that cannot be sent."""
         self.reasons[len(self.keys)] = reason

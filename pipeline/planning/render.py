@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
+from jinja2 import TemplateError
+
 from pipeline.errors import RowProblem
 from pipeline.job.model import Job
-from pipeline.money.budget import Bound, is_small
+from pipeline.job.templates import Place
+from pipeline.money.budget import SMALL_PROMPT, Bound, is_small
 from pipeline.money.prices import PriceList
 from pipeline.planning.window import SURELY_FITS, Windows
 from pipeline.request import packing
@@ -33,6 +37,29 @@ class Renderer:
             self._windows.check(built)
         return built
 
+    def plain(self, frame: pl.DataFrame) -> list[bytes]:
+        """Return the params of rows whose request needs no Jinja, as `built` makes them; b"" for all other rows.
+
+        Other rows have a null, an empty prompt, or a request so long that `built` has to check it. Measured: a third of
+        the time of `built`.
+        """
+        prompt = self._builder.plain_prompt
+        if prompt is None or not {place.column for place in prompt.places} <= set(frame.columns):
+            return [b""] * frame.height
+        columns = [plain_column(frame.get_column(place.column), place) for place in prompt.places]
+        if any(column is None for column in columns):
+            return [b""] * frame.height
+        made = self._builder.plain_params([column or [] for column in columns])
+        nulls = [frame.get_column(column) for column in {p.column for p in prompt.places}]
+        with_null = {i for column in nulls if column.null_count() for i in column.is_null().arg_true()}
+        most = min(self.largest, SURELY_FITS, SMALL_PROMPT)
+        return [b"" if len(params) > most or i in with_null else params for i, params in enumerate(made)]
+
+    @property
+    def plain_bound(self) -> Bound | None:
+        """The worst-case cost of each request of `plain`; None if its price is not known."""
+        return self.bound(self._builder.plain_facts())
+
     def bound(self, built: Built) -> Bound | None:
         """Return the worst-case cost of a request; None if its price is not known.
 
@@ -47,3 +74,37 @@ class Renderer:
                 params, self._listed, caches=built.caches, attachment_tokens=built.attachment_tokens, small=small
             )
         return self._bounds[facts]
+
+
+#: Types whose values are printed in a template as Python prints them.
+_PLAIN_TYPES = frozenset(
+    [
+        pl.String,
+        pl.Boolean,
+        pl.Float64,
+        pl.Int8,
+        pl.Int16,
+        pl.Int32,
+        pl.Int64,
+        pl.UInt8,
+        pl.UInt16,
+        pl.UInt32,
+        pl.UInt64,
+    ]
+)
+
+
+def plain_column(column: pl.Series, place: Place) -> list[Any] | None:
+    """Return what is printed at a place of a plain template, for each row; None if it needs Jinja."""
+    if column.dtype not in _PLAIN_TYPES:
+        return None
+    values = column.to_list()
+    if place.convert is None:
+        return values
+    if column.dtype != pl.String:
+        return None
+    try:
+        values = [None if value is None else place.convert(value) for value in values]
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AssertionError):
+        return None  # Jinja raises it again, for the row that it is about
+    return values if {str, type(None)}.issuperset(map(type, values)) else None

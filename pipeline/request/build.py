@@ -1,6 +1,6 @@
 """Which bytes are sent as the `params` of a row's request? Pure, except that attachments read files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from pipeline.request.attachments import Attachments
 from pipeline.request.media import Content
 from pipeline.request.turns import require_user_first, turns
 from pipeline.storage.folders import Folder
+
+_TURN = b'{"role":"user","content":'
 
 Row = Mapping[str, Any]
 Render = Callable[[Row], str]
@@ -80,6 +82,26 @@ class RequestBuilder:
         self._fixed_opening = b""
         if isinstance(request.max_tokens, int):
             self._fixed_opening = self._opening_bytes(request.model, request.max_tokens)
+        #: the prompt if requests differ in nothing else and it needs no Jinja; None otherwise; see `plain_params`
+        self.plain_prompt: templates.Plain | None = None
+        if self._plain and self._model is None and isinstance(request.max_tokens, int):
+            self.plain_prompt = templates.plain(request.prompt, job.vars)
+
+    def plain_params(self, columns: Sequence[Sequence[Any]]) -> list[bytes]:
+        """Return the params of many rows, as `params` does for one; b"" for an empty prompt.
+
+        columns: for each place of `plain_prompt` the texts, numbers or booleans of all rows, already converted.
+        """
+        assert self.plain_prompt is not None
+        before, pattern, dumps = self._fixed_opening + _TURN, self.plain_prompt.pattern, orjson.dumps
+        prompts = (pattern % values for values in zip(*columns, strict=True))
+        return [b"%b%b}]}" % (before, dumps(prompt)) if prompt and not prompt.isspace() else b"" for prompt in prompts]
+
+    def plain_facts(self) -> "Built":
+        """Return what is equal for all requests of `plain_params`; params is empty."""
+        model, max_tokens = self._job.request.model, self._job.request.max_tokens
+        assert isinstance(max_tokens, int)
+        return Built(b"", model, max_tokens, 0, self._caches)
 
     @property
     def uploads(self) -> bool:
@@ -99,7 +121,7 @@ class RequestBuilder:
         try:
             model, max_tokens, opening = self._opening(row)
             if self._plain:
-                params = b"".join((opening, b'{"role":"user","content":', orjson.dumps(prompt), b"}]}"))
+                params = b"".join((opening, _TURN, orjson.dumps(prompt), b"}]}"))
                 return Built(params, model, max_tokens, 0, self._caches)
             messages = self._conversation(
                 row, prompt, folder, self._inline_attachments if inline_files else self.attachments

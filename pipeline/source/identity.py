@@ -4,6 +4,7 @@ import base64
 import datetime
 import hashlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -158,8 +159,13 @@ def _short_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> list[bytes]
 
 def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[bytes]:
     """Yield the input of each row_hash, row by row: for long values this is faster, because polars copies them."""
+    rows = zip(*(text.cast(pl.Binary).to_list() for text in texts), strict=True)
     heads = [f"{_BETWEEN if i else ''}{name}:".encode() for i, name in enumerate(names)]
-    for row in zip(*(text.cast(pl.Binary).to_list() for text in texts), strict=True):
+    pattern = b"".join(head.replace(b"%", b"%%") + b"%d:%b" for head in heads)
+    for row in rows:
+        if None not in row:
+            yield pattern % tuple(chain.from_iterable((len(value), value) for value in row))
+            continue
         parts: list[bytes] = []
         for head, value in zip(heads, row, strict=True):
             parts += (head, b"null") if value is None else (b"%b%d:" % (head, len(value)), value)
