@@ -59,19 +59,25 @@ class Bulk:
     def __init__(self, statement: Executable, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._statement = statement
-        self._prepared: dict[type, _Prepared | _Arrays | _Copied] = {}
+        self._prepared: dict[type, _Way] = {}
 
     def execute(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
         """Execute the statement for each row and return how many rows of the table it inserted or changed."""
         if not rows:
             return 0
-        prepare: type[_Prepared | _Arrays | _Copied] = _Prepared
+        prepare: type[_Way] = _Prepared
         if conn.dialect.name == "postgresql":
-            many = isinstance(self._statement, Insert) and len(rows) >= WORTH_A_COPY
-            prepare = _Copied if many and conn.scalar(_MAY_MAKE_TABLES) else _Arrays
+            prepare = self._for_postgres(conn, len(rows))
         if prepare not in self._prepared:
             self._prepared[prepare] = prepare(self._statement, self.names, conn)
         return self._prepared[prepare].execute(conn, rows)
+
+    def _for_postgres(self, conn: Connection, rows: int) -> "type[_Way]":
+        if not isinstance(self._statement, Insert) or rows < WORTH_A_COPY:
+            return _Arrays
+        if type(self._statement) is Insert:  # not PostgreSQL's own, which may have ON CONFLICT
+            return _CopiedInto
+        return _Copied if conn.scalar(_MAY_MAKE_TABLES) else _Arrays
 
 
 class _Prepared:
@@ -168,8 +174,7 @@ class _Copied:
         assert isinstance(statement, Insert)
         usual: Any = statement.compile(dialect=conn.dialect, column_keys=list(names))
         types: list[TypeEngine[Any]] = [usual.binds[name].type for name in names]
-        # PostgreSQL's FLOAT has double precision, whatever name the type is given
-        named = ["FLOAT8" if isinstance(t, Float) else t.compile(dialect=conn.dialect) for t in types]
+        named = _copy_types(types, conn)
         places = [f"p{i}" for i in range(len(names))]  # not `names`, which may be any text
         made = hashlib.blake2s(f"{usual} {named}".encode(), digest_size=8).hexdigest()
         given = table(f"bulk_{made}", *[column(place) for place in places], schema="pg_temp")
@@ -185,29 +190,67 @@ class _Copied:
             )
         )
         self._empty = f"TRUNCATE pg_temp.{given.name}"
-        self._types = [name.lower() for name in named]
+        self._types = named
         self._converters = [(i, convert) for i, t in enumerate(types) if (convert := _converter(t, conn)) is not None]
 
     def execute(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
         conn.exec_driver_sql(self._make)
-        self._fill(conn, _converted(rows, self._converters))
+        _copy(conn, self._copy, self._types, _converted(rows, self._converters))
         changed = conn.exec_driver_sql(self._merge).rowcount
         conn.exec_driver_sql(self._empty)  # this transaction may copy again
         return changed
 
-    def _fill(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        raw: Any = conn.connection.driver_connection
-        errors: Any = conn.dialect.dbapi
-        try:
-            with raw.cursor() as cursor, cursor.copy(self._copy) as copy:
-                copy.set_types(self._types)
-                for row in rows:
-                    copy.write_row(row)
-        except errors.Error as exc:  # as SQLAlchemy does for errors of its own statements
-            gone = conn.dialect.is_disconnect(exc, raw, None)
-            if gone:
-                conn.invalidate(exc)
-            raise DBAPIError.instance(self._copy, None, exc, errors.Error, connection_invalidated=gone) from exc
+
+class _CopiedInto:
+    """A plain insert of very many rows on PostgreSQL: they are copied into the table itself.
+
+    Measured against _Copied: half of the time in the server.
+    """
+
+    def __init__(self, statement: Executable, names: tuple[str, ...], conn: Connection) -> None:
+        assert isinstance(statement, Insert)
+        usual: Any = statement.compile(dialect=conn.dialect, column_keys=list(names))
+        types: list[TypeEngine[Any]] = [usual.binds[name].type for name in names]
+        own: Any = type(conn.dialect)
+        dialect = own(paramstyle="named")  # so that no % is doubled, as COPY has no parameters
+        compiled = statement.compile(
+            dialect=dialect,
+            schema_translate_map=conn.get_execution_options().get("schema_translate_map"),
+            render_schema_translate=True,
+        )
+        table_name = str(compiled).removeprefix("INSERT INTO ").partition(" (")[0]
+        columns = ", ".join(dialect.identifier_preparer.quote(name) for name in names)
+        self._copy = f"COPY {table_name} ({columns}) FROM STDIN (FORMAT BINARY)"
+        self._types = _copy_types(types, conn)
+        self._converters = [(i, convert) for i, t in enumerate(types) if (convert := _converter(t, conn)) is not None]
+
+    def execute(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+        _copy(conn, self._copy, self._types, _converted(rows, self._converters))
+        return len(rows)
+
+
+_Way = _Prepared | _Arrays | _Copied | _CopiedInto
+
+
+def _copy_types(types: Sequence[TypeEngine[Any]], conn: Connection) -> list[str]:
+    """Return PostgreSQL's names of these types; its FLOAT has double precision, whatever name the type is given."""
+    return ["float8" if isinstance(t, Float) else t.compile(dialect=conn.dialect).lower() for t in types]
+
+
+def _copy(conn: Connection, statement: str, types: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Send rows to a COPY statement. types: PostgreSQL's names of the types of the columns."""
+    raw: Any = conn.connection.driver_connection
+    errors: Any = conn.dialect.dbapi
+    try:
+        with raw.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(types)
+            for row in rows:
+                copy.write_row(row)
+    except errors.Error as exc:  # as SQLAlchemy does for errors of its own statements
+        gone = conn.dialect.is_disconnect(exc, raw, None)
+        if gone:
+            conn.invalidate(exc)
+        raise DBAPIError.instance(statement, None, exc, errors.Error, connection_invalidated=gone) from exc
 
 
 def _converter(type_: TypeEngine[Any], conn: Connection) -> Callable[[Any], Any] | None:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Float,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
@@ -288,8 +289,15 @@ class Ending(list[tuple[Any, ...]]):
         yield from self[100:]
 
 
-def test_a_server_that_stops_during_a_copy_gives_one_sentence(postgres_url: str) -> None:
-    add_ids = Bulk(insert(notes), ["id"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param(insert(notes), id="into the table"),
+        pytest.param(postgresql.insert(notes).on_conflict_do_nothing(), id="into a temporary table"),
+    ],
+)
+def test_a_server_that_stops_during_a_copy_gives_one_sentence(postgres_url: str, statement: Insert) -> None:
+    add_ids = Bulk(statement, ["id"])
     rows = Ending([(i,) for i in range(20 * WORTH_A_COPY)])  # more than one buffer of COPY
 
     with closing(Database(postgres_url)) as database:
@@ -298,9 +306,7 @@ def test_a_server_that_stops_during_a_copy_gives_one_sentence(postgres_url: str)
 
         def end() -> None:
             with connected(postgres_url) as admin:
-                others = (
-                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE query LIKE 'COPY pg_temp%'"
-                )
+                others = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE query LIKE 'COPY %'"
                 admin.execute(others.encode())
 
         rows.happens = end
