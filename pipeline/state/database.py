@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, StatementError
 
 from pipeline.errors import DatabaseError, LostRace, PipelineError, Stopped
 from pipeline.state import migrations
@@ -209,6 +210,13 @@ def _of_sqlite(said: str, exc: DBAPIError) -> PipelineError | None:
     if "full" in text or "locked" in text or "disk I/O" in text:
         return Stopped(f"{said}; nothing half done, safe to run again")
     return None
+
+
+def is_busy(exc: StatementError) -> bool:
+    """Return whether a statement failed because another process has locked what it needs, not because of its SQL."""
+    # by code, because the text may name a column `locked`; an extended code has the primary one in its lowest byte
+    code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or getattr(exc.orig, "sqlstate", None) == "55P03"
 
 
 # -- PostgreSQL ------------------------------------------------------------------------------------------------------
