@@ -287,13 +287,13 @@ def _of_postgres(said: str, exc: DBAPIError, *, opening: bool) -> PipelineError 
     if gone or state.startswith(_PASSING):
         return Stopped(f"{said}; nothing half done, safe to run again")
     if state in _RACES:
-        return LostRace(f"{said}; another driver was at the same rows; the same command again goes on")
+        return LostRace(f"{said}; another driver changed the same rows; run the same command again to continue")
     if state == "42501":  # insufficient_privilege
         return DatabaseError(
-            f"{said}; let its user create schemas in the database, or make schema {migrations.SCHEMA} for it"
+            f"{said}; grant its user CREATE on the database, or create schema {migrations.SCHEMA} for that user"
         )
     if state == "25006":  # read_only_sql_transaction
-        return DatabaseError(f"{said}; it is a server that only reads: give the one that writes by --database")
+        return DatabaseError(f"{said}; this server is read-only: give the primary server by --database")
     if state == "54000":  # program_limit_exceeded: only an index limits the values that we write
         return DatabaseError(f"{said}; PostgreSQL takes keys of up to about 2,700 bytes: use a shorter source.key")
     return None

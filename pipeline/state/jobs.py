@@ -63,7 +63,7 @@ def known_job(database: Database, name: str) -> JobRecord:
 def job_file_of(job: JobRecord) -> Path:
     """Return the path of the job file of the job's last run. Raises InputError if the file no longer exists."""
     if job.file is None or not Path(job.file).exists():
-        raise InputError(f"job {job.name}: its job file {job.file} is gone; give the path of one")
+        raise InputError(f"job {job.name}: its job file {job.file} no longer exists; give the path of a job file")
     return Path(job.file)
 
 
