@@ -49,16 +49,16 @@ def record_late(conn: Connection, sending: int, api_id: str, *, now: datetime, s
     batch = batch_of(conn.execute(query).one())
     if is_owned(conn, api_id) or (shown and batch.state is BatchState.SUBMITTING):
         return None
-    came = Late.ADOPTED if batch.state is BatchState.PLANNED else Late.TWIN
+    late = Late.ADOPTED if batch.state is BatchState.PLANNED else Late.TWIN
     end: dict[str, Any] = {"end": SendingEnd.ADOPTED, "problem": None}
-    if came is Late.TWIN:
+    if late is Late.TWIN:
         end = {"end": SendingEnd.TWIN, "problem": twin_problem(api_id)}
     here = (sendings.c.id == sending, sendings.c.api_id.is_(None))
     if not conn.execute(update(sendings).where(*here).values(api_id=api_id, ended_at=now, **end)).rowcount:
         return None
-    if came is Late.ADOPTED:
+    if late is Late.ADOPTED:
         mark_in_progress(conn, batch, api_id, due_at=now)
-    return came
+    return late
 
 
 def twin_problem(api_id: str) -> str:
