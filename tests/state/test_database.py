@@ -683,7 +683,7 @@ def test_of_two_drivers_that_add_the_same_row_one_loses_the_race(postgres_url: s
         with ours.write() as conn:
             conn.execute(new_account("a"))
 
-        with pytest.raises(LostRace, match="another driver was at the same rows"), ours.write() as conn:
+        with pytest.raises(LostRace, match="another driver changed the same rows"), ours.write() as conn:
             conn.execute(new_account("a"))
 
 
