@@ -49,6 +49,7 @@ package: install ## build the sdist and the wheel, install each alone and run a 
 # Every target of docs/performance.md, up to 10,000,000 rows: up to an hour, and 30 GB of disk. OPTIONS=--quick: less.
 bench: install ## measure the figures of docs/performance.md (OPTIONS=--quick measures fewer)
 	@$(BIN)/python benchmarks/bench.py --out docs/performance $(OPTIONS); code=$$?; \
+	case " $(OPTIONS)" in *" --against"*) exit $$code;; esac; \
 	$(BIN)/python benchmarks/picture.py docs/performance.json docs/performance.svg; exit $$code
 
 install: $(INSTALLED) ## make the virtual environment, with the package and all tools

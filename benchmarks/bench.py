@@ -2,6 +2,7 @@
 
 python benchmarks/bench.py [--quick] [--only SCENARIOS] [--sizes 10000,100000,1000000] [--format csv|parquet|both]
                           [--repeat 3] [--out docs/performance] [--rows-folder DIR] [--flow] ...
+python benchmarks/bench.py --against COMMIT [--sizes 100000] [--format csv] [--repeat 5]
 
 Prints each measurement and, at the end, a table: what, measured, target, met or not. Exits with 1 if a table does not
 have exactly its rows, each succeeded, or if a program failed; a target that is not met is no error. README.md beside
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import compare
 import report
 import scenarios
 from harness import PROGRAMS, Bench, BenchError, Line, pipeline_command
@@ -47,6 +49,17 @@ def bench(options: argparse.Namespace, folder: Path) -> int:
     return 1 if failed else 0
 
 
+def against(options: argparse.Namespace, folder: Path) -> int:
+    """Compare this tree with the commit of --against and return the exit code."""
+    print(report.said(report.machine()))
+    try:
+        compare.compare(Bench(options, folder), options.against)
+    except (BenchError, OSError, subprocess.SubprocessError) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
 def _numbers(text: str) -> list[int]:
     return [int(part.replace("_", "")) for part in text.split(",")]
 
@@ -72,7 +85,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--csv-max", type=int, default=1_000_000, help="no CSV above so many rows")
     parser.add_argument("--plain-max", type=int, default=100_000, help="no plain script above so many rows")
     parser.add_argument("--plain-batch", type=int, default=25_000, help="requests in one create of the plain script")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each; the median counts")
+    parser.add_argument("--against", metavar="COMMIT", help="compare whole runs of the pipeline with those of a commit")
+    parser.add_argument("--repeat", type=int, help="runs of each; the median counts (default: 3; with --against: 5)")
     parser.add_argument("--repeat-max", type=int, default=100_000, help="whole runs of more rows are done once")
     parser.add_argument("--quote-rows", type=int, default=1_000_000, help="of the scenario quote")
     parser.add_argument("--postgres-rows", type=int, default=100_000, help="of the scenario postgres")
@@ -84,6 +98,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows-folder", type=Path, help="where rows are kept for the next time")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md, or the marked table in OUT.md")
     options = parser.parse_args()
+    if options.against and not {*options.only} <= {"run", "pipeline"}:
+        parser.error("--against compares whole runs of the pipeline only: leave out --only")
+    options.repeat = options.repeat or (5 if options.against else 3)
 
     options.scenarios = [name for name in SCENARIOS if name in options.only or not options.only]
     options.programs = [name for name in PROGRAMS if name in options.only]
@@ -101,13 +118,13 @@ def main() -> int:
     try:
         if options.programs != ["plain"]:
             pipeline_command()
-        if options.out is not None:
+        if options.out is not None and not options.against:
             report.check(options.out)
     except BenchError as exc:
         print(exc, file=sys.stderr)
         return 1
     folder = Path(tempfile.mkdtemp(prefix="batch-pipeline-bench-", dir=options.folder))
-    code = bench(options, folder)
+    code = against(options, folder) if options.against else bench(options, folder)
     if code == 0:  # otherwise the folder stays for inspection
         shutil.rmtree(folder)
     return code
