@@ -51,7 +51,7 @@ def bench(options: argparse.Namespace, folder: Path) -> int:
 
 def against(options: argparse.Namespace, folder: Path) -> int:
     """Compare this tree with the commit of --against and return the exit code."""
-    print(report.said(report.machine()))
+    print(report.described(report.machine()))
     try:
         compare.compare(Bench(options, folder), options.against)
     except (BenchError, OSError, subprocess.SubprocessError) as exc:
