@@ -1,12 +1,15 @@
-# `make demo` and `make test` make a virtual environment if there is none, install, and do it all. `make help` lists the targets.
+# Every target makes the virtual environment if there is none. `make demo` installs the package alone; the other targets
+# add Prefect and the tools of the tests to the same environment. `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+DEMO_INSTALLED := $(VENV)/.demo-installed
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo prefect-demo test test-long test-prefect soak check format package bench install help
 
-demo: install ## run the sample job of 500 rows against the emulator, offline (what `make` alone does)
+demo: $(DEMO_INSTALLED) ## run the sample job of 500 rows against the emulator, offline (what `make` alone does)
 	@$(BIN)/python sample_data/demo.py
 
 prefect-demo: install ## run the same as Prefect flows, with a temporary Prefect server
@@ -46,6 +49,7 @@ package: install ## build the sdist and the wheel, install each alone and run a 
 # Every target of docs/performance.md, up to 10,000,000 rows: up to an hour, and 30 GB of disk. OPTIONS=--quick: less.
 bench: install ## measure the figures of docs/performance.md (OPTIONS=--quick measures fewer)
 	@$(BIN)/python benchmarks/bench.py --out docs/performance $(OPTIONS); code=$$?; \
+	case " $(OPTIONS)" in *" --against"*) exit $$code;; esac; \
 	$(BIN)/python benchmarks/picture.py docs/performance.json docs/performance.svg; exit $$code
 
 install: $(INSTALLED) ## make the virtual environment, with the package and all tools
@@ -53,7 +57,15 @@ install: $(INSTALLED) ## make the virtual environment, with the package and all 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 
-$(INSTALLED): pyproject.toml
+$(DEMO_INSTALLED): pyproject.toml
+	@echo "installing the package alone into $(VENV): about a minute, 560 MB (make install adds the tools)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[prefect,dev]'
-	@touch $(INSTALLED)
+	@$(PIP) -e .
+	@touch $(DEMO_INSTALLED)
+
+# All that the demo needs is part of this, so that after it `make demo` installs nothing.
+$(INSTALLED): pyproject.toml
+	@echo "installing the package, Prefect and the tools of the tests into $(VENV): a few minutes, 1.5 GB"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -e '.[prefect,dev]'
+	@touch $(DEMO_INSTALLED) $(INSTALLED)

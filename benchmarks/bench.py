@@ -2,6 +2,7 @@
 
 python benchmarks/bench.py [--quick] [--only SCENARIOS] [--sizes 10000,100000,1000000] [--format csv|parquet|both]
                           [--repeat 3] [--out docs/performance] [--rows-folder DIR] [--flow] ...
+python benchmarks/bench.py --against COMMIT [--sizes 100000] [--format csv] [--repeat 5]
 
 Prints each measurement and, at the end, a table: what, measured, target, met or not. Exits with 1 if a table does not
 have exactly its rows, each succeeded, or if a program failed; a target that is not met is no error. README.md beside
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import compare
 import report
 import scenarios
 from harness import PROGRAMS, Bench, BenchError, Line, pipeline_command
@@ -45,6 +47,17 @@ def bench(options: argparse.Namespace, folder: Path) -> int:
     if lines := [line for each in found.values() for line in each.lines]:
         print(f"\n{report.table(lines)}")
     return 1 if failed else 0
+
+
+def against(options: argparse.Namespace, folder: Path) -> int:
+    """Compare this tree with the commit of --against and return the exit code."""
+    print(report.described(report.machine()))
+    try:
+        compare.compare(Bench(options, folder), options.against)
+    except (BenchError, OSError, subprocess.SubprocessError) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _numbers(text: str) -> list[int]:
@@ -76,7 +89,10 @@ def _options() -> argparse.Namespace:
         "--plain-max", type=int, default=100_000, help="leave out the plain script for more rows than this"
     )
     parser.add_argument("--plain-batch", type=int, default=25_000, help="requests in one create of the plain script")
-    parser.add_argument("--repeat", type=int, default=3, help="repetitions of each run; the median is reported")
+    parser.add_argument("--against", metavar="COMMIT", help="compare whole runs of the pipeline with those of a commit")
+    parser.add_argument(
+        "--repeat", type=int, help="repetitions of each run; the median is reported (default: 3; with --against: 5)"
+    )
     parser.add_argument(
         "--repeat-max", type=int, default=100_000, help="do whole runs of more rows than this only once"
     )
@@ -90,6 +106,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows-folder", type=Path, help="where rows are kept for the next time")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md, or the marked table in OUT.md")
     options = parser.parse_args()
+    if options.against and not {*options.only} <= {"run", "pipeline"}:
+        parser.error("--against compares whole runs of the pipeline only: leave out --only")
+    options.repeat = options.repeat or (5 if options.against else 3)
 
     options.scenarios = [name for name in SCENARIOS if name in options.only or not options.only]
     options.programs = [name for name in PROGRAMS if name in options.only]
@@ -107,13 +126,13 @@ def main() -> int:
     try:
         if options.programs != ["plain"]:
             pipeline_command()
-        if options.out is not None:
+        if options.out is not None and not options.against:
             report.check(options.out)
     except BenchError as exc:
         print(exc, file=sys.stderr)
         return 1
     folder = Path(tempfile.mkdtemp(prefix="batch-pipeline-bench-", dir=options.folder))
-    code = bench(options, folder)
+    code = against(options, folder) if options.against else bench(options, folder)
     if code == 0:  # otherwise the folder stays for inspection
         shutil.rmtree(folder)
     return code

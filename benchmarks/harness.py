@@ -49,6 +49,17 @@ limits:
 sink:
   table: bench_answers
 """
+#: Runs `batch-pipeline` from the tree in PYTHONPATH. In older commits the command line is one module.
+START = """\
+import os, sys, pipeline
+if not pipeline.__file__.startswith(os.environ["PYTHONPATH"] + os.sep):
+    sys.exit(f"pipeline was imported from {pipeline.__file__}, not from {os.environ['PYTHONPATH']}")
+try:
+    from pipeline.cli.app import main
+except ModuleNotFoundError:
+    from pipeline.cli import main
+main()
+"""
 BATCH = 25_000  # requests of a batch; the default of a job
 
 
@@ -337,15 +348,22 @@ def write_job(folder: Path, source: Path, *, batch: int = BATCH) -> Path:
     return job
 
 
-def command_for(program: str, source: Path, folder: Path, plain_batch: int, database: str | None) -> list[str]:
-    """Return the command line of a program. database: a URL of PostgreSQL; None: a SQLite file in its folder."""
+def command_for(
+    program: str, source: Path, folder: Path, plain_batch: int, database: str | None, tree: Path | None = None
+) -> list[str]:
+    """Return the command line of a program.
+
+    database: a URL of PostgreSQL; None: a SQLite file in its folder. tree: the pipeline is run from the tree in
+    PYTHONPATH; None: from the installed package.
+    """
     if program == "plain":
         where = [str(folder / SQLITE_FILES[program])] if database is None else ["--database", database]
         return [sys.executable, str(HERE / "plain_script.py"), str(source), *where, "--batch-size", str(plain_batch)]
     job = write_job(folder, source)
     if program == "flow":
         return [sys.executable, "-m", "flows.run_job", str(job)]
-    return [pipeline_command(), "run", str(job), "--yes", "--json"]
+    start = [pipeline_command()] if tree is None else [sys.executable, "-c", START]
+    return [*start, "run", str(job), "--yes", "--json"]
 
 
 def check_answers(program: str, folder: Path, rows: int, database: str | None = None) -> None:
@@ -382,16 +400,20 @@ def measure(
     *,
     database: str | None = None,
     keep: bool = False,
+    tree: Path | None = None,
 ) -> Measurement:
     """Measure one run in a new folder with a new server.
 
     database: the URL of an empty PostgreSQL database; None: SQLite. keep: keep folder and database as `bench.answered`.
+    tree: a checkout whose code is run; None: the installed package.
     """
     options = bench.options
     with bench.fresh_folder(f"{program}-{rows}") as folder:
-        command = command_for(program, source, folder, options.plain_batch, database)
+        command = command_for(program, source, folder, options.plain_batch, database, tree)
         with served("bare_server.py") as server:
             environment: Mapping[str, str] = environment_for(server.url, folder, _for_sqlalchemy(database))
+            if tree is not None:
+                environment = {**environment, "PYTHONPATH": str(tree)}
             with prefect_server(environment) if program == "flow" else nullcontext(environment) as environment:
                 client, events = run(command, folder, environment, timeout=options.timeout)
             body_bytes = server.seen()["create_bytes"]

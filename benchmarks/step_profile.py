@@ -29,18 +29,16 @@ NATIVE = "threads of polars and others"
 IMPORTS = "imports"
 OUTSIDE = "interpreter"
 REST = "all else"
-STEPS = {  # steps in the order of the data, with their modules
+COMPARING = ("judge", "known_rows", "plan", "quote", "quoting", "unchanged", "verdict", "job_source", "key_checks")
+STEPS = {  # steps in the order of the data, with their rooms, or single modules of a room
     "start: imports": (IMPORTS,),
-    "read the source": (
-        *("rows", "files", "formats", "frames", "columnar", "csvfile", "csvtext", "ndjson", "readahead", "exact"),
-        *("objects", "queries", "predicate", NATIVE),
-    ),
-    "compare with the state": ("identity", "plan", "verdicts", "quote", "distinct"),
-    "render requests": ("requests", "templates", "conversation", "attachments", "attached"),
-    "pack, spool": ("packing", "repack", "spool"),
-    "send": ("submit", "api", "clients", "driver"),
-    "read answers": ("collect", "results", "outcomes", "schemas", "pricing", "poll", "listing"),
-    "database": ("store", "bulk", "database", "tables", "sink"),
+    "read the source": ("source", "storage", NATIVE),
+    "compare with the state": ("source/identity", "source/duplicates", *("planning/" + name for name in COMPARING)),
+    "render requests": ("planning/render", "planning/moves", "planning/window", "job", "request"),
+    "pack, spool": ("request/packing", "planning/packer", "planning/write", "planning/resend", "spool"),
+    "send": ("steps/submit", "steps/admission", "api", "driver", "runner"),
+    "read answers": ("answer", "money", "steps"),
+    "database": ("state", "sink"),
 }
 
 Seconds = defaultdict[tuple[str, str], float]  # CPU seconds by module and function
@@ -80,7 +78,8 @@ def _place_of(frame: FrameType | None) -> tuple[str, str]:
     while frame is not None:
         name = frame.f_code.co_filename
         if PACKAGE in name and "site-packages" not in name:
-            module, function = Path(name).stem, frame.f_code.co_name
+            module = name.rpartition(PACKAGE)[2].removesuffix(".py").replace(os.sep, "/")
+            function = frame.f_code.co_name
             return (IMPORTS, module) if function == "<module>" else (module, function)
         frame = frame.f_back
     return OUTSIDE, ""
@@ -134,10 +133,10 @@ def _sampled(words: list[str]) -> tuple[float, float, Sampler]:
 
 def _by_step(seconds: Seconds) -> dict[str, float]:
     """Return the CPU seconds of each of STEPS, and of the rest."""
-    step_of = {module: step for step, modules in STEPS.items() for module in modules}
+    step_of = {place: step for step, places in STEPS.items() for place in places}
     steps = dict.fromkeys((*STEPS, REST), 0.0)
     for (module, _), used in seconds.items():
-        steps[step_of.get(module, REST)] += used
+        steps[step_of.get(module) or step_of.get(module.partition("/")[0], REST)] += used
     return steps
 
 

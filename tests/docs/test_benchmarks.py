@@ -109,6 +109,35 @@ def test_a_table_that_lacks_a_row_or_an_answer_does_not_count(tmp_path: Path) ->
         assert f"plain: rows, different keys, succeeded rows are (3, 3, 2); each should be {wanted}" in done.stderr
 
 
+def worktrees() -> str:
+    return subprocess.run(
+        ["git", "worktree", "list"], capture_output=True, text=True, check=True, cwd=BENCH.parent
+    ).stdout
+
+
+def test_this_tree_is_compared_with_a_commit_whose_worktree_is_removed(tmp_path: Path) -> None:
+    options = ("--sizes", "60", "--format", "csv", "--repeat", "2")
+
+    done = bench(tmp_path, "--against", "HEAD", *options)
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [each.split()[1] for each in lines if each.startswith("        60 ")] == ["this", "HEAD", "this", "HEAD"]
+    at = lines.index("60 rows, csv, medians of 2 runs of each:")
+    assert lines[at + 1].split() == ["this", "HEAD", "this/that"]
+    assert [each.rsplit(maxsplit=3)[0] for each in lines[at + 2 :]] == ["wall s", "cpu s", "peak MB"]
+    assert "batch-pipeline-against-" not in worktrees()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_commit_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--against", "no-such-commit", "--sizes", "60", "--repeat", "1")
+
+    assert done.returncode == 1
+    assert "no-such-commit" in done.stderr
+    assert "batch-pipeline-against-" not in worktrees()
+
+
 def test_a_file_without_marks_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("My notes.\n")
 
