@@ -17,9 +17,6 @@ from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
-import orjson
-
-from pipeline.answer import lines
 from pipeline.answer.outcome import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, Failures, leave_alone
@@ -250,18 +247,6 @@ class _Total:
 _LOST = Outcome(RowState.LOST, "lost", "the API gave no readable result for this request")
 
 
-def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
-    """Return the outcome that a result line states; None when there is no line, or it cannot be read."""
-    if line is None:
-        return None
-    try:
-        parsed = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        odd = lines.parse_line(line)
-        return None if odd is None else reader.damaged(lines.storable_json(odd))
-    return reader.outcome(parsed)
-
-
 class _Chunk:
     """The rows of a batch at positions first to last, whose outcomes are stored in one transaction."""
 
@@ -295,7 +280,8 @@ class _Chunk:
         outcome: Outcome | None = None
         for row in rows:
             if row.n != answered:
-                answered, outcome = row.n, self._found(_outcome(reader, said.get(row.n)))
+                answered, line = row.n, said.get(row.n)
+                outcome = self._found(None if line is None else reader.read(line))
             elif outcome is not None:  # of the rows that share a request, only the first has its cost and tokens
                 outcome = without_usage(outcome)
             if outcome is None:
