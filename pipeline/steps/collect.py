@@ -292,7 +292,7 @@ class _Chunk:
             if outcome.error_type in ACCOUNT_ERRORS:  # about the account: the row waits until that is fixed
                 request = "" if outcome.request_id is None else f" ({outcome.request_id})"
                 self._refused = f"{outcome.error_type}: {outcome.error_message}{request}"
-                settled.moves.append(Settled(row.id, outcome.state, outcome.error_type, again=True, counts=False))
+                settled.moves[Settled(outcome.state, outcome.error_type, again=True, counts=False)].append(row.id)
                 continue
             attempts = row.attempts + 1
             fixed = Fixed(
