@@ -386,6 +386,16 @@ def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[Batc
     return list(map(BatchRow._make, whole(conn, query)))
 
 
+def rows_by_position(conn: Connection, batch: Batch) -> dict[int, int]:
+    """Return how many rows are in flight at each position of a batch that has more than one; empty for most batches."""
+    if batch.rows <= batch.requests:
+        return {}
+    here = (requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
+    number = func.count().label("rows")
+    shared = select(requests.c.n, number).where(*here).group_by(requests.c.n).having(func.count() > 1)
+    return {row.n: row.rows for row in conn.execute(shared)}
+
+
 def whole(conn: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:
     """Return all rows of a query whose columns are numbers and texts, in the order of the query.
 

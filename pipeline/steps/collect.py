@@ -37,7 +37,7 @@ from pipeline.state.claims import Condition
 from pipeline.state.conditions import soon
 from pipeline.state.jobs import alone, columns_of, set_columns
 from pipeline.state.moves import collected_so_far, count_download, mark_collected, mark_lost, postpone
-from pipeline.state.rows import Settled, batch_rows, unneeded_bodies
+from pipeline.state.rows import Settled, batch_rows, rows_by_position, unneeded_bodies
 from pipeline.state.spending import settle
 from pipeline.states import BatchState, RowState
 from pipeline.steps import lost
@@ -212,12 +212,14 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
     """
     reader, listed = ResultReader(job), PriceList(job.prices)
     total = _Total()
+    with driver.reading() as conn:
+        shared = rows_by_position(conn, batch)
     if found.unknown:
         driver.tell(UnknownResults(batch=batch.id, lines=found.unknown))
     with open(found.file, "rb") as file:
 
         def chunks() -> Iterator[_Chunk]:
-            for first, last in found.windows(batch.rows):
+            for first, last in found.windows(shared):
                 driver.stop.check()
                 chunk = _Chunk(
                     driver=driver, batch=batch, reader=reader, listed=listed, first=first, last=last, lose=lose
