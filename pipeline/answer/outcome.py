@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.answer import retry_change
-from pipeline.answer.schema import Property, Reader, columns
+from pipeline.answer import lines, retry_change
+from pipeline.answer.schema import Property, Reader, Reading, columns
 from pipeline.errors import JobError
 from pipeline.job.json_schema import SchemaProblem
 from pipeline.job.model import Job, fold_label
 from pipeline.states import RowState
 
 _SUCCEEDED: str = RowState.SUCCEEDED.value
+_MALFORMED = (AttributeError, KeyError, TypeError, ValueError)  #: raised where a part of a line has an unexpected type
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _TRUNCATED = {
     "max_tokens": "the answer stopped at max_tokens",
@@ -135,6 +136,9 @@ class ResultReader:
 
     def __init__(self, job: Job) -> None:
         """Raise JobError if the job's schema is not valid."""
+        from pipeline.answer.plain import plain_message  # commands that read no results do not need its imports
+
+        self._plain_message = plain_message
         self._labels = None if job.output.labels is None else {fold_label(label): label for label in job.output.labels}
         schema = answer_schema(job)
         try:
@@ -146,6 +150,25 @@ class ResultReader:
         self._retried = frozenset(job.retry.errors)
         wanted = output_columns(job).keys() - (self._schema.columns.keys() if self._schema is not None else set())
         self._extras = [(name, read) for name, read in _EXTRAS if name in wanted]
+        self._reads_plain = self._tool is None and not self._extras  # the text of an answer is all that is looked at
+
+    def read(self, line: bytes) -> Outcome | None:
+        """Return the outcome that a result line states; None if the line cannot be read."""
+        if self._reads_plain:
+            try:
+                return self._plain_outcome(line)
+            except _MALFORMED:  # the line has more than a text, or the answer is odd
+                pass  # read below
+        return self.read_any(line)
+
+    def read_any(self, line: bytes) -> Outcome | None:
+        """Return the same as `read`, by the general way, which reads all lines and takes longer."""
+        try:
+            parsed = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            odd = lines.parse_line(line)
+            return None if odd is None else self.damaged(lines.storable_json(odd))
+        return self.outcome(parsed)
 
     def outcome(self, line: dict[str, Any]) -> Outcome:
         """Return the outcome of a request. line: its result, as a JSON object of the API.
@@ -155,7 +178,7 @@ class ResultReader:
         """
         try:
             outcome = self._outcome(line)
-        except (AttributeError, KeyError, TypeError, ValueError):  # a part of the line has an unexpected type
+        except _MALFORMED:
             return _damaged(line)
         return outcome if _has_valid_types(outcome) else _damaged(line)
 
@@ -188,6 +211,33 @@ class ResultReader:
         if outcome.state in (RowState.ERRORED, RowState.EXPIRED):
             return outcome.error_type in self._retried
         return retry_change.change_for(self._retry, outcome.state, outcome.error_type) is not None
+
+    def _plain_outcome(self, line: bytes) -> Outcome:
+        """Return the outcome of a plain line. Raises one of _MALFORMED for any other line."""
+        message = self._plain_message(line)
+        usage, cached, tools = message.usage, message.usage.cache_creation, message.usage.server_tool_use
+        text: str | None = message.content[0].text
+        judged = self._judge_text(text or "")
+        if judged.values is not None:
+            text = _as_json(judged.rest)
+        return Outcome(
+            judged.state,
+            judged.error_type,
+            judged.error_message,
+            text,
+            judged.values,
+            message.stop_reason,
+            message.model,
+            usage.input_tokens or 0,
+            usage.output_tokens or 0,
+            usage.cache_read_input_tokens or 0,
+            usage.cache_creation_input_tokens or 0,
+            0 if cached is None else cached.ephemeral_1h_input_tokens or 0,
+            0 if tools is None else tools.web_search_requests or 0,
+            usage.inference_geo == "us",
+            message.id,
+            message.stop_sequence,
+        )
 
     def _from_message(self, message: dict[str, Any]) -> Outcome:
         """Return the outcome for the Message of a succeeded request. Raises as `_outcome`."""
@@ -247,17 +297,21 @@ class ResultReader:
             return _Judgement(RowState.REFUSED, error_type="refusal", error_message=str(explanation))
         if stop in _TRUNCATED:
             return _Judgement(RowState.TRUNCATED, error_type=stop, error_message=_TRUNCATED[stop])
+        if self._tool is None:
+            return self._judge_text(text)
+        if tool_input is None:
+            return _unparsable(f"the answer does not use the tool {self._tool}")
+        assert self._schema is not None, "the reader of a job with a tool has the tool's schema"
+        return _judge_reading(self._schema.read(tool_input))
+
+    def _judge_text(self, text: str) -> "_Judgement":
+        """Return how an answer that the model has finished is understood. text: the answer's texts, joined."""
         if self._labels is not None:
             label, problem, rest = _label(text, self._labels)
             return _unparsable(problem) if label is None else _Judgement(_SUCCEEDED, values={"label": label}, rest=rest)
         if self._schema is None:
             return _FREE_TEXT
-        if self._tool is not None and tool_input is None:
-            return _unparsable(f"the answer does not use the tool {self._tool}")
-        reading = self._schema.read_text(text) if self._tool is None else self._schema.read(tool_input)
-        if reading.problem is not None:
-            return _unparsable(reading.problem)
-        return _Judgement(_SUCCEEDED, values=reading.values, rest=reading.rest)
+        return _judge_reading(self._schema.read_text(text))
 
 
 class _Judgement(NamedTuple):
@@ -271,6 +325,12 @@ class _Judgement(NamedTuple):
 
 
 _FREE_TEXT = _Judgement(_SUCCEEDED)  # of a job without labels, schema and tool: any text is a good answer
+
+
+def _judge_reading(reading: Reading) -> _Judgement:
+    if reading.problem is not None:
+        return _unparsable(reading.problem)
+    return _Judgement(_SUCCEEDED, values=reading.values, rest=reading.rest)
 
 
 def _unparsable(problem: str) -> _Judgement:

@@ -1,6 +1,6 @@
 """Write the outcomes of rows of a batch: states, answers and the batch's sums, in one transaction. Edge: SQL."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from pipeline.state.rows import BatchRow, Settled, add_to_batch, batch_rows, mar
 class SettledRows:
     """The outcomes of the rows of a batch that are in flight at positions `first` to `last`.
 
-    sink: the results table whose columns `rows` have; moves: the changes of state; answers: the answers; rows: the
+    sink: the results table whose columns `rows` have; moves: the rows by how they end; answers: the answers; rows: the
     answers as rows of `sink`; left: the rows that stay in flight; outcomes: number of rows by outcome; usage: tokens by
     class.
     """
@@ -26,7 +26,7 @@ class SettledRows:
     first: int
     last: int
     sink: ResultsTable
-    moves: list[Settled] = field(default_factory=list)
+    moves: defaultdict[Settled, list[int]] = field(default_factory=lambda: defaultdict(list))
     answers: list[Answer] = field(default_factory=list)
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
@@ -36,7 +36,7 @@ class SettledRows:
 
     def add(self, row: BatchRow, outcome: Outcome, fixed: Fixed, *, again: bool) -> None:
         """Add a row with its outcome. again: whether the row is sent again."""
-        self.moves.append(Settled(row.id, outcome.state, outcome.error_type, again))
+        self.moves[Settled(outcome.state, outcome.error_type, again)].append(row.id)
         self.answers.append(Answer(row.key, row.keep, outcome, fixed))
         self.rows.append(self.sink.row(row.key, row.keep, outcome, fixed))
 
@@ -77,5 +77,5 @@ def settle_alike(
             updated_at=now,
         )
         settled.add(row, outcome, fixed, again=False)
-    settled.outcomes = {outcome.state: len(settled.moves)}
+    settled.outcomes = {outcome.state: len(settled.rows)}
     settle_rows(driver, conn, batch, settled, counted=sent)

@@ -54,8 +54,16 @@ class Prices:
     cache_write_1h: Rate
     web_search: float = 0.0
 
+    @functools.cached_property
+    def _is_flat(self) -> bool:
+        """Whether the price of a token does not depend on the size of the prompt."""
+        return not self.input.steps and not self.output.steps
+
     def cost(self, outcome: Outcome) -> float:
         """Return the cost of one answer in US dollars, from its usage."""
+        if self._is_flat and not outcome.cache_read_tokens and not outcome.cache_write_tokens and not outcome.in_the_us:
+            cost = outcome.input_tokens * self.input.base + outcome.output_tokens * self.output.base
+            return cost + outcome.web_searches * self.web_search
         prompt = outcome.input_tokens + outcome.cache_read_tokens + outcome.cache_write_tokens
         cost = outcome.input_tokens * self.input.of(prompt) + outcome.output_tokens * self.output.of(prompt)
         if prompt != outcome.input_tokens:

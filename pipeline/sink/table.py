@@ -83,6 +83,7 @@ class ResultsTable:
         kinds = [*columns.key.values(), *columns.keep.values()]
         self._readers = [(i, _READERS[kind]) for i, kind in enumerate(kinds) if kind in _READERS]
         self._outputs = [(name, _READERS.get(kind)) for name, kind in columns.output.items()]
+        self._no_outputs = (None,) * len(self._outputs)
         self._updated_at = [column.name for column in self.table.columns].index("updated_at")
         self._upsert: Bulk | None = None
         self._today = None if kept_today is None else set(kept_today)
@@ -146,9 +147,9 @@ class ResultsTable:
         )
         return row if self.columns.ids else row[: -len(IDS)]
 
-    def _output_values(self, values: Mapping[str, Any] | None) -> list[Any]:
+    def _output_values(self, values: Mapping[str, Any] | None) -> Sequence[Any]:
         if values is None:
-            return [None] * len(self._outputs)
+            return self._no_outputs
         return [
             value if (value := values.get(name)) is None or read is None else read(value)
             for name, read in self._outputs

@@ -106,18 +106,20 @@ class _Prepared:
         self._sizes = [size for size in AT_ONCE if size == 1 or size * len(names) <= MOST_PARAMETERS]
 
     def execute(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
-        if self._converters:
-            rows = _converted(rows, self._converters)
-        if self._order is not None:
-            rows = [tuple(row[i] for i in self._order) for row in rows]
         if not self._values:
+            rows = _converted(rows, self._converters)
+            if self._order is not None:
+                rows = [tuple(row[i] for i in self._order) for row in rows]
             return conn.exec_driver_sql(self._sql, list(rows)).rowcount
         changed = start = 0
+        width = len(rows[0])
         for size in self._sizes:
             sql = f"{self._head}{', '.join([self._values] * size)}{self._tail}"
             while len(rows) - start >= size:
-                some = rows[start : start + size]
-                changed += conn.exec_driver_sql(sql, tuple(chain.from_iterable(some))).rowcount
+                values = list(chain.from_iterable(rows[start : start + size]))
+                for i, convert in self._converters:
+                    values[i::width] = _each(values[i::width], convert)
+                changed += conn.exec_driver_sql(sql, tuple(values)).rowcount
                 start += size
         return changed
 

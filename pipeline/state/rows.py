@@ -372,6 +372,16 @@ def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[Batc
     return list(map(BatchRow._make, whole(conn, query)))
 
 
+def rows_by_position(conn: Connection, batch: Batch) -> dict[int, int]:
+    """Return how many rows are in flight at each position of a batch that has more than one; empty for most batches."""
+    if batch.rows <= batch.requests:
+        return {}
+    here = (requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
+    number = func.count().label("rows")
+    shared = select(requests.c.n, number).where(*here).group_by(requests.c.n).having(func.count() > 1)
+    return {row.n: row.rows for row in conn.execute(shared)}
+
+
 def whole(conn: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:
     """Return all rows of a query whose columns are numbers and texts, in the order of the query.
 
@@ -385,44 +395,49 @@ def whole(conn: Connection, query: Select[Any]) -> Sequence[Sequence[Any]]:
 
 
 class Settled(NamedTuple):
-    """The outcome of one row, for `mark_outcomes`."""
+    """How rows end, for `mark_outcomes`."""
 
-    row: int
     outcome: str
     error_type: str | None
-    again: bool  #: whether the row is sent again
-    counts: bool = True  #: whether it counts as an attempt; it does not if the API refused the account
+    again: bool  #: whether the rows are sent again
+    counts: bool = True  #: whether this counts as an attempt; it does not if the API refused the account
 
 
 def mark_outcomes(
-    conn: Connection, batch: Batch, first: int, last: int, rows: Sequence[Settled], *, left: Sequence[int] = ()
+    conn: Connection,
+    batch: Batch,
+    first: int,
+    last: int,
+    rows: Mapping[Settled, Sequence[int]],
+    *,
+    left: Sequence[int] = (),
 ) -> None:
     """in_flight -> an outcome, or pending if sent again, for all rows at positions first to last of a batch.
 
-    left: the numbers of rows there that stay in flight. Rows of a retry that has ended are not sent again. Raises
-    LostRace if rows and left together are not exactly the rows in flight there.
+    rows: the numbers of rows by how they end. left: the numbers of rows there that stay in flight. Rows of a retry that
+    has ended are not sent again. Raises LostRace if rows and left together are not exactly the rows in flight there.
     """
     if not rows:
         return
-    kinds = Counter(row[1:] for row in rows)
-    usual, _ = kinds.most_common(1)[0]
+    usual = max(rows, key=lambda kind: len(rows[kind]))
+    settled = sum(map(len, rows.values()))
     here = (requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
     moved = 0
-    for kind in kinds.keys() - {usual}:
-        numbers = [{"row": row.row} for row in rows if row[1:] == kind]
+    for kind in rows.keys() - {usual}:
+        numbers = [{"row": row} for row in rows[kind]]
         statement = update(requests).where(requests.c.id == bindparam("row"), *here)
         moved += conn.execute(statement.values(_with_outcome(*kind)), numbers).rowcount
     rest_of_them = update(requests).where(*here, requests.c.n.between(first, last))
     if left:
         rest_of_them = rest_of_them.where(requests.c.id.not_in(left))
     moved += conn.execute(rest_of_them.values(_with_outcome(*usual))).rowcount
-    if moved != len(rows):
+    if moved != settled:
         raise LostRace(f"rows of batch {batch.id} were moved by another driver; run the same command again to continue")
-    changes: Counter[tuple[int, str]] = Counter({(batch.run_id, RowState.IN_FLIGHT): -len(rows)})
-    for (outcome, _, again, _), number in kinds.items():
-        changes[batch.run_id, RowState.PENDING if again else outcome] += number
+    changes: Counter[tuple[int, str]] = Counter({(batch.run_id, RowState.IN_FLIGHT): -settled})
+    for kind, numbers_of_kind in rows.items():
+        changes[batch.run_id, RowState.PENDING if kind.again else kind.outcome] += len(numbers_of_kind)
     tally(conn, changes)
-    if any(row.again for row in rows):
+    if any(kind.again for kind in rows):
         stand_if_retry_is_over(conn, batch.run_id)
 
 

@@ -17,9 +17,6 @@ from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
-import orjson
-
-from pipeline.answer import lines
 from pipeline.answer.outcome import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
 from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, Failures, leave_alone
@@ -40,7 +37,7 @@ from pipeline.state.claims import Condition
 from pipeline.state.conditions import soon
 from pipeline.state.jobs import alone, columns_of, set_columns
 from pipeline.state.moves import collected_so_far, count_download, mark_collected, mark_lost, postpone
-from pipeline.state.rows import Settled, batch_rows, unneeded_bodies
+from pipeline.state.rows import Settled, batch_rows, rows_by_position, unneeded_bodies
 from pipeline.state.spending import settle
 from pipeline.states import BatchState, RowState
 from pipeline.steps import lost
@@ -217,12 +214,14 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
     """
     reader, prices = ResultReader(job), PriceList(job.prices)
     total = _Total()
+    with driver.reading() as conn:
+        shared = rows_by_position(conn, batch)
     if found.unknown:
         driver.tell(UnknownResults(batch=batch.id, lines=found.unknown))
     with open(found.file, "rb") as file:
 
         def chunks() -> Iterator[_Chunk]:
-            for first, last in found.windows(batch.rows):
+            for first, last in found.windows(shared):
                 driver.stop.check()
                 chunk = _Chunk(
                     driver=driver, batch=batch, reader=reader, prices=prices, first=first, last=last, lose=lose
@@ -250,18 +249,6 @@ class _Total:
 
 
 _LOST = Outcome(RowState.LOST, "lost", "the API gave no readable result for this request")
-
-
-def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
-    """Return the outcome that a result line states; None when there is no line, or it cannot be read."""
-    if line is None:
-        return None
-    try:
-        parsed = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        readable = lines.parse_line(line)
-        return None if readable is None else reader.damaged(lines.storable_json(readable))
-    return reader.outcome(parsed)
 
 
 class _Chunk:
@@ -297,7 +284,8 @@ class _Chunk:
         outcome: Outcome | None = None
         for row in rows:
             if row.n != answered:
-                answered, outcome = row.n, self._outcome_or_lost(_outcome(reader, line_of.get(row.n)))
+                answered, line = row.n, line_of.get(row.n)
+                outcome = self._outcome_or_lost(None if line is None else reader.read(line))
             elif outcome is not None:  # of the rows that share a request, only the first has its cost and tokens
                 outcome = without_usage(outcome)
             if outcome is None:
@@ -308,7 +296,7 @@ class _Chunk:
             if outcome.error_type in ACCOUNT_ERRORS:  # about the account: the row waits until that is fixed
                 request = "" if outcome.request_id is None else f" ({outcome.request_id})"
                 self._refused = f"{outcome.error_type}: {outcome.error_message}{request}"
-                settled.moves.append(Settled(row.id, outcome.state, outcome.error_type, again=True, counts=False))
+                settled.moves[Settled(outcome.state, outcome.error_type, again=True, counts=False)].append(row.id)
                 continue
             attempts = row.attempts + 1
             fixed = Fixed(

@@ -4,7 +4,7 @@ import os
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
@@ -65,16 +65,16 @@ class Found:
         self._stretches.append((positions, starts))
         self._lines, self._unwritten, self._size = [], 0, starts[-1]
 
-    def windows(self, rows: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges of positions, (first, last), with about CHUNK_ROWS rows and at most about CHUNK_BYTES of lines.
+    def windows(self, shared: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+        """Yield ranges of positions, (first, last), with at most CHUNK_ROWS rows and about CHUNK_BYTES of lines.
 
-        rows: the number of rows of the batch; several rows may share a request.
+        shared: the number of rows at each position that has more than one. A position alone may have more than that.
         """
         requests = self._requests
-        step = max(1, CHUNK_ROWS * requests // max(1, rows))
+        rows = list(accumulate((shared.get(n, 1) for n in range(requests)), initial=0))  # before each position
         first = 0
         while first < requests:
-            last = min(first + step, requests) - 1
+            last = max(first, bisect_right(rows, rows[first] + CHUNK_ROWS) - 2)
             while last > first and self._bytes(first, last) > CHUNK_BYTES:
                 last = first + (last - first) // 2
             yield first, last

@@ -1,6 +1,7 @@
 """The results of a batch are downloaded and stored."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -9,6 +10,8 @@ import pytest
 from pipeline.runner.options import Options
 from pipeline.runner.run import run
 from pipeline.runner.sweep import sweep
+from pipeline.state.batches import batches_in
+from pipeline.states import BatchState
 from pipeline.steps import results_file
 from tests.conftest import World, texts
 
@@ -74,3 +77,15 @@ def test_a_driver_asked_to_stop_removes_what_it_has_fetched_ahead(world: World) 
 
 def fetched_files(world: World) -> list[Path]:
     return list(world.folder.rglob("*.results"))
+
+
+def test_windows_of_results_are_cut_by_the_rows_of_each_request(
+    planned: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results_file, "CHUNK_ROWS", 10)
+    with planned.database.read() as conn:
+        (batch,) = batches_in(conn, planned.known().id, BatchState.PLANNED)
+    found = results_file.Found(tmp_path / "r.results", replace(batch, requests=25))
+
+    assert list(found.windows({})) == [(0, 9), (10, 19), (20, 24)]
+    assert list(found.windows({3: 1_000, 24: 10})) == [(0, 2), (3, 3), (4, 13), (14, 23), (24, 24)]
