@@ -52,7 +52,7 @@ class RequestBuilder:
             self.named["request.turns"] = (request.turns,)
         of_templates = {column for columns in self.named.values() for column in columns}
         self.uploaded: Callable[[Content], str] = stand_in  #: uploads a file and returns its id
-        small = context_window(request.model) < LARGEST_CONTEXT
+        small = bool(request.attachments) and context_window(request.model) < LARGEST_CONTEXT
         attachments = partial(Attachments, nulls=job.source.nulls, small_context=small)
         self.attachments = attachments(request.attachments, uploaded=lambda content: self.uploaded(content))
         self._carried = attachments([each.model_copy(update={"upload": False}) for each in request.attachments])
