@@ -29,7 +29,7 @@ QUICK = 1_000_000  # the largest number of rows with --quick
 def bench(options: argparse.Namespace, folder: Path) -> int:
     """Measure the selected scenarios one by one and return the exit code. If one fails, the others continue."""
     machine = report.machine()
-    print(report.said(machine))
+    print(report.described(machine))
     here, found, failed = Bench(options, folder), {}, 0
     for name in options.scenarios:
         print(f"\n{scenarios.title(name)}")
@@ -54,7 +54,7 @@ def _numbers(text: str) -> list[int]:
 def _names(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in (*SCENARIOS, *PROGRAMS)]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]}: name {', '.join((*SCENARIOS, *PROGRAMS))}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is unknown; choose from {', '.join((*SCENARIOS, *PROGRAMS))}")
     return names
 
 
@@ -68,17 +68,23 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help=f"no size above {QUICK:,} rows")
     parser.add_argument("--sizes", type=_numbers, default=SIZES, help="rows of whole runs, separated by commas")
-    parser.add_argument("--format", choices=("csv", "parquet", "both"), default="both", help="of their source files")
-    parser.add_argument("--csv-max", type=int, default=1_000_000, help="no CSV above so many rows")
-    parser.add_argument("--plain-max", type=int, default=100_000, help="no plain script above so many rows")
+    parser.add_argument(
+        "--format", choices=("csv", "parquet", "both"), default="both", help="format of the source files of whole runs"
+    )
+    parser.add_argument("--csv-max", type=int, default=1_000_000, help="leave out CSV for more rows than this")
+    parser.add_argument(
+        "--plain-max", type=int, default=100_000, help="leave out the plain script for more rows than this"
+    )
     parser.add_argument("--plain-batch", type=int, default=25_000, help="requests in one create of the plain script")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each; the median counts")
-    parser.add_argument("--repeat-max", type=int, default=100_000, help="whole runs of more rows are done once")
-    parser.add_argument("--quote-rows", type=int, default=1_000_000, help="of the scenario quote")
-    parser.add_argument("--postgres-rows", type=int, default=100_000, help="of the scenario postgres")
-    parser.add_argument("--open-batches", type=int, default=1_000, help="of the scenario poll")
-    parser.add_argument("--documents", type=int, default=20_000, help="of the scenario documents")
-    parser.add_argument("--flow", action="store_true", help="whole runs as a Prefect flow, too")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions of each run; the median is reported")
+    parser.add_argument(
+        "--repeat-max", type=int, default=100_000, help="do whole runs of more rows than this only once"
+    )
+    parser.add_argument("--quote-rows", type=int, default=1_000_000, help="rows of the scenario quote")
+    parser.add_argument("--postgres-rows", type=int, default=100_000, help="rows of the scenario postgres")
+    parser.add_argument("--open-batches", type=int, default=1_000, help="open batches of the scenario poll")
+    parser.add_argument("--documents", type=int, default=20_000, help="documents of the scenario documents")
+    parser.add_argument("--flow", action="store_true", help="also measure whole runs as a Prefect flow")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for one run")
     parser.add_argument("--folder", type=Path, help="where rows and databases go (default: a temporary folder)")
     parser.add_argument("--rows-folder", type=Path, help="where rows are kept for the next time")

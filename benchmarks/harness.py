@@ -155,7 +155,7 @@ def median_of(once: Callable[[], Result], times: int, value: Callable[[Result], 
 # Programs ------------------------------------------------------------------------------------------------------------
 
 
-class Told:
+class EventTimes:
     """The events of `--json` that a running program prints: when each kind came first and last."""
 
     def __init__(self, process: subprocess.Popen[bytes], started: float, output: IO[bytes]) -> None:
@@ -175,7 +175,8 @@ class Told:
                 self.first.setdefault(event, seconds)
                 self.last[event] = seconds
 
-    def to_the_end(self) -> None:
+    def wait_for_end(self) -> None:
+        """Read the events up to the last one."""
         self._thread.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -201,8 +202,8 @@ def run(
     environment: Mapping[str, str],
     *,
     timeout: float,
-    until: Callable[[Told], bool] | None = None,
-) -> tuple[Usage, Told]:
+    until: Callable[[EventTimes], bool] | None = None,
+) -> tuple[Usage, EventTimes]:
     """Run a program in its folder; all its output goes to output.txt there.
 
     timeout: seconds, after which it is killed (exit code -9). until: checked often; True kills it.
@@ -210,23 +211,23 @@ def run(
     with (folder / "output.txt").open("ab") as output:
         started = time.monotonic()
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=output)
-        told = Told(process, started, output)
+        events = EventTimes(process, started, output)
         timer = threading.Timer(timeout, process.kill)
         timer.start()
         try:
             if until is not None:
-                while process.poll() is None and not until(told):
+                while process.poll() is None and not until(events):
                     time.sleep(0.05)
                 if process.returncode is not None:
-                    return Usage(process.returncode, time.monotonic() - started, 0.0, 0.0), told
+                    return Usage(process.returncode, time.monotonic() - started, 0.0, 0.0), events
                 process.kill()
-            return wait(process, started), told
+            return wait(process, started), events
         finally:
             timer.cancel()
             if process.returncode is None:
                 process.kill()
                 process.wait()
-            told.to_the_end()
+            events.wait_for_end()
 
 
 def succeeded(usage: Usage, what: str, folder: Path) -> Usage:
@@ -271,7 +272,7 @@ def served(script: str, *options: str) -> Iterator[Served]:
     try:
         line = process.stdout.readline().decode()
         if not line.startswith("listening on "):
-            raise BenchError(f"{script} did not start")
+            raise BenchError(f"{script} ended or printed something else instead of its address; see its messages above")
         yield Served(process, started, line.removeprefix("listening on ").strip())
     finally:
         if process.returncode is None:
@@ -295,7 +296,7 @@ def prefect_server(environment: Mapping[str, str]) -> Iterator[Mapping[str, str]
                 break
             time.sleep(0.1)
         else:
-            raise BenchError("Prefect's server did not start")
+            raise BenchError("Prefect's server did not respond within 60 s of its start")
         yield {**environment, "PREFECT_API_URL": url}
     finally:
         server.terminate()
@@ -323,10 +324,10 @@ def environment_for(base_url: str, folder: Path, database: str | None = None) ->
 def pipeline_command() -> str:
     """Return the path of `batch-pipeline`. Raises BenchError if it is not installed."""
     beside = Path(sys.executable).with_name("batch-pipeline")
-    found = str(beside) if beside.exists() else shutil.which("batch-pipeline")
-    if found is None:
+    command = str(beside) if beside.exists() else shutil.which("batch-pipeline")
+    if command is None:
         raise BenchError(NO_COMMAND)
-    return found
+    return command
 
 
 def write_job(folder: Path, source: Path, *, batch: int = BATCH) -> Path:
@@ -352,11 +353,13 @@ def check_answers(program: str, folder: Path, rows: int, database: str | None = 
     succeeded = "sum(CASE WHEN status = 'succeeded' AND text <> '' THEN 1 ELSE 0 END)"
     query = f"SELECT count(*), count(DISTINCT id), {succeeded} FROM {TABLES[program]}"
     try:
-        found = _one_row(query, folder / SQLITE_FILES[program], database)
+        counts = _one_row(query, folder / SQLITE_FILES[program], database)
     except Exception as exc:
         raise BenchError(f"{program}: its answers cannot be read: {exc}; see {folder}") from exc
-    if found != (rows, rows, rows):
-        raise BenchError(f"{program}: rows, keys, succeeded are {found}, not {rows} each; see {folder}")
+    if counts != (rows, rows, rows):
+        raise BenchError(
+            f"{program}: rows, different keys, succeeded rows are {counts}; each should be {rows}; see {folder}"
+        )
 
 
 def _one_row(query: str, file: Path, database: str | None) -> tuple[Any, ...] | None:
@@ -390,7 +393,7 @@ def measure(
         with served("bare_server.py") as server:
             environment: Mapping[str, str] = environment_for(server.url, folder, _for_sqlalchemy(database))
             with prefect_server(environment) if program == "flow" else nullcontext(environment) as environment:
-                client, told = run(command, folder, environment, timeout=options.timeout)
+                client, events = run(command, folder, environment, timeout=options.timeout)
             body_bytes = server.seen()["create_bytes"]
             usage = server.stop()
         succeeded(client, f"{program} with {rows:,} rows", folder)
@@ -402,7 +405,7 @@ def measure(
                 shutil.rmtree(bench.answered)
             bench.answered = folder
     suffix = source.suffix.removeprefix(".")
-    return Measurement(scenario, program, suffix, rows, client, usage, told.stages(), body_bytes, size)
+    return Measurement(scenario, program, suffix, rows, client, usage, events.stages(), body_bytes, size)
 
 
 def stage_seconds(run: Mapping[str, Any]) -> list[float]:
@@ -430,7 +433,7 @@ def line(measurement: Measurement) -> str:
     )
 
 
-def say(bench: Bench, measurement: Measurement) -> Measurement:
+def record(bench: Bench, measurement: Measurement) -> Measurement:
     """Print a measurement that counts, and keep it for the report."""
     print(line(measurement), flush=True)
     bench.measurements.append(measurement)

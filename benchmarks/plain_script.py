@@ -101,8 +101,8 @@ def into_postgres(url: str) -> Insert:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Batch summaries with the plain SDK.")
     parser.add_argument("source", type=Path)
-    parser.add_argument("file", nargs="?", default="answers.db", help="of SQLite, for the answers")
-    parser.add_argument("--database", help="URL of a PostgreSQL database for them instead")
+    parser.add_argument("file", nargs="?", default="answers.db", help="SQLite file for the answers")
+    parser.add_argument("--database", help="URL of a PostgreSQL database for the answers, instead of the file")
     parser.add_argument("--batch-size", type=int, default=25_000, help="requests in one create")
     arguments = parser.parse_args()
 

@@ -33,7 +33,7 @@ MODEL = "claude-sonnet-5"  # a model that caches prefixes from 1,024 tokens on
 BYTES_PER_TOKEN = 4  # in the emulator
 
 
-class Seen(NamedTuple):
+class Totals(NamedTuple):
     """The sums over a run's answers: rows, tokens by class, US dollars."""
 
     rows: int
@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 def main() -> None:
     """Run both and print a line for each."""
-    parser = argparse.ArgumentParser(description="What priming the prompt cache saves.")
+    parser = argparse.ArgumentParser(description="Show what priming the prompt cache saves.")
     parser.add_argument("--rows", type=int, default=5_000)
     parser.add_argument("--prefix", type=int, default=4_000, help="tokens that all requests share")
     parser.add_argument("--batch", type=int, default=500, help="requests of a batch")
@@ -53,15 +53,15 @@ def main() -> None:
     print(f"{options.rows:,} rows, {options.prefix:,} shared tokens, batches of {options.batch:,}, {MODEL}")
     print(f"{'':10} {'input':>12} {'written':>12} {'read':>12} {'read of shared':>15} {'cost':>10}")
     for name, primed in (("unprimed", False), ("primed", True)):
-        seen = measure(options.rows, options.prefix, options.batch, primed=primed)
-        if seen.rows != options.rows:
-            raise SystemExit(f"{name}: {seen.rows} of {options.rows} rows succeeded")
-        share = seen.read / (seen.read + seen.written)
-        line = f"{name:10} {seen.fresh:>12,} {seen.written:>12,} {seen.read:>12,} {share:>15.1%} {money(seen.cost):>10}"
-        print(line, flush=True)
+        totals = measure(options.rows, options.prefix, options.batch, primed=primed)
+        if totals.rows != options.rows:
+            raise SystemExit(f"{name}: {totals.rows} of {options.rows} rows succeeded")
+        share = totals.read / (totals.read + totals.written)
+        tokens = f"{totals.fresh:>12,} {totals.written:>12,} {totals.read:>12,}"
+        print(f"{name:10} {tokens} {share:>15.1%} {money(totals.cost):>10}", flush=True)
 
 
-def measure(rows: int, prefix: int, batch: int, *, primed: bool) -> Seen:
+def measure(rows: int, prefix: int, batch: int, *, primed: bool) -> Totals:
     """Do one run in a new folder and return its sums."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -74,9 +74,9 @@ def measure(rows: int, prefix: int, batch: int, *, primed: bool) -> Seen:
                 settings=Settings(poll=0.2),
             )
             run(job, here)
-            seen = _seen(database, job)
+            totals = _totals(database, job)
             database.close()
-        return seen
+        return totals
 
 
 def _job(folder: Path, rows: int, prefix: int, batch: int, *, primed: bool) -> Job:
@@ -85,13 +85,13 @@ def _job(folder: Path, rows: int, prefix: int, batch: int, *, primed: bool) -> J
         writer.writerow(["id", "text"])
         writer.writerows([i, f"Ticket number {i} says that something is wrong with parcel {i}."] for i in range(rows))
     system = ("You sort tickets by the rules of this house. " * prefix)[: prefix * BYTES_PER_TOKEN]
-    by_hand = [{"type": "text", "text": system, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
-    asked: dict[str, Any] = {"system": system, "cache": "1h"} if primed else {"system": by_hand}
+    system_blocks = [{"type": "text", "text": system, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    shared_fields: dict[str, Any] = {"system": system, "cache": "1h"} if primed else {"system": system_blocks}
     return Job.model_validate(
         {
             "name": "priming",
             "source": {"path": str(folder / "rows.csv"), "key": "id"},
-            "request": {"model": MODEL, "max_tokens": 50, "prompt": "{{ text }}", **asked},
+            "request": {"model": MODEL, "max_tokens": 50, "prompt": "{{ text }}", **shared_fields},
             "limits": {"max_batch_requests": batch},
             "sink": {"table": "answers"},
             "canary": False,  # a canary would also write the prefix
@@ -99,14 +99,14 @@ def _job(folder: Path, rows: int, prefix: int, batch: int, *, primed: bool) -> J
     )
 
 
-def _seen(database: Database, job: Job) -> Seen:
+def _totals(database: Database, job: Job) -> Totals:
     with database.read() as conn:
-        row = job_named(conn, job.name)
-        assert row is not None
-        table = ResultsTable.of(row).table
+        record = job_named(conn, job.name)
+        assert record is not None
+        table = ResultsTable.of(record).table
         sums = (table.c[name] for name in ("input_tokens", "cache_write_tokens", "cache_read_tokens", "cost_usd"))
         query = select(func.count(), *(func.sum(column) for column in sums)).where(table.c.status == "succeeded")
-        return Seen(*conn.execute(query).one())
+        return Totals(*conn.execute(query).one())
 
 
 if __name__ == "__main__":

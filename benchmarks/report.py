@@ -51,7 +51,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def said(facts: Mapping[str, Any]) -> str:
+def described(facts: Mapping[str, Any]) -> str:
     """Return a machine as a sentence."""
     about = f"{facts['processor']}, {facts['memory_gb']} GB, {facts['system']}"
     return f"{facts['cpus']} CPUs ({about}), Python {facts['python']}"
@@ -74,7 +74,9 @@ def check(out: Path) -> None:
         raise BenchError(f"--out {out}: there is no folder {out.parent}")
     text = _text(out)
     if text and (text.count(BEGIN), text.count(END)) != (1, 1):
-        raise BenchError(f"--out {out}: {out}.md is there without one {BEGIN} and one {END}; choose another name")
+        raise BenchError(
+            f"--out {out}: {out}.md exists, but does not have exactly one {BEGIN} and one {END}; choose another name"
+        )
 
 
 def write(out: Path, facts: Mapping[str, Any], found: Mapping[str, Scenario]) -> None:
@@ -91,10 +93,10 @@ def write(out: Path, facts: Mapping[str, Any], found: Mapping[str, Scenario]) ->
     _json(out).write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     before, _, rest = _text(out).partition(BEGIN)
     after = rest.partition(END)[2] or "\n"
-    _markdown(out).write_text(f"{before}{BEGIN}\n{marked(whole)}\n{END}{after}", encoding="utf-8")
+    _markdown(out).write_text(f"{before}{BEGIN}\n{as_markdown(whole)}\n{END}{after}", encoding="utf-8")
 
 
-def marked(whole: Mapping[str, Any]) -> str:
+def as_markdown(whole: Mapping[str, Any]) -> str:
     """Return the report as Markdown: the machine, the dates of measurements, the table."""
     lines: list[Line] = []
     names: dict[tuple[str, str], list[str]] = {}
@@ -102,12 +104,12 @@ def marked(whole: Mapping[str, Any]) -> str:
         lines += [Line(**line) for line in scenario["lines"]]
         names.setdefault((scenario["measured_on"], scenario["commit"]), []).append(name)
     when = "; ".join(f"{', '.join(some)}: {day}, {commit}" for (day, commit), some in names.items())
-    parts = [said(whole["machine"]), f"Measured: {when}", *([table(lines)] if lines else [])]
+    parts = [described(whole["machine"]), f"Measured: {when}", *([table(lines)] if lines else [])]
     runs = whole["scenarios"].get("run", {}).get("measurements", [])
-    if told := [run for run in runs if stage_seconds(run)]:
+    if with_stages := [run for run in runs if stage_seconds(run)]:
         parts += [
             "Seconds of whole runs of the pipeline by stage, and what the database then has on the disk:",
-            _stages(told),
+            _stages(with_stages),
         ]
     for scenario in whole["scenarios"].values():
         for title, (head, *rows) in scenario["tables"].items():

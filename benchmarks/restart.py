@@ -48,12 +48,13 @@ class Restart(NamedTuple):
 
 def main() -> None:
     """Measure each moment and print a line for it."""
-    parser = argparse.ArgumentParser(description="How soon a killed run goes on.")
+    parser = argparse.ArgumentParser(description="Measure how soon a killed run continues.")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--database")
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
-    print(f"{options.rows:,} rows, {'PostgreSQL' if options.database else 'SQLite'}, {options.repeat} kills a moment")
+    database = "PostgreSQL" if options.database else "SQLite"
+    print(f"{options.rows:,} rows, {database}, {options.repeat} kills at each moment")
     print(f"{'killed at':12} {'quote s':>14} {'first work s':>14}   median / largest")
     for moment in MOMENTS:
         restarts = [restart(moment, options.rows, options.database, number) for number in range(options.repeat)]
@@ -69,21 +70,21 @@ def restart(moment: str, rows: int, database: str | None, number: int) -> Restar
     with tempfile.TemporaryDirectory(prefix="restart-") as name:
         folder = Path(name)
         write_job(folder, f"restart_{os.getpid()}_{moment}_{number}", rows)
-        with start(folder / "emulator", processing_seconds=1.0) as api, begun(folder, api.url, database) as first:
-            told(first, lambda event: event == moment)
+        with start(folder / "emulator", processing_seconds=1.0) as api, running_job(folder, api.url, database) as first:
+            wait_for_event(first, lambda event: event == moment)
             first.kill()
             first.wait()
             started = time.monotonic()
-            with begun(folder, api.url, database) as second:
-                told(second, lambda event: event == "quote")
+            with running_job(folder, api.url, database) as second:
+                wait_for_event(second, lambda event: event == "quote")
                 quote = time.monotonic() - started
-                told(second, lambda event: event in WORKS)
+                wait_for_event(second, lambda event: event in WORKS)
                 work = time.monotonic() - started
                 # the second run is stopped, because it might wait for the grace time of a batch that was being sent
                 second.terminate()
                 second.communicate()
                 if second.returncode not in (0, 130):
-                    sys.exit(f"killed at {moment}: the second process ended with {second.returncode}")
+                    sys.exit(f"killed at {moment}: the second process ended with exit code {second.returncode}")
     return Restart(quote, work)
 
 
@@ -95,7 +96,7 @@ def write_job(folder: Path, name: str, rows: int) -> None:
 
 
 @contextmanager
-def begun(folder: Path, url: str, database: str | None) -> Iterator[subprocess.Popen[str]]:
+def running_job(folder: Path, url: str, database: str | None) -> Iterator[subprocess.Popen[str]]:
     """Start `batch-pipeline run` with its events on stdout; kill it after the block if it still runs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BATCH_", "ANTHROPIC_"))}
     environment |= {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "emulated"}
@@ -118,13 +119,13 @@ def begun(folder: Path, url: str, database: str | None) -> Iterator[subprocess.P
         process.stdout.close()
 
 
-def told(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> None:
+def wait_for_event(process: subprocess.Popen[str], wanted: Callable[[str], bool]) -> None:
     """Read the events of the driver up to the first one with such a name."""
     assert process.stdout is not None
     for line in process.stdout:
         if wanted(json.loads(line)["event"]):
             return
-    sys.exit(f"the run ended with {process.wait()} before it had told that")
+    sys.exit(f"the run ended with exit code {process.wait()} before it printed the awaited event")
 
 
 if __name__ == "__main__":

@@ -60,14 +60,14 @@ class Sampler(threading.Thread):
         while not self._ending.wait(INTERVAL):
             for thread, frame in sys._current_frames().items():
                 if thread != self.ident:
-                    self._look(thread, frame)
+                    self._attribute(thread, frame)
 
-    def _look(self, thread: int, frame: FrameType) -> None:
+    def _attribute(self, thread: int, frame: FrameType) -> None:
         try:
             used = time.clock_gettime(time.pthread_getcpuclockid(thread))
         except OSError:  # the thread has just ended
             return
-        self.seconds[_place(frame)] += max(0.0, used - self._used.get(thread, 0.0))
+        self.seconds[_place_of(frame)] += max(0.0, used - self._used.get(thread, 0.0))
         self._used[thread] = used
 
     def stop(self) -> None:
@@ -76,7 +76,7 @@ class Sampler(threading.Thread):
         self.join()
 
 
-def _place(frame: FrameType | None) -> tuple[str, str]:
+def _place_of(frame: FrameType | None) -> tuple[str, str]:
     while frame is not None:
         name = frame.f_code.co_filename
         if PACKAGE in name and "site-packages" not in name:
@@ -87,7 +87,7 @@ def _place(frame: FrameType | None) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Where a run's time goes.")
+    parser = argparse.ArgumentParser(description="Show the CPU time of a run by step and by module.")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--body", type=int, default=harness.ROW_BYTES, help="characters of a row's body, on average")
     parser.add_argument("--format", choices=("csv", "parquet"), default="parquet")
@@ -142,7 +142,7 @@ def _by_step(seconds: Seconds) -> dict[str, float]:
 
 
 def _print(seconds: Seconds, rows: int, cpu: float) -> None:
-    """Return the CPU seconds by module, the largest first, each with its three largest functions."""
+    """Print the CPU seconds by module, the largest first, each with its three largest functions."""
     modules: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
     for (module, function), used in seconds.items():
         modules[module].append((used, function))

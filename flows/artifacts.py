@@ -60,7 +60,11 @@ def summary_text(database: Database, conn: Connection, job: JobRecord, run: Stan
     ]
     causes = error_facts(conn, job, ResultsTable.of(job), job.name)
     if causes:
-        parts += ["## Failures by cause", "Of the whole job, not of this run alone.", *map(_cause, causes[:10])]
+        parts += [
+            "## Failures by cause",
+            "These are the failures of the whole job, not of this run alone.",
+            *map(_cause, causes[:10]),
+        ]
     name = job.results_table
     query = f"SELECT status, count(*), sum(cost_usd) FROM {name} WHERE run_id = {run.run_id} GROUP BY status"
     link = results_link(name)

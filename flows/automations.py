@@ -38,7 +38,7 @@ def silent_runs(within: timedelta = SILENT) -> Automation:
     """
     return Automation(
         name=NAME,
-        description="The process of such a run is gone. Nothing is lost: the next collect_results goes on.",
+        description="The process of such a run is gone. Nothing is lost: the next collect_results continues its work.",
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}),
@@ -54,8 +54,8 @@ def silent_runs(within: timedelta = SILENT) -> Automation:
                 name=None,
                 force=False,
                 state=StateType.CRASHED,
-                message="Nothing was heard of this run any more: its process is gone. Nothing is lost, "
-                "the next collect_results goes on.",
+                message="This run sent no heartbeat for too long: its process is gone. Nothing is lost: "
+                "the next collect_results continues its work.",
             )
         ],
     )
@@ -73,4 +73,4 @@ def install() -> bool:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{NAME}: {'installed' if install() else 'is there already'}\n")
+    sys.stdout.write(f"{NAME}: {'installed' if install() else 'already installed'}\n")

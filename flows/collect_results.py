@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import environment
-from flows.collect_tasks import spread_collecting
+from flows.collect_tasks import collect_in_tasks
 from flows.environment import Blocks
 from flows.states import sweep_state
 from flows.watch import Watch, note_told
@@ -29,7 +29,7 @@ def run_name() -> str:
 def collect_results(
     job: str | None = None, api_key_block: str | None = None, database_url_block: str | None = None
 ) -> State[list[dict[str, Any]]]:
-    """Ask after all that is at the API, store what has ended, and send what has become due; plans no new rows.
+    """Poll the batches at the API, collect those that have ended, and send those that are due; plan no new rows.
 
     A run that ends badly fails the sweep in which it ends, once, after the work for all jobs is done. If that sweep
     dies before Prefect has its state, the next sweep fails instead.
@@ -48,7 +48,7 @@ def collect_results(
         with environment.database(blocks, beside=file) as database:
             watch = Watch(database)
             with environment.driving_in(database, blocks, tell=watch.tell) as here:
-                watch.moved |= spread_collecting(here, blocks, name)
+                watch.moved |= collect_in_tasks(here, blocks, name)
                 swept = sweep(here, name)
             ended = watch.untold(name)
             watch.show(sorted(watch.moved | {run.job for run in ended}))

@@ -26,7 +26,7 @@ from pipeline.events.event import Event, Tell
 from pipeline.steps.collect_one import collect_one, ended_batches, left_of
 
 SETTING = "BATCH_TASK_RUNNER"
-INSTEAD = "this sweep collects by itself"
+INSTEAD = "the sweep collects without tasks"
 THREADS = 4
 QUIET_SECONDS = 60.0  # no batch is claimed or collected for so long, and no driver has one: no task is working
 MOST_SECONDS = 3600.0  # the same, while a driver still has a batch
@@ -65,7 +65,7 @@ def collect_batch(job: str, batch: int, blocks: Blocks, beside: Path | None = No
 
     beside: a file in the folder of the state database; used if neither the environment nor a block names a database.
     """
-    with at_work(blocks, beside) as here:
+    with task_environment(blocks, beside) as here:
         collect_one(here, job, batch)
 
 
@@ -86,10 +86,10 @@ def collect_ended(ended: list[tuple[str, int]], blocks: Blocks, beside: Path | N
         wait_for(tasks, look)
         left = left_of(database, numbers).waiting
     if left:
-        run_logger().warning("left to the sweep itself: batches %s", ", ".join(map(str, sorted(left))))
+        run_logger().warning("not collected by tasks, left to the sweep: batches %s", ", ".join(map(str, sorted(left))))
 
 
-def spread_collecting(here: Environment, blocks: Blocks, job: str | None = None) -> set[str]:
+def collect_in_tasks(here: Environment, blocks: Blocks, job: str | None = None) -> set[str]:
     """Ask the API which batches have ended, collect them in tasks, and return the names of their jobs.
 
     Returns an empty set if no task runner is set, or if fewer than two batches have ended: the sweep collects these.
@@ -104,7 +104,7 @@ def spread_collecting(here: Environment, blocks: Blocks, job: str | None = None)
     try:
         collect_ended.with_options(task_runner=chosen)(ended, blocks, here.database.file)
     except Exception as exc:  # noqa: BLE001  # a failure of the tasks: the sweep does their work
-        say_of_runner(exc, INSTEAD)
+        log_runner_failure(exc, INSTEAD)
     return {name for name, _ in ended}
 
 
@@ -117,7 +117,7 @@ def usable_runner(instead: str) -> TaskRunner[Any] | None:
         return None
 
 
-def say_of_runner(problem: Exception, instead: str) -> None:
+def log_runner_failure(problem: Exception, instead: str) -> None:
     """Log that the tasks could not be run because of this problem, and what happens instead."""
     said = f"{type(problem).__name__}: {problem}"
     run_logger().error("%s=%s: %s; %s", SETTING, os.environ[SETTING], said, instead)
@@ -136,7 +136,7 @@ def wait_for(tasks: list[PrefectFuture[Any]], look: Callable[[], tuple[object, f
         if now != before:
             before, since = now, time.monotonic()
         elif time.monotonic() - since >= patience:
-            run_logger().warning("no task has done anything for %.0f seconds", time.monotonic() - since)
+            run_logger().warning("no task has made progress for %.0f seconds", time.monotonic() - since)
             return
         time.sleep(LOOK_SECONDS)
 
@@ -148,7 +148,7 @@ def is_done(future: PrefectFuture[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def at_work(blocks: Blocks, beside: Path | None) -> Iterator[Environment]:
+def task_environment(blocks: Blocks, beside: Path | None) -> Iterator[Environment]:
     """Open the environment in which one task works. Its events go to the log of the task's own run."""
     with (
         environment.database(blocks, beside=beside) as database,

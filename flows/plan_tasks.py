@@ -11,7 +11,7 @@ from prefect import flow, task
 from prefect.futures import PrefectFuture
 
 from flows import environment
-from flows.collect_tasks import at_work, is_done, say_of_runner, usable_runner, wait_for
+from flows.collect_tasks import is_done, log_runner_failure, task_environment, usable_runner, wait_for
 from flows.environment import Blocks
 from flows.watch import run_logger
 from pipeline.errors import PipelineError
@@ -19,14 +19,14 @@ from pipeline.planning.shards import Planned, Shard, ShardRunner, plan_shard
 from pipeline.state.batches import batches_by_state
 from pipeline.state.database import Database
 
-INSTEAD = "this run plans by itself"
+INSTEAD = "the run plans without tasks"
 QUIET_SECONDS = 120.0  # no batch is planned for so long: no task is working
 
 
 @task(name="plan-file", task_run_name="plan {part.path}", tags=["batches"])
 def plan_file(part: Shard, blocks: Blocks, beside: Path | None) -> Planned:
     """Plan one file of a job. Prefect never retries this task: the run plans the rows that it left."""
-    with at_work(blocks, beside) as here:
+    with task_environment(blocks, beside) as here:
         return plan_shard(here, part)
 
 
@@ -35,7 +35,7 @@ def plan_file(part: Shard, blocks: Blocks, beside: Path | None) -> Planned:
 _meanwhile: ContextVar[Callable[[], None]] = ContextVar("meanwhile")
 
 
-def call_back() -> None:
+def submit_planned() -> None:
     """Let the driver submit the batches planned so far. Raises if the driver is asked to stop."""
     _meanwhile.get()()
 
@@ -46,7 +46,7 @@ def plan_files(parts: list[Shard], blocks: Blocks, beside: Path | None) -> list[
     with environment.database(blocks, beside=beside) as database:
 
         def look() -> tuple[object, float]:
-            call_back()
+            submit_planned()
             with database.read() as conn:
                 return sum(batches_by_state(conn, parts[0].run_id).values()), QUIET_SECONDS
 
@@ -55,7 +55,7 @@ def plan_files(parts: list[Shard], blocks: Blocks, beside: Path | None) -> list[
     return [planned for each, part in zip(tasks, parts, strict=True) if (planned := _result(each, part))]
 
 
-def sharing(blocks: Blocks, database: Database) -> ShardRunner | None:
+def shard_runner(blocks: Blocks, database: Database) -> ShardRunner | None:
     """Return the function that plans files in tasks; None if BATCH_TASK_RUNNER is not set or cannot be used."""
     chosen = usable_runner(INSTEAD)
     if chosen is None:
@@ -68,7 +68,7 @@ def sharing(blocks: Blocks, database: Database) -> ShardRunner | None:
         except PipelineError:
             raise
         except Exception as exc:  # noqa: BLE001  # a failure of the tasks: the run does their work
-            say_of_runner(exc, INSTEAD)
+            log_runner_failure(exc, INSTEAD)
             return []
         finally:
             _meanwhile.reset(token)
@@ -78,10 +78,12 @@ def sharing(blocks: Blocks, database: Database) -> ShardRunner | None:
 
 def _result(future: PrefectFuture[Planned], part: Shard) -> Planned | None:
     if not is_done(future):
-        run_logger().warning("%s: its task has come to no end", part.path)
+        run_logger().warning("%s: its task has not ended; the run plans its remaining rows", part.path)
         return None
     try:
         return future.result()
     except Exception as exc:  # noqa: BLE001  # an error of the task, or of its worker
-        run_logger().warning("%s: its task failed: %s: %s", part.path, type(exc).__name__, exc)
+        run_logger().warning(
+            "%s: its task failed, the run plans its remaining rows: %s: %s", part.path, type(exc).__name__, exc
+        )
         return None

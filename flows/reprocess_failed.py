@@ -58,21 +58,21 @@ def reprocess_failed(
     api_key_block: str | None = None,
     database_url_block: str | None = None,
 ) -> State[dict[str, Any]]:
-    """Send rows of a job that failed once more, as they are in the source now. Look at the quote by a dry run first.
+    """Send failed rows of a job again, with their present values in the source. A dry run shows the quote first.
 
-    All conditions hold together; the summary of a job names those that mend its failures.
+    A row must meet all conditions. The summary of a job names the conditions for each cause of failure.
 
     Args:
         job: The job file, relative to the project, or the name of a job that the state database knows.
-        status: Rows with these statuses. Empty: all that failed, but for canceled and lost ones.
+        status: Only rows with these statuses. Empty: all failed rows except canceled and lost ones.
         error_type: Only rows with these error types, for example `overloaded_error`.
-        key: Only rows with these keys; commas between the values of several columns.
-        where: Only rows for whose answers this SQL predicate holds, for example `attempts < 5`.
-        set: Ask otherwise, each as `FIELD=VALUE`, for example `request.max_tokens=1000`.
+        key: Only rows with these keys. Separate the values of several key columns by commas.
+        where: Only rows whose answers meet this SQL predicate, for example `attempts < 5`.
+        set: Change the request, each as `FIELD=VALUE`, for example `request.max_tokens=1000`.
         vars: Values for the job's vars. Those left out are as in the job's last run.
-        wait: Stay until every row has its outcome. It holds a worker all the while.
-        dry_run: Only say what would be sent and what it would cost.
-        time_zone: In which `today` is the day of the scheduled start.
+        wait: Stay until every row has its outcome. This occupies a worker all that time.
+        dry_run: Only show what would be sent and what it would cost.
+        time_zone: Time zone of `today`, the day of the scheduled start.
         cancel_batches_on_cancel: When this run is canceled, cancel the job's batches at the API, too.
         api_key_block: Name of a Secret block with the API key, for a worker without ANTHROPIC_API_KEY.
         database_url_block: Name of a Secret block with the URL of the state database, without BATCH_DATABASE_URL.
@@ -106,17 +106,17 @@ def _send_again(
     if not Database.exists(environment.database_url(blocks, beside=file)):
         raise InputError("there is no state database yet: run the job first")
     with environment.database(blocks, beside=file) as database:
-        row = known_job(database, name)
-        path = file or job_file_of(row)
+        job_record = known_job(database, name)
+        path = file or job_file_of(job_record)
         with database.read() as conn:
-            last = last_run(conn, row.id)
+            last = last_run(conn, job_record.id)
         before = None if last is None else last.vars
         loaded = load(path, variables=variables, today=environment.day(time_zone), before=before)
-        sink, watch = ResultsTable.of(row), Watch(database)
+        sink, watch = ResultsTable.of(job_record), Watch(database)
 
         def say_what_stays(quote: Quote) -> bool:
             with database.read() as conn:
-                watch.reasons = left_out(conn, row.id, sink, wanted, quote)
+                watch.reasons = left_out(conn, job_record.id, sink, wanted, quote)
             for reason in watch.reasons:
                 run_logger().info("%s", inline(reason))
             return not dry_run

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from flows import environment
 from flows.environment import Blocks
-from flows.plan_tasks import sharing
+from flows.plan_tasks import shard_runner
 from flows.standing import title
 from flows.states import run_state
 from flows.watch import Watch, note_told, run_logger
@@ -55,10 +55,10 @@ def cancel_batches(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     blocks = Blocks(given.get("api_key_block"), given.get("database_url_block"))
     emulated = bool(given.get("emulator"))
     with environment.database(blocks, beside=file, emulated=emulated) as database:
-        row = known_job(database, name)
+        job_record = known_job(database, name)
         watch = Watch(database)
         with environment.driving_in(database, blocks, tell=watch.tell, emulated=emulated) as here:
-            cancel.cancel(here, row)
+            cancel.cancel(here, job_record)
 
 
 @flow(
@@ -81,22 +81,22 @@ def run_job(
     database_url_block: str | None = None,
     emulator: bool = False,
 ) -> State[dict[str, Any]]:
-    """Send the rows of a job that have no answer yet, or have changed. Rows that are answered cost nothing again.
+    """Send the rows of a job that have no answer yet, or have changed. Answered rows are not sent again.
 
-    Ends as **Submitted** once all is sent; `collect_results` takes it to its end. Two runs of one job share the work.
+    Ends as **Submitted** once all rows are sent; `collect_results` finishes it. Two flows of one job share the work.
 
     Args:
-        job: The job file, relative to the project, for example `jobs/ticket_triage.yaml`; once it was run, its name.
+        job: The job file, relative to the project, for example `jobs/ticket_triage.yaml`; or its name after a run.
         vars: Values for the job's vars instead of the file's, for example `{"run_date": "2026-11-20"}`.
         limit: Only the first rows of the source.
-        wait: Stay until every row has its outcome. It holds a worker all the while: for small jobs and laptops.
-        dry_run: Only say what a run would send and cost.
-        no_canary: Send all at once, also with a recipe that never succeeded before.
-        time_zone: In which `today` is the day of the scheduled start. Give the schedule's.
+        wait: Stay until every row has its outcome. This occupies a worker all that time: for small jobs and laptops.
+        dry_run: Only show what a run would send and cost.
+        no_canary: Send all rows at once, even with a recipe that has never succeeded.
+        time_zone: Time zone of `today`, the day of the scheduled start. Give the schedule's time zone.
         cancel_batches_on_cancel: When this run is canceled, cancel the job's batches at the API, too.
         api_key_block: Name of a Secret block with the API key, for a worker without ANTHROPIC_API_KEY.
         database_url_block: Name of a Secret block with the URL of the state database, without BATCH_DATABASE_URL.
-        emulator: Be answered by an emulator started for this run: no key, no bill.
+        emulator: Use an emulator started for this run: no key, no network, no cost.
     """
     blocks = Blocks(api_key_block, database_url_block)
     try:
@@ -105,7 +105,7 @@ def run_job(
         with environment.database(blocks, beside=file, emulated=emulator) as database:
             watch = Watch(database)
             with environment.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
-                share = sharing(blocks, database)
+                share = shard_runner(blocks, database)
                 options = Options(limit=limit, detach=not wait, dry_run=dry_run, canary=not no_canary, share=share)
                 finished = run(loaded, here, options, file=file)
             return ended_state(watch, loaded.name, finished)
@@ -137,7 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run a job as a Prefect flow, without a server.")
     parser.add_argument("job")
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--emulator", action="store_true", help="answer by the emulator: no key, no bill")
+    parser.add_argument("--emulator", action="store_true", help="use an emulator: no key, no cost")
     given = parser.parse_args()
     state = run_job(given.job, limit=given.limit, wait=True, emulator=given.emulator, return_state=True)
     return 0 if state.is_completed() else 1

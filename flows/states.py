@@ -21,7 +21,7 @@ def run_state(run: Standing, bad: list[Standing]) -> State[dict[str, Any]]:
     waiting = sum(run.rows.values()) - run.sent.rows
     if waiting > 0:  # they wait for room at the API, for money, or because a batch was not accepted
         said += f"; {count(waiting, 'row')} still to be sent"
-    message = f"{said}; collect_results takes {run.title} to its end"
+    message = f"{said}; collect_results finishes {run.title}"
     return Completed(name="Submitted", message=message, data=run.facts)
 
 

@@ -84,8 +84,10 @@ class Watch:
     def untold(self, job: str | None) -> list[Standing]:
         """Return the runs that ended in this sweep or before and are not announced yet. job: None for all jobs."""
         with self._database.read() as conn:
-            row = None if job is None else job_named(conn, job)
-            return [standing(conn, end.run_id) for end in ends.untold(conn, None if row is None else row.id)]
+            job_record = None if job is None else job_named(conn, job)
+            return [
+                standing(conn, end.run_id) for end in ends.untold(conn, None if job_record is None else job_record.id)
+            ]
 
     def announce(self, runs: Iterable[Standing]) -> None:
         """Emit an event for each run that has ended. If two flows announce the same end, the server keeps one event.
@@ -120,7 +122,9 @@ class Watch:
         """Show the quote of a job as an artifact, when nothing was sent. Nothing is shown if there is no quote."""
         if self.quote is not None:
             text = f"# {escaped(job)}: what it would send\n\n{quoted(self.quote, self.reasons)}\n"
-            shown(create_markdown_artifact, text, key=artifact_key("quote", job), description=f"Quote of {job}")
+            show_in_prefect(
+                create_markdown_artifact, text, key=artifact_key("quote", job), description=f"Quote of {job}"
+            )
 
     def show(self, jobs: Iterable[str]) -> None:
         """Show artifacts of these jobs: progress, batches, a summary, and a link to the answers if they have a page.
@@ -129,26 +133,28 @@ class Watch:
         """
         for name in jobs:
             with self._database.read() as conn:
-                row = job_named(conn, name)
-                last = None if row is None else last_run(conn, row.id)
-                if row is None or last is None:
+                job_record = job_named(conn, name)
+                last = None if job_record is None else last_run(conn, job_record.id)
+                if job_record is None or last is None:
                     continue
                 run = standing(conn, last.id)
-                table = batch_table(conn, row.id)
-                summary = summary_text(self._database, conn, row, run)
+                table = batch_table(conn, job_record.id)
+                summary = summary_text(self._database, conn, job_record, run)
             if self.quote is not None:
-                summary += f"\n## Said before it was sent\n\n{quoted(self.quote, self.reasons)}\n"
+                summary += f"\n## Quote before sending\n\n{quoted(self.quote, self.reasons)}\n"
             self._next_update = 0.0
             self._move_progress(name)
-            shown(create_table_artifact, table, key=artifact_key("batches", name), description=f"Batches of {name}")
-            shown(create_markdown_artifact, summary, key=artifact_key("summary", name), description=run.title)
-            link = results_link(row.results_table)
+            show_in_prefect(
+                create_table_artifact, table, key=artifact_key("batches", name), description=f"Batches of {name}"
+            )
+            show_in_prefect(create_markdown_artifact, summary, key=artifact_key("summary", name), description=run.title)
+            link = results_link(job_record.results_table)
             if link is not None:
-                shown(
+                show_in_prefect(
                     create_link_artifact,
                     link,
                     key=artifact_key("answers", name),
-                    link_text=f"Answers: {row.results_table}",
+                    link_text=f"Answers: {job_record.results_table}",
                 )
 
     def _log(self, event: Event) -> None:
@@ -161,24 +167,24 @@ class Watch:
 
     def _emit(self, what: str, resource: str, payload: dict[str, Any], identity: uuid.UUID | None = None) -> None:
         of = {"prefect.resource.id": f"batch-pipeline.{resource}", "prefect.resource.name": payload["job"]}
-        shown(emit_event, event=f"batch-pipeline.{what}", resource=of, payload=payload, id=identity)
+        show_in_prefect(emit_event, event=f"batch-pipeline.{what}", resource=of, payload=payload, id=identity)
 
     def _move_progress(self, job: str) -> None:
         if threading.get_ident() != self._thread or time.monotonic() < self._next_update:
             return
         self._next_update = time.monotonic() + BETWEEN_UPDATES
         with self._database.read() as conn:
-            row = job_named(conn, job)
-            last = None if row is None else last_run(conn, row.id)
+            job_record = job_named(conn, job)
+            last = None if job_record is None else last_run(conn, job_record.id)
             rows = {} if last is None else last.counts or run_counts(conn, last.id)
         done = sum(rows.get(state, 0) for state in OUTCOMES)
         percent = round(100.0 * done / (sum(rows.values()) or 1), 1) if rows else 0.0
         if self._progress.get(job) is not None:
-            shown(update_progress_artifact, self._progress[job], progress=percent)
+            show_in_prefect(update_progress_artifact, self._progress[job], progress=percent)
         else:
             about = f"Rows of {job} with an outcome"
             key = artifact_key("progress", job)
-            self._progress[job] = shown(create_progress_artifact, percent, key=key, description=about)
+            self._progress[job] = show_in_prefect(create_progress_artifact, percent, key=key, description=about)
 
 
 #: For each flow run, by its id: the state database, and the ends that the flow's state tells, to be noted there.
@@ -208,7 +214,7 @@ def _run_with_hook() -> uuid.UUID | None:
 _away_until = 0.0
 
 
-def shown(make: Callable[..., Any], *args: Any, **named: Any) -> Any:
+def show_in_prefect(make: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """Call a function of Prefect that shows something, and return its result; None if it failed or was not called.
 
     An exception is logged, and the run's work continues. After a failure nothing is called for SERVER_AWAY seconds,

@@ -62,7 +62,7 @@ def run(
     url = database or default_url(Path(), emulated=emulator)
     options = Options(limit=limit, refresh=refresh, detach=detach, canary=canary)
 
-    def run_telling(tell: Tell, show: Callable[[Finished], None]) -> Finished:
+    def run_and_show(tell: Tell, show: Callable[[Finished], None]) -> Finished:
         with contextlib.closing(Database(url)) as opened:
             with environment.at(opened, spool=spool, emulated=emulator, poll_seconds=poll_seconds, tell=tell) as here:
                 finished = run_job(job, here, options)
@@ -71,15 +71,15 @@ def run(
         return finished
 
     if tell is None and notebook.is_running():
-        return _run_in_notebook(job.name, run_telling)
-    return run_telling(_lines_to(tell or _say), lambda finished: None)
+        return _run_in_notebook(job.name, run_and_show)
+    return run_and_show(_lines_to(tell or _say), lambda finished: None)
 
 
-def _run_in_notebook(name: str, run_telling: Callable[[Tell, Callable[[Finished], None]], Finished]) -> Finished:
+def _run_in_notebook(name: str, run_and_show: Callable[[Tell, Callable[[Finished], None]], Finished]) -> Finished:
     """Run with the progress in an area under the cell, which also shows how the run ended or failed."""
     area = notebook.Area(name)
     try:
-        return run_telling(area.tell, area.finished)
+        return run_and_show(area.tell, area.finished)
     except BaseException as exc:
         area.failed(exc)
         raise
@@ -158,9 +158,9 @@ def _frames(url: str, job: str, wanted: AnswerFilter, batch_size: int | None) ->
     from pipeline.sink.formats import record_batch
 
     with contextlib.closing(Database(url)) as opened:
-        row = known_job(opened, job)
-        columns, found = list(ResultsTable.of(row).table.columns), False
-        for page in pages(opened, row, wanted, batch_size or PAGE):
+        job_record = known_job(opened, job)
+        columns, found = list(ResultsTable.of(job_record).table.columns), False
+        for page in pages(opened, job_record, wanted, batch_size or PAGE):
             found = True
             yield pl.DataFrame(record_batch(page, columns))
         if not found:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import HEADER, HERE, Bench, BenchError, Line, Measurement, at_least, median_of, say, served
+from harness import HEADER, HERE, Bench, BenchError, Line, Measurement, at_least, median_of, record, served
 from harness import measure as measured
 
 DOCUMENTS = 20_000  # for which the target is defined
@@ -36,15 +36,15 @@ def measure(bench: Bench) -> Iterator[Line]:
     ceiling = median_of(lambda: _ceiling(bench, source), repeat, lambda found: -found.bytes_per_second)
     run = median_of(lambda: _run(bench, source, documents), repeat, lambda found: found.client.wall_seconds)
     print(f"{HEADER}   of 100 kB each")
-    say(bench, run)
+    record(bench, run)
     speed, most = run.body_bytes / run.client.wall_seconds, ceiling.bytes_per_second
     print(
         f"{ceiling.bytes / 1e6:,.0f} MB written in {ceiling.write_seconds:.1f} s, sent in {ceiling.send_seconds:.1f} s"
     )
-    said = f"{speed / most:.0%} ({speed / 1e6:.0f} of {most / 1e6:.0f} MB/s)"
+    share = f"{speed / most:.0%} ({speed / 1e6:.0f} of {most / 1e6:.0f} MB/s)"
     target = f"at least {SHARE:.0%} of writing and sending the bodies"
     what = f"{documents:,} documents of 100 kB"
-    yield at_least(what, speed / most, said, SHARE, target, judged=documents == DOCUMENTS)
+    yield at_least(what, speed / most, share, SHARE, target, judged=documents == DOCUMENTS)
     yield Line(f"{what}: peak memory", f"{run.client.peak_mb:.0f} MB", "", None, run.client.peak_mb)
 
 

@@ -32,32 +32,39 @@ def measure(bench: Bench) -> Iterator[Line]:
         job = harness.write_job(folder, bench.rows(rows, "parquet"), batch=REQUESTS)
         environment = harness.environment_for(server.url, folder) | {"BATCH_POLL_SECONDS": str(POLL_SECONDS)}
 
-        def done(*words: str) -> harness.Usage:
+        def run_command(*words: str) -> harness.Usage:
             command = [harness.pipeline_command(), *words, "--json"]
             usage, _ = harness.run(command, folder, environment, timeout=bench.options.timeout)
             return harness.succeeded(usage, f"batch-pipeline {words[0]}", folder)
 
         def sweep() -> Sweep:
             time.sleep(POLL_SECONDS + 1)  # now all batches are due
-            before = _asked(server)
-            usage = done("collect", "bench")
-            pages, retrieves = (after - earlier for after, earlier in zip(_asked(server), before, strict=True))
+            before = _requests_so_far(server)
+            usage = run_command("collect", "bench")
+            pages, retrieves = (
+                after - earlier for after, earlier in zip(_requests_so_far(server), before, strict=True)
+            )
             return Sweep(usage.wall_seconds, usage.peak_mb, pages, retrieves)
 
-        sent = done("run", str(job), "--yes", "--detach")
-        found = median_of(sweep, bench.options.repeat, lambda each: each.seconds)
+        sent = run_command("run", str(job), "--yes", "--detach")
+        median_sweep = median_of(sweep, bench.options.repeat, lambda each: each.seconds)
         server.release()
-        collected = done("run", str(job), "--yes")
+        collected = run_command("run", str(job), "--yes")
         harness.check_answers("pipeline", folder, rows)
-    asked = f"listing pages: {found.pages}, retrieves: {found.retrieves}"
-    print(f"{batches:,} batches: sent in {sent.wall_seconds:.1f} s, one sweep {found.seconds:.1f} s ({asked}, ", end="")
-    print(f"{found.peak_mb:.0f} MB), collected in {collected.wall_seconds:.1f} s", flush=True)
+    asked = f"listing pages: {median_sweep.pages}, retrieves: {median_sweep.retrieves}"
+    print(
+        f"{batches:,} batches: sent in {sent.wall_seconds:.1f} s, one sweep {median_sweep.seconds:.1f} s ({asked}, ",
+        end="",
+    )
+    print(f"{median_sweep.peak_mb:.0f} MB), collected in {collected.wall_seconds:.1f} s", flush=True)
     what, judged = f"{batches:,} open batches, one poll pass", batches == BATCHES
-    yield below(what, found.seconds, f"{found.seconds:.1f} s", SECONDS, f"under {SECONDS} s", judged=judged)
-    requests = found.pages + found.retrieves
+    yield below(
+        what, median_sweep.seconds, f"{median_sweep.seconds:.1f} s", SECONDS, f"under {SECONDS} s", judged=judged
+    )
+    requests = median_sweep.pages + median_sweep.retrieves
     yield below(f"{what}: requests", requests, asked, 2, "one listing page", judged=judged)
 
 
-def _asked(server: Served) -> tuple[int, int]:
+def _requests_so_far(server: Served) -> tuple[int, int]:
     requests = server.seen()["requests"]
     return requests.get("list", 0), requests.get("retrieve", 0)

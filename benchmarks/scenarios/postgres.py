@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness import HEADER, Bench, Line, Measurement, median_of, peak, say, served
+from harness import HEADER, Bench, Line, Measurement, median_of, peak, record, served
 from harness import measure as measured
 
 from scenarios.whole_run import against_plain
@@ -17,7 +17,7 @@ def measure(bench: Bench) -> Iterator[Line]:
     """Measure runs from Parquet, each with a new PostgreSQL server."""
     rows = bench.options.postgres_rows
     print(f"{HEADER}   into PostgreSQL")
-    plain, pipeline = (say(bench, _median(bench, program, rows)) for program in ("plain", "pipeline"))
+    plain, pipeline = (record(bench, _median(bench, program, rows)) for program in ("plain", "pipeline"))
     what = f"PostgreSQL, whole run, {rows:,} rows"
     yield against_plain(what, pipeline, plain, TIMES, judged=rows == ROWS)
     yield peak(what, [pipeline])

@@ -20,10 +20,10 @@ def measure(bench: Bench) -> Iterator[Line]:
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"step_profile.py: {done.stderr.strip()}")
-    found = json.loads(done.stdout)
+    profile = json.loads(done.stdout)
     cells = [
-        (step, f"{seconds:.2f}", f"{seconds / found['cpu_seconds']:.0%}", f"{seconds / rows * 1e6:.1f}")
-        for step, seconds in found["steps"].items()
+        (step, f"{seconds:.2f}", f"{seconds / profile['cpu_seconds']:.0%}", f"{seconds / rows * 1e6:.1f}")
+        for step, seconds in profile["steps"].items()
     ]
     for step, *figures in cells:
         print(f"{step:<24} " + " ".join(f"{figure:>6}" for figure in figures), flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from harness import HEADER, Bench, Line, Measurement, at_least, median_of, peak, say
+from harness import HEADER, Bench, Line, Measurement, at_least, median_of, peak, record
 from harness import measure as measured
 
 BASE = 100_000  # rows for which the targets are defined; larger sizes are compared with it
@@ -28,7 +28,7 @@ def measure(bench: Bench) -> Iterator[Line]:
             if program == "plain" and rows > options.plain_max:
                 print(f"{rows:>10,}  plain     {source:<8}skipped: above --plain-max {options.plain_max:,}", flush=True)
                 continue
-            runs[program, source, rows] = say(bench, _median(bench, program, source, rows))
+            runs[program, source, rows] = record(bench, _median(bench, program, source, rows))
     for sentence in _summary(runs):
         print(sentence)
     yield from _lines(runs)
@@ -84,8 +84,8 @@ def _lines(runs: Runs) -> Iterator[Line]:
 def against_plain(what: str, run: Measurement, plain: Measurement, times: float, *, judged: bool) -> Line:
     """Return the line of the rows per second as a multiple of those of the plain script."""
     value = run.rows_per_second / plain.rows_per_second
-    said = f"{value:.2f} times ({run.rows_per_second:,.0f} rows/s beside {plain.rows_per_second:,.0f})"
-    return at_least(what, value, said, times, f"at least {times} times the plain script", judged=judged)
+    comparison = f"{value:.2f} times ({run.rows_per_second:,.0f} rows/s beside {plain.rows_per_second:,.0f})"
+    return at_least(what, value, comparison, times, f"at least {times} times the plain script", judged=judged)
 
 
 def _against_base(what: str, run: Measurement, base: Measurement | None) -> Line:

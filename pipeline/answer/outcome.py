@@ -97,6 +97,7 @@ def answer_schema(job: Job) -> dict[str, Any] | None:
 
 
 def _properties(job: Job, schema: dict[str, Any]) -> dict[str, Property]:
+    """Return the columns of the schema. Raises JobError if it cannot be used."""
     try:
         return columns(schema, job.output.columns)
     except SchemaProblem as exc:
@@ -164,6 +165,7 @@ class ResultReader:
         return _damaged(line) if _answer_in(line) is not None else outcome
 
     def _outcome(self, line: dict[str, Any]) -> Outcome:
+        """Return the outcome of a result line. A part of an unexpected type raises KeyError, TypeError or the like."""
         result = line.get("result")
         kind = result.get("type") if isinstance(result, dict) else None
         if isinstance(result, dict) and kind == "succeeded" and isinstance(result.get("message"), dict):
@@ -188,26 +190,27 @@ class ResultReader:
         return retry_change.change_for(self._retry, outcome.state, outcome.error_type) is not None
 
     def _from_message(self, message: dict[str, Any]) -> Outcome:
+        """Return the outcome for the Message of a succeeded request. Raises as `_outcome`."""
         blocks = message.get("content") or []
         if not isinstance(blocks, list):
             raise TypeError("content is not a list of blocks")
         texts = [block["text"] for block in blocks if _is_text(block)]
         text: str | None = texts[0] if len(texts) == 1 else "".join(texts)
-        used = self._tool_input(blocks)
+        tool_input = self._tool_input(blocks)
         usage = message.get("usage") or {}
         one_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
-        judged = self._evaluate(message, text or "", used)
-        values = judged.values
+        judgement = self._evaluate(message, text or "", tool_input)
+        values = judgement.values
         if values is not None:  # what a column holds is not stored a second time in the text
-            text = "\n".join(filter(None, (text if used is not None else None, _as_json(judged.rest)))) or None
-        elif used is not None:
-            text = text or orjson.dumps(used).decode()
+            text = "\n".join(filter(None, (text if tool_input is not None else None, _as_json(judgement.rest)))) or None
+        elif tool_input is not None:
+            text = text or orjson.dumps(tool_input).decode()
         if self._extras:
             values = {**(values or {}), **{name: read(message) for name, read in self._extras}}
         return Outcome(
-            state=judged.state,
-            error_type=judged.error_type,
-            error_message=judged.error_message,
+            state=judgement.state,
+            error_type=judgement.error_type,
+            error_message=judgement.error_message,
             text=text,
             values=values,
             stop_reason=message.get("stop_reason"),
@@ -232,32 +235,32 @@ class ResultReader:
         )
         return next((use.get("input") for use in uses), None)
 
-    def _evaluate(self, message: dict[str, Any], text: str, used: Any) -> "_Judged":
+    def _evaluate(self, message: dict[str, Any], text: str, tool_input: Any) -> "_Judgement":
         """Return how the answer is understood.
 
-        text: the answer's texts, joined; used: the input of the job's tool, or None.
+        text: the answer's texts, joined; tool_input: the input of the job's tool, or None.
         """
         stop = message.get("stop_reason")
         if stop == "refusal":
             details = message.get("stop_details") or {}
             explanation = details.get("explanation") or details.get("category") or "the model refused"
-            return _Judged(RowState.REFUSED, error_type="refusal", error_message=str(explanation))
+            return _Judgement(RowState.REFUSED, error_type="refusal", error_message=str(explanation))
         if stop in _TRUNCATED:
-            return _Judged(RowState.TRUNCATED, error_type=stop, error_message=_TRUNCATED[stop])
+            return _Judgement(RowState.TRUNCATED, error_type=stop, error_message=_TRUNCATED[stop])
         if self._labels is not None:
             label, problem, rest = _label(text, self._labels)
-            return _unparsable(problem) if label is None else _Judged(_SUCCEEDED, values={"label": label}, rest=rest)
+            return _unparsable(problem) if label is None else _Judgement(_SUCCEEDED, values={"label": label}, rest=rest)
         if self._schema is None:
-            return _PLAIN
-        if self._tool is not None and used is None:
+            return _FREE_TEXT
+        if self._tool is not None and tool_input is None:
             return _unparsable(f"the answer does not use the tool {self._tool}")
-        reading = self._schema.read_text(text) if self._tool is None else self._schema.read(used)
+        reading = self._schema.read_text(text) if self._tool is None else self._schema.read(tool_input)
         if reading.problem is not None:
             return _unparsable(reading.problem)
-        return _Judged(_SUCCEEDED, values=reading.values, rest=reading.rest)
+        return _Judgement(_SUCCEEDED, values=reading.values, rest=reading.rest)
 
 
-class _Judged(NamedTuple):
+class _Judgement(NamedTuple):
     """How an answer is understood. values: of the columns; None without any; rest: what of it these do not hold."""
 
     state: str
@@ -267,11 +270,11 @@ class _Judged(NamedTuple):
     rest: Mapping[str, Any] = _NOTHING
 
 
-_PLAIN = _Judged(_SUCCEEDED)  # an answer that is a text, and any text is right
+_FREE_TEXT = _Judgement(_SUCCEEDED)  # of a job without labels, schema and tool: any text is a good answer
 
 
-def _unparsable(problem: str) -> _Judged:
-    return _Judged(RowState.UNPARSABLE, error_type="unparsable", error_message=problem)
+def _unparsable(problem: str) -> _Judgement:
+    return _Judgement(RowState.UNPARSABLE, error_type="unparsable", error_message=problem)
 
 
 def _as_json(rest: Mapping[str, Any]) -> str | None:
@@ -312,7 +315,7 @@ def _damaged(line: dict[str, Any]) -> Outcome:
         return Outcome(RowState.ERRORED, "unknown_result", _DAMAGED)
     content, usage = message.get("content"), message.get("usage")
     texts = [block["text"] for block in content if _is_text(block)] if isinstance(content, list) else []
-    used = usage if isinstance(usage, dict) else {}
+    counts = usage if isinstance(usage, dict) else {}
     return Outcome(
         RowState.UNPARSABLE,
         "odd_result",
@@ -320,10 +323,10 @@ def _damaged(line: dict[str, Any]) -> Outcome:
         "".join(texts) or None,
         stop_reason=_text(message, "stop_reason"),
         model=_text(message, "model"),
-        input_tokens=_token_count(used, "input_tokens"),
-        output_tokens=_token_count(used, "output_tokens"),
-        cache_read_tokens=_token_count(used, "cache_read_input_tokens"),
-        cache_write_tokens=_token_count(used, "cache_creation_input_tokens"),
+        input_tokens=_token_count(counts, "input_tokens"),
+        output_tokens=_token_count(counts, "output_tokens"),
+        cache_read_tokens=_token_count(counts, "cache_read_input_tokens"),
+        cache_write_tokens=_token_count(counts, "cache_creation_input_tokens"),
         message_id=_text(message, "id"),
         stop_sequence=_text(message, "stop_sequence"),
     )
@@ -380,6 +383,7 @@ _EXTRAS: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
 
 
 def _blocks(message: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Return the content blocks of a message that have this type."""
     return [b for b in message.get("content") or () if isinstance(b, dict) and b.get("type") == kind]
 
 

@@ -68,6 +68,7 @@ def _turns(params: Mapping[str, Any], answer: Answer) -> list[dict[str, Any]]:
 
 
 def _object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object in a text; None if the text is not one."""
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:

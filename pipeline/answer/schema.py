@@ -60,14 +60,14 @@ def columns(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, 
     no column if every property that it can have has a column. Raises SchemaProblem if the schema is not an object with
     properties, or a rename does not fit it.
     """
-    root, found = _find_columns(schema, renames)
-    return {one.column: Property(one.path, _kind(one.node, root), one.without) for one in found}
+    root, found_columns = _find_columns(schema, renames)
+    return {column.name: Property(column.path, _kind(column.node, root), column.without) for column in found_columns}
 
 
 def describe(schema: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, "Described"]:
     """Return the part of the schema for each column of `columns`. Raises as `columns`."""
-    root, found = _find_columns(schema, renames)
-    return {one.column: Described(one.node, root, one.without) for one in found}
+    root, found_columns = _find_columns(schema, renames)
+    return {column.name: Described(column.node, root, column.without) for column in found_columns}
 
 
 class Described(NamedTuple):
@@ -78,27 +78,27 @@ class Described(NamedTuple):
     without: tuple[tuple[str, ...], ...] = ()
 
 
-class _Found(NamedTuple):
-    """A column. path: of its property; node: the part of the schema there; without: as Property has it."""
+class _Column(NamedTuple):
+    """A column. path: of its property; node: the part of the schema there; without: see Property."""
 
-    column: str
+    name: str
     path: tuple[str, ...]
     node: Any
     without: tuple[tuple[str, ...], ...] = ()
 
 
-def _find_columns(schema: Mapping[str, Any], renames: Mapping[str, str]) -> tuple[dict[str, Any], list[_Found]]:
+def _find_columns(schema: Mapping[str, Any], renames: Mapping[str, str]) -> tuple[dict[str, Any], list[_Column]]:
     """Return the whole schema, and for each column its name, path, part of the schema, and `without`."""
     root = as_json(schema)
     properties = _properties(root, root)
     if not properties:
         raise SchemaProblem("the schema must be an object with properties; each becomes a column")
-    found = [_Found(renames.get(name, name), (name,), child) for name, child in properties.items()]
-    found += [_Found(alias, *_nested(path, root)) for path, alias in renames.items() if path not in properties]
-    _refuse_clashes((one.column, one.path) for one in found)
-    paths = [one.path for one in found]
-    found = [one._replace(without=tuple(_below(one.path, paths))) for one in found]
-    return root, [one for one in found if not _is_covered(one.node, root, one.without)]
+    found_columns = [_Column(renames.get(name, name), (name,), child) for name, child in properties.items()]
+    found_columns += [_Column(alias, *_nested(path, root)) for path, alias in renames.items() if path not in properties]
+    _refuse_clashes((column.name, column.path) for column in found_columns)
+    paths = [column.path for column in found_columns]
+    found_columns = [column._replace(without=tuple(_below(column.path, paths))) for column in found_columns]
+    return root, [column for column in found_columns if not _is_covered(column.node, root, column.without)]
 
 
 def _below(path: tuple[str, ...], paths: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
@@ -111,17 +111,17 @@ def _is_covered(node: Any, root: dict[str, Any], without: tuple[tuple[str, ...],
     if not without:
         return False
     properties = _properties(node, root)
-    closed = all(one.get("additionalProperties") is False for one in alternatives(node, root))
+    closed = all(alternative.get("additionalProperties") is False for alternative in alternatives(node, root))
     if properties is None or not closed:
         return False
     inner = {name: tuple(path[1:] for path in without if path[0] == name) for name in properties}
     return all(() in paths or _is_covered(properties[name], root, paths) for name, paths in inner.items())
 
 
-def _refuse_clashes(found: Iterable[tuple[str, tuple[str, ...]]]) -> None:
-    """Raise SchemaProblem for a blank column name, or two columns with one name. found: columns and their paths."""
+def _refuse_clashes(columns: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+    """Raise SchemaProblem for a blank column name, or two columns with one name. columns: their names and paths."""
     seen: dict[str, str] = {}
-    for column, path in found:
+    for column, path in columns:
         dotted = ".".join(path)
         if not column.strip():
             raise SchemaProblem(f"property {dotted!r} has no name for its column; give it one in output.columns")
@@ -151,19 +151,19 @@ def _nested(dotted: str, root: dict[str, Any]) -> tuple[tuple[str, ...], Any]:
 
 def _properties(node: Any, root: dict[str, Any]) -> dict[str, Any] | None:
     """Return the properties of all objects that a part of the schema allows; None if it allows anything else."""
-    found: dict[str, list[Any]] = {}
-    each = list(alternatives(node, root))
-    for one in each:
-        if "properties" not in one or one.get("type", "object") != "object":
+    children: dict[str, list[Any]] = {}
+    allowed = list(alternatives(node, root))
+    for alternative in allowed:
+        if "properties" not in alternative or alternative.get("type", "object") != "object":
             return None
-        for name, child in one["properties"].items():
-            found.setdefault(name, []).append(child)
-    return {name: {"anyOf": children} for name, children in found.items()} if each else None
+        for name, child in alternative["properties"].items():
+            children.setdefault(name, []).append(child)
+    return {name: {"anyOf": parts} for name, parts in children.items()} if allowed else None
 
 
 def _kind(node: Any, root: dict[str, Any]) -> str:
     """Return the kind of column that can hold all values of a property."""
-    kinds = {kind for one in alternatives(node, root) for kind in _kinds(one)}
+    kinds = {kind for alternative in alternatives(node, root) for kind in _kinds_of(alternative)}
     if len(kinds) == 1:
         return kinds.pop()
     if kinds == {"integer", "number"}:
@@ -171,15 +171,15 @@ def _kind(node: Any, root: dict[str, Any]) -> str:
     return "text" if kinds and kinds <= {"text", "date", "datetime"} else "json"
 
 
-def _kinds(one: dict[str, Any]) -> Iterator[str]:
+def _kinds_of(alternative: dict[str, Any]) -> Iterator[str]:
     """Yield the kinds of column for one alternative of a schema."""
-    kind = one.get("type")
+    kind = alternative.get("type")
     if kind == "string":
-        yield _KIND_OF_FORMAT.get(one.get("format", ""), "text")
+        yield _KIND_OF_FORMAT.get(alternative.get("format", ""), "text")
     elif kind is not None:
         yield _KIND_OF_TYPE.get(kind, "json")
-    elif "enum" in one or "const" in one:
-        values = one.get("enum", [one.get("const")])
+    elif "enum" in alternative or "const" in alternative:
+        values = alternative.get("enum", [alternative.get("const")])
         yield from (_KIND_OF_VALUE.get(type(value), "json") for value in values if value is not None)
     else:
         yield "json"
@@ -197,7 +197,7 @@ class Reader:
         self._validator = compiled(self._schema)
         # a hundred times faster than jsonschema, whose messages are better and are used for answers that fail
         self._is_valid = self._validator.is_valid
-        self._tops = [(column, p.path[0]) for column, p in self.columns.items() if len(p.path) == 1]
+        self._top_level = [(column, p.path[0]) for column, p in self.columns.items() if len(p.path) == 1]
         self._names = frozenset(_properties(self._schema, self._schema) or ())
         self._pruned = [(column, p.without) for column, p in self.columns.items() if p.without]
         self._exact = [(column, p.path[0], _EXACT[p.kind]) for column, p in self.columns.items() if p.kind in _EXACT]
@@ -224,7 +224,7 @@ class Reader:
                 return self._problem(problem)
         if not isinstance(answer, dict):
             return self._problem("the answer is not an object")
-        values = {column: answer.get(name) for column, name in self._tops}
+        values = {column: answer.get(name) for column, name in self._top_level}
         for column, path in self._nested:
             values[column] = _value_at(answer, path)
         for column, without in self._pruned:
@@ -333,6 +333,7 @@ def _integer(value: Any) -> int:
 
 
 def _date(value: str) -> str:
+    """Return the value if it is a date in ISO format. Raises ValueError for any other."""
     try:
         datetime.date.fromisoformat(value)
     except ValueError:

@@ -99,7 +99,7 @@ def warnings(info: "ModelInfo", now: date) -> list[str]:
         return [f"{model}will be retired; the day is not set yet; {remedy}"]
     days = (retires - now).days
     if days < 0:
-        return [f"{model}was to be retired on {retires} and may stop any day; move to another model"]
+        return [f"{model}was to be retired on {retires} and may stop working any day; move to another model"]
     if days <= SOON:
         left = {0: "today", 1: "tomorrow"}.get(days, f"in {days} days")
         return [f"{model}will be retired on {retires}, {left}; {remedy}"]
@@ -109,7 +109,7 @@ def warnings(info: "ModelInfo", now: date) -> list[str]:
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     """One request, and the model that it asks."""
 
     params: Mapping[str, Any]
@@ -151,109 +151,116 @@ def refusal(
     params: of a Messages call. has: which of "image" and "document" the messages hold. A property of the model that is
     unknown refuses nothing.
     """
-    asked = _Asked(params, info, betas, has)
-    return next((said for check in _CHECKS if (said := check(asked))), None)
+    request = _Request(params, info, betas, has)
+    return next((reason for check in _CHECKS if (reason := check(request))), None)
 
 
-def _life(asked: _Asked) -> str | None:
-    if asked.info.lifecycle == "retired":
-        retired = day(asked.info.retires_at)
-        return f"request.model: {asked.name} was retired{f' on {retired}' if retired else ''}; choose an active model"
-    if asked.says("batch") is False:
-        return f"request.model: {asked.name} does not support batches; choose another model"
+# Each of these checks looks at one property of the model. It returns the sentence of `refusal`, or None if the model
+# accepts that part of the request.
+
+
+def _lifecycle(request: _Request) -> str | None:
+    if request.info.lifecycle == "retired":
+        retired = day(request.info.retires_at)
+        return f"request.model: {request.name} was retired{f' on {retired}' if retired else ''}; choose an active model"
+    if request.says("batch") is False:
+        return f"request.model: {request.name} does not support batches; choose another model"
     return None
 
 
-def _max_tokens(asked: _Asked) -> str | None:
-    wanted, limit = asked.params.get("max_tokens"), output_limit(asked.info, asked.betas)
+def _max_tokens(request: _Request) -> str | None:
+    wanted, limit = request.params.get("max_tokens"), output_limit(request.info, request.betas)
     if not isinstance(wanted, int) or limit is None or wanted <= limit:
         return None
-    said = f"request.max_tokens: {wanted} is more than {asked.name} allows ({limit:,})"
-    extended = output_limit(asked.info, {EXTENDED_OUTPUT_BETA}) or 0
-    return f"{said}; {EXTENDED_OUTPUT_BETA} in request.betas allows {extended:,}" if wanted <= extended else said
+    reason = f"request.max_tokens: {wanted} is more than {request.name} allows ({limit:,})"
+    extended = output_limit(request.info, {EXTENDED_OUTPUT_BETA}) or 0
+    return f"{reason}; {EXTENDED_OUTPUT_BETA} in request.betas allows {extended:,}" if wanted <= extended else reason
 
 
-def _attachments(asked: _Asked) -> str | None:
+def _attachments(request: _Request) -> str | None:
     for kind, capability, word in (("image", "image_input", "images"), ("document", "pdf_input", "documents")):
-        if kind in asked.has and asked.says(capability) is False:
-            return f"request.attachments: {asked.name} does not support {word}; choose another model"
+        if kind in request.has and request.says(capability) is False:
+            return f"request.attachments: {request.name} does not support {word}; choose another model"
     return None
 
 
-def _structured(asked: _Asked) -> str | None:
-    if asked.says("structured_outputs") is not False:
+def _structured(request: _Request) -> str | None:
+    if request.says("structured_outputs") is not False:
         return None
-    if asked.mapping("output_config").get("format") is not None:
+    if request.mapping("output_config").get("format") is not None:
         return (
-            f"output: {asked.name} does not support structured outputs, which output.schema and output.labels need; "
+            f"output: {request.name} does not support structured outputs, which output.schema and output.labels need; "
             "choose another model, or output.tool"
         )
-    strict = next((i for i, tool in asked.mappings("tools") if tool.get("strict")), None)
+    strict = next((i for i, tool in request.mappings("tools") if tool.get("strict")), None)
     if strict is not None:
-        return f"request.params.tools.{strict}.strict: {asked.name} does not support strict tools; remove the field"
+        return f"request.params.tools.{strict}.strict: {request.name} does not support strict tools; remove the field"
     return None
 
 
-def _effort(asked: _Asked) -> str | None:
-    effort, field = asked.mapping("output_config").get("effort"), "request.params.output_config.effort"
+def _effort(request: _Request) -> str | None:
+    effort, field = request.mapping("output_config").get("effort"), "request.params.output_config.effort"
     if effort is None:
         return None
-    if asked.says("effort") is False:
-        return f"{field}: {asked.name} does not support effort; remove the field"
-    if effort in EFFORTS and asked.says("effort", effort) is False:
-        taken = [level for level in EFFORTS if asked.says("effort", level)]
-        return f"{field}: {asked.name} does not support {effort!r} (it supports {', '.join(taken)})"
+    if request.says("effort") is False:
+        return f"{field}: {request.name} does not support effort; remove the field"
+    if effort in EFFORTS and request.says("effort", effort) is False:
+        supported = [level for level in EFFORTS if request.says("effort", level)]
+        return f"{field}: {request.name} does not support {effort!r} (it supports {', '.join(supported)})"
     return None
 
 
-def _thinking(asked: _Asked) -> str | None:
-    kind, field = asked.mapping("thinking").get("type"), "request.params.thinking.type"
+def _thinking(request: _Request) -> str | None:
+    kind, field = request.mapping("thinking").get("type"), "request.params.thinking.type"
     if kind not in THINKING_TYPES:
         return None
-    if asked.says("thinking", "types", kind) is False:
-        return f"{field}: {asked.name} does not support {kind!r}{_other_thinking(asked, kind)}"
-    if kind in ("adaptive", "enabled") and asked.says("thinking") is False:
-        return f"{field}: {asked.name} does not support thinking; remove request.params.thinking"
-    effort = asked.mapping("output_config").get("effort")
-    opus_5 = asked.model == _Model("opus", (5, 0))
+    if request.says("thinking", "types", kind) is False:
+        return f"{field}: {request.name} does not support {kind!r}{_other_thinking(request, kind)}"
+    if kind in ("adaptive", "enabled") and request.says("thinking") is False:
+        return f"{field}: {request.name} does not support thinking; remove request.params.thinking"
+    effort = request.mapping("output_config").get("effort")
+    opus_5 = request.model == _Model("opus", (5, 0))
     if effort in ("xhigh", "max") and (kind == "between_tools" or (kind == "disabled" and opus_5)):
-        refused = f"{asked.name} does not support {kind!r} with effort {effort}"
+        refused = f"{request.name} does not support {kind!r} with effort {effort}"
         return f"{field}: {refused}; lower request.params.output_config.effort"
     return None
 
 
-def _other_thinking(asked: _Asked, kind: str) -> str:
+def _other_thinking(request: _Request, kind: str) -> str:
     """Return what to do instead of a type of thinking that the model does not support."""
-    taken = [other for other in THINKING_TYPES if asked.says("thinking", "types", other)]
-    if kind == "enabled" and "adaptive" in taken:
+    supported = [other for other in THINKING_TYPES if request.says("thinking", "types", other)]
+    if kind == "enabled" and "adaptive" in supported:
         return "; use adaptive, and set how much by request.params.output_config.effort"
-    return f" (it supports {', '.join(taken)})" if taken else "; remove request.params.thinking"
+    return f" (it supports {', '.join(supported)})" if supported else "; remove request.params.thinking"
 
 
-def _thinking_budget(asked: _Asked) -> str | None:
-    thinking, most = asked.mapping("thinking"), asked.params.get("max_tokens")
+def _thinking_budget(request: _Request) -> str | None:
+    thinking, max_tokens = request.mapping("thinking"), request.params.get("max_tokens")
     budget, field = thinking.get("budget_tokens"), "request.params.thinking.budget_tokens"
     if thinking.get("type") != "enabled" or not isinstance(budget, int):
         return None
     if budget < 1024:
-        return f"{field}: {budget} is less than 1024, the least that thinking takes"
-    if isinstance(most, int) and budget >= most:
-        return f"{field}: {budget} must be below max_tokens ({most})"
+        return f"{field}: {budget} is less than 1024, the minimum; give 1024 or more"
+    if isinstance(max_tokens, int) and budget >= max_tokens:
+        return f"{field}: {budget} must be below max_tokens ({max_tokens})"
     return None
 
 
-def _forced_tool(asked: _Asked) -> str | None:
+def _forced_tool(request: _Request) -> str | None:
     field = "request.params.tool_choice"
-    if asked.mapping("tool_choice").get("type") not in ("any", "tool"):
+    if request.mapping("tool_choice").get("type") not in ("any", "tool"):
         return None
-    if _cannot_be_forced(asked.model):
-        return f"{field}: {asked.name} cannot be forced to call a tool, not even by output.tool; use output.schema"
-    if asked.mapping("thinking").get("type") == "enabled":
-        return f"{field}: no tool can be forced, not even by output.tool, while thinking is enabled; remove one"
+    if _cannot_be_forced(request.model):
+        return f"{field}: {request.name} cannot be forced to call a tool, not even by output.tool; use output.schema"
+    if request.mapping("thinking").get("type") == "enabled":
+        return (
+            f"{field}: no tool can be forced, not even by output.tool, while thinking is enabled; remove one of the two"
+        )
     return None
 
 
 def _cannot_be_forced(model: _Model | None) -> bool:
+    """Return whether a model refuses a tool_choice that forces a tool; False for an unknown model."""
     if model is None:
         return False
     if model.line in ("fable", "mythos"):
@@ -261,44 +268,50 @@ def _cannot_be_forced(model: _Model | None) -> bool:
     return model.line in ("opus", "sonnet") and model.generation == (5, 5)
 
 
-def _server_tools(asked: _Asked) -> str | None:
-    for i, tool in asked.mappings("tools"):
+def _server_tools(request: _Request) -> str | None:
+    for i, tool in request.mappings("tools"):
         for capability, word in (("web_search", "web search"), ("code_execution", "code execution")):
             ours = str(tool.get("type", "")).startswith(f"{capability}_")
-            if ours and asked.says("server_tools", capability) is False:
-                refused = f"request.params.tools.{i}: {asked.name} does not support {word}"
+            if ours and request.says("server_tools", capability) is False:
+                refused = f"request.params.tools.{i}: {request.name} does not support {word}"
                 return f"{refused}; remove the tool, or choose another model"
     return None
 
 
-def _context_management(asked: _Asked) -> str | None:
-    edits = asked.mapping("context_management").get("edits")
+def _context_management(request: _Request) -> str | None:
+    edits = request.mapping("context_management").get("edits")
     for i, edit in enumerate(edits if isinstance(edits, list | tuple) else ()):
         strategy = str(edit.get("type")) if isinstance(edit, Mapping) else ""
-        if asked.says("context_management") is False or asked.says("context_management", strategy) is False:
+        if request.says("context_management") is False or request.says("context_management", strategy) is False:
             field = f"request.params.context_management.edits.{i}.type"
-            return f"{field}: {asked.name} does not support {strategy!r}; remove the edit, or choose another model"
+            return f"{field}: {request.name} does not support {strategy!r}; remove the edit, or choose another model"
     return None
 
 
-def _prefill(asked: _Asked) -> str | None:
+def _prefill(request: _Request) -> str | None:
     """Refuse a last turn of the assistant, which models from 4.6 on do not continue."""
-    last = [message.get("role") for _, message in asked.mappings("messages")][-1:]
-    if last == ["assistant"] and asked.model is not None and asked.model.generation >= (4, 6):
-        return f"request.messages: {asked.name} does not continue a turn of the assistant; end with one of the user"
-    return None
-
-
-def _geography(asked: _Asked) -> str | None:
-    if asked.params.get("inference_geo") is not None and asked.model is not None and asked.model.generation < (4, 6):
+    last = [message.get("role") for _, message in request.mappings("messages")][-1:]
+    if last == ["assistant"] and request.model is not None and request.model.generation >= (4, 6):
         return (
-            f"request.params.inference_geo: {asked.name} does not support it, models from 4.6 on do; remove the field"
+            f"request.messages: {request.name} does not continue a turn of the assistant; end with a turn of the user"
         )
     return None
 
 
-_CHECKS: tuple[Callable[[_Asked], str | None], ...] = (
-    _life,
+def _geography(request: _Request) -> str | None:
+    if (
+        request.params.get("inference_geo") is not None
+        and request.model is not None
+        and request.model.generation < (4, 6)
+    ):
+        return (
+            f"request.params.inference_geo: {request.name} does not support it, models from 4.6 on do; remove the field"
+        )
+    return None
+
+
+_CHECKS: tuple[Callable[[_Request], str | None], ...] = (
+    _lifecycle,
     _max_tokens,
     _attachments,
     _structured,
@@ -324,5 +337,5 @@ def _model(name: str) -> _Model | None:
     """Return line and generation from an id, also in the forms of the clouds; None if the id has neither."""
     if "claude-mythos-preview" in name:
         return _PREVIEW
-    found = _ID.search(name) or _OLD_ID.search(name)
-    return found and _Model(found["line"], (int(found["major"]), int(found["minor"] or 0)))
+    match = _ID.search(name) or _OLD_ID.search(name)
+    return match and _Model(match["line"], (int(match["major"]), int(match["minor"] or 0)))

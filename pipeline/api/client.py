@@ -23,9 +23,9 @@ from anthropic.types.messages import MessageBatch
 
 from pipeline.api import clock, failures, shapes
 from pipeline.api.account import Account
-from pipeline.api.connect import BODY_DIGEST, CLIENTS, SigningAWS, made
+from pipeline.api.connect import BODY_DIGEST, CLIENTS, SigningAWS, make_client
 from pipeline.api.created import Accepted, Rejected, Unknown
-from pipeline.api.failures import CIRCUIT_STATUSES, SPEND_CODES, in_words, is_own, not_the_api
+from pipeline.api.failures import CIRCUIT_STATUSES, SPEND_CODES, in_words, is_from_api, not_the_api
 from pipeline.api.reach import Reach
 from pipeline.errors import ApiUnreachable, NotFound, NotTheApi, RowProblem, Stopped
 from pipeline.spool.body import BodyReader, HeldBack
@@ -37,7 +37,7 @@ _ACCOUNT_STATUSES = CIRCUIT_STATUSES - {404}
 #: The params that count_tokens accepts.
 _COUNTED = frozenset({"model", "messages", "system", "thinking", "tool_choice", "tools", "output_config"})
 PAGE = 1_000  # batches of one listing call
-SLOW_AFTER = timedelta(minutes=5)  # results are too slow if in this time come fewer than
+SLOW_AFTER = timedelta(minutes=5)  # results are too slow if fewer than LEAST_BYTES arrive in this time
 LEAST_BYTES = 30_000
 LONGEST_WAIT = 3600.0  # seconds; a longer retry-after counts as this
 
@@ -59,18 +59,18 @@ class Api:
     def __init__(self, client: anthropic.Anthropic, *, now: Callable[[], datetime] = clock.steady) -> None:
         """now: a clock that runs evenly from any start; the API's time is computed with it."""
         self._client = client
-        self._client_name = next((name for name, kind in CLIENTS.items() if kind in _classes(client)), "default")
+        self._client_name = next((name for name, kind in CLIENTS.items() if kind in _class_names(client)), "default")
         self._steadily, self._clock = now, clock.ApiClock(now)
         self._owner: tuple[str | None, str | None] | None = (
             None  # our organization and workspace, as the API reports them
         )
-        hear = self._clock.hear
-        client._client.event_hooks["response"].append(lambda response: _heard(hear, response))
+        take_date = self._clock.take_date
+        client._client.event_hooks["response"].append(lambda response: _take_date(take_date, response))
 
     @classmethod
     def connect(cls, reach: Reach) -> "Api":
-        """Return a client made from the environment. Raises as `connect.made`."""
-        return cls(made(reach))
+        """Return a client made from the environment. Raises as `connect.make_client`."""
+        return cls(make_client(reach))
 
     def close(self) -> None:
         """Close the connections."""
@@ -124,8 +124,8 @@ class Api:
         except Exception as exc:  # noqa: BLE001  # the libraries for credentials raise many types
             problem = in_words(exc)
             if not body.released:
-                ours = _cause_is_ours(exc)
-                return Rejected(problem, wait=5.0, held_back=ours, unreachable=not ours)
+                held_back = _was_held_back(exc)
+                return Rejected(problem, wait=5.0, held_back=held_back, unreachable=not held_back)
             return Unknown(problem)
         if not shapes.is_batch(response):
             return Unknown("the response is not a batch")
@@ -133,7 +133,7 @@ class Api:
 
     def retrieve(self, api_id: str) -> tuple[MessageBatch, float | None]:
         """Return a batch, and the API's retry-after in seconds; None without one. Raises NotFound."""
-        with self._sentences():
+        with self._translated_errors():
             response = self._client.messages.batches.with_raw_response.retrieve(api_id)
             batch = self._parsed(response, lambda value: shapes.is_batch(value) and value.id == api_id)
             return batch, _seconds(response.headers.get("retry-after"))
@@ -154,9 +154,15 @@ class Api:
             page, response = self._page(limit=PAGE, **after)
             ids = [batch.id for batch in page.data]
             if not seen.isdisjoint(ids):
-                raise NotTheApi(f"{self.base_url} lists {ids[0]} twice: a page of its listing comes from a cache")
+                raise NotTheApi(
+                    f"{self.base_url} lists {ids[0]} twice: a page of the listing comes from a cache; "
+                    "keep caches away from the API's responses"
+                )
             if self._owner not in (None, _owner(response.headers)):
-                raise NotTheApi(f"{self.base_url} answers for another account than before")
+                raise NotTheApi(
+                    f"{self.base_url} answers for another account than at the first call; "
+                    "check what stands between this machine and the API"
+                )
             yield Page(page.data, clock.date_of(response.headers))
             if not page.has_more:
                 return
@@ -166,67 +172,67 @@ class Api:
     def _page(self, **asked: Any) -> tuple[Any, Any]:
         """Return one page of the listing, and its response."""
         with (
-            self._sentences()
+            self._translated_errors()
         ):  # the page after a batch that was deleted meanwhile is a 400, and not our account's fault
-            patient = self._client.with_options(max_retries=2)
-            response = patient.messages.batches.with_raw_response.list(**asked)
+            retrying = self._client.with_options(max_retries=2)
+            response = retrying.messages.batches.with_raw_response.list(**asked)
             return self._parsed(response, shapes.is_page), response
 
     def cancel(self, api_id: str) -> None:
         """Ask the API to cancel a batch; does nothing if the batch has ended. Raises NotFound."""
-        with self._sentences(), contextlib.suppress(anthropic.BadRequestError, anthropic.ConflictError):
-            self._believed(self._client.messages.batches.cancel(api_id), shapes.is_batch)
+        with self._translated_errors(), contextlib.suppress(anthropic.BadRequestError, anthropic.ConflictError):
+            self._checked(self._client.messages.batches.cancel(api_id), shapes.is_batch)
 
     def delete(self, api_id: str) -> None:
         """Delete an ended batch and its results. Raises NotFound if it is deleted already."""
-        with self._sentences():
-            said = self._client.messages.batches.delete(api_id)
-            self._believed(said, lambda value: shapes.is_deleted(value, "message_batch_deleted"))
+        with self._translated_errors():
+            response = self._client.messages.batches.delete(api_id)
+            self._checked(response, lambda value: shapes.is_deleted(value, "message_batch_deleted"))
 
     def count_tokens(self, params: bytes, betas: Sequence[str] = ()) -> int:
         """Return the input tokens of one request. params: the bytes that are sent."""
         counted = {k: v for k, v in orjson.loads(params).items() if k in _COUNTED}
-        with self._sentences():
-            patient = self._client.with_options(max_retries=2)
-            said = patient.messages.count_tokens(**counted, extra_headers=beta_header(betas))
-            return self._believed(said, shapes.is_count).input_tokens
+        with self._translated_errors():
+            retrying = self._client.with_options(max_retries=2)
+            response = retrying.messages.count_tokens(**counted, extra_headers=beta_header(betas))
+            return self._checked(response, shapes.is_count).input_tokens
 
     def models(self) -> list[ModelInfo]:
         """Return the models that the key can use, newest first. Raises Stopped."""
-        with self._sentences():
+        with self._translated_errors():
             first = self._client.with_options(max_retries=2).models.with_raw_response.list(limit=PAGE)
-            return [self._believed(model, shapes.is_named) for model in self._parsed(first, shapes.is_list)]
+            return [self._checked(model, shapes.is_named) for model in self._parsed(first, shapes.is_list)]
 
     def model(self, name: str) -> ModelInfo:
         """Return a model by its id or an alias. Raises NotFound if the API does not know it."""
-        with self._sentences():
-            return self._believed(self._client.with_options(max_retries=2).models.retrieve(name), shapes.is_named)
+        with self._translated_errors():
+            return self._checked(self._client.with_options(max_retries=2).models.retrieve(name), shapes.is_named)
 
     def upload(self, name: str, data: bytes, media_type: str) -> str:
         """Upload a file and return its id. Raises RowProblem if the API refuses this file, or Stopped."""
-        with self._sentences():
+        with self._translated_errors():
             try:
-                said = self._client.files.upload(file=(name, data, media_type))
+                response = self._client.files.upload(file=(name, data, media_type))
             except anthropic.APIStatusError as exc:
                 if exc.status_code not in (400, 413) or exc.error_code == "storage_quota_exceeded":
                     raise
                 raise RowProblem(f"the Files API refuses {name}: {in_words(exc)}") from exc
-            return self._believed(said, shapes.is_named).id
+            return self._checked(response, shapes.is_named).id
 
     def has_file(self, file_id: str) -> bool:
         """Return whether the API still has this file."""
         try:
-            with self._sentences():
-                said = self._client.with_options(max_retries=2).files.retrieve_metadata(file_id)
-                self._believed(said, shapes.is_named)
+            with self._translated_errors():
+                response = self._client.with_options(max_retries=2).files.retrieve_metadata(file_id)
+                self._checked(response, shapes.is_named)
         except NotFound:
             return False
         return True
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file. Raises NotFound if it is deleted already."""
-        with self._sentences():
-            self._believed(self._client.files.delete(file_id), shapes.is_named)
+        with self._translated_errors():
+            self._checked(self._client.files.delete(file_id), shapes.is_named)
 
     @contextlib.contextmanager
     def results(self, api_id: str) -> Iterator[Iterator[bytes]]:
@@ -234,7 +240,7 @@ class Api:
 
         Raises NotFound, and ApiUnreachable, also if they come too slowly to end in useful time.
         """
-        with self._sentences():
+        with self._translated_errors():
             # with this header the SDK does not read the response at once
             response = self._client.get(
                 f"/v1/messages/batches/{api_id}/results",
@@ -277,39 +283,39 @@ class Api:
         return "key-" + hashlib.scrypt(secret.encode(), salt=b"batch-pipeline account", n=2**12, r=8, p=1).hex()[:24]
 
     @contextlib.contextmanager
-    def _sentences(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         """Turn what the SDK raises into our errors."""
         try:
             yield
         except Exception as exc:
-            translated = failures.of_all_calls(
+            translated = failures.error_of_all_calls(
                 exc, self.base_url, account_statuses=_ACCOUNT_STATUSES, client=self._client_name
             )
             if translated is None and isinstance(exc, anthropic.APIStatusError):
-                translated = _of_this_call(exc)
+                translated = _error_of_one_call(exc)
             if translated is None:
                 raise
             raise translated from exc
 
-    def _parsed(self, response: Any, fits: Callable[[Any], bool]) -> Any:
-        """Return the content of a response. Raises NotTheApi unless `fits` accepts it."""
+    def _parsed(self, response: Any, has_shape: Callable[[Any], bool]) -> Any:
+        """Return the content of a response. Raises NotTheApi unless `has_shape` accepts it."""
         try:
             value = response.parse()
         except (AttributeError, TypeError, ValueError) as exc:  # the SDK relies on the shape
-            raise not_the_api(self.base_url, "a page of another kind") from exc
-        return self._believed(value, fits)
+            raise not_the_api(self.base_url, "the response has other fields") from exc
+        return self._checked(value, has_shape)
 
-    def _believed(self, value: _T, fits: Callable[[Any], bool]) -> _T:
-        """Return the value. Raises NotTheApi unless `fits` accepts it."""
-        if not fits(value):
-            raise not_the_api(self.base_url, "a page of another kind")
+    def _checked(self, value: _T, has_shape: Callable[[Any], bool]) -> _T:
+        """Return the value. Raises NotTheApi unless `has_shape` accepts it."""
+        if not has_shape(value):
+            raise not_the_api(self.base_url, "the response has other fields")
         return value
 
 
-def _heard(hear: Callable[[httpx2.Headers], object], response: httpx2.Response) -> None:
+def _take_date(take_date: Callable[[httpx2.Headers], object], response: httpx2.Response) -> None:
     """Pass on the headers of a response, except with a 5xx, which often comes from a proxy."""
     if response.status_code < 500:
-        hear(response.headers)
+        take_date(response.headers)
 
 
 def _owner(headers: httpx2.Headers) -> tuple[str | None, str | None]:
@@ -317,30 +323,32 @@ def _owner(headers: httpx2.Headers) -> tuple[str | None, str | None]:
     return headers.get("anthropic-organization-id"), headers.get("anthropic-workspace-id")
 
 
-def _of_this_call(exc: anthropic.APIStatusError) -> Stopped:
+def _error_of_one_call(exc: anthropic.APIStatusError) -> Stopped:
     """Return the error for a status that says nothing of other calls."""
-    if is_own(exc) and exc.status_code == 404:
-        return NotFound(f"the API does not find it: {in_words(exc)}")
+    if is_from_api(exc) and exc.status_code == 404:
+        return NotFound(f"the API has no such object: {in_words(exc)}")
     return ApiUnreachable(f"the API answers {in_words(exc)}")
 
 
 def _refusal(exc: anthropic.APIStatusError, *, released: bool) -> Rejected | Unknown:
     """Return what an error status of a create call proves. released: whether the last bytes of the body were sent."""
     problem = in_words(exc)
-    told = _seconds(exc.response.headers.get("retry-after"))
-    own_envelope = is_own(exc)
+    retry_after = _seconds(exc.response.headers.get("retry-after"))
+    own_envelope = is_from_api(exc)
     if exc.status_code == 413:  # even if a proxy answers it, the body did not get past the proxy
         return Rejected(problem, exc.request_id, too_large=True)
     if own_envelope and (exc.error_code in SPEND_CODES or exc.status_code in CIRCUIT_STATUSES):
         return Rejected(problem, exc.request_id, circuit=True)
     if own_envelope and exc.status_code in (429, 529):
-        return Rejected(problem, exc.request_id, wait=min(told if told is not None else 20.0, LONGEST_WAIT))
+        return Rejected(
+            problem, exc.request_id, wait=min(retry_after if retry_after is not None else 20.0, LONGEST_WAIT)
+        )
     if not released:
         return Rejected(problem, exc.request_id, wait=5.0)
     return Unknown(problem, exc.request_id)
 
 
-def _classes(client: anthropic.Anthropic) -> list[str]:
+def _class_names(client: anthropic.Anthropic) -> list[str]:
     """Return the names of a client's class and its base classes, without the plain client's."""
     return [kind.__name__ for kind in type(client).__mro__ if kind is not anthropic.Anthropic]
 
@@ -350,7 +358,7 @@ def beta_header(betas: Sequence[str]) -> dict[str, str]:
     return {"anthropic-beta": ",".join(betas)} if betas else {}
 
 
-def _cause_is_ours(exc: BaseException | None) -> bool:
+def _was_held_back(exc: BaseException | None) -> bool:
     """Return whether a call failed because we held back the end of its body."""
     while exc is not None:
         if isinstance(exc, HeldBack):

@@ -44,7 +44,7 @@ class ApiClock:
         """Return whether the time is right even if one Date header was wrong."""
         return len(self._offsets) >= WITNESSED
 
-    def hear(self, headers: Mapping[str, str]) -> None:
+    def take_date(self, headers: Mapping[str, str]) -> None:
         """Take the Date from the headers of a response that has just arrived."""
         date = date_of(headers)
         if date is not None:

@@ -44,8 +44,8 @@ class SigningAWS(anthropic.AnthropicAWS):
         request.headers.update(signed)
 
 
-def made(reach: Reach, *, of: str = "") -> Any:
-    """Return one of the SDK's clients. of: `Async` for its async twin. Raises InputError if it cannot be made."""
+def make_client(reach: Reach, *, prefix: str = "") -> Any:
+    """Return one of the SDK's clients. prefix: `Async` for its async twin. Raises InputError if it cannot be made."""
     options: dict[str, Any] = {
         "base_url": reach.base_url,
         "timeout": httpx2.Timeout(reach.timeout, connect=min(reach.timeout, 10.0)),
@@ -57,17 +57,17 @@ def made(reach: Reach, *, of: str = "") -> Any:
         path = os.environ.get(name)
         if path and not os.path.exists(path):
             raise InputError(f"{name}={path}: there is no such file or folder; correct the variable, or unset it")
-    kind = SigningAWS if (reach.client, of) == ("aws", "") else getattr(anthropic, of + CLIENTS[reach.client])
+    kind = SigningAWS if (reach.client, prefix) == ("aws", "") else getattr(anthropic, prefix + CLIENTS[reach.client])
     try:
         return kind(**options)
     except Exception as exc:
-        problem = of_credentials(exc, reach.client)
+        problem = credentials_problem(exc, reach.client)
         if problem is None and not isinstance(exc, anthropic.AnthropicError | ValueError):
             raise
         raise InputError(problem or f"api.client {reach.client}: the client cannot be made: {_line(exc)}") from exc
 
 
-def of_credentials(exc: BaseException, client: str = "") -> str | None:
+def credentials_problem(exc: BaseException, client: str = "") -> str | None:
     """Return a sentence about missing or wrong credentials; None if the error is about something else.
 
     client: the job file's name of the SDK's client, for the message. The SDK meets most of these errors in the first

@@ -7,7 +7,7 @@ import anthropic
 import httpx2
 from pydantic import ValidationError
 
-from pipeline.api.connect import of_credentials
+from pipeline.api.connect import credentials_problem
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, NoAnswer, NotTheApi, PipelineError
 
 #: Statuses that speak of the account or of us, never of a row: sending anything else would end the same way.
@@ -15,7 +15,7 @@ CIRCUIT_STATUSES = frozenset({400, 401, 402, 403, 404, 405, 422})
 SPEND_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
 
 
-def of_all_calls(
+def error_of_all_calls(
     exc: BaseException, base_url: str, *, account_statuses: Collection[int], client: str = ""
 ) -> PipelineError | None:
     """Return the error that every call would meet now; None when only this call failed, or `exc` is of no call.
@@ -23,7 +23,7 @@ def of_all_calls(
     base_url: the address that was called; client: the job file's name of the SDK's client, for the message.
     account_statuses: which statuses of the API itself speak of the account; for the others the caller knows better.
     """
-    problem = of_credentials(exc, client)
+    problem = credentials_problem(exc, client)
     if problem is not None:
         return InputError(problem)
     if isinstance(exc, anthropic.APIStatusError):
@@ -36,7 +36,8 @@ def of_all_calls(
 
 
 def _of_status(exc: anthropic.APIStatusError, base_url: str, account_statuses: Collection[int]) -> PipelineError | None:
-    if is_own(exc):
+    """Return the error that an error status means for every call; None if it means only this call."""
+    if is_from_api(exc):
         if exc.status_code in account_statuses or exc.error_code in SPEND_CODES:
             return AccountStopped(f"the API refuses this account: {in_words(exc)}")
         return None
@@ -52,15 +53,15 @@ def no_answer(base_url: str, exc: BaseException) -> NoAnswer:
     return NoAnswer(f"no answer from {base_url}: {in_words(exc)}; check ANTHROPIC_BASE_URL and the network")
 
 
-def not_the_api(base_url: str, said: str) -> NotTheApi:
-    """Return the error for an address that answers, but not as the API does. said: its answer, in a few words."""
+def not_the_api(base_url: str, answer: str) -> NotTheApi:
+    """Return the error for an address that answers, but not as the API does. answer: its answer, in a few words."""
     return NotTheApi(
-        f"{base_url} does not answer as the Messages API does ({said}); check ANTHROPIC_BASE_URL, and what "
+        f"{base_url} does not answer as the Messages API does ({answer}); check ANTHROPIC_BASE_URL, and what "
         "stands in between: a proxy, a gateway, a login page"
     )
 
 
-def is_own(exc: anthropic.APIStatusError) -> bool:
+def is_from_api(exc: anthropic.APIStatusError) -> bool:
     """Return whether an error has the API's own envelope, so that nothing in between made it."""
     return exc.type is not None and exc.api_message is not None
 
@@ -68,9 +69,9 @@ def is_own(exc: anthropic.APIStatusError) -> bool:
 def in_words(exc: BaseException) -> str:
     """Return an error in one line: status, type, message and request id where the API gave them."""
     if isinstance(exc, anthropic.APIStatusError):
-        said = exc.api_message or exc.response.reason_phrase
+        answer = exc.api_message or exc.response.reason_phrase
         request = f" ({exc.request_id})" if exc.request_id else ""
-        return f"{exc.status_code} {exc.type or ''}: {said}{request}".replace(" :", ":").replace("\x00", "\ufffd")
+        return f"{exc.status_code} {exc.type or ''}: {answer}{request}".replace(" :", ":").replace("\x00", "\ufffd")
     root = exc
     while root.__cause__ is not None:
         root = root.__cause__

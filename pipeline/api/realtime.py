@@ -17,7 +17,7 @@ from anthropic import AsyncAnthropic, AsyncStream
 from pipeline.answer.outcome import Outcome, ResultReader
 from pipeline.api import failures
 from pipeline.api.client import beta_header
-from pipeline.api.connect import made
+from pipeline.api.connect import make_client
 from pipeline.api.failures import in_words
 from pipeline.api.reach import Reach
 from pipeline.errors import InputError, PipelineError
@@ -65,8 +65,8 @@ class Realtime(PriceList):
 
 
 def async_client(reach: Reach) -> AsyncAnthropic:
-    """Return the async twin of the client that Api.connect makes; `stream` closes it. Raises as `connect.made`."""
-    client: AsyncAnthropic = made(reach, of="Async")
+    """Return the async twin of the client of Api.connect; `stream` closes it. Raises as `connect.make_client`."""
+    client: AsyncAnthropic = make_client(reach, prefix="Async")
     return client
 
 
@@ -99,30 +99,30 @@ async def stream(client: AsyncAnthropic, picked: Picked, job: Job, view: View) -
     stopped the other calls after the last row is shown.
     """
     async with client:
-        lives = [_Live(row) for row in picked.rows]
-        asking = [asyncio.create_task(_ask(client, live, job.request.betas)) for live in lives]
+        live_rows = [_LiveRow(row) for row in picked.rows]
+        calls = [asyncio.create_task(_make_call(client, live, job.request.betas)) for live in live_rows]
         try:
-            return await _watched(lives, ResultReader(job), view)
+            return await _show_in_order(live_rows, ResultReader(job), view)
         finally:
-            for task in asking:
+            for task in calls:
                 task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*calls, return_exceptions=True)
 
 
-class _Live:
+class _LiveRow:
     """One row while it is being answered."""
 
     def __init__(self, row: PreviewRow) -> None:
         self.row = row
         self.message = _Message()
         self.begun = asyncio.Event()  #: an event arrived, or the call failed
-        self.heard = False  #: the API answered this row, if only with an error
+        self.answered = False  #: the API answered this row, if only with an error
         self.failure: Exception | None = None
         self._events: asyncio.Queue[tuple[Event, Event | None] | None] = asyncio.Queue()
 
     def take(self, event: Event) -> None:
         """Add an event of the answer. Raises ValueError if it has not the shape that the API sends."""
-        self.heard = True
+        self.answered = True
         self.begun.set()
         try:
             block = self.message.add(event)
@@ -133,35 +133,35 @@ class _Live:
     def finish(self, failure: Exception | None) -> None:
         """End the answer. failure: why the call failed; None if it did not."""
         self.failure = failure
-        self.heard = self.heard or (failure is not None and not isinstance(failure, PipelineError))
+        self.answered = self.answered or (failure is not None and not isinstance(failure, PipelineError))
         self._events.put_nowait(None)
         self.begun.set()
 
     async def show(self, view: View) -> None:
         """Show all events in the view, also those still to come. Raises a failure that no call explains."""
-        while (came := await self._events.get()) is not None:
-            view.event(*came)
-        if not (self.failure is None or isinstance(self.failure, _FORESEEN)):
+        while (item := await self._events.get()) is not None:
+            view.event(*item)
+        if not (self.failure is None or isinstance(self.failure, _EXPECTED)):
             raise self.failure
 
 
-_FORESEEN = (anthropic.AnthropicError, httpx2.HTTPError, OSError, ValueError, PipelineError)
+_EXPECTED = (anthropic.AnthropicError, httpx2.HTTPError, OSError, ValueError, PipelineError)
 
 
-async def _ask(client: AsyncAnthropic, live: _Live, betas: Sequence[str]) -> None:
+async def _make_call(client: AsyncAnthropic, live: _LiveRow, betas: Sequence[str]) -> None:
     """Make one row's call. Its events and its end, also a failure, go to `live`."""
     failure: Exception | None = None
     try:
-        async with await _sent(client, live.row.built.params, betas) as events:
+        async with await _open_stream(client, live.row.built.params, betas) as events:
             async for event in events:
                 if isinstance(event, dict):
                     live.take(event)
     except Exception as exc:  # noqa: BLE001  # it is raised or shown when its row is shown
-        failure = _of_all(exc, client) or exc if not live.heard else exc
+        failure = _error_of_all_rows(exc, client) or exc if not live.answered else exc
     live.finish(failure)
 
 
-async def _sent(client: AsyncAnthropic, params: bytes, betas: Sequence[str]) -> AsyncStream[object]:
+async def _open_stream(client: AsyncAnthropic, params: bytes, betas: Sequence[str]) -> AsyncStream[object]:
     """Send the bytes of the batch's request: the SDK reads, drops and renames none of its fields."""
     return await client.post(
         "/v1/messages",
@@ -173,10 +173,10 @@ async def _sent(client: AsyncAnthropic, params: bytes, betas: Sequence[str]) -> 
     )
 
 
-def _of_all(exc: Exception, client: AsyncAnthropic) -> PipelineError | None:
+def _error_of_all_rows(exc: Exception, client: AsyncAnthropic) -> PipelineError | None:
     """Return what a failed call says of all of them; None when it is about its row."""
     base_url = str(client.base_url).rstrip("/")
-    translated = failures.of_all_calls(exc, base_url, account_statuses=ACCOUNT_STATUSES)
+    translated = failures.error_of_all_calls(exc, base_url, account_statuses=ACCOUNT_STATUSES)
     if translated is None and isinstance(exc, OSError):
         translated = failures.no_answer(base_url, exc)
     if translated is not None:
@@ -184,27 +184,27 @@ def _of_all(exc: Exception, client: AsyncAnthropic) -> PipelineError | None:
     return translated
 
 
-async def _watched(lives: Sequence[_Live], reader: ResultReader, view: View) -> int:
+async def _show_in_order(live_rows: Sequence[_LiveRow], reader: ResultReader, view: View) -> int:
     """Show the rows in their order. Raises a failure of all calls, after the last row if any row was answered."""
     outcomes = []
-    for live in lives:
+    for live in live_rows:
         await live.begun.wait()
         if isinstance(live.failure, PipelineError):
-            await asyncio.gather(*(other.begun.wait() for other in lives))
-            if not any(other.heard for other in lives):
+            await asyncio.gather(*(other.begun.wait() for other in live_rows))
+            if not any(other.answered for other in live_rows):
                 raise InputError(f"{live.failure}; no row was answered") from live.failure
         view.begin(live.row)
         await live.show(view)
-        outcome = _judged(live, reader)
+        outcome = _outcome_of(live, reader)
         outcomes.append(outcome)
         view.end(Answered(live.row, outcome, live.message.whole, Realtime().cost(outcome)))
-    stopped = next((live.failure for live in lives if isinstance(live.failure, PipelineError)), None)
+    stopped = next((live.failure for live in live_rows if isinstance(live.failure, PipelineError)), None)
     if stopped is not None:
         raise stopped
     return int(any(outcome.state != RowState.SUCCEEDED for outcome in outcomes))
 
 
-def _judged(live: _Live, reader: ResultReader) -> Outcome:
+def _outcome_of(live: _LiveRow, reader: ResultReader) -> Outcome:
     """Return the outcome that this answer would have in a batch."""
     failure, message = live.failure, live.message
     if failure is None and message.whole is not None and message.complete:
@@ -243,7 +243,7 @@ class _Message:
                 self._blocks[index] = dict(event["content_block"])
                 self.whole["content"].append(self._blocks[index])
             case "content_block_delta" if index in self._blocks:
-                self._grow(index, event["delta"])
+                self._add_delta(index, event["delta"])
             case "content_block_stop" if index in self._inputs:
                 with contextlib.suppress(orjson.JSONDecodeError):  # cut off at max_tokens, which the outcome says
                     self._blocks[index]["input"] = orjson.loads(self._inputs[index])
@@ -255,7 +255,8 @@ class _Message:
                 self.complete = True
         return self._blocks.get(index) if isinstance(index, int) else None
 
-    def _grow(self, index: int, delta: Event) -> None:
+    def _add_delta(self, index: int, delta: Event) -> None:
+        """Add a delta to the content block at this index. A delta of an unknown type changes nothing."""
         block = self._blocks[index]
         match delta.get("type"):
             case "text_delta":

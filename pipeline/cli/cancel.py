@@ -32,8 +32,8 @@ def cancel(
         open_database(folder, shared, must_exist=True) as database,
         open_environment(database, shared, job=job) as environment,
     ):
-        row = known_job(database, name)
-        canceled = cancel_job(environment, row, abandon=abandon)
+        job_record = known_job(database, name)
+        canceled = cancel_job(environment, job_record, abandon=abandon)
     if canceled.open > canceled.foreign:
         say_next("collect", job)
     elif canceled.foreign:

@@ -97,13 +97,13 @@ def _check_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]
 class _State:
     """What the state database at `url` says of the job.
 
-    database: None where there is none yet; row: the job, None where the database does not know it yet; problem: why the
-    database could not be read, None if it could.
+    database: None where there is none yet; job_record: the job, None where the database does not know it yet; problem:
+    why the database could not be read, None if it could.
     """
 
     url: str
     database: "Database | None" = None
-    row: "JobRecord | None" = None
+    job_record: "JobRecord | None" = None
     problem: str | None = None
 
     @property
@@ -111,7 +111,7 @@ class _State:
         """The columns of the job's results table as it is; None for a job that has none yet."""
         from pipeline.sink.columns import ResultColumns
 
-        return None if self.row is None else ResultColumns.from_stored(self.row.columns)
+        return None if self.job_record is None else ResultColumns.from_stored(self.job_record.columns)
 
 
 def _check_against_state(plan: "Plan", folder: Path, shared: SharedOptions) -> list[str]:
@@ -158,8 +158,8 @@ def _check_spool(state: _State, spool: str | None) -> list[str]:
 
     if state.problem is not None:
         return [f"the spool was not checked: {state.problem}"]
-    if state.database is None or state.row is None:
+    if state.database is None or state.job_record is None:
         spools.read_id(spools.address_of(Database.folder_of(state.url), spool, None))
     else:
-        spools.check(state.database, state.row, spool)
+        spools.check(state.database, state.job_record, spool)
     return []

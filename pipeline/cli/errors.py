@@ -16,8 +16,8 @@ def errors(
     from pipeline.report.errors import error_facts, error_lines
     from pipeline.sink.table import ResultsTable
 
-    with open_known_job(job, shared) as (database, row), database.read() as conn:
-        causes = error_facts(conn, row, ResultsTable.of(row), job)
+    with open_known_job(job, shared) as (database, job_record), database.read() as conn:
+        causes = error_facts(conn, job_record, ResultsTable.of(job_record), job)
     next_words = causes[0]["command"] if causes else ["export", job]
     for cause in causes:
         cause["command"] = command_line(*cause["command"])

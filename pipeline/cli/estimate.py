@@ -64,10 +64,10 @@ def _quote_by_state(plan: "Plan", folder: Path, shared: SharedOptions) -> "tuple
         return _quote(plan, None, None, emulated=shared.emulator)
     with contextlib.closing(Database(url)) as database:
         with database.read() as conn:
-            row = job_named(conn, plan.job.name)
-        if row is None:
+            job_record = job_named(conn, plan.job.name)
+        if job_record is None:
             return _quote(plan, None, None, emulated=shared.emulator)
-        return _quote(plan, database, (row, ResultsTable.of(row)), emulated=shared.emulator)
+        return _quote(plan, database, (job_record, ResultsTable.of(job_record)), emulated=shared.emulator)
 
 
 def _quote(

@@ -54,11 +54,11 @@ def export(
     if file is None and partition_by:
         raise InputError("--partition-by writes a folder of files: give its path after the job")
     ending = _ending_of_parts(file_format, partition_by)
-    with open_known_job(job, shared) as (database, row):
+    with open_known_job(job, shared) as (database, job_record):
         if file is None:
-            _write_to_stdout(database, row, wanted)
+            _write_to_stdout(database, job_record, wanted)
         else:
-            _write_to_file(database, row, file, wanted, by=partition_by, ending=ending, overwrite=overwrite)
+            _write_to_file(database, job_record, file, wanted, by=partition_by, ending=ending, overwrite=overwrite)
 
 
 def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) -> str | None:
@@ -67,7 +67,7 @@ def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) ->
         return None
     if not partition_by:
         raise InputError(
-            f"--format {file_format}: this is for --partition-by only; else the ending of FILE says the format"
+            f"--format {file_format}: this is for --partition-by only; without it the ending of FILE gives the format"
         )
     if file_format not in ("parquet", "csv", "ndjson"):
         raise InputError(f"--format {file_format}: write parquet, csv or ndjson")
@@ -76,7 +76,7 @@ def _ending_of_parts(file_format: str | None, partition_by: list[str] | None) ->
 
 def _write_to_file(
     database: "Database",
-    row: "JobRecord",
+    job_record: "JobRecord",
     file: str,
     wanted: "AnswerFilter",
     *,
@@ -91,18 +91,18 @@ def _write_to_file(
 
     with sigterm_as_interrupt():
         if by:
-            exported = export_partitioned(database, row, file, by, wanted, ending=ending, overwrite=overwrite)
+            exported = export_partitioned(database, job_record, file, by, wanted, ending=ending, overwrite=overwrite)
         else:
-            exported = export_to(database, row, file, wanted, overwrite=overwrite)
+            exported = export_to(database, job_record, file, wanted, overwrite=overwrite)
     files = f" in {count(exported.files, 'file')}" if by else ""
     say(f"wrote    {count(exported.rows, 'row')} to {exported.place}{files}")
 
 
-def _write_to_stdout(database: "Database", row: "JobRecord", wanted: "AnswerFilter") -> None:
+def _write_to_stdout(database: "Database", job_record: "JobRecord", wanted: "AnswerFilter") -> None:
     from pipeline.sink.read import ndjson
 
     try:
-        for line in ndjson(database, row, wanted):
+        for line in ndjson(database, job_record, wanted):
             sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
     except BrokenPipeError:  # the program that reads our stdout has ended

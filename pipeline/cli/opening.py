@@ -45,8 +45,8 @@ def find_job_file(job: str, shared: SharedOptions) -> Path:
 
     if is_path(job):
         return Path(job)
-    with open_known_job(job, shared) as (_, row):
-        return job_file_of(row)
+    with open_known_job(job, shared) as (_, job_record):
+        return job_file_of(job_record)
 
 
 def load_job(path: Path, var: list[str] | None, *, last_vars: dict[str, Any] | None = None) -> "Job":
@@ -67,15 +67,17 @@ def load_job(path: Path, var: list[str] | None, *, last_vars: dict[str, Any] | N
     return load(path, variables=given, today=datetime.now(UTC).date(), before=last_vars)
 
 
-def load_with_last_vars(database: "Database", row: "JobRecord", job: str, var: list[str] | None) -> "tuple[Job, Path]":
+def load_with_last_vars(
+    database: "Database", job_record: "JobRecord", job: str, var: list[str] | None
+) -> "tuple[Job, Path]":
     """Return a job of the database with the vars of its last run, and its file. job: JOB of the command line."""
     from pipeline.job.name import is_path
     from pipeline.state.jobs import job_file_of
     from pipeline.state.runs import last_run
 
     with database.read() as conn:
-        last = last_run(conn, row.id)
-    path = Path(job) if is_path(job) else job_file_of(row)
+        last = last_run(conn, job_record.id)
+    path = Path(job) if is_path(job) else job_file_of(job_record)
     return load_job(path, var, last_vars=None if last is None else last.vars), path
 
 

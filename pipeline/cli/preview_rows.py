@@ -58,7 +58,7 @@ def pick(plan: Plan, n: int, *, keys: Sequence[str] = (), sample: bool = False) 
 def _built(plan: Plan, chunk: Chunk, i: int, key: str, values: dict[str, Any]) -> PreviewRow | str:
     """Return a row with its request, or the reason why it cannot be sent."""
     try:
-        built = plan.builder.params(values, chunk.folder, carried=True)
+        built = plan.builder.params(values, chunk.folder, inline_files=True)
         return PreviewRow(identity.shown(key), chunk.place(i), built)
     except RowProblem as exc:
         return f"{chunk.place(i)} cannot be sent: {exc}"
@@ -84,7 +84,7 @@ def announcement(picked: Picked, job: Job) -> str:
         )
     unbounded = first_server_tool(job.request.params)
     if unbounded is not None:
-        said += f", and on top what {unbounded} costs and reads at the API"
+        said += f", plus what {unbounded} costs and reads at the API"
     if job.prices:
         said += "; `prices` of the job file are batch prices and do not apply here"
     return said

@@ -66,10 +66,10 @@ def retry(
     folder, name = folder_and_name(job)
     with open_database(folder, shared, must_exist=True) as database:
         with open_environment(database, shared, job=job) as environment:
-            row = known_job(database, name)
-            loaded, path = load_with_last_vars(database, row, job, var)
+            job_record = known_job(database, name)
+            loaded, path = load_with_last_vars(database, job_record, job, var)
             say_vars(loaded, shared)
-            confirm = _confirm_retry(database, row, wanted, shared, yes=yes)
+            confirm = _confirm_retry(database, job_record, wanted, shared, yes=yes)
             options = Options(retry=wanted, detach=detach, confirm=confirm)
             finished = run_job(loaded, environment, options, file=path)
             ending = read_ending(environment, loaded, finished, job=job)
@@ -78,18 +78,18 @@ def retry(
 
 
 def _confirm_retry(
-    database: "Database", row: "JobRecord", wanted: "Selection", shared: SharedOptions, *, yes: bool
+    database: "Database", job_record: "JobRecord", wanted: "Selection", shared: SharedOptions, *, yes: bool
 ) -> "Callable[[Quote], bool]":
     """Return a function that says which rows a retry leaves out, and why, and then asks whether to send the others."""
     from pipeline.planning.selection import left_out
     from pipeline.sink.table import ResultsTable
 
     ask = ask_after_quote(shared, yes=yes)
-    sink = ResultsTable.of(row)
+    sink = ResultsTable.of(job_record)
 
     def confirm(quote: "Quote") -> bool:
         with database.read() as conn:
-            reasons = left_out(conn, row.id, sink, wanted, quote)
+            reasons = left_out(conn, job_record.id, sink, wanted, quote)
         if shared.as_json and reasons:
             put_json({"event": "left_out", "reasons": reasons})
         for reason in () if shared.as_json else reasons:

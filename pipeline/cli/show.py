@@ -32,8 +32,8 @@ def show(
     from pipeline.report.show import lines
     from pipeline.runner import show as runner
 
-    with _open_if_known(job, var, shared) as (database, row, loaded):
-        shown = runner.show(loaded, key, database, row, shared.spool)
+    with _open_if_known(job, var, shared) as (database, job_record, loaded):
+        shown = runner.show(loaded, key, database, job_record, shared.spool)
     if shared.as_json:
         put_json({"event": "show", "job": loaded.name, **shown.facts()})
     else:
@@ -64,9 +64,9 @@ def _open_if_known(
         return
     with open_database(folder, shared, must_exist=True) as database:
         with database.read() as conn:
-            row = job_named(conn, name)
-        if row is None and is_path(job):
+            job_record = job_named(conn, name)
+        if job_record is None and is_path(job):
             yield database, None, load_job(Path(job), var)
         else:
-            row = known_job(database, name)
-            yield database, row, load_with_last_vars(database, row, job, var)[0]
+            job_record = known_job(database, name)
+            yield database, job_record, load_with_last_vars(database, job_record, job, var)[0]

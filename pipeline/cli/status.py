@@ -12,5 +12,5 @@ def status(
     shared: SharedOptions,
 ) -> None:
     """Show the status of a job: rows, batches, cost, and the next command."""
-    with open_known_job(job, shared) as (database, row):
-        print_status(database, row.name, shared, job=job)
+    with open_known_job(job, shared) as (database, job_record):
+        print_status(database, job_record.name, shared, job=job)

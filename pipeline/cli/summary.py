@@ -140,8 +140,8 @@ def tell_earlier_ends(environment: "Environment", name: str | None) -> None:
     from pipeline.state.jobs import job_named
 
     with environment.database.read() as conn:
-        row = None if name is None else job_named(conn, name)
-        found = ends.untold(conn, None if row is None else row.id)
+        job_record = None if name is None else job_named(conn, name)
+        found = ends.untold(conn, None if job_record is None else job_record.id)
     ends.tell_bad(environment.tell, found, when=None)
     ends.note_told(environment.database, {end.run_id: end.ended_at for end in found}, environment.now())
 
@@ -178,6 +178,6 @@ def _status_facts(database: "Database", name: str) -> dict[str, Any]:
     from pipeline.state.jobs import job_named
 
     with database.read() as conn:
-        row = job_named(conn, name)
-        assert row is not None
-        return status_facts(conn, row, datetime.now(UTC))
+        job_record = job_named(conn, name)
+        assert job_record is not None
+        return status_facts(conn, job_record, datetime.now(UTC))

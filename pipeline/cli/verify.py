@@ -26,16 +26,16 @@ def verify(
     from pipeline.report.verify import verify_facts, verify_lines
     from pipeline.runner import verify as proof
 
-    with open_known_job(job, shared) as (database, row):
-        found = proof.verify(database, row)
+    with open_known_job(job, shared) as (database, job_record):
+        found = proof.verify(database, job_record)
         if source:
-            loaded, _ = load_with_last_vars(database, row, job, var)
-            proof.verify_source(database, row, loaded, found)
-        next_words = next_words_by_status(database, row.name, job=job)
+            loaded, _ = load_with_last_vars(database, job_record, job, var)
+            proof.verify_source(database, job_record, loaded, found)
+        next_words = next_words_by_status(database, job_record.name, job=job)
     if shared.as_json:
         for of, problem in found.shown:
             put_json({"event": "problem", "of": of, "problem": problem})
-        put_json({"event": "verify", "job": row.name, **verify_facts(found)})
+        put_json({"event": "verify", "job": job_record.name, **verify_facts(found)})
     else:
         for line in verify_lines(found):
             put(line)

@@ -126,7 +126,7 @@ class Driver:
         if not keys:
             return {}
         with self.database.read() as conn:
-            return {key: Answer(*said) for key, said in self.sink.answers(conn, keys).items()}
+            return {key: Answer(*stored) for key, stored in self.sink.answers(conn, keys).items()}
 
     def sink_now(self, conn: Connection) -> ResultsTable:
         """Return the results table with its present columns, which cannot change until this transaction has ended.
@@ -170,17 +170,17 @@ class Driver:
         while True:
             self.check()
             with self.database.write() as conn:
-                at = self.database.now(conn, self.local_now())
-                me = self.lease.resource
+                living_at = self.database.now(conn, self.local_now())
+                resource = self.lease.resource
                 which = Which(self.job_id, states, due=self.now(), after=last, only=only)
-                taken = claim(conn, which, driver=me, living_at=at, limit=at_once)
-            if not taken:
+                claimed = claim(conn, which, driver=resource, living_at=living_at, limit=at_once)
+            if not claimed:
                 return
             self.connect()
-            for batch in taken:
+            for batch in claimed:
                 self.check()
                 yield batch
-            last = taken[-1].id
+            last = claimed[-1].id
 
     def check(self) -> None:
         """Raise Interrupted if asked to stop, and Stopped if another driver has presumed this one dead."""
@@ -215,7 +215,7 @@ class Driver:
         Raises Busy, which names the planner, if another living driver or another thread of this one is planning.
         """
         if self._planning is not None:
-            raise Busy(f"planning {self.job_name}: another thread of this driver is at it")
+            raise Busy(f"planning {self.job_name}: another thread of this driver is planning it")
         seconds = self.settings.lease
         with leases.hold(
             self.database, f"planning {self.job_name}", seconds=seconds, now=self.local_now
@@ -254,8 +254,8 @@ class Driver:
             self._planning.check(conn)
             if spool_id_of(conn, self.job_id) not in (None, self.spool.id):
                 raise Stopped(
-                    f"another driver has moved the spool of job {self.job_name} meanwhile; the same command with the "
-                    "new --spool, or without one, continues there"
+                    f"another driver has moved the spool of job {self.job_name}; run the same command again with "
+                    "the new --spool, or without one, to continue there"
                 )
             if run_id is not None:
                 require_open(conn, run_id)

@@ -232,7 +232,9 @@ def _emulator_beside(database: Database, spool: str | None) -> Iterator[str]:
     elif spool is not None:
         data = Path(spool) / "emulator"
     else:
-        raise DatabaseError(f"{database.shown} needs a spool, where the emulator's data lies too: give one by --spool")
+        raise DatabaseError(
+            f"{database.shown} needs a spool, which also holds the emulator's data: give one by --spool"
+        )
     try:
         running = start(data, processing_seconds=EMULATED_SECONDS)
     except EmulatorError as exc:

@@ -121,8 +121,8 @@ def _refuse_needed(job: JobRecord, own: str, address: str, needed: Sequence[int]
     more = len(needed) - SHOWN_BATCHES
     named = ", ".join(str(number) for number in needed[:SHOWN_BATCHES]) + (f" and {more} more" if more > 0 else "")
     raise DatabaseError(
-        f"--spool {address} is not the spool of job {job.name}, which is {own}, and bodies in that are still needed "
-        f"({'batch' if len(needed) == 1 else 'batches'} {named}): leave --spool and BATCH_SPOOL out until "
+        f"--spool {address} is not the spool of job {job.name}, which is {own}, and bodies in that spool are still "
+        f"needed ({'batch' if len(needed) == 1 else 'batches'} {named}): leave --spool and BATCH_SPOOL out until "
         f"`batch-pipeline collect {job.name}` has collected them, or copy all of {own}, with {MARKER} in it, to "
         f"{address} first"
     )
@@ -145,5 +145,6 @@ def _refuse_unknown(database: Database, job: JobRecord, own: str) -> None:
     if unknown:
         raise DatabaseError(
             f"spool {own} holds a body that {database.shown} does not know ({held[min(unknown)].location}): run job "
-            f"{job.name} once without --spool and BATCH_SPOOL, which finds out whether it was sent, and then again"
+            f"{job.name} once without --spool and BATCH_SPOOL, to find out whether it was sent, then run it with the "
+            "new spool"
         )

@@ -37,6 +37,7 @@ def accepted(store: BatchStore) -> Iterator[dict[str, Any]]:
 
 
 def _requests(store: BatchStore, batch: Batch) -> Iterator[tuple[str, str, str | None]]:
+    """Yield (params_sha256, custom_id, result) of each request of a batch; result None: the batch has not ended."""
     ended = batch.status == "ended"
     outcomes = store.path(batch.id, "outcomes").read_bytes() if ended else b""
     results = chain((RESULT_NAMES[code] for code in outcomes), repeat(None))
@@ -85,9 +86,9 @@ def _totals(db: sqlite3.Connection) -> dict[str, int]:
 
 def _examples(db: sqlite3.Connection, batches: list[Batch]) -> list[dict[str, Any]]:
     ids = {batch.number: batch.id for batch in batches}
-    found = db.execute("SELECT DISTINCT sha FROM judged WHERE needless LIMIT ?", (EXAMPLES,)).fetchall()
+    needless = db.execute("SELECT DISTINCT sha FROM judged WHERE needless LIMIT ?", (EXAMPLES,)).fetchall()
     examples = []
-    for (sha,) in found:
+    for (sha,) in needless:
         numbers = db.execute("SELECT batch FROM seen WHERE sha = ? ORDER BY rowid", (sha,)).fetchall()
         examples.append({"params_sha256": sha.hex(), "batch_ids": [ids[number] for (number,) in numbers]})
     return examples

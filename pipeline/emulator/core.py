@@ -20,7 +20,7 @@ class Core:
     """What all operations share.
 
     folder: the data folder. store: its batches. files: its uploads. processing_seconds: from the creation of a batch to
-    its end, by the clock. moved: a condition that is notified when a batch may have become due.
+    its end, by the clock. due_changed: a condition that is notified when a batch may have become due.
     """
 
     folder: DataFolder
@@ -31,12 +31,12 @@ class Core:
     faults: FaultBook
     cache: PromptCache
     processing_seconds: float
-    moved: threading.Condition = field(default_factory=threading.Condition)
+    due_changed: threading.Condition = field(default_factory=threading.Condition)
 
     def wake(self) -> None:
         """Wake the worker, because a batch may have become due."""
-        with self.moved:
-            self.moved.notify_all()
+        with self.due_changed:
+            self.due_changed.notify_all()
 
     def clear_faults(self) -> None:
         """Remove all fault rules."""
@@ -82,6 +82,7 @@ class Core:
 
     @property
     def _cancel_us(self) -> int:
+        """Return the time from a cancel call to the end of the batch, in microseconds."""
         seconds = self.settings.cancel_seconds
         return round((min(self.processing_seconds / 10, 5.0) if seconds is None else seconds) * 1e6)
 

@@ -91,6 +91,7 @@ class Emulator:
     # work
 
     def _clock_advanced(self) -> None:
+        """Store the clock's offset and wake the worker."""
         if not self._worker.stopping:
             self._folder.save("offset_seconds", repr(self.clock.offset_seconds))
         self._core.wake()

@@ -29,14 +29,14 @@ class _Armed:
         self.matched: Counter[str] = Counter()
         self.held: set[str] = set()  #: ids of batches that do not end while the rule is in force
 
-    def chosen(self, key: bytes, position: int) -> bool:
+    def is_selected(self, key: bytes, position: int) -> bool:
         """Return whether `share` and `every` select this item. key: decides for `share`. position: from 0."""
         rule = self.rule
         if rule.share is not None and zlib.crc32(key, zlib.crc32(self.salt)) >= rule.share * 2**32:
             return False
         return rule.every is None or (position + 1) % rule.every == 0
 
-    def counts(self, scope: str) -> bool:
+    def count_match(self, scope: str) -> bool:
         """Count a match and return whether `after` and `times` let it fire. scope: what is counted apart."""
         rule = self.rule
         if rule.times is None and not rule.after:
@@ -114,6 +114,7 @@ class FaultBook:
 
     @staticmethod
     def _fires(armed: _Armed, on: str, call: "CallFacts") -> bool:
+        """Return whether a rule fires for a call. Counts the call, so it is asked once for each call."""
         rule = armed.rule
         if rule.on not in (on, "any") or (rule.list_page is not None and rule.list_page != call.list_page):
             return False
@@ -122,9 +123,9 @@ class FaultBook:
                 return False
             armed.calls += 1
             number = armed.calls - 1
-            if not armed.chosen(str(number).encode(), number):
+            if not armed.is_selected(str(number).encode(), number):
                 return False
-        return armed.counts((call.batch_id or "") if rule.per == "batch" else "")
+        return armed.count_match((call.batch_id or "") if rule.per == "batch" else "")
 
     def for_item(self, batch_id: str, params: bytes, sha256: str, position: int) -> Fault | None:
         """Return the first rule that fires for a request in a batch; None if none fires.
@@ -132,16 +133,19 @@ class FaultBook:
         params: as JSON. sha256: their hash in hex. position: the place of the request in the create call, from 0.
         """
         with self._lock:
-            return next((a.rule for a in self._armed if self._hits(a, batch_id, params, sha256, position)), None)
+            return next(
+                (a.rule for a in self._armed if self._fires_for_item(a, batch_id, params, sha256, position)), None
+            )
 
     @staticmethod
-    def _hits(armed: _Armed, batch_id: str, params: bytes, sha256: str, position: int) -> bool:
+    def _fires_for_item(armed: _Armed, batch_id: str, params: bytes, sha256: str, position: int) -> bool:
+        """Return whether a rule fires for a request in a batch. Counts it, as `_fires` does."""
         rule = armed.rule
         if rule.on != "item" or (rule.match is not None and rule.match.encode() not in params):
             return False
-        if not armed.chosen(sha256.encode(), position):
+        if not armed.is_selected(sha256.encode(), position):
             return False
-        return armed.counts({"rule": "", "batch": batch_id, "params": sha256}[rule.per])
+        return armed.count_match({"rule": "", "batch": batch_id, "params": sha256}[rule.per])
 
 
 class CallFacts:
@@ -164,7 +168,7 @@ def line_chosen(rule: Fault, line: bytes, position: int) -> bool:
         return False
     if rule.share is None and rule.every is None:
         return rule.match is not None or position == 0
-    return _Armed(rule).chosen(line, position)
+    return _Armed(rule).is_selected(line, position)
 
 
 def parse_faults(values: object, where: str = "faults") -> list[Fault]:
@@ -207,8 +211,8 @@ def read_faults(path: Path) -> tuple[list[Fault], Settings]:
         raise EmulatorError(f"the faults file {path} is neither YAML nor JSON: {exc}") from exc
     if not isinstance(value, dict):
         return parse_faults(value or [], f"{path}: faults"), Settings()
-    if strange := value.keys() - {"faults", "settings"}:
-        raise EmulatorError(f"{path}: the key {min(map(str, strange))} is unknown; use faults and settings")
+    if unknown := value.keys() - {"faults", "settings"}:
+        raise EmulatorError(f"{path}: the key {min(map(str, unknown))} is unknown; use faults and settings")
     try:
         settings = Settings.model_validate(value.get("settings") or {})
     except ValidationError as exc:

@@ -169,28 +169,28 @@ class Fault(BaseModel):
     bytes: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Fault":
+    def _fields_fit(self) -> "Fault":
         places = PLACES.get(self.do, EVERYWHERE)
         if self.on not in places:
             raise ValueError(f"do: {self.do} needs on: {' or '.join(sorted(places))}, not {self.on}")
-        strange = sorted(self.model_fields_set - COMMON_FIELDS - FIELDS.get(self.do, frozenset()))
-        if strange:
-            raise ValueError(f"{strange[0]} cannot be used with do: {self.do}; remove it")
+        unread = sorted(self.model_fields_set - COMMON_FIELDS - FIELDS.get(self.do, frozenset()))
+        if unread:
+            raise ValueError(f"{unread[0]} cannot be used with do: {self.do}; remove it")
         for name in NEEDED.get(self.do, ()):
             if getattr(self, name) is None:
                 raise ValueError(f"do: {self.do} needs {name}")
-        if wrong := self._wrong_together():
+        if wrong := self._combination_problem():
             raise ValueError(wrong)
         return self
 
-    def _wrong_together(self) -> str | None:
+    def _combination_problem(self) -> str | None:
         """Return what is wrong with the combination of the fields; None if nothing is."""
         if self.per == "params" and self.on != "item":
             return "per: params needs on: item"
         if self.list_page is not None and self.on != "list":
             return "list_page needs on: list"
         if self.do == "date":
-            return self._wrong_date()
+            return self._date_problem()
         if self.seconds is not None and self.seconds < 0:
             return f"seconds must be 0 or more for do: {self.do}"
         if self.do == "drip" and not self.seconds:
@@ -199,7 +199,7 @@ class Fault(BaseModel):
             return "kind: cut cuts the answer of the call, so accept cannot be false"
         return None
 
-    def _wrong_date(self) -> str | None:
+    def _date_problem(self) -> str | None:
         if (self.seconds is None) == (self.text is None):
             return "do: date needs either seconds or text"
         text = self.text or ""

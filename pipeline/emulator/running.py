@@ -34,6 +34,7 @@ class RunningEmulator:
         )
 
     def _begin(self) -> None:
+        """Start the worker and the server. Raises EmulatorError if the server does not start in time."""
         self.emulator.set_url(self.url)
         self.emulator.start_worker()
         self._thread.start()

@@ -96,7 +96,9 @@ class BodyLeft(BatchEvent):
     problem: str
 
     def line(self) -> str:
-        return f"batch {self.batch}: its body is left until `run` plans again ({self.problem})"
+        return (
+            f"batch {self.batch}: its body could not be removed ({self.problem}); the next planning by `run` removes it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +159,8 @@ class UnknownEnd(BatchEvent):
 
     def line(self) -> str:
         return (
-            f"batch {self.batch}: no answer that says whether the API took it ({self.problem}); "
-            f"the API's listing will tell, within {self.grace:.0f} s"
+            f"batch {self.batch}: no response says whether the API accepted it ({self.problem}); "
+            f"the API's listing will show that within {self.grace:.0f} s"
         )
 
 
@@ -197,8 +199,8 @@ class CountsDisagree(BatchEvent):
 
     def line(self) -> str:
         return (
-            f"batch {self.batch} is ours by its results, though the API counts {count(self.counted, 'request')} in it, "
-            f"and {self.requests:,} were sent"
+            f"batch {self.batch}: its results prove that it is ours, but the API counts "
+            f"{count(self.counted, 'request')} in it, and {self.requests:,} were sent"
         )
 
 
@@ -319,7 +321,7 @@ class UnknownResults(BatchEvent):
     lines: int
 
     def line(self) -> str:
-        return f"batch {self.batch}: {self.lines} result lines name no request of ours"
+        return f"batch {self.batch}: {count(self.lines, 'result line')} with a custom_id that was never sent"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +371,7 @@ class FoundAgain(BatchMove):
     rows: int
 
     def line(self) -> str:
-        return f"batch {self.batch} was lost and is there again; {count(self.rows, 'row')} wait for it"
+        return f"batch {self.batch} was lost and is at the API again; {count(self.rows, 'row')} waiting for its results"
 
 
 @dataclass(frozen=True, kw_only=True)

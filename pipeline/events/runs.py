@@ -51,8 +51,8 @@ class NotCounted(Event):
 
     def line(self) -> str:
         return (
-            f"warning  tokens were not counted by the API: {self.problem}; the quote goes by bytes, "
-            "and a budget reserves for one token a byte"
+            f"warning  the API did not count the tokens: {self.problem}; the quote is estimated from bytes, "
+            "and a budget reserves money for one token per byte"
         )
 
 
@@ -75,8 +75,8 @@ class WaitsForRetry(Event):
 
     def line(self) -> str:
         waiting = f"{count(self.rows, 'row')} {'waits' if self.rows == 1 else 'wait'} for a retry that is not finished"
-        way_on = f"run {self.run}, `batch-pipeline status {self.job}` says how it goes on"
-        return f"retry    {waiting}: {self.command or way_on}"
+        by_status = f"run {self.run}, `batch-pipeline status {self.job}` says how to continue it"
+        return f"retry    {waiting}: {self.command or by_status}"
 
     def logged_facts(self) -> dict[str, Any]:
         """Return the facts without the vars, the selection and the command of the retry: they may hold keys of rows."""
@@ -92,7 +92,7 @@ class SpoolMoved(Event):
     spool: str
 
     def line(self) -> str:
-        return f"spool    of job {self.job} is {self.spool} from now on"
+        return f"spool    job {self.job} now uses {self.spool}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +141,10 @@ class GateOpened(Event):
 
     def line(self) -> str:
         if self.gate == Gate.PRIMER:
-            return "primer is back: the prefix is in the prompt cache, the other rows are sent now"
+            return "primer succeeded: the prefix is in the prompt cache, the other rows are sent now"
         rows = self.rows or 0
         good = rows - (self.failed or 0)
-        return f"canary is back: {good:,} of {count(rows, 'row')} succeeded, the other rows are sent now"
+        return f"canary passed: {good:,} of {count(rows, 'row')} succeeded, the other rows are sent now"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ class FileRemoved(Event):
     file_id: str
 
     def line(self) -> str:
-        return f"file {self.file_id} removed at the API"
+        return f"file {self.file_id} deleted at the API"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ class FileNotRemoved(Event):
     problem: str
 
     def line(self) -> str:
-        return f"file {self.file_id} not removed at the API yet: {self.problem}"
+        return f"file {self.file_id} not deleted at the API yet: {self.problem}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +226,7 @@ class Waiting(Event):
         who = ", ".join(sorted({other["process"] for other in self.held_by}))
         until = max(other["until"] for other in self.held_by)
         return (
-            f", held by {who}: wait, or stop the process; what a process that has died holds is free when its lease "
-            f"runs out, at {until} at the latest"
+            f", held by {who}: wait, or stop the process; if it has died, its lease runs out at {until} at the latest"
         )
 
 
@@ -272,11 +271,14 @@ class JobCanceled(Event):
 
     def _at_the_api(self) -> str:
         if not self.open:
-            return "nothing of the job is at the API any more"
-        said = f"{count(self.open, 'batch')} {'is' if self.open == 1 else 'are'} at the API still"
+            return "no batch of the job is at the API any more"
+        still_there = f"{count(self.open, 'batch')} {'is' if self.open == 1 else 'are'} still at the API"
         if not self.foreign:
-            return f"{said}, asked to cancel: what had succeeded by then is collected"
-        return f"{said}, {self.foreign:,} of them sent by another account: use its key, or give them up by --abandon"
+            return f"{still_there}, which was asked to cancel: requests that succeeded before are collected"
+        return (
+            f"{still_there}, {self.foreign:,} of them sent by another account: use that account's key, "
+            "or give them up by `cancel --abandon`"
+        )
 
 
 #: For each reason why a run is incomplete: the reason in words, and the command that tells more.

@@ -69,6 +69,7 @@ class _LargeInteger(Exception):
 
 
 def _dumped(value: Any) -> str:
+    """Return a value as compact JSON. Raises _LargeInteger, and SourceError for a value that has no exact text."""
     try:
         return orjson.dumps(value, default=json_default, option=_JSON_OPTIONS).decode()
     except orjson.JSONEncodeError as exc:
@@ -124,4 +125,4 @@ def json_default(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, Unprintable):
         raise UnprintableError(value.reason)
-    raise TypeError(f"a value of type {type(value).__name__} cannot be kept")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")

@@ -42,7 +42,7 @@ def load(path: Path, *, variables: Mapping[str, str], today: date, before: Mappi
     except ValidationError as exc:
         raise JobError("; ".join(_error_sentences(exc, path, lines))) from exc
     except _FieldError as exc:
-        raise JobError(f"{path}{_at(lines, exc.field)}: {exc}") from exc
+        raise JobError(f"{path}{_line_suffix(lines, exc.field)}: {exc}") from exc
 
 
 class _FieldError(Exception):
@@ -101,7 +101,7 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
                 return value
         filled = templates.fill_vars(value, variables)
     except templates.TemplateProblem as exc:
-        raise _FieldError(path, f"{exc}; only vars can stand here") from exc
+        raise _FieldError(path, f"{exc}; in this field a template can use only vars") from exc
     number = path == ("request", "max_tokens") and filled != value and filled.strip().isdigit()
     return int(filled) if number else filled
 
@@ -119,6 +119,7 @@ def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
 
 
 def _resolved(path: Any, folder: Path) -> Any:
+    """Return a path or pattern of source.path below the folder; URLs, and values that are not text, are unchanged."""
     if not isinstance(path, str) or not path or re.match(r"[a-z0-9]+://", path):
         return path
     if glob.has_magic(path) and not (folder / path).exists():
@@ -141,7 +142,7 @@ def _error_sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.P
             message = "this field is required"
         elif not isinstance(error["input"], dict | list):
             message = f"{message} (it is {error['input']!r})"
-        yield f"{path}{_at(lines, field)}: {_dotted(field)}: {message}"
+        yield f"{path}{_line_suffix(lines, field)}: {_dotted(field)}: {message}"
 
 
 def field_of_error(loc: Iterable[str | int]) -> tuple[str | int, ...]:
@@ -177,7 +178,7 @@ def _did_you_mean(field: yamlfile.Path) -> str:
     return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
 
 
-def _at(lines: Mapping[yamlfile.Path, int], field: yamlfile.Path) -> str:
+def _line_suffix(lines: Mapping[yamlfile.Path, int], field: yamlfile.Path) -> str:
     """Return " line N" for the field, or for the innermost section around it that has a line; else an empty text."""
     while field and field not in lines:
         field = field[:-1]

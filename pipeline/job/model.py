@@ -47,16 +47,16 @@ def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _as_keep(value: Any) -> Any:
+def _as_mapping(value: Any) -> Any:
     """Return `[a, {b: c}]` as `{a: a, b: c}`, from source column to results column. Raises ValueError."""
     if not isinstance(value, list):
         return value
     pairs = [pair for item in value for pair in (item.items() if isinstance(item, dict) else [(item, item)])]
     if any(not isinstance(name, str) for pair in pairs for name in pair):
         raise ValueError("must list columns, or {column: new name}")
-    twice = {column for column, _ in pairs if [c for c, _ in pairs].count(column) > 1}
-    if twice:
-        raise ValueError(f"names {', '.join(map(repr, sorted(twice)))} more than once")
+    repeated = {column for column, _ in pairs if [c for c, _ in pairs].count(column) > 1}
+    if repeated:
+        raise ValueError(f"names {', '.join(map(repr, sorted(repeated)))} more than once")
     return dict(pairs)
 
 
@@ -146,7 +146,7 @@ class Source(Section):
     csv: Csv = Csv()
     nulls: Literal["invalid", "empty"] = "invalid"
     where: str | None = None
-    keep: Annotated[dict[str, str], BeforeValidator(_as_keep)] = {}
+    keep: Annotated[dict[str, str], BeforeValidator(_as_mapping)] = {}
 
     @model_validator(mode="after")
     def _is_one_source(self) -> Self:
@@ -167,14 +167,15 @@ class Source(Section):
 
     @field_serializer("frame")
     def _without_rows(self, frame: Any) -> str | None:
+        """Return what is stored with the job in place of the frame."""
         return None if frame is None else f"a {type(frame).__name__} in Python"
 
     @field_validator("key")
     @classmethod
     def _keys_differ(cls, key: list[str]) -> list[str]:
-        twice = [column for i, column in enumerate(key) if column in key[:i]]
-        if twice:
-            raise ValueError(f"names column {twice[0]!r} more than once")
+        repeated = [column for i, column in enumerate(key) if column in key[:i]]
+        if repeated:
+            raise ValueError(f"names column {repeated[0]!r} more than once")
         return key
 
 
@@ -260,27 +261,27 @@ class Request(Section):
 
     def templates(self) -> dict[str, str]:
         """Return every text that may name columns, by its field, like "request.prompt"."""
-        found = {"request.prompt": self.prompt, "request.model": self.model}
+        by_field = {"request.prompt": self.prompt, "request.model": self.model}
         if isinstance(self.max_tokens, str):
-            found["request.max_tokens"] = self.max_tokens
+            by_field["request.max_tokens"] = self.max_tokens
         for i, turn in enumerate(self.messages):
             for n, text in enumerate(template_texts(turn.content)):
-                found[f"request.messages.{i}.content" + (f".{n}" if n else "")] = text
-        return found
+                by_field[f"request.messages.{i}.content" + (f".{n}" if n else "")] = text
+        return by_field
 
 
 def template_texts(content: str | list[dict[str, Any]]) -> list[str]:
     """Return the templates in a turn's content: the content itself, or the texts of its text and document blocks."""
     if isinstance(content, str):
         return [content]
-    found: list[str] = []
+    texts: list[str] = []
 
     def collect(text: str) -> str:
-        found.append(text)
+        texts.append(text)
         return text
 
     map_texts(content, collect)
-    return found
+    return texts
 
 
 def map_texts(content: str | list[dict[str, Any]], change: Callable[[str], str]) -> str | list[dict[str, Any]]:
@@ -289,6 +290,7 @@ def map_texts(content: str | list[dict[str, Any]], change: Callable[[str], str])
 
 
 def _map_text(block: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a block with its text changed; a block that has no text of its own is returned unchanged."""
     source = block.get("source")
     if block.get("type") == "text" and isinstance(block.get("text"), str):
         return {**block, "text": change(block["text"])}
@@ -363,12 +365,13 @@ class Output(Section):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
-        folded = [fold_label(label) for label in self.labels or ()]
+        labels = self.labels or []
+        folded = [fold_label(label) for label in labels]
         if self.labels is not None and len(folded) < 2:
             raise ValueError("labels needs at least two labels")
         for i, label in enumerate(folded):
             if label in folded[:i]:
-                raise ValueError(f"label {self.labels[i]!r} equals another label, apart from case and outer blanks")  # type: ignore[index]
+                raise ValueError(f"label {labels[i]!r} equals another label, ignoring case and spaces around it")
         return self
 
 

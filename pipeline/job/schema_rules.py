@@ -19,7 +19,7 @@ _REFUSED = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _DESCRIBE),
     **dict.fromkeys(("minLength", "maxLength"), _DESCRIBE),
     **dict.fromkeys(("maxItems", "uniqueItems", "contains", "minContains", "maxContains"), _DESCRIBE),
-    **dict.fromkeys(("prefixItems", "additionalItems"), "make it an object with a property for each place"),
+    **dict.fromkeys(("prefixItems", "additionalItems"), "make it an object with a property for each position"),
     **dict.fromkeys(("minProperties", "maxProperties", "patternProperties", "propertyNames"), _DESCRIBE),
     **dict.fromkeys(("unevaluatedProperties", "unevaluatedItems"), "remove it"),
     **dict.fromkeys(("not", "if", "then", "else"), _DESCRIBE),
@@ -52,13 +52,13 @@ def _problems(schema: Any, strict: bool) -> Iterator[str]:
     """Yield all problems of a schema, as sentences. strict: see first_problem."""
     yield from schema_errors(schema)
     if strict:
-        yield from _walk(schema, (), _Strict(schema))
+        yield from _walk(schema, (), _WholeSchema(schema))
     elif schema.get("type") != "object":
         yield f"type: the input_schema of a tool must be of type object (it is {schema.get('type')!r})"
 
 
 @dataclass
-class _Strict:
+class _WholeSchema:
     """The whole schema during a walk, and the optional properties and unions that were counted so far."""
 
     root: dict[str, Any]
@@ -66,12 +66,12 @@ class _Strict:
     unions: int = 0
 
 
-def _walk(node: Any, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...] = ()) -> Iterator[str]:
+def _walk(node: Any, path: tuple[str, ...], whole: _WholeSchema, refs: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the problems of a part of the schema. path: of the part; refs: the `$ref`s that led to it."""
     if not isinstance(node, dict):
         yield at_path(path, f"structured outputs need a mapping here (it is {orjson.dumps(node).decode()})")
         return
-    yield from _own_problems(node, path)
+    yield from _keyword_problems(node, path)
     if "$ref" in node:
         yield from _walk_ref(node["$ref"], path, whole, refs)
         return
@@ -82,7 +82,8 @@ def _walk(node: Any, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...
         yield f"structured outputs support at most {MAX_OPTIONAL} optional properties; name more of them in `required`"
     if whole.unions > MAX_UNIONS:
         yield (
-            f"structured outputs support at most {MAX_UNIONS} unions (anyOf, or a list of types); give others one type"
+            f"structured outputs support at most {MAX_UNIONS} unions (anyOf, or a list of types); "
+            "give some of them a single type"
         )
     for name, child in properties.items():
         yield from _walk(child, (*path, "properties", name), whole, refs)
@@ -93,7 +94,7 @@ def _walk(node: Any, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...
         yield from _walk(node["items"], (*path, "items"), whole, refs)
 
 
-def _walk_ref(ref: str, path: tuple[str, ...], whole: _Strict, refs: tuple[str, ...]) -> Iterator[str]:
+def _walk_ref(ref: str, path: tuple[str, ...], whole: _WholeSchema, refs: tuple[str, ...]) -> Iterator[str]:
     """Yield the problems of a `$ref`, and of the part that it names. path: of the mapping that has the `$ref`."""
     here = (*path, "$ref")
     if ref in refs:
@@ -110,7 +111,7 @@ def _walk_ref(ref: str, path: tuple[str, ...], whole: _Strict, refs: tuple[str, 
     yield from _walk(target_of(ref, whole.root), inside, whole, (*refs, ref))
 
 
-def _own_problems(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+def _keyword_problems(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     """Yield the problems of the keywords of this part, without the parts inside it."""
     for word in node:
         if word in _REFUSED:
@@ -127,13 +128,14 @@ def _own_problems(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
             f"structured outputs do not support the format {node['format']!r} "
             f"(known: {', '.join(FORMATS)}); {_DESCRIBE}",
         )
-    if feature := _feature(node.get("pattern", "")):
+    if feature := _unsupported_feature(node.get("pattern", "")):
         yield at_path((*path, "pattern"), f"structured outputs do not support {feature} in a pattern; {_DESCRIBE}")
-    yield from _own_values(node, path)
-    yield from _own_object(node, path)
+    yield from _value_problems(node, path)
+    yield from _object_problems(node, path)
 
 
-def _own_values(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+def _value_problems(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the problems of the values that `enum` and `const` list."""
     if node.get("enum") == []:
         yield at_path((*path, "enum"), "must contain at least one value")
     for word, values in (("enum", node.get("enum", ())), ("const", [node.get("const")])):
@@ -143,7 +145,8 @@ def _own_values(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
                 yield at_path((*path, word), problem)
 
 
-def _own_object(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+def _object_problems(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    """Yield the problems of an object: other properties are allowed, or a required one is not declared."""
     properties = node.get("properties", {})
     is_object = "properties" in node or "object" in type_names(node.get("type"))
     if is_object and node.get("additionalProperties") is not False:
@@ -155,7 +158,7 @@ def _own_object(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
                 yield at_path((*path, "required"), f"there is no property {name!r}{did_you_mean(name, properties)}")
 
 
-def _feature(pattern: str) -> str | None:
+def _unsupported_feature(pattern: str) -> str | None:
     """Return the first feature of a pattern that structured outputs do not support; None if it has no such feature."""
     for part in _PATTERN_PART.findall(pattern):
         if part in ("(?=", "(?!"):

@@ -44,11 +44,11 @@ def is_template(text: str) -> bool:
 
 def is_jinja_name(name: str) -> bool:
     """Return whether a bare name in a template means something of Jinja's or ours, and not the column of that name."""
-    return name in RESERVED or name in _environment("invalid").globals or name in _WORDS
+    return name in RESERVED or name in _environment("invalid").globals or name in _JINJA_NAMES
 
 
 #: Keywords of Jinja, and names that Jinja defines in every template.
-_WORDS = frozenset(
+_JINJA_NAMES = frozenset(
     [
         "true",
         "false",
@@ -88,13 +88,13 @@ def names(template: str) -> Names:
         tree = environment.parse(template)
         _refuse_escapes(tree)
         _refuse_unknown(tree, environment)
-        _refuse_own_words(tree)
+        _refuse_jinja_objects(tree)
         environment.from_string(template)
     except TemplateSyntaxError as exc:
         raise TemplateProblem(f"line {exc.lineno} of the template: {exc.message}") from exc
     bare = find_undeclared_variables(tree) - environment.globals.keys()
-    rows, row_constants = _lookups(tree, "row")
-    variables, variable_constants = _lookups(tree, "vars")
+    rows, row_constants = _reads_of(tree, "row")
+    variables, variable_constants = _reads_of(tree, "vars")
     if variables > len(variable_constants):
         raise TemplateProblem("the name of a var must be written out; write {{ vars.NAME }}")
     return Names(
@@ -149,7 +149,7 @@ def _fast_renderer(
         if not isinstance(node, nodes.Output):
             return None
         for part in node.nodes:
-            kind, text = _part(part)
+            kind, text = _output_part(part)
             if kind == "vars" and not isinstance(variables.get(text), str):
                 return None
             if kind == "column":
@@ -167,15 +167,15 @@ def _fast_renderer(
             values = tuple([row[column] for column in columns])
         except KeyError:
             return render(row)
-        return pattern % values if _PLAIN.issuperset(map(type, values)) else render(row)
+        return pattern % values if _PLAIN_TYPES.issuperset(map(type, values)) else render(row)
 
     return fill
 
 
-_PLAIN = frozenset({str, int, float, bool})
+_PLAIN_TYPES = frozenset({str, int, float, bool})
 
 
-def _part(node: nodes.Expr) -> tuple[Literal["text", "column", "vars", None], str]:
+def _output_part(node: nodes.Expr) -> tuple[Literal["text", "column", "vars", None], str]:
     """Return what a part of a template's output is: its kind, and its text or the name of the column or var.
 
     The kind is None for anything else.
@@ -197,7 +197,7 @@ def fill_vars(text: str, variables: Mapping[str, Any]) -> str:
         return text
     named = names(text)
     if named.columns or named.all_columns:
-        raise TemplateProblem(f"{', '.join(sorted(named.columns)) or 'row'} is not known here")
+        raise TemplateProblem(f"{', '.join(sorted(named.columns)) or 'row'} is not a var")
     unknown = named.variables - set(variables)
     if unknown:
         declared = ", ".join(variables) or "none"
@@ -218,7 +218,7 @@ class _NotAValue(Exception):
 
 def _refuse_null(value: Any) -> Any:
     """Return the value in a form that can be printed. Raises _NullPrinted and _NotAValue."""
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN_TYPES:
         return value
     if value is None:
         raise _NullPrinted
@@ -231,7 +231,7 @@ def _null_as_empty(value: Any) -> Any:
 
 
 #: Types that a template may print. An Undefined raises its own error when it is printed.
-_VALUES = (str, int, float, Decimal, date, time, timedelta, bytes, UUID, list, tuple, dict, type(None), Undefined)
+_VALUE_TYPES = (str, int, float, Decimal, date, time, timedelta, bytes, UUID, list, tuple, dict, type(None), Undefined)
 
 
 def _printable(value: Any) -> Any:
@@ -239,23 +239,23 @@ def _printable(value: Any) -> Any:
 
     Raises _NotAValue if the value, or one inside it, is bytes, an object of Python or Jinja, or has no exact text.
     """
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN_TYPES:
         return value
-    inside = [value]
-    while inside:
-        one = inside.pop()
-        if isinstance(one, Unprintable):
-            raise _NotAValue(f"a value that has no exact text: {one.reason}")
-        if isinstance(one, bytes):
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, Unprintable):
+            raise _NotAValue(f"a value that has no exact text: {item.reason}")
+        if isinstance(item, bytes):
             raise _NotAValue("bytes, which only request.attachments can use; decode them in the source")
-        if not isinstance(one, _VALUES):
-            kind = type(one).__name__
-            hint = "; add |list" if hasattr(one, "__iter__") else ""
+        if not isinstance(item, _VALUE_TYPES):
+            kind = type(item).__name__
+            hint = "; add |list" if hasattr(item, "__iter__") else ""
             raise _NotAValue(f"an object of Python's type {kind}, which is not a value{hint}")
-        if isinstance(one, list | tuple):
-            inside += one
-        elif isinstance(one, dict):
-            inside += one.values()
+        if isinstance(item, list | tuple):
+            pending += item
+        elif isinstance(item, dict):
+            pending += item.values()
     return json_text(value) if isinstance(value, list | tuple | dict) else value
 
 
@@ -296,7 +296,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return obj[attribute]
             return super().getattr(obj, attribute) if attribute.startswith("_") else self._missing(obj, attribute)
         value = super().getattr(obj, attribute)
-        if callable(value) and not isinstance(value, Undefined) and isinstance(obj, _VALUES):
+        if callable(value) and not isinstance(value, Undefined) and isinstance(obj, _VALUE_TYPES):
             raise _NotAValue(f"{attribute!r}, which is a method of this value; write .{attribute}() to call it")
         return value
 
@@ -369,20 +369,20 @@ def _refuse_unknown(tree: nodes.Template, environment: ImmutableSandboxedEnviron
             raise TemplateProblem(f"line {node.lineno} of the template: No {what} named {node.name!r}.")
 
 
-def _refuse_own_words(tree: nodes.Template) -> None:
+def _refuse_jinja_objects(tree: nodes.Template) -> None:
     """Raise TemplateProblem if `self`, or `loop` in a loop, is printed: they are objects of Jinja, never columns."""
     in_loops = [output for loop in tree.find_all(nodes.For) for output in loop.find_all(nodes.Output)]
     printed = {id(part) for output in in_loops for part in output.nodes}
-    of_blocks = {id(node.node) for node in tree.find_all(nodes.Getattr)}
+    block_references = {id(node.node) for node in tree.find_all(nodes.Getattr)}
     for node in tree.find_all(nodes.Name):
-        if (node.name == "self" and id(node) not in of_blocks) or (node.name == "loop" and id(node) in printed):
+        if (node.name == "self" and id(node) not in block_references) or (node.name == "loop" and id(node) in printed):
             raise TemplateProblem(
                 f"line {node.lineno} of the template: {node.name} is a word of Jinja; "
                 f'for the column of that name write row["{node.name}"]'
             )
 
 
-def _lookups(tree: nodes.Template, name: str) -> tuple[int, set[str]]:
+def _reads_of(tree: nodes.Template, name: str) -> tuple[int, set[str]]:
     """Return how often the variable `name` is read, and the names in it that the template writes out.
 
     The number counts each written-out name once: it is larger than their number only if other reads exist.

@@ -44,8 +44,8 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
         raise JobError(f"{name}: this is not valid YAML: {exc}") from exc
     lines: dict[Path, int] = {}
     try:
-        value = None if root is None else _value(root, (), lines, name)
-    except _NotText as exc:
+        value = None if root is None else _plain_value(root, (), lines, name)
+    except _NameNotText as exc:
         _refuse_bare_braces(text, [exc.line], name)
         raise JobError(f"{name} line {exc.line + 1}: a field's name must be text") from None
     if not isinstance(value, dict):
@@ -53,7 +53,7 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Path, int]]:
     return value, lines
 
 
-class _NotText(Exception):
+class _NameNotText(Exception):
     """The name of a field is a list or a mapping. line: from 0."""
 
     def __init__(self, line: int) -> None:
@@ -78,10 +78,10 @@ def _too_deep(place: Any, name: str) -> JobError:
 
 def _refuse_bare_braces(text: str, lines: Iterable[int], name: str) -> None:
     """Raise JobError if a value on one of these lines, from 0, begins with {{ or {%: YAML reads that as a mapping."""
-    written = text.splitlines()
+    source_lines = text.splitlines()
     for line in lines:
-        if line < len(written) and (found := _BARE_BRACES.search(written[line])):
-            start, value = written[line][: found.start(1)].strip(), found[1].rstrip()
+        if line < len(source_lines) and (match := _BARE_BRACES.search(source_lines[line])):
+            start, value = source_lines[line][: match.start(1)].strip(), match[1].rstrip()
             quoted = f"'{value}'" if '"' in value else f'"{value}"'
             raise JobError(
                 f"{name} line {line + 1}: YAML reads braces at the start of a value as a mapping; put the text into "
@@ -89,7 +89,7 @@ def _refuse_bare_braces(text: str, lines: Iterable[int], name: str) -> None:
             ) from None
 
 
-def _value(node: Any, path: Path, lines: dict[Path, int], name: str) -> Any:
+def _plain_value(node: Any, path: Path, lines: dict[Path, int], name: str) -> Any:
     """Return the plain value of a YAML node, and add the lines of it and of the values inside it to `lines`."""
     from ruamel.yaml.nodes import MappingNode, SequenceNode
 
@@ -102,20 +102,20 @@ def _value(node: Any, path: Path, lines: dict[Path, int], name: str) -> Any:
             "alias as the values that it repeats; write fewer"
         )
     if isinstance(node, SequenceNode):
-        return [_value(child, (*path, i), lines, name) for i, child in enumerate(node.value)]
+        return [_plain_value(child, (*path, i), lines, name) for i, child in enumerate(node.value)]
     if not isinstance(node, MappingNode):
         return _scalar(node, name)
     mapping: dict[str, Any] = {}
     for key_node, child in node.value:
         key = key_node.value
         if not isinstance(key, str):
-            raise _NotText(key_node.start_mark.line)
+            raise _NameNotText(key_node.start_mark.line)
         if key in mapping:
             first = lines[(*path, key)]
             line = key_node.start_mark.line + 1
             raise JobError(f"{name} line {line}: field {key!r} is given twice (first on line {first}); remove one")
         lines[(*path, key)] = key_node.start_mark.line + 1
-        mapping[key] = _value(child, (*path, key), lines, name)
+        mapping[key] = _plain_value(child, (*path, key), lines, name)
     return mapping
 
 

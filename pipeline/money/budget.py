@@ -103,13 +103,13 @@ def attachment_tokens(params: Mapping[str, Any]) -> int:
     Their bytes in the request do not show how many tokens they have. A request with a document that is not plain text
     counts as the whole context window of its model.
     """
-    found = 0
+    tokens = 0
     for message in params["messages"]:
         for block in message["content"] if isinstance(message["content"], list) else ():
             if block.get("type") == "document" and block["source"].get("type") != "text":
                 return context_window(params["model"])
-            found += IMAGE_TOKENS * (block.get("type") == "image")
-    return found
+            tokens += IMAGE_TOKENS * (block.get("type") == "image")
+    return tokens
 
 
 def tokens_per_byte(samples: Sequence[tuple[int, int]]) -> float:

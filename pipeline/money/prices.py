@@ -83,15 +83,15 @@ class PriceList:
     def __init__(self, own: Mapping[str, Price] | None = None) -> None:
         """own: the job file's prices, by model; None or empty: the list's prices alone."""
         self._own = dict(own or {})
-        self._found: dict[str, Prices | None] = {}
+        self._prices: dict[str, Prices | None] = {}
 
     def of(self, model: str) -> Prices | None:
         """Return the batch prices of a model; None if they are not known. model: its API name, dated or not."""
-        if model not in self._found:
+        if model not in self._prices:
             own = self._own.get(model) or self._own.get(_DATED.sub("", model))
             listed = prices_of(model)
-            self._found[model] = listed if own is None else _overridden(listed, own)
-        return self._found[model]
+            self._prices[model] = listed if own is None else _overridden(listed, own)
+        return self._prices[model]
 
     def cost(self, outcome: Outcome) -> float | None:
         """Return the cost of one outcome in US dollars.
@@ -133,10 +133,10 @@ def prices_of(model: str, *, batch: bool = True) -> Prices | None:
     model: its API name. batch: prices in a batch; False: prices of live calls. Cache prices that the library does not
     know are those of input.
     """
-    found = _found(model, batch)
-    if found is None:
+    listed = _listed_price(model, batch)
+    if listed is None:
         return None
-    price = found.model_price
+    price = listed.model_price
     plain = _rate(price.input_mtok)
     searches = getattr(price, "web_searches_kcount", None)
     return Prices(
@@ -151,8 +151,10 @@ def prices_of(model: str, *, batch: bool = True) -> Prices | None:
 
 def context_window(model: str) -> int:
     """Return the context window of a model in tokens; LARGEST_CONTEXT if it is not known."""
-    found = _found(model, batch=True)
-    return LARGEST_CONTEXT if found is None or found.model.context_window is None else int(found.model.context_window)
+    listed = _listed_price(model, batch=True)
+    return (
+        LARGEST_CONTEXT if listed is None or listed.model.context_window is None else int(listed.model.context_window)
+    )
 
 
 LARGEST_CONTEXT = 1_000_000
@@ -169,7 +171,8 @@ def context_windows() -> Mapping[str, int]:
 
 
 @functools.cache
-def _found(model: str, batch: bool) -> Any:
+def _listed_price(model: str, batch: bool) -> Any:
+    """Return what genai-prices calculates for one token of a model, with the model's data; None if it is unknown."""
     import genai_prices
 
     try:

@@ -184,31 +184,33 @@ def _switched_on(job: Job) -> list[AnyChange]:
 
 
 def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, cached: Cached | None) -> Iterator[str]:
-    yield "batch prices, half of the list's; what errors or expires is not billed, so sending it again costs nothing"
+    yield "batch prices, half of the list prices; errored and expired requests are not billed"
     if _switched_on(job):
-        yield f"at worst every row is sent {job.retry.max_attempts} times, with what retry.change makes of it"
+        yield f"at worst every row is sent {job.retry.max_attempts} times, with all changes of retry.change"
     yield counted_by(job, counted)
     if before is not None:
-        yield f"output as {before.answers:,} past answers of this job took: low is what a tenth stayed within"
+        yield f"output by {before.answers:,} past answers of this job; low: a tenth of them had at most so many tokens"
     elif isinstance(job.canary, Canary) and job.canary.applies_to(quote.to_send):
-        yield f"output: nothing is known before the canary, the first {job.canary.rows} rows, is back"
+        yield f"output: nothing is known before the canary, the first {job.canary.rows} rows, is collected"
     else:
         yield "output: nothing is known before the first rows are answered; try `run --limit 20`"
     if cached is not None and not cached.tokens:
-        yield "what the requests share is too short for the prompt cache, so nothing is cached"
+        yield "the shared prefix is too short for the prompt cache, so nothing is cached"
     elif cached is not None:
         measured = before is not None and before.rate is not None
-        how = "as in this job's runs so far" if measured else "if the row that goes first has written it for all others"
+        how = "as in this job's runs so far" if measured else "if the first row writes it and all others read it"
         yield f"{cached.rate:.1%} of the shared prefix read from the cache, {how}; at worst all rows write it"
     if any(sample.marked is not None for sample in quote.samples):
-        yield "blocks with cache_control of your own: at worst all input is written to the cache, at least read from it"
+        yield "your own blocks with cache_control: at worst all input is written to the cache, at best read from it"
     if "tools" in job.request.params:
-        yield "fees and input of tools that the API runs are not in it"
+        yield "fees and input tokens of tools that the API runs are not included"
 
 
 def counted_by(job: Job, counted: Counted) -> str:
     """Return a sentence that says how the input was counted."""
     if counted.sampled:
-        return f"input by the API's own count of {counted.sampled} rows of a random sample"
+        return f"input by the API's token counts of {counted.sampled} rows of a random sample"
     off = GUESS_OF_FILES if job.request.attachments else GUESS
-    return f"input by the bytes of a random sample, 3.5 a token give or take {off:.0%}: the API was not asked"
+    return (
+        f"input by the bytes of a random sample, 3.5 bytes a token, give or take {off:.0%}: the API has not counted it"
+    )

@@ -27,7 +27,7 @@ def require_usable(source: Source, chunk: Chunk) -> None:
         for name in names:
             if (found := exact.first_unstorable(chunk.frame[name])) is not None:
                 raise SourceError(
-                    f"{field_name}: column {name!r} in {chunk.place(found[0])}: {found[1]}; mend it in the source, "
+                    f"{field_name}: column {name!r} in {chunk.place(found[0])}: {found[1]}; correct it in the source, "
                     "or leave such rows out by source.where"
                 )
 
@@ -43,8 +43,8 @@ def refuse_older_keys(source: Source, chunk: Chunk, keys: pl.Series, known_rows:
     for key in [] if older is None else known_rows(older.filter(older != keys).to_list()):
         raise SourceError(
             "source.key: an earlier version of this program wrote inexact keys for this column, such as "
-            f"{identity.shown(key)}, and all rows would be sent again under exact ones; to do so, give the job and "
-            "sink.table new names; else leave out the rows that have their answers by source.where"
+            f"{identity.shown(key)}; with exact keys all rows would count as new and be sent again: to send them, give "
+            "the job and sink.table new names; to keep their answers, leave out the answered rows by source.where"
         )
 
 
@@ -66,6 +66,6 @@ def refuse_duplicates(source: Source, read: JobSource, suspects: pl.Series) -> N
         listed = "; ".join(f"{identity.shown(k)} in {', '.join(w[:3])}" for k, w in list(twice.items())[:SHOWN])
         more = f" (and {len(twice) - SHOWN} more)" if len(twice) > SHOWN else ""
         raise SourceError(
-            f"source.key: {', '.join(source.key)} does not tell all rows apart: {listed}{more}; "
-            "choose key columns that do"
+            f"source.key: {', '.join(source.key)} : several rows have the same key: {listed}{more}; "
+            "choose columns whose values identify each row"
         )

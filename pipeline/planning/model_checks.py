@@ -31,7 +31,7 @@ def check_models(job: Job, quote: Quote, api: "Api", now: datetime) -> list[str]
             known = _listed(api)
             if known:
                 raise JobError(capabilities.unknown(params["model"], known)) from None
-            found.append(f"request.model: the API says nothing of {params['model']}; it is asked all the same")
+            found.append(f"request.model: the Models API gives no facts about {params['model']}, so it was not checked")
             continue
         except Stopped as exc:
             return [*found, f"the models were not checked: {exc}"]
@@ -104,7 +104,7 @@ def cache_warnings(job: Job, quote: Quote, prefix: int) -> list[str]:
         least = capabilities.cache_minimum(model)
         if prefix < least:
             found.append(
-                f"request.cache: what the requests share has about {prefix:,} tokens, and {model} caches from "
-                f"{least:,} on: nothing will be cached"
+                f"request.cache: the shared prefix has about {prefix:,} tokens, and {model} caches from {least:,} on: "
+                "nothing will be cached"
             )
     return found

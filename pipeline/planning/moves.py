@@ -14,7 +14,7 @@ from pipeline.planning.job_source import JobSource
 from pipeline.planning.judge import Judge, Judged, JudgedRow, Scope
 from pipeline.planning.packer import sent_hash
 from pipeline.planning.render import Renderer
-from pipeline.planning.retry_changes import Again, RetryChanges, change_of_known
+from pipeline.planning.retry_changes import RequestChange, RetryChanges, change_of_known
 from pipeline.planning.verdict import SENT, Verdict
 from pipeline.request.build import Built
 from pipeline.source.rows import Chunk
@@ -157,7 +157,7 @@ class Mover:
         keep: str | None,
         row: JudgedRow,
         values: Mapping[str, Any],
-        again: Again | None,
+        again: RequestChange | None,
     ) -> None:
         """Add a row with its request to `moves`; as invalid if it cannot be sent.
 
@@ -217,7 +217,7 @@ class Mover:
         return known.attempts if same or self._scope.retry is not None else 0
 
     def _request(
-        self, values: Mapping[str, Any], folder: Folder, row: JudgedRow, attempts: int, again: Again | None
+        self, values: Mapping[str, Any], folder: Folder, row: JudgedRow, attempts: int, again: RequestChange | None
     ) -> Built | None:
         """Return the row's request; None if its change makes no difference or makes it too large.
 

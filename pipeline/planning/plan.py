@@ -129,7 +129,7 @@ class Plan:
                 change = change_of_known(row.known, row.row_hash, self.recipe, self.job.retry)
             try:
                 built = renderer.built(of_row, folder)
-                carried = self.builder.params(of_row, folder, carried=True) if self.builder.uploads else built
+                carried = self.builder.params(of_row, folder, inline_files=True) if self.builder.uploads else built
                 quote.put(slot, built, carried.params, change)
             except RowProblem as exc:
                 quote.put_problem(slot, str(exc))

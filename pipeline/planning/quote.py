@@ -117,7 +117,7 @@ class Quote:
     @property
     def problems(self) -> list[str]:
         """Return why sampled rows cannot be sent, in the order of the slots."""
-        return [said for _, said in sorted(self._slots.items()) if isinstance(said, str)]
+        return [problem for _, problem in sorted(self._slots.items()) if isinstance(problem, str)]
 
     @property
     def samples(self) -> list[Sample]:

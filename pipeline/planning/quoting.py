@@ -82,7 +82,7 @@ def require_rows(plan: Plan, quote: Quote) -> list[str]:
             "complete the source, or lower limits.min_rows"
         )
     if not quote.total:
-        return [f"the source has no rows{where}; limits.min_rows makes that an error"]
+        return [f"the source has no rows{where}; set limits.min_rows to make this an error"]
     return []
 
 

@@ -82,31 +82,31 @@ class _Bodies:
             return []
         positions = list(dict.fromkeys(row.body_n for row in rows))
         params = dict(zip(positions, params_at(self._file, positions), strict=True))
-        return self._again(rows, params)
+        return self._with_changes(rows, params)
 
     def close(self) -> None:
         """Release the local copy of the body that is open."""
         self._body, self._file = -1, None
         self._at_hand.close()
 
-    def _again(self, rows: Sequence[WaitingRow], params: Mapping[int, bytes]) -> list[Sendable]:
+    def _with_changes(self, rows: Sequence[WaitingRow], params: Mapping[int, bytes]) -> list[Sendable]:
         """Return rows with their requests, changed where `retry.change` names a change for the row's outcome.
 
         A row whose change makes no difference is left out; it returns to its earlier outcome.
         """
         changes = [change_of_spooled(row, self._job.retry) for row in rows]
-        found, in_vain = [], []
+        found, unchanged = [], []
         for row, again in zip(rows, self._changes.for_rows([row.key for row in rows], changes), strict=True):
             sent = params[row.body_n]
             if again is None:
                 found.append(self._sendable(row.id, sent, orjson.loads(sent)))
             elif (request := again.changed(sent)) is None:
-                in_vain.append(row.id)
+                unchanged.append(row.id)
             else:
                 found.append(self._sendable(row.id, request.params, request.fields)._replace(changed=True))
-        if in_vain:
+        if unchanged:
             with self._driver.planning_transaction() as conn:
-                leave_rows(conn, in_vain)
+                leave_rows(conn, unchanged)
         return found
 
     def _sendable(self, row: int, params: bytes, fields: Mapping[str, Any]) -> Sendable:

@@ -21,7 +21,7 @@ class ChangedRequest(NamedTuple):
     fields: Mapping[str, Any]
 
 
-class Again(NamedTuple):
+class RequestChange(NamedTuple):
     """How the request of one row is changed.
 
     answer: the row's last answer; None: not needed, or there is none. limit: a function from a model to the most tokens
@@ -90,7 +90,7 @@ class RetryChanges:
         self._limit = driver.output_limit(job)
         self._largest = packing.largest_params(job.limits.max_batch_bytes)
 
-    def for_rows(self, keys: Sequence[str], changes: Iterable[AnyChange | None]) -> list[Again | None]:
+    def for_rows(self, keys: Sequence[str], changes: Iterable[AnyChange | None]) -> list[RequestChange | None]:
         """Return how each row's request is changed; None where `changes` has None. keys: at most those of one chunk."""
         listed = list(changes)
         if not any(listed):
@@ -98,6 +98,6 @@ class RetryChanges:
         needed = [key for key, change in zip(keys, listed, strict=True) if retry_change.needs_answer(change)]
         answers = self._driver.answers(needed)
         return [
-            None if change is None else Again(change, answers.get(key), self._limit, self._largest)
+            None if change is None else RequestChange(change, answers.get(key), self._limit, self._largest)
             for key, change in zip(keys, listed, strict=True)
         ]

@@ -173,5 +173,6 @@ def marked_parts(params: bytes, breakpoints: int) -> str | None:
 
 
 def mean(values: Iterable[float]) -> float:
+    """Return the mean of the values; 0 if there are none."""
     listed = list(values)
     return sum(listed) / len(listed) if listed else 0.0

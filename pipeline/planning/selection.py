@@ -46,7 +46,7 @@ class Selection:
     def __post_init__(self) -> None:
         unknown = set(self.statuses) - set(OUTCOMES)
         if unknown:
-            raise InputError(f"--status {min(unknown)}: there is no such status; there are {', '.join(OUTCOMES)}")
+            raise InputError(f"--status {min(unknown)}: unknown status; choose one of {', '.join(OUTCOMES)}")
 
     @property
     def outcomes(self) -> tuple[str, ...]:
@@ -82,20 +82,23 @@ def left_out(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection
     in_source = sum(quote.rows[kind] for kind in there)
     said: list[str] = []
     if retry.keys:
-        wanted, said = _of_keys(conn, job_id, sink, retry)
+        wanted, said = _explain_keys(conn, job_id, sink, retry)
     else:
         wanted = count_matching(conn, sink, retry.outcomes, retry.conditions)
         if not wanted:
             said.append(_none_matches(conn, sink, retry))
     if wanted > in_source:
-        rows = "1 row stands" if wanted - in_source == 1 else f"{wanted - in_source:,} rows stand"
-        said.append(f"{rows} no longer in the source, so the answer stays as it is")
+        rows = "1 row is" if wanted - in_source == 1 else f"{wanted - in_source:,} rows are"
+        said.append(f"{rows} no longer in the source and cannot be sent again, so the answer stays as it is")
     if quote.rows[Verdict.IN_FLIGHT]:
-        said.append(f"in flight already: {quote.rows[Verdict.IN_FLIGHT]:,}; they are waited for")
+        said.append(
+            f"rows already in flight: {quote.rows[Verdict.IN_FLIGHT]:,}; they are not sent again; the run waits for "
+            "their answers"
+        )
     return said
 
 
-def _of_keys(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection) -> tuple[int, list[str]]:
+def _explain_keys(conn: Connection, job_id: int, sink: ResultsTable, retry: Selection) -> tuple[int, list[str]]:
     """Return how many rows with the given keys are sent again if they are in the source, and why others are not.
 
     Only the first SHOWN keys are looked at.
@@ -119,21 +122,21 @@ def _why_not(conn: Connection, sink: ResultsTable, retry: Selection, key: str, r
     if row.outcome not in retry.outcomes:
         return f"its status is {row.outcome}; add --status {row.outcome} to send it again"
     if retry.conditions and not matching_keys(conn, sink, retry.conditions, [key]):
-        return "--error-type or --where does not hold for its answer"
+        return "its answer does not meet --error-type or --where"
     return None
 
 
 def spellings(given: str, columns: int) -> list[str]:
     """Return the keys (JSON) that `17` or `acme,17` may mean: each value may be a text, a number or a boolean."""
     if given.startswith("["):
-        return [given, *_same_key(given)]
+        return [given, *_canonical(given)]
     parts = given.split(",") if columns > 1 else [given]
     plain = [[part, *([orjson.loads(part)] if _NUMBER.fullmatch(part) else [])] for part in parts]
     plain = [[*values, *({"True": [True], "False": [False]}.get(values[0], []))] for values in plain]
     return [json_values.dump(list(values)) for values in itertools.product(*plain)]
 
 
-def _same_key(given: str) -> list[str]:
+def _canonical(given: str) -> list[str]:
     """Return a key that is given as JSON in the form that the state database uses; [] if it is not a JSON list."""
     try:
         values = orjson.loads(given)
@@ -144,6 +147,7 @@ def _same_key(given: str) -> list[str]:
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 SHOWN = 10  # the most keys that are explained
+_QUOTE_HINT = "put quotes around a text within the argument, as in --set 'request.system=\"Be brief: one word.\"'"
 
 
 def _none_matches(conn: Connection, sink: ResultsTable, retry: Selection) -> str:
@@ -152,7 +156,10 @@ def _none_matches(conn: Connection, sink: ResultsTable, retry: Selection) -> str
     wanted = sum(number for status, number in there.items() if status in retry.outcomes)
     if wanted:
         listed = ", ".join(error_types(conn, sink, retry.outcomes)) or "none"
-        return f"of {wanted:,} such rows none meets --error-type or --where (their error types: {listed})"
+        return (
+            f"no row meets --error-type or --where (rows with a selected status: {wanted:,}; their error types: "
+            f"{listed})"
+        )
     answers = ", ".join(f"{number:,} {status}" for status, number in there.items()) or "none"
     others = [status for status in there if status in FAILURES]
     add = f"; add {' '.join(f'--status {status}' for status in others)} to send those" if others else ""
@@ -171,9 +178,9 @@ def change(pair: str) -> tuple[str, Any]:
     try:
         parsed, _ = yamlfile.parse(f"value: {value}", "--set")
     except JobError as exc:
-        raise InputError(f"--set {pair}: the value is not YAML; put a text into quotes of its own") from exc
+        raise InputError(f"--set {pair}: the value is not YAML; {_QUOTE_HINT}") from exc
     if parsed.keys() != {"value"}:
-        raise InputError(f"--set {pair}: give one value; put a text into quotes of its own")
+        raise InputError(f"--set {pair}: give one value; {_QUOTE_HINT}")
     return name, parsed["value"]
 
 
@@ -186,7 +193,7 @@ def changed(job: Job, changes: Mapping[str, Any]) -> Job:
         for part in path:
             at = at.setdefault(part, {})
             if not isinstance(at, dict):
-                raise InputError(f"--set {name}: {part} is no mapping that could have a field {last!r}")
+                raise InputError(f"--set {name}: {part} is not a mapping, so it cannot have a field {last!r}")
         at[last] = value
     try:
         return Job.model_validate(fields)

@@ -64,15 +64,15 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
     Raises LostRace if another driver holds the lease by now, and SourceError if the file is not on this machine.
     """
     with where.database.read() as conn:
-        row = job_named(conn, part.job)
+        job_record = job_named(conn, part.job)
         job = stored_job(get_run(conn, part.run_id))
-    assert row is not None
+    assert job_record is not None
     plan = Plan(job, refresh=part.refresh)
     inputs = [one for one in plan.source.inputs if one.path == part.path]
     if not inputs:
-        raise SourceError(f"source.path: {part.path} is not there on this machine; put the source on a shared path")
+        raise SourceError(f"source.path: {part.path} does not exist on this machine; put the source on a shared path")
     with where.driving(job.api.client) as driving:
-        driver = driving.driver(row)
+        driver = driving.driver(job_record)
         lookup = KnownRows(where.database, driver.job_id, driver.sink)
         with driver.planning_for(part.lease, part.token):
             for _ in plan.batches(driver, part.run_id, lookup, inputs, part.first):

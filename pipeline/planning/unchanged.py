@@ -33,7 +33,7 @@ from pipeline.state.segments import OLDER, SETTLED, UNSETTLED, Notes, SegmentDig
 from pipeline.storage.objects import Object
 
 
-class _Looked(NamedTuple):
+class _SegmentVerdicts(NamedTuple):
     """The verdicts on a segment whose rows are all settled. hashes: those of the keys; empty if not asked for."""
 
     counts: Counter[Verdict]
@@ -83,22 +83,22 @@ class Unchanged:
         self._quoted = {}
         if not self.whole or known_rows.is_empty:
             return None
-        noted = [self._noted(one, known_rows) for one in self._inputs]
+        noted = [self._stored_segments(one, known_rows) for one in self._inputs]
         if self._keys_differ(noted):
-            every = self._as_noted([*chain.from_iterable(noted)], known_rows, seen, hashed=False)
+            every = self._count_if_settled([*chain.from_iterable(noted)], known_rows, seen, hashed=False)
             if every is not None:
-                self._take(self._inputs, every, quote)
+                self._count_settled(self._inputs, every, quote)
                 return []
         left = []
         for one, notes in zip(self._inputs, noted, strict=True):
-            counts = self._as_noted(notes, known_rows, seen, hashed=True)
+            counts = self._count_if_settled(notes, known_rows, seen, hashed=True)
             if counts is None:
                 left.append(one)
             else:
-                self._take([one], counts, quote)
+                self._count_settled([one], counts, quote)
         return left
 
-    def _noted(self, one: Input, known_rows: KnownRows) -> list[SegmentDigest]:
+    def _stored_segments(self, one: Input, known_rows: KnownRows) -> list[SegmentDigest]:
         """Return the segments that were stored for an input; [] if it has changed since, or was never planned."""
         found = self._quoted[one.path] = _File(version_of(one))
         if found.version is not None:
@@ -114,7 +114,7 @@ class Unchanged:
         by_value = any(one.by_value for one in self._inputs)
         return all(noted) and not by_value and len(self._by_path) == len(self._inputs)
 
-    def _as_noted(
+    def _count_if_settled(
         self, notes: Sequence[SegmentDigest], known_rows: KnownRows, seen: Distinct, *, hashed: bool
     ) -> Counter[Verdict] | None:
         """Return the number of rows by verdict if all rows of these segments are settled; None otherwise.
@@ -123,7 +123,7 @@ class Unchanged:
         """
         counts: Counter[Verdict] = Counter()
         mark = seen.mark()
-        looked = partial(self._stretch, known_rows=known_rows, hashed=hashed)
+        looked = partial(self._segment_verdicts, known_rows=known_rows, hashed=hashed)
         with closing(map_ahead(looked, notes, name="segment", threads=READERS, ahead=READERS)) as all_found:
             for found in all_found:
                 if found is None:
@@ -133,13 +133,13 @@ class Unchanged:
                 seen.add(found.hashes)
         return counts if notes else None
 
-    def _take(self, inputs: Sequence[Input], counts: Mapping[Verdict, int], quote: Quote) -> None:
+    def _count_settled(self, inputs: Sequence[Input], counts: Mapping[Verdict, int], quote: Quote) -> None:
         """Count inputs whose rows are all settled in the quote. Their segments are stored already."""
         quote.rows.update(counts)
         for one in inputs:
             self._quoted[one.path].notes = None
 
-    def _stretch(self, note: SegmentDigest, known_rows: KnownRows, *, hashed: bool) -> _Looked | None:
+    def _segment_verdicts(self, note: SegmentDigest, known_rows: KnownRows, *, hashed: bool) -> _SegmentVerdicts | None:
         """Return the verdicts on a segment; None if a row has changed since it was stored, or is not settled."""
         found = known_rows.noted(note, self._recipe)
         if found.rows != note.rows or found.digest != note.digest:
@@ -156,7 +156,7 @@ class Unchanged:
                 if not is_settled(kind, row, row.keep):
                     return None
                 counts[kind] += 1
-        return _Looked(
+        return _SegmentVerdicts(
             +counts, duplicates.hashes(identity.key_texts(pl.Series(keys if hashed else [], dtype=pl.String)))
         )
 
@@ -187,10 +187,10 @@ class Unchanged:
             quoted = {path: found for path, found in quoted.items() if found.settled and not waits}
             self._put_notes(driver, run_id, quoted)
         left = [one for one in (self._inputs if inputs is None else inputs) if one.path not in quoted]
-        self._planned = {one.path: self._before(one) for one in left}
+        self._planned = {one.path: self._file_before_reading(one) for one in left}
         return left
 
-    def _before(self, one: Input) -> _File:
+    def _file_before_reading(self, one: Input) -> _File:
         """Return the record of a file that is about to be read."""
         version = version_of(one)
         # a file that was written just now could be written again and keep the same time, so its bytes are needed, too

@@ -33,7 +33,7 @@ class Uploads:
                 raise self._refused[content.sha256]
             if content.sha256 not in self._ids:
                 try:
-                    self._ids[content.sha256] = self._known(content) or self._put_up(content)
+                    self._ids[content.sha256] = self._known(content) or self._upload(content)
                 except RowProblem as exc:
                     self._refused[content.sha256] = exc
                     raise
@@ -50,7 +50,7 @@ class Uploads:
             forget_file(conn, file_id)
         return None
 
-    def _put_up(self, content: Content) -> str:
+    def _upload(self, content: Content) -> str:
         driver = self._driver
         file_id = driver.api.upload(content.name, content.data, content.media_type)
         facts = {"sha256": content.sha256, "media_type": content.media_type, "size_bytes": len(content.data)}

@@ -46,8 +46,8 @@ class Windows:
         if least > window:
             about = "" if tokens is not None else "at least "
             raise RowProblem(
-                f"the request has {about}{least:,} tokens, and {built.model} reads {window:,}: shorten the row"
-                f"{larger(self._driver.api, least)}"
+                f"the request has {about}{least:,} tokens, and {built.model} reads at most {window:,}: shorten the row"
+                f"{larger_model_advice(self._driver.api, least)}"
             )
 
     def _counted(self, built: Built) -> int | None:
@@ -63,10 +63,10 @@ class Windows:
         return None
 
 
-def larger(api: "Api", tokens: int) -> str:
+def larger_model_advice(api: "Api", tokens: int) -> str:
     """Return advice for a message: the cheapest model that reads this many tokens; an empty text if there is none.
 
-    Such as: `, or ask claude-haiku-5-5 (request.model), which reads 1,000,000`. It is chosen among the models with a
+    Such as: `, or set request.model to claude-haiku-5-5, which reads 1,000,000`. It is chosen among the models with a
     known price that the API lists, or among all of them if the API gives no list.
     """
     windows = context_windows()
@@ -80,4 +80,4 @@ def larger(api: "Api", tokens: int) -> str:
     if not priced:
         return ""
     cheapest = min(priced, key=lambda model: (priced[model], model))
-    return f", or ask {cheapest} (request.model), which reads {windows[cheapest]:,}"
+    return f", or set request.model to {cheapest}, which reads {windows[cheapest]:,}"

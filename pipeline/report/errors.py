@@ -59,27 +59,30 @@ def _remedy(cause: Cause, last: RunRecord | None) -> tuple[str, list[str]]:
             return "shorten these rows at the source, or name a model with a larger window; then", ["run"]
         case RowState.TRUNCATED:
             if last is not None and last.max_tokens is None:
-                return "let answers be longer by request.max_tokens in the job file; then", ["run"]
+                return "raise request.max_tokens in the job file; then", ["run"]
             tokens = 0 if last is None else last.max_tokens or 0
-            return "let answers be longer", [*again, "--set", f"request.max_tokens={2 * tokens}"]
+            return "allow longer answers", [*again, "--set", f"request.max_tokens={2 * tokens}"]
         case RowState.REFUSED:
-            is_asked = last is not None and last.model == _ANOTHER_MODEL
-            other = [] if is_asked else ["--set", f"request.model={_ANOTHER_MODEL}"]
+            was_asked = last is not None and last.model == _ANOTHER_MODEL
+            other = [] if was_asked else ["--set", f"request.model={_ANOTHER_MODEL}"]
             return "ask another model, or change the prompt and `run`", [*again, *other]
         case RowState.UNPARSABLE:
-            return "ask once more, or change the prompt or the labels and `run`", again
+            return "ask again, or change the prompt or the labels and `run`", again
         case RowState.EXPIRED:
             return "ask again; smaller batches (limits.max_batch_requests) help", again
         case RowState.CANCELED:
-            return "if they are wanted after all", again
+            return "to send them after all", again
         case RowState.LOST:
             return "look the batch up in the Console first: sending these rows again may pay for them twice", again
     named = [] if error_type is None else ["--error-type", error_type]
     if is_about_account(cause.error_message or ""):
-        return "the account was refused, not the request: put that right; then", [*again, *named]
+        return "the API refused the account, not the request: correct its key, permission or billing; then", [
+            *again,
+            *named,
+        ]
     if error_type in _REFUSED_AS_IT_IS:
         return "the API refuses the request as it is: correct the job file; then", ["run"]
-    return "ask again (retry.errors names what is asked again by itself)", [*again, *named]
+    return "ask again (for the errors in retry.errors, `run` does that itself)", [*again, *named]
 
 
 def error_lines(causes: list[dict[str, Any]]) -> Iterator[str]:

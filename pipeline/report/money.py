@@ -36,19 +36,24 @@ def money_lines(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[
     estimate: made when the run began; without a cost in it the first line is left out. cost: US dollars so far.
     usage: tokens by class; without tokens of the prompt cache the second line is left out.
     """
-    said = (estimate or {}).get("cost_usd")
-    if said is not None:
-        yield f"estimated {cost_range(said)}; it was {money(cost)} so far"
+    estimated = (estimate or {}).get("cost_usd")
+    if estimated is not None:
+        yield f"estimated {cost_range(estimated)}; spent {money(cost)} so far"
     rate = read_rate(dict(usage))
     if rate is not None:
         read, written = usage.get("cache_read_tokens", 0), usage.get("cache_write_tokens", 0)
-        yield f"cache: {rate:.1%} read of what was to be cached ({read:,} tokens read, {written:,} written)"
+        yield f"cache: {rate:.1%} of the cached tokens were read ({read:,} tokens read, {written:,} written)"
 
 
 def money_facts(estimate: Mapping[str, Any] | None, cost: float, usage: Mapping[str, int]) -> dict[str, Any]:
     """Return the facts of `money_lines` as JSON; estimate_usd and cache_read_rate are None if they are not known."""
-    said = (estimate or {}).get("cost_usd")
-    return {"estimate_usd": said, "cost_usd": cost, "usage": dict(usage), "cache_read_rate": read_rate(dict(usage))}
+    estimated = (estimate or {}).get("cost_usd")
+    return {
+        "estimate_usd": estimated,
+        "cost_usd": cost,
+        "usage": dict(usage),
+        "cache_read_rate": read_rate(dict(usage)),
+    }
 
 
 def month_facts(conn: Connection, run: RunRecord, limit: float | None, now: datetime) -> dict[str, Any] | None:
@@ -74,7 +79,7 @@ def month_line(month: Mapping[str, Any]) -> str:
 
 
 def budget_line(budget: Mapping[str, float | None]) -> str:
-    """Return `budget $5.00: $4.20 spent, $0.70 reserved ...; limits.max_cost_usd: 7.25 is enough for what waits`.
+    """Return `budget $5.00: $4.20 spent, $0.70 reserved ...; limits.max_cost_usd: 7.25 is enough for the waiting rows`.
 
     The reserved money is left out if it is 0, and the last part if the limit is high enough.
     """
@@ -82,12 +87,12 @@ def budget_line(budget: Mapping[str, float | None]) -> str:
 
 
 def _money_line(budget: Mapping[str, float | None], field: str) -> str:
-    said = f"budget {money(budget['limit_usd'])}: {money(budget['spent_usd'])} spent"
+    line = f"budget {money(budget['limit_usd'])}: {money(budget['spent_usd'])} spent"
     if budget["reserved_usd"]:
-        said += f", {money(budget['reserved_usd'])} reserved for what may still come"
+        line += f", {money(budget['reserved_usd'])} reserved for results not stored yet"
     limit, enough = budget["limit_usd"], budget["to_finish_usd"]
     short = limit is not None and enough is not None and enough > limit
-    return f"{said}; {field}{enough:.2f} is enough for what waits" if short else said
+    return f"{line}; {field}{enough:.2f} is enough for the waiting rows" if short else line
 
 
 def stopped_line(
@@ -102,26 +107,26 @@ def stopped_line(
         case RunReason.BUDGET:
             lines = [] if budget is None else [budget_line(budget)]
             lines += [] if month is None else [month_line(month)]
-            said = "; ".join(lines) or "the month's budget is spent (BATCH_MONTHLY_BUDGET_USD)"
-            return f"{said}; raise it, and the same command goes on with what is left"
+            spent = "; ".join(lines) or "the month's budget is spent (BATCH_MONTHLY_BUDGET_USD)"
+            return f"{spent}; raise it and run the same command again to send the remaining rows"
         case RunReason.CANARY:
             return (
-                "too many of the canary's rows failed, so nothing more is sent: `errors` says why; put that right and "
-                "run again, or go past it with `run --no-canary`"
+                "too many of the canary's rows failed, so nothing more is sent: `errors` says why; correct that and "
+                "run again, or send all rows with `run --no-canary`"
             )
         case RunReason.FAILURES:
             return (
-                "so many of its rows failed that nothing more is sent: `errors` says why; put that right, or allow "
-                "more by limits.max_failed, and run again"
+                "too many of its rows failed, so nothing more is sent: `errors` says why; correct that, or raise "
+                "limits.max_failed, and run again"
             )
         case RunReason.CANCELED if retry:
             return (
-                "it was canceled: what had succeeded is collected, what was not sent keeps the outcome that it had, "
-                "and `retry --status canceled` sends what was canceled"
+                "it was canceled: requests that succeeded are collected, rows that were not sent keep their outcome, "
+                "and `retry --status canceled` sends the canceled rows"
             )
         case RunReason.CANCELED:
             return (
-                "it was canceled: what had succeeded is collected, `run` sends what was not sent, and "
-                "`retry --status canceled` what was canceled"
+                "it was canceled: requests that succeeded are collected, `run` sends the rows that were not sent, and "
+                "`retry --status canceled` sends the canceled rows"
             )
     return None

@@ -99,14 +99,14 @@ class Area:
 
     def failed(self, exc: BaseException) -> None:
         """Show the exception that ended the driver."""
-        self._end(f"{type(exc).__name__}: {exc}" if str(exc) else f"{type(exc).__name__}: the same call again goes on")
+        self._end(f"{type(exc).__name__}: {str(exc) or 'make the same call again to continue'}")
 
     def _end(self, how: str) -> None:
         with self._lock:
             self._next = ""
             self._draw(how)
 
-    def _draw(self, how: str = "at work") -> None:
+    def _draw(self, how: str = "running") -> None:
         self._shown_at = time.monotonic()
         self._show("\n".join([f"{self._name}: {how}, {_lasted(self._shown_at - self._began)}", *self._lines()]))
 

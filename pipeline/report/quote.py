@@ -25,18 +25,18 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         (rows[Verdict.IN_FLIGHT] + rows[Verdict.CHANGED_IN_FLIGHT], "in flight"),
         (rows[Verdict.KEPT] + rows[Verdict.KEPT_OLDER], "kept"),
         (rows[Verdict.FOR_RETRY], "left to a retry that is not finished"),
-        (rows[Verdict.OTHER], "not asked for"),
+        (rows[Verdict.OTHER], "not selected"),
     ]
     listed = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
     yield f"rows     {quote.total:,} in the source: {listed}"
     if rows[Verdict.CHANGED_IN_FLIGHT]:
         changed = rows[Verdict.CHANGED_IN_FLIGHT]
-        yield f"         {changed:,} of those in flight have changed; they go again when they are back"
+        yield f"         {changed:,} of those in flight have changed; they are sent again once their batch has ended"
     if rows[Verdict.KEPT_OLDER]:
         older = rows[Verdict.KEPT_OLDER]
         yield f"         {older:,} succeeded with an older recipe and are kept; --refresh sends them too"
     if quote.gone:
-        yield f"         {gone_words(quote.gone)}; answers stay"
+        yield f"         {gone_words(quote.gone)}; their answers stay"
     yield from _in_flight_line(quote)
     said = quote.estimate
     if not quote.to_send or said is None:
@@ -52,7 +52,7 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
     yield f"output   {low:,.0f} to {most:,} tokens an answer{about}"
     yield f"cost     {cost_words(said)}"
     if quote.unbounded is not None:
-        yield f"         and on top what {quote.unbounded} costs and reads at the API"
+        yield f"         plus what {quote.unbounded} costs and reads at the API"
     if quote.max_cost_usd is not None:
         yield _limit_line(quote)
 
@@ -78,18 +78,18 @@ def _ahead(quote: Quote) -> str:
     first = "first row" if quote.ahead == 1 else f"first {quote.ahead:,} rows"
     if quote.waits_for_ahead:
         return f" (they wait for the {first} of the run)"
-    return f" (the {first} {'goes' if quote.ahead == 1 else 'go'} ahead)"
+    return f" (the {first} {'is' if quote.ahead == 1 else 'are'} sent first)"
 
 
 def _counted_how(said: Estimate) -> str:
     sampled = said.input_tokens.sampled
-    return f"the API counted {count(sampled, 'request')}" if sampled else "by bytes, the API did not count"
+    return f"the API counted {count(sampled, 'request')}" if sampled else "estimated from bytes, the API did not count"
 
 
 def cost_words(said: Estimate) -> str:
     """Return the cost of a run as text. The quote, the end of a run and the command `estimate` use the same words."""
     if said.cost_facts is None:
-        return f"unpriced: no batch price is known for {said.unpriced}; prices in the job file can say it"
+        return f"unpriced: no batch price is known for {said.unpriced}; give one under prices in the job file"
     return cost_range(said.cost_facts)
 
 
@@ -97,7 +97,7 @@ def _limit_line(quote: Quote) -> str:
     said = quote.estimate
     worst = None if said is None or said.money is None else said.money.worst
     enough = worst is not None and quote.max_cost_usd is not None and worst <= quote.max_cost_usd
-    then = "enough for that" if enough else "the run stops before it costs more, by a 99% bound of its input"
+    then = "enough for the worst case" if enough else "the run stops before it costs more, by a 99% bound of its input"
     return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
 
 

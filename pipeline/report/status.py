@@ -100,7 +100,7 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     for twin in facts["twins"]:
         yield f"warning  batch {twin['batch']}: {twin['problem']}"
     if facts["results_vanish_days"] is not None and facts["results_vanish_days"] < 7:
-        yield f"warning  results vanish at the API on {facts['results_vanish_at'][:10]}; collect them before"
+        yield f"warning  the API removes results on {facts['results_vanish_at'][:10]}; run `collect` before that day"
 
 
 def _recipe_lines(by_recipe: list[Mapping[str, Any]]) -> Iterator[str]:
@@ -108,10 +108,10 @@ def _recipe_lines(by_recipe: list[Mapping[str, Any]]) -> Iterator[str]:
     for recipe in by_recipe:
         rows, since = count(recipe["rows"], "row"), recipe["since"][:10]
         if recipe["present"]:
-            yield f"recipe   {rows} answered with the present one, of {since}"
+            yield f"recipe   {rows} answered with the present recipe, used since {since}"
         else:
             differs = f": {recipe['differs']}" if recipe["differs"] else ""
-            yield f"recipe   {rows} answered with an older one, of {since}{differs}"
+            yield f"recipe   {rows} answered with an older recipe, used since {since}{differs}"
 
 
 def is_open(batches_by_state: Mapping[str, int]) -> bool:

@@ -29,8 +29,8 @@ def verify_facts(found: Verified) -> dict[str, Any]:
 def verify_lines(found: Verified) -> Iterator[str]:
     """Yield the lines of a proof: what was proven, or the problems that were found."""
     if found.holds:
-        same = "each has one final status, and one answer in table"
-        yield f"holds    {count(found.rows, 'row')}: {same} {found.table} that says the same"
+        same = "each has one final status, and one answer with that status in table"
+        yield f"holds    {count(found.rows, 'row')}: {same} {found.table}"
         yield f"         {counted(found.statuses) or 'none'}"
         collected = f"{count(found.batches, 'collected batch')} ({count(found.requests, 'request')})"
         yield f"         the API's counts of {collected} agree"
@@ -38,7 +38,9 @@ def verify_lines(found: Verified) -> Iterator[str]:
             rows = count(found.source_rows, "row")
             yield f"         {rows} of the source: each has an outcome for its present content"
     else:
-        of_rows = f"{count(found.rows, 'row')}, {found.waiting:,} of them not done" if found.waiting else "the job"
+        of_rows = (
+            f"{count(found.rows, 'row')}, {found.waiting:,} of them without an outcome" if found.waiting else "the job"
+        )
         yield f"does not hold: {count(found.problems, 'problem')} with {of_rows}"
         for of, problem in found.shown:
             yield f"    {of} {problem}"
@@ -47,7 +49,8 @@ def verify_lines(found: Verified) -> Iterator[str]:
     if found.gone:
         yield f"         {gone_words(found.gone)}"
     if found.vanished:
-        yield f"         {count(found.vanished, 'row')} left the source before being answered, and the job with it"
+        rows = count(found.vanished, "row")
+        yield f"         {rows} left the source before they had an answer, and no longer belong to the job"
     for lost in found.lost:
         yield f"warning  batch {lost.batch} is lost: {lost.problem}"
     for twin in found.twins:

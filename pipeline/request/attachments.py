@@ -112,6 +112,7 @@ class Attachments:
         return sum(weight(row[each.column], folder) for each in self._attachments if not each.upload)
 
     def _parts(self, attachment: "Attachment", value: Any, folder: Folder) -> Iterator[Part]:
+        """Yield the parts of a column's value. Raises RowProblem for a null, unless the job sends such rows."""
         for one in _values(value):
             if one is not None:
                 with _in_column(attachment.column):
@@ -124,16 +125,18 @@ class Attachments:
                 )
 
     def _part(self, attachment: "Attachment", value: Any, folder: Folder) -> Part:
+        """Return the checked part for one value: bytes, a path, a URL or a Files API id. Raises RowProblem."""
         match value:
             case bytes():
                 return checked_part(value, attachment, None)
             case str():
-                source = _elsewhere(value)
-                return Part(quoted_path(value), source) if source else self._file(attachment, value, folder)
+                source = _remote_source(value)
+                return Part(quoted_path(value), source) if source else self._file_part(attachment, value, folder)
             case _:
-                raise RowProblem(f"a value of type {type(value).__name__} is not {_TAKEN}")
+                raise RowProblem(f"a value of type {type(value).__name__} is not {_ACCEPTED}")
 
-    def _file(self, attachment: "Attachment", path: str, folder: Folder) -> Part:
+    def _file_part(self, attachment: "Attachment", path: str, folder: Folder) -> Part:
+        """Return the checked part for a file, from the cache if the file has not changed. Raises RowProblem."""
         size, version = folder.stat(path)
         key = (folder, path, size, version, kind_of(attachment), attachment.upload)
         part = self._recent.get(key)
@@ -161,10 +164,11 @@ class Attachments:
         refuse_bytes(carried, "")
 
     def _refuse_beyond_limits(self, parts: Sequence[tuple["Attachment", Part]]) -> None:
+        """Raise RowProblem if the parts together exceed a limit of the API: images, pages, pixels or bytes."""
         images = sum(attachment.image is not None for attachment, _ in parts)
         pages = sum(part.pages for _, part in parts)
-        _refuse_more(images, "image", SMALL_CONTEXT_IMAGES if self._small_context else IMAGES, self._small_context)
-        _refuse_more(pages, "PDF page", SMALL_CONTEXT_PAGES if self._small_context else PAGES, self._small_context)
+        _refuse_more_than(SMALL_CONTEXT_IMAGES if self._small_context else IMAGES, images, "image", self._small_context)
+        _refuse_more_than(SMALL_CONTEXT_PAGES if self._small_context else PAGES, pages, "PDF page", self._small_context)
         for attachment, part in parts:
             if images > MANY_IMAGES and part.pixels and max(part.pixels) > MANY_IMAGES_PIXELS:
                 raise RowProblem(
@@ -175,6 +179,7 @@ class Attachments:
         refuse_bytes([(part.bytes, part.name) for _, part in parts], " in the request")
 
     def _block(self, attachment: "Attachment", part: Part) -> dict[str, Any]:
+        """Return the content block of a part; a file to upload is uploaded first."""
         source = part.source
         if isinstance(source, Content):
             if self._uploaded is None:
@@ -206,7 +211,7 @@ def weight(value: Any, folder: Folder) -> int:
     return sum(base64_size(_size(one, folder)) for one in _values(value))
 
 
-_TAKEN = "a path, an http(s) URL, a Files API id, bytes, or a list of these"
+_ACCEPTED = "a path, an http(s) URL, a Files API id, bytes, or a list of these"
 
 
 def _values(value: Any) -> list[Any]:
@@ -217,26 +222,27 @@ def _values(value: Any) -> list[Any]:
         value = value.to_list()
     if not isinstance(value, list | tuple):
         value = [value]
-    return [_value(one) for one in value] or [None]
+    return [_normalized(one) for one in value] or [None]
 
 
 def _json_list(text: str) -> str | list[Any]:
     """Return the list that a JSON text holds. Any other text is returned unchanged: `[draft] plan.pdf` is a path."""
     try:
-        found = orjson.loads(text)
+        parsed = orjson.loads(text)
     except orjson.JSONDecodeError:
         return text
-    return found if isinstance(found, list) else text
+    return parsed if isinstance(parsed, list) else text
 
 
-def _value(value: Any) -> Any:
+def _normalized(value: Any) -> Any:
+    """Return one attachment with all kinds of bytes as `bytes`; None for empty bytes and for blank text."""
     if isinstance(value, bytearray | memoryview):
         value = bytes(value)
     empty = value.strip() == "" if isinstance(value, str) else isinstance(value, bytes) and len(value) == 0
     return None if empty else value
 
 
-def _elsewhere(text: str) -> dict[str, Any] | None:
+def _remote_source(text: str) -> dict[str, Any] | None:
     """Return the block's source for a URL or a Files API id; None for a path. Raises RowProblem for other URLs."""
     if WEB.match(text):
         return {"type": "url", "url": text}
@@ -244,7 +250,7 @@ def _elsewhere(text: str) -> dict[str, Any] | None:
         return _file_source(text)
     if scheme := SCHEME.match(text):
         # the message leaves out the rest, which may hold a password, or be a whole file
-        raise RowProblem(f"{scheme[1] or scheme[2]}: URLs are not accepted; give {_TAKEN}")
+        raise RowProblem(f"{scheme[1] or scheme[2]}: URLs are not accepted; give {_ACCEPTED}")
     return None
 
 
@@ -253,6 +259,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _stamp(value: Any, folder: Folder) -> str:
+    """Return the stamp of one attachment, see `stamp`."""
     if value is None:
         return "null"
     if isinstance(value, bytes):
@@ -267,6 +274,7 @@ def _stamp(value: Any, folder: Folder) -> str:
 
 
 def _size(value: Any, folder: Folder) -> int:
+    """Return the bytes of one attachment; 0 for a null, a URL, an id, or a file that cannot be found."""
     if isinstance(value, bytes):
         return len(value)
     if not _is_path(value):
@@ -277,7 +285,8 @@ def _size(value: Any, folder: Folder) -> int:
         return 0
 
 
-def _refuse_more(n: int, what: str, most: int, small_context: bool) -> None:
+def _refuse_more_than(most: int, n: int, what: str, small_context: bool) -> None:
+    """Raise RowProblem if a request has more than `most` attachments of a kind. n: how many it has; what: the kind."""
     if n > most:
         model = " to a model with less than 1M tokens of context" if small_context else ""
         raise RowProblem(f"the attachments are {n:,} {what}s; the API accepts at most {most:,} in a request{model}")
@@ -298,6 +307,7 @@ def _bytes_held(part: Part | str) -> int:
 
 @contextmanager
 def _in_column(column: str) -> Iterator[None]:
+    """Put the column's name in front of the message of a RowProblem that the block raises."""
     try:
         yield
     except RowProblem as exc:

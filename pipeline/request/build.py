@@ -14,7 +14,7 @@ from pipeline.money.budget import attachment_tokens
 from pipeline.money.prices import LARGEST_CONTEXT, context_window
 from pipeline.request.attachments import Attachments
 from pipeline.request.media import Content
-from pipeline.request.turns import first_of_user, turns
+from pipeline.request.turns import require_user_first, turns
 from pipeline.storage.folders import Folder
 
 Row = Mapping[str, Any]
@@ -50,14 +50,16 @@ class RequestBuilder:
         self.named: dict[str, tuple[str, ...]] = {field: tuple(sorted(n.columns)) for field, n in named.items()}
         if request.turns is not None:
             self.named["request.turns"] = (request.turns,)
-        of_templates = {column for columns in self.named.values() for column in columns}
-        self.uploaded: Callable[[Content], str] = stand_in  #: uploads a file and returns its id
-        small = bool(request.attachments) and context_window(request.model) < LARGEST_CONTEXT
-        attachments = partial(Attachments, nulls=job.source.nulls, small_context=small)
+        template_columns = {column for columns in self.named.values() for column in columns}
+        self.uploaded: Callable[[Content], str] = placeholder_file_id  #: uploads a file and returns its id
+        small_context = bool(request.attachments) and context_window(request.model) < LARGEST_CONTEXT
+        attachments = partial(Attachments, nulls=job.source.nulls, small_context=small_context)
         self.attachments = attachments(request.attachments, uploaded=lambda content: self.uploaded(content))
-        self._carried = attachments([each.model_copy(update={"upload": False}) for each in request.attachments])
+        self._inline_attachments = attachments(
+            [each.model_copy(update={"upload": False}) for each in request.attachments]
+        )
         self.columns = SourceColumns(
-            tuple(sorted(of_templates)),
+            tuple(sorted(template_columns)),
             self.attachments.columns,
             any(n.all_columns for n in named.values()),
         )
@@ -69,27 +71,27 @@ class RequestBuilder:
         self._model = self._renderer(request.model) if templates.is_template(request.model) else None
         self._max_tokens = self._renderer(request.max_tokens) if isinstance(request.max_tokens, str) else None
         fixed, self._turns = shared(job)
-        self._of_each_row = [self._turn_renderer(turn) for turn in request.messages[len(self._turns) :]]
-        self._plain = not (self._of_each_row or request.turns or request.attachments)
+        self._row_turns = [self._turn_renderer(turn) for turn in request.messages[len(self._turns) :]]
+        self._plain = not (self._row_turns or request.turns or request.attachments)
         fields = orjson.dumps(fixed)[1:-1] + b"," if fixed else b""
         turns = b"".join(orjson.dumps(turn) + b"," for turn in self._turns)
         self._shared = fields + b'"messages":[' + turns
         self._caches = b"cache_control" in self._shared
-        self._before = b""
+        self._fixed_opening = b""
         if isinstance(request.max_tokens, int):
-            self._before = self._opened(request.model, request.max_tokens)
+            self._fixed_opening = self._opening_bytes(request.model, request.max_tokens)
 
     @property
     def uploads(self) -> bool:
         """Return whether any attachment is uploaded instead of being sent inside the requests."""
         return any(attachment.upload for attachment in self._job.request.attachments)
 
-    def params(self, row: Row, folder: Folder | None = None, *, carried: bool = False) -> Built:
+    def params(self, row: Row, folder: Folder | None = None, *, inline_files: bool = False) -> Built:
         """Return the request of a row.
 
-        row: values by column name; folder: where the row's attachments are, the folder of its data file; carried: put
-        all files inside the request, also those with `upload`. Raises RowProblem with the reason if this row cannot be
-        sent, and templates.TemplateProblem if the template may not run at all.
+        row: values by column name; folder: where the row's attachments are, the folder of its data file;
+        inline_files: put all files inside the request, also those with `upload`. Raises RowProblem with the reason if
+        this row cannot be sent, and templates.TemplateProblem if the template may not run at all.
         """
         prompt = self._prompt(row)
         if not prompt or prompt.isspace():
@@ -99,18 +101,20 @@ class RequestBuilder:
             if self._plain:
                 params = b"".join((opening, b'{"role":"user","content":', orjson.dumps(prompt), b"}]}"))
                 return Built(params, model, max_tokens, 0, self._caches)
-            messages = self._conversation(row, prompt, folder, self._carried if carried else self.attachments)
-            said = b",".join(orjson.dumps(turn) for turn in messages) + b"]}"
+            messages = self._conversation(
+                row, prompt, folder, self._inline_attachments if inline_files else self.attachments
+            )
+            rest = b",".join(orjson.dumps(turn) for turn in messages) + b"]}"
         except orjson.JSONEncodeError as exc:
             raise RowProblem(f"the request is not valid Unicode text: {exc}") from exc
-        not_text = attachment_tokens({"model": model, "messages": [*self._turns, *messages]})
-        return Built(opening + said, model, max_tokens, not_text, self._caches or b"cache_control" in said)
+        attached_tokens = attachment_tokens({"model": model, "messages": [*self._turns, *messages]})
+        return Built(opening + rest, model, max_tokens, attached_tokens, self._caches or b"cache_control" in rest)
 
     def _opening(self, row: Row) -> tuple[str, int, bytes]:
         """Return model, max_tokens, and the bytes of the request before its first turn that depends on the row."""
         model, max_tokens = self._job.request.model, self._job.request.max_tokens
         if self._model is None and isinstance(max_tokens, int):
-            return model, max_tokens, self._before
+            return model, max_tokens, self._fixed_opening
         if self._model is not None:
             model = self._model(row).strip()
             if not model:
@@ -118,16 +122,17 @@ class RequestBuilder:
         if self._max_tokens is not None:
             max_tokens = _whole_number(self._max_tokens(row))
         assert isinstance(max_tokens, int)
-        return model, max_tokens, self._opened(model, max_tokens)
+        return model, max_tokens, self._opening_bytes(model, max_tokens)
 
-    def _opened(self, model: str, max_tokens: int) -> bytes:
+    def _opening_bytes(self, model: str, max_tokens: int) -> bytes:
+        """Return the bytes of a request before its first turn that depends on the row."""
         return b'{"model":' + orjson.dumps(model) + b',"max_tokens":' + str(max_tokens).encode() + b"," + self._shared
 
     def _conversation(
         self, row: Row, prompt: str, folder: Folder | None, attachments: Attachments
     ) -> list[dict[str, Any]]:
         """Return the turns that depend on the row; the last one holds the prompt."""
-        messages = [render(row) for render in self._of_each_row]
+        messages = [render(row) for render in self._row_turns]
         column = self._job.request.turns
         if column is not None:
             messages += turns(column, row[column])
@@ -137,13 +142,14 @@ class RequestBuilder:
             blocks = attachments.blocks(row, folder)
             content = [*blocks, {"type": "text", "text": prompt}] if blocks else prompt
         messages.append({"role": "user", "content": content})
-        first_of_user([*self._turns, *messages])
+        require_user_first([*self._turns, *messages])
         return messages
 
     def _renderer(self, template: str) -> Render:
         return templates.renderer(template, self._job.vars, self._job.source.nulls)
 
     def _turn_renderer(self, turn: Turn) -> Callable[[Row], dict[str, Any]]:
+        """Return a function that makes a row's turn from the templates in `turn`."""
         renders = {text: self._renderer(text) for text in template_texts(turn.content)}
 
         def rendered(row: Row) -> dict[str, Any]:
@@ -155,7 +161,7 @@ class RequestBuilder:
         return rendered
 
 
-def stand_in(content: Content) -> str:
+def placeholder_file_id(content: Content) -> str:
     """Return a stand-in for the Files API id of a file that is uploaded only when its request is planned."""
     return f"file_{content.sha256[:24]}"
 
@@ -177,14 +183,14 @@ def shared(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     request, params = job.request, dict(job.request.params)
     if request.system is not None:
         params = {"system": request.system, **params}
-    wanted = _format(job)
-    if wanted is not None:
-        params["output_config"] = {**params.get("output_config", {}), "format": wanted}
+    answer_format = _answer_format(job)
+    if answer_format is not None:
+        params["output_config"] = {**params.get("output_config", {}), "format": answer_format}
     if job.output.tool is not None:
         params.setdefault("tool_choice", {"type": "tool", "name": job.output.tool})
     turns = []
     for turn in request.messages:
-        if any(_of_rows(job, text) for text in template_texts(turn.content)):
+        if any(_depends_on_row(job, text) for text in template_texts(turn.content)):
             break
         turns.append(_filled(job, turn))
     if request.cache is not None:
@@ -195,19 +201,21 @@ def shared(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _put_breakpoint(params: dict[str, Any], turns: list[dict[str, Any]], control: dict[str, str]) -> None:
     """Set cache_control on the last shared block. The API reads tools first, then system, then turns."""
     if turns:
-        turns[-1] = {**turns[-1], "content": _marked(turns[-1]["content"], control)}
+        turns[-1] = {**turns[-1], "content": _with_breakpoint(turns[-1]["content"], control)}
     elif params.get("system"):
-        params["system"] = _marked(params["system"], control)
+        params["system"] = _with_breakpoint(params["system"], control)
     elif isinstance(params.get("tools"), list) and params["tools"]:
         params["tools"] = [*params["tools"][:-1], {**params["tools"][-1], "cache_control": control}]
 
 
-def _marked(content: str | list[dict[str, Any]], control: dict[str, str]) -> list[dict[str, Any]]:
+def _with_breakpoint(content: str | list[dict[str, Any]], control: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the content as blocks, the last of them with cache_control."""
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     return [*blocks[:-1], {**blocks[-1], "cache_control": control}]
 
 
 def _names(job: Job, field: str, template: str) -> templates.Names:
+    """Return the names that a template reads. Raises JobError, which names the field, for an unknown var."""
     try:
         named = templates.names(template)
     except templates.TemplateProblem as exc:
@@ -218,7 +226,7 @@ def _names(job: Job, field: str, template: str) -> templates.Names:
     return named
 
 
-def _of_rows(job: Job, template: str) -> bool:
+def _depends_on_row(job: Job, template: str) -> bool:
     """Return whether the text of a template depends on the row."""
     named = _names(job, "request.messages", template)
     return bool(named.columns) or named.all_columns
@@ -230,7 +238,7 @@ def _filled(job: Job, turn: Turn) -> dict[str, Any]:
     return {"role": turn.role, "content": content}
 
 
-def _format(job: Job) -> dict[str, Any] | None:
+def _answer_format(job: Job) -> dict[str, Any] | None:
     """Return the format of the answer that `output` asks for; None for free text and tools."""
     if job.output.schema_ is not None:
         return {"type": "json_schema", "schema": job.output.schema_}
@@ -254,6 +262,7 @@ def _whole_number(text: str) -> int:
 
 
 def _not_empty(text: str, field: str) -> str:
+    """Return the text of a turn. Raises RowProblem if it is empty."""
     if not text or text.isspace():
         raise RowProblem(f"{field}: a turn is empty for this row")
     return text

@@ -24,10 +24,10 @@ REFUSED = {
     "stream": "a batch has no streaming",
     "speed": "a batch has no fast mode",
     "messages": "the messages are built from request.prompt",
-    "model": "this is request.model",
-    "max_tokens": "this is request.max_tokens",
-    "system": "this is request.system",
-    "betas": "this is request.betas",
+    "model": "request.model sets this",
+    "max_tokens": "request.max_tokens sets this",
+    "system": "request.system sets this",
+    "betas": "request.betas sets this",
     "workspace_id": "this is a header, which the SDK reads from its own settings",
     "fallbacks": "a batch has no fallbacks; retry.change asks another model",
     "fallback_credit_token": "a batch has no fallbacks; retry.change asks another model",
@@ -50,17 +50,21 @@ def check_fields(job: Job) -> None:
     config = request.params.get("output_config", {})
     if not isinstance(config, dict):
         raise JobError(f"request.params.output_config: must be a mapping (it is {config!r})")
-    made = next((name for name in ("labels", "schema") if getattr(output, name.replace("schema", "schema_"))), None)
-    if made is not None and "format" in config:
-        raise JobError(f"request.params.output_config.format: output.{made} sets the format; remove one of the two")
+    format_field = next(
+        (name for name in ("labels", "schema") if getattr(output, name.replace("schema", "schema_"))), None
+    )
+    if format_field is not None and "format" in config:
+        raise JobError(
+            f"request.params.output_config.format: output.{format_field} sets the format; remove one of the two"
+        )
     _check_output(job)
     if request.cache is not None:
         _check_cache(job)
     if isinstance(request.max_tokens, int):
-        _check_budget(request.params, request.max_tokens)
+        _check_thinking_budget(request.params, request.max_tokens)
 
 
-def _example(job: Job) -> dict[str, Any]:
+def _example_params(job: Job) -> dict[str, Any]:
     """Return params as every request has them, with a valid value for all that depends on the row."""
     params = {"model": "a model", "max_tokens": 1, **fixed_params(job)}
     turns = [turn.model_dump() for turn in job.request.messages]
@@ -86,15 +90,20 @@ def _check_output(job: Job) -> None:
         raise JobError(
             f"request.params.tool_choice: output.tool forces {job.output.tool}; remove tool_choice, or output.tool"
         )
-    wanted = fixed_params(job).get("output_config", {}).get("format")
-    if wanted is not None:
-        _check_format(job, wanted)
+    answer_format = fixed_params(job).get("output_config", {}).get("format")
+    if answer_format is not None:
+        _check_format(job, answer_format)
 
 
-def _check_format(job: Job, wanted: Any) -> None:
+def _check_format(job: Job, answer_format: Any) -> None:
     """Raise JobError if the format of the answer cannot be used, whichever field asks for it."""
-    if job.output.labels is None and job.output.schema_ is None and isinstance(wanted, dict) and "schema" in wanted:
-        problem = first_problem(wanted["schema"])
+    if (
+        job.output.labels is None
+        and job.output.schema_ is None
+        and isinstance(answer_format, dict)
+        and "schema" in answer_format
+    ):
+        problem = first_problem(answer_format["schema"])
         if problem is not None:
             raise JobError(f"request.params.output_config.format.schema: {problem}")
     cited = any(attachment.citations for attachment in job.request.attachments)
@@ -108,16 +117,17 @@ def _check_format(job: Job, wanted: Any) -> None:
 
 
 def _check_cache(job: Job) -> None:
+    """Raise JobError if request.cache has nothing to cache, or makes too many breakpoints."""
     params, turns = shared(job)
-    marks = orjson.dumps([params, turns]).count(b'"cache_control":{')
-    if not marks:
+    breakpoints = orjson.dumps([params, turns]).count(b'"cache_control":{')
+    if not breakpoints:
         raise JobError(
             "request.cache: the requests share no text before the prompt, so there is nothing to cache; put what they "
             "share into request.system or request.messages, or remove request.cache"
         )
-    if marks > MAX_BREAKPOINTS:
+    if breakpoints > MAX_BREAKPOINTS:
         raise JobError(
-            f"request.cache: with the one that it adds, {marks} blocks have cache_control, and the API accepts "
+            f"request.cache: with the one that it adds, {breakpoints} blocks have cache_control, and the API accepts "
             f"{MAX_BREAKPOINTS}; remove some"
         )
 
@@ -125,7 +135,7 @@ def _check_cache(job: Job) -> None:
 MAX_BREAKPOINTS = 4  # source: platform.claude.com/docs/en/build-with-claude/prompt-caching
 
 
-def _check_budget(params: Mapping[str, Any], max_tokens: int) -> None:
+def _check_thinking_budget(params: Mapping[str, Any], max_tokens: int) -> None:
     thinking = params.get("thinking", {})
     budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
     if budget is not None and budget >= max_tokens:
@@ -133,12 +143,12 @@ def _check_budget(params: Mapping[str, Any], max_tokens: int) -> None:
 
 
 def check_types(job: Job) -> None:
-    """Raise JobError for the first field of `request` that does not fit the request types of the installed SDK."""
-    wrong = first_mismatch(_example(job), beta=bool(job.request.betas))
-    if wrong is not None:
-        own = wrong.path[:1] in _OWN_FIELDS
-        field = ".".join(wrong.path if own else ("params", *wrong.path))
-        raise JobError(f"request.{field}: {wrong.message}")
+    """Raise JobError for the first field whose value does not have the SDK's type."""
+    mismatch = first_mismatch(_example_params(job), beta=bool(job.request.betas))
+    if mismatch is not None:
+        own = mismatch.path[:1] in _OWN_FIELDS
+        field = ".".join(mismatch.path if own else ("params", *mismatch.path))
+        raise JobError(f"request.{field}: {mismatch.message}")
 
 
 #: The params that have their own field in the job file's `request`.

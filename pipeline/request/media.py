@@ -75,9 +75,9 @@ class Part:
 
 def media_type(data: bytes) -> str | None:
     """Return the media type of this content, a key of EXTENSIONS, by its first bytes; None for any other content."""
-    for signature, found in SIGNATURES.items():
+    for signature, content_type in SIGNATURES.items():
         if data.startswith(signature):
-            return found
+            return content_type
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "image/webp"
     if b"%PDF-" in data[:PDF_HEADER_WITHIN]:
@@ -91,26 +91,26 @@ def checked_part(data: bytes, attachment: "Attachment", path: str | None) -> Par
     refuse_size(len(data), attachment, name)
     if path is not None:
         _refuse_own(data, name)
-    found = media_type(data)
-    _refuse_other_kind(found, kind_of(attachment), name)
-    assert found is not None
-    pixels = _pixels(data, found, name) if attachment.image is not None else None
-    pages = _pages(data, name) if found == "application/pdf" else 0
-    if found == "text/plain" and not (_text(data) or "").strip():
+    content_type = media_type(data)
+    _refuse_other_kind(content_type, kind_of(attachment), name)
+    assert content_type is not None
+    pixels = _pixels(data, content_type, name) if attachment.image is not None else None
+    pages = _pages(data, name) if content_type == "application/pdf" else 0
+    if content_type == "text/plain" and not (_text(data) or "").strip():
         raise RowProblem(f"{name} is empty")
     if attachment.upload:
-        content = Content(data, found, _file_name(path, found), hashlib.sha256(data).hexdigest())
+        content = Content(data, content_type, _file_name(path, content_type), hashlib.sha256(data).hexdigest())
         return Part(name, content, pixels=pixels, pages=pages)
-    source = _source(data, found)
-    carried = len(orjson.dumps(source["data"])) if found == "text/plain" else len(source["data"])
+    source = _source(data, content_type)
+    carried = len(orjson.dumps(source["data"])) if content_type == "text/plain" else len(source["data"])
     return Part(name=name, source=source, bytes=carried, pixels=pixels, pages=pages)
 
 
-def _source(data: bytes, found: str) -> dict[str, Any]:
+def _source(data: bytes, content_type: str) -> dict[str, Any]:
     """Return the `source` of a block for a content that is sent inside the request."""
-    if found == "text/plain":
-        return {"type": "text", "media_type": found, "data": _text(data)}
-    return {"type": "base64", "media_type": found, "data": b64encode(data).decode()}
+    if content_type == "text/plain":
+        return {"type": "text", "media_type": content_type, "data": _text(data)}
+    return {"type": "base64", "media_type": content_type, "data": b64encode(data).decode()}
 
 
 def refuse_size(size: int, attachment: "Attachment", name: str) -> None:
@@ -138,15 +138,15 @@ def _refuse_own(data: bytes, name: str) -> None:
             raise RowProblem(f"{name} is {kind}, not an attachment; name another file")
 
 
-def _refuse_other_kind(found: str | None, kind: str, name: str) -> None:
-    """Raise RowProblem unless a content of this media type can be such an attachment. found: None if unknown."""
-    if found is None:
+def _refuse_other_kind(content_type: str | None, kind: str, name: str) -> None:
+    """Raise RowProblem unless a content of this media type can be such an attachment. content_type: None if unknown."""
+    if content_type is None:
         known = "a PNG, JPEG, GIF or WebP image" if kind == "image" else "a PDF or UTF-8 text"
         raise RowProblem(f"{name} is not {known}, judged by its content, not its name; the API accepts no other {kind}")
-    if found.startswith("image/") and kind == "document":
-        raise RowProblem(f"{name} is an image ({found}); attach it by `image`, not by `document`")
-    if not found.startswith("image/") and kind == "image":
-        raise RowProblem(f"{name} is {CALLED[found]} ({found}); attach it by `document`, not by `image`")
+    if content_type.startswith("image/") and kind == "document":
+        raise RowProblem(f"{name} is an image ({content_type}); attach it by `image`, not by `document`")
+    if not content_type.startswith("image/") and kind == "image":
+        raise RowProblem(f"{name} is {CALLED[content_type]} ({content_type}); attach it by `document`, not by `image`")
 
 
 def refuse_bytes(carried: Sequence[tuple[int, str]], measured: str) -> None:
@@ -162,7 +162,7 @@ def refuse_bytes(carried: Sequence[tuple[int, str]], measured: str) -> None:
         )
 
 
-def _pixels(data: bytes, found: str, name: str) -> tuple[int, int]:
+def _pixels(data: bytes, content_type: str, name: str) -> tuple[int, int]:
     """Return width and height from the headers, without decoding the image. Raises RowProblem if it is broken."""
     # these classes, because Image.open warns of large images through a filter that all threads share
     from PIL.GifImagePlugin import GifImageFile
@@ -178,14 +178,14 @@ def _pixels(data: bytes, found: str, name: str) -> tuple[int, int]:
     }
     stream = BytesIO(data)
     try:
-        with readers[found](stream) as image:
+        with readers[content_type](stream) as image:
             header = stream.tell()
             image.verify()  # checks the checksums of PNG; does nothing for other formats
             width, height = image.size
     except Exception as exc:
-        raise RowProblem(f"{name} cannot be read as {found}: {reason_of(exc)}") from exc
-    if _ends_early(data, found, header):
-        raise RowProblem(f"{name} cannot be read as {found}: its end is missing")
+        raise RowProblem(f"{name} cannot be read as {content_type}: {reason_of(exc)}") from exc
+    if _ends_early(data, content_type, header):
+        raise RowProblem(f"{name} cannot be read as {content_type}: its end is missing")
     if max(width, height) > IMAGE_PIXELS:
         raise RowProblem(
             f"{name} is {sides((width, height))} pixels; the API accepts at most {sides((IMAGE_PIXELS, IMAGE_PIXELS))}"
@@ -193,9 +193,9 @@ def _pixels(data: bytes, found: str, name: str) -> tuple[int, int]:
     return width, height
 
 
-def _ends_early(data: bytes, found: str, header: int) -> bool:
+def _ends_early(data: bytes, content_type: str, header: int) -> bool:
     """Return whether the format's end mark is missing. A few bytes after it do no harm. Pillow checks PNG and WebP."""
-    match found:
+    match content_type:
         case "image/jpeg":  # searched after the header, where a thumbnail has its own end mark
             return data.find(b"\xff\xd9", header) < 0
         case "image/gif":
@@ -233,10 +233,10 @@ def _text(data: bytes) -> str | None:
         return None
 
 
-def _file_name(path: str | None, found: str) -> str:
+def _file_name(path: str | None, content_type: str) -> str:
     """Return a name that the Files API accepts: 1 to 255 characters, none of which has a meaning in paths."""
     name = "" if path is None else re.sub(r'[<>:"|?*\\/\x00-\x1f]', "_", path.rsplit("/", 1)[-1])[-255:]
-    return name or f"attachment.{EXTENSIONS[found]}"
+    return name or f"attachment.{EXTENSIONS[content_type]}"
 
 
 def kind_of(attachment: "Attachment") -> Literal["image", "document"]:

@@ -61,8 +61,8 @@ def custom_id_of_result(line: bytes) -> str | None:
         parsed = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    found = parsed.get("custom_id") if isinstance(parsed, dict) else None
-    return found if isinstance(found, str) else None
+    identifier = parsed.get("custom_id") if isinstance(parsed, dict) else None
+    return identifier if isinstance(identifier, str) else None
 
 
 def position_of_results(nonce: str) -> Callable[[bytes], int | None]:
@@ -70,12 +70,12 @@ def position_of_results(nonce: str) -> Callable[[bytes], int | None]:
 
     Nearly all lines begin with our custom_id, and the function reads it there without parsing the line.
     """
-    usual = re.compile(re.escape(_FIRST + nonce.encode()) + rb'-(0|[1-9][0-9]*)"').match
+    match_own = re.compile(re.escape(_FIRST + nonce.encode()) + rb'-(0|[1-9][0-9]*)"').match
 
     def position_of(line: bytes) -> int | None:
-        found = usual(line)
-        if found is not None:
-            return int(found[1])
+        match = match_own(line)
+        if match is not None:
+            return int(match[1])
         identifier = custom_id_of_result(line)
         return None if identifier is None else position(nonce, identifier)
 
@@ -87,8 +87,8 @@ _NONCE = re.compile(r"([a-z2-7]{26})-(0|[1-9][0-9]*)")
 
 def nonce_of(custom_id: str) -> str:
     """Return the nonce of the body that a custom_id belongs to; '' if the custom_id does not look like ours."""
-    found = _NONCE.fullmatch(custom_id)
-    return found[1] if found else ""
+    match = _NONCE.fullmatch(custom_id)
+    return match[1] if match else ""
 
 
 def largest_params(max_bytes: int) -> int:

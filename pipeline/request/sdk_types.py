@@ -36,6 +36,7 @@ def first_mismatch(params: Mapping[str, Any], *, beta: bool) -> Mismatch | None:
 
 @functools.cache
 def _validator(beta: bool) -> SchemaValidator:
+    """Return the validator for requests, by the SDK's types. beta: see first_mismatch."""
     params_type: Any
     if beta:
         from anthropic.types.beta.message_create_params import MessageCreateParamsNonStreaming as BetaParams
@@ -140,6 +141,7 @@ _WANTED = {
 
 
 def _message(error: ErrorDetails) -> str:
+    """Return what is wrong with the value, for the end of a sentence that begins with its field."""
     match error["type"]:
         case "missing":
             return "this field is required"
@@ -154,7 +156,7 @@ def _message(error: ErrorDetails) -> str:
         case kind if kind in _WANTED:
             return f"must be {_WANTED[kind]} (it is {error['input']!r})"
         case _:
-            return f"is not what the Messages API takes here (it is {error['input']!r})"
+            return f"is not a value that the Messages API accepts here (it is {error['input']!r})"
 
 
 def _expected(error: ErrorDetails) -> list[str]:

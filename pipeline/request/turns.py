@@ -25,7 +25,7 @@ def turns(column: str, value: Any) -> list[dict[str, Any]]:
     return [_turn(f"column {column!r}, turn {i}", turn) for i, turn in enumerate(listed, 1)]
 
 
-def first_of_user(messages: list[dict[str, Any]]) -> None:
+def require_user_first(messages: list[dict[str, Any]]) -> None:
     """Raise RowProblem unless the conversation begins with a turn of the user."""
     if messages[0]["role"] != "user":
         raise RowProblem(f"the conversation begins with a turn of role {messages[0]['role']!r}; it must be 'user'")
@@ -39,6 +39,7 @@ def _parsed(column: str, text: str) -> Any:
 
 
 def _turn(where: str, turn: Any) -> dict[str, Any]:
+    """Return one turn in the API's shape. where: its column and number, for messages. Raises RowProblem."""
     if not isinstance(turn, dict):
         raise RowProblem(f"{where}: must be {{role, content}} (it is {_short(turn)})")
     unknown = sorted(str(name) for name, value in turn.items() if name not in ("role", "content") and value is not None)

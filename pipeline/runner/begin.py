@@ -53,8 +53,8 @@ def begin(work: Work, stale: Container[int]) -> int:
         run_id = _join(conn, work)
         run = get_run(conn, run_id)
         _set_gate(conn, work, run)
-        _note_quote(conn, work, run)
-    _clear(work, run_id, stale)
+        _store_quote(conn, work, run)
+    _drop_unsendable(work, run_id, stale)
     return run_id
 
 
@@ -91,21 +91,23 @@ def _set_gate(conn: Connection, work: Work, run: RunRecord) -> None:
         open_gate(conn, run.id, run.gate, work.driver.now())
 
 
-def _note_quote(conn: Connection, work: Work, run: RunRecord) -> None:
+def _store_quote(conn: Connection, work: Work, run: RunRecord) -> None:
     """Store the quoted cost with the run, and the highest number of tokens per byte if there is a budget.
 
     Values that an earlier command has stored with the run are kept.
     """
     if run.estimate is None:
-        said = work.quote.estimate
-        assert said is not None
-        save_estimate(conn, run.id, {"rows": said.rows, "requests": said.requests, "cost_usd": said.cost_facts})
+        estimate = work.quote.estimate
+        assert estimate is not None
+        save_estimate(
+            conn, run.id, {"rows": estimate.rows, "requests": estimate.requests, "cost_usd": estimate.cost_facts}
+        )
     budgeted = work.job.limits.max_cost_usd is not None or work.driver.settings.monthly_budget is not None
     if budgeted and run.tokens_per_byte is None:
         bound_tokens(conn, run.id, work.counts.tokens_per_byte)
 
 
-def _clear(work: Work, run_id: int, stale: Container[int]) -> None:
+def _drop_unsendable(work: Work, run_id: int, stale: Container[int]) -> None:
     """Drop planned batches that must not be sent. If all rows are planned, forget the spooled requests of pending rows.
 
     The planning renders the requests of these rows again.

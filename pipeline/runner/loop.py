@@ -109,7 +109,7 @@ class Run:
                 Waiting(
                     seconds=min(seconds, LONGEST_WAIT),
                     progress=progress(driver, self._planner.run_id),
-                    held_by=[{"process": in_words(row.holder), "until": until(row.expires_at)} for row in others],
+                    held_by=[{"process": in_words(batch.holder), "until": until(batch.expires_at)} for batch in others],
                 )
             )
             driver.stop.wait(min(seconds, LONGEST_WAIT))
@@ -118,20 +118,20 @@ class Run:
         """Return how the run stands. Tell the ends of other runs that this driver has ended, and return them, too."""
         run_id = self._planner.run_id
         with self._driver.reading() as conn:
-            row = get_run(conn, run_id)
-            counts = run_rows(conn, row)
+            run = get_run(conn, run_id)
+            counts = run_rows(conn, run)
             cost = run_cost(conn, run_id)
             meanwhile = ends.of(conn, set(self._driver.ended) - {run_id})
         ends.tell_bad(self._driver.tell, meanwhile, "while this command ran")
         return Finished(
             run_id,
-            row.state,
-            row.reason,
+            run.state,
+            run.reason,
             counts,
             cost,
             self._work.quote,
             self._work.job.limits.max_failed,
-            ended_at=row.ended_at,
+            ended_at=run.ended_at,
             # without an earlier end of this run, because this command has continued the run
             earlier=tuple(end for end in self._earlier if end.run_id != run_id),
             meanwhile=tuple(meanwhile),

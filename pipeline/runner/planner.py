@@ -98,7 +98,7 @@ class Planner:
                 submitter.wake()
         except InputError as exc:  # the rows before the wrong one may be at the API by now
             raise Stopped(
-                f"{exc} (rows before that are planned, and are sent and collected by the next driver)"
+                f"{exc} (the rows before it may be planned already; the next `run` or `collect` sends them)"
             ) from exc
 
     def _first(self) -> First | None:
@@ -125,9 +125,11 @@ class Planner:
 
         shared = shards(self._plan, self._driver.job_name, self.run_id, self._driver.planning_lease, self._first())
         planned = share(shared, meanwhile)
-        for each in planned:
-            self._plan.awaited.batches |= each.awaited
-            self._plan.awaited.plan_again_after |= each.plan_again_after
+        for shard in planned:
+            self._plan.awaited.batches |= shard.awaited
+            self._plan.awaited.plan_again_after |= shard.plan_again_after
         if len(planned) < len(shared):
-            raise LostRace(f"{len(shared) - len(planned)} of {len(shared)} files were not planned by others")
+            raise LostRace(
+                f"{len(shared) - len(planned)} of {len(shared)} files were not planned by the other processes"
+            )
         return True

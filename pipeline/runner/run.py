@@ -45,32 +45,32 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     columns = ResultColumns.of(job, plan.source.kinds())
     with where.driving(job.api.client, lazily=True) as driving:
         with where.database.read() as conn:
-            row, sink = known_to_database(conn, where.database, job, columns)
-            known = quoting.known(conn, row, sink, plan)
-            earlier = [] if row is None else ends.untold(conn, row.id)
-            may_be_idle = row is not None and _may_be_idle(conn, row.id, plan, earlier, where.now())
+            record, sink = known_to_database(conn, where.database, job, columns)
+            known = quoting.known(conn, record, sink, plan)
+            earlier = [] if record is None else ends.untold(conn, record.id)
+            may_be_idle = record is not None and _may_be_idle(conn, record.id, plan, earlier, where.now())
         if not may_be_idle:
             check_types(plan.asked)
             driving.line.open()
         plan.run_id = known.run_id if options.retry is not None else None
         ends.tell_bad(where.tell, earlier, "before this command")
-        where.look_at_spool(row)
-        quote = plan.quote(KnownRows(where.database, None if row is None else row.id, sink), known.unsent)
+        where.look_at_spool(record)
+        quote = plan.quote(KnownRows(where.database, None if record is None else record.id, sink), known.unsent)
         if may_be_idle and not _is_idle(plan, quote):
             check_types(plan.asked)
             driving.line.open()
-        counts = _quoted(where, plan, quote, known, driving.line, canary=options.canary)
-        if row is not None:
-            _note(where, row.id, plan, quote, counts)
+        counts = _complete_quote(where, plan, quote, known, driving.line, canary=options.canary)
+        if record is not None:
+            _store_counts(where, record.id, plan, quote, counts)
         where.tell(Quoted(quote=quote))
-        _tell_of_retries(where, job, quote)
+        _tell_open_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
-        is_new = row is None
-        row, sink = register(where, job, columns, file)
-        driver = driving.driver(row, sink, tries_account=True)
+        is_new = record is None
+        record, sink = register(where, job, columns, file)
+        driver = driving.driver(record, sink, tries_account=True)
         if is_new:
-            _note(where, row.id, plan, quote, counts)
+            _store_counts(where, record.id, plan, quote, counts)
         return Run(Work(driver, job, plan, quote, counts, options), earlier).to_the_end()
 
 
@@ -88,7 +88,9 @@ def _is_idle(plan: Plan, quote: Quote) -> bool:
     return plan.is_settled and not quote.rows[Verdict.KEPT_OLDER]
 
 
-def _quoted(where: Environment, plan: Plan, quote: Quote, known: quoting.Known, line: Line, *, canary: bool) -> Counts:
+def _complete_quote(
+    where: Environment, plan: Plan, quote: Quote, known: quoting.Known, line: Line, *, canary: bool
+) -> Counts:
     """Complete the quote with the API's token counts, tell warnings, and return the counts.
 
     Raises InputError when the source has too few rows, and JobError when a model would refuse the requests.
@@ -107,7 +109,7 @@ def _quoted(where: Environment, plan: Plan, quote: Quote, known: quoting.Known, 
     return counts
 
 
-def _tell_of_retries(where: Environment, job: Job, quote: Quote) -> None:
+def _tell_open_retries(where: Environment, job: Job, quote: Quote) -> None:
     """Tell for each unfinished retry how many rows are left to it, with its variables and options."""
     if not quote.for_retries:
         return
@@ -118,7 +120,7 @@ def _tell_of_retries(where: Environment, job: Job, quote: Quote) -> None:
         where.tell(WaitsForRetry(job=job.name, run=run.id, rows=rows, vars=run.vars, retry=run.retry))
 
 
-def _note(where: Environment, job_id: int, plan: Plan, quote: Quote, counts: Counts) -> None:
+def _store_counts(where: Environment, job_id: int, plan: Plan, quote: Quote, counts: Counts) -> None:
     """Store what is used after the quote, too: the API's token counts, and how many rows are gone from the source."""
     with where.database.write() as conn:
         quoting.store_counts(conn, job_id, plan, counts, where.now())

@@ -72,16 +72,16 @@ def show(job: Job, key: str, database: Database | None, known_job: JobRecord | N
     spelled = spellings(key, len(job.source.key))
     shown, rendered = Shown(key), None
     try:
-        rendered = _of_source(shown, Plan(job), key)
+        rendered = _fill_from_source(shown, Plan(job), key)
     except SourceError as exc:
         shown.problems.append(str(exc))
     found = None
     if database is not None and known_job is not None:
         with database.read() as conn:
-            found = _of_database(shown, conn, known_job, spelled)
+            found = _fill_from_database(shown, conn, known_job, spelled)
             stored = None if found is None else _body_of(conn, found)
         if stored is not None:
-            _of_spool(shown, database, known_job, spool, stored)
+            _fill_from_spool(shown, database, known_job, spool, stored)
     if found is None and shown.source is None:
         raise InputError(shown.problems[0] if shown.problems else f"--key {key}: there is no such row")
     if shown.request is None and rendered is not None:
@@ -91,19 +91,19 @@ def show(job: Job, key: str, database: Database | None, known_job: JobRecord | N
     return shown
 
 
-def _of_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
+def _fill_from_source(shown: Shown, plan: Plan, key: str) -> bytes | None:
     """Fill in what the source has. Return the request as it would be sent now; None when the row cannot be sent."""
     [picked] = picking.of_keys(plan, [key], plan.source.rows.columns)
     shown.key, shown.place = identity.shown(picked.key), picked.chunk.place(picked.i)
     shown.source = picked.values
     try:
-        return plan.builder.params(picked.values, picked.chunk.folder, carried=True).params
+        return plan.builder.params(picked.values, picked.chunk.folder, inline_files=True).params
     except (RowProblem, templates.TemplateProblem) as exc:
         shown.problems.append(f"the row cannot be sent: {exc}")
         return None
 
 
-def _of_database(shown: Shown, conn: Connection, job: JobRecord, spelled: Sequence[str]) -> TracedRow | None:
+def _fill_from_database(shown: Shown, conn: Connection, job: JobRecord, spelled: Sequence[str]) -> TracedRow | None:
     """Fill in what the database has. Return the row as the database has it; None when it does not know the row."""
     found = traced_row(conn, job.id, spelled)
     if found is None:
@@ -121,7 +121,7 @@ def _of_database(shown: Shown, conn: Connection, job: JobRecord, spelled: Sequen
         shown.batch = {name: getattr(batch, name) for name in _OF_BATCH}
         shown.batch["custom_id"] = f"{batch.nonce}-{found.n}"
         of_batch = sendings_of(conn, found.batch_id)
-        shown.sendings = [{name: getattr(each, name) for name in _OF_SENDING} for each in of_batch]
+        shown.sendings = [{name: getattr(sending, name) for name in _OF_SENDING} for sending in of_batch]
     shown.answer, shown.earlier = answers_of_row(conn, ResultsTable.of(job), found.key)
     return found
 
@@ -150,7 +150,7 @@ def _body_of(conn: Connection, row: TracedRow) -> _Body | None:
     return _Body(batch.nonce, batch.digest, n, AGAIN if waits else SENT if sent else PLANNED)
 
 
-def _of_spool(shown: Shown, database: Database, job: JobRecord, given: str | None, body: _Body) -> None:
+def _fill_from_spool(shown: Shown, database: Database, job: JobRecord, given: str | None, body: _Body) -> None:
     """Fill in the request as it is in the spool. The spool may not have it once the answer is stored."""
     try:
         address = spools.address_of(database.folder, given, job.spool)

@@ -36,40 +36,40 @@ def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, st
     with where.database.read() as conn:
         known = all_jobs(conn)
         waiting = jobs_with_work(conn, now=where.now())
-    if job_name is not None and job_name not in {row.name for row in known}:
-        names = ", ".join(row.name for row in known) or "none"
+    if job_name is not None and job_name not in {job.name for job in known}:
+        names = ", ".join(job.name for job in known) or "none"
         raise InputError(f"this database knows no job {job_name!r} (it knows: {names})")
-    chosen = [row for row in known if row.id in waiting and job_name in (None, row.name)]
+    chosen = [job for job in known if job.id in waiting and job_name in (None, job.name)]
     swept: list[tuple[str, str | None]] = []
     if not chosen:
         return swept
     clients = where.by_client(chosen)
-    for client, rows in clients.items():
+    for client, jobs in clients.items():
         try:
             with where.driving(client) as driving:
-                swept += [_swept(driving, row) for row in rows]
+                swept += [_sweep_one(driving, job) for job in jobs]
         except InputError as exc:
             if len(clients) == 1:
                 raise
-            swept += [(row.name, str(exc)) for row in rows]  # the jobs of other clients are still swept
+            swept += [(job.name, str(exc)) for job in jobs]  # the jobs of other clients are still swept
     return swept
 
 
-def _swept(driving: Session, row: JobRecord) -> tuple[str, str | None]:
+def _sweep_one(driving: Session, job: JobRecord) -> tuple[str, str | None]:
     """Sweep one job. Return its name, and what went wrong; None: nothing did.
 
     Raises only Interrupted, so that the other jobs are swept whatever goes wrong with this one.
     """
     try:
-        sweep_job(driving.driver(row))
+        sweep_job(driving.driver(job))
     except Interrupted:
         raise
     except PipelineError as exc:
-        return row.name, str(exc)
+        return job.name, str(exc)
     except Exception as exc:  # it is told, and the other jobs are still swept
-        logger.debug("job %s", row.name, exc_info=True)
-        return row.name, f"unforeseen: {type(exc).__name__}: {exc}"
-    return row.name, None
+        logger.debug("job %s", job.name, exc_info=True)
+        return job.name, f"unexpected error: {type(exc).__name__}: {exc}"
+    return job.name, None
 
 
 def sweep_job(driver: Driver) -> None:
@@ -93,23 +93,23 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
     stopped: list[Stopped] = []
     driver.connect()
     reconcile_due(driver)
-    _tried(lambda: submit_due(driver), stopped)
-    _tried(lambda: poll_due(driver), stopped)
-    collected = _tried(lambda: collect_due(driver, jobs), stopped)
+    _do_step(lambda: submit_due(driver), stopped)
+    _do_step(lambda: poll_due(driver), stopped)
+    collected = _do_step(lambda: collect_due(driver, jobs), stopped)
     delete_batches_due(driver)
     with driver.reading() as conn:
         open_now = open_runs(conn, driver.job_id)
-    for each in open_now:
+    for run in open_now:
         driver.stop.check()
         with contextlib.suppress(RunEnded):  # another driver has ended it: continue with the next run
-            _pass_of_run(driver, each, jobs(each.id), collected=bool(collected))
-            if each.id != still_planning:
-                end_run_if_done(driver, each.id, jobs(each.id))
+            _pass_of_run(driver, run, jobs(run.id), collected=bool(collected))
+            if run.id != still_planning:
+                end_run_if_done(driver, run.id, jobs(run.id))
     if stopped:
         raise stopped[0]
 
 
-def _tried(step: Callable[[], int], stopped: list[Stopped]) -> int:
+def _do_step(step: Callable[[], int], stopped: list[Stopped]) -> int:
     """Do a step and return how many batches it moved. If it raises Stopped, note that in `stopped` and return 0."""
     try:
         return step()
@@ -125,7 +125,7 @@ def _pass_of_run(driver: Driver, run: RunRecord, job: Job, *, collected: bool) -
 
     collected: whether this pass has collected a batch. Raises RunEnded when another driver ends the run.
     """
-    if collected and _fails(driver, job, run.id) and stop_run(driver, run.id, RunReason.FAILURES):
+    if collected and _too_many_failed(driver, job, run.id) and stop_run(driver, run.id, RunReason.FAILURES):
         return
     evaluate(driver, run.id, job)
     if waits(driver, run.id):
@@ -149,16 +149,17 @@ def tidy(driver: Driver, job: Job) -> None:
         remove_unneeded(driver, job)
 
 
-def _fails(driver: Driver, job: Job, run_id: int) -> bool:
+def _too_many_failed(driver: Driver, job: Job, run_id: int) -> bool:
     """Return whether so large a share of the run's rows failed that sending more would be a waste."""
     allowed = max(share_that_may_fail(job), job.limits.max_failed)
     with driver.reading() as conn:
-        if not _share_failed(run_outcomes(conn, run_id), allowed):  # a cheap check first; it counts retries, too
+        if not _is_above(run_outcomes(conn, run_id), allowed):  # a cheap check first; it counts retries, too
             return False
-        return _share_failed(run_counts(conn, run_id), allowed)
+        return _is_above(run_counts(conn, run_id), allowed)
 
 
-def _share_failed(counts: Mapping[str, int], allowed: float) -> bool:
+def _is_above(counts: Mapping[str, int], allowed: float) -> bool:
+    """Return whether more than the allowed share of at least FAILED_AFTER_ROWS rows failed. counts: rows by state."""
     answered = sum(counts.get(state, 0) for state in OUTCOMES)
     failed = answered - counts.get(RowState.SUCCEEDED, 0)
     return answered >= FAILED_AFTER_ROWS and failed > allowed * answered

@@ -96,14 +96,14 @@ def verify(database: Database, job: JobRecord) -> Verified:
     answers, answered = _Fingerprint(), _Fingerprint()
     for page in answered_keys(database, sink):  # first: an answer stored later is not reported as unknown
         answers.add(page)
-    for of_job in _rows(database, job.id, sink):
-        answered.add([row.key for row in of_job if row.status is not None])
-        for row in of_job:
+    for rows in _rows(database, job.id, sink):
+        answered.add([row.key for row in rows if row.status is not None])
+        for row in rows:
             _verify_row(found, row)
     differing = answers.differing(answered)
     if differing:
         strangers = answers.keys - answered.keys
-        _name_strangers(found, database, job.id, sink, differing, strangers)
+        _note_strangers(found, database, job.id, sink, differing, strangers)
     _verify_batches(found, database, job.id)
     return found
 
@@ -139,9 +139,9 @@ def verify_source(database: Database, job: JobRecord, declared: Job, found: Veri
 
 #: Verdicts of source rows whose present content was never planned, so that `verify` cannot have named them.
 _UNPLANNED: Mapping[Verdict, str] = {
-    Verdict.NEW: "stands in the source and was never planned",
-    Verdict.CHANGED: "has changed at the source since its outcome",
-    Verdict.CHANGED_IN_FLIGHT: "has changed at the source since it was sent",
+    Verdict.NEW: "is in the source and was never planned",
+    Verdict.CHANGED: "has changed in the source since its outcome was stored",
+    Verdict.CHANGED_IN_FLIGHT: "has changed in the source since it was sent",
 }
 
 
@@ -230,7 +230,7 @@ def _hash(values: tuple[Any, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=16).digest())
 
 
-def _name_strangers(
+def _note_strangers(
     found: Verified, database: Database, job_id: int, sink: ResultsTable, buckets: frozenset[int], at_least: int
 ) -> None:
     """Note answers without a row, and rows that share an answer: those in these buckets by name, others as a number.
@@ -242,17 +242,17 @@ def _name_strangers(
         hashes = ((_hash(values), values) for values in page)
         strangers |= {number: ",".join(map(str, values)) for number, values in hashes if number % BUCKETS in buckets}
     owners: dict[int, str] = {}
-    for of_job in _rows(database, job_id, sink):
-        for row in of_job:
+    for rows in _rows(database, job_id, sink):
+        for row in rows:
             number = _hash(row.key)
             if number % BUCKETS not in buckets or row.status is None:
                 continue
             if number in owners:
-                found.note(row.known.key, f"shares one row of table {found.table} with {owners[number]}")
+                found.note(row.known.key, f"shares its row in table {found.table} with {owners[number]}")
             owners[number] = row.known.key
             strangers.pop(number, None)
     for shown in strangers.values():
-        found.note(shown, f"has a row in table {found.table}, and the job knows no such row")
+        found.note(shown, f"has a row in table {found.table}, and is not a row of the job")
     found.problems += max(0, at_least - len(strangers))
 
 
@@ -260,6 +260,7 @@ def _name_strangers(
 
 
 def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
+    """Compare each collected batch with the API's counts, and note batches that are not done, lost or sent twice."""
     with database.read() as conn:
         known = batches_of_job(conn, job_id)
         found.twins = twins(conn, job_id)
@@ -297,4 +298,4 @@ def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Map
     for kind, ours in _KINDS.items():
         here = sum(outcomes.get(outcome, 0) for outcome in ours)
         if not here <= counts.get(kind, 0) <= here + unread:
-            yield f"has {counts.get(kind, 0)} {kind} by the API's count, and {here} were collected"
+            yield f"has {counts.get(kind, 0)} {kind} requests by the API's count, and {here} were collected"

@@ -150,7 +150,7 @@ class ResultColumns:
         for name, new in moved.items():
             if new in before.keep or new in before.output:
                 raise JobError(
-                    f"sink.table: its column {name!r} has a name that this version needs for a column of its own, "
+                    f"sink.table: its column {name!r} has the name of a column that every results table now has, "
                     f"and {new!r} is taken, too; give the job and sink.table new names"
                 )
         return moved

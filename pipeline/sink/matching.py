@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from pipeline.errors import InputError
 from pipeline.sink.table import ResultsTable
+from pipeline.state.database import is_busy
 
 AT_ONCE = 500  # keys that one query asks for: databases take some ten thousand parameters
 
@@ -81,11 +82,14 @@ def predicate_of(where: str) -> ColumnElement[bool]:
 
 @contextmanager
 def blaming_where(table: Table, where: str | None) -> Iterator[None]:
-    """Raise InputError when a query fails that has a predicate of a person, unless it is the connection that broke."""
+    """Raise InputError when a query with a person's predicate fails.
+
+    Errors that are not the predicate's pass unchanged: a broken connection, a database that another process has locked.
+    """
     try:
         yield
     except StatementError as exc:
-        if where is None or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
+        if where is None or is_busy(exc) or (isinstance(exc, DBAPIError) and exc.connection_invalidated):
             raise
         said = str(exc.orig).partition("\n")[0]
         raise InputError(f"--where {where!r} is not a SQL predicate over {table.name}: {said}") from exc

@@ -110,8 +110,8 @@ def _batch_rows(file: SourceFile, metadata: Any, names: list[str]) -> int:
         mean = sum(size for size, _ in sizes) / rows
         if mean > LONGEST_ROW:
             raise SourceError(
-                f"{file.path}: column {max(sizes)[1]!r} has {max(sizes)[0] / rows:,.0f} bytes in each row, more than "
-                f"a batch can carry ({LONGEST_ROW:,}); remove such rows from the file, or split them"
+                f"{file.path}: column {max(sizes)[1]!r} has {max(sizes)[0] / rows:,.0f} bytes per row on average, more "
+                f"than a batch can carry ({LONGEST_ROW:,}); remove such rows from the file, or split them"
             )
         largest = max(largest, mean)
     return rows_for_size(largest)

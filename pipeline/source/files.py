@@ -301,10 +301,10 @@ def _is_data(path: Path | PurePosixPath, any_name: bool) -> bool:
 
 def _not_empty(found: list[tuple[str, Stamp | Object]]) -> list[tuple[str, Stamp | Object]]:
     """Return the files with content, because part files without rows may be empty; all files if none has content."""
-    return [pair for pair in found if len(found) > 1 and not _holds_nothing(*pair)] or found
+    return [pair for pair in found if len(found) > 1 and not _has_no_content(*pair)] or found
 
 
-def _holds_nothing(path: str, found: Stamp | Object) -> bool:
+def _has_no_content(path: str, found: Stamp | Object) -> bool:
     """Return whether a file is empty, or is a compressed file without content."""
     compression = COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
     if found.size == 0 or compression is None or found.size > COMPRESSED_NOTHING:
@@ -331,7 +331,8 @@ def _source_file(path: str, found: Stamp | Object, source: Source) -> SourceFile
         raise SourceError(f"source.path: {path}: {_unknown(last)}")
     if kind in TYPED and last in COMPRESSIONS:
         raise SourceError(
-            f"source.path: {path}: {kind.capitalize()} compresses by itself; give the file without {last}"
+            f"source.path: {path}: {last} is not supported for {kind.capitalize()}, which has its own compression; "
+            "decompress the file"
         )
     if found.size == 0:
         raise SourceError(f"source.path: {path} is empty")
@@ -378,6 +379,6 @@ def _refuse_mixed_partitions(files: Sequence[SourceFile]) -> None:
         for name in sorted(set(mine) ^ set(first)):
             has, lacks = (file, files[0]) if name in mine else (files[0], file)
             raise SourceError(
-                f"column {name!r} is in a folder's name of {has.path} but not of {lacks.path}; "
-                "all files need folders with the same columns"
+                f"column {name!r} is in the folder names of {has.path} but not in those of {lacks.path}; "
+                f"all files need folders of the form {name}=VALUE"
             )

@@ -149,7 +149,7 @@ def _hint(line: bytes, error: str) -> str:
     """Return what to do about a value that Python's json module writes and JSON does not allow; empty for no hint."""
     if re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", line):
         return "; JSON has no NaN and no Infinity: write null"
-    return "; it escapes half of a character: write the text as UTF-8" if "surrogate" in error else ""
+    return "; a \\u escape gives only half of a character: write the text as UTF-8" if "surrogate" in error else ""
 
 
 def _lines(file: SourceFile) -> Iterator[tuple[bytes, bool]]:

@@ -55,22 +55,22 @@ class Predicate:
         rule = self._rule(schema)
         return None if rule is None else [group.id for group in fragment.subset(filter=rule, schema=schema).row_groups]
 
-    def files(self, said: pl.DataFrame, others: Mapping[str, pl.DataType]) -> list[int]:
+    def files(self, folder_values: pl.DataFrame, others: Mapping[str, pl.DataType]) -> list[int]:
         """Return the indices of the files that may hold wanted rows.
 
-        said: a row for each file with the values that its folders give; others: the types of the other columns.
+        folder_values: a row for each file with the values that its folders give; others: types of the other columns.
         """
-        if set(said.columns).isdisjoint(self.columns):
-            return list(range(said.height))
+        if set(folder_values.columns).isdisjoint(self.columns):
+            return list(range(folder_values.height))
         # the values of each file become the statistics of a row group, for which pyarrow can decide what to skip
-        statistics, table = io.BytesIO(), said.to_arrow()
+        statistics, table = io.BytesIO(), folder_values.to_arrow()
         pa.parquet.write_table(table, statistics, row_group_size=1)
         fragment = _fragment(pa.BufferReader(statistics.getvalue()))
-        rest = pl.DataFrame(schema={name: kind for name, kind in others.items() if name not in said.columns})
+        rest = pl.DataFrame(schema={name: kind for name, kind in others.items() if name not in folder_values.columns})
         schema = pa.unify_schemas([table.schema, rest.to_arrow().schema])
         rule = self._rule(schema)
         if rule is None:
-            return list(range(said.height))
+            return list(range(folder_values.height))
         return [group.id for group in fragment.subset(filter=rule, schema=schema).row_groups]
 
     def _rule(self, schema: Any) -> Any:
@@ -78,12 +78,12 @@ class Predicate:
 
         polars translates the predicate, as far as it would push it down into a pyarrow dataset with these columns.
         """
-        asked = _FilterRecorder(schema)
+        recorder = _FilterRecorder(schema)
         try:
-            pl.scan_pyarrow_dataset(asked).filter(self._expr).collect()
+            pl.scan_pyarrow_dataset(recorder).filter(self._expr).collect()
         except (pl.exceptions.PolarsError, pa.ArrowException):  # `kept` raises the error when it gets the rows
             return None
-        return asked.rule
+        return recorder.rule
 
 
 def _fragment(raw: Any) -> Any:

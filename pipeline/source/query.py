@@ -131,8 +131,8 @@ def _series(name: str, values: list[Any], kinds: dict[str, Any], first: int) -> 
     if series is None or not _same(series, values):
         at, wanted = _differing(values, known)
         raise SourceError(
-            f"source.query row {first + at}: column {name!r} holds {values[at]!r}, which is not {wanted} like the "
-            "rows before it; CAST it in the query"
+            f"source.query row {first + at}: column {name!r} holds {values[at]!r}, which is not {wanted}; CAST it "
+            "in the query"
         )
     if series.dtype != pl.Null:
         kinds[name] = series.dtype
@@ -196,9 +196,11 @@ def _differing(values: list[Any], kind: Any) -> tuple[int, str]:
         first = next(value for value in values if value is not None)
         for i, value in enumerate(values):
             if value is not None and type(value) is not type(first):
-                return i, f"a value of type {type(first).__name__}"
-        return next((i for i, value in enumerate(values) if not _fits(value, None)), 0), "a value that can be held"
-    return next((i for i, value in enumerate(values) if not _fits(value, kind)), 0), str(kind)
+                return i, f"a value of type {type(first).__name__} like the rows before it"
+        return next(
+            (i for i, value in enumerate(values) if not _fits(value, None)), 0
+        ), "a value that a column can store"
+    return next((i for i, value in enumerate(values) if not _fits(value, kind)), 0), f"{kind} like the rows before it"
 
 
 def _fits(value: Any, kind: Any) -> bool:

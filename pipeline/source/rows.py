@@ -166,11 +166,11 @@ class Rows:
         names = [name for name, _ in inputs[0].partition]
         if set(names).isdisjoint(where.columns) or any([n for n, _ in one.partition] != names for one in inputs):
             return list(inputs)
-        said = pl.DataFrame(
+        folder_values = pl.DataFrame(
             {name: [dict(one.partition)[name] for one in inputs] for name in names},
             schema=dict.fromkeys(names, pl.String),
         )
-        typed = self._typed(said, inputs[0], 1)
+        typed = self._typed(folder_values, inputs[0], 1)
         others = {name: self._dtypes.get(name, pl.String) for name in where.columns if name not in names}
         if pl.Object in others.values():
             return list(inputs)

@@ -30,7 +30,7 @@ def find_or_add_account(conn: Connection, identity: Account) -> int:
             f"this database holds answers of {holds} ({other}), and this command speaks to {this}; "
             "give another database by --database"
         )
-    found = conn.scalar(
+    account_id = conn.scalar(
         select(accounts.c.id).where(
             accounts.c.organization == identity.organization,
             accounts.c.workspace == identity.workspace,
@@ -38,8 +38,8 @@ def find_or_add_account(conn: Connection, identity: Account) -> int:
             or_(accounts.c.base_url == identity.base_url, accounts.c.emulated),
         )
     )
-    if found is not None:
-        return int(found)
+    if account_id is not None:
+        return int(account_id)
     values = {name: getattr(identity, name) for name in ("base_url", "organization", "workspace", "emulated")}
     return inserted_id(conn.execute(insert(accounts).values(**values)))
 

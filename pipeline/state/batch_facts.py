@@ -62,7 +62,7 @@ class Sent(NamedTuple):
 _COLUMNS = [batches.c[name] for name in BatchFacts._fields]
 
 
-def _found(conn: Connection, query: Select[Any]) -> list[BatchFacts]:
+def _select_facts(conn: Connection, query: Select[Any]) -> list[BatchFacts]:
     return [BatchFacts(*row) for row in conn.execute(query)]
 
 
@@ -73,21 +73,21 @@ def batch_facts(conn: Connection, number: int) -> BatchFacts:
 
 def batches_of_job(conn: Connection, job_id: int) -> list[BatchFacts]:
     """Return all batches of the job, in the order they were planned."""
-    return _found(conn, select(*_COLUMNS).where(batches.c.job_id == job_id).order_by(batches.c.id))
+    return _select_facts(conn, select(*_COLUMNS).where(batches.c.job_id == job_id).order_by(batches.c.id))
 
 
 def newest_batches(conn: Connection, job_id: int, *, limit: int) -> list[BatchFacts]:
     """Return the job's newest batches, at most `limit`: those that are not collected or dropped come first."""
     is_open = batches.c.collected_at.is_(None) & (batches.c.state != BatchState.DROPPED)
     newest = select(*_COLUMNS).where(batches.c.job_id == job_id).order_by(is_open.desc(), batches.c.id.desc())
-    return _found(conn, newest.limit(limit))
+    return _select_facts(conn, newest.limit(limit))
 
 
 def batches_in_trouble(conn: Connection, job_id: int) -> list[BatchFacts]:
     """Return the job's open and lost batches of which there is something to say, see `BatchFacts.trouble`."""
-    said = or_(batches.c.reason.is_not(None), batches.c.problem.is_not(None))
-    here = (batches.c.job_id == job_id, batches.c.state.in_((*OPEN_BATCHES, BatchState.LOST)), said)
-    return _found(conn, select(*_COLUMNS).where(*here))
+    has_trouble = or_(batches.c.reason.is_not(None), batches.c.problem.is_not(None))
+    here = (batches.c.job_id == job_id, batches.c.state.in_((*OPEN_BATCHES, BatchState.LOST)), has_trouble)
+    return _select_facts(conn, select(*_COLUMNS).where(*here))
 
 
 def batch_states(conn: Connection, job_id: int) -> dict[str, int]:

@@ -83,4 +83,4 @@ def check_claim(conn: Connection, batch: Batch) -> None:
     """Raise LostRace if another driver has claimed the batch. Otherwise none can until this transaction has ended."""
     query = select(batches.c.claim).where(batches.c.id == batch.id).with_for_update(key_share=True)
     if conn.scalar(query) != batch.claim:
-        raise LostRace(f"batch {batch.id} was taken by another driver; the same command again goes on")
+        raise LostRace(f"batch {batch.id} was taken by another driver; run the same command again to continue")

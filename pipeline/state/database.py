@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, StatementError
 
 from pipeline.errors import DatabaseError, LostRace, PipelineError, Stopped
 from pipeline.state import migrations
@@ -211,6 +212,13 @@ def _of_sqlite(said: str, exc: DBAPIError) -> PipelineError | None:
     return None
 
 
+def is_busy(exc: StatementError) -> bool:
+    """Return whether a statement failed because another process has locked what it needs, not because of its SQL."""
+    # by code, because the text may name a column `locked`; an extended code has the primary one in its lowest byte
+    code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or getattr(exc.orig, "sqlstate", None) == "55P03"
+
+
 # -- PostgreSQL ------------------------------------------------------------------------------------------------------
 
 _SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -279,13 +287,13 @@ def _of_postgres(said: str, exc: DBAPIError, *, opening: bool) -> PipelineError 
     if gone or state.startswith(_PASSING):
         return Stopped(f"{said}; nothing half done, safe to run again")
     if state in _RACES:
-        return LostRace(f"{said}; another driver was at the same rows; the same command again goes on")
+        return LostRace(f"{said}; another driver changed the same rows; run the same command again to continue")
     if state == "42501":  # insufficient_privilege
         return DatabaseError(
-            f"{said}; let its user create schemas in the database, or make schema {migrations.SCHEMA} for it"
+            f"{said}; grant its user CREATE on the database, or create schema {migrations.SCHEMA} for that user"
         )
     if state == "25006":  # read_only_sql_transaction
-        return DatabaseError(f"{said}; it is a server that only reads: give the one that writes by --database")
+        return DatabaseError(f"{said}; this server is read-only: give the primary server by --database")
     if state == "54000":  # program_limit_exceeded: only an index limits the values that we write
         return DatabaseError(f"{said}; PostgreSQL takes keys of up to about 2,700 bytes: use a shorter source.key")
     return None

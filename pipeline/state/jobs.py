@@ -51,19 +51,19 @@ def _job_of(row: Row[Any]) -> JobRecord:
 def known_job(database: Database, name: str) -> JobRecord:
     """Return the job with this name. Raises InputError, which names the jobs that the database knows."""
     with database.read() as conn:
-        row = job_named(conn, name)
+        job = job_named(conn, name)
         known = ", ".join(each.name for each in all_jobs(conn)) or "none"
-    if row is None:
+    if job is None:
         raise InputError(
             f"{database.shown} knows no job {name!r} (it knows: {known}); run it first, or name another database"
         )
-    return row
+    return job
 
 
 def job_file_of(job: JobRecord) -> Path:
     """Return the path of the job file of the job's last run. Raises InputError if the file no longer exists."""
     if job.file is None or not Path(job.file).exists():
-        raise InputError(f"job {job.name}: its job file {job.file} is gone; give the path of one")
+        raise InputError(f"job {job.name}: its job file {job.file} no longer exists; give the path of a job file")
     return Path(job.file)
 
 
@@ -91,11 +91,11 @@ def put_job(
 
     spool None: the spool is beside the database. file None: the job was given from Python.
     """
-    row = job_named(conn, name)
+    job = job_named(conn, name)
     values = {"file": file, "columns": columns, "spool": spool, "spool_id": spool_id}
-    if row is not None:
-        conn.execute(update(jobs).where(jobs.c.id == row.id).values(**values))
-        return int(row.id)
+    if job is not None:
+        conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
+        return int(job.id)
     created = conn.execute(insert(jobs).values(name=name, results_table=results_table, created_at=now, **values))
     return inserted_id(created)
 

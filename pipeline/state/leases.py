@@ -44,7 +44,7 @@ class Lease:
         if (
             conn.scalar(query.with_for_update(read=True)) != self.token
         ):  # a shared lock: several threads work under the lease
-            raise LostRace(f"{self.resource}: another driver took over; the same command again goes on")
+            raise LostRace(f"{self.resource}: another driver took over; run the same command again to continue")
 
     @property
     def lost(self) -> bool:
@@ -138,12 +138,15 @@ def _take(database: Database, resource: str, seconds: float, now: Now) -> Lease:
                 with conn.begin_nested():
                     conn.execute(insert(leases).values(resource=resource, token=1, **values))
             except IntegrityError as exc:
-                raise Busy(f"{resource}: another driver has just begun with it") from exc
+                raise Busy(
+                    f"{resource}: another driver has just started this; wait until it has finished, "
+                    "then run the same command again"
+                ) from exc
             return Lease(resource, 1, seconds)
         if holds(row.holder, row.expires_at, at):
             raise Busy(
-                f"{resource}: {in_words(row.holder)} is at it; its lease lasts until {until(row.expires_at)} and is "
-                "renewed while the process lives: wait, or stop the process"
+                f"{resource}: {in_words(row.holder)} is doing this now; its lease lasts until {until(row.expires_at)} "
+                "and is renewed while the process lives: wait, or stop the process"
             )
         conn.execute(update(leases).where(leases.c.resource == resource).values(token=row.token + 1, **values))
         return Lease(resource, row.token + 1, seconds)

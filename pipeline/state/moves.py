@@ -49,16 +49,16 @@ def record_late(conn: Connection, sending: int, api_id: str, *, now: datetime, s
     batch = batch_of(conn.execute(query).one())
     if is_owned(conn, api_id) or (shown and batch.state is BatchState.SUBMITTING):
         return None
-    came = Late.ADOPTED if batch.state is BatchState.PLANNED else Late.TWIN
+    late = Late.ADOPTED if batch.state is BatchState.PLANNED else Late.TWIN
     end: dict[str, Any] = {"end": SendingEnd.ADOPTED, "problem": None}
-    if came is Late.TWIN:
+    if late is Late.TWIN:
         end = {"end": SendingEnd.TWIN, "problem": twin_problem(api_id)}
     here = (sendings.c.id == sending, sendings.c.api_id.is_(None))
     if not conn.execute(update(sendings).where(*here).values(api_id=api_id, ended_at=now, **end)).rowcount:
         return None
-    if came is Late.ADOPTED:
+    if late is Late.ADOPTED:
         mark_in_progress(conn, batch, api_id, due_at=now)
-    return came
+    return late
 
 
 def twin_problem(api_id: str) -> str:
@@ -75,7 +75,7 @@ def _move(conn: Connection, batch: Batch, to: BatchState, **values: Any) -> None
     here = (batches.c.id == batch.id, batches.c.state == batch.state)
     values = {"claimed_by": None, "reason": None, "problem": None, **values}
     if conn.execute(update(batches).where(*here).values(state=to, **values)).rowcount != 1:
-        raise LostRace(f"batch {batch.id} is no longer {batch.state}; the same command again goes on")
+        raise LostRace(f"batch {batch.id} is no longer {batch.state}; run the same command again to continue")
 
 
 # Rows that were planned one after the other have consecutive numbers and positions, so one statement claims them all.
@@ -162,7 +162,7 @@ def add_batch(
     claims = [(first, last, offset, offset, run_id, batch, batch) for first, last, offset in stretches]
     claim = _CLAIM_FOR_RETRY if conn.scalar(select(IS_RETRY).where(runs.c.id == run_id)) else _CLAIM
     if claim.execute(conn, claims) != len(contents.rows):
-        raise LostRace("another driver planned some of these rows; the same command again goes on")
+        raise LostRace("another driver planned some of these rows; run the same command again to continue")
     moved(conn, run_id, RowState.PENDING, RowState.IN_FLIGHT, len(contents.rows))
     return batch
 
@@ -424,4 +424,4 @@ def _refuse_in_flight(conn: Connection, batch: Batch) -> None:
     here = (requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
     left = conn.scalar(select(func.count()).select_from(requests).where(*here))
     if left:
-        raise LostRace(f"batch {batch.id} still has {left} rows in flight; the same command again goes on")
+        raise LostRace(f"batch {batch.id} still has {left} rows in flight; run the same command again to continue")

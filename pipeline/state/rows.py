@@ -147,7 +147,7 @@ def replan_rows(conn: Connection, rows: Sequence[Replanned]) -> None:
     changes = leaving(conn, requests.c.id.in_([replanned.row for replanned in rows]))
     changes.update(_RUN_AND_STATE(replanned.new) for replanned in rows)
     if _REPLAN.execute(conn, [(*new, row) for row, new in rows]) != len(rows):
-        raise LostRace("another driver planned some of these rows; the same command again goes on")
+        raise LostRace("another driver planned some of these rows; run the same command again to continue")
     tally(conn, changes)
 
 
@@ -431,7 +431,7 @@ def mark_outcomes(
         rest_of_them = rest_of_them.where(requests.c.id.not_in(left))
     moved += conn.execute(rest_of_them.values(_with_outcome(*usual))).rowcount
     if moved != len(rows):
-        raise LostRace(f"rows of batch {batch.id} were moved by another driver; the same command again goes on")
+        raise LostRace(f"rows of batch {batch.id} were moved by another driver; run the same command again to continue")
     changes: Counter[tuple[int, str]] = Counter({(batch.run_id, RowState.IN_FLIGHT): -len(rows)})
     for (outcome, _, again, _), number in kinds.items():
         changes[batch.run_id, RowState.PENDING if again else outcome] += number

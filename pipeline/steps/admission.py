@@ -88,15 +88,15 @@ class Admission(NamedTuple):
 def allowed_now(driver: Driver, conn: Connection, batch: Batch, run: RunRecord) -> Admission:
     """Return whether the batch can be sent now. Raises AccountStopped when the API has refused the account."""
     job = stored_job(run)  # read again each time: the limits of the run may have changed
-    _check_circuit(driver, circuit(conn, driver.account_id))
-    not_now = _gate(conn, batch, job, run) or _room(driver, conn, batch, job)
+    _refuse_stopped_account(driver, circuit(conn, driver.account_id))
+    not_now = _blocked_by_gate(conn, batch, job, run) or _blocked_by_room(driver, conn, batch, job)
     reserved = None
     if not_now is None:
-        reserved, not_now = _money(driver, conn, batch, job, run)
+        reserved, not_now = _cost_or_blocked(driver, conn, batch, job, run)
     return Admission(job, reserved, not_now)
 
 
-def _gate(conn: Connection, batch: Batch, job: Job, run: RunRecord) -> NotNow | None:
+def _blocked_by_gate(conn: Connection, batch: Batch, job: Job, run: RunRecord) -> NotNow | None:
     """Return why the batch has to wait for the canary or primer of its run; None when it does not."""
     if run.gate is None or batch.gate == run.gate:
         return None
@@ -108,24 +108,24 @@ def _gate(conn: Connection, batch: Batch, job: Job, run: RunRecord) -> NotNow | 
     return NotNow(Reason.OPENS_GATE, job, pack=gates.first(job, run.gate))
 
 
-def _room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> NotNow | None:
+def _blocked_by_room(driver: Driver, conn: Connection, batch: Batch, job: Job) -> NotNow | None:
     """Return why the batch does not fit at the API, by the limit of its job or of all jobs; None when it fits."""
     of_job, of_all = job.limits.max_in_flight_requests, driver.settings.max_in_flight
     if batch.requests > min(of_job, of_all):
         fits = packer.First(min(of_job, of_all), batch.gate)
         return NotNow(Reason.OVER_ROOM, job, pack=fits)
-    flying = in_flight(conn)
-    ours = flying.get(driver.job_id, 0)
+    in_flight_by_job = in_flight(conn)
+    ours = in_flight_by_job.get(driver.job_id, 0)
     if ours + batch.requests > of_job:
         return NotNow(Reason.NO_ROOM_OF_JOB, job)
     others = jobs_held_back(conn, since=driver.now() - ASKED_LATELY) - {driver.job_id}
-    behind = any(flying.get(other, 0) < ours for other in others)  # jobs take turns
-    if behind or sum(flying.values()) + batch.requests > of_all:
+    behind = any(in_flight_by_job.get(other, 0) < ours for other in others)  # jobs take turns
+    if behind or sum(in_flight_by_job.values()) + batch.requests > of_all:
         return NotNow(Reason.NO_ROOM, job)
     return None
 
 
-def _money(
+def _cost_or_blocked(
     driver: Driver, conn: Connection, batch: Batch, job: Job, run: RunRecord
 ) -> tuple[float | None, NotNow | None]:
     """Return the worst-case cost to reserve in US dollars, and why the batch cannot be paid for now.
@@ -139,7 +139,7 @@ def _money(
     bound = CERTAIN_TOKENS_PER_BYTE if run.tokens_per_byte is None else run.tokens_per_byte
     cost = reservation(batch, bound)
     if cost is None:
-        raise Stopped(f"a budget: batch {batch.id} asks a model without a known price; nothing of it is sent")
+        raise Stopped(f"batch {batch.id} is not sent: there is a budget, and the price of a model in it is not known")
     fits = batch.requests
     if of_run is not None:
         fits = Budget(of_run, *spending(conn, batch.run_id, bound)).fits(cost, batch.requests)
@@ -157,13 +157,15 @@ def _money(
     return None, NotNow(Reason.OVER_BUDGET, job, pack=pack, stop=fits == 0)
 
 
-def _check_circuit(driver: Driver, cause: str | None) -> None:
+def _refuse_stopped_account(driver: Driver, cause: str | None) -> None:
+    """Raise AccountStopped if sending has stopped on the account for this cause and this driver may not try it."""
     if cause is not None and not driver.tries_account:
         raise AccountStopped(stopped(cause))
 
 
 def stopped(cause: str) -> str:
+    """Return the message of AccountStopped. cause: the API's error."""
     return (
-        f"submitting has stopped, for the API refuses the account or the job as a whole: {cause}; "
-        "put that right and run the job again: it tries one batch, and goes on when that is accepted"
+        f"submitting has stopped, because the API refuses the account or the job as a whole: {cause}; "
+        "fix that and run the job again: it tries one batch, and sends the others when that one is accepted"
     )

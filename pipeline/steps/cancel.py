@@ -61,13 +61,14 @@ def cancel(where: Environment, job: JobRecord, *, abandon: bool = False) -> Canc
             driving = stack.enter_context(where.driving(where.client_of(job)))
         except (InputError, Stopped) as exc:
             raise Stopped(
-                f"the runs of {job.name} are ended and send nothing more; what is at the API goes on until it can be "
-                f"asked to cancel it: {exc}; `collect` does that, and so does the same command again"
+                f"the runs of {job.name} have ended and send nothing more, but the API could not be asked to cancel "
+                f"their batches: {exc}; run the same command again, or `collect`, to cancel them"
             ) from exc
         return _cancel(driving.driver(job), len(ended), abandon=abandon)
 
 
 def _cancel(driver: Driver, runs: int, *, abandon: bool) -> Canceled:
+    """Drop, give up or cancel the job's batches, when its runs have ended. runs: how many `cancel` ended."""
     _drop_when_nobody_plans(driver)
     if abandon:
         for batch in driver.claims(*SENT, only=to_abandon(driver.account_id)):
@@ -105,6 +106,6 @@ def _drop_when_nobody_plans(driver: Driver) -> None:
                 return drop_planned(driver, RunReason.CANCELED.value)
         except Busy as exc:
             if waited >= LONGEST_LOOK:
-                raise Busy(f"{exc}, and cancel again") from exc
+                raise Busy(f"{exc}; then run `cancel` again") from exc
             driver.stop.wait(LOOK_SECONDS)
             waited += LOOK_SECONDS

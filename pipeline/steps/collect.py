@@ -66,13 +66,13 @@ def collect_due(driver: Driver, jobs: "JobOfRun", only: Condition | None = None)
                 if batch.account_id != driver.account_id:
                     leave_alone(driver, batch, wait=60.0)
                 else:
-                    _complete_table(driver)
+                    _add_columns_of_ids(driver)
                     collected += collect(driver, batch, jobs(batch.run_id), fetched)
     failures.raise_first()
     return collected
 
 
-def _complete_table(driver: Driver) -> None:
+def _add_columns_of_ids(driver: Driver) -> None:
     """Add the columns of ids to a results table of an older version, before answers with ids are stored in it.
 
     A table that has other columns with these names is left unchanged: the next `run` of the job says what to do.
@@ -132,7 +132,7 @@ def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found | Non
     True, too: the batch is lost, because results were missing even in the last download. False: the results are
     downloaded again later, or the API does not have them.
     """
-    found = _fetched(driver, batch, fetched)
+    found = _downloaded(driver, batch, fetched)
     if found is None:
         return False
     last = _is_last_download(driver, batch)
@@ -151,7 +151,7 @@ def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found | Non
         else:
             mark_collected(conn, batch, delete_remote=job.privacy.delete_remote, now=driver.now())
     if not job.privacy.keep_spool:
-        _free_bodies(driver, batch)
+        _remove_unneeded_body(driver, batch)
     driver.tell(
         Collected(
             batch=batch.id,
@@ -165,7 +165,7 @@ def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found | Non
     return True
 
 
-def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found | None]") -> Found | None:
+def _downloaded(driver: Driver, batch: Batch, fetched: "Future[Found | None]") -> Found | None:
     """Return the downloaded results; None when the API does not have them. Raises Stopped when the download failed."""
     try:
         return fetched.result()
@@ -181,7 +181,9 @@ def _fetched(driver: Driver, batch: Batch, fetched: "Future[Found | None]") -> F
         raise
     except OSError as exc:  # from the disk: errors of the connection arrive as Stopped
         problem = f"{driver.spool.disk}: {exc.strerror or exc}"
-        raise Stopped(f"{problem}; the results of batch {batch.id} find no room, safe to run again") from exc
+        raise Stopped(
+            f"{problem}; the results of batch {batch.id} cannot be stored there; run the same command again"
+        ) from exc
 
 
 def _is_last_download(driver: Driver, batch: Batch) -> bool:
@@ -203,7 +205,7 @@ def _tell_missing(driver: Driver, batch: Batch, missing: int, *, last: bool) -> 
             due_at = max(due_at, (batch.downloaded_at or now) + LAST_DOWNLOAD_AFTER)
         with driver.moving(batch) as conn:
             count_download(conn, batch, now=now, due_at=due_at, problem=problem)
-    then = "their rows are lost" if last else "fetching them again"
+    then = "their rows are lost" if last else "they are downloaded again later"
     driver.tell(ResultsMissing(batch=batch.id, problem=f"{problem}; {then}"))
 
 
@@ -212,7 +214,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
 
     lose: True: rows without a readable result line get the outcome lost. False: they stay in flight.
     """
-    reader, listed = ResultReader(job), PriceList(job.prices)
+    reader, prices = ResultReader(job), PriceList(job.prices)
     total = _Total()
     if found.unknown:
         driver.tell(UnknownResults(batch=batch.id, lines=found.unknown))
@@ -222,7 +224,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
             for first, last in found.windows(batch.rows):
                 driver.stop.check()
                 chunk = _Chunk(
-                    driver=driver, batch=batch, reader=reader, listed=listed, first=first, last=last, lose=lose
+                    driver=driver, batch=batch, reader=reader, prices=prices, first=first, last=last, lose=lose
                 )
                 chunk.read(found.lines(file.fileno(), first, last))
                 yield chunk
@@ -256,8 +258,8 @@ def _outcome(reader: ResultReader, line: bytes | None) -> Outcome | None:
     try:
         parsed = orjson.loads(line)
     except orjson.JSONDecodeError:
-        odd = lines.parse_line(line)
-        return None if odd is None else reader.damaged(lines.storable_json(odd))
+        readable = lines.parse_line(line)
+        return None if readable is None else reader.damaged(lines.storable_json(readable))
     return reader.outcome(parsed)
 
 
@@ -269,7 +271,7 @@ class _Chunk:
         driver: Driver,
         batch: Batch,
         reader: ResultReader,
-        listed: PriceList,
+        prices: PriceList,
         first: int,
         last: int,
         *,
@@ -280,12 +282,12 @@ class _Chunk:
         self._lose = lose
         self.failed: list[dict[str, str | None]] = []  # the first few failed results that have an id at the API
         self.unpriced = False
-        self._driver, self._batch, self._reader, self._listed = driver, batch, reader, listed
+        self._driver, self._batch, self._reader, self._prices = driver, batch, reader, prices
         self._now = driver.now()
         self._refused: str | None = None  # the API's error when it refused the account; None: it did not
 
-    def read(self, said: Mapping[int, bytes]) -> None:
-        """Turn result lines into the outcomes of the rows in flight at these positions. said: the lines by position."""
+    def read(self, line_of: Mapping[int, bytes]) -> None:
+        """Turn result lines into the outcomes of the rows in flight at these positions. line_of: by position."""
         batch, reader, settled = self._batch, self._reader, self._settled
         with self._driver.reading() as conn:
             rows = batch_rows(conn, batch.id, settled.first, settled.last)
@@ -294,13 +296,13 @@ class _Chunk:
         outcome: Outcome | None = None
         for row in rows:
             if row.n != answered:
-                answered, outcome = row.n, self._found(_outcome(reader, said.get(row.n)))
+                answered, outcome = row.n, self._outcome_or_lost(_outcome(reader, line_of.get(row.n)))
             elif outcome is not None:  # of the rows that share a request, only the first has its cost and tokens
                 outcome = without_usage(outcome)
             if outcome is None:
                 settled.left.append(row.id)
                 continue
-            cost = self._cost(outcome)
+            cost = self._add_cost(outcome)
             outcomes.append(outcome)
             if outcome.error_type in ACCOUNT_ERRORS:  # about the account: the row waits until that is fixed
                 request = "" if outcome.request_id is None else f" ({outcome.request_id})"
@@ -318,11 +320,11 @@ class _Chunk:
                 updated_at=self._now,
             )
             settled.add(row, outcome, fixed, again=reader.should_retry(outcome, attempts))
-        self.failed = _some_failed(outcomes)
+        self.failed = _first_failed(outcomes)
         settled.outcomes = Counter(map(attrgetter("state"), outcomes))
         settled.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
 
-    def _found(self, outcome: Outcome | None) -> Outcome | None:
+    def _outcome_or_lost(self, outcome: Outcome | None) -> Outcome | None:
         """Return the outcome of a request, and count it if it is missing.
 
         outcome: None: there is no readable line. Then return the outcome lost, or None when the rows stay in flight.
@@ -332,8 +334,9 @@ class _Chunk:
             return _LOST if self._lose else None
         return outcome
 
-    def _cost(self, outcome: Outcome) -> float | None:
-        cost = self._listed.cost(outcome)
+    def _add_cost(self, outcome: Outcome) -> float | None:
+        """Add the cost of an outcome to the sum of the chunk, and return it; None: its price is not known."""
+        cost = self._prices.cost(outcome)
         if cost is None:
             self.unpriced = True
             return None
@@ -349,18 +352,18 @@ class _Chunk:
                 open_circuit(conn, self._driver.account_id, self._refused, self._now)
 
 
-def _some_failed(outcomes: Iterable[Outcome]) -> list[dict[str, str | None]]:
+def _first_failed(outcomes: Iterable[Outcome]) -> list[dict[str, str | None]]:
     """Return the API's ids of the first few results that failed, each once, although several rows may share one."""
     names = ("status", "error_type", "message_id", "request_id")
-    found = (
+    failed = (
         tuple(None if value is None else str(value) for value in (o.state, o.error_type, o.message_id, o.request_id))
         for o in outcomes
         if o.error_type is not None and (o.message_id or o.request_id)
     )
-    return [dict(zip(names, of, strict=True)) for of in islice(dict.fromkeys(islice(found, 50)), FAILED_TOLD)]
+    return [dict(zip(names, of, strict=True)) for of in islice(dict.fromkeys(islice(failed, 50)), FAILED_TOLD)]
 
 
-def _free_bodies(driver: Driver, batch: Batch) -> None:
+def _remove_unneeded_body(driver: Driver, batch: Batch) -> None:
     """Remove the body of a collected batch unless rows of it are to be sent again."""
     with driver.reading() as conn:
         free = unneeded_bodies(conn, driver.job_id, [batch.id])

@@ -26,14 +26,14 @@ def ended_batches(where: Environment, job: str | None = None) -> list[tuple[str,
     """
     with where.database.read() as conn:
         waiting = jobs_with_work(conn, now=where.now())
-        rows = [row for row in all_jobs(conn) if row.id in waiting and job in (None, row.name)]
-    found: list[tuple[str, int]] = []
-    for client, of_client in where.by_client(rows).items():
+        jobs = [record for record in all_jobs(conn) if record.id in waiting and job in (None, record.name)]
+    ended: list[tuple[str, int]] = []
+    for client, jobs_of_client in where.by_client(jobs).items():
         with contextlib.suppress(InputError), where.driving(client) as driving:
-            for row in of_client:
+            for record in jobs_of_client:
                 with contextlib.suppress(Stopped, DatabaseError, LostRace):
-                    found += _ended(driving.driver(row))
-    return found
+                    ended += _ended(driving.driver(record))
+    return ended
 
 
 def _ended(driver: Driver) -> list[tuple[str, int]]:
@@ -48,9 +48,9 @@ def collect_one(where: Environment, job: str, batch: int) -> None:
 
     Raises Stopped or InputError when the API cannot be asked, InputError for an unknown job.
     """
-    row = known_job(where.database, job)
-    with where.driving(where.client_of(row)) as driving:
-        driver = driving.driver(row)
+    record = known_job(where.database, job)
+    with where.driving(where.client_of(record)) as driving:
+        driver = driving.driver(record)
         collect_due(driver, JobOfRun(driver), only=is_batch(batch, driver.account_id))
 
 

@@ -39,13 +39,13 @@ def poll_due(driver: Driver) -> int:
             else:
                 leave_alone(driver, batch, wait=next_wait(batch.wait_seconds, None, driver.settings.poll))
         if len(running) >= CLAIMED_AT_ONCE:
-            _let_run(driver, running)
-    _let_run(driver, running)
+            _store_next_polls(driver, running)
+    _store_next_polls(driver, running)
     failures.raise_first()
     return ended
 
 
-def _let_run(driver: Driver, running: list[Again]) -> None:
+def _store_next_polls(driver: Driver, running: list[Again]) -> None:
     """Store when these batches are polled next and release them, in one transaction; empty the list.
 
     If we die before it, the next driver polls them.
@@ -57,8 +57,9 @@ def _let_run(driver: Driver, running: list[Again]) -> None:
 
 
 def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
+    """Poll one batch that we have claimed. Return whether it has ended; add it to `running` if it still runs."""
     try:
-        at_the_api, told = _asked(driver, batch)
+        remote, retry_after = _retrieve_or_cancel(driver, batch)
     except NotFound as exc:
         wait = next_wait(batch.wait_seconds, None, driver.settings.poll)
         lost.count_not_found(driver, batch, str(exc), wait=wait)
@@ -66,14 +67,14 @@ def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
     except Stopped as exc:
         _ask_again(driver, batch, None, str(exc))
         raise
-    if at_the_api.processing_status == "ended":
-        return _ended(driver, batch, at_the_api)
-    if at_the_api.processing_status == "canceling" and batch.state is BatchState.IN_PROGRESS:
-        _ask_again(driver, batch, told, None, canceling=True)
+    if remote.processing_status == "ended":
+        return _note_ended(driver, batch, remote)
+    if remote.processing_status == "canceling" and batch.state is BatchState.IN_PROGRESS:
+        _ask_again(driver, batch, retry_after, None, canceling=True)
         return False
-    wait = next_wait(batch.wait_seconds, told, driver.settings.poll)
+    wait = next_wait(batch.wait_seconds, retry_after, driver.settings.poll)
     due_at = soon(driver.now(), wait)
-    if _is_overdue(driver, batch, at_the_api):
+    if _is_overdue(driver, batch, remote):
         with driver.moving(batch) as conn:
             postpone(conn, batch, due_at=due_at, wait=wait, reason=Reason.OVERDUE)
         if batch.reason != Reason.OVERDUE:  # otherwise this has been told already
@@ -83,13 +84,13 @@ def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
     return False
 
 
-def _is_overdue(driver: Driver, batch: Batch, at_the_api: "MessageBatch") -> bool:
+def _is_overdue(driver: Driver, batch: Batch, remote: "MessageBatch") -> bool:
     """Return whether the API should have ended the batch by now. It has not said that it has, so this is only told."""
     canceling_long = batch.canceling_at is not None and driver.now() - batch.canceling_at > CANCELING_WITHIN
-    return canceling_long or driver.now() - at_the_api.created_at > ENDS_WITHIN
+    return canceling_long or driver.now() - remote.created_at > ENDS_WITHIN
 
 
-def _asked(driver: Driver, batch: Batch) -> "tuple[MessageBatch, float | None]":
+def _retrieve_or_cancel(driver: Driver, batch: Batch) -> "tuple[MessageBatch, float | None]":
     """Return the batch as the API has it now, and the API's retry-after in seconds; None: the API did not say.
 
     Send the cancel call first if the batch is to be canceled.
@@ -102,14 +103,15 @@ def _asked(driver: Driver, batch: Batch) -> "tuple[MessageBatch, float | None]":
     return driver.api.retrieve(batch.api_id)
 
 
-def _ended(driver: Driver, batch: Batch, at_the_api: "MessageBatch") -> bool:
+def _note_ended(driver: Driver, batch: Batch, remote: "MessageBatch") -> bool:
+    """Mark a batch as ended, and return True. If its results are gone, give it up, and return False."""
     now: datetime = driver.now()
-    if at_the_api.archived_at is not None and lost.is_past(driver, batch):  # otherwise the download shows it
+    if remote.archived_at is not None and lost.is_past(driver, batch):  # otherwise the download shows it
         lost.give_up(driver, batch, "its results are older than 29 days and gone at the API")
         return False
-    counts = at_the_api.request_counts
+    counts = remote.request_counts
     with driver.moving(batch) as conn:
-        ended_at = at_the_api.ended_at or driver.api.now()
+        ended_at = remote.ended_at or driver.api.now()
         mark_ended(conn, batch, counts.to_dict(), ended_at=ended_at, due_at=now)  # type: ignore[arg-type]
         wake_held_back(conn, now)
     driver.tell(BatchEnded(batch=batch.id, succeeded=counts.succeeded, requests=batch.requests))
@@ -117,9 +119,10 @@ def _ended(driver: Driver, batch: Batch, at_the_api: "MessageBatch") -> bool:
 
 
 def _ask_again(
-    driver: Driver, batch: Batch, told: float | None, problem: str | None, *, canceling: bool = False
+    driver: Driver, batch: Batch, retry_after: float | None, problem: str | None, *, canceling: bool = False
 ) -> None:
-    wait = next_wait(batch.wait_seconds, told, driver.settings.poll)
+    """Store when the batch is polled next, and why this poll failed; problem None: it did not fail."""
+    wait = next_wait(batch.wait_seconds, retry_after, driver.settings.poll)
     due_at = soon(driver.now(), wait)
     answered = {"not_found": 0, "not_found_at": None} if problem is None else {}  # earlier 404s do not count now
     with driver.moving(batch) as conn:

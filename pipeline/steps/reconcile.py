@@ -108,6 +108,7 @@ def reconcile_due(driver: Driver) -> None:
 
 
 def _reconcile(driver: Driver, batch: Batch) -> None:
+    """Look for one batch in the listing: adopt it, note its absence, give it up, or look again later."""
     sending = _ended_sending(driver, batch)
     if sending is None:
         return
@@ -116,7 +117,7 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
         return
     window = Window.of(sending, timedelta(seconds=driver.settings.grace))
     try:
-        sight = _look_through(driver, batch.nonce, batch.requests, window)
+        sight = _search_listing(driver, batch.nonce, batch.requests, window)
     except Stopped as exc:  # half a listing proves nothing; other batches need not wait for it
         sight = Sight(driver.api.now(), doubt=(Reason.LISTING_UNREADABLE, str(exc)))
     if sight.found is not None:
@@ -127,14 +128,15 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
     elif sight.doubt is not None:
         _look_again(driver, batch, *sight.doubt)
     elif sight.begun_at > window.absent_after:
-        _absent(driver, batch, sending)
+        _note_absent(driver, batch, sending)
     else:
         seconds = (window.absent_after - sight.begun_at).total_seconds()
-        when = f"if it does not show by {window.absent_after:%H:%M:%S} UTC, it is sent again"
+        when = f"if the listing does not show the batch by {window.absent_after:%H:%M:%S} UTC, it is sent again"
         _look_again(driver, batch, Reason.NOT_LISTED, f"{sending.problem}; {when}", seconds)
 
 
 def _adopt(driver: Driver, batch: Batch, sending: SendingRecord, found: "MessageBatch") -> None:
+    """Take the batch found at the API as the result of this sending."""
     with driver.moving(batch) as conn:
         mark_adopted(conn, batch, sending.id, found.id, now=driver.now())
     driver.tell(Adopted(batch=batch.id, api_id=found.id, requests=batch.requests))
@@ -142,7 +144,7 @@ def _adopt(driver: Driver, batch: Batch, sending: SendingRecord, found: "Message
         driver.tell(CountsDisagree(batch=batch.id, requests=batch.requests, counted=shapes.requests_of(found)))
 
 
-def _absent(driver: Driver, batch: Batch, sending: SendingRecord) -> None:
+def _note_absent(driver: Driver, batch: Batch, sending: SendingRecord) -> None:
     """Move the batch back to planned: a listing after the grace time does not show it, so the API did not accept it."""
     with driver.moving(batch) as conn:
         absent = mark_absent(conn, batch, sending.id, now=driver.now())
@@ -178,7 +180,7 @@ def ask_again(driver: Driver) -> None:
     Batches of another account stay unchanged: only a driver of that account can ask for them.
     """
     for batch in driver.claims(BatchState.LOST, only=of_account(driver.account_id)):
-        api_id = None if lost.is_past(driver, batch) else _found_again(driver, batch)
+        api_id = None if lost.is_past(driver, batch) else _api_id_again(driver, batch)
         with driver.moving(batch) as conn:
             if api_id is None:
                 due_at = soon(driver.now(), lost.ASK_AGAIN)
@@ -188,7 +190,7 @@ def ask_again(driver: Driver) -> None:
         driver.tell(FoundAgain(batch=batch.id, rows=rows))
 
 
-def _found_again(driver: Driver, batch: Batch) -> str | None:
+def _api_id_again(driver: Driver, batch: Batch) -> str | None:
     """Return the API's id of a lost batch; None when the API does not have its results, or cannot be asked now.
 
     If its create call had no response, the listing is searched for the batch.
@@ -198,7 +200,7 @@ def _found_again(driver: Driver, batch: Batch) -> str | None:
     try:
         if sending.api_id is None:
             window = Window.of(sending, timedelta(seconds=driver.settings.grace))
-            found = _look_through(driver, batch.nonce, batch.requests, window).found
+            found = _search_listing(driver, batch.nonce, batch.requests, window).found
             return None if found is None else found.id
         found_batch, _ = driver.api.retrieve(sending.api_id)
     except Stopped as exc:  # NotFound, too: the API is asked again later; other work does not wait
@@ -224,7 +226,7 @@ def refuse_unknown_bodies(driver: Driver) -> None:
         window = Window(body.written_at - SKEW, now + SKEW, now)
         _, around = _unowned(driver, window)
         if around:  # otherwise the body need not be read, possibly from a remote spool
-            found, doubt = _seen_among(driver, around, nonce, driver.spool.count_requests(nonce), window)
+            found, doubt = _search_batches(driver, around, nonce, driver.spool.count_requests(nonce), window)
             _refuse_sent(driver, body.location, found, doubt)
         driver.spool.remove(nonce)
 
@@ -233,12 +235,12 @@ def _refuse_sent(driver: Driver, shown: str, found: "MessageBatch | None", doubt
     if found is not None:
         raise DatabaseError(
             f"{driver.database.shown} does not know {found.id}, which was sent from {shown}: "
-            "it seems to be restored from an older backup, and its rows would be paid for again; restore a "
-            "newer one, or move the body away to go on all the same"
+            "it seems to be restored from an older backup, and rows of that batch would be paid for again; restore a "
+            "newer backup, or move the body away to continue anyway"
         )
     if doubt is not None:
         raise Stopped(
-            f"the database does not know the batch of {shown}, and whether the API has it cannot be told yet: "
+            f"the database does not know the body {shown}, and it is not known yet whether it was sent: "
             f"{in_words(*doubt)}; run again later, or move the body away if it was never sent"
         )
 
@@ -255,24 +257,24 @@ def find_twins(driver: Driver) -> None:
     for sending in absent:
         window = Window(sending.started_at - SKEW, sending.ended_at + TWIN_WATCH, sending.ended_at)
         try:
-            found = _look_through(driver, sending.nonce, sending.requests, window).found
+            found = _search_listing(driver, sending.nonce, sending.requests, window).found
         except Stopped as exc:  # the next sweep looks again; other work does not wait
             driver.tell(Unreachable(problem=str(exc), wait=0.0))
             continue
         if found is not None:
-            _late(driver, sending, found.id)
+            _record_late(driver, sending, found.id)
 
 
-def _late(driver: Driver, sending: AbsentSending, api_id: str) -> None:
+def _record_late(driver: Driver, sending: AbsentSending, api_id: str) -> None:
     with driver.database.write() as conn:
-        came = record_late(conn, sending.id, api_id, now=driver.now(), shown=True)
-    if came is not None:
-        tell_late(driver, came, FoundLate(batch=sending.batch_id, api_id=api_id, requests=sending.requests))
+        late = record_late(conn, sending.id, api_id, now=driver.now(), shown=True)
+    if late is not None:
+        tell_late(driver, late, FoundLate(batch=sending.batch_id, api_id=api_id, requests=sending.requests))
 
 
-def tell_late(driver: Driver, came: Late, found: FoundLate) -> None:
+def tell_late(driver: Driver, late: Late, found: FoundLate) -> None:
     """Tell what became of a batch that turned out to be accepted after its sending had been presumed absent."""
-    if came is Late.ADOPTED:
+    if late is Late.ADOPTED:
         driver.tell(found)
     else:
         driver.tell(Twin(batch=found.batch, problem=twin_problem(found.api_id)))
@@ -281,16 +283,16 @@ def tell_late(driver: Driver, came: Late, found: FoundLate) -> None:
 # -- the listing, and the owner of a batch ---------------------------------------------------------------------------
 
 
-def _look_through(driver: Driver, nonce: str, requests: int, window: Window) -> Sight:
+def _search_listing(driver: Driver, nonce: str, requests: int, window: Window) -> Sight:
     """Look in the listing for the batch whose body has this nonce. The whole listing is read before it is believed.
 
     requests: of the body.
     """
     begun_at, unowned = _unowned(driver, window)
-    return Sight(begun_at, *_seen_among(driver, unowned, nonce, requests, window))
+    return Sight(begun_at, *_search_batches(driver, unowned, nonce, requests, window))
 
 
-def _seen_among(
+def _search_batches(
     driver: Driver, unowned: "list[MessageBatch]", nonce: str, requests: int, window: Window
 ) -> "tuple[MessageBatch | None, Doubt | None]":
     """Return which of these batches has the nonce in its results, and why its absence is not proven.
@@ -302,11 +304,11 @@ def _seen_among(
     ended = [listed for listed in unowned if listed.processing_status == "ended"]
     for listed in sorted(ended, key=lambda each: (shapes.requests_of(each) != requests, not window.holds(each))):
         try:
-            if _whose(driver, listed.id) == nonce:
+            if _nonce_of(driver, listed.id) == nonce:
                 return listed, None
         except NotFound:
             if window.holds(listed):
-                doubt = Reason.RESULTS_UNREADABLE, f"those of {listed.id} are gone"
+                doubt = Reason.RESULTS_UNREADABLE, f"the results of {listed.id} are gone"
         except Stopped as exc:
             doubt = Reason.RESULTS_UNREADABLE, f"{listed.id}: {exc}"
     for listed in unowned:
@@ -344,7 +346,7 @@ def _listed(driver: Driver, since: datetime) -> "tuple[datetime, list[MessageBat
     return begun_at, listed
 
 
-def _whose(driver: Driver, api_id: str) -> str:
+def _nonce_of(driver: Driver, api_id: str) -> str:
     """Return the nonce in the results of an ended batch; '' when it is not ours. Each batch is asked once.
 
     Raises NotFound when the results are gone, and Stopped when they do not show whose batch it is.
@@ -359,15 +361,16 @@ def _whose(driver: Driver, api_id: str) -> str:
 
 
 def _nonce_in_results(driver: Driver, api_id: str) -> str:
-    strangers = 0
+    """Return the first nonce of ours in the results of a batch; '' if they name only requests of others."""
+    foreign = 0
     with driver.api.results(api_id) as chunks:
         for custom_id in islice(_custom_ids(chunks), LINES):
             nonce = packing.nonce_of(custom_id)
             if nonce:
                 return nonce
-            strangers += 1
-    if not strangers:
-        raise Stopped("no line of its results says whose it is")
+            foreign += 1
+    if not foreign:
+        raise Stopped("no line of its results has a custom_id")
     return ""
 
 

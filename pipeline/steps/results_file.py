@@ -118,7 +118,8 @@ def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event
         found.write(out)
     if found.unknown and not found.known:  # a page that is no results, or another batch's results
         raise ApiUnreachable(
-            f"what came back for the results of {batch.api_id} names no request of it; nothing of it is believed"
+            f"the API's response for the results of {batch.api_id} names no request of that batch; nothing of it is "
+            "stored"
         )
     return found
 

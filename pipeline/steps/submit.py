@@ -73,7 +73,7 @@ def submit(driver: Driver, batch: Batch) -> bool:
     with driver.reading() as conn:  # before the body is fetched, because the batch may wait for hours
         not_now = allowed_now(driver, conn, batch, get_run(conn, batch.run_id)).not_now
     if not_now is not None:
-        _not_now(driver, batch, not_now)
+        _defer(driver, batch, not_now)
         return False
     with contextlib.ExitStack() as stack:
         try:
@@ -96,11 +96,11 @@ def _send(driver: Driver, batch: Batch, body: Path) -> bool:
     deadline = started_at + timedelta(seconds=timeout)
     intent = intend(driver, batch, started_at, deadline)
     if isinstance(intent, NotNow):
-        _not_now(driver, batch, intent)
+        _defer(driver, batch, intent)
         return False
     batch, sending = intent.batch, intent.sending
 
-    def may_finish() -> str | None:
+    def why_not_finish() -> str | None:
         if driver.stop.event.is_set():
             return "asked to stop"
         if driver.lease.lost:
@@ -112,14 +112,15 @@ def _send(driver: Driver, batch: Batch, body: Path) -> bool:
     driver.tell(Submitting(batch=batch.id, requests=batch.requests))
     end: Accepted | Rejected | Unknown
     try:
-        with BodyReader(body, may_finish) as reader:
+        with BodyReader(body, why_not_finish) as reader:
             end = _post(driver, reader, batch.digest, intent.betas)
     except OSError as exc:  # raised before a byte is read: another driver finished this batch and removed the body
         end = Rejected(f"its body cannot be read: {exc.strerror}", held_back=True)
     return _record(driver, batch, sending, end)
 
 
-def _not_now(driver: Driver, batch: Batch, why: NotNow) -> None:
+def _defer(driver: Driver, batch: Batch, why: NotNow) -> None:
+    """Pack the batch's rows into smaller batches, stop its run, or hold the batch back, as `why` says."""
     if why.pack is not None:
         pack_smaller(driver, batch, why.job, why.pack, why.reason)
     elif not why.stop or not stop_run(driver, batch.run_id, RunReason.BUDGET):
@@ -155,11 +156,12 @@ def _post(driver: Driver, reader: BodyReader, digest: str, betas: Sequence[str])
     finally:
         thread.join(LAST_WAIT)
     if not answer.done():
-        return Unknown("no answer came in the time left after being asked to stop")
+        return Unknown(f"no response came within {LAST_WAIT:.0f} s after the driver was asked to stop")
     return answer.result()
 
 
 def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected | Unknown) -> bool:
+    """Store and tell how a create call ended. Return whether the API accepted the batch, as far as is known."""
     now = driver.now()
     if isinstance(end, Accepted):
         return _record_acceptance(driver, batch, sending, end, now)
@@ -175,10 +177,12 @@ def _record(driver: Driver, batch: Batch, sending: int, end: Accepted | Rejected
 def _record_acceptance(driver: Driver, batch: Batch, sending: int, end: Accepted, now: datetime) -> bool:
     api_id = end.batch.id
     with driver.database.write() as conn:  # without a claim: the driver that has the batch now needs the id
-        of_before = is_of_before(conn, sending, api_id, end.batch.created_at)  # from a gateway's cache
-        late = None if of_before else record_api_id(conn, sending, api_id, end.request_id, now)
-    if of_before:
-        return _record(driver, batch, sending, Unknown(f"what came back names {api_id}, a batch of before"))
+        is_older = is_of_before(conn, sending, api_id, end.batch.created_at)  # from a gateway's cache
+        late = None if is_older else record_api_id(conn, sending, api_id, end.request_id, now)
+    if is_older:
+        return _record(
+            driver, batch, sending, Unknown(f"the response names {api_id}, a batch that is older than this sending")
+        )
     if late is not None:
         found = FoundLate(batch=batch.id, api_id=api_id, requests=batch.requests, request_id=end.request_id)
         tell_late(driver, late, found)

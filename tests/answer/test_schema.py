@@ -347,7 +347,7 @@ UNIONS = {f"a{i}": {"type": ["string", "null"]} for i in range(17)}
         ),
         pytest.param(
             an_object(**UNIONS),
-            "structured outputs support at most 16 unions (anyOf, or a list of types); give others one type",
+            "structured outputs support at most 16 unions (anyOf, or a list of types); give some of them a single type",
             id="too many unions",
         ),
         pytest.param([], "the schema must be a mapping (it is [])", id="no mapping"),
@@ -384,7 +384,7 @@ def test_an_unsupported_schema_is_refused_here_and_at_the_emulator(schema: Any, 
         pytest.param(
             an_object(a={"type": "array", "prefixItems": [TEXT, INTEGER]}),
             "properties.a.prefixItems: structured outputs do not support `prefixItems`; "
-            "make it an object with a property for each place",
+            "make it an object with a property for each position",
             id="a tuple",
         ),
         pytest.param(

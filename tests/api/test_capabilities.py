@@ -197,7 +197,7 @@ def edits(*strategies: str) -> dict[str, Any]:
         pytest.param(
             model(thinking=["enabled"]),
             {"thinking": {"type": "enabled", "budget_tokens": 1023}},
-            "request.params.thinking.budget_tokens: 1023 is less than 1024, the least that thinking takes",
+            "request.params.thinking.budget_tokens: 1023 is less than 1024, the minimum; give 1024 or more",
             id="a small budget",
         ),
         pytest.param(
@@ -210,7 +210,7 @@ def edits(*strategies: str) -> dict[str, Any]:
             model(thinking=["enabled"]),
             FORCED | ENABLED,
             "request.params.tool_choice: no tool can be forced, not even by output.tool, while thinking is enabled; "
-            "remove one",
+            "remove one of the two",
             id="a forced tool while thinking",
         ),
         *[
@@ -261,7 +261,7 @@ def edits(*strategies: str) -> dict[str, Any]:
         pytest.param(
             model("claude-opus-4-6"),
             PREFILL,
-            "request.messages: claude-opus-4-6 does not continue a turn of the assistant; end with one of the user",
+            "request.messages: claude-opus-4-6 does not continue a turn of the assistant; end with a turn of the user",
             id="a prefill",
         ),
         pytest.param(
@@ -518,7 +518,7 @@ TODAY = date(2026, 11, 21)
             "2026-06-30T00:00:00Z",
             [
                 "request.model: claude-sonnet-5 is deprecated and was to be retired on 2026-06-30 "
-                "and may stop any day; move to another model"
+                "and may stop working any day; move to another model"
             ],
             id="overdue",
         ),

@@ -30,7 +30,7 @@ def dated(at: datetime) -> dict[str, str]:
 def test_the_time_advances_with_the_steady_clock() -> None:
     machine = Machine()
     clock = ApiClock(machine.steadily)
-    clock.hear(dated(THEN))
+    clock.take_date(dated(THEN))
 
     machine.up += timedelta(hours=5)
 
@@ -60,9 +60,9 @@ def test_two_wrong_dates_of_five_change_nothing(wrong: timedelta) -> None:
     clock = ApiClock(machine.steadily)
     for _ in range(KEPT):
         machine.up += timedelta(seconds=60)
-        clock.hear(dated(THEN + machine.up))
+        clock.take_date(dated(THEN + machine.up))
     for _ in range(2):
-        clock.hear(dated(THEN + machine.up + wrong))
+        clock.take_date(dated(THEN + machine.up + wrong))
 
     assert clock.now() == THEN + machine.up
 
@@ -71,11 +71,11 @@ def test_a_first_date_that_agrees_with_the_guess_outweighs_two_wrong_dates_after
     machine = Machine()
     clock = ApiClock(machine.steadily, guess=lambda: THEN + timedelta(seconds=5))
     assert not clock.is_witnessed
-    clock.hear(dated(THEN))
+    clock.take_date(dated(THEN))
     assert clock.is_witnessed
 
     for _ in range(2):
-        clock.hear(dated(THEN + timedelta(hours=1)))
+        clock.take_date(dated(THEN + timedelta(hours=1)))
 
     assert clock.now() == THEN
 
@@ -86,7 +86,7 @@ def test_a_first_date_that_differs_from_the_guess_needs_two_more_dates_that_agre
 
     witnessed = []
     for _ in range(3):
-        clock.hear(dated(THEN))
+        clock.take_date(dated(THEN))
         witnessed.append(clock.is_witnessed)
 
     assert witnessed == [False, False, True]
@@ -101,7 +101,7 @@ def test_a_first_date_that_differs_from_the_guess_needs_two_more_dates_that_agre
 def test_an_unusable_date_is_ignored(headers: dict[str, str]) -> None:
     clock = ApiClock(Machine().steadily, guess=lambda: THEN)
 
-    clock.hear(headers)
+    clock.take_date(headers)
 
     assert date_of(headers) is None
     assert clock.now() == THEN

@@ -162,7 +162,7 @@ def test_a_retry_says_which_rows_are_sent_and_what_they_cost(command: Command, a
     ran = command("retry", "job.yaml", "--set", "request.max_tokens=100", "--yes")
 
     assert ran.code == 0
-    assert "rows     6 in the source: 1 to send again, 5 not asked for\n" in ran.err
+    assert "rows     6 in the source: 1 to send again, 5 not selected\n" in ran.err
     assert "sends    1 request in 1 batch" in ran.err
     assert " to 100 tokens an answer" in ran.err
     assert "run 2    finished: 1 row: 1 succeeded" in ran.err
@@ -235,17 +235,17 @@ def test_a_detached_retry_leaves_its_run_open(command: Command, api: RunningEmul
         pytest.param(["--key", "n9"], "row n9: the job knows no such row", id="an unknown key"),
         pytest.param(
             ["--key", "n1", "--status", "canceled", "--where", "attempts > 5"],
-            "row n1: --error-type or --where does not hold for its answer",
+            "row n1: its answer does not meet --error-type or --where",
             id="a key for which a condition does not hold",
         ),
         pytest.param(
             ["--status", "canceled", "--error-type", "api_error"],
-            "of 1 such rows none meets --error-type or --where (their error types: canceled)",
+            "no row meets --error-type or --where (rows with a selected status: 1; their error types: canceled)",
             id="no such error type",
         ),
         pytest.param(
             ["--status", "canceled", "--where", "attempts > 5"],
-            "of 1 such rows none meets --error-type or --where",
+            "no row meets --error-type or --where (rows with a selected status: 1;",
             id="a predicate for which there is none",
         ),
     ],
@@ -274,10 +274,10 @@ def test_a_retry_says_which_rows_left_the_source_or_were_never_run(
     gone = command("retry", "job.yaml")
     never = command("retry", "job.yaml", "--key", "n5", "--key", "n1")
 
-    assert "1 row stands no longer in the source, so the answer stays as it is" in gone.err
+    assert "1 row is no longer in the source and cannot be sent again, so the answer stays as it is" in gone.err
     assert "run 2    finished: 1 row: 1 succeeded" in gone.err
     assert "row n5: the job knows no such row" in never.err
-    assert "1 row stands no longer in the source" in never.err
+    assert "1 row is no longer in the source" in never.err
 
 
 def test_a_retry_of_lost_rows_says_that_it_may_pay_twice(command: Command, api: RunningEmulator) -> None:
@@ -293,7 +293,7 @@ def test_a_retry_of_lost_rows_says_that_it_may_pay_twice(command: Command, api: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        pytest.param(["--status", "done"], "--status done: there is no such status", id="a status"),
+        pytest.param(["--status", "done"], "--status done: unknown status", id="a status"),
         pytest.param(["--set", "request.prompt=x"], "--set request.prompt=x: write FIELD=VALUE", id="a field"),
         pytest.param(["--set", "request.max_tokens=0"], "request.max_tokens: Input should be", id="a value"),
         pytest.param(["--set", "request.params.top_k=1"], "request.params.top_k", id="a param the API refuses"),
@@ -405,7 +405,7 @@ def test_cancel_says_what_it_did_and_a_sweep_collects_the_remaining_rows(
     collected = command("collect", "job.yaml")
 
     assert canceled.code == 0
-    assert "canceled 1 open run; 1 batch is at the API still, asked to cancel" in canceled.err
+    assert "canceled 1 open run; 1 batch is still at the API, which was asked to cancel" in canceled.err
     assert canceled.next == ["collect", "job.yaml"]
     assert (waiting.code, waiting.next) == (1, ["collect", "job.yaml"])
     assert "run 1    incomplete: canceled" in collected.out
@@ -437,7 +437,7 @@ def test_cancel_with_a_key_of_another_account_says_how_to_give_batches_up(
 
     assert "1 of them sent by another account" in canceled.err
     assert canceled.next == ["cancel", "job.yaml", "--abandon"]
-    assert "nothing of the job is at the API any more" in given_up.err
+    assert "no batch of the job is at the API any more" in given_up.err
     assert verified.code == 0
     assert "warning  batch 1 is lost: it was sent by another account" in verified.out
 
@@ -461,7 +461,7 @@ def test_a_run_that_is_canceled_by_another_command_says_so(
 
     assert at_work.wait(timeout=60) == 3
     assert "run 1    incomplete (canceled): 6 rows: 6 in flight" in said
-    assert "it was canceled: what had succeeded is collected" in said
+    assert "it was canceled: requests that succeeded are collected" in said
     assert "next: batch-pipeline collect job.yaml" in said
 
 
@@ -471,7 +471,7 @@ def test_cancel_says_when_there_is_nothing_to_cancel(command: Command) -> None:
     ran = command("cancel", "job.yaml")
 
     assert ran.code == 0
-    assert "canceled 0 open runs; nothing of the job is at the API any more" in ran.err
+    assert "canceled 0 open runs; no batch of the job is at the API any more" in ran.err
     assert ran.next == ["status", "job.yaml"]
 
 
@@ -487,7 +487,7 @@ def test_verify_says_what_was_proven(command: Command, api: RunningEmulator) -> 
 
     assert ran.code == 0
     assert ran.out == (
-        "holds    6 rows: each has one final status, and one answer in table answers that says the same\n"
+        "holds    6 rows: each has one final status, and one answer with that status in table answers\n"
         "         5 succeeded, 1 refused\n"
         "         the API's counts of 1 collected batch (6 requests) agree\n"
         "         6 rows of the source: each has an outcome for its present content\n"
@@ -524,8 +524,8 @@ def test_verify_names_what_does_not_agree_and_what_to_do(command: Command, folde
     assert (ran.code, facts.code) == (1, 1)
     assert ran.out == (
         "does not hold: 2 problems with the job\n"
-        "    n2 has changed at the source since its outcome\n"
-        "    n6 stands in the source and was never planned\n"
+        "    n2 has changed in the source since its outcome was stored\n"
+        "    n6 is in the source and was never planned\n"
     )
     assert [event["of"] for event in facts.events[:-1]] == ["n2", "n6"]
     assert (facts.events[-1]["holds"], facts.events[-1]["problems"]) == (False, 2)
@@ -541,7 +541,9 @@ def test_verify_of_an_open_run_says_what_is_not_done(command: Command, api: Runn
     ran = command("verify", "job.yaml")
 
     assert ran.code == 1
-    assert ran.out.startswith("does not hold: 6 problems with 6 rows, 6 of them not done\n    n0 is not done: ")
+    assert ran.out.startswith(
+        "does not hold: 6 problems with 6 rows, 6 of them without an outcome\n    n0 is not done: "
+    )
     assert ran.next == ["collect", "job.yaml"]
 
 
@@ -562,7 +564,7 @@ def test_a_run_whose_budget_is_spent_prints_the_budget_that_then_finishes_it(
     stopped = command("run", "job.yaml")
     status = command("status", "job.yaml")
     as_json = command("run", "job.yaml", "--json")
-    enough = re.search(r"limits\.max_cost_usd: ([0-9.]+) is enough for what waits", stopped.err)
+    enough = re.search(r"limits\.max_cost_usd: ([0-9.]+) is enough for the waiting rows", stopped.err)
     assert enough is not None
     with_limits(folder, f"max_cost_usd: {enough[1]}, max_batch_requests: 4")
     finished = command(*stopped.next)
@@ -572,7 +574,7 @@ def test_a_run_whose_budget_is_spent_prints_the_budget_that_then_finishes_it(
     assert stopped.code == 3
     assert re.search(r"run 1    incomplete \(budget\): 60 rows: \d+ pending, \d+ succeeded, \$0.00", stopped.err)
     assert re.search(r"budget \$0\.0010: \$0\.00\d\d spent; limits\.max_cost_usd", stopped.err)
-    assert "raise it, and the same command goes on" in stopped.err
+    assert "raise it and run the same command again" in stopped.err
     assert stopped.next == status.next == ["run", "job.yaml"]
     assert re.search(r"budget \$0\.0010: \$0\.00\d\d spent; limits\.max_cost_usd", status.out)
     [budget] = [event for event in as_json.events if event["event"] == "budget"]
@@ -601,7 +603,7 @@ def test_a_run_says_before_it_starts_that_its_budget_is_enough(command: Command,
     ran = command("run", "job.yaml")
     status = command("status", "job.yaml", "--json").events[0]
 
-    assert "budget   $5.00 (limits.max_cost_usd): enough for that\n" in ran.err
+    assert "budget   $5.00 (limits.max_cost_usd): enough for the worst case\n" in ran.err
     assert status["last_run"]["budget"]["limit_usd"] == 5
     assert status["last_run"]["budget"]["reserved_usd"] == 0
     assert 0 < status["last_run"]["budget"]["spent_usd"] < 0.01
@@ -617,7 +619,7 @@ def test_status_says_what_is_reserved_and_when_the_job_was_last_swept(
 
     ran = command("status", "job.yaml")
 
-    assert re.search(r"budget \$5\.00: \$0\.00 spent, \$0\.00\d\d reserved for what may still come\n", ran.out)
+    assert re.search(r"budget \$5\.00: \$0\.00 spent, \$0\.00\d\d reserved for results not stored yet\n", ran.out)
     assert re.search(r"swept    \d+ s ago\n", ran.out)
     assert ran.next == ["collect", "job.yaml"]
 
@@ -655,7 +657,7 @@ def test_a_run_whose_rows_mostly_fail_says_how_to_continue(
 
     assert ran.code == 3
     assert "run 1    incomplete (failures)" in ran.err
-    assert "so many of its rows failed that nothing more is sent" in ran.err
+    assert "too many of its rows failed, so nothing more is sent" in ran.err
     assert ran.next == ["errors", "job.yaml"]
 
 
@@ -672,7 +674,7 @@ def test_a_canary_whose_rows_mostly_fail_says_how_to_continue(
     assert ran.code == 3
     assert "canary: 20 of its 20 rows failed" in ran.err
     assert "run 1    incomplete (canary): 200 rows: 180 pending, 20 refused" in ran.err
-    assert "go past it with `run --no-canary`" in ran.err
+    assert "send all rows with `run --no-canary`" in ran.err
     assert ran.next == status.next == ["errors", "job.yaml"]
 
 
@@ -713,7 +715,7 @@ def test_answers_are_exported_to_a_folder_of_files(command: Command, folder: Pat
         (["--partition-by", "status"], "--partition-by writes a folder of files: give its path after the job"),
         (
             ["a.csv", "--format", "csv"],
-            "--format csv: this is for --partition-by only; else the ending of FILE says the format",
+            "--format csv: this is for --partition-by only; without it the ending of FILE gives the format",
         ),
         (["a", "--partition-by", "status", "--format", "xlsx"], "--format xlsx: write parquet, csv or ndjson"),
     ],
@@ -780,7 +782,7 @@ def test_a_job_file_of_init_has_a_budget_and_passes_check_unchanged(command: Com
     assert "model: claude-haiku-5-5\n" in (folder / "new.yaml").read_text()  # the newest one that the API lists
     assert checked.code == 0
     assert ran.code == 0
-    assert "budget   $5.00 (limits.max_cost_usd): enough for that" in ran.err
+    assert "budget   $5.00 (limits.max_cost_usd): enough for the worst case" in ran.err
 
 
 # -- all of them -----------------------------------------------------------------------------------------------------

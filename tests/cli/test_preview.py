@@ -298,7 +298,7 @@ def test_the_announcement_says_that_a_price_is_not_known(tmp_path: Path) -> None
 def test_the_announcement_names_a_tool_with_fees_of_its_own(tmp_path: Path) -> None:
     asked = job(tmp_path, request={"params": {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}})
 
-    assert "on top what web_search_20250305 costs and reads at the API" in announcement(picked(asked), asked)
+    assert "plus what web_search_20250305 costs and reads at the API" in announcement(picked(asked), asked)
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_a_table_that_lacks_a_row_or_an_answer_does_not_count(tmp_path: Path) ->
     for wanted in ("2", "3", "4"):
         command = [sys.executable, "-c", code, str(tmp_path), wanted]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCH.parent)
-        assert f"plain: rows, keys, succeeded are (3, 3, 2), not {wanted} each" in done.stderr
+        assert f"plain: rows, different keys, succeeded rows are (3, 3, 2); each should be {wanted}" in done.stderr
 
 
 def test_a_file_without_marks_is_not_overwritten(tmp_path: Path) -> None:
@@ -115,5 +115,5 @@ def test_a_file_without_marks_is_not_overwritten(tmp_path: Path) -> None:
     done = bench(tmp_path, "--out", str(tmp_path / "report"))
 
     assert done.returncode == 1
-    assert "report.md is there without one <!-- benchmark: begin -->" in done.stderr
+    assert "report.md exists, but does not have exactly one <!-- benchmark: begin -->" in done.stderr
     assert (tmp_path / "report.md").read_text() == "My notes.\n"

@@ -215,7 +215,9 @@ def test_a_driver_whose_spool_is_moved_while_it_plans_commits_nothing(
         finish(body)  # it is there, and its batch is not committed yet
 
     monkeypatch.setattr(BodyWriter, "finish", finished)
-    with pytest.raises(Stopped, match="another driver has moved the spool of job summaries meanwhile"):
+    with pytest.raises(
+        Stopped, match="another driver has moved the spool of job summaries; run the same command again"
+    ):
         local.run(local.job(limits=SMALL))
 
     assert place(local) == (str(tmp_path / "other"), *moved)
@@ -256,7 +258,7 @@ def test_a_spool_is_not_moved_while_another_driver_commits_a_batch(
     other.join()
 
     assert place(local) == own
-    assert "bodies in that are still needed" in said[0]
+    assert "bodies in that spool are still needed" in said[0]
 
 
 def test_a_driver_with_the_old_spool_leaves_batches_of_the_new_spool_alone(local: World, tmp_path: Path) -> None:

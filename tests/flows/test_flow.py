@@ -87,7 +87,7 @@ def test_a_run_ends_as_submitted_and_a_sweep_finishes_it(api: RunningEmulator, j
     nothing = told(collect_results.fn())
 
     assert submitted[:2] == ("COMPLETED", "Submitted")
-    assert submitted[2].startswith("Submitted 1 batch, 2 rows; collect_results takes notes 20")
+    assert submitted[2].startswith("Submitted 1 batch, 2 rows; collect_results finishes notes 20")
     assert waiting == ("COMPLETED", "Completed", "swept notes: no run ended")
     assert ended[:2] == ("COMPLETED", "Completed")
     assert "2 rows: 2 succeeded" in ended[2]
@@ -228,7 +228,7 @@ def test_a_run_that_stops_for_its_budget_says_so_in_the_name_of_its_state(api: R
     state = told(run_job.fn(str(job), wait=True))
 
     assert state[:2] == ("FAILED", "Incomplete (budget)")
-    assert "raise it, and the same command goes on with what is left" in state[2]
+    assert "raise it and run the same command again to send the remaining rows" in state[2]
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_workers_plan_files_and_a_worker_that_dies_loses_no_row(site: Site, tmp_
 
     said = (tmp_path / "run.log").read_text()
     assert (ended, swept.returncode) == (0, 0), said + swept.stderr
-    assert "by itself" not in said
+    assert "without tasks" not in said
     tasks = site.prefect.ask("POST", "/task_runs/filter", {"task_runs": {"name": {"like_": "wide-"}}})
     assert {Path(each["name"]).name for each in tasks} == {f"wide-{part}.csv" for part in range(4)}
     assert site.statuses("wide_answers") == ["succeeded"] * 12_000
@@ -242,8 +242,11 @@ def test_a_sweep_collects_by_itself_when_the_cluster_has_no_workers(site: Site, 
         swept = sweep(site, dask.address, "-c", IMPATIENT)
 
     assert swept.returncode == 0, swept.stderr
-    assert "no task has done anything for 10 seconds" in swept.stderr
-    assert f"left to the sweep itself: batches {', '.join(map(str, numbers(site, 'deserted')))}" in swept.stderr
+    assert "no task has made progress for 10 seconds" in swept.stderr
+    assert (
+        f"not collected by tasks, left to the sweep: batches {', '.join(map(str, numbers(site, 'deserted')))}"
+        in swept.stderr
+    )
     assert_all_is_stored_once(site, "deserted")
 
 
@@ -264,5 +267,5 @@ def test_a_sweep_reports_an_unusable_task_runner_and_collects_by_itself(
 
     assert swept.returncode == 0, swept.stderr
     assert said in swept.stderr
-    assert "this sweep collects by itself" in swept.stderr
+    assert "the sweep collects without tasks" in swept.stderr
     assert_all_is_stored_once(site, name)

@@ -344,7 +344,7 @@ def test_a_wrong_value_is_named_with_its_line_and_field(job: Loader, old: str, n
     [
         pytest.param("output: {labels: [only]}", "at least two labels", id="one label"),
         pytest.param("output: {labels: []}", "at least two labels", id="no labels"),
-        pytest.param("output: {labels: [Yes, ' yes ']}", "equals another label, apart from case", id="twins"),
+        pytest.param("output: {labels: [Yes, ' yes ']}", "equals another label, ignoring case", id="twins"),
         pytest.param("output: {labels: [a, '']}", "output.labels.1: ", id="an empty label"),
         pytest.param("output: {labels: [1, 2]}", "output.labels.0: ", id="numbers as labels"),
         pytest.param("limits: {max_failed: 1.1}", "limits.max_failed: ", id="a share above one"),
@@ -405,14 +405,15 @@ def test_several_wrong_fields_are_all_reported_at_once(job: Loader) -> None:
         pytest.param(
             PLAIN.replace("in/{{ vars.day }}", "in/{{ vars.dya }}"),
             {},
-            "line 4: source.path: vars.dya is not among the declared vars (day, tone); only vars can stand here",
+            "line 4: source.path: vars.dya is not among the declared vars (day, tone); "
+            "in this field a template can use only vars",
             id="in a path",
         ),
         pytest.param(
-            PLAIN.replace("in/{{ vars.day }}", "in/{{ day }}"), {}, "source.path: day is not known here", id="bare name"
+            PLAIN.replace("in/{{ vars.day }}", "in/{{ day }}"), {}, "source.path: day is not a var", id="bare name"
         ),
         pytest.param(
-            PLAIN.replace("answers", "'{{ body }}'"), {}, "line 11: sink.table: body is not known here", id="a column"
+            PLAIN.replace("answers", "'{{ body }}'"), {}, "line 11: sink.table: body is not a var", id="a column"
         ),
         pytest.param(PLAIN.replace("in/{{ vars.day }}", "in/{{ vars.day"), {}, "line 4: source.path", id="unclosed"),
         pytest.param(PLAIN.replace("{day: today, tone: calm}", "[a]"), {}, "line 2: vars: must map names", id="a list"),

@@ -241,9 +241,9 @@ def test_vars_are_filled_into_a_text(text: str, filled: str) -> None:
     ("text", "said"),
     [
         pytest.param("{{ vars.dya }}", r"vars\.dya is not among the declared vars \(day\)", id="a misspelt var"),
-        pytest.param("{{ day }}", "day is not known here", id="a bare name"),
-        pytest.param("{{ row.a }}", "a is not known here", id="a column"),
-        pytest.param("{{ row[vars.day] }}", "row is not known here", id="a column by a var"),
+        pytest.param("{{ day }}", "day is not a var", id="a bare name"),
+        pytest.param("{{ row.a }}", "a is not a var", id="a column"),
+        pytest.param("{{ row[vars.day] }}", "row is not a var", id="a column by a var"),
         pytest.param("{{ vars.day", "line 1 of the template", id="braces left open"),
         pytest.param("{{ vars.day.__class__ }}", "__class__ is not allowed", id="a way out"),
         pytest.param("{{ vars.day + 1 }}", "the template fails", id="text plus number"),

@@ -183,7 +183,7 @@ def test_the_estimate_counts_how_often_the_queue_of_the_api_is_filled() -> None:
 @pytest.mark.parametrize(
     ("fields", "rows", "said"),
     [
-        pytest.param({}, 200, "before the canary, the first 20 rows, is back", id="a canary"),
+        pytest.param({}, 200, "before the canary, the first 20 rows, is collected", id="a canary"),
         pytest.param({}, 199, "try `run --limit 20`", id="too few rows for a canary"),
         pytest.param({"canary": False}, 200, "try `run --limit 20`", id="no canary"),
         pytest.param({"retry": {"change": {"truncated": {"max_tokens": "2x"}}}}, 9, "retry.change", id="changes"),

@@ -58,7 +58,7 @@ def test_a_run_killed_after_planning_is_quoted_as_before(world: World) -> None:
     assert first_of(again) == "rows     60 in the source: 60 planned before and not sent yet"
     assert lines(again) == lines(before)
     assert said_of(again) == said_of(before)
-    assert "sends    60 requests in 4 batches (the first 5 rows go ahead), " in "\n".join(lines(again))
+    assert "sends    60 requests in 4 batches (the first 5 rows are sent first), " in "\n".join(lines(again))
 
 
 def test_a_detached_run_is_quoted_by_its_rows_that_are_not_sent(world: World) -> None:
@@ -174,7 +174,7 @@ def test_the_estimate_the_quote_and_the_end_of_a_run_show_the_same_figures(
     assert said["estimate"]["input_tokens"]["counted"] > 0
     assert figures["low"] <= ran["money"]["cost_usd"] <= figures["worst"]
     words = cost_range(figures)
-    assert f"estimated {words}; it was" in next(money_lines({"cost_usd": figures}, 0.0, {}))
+    assert f"estimated {words}; spent" in next(money_lines({"cost_usd": figures}, 0.0, {}))
 
 
 def events(
@@ -237,8 +237,8 @@ def test_without_a_count_of_the_api_the_quote_uses_bytes_and_says_so_everywhere(
     quoted = quote_of(world, world.job())
     finished = world.run(world.job())
 
-    assert "(by bytes, the API did not count)" in "\n".join(lines(quoted))
-    assert "by bytes" in event_line("not_counted", world.told("not_counted")[0])
+    assert "(estimated from bytes, the API did not count)" in "\n".join(lines(quoted))
+    assert "estimated from bytes" in event_line("not_counted", world.told("not_counted")[0])
     assert said_of(finished.quote) == said_of(quoted)
     with world.database.read() as conn:
         assert conn.execute(select(token_counts)).all() == []
@@ -257,7 +257,7 @@ def test_an_empty_source_is_a_warning(world: World) -> None:
 
     assert finished.rows == {}
     warned = [facts["warning"] for facts in world.told("warning")]
-    assert "the source has no rows; limits.min_rows makes that an error" in warned
+    assert "the source has no rows; set limits.min_rows to make this an error" in warned
 
 
 @pytest.mark.parametrize(

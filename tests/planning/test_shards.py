@@ -54,7 +54,7 @@ def test_the_driver_plans_a_shard_that_failed_elsewhere(world: World) -> None:
 
     assert finished.rows == {"succeeded": 12}
     assert (world.accepted(), world.sent_twice()) == (12, [])
-    assert world.told("planned_elsewhere")[0]["problem"] == "1 of 3 files were not planned by others"
+    assert world.told("planned_elsewhere")[0]["problem"] == "1 of 3 files were not planned by the other processes"
 
 
 def test_a_shard_can_write_nothing_after_its_driver_has_ended(world: World) -> None:
@@ -107,5 +107,5 @@ def test_a_file_missing_on_another_machine_is_reported(world: World) -> None:
     with leases.hold(world.database, "planning summaries", seconds=60, now=world.clock) as lease:
         part = Shard("summaries", 1, "/elsewhere/part0.csv", False, lease.resource, lease.token)
 
-        with pytest.raises(SourceError, match=r"/elsewhere/part0.csv is not there on this machine; .* shared path"):
+        with pytest.raises(SourceError, match=r"/elsewhere/part0.csv does not exist on this machine; .* shared path"):
             plan_shard(world.where(), part)

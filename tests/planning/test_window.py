@@ -34,7 +34,8 @@ def test_a_row_too_long_for_its_model_is_invalid_and_names_a_model_that_can_read
     assert status == "invalid"
     assert said.startswith("the request has 212,5")
     assert (
-        "tokens, and claude-haiku-4-5 reads 200,000: shorten the row, or ask claude-haiku-5-5 (request.model)" in said
+        "tokens, and claude-haiku-4-5 reads at most 200,000: shorten the row, or set request.model to claude-haiku-5-5"
+        in said
     )
     assert said.endswith("which reads 1,000,000")
     assert world.accepted() == 4

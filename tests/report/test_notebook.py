@@ -102,7 +102,7 @@ def test_the_area_shows_the_states_of_the_batches(world: World) -> None:
     world.emulator.add_fault(on="create", do="status", status=529, error_type="overloaded_error", times=1)
     area.finished(world.run(world.job(limits={"max_batch_requests": 2})))
 
-    assert texts[0] == "summaries: at work, 0 s"
+    assert texts[0] == "summaries: running, 0 s"
     states = [line for text in texts for line in text.splitlines() if line.startswith("batches")]
     assert states[0] == "batches  1 planned"
     assert any(" in progress" in line for line in states)

@@ -73,9 +73,9 @@ def test_sampling_params_are_refused_with_the_reason_and_the_remedy(field: str) 
         pytest.param("stream", "a batch has no streaming", id="stream"),
         pytest.param("speed", "a batch has no fast mode", id="speed"),
         pytest.param("messages", "the messages are built from request.prompt", id="messages"),
-        pytest.param("model", "this is request.model", id="model"),
-        pytest.param("max_tokens", "this is request.max_tokens", id="max_tokens"),
-        pytest.param("system", "this is request.system", id="system"),
+        pytest.param("model", "request.model sets this", id="model"),
+        pytest.param("max_tokens", "request.max_tokens sets this", id="max_tokens"),
+        pytest.param("system", "request.system sets this", id="system"),
     ],
 )
 def test_params_that_belong_elsewhere_or_cannot_be_used_are_refused(field: str, said: str) -> None:

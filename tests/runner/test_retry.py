@@ -353,7 +353,7 @@ def test_a_retry_reports_rows_that_are_in_flight_already(world: World) -> None:
         sink = ResultsTable.of(row)
         said = left_out(conn, row.id, sink, Selection(keys=("r1",)), quote)
 
-    assert said == ["in flight already: 1; they are waited for"]
+    assert said == ["rows already in flight: 1; they are not sent again; the run waits for their answers"]
 
 
 def test_a_retry_does_not_change_rows_that_an_open_run_has_in_flight(world: World) -> None:
@@ -617,7 +617,7 @@ def test_a_run_names_an_unfinished_retry_and_ends_without_waiting_for_its_rows(
     assert (told["rows"], told["retry"]) == (2, LONGER.facts())
     assert event_line("waits_for_retry", told) == (
         "retry    2 rows wait for a retry that is not finished: run 2, "
-        "`batch-pipeline status summaries` says how it goes on"
+        "`batch-pipeline status summaries` says how to continue it"
     )
 
 
@@ -941,7 +941,7 @@ def test_a_change_of_a_field_that_cannot_be_changed_is_refused(pair: str, said: 
         ({"request.max_tokens": 0}, r"--set request\.max_tokens: Input should be greater than or equal to 1"),
         ({"request.max_tokens": "lots"}, r"--set request\.max_tokens: Input should be a valid integer"),
         ({"request.model": None}, r"--set request\.model: Input should be a valid string"),
-        ({"request.params": {"metadata": "x"}, "request.params.metadata.user_id": "y"}, "metadata is no mapping"),
+        ({"request.params": {"metadata": "x"}, "request.params.metadata.user_id": "y"}, "metadata is not a mapping"),
     ],
 )
 def test_a_change_to_a_wrong_value_is_refused(world: World, changes: dict[str, Any], said: str) -> None:
@@ -959,5 +959,5 @@ def test_a_change_leaves_the_other_fields_of_the_job_unchanged(world: World) -> 
 
 
 def test_an_unknown_status_is_refused() -> None:
-    with pytest.raises(InputError, match="--status done: there is no such status; there are succeeded, errored"):
+    with pytest.raises(InputError, match="--status done: unknown status; choose one of succeeded, errored"):
         Selection(statuses=("done",))

@@ -147,20 +147,20 @@ def answer_of(table: Any, key: str) -> dict[str, Any]:
         ),
         pytest.param(
             lambda table: insert(table).values(answer_of(table, "r9")),
-            ["r9 has a row in table answers, and the job knows no such row"],
+            ["r9 has a row in table answers, and is not a row of the job"],
             id="an answer of nobody",
         ),
         pytest.param(
             lambda table: update(table).where(table.c.id == "r1").values(id="r9"),
             [
                 "r1 has the outcome succeeded and no row in table answers",
-                "r9 has a row in table answers, and the job knows no such row",
+                "r9 has a row in table answers, and is not a row of the job",
             ],
             id="an answer under another key",
         ),
         pytest.param(
             lambda _: delete(requests).where(requests.c.key == '["r1"]'),
-            ["r1 has a row in table answers, and the job knows no such row"],
+            ["r1 has a row in table answers, and is not a row of the job"],
             id="a row that is gone",
         ),
         pytest.param(
@@ -194,8 +194,8 @@ def answer_of(table: Any, key: str) -> dict[str, Any]:
         pytest.param(
             lambda _: update(batches).values(counts={"succeeded": 4, "errored": 1}),
             [
-                "batch 1 has 4 succeeded by the API's count, and 5 were collected",
-                "batch 1 has 1 errored by the API's count, and 0 were collected",
+                "batch 1 has 4 succeeded requests by the API's count, and 5 were collected",
+                "batch 1 has 1 errored requests by the API's count, and 0 were collected",
             ],
             id="other results at the API",
         ),
@@ -229,7 +229,7 @@ def test_verify_names_a_row_whose_key_is_stored_in_two_spellings(world: World) -
     found = proof(world)
 
     one, other = '["17"]', "[17]"
-    shares = "shares one row of table answers with"
+    shares = "shares its row in table answers with"
     assert said(found) in ([f"{one} {shares} {other}"], [f"{other} {shares} {one}"])
 
 
@@ -340,8 +340,8 @@ def test_rows_that_are_new_or_have_changed_at_the_source_are_named(world: World)
     found = proof(world, world.job())
 
     assert said(found) == [
-        "r2 has changed at the source since its outcome",
-        "r5 stands in the source and was never planned",
+        "r2 has changed in the source since its outcome was stored",
+        "r5 is in the source and was never planned",
     ]
     assert (found.unplanned, found.source_rows) == (2, 6)
     assert proof(world).holds
@@ -355,7 +355,7 @@ def test_a_row_that_changed_while_it_is_at_the_api_is_named(world: World) -> Non
 
     found = proof(world, world.job())
 
-    assert "r2 has changed at the source since it was sent" in said(found)
+    assert "r2 has changed in the source since it was sent" in said(found)
     assert (found.waiting, found.unplanned) == (5, 1)
 
 
@@ -372,7 +372,7 @@ def test_a_source_whose_keys_are_not_unique_proves_nothing(world: World) -> None
     world.run(world.job())
     world.rows([*texts(5), *texts(1)])
 
-    with pytest.raises(SourceError, match="does not tell all rows apart"):
+    with pytest.raises(SourceError, match="several rows have the same key"):
         proof(world, world.job())
 
 

@@ -5,6 +5,7 @@ import csv
 import functools
 import resource
 import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.errors import Completed, DatabaseError, InputError, Stopped
 from pipeline.sink import read
 from pipeline.sink.export import export
 from pipeline.sink.formats import FORMATS
+from pipeline.sink.matching import Conditions, count_matching
 from pipeline.sink.read import AnswerFilter
 from pipeline.sink.table import ResultsTable
 from pipeline.state.jobs import JobRecord
@@ -167,6 +169,27 @@ def test_a_predicate_may_end_with_a_comment(world: World) -> None:
     job, file = ran(world), world.folder / "answers.ndjson"
 
     assert export(world.database, job, file, AnswerFilter(where="id < 'r2' -- the first two")).rows == 2
+
+
+def test_a_locked_database_is_reported_as_such_and_not_as_a_wrong_predicate(world: World) -> None:
+    if not world.database.is_sqlite:
+        pytest.skip("only a SQLite file is locked as a whole")
+    job = ran(world)
+    world.database.close()
+    with world.database.read() as conn:  # in WAL mode readers would not wait for a writer
+        raw: Any = conn.connection.driver_connection
+        for statement in ("COMMIT", "PRAGMA journal_mode=DELETE", "PRAGMA busy_timeout=0", "BEGIN"):
+            raw.execute(statement).close()
+    with contextlib.closing(sqlite3.connect(world.database.file or "", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+
+        with (
+            pytest.raises(Stopped, match=r"cannot read .*: database is locked; ") as stopped,
+            world.database.read() as conn,
+        ):
+            count_matching(conn, ResultsTable.of(job), ["succeeded"], Conditions((), where="id < 'r2'"))
+
+    assert "--where" not in str(stopped.value)
 
 
 def test_an_export_without_a_predicate_does_not_blame_one_when_the_table_is_gone(world: World) -> None:

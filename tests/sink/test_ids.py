@@ -187,7 +187,7 @@ def test_a_column_is_not_renamed_while_batches_with_answers_for_it_are_open(worl
         conn.execute(update(requests).values(keep='{"message_id":"Kept."}'))
 
     with pytest.raises(
-        DatabaseError, match=r"'message_id' .* is to be renamed .* 1 of its batches are open: take them"
+        DatabaseError, match=r"'message_id' .* is to be renamed .* 1 of the job's batches are open: finish them"
     ):
         world.run(world.job(**RENAMED))
     world.clock.advance(100)

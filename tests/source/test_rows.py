@@ -451,7 +451,12 @@ def test_a_wrong_where_is_named(tickets: Path, where: str, said: str) -> None:
         pytest.param("a.csv.gz", gzip.compress(b""), "a.csv.gz is empty", id="an empty file, compressed"),
         pytest.param("a.xlsx", b"x", "a.xlsx: spreadsheets are not supported; save it as CSV", id="a spreadsheet"),
         pytest.param("a.txt", b"x", "a.txt: unknown kind of file; known are .csv", id="a kind that is not read"),
-        pytest.param("a.parquet.gz", b"x", "Parquet compresses by itself; give the file without .gz", id="Parquet.gz"),
+        pytest.param(
+            "a.parquet.gz",
+            b"x",
+            "a.parquet.gz: .gz is not supported for Parquet, which has its own compression; decompress the file",
+            id="Parquet.gz",
+        ),
         pytest.param(
             "a.parquet", b"PAR1 and no more", "a.parquet: the parquet file cannot be read", id="broken Parquet"
         ),

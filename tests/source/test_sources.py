@@ -255,7 +255,9 @@ def test_typed_partitions_are_compared_by_their_type(hive: Path) -> None:
 
 def test_a_file_outside_of_the_partitions_is_named(hive: Path) -> None:
     pl.DataFrame({"id": [9], "size": [1]}).write_parquet(hive / "stray.parquet")
-    with pytest.raises(SourceError, match=r"column 'dt' is in a folder's name of .*dt=.* but not of .*stray\.parquet"):
+    with pytest.raises(
+        SourceError, match=r"column 'dt' is in the folder names of .*dt=.* but not in those of .*stray\.parquet"
+    ):
         source(hive)
 
 

@@ -349,7 +349,9 @@ def test_a_user_without_the_right_to_create_the_schema_gets_one_sentence(postgre
     with connected(postgres_url) as admin:
         admin.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'secret'".encode())
         try:
-            with pytest.raises(DatabaseError, match=r"permission denied for database .*; let its user create schemas"):
+            with pytest.raises(
+                DatabaseError, match=r"permission denied for database .*; grant its user CREATE on the database"
+            ):
                 Database(theirs)
 
             admin.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {user}".encode())
@@ -541,7 +543,7 @@ def test_a_read_only_server_gives_one_sentence(postgres_url: str) -> None:
             f"ALTER DATABASE {make_url(postgres_url).database} SET default_transaction_read_only TO on".encode()
         )
 
-    with pytest.raises(DatabaseError, match="it is a server that only reads: give the one that writes by --database"):
+    with pytest.raises(DatabaseError, match="this server is read-only: give the primary server by --database"):
         Database(postgres_url)
 
 
@@ -672,7 +674,7 @@ def test_a_deadlock_is_a_lost_race(postgres_url: str) -> None:
             thread.join()
 
     lost = next(end for end in ends if end != "written")
-    assert "deadlock detected; another driver was at the same rows; the same command again goes on" in lost
+    assert "deadlock detected; another driver changed the same rows; run the same command again to continue" in lost
     assert sorted(ends, key=len)[0] == "written"
 
 
@@ -681,7 +683,7 @@ def test_of_two_drivers_that_add_the_same_row_one_loses_the_race(postgres_url: s
         with ours.write() as conn:
             conn.execute(new_account("a"))
 
-        with pytest.raises(LostRace, match="another driver was at the same rows"), ours.write() as conn:
+        with pytest.raises(LostRace, match="another driver changed the same rows"), ours.write() as conn:
             conn.execute(new_account("a"))
 
 

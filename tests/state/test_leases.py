@@ -84,7 +84,7 @@ def test_a_lease_of_a_living_process_is_refused_with_its_holder_and_its_end(
             pass
 
     who, when = f"process {me['pid']} on {me['host']}", f"{until:%Y-%m-%d %H:%M:%S} UTC"
-    what = f"{who} is at it; its lease lasts until {when} and is renewed while the process lives"
+    what = f"{who} is doing this now; its lease lasts until {when} and is renewed while the process lives"
     assert str(busy.value) == f"{RESOURCE}: {what}: wait, or stop the process"
 
 
@@ -93,7 +93,10 @@ def test_a_lease_of_a_living_process_is_refused_with_its_holder_and_its_end(
 )
 def test_a_holder_with_missing_parts_keeps_its_lease_like_any_other(database: Database, other: Any) -> None:
     held_by(database, other, left=HOUR)
-    with pytest.raises(Busy, match=rf"{RESOURCE}: process .* is at it"), leases.hold(database, RESOURCE, seconds=60):
+    with (
+        pytest.raises(Busy, match=rf"{RESOURCE}: process .* is doing this now"),
+        leases.hold(database, RESOURCE, seconds=60),
+    ):
         pass
 
     change(database, left=-HOUR)
@@ -352,8 +355,8 @@ def test_a_run_that_waits_for_batches_of_another_driver_names_it_and_the_end_of_
         finished = planned.run(planned.job())
 
     who = "waiting: 1 planned, held by process 7 on db1: wait, or stop the process"
-    free = "what a process that has died holds is free when its lease runs out"
-    when = f"{free}, at {until:%Y-%m-%d %H:%M:%S} UTC at the latest; next look in 1 s"
+    free = "if it has died, its lease runs out"
+    when = f"{free} at {until:%Y-%m-%d %H:%M:%S} UTC at the latest; next look in 1 s"
     assert event_line("waiting", planned.told("waiting")[0]) == f"{who}; {when}"
     assert planned.told("waiting")[-1]["held_by"] == []  # by then the waiting driver has claimed the batch
     assert finished.rows == {"succeeded": 5}
@@ -362,10 +365,10 @@ def test_a_run_that_waits_for_batches_of_another_driver_names_it_and_the_end_of_
 def test_the_thing_that_a_driver_waits_for_is_printed_only_once(capfd: pytest.CaptureFixture[str]) -> None:
     with Teller(as_json=False) as teller:
         for second in range(3):
-            problem = f"planning notes: process 7 is at it; its lease lasts until :0{second}"
+            problem = f"planning notes: process 7 is doing this now; its lease lasts until :0{second}"
             teller.tell(PlannedElsewhere(problem=problem))
 
-    assert capfd.readouterr().err == "waiting: planning notes: process 7 is at it; its lease lasts until :00\n"
+    assert capfd.readouterr().err == "waiting: planning notes: process 7 is doing this now; its lease lasts until :00\n"
 
 
 def test_a_batch_of_a_silent_driver_is_free_and_the_driver_cannot_move_it_when_it_wakes(planned: World) -> None:

@@ -72,7 +72,7 @@ def test_rows_that_left_the_source_are_named_by_run_status_and_verify(world: Wor
     found = verify(world.database, world.known())
     verify_source(world.database, world.known(), world.job(), found)
 
-    assert "         2 rows of the job are no longer in its source; answers stay" in list(quote_lines(quote))
+    assert "         2 rows of the job are no longer in its source; their answers stay" in list(quote_lines(quote))
     assert "         2 rows of the job are no longer in its source" in list(verify_lines(found))
     with world.database.read() as conn:
         said = list(status_lines(status_facts(conn, world.known(), world.clock())))

@@ -108,5 +108,5 @@ def test_truncated_answers_are_mended_in_the_job_file_where_a_template_gives_max
         [cause] = error_facts(conn, world.known(), ResultsTable.of(world.known()), "job.yaml")
 
     assert (cause["status"], cause["rows"]) == ("truncated", 2)
-    assert cause["remedy"] == "let answers be longer by request.max_tokens in the job file; then"
+    assert cause["remedy"] == "raise request.max_tokens in the job file; then"
     assert cause["command"] == ["run", "job.yaml"]

@@ -259,7 +259,7 @@ def test_cancel_names_the_driver_that_is_still_planning(world: World) -> None:
 
     with (
         leases.hold(world.database, "planning summaries", seconds=1_000, now=world.clock),
-        pytest.raises(Busy, match=r"planning summaries: process \d+ on .* is at it"),
+        pytest.raises(Busy, match=r"planning summaries: process \d+ on .* is doing this now"),
     ):
         cancel_job(world)
 

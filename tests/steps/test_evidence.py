@@ -90,7 +90,7 @@ def test_a_batch_whose_results_never_show_an_owner_is_given_up_and_not_sent_agai
     world.clock.advance(26 * 3600)
     world.sweep()
 
-    assert "no line of its results says whose it is" in watched
+    assert "no line of its results has a custom_id" in watched
     assert (world.batch_states(), world.accepted()) == (["lost"], 5)
 
 
@@ -337,7 +337,7 @@ def test_a_create_that_returns_a_batch_we_already_know_has_an_unknown_end(world:
 
     assert finished.rows == {"succeeded": 5}
     assert (world.accepted(), world.sent_twice()) == (5, [])
-    assert "a batch of before" in world.told("unknown_end")[0]["problem"]
+    assert "a batch that is older than this sending" in world.told("unknown_end")[0]["problem"]
 
 
 def test_a_create_that_returns_a_batch_older_than_its_sending_has_an_unknown_end(world: World) -> None:

@@ -403,7 +403,7 @@ def test_a_batch_is_not_sent_again_before_the_deadline_of_a_suspended_driver(wor
     after = deadline + timedelta(seconds=world.settings.grace)
     assert waited[0] == (
         "asking the API whether it arrived: the process died while sending it; "
-        f"if it does not show by {after:%H:%M:%S} UTC, it is sent again"
+        f"if the listing does not show the batch by {after:%H:%M:%S} UTC, it is sent again"
     )
     assert world.accepted() == 5
 

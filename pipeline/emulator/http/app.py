@@ -79,6 +79,7 @@ def _handle(router: Router, call: Call) -> Reply:
 
 
 async def _receive(request: Request, upload: Path) -> None:
+    """Write the body of a request to a file."""
     with upload.open("wb") as file:
         async for chunk in request.stream():
             file.write(chunk)  # writes to the page cache, so fast that it needs no thread

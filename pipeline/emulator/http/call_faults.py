@@ -77,6 +77,7 @@ def shown_date(now_us: int, rule: Fault | None) -> str:
 
 
 def _foreign(fault: Fault, work: Callable[[], Reply], request_id: str) -> Reply:
+    """Return the page of another server, or the cut answer, that a `foreign_page` rule asks for."""
     if fault.kind == "cut":
         return _cut(reply_or_error(work, request_id))
     if fault.accept:
@@ -94,6 +95,7 @@ def _cut(reply: Reply) -> Reply:
 
 
 def _first_line(chunks: Iterator[bytes]) -> bytes:
+    """Return the first line of a chunked answer."""
     read = b""
     with suppress(ConnectionCut):
         while b"\n" not in read and (chunk := next(chunks, b"")):
@@ -112,6 +114,7 @@ def _repeated(fault: Fault, core: Core, call: Call, work: Callable[[], Reply], r
 
 
 def _error(fault: Fault) -> ApiError:
+    """Return the error that a `status` rule asks for."""
     assert fault.status is not None
     headers = dict(fault.headers)
     if fault.retry_after is not None:

@@ -153,12 +153,13 @@ class Router:
 
 
 def _route(call: Call) -> tuple[str, Callable[..., Reply], tuple[str, ...]]:
+    """Return the operation of a call, its function and the ids in its path. Raises ApiError 404 or 405."""
     path_known = False
     for method, pattern, operation, function in ROUTES:
-        found = pattern.fullmatch(call.path)
-        if found and method == call.method:
-            return operation, function, found.groups()
-        path_known = path_known or found is not None
+        match = pattern.fullmatch(call.path)
+        if match and method == call.method:
+            return operation, function, match.groups()
+        path_known = path_known or match is not None
     if path_known:
         raise ApiError(405, "Method Not Allowed")
     raise ApiError(404, "Not found")

@@ -43,6 +43,7 @@ class Transport(httpx2.BaseTransport):
         return httpx2.Response(reply.status, headers=reply.headers, stream=_Stream(request, reply), request=request)
 
     def _delay(self, request: httpx2.Request, reply: Reply) -> None:
+        """Advance the clock by a reply's delay; by the read timeout if that is shorter, and then raise ReadTimeout."""
         if not reply.delay_seconds:
             return
         timeout: dict[str, Any] = request.extensions.get("timeout", {})

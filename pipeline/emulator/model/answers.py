@@ -132,6 +132,7 @@ def _source_text(messages: list[dict[str, Any]], files: FileFinder) -> str:
 
 
 def _texts(content: list[dict[str, Any]], files: FileFinder) -> Iterator[str]:
+    """Yield the texts of text blocks and documents."""
     for block in content:
         if block["type"] == "text":
             yield block["text"]
@@ -140,6 +141,7 @@ def _texts(content: list[dict[str, Any]], files: FileFinder) -> Iterator[str]:
 
 
 def _thinking(params: dict[str, Any], model: Model) -> tuple[list[dict[str, Any]], int]:
+    """Return the thinking block of an answer, if the model thinks, and its tokens."""
     thinking = params.get("thinking") or {}
     kind = thinking.get("type")
     on = kind in ("enabled", "adaptive") or (kind is None and model.thinks_by_default)
@@ -151,6 +153,7 @@ def _thinking(params: dict[str, Any], model: Model) -> tuple[list[dict[str, Any]
 
 
 def _forced_tool(params: dict[str, Any], number: int) -> dict[str, Any] | None:
+    """Return the tool that tool_choice forces; None if it forces none."""
     choice = params.get("tool_choice") or {}
     tools: list[dict[str, Any]] = [t for t in params.get("tools") or [] if "name" in t]
     if choice.get("type") == "tool":
@@ -159,6 +162,7 @@ def _forced_tool(params: dict[str, Any], number: int) -> dict[str, Any] | None:
 
 
 def _invent(schema: dict[str, Any], source: str, number: int) -> Any:
+    """Return a value that follows a schema, by the words of the source; {} if the schema is malformed."""
     counted: Counter[str] | None = None
 
     def pick(values: list[Any], path: str) -> Any:
@@ -182,6 +186,7 @@ def _fitting(values: Sequence[Any], counted: Counter[str], number: int) -> Any:
 
 
 def _score(value: Any, counted: Counter[str]) -> int:
+    """Return how often the long words of a value occur in the text; without long words, its rarest word."""
     parts = words(value) if isinstance(value, str) else []
     telling = [part for part in parts if len(part) > SHORT_WORD]
     if telling:

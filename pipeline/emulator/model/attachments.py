@@ -45,10 +45,10 @@ def attachment_problem(
     """
     for where, block in attached(messages):
         kind = block["type"]
-        if wrong := _source(f"{where}.{kind}.source", kind, block.get("source")):
+        if wrong := _source_problem(f"{where}.{kind}.source", kind, block.get("source")):
             return Problem(wrong)
         source = block["source"]
-        if source["type"] == "file" and (found := _file(where, kind, source["file_id"], files, now_us)):
+        if source["type"] == "file" and (found := _file_problem(where, kind, source["file_id"], files, now_us)):
             return found
         if not vision and _needs_vision(kind, source, files):
             return Problem(f"{where}: '{model.id}' does not support {'image' if kind == 'image' else 'PDF'} input.")
@@ -59,22 +59,26 @@ def attached(messages: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, An
     """Yield (where, block) for each image and document, also for those inside tool results and documents."""
     for index, message in enumerate(messages):
         if not isinstance(message["content"], str):
-            yield from _within(f"messages.{index}.content", message["content"])
+            yield from _attached_in(f"messages.{index}.content", message["content"])
 
 
-def _within(where: str, blocks: object) -> Iterator[tuple[str, dict[str, Any]]]:
+def _attached_in(where: str, blocks: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, block) for each image and document in a list of blocks, also inside other blocks."""
     for at, block in enumerate(blocks if isinstance(blocks, list) else ()):
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_result":
-            yield from _within(f"{where}.{at}.tool_result.content", block.get("content"))
+            yield from _attached_in(f"{where}.{at}.tool_result.content", block.get("content"))
         elif kind in ATTACHED:
             yield f"{where}.{at}", block
             source = block.get("source")
             if kind == "document" and isinstance(source, dict):
-                yield from _within(f"{where}.{at}.document.source.content.content", source.get("content"))
+                yield from _attached_in(f"{where}.{at}.document.source.content.content", source.get("content"))
 
 
-def _source(where: str, kind: str, source: Any) -> str | None:
+# Each function `..._problem` below returns what the API says about the part that it checks; None if nothing is wrong.
+
+
+def _source_problem(where: str, kind: str, source: Any) -> str | None:
     if not isinstance(source, dict):
         return f"{where}: " + (
             "Field required"
@@ -88,19 +92,19 @@ def _source(where: str, kind: str, source: Any) -> str | None:
     if not isinstance(given, str) or given not in types:
         tags = ", ".join(f"'{tag}'" for tag in types)
         return f"{where}: Input tag '{given}' found using 'type' does not match any of the expected tags: {tags}"
-    if wrong := _fields(f"{where}.{given}", source, types[given]):
+    if wrong := _fields_problem(f"{where}.{given}", source, types[given]):
         return wrong
     match given:
         case "base64" | "text":
-            return _data(f"{where}.{given}", kind, source)
+            return _data_problem(f"{where}.{given}", kind, source)
         case "url" if not source["url"].lower().startswith(("https://", "http://")):
             return f"{where}.url.url: Only HTTPS URLs are supported."
         case "content":
-            return _content(f"{where}.content.content", source["content"])
+            return _content_problem(f"{where}.content.content", source["content"])
     return None
 
 
-def _fields(where: str, source: dict[str, Any], fields: tuple[str, ...]) -> str | None:
+def _fields_problem(where: str, source: dict[str, Any], fields: tuple[str, ...]) -> str | None:
     for name in fields:
         if name not in source:
             return f"{where}.{name}: Field required"
@@ -110,11 +114,11 @@ def _fields(where: str, source: dict[str, Any], fields: tuple[str, ...]) -> str 
     return f"{where}.{extra}: Extra inputs are not permitted" if extra else None
 
 
-def _data(where: str, kind: str, source: dict[str, Any]) -> str | None:
+def _data_problem(where: str, kind: str, source: dict[str, Any]) -> str | None:
     media_type, data = source["media_type"], source["data"]
-    fine = MEDIA_TYPES[kind, source["type"]]
-    if media_type not in fine:
-        named = [f"'{name}'" for name in fine]
+    allowed = MEDIA_TYPES[kind, source["type"]]
+    if media_type not in allowed:
+        named = [f"'{name}'" for name in allowed]
         choice = " or ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else named[0]
         return f"{where}.media_type: Input should be {choice}"
     if source["type"] == "text":
@@ -132,13 +136,13 @@ def _data(where: str, kind: str, source: dict[str, Any]) -> str | None:
         # here the API's message calls the block `pdf`
         pdf = where.replace(".document.source.", ".pdf.source.")
         return None if content.startswith(b"%PDF") else f"{pdf}.data: The PDF specified was not valid."
-    looks = _looks_like(content)
-    if looks is None:
+    actual = _looks_like(content)
+    if actual is None:
         return "Could not process image"
-    if looks != media_type:
+    if actual != media_type:
         return (
             f"{where}.data: The image was specified using the {media_type} media type, "
-            f"but the image appears to be a {looks} image"
+            f"but the image appears to be a {actual} image"
         )
     return None
 
@@ -154,7 +158,7 @@ def _looks_like(content: bytes) -> str | None:
     return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
 
 
-def _content(where: str, content: Any) -> str | None:
+def _content_problem(where: str, content: Any) -> str | None:
     """Return the problem of a document made of blocks; None if there is none. Its images are checked elsewhere."""
     if isinstance(content, str):
         return None
@@ -171,7 +175,7 @@ def _content(where: str, content: Any) -> str | None:
     return None
 
 
-def _file(where: str, kind: str, file_id: str, files: FileFinder, now_us: int) -> Problem | None:
+def _file_problem(where: str, kind: str, file_id: str, files: FileFinder, now_us: int) -> Problem | None:
     at = f"{where}.{kind}.source.file.file_id"
     file = files(file_id)
     if file is None:

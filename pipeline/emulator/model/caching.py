@@ -90,15 +90,15 @@ def plain_usage(params: dict[str, Any]) -> Usage:
 
 def breakpoint_problem(params: dict[str, Any]) -> str | None:
     """Return what is wrong with the cache_control of a request, in the API's words; None if nothing is."""
-    found = [c for _, _, c in _blocks(params) if c is not None]
-    if len(found) > MAX_BREAKPOINTS:
-        return f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(found)}."
-    for control in found:
+    controls = [c for _, _, c in _blocks(params) if c is not None]
+    if len(controls) > MAX_BREAKPOINTS:
+        return f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(controls)}."
+    for control in controls:
         if not isinstance(control, dict) or control.get("type") != "ephemeral":
             return "cache_control.type: Input should be 'ephemeral'"
         if control.get("ttl", "5m") not in ("5m", "1h"):
             return "cache_control.ttl: Input should be '5m' or '1h'"
-    ttls = [control.get("ttl", "5m") for control in found]
+    ttls = [control.get("ttl", "5m") for control in controls]
     if "1h" in ttls[ttls.index("5m") :] if "5m" in ttls else False:
         return "a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block"
     return None

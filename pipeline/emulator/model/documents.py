@@ -49,6 +49,7 @@ def citation(messages: list[dict[str, Any]], files: FileFinder) -> dict[str, Any
 
 
 def _place(block: dict[str, Any], files: FileFinder) -> dict[str, Any] | None:
+    """Return the place in a document that a citation names, and its text; None if the document has no text."""
     source = block["source"]
     text = document_text(block, files)
     if text is None:

@@ -39,6 +39,7 @@ def schema_problem(schema: object) -> str | None:
 
 @lru_cache(maxsize=256)
 def _problem_of(encoded: bytes) -> str | None:
+    """Return the first problem of a schema. `counts` sums up its optional properties and unions during the walk."""
     schema = orjson.loads(encoded)
     counts = {"optional": 0, "unions": 0}
     try:
@@ -51,6 +52,7 @@ def _problem_of(encoded: bytes) -> str | None:
 
 
 def _walk(node: object, root: dict[str, Any], refs: tuple[str, ...], counts: dict[str, int]) -> str | None:
+    """Return the first problem of a part of a schema; None if there is none. counts: see _problem_of."""
     if not isinstance(node, dict):
         return "Input should be a valid dictionary"
     if "$ref" in node:
@@ -110,32 +112,33 @@ class Inventor:
 
     def value(self) -> Any:
         """Return the invented value."""
-        return self._of(self._root, "", 0)
+        return self._value_of(self._root, "", 0)
 
-    def _of(self, node: dict[str, Any], path: str, depth: int) -> Any:
+    def _value_of(self, node: dict[str, Any], path: str, depth: int) -> Any:
+        """Return a value for a part of the schema. path: of this part; depth: how many parts it is in."""
         if "const" in node:
             return node["const"]
         if "enum" in node:
             return self._pick(node["enum"], path)
         if "$ref" in node:
-            return self._of(resolve(node["$ref"], self._root) or {}, path, depth + 1) if depth < 20 else None
+            return self._value_of(resolve(node["$ref"], self._root) or {}, path, depth + 1) if depth < 20 else None
         for word in ("anyOf", "oneOf"):
             if word in node:
                 branches = [b for b in node[word] if b.get("type") != "null"] or node[word]
-                return self._of(branches[0], path, depth + 1)
+                return self._value_of(branches[0], path, depth + 1)
         if "allOf" in node:
             node = _merged(node)
         kind = node.get("type", "object" if "properties" in node else "string")
         if isinstance(kind, list):
             kind = next((k for k in kind if k != "null"), "null")
-        return self._plain(node, kind, path, depth)
+        return self._value_of_kind(node, kind, path, depth)
 
-    def _plain(self, node: dict[str, Any], kind: str, path: str, depth: int) -> Any:
+    def _value_of_kind(self, node: dict[str, Any], kind: str, path: str, depth: int) -> Any:
         match kind:
             case "object":
                 return self._object(node, path, depth)
             case "array":
-                return [] if depth > 20 else [self._of(node.get("items", {}), f"{path}[]", depth + 1)]
+                return [] if depth > 20 else [self._value_of(node.get("items", {}), f"{path}[]", depth + 1)]
             case "integer" | "number":
                 return _within(node, self._number % 100)
             case "boolean":
@@ -151,7 +154,7 @@ class Inventor:
         names = [n for n in properties if n in required]  # the API emits required properties first
         if depth <= 20:
             names += [n for n in properties if n not in required]
-        return {name: self._of(properties[name], f"{path}.{name}", depth + 1) for name in names}
+        return {name: self._value_of(properties[name], f"{path}.{name}", depth + 1) for name in names}
 
     def _string(self, node: dict[str, Any]) -> str:
         text = FORMATS.get(node.get("format", ""), self._gist)
@@ -159,6 +162,7 @@ class Inventor:
 
 
 def _merged(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of a schema with the parts in its allOf merged into it."""
     merged = {key: value for key, value in node.items() if key != "allOf"}
     for part in node["allOf"]:
         properties = merged.get("properties", {}) | part.get("properties", {})

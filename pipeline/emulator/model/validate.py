@@ -105,14 +105,14 @@ def problem(params: dict[str, Any], context: Context, input_tokens: Callable[[],
 
     input_tokens: returns the size of the prompt; called only if there is no other problem, to check the context window.
     """
-    if message := _shape(params, context):
+    if message := _shape_problem(params, context):
         return Problem(message)
     model = find_model(params["model"])
     if model is None:
         return Problem(f"model: {params['model']}", "not_found_error")
     if context.in_batch and model.named_in(context.without_batch):
         return Problem(f"model: '{model.id}' is not supported in the Message Batches API")
-    for check in _checks(params, context, model):
+    for check in _model_problems(params, context, model):
         if check:
             return Problem(check)
     vision = not model.named_in(context.without_vision)
@@ -134,7 +134,10 @@ def count_tokens_problem(params: dict[str, Any], context: Context) -> Problem | 
     return problem({**params, "max_tokens": limit}, context, lambda: 0)
 
 
-def _shape(params: dict[str, Any], context: Context) -> str | None:
+# Each function `..._problem` below returns the API's message about the part that it checks; None if nothing is wrong.
+
+
+def _shape_problem(params: dict[str, Any], context: Context) -> str | None:
     """Return what is wrong with the fields' names, max_tokens, model or the structure of messages; None if nothing."""
     for name in REQUIRED:
         if name not in params:
@@ -142,7 +145,7 @@ def _shape(params: dict[str, Any], context: Context) -> str | None:
     if context.in_batch and (message := unbatchable(params)):
         return message
     for name in params:
-        if name not in FIELDS and not _known(name, context):
+        if name not in FIELDS and not _is_known_field(name, context):
             return f"{name}: Extra inputs are not permitted"
     max_tokens = params["max_tokens"]
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool):
@@ -151,29 +154,29 @@ def _shape(params: dict[str, Any], context: Context) -> str | None:
         return "max_tokens: Input should be greater than or equal to 1"
     if not isinstance(params["model"], str):
         return "model: Input should be a valid string"
-    return _message_list(params["messages"])
+    return _message_list_problem(params["messages"])
 
 
-def _known(name: str, context: Context) -> bool:
+def _is_known_field(name: str, context: Context) -> bool:
     if name in SAMPLING:
         return context.version != NO_SAMPLING_VERSION
     return bool(context.betas) and name in BETA_FIELDS
 
 
-def _message_list(messages: Any) -> str | None:
+def _message_list_problem(messages: Any) -> str | None:
     if not isinstance(messages, list):
         return "messages: Input should be a valid list"
     if not messages:
         return "messages: at least one message is required"
     for index, message in enumerate(messages):
-        if problem := _message(f"messages.{index}", message):
+        if problem := _message_problem(f"messages.{index}", message):
             return problem
     if messages[0]["role"] == "assistant":
         return 'messages: first message must use the "user" role'
     return None
 
 
-def _message(where: str, message: Any) -> str | None:
+def _message_problem(where: str, message: Any) -> str | None:
     if not isinstance(message, dict):
         return f"{where}: Input should be a valid dictionary or object to extract fields from"
     for name in ("role", "content"):
@@ -192,10 +195,10 @@ def _message(where: str, message: Any) -> str | None:
         return f"{where}.content: Input should be a valid string or list"
     if not content and message["role"] == "user":
         return f"{where}: user messages must have non-empty content"
-    return next((p for i, block in enumerate(content) if (p := _block(f"{where}.content.{i}", block))), None)
+    return next((p for i, block in enumerate(content) if (p := _block_problem(f"{where}.content.{i}", block))), None)
 
 
-def _block(where: str, block: Any) -> str | None:
+def _block_problem(where: str, block: Any) -> str | None:
     if not isinstance(block, dict):
         return f"{where}: Input should be a valid dictionary or object to extract fields from"
     kind = block.get("type")
@@ -214,7 +217,7 @@ def _block(where: str, block: Any) -> str | None:
     return None
 
 
-def _checks(params: dict[str, Any], context: Context, model: Model) -> Iterator[str | None]:
+def _model_problems(params: dict[str, Any], context: Context, model: Model) -> Iterator[str | None]:
     """Yield the result of each check that depends on the model: what is wrong, or None."""
     limit = model.output_limit(context.betas)
     if params["max_tokens"] > limit:
@@ -225,23 +228,23 @@ def _checks(params: dict[str, Any], context: Context, model: Model) -> Iterator[
     if params["messages"][-1]["role"] == "assistant" and model.generation >= (4, 6):
         yield PREFILL
     if context.version == NO_SAMPLING_VERSION:
-        yield _version_2026(params["messages"])
+        yield _version_2026_problem(params["messages"])
     else:
-        yield _sampling(params, model)
-    yield _plain_fields(params)
+        yield _sampling_problem(params, model)
+    yield _plain_fields_problem(params)
     if "thinking" in params:
-        yield _thinking(params, model)
+        yield _thinking_problem(params, model)
     if "tools" in params or "tool_choice" in params:
-        yield _tools(params, model)
+        yield _tools_problem(params, model)
     if "output_config" in params or "output_format" in params:
-        yield _output(params, model)
+        yield _output_problem(params, model)
     if params.get("inference_geo") is not None and model.generation < (4, 6):
         yield "inference_geo: not supported on this model"
     if "fallbacks" in params and context.in_batch:
         yield "fallbacks: not supported in the Message Batches API"
 
 
-def _version_2026(messages: list[dict[str, Any]]) -> str | None:
+def _version_2026_problem(messages: list[dict[str, Any]]) -> str | None:
     for index, message in enumerate(messages):
         if isinstance(message["content"], str):
             continue
@@ -254,7 +257,7 @@ def _version_2026(messages: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _sampling(params: dict[str, Any], model: Model) -> str | None:
+def _sampling_problem(params: dict[str, Any], model: Model) -> str | None:
     given = {name: params[name] for name in SAMPLING if params.get(name) is not None}
     for name, value in given.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -272,7 +275,7 @@ def _sampling(params: dict[str, Any], model: Model) -> str | None:
     return None
 
 
-def _plain_fields(params: dict[str, Any]) -> str | None:
+def _plain_fields_problem(params: dict[str, Any]) -> str | None:
     system = params.get("system")
     if system is not None and not isinstance(system, str):
         if not isinstance(system, list):
@@ -296,7 +299,7 @@ def _plain_fields(params: dict[str, Any]) -> str | None:
     return None
 
 
-def _thinking(params: dict[str, Any], model: Model) -> str | None:
+def _thinking_problem(params: dict[str, Any], model: Model) -> str | None:
     thinking = params["thinking"]
     if not isinstance(thinking, dict) or "type" not in thinking:
         return "thinking.type: Field required"
@@ -316,10 +319,10 @@ def _thinking(params: dict[str, Any], model: Model) -> str | None:
         }.get(kind, f'"thinking.type.{kind}" is not supported for this model.')
     if effort in ("xhigh", "max") and (kind == "between_tools" or (kind == "disabled" and model.id == "claude-opus-5")):
         return f'"thinking.type.{kind}" is not supported with effort {effort}.'
-    return _budget(thinking, params["max_tokens"]) if kind == "enabled" else None
+    return _budget_problem(thinking, params["max_tokens"]) if kind == "enabled" else None
 
 
-def _budget(thinking: dict[str, Any], max_tokens: int) -> str | None:
+def _budget_problem(thinking: dict[str, Any], max_tokens: int) -> str | None:
     budget = thinking.get("budget_tokens")
     if not isinstance(budget, int) or isinstance(budget, bool):
         word = "Input should be a valid integer" if "budget_tokens" in thinking else "Field required"
@@ -329,12 +332,12 @@ def _budget(thinking: dict[str, Any], max_tokens: int) -> str | None:
     return "`max_tokens` must be greater than `thinking.budget_tokens`." if max_tokens <= budget else None
 
 
-def _tools(params: dict[str, Any], model: Model) -> str | None:
+def _tools_problem(params: dict[str, Any], model: Model) -> str | None:
     tools = params.get("tools") or []
     if not isinstance(tools, list):
         return "tools: Input should be a valid list"
     for index, tool in enumerate(tools):
-        if found := _tool(f"tools.{index}", tool):
+        if found := _tool_problem(f"tools.{index}", tool):
             return found
     names = [tool["name"] for tool in tools if isinstance(tool.get("name"), str)]
     if len(names) != len(set(names)):
@@ -342,10 +345,10 @@ def _tools(params: dict[str, Any], model: Model) -> str | None:
     if sum(bool(tool.get("strict")) for tool in tools) > 20:
         return "tools: at most 20 strict tools are supported"
     choice = params.get("tool_choice")
-    return None if choice is None else _tool_choice(choice, params, model, names)
+    return None if choice is None else _tool_choice_problem(choice, params, model, names)
 
 
-def _tool(where: str, tool: Any) -> str | None:
+def _tool_problem(where: str, tool: Any) -> str | None:
     if not isinstance(tool, dict):
         return f"{where}: Input should be a valid dictionary or object to extract fields from"
     if tool.get("type") not in (None, "custom"):
@@ -362,7 +365,7 @@ def _tool(where: str, tool: Any) -> str | None:
     return f"{where}.custom.input_schema: {found}" if found else None
 
 
-def _tool_choice(choice: Any, params: dict[str, Any], model: Model, names: list[str]) -> str | None:
+def _tool_choice_problem(choice: Any, params: dict[str, Any], model: Model, names: list[str]) -> str | None:
     kind = choice.get("type") if isinstance(choice, dict) else None
     if kind not in ("auto", "any", "tool", "none"):
         return "tool_choice: Input should have a type of 'auto', 'any', 'tool' or 'none'"
@@ -379,7 +382,7 @@ def _tool_choice(choice: Any, params: dict[str, Any], model: Model, names: list[
     return None
 
 
-def _output(params: dict[str, Any], model: Model) -> str | None:
+def _output_problem(params: dict[str, Any], model: Model) -> str | None:
     config = params.get("output_config") or {}
     if not isinstance(config, dict):
         return "output_config: Input should be a valid dictionary"
@@ -396,10 +399,10 @@ def _output(params: dict[str, Any], model: Model) -> str | None:
             return f"output_config.effort: '{effort}' is not supported for this model"
     where = "output_config.format" if config.get("format") is not None else "output_format"
     wanted = config.get("format") or params.get("output_format")
-    return None if wanted is None else _format(where, wanted, params)
+    return None if wanted is None else _format_problem(where, wanted, params)
 
 
-def _format(where: str, wanted: Any, params: dict[str, Any]) -> str | None:
+def _format_problem(where: str, wanted: Any, params: dict[str, Any]) -> str | None:
     if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
         return f"{where}.type: Input should be 'json_schema'"
     if "schema" not in wanted:

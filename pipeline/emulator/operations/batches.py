@@ -110,6 +110,7 @@ def _store_requests(core: Core, batch_id: str, body: Path) -> int:
 
 
 def _check_queue(core: Core, workspace: str, number: int) -> None:
+    """Raise ApiError 429 if the workspace's queue has no room for so many more requests."""
     limit = core.settings.queue_limit
     if limit is not None and core.store.queued(workspace) + number > limit:
         text = f"Number of batch requests in the processing queue would exceed your organization's limit of {limit}."
@@ -143,7 +144,8 @@ def list_batches(core: Core, call: Call) -> Reply:
 
 
 def _listed(core: Core, call: Call) -> list[Batch]:
-    return _shown(core, call, core.faults.for_call("list", LISTING_FAULTS, _facts(call)))
+    """Return the batches that this listing shows, in its order; the fault rules of listings count the call."""
+    return _shown(core, call, core.faults.for_call("list", LISTING_FAULTS, _call_facts(call)))
 
 
 def _shown(core: Core, call: Call, faults: list[Fault]) -> list[Batch]:
@@ -159,7 +161,7 @@ def _shown(core: Core, call: Call, faults: list[Fault]) -> list[Batch]:
             return listed
 
 
-def _facts(call: Call, batch_id: str | None = None) -> CallFacts:
+def _call_facts(call: Call, batch_id: str | None = None) -> CallFacts:
     """Return the facts of a call for fault rules. batch_id None: the call is about many batches.
 
     `match` is searched in the path of the call and in the path of the batch.
@@ -171,7 +173,7 @@ def _facts(call: Call, batch_id: str | None = None) -> CallFacts:
 def list_page(core: Core, call: Call) -> int:
     """Return which page of a listing this call asks for, from 1."""
     after = call.query.get("after_id")
-    faults = core.faults.would_fire("list", LISTING_FAULTS, _facts(call)) if after else []
+    faults = core.faults.would_fire("list", LISTING_FAULTS, _call_facts(call)) if after else []
     ids = [batch.id for batch in _shown(core, call, faults)] if after else []
     limit = call.query.get("limit", "20")
     if after not in ids or not limit.isdigit() or int(limit) == 0:
@@ -180,6 +182,7 @@ def list_page(core: Core, call: Call) -> int:
 
 
 def _index(ids: list[str], wanted: str, field: str) -> int:
+    """Return the position of a cursor's batch. Raises ApiError 400, which names the field, for an unknown id."""
     if wanted not in ids:
         raise ApiError(400, f"{field}: no batch of that id")
     return ids.index(wanted)
@@ -190,7 +193,7 @@ def cancel(core: Core, call: Call, batch_id: str) -> Reply:
     batch = _visible(core, call, batch_id)
     if batch.status != "ended":
         # before the move, because the worker may end the batch at any time
-        core.faults.hold("cancel", "never_ends", _facts(call, batch_id))
+        core.faults.hold("cancel", "never_ends", _call_facts(call, batch_id))
     moved = core.store.mark_canceling(batch_id, core.clock.now_us())
     if not moved and core.store.get(batch_id).status == "ended" and core.settings.cancel_ended_status != 200:
         text = f"Batch {batch_id} cannot be canceled because it has already ended."
@@ -215,7 +218,7 @@ def results(core: Core, call: Call, batch_id: str) -> Reply:
     if batch.status != "ended":
         text = f"Batch {batch_id} is still {batch.status}; results are available once it has ended."
         raise ApiError(core.settings.early_results_status, text)
-    faults = core.faults.for_call("results", RESULT_FAULTS, _facts(call, batch_id))
+    faults = core.faults.for_call("results", RESULT_FAULTS, _call_facts(call, batch_id))
     try:
         body = deliver(core.store.path(batch_id, "results"), faults)
     except FileNotFoundError:
@@ -274,6 +277,7 @@ def as_created(batch: Batch) -> Batch:
 
 
 def _request_counts(batch: Batch, call: Call, core: Core) -> dict[str, int]:
+    """Return the counts that the API shows for a batch, changed by a `counts` rule."""
     ended = batch.status == "ended"
     counts = {
         "processing": 0 if ended else batch.requests,
@@ -282,7 +286,7 @@ def _request_counts(batch: Batch, call: Call, core: Core) -> dict[str, int]:
         "canceled": batch.canceled,
         "expired": batch.expired,
     }
-    fault = _shape_fault("counts", batch, call, core)
+    fault = _field_fault("counts", batch, call, core)
     if fault is not None and fault.add is not None:
         name = "succeeded" if ended else "processing"
         counts[name] = max(counts[name] + fault.add, 0)
@@ -290,12 +294,13 @@ def _request_counts(batch: Batch, call: Call, core: Core) -> dict[str, int]:
 
 
 def _results_origin(batch: Batch, call: Call, core: Core) -> str:
-    fault = _shape_fault("results_url", batch, call, core)
+    """Return the scheme and host of results_url, changed by a `results_url` rule."""
+    fault = _field_fault("results_url", batch, call, core)
     return call.origin if fault is None or fault.host is None else fault.host
 
 
-def _shape_fault(do: str, batch: Batch, call: Call, core: Core) -> Fault | None:
+def _field_fault(do: str, batch: Batch, call: Call, core: Core) -> Fault | None:
     """Return the first rule with this `do` that fires for one batch of an answer; None if none fires."""
     if core.faults.empty:
         return None
-    return core.faults.first_for_call(call.operation, frozenset({do}), _facts(call, batch.id))
+    return core.faults.first_for_call(call.operation, frozenset({do}), _call_facts(call, batch.id))

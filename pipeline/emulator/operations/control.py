@@ -60,6 +60,7 @@ def _add_faults(core: Core, body: Any) -> None:
 
 
 def _advance(core: Core, body: Any) -> None:
+    """Advance the clock as the body says. Raises ApiError 400 for a wrong body."""
     seconds = body.get("advance_seconds") if isinstance(body, dict) else None
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0:
         raise ApiError(400, "advance_seconds must be a number, 0 or more")
@@ -73,6 +74,7 @@ def _clock(core: Core) -> Reply:
 
 
 def _ndjson(rows: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+    """Yield the rows as lines of JSON, LINES_PER_CHUNK in a chunk."""
     chunk: list[bytes] = []
     for row in rows:
         chunk.append(orjson.dumps(row) + b"\n")

@@ -39,28 +39,31 @@ def deliver(path: Path, faults: list[Fault]) -> Iterator[bytes]:
     The file is opened at once, so that a delete does not stop a running download.
     """
     file = path.open("rb")
-    return Download(file, _faulty(file, faults) if faults else iter(lambda: file.read(CHUNK_BYTES), b""))
+    return Download(file, _with_faults(file, faults) if faults else iter(lambda: file.read(CHUNK_BYTES), b""))
 
 
-def _faulty(file: BinaryIO, faults: list[Fault]) -> Iterator[bytes]:
+def _with_faults(file: BinaryIO, faults: list[Fault]) -> Iterator[bytes]:
+    """Yield the chunks of a results file with these faults applied. Raises ConnectionCut where a fault cuts it."""
     cut = next((fault for fault in faults if fault.do == "truncate"), None)
     total = 0 if cut is None else _lines_in(file)
     lines = _with_line_faults((line.rstrip(b"\n") for line in file), faults)
     if cut is not None:
         lines = _truncated(lines, total, cut)
     before = [(fault.text or "").encode() for fault in faults if fault.do == "first_line"]
-    yield from _joined(chain(before, lines))
+    yield from _in_chunks(chain(before, lines))
     if cut is not None and cut.end != "clean":
         raise ConnectionCut(reset=cut.end == "reset")
 
 
 def _lines_in(file: BinaryIO) -> int:
+    """Return how many lines the file has, and go back to its start."""
     lines = 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
     file.seek(0)
     return lines
 
 
 def _with_line_faults(lines: Iterable[bytes], faults: list[Fault]) -> Iterator[bytes]:
+    """Yield the lines with the faults of single lines applied."""
     for fault in faults:
         if fault.do == "unknown_lines":
             for number in range(fault.count):
@@ -81,19 +84,21 @@ def _with_line_faults(lines: Iterable[bytes], faults: list[Fault]) -> Iterator[b
 
 def _contradiction(line: bytes) -> bytes:
     """Return a line with the same custom_id and another result."""
-    told = orjson.loads(line)
-    kind = "expired" if told["result"]["type"] != "expired" else "canceled"
-    return orjson.dumps({"custom_id": told["custom_id"], "result": {"type": kind}})
+    result_line = orjson.loads(line)
+    kind = "expired" if result_line["result"]["type"] != "expired" else "canceled"
+    return orjson.dumps({"custom_id": result_line["custom_id"], "result": {"type": kind}})
 
 
 def _truncated(lines: Iterator[bytes], total: int, cut: Fault) -> Iterator[bytes]:
+    """Yield the first lines, as many as a `truncate` rule keeps, and half of the next one if it cuts mid-line."""
     yield from islice(lines, min(int(total * cut.keep), total - 1))  # at least one line is lost
     if cut.cut_at == "mid_line":
         following = next(lines, b"")
         yield following[: len(following) // 2]
 
 
-def _joined(lines: Iterable[bytes]) -> Iterator[bytes]:
+def _in_chunks(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines in chunks of about CHUNK_BYTES, joined by newlines."""
     buffer = bytearray()
     first = True
     for line in lines:

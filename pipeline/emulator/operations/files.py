@@ -79,7 +79,7 @@ def list_files(core: Core, call: Call) -> Reply:
         if page is not None or "limit" in call.query:
             raise ApiError(400, "ids: may not be combined with page or limit")
         return _page(core, _named(core, call, list(dict.fromkeys(ids.split(",")))), None)
-    before = _before(page) if page is not None else None
+    before = _number_in_cursor(page) if page is not None else None
     limit = page_limit(call)
     found = core.files.listed(call.workspace, before=before, most=limit + 1)
     more = f"page_{found[limit - 1].number}" if len(found) > limit else None
@@ -94,7 +94,8 @@ def _named(core: Core, call: Call, ids: list[str]) -> list[StoredFile]:
     return sorted(found, key=lambda file: -file.number)
 
 
-def _before(page: str) -> int:
+def _number_in_cursor(page: str) -> int:
+    """Return the number of the file that a listing's cursor names. Raises ApiError 400 for any other text."""
     cursor = CURSOR.fullmatch(page)
     if cursor is None:
         raise ApiError(400, "page: not a cursor of this listing")
@@ -141,6 +142,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _visible(core: Core, call: Call, file_id: str) -> StoredFile:
+    """Return a file of the call's workspace. Raises ApiError 404 if it has no such file."""
     file = core.files.get(call.workspace, file_id)
     if file is None:
         raise ApiError(404, f"File not found: {file_id}")

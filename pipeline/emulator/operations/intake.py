@@ -21,11 +21,13 @@ WINDOW = 1 << 20
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def _not_json(why: str) -> NoReturn:
+def _refuse_json(why: str) -> NoReturn:
+    """Raise ApiError 400 for a body that is not JSON. why: the reason, for the message."""
     raise ApiError(400, f"The request body is not valid JSON: {why}")
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
+    """Raise ValueError for NaN and the infinities, which Python's parser would accept."""
     raise ValueError(f"{name} is not JSON")
 
 
@@ -36,7 +38,7 @@ class _Reader:
         self._chunks = self._decoded(path)
         self._text, self._at = "", 0
         self._ended = False
-        self._decode = json.JSONDecoder(parse_constant=_no_constant).raw_decode
+        self._decode = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
 
     def close(self) -> None:
         """Close the file."""
@@ -44,13 +46,15 @@ class _Reader:
 
     @staticmethod
     def _decoded(path: Path) -> Iterator[str]:
+        """Yield the file's text in windows. Raises UnicodeDecodeError if it is not UTF-8."""
         decoder = codecs.getincrementaldecoder("utf-8")()
         with path.open("rb") as file:
             while chunk := file.read(WINDOW):
                 yield decoder.decode(chunk)
             yield decoder.decode(b"", final=True)
 
-    def _more(self, chunks: int = 1) -> None:
+    def _read_more(self, chunks: int = 1) -> None:
+        """Drop the text before the current position and read so many chunks, or to the end. Raises ApiError 400."""
         read = []
         for _ in range(chunks):
             try:
@@ -59,7 +63,7 @@ class _Reader:
                 self._ended = True
                 break
             except UnicodeDecodeError:
-                _not_json("it is not UTF-8")
+                _refuse_json("it is not UTF-8")
         self._text = self._text[self._at :] + "".join(read)
         self._at = 0
 
@@ -71,7 +75,7 @@ class _Reader:
             self._at = match.end()
             if self._at < len(self._text) or self._ended:
                 return self._text[self._at : self._at + 1]
-            self._more()
+            self._read_more()
 
     def take(self, expected: str) -> bool:
         """Step over `expected` if it comes next; return whether it did."""
@@ -83,7 +87,7 @@ class _Reader:
     def need(self, expected: str) -> None:
         """Step over `expected`. Raises ApiError if it does not come next."""
         if not self.take(expected):
-            _not_json(f"expected {expected!r}")
+            _refuse_json(f"expected {expected!r}")
 
     def value(self) -> Any:
         """Decode the next value and step over it. Raises ApiError if it is not JSON."""
@@ -97,11 +101,11 @@ class _Reader:
                     self._at = end
                     return value
             except RecursionError:
-                _not_json("it is nested too deeply")
+                _refuse_json("it is nested too deeply")
             except ValueError as exc:
                 if self._ended:
-                    _not_json(str(exc).split(":", maxsplit=1)[0])
-            self._more(chunks)
+                    _refuse_json(str(exc).split(":", maxsplit=1)[0])
+            self._read_more(chunks)
             chunks *= 2  # so that a long value is not scanned again for each new chunk
 
 
@@ -118,6 +122,7 @@ def read_requests(path: Path, check: Callable[[int, dict[str, Any]], None]) -> I
 
 
 def _envelope(reader: _Reader, check: Callable[[int, dict[str, Any]], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the requests of a body: an object with the one key `requests`. Raises ApiError 400 for any other."""
     if reader.peek() != "{":
         reader.value()  # raises if it is not JSON at all
         raise ApiError(400, "Input should be a valid dictionary or object to extract fields from")
@@ -127,24 +132,27 @@ def _envelope(reader: _Reader, check: Callable[[int, dict[str, Any]], None]) -> 
     while more:
         key = reader.value()
         if not isinstance(key, str):
-            _not_json("a key must be text")
+            _refuse_json("a key must be text")
         reader.need(":")
         if key != "requests":
             raise ApiError(400, f"{key}: Extra inputs are not permitted")
         if seen:
-            _not_json("the key requests occurs twice")
+            _refuse_json("the key requests occurs twice")
         seen = True
-        yield from _list(reader, check)
+        yield from _request_list(reader, check)
         more = reader.take(",")
         if not more:
             reader.need("}")
     if reader.peek():
-        _not_json("something follows the object")
+        _refuse_json("something follows the object")
     if not seen:
         raise ApiError(400, "requests: Field required")
 
 
-def _list(reader: _Reader, check: Callable[[int, dict[str, Any]], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _request_list(
+    reader: _Reader, check: Callable[[int, dict[str, Any]], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the requests of the list at the reader's position. Raises ApiError 400 for a wrong one."""
     if not reader.take("["):
         raise ApiError(400, "requests: Input should be a valid list")
     if reader.take("]"):
@@ -164,6 +172,7 @@ def _list(reader: _Reader, check: Callable[[int, dict[str, Any]], None]) -> Iter
 
 
 def _request(index: int, request: Any, ids: set[str]) -> tuple[str, dict[str, Any]]:
+    """Return custom_id and params of one request. ids: of the requests before it. Raises ApiError 400."""
     where = f"requests.{index}"
     if not isinstance(request, dict):
         raise ApiError(400, f"{where}: Input should be a valid dictionary or object to extract fields from")
@@ -198,4 +207,4 @@ def encoded(value: object) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError as exc:
-        _not_json(str(exc))
+        _refuse_json(str(exc))

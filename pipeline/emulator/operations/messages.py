@@ -56,11 +56,13 @@ def _context(core: Core, call: Call) -> Context:
 
 
 def _refuse(found: Problem | None) -> None:
+    """Raise the ApiError for a problem; None raises nothing."""
     if found is not None:
         raise ApiError(404 if found.type == "not_found_error" else 400, found.message, error_type=found.type)
 
 
 def _params(call: Call) -> dict[str, Any]:
+    """Return the decoded params of a call. Raises ApiError if they are too large or not a JSON object."""
     body = call.read()
     coding = call.headers.get("content-encoding", "identity").lower()
     if coding == "gzip":

@@ -57,6 +57,7 @@ def _malformed() -> ApiError:
 
 
 def _parts(body: Path, text: mmap.mmap, delimiter: bytes) -> dict[str, Part]:
+    """Return the parts of a form by name. text: the body; delimiter: the line between parts, with its dashes."""
     found: dict[str, Part] = {}
     at = 0 if text[: len(delimiter)] == delimiter else _find(text, b"\r\n" + delimiter, 0) + 2
     at += len(delimiter)
@@ -72,6 +73,7 @@ def _parts(body: Path, text: mmap.mmap, delimiter: bytes) -> dict[str, Part]:
 
 
 def _find(text: mmap.mmap, wanted: bytes, start: int) -> int:
+    """Return where `wanted` is, from `start` on. Raises ApiError 400 if it is not there."""
     at = text.find(wanted, start)
     if at < 0:
         raise _malformed()

@@ -129,6 +129,7 @@ class _Work:
         return "expired" if turn_us > batch.expires_us else None
 
     def _answered(self, encoded: bytes, sha256: str, custom_id: str, rank: int, fault: Fault | None) -> dict[str, Any]:
+        """Return the result of a request that is processed: succeeded, or errored if its params are wrong."""
         params = orjson.loads(encoded)
         usage: Usage | None = None
 
@@ -162,6 +163,7 @@ def errored(error_type: str, text: str) -> dict[str, Any]:
 
 
 def _item_error(fault: Fault) -> dict[str, Any]:
+    """Return the errored result that an `error` rule asks for."""
     assert fault.error_type is not None
     text = fault.message or ITEM_MESSAGES.get(fault.error_type, f"{fault.error_type} by a fault rule")
     if fault.flat:
@@ -215,6 +217,7 @@ def _with_strange_breaks(text: str) -> str:
 
 
 def _relabeled(text: str, params: dict[str, Any], change: Callable[[Any], Any]) -> str:
+    """Return the text with `change` applied to each enum value, or to the whole text if it has no schema."""
     schema = output_schema(params)
     if schema is None:
         return str(change(text))

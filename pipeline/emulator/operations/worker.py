@@ -17,7 +17,7 @@ class Worker:
         self._core = core
         self._store, self._clock = core.store, core.clock
         self._work_lock = threading.Lock()  # only one thread processes batches at a time
-        self._moved = core.moved
+        self._due_changed = core.due_changed
         self.stopping = False
         self._thread: threading.Thread | None = None
 
@@ -29,7 +29,7 @@ class Worker:
     def do_due_work(self) -> None:
         """Process all batches that are due and archive old ones, then return."""
         with self._work_lock:
-            for batch in self._to_process():
+            for batch in self._unfinished():
                 if self.stopping:
                     return
                 if self._core.due_us(batch) <= self._clock.now_us():
@@ -44,26 +44,28 @@ class Worker:
 
     def stop(self) -> None:
         """Stop the current work and the thread. May be called again."""
-        with self._moved:
+        with self._due_changed:
             self.stopping = True
-            self._moved.notify_all()
+            self._due_changed.notify_all()
         if self._thread is not None:
             self._thread.join()
 
     def _work(self) -> None:
+        """Do the work that is due and sleep until the next, until `stop` is called."""
         while not self.stopping:
             self.do_due_work()
-            with self._moved:
+            with self._due_changed:
                 pause = self._seconds_to_next()
                 if pause > 0 and not self.stopping:
-                    self._moved.wait(pause)
+                    self._due_changed.wait(pause)
 
     def _seconds_to_next(self) -> float:
+        """Return the seconds to sleep; 0 or less if a batch is due."""
         now = self._clock.now_us()
-        waits = [(self._core.due_us(batch) - now) / 1e6 for batch in self._to_process()]
+        waits = [(self._core.due_us(batch) - now) / 1e6 for batch in self._unfinished()]
         return min([WORKER_PAUSE_SECONDS, *waits])
 
-    def _to_process(self) -> list[Batch]:
+    def _unfinished(self) -> list[Batch]:
         """Return the running batches, except those that a fault keeps from ending."""
         return [batch for batch in self._store.running() if not self._core.faults.holds(batch.id)]
 
@@ -73,9 +75,9 @@ class Worker:
             self.do_due_work()
             return
         deadline = time.monotonic() + timeout_seconds
-        with self._moved:
+        with self._due_changed:
             while self._seconds_to_next() <= 0:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"batches are still being processed after {timeout_seconds} s")
-                self._moved.wait(left)
+                self._due_changed.wait(left)

@@ -45,9 +45,9 @@ class BatchStore:
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
         self._batches = folder.path / "batches"
-        self._clean()
+        self._remove_unknown_folders()
 
-    def _clean(self) -> None:
+    def _remove_unknown_folders(self) -> None:
         self._batches.mkdir(exist_ok=True, mode=0o700)
         known = {row[0] for row in self._folder.rows("SELECT id FROM batches")}
         for folder in self._batches.iterdir():
@@ -150,7 +150,7 @@ class BatchStore:
         )
         for (batch_id,) in due:
             self._move("UPDATE batches SET archived_us = created_us + ? WHERE id = ?", RETENTION_US, batch_id)
-            self._forget_texts(batch_id)
+            self._remove_texts(batch_id)
 
     def mark_deleted(self, batch_id: str, now_us: int) -> bool:
         """ended -> deleted. Removes requests and results; the audit still knows the batch. Return whether it moved."""
@@ -160,12 +160,13 @@ class BatchStore:
             batch_id,
         )
         if moved:
-            self._forget_texts(batch_id)
+            self._remove_texts(batch_id)
         return moved
 
     def _move(self, sql: str, *values: object) -> bool:
+        """Execute an UPDATE of one batch; return whether it changed a row."""
         return self._folder.execute(sql, *values) == 1
 
-    def _forget_texts(self, batch_id: str) -> None:
+    def _remove_texts(self, batch_id: str) -> None:
         for name in ("requests", "results"):
             self.path(batch_id, name).unlink(missing_ok=True)

@@ -14,9 +14,9 @@ class FileStore:
     def __init__(self, folder: DataFolder) -> None:
         self._folder = folder
         self._files = folder.path / "files"
-        self._clean()
+        self._remove_unknown_files()
 
-    def _clean(self) -> None:
+    def _remove_unknown_files(self) -> None:
         self._files.mkdir(exist_ok=True, mode=0o700)
         uploaded = {row[0] for row in self._folder.rows("SELECT id FROM files")}
         for file in self._files.iterdir():

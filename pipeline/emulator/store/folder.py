@@ -81,11 +81,11 @@ class DataFolder:
             path.chmod(0o700)
         except OSError as exc:
             raise EmulatorError(f"the data folder {path} cannot be used: {exc.strerror}") from exc
-        self._lock_file = _flock(path)
+        self._lock_file = _locked(path)
         self._db = self._open_database()
         self.uploads = path / "uploads"
         self._log = os.open(path / "log.ndjson", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._clean()
+        self._remove_leftovers()
         self.close = weakref.finalize(self, _close, self._db, self._log, self._lock_file)
 
     def _open_database(self) -> sqlite3.Connection:
@@ -95,7 +95,7 @@ class DataFolder:
         db.executescript(SCHEMA)
         return db
 
-    def _clean(self) -> None:
+    def _remove_leftovers(self) -> None:
         shutil.rmtree(self.uploads, ignore_errors=True)
         self.uploads.mkdir(mode=0o700)
         log = self.path / "log.ndjson"
@@ -146,7 +146,8 @@ class DataFolder:
                     yield orjson.loads(line)
 
 
-def _flock(folder: Path) -> int:
+def _locked(folder: Path) -> int:
+    """Lock the folder and return the open lock file. Raises EmulatorError if another emulator holds the lock."""
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,6 +161,7 @@ def _flock(folder: Path) -> int:
 
 
 def _used_by(folder: Path, text: bytes) -> str:
+    """Return the message about the emulator that uses the folder. text: the content of its lock file."""
     try:
         other = json.loads(text)
     except ValueError:  # the other emulator has the lock and has not written its process id yet
@@ -178,6 +180,7 @@ def _close(db: sqlite3.Connection, *handles: int) -> None:
 
 
 def _end_of_last_line(path: Path) -> int:
+    """Return the size of the file up to and with its last newline, which must be in its last MB."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         start = max(size - (1 << 20), 0)
