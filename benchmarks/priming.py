@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 
 from pipeline.api.client import Api
-from pipeline.api.connect import Reach
+from pipeline.api.reach import Reach
 from pipeline.driver.environment import Environment
 from pipeline.driver.settings import Settings
 from pipeline.emulator import start

@@ -12,7 +12,8 @@ from flows.standing import Standing
 from pipeline.planning.quote import Quote
 from pipeline.report.errors import error_facts
 from pipeline.report.money import budget_line
-from pipeline.report.quote import cost_range, quote_lines
+from pipeline.report.quote import quote_lines
+from pipeline.report.words import cost_range
 from pipeline.sink.table import ResultsTable
 from pipeline.state.batch_facts import newest_batches
 from pipeline.state.database import Connection, Database

@@ -14,12 +14,12 @@ from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
 
 from pipeline.api.client import Api
-from pipeline.api.connect import Reach
+from pipeline.api.reach import Reach
 from pipeline.driver import environment
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError, InputError, Stopped
 from pipeline.events.event import Tell
-from pipeline.job.load import is_path, read_name
+from pipeline.job.name import is_path, read_name
 from pipeline.state.database import Database, default_url
 from pipeline.state.jobs import job_file_of, known_job
 

@@ -75,6 +75,10 @@ class NotTheApi(ApiUnreachable):
     """The response did not come from the API: a login page, a proxy's cache, a wrong address."""
 
 
+class NotFound(Stopped):
+    """The API does not know this batch, model or file, or no longer has the batch's results."""
+
+
 class LostRace(PipelineError):
     """Another driver moved or claimed the batch, or took over the lease, after this driver read it."""
 

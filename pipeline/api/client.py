@@ -23,9 +23,11 @@ from anthropic.types.messages import MessageBatch
 
 from pipeline.api import clock, failures, shapes
 from pipeline.api.account import Account
-from pipeline.api.connect import BODY_DIGEST, CLIENTS, Reach, SigningAWS, make_client
+from pipeline.api.connect import BODY_DIGEST, CLIENTS, SigningAWS, make_client
+from pipeline.api.created import Accepted, Rejected, Unknown
 from pipeline.api.failures import CIRCUIT_STATUSES, SPEND_CODES, in_words, is_from_api, not_the_api
-from pipeline.errors import ApiUnreachable, NotTheApi, RowProblem, Stopped
+from pipeline.api.reach import Reach
+from pipeline.errors import ApiUnreachable, NotFound, NotTheApi, RowProblem, Stopped
 from pipeline.spool.body import BodyReader, HeldBack
 
 EMULATOR = "b5a9c1f0-0e1a-4e0d-9c0f-e3a1a7ed0001"  # the organization that the emulator reports
@@ -38,39 +40,6 @@ PAGE = 1_000  # batches of one listing call
 SLOW_AFTER = timedelta(minutes=5)  # results are too slow if fewer than LEAST_BYTES arrive in this time
 LEAST_BYTES = 30_000
 LONGEST_WAIT = 3600.0  # seconds; a longer retry-after counts as this
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """The API accepted the batch."""
-
-    batch: MessageBatch
-    request_id: str | None
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """It is proven that the API accepted nothing. wait: seconds before the next try."""
-
-    problem: str
-    request_id: str | None = None
-    wait: float = 0.0
-    circuit: bool = False  #: the API refuses the account: stop submitting
-    too_large: bool = False
-    held_back: bool = False  #: we held back the last bytes of the body, see HeldBack
-    unreachable: bool = False  #: the connection failed, so others will fail too
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """The API may or may not have accepted the batch."""
-
-    problem: str
-    request_id: str | None = None
-
-
-class NotFound(Stopped):
-    """The API does not know this batch, model or file, or no longer has the batch's results."""
 
 
 @dataclass(frozen=True)

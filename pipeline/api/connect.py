@@ -2,31 +2,18 @@
 
 import os
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import anthropic
 import httpx2
 
+from pipeline.api.reach import Reach
 from pipeline.errors import InputError
 
 #: The SDK's clients that have the Message Batches API, by their names in a job file.
 CLIENTS = {"default": "Anthropic", "aws": "AnthropicAWS", "google": "AnthropicGoogleCloud"}
 EXTRAS = {"aws": "batch-pipeline[aws]", "google": "batch-pipeline[google]"}
 BODY_DIGEST = "x-amz-content-sha256"  # a header that gives AWS's signature the digest of a body
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How to reach the API. client: which of the SDK's clients (default, aws, google).
-
-    The SDK reads all that is None or not here from the environment: address, credentials, proxies and certificates.
-    """
-
-    client: str
-    timeout: float  #: seconds for one read or write
-    base_url: str | None = None
-    api_key: str | None = None
 
 
 class SigningAWS(anthropic.AnthropicAWS):

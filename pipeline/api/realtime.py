@@ -17,8 +17,9 @@ from anthropic import AsyncAnthropic, AsyncStream
 from pipeline.answer.outcome import Outcome, ResultReader
 from pipeline.api import failures
 from pipeline.api.client import beta_header
-from pipeline.api.connect import Reach, make_client
+from pipeline.api.connect import make_client
 from pipeline.api.failures import in_words
+from pipeline.api.reach import Reach
 from pipeline.errors import InputError, PipelineError
 from pipeline.escapes import inline
 from pipeline.job.model import Job

@@ -1,15 +1,18 @@
 """Does a response have the shape of the API's own? A page of a proxy or a login has another one. Pure."""
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anthropic.types.messages import MessageBatch
+if TYPE_CHECKING:
+    from anthropic.types.messages import MessageBatch
 
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 
 
 def is_batch(value: Any) -> bool:
     """Return whether this is a MessageBatch with all fields that we use; the SDK makes one of any JSON object."""
+    from anthropic.types.messages import MessageBatch
+
     if not isinstance(value, MessageBatch) or getattr(value, "type", None) != "message_batch":
         return False
     counts = getattr(value, "request_counts", None)
@@ -50,7 +53,7 @@ def is_deleted(value: Any, kind: str) -> bool:
     return getattr(value, "type", None) == kind
 
 
-def requests_of(batch: MessageBatch) -> int:
+def requests_of(batch: "MessageBatch") -> int:
     """Return how many requests the API counts in a batch."""
     return sum(getattr(batch.request_counts, name) for name in _COUNTS)
 

@@ -37,7 +37,7 @@ def _newest_haiku() -> str:
     """Return the newest Haiku that the key can use, or, without a key, of the price list. Haiku models cost least."""
     from pipeline.api import capabilities
     from pipeline.api.client import Api
-    from pipeline.api.connect import Reach
+    from pipeline.api.reach import Reach
     from pipeline.errors import Stopped
     from pipeline.money.prices import context_windows
 

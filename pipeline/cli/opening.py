@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def default_folder(job: str) -> Path:
     """Return the folder of the default database: that of a job file, or the current one for the name of a job."""
-    from pipeline.job.load import is_path
+    from pipeline.job.name import is_path
 
     return Path(job).parent if is_path(job) else Path()
 
@@ -33,14 +33,14 @@ def folder_and_name(job: str) -> tuple[Path, str]:
 
     job: JOB of the command line, a job file or the name of a job.
     """
-    from pipeline.job.load import is_path, read_name
+    from pipeline.job.name import is_path, read_name
 
     return default_folder(job), read_name(Path(job)) if is_path(job) else job
 
 
 def find_job_file(job: str, shared: SharedOptions) -> Path:
     """Return the job file that JOB names. The database knows the file of a job that is given by its name."""
-    from pipeline.job.load import is_path
+    from pipeline.job.name import is_path
     from pipeline.state.jobs import job_file_of
 
     if is_path(job):
@@ -71,7 +71,7 @@ def load_with_last_vars(
     database: "Database", job_record: "JobRecord", job: str, var: list[str] | None
 ) -> "tuple[Job, Path]":
     """Return a job of the database with the vars of its last run, and its file. job: JOB of the command line."""
-    from pipeline.job.load import is_path
+    from pipeline.job.name import is_path
     from pipeline.state.jobs import job_file_of
     from pipeline.state.runs import last_run
 

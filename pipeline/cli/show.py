@@ -54,7 +54,7 @@ def _open_if_known(
     The first two are None where there is no database, or where it does not know the job yet: a job file is enough. A
     job that the database knows has the vars of its last run.
     """
-    from pipeline.job.load import is_path
+    from pipeline.job.name import is_path
     from pipeline.state.database import Database, default_url
     from pipeline.state.jobs import job_named, known_job
 

@@ -5,12 +5,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-
-from anthropic.types import ModelInfo
+from typing import TYPE_CHECKING
 
 from pipeline.answer.retry_change import Answer
 from pipeline.api import capabilities
-from pipeline.api.client import Api
+from pipeline.driver.line import Line
 from pipeline.driver.listing import Listing
 from pipeline.driver.settings import Settings
 from pipeline.errors import ApiUnreachable, Busy, Interrupted, LostRace, NoAnswer, Stopped
@@ -32,6 +31,11 @@ from pipeline.state.leases import Lease, local_now
 from pipeline.state.moves import postpone
 from pipeline.state.runs import require_open
 from pipeline.states import BatchState
+
+if TYPE_CHECKING:
+    from anthropic.types import ModelInfo
+
+    from pipeline.api.client import Api
 
 
 @dataclass
@@ -58,17 +62,16 @@ class Driver:
     lease: the driver's sign of life. Only the driver that has claimed a batch works on it. Only the driver that holds
     the lease on a job's planning plans the job: planning is everything that puts rows into batches or drops batches
     that are not sent yet.
+    line: the way to the API, which is opened at the first need; see `connect`.
     """
 
     database: Database
     spool: Spool
-    api: Api
-    account_id: int
+    line: Line
     job_id: int
     job_name: str
     sink: ResultsTable
     lease: Lease
-    listing: Listing
     settings: Settings
     tell: Tell
     stop: Stop = field(default_factory=Stop)
@@ -76,11 +79,36 @@ class Driver:
     tries_account: bool = False  #: whether it may try one batch on an account that the API refused
     ended: list[int] = field(default_factory=list)  #: runs that this driver has ended
     _planning: Lease | None = None
-    _models: dict[str, ModelInfo | None] = field(default_factory=dict)
+    _models: "dict[str, ModelInfo | None]" = field(default_factory=dict)
+
+    @property
+    def api(self) -> "Api":
+        """Return the client of the API."""
+        return self.line.api
+
+    @property
+    def account_id(self) -> int:
+        """Return the number of our account at the API."""
+        return self.line.account_id
+
+    @property
+    def listing(self) -> Listing:
+        """Return the API's listing of batches."""
+        return self.line.listing
+
+    def connect(self) -> None:
+        """Connect to the API unless this was done before; call it before work on a batch or on rows, see `Line`.
+
+        Raises as `Environment.api`.
+        """
+        self.line.open()
 
     def now(self) -> datetime:
-        """Return the time by the API's clock. All drivers use it, because their own clocks may differ."""
-        return self.api.now()
+        """Return the time by the API's clock. All drivers use it, because their own clocks may differ.
+
+        A driver that had no need of the API yet returns its own time: it has nothing to do with a batch.
+        """
+        return self.line.now()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -124,7 +152,7 @@ class Driver:
         known = None if info is None else info.max_input_tokens
         return context_window(model) if known is None else known
 
-    def _model(self, name: str) -> ModelInfo | None:
+    def _model(self, name: str) -> "ModelInfo | None":
         """Return the Models API's record of a model, which is asked for once; None if the API gives none."""
         if name not in self._models:
             try:
@@ -148,6 +176,7 @@ class Driver:
                 claimed = claim(conn, which, driver=resource, living_at=living_at, limit=at_once)
             if not claimed:
                 return
+            self.connect()
             for batch in claimed:
                 self.check()
                 yield batch

@@ -1,19 +1,20 @@
 """Set up what a driver works with: state database, spool, and the API or the emulator. Edge: SQL, HTTP, files."""
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.api.client import Api, NotFound
-from pipeline.api.connect import Reach
+from pipeline.api.reach import Reach
 from pipeline.driver import spools
 from pipeline.driver.driver import Driver, Stop
-from pipeline.driver.listing import Listing
+from pipeline.driver.line import Line
 from pipeline.driver.settings import Settings
-from pipeline.errors import ApiUnreachable, DatabaseError, InputError
+from pipeline.errors import ApiUnreachable, DatabaseError, InputError, NotFound
 from pipeline.events.event import Tell, nothing
 from pipeline.events.runs import EmulatorStarted, SpoolMoved, Warned
 from pipeline.sink.table import ResultsTable
@@ -24,6 +25,9 @@ from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
 from pipeline.state.runs import last_run
 from pipeline.storage import objects
+
+if TYPE_CHECKING:
+    from pipeline.api.client import Api
 
 EMULATED_SECONDS = 1.0  # how long a batch takes in an emulator that is started for one command
 EMULATED_GRACE = 2.0  # seconds; short, because the emulator lists a batch as soon as it has accepted it
@@ -38,7 +42,7 @@ class Environment:
     """
 
     database: Database
-    connect: Callable[[str], Api]
+    connect: "Callable[[str], Api]"
     settings: Settings = field(default_factory=Settings)
     spool: str | None = None
     tell: Tell = nothing
@@ -77,7 +81,7 @@ class Environment:
         return found
 
     @contextlib.contextmanager
-    def api(self, client: str = "default") -> Iterator[tuple[Api, int]]:
+    def api(self, client: str = "default") -> "Iterator[tuple[Api, int]]":
         """Connect to the API by one of the SDK's clients; yield the API and the number of our account there.
 
         Raises InputError if the address does not answer, at which point nothing was sent, and DatabaseError if the
@@ -108,17 +112,19 @@ class Environment:
             self.tell(Warned(warning=warning))
 
     @contextlib.contextmanager
-    def driving(self, client: str = "default") -> Iterator["Session"]:
-        """Start a driver: connect to the API and hold a sign of life while the block runs. Raises as `api` does."""
-        with (
-            self.api(client) as (api, account_id),
-            leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease,
-        ):
-            with self.database.write() as conn:
-                leases.bury(conn, self.database.now(conn, self.now()))
-            yield Session(
-                where=self, api=api, account_id=account_id, lease=lease, listing=Listing(api, self.database, account_id)
-            )
+    def driving(self, client: str = "default", *, lazily: bool = False) -> Iterator["Session"]:
+        """Start a driver: connect to the API and hold a sign of life while the block runs. Raises as `api` does.
+
+        lazily: connect to the API only when it is first needed.
+        """
+        with contextlib.ExitStack() as stack:
+            line = Line(lambda: stack.enter_context(self.api(client)), self.database, self.now)
+            if not lazily:
+                line.open()
+            with leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease:
+                with self.database.write() as conn:
+                    leases.bury(conn, self.database.now(conn, self.now()))
+                yield Session(where=self, line=line, lease=lease)
 
 
 @dataclass(frozen=True)
@@ -126,10 +132,8 @@ class Session:
     """A driver that is started, before it chooses a job."""
 
     where: Environment
-    api: Api
-    account_id: int
+    line: Line
     lease: leases.Lease
-    listing: Listing
 
     def driver(self, job: JobRecord, sink: ResultsTable | None = None, *, tries_account: bool = False) -> Driver:
         """Return the driver for one job. sink: the results table; None: as the database describes it."""
@@ -137,13 +141,11 @@ class Session:
         return Driver(
             database=where.database,
             spool=where.spool_of(job),
-            api=self.api,
-            account_id=self.account_id,
+            line=self.line,
             job_id=job.id,
             job_name=job.name,
             sink=sink or ResultsTable.of(job),
             lease=self.lease,
-            listing=self.listing,
             settings=where.settings,
             tell=lambda event: where.tell(event.of_job(job.name)),
             stop=where.stop,
@@ -164,22 +166,29 @@ def at(
 ) -> Iterator[Environment]:
     """Yield an environment with this database and the API of the environment variables, or an emulator.
 
-    emulated: whether an emulator is started while the block runs. Its data is beside the database or in the spool, so
-    that after a run was killed the next one finds its batches again. Raises InputError if another process uses that
-    data.
+    emulated: whether an emulator takes the place of the API: it is started at the first connection and runs until the
+    block ends. Its data is beside the database or in the spool, so that after a run was killed the next one finds its
+    batches again. Then `connect` raises InputError if another process uses that data.
     """
     settings = Settings.from_environment(poll_seconds=poll_seconds, grace=EMULATED_GRACE if emulated else None)
-    base_url = api_key = None
     with contextlib.ExitStack() as stack:
-        if emulated:
-            base_url, api_key = stack.enter_context(_emulator_beside(database, spool)), "emulated"
-            tell(EmulatorStarted(url=base_url))
+
+        @functools.cache
+        def emulator() -> str:
+            url = stack.enter_context(_emulator_beside(database, spool))
+            tell(EmulatorStarted(url=url))
+            return url
+
+        def connect(client: str) -> "Api":
+            from pipeline.api.client import Api
+
+            # the emulator needs the default client, whatever the job names
+            url, key = (emulator(), "emulated") if emulated else (None, None)
+            return Api.connect(Reach("default" if emulated else client, settings.timeout, url, key))
+
         yield Environment(
             database=database,
-            # the emulator needs the default client, whatever the job names
-            connect=lambda client: Api.connect(
-                Reach("default" if emulated else client, settings.timeout, base_url, api_key)
-            ),
+            connect=connect,
             settings=settings,
             spool=spool,
             tell=tell,
@@ -201,8 +210,10 @@ def reaching(client: str = "default", *, emulated: bool = False) -> Iterator[Rea
 
 
 @contextlib.contextmanager
-def asking(client: str = "default", *, emulated: bool = False) -> Iterator[Api]:
+def asking(client: str = "default", *, emulated: bool = False) -> "Iterator[Api]":
     """Yield the API for calls that need no database; the arguments are those of `reaching`."""
+    from pipeline.api.client import Api
+
     with reaching(client, emulated=emulated) as reached, contextlib.closing(Api.connect(reached)) as api:
         yield api
 

@@ -3,13 +3,16 @@
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from anthropic.types.messages import MessageBatch
-
-from pipeline.api.client import Api
 from pipeline.errors import Stopped
 from pipeline.state.batches import due_at_the_api
 from pipeline.state.database import Database
+
+if TYPE_CHECKING:
+    from anthropic.types.messages import MessageBatch
+
+    from pipeline.api.client import Api
 
 LEAST = 5  # the fewest due batches for which the listing is read
 FOR_EACH = 100  # the most batches that are read per batch of ours: others in the workspace may have many more
@@ -24,14 +27,14 @@ class Listing:
     again, or what was read is older than FRESH, the listing is read again.
     """
 
-    def __init__(self, api: Api, database: Database, account_id: int) -> None:
+    def __init__(self, api: "Api", database: Database, account_id: int) -> None:
         """account_id: the account of the batches; an API key lists only the batches of its workspace."""
         self._api, self._database, self._account_id = api, database, account_id
         self._wanted: set[str] = set()
         self._found: dict[str, MessageBatch] = {}
         self._read_at = datetime.min.replace(tzinfo=UTC)
 
-    def take(self, api_id: str) -> MessageBatch | None:
+    def take(self, api_id: str) -> "MessageBatch | None":
         """Return the batch as the listing had it; None if it has to be retrieved by a call of its own.
 
         None does not prove that the batch is missing at the API: only a 404 of that call does.

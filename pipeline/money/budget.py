@@ -7,7 +7,6 @@ of output, and its bytes times a bound of tokens per byte, at the highest price 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -16,9 +15,9 @@ from pipeline.answer.outcome import first_server_tool
 from pipeline.errors import InputError
 from pipeline.job import templates
 from pipeline.job.model import Job
+from pipeline.money.measures import CERTAIN_TOKENS_PER_BYTE
 from pipeline.money.prices import PriceList, Rate, context_window, geography_factor
 
-CERTAIN_TOKENS_PER_BYTE = 1.0  # no tokenizer makes more than one token of one byte
 SMALL_PROMPT = 100_000  # tokens; up to this size no model of the price list charges the higher price for long prompts
 QUANTILE_99 = 2.33  # standard deviations
 #: Share of the budget that is worth a batch; with less left, a run would send ever smaller batches for days.
@@ -122,11 +121,6 @@ def tokens_per_byte(samples: Sequence[tuple[int, int]]) -> float:
     if len(ratios) < 2:
         return CERTAIN_TOKENS_PER_BYTE
     return min(CERTAIN_TOKENS_PER_BYTE, max(*ratios, statistics.mean(ratios) + QUANTILE_99 * statistics.stdev(ratios)))
-
-
-def month_of(now: datetime) -> datetime:
-    """Return the start of the calendar month of `now`, in UTC. BATCH_MONTHLY_BUDGET_USD counts from this time."""
-    return now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 @dataclass(frozen=True)

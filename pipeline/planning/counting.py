@@ -6,8 +6,8 @@ next command asks again.
 
 from datetime import datetime
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from pipeline.api.client import Api
 from pipeline.job.model import Job
 from pipeline.planning.model_checks import shared_tokens
 from pipeline.planning.quote import Quote
@@ -15,10 +15,13 @@ from pipeline.planning.sample import Counts, Pair
 from pipeline.state.database import Connection
 from pipeline.state.token_counts import TokenCounts, store_counts, stored_counts
 
+if TYPE_CHECKING:
+    from pipeline.api.client import Api
+
 COUNTED = 20  # sampled requests that the API counts
 
 
-def ask(job: Job, quote: Quote, api: Api) -> Counts:
+def ask(job: Job, quote: Quote, api: "Api") -> Counts:
     """Return the API's counts of up to COUNTED sampled requests and of the shared prefix. Counting is free.
 
     A sample whose params were not kept ends the list. Raises Stopped if the API gives no count.

@@ -30,7 +30,7 @@ class Cached(NamedTuple):
     """The prefix that all requests share.
 
     tokens: its length; 0: it is too short to be cached; ttl: 5m or 1h; rate: the share of its tokens that is read from
-    the cache, see `past.read_rate`.
+    the cache, see `measures.read_rate`.
     """
 
     tokens: int

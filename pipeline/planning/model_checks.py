@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from pipeline.api import capabilities
-from pipeline.api.client import Api, NotFound
-from pipeline.errors import JobError, Stopped
+from pipeline.errors import JobError, NotFound, Stopped
 from pipeline.job.model import Job
 from pipeline.money.prices import BYTES_PER_TOKEN
 from pipeline.planning.quote import Quote
 from pipeline.request.build import fixed_params, shared
 
+if TYPE_CHECKING:
+    from pipeline.api.client import Api
 
-def check_models(job: Job, quote: Quote, api: Api, now: datetime) -> list[str]:
+
+def check_models(job: Job, quote: Quote, api: "Api", now: datetime) -> list[str]:
     """Return warnings about the models of a job. Raises JobError if a model would refuse the requests.
 
     quote: its sample gives the models and their largest max_tokens. The facts come from the Models API. If that cannot
@@ -57,7 +59,7 @@ def _attached(job: Job) -> set[str]:
     return {"image" if attachment.image else "document" for attachment in job.request.attachments}
 
 
-def _listed(api: Api) -> list[str]:
+def _listed(api: "Api") -> list[str]:
     """Return the models that the API lists; [] if it gives no list."""
     try:
         return [info.id for info in api.models()]
@@ -73,7 +75,7 @@ def primes_cache(models: Sequence[str], prefix: int) -> bool:
     return bool(prefix and models) and prefix >= max(capabilities.cache_minimum(model) for model in models)
 
 
-def shared_tokens(job: Job, quote: Quote, api: Api | None) -> int:
+def shared_tokens(job: Job, quote: Quote, api: "Api | None") -> int:
     """Return about how many tokens the cached prefix has; 0 if the job does not cache it, or no model is known.
 
     api: None: count by the bytes.
@@ -81,7 +83,7 @@ def shared_tokens(job: Job, quote: Quote, api: Api | None) -> int:
     return prefix_tokens(job, quote.models[0], api) if job.request.cache is not None and quote.models else 0
 
 
-def prefix_tokens(job: Job, model: str, api: Api | None) -> int:
+def prefix_tokens(job: Job, model: str, api: "Api | None") -> int:
     """Return about how many tokens the shared prefix has: by the API's count, or by its bytes if there is no count."""
     params, turns = shared(job)
     alone = {"model": model, "messages": [{"role": "user", "content": "."}]}

@@ -3,6 +3,7 @@
 import statistics
 from typing import NamedTuple
 
+from pipeline.money.measures import cached_share, read_rate
 from pipeline.sink.read import newest_lengths
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Connection
@@ -24,18 +25,6 @@ class Past(NamedTuple):
     mean: float
     rate: float | None
     cached: float = 0.0
-
-
-def read_rate(usage: dict[str, int]) -> float | None:
-    """Return the share of cached tokens that was read, not written; None if the requests cached no tokens."""
-    read, written = usage.get("cache_read_tokens", 0), usage.get("cache_write_tokens", 0)
-    return read / (read + written) if read + written else None
-
-
-def cached_share(usage: dict[str, int]) -> float:
-    """Return the share of all input tokens that was read from the prompt cache or written to it; 0 if none was."""
-    cached = usage.get("cache_read_tokens", 0) + usage.get("cache_write_tokens", 0)
-    return cached / (usage.get("input_tokens", 0) + cached) if cached else 0.0
 
 
 def past(conn: Connection, job: JobRecord, sink: ResultsTable, recipe: str) -> Past | None:

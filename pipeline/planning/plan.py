@@ -14,7 +14,7 @@ from pipeline.driver.driver import Driver
 from pipeline.errors import JobError, RowProblem
 from pipeline.job import templates
 from pipeline.job.model import Job
-from pipeline.money.budget import CERTAIN_TOKENS_PER_BYTE
+from pipeline.money.measures import CERTAIN_TOKENS_PER_BYTE
 from pipeline.money.prices import PriceList
 from pipeline.planning import key_checks
 from pipeline.planning.job_source import JobSource
@@ -137,6 +137,11 @@ class Plan:
                 raise JobError(f"request.prompt: {exc}") from exc
 
     @property
+    def is_whole(self) -> bool:
+        """Return whether the plan covers all rows of the source and no attachments."""
+        return self._unchanged.whole
+
+    @property
     def is_settled(self) -> bool:
         """Return whether pass one found that no row needs anything."""
         return self._unchanged.settled
@@ -165,6 +170,8 @@ class Plan:
         packer = Packer(driver, self.job, run_id, self.recipe, first=first, numbered=self._unchanged.numbered)
         self.builder.uploaded = Uploads(driver)
         left = self._unchanged.left(driver, run_id, inputs)
+        if left != []:
+            driver.connect()
         writer = Writer(driver, run_id, self.recipe, packer, self._unchanged)
         try:
             with closing(prefetch(self._moves(driver, mover, left), name="plan")) as rendered:

@@ -6,10 +6,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from pipeline.api.client import Api
 from pipeline.errors import InputError, Stopped
-from pipeline.money import budget
+from pipeline.money.measures import CERTAIN_TOKENS_PER_BYTE
 from pipeline.planning import counting, gates
 from pipeline.planning.estimator import estimate
 from pipeline.planning.model_checks import primes_cache
@@ -24,6 +24,9 @@ from pipeline.state.database import Connection
 from pipeline.state.jobs import JobRecord, alone
 from pipeline.state.runs import get_run, run_to_join
 from pipeline.state.tallies import rows_of_source
+
+if TYPE_CHECKING:
+    from pipeline.api.client import Api
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def known(conn: Connection, row: JobRecord | None, sink: ResultsTable, plan: Pla
     run_id = run_to_join(conn, row.id, variables=plan.job.vars, recipe=plan.recipe, retry=retry)
     run = None if run_id is None else get_run(conn, run_id)
     counts = counting.stored(conn, row.id, plan.asked.recipe)
-    per_byte = budget.CERTAIN_TOKENS_PER_BYTE if counts is None else counts.tokens_per_byte
+    per_byte = CERTAIN_TOKENS_PER_BYTE if counts is None else counts.tokens_per_byte
     return Known(
         run_id=run_id,
         standing=gates.standing(conn, row.id, plan.recipe, run),
@@ -83,7 +86,7 @@ def require_rows(plan: Plan, quote: Quote) -> list[str]:
     return []
 
 
-def counted(plan: Plan, quote: Quote, known: Known, api: Api | None) -> tuple[Counts, str | None]:
+def counted(plan: Plan, quote: Quote, known: Known, api: "Api | None") -> tuple[Counts, str | None]:
     """Return the token counts for a quote, and the error for which the API gave no count; None: there was no error.
 
     The counts are those that are stored, else new ones from the API, else ones by bytes. api: None: do not ask the API.

@@ -26,6 +26,9 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: Fir
     If the API refused a batch as too large, the new ones carry at most half of its requests. first: the first batch, if
     it differs from the rest.
     """
+    if not waits(driver, run_id):
+        return
+    driver.connect()
     with driver.reading() as conn:
         too_large = smallest_too_large(conn, run_id)
     at_most = None if too_large is None else max(1, too_large // 2)

@@ -71,7 +71,7 @@ class Unchanged:
     ) -> None:
         """columns: those that row_hash covers. whole: whether the planning covers all rows and no attachments."""
         self._job, self._inputs, self._columns = job, inputs, columns
-        self._recipe, self._refresh, self._whole = recipe, refresh, whole
+        self._recipe, self._refresh, self.whole = recipe, refresh, whole
         self._by_path = {one.path: one for one in inputs}
         self._quoted: dict[str, _File] = {}  # of pass one, by path
         self._planned: dict[str, _File] = {}  # of pass two, by path
@@ -92,7 +92,7 @@ class Unchanged:
         it is certain that no key comes twice.
         """
         self._quoted = {}
-        if not self._whole or known_rows.is_empty:
+        if not self.whole or known_rows.is_empty:
             return None
         noted = [self._stored_segments(one, known_rows) for one in self._inputs]
         if self._keys_differ(noted):
@@ -190,7 +190,7 @@ class Unchanged:
         became pending since pass one and its file were skipped, the row would count as vanished from the source.
         """
         self._unnumbered, self._numbers = deque(), []  # an earlier pass two may have been broken off
-        if not self._whole:
+        if not self.whole:
             return None if inputs is None else list(inputs)
         quoted, self._quoted = self._quoted, {}
         if quoted:

@@ -6,15 +6,18 @@ planning counts them again.
 """
 
 import math
+from typing import TYPE_CHECKING
 
-from pipeline.api.client import Api
 from pipeline.driver.driver import Driver
 from pipeline.errors import ApiUnreachable, RowProblem, Stopped
 from pipeline.job.model import Job
-from pipeline.money.budget import CERTAIN_TOKENS_PER_BYTE
+from pipeline.money.measures import CERTAIN_TOKENS_PER_BYTE
 from pipeline.money.prices import context_window, context_windows, prices_of
 from pipeline.planning.sample import text_bytes
 from pipeline.request.build import Built
+
+if TYPE_CHECKING:
+    from pipeline.api.client import Api
 
 SURELY_FITS = 100_000  # bytes: every model reads as many tokens, and a byte is at most one token
 #: The least tokens per byte that are assumed: one row may have more tokens per byte than the sample, so it is counted.
@@ -60,7 +63,7 @@ class Windows:
         return None
 
 
-def larger_model_advice(api: Api, tokens: int) -> str:
+def larger_model_advice(api: "Api", tokens: int) -> str:
     """Return advice for a message: the cheapest model that reads this many tokens; an empty text if there is none.
 
     Such as: `, or set request.model to claude-haiku-5-5, which reads 1,000,000`. It is chosen among the models with a

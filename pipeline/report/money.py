@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline.money.budget import CERTAIN_TOKENS_PER_BYTE, month_of
-from pipeline.planning.past import read_rate
-from pipeline.report.quote import cost_range
+from pipeline.money.measures import CERTAIN_TOKENS_PER_BYTE, month_of, read_rate
+from pipeline.report.words import cost_range
 from pipeline.state.database import Connection
 from pipeline.state.runs import RunRecord
 from pipeline.state.spending import cost_of_waiting, spending, spending_since

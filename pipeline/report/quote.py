@@ -1,11 +1,12 @@
 """Format a quote and its estimate as lines of text and as JSON facts. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.planning.estimate import Estimate
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
+from pipeline.report.words import cost_range, gone_words
 from pipeline.text import count, money, size
 
 
@@ -56,11 +57,6 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         yield _limit_line(quote)
 
 
-def gone_words(rows: int) -> str:
-    """Return `12 rows of the job are no longer in its source`."""
-    return f"{count(rows, 'row')} of the job {'is' if rows == 1 else 'are'} no longer in its source"
-
-
 def _in_flight_line(quote: Quote) -> Iterator[str]:
     """Yield a line on the batches at the API and the money reserved for them; nothing if no row is at the API."""
     there = quote.in_flight
@@ -95,12 +91,6 @@ def cost_words(said: Estimate) -> str:
     if said.cost_facts is None:
         return f"unpriced: no batch price is known for {said.unpriced}; give one under prices in the job file"
     return cost_range(said.cost_facts)
-
-
-def cost_range(usd: Mapping[str, float | None]) -> str:
-    """Return `about $2.60; $2.14 at least, $3.34 at worst`. usd: see estimate.Money; `about` needs an expected cost."""
-    about = "" if usd["expected"] is None else f"about {money(usd['expected'])}; "
-    return f"{about}{money(usd['low'])} at least, {money(usd['worst'])} at worst"
 
 
 def _limit_line(quote: Quote) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.reasons import BEHIND_GATE, in_words
 from pipeline.report.money import budget_facts, budget_line, money_lines
-from pipeline.report.quote import gone_words
+from pipeline.report.words import gone_words
 from pipeline.state import recipes
 from pipeline.state.batch_facts import batch_states, batches_in_trouble, oldest_uncollected, twins
 from pipeline.state.batches import RESULTS_KEPT

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.report.quote import gone_words
+from pipeline.report.words import gone_words
 from pipeline.runner.verify import Verified
 from pipeline.text import count, counted
 

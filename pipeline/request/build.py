@@ -54,7 +54,7 @@ class RequestBuilder:
             self.named["request.turns"] = (request.turns,)
         template_columns = {column for columns in self.named.values() for column in columns}
         self.uploaded: Callable[[Content], str] = placeholder_file_id  #: uploads a file and returns its id
-        small_context = context_window(request.model) < LARGEST_CONTEXT
+        small_context = bool(request.attachments) and context_window(request.model) < LARGEST_CONTEXT
         attachments = partial(Attachments, nulls=job.source.nulls, small_context=small_context)
         self.attachments = attachments(request.attachments, uploaded=lambda content: self.uploaded(content))
         self._inline_attachments = attachments(

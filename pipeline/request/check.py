@@ -37,6 +37,12 @@ REFUSED = {
 
 def check_params(job: Job) -> None:
     """Raise JobError for the first field of `request` or `output` that the Messages API would refuse."""
+    check_fields(job)
+    check_types(job)
+
+
+def check_fields(job: Job) -> None:
+    """Raise JobError for a field of `request` or `output` that is refused whatever the installed SDK knows."""
     request, output = job.request, job.output
     for field, why in REFUSED.items():
         if field in request.params:
@@ -54,7 +60,6 @@ def check_params(job: Job) -> None:
     _check_output(job)
     if request.cache is not None:
         _check_cache(job)
-    _check_types(job)
     if isinstance(request.max_tokens, int):
         _check_thinking_budget(request.params, request.max_tokens)
 
@@ -137,7 +142,7 @@ def _check_thinking_budget(params: Mapping[str, Any], max_tokens: int) -> None:
         raise JobError(f"request.params.thinking.budget_tokens: {budget} must be below max_tokens ({max_tokens})")
 
 
-def _check_types(job: Job) -> None:
+def check_types(job: Job) -> None:
     """Raise JobError for the first field whose value does not have the SDK's type."""
     mismatch = first_mismatch(_example_params(job), beta=bool(job.request.betas))
     if mismatch is not None:

@@ -1,9 +1,11 @@
 """Run a job: show the quote, ask for confirmation, then work until it is done. Edge: SQL, HTTP, files."""
 
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
-from pipeline.api.client import Api
 from pipeline.driver.environment import Environment
+from pipeline.driver.line import Line
 from pipeline.events.runs import NotCounted, WaitsForRetry, Warned
 from pipeline.job.model import Job
 from pipeline.money import budget
@@ -13,13 +15,17 @@ from pipeline.planning.model_checks import cache_warnings, check_models
 from pipeline.planning.plan import Plan
 from pipeline.planning.quote import Quote, Quoted
 from pipeline.planning.sample import Counts
-from pipeline.request.check import check_params
+from pipeline.planning.verdict import Verdict
+from pipeline.request.check import check_fields, check_types
 from pipeline.runner.begin import Work
 from pipeline.runner.loop import Run
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.register import known_to_database, register
 from pipeline.sink.columns import ResultColumns
 from pipeline.state import ends
+from pipeline.state.database import Connection
+from pipeline.state.jobs import jobs_with_work
+from pipeline.state.rows import any_waiting
 from pipeline.state.runs import get_run
 from pipeline.state.tallies import note_gone
 
@@ -34,19 +40,26 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     """
     options = options or Options()
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
-    check_params(plan.asked)
+    check_fields(plan.asked)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds())
-    with where.driving(job.api.client) as driving:
+    with where.driving(job.api.client, lazily=True) as driving:
         with where.database.read() as conn:
             record, sink = known_to_database(conn, where.database, job, columns)
             known = quoting.known(conn, record, sink, plan)
             earlier = [] if record is None else ends.untold(conn, record.id)
+            may_be_idle = record is not None and _may_be_idle(conn, record.id, plan, earlier, where.now())
+        if not may_be_idle:
+            check_types(plan.asked)
+            driving.line.open()
         plan.run_id = known.run_id if options.retry is not None else None
         ends.tell_bad(where.tell, earlier, "before this command")
         where.look_at_spool(record)
         quote = plan.quote(KnownRows(where.database, None if record is None else record.id, sink), known.unsent)
-        counts = _complete_quote(where, plan, quote, known, driving.api, canary=options.canary)
+        if may_be_idle and not _is_idle(plan, quote):
+            check_types(plan.asked)
+            driving.line.open()
+        counts = _complete_quote(where, plan, quote, known, driving.line, canary=options.canary)
         if record is not None:
             _store_counts(where, record.id, plan, quote, counts)
         where.tell(Quoted(quote=quote))
@@ -61,16 +74,30 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         return Run(Work(driver, job, plan, quote, counts, options), earlier).to_the_end()
 
 
+def _may_be_idle(conn: Connection, job_id: int, plan: Plan, earlier: Iterable[ends.End], now: datetime) -> bool:
+    """Return whether the run has nothing to do if pass one finds all rows settled: then the API need not be asked.
+
+    The job has no open work, and all of its bad ends were announced.
+    """
+    has_work = job_id in jobs_with_work(conn, now=now) or any_waiting(conn, job_id)
+    return plan.is_whole and not has_work and not any(end.exit_code for end in earlier)
+
+
+def _is_idle(plan: Plan, quote: Quote) -> bool:
+    """Return whether pass one found that no row needs anything, and that no recipe is new."""
+    return plan.is_settled and not quote.rows[Verdict.KEPT_OLDER]
+
+
 def _complete_quote(
-    where: Environment, plan: Plan, quote: Quote, known: quoting.Known, api: Api, *, canary: bool
+    where: Environment, plan: Plan, quote: Quote, known: quoting.Known, line: Line, *, canary: bool
 ) -> Counts:
     """Complete the quote with the API's token counts, tell warnings, and return the counts.
 
     Raises InputError when the source has too few rows, and JobError when a model would refuse the requests.
     """
     warnings = quoting.require_rows(plan, quote)
-    warnings += check_models(plan.asked, quote, api, where.now()) if quote.to_send else []
-    counts, problem = quoting.counted(plan, quote, known, api)
+    warnings += check_models(plan.asked, quote, line.api, where.now()) if quote.to_send else []
+    counts, problem = quoting.counted(plan, quote, known, line.api if quote.samples else None)
     if quote.to_send:
         warnings += cache_warnings(plan.asked, quote, counts.prefix)
     for warning in warnings:

@@ -91,6 +91,7 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
     is raised at the end. NoAnswer is raised at once.
     """
     stopped: list[Stopped] = []
+    driver.connect()
     reconcile_due(driver)
     _do_step(lambda: submit_due(driver), stopped)
     _do_step(lambda: poll_due(driver), stopped)

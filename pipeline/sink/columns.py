@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -15,10 +15,11 @@ from sqlalchemy import (
     Text,
 )
 
-from pipeline.answer.outcome import output_columns
 from pipeline.errors import JobError
-from pipeline.job.model import Job
 from pipeline.state.tables import UtcDateTime
+
+if TYPE_CHECKING:
+    from pipeline.job.model import Job
 
 #: The kinds of columns, and the SQL type of each.
 KINDS: dict[str, Any] = {
@@ -81,8 +82,10 @@ class ResultColumns:
     ids: bool = False  #: whether the tables have the columns IDS; a table of an older version may lack them
 
     @classmethod
-    def of(cls, job: Job, kinds: Mapping[str, str]) -> "ResultColumns":
+    def of(cls, job: "Job", kinds: Mapping[str, str]) -> "ResultColumns":
         """Return the columns for a job. kinds: of the source columns. Raises JobError if two columns have one name."""
+        from pipeline.answer.outcome import output_columns
+
         columns = cls(
             key={name: kinds[name] for name in job.source.key},
             keep={alias: kinds[name] for name, alias in job.source.keep.items()},

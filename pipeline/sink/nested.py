@@ -4,18 +4,19 @@ The results table holds lists and objects as JSON text. In a file the column has
 gives, if all runs of the job that had the column agree. Parts that the schema does not describe are JSON text.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
-import pyarrow as pa
 from sqlalchemy import Connection, select
 
-from pipeline.answer.schema import Described, describe
-from pipeline.job.json_schema import SchemaProblem, alternatives
 from pipeline.sink.columns import ResultColumns
 from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import runs
+
+if TYPE_CHECKING:
+    from pipeline.answer.schema import Described
 
 MAX_DEPTH = 12  # levels of lists and objects that get a type
 EXTRAS = ("citations", "tool_use", "server_tool_use")  # columns with JSON that no schema describes
@@ -59,7 +60,7 @@ def nested_columns(conn: Connection, job: JobRecord, columns: ResultColumns) -> 
     return {name: one for name, each in found.items() if (one := _common(each)) is not None}
 
 
-def _outputs(conn: Connection, job_id: int) -> Iterator[dict[str, Described]]:
+def _outputs(conn: Connection, job_id: int) -> Iterator["dict[str, Described]"]:
     """Yield, for each different output that the job's runs had, what its schema says of each column."""
     seen: set[bytes] = set()
     for stored in conn.scalars(select(runs.c.job).where(runs.c.job_id == job_id)):
@@ -70,6 +71,9 @@ def _outputs(conn: Connection, job_id: int) -> Iterator[dict[str, Described]]:
             schema = next((tool.get("input_schema") for tool in tools if tool.get("name") == output["tool"]), None)
         asked = orjson.dumps([schema, output.get("columns")])
         if schema and asked not in seen:
+            from pipeline.answer.schema import describe
+            from pipeline.job.json_schema import SchemaProblem
+
             seen.add(asked)
             try:
                 yield describe(schema, output.get("columns") or {})
@@ -86,8 +90,12 @@ def _common(each: list[NestedColumn | None]) -> NestedColumn | None:
     return known[0] if same else NestedColumn()
 
 
-def _nested(described: Described) -> NestedColumn | None:
+def _nested(described: "Described") -> NestedColumn | None:
     """Return the column as one schema describes it; None if its values may be other than lists and objects."""
+    import pyarrow as pa
+
+    from pipeline.job.json_schema import SchemaProblem, alternatives
+
     try:
         kinds = {one.get("type") for one in alternatives(described.node, described.root)}
         if not kinds or not kinds <= {"array", "object"}:
@@ -106,24 +114,27 @@ def _typed(node: Any, root: dict[str, Any], without: tuple[tuple[str, ...], ...]
 
     without: see answer.schema.Property. deeper: how many more levels get a type; the values below are JSON text.
     """
+    from pipeline.job.json_schema import alternatives
+
     kinds = list(alternatives(node, root))
     types = {one.get("type") for one in kinds}
     if types == {"integer", "number"}:
-        return _SIMPLE["number"]
+        return _simple()["number"]
     if len(kinds) != 1 or not deeper:
-        return _SIMPLE["string"] if types == {"string"} else _TEXT
+        return _simple()["string"] if types == {"string"} else _text()
     [one] = kinds
-    if one.get("type") in _SIMPLE:
-        return _SIMPLE[one["type"]]
+    if one.get("type") in _simple():
+        return _simple()[one["type"]]
     if one.get("type") == "array":
-        return _list(*_typed(one["items"], root, (), deeper - 1)) if "items" in one else _TEXT
+        return _list(*_typed(one["items"], root, (), deeper - 1)) if "items" in one else _text()
     if one.get("type") == "object" and one.get("properties") and one.get("additionalProperties") is False:
         return _struct(one["properties"], root, without, deeper - 1)
-    return _TEXT
+    return _text()
 
 
 def _list(kind: Any, convert: Convert) -> _Typed:
     """Return the type and conversion of a list. kind, convert: of its elements."""
+    import pyarrow as pa
 
     def converted(value: Any) -> Any:
         if not isinstance(value, list):
@@ -137,13 +148,15 @@ def _struct(
     properties: Mapping[str, Any], root: dict[str, Any], without: tuple[tuple[str, ...], ...], deeper: int
 ) -> _Typed:
     """Return the type and conversion of an object with these properties, as `_typed` does."""
+    import pyarrow as pa
+
     fields: dict[str, _Typed] = {}
     for name, node in properties.items():
         if (name,) not in without:
             inner = tuple(path[1:] for path in without if path[0] == name)
             fields[name] = _typed(node, root, inner, deeper)
     if not fields:
-        return _TEXT  # Parquet has no object without fields
+        return _text()  # Parquet has no object without fields
     converts = {name: convert for name, (_, convert) in fields.items()}
 
     def converted(value: Any) -> Any:
@@ -181,13 +194,24 @@ def _json_text(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-_TEXT: _Typed = (pa.string(), _json_text)
-_SIMPLE: dict[str, _Typed] = {
-    "string": (pa.string(), _of_type(str)),
-    "boolean": (pa.bool_(), _of_type(bool)),
-    "integer": (pa.int64(), _integer),
-    "number": (pa.float64(), _number),
-}
+def _text() -> _Typed:
+    """Return the type and conversion of a part that is written as JSON text."""
+    import pyarrow as pa
+
+    return pa.string(), _json_text
+
+
+@functools.cache
+def _simple() -> dict[str, _Typed]:
+    """Return the type and conversion of each simple type of a JSON Schema."""
+    import pyarrow as pa
+
+    return {
+        "string": (pa.string(), _of_type(str)),
+        "boolean": (pa.bool_(), _of_type(bool)),
+        "integer": (pa.int64(), _integer),
+        "number": (pa.float64(), _number),
+    }
 
 
 def parsed_value(text: Any) -> Any:
@@ -206,4 +230,6 @@ def arrow_array(column: str, nested: NestedColumn, texts: list[Any]) -> Any:
         values = [None if text is None else nested.convert(parsed_value(text)) for text in texts]
     except (ValueError, OverflowError) as exc:
         raise TypeMismatch(column) from exc
+    import pyarrow as pa
+
     return pa.array(values, nested.type)

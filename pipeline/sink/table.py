@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from sqlalchemy import (
@@ -20,11 +20,13 @@ from sqlalchemy import (
     update,
 )
 
-from pipeline.answer.outcome import Outcome
 from pipeline.sink.columns import FIXED, ID_NAMES, IDS, KINDS, REPLACED_AT, ResultColumns
 from pipeline.state.bulk import Bulk
 from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import UtcDateTime
+
+if TYPE_CHECKING:
+    from pipeline.answer.outcome import Outcome
 
 HISTORY_SLICE = 500  # keys in one statement that looks for answers
 
@@ -50,7 +52,7 @@ class Answer(NamedTuple):
 
     key: str
     keep: str | None
-    outcome: Outcome
+    outcome: "Outcome"
     fixed: Fixed
 
 
@@ -118,7 +120,7 @@ class ResultsTable:
         named = parameters[: len(self._key)] + [parameters[i] for i in self._kept_today]
         return Bulk(update(self.table).where(*where).values(values), named)
 
-    def row(self, key: str, keep: str | None, outcome: Outcome, fixed: "Fixed") -> tuple[Any, ...]:
+    def row(self, key: str, keep: str | None, outcome: "Outcome", fixed: "Fixed") -> tuple[Any, ...]:
         """Return a row of the table, for `write`. key, keep: JSON, as in the state database; keep may be None."""
         o, f = outcome, fixed
         row = (

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet
 
@@ -87,6 +86,8 @@ def _exact_times(
         for name in times:
             i = batch.schema.get_field_index(name)
             nanos, micros = batch.column(name).cast(pa.int64()), other.column(name).cast(pa.int64())
+            import pyarrow.compute as pc  # 70 ms that few sources need
+
             same = pc.less(pc.abs(pc.subtract(pc.divide(nanos, 1000), micros)), 2)  # 1 apart: the two round differently
             if not pc.all(same, min_count=0).as_py():
                 batch = batch.set_column(i, name, other.column(name))

@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.job.json_values import Nanoseconds, Unprintable
 
@@ -98,6 +97,8 @@ def series(array: Any) -> pl.Series:
     """Return an Arrow array as a polars series; values that polars has no type for become texts or objects."""
     kind = array.type
     if pa.types.is_run_end_encoded(kind):
+        import pyarrow.compute as pc  # 70 ms that few sources need
+
         return series(pc.run_end_decode(array))
     if pa.types.is_timestamp(kind) and kind.unit == "s":
         return pl.Series(_milliseconds(array))
@@ -114,6 +115,8 @@ def _milliseconds(array: Any) -> Any:
     """Convert seconds to milliseconds; those that are too large become values beyond the year 9999, or before 1."""
     most = pa.scalar(2**53, pa.int64())
     seconds = array.cast(pa.int64())
+    import pyarrow.compute as pc  # 70 ms that few sources need
+
     within = pc.min_element_wise(
         pc.max_element_wise(seconds, pc.negate(most), skip_nulls=False), most, skip_nulls=False
     )
@@ -179,6 +182,8 @@ def values(array: Any) -> list[Any]:
     if known.is_dictionary(kind):
         return values(array.dictionary_decode())
     if known.is_run_end_encoded(kind):
+        import pyarrow.compute as pc  # 70 ms that few sources need
+
         return values(pc.run_end_decode(array))
     if isinstance(kind, pa.BaseExtensionType):
         return _of_extension(array)
@@ -263,6 +268,8 @@ def _lists(array: Any) -> Iterable[list[Any]]:
         keys = values(pa.array([k for row in rows for k, _ in row], array.type.key_type))
         items = iter(zip(keys, values(_items(array)), strict=True))
         return [[next(items) for _ in row] for row in rows]
+    import pyarrow.compute as pc  # 70 ms that few sources need
+
     lengths = [length or 0 for length in pc.list_value_length(array).to_pylist()]
     inner = iter(values(array.flatten()))
     return [list(itertools.islice(inner, length)) for length in lengths]

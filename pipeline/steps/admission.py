@@ -9,8 +9,8 @@ from pipeline.driver.driver import Driver
 from pipeline.driver.job_of_run import stored_job
 from pipeline.errors import AccountStopped, Stopped
 from pipeline.job.model import Job
-from pipeline.money import budget
-from pipeline.money.budget import CERTAIN_TOKENS_PER_BYTE, Budget
+from pipeline.money.budget import Budget
+from pipeline.money.measures import CERTAIN_TOKENS_PER_BYTE, month_of
 from pipeline.planning import gates, packer
 from pipeline.reasons import BEHIND_GATE, Reason
 from pipeline.state.accounts import circuit
@@ -146,7 +146,7 @@ def _cost_or_blocked(
         if fits < batch.requests and at_the_api(conn, batch.run_id):
             return None, NotNow(Reason.NO_MONEY, job)
     if of_month is not None:
-        spent = spending_since(conn, budget.month_of(driver.api.now()), CERTAIN_TOKENS_PER_BYTE)
+        spent = spending_since(conn, month_of(driver.api.now()), CERTAIN_TOKENS_PER_BYTE)
         in_month = Budget(of_month, *spent).fits(cost, batch.requests)
         if in_month < batch.requests and at_the_api(conn):
             return None, NotNow(Reason.NO_MONEY_OF_MONTH, job)

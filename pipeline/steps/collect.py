@@ -18,11 +18,10 @@ from operator import attrgetter
 from pathlib import Path
 
 from pipeline.answer.outcome import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
-from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.driver.settle import SettledRows, settle_rows
-from pipeline.errors import Stopped
+from pipeline.errors import NotFound, Stopped
 from pipeline.events.batches import BodyLeft, Collected, ResultsMissing, UnknownResults
 from pipeline.job.model import Job
 from pipeline.money.prices import PriceList

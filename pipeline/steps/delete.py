@@ -1,8 +1,7 @@
 """Delete collected batches at the API, for jobs that want them deleted there. Edge: SQL, HTTP."""
 
-from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver
-from pipeline.errors import Stopped
+from pipeline.errors import NotFound, Stopped
 from pipeline.events.batches import BatchDeleted, BatchNotDeleted
 from pipeline.state.claims import TO_DELETE
 from pipeline.state.conditions import soon

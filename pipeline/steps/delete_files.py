@@ -1,8 +1,7 @@
 """Delete uploaded files at the API that are no longer needed. Edge: SQL, HTTP."""
 
-from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver
-from pipeline.errors import Stopped
+from pipeline.errors import NotFound, Stopped
 from pipeline.events.runs import FileNotRemoved, FileRemoved
 from pipeline.state.files import files_to_delete, forget_file, has_files, mark_files_done
 from pipeline.state.runs import last_run
@@ -14,6 +13,7 @@ def delete_files_due(driver: Driver) -> None:
         if not has_files(conn, driver.job_id):
             return
         last = last_run(conn, driver.job_id)
+    driver.connect()
     with driver.database.write() as conn:
         if last is not None and last.deletes_remote:
             mark_files_done(conn, driver.job_id)

@@ -1,12 +1,10 @@
 """Ask the API which batches have ended. Edge: SQL, HTTP."""
 
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from anthropic.types.messages import MessageBatch
-
-from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, Failures, leave_alone
-from pipeline.errors import Stopped
+from pipeline.errors import NotFound, Stopped
 from pipeline.events.batches import BatchEnded, Canceling, Overdue
 from pipeline.reasons import Reason, in_words
 from pipeline.state.batches import Batch
@@ -14,6 +12,9 @@ from pipeline.state.conditions import soon
 from pipeline.state.moves import Again, mark_canceling, mark_ended, postpone, postpone_running, wake_held_back
 from pipeline.states import AT_THE_API, BatchState
 from pipeline.steps import lost
+
+if TYPE_CHECKING:
+    from anthropic.types.messages import MessageBatch
 
 CLAIMED_AT_ONCE = 100  # batches that a driver claims in one transaction; other drivers claim others
 LONGEST_WAIT = 60.0  # seconds between two polls of a batch, unless the user says otherwise
@@ -83,13 +84,13 @@ def _poll(driver: Driver, batch: Batch, running: list[Again]) -> bool:
     return False
 
 
-def _is_overdue(driver: Driver, batch: Batch, remote: MessageBatch) -> bool:
+def _is_overdue(driver: Driver, batch: Batch, remote: "MessageBatch") -> bool:
     """Return whether the API should have ended the batch by now. It has not said that it has, so this is only told."""
     canceling_long = batch.canceling_at is not None and driver.now() - batch.canceling_at > CANCELING_WITHIN
     return canceling_long or driver.now() - remote.created_at > ENDS_WITHIN
 
 
-def _retrieve_or_cancel(driver: Driver, batch: Batch) -> tuple[MessageBatch, float | None]:
+def _retrieve_or_cancel(driver: Driver, batch: Batch) -> "tuple[MessageBatch, float | None]":
     """Return the batch as the API has it now, and the API's retry-after in seconds; None: the API did not say.
 
     Send the cancel call first if the batch is to be canceled.
@@ -102,7 +103,7 @@ def _retrieve_or_cancel(driver: Driver, batch: Batch) -> tuple[MessageBatch, flo
     return driver.api.retrieve(batch.api_id)
 
 
-def _note_ended(driver: Driver, batch: Batch, remote: MessageBatch) -> bool:
+def _note_ended(driver: Driver, batch: Batch, remote: "MessageBatch") -> bool:
     """Mark a batch as ended, and return True. If its results are gone, give it up, and return False."""
     now: datetime = driver.now()
     if remote.archived_at is not None and lost.is_past(driver, batch):  # otherwise the download shows it

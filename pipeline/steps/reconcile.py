@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
-
-from anthropic.types.messages import MessageBatch
+from typing import TYPE_CHECKING
 
 from pipeline.answer import lines
 from pipeline.api import shapes
-from pipeline.api.client import NotFound
 from pipeline.driver.driver import Driver, leave_alone
-from pipeline.errors import DatabaseError, Stopped
+from pipeline.errors import DatabaseError, NotFound, Stopped
 from pipeline.events.batches import Absent, Adopted, CountsDisagree, FoundAgain, FoundLate, Submitted, Twin, Watching
 from pipeline.events.runs import Unreachable
 from pipeline.reasons import Reason, in_words
@@ -54,6 +52,9 @@ from pipeline.state.moves import (
 from pipeline.states import BatchState, SendingEnd
 from pipeline.steps import lost
 
+if TYPE_CHECKING:
+    from anthropic.types.messages import MessageBatch
+
 Doubt = tuple[Reason, str]  #: why a batch is not proven to be absent, and a detail
 #: How long before or after the window an ended batch is still checked: clocks and the listing's times may be wrong.
 MARGIN = timedelta(days=1)
@@ -78,7 +79,7 @@ class Window:
         assert sending.grace_from is not None
         return cls(sending.started_at - SKEW, sending.deadline + grace, sending.grace_from + grace)
 
-    def holds(self, listed: MessageBatch, margin: timedelta = timedelta()) -> bool:
+    def holds(self, listed: "MessageBatch", margin: timedelta = timedelta()) -> bool:
         """Return whether a batch was created within the window, or at most the margin before or after it."""
         return self.earliest - margin <= listed.created_at <= self.latest + margin
 
@@ -92,7 +93,7 @@ class Sight:
     """
 
     begun_at: datetime
-    found: MessageBatch | None = None
+    found: "MessageBatch | None" = None
     doubt: Doubt | None = None
 
 
@@ -134,7 +135,7 @@ def _reconcile(driver: Driver, batch: Batch) -> None:
         _look_again(driver, batch, Reason.NOT_LISTED, f"{sending.problem}; {when}", seconds)
 
 
-def _adopt(driver: Driver, batch: Batch, sending: SendingRecord, found: MessageBatch) -> None:
+def _adopt(driver: Driver, batch: Batch, sending: SendingRecord, found: "MessageBatch") -> None:
     """Take the batch found at the API as the result of this sending."""
     with driver.moving(batch) as conn:
         mark_adopted(conn, batch, sending.id, found.id, now=driver.now())
@@ -216,10 +217,11 @@ def refuse_unknown_bodies(driver: Driver) -> None:
     is too old: it was restored from a backup, and would plan rows again that have been paid for. Raises DatabaseError
     for such a body, and Stopped while it is not known whether the body was sent.
     """
-    bodies = driver.spool.bodies(driver.api.now())
+    there = driver.spool.bodies(driver.now())
     with driver.reading() as conn:
-        unknown = bodies.keys() - known_nonces(conn, driver.job_id)
-    for nonce in sorted(unknown):
+        unknown = there.keys() - known_nonces(conn, driver.job_id)
+    bodies = driver.spool.bodies(driver.api.now()) if unknown else {}  # with times by the API's clock
+    for nonce in sorted(unknown & bodies.keys()):
         body, now = bodies[nonce], driver.api.now()
         window = Window(body.written_at - SKEW, now + SKEW, now)
         _, around = _unowned(driver, window)
@@ -229,7 +231,7 @@ def refuse_unknown_bodies(driver: Driver) -> None:
         driver.spool.remove(nonce)
 
 
-def _refuse_sent(driver: Driver, shown: str, found: MessageBatch | None, doubt: Doubt | None) -> None:
+def _refuse_sent(driver: Driver, shown: str, found: "MessageBatch | None", doubt: Doubt | None) -> None:
     if found is not None:
         raise DatabaseError(
             f"{driver.database.shown} does not know {found.id}, which was sent from {shown}: "
@@ -291,8 +293,8 @@ def _search_listing(driver: Driver, nonce: str, requests: int, window: Window) -
 
 
 def _search_batches(
-    driver: Driver, unowned: list[MessageBatch], nonce: str, requests: int, window: Window
-) -> tuple[MessageBatch | None, Doubt | None]:
+    driver: Driver, unowned: "list[MessageBatch]", nonce: str, requests: int, window: Window
+) -> "tuple[MessageBatch | None, Doubt | None]":
     """Return which of these batches has the nonce in its results, and why its absence is not proven.
 
     (None, None): none of them is the batch of this nonce. requests: of the body. For ended batches, the API's counts
@@ -316,7 +318,7 @@ def _search_batches(
     return None, doubt
 
 
-def _unowned(driver: Driver, window: Window) -> tuple[datetime, list[MessageBatch]]:
+def _unowned(driver: Driver, window: Window) -> "tuple[datetime, list[MessageBatch]]":
     """Return when the listing was begun, and its batches in the window and margin that none of our sendings owns."""
     begun_at, listed = _listed(driver, window.earliest - MARGIN)
     created = [each for each in listed if window.holds(each, MARGIN)]
@@ -324,7 +326,7 @@ def _unowned(driver: Driver, window: Window) -> tuple[datetime, list[MessageBatc
         return begun_at, [each for each in created if not is_owned(conn, each.id)]
 
 
-def _listed(driver: Driver, since: datetime) -> tuple[datetime, list[MessageBatch]]:
+def _listed(driver: Driver, since: datetime) -> "tuple[datetime, list[MessageBatch]]":
     """Return when the listing was begun, and all its batches created after `since`, with some older ones.
 
     The listing is read far beyond the first older batch, and to its very end when it is not sorted newest first.

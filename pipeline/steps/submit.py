@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline.answer.outcome import Outcome
-from pipeline.api.client import Accepted, Rejected, Unknown
+from pipeline.api.created import Accepted, Rejected, Unknown
 from pipeline.driver.driver import Driver
 from pipeline.driver.settle import settle_alike
 from pipeline.errors import AccountStopped, ApiUnreachable, RunEnded, Stopped

@@ -31,8 +31,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from pipeline.api.client import Api, Rejected
-from pipeline.api.connect import Reach
+from pipeline.api.client import Api
+from pipeline.api.created import Rejected
+from pipeline.api.reach import Reach
 from pipeline.emulator import RunningEmulator, start
 from pipeline.spool.body import BodyReader, digest
 from tests.cli.test_bad_input import JOB, Command, Ran, api, command, folder, running  # noqa: F401  # fixtures

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.answer.outcome import Outcome
-from pipeline.api.connect import Reach
+from pipeline.api.reach import Reach
 from pipeline.api.realtime import Answered, Picked, Realtime, async_client, stream
 from pipeline.cli.preview_rows import announcement, pick, show, tell
 from pipeline.cli.preview_screen import Screen, input_lines

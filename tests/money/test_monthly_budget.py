@@ -14,7 +14,7 @@ from pipeline.driver.driver import Stop
 from pipeline.driver.settings import Settings
 from pipeline.errors import InputError, Stopped
 from pipeline.job.model import Job
-from pipeline.money.budget import month_of
+from pipeline.money.measures import month_of
 from pipeline.money.prices import PriceList
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.run import run

@@ -14,7 +14,8 @@ from pipeline.money.budget import tokens_per_byte
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
 from pipeline.report.money import money_lines
-from pipeline.report.quote import cost_range, quote_lines
+from pipeline.report.quote import quote_lines
+from pipeline.report.words import cost_range
 from pipeline.state.runs import get_run
 from pipeline.state.tables import batches, token_counts
 from pipeline.text import money
