@@ -359,7 +359,12 @@ def test_a_key_column_with_a_name_of_the_answers_table_is_refused(command: Comma
         ),
         pytest.param(
             b"id,body\n1,a\n2,b\n1,c\n2,d\n3,e\n",
-            ["source.key", "1 in tickets.csv row 1, tickets.csv row 3", "2 in tickets.csv row 2", "choose key columns"],
+            [
+                "source.key",
+                "1 in tickets.csv row 1, tickets.csv row 3",
+                "2 in tickets.csv row 2",
+                "choose columns whose values identify each row",
+            ],
             id="duplicate keys",
         ),
     ],

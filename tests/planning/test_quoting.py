@@ -48,10 +48,17 @@ def with_canary(world: World, **changes: Any) -> Any:
 # -- four ways to the quote of a run that is open ----------------------------------------------------------------------
 
 
+def killed_before_it_sends(world: World, job: Job, nth: int) -> None:
+    """Run the job, which dies when it has planned its n-th batch; the thread that sends has sent none by then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.runner.submitter.submit_due", lambda _: 0)
+        world.dies_at(job, "planned", nth=nth)
+
+
 def test_a_run_killed_after_planning_is_quoted_as_before(world: World) -> None:
     job = with_canary(world)
     before = quote_of(world, job)
-    world.dies_at(job, "planned", nth=4)
+    killed_before_it_sends(world, job, nth=4)
 
     again = quote_of(world, job)
 
@@ -124,7 +131,7 @@ def test_equal_rows_are_quoted_as_one_request_before_and_after_planning(world: W
     world.rows([{"id": f"r{i}", "text": f"Text {i // 2}"} for i in range(60)])
     job = world.job(limits={"max_batch_requests": 20})
     before = quote_of(world, job)
-    world.dies_at(job, "planned", nth=2)
+    killed_before_it_sends(world, job, nth=2)
 
     again = quote_of(world, job)
 

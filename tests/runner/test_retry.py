@@ -925,9 +925,9 @@ def test_the_value_of_a_change_is_read_as_in_a_job_file(pair: str, field: str, v
         ("request.params..x=1", "write FIELD=VALUE"),
         ("max_tokens=1", "write FIELD=VALUE"),
         ("output.labels=[a, b]", "write FIELD=VALUE"),
-        ("request.system=Answer: yes", "put a text into quotes"),
-        ("request.system=a\nvalue: b", "put a text into quotes"),
-        ("request.system=a\nb: c", "put a text into quotes"),
+        ("request.system=Answer: yes", "put quotes around a text"),
+        ("request.system=a\nvalue: b", "put quotes around a text"),
+        ("request.system=a\nb: c", "put quotes around a text"),
     ],
 )
 def test_a_change_of_a_field_that_cannot_be_changed_is_refused(pair: str, said: str) -> None:

@@ -196,7 +196,7 @@ def test_cancel_ends_the_runs_although_the_api_cannot_be_reached(world: World) -
     world.run(job, detach=True)
     world.emulator.add_fault(on="list", do="drop_before")
 
-    with pytest.raises(Stopped, match=r"the runs of summaries are ended.*`collect` does that"):
+    with pytest.raises(Stopped, match=r"the runs of summaries have ended.*run the same command again, or `collect`"):
         cancel_job(world)
     world.emulator.clear_faults()
     collect(world)
