@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from pipeline.cli.app import main
 from pipeline.errors import AccountStopped, InputError
+from pipeline.job.model import Job
 from pipeline.money.budget import tokens_per_byte
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
