@@ -47,20 +47,22 @@ def run(
     refresh: bool = False,
     detach: bool = False,
     canary: bool = True,
+    processes: int | None = None,
     poll_seconds: float | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Finished:
     """Plan, submit, poll and collect until every row of the source has an outcome, as `batch-pipeline run --yes` does.
 
     database: a URL; None: batches.db in the current folder, or emulated.db with emulator. spool, poll_seconds, limit,
-    refresh, detach: as the options of that name of `run`. canary: False sends all rows of a new recipe at once. tell:
-    is called with each line of progress; None: the lines are written to stderr, or in a notebook under the cell.
+    refresh, detach, processes: as the options of that name of `run`. canary: False sends all rows of a new recipe at
+    once. tell: is called with each line of progress; None: the lines are written to stderr, or in a notebook under the
+    cell.
 
     Returns how the run ended, and how earlier runs of the job ended that were not reported yet. The same call again
     continues. Raises InputError when the input is wrong and nothing was sent, Stopped when it is safe to call again.
     """
     url = database or default_url(Path(), emulated=emulator)
-    options = Options(limit=limit, refresh=refresh, detach=detach, canary=canary)
+    options = Options(limit=limit, refresh=refresh, detach=detach, canary=canary, processes=processes)
 
     def run_and_show(tell: Tell, show: Callable[[Finished], None]) -> Finished:
         with contextlib.closing(Database(url)) as opened:

@@ -29,6 +29,12 @@ def run(
     ] = False,
     detach: DetachOption = False,
     yes: YesOption = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Processes that work on this run. Default: limits.processes, else 2 for a large source."
+        ),
+    ] = None,
     no_canary: Annotated[
         bool, typer.Option("--no-canary", help="Send all rows at once, even with a recipe that has never succeeded.")
     ] = False,
@@ -52,6 +58,7 @@ def run(
         detach=detach,
         dry_run=dry_run,
         canary=not no_canary,
+        processes=processes,
         confirm=ask_after_quote(shared, yes=yes),
     )
     with open_database(default_folder(job), shared) as database:

@@ -417,6 +417,8 @@ class Limits(Section):
     max_cost_usd: of the run, in US dollars; None for no limit. max_failed: the share of rows that may fail without a
     failing exit code, 0 to 1. min_rows: if the source has fewer rows, nothing is sent; None for no minimum.
     max_batch_requests, max_batch_bytes: of one batch. max_in_flight_requests: of the job's batches that are at the API.
+    processes: how many processes of a machine work on a run, one of which submits and collects; None: 2 for a large
+    source, else 1.
     """
 
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -425,6 +427,7 @@ class Limits(Section):
     max_batch_requests: Annotated[int, Field(ge=1, le=MAX_REQUESTS)] = 25_000
     max_batch_bytes: Annotated[int, Field(ge=1_000, le=MAX_BYTES)] = 240_000_000
     max_in_flight_requests: Annotated[int, Field(ge=1)] = 200_000
+    processes: Annotated[int, Field(ge=1, le=64)] | None = None
 
 
 class LongerAnswer(Section):

@@ -12,6 +12,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.quote import Quote
 from pipeline.planning.sample import Counts
 from pipeline.runner.options import Options
+from pipeline.runner.planners import Planners
 from pipeline.state.database import Connection
 from pipeline.state.gates import note_no_canary, open_gate, set_gate
 from pipeline.state.rows import forget_waiting_bodies
@@ -21,7 +22,11 @@ from pipeline.steps.reconcile import refuse_unknown_bodies
 
 @dataclass(frozen=True)
 class Work:
-    """What one `run` has to do. counts: the API's counts of tokens; their sample is empty if it was not asked."""
+    """What one `run` has to do.
+
+    counts: the API's counts of tokens; their sample is empty if it was not asked. planners: processes that plan for the
+    driver; None: it plans itself.
+    """
 
     driver: Driver
     job: Job
@@ -29,6 +34,7 @@ class Work:
     quote: Quote
     counts: Counts
     options: Options
+    planners: Planners | None = None
 
     @property
     def plans_all(self) -> bool:

@@ -57,7 +57,8 @@ class Options:
     older recipe. detach: end when nothing can be sent now, and do not wait. dry_run: make only the quote. canary:
     whether a new recipe may have a canary, if the job wants one. retry: send only these rows again; None: the command
     is no retry. confirm: gets the quote and returns whether to continue. share: lets other processes plan a source of
-    several files, file by file, if all of it is planned; None: this driver plans it.
+    several files, file by file, if all of it is planned; None: this driver plans it. processes: how many processes
+    of this machine work, the driver and those that plan for it; None: as many as the job and the source want.
     """
 
     limit: int | None = None
@@ -68,3 +69,4 @@ class Options:
     retry: Selection | None = None
     confirm: Callable[[Quote], bool] = lambda quote: True
     share: ShardRunner | None = None
+    processes: int | None = 1

@@ -1,6 +1,7 @@
 """Plan the rows of a run, in this driver or in several processes. Edge: SQL, HTTP, files."""
 
-from collections.abc import Container
+import time
+from collections.abc import Callable, Container
 
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import Busy, InputError, LostRace, Stopped
@@ -10,9 +11,10 @@ from pipeline.planning.drop import finish_planning
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.packer import First
 from pipeline.planning.resend import send_again
-from pipeline.planning.shards import shards
+from pipeline.planning.shards import Planned, Shard, ShardRunner, shards
 from pipeline.runner.begin import Work, begin
 from pipeline.runner.patience import Patience
+from pipeline.runner.planners import Planners
 from pipeline.runner.submitter import Submitter
 from pipeline.runner.sweep import one_pass
 from pipeline.state.batches import any_open
@@ -21,6 +23,7 @@ from pipeline.state.runs import get_run, has_work, rows_for_planning
 from pipeline.states import RunState
 from pipeline.steps.reconcile import reconcile_due
 
+COLLECT_WHILE_PLANNED = 0.2  # seconds between two passes while other processes of this machine plan
 LOOK_WHILE_PLANNED = 1.0  # seconds between two tries to plan while another driver does
 
 
@@ -30,7 +33,8 @@ class Planner:
     def __init__(self, work: Work, jobs: JobOfRun, patience: Patience) -> None:
         self._work, self._driver, self._plan = work, work.driver, work.plan
         self._jobs, self._patience = jobs, patience
-        self._share = work.options.share
+        self._share = self._share_of(work)
+        self._collect_at = 0.0  # when to collect next while others plan, by the monotonic clock
         self.run_id = 0  #: the number of the run; 0: it has not begun
         self.beyond_limit = 0  #: rows of the run that the last planning left out because of its limit
 
@@ -96,10 +100,8 @@ class Planner:
         try:
             for _ in self._plan.batches(driver, self.run_id, known_rows, first=self._first()):
                 submitter.wake()
-        except InputError as exc:  # the rows before the wrong one may be at the API by now
-            raise Stopped(
-                f"{exc} (the rows before it may be planned already; the next `run` or `collect` sends them)"
-            ) from exc
+        except InputError as exc:
+            raise self._wrong_source(exc) from exc
 
     def _first(self) -> First | None:
         """Return the batch to plan first, which opens the run's gate; None: the run needs none, or has one already."""
@@ -110,26 +112,46 @@ class Planner:
             return gates.first(self._work.job, gate)
 
     def _planned_by_others(self, submitter: Submitter) -> bool:
-        """Let other processes plan the files of the source, if this was asked for and there are several files.
+        """Let other processes plan the files of the source, if there are such processes.
 
         Return whether they did. Raises LostRace when not all files were planned: the others may still be at work, so
         this driver plans the whole source under a new lease.
         """
         share, self._share = self._share, None
-        if share is None or not self._work.plans_all or len(self._plan.source.inputs) < 2 or self._plan.is_settled:
+        if share is None or not self._work.plans_all or self._plan.is_settled:
             return False
-
-        def meanwhile() -> None:
-            self._driver.check()
-            submitter.wake()
-
-        shared = shards(self._plan, self._driver.job_name, self.run_id, self._driver.planning_lease, self._first())
-        planned = share(shared, meanwhile)
+        parts = shards(self._plan, self._driver.job_name, self.run_id, self._driver.planning_lease, self._first())
+        planned = share(parts, lambda: self._meanwhile(submitter))
         for shard in planned:
             self._plan.awaited.batches |= shard.awaited
             self._plan.awaited.plan_again_after |= shard.plan_again_after
-        if len(planned) < len(shared):
-            raise LostRace(
-                f"{len(shared) - len(planned)} of {len(shared)} files were not planned by the other processes"
-            )
+        if len(planned) < len(parts):
+            raise LostRace(f"{len(parts) - len(planned)} of {len(parts)} files were not planned by the other processes")
         return True
+
+    def _share_of(self, work: Work) -> ShardRunner | None:
+        """Return the function that has shards planned by other processes; None: this driver plans."""
+        planners = work.planners
+        if planners is not None:
+            return lambda parts, meanwhile: self._shared_out(planners, parts, meanwhile)
+        return work.options.share if len(work.plan.source.inputs) > 1 else None
+
+    def _shared_out(self, planners: Planners, parts: list[Shard], meanwhile: Callable[[], None]) -> list[Planned]:
+        """Have shards planned by processes of this machine. Raises Stopped when the source turns out to be wrong."""
+        try:
+            return planners.plan(parts, self._driver, meanwhile)
+        except InputError as exc:
+            raise self._wrong_source(exc) from exc
+
+    def _meanwhile(self, submitter: Submitter) -> None:
+        """Submit what others have planned; collect what is due, if they plan on this machine."""
+        self._driver.check()
+        submitter.wake()
+        if self._work.planners is not None and time.monotonic() >= self._collect_at:
+            self._patience.do(lambda: one_pass(self._driver, self._jobs, still_planning=self.run_id))
+            self._collect_at = time.monotonic() + COLLECT_WHILE_PLANNED
+
+    @staticmethod
+    def _wrong_source(exc: InputError) -> Stopped:
+        """Return the error for a source that turned out to be wrong when rows before may be at the API already."""
+        return Stopped(f"{exc} (the rows before it may be planned already; the next `run` or `collect` sends them)")

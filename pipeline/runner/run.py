@@ -1,5 +1,6 @@
 """Run a job: show the quote, ask for confirmation, then work until it is done. Edge: SQL, HTTP, files."""
 
+import contextlib
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.request.check import check_fields, check_types
 from pipeline.runner.begin import Work
 from pipeline.runner.loop import Run
 from pipeline.runner.options import Finished, Options
+from pipeline.runner.planners import Planners, number_of_planners
 from pipeline.runner.register import known_to_database, register
 from pipeline.sink.columns import ResultColumns
 from pipeline.state import ends
@@ -43,13 +45,16 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     check_fields(plan.asked)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds())
-    with where.driving(job.api.client, lazily=True) as driving:
+    with where.driving(job.api.client, lazily=True) as driving, contextlib.ExitStack() as stack:
         with where.database.read() as conn:
             record, sink = known_to_database(conn, where.database, job, columns)
             known = quoting.known(conn, record, sink, plan)
             earlier = [] if record is None else ends.untold(conn, record.id)
             may_be_idle = record is not None and _may_be_idle(conn, record.id, plan, earlier, where.now())
+        planners = None
         if not may_be_idle:
+            if number := number_of_planners(plan, where, options):
+                planners = stack.enter_context(Planners(number, where, job.api.client))
             check_types(plan.asked)
             driving.line.open()
         plan.run_id = known.run_id if options.retry is not None else None
@@ -71,7 +76,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         driver = driving.driver(record, sink, tries_account=True)
         if is_new:
             _store_counts(where, record.id, plan, quote, counts)
-        return Run(Work(driver, job, plan, quote, counts, options), earlier).to_the_end()
+        return Run(Work(driver, job, plan, quote, counts, options, planners), earlier).to_the_end()
 
 
 def _may_be_idle(conn: Connection, job_id: int, plan: Plan, earlier: Iterable[ends.End], now: datetime) -> bool:
