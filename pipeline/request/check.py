@@ -138,7 +138,7 @@ MAX_BREAKPOINTS = 4  # source: platform.claude.com/docs/en/build-with-claude/pro
 def _check_thinking_budget(params: Mapping[str, Any], max_tokens: int) -> None:
     thinking = params.get("thinking", {})
     budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
-    if budget is not None and budget >= max_tokens:
+    if isinstance(budget, int) and budget >= max_tokens:  # another type is refused by `check_types`
         raise JobError(f"request.params.thinking.budget_tokens: {budget} must be below max_tokens ({max_tokens})")
 
 
