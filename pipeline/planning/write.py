@@ -19,7 +19,7 @@ class Writer:
         """Commit one chunk, then add its requests to bodies; return the numbers of the batches that this fills."""
         if moves.changes_known_rows:
             self._commit(moves)
-        self._unchanged.planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
+        self._unchanged.note_planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
         return [*self._packer.add_new(moves.new), *self._packer.add(moves.again)]
 
     def _commit(self, moves: Moves) -> None:
