@@ -53,13 +53,54 @@ class Page:
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class _Calls:
+    """What all calls of the API share: how errors are translated, and how the shape of a response is checked.
+
+    base_url: the address that requests go to; client_name: which of the SDK's clients.
+    """
+
+    base_url: str
+    client_name: str
+
+    @contextlib.contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """Turn what the SDK raises into our errors."""
+        try:
+            yield
+        except Exception as exc:
+            translated = failures.error_of_all_calls(
+                exc, self.base_url, account_statuses=_ACCOUNT_STATUSES, client=self.client_name
+            )
+            if translated is None and isinstance(exc, anthropic.APIStatusError):
+                translated = _error_of_one_call(exc)
+            if translated is None:
+                raise
+            raise translated from exc
+
+    def parsed(self, response: Any, has_shape: Callable[[Any], bool]) -> Any:
+        """Return the content of a response. Raises NotTheApi unless `has_shape` accepts it."""
+        try:
+            value = response.parse()
+        except (AttributeError, TypeError, ValueError) as exc:  # the SDK relies on the shape
+            raise not_the_api(self.base_url, "the response has other fields") from exc
+        return self.checked(value, has_shape)
+
+    def checked(self, value: _T, has_shape: Callable[[Any], bool]) -> _T:
+        """Return the value. Raises NotTheApi unless `has_shape` accepts it."""
+        if not has_shape(value):
+            raise not_the_api(self.base_url, "the response has other fields")
+        return value
+
+
 class Api:
     """A client of one account."""
 
     def __init__(self, client: anthropic.Anthropic, *, now: Callable[[], datetime] = clock.steady) -> None:
         """now: a clock that runs evenly from any start; the API's time is computed with it."""
         self._client = client
-        self._client_name = next((name for name, kind in CLIENTS.items() if kind in _class_names(client)), "default")
+        name = next((name for name, kind in CLIENTS.items() if kind in _class_names(client)), "default")
+        self._calls = _Calls(str(client.base_url).rstrip("/"), name)
         self._steadily, self._clock = now, clock.ApiClock(now)
         self._owner: tuple[str | None, str | None] | None = (
             None  # our organization and workspace, as the API reports them
@@ -79,7 +120,7 @@ class Api:
     @property
     def base_url(self) -> str:
         """Return the address that requests go to."""
-        return str(self._client.base_url).rstrip("/")
+        return self._calls.base_url
 
     def now(self) -> datetime:
         """Return the time by the API's clock, as its Date headers tell it."""
@@ -96,7 +137,7 @@ class Api:
                 break
         self._owner = _owner(response.headers)
         sent = response.http_request.headers.get("anthropic-workspace-id")
-        organization = response.headers.get("anthropic-organization-id") or self._key_digest(sent)
+        organization = response.headers.get("anthropic-organization-id") or _key_digest(self._client, sent)
         return Account(
             base_url=self.base_url,
             organization=organization,
@@ -133,9 +174,9 @@ class Api:
 
     def retrieve(self, api_id: str) -> tuple[MessageBatch, float | None]:
         """Return a batch, and the API's retry-after in seconds; None without one. Raises NotFound."""
-        with self._translated_errors():
+        with self._calls.translated_errors():
             response = self._client.messages.batches.with_raw_response.retrieve(api_id)
-            batch = self._parsed(response, lambda value: shapes.is_batch(value) and value.id == api_id)
+            batch = self._calls.parsed(response, lambda value: shapes.is_batch(value) and value.id == api_id)
             return batch, _seconds(response.headers.get("retry-after"))
 
     def newest_batches(self) -> Iterator[MessageBatch]:
@@ -172,67 +213,67 @@ class Api:
     def _page(self, **asked: Any) -> tuple[Any, Any]:
         """Return one page of the listing, and its response."""
         with (
-            self._translated_errors()
+            self._calls.translated_errors()
         ):  # the page after a batch that was deleted meanwhile is a 400, and not our account's fault
             retrying = self._client.with_options(max_retries=2)
             response = retrying.messages.batches.with_raw_response.list(**asked)
-            return self._parsed(response, shapes.is_page), response
+            return self._calls.parsed(response, shapes.is_page), response
 
     def cancel(self, api_id: str) -> None:
         """Ask the API to cancel a batch; does nothing if the batch has ended. Raises NotFound."""
-        with self._translated_errors(), contextlib.suppress(anthropic.BadRequestError, anthropic.ConflictError):
-            self._checked(self._client.messages.batches.cancel(api_id), shapes.is_batch)
+        with self._calls.translated_errors(), contextlib.suppress(anthropic.BadRequestError, anthropic.ConflictError):
+            self._calls.checked(self._client.messages.batches.cancel(api_id), shapes.is_batch)
 
     def delete(self, api_id: str) -> None:
         """Delete an ended batch and its results. Raises NotFound if it is deleted already."""
-        with self._translated_errors():
+        with self._calls.translated_errors():
             response = self._client.messages.batches.delete(api_id)
-            self._checked(response, lambda value: shapes.is_deleted(value, "message_batch_deleted"))
+            self._calls.checked(response, lambda value: shapes.is_deleted(value, "message_batch_deleted"))
 
     def count_tokens(self, params: bytes, betas: Sequence[str] = ()) -> int:
         """Return the input tokens of one request. params: the bytes that are sent."""
         counted = {k: v for k, v in orjson.loads(params).items() if k in _COUNTED}
-        with self._translated_errors():
+        with self._calls.translated_errors():
             retrying = self._client.with_options(max_retries=2)
             response = retrying.messages.count_tokens(**counted, extra_headers=beta_header(betas))
-            return self._checked(response, shapes.is_count).input_tokens
+            return self._calls.checked(response, shapes.is_count).input_tokens
 
     def models(self) -> list[ModelInfo]:
         """Return the models that the key can use, newest first. Raises Stopped."""
-        with self._translated_errors():
+        with self._calls.translated_errors():
             first = self._client.with_options(max_retries=2).models.with_raw_response.list(limit=PAGE)
-            return [self._checked(model, shapes.is_named) for model in self._parsed(first, shapes.is_list)]
+            return [self._calls.checked(model, shapes.is_named) for model in self._calls.parsed(first, shapes.is_list)]
 
     def model(self, name: str) -> ModelInfo:
         """Return a model by its id or an alias. Raises NotFound if the API does not know it."""
-        with self._translated_errors():
-            return self._checked(self._client.with_options(max_retries=2).models.retrieve(name), shapes.is_named)
+        with self._calls.translated_errors():
+            return self._calls.checked(self._client.with_options(max_retries=2).models.retrieve(name), shapes.is_named)
 
     def upload(self, name: str, data: bytes, media_type: str) -> str:
         """Upload a file and return its id. Raises RowProblem if the API refuses this file, or Stopped."""
-        with self._translated_errors():
+        with self._calls.translated_errors():
             try:
                 response = self._client.files.upload(file=(name, data, media_type))
             except anthropic.APIStatusError as exc:
                 if exc.status_code not in (400, 413) or exc.error_code == "storage_quota_exceeded":
                     raise
                 raise RowProblem(f"the Files API refuses {name}: {in_words(exc)}") from exc
-            return self._checked(response, shapes.is_named).id
+            return self._calls.checked(response, shapes.is_named).id
 
     def has_file(self, file_id: str) -> bool:
         """Return whether the API still has this file."""
         try:
-            with self._translated_errors():
+            with self._calls.translated_errors():
                 response = self._client.with_options(max_retries=2).files.retrieve_metadata(file_id)
-                self._checked(response, shapes.is_named)
+                self._calls.checked(response, shapes.is_named)
         except NotFound:
             return False
         return True
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file. Raises NotFound if it is deleted already."""
-        with self._translated_errors():
-            self._checked(self._client.files.delete(file_id), shapes.is_named)
+        with self._calls.translated_errors():
+            self._calls.checked(self._client.files.delete(file_id), shapes.is_named)
 
     @contextlib.contextmanager
     def results(self, api_id: str) -> Iterator[Iterator[bytes]]:
@@ -240,7 +281,7 @@ class Api:
 
         Raises NotFound, and ApiUnreachable, also if they come too slowly to end in useful time.
         """
-        with self._translated_errors():
+        with self._calls.translated_errors():
             # with this header the SDK does not read the response at once
             response = self._client.get(
                 f"/v1/messages/batches/{api_id}/results",
@@ -251,65 +292,41 @@ class Api:
                 },
             )
             try:
-                yield self._fast_enough(response.iter_bytes())
+                yield _fast_enough(response.iter_bytes(), self.base_url, self._steadily)
             except httpx2.HTTPError as exc:
                 raise ApiUnreachable(f"the results of {api_id} broke off: {in_words(exc)}") from exc
             finally:
                 response.close()
 
-    def _fast_enough(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield the chunks. Raises ApiUnreachable after SLOW_AFTER of waiting with fewer than LEAST_BYTES."""
-        waited, got = timedelta(), 0
-        while True:
-            began = self._steadily()
-            chunk = next(chunks, None)
-            if chunk is None:
-                return
-            waited, got = waited + (self._steadily() - began), got + len(chunk)
-            if waited >= SLOW_AFTER:
-                if got < LEAST_BYTES:
-                    raise ApiUnreachable(
-                        f"{self.base_url} gives results too slowly: {got:,} bytes in {waited.total_seconds():.0f} s"
-                    )
-                waited, got = timedelta(), 0
-            yield chunk
 
-    def _key_digest(self, workspace: str | None) -> str:
-        """Return a digest of the key that stands for an account which the API does not name.
+def _fast_enough(chunks: Iterator[bytes], base_url: str, now: Callable[[], datetime]) -> Iterator[bytes]:
+    """Yield the chunks. Raises ApiUnreachable after SLOW_AFTER of waiting with fewer than LEAST_BYTES.
 
-        workspace: the one that the client names; it is digested if there is no key, because tokens change.
-        """
-        secret = self._client.api_key or self._client.auth_token or workspace or ""
-        return "key-" + hashlib.scrypt(secret.encode(), salt=b"batch-pipeline account", n=2**12, r=8, p=1).hex()[:24]
+    now: a clock that runs evenly.
+    """
+    waited, got = timedelta(), 0
+    while True:
+        began = now()
+        chunk = next(chunks, None)
+        if chunk is None:
+            return
+        waited, got = waited + (now() - began), got + len(chunk)
+        if waited >= SLOW_AFTER:
+            if got < LEAST_BYTES:
+                raise ApiUnreachable(
+                    f"{base_url} gives results too slowly: {got:,} bytes in {waited.total_seconds():.0f} s"
+                )
+            waited, got = timedelta(), 0
+        yield chunk
 
-    @contextlib.contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        """Turn what the SDK raises into our errors."""
-        try:
-            yield
-        except Exception as exc:
-            translated = failures.error_of_all_calls(
-                exc, self.base_url, account_statuses=_ACCOUNT_STATUSES, client=self._client_name
-            )
-            if translated is None and isinstance(exc, anthropic.APIStatusError):
-                translated = _error_of_one_call(exc)
-            if translated is None:
-                raise
-            raise translated from exc
 
-    def _parsed(self, response: Any, has_shape: Callable[[Any], bool]) -> Any:
-        """Return the content of a response. Raises NotTheApi unless `has_shape` accepts it."""
-        try:
-            value = response.parse()
-        except (AttributeError, TypeError, ValueError) as exc:  # the SDK relies on the shape
-            raise not_the_api(self.base_url, "the response has other fields") from exc
-        return self._checked(value, has_shape)
+def _key_digest(client: anthropic.Anthropic, workspace: str | None) -> str:
+    """Return a digest of the key that stands for an account which the API does not name.
 
-    def _checked(self, value: _T, has_shape: Callable[[Any], bool]) -> _T:
-        """Return the value. Raises NotTheApi unless `has_shape` accepts it."""
-        if not has_shape(value):
-            raise not_the_api(self.base_url, "the response has other fields")
-        return value
+    workspace: the one that the client names; it is digested if there is no key, because tokens change.
+    """
+    secret = client.api_key or client.auth_token or workspace or ""
+    return "key-" + hashlib.scrypt(secret.encode(), salt=b"batch-pipeline account", n=2**12, r=8, p=1).hex()[:24]
 
 
 def _take_date(take_date: Callable[[httpx2.Headers], object], response: httpx2.Response) -> None:

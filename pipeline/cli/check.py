@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.opening import default_folder, find_job_file, load_job
+from pipeline.cli.opening import default_folder, load_job, open_known_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
 from pipeline.cli.terminal import put_json, put_request, say, say_next
 from pipeline.errors import InputError, PipelineError
@@ -35,16 +35,30 @@ def check(
     from pipeline.planning.plan import Plan
     from pipeline.request.check import check_params
 
-    loaded = load_job(find_job_file(job, shared), var)
-    check_params(loaded)
-    budget.require_bound(loaded, Settings.from_environment().monthly_budget)
-    plan = Plan(loaded)
-    warnings = _check_against_state(plan, default_folder(job), shared)
+    with _open_job(job, shared) as (path, database):
+        loaded = load_job(path, var)
+        check_params(loaded)
+        budget.require_bound(loaded, Settings.from_environment().monthly_budget)
+        plan = Plan(loaded)
+        warnings = _check_against_state(plan, database, default_folder(job), shared)
     quote = plan.quote(KnownRows(None, None))
     warnings += quoting.require_rows(plan, quote)
     warnings += _check_models(loaded, quote, emulated=shared.emulator)
     _say_checked(loaded, quote, warnings, as_json=shared.as_json)
     say_next("run", job)
+
+
+@contextlib.contextmanager
+def _open_job(job: str, shared: SharedOptions) -> "Iterator[tuple[Path, Database | None]]":
+    """Yield the job file that JOB names, and the open database that knows it; None for a job given by its file."""
+    from pipeline.job.name import is_path
+    from pipeline.state.jobs import job_file_of
+
+    if is_path(job):
+        yield Path(job), None
+        return
+    with open_known_job(job, shared) as (database, job_record):
+        yield job_file_of(job_record), database
 
 
 def _say_checked(loaded: "Job", quote: "Quote", warnings: list[str], *, as_json: bool) -> None:
@@ -114,33 +128,36 @@ class _State:
         return None if self.job_record is None else ResultColumns.from_stored(self.job_record.columns)
 
 
-def _check_against_state(plan: "Plan", folder: Path, shared: SharedOptions) -> list[str]:
+def _check_against_state(plan: "Plan", database: "Database | None", folder: Path, shared: SharedOptions) -> list[str]:
     """Check that a run could write to the job's results table and spool; return warnings about what was not checked.
 
-    folder: that of the default database. Raises JobError when the columns of the table do not fit, DatabaseError when
-    the spool cannot be used.
+    database: None if it is not open yet. folder: that of the default database. Raises JobError when the columns of the
+    table do not fit, DatabaseError when the spool cannot be used.
     """
     from pipeline.sink.columns import ResultColumns
     from pipeline.state.database import default_url
 
     url = shared.database or default_url(folder, emulated=shared.emulator)
-    with _read_state(url, plan.job.name) as state:
+    with _read_state(url, database, plan.job.name) as state:
         ResultColumns.of(plan.job, plan.source.kinds()).added_to(state.columns)
         return _check_spool(state, shared.spool)
 
 
 @contextlib.contextmanager
-def _read_state(url: str, job: str) -> Iterator[_State]:
-    """Open the state database for the block, if there is one, and read the job of this name from it."""
+def _read_state(url: str, opened: "Database | None", job: str) -> Iterator[_State]:
+    """Read the job of this name from the state database, and keep the database open for the block.
+
+    opened: the database; None: open it here, if there is one.
+    """
     from pipeline.state.database import Database
     from pipeline.state.jobs import job_named
 
-    if not Database.exists(url):
+    if opened is None and not Database.exists(url):
         yield _State(url)
         return
     with contextlib.ExitStack() as stack:
         try:
-            database = stack.enter_context(contextlib.closing(Database(url)))
+            database = opened or stack.enter_context(contextlib.closing(Database(url)))
             with database.read() as conn:
                 state = _State(url, database, job_named(conn, job))
         except PipelineError as exc:

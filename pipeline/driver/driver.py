@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pipeline.answer.retry_change import Answer
-from pipeline.api import capabilities
 from pipeline.driver.line import Line
 from pipeline.driver.listing import Listing
 from pipeline.driver.settings import Settings
@@ -16,7 +15,6 @@ from pipeline.errors import ApiUnreachable, Busy, Interrupted, LostRace, NoAnswe
 from pipeline.events.batches import OtherAccount, TakenOver
 from pipeline.events.event import Tell
 from pipeline.events.runs import RunFinished, RunIncomplete
-from pipeline.job.model import Job
 from pipeline.money.prices import context_window
 from pipeline.reasons import Reason
 from pipeline.sink.columns import ResultColumns
@@ -137,22 +135,13 @@ class Driver:
         self.sink = self.sink.with_columns(ResultColumns.from_stored(columns_of(conn, self.job_id)))
         return self.sink
 
-    def output_limit(self, job: Job) -> Callable[[str], int | None]:
-        """Return a function that maps a model to its most output tokens under the job's betas; None: not known."""
-
-        def limit(model: str) -> int | None:
-            info = self._model(model)
-            return None if info is None else capabilities.output_limit(info, job.request.betas)
-
-        return limit
-
     def window(self, model: str) -> int:
         """Return the model's context window in tokens: by the API, else as this program knows it."""
-        info = self._model(model)
+        info = self.model(model)
         known = None if info is None else info.max_input_tokens
         return context_window(model) if known is None else known
 
-    def _model(self, name: str) -> "ModelInfo | None":
+    def model(self, name: str) -> "ModelInfo | None":
         """Return the Models API's record of a model, which is asked for once; None if the API gives none."""
         if name not in self._models:
             try:

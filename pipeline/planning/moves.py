@@ -2,24 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import RowProblem
 from pipeline.job import templates
-from pipeline.money.budget import Bound
 from pipeline.planning.invalid import InvalidRow
 from pipeline.planning.job_source import JobSource
 from pipeline.planning.judge import Judge, Judged, JudgedRow, Scope
-from pipeline.planning.packer import NewRequests, sent_hash
+from pipeline.planning.packer import NewRequests, Sendable, sent_hash
 from pipeline.planning.render import Renderer
 from pipeline.planning.retry_changes import RequestChange, RetryChanges, change_of_known
 from pipeline.planning.verdict import SENT, Verdict
 from pipeline.request.build import Built
 from pipeline.source.rows import Chunk
-from pipeline.state.rows import Kept, KnownRow, NewRow
+from pipeline.state.rows import Kept, KnownRow, Replanned
 from pipeline.states import RowState
 from pipeline.storage.folders import Folder
 
@@ -42,21 +41,6 @@ class Awaited:
             self.batches.add(known.batch)
 
 
-class Rendered(NamedTuple):
-    """The request of a row. bound: its worst-case cost; None: a price is not known."""
-
-    sent_hash: bytes
-    params: bytes
-    bound: Bound | None
-
-
-class Written(NamedTuple):
-    """How a known row is planned again. request: None: the row cannot be sent."""
-
-    row: NewRow
-    request: Rendered | None
-
-
 @dataclass
 class Moves:
     """What one chunk of the source changes in the database. keys: those of all rows of the chunk."""
@@ -65,9 +49,9 @@ class Moves:
     keys: pl.Series
     judged: Judged
     new: NewRequests = field(default_factory=NewRequests)
-    again: list[Written] = field(default_factory=list)  #: rows that the database knows
-    again_numbers: list[int] = field(default_factory=list)  #: the numbers of these rows
-    invalid: list[InvalidRow] = field(default_factory=list)  #: those of them that cannot be sent
+    replanned: list[Replanned] = field(default_factory=list)  #: known rows that are sent again, or become invalid
+    again: list[Sendable] = field(default_factory=list)  #: the requests of those that are sent again
+    invalid: list[InvalidRow] = field(default_factory=list)  #: those that become invalid
     kept: list[Kept] = field(default_factory=list)  #: rows that are not sent; see state.rows.keep_rows
     new_keeps: list[tuple[str, str | None]] = field(default_factory=list)  #: (key, new kept values)
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see state.rows.mark_changed
@@ -76,7 +60,7 @@ class Moves:
     @property
     def changes_known_rows(self) -> bool:
         """Whether anything changes in rows that the database knows."""
-        return any((self.again, self.invalid, self.kept, self.new_keeps, self.changed, self.outdated))
+        return any((self.replanned, self.kept, self.new_keeps, self.changed, self.outdated))
 
     def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: KnownRow) -> None:
         """Note what changes in the database for a row that is not sent now: marks, kept values, its state."""
@@ -195,42 +179,43 @@ class Mover:
         recipe = self._scope.recipe
         attempts = 0 if self._scope.retry is not None else attempts  # the retry has sent nothing
         moves.invalid.append(InvalidRow(known.key, keep, reason, attempts))
-        invalid = NewRow(
-            key=known.key,
-            run_id=self._run_id,
-            state="invalid",
-            row_hash=row_hash,
-            recipe=recipe,
-            keep=keep,
-            sent_hash=None,
-            attempts=attempts,
-            outcome="invalid",
-            outcome_hash=row_hash,
-            outcome_recipe=recipe,
+        moves.replanned.append(
+            Replanned(
+                id=known.id,
+                run_id=self._run_id,
+                state="invalid",
+                row_hash=row_hash,
+                recipe=recipe,
+                keep=keep,
+                sent_hash=None,
+                attempts=attempts,
+                outcome="invalid",
+                outcome_hash=row_hash,
+                outcome_recipe=recipe,
+            )
         )
-        moves.again.append(Written(invalid, None))
-        moves.again_numbers.append(known.id)
 
     def _send_again(
         self, moves: Moves, known: KnownRow, keep: str | None, row_hash: bytes, built: Built, attempts: int
     ) -> None:
         """Add a known row with its request."""
         hashed = sent_hash(built.params)
-        pending = NewRow(
-            key=known.key,
-            run_id=self._run_id,
-            state="pending",
-            row_hash=row_hash,
-            recipe=self._scope.recipe,
-            keep=keep,
-            sent_hash=hashed,
-            attempts=attempts,
-            outcome=known.outcome,
-            outcome_hash=known.outcome_hash,
-            outcome_recipe=known.outcome_recipe,
+        moves.replanned.append(
+            Replanned(
+                id=known.id,
+                run_id=self._run_id,
+                state="pending",
+                row_hash=row_hash,
+                recipe=self._scope.recipe,
+                keep=keep,
+                sent_hash=hashed,
+                attempts=attempts,
+                outcome=known.outcome,
+                outcome_hash=known.outcome_hash,
+                outcome_recipe=known.outcome_recipe,
+            )
         )
-        moves.again.append(Written(pending, Rendered(hashed, built.params, self._renderer.bound(built))))
-        moves.again_numbers.append(known.id)
+        moves.again.append(Sendable(known.id, hashed, built.params, self._renderer.bound(built)))
 
     def _attempts(self, row: JudgedRow) -> int:
         """Return how often a row was sent already.

@@ -89,14 +89,14 @@ class Plan:
         judge = self.judge(known_rows, unsent=unsent, hashes_all=False)
         renderer = Renderer(self.asked, self.builder, self._listed)
         with Distinct() as seen:
-            unread = None if reads_all else self._unchanged.unread(quote, known_rows, seen)
+            unread = None if reads_all else self._unchanged.select_to_quote(quote, known_rows, seen)
             for chunk in self.source.chunks(unread):
                 key_checks.require_usable(self.job.source, chunk)
                 keys = self.source.keys(chunk)
                 key_checks.refuse_older_keys(self.job.source, chunk, keys, known_rows)
                 seen.add(duplicates.hashes(identity.key_texts(keys)))
                 judged = judge.chunk(chunk, keys)
-                self._unchanged.quoted(chunk, keys, judged)
+                self._unchanged.note_quoted(chunk, keys, judged)
                 _count(quote, judged)
                 self._pack(quote, chunk, judged)
                 self._sample(quote, chunk, judged, renderer)
@@ -167,9 +167,9 @@ class Plan:
         """
         self.run_id = run_id
         mover = self._mover(driver, run_id, known_rows)
-        packer = Packer(driver, self.job, run_id, self.recipe, first=first, numbered=self._unchanged.numbered)
+        packer = Packer(driver, self.job, run_id, self.recipe, first=first, numbered=self._unchanged.add_numbers)
         self.builder.uploaded = Uploads(driver)
-        left = self._unchanged.left(driver, run_id, inputs)
+        left = self._unchanged.select_to_plan(driver, run_id, inputs)
         if left != []:
             driver.connect()
         writer = Writer(driver, run_id, self.recipe, packer, self._unchanged)

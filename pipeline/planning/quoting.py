@@ -48,23 +48,23 @@ class Known:
     rows: int | None = None
 
 
-def known(conn: Connection, row: JobRecord | None, sink: ResultsTable, plan: Plan) -> Known:
-    """Read what a quote needs from the database. row: the job's record; None: the database does not know the job."""
-    if row is None:
+def known(conn: Connection, job_record: JobRecord | None, sink: ResultsTable, plan: Plan) -> Known:
+    """Read what a quote needs from the database. job_record: None: the database does not know the job."""
+    if job_record is None:
         return Known()
     retry = None if plan.retry is None else plan.retry.facts()
-    run_id = run_to_join(conn, row.id, variables=plan.job.vars, recipe=plan.recipe, retry=retry)
+    run_id = run_to_join(conn, job_record.id, variables=plan.job.vars, recipe=plan.recipe, retry=retry)
     run = None if run_id is None else get_run(conn, run_id)
-    counts = counting.stored(conn, row.id, plan.asked.recipe)
+    counts = counting.stored(conn, job_record.id, plan.asked.recipe)
     per_byte = CERTAIN_TOKENS_PER_BYTE if counts is None else counts.tokens_per_byte
     return Known(
         run_id=run_id,
-        standing=gates.standing(conn, row.id, plan.recipe, run),
-        unsent=unsent(conn, row.id),
-        in_flight=flying(conn, row.id, per_byte),
-        before=past(conn, row, sink, plan.recipe),
+        standing=gates.standing(conn, job_record.id, plan.recipe, run),
+        unsent=unsent(conn, job_record.id),
+        in_flight=flying(conn, job_record.id, per_byte),
+        before=past(conn, job_record, sink, plan.recipe),
         counts=counts,
-        rows=rows_of_source(conn, row.id, plan.job.vars),
+        rows=rows_of_source(conn, job_record.id, plan.job.vars),
     )
 
 

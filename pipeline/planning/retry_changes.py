@@ -7,6 +7,7 @@ import orjson
 
 from pipeline.answer import retry_change
 from pipeline.answer.retry_change import Answer, AnyChange
+from pipeline.api import capabilities
 from pipeline.driver.driver import Driver
 from pipeline.job.model import Job, Retry
 from pipeline.planning.packer import sent_hash
@@ -86,8 +87,7 @@ class RetryChanges:
     """Collects what is needed to change the requests of rows: their answers and the limits of models."""
 
     def __init__(self, driver: Driver, job: Job) -> None:
-        self._driver = driver
-        self._limit = driver.output_limit(job)
+        self._driver, self._job = driver, job
         self._largest = packing.largest_params(job.limits.max_batch_bytes)
 
     def for_rows(self, keys: Sequence[str], changes: Iterable[AnyChange | None]) -> list[RequestChange | None]:
@@ -98,6 +98,11 @@ class RetryChanges:
         needed = [key for key, change in zip(keys, listed, strict=True) if retry_change.needs_answer(change)]
         answers = self._driver.answers(needed)
         return [
-            None if change is None else RequestChange(change, answers.get(key), self._limit, self._largest)
+            None if change is None else RequestChange(change, answers.get(key), self._output_limit, self._largest)
             for key, change in zip(keys, listed, strict=True)
         ]
+
+    def _output_limit(self, model: str) -> int | None:
+        """Return the most output tokens of a model under the job's betas; None: not known."""
+        info = self._driver.model(model)
+        return None if info is None else capabilities.output_limit(info, self._job.request.betas)

@@ -85,7 +85,7 @@ class Unchanged:
 
     # -- pass one ------------------------------------------------------------------------------------------------------
 
-    def unread(self, quote: Quote, known_rows: KnownRows, seen: Distinct) -> list[Input] | None:
+    def select_to_quote(self, quote: Quote, known_rows: KnownRows, seen: Distinct) -> list[Input] | None:
         """Return the inputs that pass one has to read; None: all of them; []: none.
 
         The rows of the other inputs are counted in `quote`, and the hashes of their keys are added to `seen`, unless
@@ -95,7 +95,7 @@ class Unchanged:
         if not self.whole or known_rows.is_empty:
             return None
         noted = [self._stored_segments(one, known_rows) for one in self._inputs]
-        if self._keys_differ(noted):
+        if self._are_keys_unique(noted):
             every = self._count_if_settled([*chain.from_iterable(noted)], known_rows, seen, hashed=False)
             if every is not None:
                 self._count_settled(self._inputs, every, quote)
@@ -116,7 +116,7 @@ class Unchanged:
             found.source = fingerprint(one, self._job.source, self._columns)
         return [] if found.source is None else known_rows.notes(found.source)
 
-    def _keys_differ(self, noted: Sequence[Sequence[SegmentDigest]]) -> bool:
+    def _are_keys_unique(self, noted: Sequence[Sequence[SegmentDigest]]) -> bool:
         """Return whether the stored segments prove that no key comes twice, without a comparison of keys.
 
         They prove it if there are segments of every input: each row is in one segment, and the database has each key
@@ -171,7 +171,7 @@ class Unchanged:
             +counts, duplicates.hashes(identity.key_texts(pl.Series(keys if hashed else [], dtype=pl.String)))
         )
 
-    def quoted(self, chunk: Chunk, keys: pl.Series, judged: Judged) -> None:
+    def note_quoted(self, chunk: Chunk, keys: pl.Series, judged: Judged) -> None:
         """Note a chunk that pass one has read."""
         found = self._quoted.get(chunk.input.path)
         if found is None or not found.settled:
@@ -183,7 +183,7 @@ class Unchanged:
 
     # -- pass two ------------------------------------------------------------------------------------------------------
 
-    def left(self, driver: Driver, run_id: int, inputs: Sequence[Input] | None) -> list[Input] | None:
+    def select_to_plan(self, driver: Driver, run_id: int, inputs: Sequence[Input] | None) -> list[Input] | None:
         """Return the inputs that pass two has to read; None: all; []: none. inputs: choose among these; None: all.
 
         The findings of pass one are used for one pass two only, and only while no row of the job is pending: if a row
@@ -209,12 +209,12 @@ class Unchanged:
         recent = version is not None and is_recent(version)
         return _File(version, fingerprint(one, self._job.source, self._columns) if recent else None)
 
-    def planned(self, chunk: Chunk, keys: pl.Series, judged: Judged, *, new: int) -> None:
-        """Note a chunk that pass two has judged. new: how many new rows it has; `numbered` gets their numbers later."""
+    def note_planned(self, chunk: Chunk, keys: pl.Series, judged: Judged, *, new: int) -> None:
+        """Note a chunk that pass two has judged. new: how many new rows it has, whose numbers `add_numbers` gets."""
         self._unnumbered.append(_Unnumbered(self._planned.get(chunk.input.path), keys, judged, new))
-        self.numbered(())
+        self.add_numbers(())
 
-    def numbered(self, numbers: Sequence[int]) -> None:
+    def add_numbers(self, numbers: Sequence[int]) -> None:
         """Take the numbers that the next new rows got, in the order of the chunks."""
         self._numbers += numbers
         while self._unnumbered and self._unnumbered[0].new <= len(self._numbers):

@@ -2,9 +2,9 @@
 
 from pipeline.driver.driver import Driver
 from pipeline.planning.moves import Moves
-from pipeline.planning.packer import Packer, Sendable
+from pipeline.planning.packer import Packer
 from pipeline.planning.unchanged import Unchanged
-from pipeline.state.rows import Replanned, forget_bodies_of, keep_rows, mark_changed, replan_rows
+from pipeline.state.rows import forget_bodies_of, keep_rows, mark_changed, replan_rows
 
 
 class Writer:
@@ -19,17 +19,14 @@ class Writer:
         """Commit one chunk, then add its requests to bodies; return the numbers of the batches that this fills."""
         if moves.changes_known_rows:
             self._commit(moves)
-        self._unchanged.planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
-        numbered = zip(moves.again_numbers, moves.again, strict=True)
-        again = [Sendable(number, *row.request) for number, row in numbered if row.request is not None]
-        return [*self._packer.add_new(moves.new), *self._packer.add(again)]
+        self._unchanged.note_planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
+        return [*self._packer.add_new(moves.new), *self._packer.add(moves.again)]
 
     def _commit(self, moves: Moves) -> None:
         """Write all changes of known rows in one transaction."""
         driver = self._driver
         with driver.planning_transaction(self._run_id) as conn:
-            again = zip(moves.again_numbers, moves.again, strict=True)
-            replan_rows(conn, [Replanned(number, written.row) for number, written in again])
+            replan_rows(conn, moves.replanned)
             mark_changed(conn, moves.changed)
             keep_rows(conn, moves.kept)
             forget_bodies_of(conn, moves.outdated)

@@ -22,16 +22,16 @@ def known_to_database(
 
     Raises DatabaseError when the job cannot have this table: another job has it, or its columns do not fit.
     """
-    record = job_named(conn, job.name)
+    job_record = job_named(conn, job.name)
     _refuse_table_of_another_job(conn, job)
-    before = None if record is None else ResultColumns.from_stored(record.columns)
-    if record is not None and before is not None:
-        _refuse_another_table(job, columns, record, before)
+    before = None if job_record is None else ResultColumns.from_stored(job_record.columns)
+    if job_record is not None and before is not None:
+        _refuse_another_table(job, columns, job_record, before)
     sink = _results_table(database, job, columns, before)
-    if record is not None and before is not None:
-        _refuse_changed(conn, job, columns, record, before)
+    if job_record is not None and before is not None:
+        _refuse_changed(conn, job, columns, job_record, before)
     check_tables(conn, sink, before)
-    return record, sink
+    return job_record, sink
 
 
 def _results_table(database: Database, job: Job, columns: ResultColumns, before: ResultColumns | None) -> ResultsTable:
@@ -51,11 +51,11 @@ def _refuse_table_of_another_job(conn: Connection, job: Job) -> None:
             raise DatabaseError(f"sink.table: {job.sink.table!r} belongs to job {other.name}; choose another name")
 
 
-def _refuse_another_table(job: Job, columns: ResultColumns, record: JobRecord, before: ResultColumns) -> None:
+def _refuse_another_table(job: Job, columns: ResultColumns, job_record: JobRecord, before: ResultColumns) -> None:
     """Raise DatabaseError when the job's answers are in another table, or have another key."""
-    if record.results_table != job.sink.table:
+    if job_record.results_table != job.sink.table:
         raise DatabaseError(
-            f"sink.table: job {job.name} has its answers in table {record.results_table!r}; go back to it, "
+            f"sink.table: job {job.name} has its answers in table {job_record.results_table!r}; go back to it, "
             "or give the job a new name"
         )
     if before.key != columns.key:
@@ -66,14 +66,14 @@ def _refuse_another_table(job: Job, columns: ResultColumns, record: JobRecord, b
 
 
 def _refuse_changed(
-    conn: Connection, job: Job, columns: ResultColumns, record: JobRecord, before: ResultColumns
+    conn: Connection, job: Job, columns: ResultColumns, job_record: JobRecord, before: ResultColumns
 ) -> None:
     """Raise DatabaseError when a column is to change its kind or name while batches of the job are open.
 
     Their answers have the former kind, and the drivers that wait for them know the former columns.
     """
     changed, moved = columns.changed_outputs(before), columns.displaced(before)
-    open_batches = batches_to_come_back(conn, record.id) if changed or moved else 0
+    open_batches = batches_to_come_back(conn, job_record.id) if changed or moved else 0
     for name, new in moved.items() if open_batches else ():
         raise DatabaseError(
             f"sink.table: column {name!r} of table {job.sink.table!r} is to be renamed to {new!r}, because every "
@@ -100,11 +100,11 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
     spool = _spool(where, job, before)  # before the transaction, because the spool may be remote
     with where.database.write() as conn:
         alone(conn)  # another driver may store the same job now
-        record, sink = known_to_database(conn, where.database, job, columns)
-        _make_table(conn, record, sink)
-        if record is not None and record.spool_id not in (None, spool.id):
+        job_record, sink = known_to_database(conn, where.database, job, columns)
+        _make_table(conn, job_record, sink)
+        if job_record is not None and job_record.spool_id not in (None, spool.id):
             raise DatabaseError(f"another driver has just chosen another spool for job {job.name}; run it again")
-        stored_spool = None if record is None else record.spool
+        stored_spool = None if job_record is None else job_record.spool
         if where.spool is not None:
             stored_spool = spools.address_of(where.database.folder, where.spool, None)
         put_job(
@@ -122,16 +122,16 @@ def register(where: Environment, job: Job, columns: ResultColumns, file: Path | 
         return registered, sink
 
 
-def _spool(where: Environment, job: Job, record: JobRecord | None) -> Spool:
-    """Open the spool of the job. record: the job as the database has it; None: it is new, and gets its spool now."""
-    if record is None:
+def _spool(where: Environment, job: Job, job_record: JobRecord | None) -> Spool:
+    """Open the spool of the job. job_record: None: the job is new, and gets its spool now."""
+    if job_record is None:
         return spools.open_at(spools.address_of(where.database.folder, where.spool, None), job.name)
-    return where.spool_of(record)
+    return where.spool_of(job_record)
 
 
-def _make_table(conn: Connection, record: JobRecord | None, sink: ResultsTable) -> None:
-    """Make the results table, or change its columns to the present ones. record: as for `_spool`."""
-    before = None if record is None else ResultColumns.from_stored(record.columns)
-    if record is not None and sink.columns != before:
-        columns_of(conn, record.id, to_change=True)  # lock before the table, as drivers that write answers do
+def _make_table(conn: Connection, job_record: JobRecord | None, sink: ResultsTable) -> None:
+    """Make the results table, or change its columns to the present ones. job_record: as for `_spool`."""
+    before = None if job_record is None else ResultColumns.from_stored(job_record.columns)
+    if job_record is not None and sink.columns != before:
+        columns_of(conn, job_record.id, to_change=True)  # lock before the table, as drivers that write answers do
     make_tables(conn, sink, before)

@@ -47,10 +47,10 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     columns = ResultColumns.of(job, plan.source.kinds())
     with where.driving(job.api.client, lazily=True) as driving, contextlib.ExitStack() as stack:
         with where.database.read() as conn:
-            record, sink = known_to_database(conn, where.database, job, columns)
-            known = quoting.known(conn, record, sink, plan)
-            earlier = [] if record is None else ends.untold(conn, record.id)
-            may_be_idle = record is not None and _may_be_idle(conn, record.id, plan, earlier, where.now())
+            job_record, sink = known_to_database(conn, where.database, job, columns)
+            known = quoting.known(conn, job_record, sink, plan)
+            earlier = [] if job_record is None else ends.untold(conn, job_record.id)
+            may_be_idle = job_record is not None and _may_be_idle(conn, job_record.id, plan, earlier, where.now())
         planners = None
         if not may_be_idle:
             if number := number_of_planners(plan, where, options):
@@ -59,23 +59,23 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
             driving.line.open()
         plan.run_id = known.run_id if options.retry is not None else None
         ends.tell_bad(where.tell, earlier, "before this command")
-        where.look_at_spool(record)
-        quote = plan.quote(KnownRows(where.database, None if record is None else record.id, sink), known.unsent)
+        where.look_at_spool(job_record)
+        quote = plan.quote(KnownRows(where.database, None if job_record is None else job_record.id, sink), known.unsent)
         if may_be_idle and not _is_idle(plan, quote):
             check_types(plan.asked)
             driving.line.open()
         counts = _complete_quote(where, plan, quote, known, driving.line, canary=options.canary)
-        if record is not None:
-            _store_counts(where, record.id, plan, quote, counts)
+        if job_record is not None:
+            _store_counts(where, job_record.id, plan, quote, counts)
         where.tell(Quoted(quote=quote))
         _tell_open_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
-        is_new = record is None
-        record, sink = register(where, job, columns, file)
-        driver = driving.driver(record, sink, tries_account=True)
+        is_new = job_record is None
+        job_record, sink = register(where, job, columns, file)
+        driver = driving.driver(job_record, sink, tries_account=True)
         if is_new:
-            _store_counts(where, record.id, plan, quote, counts)
+            _store_counts(where, job_record.id, plan, quote, counts)
         return Run(Work(driver, job, plan, quote, counts, options, planners), earlier).to_the_end()
 
 

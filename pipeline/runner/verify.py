@@ -87,7 +87,7 @@ class Verified:
 def verify(database: Database, job: JobRecord) -> Verified:
     """Check that the job is complete for all rows that its runs planned. Return what was found.
 
-    job: its row in the state database. Raises DatabaseError when the results table is gone.
+    job: its record in the state database. Raises DatabaseError when the results table is gone.
     """
     sink = ResultsTable.of(job)
     with database.read() as conn:

@@ -2,7 +2,7 @@
 
 The end of a run is committed before it is announced, so a process that dies in between announces nothing. Therefore
 each announcement is noted in `runs.announced_at`, and each later `run`, `collect` and flow announces the ends without a
-note. If a process dies between the announcement and its note, the end is announced twice, but never not at all.
+note. If a process dies between the announcement and its note, the end is announced twice. It is never left out.
 """
 
 from collections.abc import Iterable, Mapping

@@ -80,10 +80,9 @@ def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, 
     return {row.key: row for row in map(KnownRow._make, conn.execute(query))}
 
 
-class NewRow(NamedTuple):
-    """What a known row is planned again with. outcome_hash, outcome_recipe: what its outcome answers."""
+class Replanned(NamedTuple):
+    """A known row as it is planned again, `id` its number. outcome_hash, outcome_recipe: what its outcome answers."""
 
-    key: str
     run_id: int
     state: str
     row_hash: bytes
@@ -94,13 +93,7 @@ class NewRow(NamedTuple):
     outcome: str | None
     outcome_hash: bytes | None
     outcome_recipe: str | None
-
-
-class Replanned(NamedTuple):
-    """A known row, by its number, and how it is planned now."""
-
-    row: int
-    new: NewRow
+    id: int
 
 
 class Kept(NamedTuple):
@@ -111,15 +104,16 @@ class Kept(NamedTuple):
     outcome: str | None
 
 
-_RUN_AND_STATE = itemgetter(NewRow._fields.index("run_id"), NewRow._fields.index("state"))
+_RUN_AND_STATE = itemgetter(Replanned._fields.index("run_id"), Replanned._fields.index("state"))
+_REPLANNED = Replanned._fields[:-1]  # what is written: all but the number
 _REPLAN = Bulk(
     update(requests)
     .where(requests.c.id == bindparam("row"), requests.c.state != text("'in_flight'"))
     .values(
-        {name: bindparam(f"new_{name}") for name in NewRow._fields}
+        {name: bindparam(f"new_{name}") for name in _REPLANNED}
         | dict.fromkeys(("batch_id", "n", "body_id", "body_n", "changed_hash"), text("NULL"))
     ),
-    (*(f"new_{name}" for name in NewRow._fields), "row"),
+    (*(f"new_{name}" for name in _REPLANNED), "row"),
 )
 
 
@@ -130,9 +124,9 @@ def replan_rows(conn: Connection, rows: Sequence[Replanned]) -> None:
     """
     if not rows:
         return
-    changes = leaving(conn, requests.c.id.in_([replanned.row for replanned in rows]))
-    changes.update(_RUN_AND_STATE(replanned.new) for replanned in rows)
-    if _REPLAN.execute(conn, [(*new, row) for row, new in rows]) != len(rows):
+    changes = leaving(conn, requests.c.id.in_([row.id for row in rows]))
+    changes.update(map(_RUN_AND_STATE, rows))
+    if _REPLAN.execute(conn, rows) != len(rows):
         raise LostRace("another driver planned some of these rows; run the same command again to continue")
     tally(conn, changes)
 

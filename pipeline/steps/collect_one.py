@@ -26,13 +26,14 @@ def ended_batches(where: Environment, job: str | None = None) -> list[tuple[str,
     """
     with where.database.read() as conn:
         waiting = jobs_with_work(conn, now=where.now())
-        jobs = [record for record in all_jobs(conn) if record.id in waiting and job in (None, record.name)]
+        named = [known for known in all_jobs(conn) if job in (None, known.name)]
+    jobs = [known for known in named if known.id in waiting]
     ended: list[tuple[str, int]] = []
     for client, jobs_of_client in where.by_client(jobs).items():
         with contextlib.suppress(InputError), where.driving(client) as driving:
-            for record in jobs_of_client:
+            for job_record in jobs_of_client:
                 with contextlib.suppress(Stopped, DatabaseError, LostRace):
-                    ended += _ended(driving.driver(record))
+                    ended += _ended(driving.driver(job_record))
     return ended
 
 
@@ -48,9 +49,9 @@ def collect_one(where: Environment, job: str, batch: int) -> None:
 
     Raises Stopped or InputError when the API cannot be asked, InputError for an unknown job.
     """
-    record = known_job(where.database, job)
-    with where.driving(where.client_of(record)) as driving:
-        driver = driving.driver(record)
+    job_record = known_job(where.database, job)
+    with where.driving(where.client_of(job_record)) as driving:
+        driver = driving.driver(job_record)
         collect_due(driver, JobOfRun(driver), only=is_batch(batch, driver.account_id))
 
 

@@ -755,7 +755,8 @@ def test_a_job_given_by_name_uses_the_database_that_knows_it(
     assert list(folder.glob("*.db")) == []
 
 
-def test_check_opens_the_database_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("job", ["job.yaml", "notes"])
+def test_check_opens_the_database_once(job: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     command("run", "job.yaml")
     opened = []
     opens = Database.__init__
@@ -766,7 +767,7 @@ def test_check_opens_the_database_once(command: Command, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Database, "__init__", counted)
 
-    checked = command("check", "job.yaml")
+    checked = command("check", job)
 
     assert checked.code == 0
     assert opened == ["sqlite:///batches.db"]

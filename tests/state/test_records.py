@@ -14,7 +14,7 @@ from pipeline.state.batch_facts import BatchFacts
 from pipeline.state.batches import Batch, SendingRecord
 from pipeline.state.jobs import JobRecord
 from pipeline.state.row_facts import TracedRow
-from pipeline.state.rows import KnownRow, NewRow
+from pipeline.state.rows import KnownRow, Replanned
 from pipeline.state.runs import RunRecord, get_run, last_run
 from pipeline.state.tables import batches, jobs, requests, runs, sendings
 from tests.conftest import World, texts
@@ -41,7 +41,7 @@ def test_a_record_has_all_columns_of_its_table(record: Any, table: Table) -> Non
         pytest.param(tuple(Batch.__dataclass_fields__), batches, id="Batch"),
         pytest.param(BatchFacts._fields, batches, id="BatchFacts"),
         pytest.param(KnownRow._fields, requests, id="KnownRow"),
-        pytest.param(NewRow._fields, requests, id="NewRow"),
+        pytest.param(Replanned._fields, requests, id="Replanned"),
         pytest.param(TracedRow._fields, requests, id="TracedRow"),
     ],
 )
