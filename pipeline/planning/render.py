@@ -57,8 +57,8 @@ class Renderer:
 
     @property
     def plain_bound(self) -> Bound | None:
-        """The worst-case cost of each request of `plain`; None if its price is not known."""
-        return self.bound(self._builder.plain_facts())
+        """The worst-case cost of each request of `plain`; None if its price is not known, or none is plain."""
+        return None if self._builder.plain_prompt is None else self.bound(self._builder.plain_facts())
 
     def bound(self, built: Built) -> Bound | None:
         """Return the worst-case cost of a request; None if its price is not known.
