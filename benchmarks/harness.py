@@ -475,4 +475,4 @@ def below(what: str, value: float, measured: str, limit: float, target: str, *, 
 def peak(what: str, measurements: Iterable[Measurement], *, judged: bool = True) -> Line:
     """Return the line of the largest peak memory of these measurements."""
     megabytes = max(each.client.peak_mb for each in measurements)
-    return below(f"{what}: peak memory", megabytes, f"{megabytes:.0f} MB", 300, "under 300 MB", judged=judged)
+    return below(f"{what}: peak memory", megabytes, f"{megabytes:.0f} MB", 400, "under 400 MB", judged=judged)

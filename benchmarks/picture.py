@@ -17,7 +17,7 @@ from harness import REST, STAGES, stage_seconds
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-MEMORY_MB = 300  # the limit
+MEMORY_MB = 400  # the limit
 COLORS = {"plain": "#b0a9a0", "csv": "#5b8db8", "parquet": "#c96442"}
 STAGE_COLORS = ("#e8c9ba", "#c96442", "#5b8db8", "#cccccc")
 NAMES = {"csv": "CSV", "parquet": "Parquet"}

@@ -1,9 +1,10 @@
 """Collect ended batches: download their results, and store an outcome for each row. Edge: SQL, HTTP, files.
 
-The results of a batch are first downloaded to a file as a whole, then read from it in chunks, in the order of the
-request positions. One transaction stores the answers of a chunk in the results table and the states of its rows. If we
-die between two chunks, the rows of the earlier chunks have their outcome, and the other rows are still in flight: the
-next driver collects all rows that are still in flight, wherever in the batch they are.
+The results of a batch are first downloaded and counted as a whole, in memory, or in a file if they are large; then they
+are read in chunks, in the order of the request positions. One transaction stores the answers of a chunk in the results
+table and the states of its rows. If we die between two chunks, the rows of the earlier chunks have their outcome, and
+the other rows are still in flight: the next driver collects all rows that are still in flight, wherever in the batch
+they are.
 """
 
 import contextlib
@@ -217,7 +218,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
         shared = rows_by_position(conn, batch)
     if found.unknown:
         driver.tell(UnknownResults(batch=batch.id, lines=found.unknown))
-    with open(found.file, "rb") as file:
+    with found.opened() as lines_at:
 
         def chunks() -> Iterator[_Chunk]:
             for first, last in found.windows(shared):
@@ -225,7 +226,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
                 chunk = _Chunk(
                     driver=driver, batch=batch, reader=reader, prices=prices, first=first, last=last, lose=lose
                 )
-                chunk.read(found.lines(file.fileno(), first, last))
+                chunk.read(lines_at(first, last))
                 yield chunk
 
         with contextlib.closing(prefetch(chunks(), name="collect")) as parsed:

@@ -1,14 +1,15 @@
-"""Download a batch's results to a file on this machine, and read them in chunks. Edge: HTTP, files."""
+"""Download a batch's results to memory, or to a file if they are large; read them in chunks. Edge: HTTP, files."""
 
+import contextlib
 import os
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
+from operator import le
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 from pipeline.answer import lines
 from pipeline.driver.driver import Driver
@@ -18,52 +19,91 @@ from pipeline.state.batches import Batch
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 16_000_000  # of result lines in a chunk: two chunks are in memory at a time
-STRETCH_BYTES = 2_000_000  # of result lines that are sorted together while they are downloaded
+MEMORY_BYTES = 20_000_000  # of result lines that stay in memory: 25,000 of 750 bytes; two batches at a time
+STRETCH_BYTES = 2_000_000  # of result lines that are sorted together when they go to a file
+
+
+class _Stretch(NamedTuple):
+    """Result lines sorted by request position. starts: where each line starts in the file, and where the last one ends.
+
+    lines: None: they are in the file.
+    """
+
+    positions: "array[int]"
+    starts: "array[int]"
+    lines: list[bytes] | None
+
+    def between(self, first: int, last: int) -> tuple[int, int]:
+        """Return the index of the first line at these positions, and the index after the last one."""
+        return bisect_left(self.positions, first), bisect_right(self.positions, last)
+
+    def bytes_between(self, first: int, last: int) -> int:
+        """Return the bytes of the lines at these positions, with their newlines."""
+        start, stop = self.between(first, last)
+        return self.starts[stop] - self.starts[start]
 
 
 class Found:
-    """The result lines of a batch in a file of several stretches; the lines of each are sorted by request position.
+    """The result lines of a batch: one stretch in memory, or several stretches in a file if they are large.
 
-    So the lines of a range of positions are read by one system call for each stretch, and not line by line from all
-    over the file: each system call has to wait while another thread computes.
+    The lines of a stretch are sorted by request position, so those of a range of positions are read by one system call
+    for each stretch, and not line by line from all over the file: each system call has to wait while another thread
+    computes.
     """
 
     def __init__(self, file: Path, batch: Batch) -> None:
-        self.file = file
         self.known = 0  #: lines that name a request of the batch
         self.unknown = 0  #: lines that name none
+        self._file = file
         self._requests = batch.requests
         self._position = packing.position_of_results(batch.nonce)
-        self._stretches: list[
-            tuple[array[int], array[int]]
-        ] = []  # positions; where each line starts, and the last one ends
-        self._lines: list[tuple[int, bytes]] = []  # not written yet: position and line
-        self._unwritten = 0
-        self._size = 0
+        self._stretches: list[_Stretch] = []
+        self._positions = array("q")  # of the lines that are in no stretch yet
+        self._lines: list[bytes] = []
+        self._held = 0  # their bytes
+        self._written = 0  # bytes in the file; 0: there is no file
 
-    def add(self, lines: Iterable[bytes], out: BinaryIO) -> None:
-        """Add result lines, and write a stretch if there are enough. lines: as the API gave them, without newlines."""
+    def add(self, lines: Iterable[bytes]) -> None:
+        """Add result lines, and write a stretch if memory is full. lines: as the API gave them, without newlines."""
         requests, position = self._requests, self._position
         for line in lines:
             n = position(line)
             if n is not None and n < requests:
-                self.known += 1
-                self._lines.append((n, line))
-                self._unwritten += len(line)
+                self._positions.append(n)
+                self._lines.append(line)
+                self._held += len(line) + 1
             elif line.strip():
                 self.unknown += 1
-        if self._unwritten >= STRETCH_BYTES:
-            self.write(out)
+        if self._held > (STRETCH_BYTES if self._written else MEMORY_BYTES):
+            self._write()
 
-    def write(self, out: BinaryIO) -> None:
-        """Write the lines that are not written yet as one stretch, sorted by position."""
-        self._lines.sort(key=itemgetter(0))  # stable: two lines for one request keep their order
-        positions = array("q", [n for n, _ in self._lines])
-        starts = array("q", accumulate((len(line) + 1 for _, line in self._lines), initial=self._size))
-        self._lines.append((0, b""))  # for the newline after the last line
-        out.write(b"\n".join([line for _, line in self._lines]))
-        self._stretches.append((positions, starts))
-        self._lines, self._unwritten, self._size = [], 0, starts[-1]
+    def finish(self) -> None:
+        """Make the lines that are in no stretch yet the last stretch; no line is added after this."""
+        if self._written:
+            self._write()
+        else:
+            self._stretches.append(self._stretch())
+
+    def _write(self) -> None:
+        stretch = self._stretch()
+        assert stretch.lines is not None
+        with open(self._file, "ab" if self._written else "wb") as out:
+            self._file.chmod(0o600)
+            out.write(b"\n".join([*stretch.lines, b""]))  # with a newline after the last line
+        self._written = stretch.starts[-1]
+        self._stretches.append(stretch._replace(lines=None))
+
+    def _stretch(self) -> _Stretch:
+        """Return the lines that are in no stretch yet as one stretch, sorted by position, and hold them no longer."""
+        positions, lines = self._positions, self._lines
+        if not all(map(le, positions, islice(positions, 1, None))):
+            order = sorted(range(len(lines)), key=positions.__getitem__)  # two lines for one request keep their order
+            positions = array("q", [positions[i] for i in order])
+            lines = [lines[i] for i in order]
+        self.known += len(lines)
+        self._positions, self._lines, self._held = array("q"), [], 0
+        starts = array("q", accumulate((len(line) + 1 for line in lines), initial=self._written))
+        return _Stretch(positions, starts, lines)
 
     def windows(self, shared: Mapping[int, int]) -> Iterator[tuple[int, int]]:
         """Yield ranges of positions, (first, last), with at most CHUNK_ROWS rows and about CHUNK_BYTES of lines.
@@ -71,7 +111,9 @@ class Found:
         shared: the number of rows at each position that has more than one. A position alone may have more than that.
         """
         requests = self._requests
-        rows = list(accumulate((shared.get(n, 1) for n in range(requests)), initial=0))  # before each position
+        rows: Sequence[int] = range(requests + 1)  # before each position
+        if shared:
+            rows = list(accumulate((shared.get(n, 1) for n in range(requests)), initial=0))
         first = 0
         while first < requests:
             last = max(first, bisect_right(rows, rows[first] + CHUNK_ROWS) - 2)
@@ -81,41 +123,49 @@ class Found:
             first = last + 1
 
     def _bytes(self, first: int, last: int) -> int:
-        return sum(end - start for _, start, end in self._parts(first, last))
+        return sum(stretch.bytes_between(first, last) for stretch in self._stretches)
 
-    def _parts(self, first: int, last: int) -> Iterator[tuple["array[int]", int, int]]:
-        """Yield for each stretch the positions of its lines in this range, and where they start and end in the file."""
-        for positions, starts in self._stretches:
-            some = slice(bisect_left(positions, first), bisect_right(positions, last))
-            yield positions[some], starts[some.start], starts[some.stop]
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Callable[[int, int], dict[int, bytes]]]:
+        """Yield a function that returns the lines at positions first to last; it may be called in any thread.
 
-    def lines(self, file: int, first: int, last: int) -> dict[int, bytes]:
-        """Return the lines at these positions, by position, without those that have no line. file: the descriptor.
-
-        If a request has two lines, a readable one wins, and of two readable ones `succeeded`, because it was paid.
+        It returns the lines by position, without the positions that have no line. If a request has two lines, a
+        readable one wins, and of two readable ones `succeeded`, because it was paid.
         """
+        with open(self._file, "rb") if self._written else contextlib.nullcontext() as file:
+            yield lambda first, last: self._at(None if file is None else file.fileno(), first, last)
+
+    def _at(self, file: int | None, first: int, last: int) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
-        for positions, start, end in self._parts(first, last):
-            for n, line in zip(positions, os.pread(file, end - start, start).split(b"\n"), strict=False):
+        for stretch in self._stretches:
+            start, stop = stretch.between(first, last)
+            for n, line in zip(stretch.positions[start:stop], _lines_of(stretch, start, stop, file), strict=True):
                 if n not in found or _rank(line) > _rank(found[n]):
                     found[n] = line
         return found
 
 
+def _lines_of(stretch: _Stretch, start: int, stop: int, file: int | None) -> list[bytes]:
+    """Return lines of a stretch by their indexes. file: the descriptor of the file; None: there is none."""
+    if stretch.lines is not None:
+        return stretch.lines[start:stop]
+    assert file is not None
+    offset = stretch.starts[start]
+    return os.pread(file, stretch.starts[stop] - offset, offset).split(b"\n")[:-1]
+
+
 def download(driver: Driver, batch: Batch, file: Path, given_up: threading.Event) -> Found:
-    """Download a batch's results to `file`. If this fails, a later step downloads them again.
+    """Download a batch's results, to `file` if they are large. If this fails, a later step downloads them again.
 
     given_up: when it is set, stop and raise Interrupted. Raises NotFound when the API does not have the results, and
     Stopped when the download breaks off, or when what arrives is not the results of this batch.
     """
     assert batch.api_id is not None
     found = Found(file, batch)
-    with open(file, "wb") as out:
-        file.chmod(0o600)
-        with driver.api.results(batch.api_id) as chunks:
-            for some in lines.split_lines(_until_stopped(driver, chunks, given_up)):
-                found.add(some, out)
-        found.write(out)
+    with driver.api.results(batch.api_id) as chunks:
+        for some in lines.split_lines(_until_stopped(driver, chunks, given_up)):
+            found.add(some)
+    found.finish()
     if found.unknown and not found.known:  # a page that is no results, or another batch's results
         raise ApiUnreachable(
             f"the API's response for the results of {batch.api_id} names no request of that batch; nothing of it is "

@@ -583,6 +583,15 @@ def command(api: RunningEmulator, s3: S3, tmp_path: Path, migrated_url: str) -> 
     return Command(api.url, migrated_url, f"{s3.url}/spool", tmp_path)
 
 
+#: The command line; it downloads all results to files, also small ones.
+RESULTS_TO_FILES = """\
+from pipeline.cli.app import main
+from pipeline.steps import results_file
+results_file.MEMORY_BYTES = 0
+main()
+"""
+
+
 class Command:
     """Starts the command line with PostgreSQL and a spool on S3, as a machine of this name."""
 
@@ -590,7 +599,7 @@ class Command:
         self.api, self.database, self.spool, self.folder = api, database, spool, folder
 
     def start(self, machine: str, *arguments: str, most: int | None = None) -> "subprocess.Popen[str]":
-        """most: bytes that a file may have there, as on a disk that is full."""
+        """most: bytes that a file may have there, as on a disk that is full; results are then downloaded to files."""
         temporary = self.folder / machine
         temporary.mkdir(exist_ok=True)
 
@@ -599,7 +608,8 @@ class Command:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
         settings = {"BATCH_DATABASE_URL": self.database, "BATCH_SPOOL": self.spool, "TMPDIR": str(temporary)}
-        return begin(environment(self.api, **settings), *arguments, preexec_fn=fill)
+        program = ("-m", "pipeline.cli") if most is None else ("-c", RESULTS_TO_FILES)
+        return begin(environment(self.api, **settings), *arguments, preexec_fn=fill, program=program)
 
     def run(self, machine: str, *arguments: str, most: int | None = None) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.runner.options import Options
 from pipeline.runner.run import run
@@ -46,10 +48,12 @@ def test_the_next_results_are_fetched_while_those_of_a_batch_are_stored(world: W
     assert world.statuses() == {f"r{i}": "succeeded" for i in range(4)}
 
 
+@pytest.mark.parametrize("memory", [0, 16_000_000])  # bytes of results that stay in memory
 @pytest.mark.parametrize("fault", [None, "duplicate_lines", "conflicting_lines", "unknown_lines"])
 def test_each_row_gets_its_own_result_in_whatever_order_and_pieces_results_arrive(
-    world: World, monkeypatch: pytest.MonkeyPatch, fault: str | None
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: str | None, memory: int
 ) -> None:
+    monkeypatch.setattr(results_file, "MEMORY_BYTES", memory)
     monkeypatch.setattr(results_file, "STRETCH_BYTES", 3_000)  # a few lines
     monkeypatch.setattr(results_file, "CHUNK_BYTES", 5_000)
     world.rows(texts(50))
@@ -63,7 +67,10 @@ def test_each_row_gets_its_own_result_in_whatever_order_and_pieces_results_arriv
     assert all(f"Text number {key[1:]} " in answer["text"] for key, answer in answers.items())
 
 
-def test_a_driver_asked_to_stop_removes_what_it_has_fetched_ahead(world: World) -> None:
+def test_a_driver_asked_to_stop_removes_what_it_has_fetched_ahead(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results_file, "MEMORY_BYTES", 0)  # so that results go to files
     world.rows(texts(6))
     job = world.job(limits={"max_batch_requests": 2})
 
@@ -89,3 +96,54 @@ def test_windows_of_results_are_cut_by_the_rows_of_each_request(
 
     assert list(found.windows({})) == [(0, 9), (10, 19), (20, 24)]
     assert list(found.windows({3: 1_000, 24: 10})) == [(0, 2), (3, 3), (4, 13), (14, 23), (24, 24)]
+
+
+def result_line(custom_id: str, kind: str, size: int) -> bytes:
+    """Return a result line that begins as the API's; `cut`: one that cannot be read."""
+    line = f'{{"custom_id":"{custom_id}","result":{{"type":"{kind}","note":"{size * "x"}"}}}}'.encode()
+    return line[:-1] if kind == "cut" else line
+
+
+@given(
+    answered=st.lists(
+        st.tuples(st.integers(0, 9), st.sampled_from(["succeeded", "expired", "cut"]), st.integers(0, 9))
+    ),
+    in_order=st.booleans(),
+    piece=st.integers(1, 4),
+    memory=st.sampled_from([0, 150, 300, 10_000]),
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_results_in_memory_and_in_a_file_are_equal(
+    planned: World,
+    tmp_path: Path,
+    answered: list[tuple[int, str, int]],
+    in_order: bool,
+    piece: int,
+    memory: int,
+) -> None:
+    with planned.database.read() as conn:
+        (batch,) = batches_in(conn, planned.known().id, BatchState.PLANNED)
+    file = tmp_path / "r.results"
+    file.unlink(missing_ok=True)
+    answered = sorted(answered, key=lambda each: each[0]) if in_order else answered
+    lines = [result_line(f"{batch.nonce}-{n}", kind, size) for n, kind, size in answered]
+    rank = {"cut": 0, "expired": 1, "succeeded": 2}
+    expected: dict[int, tuple[int, bytes]] = {}
+    for (n, kind, _), line in zip(answered, lines, strict=True):
+        if n not in expected or rank[kind] > expected[n][0]:
+            expected[n] = rank[kind], line
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results_file, "MEMORY_BYTES", memory)
+        patch.setattr(results_file, "STRETCH_BYTES", 100)
+        found = results_file.Found(file, replace(batch, requests=10))
+        for at in range(0, len(lines), piece):
+            found.add([*lines[at : at + piece], b'{"custom_id":"another"}', b""])
+        found.finish()
+
+    with found.opened() as lines_at:
+        stored = lines_at(0, 4) | lines_at(5, 9)
+    assert stored == {n: line for n, (_, line) in expected.items()}
+    assert found.known == len(lines)
+    assert found.unknown == len(range(0, len(lines), piece))
+    assert file.exists() == (sum(len(line) + 1 for line in lines) > memory)

@@ -39,10 +39,11 @@ def begin(
     stdout: int = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
     preexec_fn: Callable[[], Any] | None = None,
+    program: tuple[str, ...] = ("-m", "pipeline.cli"),
 ) -> "subprocess.Popen[str]":
-    """Start the command line with these arguments."""
+    """Start the command line with these arguments. program: what Python runs."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
+        [sys.executable, *program, *arguments],
         env=environment,
         stdout=stdout,
         stderr=stderr,
