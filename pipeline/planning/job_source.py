@@ -9,7 +9,6 @@ from pipeline.errors import JobError
 from pipeline.job.model import Job
 from pipeline.request.build import RequestBuilder
 from pipeline.source import identity
-from pipeline.source.formats import FileInput
 from pipeline.source.frames import LATE_FIELDS
 from pipeline.source.rows import Chunk, Input, Rows
 
@@ -52,11 +51,6 @@ class JobSource:
     def inputs(self) -> list[Input]:
         """Return the files of the source, or its query."""
         return self.rows.inputs
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of the source's files; 0 for a query or a frame."""
-        return sum(one.file.found.size for one in self.inputs if isinstance(one, FileInput))
 
     def kinds(self) -> dict[str, str]:
         """Return the SQL types of the key and kept columns, by column."""

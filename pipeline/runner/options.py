@@ -58,7 +58,7 @@ class Options:
     whether a new recipe may have a canary, if the job wants one. retry: send only these rows again; None: the command
     is no retry. confirm: gets the quote and returns whether to continue. share: lets other processes plan a source of
     several files, file by file, if all of it is planned; None: this driver plans it. processes: how many processes
-    of this machine work, the driver and those that plan for it; None: as many as the job and the source want.
+    of this machine work, the driver and those that plan for it; None: as many as the job wants.
     """
 
     limit: int | None = None

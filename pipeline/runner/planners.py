@@ -25,7 +25,6 @@ from pipeline.planning.worker import Failed, Message
 from pipeline.runner.options import Options
 
 logger = logging.getLogger("pipeline")
-LARGE_SOURCE = 20_000_000  # bytes
 LOOK_SECONDS = 0.1  # between two calls of the driver's other work, while planners say nothing
 
 
@@ -41,13 +40,8 @@ def number_of_planners(plan: Plan, where: Environment, options: Options) -> int:
         return 0
     if source.frame is not None:
         return 0
-    wanted = options.processes or plan.job.limits.processes or _default_processes(plan)
+    wanted = options.processes or plan.job.limits.processes or 1
     return min(wanted - 1, len(plan.source.inputs))
-
-
-def _default_processes(plan: Plan) -> int:
-    """Return 2 for a large source on a machine with several cores, otherwise 1: a process takes a second to start."""
-    return 2 if (os.cpu_count() or 1) > 1 and plan.source.size > LARGE_SOURCE else 1
 
 
 class Planners:
