@@ -5,7 +5,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,9 +38,8 @@ class Environment:
     """What a driver works with.
 
     connect: a function from a client of the SDK, as the job's `api.client` names it, to the API. spool: the address
-    that the command gives; None: that of the job, else one beside the database. now: the local clock. api_ahead: how
-    far the API's clock is ahead of it, as far as is known before the API is asked. reach: how another process reaches
-    the API as `connect` does; None: it cannot.
+    that the command gives; None: that of the job, else one beside the database. now: the local clock. reach: how
+    another process reaches the API as `connect` does; None: it cannot.
     """
 
     database: Database
@@ -50,7 +49,6 @@ class Environment:
     tell: Tell = nothing
     stop: Stop = field(default_factory=Stop)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    api_ahead: timedelta = timedelta()
     reach: Callable[[str], Reach] | None = None
     warned: set[str] = field(default_factory=set)  #: warnings that were told; each is told once for all clients
 
@@ -115,10 +113,6 @@ class Environment:
             self.warned.add(warning)
             self.tell(Warned(warning=warning))
 
-    def _api_now(self) -> datetime:
-        """Return the time by the API's clock, as far as it is known before the API is asked."""
-        return self.now() + self.api_ahead
-
     @contextlib.contextmanager
     def driving(self, client: str = "default", *, lazily: bool = False) -> Iterator["Session"]:
         """Start a driver: connect to the API and hold a sign of life while the block runs. Raises as `api` does.
@@ -126,7 +120,7 @@ class Environment:
         lazily: connect to the API only when it is first needed.
         """
         with contextlib.ExitStack() as stack:
-            line = Line(lambda: stack.enter_context(self.api(client)), self.database, self._api_now)
+            line = Line(lambda: stack.enter_context(self.api(client)), self.database, self.now)
             if not lazily:
                 line.open()
             with leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease:

@@ -8,7 +8,6 @@ flight, and the driver plans the remaining rows of the file.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 
 from pipeline.api.reach import Reach
 from pipeline.driver.environment import Environment
@@ -43,7 +42,7 @@ class Shard:
 class Assignment:
     """A shard, and what another process of this machine needs to plan it. It is pickled.
 
-    database: its URL, with the password. reach: how the API is reached. api_ahead: how far the API's clock is ahead.
+    database: its URL, with the password. reach: how the API is reached.
     """
 
     shard: Shard
@@ -51,7 +50,6 @@ class Assignment:
     spool: str | None
     settings: Settings
     reach: Reach
-    api_ahead: timedelta
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
     inputs = [one for one in plan.source.inputs if one.path == part.path]
     if not inputs:
         raise SourceError(f"source.path: {part.path} does not exist on this machine; put the source on a shared path")
-    with where.driving(job.api.client, lazily=True) as driving:
+    with where.driving(job.api.client) as driving:
         driver = driving.driver(job_record)
         lookup = KnownRows(where.database, driver.job_id, driver.sink)
         with driver.planning_for(part.lease, part.token):

@@ -83,7 +83,6 @@ def _environment(assignment: Assignment, database: Database, outbox: Outbox) -> 
         settings=assignment.settings,
         spool=assignment.spool,
         tell=outbox.send,
-        api_ahead=assignment.api_ahead,
     )
 
 

@@ -139,7 +139,7 @@ class Planner:
     def _shared_out(self, planners: Planners, parts: list[Shard], meanwhile: Callable[[], None]) -> list[Planned]:
         """Have shards planned by processes of this machine. Raises Stopped when the source turns out to be wrong."""
         try:
-            return planners.plan(parts, self._driver, meanwhile)
+            return planners.plan(parts, meanwhile)
         except InputError as exc:
             raise self._wrong_source(exc) from exc
 

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment
 from pipeline.events.event import Event
 from pipeline.planning.plan import Plan
@@ -72,17 +71,16 @@ class Planners:
                 with contextlib.suppress(OSError):  # bytes that the planner has not read are of no use any more
                     pipe.close()
 
-    def plan(self, shards: Sequence[Shard], driver: Driver, meanwhile: Callable[[], None]) -> list[Planned]:
-        """Have shards planned under the lease of a driver, and return those that were planned to their end.
+    def plan(self, shards: Sequence[Shard], meanwhile: Callable[[], None]) -> list[Planned]:
+        """Have shards planned under the lease that they name, and return those that were planned to their end.
 
         meanwhile: is called again and again; it may raise. Raises the first PipelineError of a planner.
         """
         where, waiting = self._where, queue.SimpleQueue[Assignment]()
         assert where.reach is not None
-        reach, ahead = where.reach(self._client), driver.now() - where.now()
-        url = where.database.url.render_as_string(hide_password=False)
+        reach, url = where.reach(self._client), where.database.url.render_as_string(hide_password=False)
         for shard in shards:
-            waiting.put(Assignment(shard, url, where.spool, where.settings, reach, ahead))
+            waiting.put(Assignment(shard, url, where.spool, where.settings, reach))
         said: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         for process in self._processes:
             self._threads.append(threading.Thread(target=_work, args=(process, waiting, said), name="planner"))
