@@ -58,11 +58,7 @@ class Judged(NamedTuple):
     hashes: Sequence[bytes] = ()  #: row_hashes of all rows; (): no row is known, and no hash was asked for
     keeps: Sequence[str | None] = ()  #: kept values of all rows; (): as for `hashes`
     settled_numbers: Sequence[int] = ()  #: of all rows, 0 for those in `places`; (): some numbers are unknown
-
-    @property
-    def all_new(self) -> bool:
-        """Whether all rows are new and are sent."""
-        return bool(self.rows) and not self.rows[0].row_hash and self.rows[0].verdict is Verdict.NEW
+    all_new: bool = False  #: whether all rows are new and are sent
 
     def numbers(self, new: Sequence[int]) -> list[int]:
         """Return the numbers of all rows in the database; [] if some are unknown.
@@ -164,8 +160,10 @@ class Judge:
 
     def _all_new(self, rows: int, hashes: Sequence[bytes] = (), keeps: Sequence[str | None] = ()) -> Judged:
         """Return the verdicts on this number of rows if the database knows none of them."""
-        new = JudgedRow(Verdict.NEW if self._scope.retry is None else Verdict.OTHER, b"", None)
-        return Judged(range(rows), [new] * rows, hashes=hashes, keeps=keeps, settled_numbers=[0] * len(hashes))
+        all_new = self._scope.retry is None
+        new = JudgedRow(Verdict.NEW if all_new else Verdict.OTHER, b"", None)
+        numbers = [0] * len(hashes)
+        return Judged(range(rows), [new] * rows, hashes=hashes, keeps=keeps, settled_numbers=numbers, all_new=all_new)
 
     def _one_by_one(
         self,

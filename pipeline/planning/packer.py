@@ -47,7 +47,7 @@ class Sendable(NamedTuple):
 class NewRequests:
     """Rows that the database does not know, in the order of the source, column by column.
 
-    reasons: by index, why a row is invalid; its sent_hash and its params are empty.
+    reasons: by index, why a row is invalid; its params are empty.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -60,12 +60,7 @@ class NewRequests:
 
     def add(self, key: str, keep: str | None, row_hash: bytes, params: bytes, bound: Bound | None) -> None:
         """Append a row with its request."""
-        self.keys.append(key)
-        self.keeps.append(keep)
-        self.row_hashes.append(row_hash)
-        self.sent_hashes.append(sent_hash(params))
-        self.params.append(params)
-        self.bounds.append(bound)
+        self.add_all([key], [keep], [row_hash], [params], bound)
 
     def add_all(
         self,
@@ -86,12 +81,7 @@ class NewRequests:
     def add_invalid(self, key: str, keep: str | None, row_hash: bytes, reason: str) -> None:
         """Append a row that cannot be sent."""
         self.reasons[len(self.keys)] = reason
-        self.keys.append(key)
-        self.keeps.append(keep)
-        self.row_hashes.append(row_hash)
-        self.sent_hashes.append(b"")
-        self.params.append(b"")
-        self.bounds.append(None)
+        self.add(key, keep, row_hash, b"", None)
 
     def stretches(self) -> Iterator[tuple[bool, int, int]]:
         """Yield the longest ranges of rows that are all invalid or all sent: (whether invalid, first, end)."""

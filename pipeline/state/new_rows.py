@@ -23,7 +23,7 @@ class NewRows(NamedTuple):
     """New rows in the order of the source, column by column.
 
     keys, keeps: JSON; keeps: None where nothing is kept. row_hashes, sent_hashes: 16 bytes each. positions: of each
-    row's request in the body; None: the row cannot be sent, so it is invalid, and its sent_hash is empty.
+    row's request in the body; None: the row cannot be sent, so it is invalid, and its sent_hash is not stored.
     """
 
     keys: list[str]
