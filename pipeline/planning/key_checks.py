@@ -66,6 +66,6 @@ def refuse_duplicates(source: Source, read: JobSource, suspects: pl.Series) -> N
         listed = "; ".join(f"{identity.shown(k)} in {', '.join(w[:3])}" for k, w in list(twice.items())[:SHOWN])
         more = f" (and {len(twice) - SHOWN} more)" if len(twice) > SHOWN else ""
         raise SourceError(
-            f"source.key: {', '.join(source.key)} : several rows have the same key: {listed}{more}; "
+            f"source.key: {', '.join(source.key)}: several rows have the same key: {listed}{more}; "
             "choose columns whose values identify each row"
         )
