@@ -252,8 +252,11 @@ def test_a_worker_stopped_or_killed_in_the_middle_loses_nothing(site: Site, work
     site.let_batches_end()
     site.prefect.run("collect-results")
 
+    assert {name: site.run_states(name) for name in ("stopped", "killed")} == {
+        "stopped": [("finished", None)],
+        "killed": [("finished", None)],
+    }
     for name in ("stopped", "killed"):
-        assert site.run_states(name) == [("finished", None)]
         assert site.statuses(f"{name}_answers") == ["succeeded"] * 3
     assert site.api.emulator.audit()["accepted_twice"] == []
 

@@ -69,9 +69,21 @@ class Site:
         with self.database.read() as conn:
             return [(state, reason) for state, reason in conn.execute(query)]
 
+    def planned(self, name: str) -> bool:
+        """Return whether each run of a job is planned to the end of its source."""
+        of_job = runs.join(jobs, jobs.c.id == runs.c.job_id)
+        with self.database.read() as conn:
+            return None not in conn.scalars(select(runs.c.planned_at).select_from(of_job).where(jobs.c.name == name))
+
     def until_at_the_api(self, name: str) -> None:
-        """Wait until both batches of a job are at the API."""
-        self.prefect.until(lambda: self.batch_states(name) == ["in_progress"] * 2, f"two batches of {name} at the API")
+        """Wait until both batches of a job are at the API, and its planning has ended.
+
+        A driver that dies before that end leaves its run open for the next one, which a sweep is not.
+        """
+        self.prefect.until(
+            lambda: self.batch_states(name) == ["in_progress"] * 2 and self.planned(name),
+            f"two batches of {name} at the API, and the end of its planning",
+        )
 
     def statuses(self, table: str) -> list[str]:
         """Return the statuses in a results table, by key."""
