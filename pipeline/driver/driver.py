@@ -207,7 +207,7 @@ class Driver:
             raise Busy(f"planning {self.job_name}: another thread of this driver is planning it")
         seconds = self.settings.lease
         with leases.hold(
-            self.database, f"planning {self.job_name}", seconds=seconds, now=self.local_now
+            self.database, leases.planning_of(self.job_name), seconds=seconds, now=self.local_now
         ) as self._planning:
             try:
                 yield
