@@ -1,9 +1,11 @@
 """A run whose rows are planned by processes of their own."""
 
+import contextlib
 import importlib
 import json
 import os
 import pickle
+import random
 import signal
 import sqlite3
 import subprocess
@@ -282,3 +284,32 @@ def test_the_password_of_the_database_is_in_no_command_line(api: RunningEmulator
     kill(driver)
     assert lines != []
     assert all(b"sqlite" not in line and api.url.encode() not in line for line in lines)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2))
+def test_drivers_and_planners_killed_at_random_lose_no_row_and_pay_none_twice(
+    api: RunningEmulator, job: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    for _ in range(12):
+        driver = begin(
+            environment(api.url, BATCH_LEASE_SECONDS="1"), "run", str(job), "--yes", "--json", "--processes", "2"
+        )
+        assert driver.stdout is not None
+        for _ in range(chance.randrange(25)):
+            driver.stdout.readline()
+        if chance.random() < 0.5:
+            for pid in children(driver):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for _ in range(chance.randrange(10)):
+                driver.stdout.readline()
+        kill(driver)
+
+    code, _, errors = ended(
+        begin(environment(api.url, BATCH_LEASE_SECONDS="1"), "run", str(job), "--yes", "--json", "--processes", "2")
+    )
+
+    assert code == 0, errors
+    every_row_once(api, job)
