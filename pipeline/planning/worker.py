@@ -9,6 +9,7 @@ standard input ends, the driver has ended, and the process ends at once: each of
 next driver plans the rest. Ctrl-C is for the driver, which then closes the pipe.
 """
 
+import gc
 import logging
 import os
 import pickle
@@ -23,6 +24,8 @@ from typing import Any, BinaryIO
 from pipeline import memory
 
 memory.use_little_memory()  # before polars is imported
+if __name__ == "__main__":
+    gc.disable()  # until all modules are imported
 
 from pipeline.api.clock import steady  # noqa: E402
 from pipeline.driver.environment import Environment  # noqa: E402
@@ -96,6 +99,8 @@ def _read(pipe: BinaryIO, assignments: "queue.Queue[Assignment]") -> None:
 
 def main() -> None:
     """Do what the driver assigns, one task after the other, until the driver closes the pipe."""
+    memory.collect_seldom()
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     outbox = Outbox(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what a library prints must not come between our messages
