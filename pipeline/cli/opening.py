@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import memory
 from pipeline.cli.options import SharedOptions
 from pipeline.cli.terminal import Teller, confirmed, say, stop_on_signals
 from pipeline.errors import InputError
@@ -181,15 +182,10 @@ def ask_after_quote(shared: SharedOptions, *, yes: bool) -> "Callable[[Quote], b
 
 @contextlib.contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Run the imports of the block without the garbage collector, and keep it from looking at what they made.
-
-    It would look through all the new objects many times, though modules stay. It also runs less often from then on: a
-    row makes no reference cycles.
-    """
+    """Run the imports of the block without the garbage collector, and seldom from then on."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.set_threshold(50_000)
+        memory.collect_seldom()
         gc.enable()

@@ -99,6 +99,20 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
     driver.connect()
     reconcile_due(driver)
     _do_step(lambda: submit_due(driver), stopped)
+    _take_answers(driver, jobs, stopped, still_planning)
+
+
+def collect_while_planning(driver: Driver, jobs: JobOfRun, run_id: int) -> None:
+    """Do what `one_pass` does, but for batches that are not at the API yet: a thread of this driver submits them.
+
+    A claim does not keep two threads of one driver apart. run_id: the run that is being planned.
+    """
+    driver.connect()
+    _take_answers(driver, jobs, [], run_id)
+
+
+def _take_answers(driver: Driver, jobs: JobOfRun, stopped: list[Stopped], still_planning: int | None) -> None:
+    """Poll and collect, then look at each open run. stopped: errors of the steps before; the first one is raised."""
     _do_step(lambda: poll_due(driver), stopped)
     collected = _do_step(lambda: collect_due(driver, jobs), stopped)
     delete_batches_due(driver)
