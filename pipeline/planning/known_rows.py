@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.planning.selection import Selection
 from pipeline.sink.matching import matching_keys
 from pipeline.sink.table import ResultsTable
-from pipeline.state import segments
+from pipeline.state import segments, settled
 from pipeline.state.database import Database
 from pipeline.state.rows import KnownRow, has_rows, known_rows
 from pipeline.state.runs import unfinished_retries
@@ -48,6 +48,23 @@ class KnownRows:
         assert self._job_id is not None
         with self._database.read() as conn:
             return segments.segment_from(conn, self._job_id, note.first, note.last, note.rows, recipe=recipe)
+
+    def settled(self, source: bytes) -> int | None:
+        """Return how many rows a source has, all of which are known to have succeeded; None: compare them.
+
+        source: as for `settled.settled_rows`.
+        """
+        if self._database is None or self._job_id is None:
+            return None
+        with self._database.read() as conn:
+            return settled.settled_rows(conn, self._job_id, source)
+
+    def plannings(self) -> bytes:
+        """Return the digest of the job's plannings that have begun, see `settled.plannings`; empty: it has no rows."""
+        if self._database is None or self._job_id is None:
+            return b""
+        with self._database.read() as conn:
+            return settled.plannings(conn, self._job_id)
 
     def other_retries(self, variables: Mapping[str, Any], retry: Selection | None) -> frozenset[int]:
         """Return the unfinished retries except the one that this command continues. retry: None for a plain run."""

@@ -191,6 +191,10 @@ class Plan:
             packer.discard()
         self._unchanged.finish(driver, run_id)
 
+    def mark_settled(self, driver: Driver, run_id: int) -> None:
+        """Store the mark that the source is settled, if it is; see `Unchanged.mark_settled`."""
+        self._unchanged.mark_settled(driver, run_id)
+
     def _mover(self, driver: Driver, run_id: int, known_rows: KnownRows) -> Mover:
         windows = Windows(driver, self.asked, self.tokens_per_byte)
         renderer = Renderer(self.asked, self.builder, self._listed, windows)

@@ -3,8 +3,11 @@
 A file with the same bytes as in an earlier planning is not parsed. Instead, the segments that were stored for it then
 are compared with its rows in the database now. A file that was read in pass one and has only settled rows is not read
 again in pass two. If the file or the database changes between the passes, the next run notices it.
+
+If all rows of all files have succeeded, that is marked. With a mark, rows are not compared, either; see state/settled.
 """
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -27,17 +30,28 @@ from pipeline.source.duplicates import Distinct
 from pipeline.source.files import Stamp
 from pipeline.source.fingerprint import READERS, fingerprint, is_recent, version_of
 from pipeline.source.rows import Chunk, Input
-from pipeline.state import segments
+from pipeline.state import segments, settled
 from pipeline.state.rows import any_waiting
 from pipeline.state.segments import OLDER, SETTLED, UNSETTLED, Notes, SegmentDigest, texts
 from pipeline.storage.objects import Object
 
 
 class _SegmentVerdicts(NamedTuple):
-    """The verdicts on a segment whose rows are all settled. hashes: those of the keys; empty if not asked for."""
+    """The verdicts on a segment whose rows are all settled.
+
+    succeeded: how many rows have succeeded with today's recipe. hashes: those of the keys; empty if not asked for.
+    """
 
     counts: Counter[Verdict]
+    succeeded: int
     hashes: pl.Series
+
+
+class _Counts(NamedTuple):
+    """The number of rows by verdict, all of them settled, and how many have succeeded with today's recipe."""
+
+    verdicts: Counter[Verdict]
+    succeeded: int
 
 
 @dataclass
@@ -56,6 +70,14 @@ class _File:
 
 #: What pass one has found out about each file, by path. It can be pickled.
 Findings = Mapping[str, _File]
+
+
+class _Mark(NamedTuple):
+    """A source whose rows have all succeeded, by pass one. plannings: those of the job before it looked at rows."""
+
+    source: bytes
+    rows: int
+    plannings: bytes
 
 
 class _Unnumbered(NamedTuple):
@@ -79,6 +101,7 @@ class Unchanged:
         self._by_path = {one.path: one for one in inputs}
         self._quoted: dict[str, _File] = {}  # of pass one, by path
         self._planned: dict[str, _File] = {}  # of pass two, by path
+        self._mark: _Mark | None = None  # to store at the end of the planning; None: store none
         self._unnumbered: deque[_Unnumbered] = deque()  # chunks whose new rows are not in the database yet
         self._numbers: list[int] = []  # of new rows of the first of these chunks
 
@@ -107,14 +130,23 @@ class Unchanged:
         The rows of the other inputs are counted in `quote`, and the hashes of their keys are added to `seen`, unless
         it is certain that no key comes twice.
         """
-        self._quoted = {}
+        self._quoted, self._mark = {}, None
         if not self.whole or known_rows.is_empty:
             return None
+        source = self._source_before_reading()
+        plannings = known_rows.plannings()  # before a row is looked at
+        marked = None if source is None or self._refresh else known_rows.settled(source)
+        if source is not None and marked is not None:
+            self._mark = _Mark(source, marked, plannings)
+            self._count_settled(self._inputs, {Verdict.KEPT: marked}, quote)
+            return []
         noted = [self._stored_segments(one, known_rows) for one in self._inputs]
         if self._are_keys_unique(noted):
             every = self._count_if_settled([*chain.from_iterable(noted)], known_rows, seen, hashed=False)
             if every is not None:
-                self._count_settled(self._inputs, every, quote)
+                if source is not None and every.succeeded == every.verdicts.total():  # else a sweep may change a row
+                    self._mark = _Mark(source, every.succeeded, plannings)
+                self._count_settled(self._inputs, every.verdicts, quote)
                 return []
         left = []
         for one, notes in zip(self._inputs, noted, strict=True):
@@ -122,15 +154,24 @@ class Unchanged:
             if counts is None:
                 left.append(one)
             else:
-                self._count_settled([one], counts, quote)
+                self._count_settled([one], counts.verdicts, quote)
         return left
+
+    def _source_before_reading(self) -> bytes | None:
+        """Note the fingerprint of each input. Return a digest of them all and the recipe; None if one has none."""
+        for one in self._inputs:
+            found = self._quoted[one.path] = _File(version_of(one))
+            if found.version is not None:
+                found.source = fingerprint(one, self._job.source, self._columns)
+        digests = [self._quoted[one.path].source for one in self._inputs]
+        if not digests or None in digests:
+            return None
+        return hashlib.sha256(b"".join(filter(None, digests)) + self._recipe.encode()).digest()
 
     def _stored_segments(self, one: Input, known_rows: KnownRows) -> list[SegmentDigest]:
         """Return the segments that were stored for an input; [] if it has changed since, or was never planned."""
-        found = self._quoted[one.path] = _File(version_of(one))
-        if found.version is not None:
-            found.source = fingerprint(one, self._job.source, self._columns)
-        return [] if found.source is None else known_rows.notes(found.source)
+        source = self._quoted[one.path].source
+        return [] if source is None else known_rows.notes(source)
 
     def _are_keys_unique(self, noted: Sequence[Sequence[SegmentDigest]]) -> bool:
         """Return whether the stored segments prove that no key comes twice, without a comparison of keys.
@@ -143,12 +184,13 @@ class Unchanged:
 
     def _count_if_settled(
         self, notes: Sequence[SegmentDigest], known_rows: KnownRows, seen: Distinct, *, hashed: bool
-    ) -> Counter[Verdict] | None:
+    ) -> _Counts | None:
         """Return the number of rows by verdict if all rows of these segments are settled; None otherwise.
 
         None, too, if there are no segments. hashed: whether hashes of the keys are added to `seen`.
         """
         counts: Counter[Verdict] = Counter()
+        succeeded = 0
         mark = seen.mark()
         looked = partial(self._segment_verdicts, known_rows=known_rows, hashed=hashed)
         with closing(map_ahead(looked, notes, name="segment", threads=READERS, ahead=READERS)) as all_found:
@@ -157,8 +199,9 @@ class Unchanged:
                     seen.restore(mark)
                     return None
                 counts.update(found.counts)
+                succeeded += found.succeeded
                 seen.add(found.hashes)
-        return counts if notes else None
+        return _Counts(counts, succeeded) if notes else None
 
     def _count_settled(self, inputs: Sequence[Input], counts: Mapping[Verdict, int], quote: Quote) -> None:
         """Count inputs whose rows are all settled in the quote. Their segments are stored already."""
@@ -183,9 +226,8 @@ class Unchanged:
                 if not is_settled(kind, row, row.keep):
                     return None
                 counts[kind] += 1
-        return _SegmentVerdicts(
-            +counts, duplicates.hashes(identity.key_texts(pl.Series(keys if hashed else [], dtype=pl.String)))
-        )
+        hashes = duplicates.hashes(identity.key_texts(pl.Series(keys if hashed else [], dtype=pl.String)))
+        return _SegmentVerdicts(+counts, found.states.count(SETTLED), hashes)
 
     def note_quoted(self, chunk: Chunk, keys: pl.Series, judged: Judged) -> None:
         """Note a chunk that pass one has read."""
@@ -215,6 +257,8 @@ class Unchanged:
             quoted = {path: found for path, found in quoted.items() if found.settled and not waits}
             self._put_notes(driver, run_id, quoted)
         left = [one for one in (self._inputs if inputs is None else inputs) if one.path not in quoted]
+        if left or inputs is not None:
+            self._mark = None
         self._planned = {one.path: self._file_before_reading(one) for one in left}
         return left
 
@@ -244,6 +288,17 @@ class Unchanged:
         assert not self._unnumbered, "all new rows are in the database when a planning ends"
         planned, self._planned = self._planned, {}
         self._put_notes(driver, run_id, planned)
+
+    def mark_settled(self, driver: Driver, run_id: int) -> None:
+        """Store the mark that the whole source is settled, if it is and no other planning has begun since pass one.
+
+        Call it when the run is marked as planned, under the same lease.
+        """
+        mark, self._mark = self._mark, None
+        if mark is not None:
+            with driver.planning_transaction(run_id) as conn:
+                if settled.plannings(conn, driver.job_id, without=run_id) == mark.plannings:
+                    settled.mark_settled(conn, driver.job_id, mark.source, mark.rows)
 
     def _put_notes(self, driver: Driver, run_id: int, files: dict[str, _File]) -> None:
         for path, found in files.items():

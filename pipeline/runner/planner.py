@@ -87,6 +87,7 @@ class Planner:
                 retry=work.retries_all,
                 now=driver.now(),
             )
+            self._plan.mark_settled(driver, self.run_id)
             for _ in send_again(driver, work.job, self.run_id, self._plan.recipe):
                 submitter.wake()
         if not work.plans_all:

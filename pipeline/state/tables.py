@@ -266,6 +266,7 @@ tallies = Table(
 
 #: Segments: the digests of a source file's rows when they were planned, so that an unchanged file is not read again.
 #: A segment does not say what the rows are today. The rows are compared with it, so it need not be kept up to date.
+#: A row whose `first` is 0 is no segment but a mark, see state/settled.
 stretches = Table(
     "stretches",
     metadata,

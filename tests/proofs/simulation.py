@@ -67,10 +67,10 @@ from pipeline.runner.options import Options
 from pipeline.runner.run import run
 from pipeline.runner.sweep import sweep
 from pipeline.spool import local
-from pipeline.state import holders, leases
+from pipeline.state import holders, leases, settled
 from pipeline.state.database import Database
 from pipeline.state.jobs import job_named
-from pipeline.state.tables import batches, metadata, requests, runs, sendings, tallies
+from pipeline.state.tables import batches, metadata, requests, runs, sendings, stretches, tallies
 from pipeline.state.tables import leases as lease_table
 from pipeline.states import (
     CLOSED_BATCHES,
@@ -751,6 +751,7 @@ class World:
         self.texts: defaultdict[str, list[str]] = defaultdict(list)  #: all texts that a key ever had
         self.started: defaultdict[str, int] = defaultdict(int)  #: numbers of started commands, by name
         self.lost_batches: set[int] = set()  #: batches that were given up, though they may have been found again
+        self.marked: dict[bytes, dict[int, tuple[object, ...]]] = {}  # succeeded rows by the mark that covers them
         self.let_go: set[int] = set()  #: batches that were sent when their run had no gate
         self.hidden: set[str] = set()  #: batches at the API that no driver could find in the listing in time
         self.hides = False
@@ -985,8 +986,21 @@ class World:
             self._check_budget(seen, each)
             self._check_gate(seen, each)
         self._check_signs()
+        self._check_marks()
         self.raise_violation()
         return seen
+
+    def _check_marks(self) -> None:
+        """Check that no row that has succeeded changes while a mark says that its source is settled."""
+        columns = [requests.c[name] for name in ("id", "state", "key", "row_hash", "keep", "outcome_hash")]
+        with self.shared.read() as conn:
+            succeeded = {row.id: tuple(row) for row in conn.execute(select(*columns)) if row.state == "succeeded"}
+            for mark in conn.execute(select(stretches).where(stretches.c.first == 0)):
+                if settled.settled_rows(conn, mark.job_id, mark.source) is None:
+                    continue
+                before = self.marked.setdefault(mark.digest, succeeded)
+                if len(before) < mark.rows or any(succeeded.get(row) != was for row, was in before.items()):
+                    self.violated(f"a source of {mark.rows} rows is marked as settled, and a row has changed since")
 
     def _check_signs(self) -> None:
         """Check that no living driver lost its sign of life, unless it was silent for days."""
