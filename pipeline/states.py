@@ -52,6 +52,13 @@ class RowState(StrEnum):
     __hash__ = str.__hash__  # Enum.__hash__ is slow Python code, and every row is counted by its state
 
 
+class Waits(StrEnum):
+    """What a pending row waits for, before it can be put into a batch."""
+
+    SPOOL = "spool"  #: to be sent again: its request is in a body in the spool
+    SOURCE = "source"  #: to be rendered from its row in the source
+
+
 OUTCOMES = tuple(state for state in RowState if state not in (RowState.PENDING, RowState.IN_FLIGHT))
 FAILURES = tuple(state for state in OUTCOMES if state is not RowState.SUCCEEDED)
 

@@ -7,13 +7,15 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
+    case,
     null,
     or_,
     select,
+    text,
 )
 
-from pipeline.state.tables import runs, sendings
-from pipeline.states import RunReason, RunState, SendingEnd
+from pipeline.state.tables import requests, runs, sendings
+from pipeline.states import RowState, RunReason, RunState, SendingEnd, Waits
 
 AT_ONCE = datetime(2000, 1, 1, tzinfo=UTC)  # earlier than the time of any clock
 
@@ -35,6 +37,20 @@ def inserted_id(created: CursorResult[Any]) -> int:
 UNFINISHED: ColumnElement[bool] = or_(
     runs.c.state == RunState.OPEN, runs.c.reason.is_not_distinct_from(RunReason.BUDGET)
 )
+
+#: Pending rows. Queries name the column as the partial indexes do, and as text: a parameter could have any value, so
+#: PostgreSQL would not use the index.
+WAITING: ColumnElement[bool] = requests.c.waits.is_not(None)
+WAITS_IN_SPOOL: ColumnElement[bool] = requests.c.waits == text(f"'{Waits.SPOOL}'")
+WAITS_FOR_SOURCE: ColumnElement[bool] = requests.c.waits == text(f"'{Waits.SOURCE}'")
+
+#: The columns of a row in flight that becomes pending: its request is taken from the body that it has.
+BACK: dict[str, Any] = {
+    "state": RowState.PENDING,
+    "waits": case((requests.c.body_id.is_(None), Waits.SOURCE), else_=Waits.SPOOL),
+    "batch_id": None,
+    "n": None,
+}
 
 IS_RETRY: ColumnElement[bool] = runs.c.retry.is_not(null())
 

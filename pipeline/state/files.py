@@ -6,10 +6,10 @@ from sqlalchemy import (
     Connection,
     insert,
     select,
-    text,
     update,
 )
 
+from pipeline.state.conditions import WAITING
 from pipeline.state.tables import batches, files, requests, runs
 from pipeline.states import OPEN_BATCHES, RunState
 
@@ -42,7 +42,7 @@ def has_files(conn: Connection, job_id: int) -> bool:
 def mark_files_done(conn: Connection, job_id: int) -> None:
     """Mark the job's files as to be deleted at the API, unless the job has open runs, open batches or pending rows."""
     open_batch = select(batches.c.id).where(batches.c.job_id == job_id, batches.c.state.in_(OPEN_BATCHES))
-    waiting = select(requests.c.id).where(requests.c.job_id == job_id, requests.c.state == text("'pending'"))
+    waiting = select(requests.c.id).where(requests.c.job_id == job_id, WAITING)
     open_run = select(runs.c.id).where(runs.c.job_id == job_id, runs.c.state == RunState.OPEN)
     done = ~open_batch.exists() & ~waiting.exists() & ~open_run.exists()
     conn.execute(update(files).where(files.c.job_id == job_id, done).values(delete_remote=True))

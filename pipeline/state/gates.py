@@ -8,13 +8,12 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    text,
     update,
 )
 
 from pipeline.reasons import BEHIND_GATE
 from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of
-from pipeline.state.conditions import MAY_HAVE_ARRIVED
+from pipeline.state.conditions import MAY_HAVE_ARRIVED, WAITS_IN_SPOOL
 from pipeline.state.tables import batches, requests, runs, sendings
 from pipeline.states import OPEN_BATCHES, OUTCOMES, BatchState, Gate, RowState, RunReason
 
@@ -64,7 +63,7 @@ def gate_batches(conn: Connection, run_id: int, gate: str) -> list[Batch]:
 def waits_for_gate(conn: Connection, run_id: int, gate: str) -> bool:
     """Return whether rows of a batch that opens this gate are pending, to be sent again."""
     theirs = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.gate == gate)
-    waiting = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.in_(theirs))
+    waiting = (requests.c.run_id == run_id, WAITS_IN_SPOOL, requests.c.body_id.in_(theirs))
     return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
 
 

@@ -23,7 +23,7 @@ from pipeline.reasons import HELD_BACK, Reason, in_words
 from pipeline.request.packing import Packing
 from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of, is_owned
 from pipeline.state.bulk import Bulk
-from pipeline.state.conditions import AT_ONCE, IS_RETRY, inserted_id
+from pipeline.state.conditions import AT_ONCE, BACK, IS_RETRY, inserted_id
 from pipeline.state.new_rows import NewRows, insert_new_rows
 from pipeline.state.rows import stand_if_retry_is_over
 from pipeline.state.tables import batches, requests, runs, sendings
@@ -89,6 +89,7 @@ _CLAIMED = (
     )
     .values(
         state=text("'in_flight'"),
+        waits=text("NULL"),
         batch_id=bindparam("batch"),
         n=requests.c.id - bindparam("offset"),
         body_id=bindparam("body"),
@@ -187,9 +188,7 @@ def drop_batch(conn: Connection, batch: Batch, reason: Reason, detail: str | Non
     """
     _move(conn, batch, BatchState.DROPPED, reason=reason, problem=detail)
     back = (
-        update(requests)
-        .where(requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT)
-        .values(state=RowState.PENDING, batch_id=None, n=None)
+        update(requests).where(requests.c.batch_id == batch.id, requests.c.state == RowState.IN_FLIGHT).values(**BACK)
     )
     moved(conn, batch.run_id, RowState.IN_FLIGHT, RowState.PENDING, conn.execute(back).rowcount)
     stand_if_retry_is_over(conn, batch.run_id)

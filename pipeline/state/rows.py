@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
+    String,
     bindparam,
     case,
     func,
@@ -22,10 +23,18 @@ from sqlalchemy import (
 from pipeline.errors import LostRace
 from pipeline.state.batches import Batch
 from pipeline.state.bulk import Bulk
-from pipeline.state.conditions import IS_RETRY, UNFINISHED, runs_like
+from pipeline.state.conditions import (
+    BACK,
+    IS_RETRY,
+    UNFINISHED,
+    WAITING,
+    WAITS_FOR_SOURCE,
+    WAITS_IN_SPOOL,
+    runs_like,
+)
 from pipeline.state.tables import batches, requests, runs
 from pipeline.state.tallies import leaving, moved, tallied_moves, tally
-from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState
+from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, Waits
 
 
 class KnownRow(NamedTuple):
@@ -70,7 +79,7 @@ def has_rows(conn: Connection, job_id: int) -> bool:
 def any_waiting(conn: Connection, job_id: int) -> bool:
     """Return whether a row of the job is pending."""
     of_job = select(runs.c.id).where(runs.c.job_id == job_id)
-    waiting = (requests.c.run_id.in_(of_job), requests.c.state == text("'pending'"))
+    waiting = (requests.c.run_id.in_(of_job), WAITING)
     return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
 
 
@@ -106,11 +115,13 @@ class Kept(NamedTuple):
 
 _RUN_AND_STATE = itemgetter(Replanned._fields.index("run_id"), Replanned._fields.index("state"))
 _REPLANNED = Replanned._fields[:-1]  # what is written: all but the number
+_IS_PENDING = bindparam("new_state", type_=String) == text(f"'{RowState.PENDING}'")
 _REPLAN = Bulk(
     update(requests)
     .where(requests.c.id == bindparam("row"), requests.c.state != text("'in_flight'"))
     .values(
         {name: bindparam(f"new_{name}") for name in _REPLANNED}
+        | {"waits": case((_IS_PENDING, text(f"'{Waits.SOURCE}'")))}
         | dict.fromkeys(("batch_id", "n", "body_id", "body_n", "changed_hash"), text("NULL"))
     ),
     (*(f"new_{name}" for name in _REPLANNED), "row"),
@@ -154,7 +165,11 @@ _AS_ANSWERED = {
     "row_hash": requests.c.outcome_hash,
     "recipe": requests.c.outcome_recipe,
     "attempts": func.abs(requests.c.attempts),
+    "waits": None,
 }
+
+#: The columns of a pending row whose request is to be rendered from the source.
+_FROM_SOURCE: dict[str, Any] = {"body_id": None, "body_n": None, "waits": Waits.SOURCE}
 
 
 def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> None:
@@ -171,27 +186,27 @@ def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> 
 def take_over(conn: Connection, run_id: int, older: Sequence[int]) -> None:
     """Move the pending rows of older runs to this run and let it render them again with its recipe."""
     for other in older:
-        waiting = (requests.c.run_id == other, requests.c.state == text("'pending'"))
-        taken = conn.execute(update(requests).where(*waiting).values(run_id=run_id, body_id=None, body_n=None))
+        waiting = (requests.c.run_id == other, WAITING)
+        taken = conn.execute(update(requests).where(*waiting).values(run_id=run_id, **_FROM_SOURCE))
         tally(conn, {(other, RowState.PENDING): -taken.rowcount, (run_id, RowState.PENDING): taken.rowcount})
 
 
 def forget_waiting_bodies(conn: Connection, run_id: int, variables: dict[str, Any]) -> None:
     """Let the planning that starts now render all pending rows again; see `remove_vanished`."""
-    waiting = (requests.c.run_id.in_(runs_like(conn, run_id, variables)), requests.c.state == text("'pending'"))
-    conn.execute(update(requests).where(*waiting, requests.c.body_id.is_not(None)).values(body_id=None, body_n=None))
+    waiting = (requests.c.run_id.in_(runs_like(conn, run_id, variables)), WAITS_IN_SPOOL)
+    conn.execute(update(requests).where(*waiting).values(**_FROM_SOURCE))
 
 
 def forget_bodies_of(conn: Connection, numbers: Sequence[int]) -> None:
     """Let the run of each of these rows render it again if it is pending, because its request is outdated."""
     if numbers:
         waiting = (requests.c.id.in_(numbers), requests.c.state == RowState.PENDING)
-        conn.execute(update(requests).where(*waiting).values(body_id=None, body_n=None))
+        conn.execute(update(requests).where(*waiting).values(**_FROM_SOURCE))
 
 
 def stand(conn: Connection, run_id: int, *which: ColumnElement[bool]) -> None:
     """pending -> the earlier outcome, for the rows of a run that have one. which: further conditions on the rows."""
-    waits = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), *which)
+    waits = (requests.c.run_id == run_id, WAITING, *which)
     if conn.scalar(select(requests.c.id).where(*waits).limit(1)) is None:
         return
     back = {**_AS_ANSWERED, "body_id": None, "body_n": None, "changed_hash": None}
@@ -205,7 +220,7 @@ def stand_vanished(conn: Connection, run_id: int) -> None:
 
     Call it when the planning has reached the end of the source; see `remove_vanished`.
     """
-    stand(conn, run_id, requests.c.body_id.is_(None))
+    stand(conn, run_id, WAITS_FOR_SOURCE)
 
 
 def stand_if_retry_is_over(conn: Connection, run_id: int) -> None:
@@ -220,7 +235,7 @@ def stand_if_retry_is_over(conn: Connection, run_id: int) -> None:
 
 def waiting_for_nothing(conn: Connection, job_id: int) -> list[int]:
     """Return the retries of the job that no command continues and that still have pending rows."""
-    waits = select(requests.c.id).where(requests.c.run_id == runs.c.id, requests.c.state == text("'pending'"))
+    waits = select(requests.c.id).where(requests.c.run_id == runs.c.id, WAITING)
     return list(conn.scalars(select(runs.c.id).where(runs.c.job_id == job_id, IS_RETRY, ~UNFINISHED, waits.exists())))
 
 
@@ -233,14 +248,14 @@ def remove_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) ->
     """
     removed = 0
     for same in runs_like(conn, run_id, variables):
-        waits = (requests.c.run_id == same, requests.c.state == text("'pending'"), requests.c.body_id.is_(None))
+        waits = (requests.c.run_id == same, WAITS_FOR_SOURCE)
         if conn.scalar(select(requests.c.id).where(*waits).limit(1)) is None:
             continue
         gone = conn.execute(requests.delete().where(*waits, requests.c.outcome.is_(None))).rowcount
         tally(conn, {(same, RowState.PENDING): -gone})
         removed += gone
         for outcome in OUTCOMES:  # a vanished row that was to be sent again returns to its outcome
-            stands = update(requests).where(*waits, requests.c.outcome == outcome).values(state=outcome)
+            stands = update(requests).where(*waits, requests.c.outcome == outcome).values(state=outcome, waits=None)
             moved(conn, same, RowState.PENDING, outcome, conn.execute(stands).rowcount)
     return removed
 
@@ -292,7 +307,7 @@ def rows_to_send_again(conn: Connection, run_id: int, *, after: Place, limit: in
     query = (
         select(*_WAITING)
         .join(batches, batches.c.id == requests.c.body_id)
-        .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"), behind)
+        .where(requests.c.run_id == run_id, WAITS_IN_SPOOL, behind)
         .order_by(requests.c.body_id, requests.c.body_n, requests.c.id)
         .limit(limit)
     )
@@ -315,20 +330,20 @@ def leave_rows(conn: Connection, numbers: Sequence[int]) -> None:
             requests.c.outcome.is_not(None),
         )
         attempts = func.abs(requests.c.attempts)
-        values = {"state": requests.c.outcome, "attempts": attempts, "body_id": None, "body_n": None}
+        values = {"state": requests.c.outcome, "attempts": attempts, "body_id": None, "body_n": None, "waits": None}
         with tallied_moves(conn, numbers):
             conn.execute(update(requests).where(*here).values(values), [{"row": number} for number in numbers])
 
 
 def forget_body(conn: Connection, batch: int) -> None:
     """Let the pending rows of this batch be rendered from the source again, because the batch's body is missing."""
-    waiting = (requests.c.body_id == batch, requests.c.state == RowState.PENDING)
-    conn.execute(update(requests).where(*waiting).values(body_id=None, body_n=None))
+    waiting = (requests.c.body_id == batch, WAITS_IN_SPOOL)
+    conn.execute(update(requests).where(*waiting).values(**_FROM_SOURCE))
 
 
 def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | None = None) -> list[str]:
     """Return the nonces of batches in a final state whose body no pending row needs. batch_ids None: of all batches."""
-    needed = select(requests.c.id).where(requests.c.body_id == batches.c.id, requests.c.state == text("'pending'"))
+    needed = select(requests.c.id).where(requests.c.body_id == batches.c.id, WAITS_IN_SPOOL)
     final = batches.c.state.in_(CLOSED_BATCHES)
     query = select(batches.c.nonce).where(batches.c.job_id == job_id, final, ~needed.exists())
     return list(conn.scalars(query if batch_ids is None else query.where(batches.c.id.in_(batch_ids))))
@@ -336,7 +351,7 @@ def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | No
 
 def needed_bodies(conn: Connection, job_id: int) -> list[int]:
     """Return the batches whose body may be read again: open ones, and those with the request of a pending row."""
-    waiting = select(requests.c.id).where(requests.c.body_id == batches.c.id, requests.c.state == text("'pending'"))
+    waiting = select(requests.c.id).where(requests.c.body_id == batches.c.id, WAITS_IN_SPOOL)
     needed = or_(batches.c.state.in_(OPEN_BATCHES), waiting.exists())
     return list(conn.scalars(select(batches.c.id).where(batches.c.job_id == job_id, needed).order_by(batches.c.id)))
 
@@ -437,9 +452,9 @@ def mark_outcomes(
 
 def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: bool) -> dict[str, Any]:
     if not counts:
-        return {"state": RowState.PENDING, "batch_id": None, "n": None}
+        return BACK
     values: dict[str, Any] = {
-        "state": RowState.PENDING if again else outcome,
+        "state": outcome,
         "outcome": outcome,
         "error_type": error_type,
         "outcome_hash": requests.c.row_hash,
@@ -447,7 +462,7 @@ def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: boo
         "outcome_sent_hash": requests.c.sent_hash,
         "attempts": case((requests.c.attempts < 0, 1), else_=requests.c.attempts + 1),
     }
-    return values | ({"batch_id": None, "n": None} if again else {})
+    return values | BACK if again else values
 
 
 def add_to_batch(

@@ -14,12 +14,11 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    text,
     update,
 )
 
 from pipeline.errors import RunEnded
-from pipeline.state.conditions import IS_RETRY, UNFINISHED, inserted_id
+from pipeline.state.conditions import IS_RETRY, UNFINISHED, WAITS_FOR_SOURCE, WAITS_IN_SPOOL, inserted_id
 from pipeline.state.files import mark_files_done
 from pipeline.state.rows import stand_if_retry_is_over
 from pipeline.state.tables import batches, requests, runs
@@ -259,14 +258,14 @@ def run_cost(conn: Connection, run_id: int) -> float:
 def has_work(conn: Connection, run_id: int) -> bool:
     """Return whether the run has an open batch, or a pending row whose request is in the spool."""
     flying = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(OPEN_BATCHES))
-    waiting = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_not(None))
+    waiting = (requests.c.run_id == run_id, WAITS_IN_SPOOL)
     # in one statement, so that a row that moves from pending to in_flight is seen in one of the two
     return bool(conn.scalar(select(or_(flying.exists(), select(requests.c.id).where(*waiting).exists()))))
 
 
 def rows_for_planning(conn: Connection, run_id: int) -> int:
     """Return how many rows of the run need the source: those never spooled, or changed since they were sent."""
-    unspooled = (requests.c.run_id == run_id, requests.c.state == text("'pending'"), requests.c.body_id.is_(None))
+    unspooled = (requests.c.run_id == run_id, WAITS_FOR_SOURCE)
     back = requests.c.state != RowState.IN_FLIGHT
     changed = (requests.c.run_id == run_id, requests.c.changed_hash.is_not(None), back)
     counts = [conn.scalar(select(func.count()).select_from(requests).where(*some)) for some in (unspooled, changed)]

@@ -10,13 +10,12 @@ from sqlalchemy import (
     func,
     literal,
     select,
-    text,
     update,
 )
 
 from pipeline.reasons import Reason
 from pipeline.state.batches import Batch
-from pipeline.state.conditions import MAY_HAVE_ARRIVED
+from pipeline.state.conditions import MAY_HAVE_ARRIVED, WAITING
 from pipeline.state.tables import accounts, batches, requests, runs, sendings
 from pipeline.states import AT_THE_API, BatchState, SendingEnd
 
@@ -87,7 +86,7 @@ def cost_of_waiting(conn: Connection, run_id: int, tokens_per_byte: float) -> fl
     bounds = conn.execute(
         select(func.count(), func.count(requests.c.body_id), func.sum(request))
         .select_from(requests.outerjoin(batches, batches.c.id == requests.c.body_id))
-        .where(requests.c.run_id == run_id, requests.c.state == text("'pending'"))
+        .where(requests.c.run_id == run_id, WAITING)
     ).one()
     planned = (batches.c.run_id == run_id, batches.c.state == BatchState.PLANNED)
     unsent = float(conn.scalar(select(func.sum(request * batches.c.requests)).where(*planned)) or 0.0)

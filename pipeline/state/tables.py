@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from pipeline.reasons import Reason
-from pipeline.states import BatchState, Gate, RowState, RunState, SendingEnd
+from pipeline.states import BatchState, Gate, RowState, RunState, SendingEnd, Waits
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -51,9 +51,12 @@ def _one_of(column: str, states: Any) -> CheckConstraint:
     return CheckConstraint(listed, name=f"known_{column}")
 
 
+#: The number of a row. SQLite numbers rows itself only in a column that is declared exactly as INTEGER PRIMARY KEY.
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")
+
+
 def _id() -> Column[int]:
-    # SQLite numbers rows itself only in a column that is declared exactly as INTEGER PRIMARY KEY
-    return Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    return Column("id", _NUMBER, primary_key=True)
 
 
 def _partial_index(name: str, *columns: str, where: str) -> Index:
@@ -204,20 +207,22 @@ identified = Table(
     Column("nonce", String, nullable=False),  # of the body that was sent; empty: the batch is not ours
 )
 
+# Only batch_id is a foreign key. Each one costs the server of PostgreSQL a query for each new row, together half of its
+# work for an insert; jobs, runs and batches are never removed, and add_batch takes their numbers from its transaction.
 requests = Table(
     "requests",
     metadata,
     _id(),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("job_id", _NUMBER, nullable=False),
     Column("key", Text, nullable=False),  # JSON array of the key columns' values
-    Column("run_id", ForeignKey("runs.id"), nullable=False),  # the run that planned the row last
+    Column("run_id", _NUMBER, nullable=False),  # the run that planned the row last
     Column("state", String, nullable=False),
     Column("row_hash", LargeBinary(16), nullable=False),  # of the source row at the last planning
     Column("recipe", String, nullable=False),
     Column("keep", Text),  # JSON object of the kept columns
     Column("batch_id", ForeignKey("batches.id")),  # the batch that the row is in, or was in when it got its outcome
     Column("n", Integer),
-    Column("body_id", ForeignKey("batches.id")),  # the batch whose body holds its request, to send it again
+    Column("body_id", _NUMBER),  # the batch whose body holds its request, to send it again
     Column("body_n", Integer),
     Column("sent_hash", LargeBinary(16)),  # of the params as sent
     # with this row_hash and recipe, or in this retry; negative: a retry has put the row into a batch, and the number is
@@ -229,14 +234,20 @@ requests = Table(
     Column("outcome_recipe", String),
     Column("outcome_sent_hash", LargeBinary(16)),  # the sent_hash that the outcome answers
     Column("changed_hash", LargeBinary(16)),  # the row_hash found in the source while in flight; NULL: unchanged
+    Column("waits", String),  # what a pending row waits for; NULL: the row is not pending
     UniqueConstraint("job_id", "key"),
     _one_of("state", RowState),
     CheckConstraint("state <> 'in_flight' OR batch_id IS NOT NULL", name="in_flight_in_a_batch"),
     CheckConstraint("state <> 'pending' OR batch_id IS NULL", name="pending_in_no_batch"),
+    CheckConstraint("(state = 'pending') = (waits IS NOT NULL)", name="pending_waits"),
+    CheckConstraint("(waits = 'spool') = (body_id IS NOT NULL)", name="waits_in_a_body"),
+    _one_of("waits", Waits),
     # Partial indexes, because this is the largest table: a row is in each of them only while queries look for it.
-    _partial_index("ix_requests_waiting", "run_id", "id", where="state = 'pending'"),
+    # They name `waits`, not `state`: PostgreSQL changes a row in place, without an entry in each index, only if no
+    # column that an index names is changed, and each row in flight gets another state with its outcome.
+    _partial_index("ix_requests_waiting", "run_id", "id", where="waits IS NOT NULL"),
     _partial_index("ix_requests_batch_id_n", "batch_id", "n", where="batch_id IS NOT NULL"),
-    _partial_index("ix_requests_body", "body_id", "body_n", where="state = 'pending' AND body_id IS NOT NULL"),
+    _partial_index("ix_requests_body", "body_id", "body_n", where="waits = 'spool'"),
     _partial_index("ix_requests_changed", "run_id", where="changed_hash IS NOT NULL"),
 )
 

@@ -148,7 +148,7 @@ def waiting(world: World) -> None:
     world.run(world.job(limits=SMALL))
     with world.database.write() as conn:
         row = conn.execute(select(requests).where(requests.c.batch_id == 2).limit(1)).one()
-        again = {"state": "pending", "batch_id": None, "n": None}
+        again = {"state": "pending", "waits": "spool", "batch_id": None, "n": None}
         conn.execute(update(requests).where(requests.c.id == row.id).values(**again))
     assert world.batch_states() == ["collected"] * 3
 

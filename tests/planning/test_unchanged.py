@@ -238,7 +238,7 @@ def test_a_row_that_becomes_pending_after_the_quote_is_sent_and_not_vanished(wor
 
     def requeue(event: str, facts: dict[str, Any]) -> None:
         if event == "quote":
-            waiting = {"state": "pending", "batch_id": None, "n": None, "outcome_hash": b"older"}
+            waiting = {"state": "pending", "waits": "spool", "batch_id": None, "n": None, "outcome_hash": b"older"}
             with world.database.write() as conn:
                 conn.execute(update(requests).where(requests.c.key == '["r4"]').values(waiting))
 

@@ -112,7 +112,7 @@ def test_rows_of_a_canceled_run_are_named_as_not_done(world: World) -> None:
     world.emulator.add_fault(on="create", do="status", status=429, error_type="rate_limit_error")
     world.run(world.job(), detach=True)
     with world.database.write() as conn:
-        conn.execute(update(requests).values(state="pending", batch_id=None, n=None))
+        conn.execute(update(requests).values(state="pending", waits="spool", batch_id=None, n=None))
         conn.execute(update(batches).values(state="dropped"))
 
     found = proof(world)
@@ -182,7 +182,9 @@ def answer_of(table: Any, key: str) -> dict[str, Any]:
             id="a row that nobody will answer",
         ),
         pytest.param(
-            lambda _: update(requests).where(requests.c.key == '["r1"]').values(state="pending", batch_id=None),
+            lambda _: (
+                update(requests).where(requests.c.key == '["r1"]').values(state="pending", waits="spool", batch_id=None)
+            ),
             ["r1 is not done: it waits to be sent"],
             id="a row to be sent again",
         ),

@@ -186,12 +186,12 @@ def with_a_run(database: Database) -> None:
         conn.execute(insert(runs).values(id=1, job_id=1, **run))
 
 
-NEW = ("id", "job_id", "key", "run_id", "state", "row_hash", "recipe", "attempts")
+NEW = ("id", "job_id", "key", "run_id", "state", "waits", "row_hash", "recipe", "attempts")
 add_requests = Bulk(insert(requests), NEW)
 
 
 def new_rows(ids: list[int]) -> list[tuple[Any, ...]]:
-    return [(i, 1, f'["{i}"]', 1, "pending", bytes(16), "r", 0) for i in ids]
+    return [(i, 1, f'["{i}"]', 1, "pending", "source", bytes(16), "r", 0) for i in ids]
 
 
 def test_new_rows_get_numbers_after_the_existing_ones(database: Database) -> None:
