@@ -208,7 +208,8 @@ identified = Table(
 )
 
 # Only batch_id is a foreign key. Each one costs the server of PostgreSQL a query for each new row, together half of its
-# work for an insert; jobs, runs and batches are never removed, and add_batch takes their numbers from its transaction.
+# work for an insert. Jobs, runs and batches are never removed; a transaction that writes their numbers has inserted or
+# read them itself.
 requests = Table(
     "requests",
     metadata,

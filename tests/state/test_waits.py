@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import Table, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.errors import LostRace
 from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of
 from pipeline.state.database import Connection, Database
-from pipeline.state.migrations import SCHEMA
+from pipeline.state.migrations import FILLED, SCHEMA
 from pipeline.state.new_rows import NewRows, insert_new_rows
 from pipeline.state.rows import (
     BEFORE_ALL,
@@ -128,6 +128,12 @@ def test_the_database_refuses_a_wrong_waits(database: Database, wrong: dict[str,
         conn.execute(update(requests).where(requests.c.n == 0).values(**wrong))
 
 
+@pytest.mark.parametrize("table", [jobs, runs, batches], ids=lambda table: table.name)
+def test_the_database_refuses_to_remove_what_a_row_in_flight_belongs_to(database: Database, table: Table) -> None:
+    with pytest.raises(IntegrityError), database.write() as conn:
+        conn.execute(table.delete())
+
+
 # -- indexes ---------------------------------------------------------------------------------------------------------
 
 
@@ -233,3 +239,16 @@ def test_an_upgrade_notes_what_pending_rows_wait_for(database_url: str) -> None:
 
     assert (seen[ids[0]].waits, seen[ids[1]].waits) == ("spool", "source")
     assert all((row.state == "pending") == (row.waits is not None) for row in seen.values())
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "of an older version"])
+def test_postgresql_leaves_room_for_the_second_version_of_a_row(postgres_url: str, *, older: bool) -> None:
+    if older:
+        make_first_version(postgres_url)
+
+    Database(postgres_url).close()
+
+    with plain(postgres_url) as conn:
+        query = text("SELECT reloptions FROM pg_class WHERE oid = CAST(:name AS regclass)")
+        options = conn.scalar(query, {"name": f"{SCHEMA}.requests"})
+    assert options == [f"fillfactor={FILLED}"]

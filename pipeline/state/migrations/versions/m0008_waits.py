@@ -1,4 +1,10 @@
-"""Version 0008: what a pending row waits for, so that no index names its state; fewer foreign keys of rows."""
+"""Version 0008: what a pending row waits for, and fewer foreign keys of rows.
+
+The indexes' conditions name `waits` and no longer `state`, so that PostgreSQL can change a row in place with its outcome.
+The foreign keys of job_id, run_id and body_id are dropped, because each costs PostgreSQL a query for each new row. From
+then on the database does not refuse a row whose job or run does not exist, or that names the body of a batch that does
+not exist. That of batch_id stays.
+"""
 
 import sqlalchemy as sa
 from alembic import op
