@@ -144,7 +144,7 @@ def results(
         raise InputError(f"batch_size {batch_size}: this must be 1 or more")
     url = database or default_url(Path(), emulated=emulator)
     if not Database.exists(url):
-        raise InputError(f"there is no database {url}; run the job first, or name another database")
+        raise InputError(f"there is no database {Database.shown_url(url)}; run the job first, or name another database")
     frames = _frames(url, job if isinstance(job, str) else job.name, AnswerFilter(status, where, since), batch_size)
     if batch_size is not None:
         return frames

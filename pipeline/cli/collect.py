@@ -1,43 +1,79 @@
-"""`collect`: run one sweep over everything that is due."""
+"""`collect`: run one sweep over everything that is due, or follow the runs until none is open."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.opening import folder_and_name, heavy_imports, open_database, open_environment
+from pipeline.cli.opening import (
+    folder_and_name,
+    heavy_imports,
+    open_database,
+    open_environment,
+    refuse_unknown_name,
+    wait_for_database,
+)
 from pipeline.cli.options import EVERYWHERE, SharedOptions, takes
-from pipeline.cli.summary import print_status, tell_earlier_ends
-from pipeline.cli.terminal import put_json, say
+from pipeline.cli.summary import next_words_by_status, print_status, tell_earlier_ends, tell_followed, tell_swept
+from pipeline.cli.terminal import say, say_next
 
 
-@takes(*EVERYWHERE)
+@takes(*EVERYWHERE, "poll_seconds")
 def collect(
     job: Annotated[
         str | None, typer.Argument(metavar="[JOB]", help="One job only. Default: all jobs of the database.")
     ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Go on until no run is open, as `run` does. Waits for the first run."),
+    ] = False,
     *,
     shared: SharedOptions,
 ) -> None:
-    """Run one sweep, for a scheduler: poll, collect, and submit what is due. Plans no new rows."""
+    """Run one sweep, for a scheduler: poll, collect, and submit what is due. Plans no new rows.
+
+    With --follow it goes on until no run is open, and ends with the exit code of the worst run.
+    """
+    folder, name = (Path(), None) if job is None else folder_and_name(job)
+    code = _follow(job, folder, name, shared) if follow else _sweep(job, folder, name, shared)
+    raise typer.Exit(code)
+
+
+def _sweep(job: str | None, folder: Path, name: str | None, shared: SharedOptions) -> int:
+    """Run one sweep. Return the exit code. job, name: the job on the command line and its name; None: all jobs."""
     with heavy_imports():
         from pipeline.runner.sweep import sweep
 
-    folder, name = (Path(), None) if job is None else folder_and_name(job)
     with (
         open_database(folder, shared, must_exist=True) as database,
         open_environment(database, shared, job=job or name) as environment,
     ):
         swept = sweep(environment, name)
         for swept_name, problem in swept:
-            if shared.as_json:
-                put_json({"event": "swept", "job": swept_name, "problem": problem})
-            else:
-                say(f"job      {swept_name}: " + (problem or "swept"))
+            tell_swept(swept_name, problem, as_json=shared.as_json)
         if not swept and not shared.as_json:
             say("nothing to do: no run is open")
         tell_earlier_ends(environment, name)
         if name is not None:
             print_status(database, name, shared, job=job or name)
-    if any(problem for _, problem in swept):
-        raise typer.Exit(3)
+    return 3 if any(problem for _, problem in swept) else 0
+
+
+def _follow(job: str | None, folder: Path, name: str | None, shared: SharedOptions) -> int:
+    """Follow the runs until none is open. Return the exit code. The arguments are those of `_sweep`."""
+    is_new = wait_for_database(folder, shared)
+    with heavy_imports():
+        from pipeline.runner.follow import follow
+
+    with open_database(folder, shared) as database:
+        if not is_new:
+            refuse_unknown_name(database, job)
+        with open_environment(database, shared, job=job or name) as environment:
+            followed = follow(environment, name, after_run=0 if is_new else None)
+            earlier = tell_earlier_ends(environment, name, without=followed.run_ids)
+        tell_followed(database, followed, shared)
+        if name is not None:
+            print_status(database, name, shared, job=job or name)
+        for other in sorted(followed.jobs) if name is None and not shared.as_json else ():
+            say_next(*next_words_by_status(database, other, job=other))
+    return max([followed.exit_code, *(end.exit_code for end in earlier)])

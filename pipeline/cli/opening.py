@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import memory
 from pipeline.cli.options import SharedOptions
 from pipeline.cli.terminal import Teller, confirmed, say, stop_on_signals
 from pipeline.errors import InputError
@@ -100,10 +101,43 @@ def open_database(folder: Path, shared: SharedOptions, *, must_exist: bool = Fal
 
     url = shared.database or default_url(folder, emulated=shared.emulator)
     if must_exist and not Database.exists(url):
-        raise InputError(f"there is no database {url}; run a job first, or name another one with --database")
+        raise InputError(
+            f"there is no database {Database.shown_url(url)}; run a job first, or name another one with --database"
+        )
     with contextlib.closing(Database(url)) as database:
         say(f"database {database.shown}{' (new)' if database.new else ''}")
         yield database
+
+
+def refuse_unknown_name(database: "Database", job: str | None) -> None:
+    """Raise InputError if JOB is a name that the database does not know. A job file need not be known yet."""
+    from pipeline.job.name import is_path
+    from pipeline.state.jobs import known_job
+
+    if job is not None and not is_path(job):
+        known_job(database, job)
+
+
+LOOK_FOR_DATABASE = 2.0  # seconds
+
+
+def wait_for_database(folder: Path, shared: SharedOptions) -> bool:
+    """Wait until the database that `open_database` opens exists, and say so. Return whether it did not exist yet.
+
+    Raises Interrupted after a signal.
+    """
+    from pipeline.driver.driver import Stop
+    from pipeline.state.database import Database, default_url
+
+    url = shared.database or default_url(folder, emulated=shared.emulator)
+    if Database.exists(url):
+        return False
+    stop = Stop()
+    with stop_on_signals(stop):
+        say(f"waiting: there is no database {Database.shown_url(url)} yet; a `run` makes it, Ctrl-C ends the waiting")
+        while not Database.exists(url):
+            stop.wait(LOOK_FOR_DATABASE)
+    return True
 
 
 @contextlib.contextmanager
@@ -148,15 +182,10 @@ def ask_after_quote(shared: SharedOptions, *, yes: bool) -> "Callable[[Quote], b
 
 @contextlib.contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Run the imports of the block without the garbage collector, and keep it from looking at what they made.
-
-    It would look through all the new objects many times, though modules stay. It also runs less often from then on: a
-    row makes no reference cycles.
-    """
+    """Run the imports of the block without the garbage collector, and seldom from then on."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.set_threshold(50_000)
+        memory.collect_seldom()
         gc.enable()

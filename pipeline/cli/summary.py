@@ -1,6 +1,7 @@
 """What does a command say at its end: the counts, the money, the next command?"""
 
 import sys
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ from pipeline.cli.terminal import put, put_json, say, say_next
 if TYPE_CHECKING:
     from pipeline.driver.environment import Environment
     from pipeline.job.model import Job
+    from pipeline.runner.follow import Followed
     from pipeline.runner.options import Finished
     from pipeline.state.database import Database
+    from pipeline.state.ends import End
 
 
 # -- the end of `run` and `retry` ------------------------------------------------------------------------------------
@@ -131,19 +134,56 @@ def _say_ending(loaded: "Job", ending: _Ending) -> None:
     say_next(*ending.next_words)
 
 
-def tell_earlier_ends(environment: "Environment", name: str | None) -> None:
+def tell_earlier_ends(environment: "Environment", name: str | None, *, without: Container[int] = ()) -> "list[End]":
     """Tell how runs of a job, or of all jobs, ended badly, if that was not told yet; note all ends as told.
 
-    name: the job's; None for all jobs.
+    name: the job's; None for all jobs. without: runs that the caller tells. Returns the ends, also the good ones.
     """
     from pipeline.state import ends
     from pipeline.state.jobs import job_named
 
     with environment.database.read() as conn:
         job_record = None if name is None else job_named(conn, name)
-        found = ends.untold(conn, None if job_record is None else job_record.id)
+        untold = ends.untold(conn, None if job_record is None else job_record.id)
+    found = [end for end in untold if end.run_id not in without]
     ends.tell_bad(environment.tell, found, when=None)
     ends.note_told(environment.database, {end.run_id: end.ended_at for end in found}, environment.now())
+    return found
+
+
+# -- the end of `collect` --------------------------------------------------------------------------------------------
+
+
+def tell_swept(name: str, problem: str | None, *, as_json: bool) -> None:
+    """Say that a job was swept. problem: why it could not be swept; None: it was."""
+    if as_json:
+        put_json({"event": "swept", "job": name, "problem": problem})
+    else:
+        say(f"job      {name}: " + (problem or "swept"))
+
+
+def tell_followed(database: "Database", followed: "Followed", shared: SharedOptions) -> None:
+    """Say how the followed runs ended and which jobs had a problem, then note that the ends were told."""
+    from datetime import UTC, datetime
+
+    from pipeline.state import ends
+
+    for end in followed.ends:
+        _tell_end(end, as_json=shared.as_json)
+    for name, problem in followed.problems.items():
+        tell_swept(name, problem, as_json=shared.as_json)
+    ends.note_told(database, {end.run_id: end.ended_at for end in followed.ends}, datetime.now(UTC))
+
+
+def _tell_end(end: "End", *, as_json: bool) -> None:
+    from pipeline.text import counts_line, money
+
+    if as_json:
+        facts = {"run_id": end.run_id, "state": end.state, "reason": end.reason}
+        put_json({"event": "run", "job": end.job, **facts, "rows": end.rows, "cost_usd": end.cost_usd})
+        return
+    reason = f" ({end.reason})" if end.reason else ""
+    say(f"run {end.run_id:<4} of {end.job} {end.state}{reason}: {counts_line(end.rows)}, {money(end.cost_usd)}")
 
 
 # -- the status of a job ---------------------------------------------------------------------------------------------

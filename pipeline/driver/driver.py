@@ -101,6 +101,13 @@ class Driver:
         """
         self.line.open()
 
+    def learn_time(self) -> None:
+        """Connect to the API unless the time by its clock is known; call it before rows are planned.
+
+        Raises as `Environment.api`.
+        """
+        self.line.learn_time()
+
     def now(self) -> datetime:
         """Return the time by the API's clock. All drivers use it, because their own clocks may differ.
 
@@ -207,7 +214,7 @@ class Driver:
             raise Busy(f"planning {self.job_name}: another thread of this driver is planning it")
         seconds = self.settings.lease
         with leases.hold(
-            self.database, f"planning {self.job_name}", seconds=seconds, now=self.local_now
+            self.database, leases.planning_of(self.job_name), seconds=seconds, now=self.local_now
         ) as self._planning:
             try:
                 yield

@@ -23,10 +23,17 @@ class Line:
     """
 
     def __init__(
-        self, open_api: "Callable[[], tuple[Api, int]]", database: Database, local_now: Callable[[], datetime]
+        self,
+        open_api: "Callable[[], tuple[Api, int]]",
+        database: Database,
+        local_now: Callable[[], datetime],
+        api_now: Callable[[], datetime] | None = None,
     ) -> None:
-        """open_api: connects to the API and returns the client and the number of our account; it may raise."""
-        self._open_api, self._database, self._local_now = open_api, database, local_now
+        """open_api: connects to the API and returns the client and the number of our account; it may raise.
+
+        api_now: the time by the API's clock, as another process has told it; None: only the API can tell it.
+        """
+        self._open_api, self._database, self._local_now, self._api_now = open_api, database, local_now, api_now
         self._opening = threading.Lock()  # the thread that submits and the one that plans may both need it first
         self._opened: tuple[Api, int, Listing] | None = None
 
@@ -37,6 +44,11 @@ class Line:
                 api, account_id = self._open_api()
                 self._opened = api, account_id, Listing(api, self._database, account_id)
             return self._opened
+
+    def learn_time(self) -> None:
+        """Connect to the API, unless the time by its clock is known already. Raises as `Environment.api`."""
+        if self._api_now is None:
+            self.open()
 
     @property
     def api(self) -> "Api":
@@ -54,6 +66,7 @@ class Line:
         return self.open()[2]
 
     def now(self) -> datetime:
-        """Return the time by the API's clock; by this machine's while the API was not needed."""
-        opened = self._opened
-        return self._local_now() if opened is None else opened[0].now()
+        """Return the time by the API's clock; by this machine's while the API was not needed and nobody has told it."""
+        if self._opened is not None:
+            return self._opened[0].now()
+        return self._local_now() if self._api_now is None else self._api_now()

@@ -231,6 +231,35 @@ class Waiting(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoRunOpen(Event):
+    """No run is open yet, and the driver waits for the first one. job: None: a run of any job will do."""
+
+    name = "no_run_open"
+    changes_job = False
+
+    def line(self) -> str:
+        which = "run" if self.job is None else f"run of {self.job}"
+        return f"waiting: no {which} is open yet; a `run` or `retry` opens one, Ctrl-C ends the waiting"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AwaitsPlanning(Event):
+    """Only a `run` or `retry` can continue an open run, because its source must be read, and no driver reads it now."""
+
+    name = "awaits_planning"
+    level = logging.WARNING
+    changes_job = False
+
+    run: int
+
+    def line(self) -> str:
+        return (
+            f"run {self.run} of {self.job} waits for its source to be read, and no process reads it now; "
+            f"`batch-pipeline status {self.job}` says how to continue it"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFinished(Event):
     """Every row of a run has its outcome."""
 

@@ -26,7 +26,7 @@ from pipeline.planning.quote import Quote
 from pipeline.planning.render import Renderer
 from pipeline.planning.retry_changes import change_of_known
 from pipeline.planning.selection import Selection, changed
-from pipeline.planning.unchanged import Unchanged
+from pipeline.planning.unchanged import Findings, Unchanged
 from pipeline.planning.uploads import Uploads
 from pipeline.planning.verdict import QUOTED, SENT, Verdict
 from pipeline.planning.window import Windows
@@ -137,6 +137,15 @@ class Plan:
                 raise JobError(f"request.prompt: {exc}") from exc
 
     @property
+    def findings(self) -> Findings:
+        """What pass one found out about each file, for `take_findings` of a plan in another process."""
+        return self._unchanged.findings
+
+    def take_findings(self, findings: Findings) -> None:
+        """Go on as if pass one had been done here. findings: of a plan of the same job over the same source."""
+        self._unchanged.take_findings(findings)
+
+    @property
     def is_whole(self) -> bool:
         """Return whether the plan covers all rows of the source and no attachments."""
         return self._unchanged.whole
@@ -171,7 +180,7 @@ class Plan:
         self.builder.uploaded = Uploads(driver)
         left = self._unchanged.select_to_plan(driver, run_id, inputs)
         if left != []:
-            driver.connect()
+            driver.learn_time()
         writer = Writer(driver, run_id, self.recipe, packer, self._unchanged)
         try:
             with closing(prefetch(self._moves(driver, mover, left), name="plan")) as rendered:

@@ -9,10 +9,8 @@ flight, and the driver plans the remaining rows of the file.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.api.reach import Reach
 from pipeline.driver.environment import Environment
 from pipeline.driver.job_of_run import stored_job
-from pipeline.driver.settings import Settings
 from pipeline.errors import SourceError
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.packer import First
@@ -36,20 +34,6 @@ class Shard:
     lease: str
     token: int
     first: First | None = None
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A shard, and what another process of this machine needs to plan it. It is pickled.
-
-    database: its URL, with the password. reach: how the API is reached.
-    """
-
-    shard: Shard
-    database: str
-    spool: str | None
-    settings: Settings
-    reach: Reach
 
 
 @dataclass(frozen=True)
@@ -87,7 +71,7 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
     inputs = [one for one in plan.source.inputs if one.path == part.path]
     if not inputs:
         raise SourceError(f"source.path: {part.path} does not exist on this machine; put the source on a shared path")
-    with where.driving(job.api.client) as driving:
+    with where.driving(job.api.client, lazily=where.api_now is not None) as driving:
         driver = driving.driver(job_record)
         lookup = KnownRows(where.database, driver.job_id, driver.sink)
         with driver.planning_for(part.lease, part.token):

@@ -54,6 +54,10 @@ class _File:
     settled: bool = True  #: all rows that were looked at so far are settled
 
 
+#: What pass one has found out about each file, by path. It can be pickled.
+Findings = Mapping[str, _File]
+
+
 class _Unnumbered(NamedTuple):
     """A chunk that pass two has judged. file: None if its file is not noted; new: the number of its new rows."""
 
@@ -82,6 +86,18 @@ class Unchanged:
     def settled(self) -> bool:
         """Return whether pass one found that all rows of all inputs are settled."""
         return len(self._quoted) == len(self._inputs) and all(file.settled for file in self._quoted.values())
+
+    @property
+    def findings(self) -> Findings:
+        """What pass one has found out, when it has ended."""
+        for found in self._quoted.values():
+            if found.notes is not None:
+                found.notes.finish()
+        return self._quoted
+
+    def take_findings(self, findings: Findings) -> None:
+        """Take what pass one has found out in another process."""
+        self._quoted = dict(findings)
 
     # -- pass one ------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""Plan shards in a process of its own, for a driver of this machine. Edge: SQL, files, pipes.
+"""Do pass one, or plan shards, in a process of its own, for a driver of this machine. Edge: SQL, files, pipes.
+
+The process does not import the SDK, whose import takes longer than that of all else together: the driver tells it the
+API's time. Only a request that may be too long for its model has to be counted by the API.
 
 python -P -m pipeline.planning.worker: the driver starts this process and gives it assignments by its standard input.
 The process writes to its standard output what happens. All messages are pickled, as both ends are ours. When its
@@ -6,6 +9,7 @@ standard input ends, the driver has ended, and the process ends at once: each of
 next driver plans the rest. Ctrl-C is for the driver, which then closes the pipe.
 """
 
+import gc
 import logging
 import os
 import pickle
@@ -15,30 +19,21 @@ import sys
 import threading
 import traceback
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from pipeline import memory
 
 memory.use_little_memory()  # before polars is imported
+if __name__ == "__main__":
+    gc.disable()  # until all modules are imported
 
+from pipeline.api.clock import steady  # noqa: E402
 from pipeline.driver.environment import Environment  # noqa: E402
 from pipeline.errors import PipelineError  # noqa: E402
-from pipeline.events.event import Event  # noqa: E402
-from pipeline.planning.shards import Assignment, Planned, plan_shard  # noqa: E402
+from pipeline.planning.messages import Assignment, Done, Failed, Message  # noqa: E402
+from pipeline.planning.quote_source import ToQuote, quote_source  # noqa: E402
+from pipeline.planning.shards import plan_shard  # noqa: E402
 from pipeline.state.database import Database  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A shard could not be planned. error: raised in the driver; None: an unexpected error, whose text is `trace`."""
-
-    error: PipelineError | None
-    trace: str = ""
-
-
-#: What a planner writes: events and log records while it plans, and at the end of each assignment how it ended.
-Message = Event | logging.LogRecord | Planned | Failed
 
 
 class Outbox(logging.Handler):
@@ -60,22 +55,28 @@ class Outbox(logging.Handler):
         self.send(record)
 
 
-def plan(assignment: Assignment, outbox: Outbox) -> Planned | Failed:
-    """Plan one shard, and return how that ended."""
+def do(assignment: Assignment, outbox: Outbox) -> Done | Failed:
+    """Do what is assigned, and return how that ended."""
+    task = assignment.task
     try:
         with closing(Database(assignment.database)) as database:
-            return plan_shard(_environment(assignment, database, outbox), assignment.shard)
+            if isinstance(task, ToQuote):
+                return quote_source(database, task)
+            return plan_shard(_environment(assignment, database, outbox), task)
     except PipelineError as exc:
         return Failed(exc)
-    except Exception:  # noqa: BLE001  # the driver logs it and plans the shard itself
+    except Exception:  # noqa: BLE001  # the driver logs it and does the task itself
         return Failed(None, traceback.format_exc())
 
 
 def _environment(assignment: Assignment, database: Database, outbox: Outbox) -> Environment:
+    api = assignment.api
+    assert api is not None
+
     def connect(_: str) -> Any:
         from pipeline.api.client import Api
 
-        return Api.connect(assignment.reach)
+        return Api.connect(api.reach)
 
     return Environment(
         database=database,
@@ -83,6 +84,7 @@ def _environment(assignment: Assignment, database: Database, outbox: Outbox) -> 
         settings=assignment.settings,
         spool=assignment.spool,
         tell=outbox.send,
+        api_now=lambda: steady() + api.ahead,
     )
 
 
@@ -96,7 +98,9 @@ def _read(pipe: BinaryIO, assignments: "queue.Queue[Assignment]") -> None:
 
 
 def main() -> None:
-    """Plan what the driver assigns, one shard after the other, until the driver closes the pipe."""
+    """Do what the driver assigns, one task after the other, until the driver closes the pipe."""
+    memory.collect_seldom()
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     outbox = Outbox(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what a library prints must not come between our messages
@@ -104,7 +108,7 @@ def main() -> None:
     assignments: queue.Queue[Assignment] = queue.Queue()
     threading.Thread(target=_read, args=(sys.stdin.buffer, assignments), daemon=True).start()
     while True:
-        outbox.send(plan(assignments.get(), outbox))
+        outbox.send(do(assignments.get(), outbox))
 
 
 if __name__ == "__main__":

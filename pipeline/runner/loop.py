@@ -6,17 +6,17 @@ from typing import Any
 
 from pipeline.driver.driver import Driver
 from pipeline.driver.job_of_run import JobOfRun
-from pipeline.errors import AccountStopped, RunEnded
+from pipeline.errors import RunEnded
 from pipeline.events.runs import Waiting
 from pipeline.runner.begin import Work
+from pipeline.runner.next_look import next_look
 from pipeline.runner.options import Finished
 from pipeline.runner.patience import LONGEST_WAIT, Patience
 from pipeline.runner.planner import Planner
 from pipeline.runner.sweep import end_run_if_done, one_pass, tidy
 from pipeline.state import ends
-from pipeline.state.batches import any_open, batches_by_state, count_foreign, next_due_at, waited_for
+from pipeline.state.batches import any_open, batches_by_state
 from pipeline.state.ends import End
-from pipeline.state.holders import in_words, until
 from pipeline.state.jobs import mark_swept
 from pipeline.state.runs import end_if_done, get_run, has_work, open_runs, rows_for_planning, run_cost, run_rows
 from pipeline.states import RunState
@@ -94,25 +94,11 @@ class Run:
         driver = self._driver
         if self._done():
             return
-        with driver.reading() as conn:
-            next_due = next_due_at(conn, driver.job_id, driver.lease.resource, driver.account_id)
-            foreign = count_foreign(conn, driver.job_id, driver.account_id)
-            others = waited_for(conn, driver.job_id, driver.lease.resource) if next_due is None else []
-        if foreign:
-            raise AccountStopped(
-                f"{foreign} batches of {driver.job_name} were sent by another account and nothing else is left to do; "
-                "run the job with that account's key, or give them up by `cancel --abandon`"
-            )
-        seconds = LOOK_AT_OTHERS if next_due is None else (next_due - driver.now()).total_seconds()
+        look = next_look(driver, otherwise=LOOK_AT_OTHERS)
+        seconds = min(look.seconds, LONGEST_WAIT)
         if seconds > 0:
-            driver.tell(
-                Waiting(
-                    seconds=min(seconds, LONGEST_WAIT),
-                    progress=progress(driver, self._planner.run_id),
-                    held_by=[{"process": in_words(batch.holder), "until": until(batch.expires_at)} for batch in others],
-                )
-            )
-            driver.stop.wait(min(seconds, LONGEST_WAIT))
+            driver.tell(Waiting(seconds=seconds, progress=progress(driver, self._planner.run_id), held_by=look.held_by))
+            driver.stop.wait(seconds)
 
     def _finished(self) -> Finished:
         """Return how the run stands. Tell the ends of other runs that this driver has ended, and return them, too."""

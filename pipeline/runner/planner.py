@@ -16,7 +16,7 @@ from pipeline.runner.begin import Work, begin
 from pipeline.runner.patience import Patience
 from pipeline.runner.planners import Planners
 from pipeline.runner.submitter import Submitter
-from pipeline.runner.sweep import one_pass
+from pipeline.runner.sweep import collect_while_planning, one_pass
 from pipeline.state.batches import any_open
 from pipeline.state.gates import keeps_gate
 from pipeline.state.runs import get_run, has_work, rows_for_planning
@@ -139,7 +139,7 @@ class Planner:
     def _shared_out(self, planners: Planners, parts: list[Shard], meanwhile: Callable[[], None]) -> list[Planned]:
         """Have shards planned by processes of this machine. Raises Stopped when the source turns out to be wrong."""
         try:
-            return planners.plan(parts, meanwhile)
+            return planners.plan(parts, self._driver.now(), meanwhile)
         except InputError as exc:
             raise self._wrong_source(exc) from exc
 
@@ -148,7 +148,7 @@ class Planner:
         self._driver.check()
         submitter.wake()
         if self._work.planners is not None and time.monotonic() >= self._collect_at:
-            self._patience.do(lambda: one_pass(self._driver, self._jobs, still_planning=self.run_id))
+            self._patience.do(lambda: collect_while_planning(self._driver, self._jobs, self.run_id))
             self._collect_at = time.monotonic() + COLLECT_WHILE_PLANNED
 
     @staticmethod

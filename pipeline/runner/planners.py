@@ -13,18 +13,27 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
+from pipeline.api.clock import steady
 from pipeline.driver.environment import Environment
 from pipeline.events.event import Event
+from pipeline.events.runs import Warned
+from pipeline.planning.messages import ApiSide, Assignment, Done, Failed, Message
 from pipeline.planning.plan import Plan
-from pipeline.planning.shards import Assignment, Planned, Shard
-from pipeline.planning.worker import Failed, Message
+from pipeline.planning.quote_source import QuotedSource, ToQuote
+from pipeline.planning.shards import Planned, Shard
 from pipeline.runner.options import Options
+from pipeline.source.fingerprint import version_of
 
 logger = logging.getLogger("pipeline")
 LOOK_SECONDS = 0.1  # between two calls of the driver's other work, while planners say nothing
+LARGE_SOURCE = 20_000_000  # bytes: below, starting a second process takes longer than it saves
+
+#: What planners say, in their order; None: one of them has ended its work.
+Said = queue.SimpleQueue[Message | None]
 
 
 def number_of_planners(plan: Plan, where: Environment, options: Options) -> int:
@@ -35,12 +44,25 @@ def number_of_planners(plan: Plan, where: Environment, options: Options) -> int:
     """
     source = plan.job.source
     others = where.reach is not None and options.share is None and bool(sys.executable)
-    if not others or options.limit is not None or options.retry is not None or plan.builder.uploads:
+    whole = options.limit is None and options.retry is None and not options.dry_run
+    if not others or not whole or plan.builder.uploads or source.frame is not None:
         return 0
-    if source.frame is not None:
-        return 0
-    wanted = options.processes or plan.job.limits.processes or 1
+    wanted = options.processes or plan.job.limits.processes or _default(plan)
     return min(wanted - 1, len(plan.source.inputs))
+
+
+def _default(plan: Plan) -> int:
+    """Return how many processes a run has if nobody says: 2 for a large source if two can work at a time, else 1."""
+    versions = [version_of(one) for one in plan.source.inputs]
+    size = sum(version.size for version in versions if version is not None)
+    return 2 if size > LARGE_SOURCE and _cores() > 1 else 1
+
+
+def _cores() -> int:
+    """Return how many processes of ours can work at the same time."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Planners:
@@ -55,6 +77,7 @@ class Planners:
         self._where, self._client = where, client
         self._processes = [_start() for _ in range(number)]
         self._threads: list[threading.Thread] = []
+        self._quoting: Said | None = None
 
     def __enter__(self) -> "Planners":
         return self
@@ -71,21 +94,48 @@ class Planners:
                 with contextlib.suppress(OSError):  # bytes that the planner has not read are of no use any more
                     pipe.close()
 
-    def plan(self, shards: Sequence[Shard], meanwhile: Callable[[], None]) -> list[Planned]:
+    def begin_to_quote(self, task: ToQuote) -> None:
+        """Have a planner do pass one; see `quoted`."""
+        self._quoting = self._assign([task], self._processes[:1])
+
+    def quoted(self) -> QuotedSource | None:
+        """Wait for pass one. None: it was not begun, or its planner failed in a way that the driver may not.
+
+        Raises the PipelineError that pass one raised, and Interrupted if the driver is asked to stop.
+        """
+        said, self._quoting = self._quoting, None
+        done = [] if said is None else list(self._done(said, 1, self._where.stop.check))
+        return done[0] if done and isinstance(done[0], QuotedSource) else None
+
+    def plan(self, shards: Sequence[Shard], api_now: datetime, meanwhile: Callable[[], None]) -> list[Planned]:
         """Have shards planned under the lease that they name, and return those that were planned to their end.
 
-        meanwhile: is called again and again; it may raise. Raises the first PipelineError of a planner.
+        api_now: the API's time now. meanwhile: is called again and again; it may raise. Raises the first PipelineError
+        of a planner.
         """
-        where, waiting = self._where, queue.SimpleQueue[Assignment]()
-        assert where.reach is not None
-        reach, url = where.reach(self._client), where.database.url.render_as_string(hide_password=False)
-        for shard in shards:
-            waiting.put(Assignment(shard, url, where.spool, where.settings, reach))
-        said: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        for process in self._processes:
+        assert self._where.reach is not None
+        api = ApiSide(self._where.reach(self._client), api_now - steady())
+        said = self._assign(shards, self._processes, api)
+        return [done for done in self._done(said, len(self._processes), meanwhile) if isinstance(done, Planned)]
+
+    def _assign(
+        self,
+        tasks: Sequence[ToQuote | Shard],
+        processes: "Sequence[subprocess.Popen[bytes]]",
+        api: ApiSide | None = None,
+    ) -> "Said":
+        """Give tasks to these processes, one after the other, and return where they will say how they do."""
+        where, waiting, said = self._where, queue.SimpleQueue[Assignment](), Said()
+        url = where.database.url.render_as_string(hide_password=False)
+        for task in tasks:
+            waiting.put(Assignment(task, url, where.spool, where.settings, api))
+        for process in processes:
             self._threads.append(threading.Thread(target=_work, args=(process, waiting, said), name="planner"))
             self._threads[-1].start()
-        planned, working = list[Planned](), len(self._processes)
+        return said
+
+    def _done(self, said: "Said", working: int, meanwhile: Callable[[], None]) -> Iterator[Done]:
+        """Yield what is done, until no process works any more. working: how many do. meanwhile: as for `plan`."""
         while working:
             try:
                 message = said.get(timeout=LOOK_SECONDS)
@@ -94,12 +144,11 @@ class Planners:
                 continue
             if message is None:
                 working -= 1
-            elif isinstance(message, Planned):
-                planned.append(message)
+            elif isinstance(message, Done):
+                yield message
             else:
-                _take(message, where)
+                _take(message, self._where)
             meanwhile()
-        return planned
 
 
 def _take(message: Message, where: Environment) -> None:
@@ -111,6 +160,8 @@ def _take(message: Message, where: Environment) -> None:
     elif isinstance(message, Failed):
         if message.error is not None:
             raise message.error
+        *_, last = message.trace.strip().splitlines()
+        where.tell(Warned(warning=f"a process that planned for this one has ended ({last}); this one does its work"))
         logger.debug("a planner failed: %s", message.trace)
 
 
@@ -130,7 +181,7 @@ def _start() -> "subprocess.Popen[bytes]":
 def _work(
     process: "subprocess.Popen[bytes]",
     waiting: "queue.SimpleQueue[Assignment]",
-    said: "queue.SimpleQueue[Message | None]",
+    said: Said,
 ) -> None:
     """Give a planner one assignment after the other, and pass on what it says. None at its end."""
     assert process.stdin is not None
@@ -140,12 +191,12 @@ def _work(
             pickle.dump(waiting.get_nowait(), process.stdin)
             process.stdin.flush()
             message: Message | None = None
-            while not isinstance(message, Planned | Failed):
+            while not isinstance(message, Done | Failed):
                 message = pickle.load(process.stdout)  # our own process writes it
                 said.put(message)
     except queue.Empty:
         pass
-    except (OSError, EOFError, pickle.UnpicklingError) as exc:  # the planner has died
-        said.put(Failed(None, f"it ended: {exc}"))
+    except Exception as exc:  # noqa: BLE001  # the planner has died: its last message is cut, or there is none
+        said.put(Failed(None, f"{type(exc).__name__}: {exc}"))
     finally:
         said.put(None)

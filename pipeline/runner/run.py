@@ -1,7 +1,7 @@
 """Run a job: show the quote, ask for confirmation, then work until it is done. Edge: SQL, HTTP, files."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.model_checks import cache_warnings, check_models
 from pipeline.planning.plan import Plan
 from pipeline.planning.quote import Quote, Quoted
+from pipeline.planning.quote_source import ToQuote
 from pipeline.planning.sample import Counts
 from pipeline.planning.verdict import Verdict
 from pipeline.request.check import check_fields, check_types
@@ -25,6 +26,7 @@ from pipeline.runner.planners import Planners, number_of_planners
 from pipeline.runner.register import known_to_database, register
 from pipeline.sink.columns import ResultColumns
 from pipeline.state import ends
+from pipeline.state.batches import Unsent
 from pipeline.state.database import Connection
 from pipeline.state.jobs import jobs_with_work
 from pipeline.state.rows import any_waiting
@@ -51,19 +53,25 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
             known = quoting.known(conn, job_record, sink, plan)
             earlier = [] if job_record is None else ends.untold(conn, job_record.id)
             may_be_idle = job_record is not None and _may_be_idle(conn, job_record.id, plan, earlier, where.now())
-        planners = None
-        if not may_be_idle:
-            if number := number_of_planners(plan, where, options):
-                planners = stack.enter_context(Planners(number, where, job.api.client))
+        job_id = None if job_record is None else job_record.id
+
+        def prepare_work() -> Planners | None:
+            """Start the planners, which import what they need while the SDK is imported here; connect to the API."""
+            number = number_of_planners(plan, where, options)
+            planners = stack.enter_context(Planners(number, where, job.api.client)) if number else None
+            if planners is not None and not may_be_idle:
+                planners.begin_to_quote(ToQuote.of(plan, job_id, known.unsent))
             check_types(plan.asked)
             driving.line.open()
+            return planners
+
+        planners = None if may_be_idle else prepare_work()
         plan.run_id = known.run_id if options.retry is not None else None
         ends.tell_bad(where.tell, earlier, "before this command")
         where.look_at_spool(job_record)
-        quote = plan.quote(KnownRows(where.database, None if job_record is None else job_record.id, sink), known.unsent)
+        quote = _quote(plan, planners, KnownRows(where.database, job_id, sink), known.unsent)
         if may_be_idle and not _is_idle(plan, quote):
-            check_types(plan.asked)
-            driving.line.open()
+            planners = prepare_work()
         counts = _complete_quote(where, plan, quote, known, driving.line, canary=options.canary)
         if job_record is not None:
             _store_counts(where, job_record.id, plan, quote, counts)
@@ -86,6 +94,15 @@ def _may_be_idle(conn: Connection, job_id: int, plan: Plan, earlier: Iterable[en
     """
     has_work = job_id in jobs_with_work(conn, now=now) or any_waiting(conn, job_id)
     return plan.is_whole and not has_work and not any(end.exit_code for end in earlier)
+
+
+def _quote(plan: Plan, planners: Planners | None, known_rows: KnownRows, unsent: Mapping[int, Unsent]) -> Quote:
+    """Do pass one, or take what a planner has found in it. unsent: as for `Plan.quote`."""
+    quoted = None if planners is None else planners.quoted()
+    if quoted is None:
+        return plan.quote(known_rows, unsent)
+    plan.take_findings(quoted.findings)
+    return quoted.quote
 
 
 def _is_idle(plan: Plan, quote: Quote) -> bool:

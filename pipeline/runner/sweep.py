@@ -56,20 +56,25 @@ def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, st
 
 
 def _sweep_one(driving: Session, job: JobRecord) -> tuple[str, str | None]:
-    """Sweep one job. Return its name, and what went wrong; None: nothing did.
+    """Sweep one job. Return its name, and what went wrong; None: nothing did."""
+    return job.name, problem_of(job.name, lambda: sweep_job(driving.driver(job)))
 
-    Raises only Interrupted, so that the other jobs are swept whatever goes wrong with this one.
+
+def problem_of(job_name: str, work: Callable[[], None]) -> str | None:
+    """Do work for one job. Return what went wrong; None: nothing did.
+
+    Raises only Interrupted, so that work for the other jobs is done whatever goes wrong with this one.
     """
     try:
-        sweep_job(driving.driver(job))
+        work()
     except Interrupted:
         raise
     except PipelineError as exc:
-        return job.name, str(exc)
-    except Exception as exc:  # it is told, and the other jobs are still swept
-        logger.debug("job %s", job.name, exc_info=True)
-        return job.name, f"unexpected error: {type(exc).__name__}: {exc}"
-    return job.name, None
+        return str(exc)
+    except Exception as exc:  # it is told, and work for the other jobs is still done
+        logger.debug("job %s", job_name, exc_info=True)
+        return f"unexpected error: {type(exc).__name__}: {exc}"
+    return None
 
 
 def sweep_job(driver: Driver) -> None:
@@ -94,6 +99,20 @@ def one_pass(driver: Driver, jobs: JobOfRun, *, still_planning: int | None = Non
     driver.connect()
     reconcile_due(driver)
     _do_step(lambda: submit_due(driver), stopped)
+    _take_answers(driver, jobs, stopped, still_planning)
+
+
+def collect_while_planning(driver: Driver, jobs: JobOfRun, run_id: int) -> None:
+    """Do what `one_pass` does, but for batches that are not at the API yet: a thread of this driver submits them.
+
+    A claim does not keep two threads of one driver apart. run_id: the run that is being planned.
+    """
+    driver.connect()
+    _take_answers(driver, jobs, [], run_id)
+
+
+def _take_answers(driver: Driver, jobs: JobOfRun, stopped: list[Stopped], still_planning: int | None) -> None:
+    """Poll and collect, then look at each open run. stopped: errors of the steps before; the first one is raised."""
     _do_step(lambda: poll_due(driver), stopped)
     collected = _do_step(lambda: collect_due(driver, jobs), stopped)
     delete_batches_due(driver)

@@ -117,6 +117,11 @@ class Database:
         """Return the URL with the password hidden."""
         return _shown(self.url)
 
+    @staticmethod
+    def shown_url(url: str) -> str:
+        """Return this URL with the password hidden. Raises DatabaseError if the URL is wrong."""
+        return _shown(_parsed(url))
+
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """Open a transaction that writes, and commit it at the end of the block.

@@ -102,6 +102,17 @@ def _is_forgotten(row: Row[Any], now: datetime) -> bool:
     return row.expires_at is not None and row.expires_at < now - FORGOTTEN_AFTER and not lives(row.holder)
 
 
+def planning_of(job_name: str) -> str:
+    """Return the resource of the lease on the planning of a job."""
+    return f"planning {job_name}"
+
+
+def is_held(conn: Connection, resource: str, now: datetime) -> bool:
+    """Return whether a driver that is not certainly dead holds this lease. now: the time by the clock of leases."""
+    row = conn.execute(select(leases).where(leases.c.resource == resource)).one_or_none()
+    return row is not None and holds(row.holder, row.expires_at, now)
+
+
 def is_gone(conn: Connection, driver: str) -> bool:
     """Return whether the driver with this sign of life has certainly stopped: it has ended or is dead.
 

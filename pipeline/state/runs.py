@@ -118,6 +118,25 @@ def open_runs(conn: Connection, job_id: int | None = None) -> list[RunRecord]:
     return runs_where(conn, is_open) if job_id is None else runs_where(conn, is_open, runs.c.job_id == job_id)
 
 
+def unended_runs(conn: Connection) -> list[RunRecord]:
+    """Return the runs of all jobs that are open or have an open batch, oldest first.
+
+    Batches of a run that stopped early are still at the API for a while.
+    """
+    with_batches = select(batches.c.run_id).where(batches.c.state.in_(OPEN_BATCHES))
+    return runs_where(conn, or_(runs.c.state == RunState.OPEN, runs.c.id.in_(with_batches)))
+
+
+def newest_run(conn: Connection) -> int:
+    """Return the number of the newest run of all jobs; 0 if there is none."""
+    return conn.scalar(select(func.max(runs.c.id))) or 0
+
+
+def runs_after(conn: Connection, run_id: int) -> list[RunRecord]:
+    """Return the runs of all jobs that are newer than this one, oldest first."""
+    return runs_where(conn, runs.c.id > run_id)
+
+
 def unfinished_retries(conn: Connection, job_id: int) -> list[RunRecord]:
     """Return the retries that the same command continues, oldest first. Other runs leave their pending rows to them."""
     return runs_where(conn, runs.c.job_id == job_id, IS_RETRY, UNFINISHED)

@@ -157,7 +157,7 @@ class Notes:
 
     def __init__(self) -> None:
         self._closed: list[SegmentDigest] = []
-        self._columns = _Columns()
+        self._columns: _Columns | None = None  # None: between two segments, so that finished notes can be pickled
         self._first = self._last = self._rows = 0
         self._all = 0
 
@@ -170,6 +170,7 @@ class Notes:
             if not self._rows or ids[start] != self._last + 1 or self._rows + end - start > MOST_ROWS:
                 self._close()
                 self._first = ids[start]
+            self._columns = self._columns or _Columns()
             self._columns.add(lines(keys[start:end]), b"".join(hashes[start:end]), lines(keeps[start:end]))
             self._last, self._rows = ids[end - 1], self._rows + end - start
 
@@ -181,9 +182,9 @@ class Notes:
         return self._closed
 
     def _close(self) -> None:
-        if self._rows:
+        if self._columns is not None:
             self._closed.append(SegmentDigest(self._first, self._last, self._rows, self._columns.digest()))
-        self._columns, self._rows = _Columns(), 0
+        self._columns, self._rows = None, 0
 
 
 def lines(texts: Sequence[str | None]) -> bytes:

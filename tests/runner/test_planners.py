@@ -1,20 +1,32 @@
 """A run whose rows are planned by processes of their own."""
 
+import contextlib
+import importlib
 import json
 import os
+import pickle
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
 
+from pipeline.api.reach import Reach
 from pipeline.emulator import start
 from pipeline.emulator.running import RunningEmulator
+from pipeline.errors import PipelineError
+from pipeline.planning.messages import Failed
+from pipeline.planning.plan import Plan
+from pipeline.runner import planners
+from pipeline.runner.options import Options
+from tests.conftest import World
 from tests.support.processes import begin, environment, kill, put_job, until
 
 ROWS = 1_200
@@ -78,7 +90,7 @@ def test_another_process_plans_and_the_events_are_as_with_one(api: RunningEmulat
     assert code == 0, errors
     assert [event["job"] for event in planned] == ["notes"] * 30
     assert sum(event["rows"] for event in planned) == ROWS
-    assert "planned_elsewhere" not in {event["event"] for event in events}
+    assert {"planned_elsewhere", "taken_over", "warning"}.isdisjoint(event["event"] for event in events), errors
     assert (events[-1]["event"], events[-1]["state"]) == ("run", "finished")
     every_row_once(api, job)
 
@@ -97,6 +109,109 @@ def test_several_planners_take_one_file_after_the_other(api: RunningEmulator, jo
     every_row_once(api, job)
 
 
+def test_when_the_planner_dies_in_pass_one_the_driver_quotes_and_plans(api: RunningEmulator, job: Path) -> None:
+    driver = run(api, job)
+    while not (pids := children(driver)):
+        assert driver.poll() is None
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+    code, events, errors = ended(driver)
+
+    assert code == 0, errors
+    assert "has ended" in next(event["warning"] for event in events if event["event"] == "warning")
+    every_row_once(api, job)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_wrong_source_is_refused_in_the_same_words(api: RunningEmulator, job: Path, processes: str) -> None:
+    with (job.parent / "notes.csv").open("a") as notes:
+        notes.write("7,the key of another note\n")
+
+    code, events, errors = ended(run(api, job, "--processes", processes))
+
+    assert code == 2
+    assert errors.splitlines()[-1] == (
+        "error: source.key: id: several rows have the same key: 7 in notes.csv row 8, notes.csv row 1201; "
+        "choose columns whose values identify each row"
+    )
+    assert "planned" not in {event["event"] for event in events}
+    assert api.emulator.audit()["requests_accepted"] == 0
+
+
+def test_rows_that_changed_are_found_and_the_others_stay(api: RunningEmulator, job: Path) -> None:
+    header, *rows = (job.parent / "notes.csv").read_text().splitlines()
+    (job.parent / "notes.csv").unlink()
+    for i in range(2):
+        (job.parent / f"part{i}.csv").write_text("\n".join([header, *rows[i::2], ""]))
+    job.write_text(job.read_text().replace("notes.csv", "part*.csv"))
+    assert ended(run(api, job))[0] == 0
+    with (job.parent / "part1.csv").open("a") as part:
+        part.write("another,a new text\n")
+
+    code, events, errors = ended(run(api, job))
+    idle, of_idle, _ = ended(run(api, job))
+
+    assert (code, idle) == (0, 0), errors
+    assert [event["rows"] for event in events if event["event"] == "planned"] == [1]
+    assert "planned" not in {event["event"] for event in of_idle}
+    assert api.emulator.audit()["accepted_twice"] == []
+    assert api.emulator.audit()["requests_accepted"] == ROWS + 1
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "options", "cores", "expected"),
+    [
+        pytest.param(100, Options(processes=None), 2, 0, id="a small source"),
+        pytest.param(planners.LARGE_SOURCE + 1, Options(processes=None), 2, 1, id="a large source"),
+        pytest.param(planners.LARGE_SOURCE + 1, Options(processes=None), 1, 0, id="one core"),
+        pytest.param(planners.LARGE_SOURCE + 1, Options(), 2, 0, id="a flow"),
+        pytest.param(planners.LARGE_SOURCE + 1, Options(processes=None, limit=3), 2, 0, id="the first rows only"),
+        pytest.param(planners.LARGE_SOURCE + 1, Options(processes=None, dry_run=True), 2, 0, id="the quote only"),
+        pytest.param(100, Options(processes=3), 1, 1, id="one planner for one file"),
+    ],
+)
+def test_a_large_source_has_a_planner(
+    world: World, monkeypatch: pytest.MonkeyPatch, bytes_: int, options: Options, cores: int, expected: int
+) -> None:
+    monkeypatch.setattr(planners, "_cores", lambda: cores)
+    (world.folder / "rows.csv").write_text("id,text\na," + "x" * bytes_ + "\n")
+    reach = Reach("default", 60.0)
+
+    with_reach = replace(world.where(), reach=lambda client: reach)
+
+    assert planners.number_of_planners(Plan(world.job()), with_reach, options) == expected
+
+
+def errors_of_planning() -> list[type[PipelineError]]:
+    """Return all errors that a planner may hand to its driver."""
+    importlib.import_module("pipeline.storage.objects")
+    found, kinds = [PipelineError], list[type[PipelineError]]()
+    while found:
+        kinds.append(found.pop())
+        found += kinds[-1].__subclasses__()
+    return kinds
+
+
+@pytest.mark.parametrize("kind", errors_of_planning())
+def test_each_error_reaches_the_driver_as_it_was_raised(kind: type[PipelineError]) -> None:
+    error = kind("rows.csv: what happened")
+
+    sent = pickle.loads(pickle.dumps(Failed(error)))
+
+    assert (type(sent.error), str(sent.error)) == (kind, "rows.csv: what happened")
+
+
+def test_a_planner_does_not_import_the_sdk() -> None:
+    looked = (
+        "import sys; from pipeline.planning import worker; print(sorted({'anthropic', 'httpx2'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", looked], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("nth", [1, 7])
 def test_when_a_planner_dies_the_driver_plans_the_rest(api: RunningEmulator, job: Path, nth: int) -> None:
     driver = run(api, job)
@@ -113,11 +228,11 @@ def test_when_a_planner_dies_the_driver_plans_the_rest(api: RunningEmulator, job
 def test_when_the_driver_dies_its_planner_ends_and_the_same_command_continues(api: RunningEmulator, job: Path) -> None:
     driver = run(api, job)
     until(driver, "planned", 3)
-    planners = children(driver)
+    pids = children(driver)
     kill(driver)
 
-    assert planners != []
-    assert all(map(has_ended, planners))
+    assert pids != []
+    assert all(map(has_ended, pids))
     code, _, errors = ended(
         begin(environment(api.url, BATCH_LEASE_SECONDS="1"), "run", str(job), "--yes", "--json", "--processes", "2")
     )
@@ -128,14 +243,14 @@ def test_when_the_driver_dies_its_planner_ends_and_the_same_command_continues(ap
 def test_ctrl_c_ends_both_and_the_same_command_continues(api: RunningEmulator, job: Path) -> None:
     driver = run(api, job)
     until(driver, "planned", 3)
-    planners = children(driver)
+    pids = children(driver)
     driver.send_signal(signal.SIGINT)
 
     code, _, errors = ended(driver)
 
     assert code == 130
     assert "Traceback" not in errors
-    assert all(map(has_ended, planners))
+    assert all(map(has_ended, pids))
     assert ended(run(api, job))[0] == 0
     every_row_once(api, job)
 
@@ -169,3 +284,32 @@ def test_the_password_of_the_database_is_in_no_command_line(api: RunningEmulator
     kill(driver)
     assert lines != []
     assert all(b"sqlite" not in line and api.url.encode() not in line for line in lines)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2))
+def test_drivers_and_planners_killed_at_random_lose_no_row_and_pay_none_twice(
+    api: RunningEmulator, job: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    for _ in range(12):
+        driver = begin(
+            environment(api.url, BATCH_LEASE_SECONDS="1"), "run", str(job), "--yes", "--json", "--processes", "2"
+        )
+        assert driver.stdout is not None
+        for _ in range(chance.randrange(25)):
+            driver.stdout.readline()
+        if chance.random() < 0.5:
+            for pid in children(driver):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for _ in range(chance.randrange(10)):
+                driver.stdout.readline()
+        kill(driver)
+
+    code, _, errors = ended(
+        begin(environment(api.url, BATCH_LEASE_SECONDS="1"), "run", str(job), "--yes", "--json", "--processes", "2")
+    )
+
+    assert code == 0, errors
+    every_row_once(api, job)
