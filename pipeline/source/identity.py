@@ -158,7 +158,7 @@ def _short_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> list[bytes]
 
 
 def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[bytes]:
-    """Yield the input of each row_hash, row by row: for long values this is faster, because polars copies them twice."""
+    """Yield the input of each row_hash, row by row: faster for long values, because polars copies them twice."""
     rows = zip(*(text.cast(pl.Binary).to_list() for text in texts), strict=True)
     heads = [f"{_BETWEEN if i else ''}{name}:".encode() for i, name in enumerate(names)]
     pattern = b"".join(head.replace(b"%", b"%%") + b"%d:%b" for head in heads)
