@@ -95,10 +95,10 @@ def _exact_times(
 
 
 def _batch_rows(file: SourceFile, metadata: Any, names: list[str]) -> int:
-    """Return how many rows make a chunk, by the row group with the largest mean row.
+    """Return how many rows are read at once, by the row group with the largest mean row: BLOCK_BYTES of rows.
 
-    Dictionary encoding makes rows look smaller than they are; chunks that are then too large are split later. With four
-    times as many rows, reading rows of 100 kB took half as long again: the system provides their memory each time.
+    Dictionary encoding makes rows look smaller than they are; frames that are then too large are split later. With
+    twice as many rows, reading took half as long again: the system provides large blocks of memory each time.
     Raises SourceError, before reading, for a mean row beyond LONGEST_ROW: a few kB of a file may hold gigabytes.
     """
     wanted, largest = set(names), 1.0
@@ -114,7 +114,7 @@ def _batch_rows(file: SourceFile, metadata: Any, names: list[str]) -> int:
                 f"than a batch can carry ({LONGEST_ROW:,}); remove such rows from the file, or split them"
             )
         largest = max(largest, mean)
-    return rows_for_size(largest)
+    return rows_for_size(largest, BLOCK_BYTES)
 
 
 def consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
