@@ -11,9 +11,7 @@ from pipeline.source import exact
 CHUNK_ROWS = 5_000  # of a frame, at most
 CHUNK_BYTES = 2_000_000  # of a frame, about; the limit of memory when rows are long
 FEW_ROWS = 200  # a chunk with fewer rows has rows so long that each column is one large block of memory
-#: Bytes that are read at once from a file; a parser holds several times as much. Larger blocks of memory than 1 MB come
-#: from the system each time, see memory.py.
-BLOCK_BYTES = 900_000
+BLOCK_BYTES = 450_000  # that are read at once from a text file; pyarrow holds up to 32 blocks that it has read ahead
 LONGEST_ROW = 1_000_000_000  # bytes; the largest block, for a row that does not fit into a smaller one
 
 #: A column with the fields of an NDJSON object that have no column of their own. No field has this name.
