@@ -13,6 +13,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # options of gl
 ARENAS = 1  # few threads allocate at the same time, and each arena keeps free blocks of its own
 TRIM_BYTES = 2_000_000  # free bytes at the end of the heap from which on they are returned to the system
 BLOCK_BYTES = 1_000_000  # blocks of this size or more come from the system, and go back to it when they are freed
+#: Settings of polars' own allocator: one arena for all threads, which keeps freed memory for a second at most, because
+#: the system would have to clear each page of the next chunk again.
+_OF_POLARS = "narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0"
 LARGE_BYTES = 4_000_000  # larger than the blocks that a chunk of long rows needs
 
 _uses_little_memory = False
@@ -26,7 +29,7 @@ def use_little_memory() -> None:
     """
     global _uses_little_memory
     os.environ.setdefault("POLARS_MAX_THREADS", "1")  # a chunk is too small to be split among threads
-    os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0")  # polars has its own allocator
+    os.environ.setdefault("_RJEM_MALLOC_CONF", _OF_POLARS)
     _set(_M_ARENA_MAX, ARENAS)
     _set(_M_TRIM_THRESHOLD, TRIM_BYTES)
     _set(_M_MMAP_THRESHOLD, BLOCK_BYTES)

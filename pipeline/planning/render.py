@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 
 from pipeline.errors import RowProblem
 from pipeline.job.model import Job
-from pipeline.job.templates import Place
+from pipeline.job.templates import Place, Plain
 from pipeline.money.budget import SMALL_PROMPT, Bound, is_small
 from pipeline.money.prices import PriceList
 from pipeline.planning.window import SURELY_FITS, Windows
@@ -46,14 +46,34 @@ class Renderer:
         prompt = self._builder.plain_prompt
         if prompt is None or not {place.column for place in prompt.places} <= set(frame.columns):
             return [b""] * frame.height
-        columns = [plain_column(frame.get_column(place.column), place) for place in prompt.places]
-        if any(column is None for column in columns):
+        made = self._in_bulk(frame, prompt)
+        if made is None:
             return [b""] * frame.height
-        made = self._builder.plain_params([column or [] for column in columns])
-        nulls = [frame.get_column(column) for column in {p.column for p in prompt.places}]
-        with_null = {i for column in nulls if column.null_count() for i in column.is_null().arg_true()}
         most = min(self.largest, SURELY_FITS, SMALL_PROMPT)
-        return [b"" if len(params) > most or i in with_null else params for i, params in enumerate(made)]
+        return (
+            [b"" if len(params) > most else params for params in made]
+            if max(map(len, made), default=0) > most
+            else made
+        )
+
+    def _in_bulk(self, frame: pl.DataFrame, prompt: Plain) -> list[bytes] | None:
+        """Return the params of all rows, of any size; b"" for those with a null or an empty prompt.
+
+        None if the columns need Jinja.
+        """
+        columns = [frame.get_column(place.column) for place in prompt.places]
+        if all(place.convert is None for place in prompt.places):
+            made = self._builder.bulk_params(columns)
+            if made is not None:
+                return made
+        values = [plain_column(column, place) for column, place in zip(columns, prompt.places, strict=True)]
+        if any(column is None for column in values):
+            return None
+        made = self._builder.plain_params([column or [] for column in values])
+        for column in columns:
+            for i in column.is_null().arg_true() if column.null_count() else ():
+                made[i] = b""
+        return made
 
     @property
     def plain_bound(self) -> Bound | None:

@@ -6,12 +6,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
+import polars as pl
 
 from pipeline.errors import JobError, RowProblem
 from pipeline.job import templates
 from pipeline.job.model import MAX_TOKENS, Job, Turn, map_texts, template_texts
 from pipeline.money.budget import attachment_tokens
 from pipeline.money.prices import LARGEST_CONTEXT, context_window
+from pipeline.request import bulk
 from pipeline.request.attachments import Attachments
 from pipeline.request.media import Content
 from pipeline.request.turns import require_user_first, turns
@@ -96,6 +98,17 @@ class RequestBuilder:
         before, pattern, dumps = self._fixed_opening + _TURN, self.plain_prompt.pattern, orjson.dumps
         prompts = (pattern % values for values in zip(*columns, strict=True))
         return [b"%b%b}]}" % (before, dumps(prompt)) if prompt and not prompt.isspace() else b"" for prompt in prompts]
+
+    def bulk_params(self, columns: Sequence[pl.Series]) -> list[bytes] | None:
+        """Return the params of many rows as `plain_params` does, in less time; b"", too, for a row with a null.
+
+        columns: for each place of `plain_prompt`, which must print the column unchanged. None if a column's type does
+        not allow it.
+        """
+        assert self.plain_prompt is not None
+        if not bulk.is_possible(columns):
+            return None
+        return bulk.params(self._fixed_opening, self.plain_prompt.pattern, columns)
 
     def plain_facts(self) -> "Built":
         """Return what is equal for all requests of `plain_params`; params is empty."""

@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, islice, repeat
 from typing import NamedTuple
 
 import orjson
@@ -15,13 +16,14 @@ PREFIX = b'{"requests":[\n'  # one request per line, so that one can be read bac
 BETWEEN = b",\n"
 SUFFIX = b"\n]}"
 
-FILL_BYTES = 1 << 20  # that are added at once, because they are in memory until they are written
+FILL_BYTES = 950_000  # that are added at once; larger blocks of memory than 1 MB come from the system each time
 ROWS_OF_REQUEST = 4  # a body may hold this many rows per request, so that equal requests do not make it endless
 
 _PARAMS = b'","params":'
 _FIRST = b'{"custom_id":"'
 _ITEM = _FIRST + b"%b-%d" + _PARAMS + b"%b}"
-_NEXT_ITEM_OF = BETWEEN + _FIRST + b"%b-%%d" + _PARAMS + b"%%b}"  # filled with the nonce first, then for each request
+_NEXT_HEAD_OF = BETWEEN + _FIRST + b"%b-%%d" + _PARAMS  # filled with the nonce first, then for each request
+_TAIL = b"}"
 
 
 def new_nonce() -> str:
@@ -107,7 +109,10 @@ class Requests(NamedTuple):
 
 
 class Filled(NamedTuple):
-    """What `Packing.fill` added. lines: the bytes to append to the body; positions: the n of each row's request."""
+    """What `Packing.fill` added.
+
+    lines: the bytes to append to the body, in pieces; positions: the n of each row's request.
+    """
 
     lines: list[bytes]
     positions: list[int]
@@ -137,10 +142,50 @@ class Packing:
         The body is full if nothing was added. A row whose request the body holds already shares it if `dedupe` is set,
         and adds no line. A body holds at most ROWS_OF_REQUEST rows for each request that it may hold.
         """
+        filled = self._fill_alike(requests, start, dedupe=dedupe)
+        return self._fill_each(requests, start, dedupe=dedupe) if filled is None else filled
+
+    def _fill_alike(self, requests: Requests, start: int, *, dedupe: bool) -> Filled | None:
+        """Add requests as `fill` does, in a third of its time, if all differ, have one bound, and fit into the body.
+
+        None: nothing was added, because that is not so.
+        """
+        n = self.requests
+        room = min(self.max_requests - n, ROWS_OF_REQUEST * self.max_requests - self.rows)
+        params = _up_to(FILL_BYTES, requests.params, start, start + room)
+        if not params:
+            return None
+        some = slice(start, start + len(params))
+        bounds, positions = requests.bounds[some], range(n, n + len(params))
+        new = dict(zip(requests.sent_hashes[some], positions, strict=True)) if dedupe else {}
+        differ = not dedupe or (len(new) == len(params) and self.seen.keys().isdisjoint(new))
+        if not differ or bounds.count(bounds[0]) < len(bounds):
+            return None
+        head = _NEXT_HEAD_OF % self.nonce.encode()
+        heads = [head % i for i in positions]
+        heads[0] = heads[0] if n else heads[0][len(BETWEEN) :]
+        size = sum(map(len, heads)) + sum(map(len, params)) + len(heads) * len(_TAIL)
+        if self.size + size > self.max_bytes:
+            return None
+        self._price(bounds[0], len(heads), size)
+        self.seen |= new
+        self.requests, self.rows, self.size = n + len(heads), self.rows + len(heads), self.size + size
+        return Filled([*chain.from_iterable(zip(heads, params, repeat(_TAIL)))], [*positions])
+
+    def _price(self, bound: Bound | None, requests: int, size: int) -> None:
+        """Add the worst-case cost of some requests. size: bytes of their lines."""
+        if bound is None:
+            self.unpriced = True
+        else:
+            self.fixed_usd += requests * bound.fixed
+            self.byte_usd += size * bound.byte
+
+    def _fill_each(self, requests: Requests, start: int, *, dedupe: bool) -> Filled:
+        """Add requests as `fill` does, one by one."""
         lines: list[bytes] = []
         positions: list[int] = []
         seen, n, size = self.seen, self.requests, self.size
-        next_item = _NEXT_ITEM_OF % self.nonce.encode()
+        next_item = _NEXT_HEAD_OF % self.nonce.encode() + b"%b" + _TAIL
         end = start + ROWS_OF_REQUEST * self.max_requests - self.rows
         some = [column[start:end] for column in requests]
         for sent_hash, params, bound in zip(*some, strict=True):
@@ -152,11 +197,7 @@ class Packing:
             line = line if n else line[len(BETWEEN) :]
             if n >= self.max_requests or size + len(line) > self.max_bytes:
                 break
-            if bound is None:
-                self.unpriced = True
-            else:
-                self.fixed_usd += bound.fixed
-                self.byte_usd += len(line) * bound.byte
+            self._price(bound, 1, len(line))
             if dedupe:
                 seen[sent_hash] = n
             lines.append(line)
@@ -168,3 +209,12 @@ class Packing:
         self.requests, self.size = n, size
         self.rows += len(positions)
         return Filled(lines, positions)
+
+
+def _up_to(size: int, texts: Sequence[bytes], start: int, end: int) -> Sequence[bytes]:
+    """Return the texts from `start` on, to before `end` at most, up to the first with which they have `size` bytes."""
+    few = min(end, len(texts))
+    for i, total in enumerate(accumulate(map(len, islice(texts, start, few)))):
+        if total >= size:
+            return texts[start : start + i + 1]
+    return texts[start:few]

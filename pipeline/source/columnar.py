@@ -9,11 +9,12 @@ import pyarrow.parquet
 
 from pipeline.errors import SourceError
 from pipeline.source.files import SourceFile
-from pipeline.source.frames import BLOCK_BYTES, Frame, from_arrow, rows_for_size
+from pipeline.source.frames import Frame, from_arrow, rows_for_size
 from pipeline.source.identity import columns_of
 from pipeline.source.predicate import Predicate
 from pipeline.source.translated import TranslatedErrors
 
+BATCH_BYTES = 900_000  # that are read at once; larger blocks than 1 MB come from the system each time, see memory.py
 LONGEST_ROW = 256_000_000  # bytes; no batch of the API can carry more
 _SIGNATURE_BYTES = 28  # of the signature after a plain footer, in a file whose columns are encrypted
 
@@ -53,7 +54,7 @@ def parquet_frames(file: SourceFile, names: list[str], where: Predicate | None) 
     with TranslatedErrors(file), file.native() as raw:
         groups = None if where is None else where.row_groups(raw)
         # not pre-buffered: one row group may be larger than the memory that we want to use
-        parquet = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BLOCK_BYTES)
+        parquet = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BATCH_BYTES)
         counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         size = _batch_rows(file, parquet.metadata, names)
         groups = range(len(counts)) if groups is None else groups
@@ -81,7 +82,7 @@ def _exact_times(
     if not times:
         yield from batches
         return
-    coarse = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BLOCK_BYTES, coerce_int96_timestamp_unit="us")
+    coarse = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BATCH_BYTES, coerce_int96_timestamp_unit="us")
     for batch, other in zip(batches, _batches(coarse, size, groups, times), strict=True):
         for name in times:
             i = batch.schema.get_field_index(name)
@@ -95,10 +96,10 @@ def _exact_times(
 
 
 def _batch_rows(file: SourceFile, metadata: Any, names: list[str]) -> int:
-    """Return how many rows make a chunk, by the row group with the largest mean row.
+    """Return how many rows are read at once, by the row group with the largest mean row: BATCH_BYTES of rows.
 
-    Dictionary encoding makes rows look smaller than they are; chunks that are then too large are split later. With four
-    times as many rows, reading rows of 100 kB took half as long again: the system provides their memory each time.
+    Dictionary encoding makes rows look smaller than they are; frames that are then too large are split later. With
+    twice as many rows, reading took half as long again: the system provides large blocks of memory each time.
     Raises SourceError, before reading, for a mean row beyond LONGEST_ROW: a few kB of a file may hold gigabytes.
     """
     wanted, largest = set(names), 1.0
@@ -114,7 +115,7 @@ def _batch_rows(file: SourceFile, metadata: Any, names: list[str]) -> int:
                 f"than a batch can carry ({LONGEST_ROW:,}); remove such rows from the file, or split them"
             )
         largest = max(largest, mean)
-    return rows_for_size(largest)
+    return rows_for_size(largest, BATCH_BYTES)
 
 
 def consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -48,7 +48,7 @@ def frames(file: SourceFile, own: list[str], names: list[str]) -> Iterator[Frame
         except RowTooLong:
             if block >= LONGEST_ROW:
                 raise SourceError(f"{file.path} row {rows + 1}: the row is longer than {LONGEST_ROW:,} bytes") from None
-            block = min(block * 16, LONGEST_ROW)  # start again in larger blocks; `skip` drops the rows yielded already
+            block = min(block * 4, LONGEST_ROW)  # start again in larger blocks; `skip` drops the rows yielded already
             continue
         return
 

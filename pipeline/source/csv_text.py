@@ -17,10 +17,10 @@ import pyarrow as pa
 from pipeline.errors import SourceError
 from pipeline.source import kinds
 from pipeline.source.files import SourceFile
-from pipeline.source.frames import LONGEST_ROW
+from pipeline.source.frames import BLOCK_BYTES, LONGEST_ROW
 from pipeline.source.translated import other_encoding
 
-READ_BYTES = 1_000_000  # that are read at once from a file
+READ_BYTES = BLOCK_BYTES  # that are read at once from a file
 SHOWN_BYTES = 20  # before and after a fault, in its message
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")

@@ -11,7 +11,7 @@ from pipeline.source import exact
 CHUNK_ROWS = 5_000  # of a frame, at most
 CHUNK_BYTES = 2_000_000  # of a frame, about; the limit of memory when rows are long
 FEW_ROWS = 200  # a chunk with fewer rows has rows so long that each column is one large block of memory
-BLOCK_BYTES = 1_000_000  # that are read at once from a text file; the parser holds several times as much
+BLOCK_BYTES = 450_000  # that are read at once from a text file; pyarrow holds up to 32 blocks that it has read ahead
 LONGEST_ROW = 1_000_000_000  # bytes; the largest block, for a row that does not fit into a smaller one
 
 #: A column with the fields of an NDJSON object that have no column of their own. No field has this name.
@@ -33,9 +33,9 @@ def rows_per_chunk(frame: pl.DataFrame) -> int:
     return rows_for_size(frame.estimated_size() / max(1, frame.height))
 
 
-def rows_for_size(mean: float) -> int:
-    """Return how many rows make a chunk of CHUNK_BYTES; from 1 to CHUNK_ROWS. mean: bytes of a mean row."""
-    return max(1, min(CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, mean))))
+def rows_for_size(mean: float, size: int = CHUNK_BYTES) -> int:
+    """Return how many rows have `size` bytes; from 1 to CHUNK_ROWS. mean: bytes of a mean row."""
+    return max(1, min(CHUNK_ROWS, int(size / max(1.0, mean))))
 
 
 def from_arrow(batch: Any, path: str = "the file") -> pl.DataFrame:

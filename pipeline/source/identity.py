@@ -18,7 +18,7 @@ from pipeline.source.frames import LATE_FIELDS
 _BETWEEN = "\x1f"
 _ESCAPED = r'["\\\x00-\x1f]'  # characters that JSON text has to escape
 _ONE_NUMBER = r"^\[-?[0-9]+\]$"
-LONG_ROW = 500  # mean bytes of a row, from which rows are joined one by one
+LONG_ROW = 3_000  # mean bytes of a row, from which rows are joined one by one
 _INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 
 
@@ -153,12 +153,12 @@ def _hashes(
 def _short_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> list[bytes]:
     """Return the input of each row_hash: each value after its column and length."""
     frame = pl.DataFrame([text.alias(f"c{i}") for i, text in enumerate(texts)])
-    parts = [_tagged(name, f"c{i}") for i, name in enumerate(names)]
+    parts = [_tagged(name, f"c{i}", nulls=bool(texts[i].null_count())) for i, name in enumerate(names)]
     return frame.select(pl.concat_str(parts, separator=_BETWEEN).cast(pl.Binary)).to_series().to_list()
 
 
 def _long_rows(names: Sequence[str], texts: Sequence[pl.Series]) -> Iterator[bytes]:
-    """Yield the input of each row_hash, row by row: for long values this is faster, because polars copies them."""
+    """Yield the input of each row_hash, row by row: faster for long values, because polars copies them twice."""
     rows = zip(*(text.cast(pl.Binary).to_list() for text in texts), strict=True)
     heads = [f"{_BETWEEN if i else ''}{name}:".encode() for i, name in enumerate(names)]
     pattern = b"".join(head.replace(b"%", b"%%") + b"%d:%b" for head in heads)
@@ -191,11 +191,14 @@ def joined(key: str) -> str:
     return ",".join(str(value) for value in orjson.loads(key))
 
 
-def _tagged(name: str, column: str) -> pl.Expr:
-    """Return an expression that puts a column's name and the value's length in front of each value."""
+def _tagged(name: str, column: str, *, nulls: bool) -> pl.Expr:
+    """Return an expression that puts a column's name and the value's length in front of each value.
+
+    nulls: whether some values are null.
+    """
     text = pl.col(column)
     present = pl.concat_str([pl.lit(f"{name}:"), text.str.len_bytes().cast(pl.String), pl.lit(":"), text])
-    return pl.when(text.is_null()).then(pl.lit(f"{name}:null")).otherwise(present)
+    return pl.when(text.is_null()).then(pl.lit(f"{name}:null")).otherwise(present) if nulls else present
 
 
 def _text(column: pl.Series) -> pl.Series:

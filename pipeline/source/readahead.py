@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-COPIED_BYTES = 1_000_000  # that are copied at once into native memory, which a thread can free without the interpreter
+COPIED_BYTES = 450_000  # that are copied at once into native memory, which a thread can free without the interpreter
 RELEASED_SECONDS = 1.0  # pyarrow releases a file within this time after its last read, unless something else holds it
 LOOK_SECONDS = 0.005  # between two checks at the end of the process
 

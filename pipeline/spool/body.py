@@ -11,7 +11,7 @@ from pipeline.errors import Stopped
 from pipeline.request import packing
 from pipeline.spool.spool import Spool
 
-_CHUNK = 1 << 20  # bytes of one write
+_CHUNK = 1_000_000  # bytes of one write, unless one request has more
 
 
 class BodyWriter:
@@ -39,10 +39,11 @@ class BodyWriter:
         """Append the requests of some rows, and return their positions; [] if the body is full. See `Packing.fill`."""
         before = self.contents.size
         lines, positions = self.contents.fill(requests, start, dedupe=dedupe)
-        self._lines += lines
-        self._unwritten += self.contents.size - before
-        if self._unwritten >= _CHUNK:
+        added = self.contents.size - before
+        if self._unwritten + added > _CHUNK:
             self._write()
+        self._lines += lines
+        self._unwritten += added
         return positions
 
     def finish(self) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline.money.budget import Bound
 from pipeline.request import packing
 from pipeline.request.packing import Packing, Requests
 
@@ -104,7 +107,7 @@ def test_the_largest_params_fit_alone_and_one_byte_more_does_not_fit() -> None:
         for size in (largest, largest + 1)
     )
 
-    assert len(packing.PREFIX) + len(fits.lines[0]) + len(packing.SUFFIX) == 1_000
+    assert len(packing.PREFIX) + sum(map(len, fits.lines)) + len(packing.SUFFIX) == 1_000
     assert too_large == ([], [])
 
 
@@ -152,6 +155,41 @@ def test_a_body_is_filled_in_steps_of_about_a_megabyte() -> None:
 
     assert steps == [4, 4, 1]
     assert body.requests == 9
+
+
+def each(body: Packing, given: Requests, *, dedupe: bool) -> tuple[bytes, list[int]]:
+    """Fill a body with one request at a time, which is never done in bulk. Return its lines and positions."""
+    lines, positions = b"", list[int]()
+    while (filled := body._fill_each(given, len(positions), dedupe=dedupe)).positions:
+        lines += b"".join(filled.lines)
+        positions += filled.positions
+    return lines, positions
+
+
+@settings(deadline=None)  # machines differ
+@given(
+    prompts=st.lists(st.sampled_from(["a", "b", "c" * 40]) | st.text(max_size=9), max_size=60),
+    bounds=st.sampled_from([[None], [Bound(0.5, 0.25)], [Bound(0.5, 0.25), Bound(1.5, 0.25), None]]),
+    limits=st.tuples(st.integers(1, 40), st.sampled_from([400, 2_000, 1_000_000])),
+    step=st.integers(1, 3_000),
+    dedupe=st.booleans(),
+)
+def test_a_body_filled_in_bulk_is_the_one_that_is_filled_one_by_one(
+    prompts: list[str], bounds: list[Bound | None], limits: tuple[int, int], step: int, dedupe: bool
+) -> None:
+    given_requests = requests(prompts)._replace(bounds=[bounds[i // 9 % len(bounds)] for i in range(len(prompts))])
+    in_bulk, one_by_one = Packing(NONCE, *limits), Packing(NONCE, *limits)
+    lines, positions = b"", list[int]()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(packing, "FILL_BYTES", step)
+        while (filled := in_bulk.fill(given_requests, len(positions), dedupe=dedupe)).positions:
+            lines += b"".join(filled.lines)
+            positions += filled.positions
+        expected = each(one_by_one, given_requests, dedupe=dedupe)
+
+    assert (lines, positions) == expected
+    assert in_bulk == one_by_one
 
 
 def test_params_are_read_back_byte_for_byte() -> None:

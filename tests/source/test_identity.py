@@ -6,6 +6,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.source import identity
 
@@ -116,6 +118,22 @@ def test_a_row_has_the_same_hash_beside_long_and_short_ones() -> None:
     assert together[:4] == identity.row_hashes(shorts, shorts.columns)
     assert together[4:] == identity.row_hashes(long, long.columns)
     assert len(set(together)) == 5
+
+
+TEXT = st.none() | st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+@settings(deadline=None)  # machines differ
+@given(rows=st.lists(st.fixed_dictionaries({"a": TEXT, "n": st.none() | st.integers(-9, 9), "ö": TEXT}), min_size=1))
+def test_rows_joined_in_bulk_have_the_hashes_of_rows_joined_one_by_one(rows: list[dict[str, Any]]) -> None:
+    frame = pl.DataFrame(rows, schema={"a": pl.String, "n": pl.Int64, "ö": pl.String})
+    in_bulk = identity.row_hashes(frame, frame.columns)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(identity, "LONG_ROW", 0)
+        one_by_one = identity.row_hashes(frame, frame.columns)
+
+    assert in_bulk == one_by_one
 
 
 @pytest.mark.parametrize(
