@@ -88,6 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--plain-max", type=int, default=100_000, help="leave out the plain script for more rows than this"
     )
+    parser.add_argument("--processes", type=int, help="how many processes the pipeline works with (default: its own)")
     parser.add_argument("--plain-batch", type=int, default=25_000, help="requests in one create of the plain script")
     parser.add_argument("--against", metavar="COMMIT", help="compare whole runs of the pipeline with those of a commit")
     parser.add_argument(

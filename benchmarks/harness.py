@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -69,7 +70,11 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Usage:
-    """The time and memory of one process. peak_mb: resident, in 10**6 bytes. cpu_seconds: user and system together."""
+    """The time and memory of one program, with the processes that it starts and waits for.
+
+    peak_mb: in 10**6 bytes: resident memory; of several processes, the sum of what each has, shared pages divided.
+    cpu_seconds: user and system together.
+    """
 
     exit_code: int
     wall_seconds: float
@@ -198,6 +203,46 @@ class EventTimes:
         return {stage: seconds for stage, seconds in ends.items() if seconds is not None}
 
 
+class Memory:
+    """Looks again and again at the memory of a process and of those that it has started, while there are any."""
+
+    EVERY = 0.1  # seconds
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._ended = threading.Event()
+        self._peak = 0
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def end(self) -> float:
+        """Return the largest sum that was seen, in 10**6 bytes; 0 if there was never more than one process."""
+        self._ended.set()
+        self._thread.join()
+        return self._peak / 1e6
+
+    def _look(self) -> None:
+        while not self._ended.wait(self.EVERY):
+            with suppress(OSError):  # a process has ended meanwhile, or this system has no /proc
+                pids = list(_family(self._pid))
+                if len(pids) > 1:
+                    self._peak = max(self._peak, sum(map(_proportional_bytes, pids)))
+
+
+def _family(pid: int) -> Iterator[int]:
+    """Yield a process and all that it has started. Raises OSError if it has ended."""
+    yield pid
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            yield from _family(int(child))
+
+
+def _proportional_bytes(pid: int) -> int:
+    """Return the memory of a process; of pages that several processes share, its part."""
+    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    return 0 if found is None else int(found[1]) * 1024
+
+
 def wait(process: subprocess.Popen[bytes], started: float) -> Usage:
     """Wait for a child and return its usage, by wait4, because getrusage gives the sum of all children."""
     _, status, usage = os.wait4(process.pid, 0)
@@ -225,6 +270,7 @@ def run(
         events = EventTimes(process, started, output)
         timer = threading.Timer(timeout, process.kill)
         timer.start()
+        memory = Memory(process.pid)
         try:
             if until is not None:
                 while process.poll() is None and not until(events):
@@ -232,9 +278,11 @@ def run(
                 if process.returncode is not None:
                     return Usage(process.returncode, time.monotonic() - started, 0.0, 0.0), events
                 process.kill()
-            return wait(process, started), events
+            usage = wait(process, started)
+            return replace(usage, peak_mb=max(usage.peak_mb, memory.end())), events
         finally:
             timer.cancel()
+            memory.end()
             if process.returncode is None:
                 process.kill()
                 process.wait()
@@ -349,21 +397,34 @@ def write_job(folder: Path, source: Path, *, batch: int = BATCH) -> Path:
 
 
 def command_for(
-    program: str, source: Path, folder: Path, plain_batch: int, database: str | None, tree: Path | None = None
+    program: str,
+    source: Path,
+    folder: Path,
+    options: argparse.Namespace,
+    database: str | None,
+    tree: Path | None = None,
 ) -> list[str]:
-    """Return the command line of a program.
+    """Return the command line of a program. options: those of the benchmark.
 
     database: a URL of PostgreSQL; None: a SQLite file in its folder. tree: the pipeline is run from the tree in
     PYTHONPATH; None: from the installed package.
     """
     if program == "plain":
         where = [str(folder / SQLITE_FILES[program])] if database is None else ["--database", database]
-        return [sys.executable, str(HERE / "plain_script.py"), str(source), *where, "--batch-size", str(plain_batch)]
+        return [
+            sys.executable,
+            str(HERE / "plain_script.py"),
+            str(source),
+            *where,
+            "--batch-size",
+            str(options.plain_batch),
+        ]
     job = write_job(folder, source)
     if program == "flow":
         return [sys.executable, "-m", "flows.run_job", str(job)]
     start = [pipeline_command()] if tree is None else [sys.executable, "-c", START]
-    return [*start, "run", str(job), "--yes", "--json"]
+    processes = [] if options.processes is None else ["--processes", str(options.processes)]
+    return [*start, "run", str(job), "--yes", "--json", *processes]
 
 
 def check_answers(program: str, folder: Path, rows: int, database: str | None = None) -> None:
@@ -409,7 +470,7 @@ def measure(
     """
     options = bench.options
     with bench.fresh_folder(f"{program}-{rows}") as folder:
-        command = command_for(program, source, folder, options.plain_batch, database, tree)
+        command = command_for(program, source, folder, options, database, tree)
         with served("bare_server.py") as server:
             environment: Mapping[str, str] = environment_for(server.url, folder, _for_sqlalchemy(database))
             if tree is not None:

@@ -98,7 +98,7 @@ def main() -> None:
         bench = harness.Bench(argparse.Namespace(rows_folder=options.rows_folder), folder)
         job = harness.write_job(folder, bench.rows(options.rows, options.format, body=options.body))
         os.environ.update(harness.environment_for(server.url, folder))
-        wall, cpu, sampler = _sampled(["batch-pipeline", "run", str(job), "--yes", "--json"])
+        wall, cpu, sampler = _sampled(["batch-pipeline", "run", str(job), "--yes", "--json", "--processes", "1"])
         harness.check_answers("pipeline", folder, options.rows)
     sampler.seconds[NATIVE, ""] = max(0.0, cpu - sum(sampler.seconds.values()))
     steps = _by_step(sampler.seconds)

@@ -31,9 +31,7 @@ def run(
     yes: YesOption = False,
     processes: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=64, help="Processes that work on this run. Default: limits.processes, else 2 for a large source."
-        ),
+        typer.Option(min=1, max=64, help="Processes that work on this run. Default: limits.processes, else 1."),
     ] = None,
     no_canary: Annotated[
         bool, typer.Option("--no-canary", help="Send all rows at once, even with a recipe that has never succeeded.")

@@ -11,7 +11,7 @@ from pipeline.planning.drop import finish_planning
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.packer import First
 from pipeline.planning.resend import send_again
-from pipeline.planning.shards import Planned, Shard, ShardRunner, shards
+from pipeline.planning.shards import Planned, Shard, shards
 from pipeline.runner.begin import Work, begin
 from pipeline.runner.patience import Patience
 from pipeline.runner.planners import Planners
@@ -122,7 +122,7 @@ class Planner:
         if share is None or not self._work.plans_all or self._plan.is_settled:
             return False
         parts = shards(self._plan, self._driver.job_name, self.run_id, self._driver.planning_lease, self._first())
-        planned = share(parts, lambda: self._meanwhile(submitter))
+        planned = share(parts, submitter)
         for shard in planned:
             self._plan.awaited.batches |= shard.awaited
             self._plan.awaited.plan_again_after |= shard.plan_again_after
@@ -130,17 +130,24 @@ class Planner:
             raise LostRace(f"{len(parts) - len(planned)} of {len(parts)} files were not planned by the other processes")
         return True
 
-    def _share_of(self, work: Work) -> ShardRunner | None:
+    def _share_of(self, work: Work) -> Callable[[list[Shard], Submitter], list[Planned]] | None:
         """Return the function that has shards planned by other processes; None: this driver plans."""
-        planners = work.planners
+        planners, share = work.planners, work.options.share
         if planners is not None:
-            return lambda parts, meanwhile: self._shared_out(planners, parts, meanwhile)
-        return work.options.share if len(work.plan.source.inputs) > 1 else None
+            return lambda parts, submitter: self._shared_out(planners, parts, submitter)
+        if share is not None and len(work.plan.source.inputs) > 1:
+            return lambda parts, submitter: share(parts, lambda: self._meanwhile(submitter))
+        return None
 
-    def _shared_out(self, planners: Planners, parts: list[Shard], meanwhile: Callable[[], None]) -> list[Planned]:
+    def _shared_out(self, planners: Planners, parts: list[Shard], submitter: Submitter) -> list[Planned]:
         """Have shards planned by processes of this machine. Raises Stopped when the source turns out to be wrong."""
         try:
-            return planners.plan(parts, self._driver.now(), meanwhile)
+            return planners.plan(
+                parts,
+                self._driver.now(),
+                planned=submitter.nudge,
+                meanwhile=lambda: self._meanwhile(submitter),
+            )
         except InputError as exc:
             raise self._wrong_source(exc) from exc
 

@@ -26,14 +26,12 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.quote_source import QuotedSource, ToQuote
 from pipeline.planning.shards import Planned, Shard
 from pipeline.runner.options import Options
-from pipeline.source.fingerprint import version_of
 
 logger = logging.getLogger("pipeline")
 LOOK_SECONDS = 0.1  # between two calls of the driver's other work, while planners say nothing
-LARGE_SOURCE = 20_000_000  # bytes: below, starting a second process takes longer than it saves
 
-#: What planners say, in their order; None: one of them has ended its work.
-Said = queue.SimpleQueue[Message | None]
+#: How assignments have ended, in their order; None: a planner has ended its work.
+Said = queue.SimpleQueue[Done | Failed | None]
 
 
 def number_of_planners(plan: Plan, where: Environment, options: Options) -> int:
@@ -47,22 +45,8 @@ def number_of_planners(plan: Plan, where: Environment, options: Options) -> int:
     whole = options.limit is None and options.retry is None and not options.dry_run
     if not others or not whole or plan.builder.uploads or source.frame is not None:
         return 0
-    wanted = options.processes or plan.job.limits.processes or _default(plan)
+    wanted = options.processes or plan.job.limits.processes or 1
     return min(wanted - 1, len(plan.source.inputs))
-
-
-def _default(plan: Plan) -> int:
-    """Return how many processes a run has if nobody says: 2 for a large source if two can work at a time, else 1."""
-    versions = [version_of(one) for one in plan.source.inputs]
-    size = sum(version.size for version in versions if version is not None)
-    return 2 if size > LARGE_SOURCE and _cores() > 1 else 1
-
-
-def _cores() -> int:
-    """Return how many processes of ours can work at the same time."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Planners:
@@ -107,15 +91,22 @@ class Planners:
         done = [] if said is None else list(self._done(said, 1, self._where.stop.check))
         return done[0] if done and isinstance(done[0], QuotedSource) else None
 
-    def plan(self, shards: Sequence[Shard], api_now: datetime, meanwhile: Callable[[], None]) -> list[Planned]:
+    def plan(
+        self,
+        shards: Sequence[Shard],
+        api_now: datetime,
+        *,
+        planned: Callable[[], None],
+        meanwhile: Callable[[], None],
+    ) -> list[Planned]:
         """Have shards planned under the lease that they name, and return those that were planned to their end.
 
-        api_now: the API's time now. meanwhile: is called again and again; it may raise. Raises the first PipelineError
-        of a planner.
+        api_now: the API's time now. planned: is called by another thread as soon as a batch is planned. meanwhile: is
+        called again and again; it may raise. Raises the first PipelineError of a planner.
         """
         assert self._where.reach is not None
         api = ApiSide(self._where.reach(self._client), api_now - steady())
-        said = self._assign(shards, self._processes, api)
+        said = self._assign(shards, self._processes, api, planned)
         return [done for done in self._done(said, len(self._processes), meanwhile) if isinstance(done, Planned)]
 
     def _assign(
@@ -123,14 +114,26 @@ class Planners:
         tasks: Sequence[ToQuote | Shard],
         processes: "Sequence[subprocess.Popen[bytes]]",
         api: ApiSide | None = None,
+        told: Callable[[], None] = lambda: None,
     ) -> "Said":
-        """Give tasks to these processes, one after the other, and return where they will say how they do."""
+        """Give tasks to these processes, one after the other, and return where they will say how each has ended.
+
+        told: is called by another thread after each event that a process has told.
+        """
         where, waiting, said = self._where, queue.SimpleQueue[Assignment](), Said()
         url = where.database.url.render_as_string(hide_password=False)
         for task in tasks:
             waiting.put(Assignment(task, url, where.spool, where.settings, api))
+
+        def tell(message: Event | logging.LogRecord) -> None:
+            if isinstance(message, Event):
+                where.tell(message)
+                told()
+            else:
+                logging.getLogger(message.name).handle(message)
+
         for process in processes:
-            self._threads.append(threading.Thread(target=_work, args=(process, waiting, said), name="planner"))
+            self._threads.append(threading.Thread(target=_work, args=(process, waiting, tell, said), name="planner"))
             self._threads[-1].start()
         return said
 
@@ -144,25 +147,21 @@ class Planners:
                 continue
             if message is None:
                 working -= 1
-            elif isinstance(message, Done):
-                yield message
+            elif isinstance(message, Failed):
+                self._take_failure(message)
             else:
-                _take(message, self._where)
+                yield message
             meanwhile()
 
-
-def _take(message: Message, where: Environment) -> None:
-    """Tell an event of a planner, log what it has logged, or raise its error."""
-    if isinstance(message, Event):
-        where.tell(message)
-    elif isinstance(message, logging.LogRecord):
-        logging.getLogger(message.name).handle(message)
-    elif isinstance(message, Failed):
-        if message.error is not None:
-            raise message.error
-        *_, last = message.trace.strip().splitlines()
-        where.tell(Warned(warning=f"a process that planned for this one has ended ({last}); this one does its work"))
-        logger.debug("a planner failed: %s", message.trace)
+    def _take_failure(self, failed: Failed) -> None:
+        """Raise the error of a planner, or tell that the driver has to do its work."""
+        if failed.error is not None:
+            raise failed.error
+        *_, last = failed.trace.strip().splitlines()
+        self._where.tell(
+            Warned(warning=f"a process that planned for this one has ended ({last}); this one does its work")
+        )
+        logger.debug("a planner failed: %s", failed.trace)
 
 
 def _start() -> "subprocess.Popen[bytes]":
@@ -181,19 +180,22 @@ def _start() -> "subprocess.Popen[bytes]":
 def _work(
     process: "subprocess.Popen[bytes]",
     waiting: "queue.SimpleQueue[Assignment]",
+    tell: Callable[[Event | logging.LogRecord], None],
     said: Said,
 ) -> None:
-    """Give a planner one assignment after the other, and pass on what it says. None at its end."""
+    """Give a planner one assignment after the other, tell what it tells, and say how each ended; None at the end."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         while True:
             pickle.dump(waiting.get_nowait(), process.stdin)
             process.stdin.flush()
-            message: Message | None = None
-            while not isinstance(message, Done | Failed):
-                message = pickle.load(process.stdout)  # our own process writes it
-                said.put(message)
+            while True:
+                message: Message = pickle.load(process.stdout)  # our own process writes it
+                if isinstance(message, Done | Failed):
+                    said.put(message)
+                    break
+                tell(message)
     except queue.Empty:
         pass
     except Exception as exc:  # noqa: BLE001  # the planner has died: its last message is cut, or there is none

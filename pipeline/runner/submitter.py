@@ -27,6 +27,10 @@ class Submitter:
         """Tell the thread that a batch has been planned. Raises the error that ended the thread, if one did."""
         if self._error is not None:
             raise self._error
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Tell the thread that a batch has been planned. For threads that cannot raise its error."""
         self._woken.release()
 
     def __enter__(self) -> "Submitter":

@@ -160,27 +160,21 @@ def test_rows_that_changed_are_found_and_the_others_stay(api: RunningEmulator, j
 
 
 @pytest.mark.parametrize(
-    ("bytes_", "options", "cores", "expected"),
+    ("options", "wanted_by_job", "expected"),
     [
-        pytest.param(100, Options(processes=None), 2, 0, id="a small source"),
-        pytest.param(planners.LARGE_SOURCE + 1, Options(processes=None), 2, 1, id="a large source"),
-        pytest.param(planners.LARGE_SOURCE + 1, Options(processes=None), 1, 0, id="one core"),
-        pytest.param(planners.LARGE_SOURCE + 1, Options(), 2, 0, id="a flow"),
-        pytest.param(planners.LARGE_SOURCE + 1, Options(processes=None, limit=3), 2, 0, id="the first rows only"),
-        pytest.param(planners.LARGE_SOURCE + 1, Options(processes=None, dry_run=True), 2, 0, id="the quote only"),
-        pytest.param(100, Options(processes=3), 1, 1, id="one planner for one file"),
+        pytest.param(Options(processes=None), None, 0, id="nobody wants one"),
+        pytest.param(Options(processes=None), 2, 1, id="the job wants one"),
+        pytest.param(Options(), 2, 0, id="a flow"),
+        pytest.param(Options(processes=3), None, 1, id="one planner for one file"),
+        pytest.param(Options(processes=2, limit=3), None, 0, id="the first rows only"),
+        pytest.param(Options(processes=2, dry_run=True), None, 0, id="the quote only"),
     ],
 )
-def test_a_large_source_has_a_planner(
-    world: World, monkeypatch: pytest.MonkeyPatch, bytes_: int, options: Options, cores: int, expected: int
-) -> None:
-    monkeypatch.setattr(planners, "_cores", lambda: cores)
-    (world.folder / "rows.csv").write_text("id,text\na," + "x" * bytes_ + "\n")
-    reach = Reach("default", 60.0)
+def test_how_many_planners_a_run_has(world: World, options: Options, wanted_by_job: int | None, expected: int) -> None:
+    plan = Plan(world.job(limits={"processes": wanted_by_job}))
+    with_reach = replace(world.where(), reach=lambda client: Reach("default", 60.0))
 
-    with_reach = replace(world.where(), reach=lambda client: reach)
-
-    assert planners.number_of_planners(Plan(world.job()), with_reach, options) == expected
+    assert planners.number_of_planners(plan, with_reach, options) == expected
 
 
 def errors_of_planning() -> list[type[PipelineError]]:
