@@ -1,5 +1,6 @@
 """What time is it at the API? Its Date headers say so, carried on by a clock of this machine that cannot be set."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,8 @@ from statistics import median_low
 KEPT = 5  # the last Date headers; two of them may be wrong or late, and the time is still right
 WITNESSED = 3  # how often a first Date counts if the wall clock agrees with it
 AGREES = timedelta(seconds=60)  # the wall clock agrees with a Date within this
+#: Dates have whole seconds and arrive after a while, so that they differ by up to this even if all are right.
+RESOLUTION = timedelta(seconds=2)
 
 
 def steady() -> datetime:
@@ -27,6 +30,8 @@ class ApiClock:
     """The API's time: the median of its last Date headers, each as an offset from the steady clock on arrival.
 
     The wall clock is read once, at the start: as the time until the first Date arrives, and to confirm that Date.
+    The time does not go back by less than RESOLUTION, or what a driver has just noted as due now would not be due when
+    it looks for it. It goes back by more if a Date corrects it.
     """
 
     def __init__(self, steadily: Callable[[], datetime] = steady, guess: Callable[[], datetime] | None = None) -> None:
@@ -34,10 +39,16 @@ class ApiClock:
         self._steadily = steadily
         self._offsets: tuple[timedelta, ...] = ()  # replaced as a whole, because several threads read and write it
         self._guess = (guess or (wall if steadily is steady else steadily))() - steadily()
+        self._latest: datetime | None = None  # that `now` returned
+        self._telling = threading.Lock()
 
     def now(self) -> datetime:
         """Return the time by the API's clock."""
-        return self._steadily() + (median_low(self._offsets) if self._offsets else self._guess)
+        with self._telling:
+            now = self._steadily() + (median_low(self._offsets) if self._offsets else self._guess)
+            if self._latest is None or not now < self._latest < now + RESOLUTION:
+                self._latest = now
+            return self._latest
 
     @property
     def is_witnessed(self) -> bool:

@@ -17,7 +17,7 @@ from pipeline.planning.shards import Planned, Shard
 
 @dataclass(frozen=True)
 class ApiSide:
-    """How a planner reaches the API, and how far the API's time is ahead of this machine's steady clock."""
+    """How a planner reaches the API, and how far its time is ahead of this machine's steady clock."""
 
     reach: Reach
     ahead: timedelta

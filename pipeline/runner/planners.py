@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.api.clock import steady
+from pipeline.api.clock import RESOLUTION, steady
 from pipeline.driver.environment import Environment
 from pipeline.events.event import Event
 from pipeline.events.runs import Warned
@@ -105,7 +105,8 @@ class Planners:
         called again and again; it may raise. Raises the first PipelineError of a planner.
         """
         assert self._where.reach is not None
-        api = ApiSide(self._where.reach(self._client), api_now - steady())
+        # a little behind, so that what is due by a planner's time is due by the driver's, too
+        api = ApiSide(self._where.reach(self._client), api_now - steady() - RESOLUTION)
         said = self._assign(shards, self._processes, api, planned)
         return [done for done in self._done(said, len(self._processes), meanwhile) if isinstance(done, Planned)]
 

@@ -6,7 +6,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from pipeline.api.clock import KEPT, ApiClock, date_of, steady
+from pipeline.api.clock import KEPT, RESOLUTION, ApiClock, date_of, steady
 
 THEN = datetime(2026, 11, 20, 8, 30, tzinfo=UTC)
 BOOT = datetime(1970, 1, 1, tzinfo=UTC)
@@ -35,6 +35,33 @@ def test_the_time_advances_with_the_steady_clock() -> None:
     machine.up += timedelta(hours=5)
 
     assert clock.now() == THEN + timedelta(hours=5)
+
+
+def test_the_time_does_not_go_back_because_dates_have_whole_seconds() -> None:
+    machine = Machine()
+    clock = ApiClock(machine.steadily)
+    told = [clock.now()]
+
+    for tenth in (0, 8, 17, 21, 29, 30):  # several answers at each of these moments
+        machine.up = timedelta(hours=3, seconds=tenth / 10)
+        for _ in range(KEPT):
+            clock.take_date(dated(THEN + timedelta(seconds=tenth // 10)))
+            told.append(clock.now())
+
+    assert told[1:] == sorted(told[1:])
+    assert abs(told[-1] - (THEN + timedelta(seconds=3))) < RESOLUTION
+
+
+def test_the_time_goes_back_when_dates_correct_it() -> None:
+    machine = Machine()
+    clock = ApiClock(machine.steadily)
+    clock.take_date(dated(THEN + timedelta(minutes=1)))
+    before = clock.now()
+
+    for _ in range(KEPT):
+        clock.take_date(dated(THEN))
+
+    assert (before, clock.now()) == (THEN + timedelta(minutes=1), THEN)
 
 
 def test_the_guess_is_used_until_a_date_is_received() -> None:
