@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.opening import default_folder, load_job, open_known_job
+from pipeline.cli.opening import database_url, default_folder, load_job, open_known_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
 from pipeline.cli.terminal import put_json, put_request, say, say_next
 from pipeline.errors import InputError, PipelineError
@@ -135,10 +135,8 @@ def _check_against_state(plan: "Plan", database: "Database | None", folder: Path
     table do not fit, DatabaseError when the spool cannot be used.
     """
     from pipeline.sink.columns import ResultColumns
-    from pipeline.state.database import default_url
 
-    url = shared.database or default_url(folder, emulated=shared.emulator)
-    with _read_state(url, database, plan.job.name) as state:
+    with _read_state(database_url(folder, shared), database, plan.job.name) as state:
         ResultColumns.of(plan.job, plan.source.kinds()).added_to(state.columns)
         return _check_spool(state, shared.spool)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.opening import default_folder, find_job_file, load_job
+from pipeline.cli.opening import database_url, default_folder, find_job_file, load_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
 from pipeline.cli.terminal import put, put_json, say, say_next
 from pipeline.errors import InputError
@@ -56,10 +56,10 @@ def _quote_by_state(plan: "Plan", folder: Path, shared: SharedOptions) -> "tuple
     folder: that of the default database.
     """
     from pipeline.sink.table import ResultsTable
-    from pipeline.state.database import Database, default_url
+    from pipeline.state.database import Database
     from pipeline.state.jobs import job_named
 
-    url = shared.database or default_url(folder, emulated=shared.emulator)
+    url = database_url(folder, shared)
     if not Database.exists(url):
         return _quote(plan, None, None, emulated=shared.emulator)
     with contextlib.closing(Database(url)) as database:

@@ -91,15 +91,22 @@ def say_vars(job: "Job", shared: SharedOptions) -> None:
 # -- the database and the API ----------------------------------------------------------------------------------------
 
 
+def database_url(folder: Path, shared: SharedOptions) -> str:
+    """Return the URL of --database, or else that of the default database of this folder."""
+    from pipeline.state.database import default_url
+
+    return shared.database or default_url(folder, emulated=shared.emulator)
+
+
 @contextlib.contextmanager
 def open_database(folder: Path, shared: SharedOptions, *, must_exist: bool = False) -> "Iterator[Database]":
     """Open the database of --database, or else the default one of this folder, say which it is, and close it again.
 
     must_exist: raise InputError instead of making a new one.
     """
-    from pipeline.state.database import Database, default_url
+    from pipeline.state.database import Database
 
-    url = shared.database or default_url(folder, emulated=shared.emulator)
+    url = database_url(folder, shared)
     if must_exist and not Database.exists(url):
         raise InputError(
             f"there is no database {Database.shown_url(url)}; run a job first, or name another one with --database"
@@ -127,9 +134,9 @@ def wait_for_database(folder: Path, shared: SharedOptions) -> bool:
     Raises Interrupted after a signal.
     """
     from pipeline.driver.driver import Stop
-    from pipeline.state.database import Database, default_url
+    from pipeline.state.database import Database
 
-    url = shared.database or default_url(folder, emulated=shared.emulator)
+    url = database_url(folder, shared)
     if Database.exists(url):
         return False
     stop = Stop()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.opening import folder_and_name, load_job, load_with_last_vars, open_database
+from pipeline.cli.opening import database_url, folder_and_name, load_job, load_with_last_vars, open_database
 from pipeline.cli.options import EVERYWHERE, JobArgument, LastVarOption, SharedOptions, takes
 from pipeline.cli.terminal import is_utf8, put, put_json, say_next
 
@@ -55,11 +55,11 @@ def _open_if_known(
     job that the database knows has the vars of its last run.
     """
     from pipeline.job.name import is_path
-    from pipeline.state.database import Database, default_url
+    from pipeline.state.database import Database
     from pipeline.state.jobs import job_named, known_job
 
     folder, name = folder_and_name(job)
-    if is_path(job) and not Database.exists(shared.database or default_url(folder, emulated=shared.emulator)):
+    if is_path(job) and not Database.exists(database_url(folder, shared)):
         yield None, None, load_job(Path(job), var)
         return
     with open_database(folder, shared, must_exist=True) as database:
