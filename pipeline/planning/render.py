@@ -12,7 +12,7 @@ from pipeline.job.templates import Place, Plain
 from pipeline.money.budget import SMALL_PROMPT, Bound, is_small
 from pipeline.money.prices import PriceList
 from pipeline.planning.window import SURELY_FITS, Windows
-from pipeline.request import packing
+from pipeline.request import bulk, packing
 from pipeline.request.build import Built, RequestBuilder
 from pipeline.storage.folders import Folder
 
@@ -50,11 +50,7 @@ class Renderer:
         if made is None:
             return [b""] * frame.height
         most = min(self.largest, SURELY_FITS, SMALL_PROMPT)
-        return (
-            [b"" if len(params) > most else params for params in made]
-            if max(map(len, made), default=0) > most
-            else made
-        )
+        return [b"" if len(params) > most else params for params in made]
 
     def _in_bulk(self, frame: pl.DataFrame, prompt: Plain) -> list[bytes] | None:
         """Return the params of all rows, of any size; b"" for those with a null or an empty prompt.
@@ -97,21 +93,7 @@ class Renderer:
 
 
 #: Types whose values are printed in a template as Python prints them.
-_PLAIN_TYPES = frozenset(
-    [
-        pl.String,
-        pl.Boolean,
-        pl.Float64,
-        pl.Int8,
-        pl.Int16,
-        pl.Int32,
-        pl.Int64,
-        pl.UInt8,
-        pl.UInt16,
-        pl.UInt32,
-        pl.UInt64,
-    ]
-)
+_PLAIN_TYPES = frozenset([*bulk.TYPES, pl.Boolean, pl.Float64])
 
 
 def plain_column(column: pl.Series, place: Place) -> list[Any] | None:

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 import orjson
 import polars as pl
 
-_TEXTS = (pl.String, pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+#: Types whose values polars prints as Python does.
+TYPES = (pl.String, pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
 _PARTS = re.compile(r"%s|(?:%%|[^%])+")
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # all characters that Python counts as blank
 
 
 def is_possible(columns: Sequence[pl.Series]) -> bool:
     """Return whether polars prints the values of these columns as Python does, and writes JSON as orjson does."""
-    return all(column.dtype in _TEXTS for column in columns) and _json_is_exact()
+    return all(column.dtype in TYPES for column in columns) and _json_is_exact()
 
 
 def params(opening: bytes, pattern: str, columns: Sequence[pl.Series]) -> list[bytes]:

@@ -116,7 +116,7 @@ class Planners:
         processes: "Sequence[subprocess.Popen[bytes]]",
         api: ApiSide | None = None,
         told: Callable[[], None] = lambda: None,
-    ) -> "Said":
+    ) -> Said:
         """Give tasks to these processes, one after the other, and return where they will say how each has ended.
 
         told: is called by another thread after each event that a process has told.
@@ -138,7 +138,7 @@ class Planners:
             self._threads[-1].start()
         return said
 
-    def _done(self, said: "Said", working: int, meanwhile: Callable[[], None]) -> Iterator[Done]:
+    def _done(self, said: Said, working: int, meanwhile: Callable[[], None]) -> Iterator[Done]:
         """Yield what is done, until no process works any more. working: how many do. meanwhile: as for `plan`."""
         while working:
             try:
