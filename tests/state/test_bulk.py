@@ -32,8 +32,9 @@ from sqlalchemy.exc import IntegrityError
 from pipeline.errors import LostRace, Stopped
 from pipeline.state.bulk import AT_ONCE_POSTGRES, WORTH_A_COPY, Bulk, next_ids
 from pipeline.state.database import Database
-from pipeline.state.tables import UtcDateTime, jobs, requests, runs
+from pipeline.state.tables import UtcDateTime, requests
 from tests.support.postgres import connected
+from tests.support.records import put_run
 
 NOW = datetime.datetime(2026, 11, 20, 8, 30, tzinfo=datetime.UTC)
 MANY = AT_ONCE_POSTGRES + 77  # more rows than one statement carries on either database
@@ -181,9 +182,7 @@ def test_one_statement_works_on_sqlite_and_postgresql_in_turn(tmp_path: Path, po
 
 def with_a_run(database: Database) -> None:
     with database.write() as conn:
-        conn.execute(insert(jobs).values(id=1, name="j", results_table="answers", columns={}, created_at=NOW))
-        run = {"vars": {}, "job": {}, "recipe": "r", "state": "open", "vanished": 0, "created_at": NOW}
-        conn.execute(insert(runs).values(id=1, job_id=1, **run))
+        put_run(conn)
 
 
 NEW = ("id", "job_id", "key", "run_id", "state", "waits", "row_hash", "recipe", "attempts")

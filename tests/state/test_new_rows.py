@@ -2,45 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import select
 
 from pipeline.state.database import Connection, Database
 from pipeline.state.new_rows import KeyKnown, NewRows, insert_new_rows, known_key
-from pipeline.state.tables import batches, jobs, requests, runs
+from pipeline.state.tables import requests
 from pipeline.state.tallies import run_counts
-
-NOW = datetime(2026, 11, 20, 8, 30, tzinfo=UTC)
+from tests.support.records import put_batch, put_run
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     with closing(Database(database_url)) as database:
         with database.write() as conn:
-            conn.execute(insert(jobs).values(id=1, name="j", results_table="t", columns={}, created_at=NOW))
-            values = {"job_id": 1, "vars": {}, "job": {}, "recipe": "r", "state": "open", "created_at": NOW}
-            conn.execute(insert(runs).values(id=1, **values))
-            conn.execute(
-                insert(batches).values(
-                    id=1,
-                    job_id=1,
-                    run_id=1,
-                    state="planned",
-                    recipe="r",
-                    nonce="n",
-                    digest="d",
-                    size_bytes=1,
-                    requests=1,
-                    rows=1,
-                    cost_usd=0.0,
-                    downloads=0,
-                    wait_seconds=0.0,
-                    created_at=NOW,
-                    due_at=NOW,
-                )
-            )
+            put_run(conn)
+            put_batch(conn)
         yield database
 
 

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Table, event, insert, select, text, update
+from sqlalchemy import Table, event, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.errors import LostRace
@@ -29,23 +28,9 @@ from pipeline.state.runs import has_work, rows_for_planning
 from pipeline.state.tables import batches, jobs, requests, runs
 from pipeline.states import RowState
 from tests.state.test_database import bring_to, make_first_version, plain, reflected
+from tests.support.records import put_batch, put_run
 
-NOW = datetime(2026, 11, 20, 8, 30, tzinfo=UTC)
-BATCH: dict[str, Any] = {
-    "id": 1,
-    "job_id": 1,
-    "run_id": 1,
-    "state": "ended",
-    "recipe": "r",
-    "nonce": "n",
-    "digest": "d",
-    "size_bytes": 1,
-    "requests": 3,
-    "rows": 3,
-    "api_id": "msgbatch_1",
-    "created_at": NOW,
-    "due_at": NOW,
-}
+ENDED = {"state": "ended", "requests": 3, "rows": 3, "api_id": "msgbatch_1"}
 ROWS = 40
 
 
@@ -54,10 +39,8 @@ def database(database_url: str) -> Iterator[Database]:
     """A database with a batch whose rows are in flight at the positions 0 to ROWS - 1."""
     with closing(Database(database_url)) as database:
         with database.write() as conn:
-            conn.execute(insert(jobs).values(id=1, name="j", results_table="t", columns={}, created_at=NOW))
-            values = {"job_id": 1, "vars": {}, "job": {}, "recipe": "r", "state": "open", "created_at": NOW}
-            conn.execute(insert(runs).values(id=1, **values))
-            conn.execute(insert(batches).values(**BATCH))
+            put_run(conn)
+            put_batch(conn, **ENDED)
             hashes = [bytes([i]) * 16 for i in range(ROWS)]
             new = NewRows([f'["{i}"]' for i in range(ROWS)], [None] * ROWS, hashes, hashes, list(range(ROWS)))
             insert_new_rows(conn, new, job_id=1, run_id=1, recipe="r", batch=1)
@@ -165,10 +148,8 @@ def test_an_outcome_changes_no_column_that_an_index_names(database: Database) ->
 def test_postgresql_changes_rows_in_place_with_their_outcome(postgres_url: str) -> None:
     with closing(Database(postgres_url)) as database:
         with database.write() as conn:
-            conn.execute(insert(jobs).values(id=1, name="j", results_table="t", columns={}, created_at=NOW))
-            values = {"job_id": 1, "vars": {}, "job": {}, "recipe": "r", "state": "open", "created_at": NOW}
-            conn.execute(insert(runs).values(id=1, **values))
-            conn.execute(insert(batches).values(**BATCH))
+            put_run(conn)
+            put_batch(conn, **ENDED)
             n = 2_000
             hashes = [i.to_bytes(16, "big") for i in range(n)]
             new = NewRows([f'["{i:08}"]' for i in range(n)], [None] * n, hashes, hashes, list(range(n)))
