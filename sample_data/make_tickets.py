@@ -35,10 +35,39 @@ class Ticket(NamedTuple):
 
 
 #: The labels of the tickets of `awkward`, in their order; a person cannot tell for the second one.
-AWKWARD_LABELS = """
-bug - how_to billing outage how_to billing feature_request feature_request bug bug how_to bug bug how_to outage
-bug bug feature_request how_to bug bug bug outage billing how_to how_to feature_request how_to bug billing
-""".split()
+AWKWARD_LABELS = [
+    "bug",
+    "",
+    "how_to",
+    "billing",
+    "outage",
+    "how_to",
+    "billing",
+    "feature_request",
+    "feature_request",
+    "bug",
+    "bug",
+    "how_to",
+    "bug",
+    "bug",
+    "how_to",
+    "outage",
+    "bug",
+    "bug",
+    "feature_request",
+    "how_to",
+    "bug",
+    "bug",
+    "bug",
+    "outage",
+    "billing",
+    "how_to",
+    "how_to",
+    "feature_request",
+    "how_to",
+    "bug",
+    "billing",
+]
 
 
 ACCOUNTS = """
@@ -465,10 +494,9 @@ def ordinary(n: int, told: list[tuple[str, list[str], str]], opened: datetime) -
     return Ticket(_pick(ACCOUNTS, "account", n), _priority(label, n), _fill(subject, n, opened), body, label)
 
 
-def tickets() -> list[tuple[str, ...]]:
+def tickets() -> list[tuple[str, str, str, str, str, str, str]]:
     """Return all rows of the file: difficult tickets spread evenly among ordinary ones, with growing ids and times."""
-    labels = [label.strip("-") for label in AWKWARD_LABELS]
-    strange = [ticket._replace(label=label) for ticket, label in zip(awkward(), labels, strict=True)]
+    strange = [ticket._replace(label=label) for ticket, label in zip(awkward(), AWKWARD_LABELS, strict=True)]
     told = stories()
     every = ROWS // len(strange)  # one difficult ticket every so many rows, until all are used
     rows = []

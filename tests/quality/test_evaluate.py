@@ -1,5 +1,6 @@
 """`evaluate` compares answers with gold: which rows count, which figures it gives, and what it refuses."""
 
+import datetime
 import importlib
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from pipeline.errors import InputError
+from pipeline.job.load import load
 from pipeline.job.model import Job
 from pipeline.quality.evaluate import Evaluation, evaluate, judged
 from pipeline.quality.figures import Figures, Share
@@ -316,3 +318,17 @@ def test_texts_of_the_model_and_keys_give_a_terminal_no_commands(world: World) -
     assert ":boom: [red]\\x1b]0;title\\x07 and\\nmuc..." in shown
     assert "\\u001b[31mred" in shown
     assert "\x1b" not in shown
+
+
+# -- the guide -------------------------------------------------------------------------------------------------------
+
+
+def test_the_guide_shows_what_the_sample_tickets_give(world: World) -> None:
+    root = Path(__file__).parents[2]
+    job = load(root / "sample_data/jobs/classify_tickets.yaml", variables={}, today=datetime.date(2026, 11, 20))
+    world.run(job)
+
+    shown = lines(evaluation(world, job))
+
+    guide = (root / "docs/evaluate.md").read_text(encoding="utf-8")
+    assert "```\n" + "\n".join(shown) + "\n```\n" in guide
