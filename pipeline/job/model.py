@@ -417,7 +417,8 @@ class Limits(Section):
     max_cost_usd: of the run, in US dollars; None for no limit. max_failed: the share of rows that may fail without a
     failing exit code, 0 to 1. min_rows: if the source has fewer rows, nothing is sent; None for no minimum.
     max_batch_requests, max_batch_bytes: of one batch. max_in_flight_requests: of the job's batches that are at the API.
-    processes: how many processes of a machine work on a run, one of which submits and collects; None: 1.
+    processes: how many processes of a machine work on a run, one of which submits and collects; None: 2 for a source
+    above 20 MB, else 1.
     """
 
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

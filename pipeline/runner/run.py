@@ -23,6 +23,7 @@ from pipeline.runner.begin import Work
 from pipeline.runner.loop import Run
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.planners import Planners, number_of_planners
+from pipeline.runner.processes import PlannerProcesses
 from pipeline.runner.register import known_to_database, register
 from pipeline.sink.columns import ResultColumns
 from pipeline.state import ends
@@ -58,7 +59,8 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         def prepare_work() -> Planners | None:
             """Start the planners, which import what they need while the SDK is imported here; connect to the API."""
             number = number_of_planners(plan, where, options)
-            planners = stack.enter_context(Planners(number, where, job.api.client)) if number else None
+            pool = stack.enter_context(PlannerProcesses()) if options.planners is None else options.planners
+            planners = stack.enter_context(Planners(number, pool, where, job.api.client)) if number else None
             if planners is not None and not may_be_idle:
                 planners.begin_to_quote(ToQuote.of(plan, job_id, known.unsent))
             check_types(plan.asked)
