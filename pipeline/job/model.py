@@ -220,7 +220,8 @@ class Request(Section):
 
     model, max_tokens: fixed, or templates over the row's columns. prompt: a template, the last turn of the user.
     system: a text or content blocks, the same for all rows; None for none. messages: turns before the prompt, the same
-    for all rows but for templates. turns: the column that holds a conversation before the prompt; None for none.
+    for all rows but for templates. turns: the column that holds a conversation before the prompt, or the message of an
+    earlier answer; None for none.
     params: other fields of the Messages API. cache: how long the shared prefix stays in the prompt cache; None for no
     caching. betas: names for the anthropic-beta header. dedupe: whether equal requests are sent once.
     """
@@ -330,6 +331,7 @@ class Output(Section):
     pydantic model; None for none. tool: the name of the tool in request.params that each answer must call; None for
     none. columns: property, or dotted path to a property, to the name of its SQL column.
     thinking, citations: whether the results table has a column for the model's thinking, and one for its citations.
+    message: whether it has a column for the whole message, as the JSON text that the API sent.
     """
 
     labels: list[NonEmpty] | None = None
@@ -338,6 +340,7 @@ class Output(Section):
     columns: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]] = {}
     thinking: bool = False
     citations: bool = False
+    message: bool = False
 
     @field_validator("schema_", mode="before")
     @classmethod

@@ -169,6 +169,23 @@ def test_turns_are_placed_between_the_examples_and_the_prompt() -> None:
     assert said == [*SHOTS, *earlier, {"role": "user", "content": "Now."}]
 
 
+def test_a_whole_message_is_the_turn_that_it_was() -> None:
+    content = [
+        {"type": "thinking", "thinking": "", "signature": "s"},
+        {"type": "compaction", "content": None},
+        {"type": "tool_use", "id": "toolu_1", "name": "lookup", "input": {"order": None}},
+    ]
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "content": content, "usage": {"input_tokens": 1}}
+    asked, answered = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": content}
+    made = job(messages=[asked], turns="message")
+
+    alone = messages(made, {"body": "Now.", "message": orjson.dumps(message).decode()})
+    listed = messages(made, {"body": "Now.", "message": orjson.dumps([message, asked, message]).decode()})
+
+    assert alone == [asked, answered, {"role": "user", "content": "Now."}]
+    assert listed == [asked, answered, asked, answered, {"role": "user", "content": "Now."}]
+
+
 @pytest.mark.parametrize("empty", [None, "", "[]", []], ids=["null", "no text", "no turn as JSON", "no turn"])
 def test_a_row_without_turns_has_only_its_prompt(empty: object) -> None:
     assert messages(job(turns="history"), {"body": "Now.", "history": empty}) == [{"role": "user", "content": "Now."}]
