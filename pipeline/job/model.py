@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from pipeline.job import templates
 
@@ -218,7 +219,8 @@ class Attachment(Section):
 class Request(Section):
     """The request that is sent for each row.
 
-    model, max_tokens: fixed, or templates over the row's columns. prompt: a template, the last turn of the user.
+    model, max_tokens: fixed, or templates over the row's columns. prompt: a template, the last turn of the user; None
+    if `messages` or `turns` end with a turn of the user.
     system: a text or content blocks, the same for all rows; None for none. messages: turns before the prompt, the same
     for all rows but for templates. turns: the column that holds a conversation before the prompt, or the message of an
     earlier answer; None for none.
@@ -231,7 +233,7 @@ class Request(Section):
     system: NonEmpty | list[dict[str, Any]] | None = None
     messages: list[Turn] = []
     turns: NonEmpty | None = None
-    prompt: NonEmpty
+    prompt: Annotated[NonEmpty | None, Field(validate_default=True)] = None
     attachments: list[Attachment] = []
     params: dict[str, Any] = {}
     cache: Literal["5m", "1h"] | None = None
@@ -260,9 +262,27 @@ class Request(Section):
                     raise ValueError(str(exc)) from exc
         return turns
 
+    @field_validator("prompt")
+    @classmethod
+    def _ends_with_user(cls, prompt: str | None, info: ValidationInfo) -> str | None:
+        turns: list[Turn] = info.data.get("messages", [])
+        if prompt is None and info.data.get("turns") is None and [turn.role for turn in turns[-1:]] != ["user"]:
+            raise PydanticCustomError(
+                "required", "this field is required, unless messages or turns end with a turn of the user"
+            )
+        return prompt
+
+    @field_validator("attachments")
+    @classmethod
+    def _have_a_turn(cls, attachments: list[Attachment], info: ValidationInfo) -> list[Attachment]:
+        if attachments and "prompt" in info.data and info.data["prompt"] is None:
+            raise ValueError("they are sent in the turn of the prompt, and there is none; add request.prompt")
+        return attachments
+
     def templates(self) -> dict[str, str]:
         """Return every text that may name columns, by its field, like "request.prompt"."""
-        by_field = {"request.prompt": self.prompt, "request.model": self.model}
+        by_field = {} if self.prompt is None else {"request.prompt": self.prompt}
+        by_field["request.model"] = self.model
         if isinstance(self.max_tokens, str):
             by_field["request.max_tokens"] = self.max_tokens
         for i, turn in enumerate(self.messages):

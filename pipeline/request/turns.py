@@ -34,6 +34,17 @@ def require_user_first(messages: list[dict[str, Any]]) -> None:
         raise RowProblem(f"the conversation begins with a turn of role {messages[0]['role']!r}; it must be 'user'")
 
 
+def require_user_at_both_ends(messages: list[dict[str, Any]]) -> None:
+    """Raise RowProblem unless a conversation without a prompt begins and ends with a turn of the user."""
+    if not messages or messages[-1]["role"] != "user":
+        raise RowProblem(
+            "the conversation does not end with a turn of the user, and the job has no request.prompt"
+            if messages
+            else "the conversation has no turns, and the job has no request.prompt"
+        )
+    require_user_first(messages)
+
+
 def _parsed(column: str, text: str) -> Any:
     try:
         return orjson.loads(text)

@@ -50,3 +50,16 @@ def test_the_next_turn_is_built_from_the_stored_message(world: World) -> None:
         ]
         for row in texts(2)
     }
+
+
+@pytest.mark.parametrize("world", ["SQLite"], indirect=True)
+def test_tool_results_alone_are_the_next_turn(world: World) -> None:
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "lookup", "input": {}}]}
+    found = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "It is 7."}]}
+    world.rows([{"id": "r0", "text": "Which?", "turns": orjson.dumps([call, found]).decode()}])
+    request = {"messages": [{"role": "user", "content": "{{ text }}"}], "turns": "turns", "prompt": None}
+
+    finished = world.run(kept(world, request=request | {"params": {"tools": [LOOKUP]}}))
+
+    assert finished.rows == {"succeeded": 1}
+    assert asked(world)[0]["messages"] == [{"role": "user", "content": "Which?"}, call, found]
