@@ -59,7 +59,7 @@ def _remote(job: str, shared: SharedOptions) -> "tuple[list[dict[str, Any]], Ite
         open_environment(database, shared, job=job) as environment,
     ):
         job_record = known_job(database, name)
-        with environment.api(environment.client_of(job_record)) as (api, _):
+        with environment.api(environment.endpoint_of(job_record)) as (api, _):
             listed, now = list(api.newest_batches()), api.now()
         with database.read() as conn:
             facts = remote_facts(conn, listed, now)

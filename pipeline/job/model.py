@@ -18,7 +18,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from pipeline.job import templates
+from pipeline.job import api_rules, templates
+from pipeline.job.endpoint import Endpoint
 
 MAX_REQUESTS = 100_000  # of one batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
 MAX_BYTES = 256_000_000  # of one batch. Source: the same
@@ -41,6 +42,11 @@ class Section(BaseModel):
     """A section of a job file. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
+
+
+def without_value(problem: str) -> PydanticCustomError:
+    """Return the error for a value that no message shows, because it is missing, or may hold a secret."""
+    return PydanticCustomError("without_value", "{problem}", {"problem": problem})
 
 
 def as_list(value: Any) -> Any:
@@ -267,9 +273,7 @@ class Request(Section):
     def _ends_with_user(cls, prompt: str | None, info: ValidationInfo) -> str | None:
         turns: list[Turn] = info.data.get("messages", [])
         if prompt is None and info.data.get("turns") is None and [turn.role for turn in turns[-1:]] != ["user"]:
-            raise PydanticCustomError(
-                "required", "this field is required, unless messages or turns end with a turn of the user"
-            )
+            raise without_value("this field is required, unless messages or turns end with a turn of the user")
         return prompt
 
     @field_validator("attachments")
@@ -329,9 +333,38 @@ CLIENTS_WITHOUT_BATCHES = {
 
 
 class ApiClient(Section):
-    """Which of the SDK's clients connects to the API."""
+    """How the API is reached. A value that begins with `$` names an environment variable.
+
+    client: which of the SDK's clients. base_url: the address that requests go to; None: as the SDK finds it. headers:
+    are sent with every call, beside those of the SDK. timeout: seconds for one call; None: BATCH_TIMEOUT_SECONDS.
+    """
 
     client: Literal["default", "aws", "google"] = "default"
+    base_url: NonEmpty | None = None
+    headers: dict[NonEmpty, str] = {}
+    timeout: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint that these fields name."""
+        return Endpoint.of(self.model_dump())
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, base_url: str | None) -> str | None:
+        problem = None if base_url is None else api_rules.problem_of_url(base_url)
+        if problem is not None:
+            raise without_value(problem)
+        return base_url
+
+    @field_validator("headers")
+    @classmethod
+    def _hold_no_keys(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            problem = api_rules.problem_of_header(name, value)
+            if problem is not None:
+                raise without_value(problem)
+        return headers
 
     @field_validator("client", mode="before")
     @classmethod
