@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline import memory
+from pipeline.cli.batches import batches
 from pipeline.cli.cancel import cancel
 from pipeline.cli.check import check
 from pipeline.cli.collect import collect
@@ -46,6 +47,7 @@ for _command in (
     collect,
     cancel,
     status,
+    batches,
     errors,
     show,
     verify,

@@ -16,6 +16,7 @@ from pipeline.api.clock import RESOLUTION, steady
 from pipeline.driver.environment import Environment
 from pipeline.events.event import Event
 from pipeline.events.runs import Warned
+from pipeline.job.endpoint import Endpoint
 from pipeline.planning.messages import ApiSide, Assignment, Done, Failed, Message
 from pipeline.planning.plan import Plan
 from pipeline.planning.quote_source import QuotedSource, ToQuote
@@ -48,13 +49,13 @@ def number_of_planners(plan: Plan, where: Environment, options: Options) -> int:
 class Planners:
     """Processes that plan for one run. Use it in a with block, at whose end they are ended."""
 
-    def __init__(self, number: int, pool: PlannerProcesses, where: Environment, client: str) -> None:
+    def __init__(self, number: int, pool: PlannerProcesses, where: Environment, endpoint: Endpoint) -> None:
         """Let so many processes of the pool plan. They import what they need while the driver does its own.
 
-        where: what the driver works with. It tells the events of the planners. client: which client of the SDK the
-        job's requests are sent with.
+        where: what the driver works with. It tells the events of the planners. endpoint: the endpoint of the API that
+        the job uses.
         """
-        self._where, self._client = where, client
+        self._where, self._endpoint = where, endpoint
         self._pool, self._processes = pool, pool.at_least(number)
         self._threads: list[threading.Thread] = []
         self._quoting: Said | None = None
@@ -100,7 +101,7 @@ class Planners:
         """
         assert self._where.reach is not None
         # a little behind, so that what is due by a planner's time is due by the driver's, too
-        api = ApiSide(self._where.reach(self._client), api_now - steady() - RESOLUTION)
+        api = ApiSide(self._where.reach(self._endpoint), api_now - steady() - RESOLUTION)
         said = self._assign(shards, self._processes, api, planned)
         return [done for done in self._done(said, len(self._processes), meanwhile) if isinstance(done, Planned)]
 

@@ -48,7 +48,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     check_fields(plan.asked)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds())
-    with where.driving(job.api.client, lazily=True) as driving, contextlib.ExitStack() as stack:
+    with where.driving(job.api.endpoint, lazily=True) as driving, contextlib.ExitStack() as stack:
         with where.database.read() as conn:
             job_record, sink = known_to_database(conn, where.database, job, columns)
             known = quoting.known(conn, job_record, sink, plan)
@@ -60,7 +60,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
             """Start the planners, which import what they need while the SDK is imported here; connect to the API."""
             number = number_of_planners(plan, where, options)
             pool = stack.enter_context(PlannerProcesses()) if options.planners is None else options.planners
-            planners = stack.enter_context(Planners(number, pool, where, job.api.client)) if number else None
+            planners = stack.enter_context(Planners(number, pool, where, job.api.endpoint)) if number else None
             if planners is not None and not may_be_idle:
                 planners.begin_to_quote(ToQuote.of(plan, job_id, known.unsent))
             check_types(plan.asked)
