@@ -72,6 +72,7 @@ def output_columns(job: Job) -> dict[str, str]:
     extra |= {"citations": "json"} if job.output.citations else {}
     extra |= {"tool_use": "json"} if job.output.tool is None and _has_client_tools(job.request.params) else {}
     extra |= {"server_tool_use": "json"} if first_server_tool(job.request.params) else {}
+    extra |= {"message": "text"} if job.output.message else {}  # no "json": a text comes back exactly as it was sent
     for name in extra:
         if name in columns:
             raise JobError(f"output.columns: property {name!r} has the name of another column of the output; rename it")
@@ -150,7 +151,9 @@ class ResultReader:
         self._retried = frozenset(job.retry.errors)
         wanted = output_columns(job).keys() - (self._schema.columns.keys() if self._schema is not None else set())
         self._extras = [(name, read) for name, read in _EXTRAS if name in wanted]
-        self._reads_plain = self._tool is None and not self._extras  # the text of an answer is all that is looked at
+        self._keeps_message = job.output.message
+        # the text of an answer is all that is looked at
+        self._reads_plain = self._tool is None and not self._extras and not self._keeps_message
 
     def read(self, line: bytes) -> Outcome | None:
         """Return the outcome that a result line states; None if the line cannot be read."""
@@ -163,6 +166,15 @@ class ResultReader:
 
     def read_any(self, line: bytes) -> Outcome | None:
         """Return the same as `read`, by the general way, which reads all lines and takes longer."""
+        outcome = self._read_any(line)
+        if outcome is None or not self._keeps_message:
+            return outcome
+        from pipeline.answer.whole import message_text  # only jobs with output.message need its imports
+
+        return outcome._replace(values={**(outcome.values or {}), "message": message_text(line)})
+
+    def _read_any(self, line: bytes) -> Outcome | None:
+        """Return the outcome of any line, without its whole message; None if the line cannot be read."""
         try:
             parsed = orjson.loads(line)
         except orjson.JSONDecodeError:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.cache_minimum import OF_OTHERS, fewest_tokens
+
 if TYPE_CHECKING:
     from anthropic.types import ModelInfo
 
@@ -37,14 +39,6 @@ _EXTENDED = frozenset(
         _Model("haiku", (5, 5)),
     }
 )
-#: The fewest tokens of a prefix that a model caches, if not 1,024.
-#: Source: platform.claude.com/docs/en/build-with-claude/prompt-caching
-_CACHE_MINIMUM = {
-    _Model("opus", (4, 5)): 4096,
-    _Model("opus", (4, 6)): 4096,
-    _Model("haiku", (4, 5)): 4096,
-    _Model("opus", (4, 7)): 2048,
-}
 
 
 def says(info: "ModelInfo", *path: str) -> bool | None:
@@ -72,7 +66,7 @@ def output_limit(info: "ModelInfo", betas: Collection[str]) -> int | None:
 def cache_minimum(model: str) -> int:
     """Return the fewest tokens of a prefix that this model caches."""
     known = _model(model)
-    return 1024 if known is None else _CACHE_MINIMUM.get(known, 1024)
+    return OF_OTHERS if known is None else fewest_tokens(known.line, known.generation)
 
 
 def newest(names: Collection[str], line: str) -> str | None:

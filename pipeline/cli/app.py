@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline import memory
+from pipeline.cli.batches import batches
 from pipeline.cli.cancel import cancel
 from pipeline.cli.check import check
 from pipeline.cli.collect import collect
@@ -47,6 +48,7 @@ for _command in (
     collect,
     cancel,
     status,
+    batches,
     errors,
     show,
     verify,
@@ -110,6 +112,7 @@ def main() -> None:
                 raise
             say(f"error: unexpected {type(exc).__name__}: {exc}; it is safe to run again; --debug shows where")
             code = 3  # what is committed is valid, so the same command continues from there
+    memory.skip_last_collection()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -114,7 +114,7 @@ def _check_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]
     from pipeline.planning.model_checks import cache_warnings, check_models, shared_tokens
 
     try:
-        with environment.asking(loaded.api.client, emulated=emulated) as api:
+        with environment.asking(loaded.api.endpoint, emulated=emulated) as api:
             warnings = check_models(loaded, quote, api, datetime.now(UTC))
             return warnings + cache_warnings(loaded, quote, shared_tokens(loaded, quote, api))
     except JobError:

@@ -48,7 +48,7 @@ def preview(
     say(f"preview  {live.announcement(picked, loaded)}")
     if not confirmed(yes=yes, ask=not shared.as_json):
         raise typer.Exit(0)
-    with environment.reaching(loaded.api.client, emulated=shared.emulator) as reached:
+    with environment.reaching(loaded.api.endpoint, emulated=shared.emulator) as reached:
         client = async_client(reached)
         if shared.as_json:
             code = live.tell(client, picked, loaded, lambda facts: put_json({"event": "preview", **facts}))

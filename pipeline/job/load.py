@@ -147,7 +147,7 @@ def _error_sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.P
             message = "unknown field" + _did_you_mean(field)
         elif error["type"] == "missing":
             message = "this field is required"
-        elif not isinstance(error["input"], dict | list):
+        elif error["type"] != "without_value" and not isinstance(error["input"], dict | list):
             message = f"{message} (it is {error['input']!r})"
         yield f"{path}{_line_suffix(lines, field)}: {_dotted(field)}: {message}"
 

@@ -16,8 +16,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from pipeline.job import templates
+from pipeline.job import api_rules, templates
+from pipeline.job.endpoint import Endpoint
 from pipeline.job.gold import Gold, refuse_later, refuse_seen
 
 MAX_REQUESTS = 100_000  # of one batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
@@ -41,6 +43,11 @@ class Section(BaseModel):
     """A section of a job file. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
+
+
+def without_value(problem: str) -> PydanticCustomError:
+    """Return the error for a value that no message shows, because it is missing, or may hold a secret."""
+    return PydanticCustomError("without_value", "{problem}", {"problem": problem})
 
 
 def as_list(value: Any) -> Any:
@@ -219,9 +226,11 @@ class Attachment(Section):
 class Request(Section):
     """The request that is sent for each row.
 
-    model, max_tokens: fixed, or templates over the row's columns. prompt: a template, the last turn of the user.
+    model, max_tokens: fixed, or templates over the row's columns. prompt: a template, the last turn of the user; None
+    if `messages` or `turns` end with a turn of the user.
     system: a text or content blocks, the same for all rows; None for none. messages: turns before the prompt, the same
-    for all rows but for templates. turns: the column that holds a conversation before the prompt; None for none.
+    for all rows but for templates. turns: the column that holds a conversation before the prompt, or the message of an
+    earlier answer; None for none.
     params: other fields of the Messages API. cache: how long the shared prefix stays in the prompt cache; None for no
     caching. betas: names for the anthropic-beta header. dedupe: whether equal requests are sent once.
     """
@@ -231,7 +240,7 @@ class Request(Section):
     system: NonEmpty | list[dict[str, Any]] | None = None
     messages: list[Turn] = []
     turns: NonEmpty | None = None
-    prompt: NonEmpty
+    prompt: Annotated[NonEmpty | None, Field(validate_default=True)] = None
     attachments: list[Attachment] = []
     params: dict[str, Any] = {}
     cache: Literal["5m", "1h"] | None = None
@@ -260,9 +269,25 @@ class Request(Section):
                     raise ValueError(str(exc)) from exc
         return turns
 
+    @field_validator("prompt")
+    @classmethod
+    def _ends_with_user(cls, prompt: str | None, info: ValidationInfo) -> str | None:
+        turns: list[Turn] = info.data.get("messages", [])
+        if prompt is None and info.data.get("turns") is None and [turn.role for turn in turns[-1:]] != ["user"]:
+            raise without_value("this field is required, unless messages or turns end with a turn of the user")
+        return prompt
+
+    @field_validator("attachments")
+    @classmethod
+    def _have_a_turn(cls, attachments: list[Attachment], info: ValidationInfo) -> list[Attachment]:
+        if attachments and "prompt" in info.data and info.data["prompt"] is None:
+            raise ValueError("they are sent in the turn of the prompt, and there is none; add request.prompt")
+        return attachments
+
     def templates(self) -> dict[str, str]:
         """Return every text that may name columns, by its field, like "request.prompt"."""
-        by_field = {"request.prompt": self.prompt, "request.model": self.model}
+        by_field = {} if self.prompt is None else {"request.prompt": self.prompt}
+        by_field["request.model"] = self.model
         if isinstance(self.max_tokens, str):
             by_field["request.max_tokens"] = self.max_tokens
         for i, turn in enumerate(self.messages):
@@ -314,9 +339,38 @@ CLIENTS_WITHOUT_BATCHES = {
 
 
 class ApiClient(Section):
-    """Which of the SDK's clients connects to the API."""
+    """How the API is reached. A value that begins with `$` names an environment variable.
+
+    client: which of the SDK's clients. base_url: the address that requests go to; None: as the SDK finds it. headers:
+    are sent with every call, beside those of the SDK. timeout: seconds for one call; None: BATCH_TIMEOUT_SECONDS.
+    """
 
     client: Literal["default", "aws", "google"] = "default"
+    base_url: NonEmpty | None = None
+    headers: dict[NonEmpty, str] = {}
+    timeout: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint that these fields name."""
+        return Endpoint.of(self.model_dump())
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, base_url: str | None) -> str | None:
+        problem = None if base_url is None else api_rules.problem_of_url(base_url)
+        if problem is not None:
+            raise without_value(problem)
+        return base_url
+
+    @field_validator("headers")
+    @classmethod
+    def _hold_no_keys(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            problem = api_rules.problem_of_header(name, value)
+            if problem is not None:
+                raise without_value(problem)
+        return headers
 
     @field_validator("client", mode="before")
     @classmethod
@@ -336,6 +390,7 @@ class Output(Section):
     pydantic model; None for none. tool: the name of the tool in request.params that each answer must call; None for
     none. columns: property, or dotted path to a property, to the name of its SQL column.
     thinking, citations: whether the results table has a column for the model's thinking, and one for its citations.
+    message: whether it has a column for the whole message, as the JSON text that the API sent.
     """
 
     labels: list[NonEmpty] | None = None
@@ -344,6 +399,7 @@ class Output(Section):
     columns: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]] = {}
     thinking: bool = False
     citations: bool = False
+    message: bool = False
 
     @field_validator("schema_", mode="before")
     @classmethod
@@ -423,7 +479,8 @@ class Limits(Section):
     max_cost_usd: of the run, in US dollars; None for no limit. max_failed: the share of rows that may fail without a
     failing exit code, 0 to 1. min_rows: if the source has fewer rows, nothing is sent; None for no minimum.
     max_batch_requests, max_batch_bytes: of one batch. max_in_flight_requests: of the job's batches that are at the API.
-    processes: how many processes of a machine work on a run, one of which submits and collects; None: 1.
+    processes: how many processes of a machine work on a run, one of which submits and collects; None: 2 for a source
+    above 20 MB, else 1.
     """
 
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

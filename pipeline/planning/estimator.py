@@ -18,6 +18,7 @@ from pipeline.planning.estimate import Cached, Counted, Estimate, Money
 from pipeline.planning.past import Past
 from pipeline.planning.quote import Quote
 from pipeline.planning.sample import SEPARATORS, Counts, Sample, changed_sample
+from pipeline.request.breakpoints import cached_prefix
 from pipeline.states import RowState
 
 CERTAINTY = 1.96  # standard errors in either direction: the interval holds the mean 95 times out of 100
@@ -91,13 +92,14 @@ def _error(values: Sequence[float], population: int) -> float:
 
 
 def _cached(job: Job, quote: Quote, prefix_tokens: int, before: Past | None) -> Cached | None:
-    if job.request.cache is None or not quote.models:
+    prefix = cached_prefix(job)
+    if prefix is None or not quote.models:
         return None
     least = max(capabilities.cache_minimum(model) for model in quote.models)
     rate = 1.0 - 1.0 / max(1, quote.requests)
     if before is not None and before.rate is not None:
         rate = before.rate
-    return Cached(prefix_tokens if prefix_tokens >= least else 0, job.request.cache, rate)
+    return Cached(prefix_tokens if prefix_tokens >= least else 0, prefix.ttl, rate)
 
 
 class _Priced:
@@ -108,6 +110,8 @@ class _Priced:
         self._doubt = counted.error / counted.mean if counted.mean else 0.0
         self._doubt_of_prefix = self._doubt if counted.sampled else GUESS
         self._changes = _switched_on(job)
+        cached = cached_prefix(job)
+        self._ttl = None if cached is None else cached.ttl
 
     def money(self, samples: Sequence[Sample], requests: int) -> Money:
         """Return the cost of this number of requests, if they are like the samples."""
@@ -153,7 +157,7 @@ class _Priced:
     def _covered(self, sample: Sample, tokens: float, prefix: float) -> float:
         """Return how many tokens the prompt cache may hold; 0 if that is less than the model caches.
 
-        These are all tokens if the request has the user's own cache_control, and the shared prefix otherwise.
+        These are all tokens if the request has cache_control after the shared prefix, and that prefix otherwise.
         """
         wanted = tokens if sample.marked is not None else prefix
         return wanted if wanted >= capabilities.cache_minimum(sample.model) else 0.0
@@ -172,7 +176,7 @@ class _Priced:
             output_tokens=min(round(output), sample.max_tokens),
             cache_read_tokens=reads,
             cache_write_tokens=writes,
-            cache_write_1h_tokens=writes if "1h" in (sample.marked, self._job.request.cache) else 0,
+            cache_write_1h_tokens=writes if "1h" in (sample.marked, self._ttl) else 0,
             in_the_us=self._job.request.params.get("inference_geo") == "us",
         )
         return prices.cost(usage)
@@ -201,7 +205,7 @@ def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, 
         how = "as in this job's runs so far" if measured else "if the first row writes it and all others read it"
         yield f"{cached.rate:.1%} of the shared prefix read from the cache, {how}; at worst all rows write it"
     if any(sample.marked is not None for sample in quote.samples):
-        yield "your own blocks with cache_control: at worst all input is written to the cache, at best read from it"
+        yield "cache_control after the shared prefix: at worst all input is written to the cache, at best read from it"
     if "tools" in job.request.params:
         yield "fees and input tokens of tools that the API runs are not included"
 

@@ -116,8 +116,8 @@ class Sample(NamedTuple):
     """One sampled request.
 
     size: bytes as it is sent; tokens: about how many input tokens it has, by its bytes; params: with all files inside;
-    None: not kept; marked: for how long the user's own cache_control caches it, 5m or 1h; None: it has no cache_control
-    of the user's own; change: the change with which it is sent again; None: it is unchanged.
+    None: not kept; marked: for how long cache_control after the shared prefix caches it, 5m or 1h; None: there is none
+    after that; change: the change with which it is sent again; None: it is unchanged.
     """
 
     size: int
@@ -163,9 +163,9 @@ _BASE64 = re.compile(rb'"data":"[A-Za-z0-9+/=]{64,}"')
 
 
 def marked_parts(params: bytes, breakpoints: int) -> str | None:
-    """Return the longest time for which the user's own blocks with cache_control are cached: 5m or 1h.
+    """Return the longest time for which a request's blocks after the shared prefix are cached: 5m or 1h.
 
-    None if there are none. breakpoints: how many blocks with cache_control are not the user's own.
+    None if there are none. breakpoints: how many blocks with cache_control are in the shared prefix.
     """
     if params.count(b'"cache_control":{') <= breakpoints:
         return None
