@@ -16,6 +16,7 @@ from pydantic import (
 
 from pipeline.errors import JobError
 from pipeline.job import templates, yamlfile
+from pipeline.job.canary import Canary
 from pipeline.job.gold import Within
 from pipeline.job.model import FUTURE_FIELDS, Job, Section, as_list
 
@@ -166,7 +167,7 @@ def _is_type_name(part: str | int) -> bool:
 @functools.cache
 def _sections() -> frozenset[str]:
     """Return the names of the Section classes, which pydantic puts into the `loc` of an error in a union."""
-    return frozenset([Within.__name__, *(section.__name__ for section in Section.__subclasses__())])
+    return frozenset([Within.__name__, Canary.__name__, *(section.__name__ for section in Section.__subclasses__())])
 
 
 def _did_you_mean(field: yamlfile.Path) -> str:

@@ -10,7 +10,8 @@ import polars as pl
 from pipeline.answer.outcome import first_server_tool
 from pipeline.answer.retry_change import AnyChange
 from pipeline.events.event import Event
-from pipeline.job.model import Canary, Job
+from pipeline.job.canary import Canary
+from pipeline.job.model import Job
 from pipeline.money.prices import PriceList
 from pipeline.planning.sample import (
     KEPT_BYTES,
