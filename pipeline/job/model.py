@@ -506,9 +506,26 @@ class LongerAnswer(Section):
 
 
 class OtherModel(Section):
-    """The change to another model. model: the one that is asked next."""
+    """The change to another model. model: the one that is asked next; several: a chain, asked one after the other."""
 
-    model: NonEmpty
+    model: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1)]
+
+    @property
+    def models(self) -> list[str]:
+        """The models of the chain."""
+        return [self.model] if isinstance(self.model, str) else self.model
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        repeated = [model for i, model in enumerate(self.models) if model in self.models[:i]]
+        if repeated:
+            raise ValueError(f"model names {repeated[0]} more than once")
+        return self
+
+    def after(self, model: str) -> str | None:
+        """Return the model that is asked after this one; None if this is the last one of the chain."""
+        place = self.models.index(model) + 1 if model in self.models else 0
+        return self.models[place] if place < len(self.models) else None
 
 
 class AskAgain(Section):
@@ -518,11 +535,22 @@ class AskAgain(Section):
 
 
 class Change(Section):
-    """By outcome, the change with which a row is sent again. None, the default: no change, as each costs money."""
+    """By outcome, the change with which a row is sent again. None, the default: no change, as each costs money.
+
+    errored, expired: apply once the row has been sent unchanged as often as `retry` allows.
+    """
 
     truncated: LongerAnswer | None = None
     refused: OtherModel | None = None
     unparsable: AskAgain | None = None
+    errored: OtherModel | None = None
+    expired: OtherModel | None = None
+
+    @property
+    def other_models(self) -> list[str]:
+        """All models that a change may ask, each once."""
+        chains = [each.models for each in (self.refused, self.errored, self.expired) if each is not None]
+        return list(dict.fromkeys(model for chain in chains for model in chain))
 
     def of(self, outcome: str | None) -> LongerAnswer | OtherModel | AskAgain | None:
         """Return the change for rows with this outcome; None if they are not sent again with a change."""

@@ -139,7 +139,7 @@ def changed_sample(sample: Sample, change: AnyChange) -> Sample:
         case LongerAnswer():
             return sample._replace(max_tokens=min(MAX_TOKENS, int(change.factor * sample.max_tokens)))
         case OtherModel():
-            return sample._replace(model=change.model)
+            return sample._replace(model=change.after(sample.model) or sample.model)
         case AskAgain():
             return sample._replace(tokens=sample.tokens + sample.max_tokens + REASK_TOKENS)
 
