@@ -110,6 +110,7 @@ def main() -> None:
                 raise
             say(f"error: unexpected {type(exc).__name__}: {exc}; it is safe to run again; --debug shows where")
             code = 3  # what is committed is valid, so the same command continues from there
+    memory.skip_last_collection()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -16,6 +16,7 @@ from pydantic import (
 
 from pipeline.errors import JobError
 from pipeline.job import templates, yamlfile
+from pipeline.job.gold import Within
 from pipeline.job.model import FUTURE_FIELDS, Job, Section, as_list
 
 
@@ -107,7 +108,13 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
 
 
 def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
-    """Make the paths in source.path, and that of a SQLite database, absolute in place; `folder` is the job file's."""
+    """Make the paths in source.path, gold.path, and that of a SQLite database, absolute in place.
+
+    folder: the job file's.
+    """
+    gold = fields.get("gold")
+    if isinstance(gold, dict) and isinstance(gold.get("path"), str):
+        gold["path"] = _resolved(gold["path"], folder.absolute())
     source = fields.get("source")
     if not isinstance(source, dict):
         return
@@ -159,7 +166,7 @@ def _is_type_name(part: str | int) -> bool:
 @functools.cache
 def _sections() -> frozenset[str]:
     """Return the names of the Section classes, which pydantic puts into the `loc` of an error in a union."""
-    return frozenset(section.__name__ for section in Section.__subclasses__())
+    return frozenset([Within.__name__, *(section.__name__ for section in Section.__subclasses__())])
 
 
 def _did_you_mean(field: yamlfile.Path) -> str:

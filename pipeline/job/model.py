@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.job import api_rules, templates
 from pipeline.job.endpoint import Endpoint
+from pipeline.job.gold import Gold, refuse_later, refuse_seen
 
 MAX_REQUESTS = 100_000  # of one batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
 MAX_BYTES = 256_000_000  # of one batch. Source: the same
@@ -294,6 +295,11 @@ class Request(Section):
                 by_field[f"request.messages.{i}.content" + (f".{n}" if n else "")] = text
         return by_field
 
+    def named(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Return every text that may name columns, and every other list of columns, both by field."""
+        columns = {"request.attachments": [attachment.column for attachment in self.attachments]}
+        return self.templates(), columns | {"request.turns": [] if self.turns is None else [self.turns]}
+
 
 def template_texts(content: str | list[dict[str, Any]]) -> list[str]:
     """Return the templates in a turn's content: the content itself, or the texts of its text and document blocks."""
@@ -473,7 +479,8 @@ class Limits(Section):
     max_cost_usd: of the run, in US dollars; None for no limit. max_failed: the share of rows that may fail without a
     failing exit code, 0 to 1. min_rows: if the source has fewer rows, nothing is sent; None for no minimum.
     max_batch_requests, max_batch_bytes: of one batch. max_in_flight_requests: of the job's batches that are at the API.
-    processes: how many processes of a machine work on a run, one of which submits and collects; None: 1.
+    processes: how many processes of a machine work on a run, one of which submits and collects; None: 2 for a source
+    above 20 MB, else 1.
     """
 
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -603,7 +610,8 @@ class Job(Section):
     """One declared piece of work: a source of rows, the request for each row, and the table of the answers.
 
     `load` reads it from a job file. In Python it takes the same fields; there, relative paths are relative to the
-    current folder. canary: False for none. prices: model to its prices, where they differ from the list prices.
+    current folder. canary: False for none. gold: None if no right answers are known. prices: model to its prices, where
+    they differ from the list prices.
     """
 
     name: Name
@@ -614,6 +622,7 @@ class Job(Section):
     output: Output = Output()
     sink: Sink
     canary: Canary | Literal[False] = Canary()
+    gold: Annotated[Gold | None, BeforeValidator(refuse_later)] = None
     limits: Limits = Limits()
     retry: Retry = Retry()
     prices: dict[str, Price] = {}
@@ -636,6 +645,13 @@ class Job(Section):
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ValueError(f"the number {name} does not fit in 64 bits; put it into quotes")
         return variables
+
+    @field_validator("gold")
+    @classmethod
+    def _model_does_not_see_gold(cls, gold: Gold | None, info: ValidationInfo) -> Gold | None:
+        if gold is not None and gold.path is None and "request" in info.data:
+            refuse_seen(gold, *info.data["request"].named())
+        return gold
 
     @property
     def recipe(self) -> str:

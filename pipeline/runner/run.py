@@ -18,11 +18,13 @@ from pipeline.planning.quote import Quote, Quoted
 from pipeline.planning.quote_source import ToQuote
 from pipeline.planning.sample import Counts
 from pipeline.planning.verdict import Verdict
+from pipeline.quality.gold import check_table, read_gold, store_gold
 from pipeline.request.check import check_fields, check_types
 from pipeline.runner.begin import Work
 from pipeline.runner.loop import Run
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.planners import Planners, number_of_planners
+from pipeline.runner.processes import PlannerProcesses
 from pipeline.runner.register import known_to_database, register
 from pipeline.sink.columns import ResultColumns
 from pipeline.state import ends
@@ -47,9 +49,12 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     check_fields(plan.asked)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds())
+    gold = read_gold(job, columns)
     with where.driving(job.api.endpoint, lazily=True) as driving, contextlib.ExitStack() as stack:
         with where.database.read() as conn:
             job_record, sink = known_to_database(conn, where.database, job, columns)
+            if gold is not None:
+                check_table(conn, sink, gold)
             known = quoting.known(conn, job_record, sink, plan)
             earlier = [] if job_record is None else ends.untold(conn, job_record.id)
             may_be_idle = job_record is not None and _may_be_idle(conn, job_record.id, plan, earlier, where.now())
@@ -58,7 +63,8 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         def prepare_work() -> Planners | None:
             """Start the planners, which import what they need while the SDK is imported here; connect to the API."""
             number = number_of_planners(plan, where, options)
-            planners = stack.enter_context(Planners(number, where, job.api.endpoint)) if number else None
+            pool = stack.enter_context(PlannerProcesses()) if options.planners is None else options.planners
+            planners = stack.enter_context(Planners(number, pool, where, job.api.endpoint)) if number else None
             if planners is not None and not may_be_idle:
                 planners.begin_to_quote(ToQuote.of(plan, job_id, known.unsent))
             check_types(plan.asked)
@@ -81,6 +87,8 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
         is_new = job_record is None
         job_record, sink = register(where, job, columns, file)
+        if gold is not None:
+            store_gold(where.database, sink, gold)
         driver = driving.driver(job_record, sink, tries_account=True)
         if is_new:
             _store_counts(where, job_record.id, plan, quote, counts)
