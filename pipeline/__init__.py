@@ -2,7 +2,7 @@
 
 from pipeline import Job, results, run
 
-job = Job.model_validate({...})          # or load_job("tickets.yaml")
+job = Job(name=..., source=..., ...)    # or load_job("tickets.yaml")
 run(job, database="sqlite:///batches.db")
 frame = results(job, database="sqlite:///batches.db")
 """

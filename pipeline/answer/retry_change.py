@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.job.model import AskAgain, LongerAnswer, OtherModel, Retry
+from pipeline.job.retrying import AskAgain, LongerAnswer, OtherModel, Retry
 from pipeline.states import RowState
 
 AnyChange = LongerAnswer | OtherModel | AskAgain

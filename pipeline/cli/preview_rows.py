@@ -12,7 +12,8 @@ from pipeline.api.realtime import Picked, PreviewRow, Realtime, stream
 from pipeline.cli.preview_screen import FactsView, Screen, about
 from pipeline.errors import JobError, RowProblem, SourceError
 from pipeline.job import templates
-from pipeline.job.model import Job, Retry
+from pipeline.job.model import Job
+from pipeline.job.retrying import Retry
 from pipeline.planning import counting, picking
 from pipeline.planning.estimator import estimate
 from pipeline.planning.key_checks import SHOWN

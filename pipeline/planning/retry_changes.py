@@ -9,7 +9,8 @@ from pipeline.answer import retry_change
 from pipeline.answer.retry_change import Answer, AnyChange
 from pipeline.api import capabilities
 from pipeline.driver.driver import Driver
-from pipeline.job.model import Job, Retry
+from pipeline.job.model import Job
+from pipeline.job.retrying import Retry
 from pipeline.planning.packer import sent_hash
 from pipeline.request import packing
 from pipeline.state.rows import KnownRow, WaitingRow

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import polars as pl
 
 from pipeline.answer.retry_change import AnyChange
-from pipeline.job.model import MAX_TOKENS, AskAgain, LongerAnswer, OtherModel
+from pipeline.job.model import MAX_TOKENS
+from pipeline.job.retrying import AskAgain, LongerAnswer, OtherModel
 from pipeline.money import budget
 from pipeline.money.prices import BYTES_PER_TOKEN
 from pipeline.request.build import Built

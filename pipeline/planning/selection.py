@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError, JobError
 from pipeline.job import json_values, yamlfile
-from pipeline.job.load import field_of_error
 from pipeline.job.model import Job
+from pipeline.job.refusals import field_of_error
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
 from pipeline.sink.matching import Conditions, count_by_status, count_matching, error_types, matching_keys

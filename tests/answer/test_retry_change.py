@@ -11,7 +11,8 @@ from sqlalchemy import func, select
 from pipeline.answer import retry_change
 from pipeline.answer.retry_change import Answer
 from pipeline.errors import AccountStopped, JobError
-from pipeline.job.model import AskAgain, Change, Job, LongerAnswer, OtherModel, Retry
+from pipeline.job.model import Job
+from pipeline.job.retrying import AskAgain, Change, LongerAnswer, OtherModel, Retry
 from pipeline.state.tables import batches, runs
 from tests.conftest import World, texts
 
