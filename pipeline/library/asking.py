@@ -67,7 +67,8 @@ class FailedRows:
     """Rows that failed with the same cause.
 
     rows: how many. keys: of up to three of them. message_ids, request_ids: of the same rows, as far as the API gave
-    any. remedy: what to do. command: the words of the command for it, without `batch-pipeline`.
+    any. under_way: whether all rows of this status and error type are being sent again. remedy: what to do. command:
+    the words of the command for it, without `batch-pipeline`.
     """
 
     status: str
@@ -77,6 +78,7 @@ class FailedRows:
     keys: tuple[str, ...]
     message_ids: tuple[str | None, ...]
     request_ids: tuple[str | None, ...]
+    under_way: bool
     remedy: str
     command: tuple[str, ...]
 
@@ -122,6 +124,7 @@ def errors(job: Job | str, *, database: str | None = None, emulator: bool = Fals
             keys=tuple(cause["keys"]),
             message_ids=tuple(ids["message_id"] for ids in cause["ids"]),
             request_ids=tuple(ids["request_id"] for ids in cause["ids"]),
+            under_way=cause["under_way"],
             remedy=cause["remedy"],
             command=tuple(cause["command"]),
         )
