@@ -9,7 +9,8 @@ from typing import NamedTuple
 import polars as pl
 
 from pipeline.answer.retry_change import AnyChange
-from pipeline.job.model import MAX_TOKENS, AskAgain, LongerAnswer, OtherModel
+from pipeline.job.model import MAX_TOKENS
+from pipeline.job.retrying import AskAgain, LongerAnswer, OtherModel
 from pipeline.money import budget
 from pipeline.money.prices import BYTES_PER_TOKEN
 from pipeline.request.build import Built
@@ -139,7 +140,7 @@ def changed_sample(sample: Sample, change: AnyChange) -> Sample:
         case LongerAnswer():
             return sample._replace(max_tokens=min(MAX_TOKENS, int(change.factor * sample.max_tokens)))
         case OtherModel():
-            return sample._replace(model=change.model)
+            return sample._replace(model=change.after(sample.model) or sample.model)
         case AskAgain():
             return sample._replace(tokens=sample.tokens + sample.max_tokens + REASK_TOKENS)
 
