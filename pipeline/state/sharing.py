@@ -239,7 +239,7 @@ _COPY = Bulk(
         outcome_hash=requests.c.row_hash,
         outcome_recipe=requests.c.recipe,
         outcome_sent_hash=requests.c.sent_hash,
-        attempts=func.abs(requests.c.attempts) + 1,
+        attempts=func.abs(requests.c.attempts) + text("1"),
         batch_id=bindparam("batch"),
         n=bindparam("place"),
         **dict.fromkeys(("error_type", "waits", "body_id", "body_n"), text("NULL")),
