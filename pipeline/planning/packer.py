@@ -219,14 +219,14 @@ class Packer:
         and those after it share such requests. Both are empty if the body is full.
         """
         sharing, hashes = self._sharing, requests.sent_hashes
-        if not sharing.found:
+        if sharing.is_idle:
             return self._fill(requests, start), []
         body = None if self._body is None else self._body.contents
         end = min(len(hashes), start + packing.ROWS_OF_REQUEST * self._max_requests)
         joins = sharing.joins(hashes[start : min(end, start + JOINED_ROWS)], body)
         if joins:
             return [], joins
-        until = next((i for i in range(start + 1, end) if sharing.place_of(hashes[i], body) is not None), end)
+        until = next((i for i in range(start + 1, end) if sharing.can_join(hashes[i], body)), end)
         some = slice(start, until)
         own = packing.Requests(hashes[some], requests.params[some], requests.bounds[some])
         return self._fill(own, 0), []
@@ -269,7 +269,6 @@ class Packer:
             self.discard()
             raise
         self._body, self._contents = None, _Contents()
-        self._sharing.forget_held()
         self._numbered(numbers)
         if body is not None and batch is not None:
             packed = body.contents
@@ -288,7 +287,8 @@ class Packer:
                     batch, numbers = self._commit(conn, body, decided)
                     break
             self._driver.stop.wait(WAIT_FOR_MOVE)
-        self._sharing.note_committed(batch, None if body is None else body.contents, decided)
+        packed = None if body is None else body.contents
+        self._sharing.note_committed(batch, packed, self._contents.joining, decided)
         return batch, numbers
 
     def _commit(self, conn: Connection, body: BodyWriter | None, decided: Decision) -> tuple[int | None, list[int]]:
@@ -340,6 +340,6 @@ class Packer:
     def discard(self) -> None:
         """Discard the present body; its known rows stay pending, and its new rows stay unknown."""
         body, self._body, self._contents = self._body, None, _Contents()
-        self._sharing.forget_held()
+        self._sharing.forget()
         if body is not None:
             body.discard()

@@ -6,7 +6,7 @@ row, under a lock of the earlier batch. If it can do neither by then, it waits t
 as a row of a dropped batch does.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -19,8 +19,10 @@ from pipeline.state import sharing
 from pipeline.state.database import Connection
 from pipeline.state.moves import claim_rows
 from pipeline.state.new_rows import NewRows, Shared
-from pipeline.state.sharing import Decision, Join, KnownJoin, Place, Shareable
+from pipeline.state.sharing import Decision, Join, KnownJoin, Place
 from pipeline.states import RowState
+
+MOST_KNOWN = 50_000  # requests that are kept in memory, so that they are not looked up for each chunk: 20 MB
 
 
 @dataclass
@@ -42,31 +44,56 @@ class Joining:
         return [*self.new.values(), *(row.join for row in self.known)]
 
 
+@dataclass(slots=True)
+class _Known:
+    """A request of an earlier batch. rows: that share it, with those that join with the next commit; see Shareable."""
+
+    join: Join
+    rows: int
+    joinable: bool
+
+    @property
+    def is_full(self) -> bool:
+        return self.joinable and self.rows >= MOST_SHARING
+
+
 class Sharing:
-    """The requests that the rows of the present chunk may share."""
+    """The requests that rows may share."""
 
     def __init__(self, driver: Driver, run_id: int) -> None:
         self._driver, self._run_id = driver, run_id
-        self.suspects: AbstractSet[bytes] = frozenset()  #: sent_hashes of the chunk that other rows may have, too
-        self.found: dict[bytes, Shareable] = {}  #: requests of earlier batches that its rows may share, by sent_hash
-        self._held: Counter[Join] = Counter()  # rows that join with the next commit
+        self._suspects: AbstractSet[bytes] = frozenset()  # sent_hashes of the present chunk that other rows may have
+        self._found: dict[bytes, _Known] = {}  # by sent_hash
         self._placed: set[bytes] = set()  # suspects in the present body
 
-    def look_for(self, suspects: AbstractSet[bytes]) -> None:
-        """Look up the requests of the next chunk that earlier rows of the run have."""
-        self.suspects, self.found = suspects, {}
-        if suspects:
-            driver = self._driver
-            with driver.reading() as conn:
-                self.found = sharing.shareable(conn, self._run_id, suspects, driver.account_id)
+    @property
+    def is_idle(self) -> bool:
+        """Whether no row of the present chunk can share a request of an earlier batch."""
+        return not (self._suspects and self._found)
 
-    def place_of(self, sent_hash: bytes, body: Packing | None) -> Place | None:
-        """Return where the request is that a row shares; None: the row's request belongs into the present body."""
-        found = self.found.get(sent_hash)
-        if found is None or (body is not None and sent_hash in body.seen):
-            return None
-        full = found.rows + self._held[Join(sent_hash, found.place)] >= MOST_SHARING
-        return None if found.joinable and full else found.place
+    def look_for(self, suspects: AbstractSet[bytes]) -> None:
+        """Look up the requests of the next chunk that earlier rows of the run have.
+
+        Those that were looked up before are taken as they were: the commit finds out whether their batch has ended.
+        """
+        self._suspects = suspects
+        if len(self._found) > MOST_KNOWN:
+            self._found = {}
+        asked = [hashed for hashed in suspects if (known := self._found.get(hashed)) is None or known.is_full]
+        if not asked:
+            return
+        driver = self._driver
+        with driver.reading() as conn:
+            found = sharing.shareable(conn, self._run_id, asked, driver.account_id)
+        for hashed, (place, rows, joinable, _) in found.items():
+            before = self._found.get(hashed)
+            held = before.rows if before is not None and before.join.place == place else 0
+            self._found[hashed] = _Known(Join(hashed, place), max(rows, held), joinable)
+
+    def can_join(self, sent_hash: bytes, body: Packing | None) -> bool:
+        """Return whether a row shares a request of an earlier batch. If not, its request goes into the present body."""
+        known = self._found.get(sent_hash)
+        return known is not None and not known.is_full and (body is None or sent_hash not in body.seen)
 
     def joins(self, hashes: Iterable[bytes], body: Packing | None) -> list[Join]:
         """Return how rows share requests of earlier batches, up to the first that does not. hashes: their sent_hashes.
@@ -75,22 +102,21 @@ class Sharing:
         """
         found = []
         for sent_hash in hashes:
-            place = self.place_of(sent_hash, body)
-            if place is None:
+            if not self.can_join(sent_hash, body):
                 break
-            join = Join(sent_hash, place)
-            self._held[join] += 1
-            found.append(join)
+            known = self._found[sent_hash]
+            known.rows += 1
+            found.append(known.join)
         return found
 
     def note_placed(self, hashes: Iterable[bytes]) -> None:
         """Note requests that were added to the present body."""
-        if self.suspects:
-            self._placed.update(sent_hash for sent_hash in hashes if sent_hash in self.suspects)
+        if self._suspects:
+            self._placed.update(sent_hash for sent_hash in hashes if sent_hash in self._suspects)
 
-    def forget_held(self) -> None:
-        """Forget what was noted for the present body: it was committed or discarded."""
-        self._held, self._placed = Counter(), set()
+    def forget(self) -> None:
+        """Forget what was found, because the rows that were to be committed are discarded."""
+        self._found, self._placed = {}, set()
 
     # -- in the transaction that commits the body ----------------------------------------------------------------------
 
@@ -137,20 +163,15 @@ class Sharing:
 
     # -- after it ------------------------------------------------------------------------------------------------------
 
-    def note_committed(self, batch: int | None, body: Packing | None, decided: Decision) -> None:
-        """Let the other rows of the chunk share what was committed. batch, body: None: there was no body."""
-        for join, rows in self._held.items():
-            found = self.found.get(join.sent_hash)
-            if found is None or found.place != join.place:
-                continue
-            if decided.state(join) is RowState.PENDING:
-                del self.found[join.sent_hash]
-            else:
-                self.found[join.sent_hash] = found._replace(rows=found.rows + rows)
+    def note_committed(self, batch: int | None, body: Packing | None, joining: Joining, decided: Decision) -> None:
+        """Let later rows share what was committed. batch, body: None: there was no body."""
+        for join in joining.all:
+            if join.place.batch not in decided.open and join.sent_hash not in decided.answered:
+                self._found.pop(join.sent_hash, None)  # looked up again with the next chunk
         if batch is not None and body is not None:
             for hashed, (n, rows) in self._places_in(body).items():
-                self.found[hashed] = Shareable(Place(batch, n), rows, joinable=True, answered=None)
-        self.forget_held()
+                self._found[hashed] = _Known(Join(hashed, Place(batch, n)), rows, joinable=True)
+        self._placed = set()
 
 
 def states_of(joins: Mapping[int, Join], decided: Decision) -> dict[int, Shared]:
