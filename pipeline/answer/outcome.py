@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from pipeline.answer import lines, retry_change
+from pipeline.answer.retry_change import ACCOUNT_ERRORS
 from pipeline.answer.schema import Property, Reader, Reading, columns
 from pipeline.errors import JobError
 from pipeline.job.json_schema import SchemaProblem
@@ -148,7 +149,6 @@ class ResultReader:
             raise JobError(f"output.{'tool' if job.output.tool else 'schema'}: {exc}") from exc
         self._tool = job.output.tool
         self._retry = job.retry
-        self._retried = frozenset(job.retry.errors)
         wanted = output_columns(job).keys() - (self._schema.columns.keys() if self._schema is not None else set())
         self._extras = [(name, read) for name, read in _EXTRAS if name in wanted]
         self._keeps_message = job.output.message
@@ -218,11 +218,9 @@ class ResultReader:
 
         attempts: how often the row has been sent, including the attempt that had this outcome.
         """
-        if outcome.state == _SUCCEEDED or attempts >= self._retry.max_attempts:
+        if outcome.state == _SUCCEEDED:
             return False
-        if outcome.state in (RowState.ERRORED, RowState.EXPIRED):
-            return outcome.error_type in self._retried
-        return retry_change.change_for(self._retry, outcome.state, outcome.error_type) is not None
+        return retry_change.may_send_again(self._retry, outcome.state, outcome.error_type, attempts)
 
     def _plain_outcome(self, line: bytes) -> Outcome:
         """Return the outcome of a plain line. Raises one of _MALFORMED for any other line."""
@@ -485,8 +483,6 @@ def _from_error(error: Any) -> Outcome:
     return Outcome(RowState.ERRORED, kind, message, request_id=request_id)
 
 
-#: Error types with which the API refuses the account, so that it would refuse every other request, too.
-ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
 #: Error codes that mean the same, whatever the type of the error.
 ACCOUNT_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached", "organization_on_hold"})
 _ABOUT_ACCOUNT = re.compile(

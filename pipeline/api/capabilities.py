@@ -76,8 +76,12 @@ def newest(names: Collection[str], line: str) -> str | None:
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """Return the message about a model that the API does not list. known: the ids that it lists."""
-    near = difflib.get_close_matches(name, sorted(known, reverse=True), n=1)
+    """Return the message about a model that the API does not list. known: the ids that it lists.
+
+    An id that ends with a date after its version has an alias without the date, which the API does not list.
+    """
+    aliases = {_DATE.sub("", each) for each in known}
+    near = difflib.get_close_matches(name, sorted({*known, *aliases}, reverse=True), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f" (it knows {', '.join(sorted(known)) or 'none'})"
     return f"request.model: the API knows no model {name!r}{hint}"
 
@@ -324,6 +328,7 @@ _CHECKS: tuple[Callable[[_Request], str | None], ...] = (
 
 _PREVIEW = _Model("mythos", (4, 7))  # the id claude-mythos-preview has no number; the model refuses what 4.7 refuses
 _ID = re.compile(r"claude-(?P<line>[a-z]+)-(?P<major>\d{1,2})(?!\d)(?:-(?P<minor>\d{1,2})(?!\d))?")
+_DATE = re.compile(r"(?<=\d-\d)-20\d{6}$")
 _OLD_ID = re.compile(r"claude-(?P<major>\d)(?:-(?P<minor>\d))?-(?P<line>[a-z]+)")
 
 

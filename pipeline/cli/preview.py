@@ -38,11 +38,12 @@ def preview(
     from pipeline.cli import preview_rows as live
     from pipeline.driver import environment
     from pipeline.planning.plan import Plan
+    from pipeline.planning.preview import pick
     from pipeline.request.check import check_params
 
     loaded = load_job(find_job_file(job, shared), var)
     check_params(loaded)
-    picked = live.pick(Plan(loaded), rows, keys=key or (), sample=sample)
+    picked = pick(Plan(loaded), rows, keys=key or (), sample=sample)
     for line in picked.problem_lines():
         say(line)
     say(f"preview  {live.announcement(picked, loaded)}")

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.job.section import Section
 
 
-class Canary(BaseModel):
+class Canary(Section):
     """The first rows of a new recipe, which are sent as a batch of their own before the remaining rows.
 
     rows: how many. max_failed: the share of them that may fail, 0 to 1; if more fail, the remaining rows are not sent.
@@ -13,8 +15,6 @@ class Canary(BaseModel):
     looked at. judge: what is compared with it, see quality.judges. sample: whether the rows with gold are chosen by a
     hash of their key; else they are the first ones of the source.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows: Annotated[int, Field(ge=1, le=10_000)] = 20
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2

@@ -1,27 +1,37 @@
 """The job as pydantic models: its sections, their fields, and which values are allowed. Pure."""
 
 import hashlib
+import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast, dataclass_transform
 
 import orjson
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from pipeline.job import api_rules, templates
+from pipeline.errors import JobError
+from pipeline.job import templates
+from pipeline.job.api_section import ApiClient
 from pipeline.job.canary import Canary
-from pipeline.job.endpoint import Endpoint
+from pipeline.job.fields import fields_text
 from pipeline.job.gold import Gold, refuse_later, refuse_seen
+from pipeline.job.refusals import refusals
+from pipeline.job.retrying import Retry
+from pipeline.job.section import NonEmpty, Section, as_list, without_value
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _ModelMetaclass
+else:
+    _ModelMetaclass = type(BaseModel)  # pydantic does not export it
 
 MAX_REQUESTS = 100_000  # of one batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
 MAX_BYTES = 256_000_000  # of one batch. Source: the same
@@ -40,22 +50,6 @@ FUTURE_FIELDS = {
 }
 
 
-class Section(BaseModel):
-    """A section of a job file. Unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
-
-
-def without_value(problem: str) -> PydanticCustomError:
-    """Return the error for a value that no message shows, because it is missing, or may hold a secret."""
-    return PydanticCustomError("without_value", "{problem}", {"problem": problem})
-
-
-def as_list(value: Any) -> Any:
-    """Return a list with the text if the value is a text, else the value unchanged."""
-    return [value] if isinstance(value, str) else value
-
-
 def _as_mapping(value: Any) -> Any:
     """Return `[a, {b: c}]` as `{a: a, b: c}`, from source column to results column. Raises ValueError."""
     if not isinstance(value, list):
@@ -70,25 +64,9 @@ def _as_mapping(value: Any) -> Any:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-NonEmpty = Annotated[str, Field(min_length=1)]
 Template = Annotated[str, Field(pattern=r"\{[{%]")]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Texts = Annotated[list[NonEmpty], BeforeValidator(as_list), Field(min_length=1)]
-
-
-RetryableError = Literal[
-    "expired",
-    "api_error",
-    "overloaded_error",
-    "timeout_error",
-    "rate_limit_error",
-    "conflict_error",
-    "invalid_request_error",
-    "not_found_error",
-    "authentication_error",
-    "permission_error",
-    "billing_error",
-]
 
 
 class Csv(Section):
@@ -331,59 +309,6 @@ def _map_text(block: dict[str, Any], change: Callable[[str], str]) -> dict[str, 
     return block
 
 
-#: The SDK's clients that have no Message Batches API, and what there is instead.
-CLIENTS_WITHOUT_BATCHES = {
-    "bedrock": "Bedrock has batch inference jobs of its own (CreateModelInvocationJob)",
-    "vertex": "Vertex has batch prediction jobs of its own, over BigQuery or Cloud Storage",
-    "foundry": "Microsoft Foundry has no batches of Claude requests",
-}
-
-
-class ApiClient(Section):
-    """How the API is reached. A value that begins with `$` names an environment variable.
-
-    client: which of the SDK's clients. base_url: the address that requests go to; None: as the SDK finds it. headers:
-    are sent with every call, beside those of the SDK. timeout: seconds for one call; None: BATCH_TIMEOUT_SECONDS.
-    """
-
-    client: Literal["default", "aws", "google"] = "default"
-    base_url: NonEmpty | None = None
-    headers: dict[NonEmpty, str] = {}
-    timeout: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The endpoint that these fields name."""
-        return Endpoint.of(self.model_dump())
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_url(cls, base_url: str | None) -> str | None:
-        problem = None if base_url is None else api_rules.problem_of_url(base_url)
-        if problem is not None:
-            raise without_value(problem)
-        return base_url
-
-    @field_validator("headers")
-    @classmethod
-    def _hold_no_keys(cls, headers: dict[str, str]) -> dict[str, str]:
-        for name, value in headers.items():
-            problem = api_rules.problem_of_header(name, value)
-            if problem is not None:
-                raise without_value(problem)
-        return headers
-
-    @field_validator("client", mode="before")
-    @classmethod
-    def _has_batches(cls, client: Any) -> Any:
-        if client in CLIENTS_WITHOUT_BATCHES:
-            raise ValueError(
-                f"this client has no Message Batches API: {CLIENTS_WITHOUT_BATCHES[client]}; clients that have it are "
-                "default (Anthropic), aws (Claude Platform on AWS) and google (Claude on Google Cloud)"
-            )
-        return client
-
-
 class Output(Section):
     """How an answer is read: as text, as one of `labels`, or as values by a JSON `schema` or a forced `tool`.
 
@@ -479,53 +404,6 @@ class Limits(Section):
     processes: Annotated[int, Field(ge=1, le=64)] | None = None
 
 
-class LongerAnswer(Section):
-    """The change that lets the next answer be longer.
-
-    max_tokens: the factor for the request's max_tokens, as `2x`; the model's own limit still holds.
-    """
-
-    max_tokens: Annotated[str, Field(pattern=r"^[1-9][0-9]?(\.[0-9]+)?x$")]
-
-    @model_validator(mode="after")
-    def _is_longer(self) -> Self:
-        if self.factor <= 1:
-            raise ValueError("max_tokens must be greater than 1x, for example 2x")
-        return self
-
-    @property
-    def factor(self) -> float:
-        """The number before the x."""
-        return float(self.max_tokens[:-1])
-
-
-class OtherModel(Section):
-    """The change to another model. model: the one that is asked next."""
-
-    model: NonEmpty
-
-
-class AskAgain(Section):
-    """The change that asks a second question. reask: whether the answer and its problem are sent as two more turns."""
-
-    reask: bool
-
-
-class Change(Section):
-    """By outcome, the change with which a row is sent again. None, the default: no change, as each costs money."""
-
-    truncated: LongerAnswer | None = None
-    refused: OtherModel | None = None
-    unparsable: AskAgain | None = None
-
-    def of(self, outcome: str | None) -> LongerAnswer | OtherModel | AskAgain | None:
-        """Return the change for rows with this outcome; None if they are not sent again with a change."""
-        if outcome not in Change.model_fields:
-            return None
-        change: LongerAnswer | OtherModel | AskAgain | None = getattr(self, outcome)
-        return None if isinstance(change, AskAgain) and not change.reask else change
-
-
 class Price(Section):
     """A model's prices in batches, in US dollars per million tokens; None leaves the list price unchanged.
 
@@ -543,18 +421,6 @@ class Price(Section):
     discount: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
-class Retry(Section):
-    """Which rows are sent again without a person's decision, and how often.
-
-    max_attempts: of one row, with the first one. errors: errors of the API after which a row is sent again unchanged.
-    change: outcomes after which a row is sent again with a change.
-    """
-
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    errors: list[RetryableError] = ["expired", "api_error", "overloaded_error", "timeout_error", "rate_limit_error"]
-    change: Change = Change()
-
-
 class Privacy(Section):
     """What is removed after a batch is collected.
 
@@ -565,12 +431,25 @@ class Privacy(Section):
     keep_spool: bool = False
 
 
-class Job(Section):
+@dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
+class _InSentences(_ModelMetaclass):
+    """Makes a class whose calls raise JobError, in sentences. Its `model_validate` raises pydantic's own error."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        try:
+            return super().__call__(*args, **fields)
+        except ValidationError as exc:
+            kind = cast("type[BaseModel]", cls)
+            raise JobError("; ".join(refused.sentence for refused in refusals(exc, kind))) from None
+
+
+class Job(Section, metaclass=_InSentences):
     """One declared piece of work: a source of rows, the request for each row, and the table of the answers.
 
-    `load` reads it from a job file. In Python it takes the same fields; there, relative paths are relative to the
-    current folder. canary: False for none. gold: None if no right answers are known. prices: model to its prices, where
-    they differ from the list prices.
+    `load` reads it from a job file. In Python it takes the same fields, as mappings or as the classes of the sections;
+    there, relative paths are relative to the current folder. Raises JobError, which names each wrong field. canary:
+    False for none. gold: None if no right answers are known. prices: model to its prices, where they differ from the
+    list prices.
     """
 
     name: Name
@@ -590,12 +469,12 @@ class Job(Section):
     @model_validator(mode="before")
     @classmethod
     def _takes_a_frame(cls, fields: Any) -> Any:
-        """Turn `Job(source=frame, key="id", ...)` into `Job(source={"frame": frame, "key": "id"}, ...)`."""
+        """Turn `Job(source=frame, key="id", ...)` into `Job(source={"frame": frame, "key": "id"}, ...)`; `keep` too."""
         if not isinstance(fields, dict) or isinstance(fields.get("source"), dict | Source | str | list | None):
             return fields
-        return {name: value for name, value in fields.items() if name not in ("source", "key")} | {
-            "source": {"frame": fields["source"]} | ({"key": fields["key"]} if "key" in fields else {})
-        }
+        beside = {name: fields[name] for name in ("key", "keep") if name in fields}
+        others = {name: value for name, value in fields.items() if name not in ("source", *beside)}
+        return others | {"source": {"frame": fields["source"], **beside}}
 
     @field_validator("vars")
     @classmethod
@@ -624,6 +503,9 @@ class Job(Section):
         content = {part: getattr(self, part).model_dump(exclude_defaults=True) for part in ("request", "output")}
         content["vars"] = used
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+Job.__doc__ = f"{inspect.getdoc(Job)}\n\n{fields_text(Job)}"
 
 
 def fold_label(label: str) -> str:

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
+from pipeline.answer import retry_change
 from pipeline.answer.outcome import Outcome
 from pipeline.answer.retry_change import AnyChange
 from pipeline.api import capabilities
@@ -60,9 +61,8 @@ def estimate(job: Job, quote: Quote, *, counts: Counts, before: Past | None, que
 
 
 def _models(job: Job, quote: Quote) -> list[str]:
-    """Return the models that may be asked, including the one that `retry.change` names."""
-    other = job.retry.change.refused
-    return quote.models if other is None or not quote.models else [*quote.models, other.model]
+    """Return the models that may be asked, including those that `retry.change` names."""
+    return [*quote.models, *job.retry.change.other_models] if quote.models else []
 
 
 def _counted(samples: Sequence[Sample], counts: Counts, requests: int, guess: float) -> Counted:
@@ -110,7 +110,10 @@ class _Priced:
         self._job, self._listed, self._prefix, self._before = job, listed, prefix, before
         self._doubt = counted.error / counted.mean if counted.mean else 0.0
         self._doubt_of_prefix = self._doubt if counted.sampled else GUESS
-        self._changes = _switched_on(job)
+        change = job.retry.change
+        self._growing = [each for each in (change.truncated, change.unparsable) if each is not None]
+        self._refused = [] if change.refused is None else change.refused.models
+        self._fallbacks = [model for each in (change.errored, change.expired) if each for model in each.models]
         cached = cached_prefix(job)
         self._ttl = None if cached is None else cached.ttl
 
@@ -139,17 +142,24 @@ class _Priced:
         return self._cost(sample, sample.tokens, covered, best if before.rate is None else before.rate, before.mean)
 
     def _worst(self, sample: Sample) -> float:
-        """Return the worst-case cost: no cache reads, answers of max_tokens, and every change that is switched on."""
-        asked = [sample._replace(tokens=(1 + self._doubt) * sample.tokens)]
-        cost = self._worst_of_one(asked[0])
-        for _ in range(self._job.retry.max_attempts - 1 if self._changes else 0):
-            again = reduce(changed_sample, self._changes, asked[0])  # the worst case: all of the changes at once
-            if again == asked[0]:
+        """Return the worst-case cost: no cache reads, answers of max_tokens, and every change that is switched on.
+
+        Errored and expired requests are not billed, so their fallbacks add no attempts, but they may be dearer.
+        """
+        asked = sample._replace(tokens=(1 + self._doubt) * sample.tokens)
+        cost = self._worst_of_models(asked, [sample.model, *self._fallbacks])
+        most = self._job.retry.max_attempts + max(0, len(self._refused) - 1)
+        for attempt in range(most - 1):
+            again = reduce(changed_sample, self._growing, asked)  # the worst case: all of the changes at once
+            if again == asked and attempt >= len(self._refused):
                 break
-            # the model may or may not have been changed by then
-            asked = list(dict.fromkeys([again, again._replace(model=sample.model)]))
-            cost += max(self._worst_of_one(one) for one in asked)
+            asked = again  # the model may or may not have been changed by then
+            cost += self._worst_of_models(asked, [sample.model, *self._refused, *self._fallbacks])
         return cost
+
+    def _worst_of_models(self, sample: Sample, models: Sequence[str]) -> float:
+        """Return the worst-case cost of a request to the dearest of these models."""
+        return max(self._worst_of_one(sample._replace(model=model)) for model in dict.fromkeys(models))
 
     def _worst_of_one(self, sample: Sample) -> float:
         covered = self._covered(sample, sample.tokens, (1 + self._doubt_of_prefix) * self._prefix)
@@ -183,7 +193,13 @@ class _Priced:
         return prices.cost(usage)
 
 
+def _most_billed(job: Job) -> int:
+    """Return how often a row may be sent and billed."""
+    return retry_change.most_attempts(job.retry, RowState.REFUSED)
+
+
 def _switched_on(job: Job) -> list[AnyChange]:
+    """Return the changes after answers, which are billed."""
     change = job.retry.change
     return [each for each in (change.truncated, change.refused, change.unparsable) if each is not None]
 
@@ -191,7 +207,9 @@ def _switched_on(job: Job) -> list[AnyChange]:
 def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, cached: Cached | None) -> Iterator[str]:
     yield "batch prices, half of the list prices; errored and expired requests are not billed"
     if _switched_on(job):
-        yield f"at worst every row is sent {job.retry.max_attempts} times, with all changes of retry.change"
+        yield f"at worst every row is sent {_most_billed(job)} times, with all changes of retry.change"
+    if job.retry.change.errored or job.retry.change.expired:
+        yield "at worst the dearest model of retry.change answers; errored and expired requests before it cost nothing"
     yield counted_by(job, counted)
     if before is not None:
         yield f"output by {before.answers:,} past answers of this job; low: a tenth of them had at most so many tokens"

@@ -44,14 +44,14 @@ def check_models(job: Job, quote: Quote, api: "Api", now: datetime) -> list[str]
 
 
 def _asked(job: Job, quote: Quote) -> Iterator[dict[str, Any]]:
-    """Yield params for each model, with its largest max_tokens; also for the model that `retry.change` names."""
+    """Yield params for each model, with its largest max_tokens; also for the models that `retry.change` names."""
     fixed = fixed_params(job)
     most = {model: max(s.max_tokens for s in quote.samples if s.model == model) for model in quote.models}
     if not most and "model" in fixed:  # no sampled row can be sent, but the model may still be wrong
         most = {fixed["model"]: fixed.get("max_tokens", 1)}
-    other = job.retry.change.refused
-    if other is not None and most:
-        most.setdefault(other.model, max(most.values()))
+    largest = max(most.values(), default=0)
+    for other in job.retry.change.other_models if most else ():
+        most.setdefault(other, largest)
     for model, max_tokens in most.items():
         yield {**fixed, "model": model, "max_tokens": max_tokens}
 

@@ -21,6 +21,7 @@ class Writer:
             self._commit(moves)
         if self._unchanged is not None:
             self._unchanged.note_planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
+        self._packer.look_for(moves.suspects)
         return [*self._packer.add_new(moves.new), *self._packer.add(moves.again)]
 
     def _commit(self, moves: Moves) -> None:

@@ -61,6 +61,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
             earlier = [] if job_record is None else ends.untold(conn, job_record.id)
             may_be_idle = job_record is not None and _may_be_idle(conn, job_record.id, plan, earlier, where.now())
         job_id = None if job_record is None else job_record.id
+        plan.continues = known.run_id is not None
 
         def prepare_work() -> Planners | None:
             """Start the planners, which import what they need while the SDK is imported here; connect to the API."""
@@ -155,7 +156,7 @@ def _quote(plan: Plan, planners: Planners | None, known_rows: KnownRows, unsent:
     quoted = None if planners is None else planners.quoted()
     if quoted is None:
         return plan.quote(known_rows, unsent)
-    plan.take_findings(quoted.findings)
+    plan.take_findings(quoted.findings, quoted.suspects)
     return quoted.quote
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, or_, select
 
-from pipeline.state.tables import batches, requests
+from pipeline.state.tables import batches, requests, runs
+from pipeline.state.tallies import job_rows
+from pipeline.states import FAILURES, RowState, RunState
 
 
 class TracedRow(NamedTuple):
@@ -42,6 +44,25 @@ def traced_row(conn: Connection, job_id: int, keys: Sequence[str]) -> TracedRow 
     return None if found is None else TracedRow(*found)
 
 
+def under_way_again(conn: Connection, job_id: int) -> dict[tuple[str, str | None], int]:
+    """Return how many failed rows are being sent again, by their outcome and error_type.
+
+    Such a row is in a batch, or pending in an open run. The results table still has its earlier answer.
+    """
+    there = job_rows(conn, job_id)
+    if not there.get(RowState.PENDING) and not there.get(RowState.IN_FLIGHT):
+        return {}
+    waits = (requests.c.state == RowState.PENDING) & (runs.c.state == RunState.OPEN)
+    query = (
+        select(requests.c.outcome, requests.c.error_type, func.count())
+        .join(runs, runs.c.id == requests.c.run_id)
+        .where(requests.c.job_id == job_id, requests.c.outcome.in_(FAILURES))
+        .where(or_(requests.c.state == RowState.IN_FLIGHT, waits))
+        .group_by(requests.c.outcome, requests.c.error_type)
+    )
+    return {(outcome, error_type): rows for outcome, error_type, rows in conn.execute(query).tuples()}
+
+
 def proved_rows(conn: Connection, job_id: int, *, after: str | None, limit: int) -> list[ProvedRow]:
     """Return the job's rows in the order of their keys, at most `limit`, from behind the key `after` on."""
     query = (
@@ -53,3 +74,10 @@ def proved_rows(conn: Connection, job_id: int, *, after: str | None, limit: int)
     )
     page = query if after is None else query.where(requests.c.key > after)
     return list(map(ProvedRow._make, conn.execute(page)))
+
+
+def requests_by_outcome(conn: Connection, batch: int) -> dict[str, int]:
+    """Return the number of requests of a batch by the outcome of their rows, which are not being sent again."""
+    here = (requests.c.batch_id == batch, requests.c.state == requests.c.outcome)
+    query = select(requests.c.state, func.count(requests.c.n.distinct())).where(*here).group_by(requests.c.state)
+    return dict(conn.execute(query).tuples().all())

@@ -18,7 +18,8 @@ from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
-from pipeline.answer.outcome import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
+from pipeline.answer.outcome import Outcome, ResultReader, without_usage
+from pipeline.answer.retry_change import ACCOUNT_ERRORS
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.driver.settle import SettledRows, settle_rows
@@ -282,12 +283,13 @@ class _Chunk:
         outcomes: list[Outcome] = []
         answered = -1
         outcome: Outcome | None = None
+        shared: Outcome | None = None
         for row in rows:
             if row.n != answered:
                 answered, line = row.n, line_of.get(row.n)
-                outcome = self._outcome_or_lost(None if line is None else reader.read(line))
+                outcome, shared = self._outcome_or_lost(None if line is None else reader.read(line)), None
             elif outcome is not None:  # of the rows that share a request, only the first has its cost and tokens
-                outcome = without_usage(outcome)
+                outcome = shared = shared or without_usage(outcome)
             if outcome is None:
                 settled.left.append(row.id)
                 continue

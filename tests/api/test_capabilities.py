@@ -556,6 +556,9 @@ KNOWN = ["claude-haiku-5-5", "claude-haiku-4-5-20251001", "claude-opus-5-5"]
 @pytest.mark.parametrize(
     ("name", "known", "said"),
     [
+        pytest.param(
+            "claude-haiku-4.5", ["claude-haiku-4-5-20251001"], "; did you mean 'claude-haiku-4-5'?", id="an alias"
+        ),
         pytest.param("claude-haiku-9", KNOWN, "; did you mean 'claude-haiku-5-5'?", id="a near one"),
         pytest.param(
             "gpt", KNOWN, " (it knows claude-haiku-4-5-20251001, claude-haiku-5-5, claude-opus-5-5)", id="none is near"

@@ -8,8 +8,8 @@ import pytest
 from pipeline.api.reach import reach_of
 from pipeline.emulator import RunningEmulator
 from pipeline.errors import InputError
+from pipeline.job.api_section import ApiClient
 from pipeline.job.endpoint import Endpoint
-from pipeline.job.model import ApiClient
 from tests.api.test_connect import Machine, Relay, assert_refused, counted, end_all_batches, machine, slow  # noqa: F401
 from tests.cli.test_bad_input import api, command, folder, running  # noqa: F401  # fixtures
 

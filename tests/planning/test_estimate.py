@@ -262,6 +262,15 @@ def test_the_cached_share_of_the_input_is_taken_from_past_runs() -> None:
         pytest.param({"truncated": {"max_tokens": "2x"}}, 3 * 100 + (1 + 2 + 4) * 5_000, id="longer answers"),
         pytest.param({"refused": {"model": "claude-opus-5"}}, 100 + 5_000 + 250 + 12_500, id="another model, once"),
         pytest.param(
+            {"refused": {"model": ["claude-opus-5", "claude-sonnet-5"]}}, 5_100 + 2 * 12_750, id="two other models"
+        ),
+        pytest.param({"errored": {"model": "claude-opus-5"}}, 250 + 12_500, id="a fallback, which alone is billed"),
+        pytest.param(
+            {"errored": {"model": ["claude-opus-5"]}, "truncated": {"max_tokens": "2x"}},
+            3 * 250 + (1 + 2 + 4) * 12_500,
+            id="a fallback before each longer answer",
+        ),
+        pytest.param(
             {"unparsable": {"reask": True}}, 100 + 1_200 + 2_300 + 3 * 5_000, id="the answer goes back with the request"
         ),
     ],

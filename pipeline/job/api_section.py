@@ -1,10 +1,69 @@
-"""Which values may the section `api` of a job have? Pure.
+"""How is the API reached? The section `api` of a job, and the values that it may have. Pure.
 
 A job file is shared and stored, so it holds no secrets: a value that looks like one is refused. No message shows it.
 """
 
 import re
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from pipeline.job.endpoint import Endpoint
+from pipeline.job.section import NonEmpty, Section, without_value
+
+#: The SDK's clients that have no Message Batches API, and what there is instead.
+CLIENTS_WITHOUT_BATCHES = {
+    "bedrock": "Bedrock has batch inference jobs of its own (CreateModelInvocationJob)",
+    "vertex": "Vertex has batch prediction jobs of its own, over BigQuery or Cloud Storage",
+    "foundry": "Microsoft Foundry has no batches of Claude requests",
+}
+
+
+class ApiClient(Section):
+    """How the API is reached. A value that begins with `$` names an environment variable.
+
+    client: which of the SDK's clients. base_url: the address that requests go to; None: as the SDK finds it. headers:
+    are sent with every call, beside those of the SDK. timeout: seconds for one call; None: BATCH_TIMEOUT_SECONDS.
+    """
+
+    client: Literal["default", "aws", "google"] = "default"
+    base_url: NonEmpty | None = None
+    headers: dict[NonEmpty, str] = {}
+    timeout: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint that these fields name."""
+        return Endpoint.of(self.model_dump())
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, base_url: str | None) -> str | None:
+        problem = None if base_url is None else problem_of_url(base_url)
+        if problem is not None:
+            raise without_value(problem)
+        return base_url
+
+    @field_validator("headers")
+    @classmethod
+    def _hold_no_keys(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            problem = problem_of_header(name, value)
+            if problem is not None:
+                raise without_value(problem)
+        return headers
+
+    @field_validator("client", mode="before")
+    @classmethod
+    def _has_batches(cls, client: Any) -> Any:
+        if client in CLIENTS_WITHOUT_BATCHES:
+            raise ValueError(
+                f"this client has no Message Batches API: {CLIENTS_WITHOUT_BATCHES[client]}; clients that have it are "
+                "default (Anthropic), aws (Claude Platform on AWS) and google (Claude on Google Cloud)"
+            )
+        return client
+
 
 _VARIABLE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # of a header. Source: RFC 9110, section 5.6.2
