@@ -10,6 +10,7 @@ from pipeline.cli.batches import batches
 from pipeline.cli.cancel import cancel
 from pipeline.cli.check import check
 from pipeline.cli.collect import collect
+from pipeline.cli.compare import compare
 from pipeline.cli.emulator import emulator
 from pipeline.cli.errors import errors
 from pipeline.cli.estimate import estimate
@@ -53,6 +54,7 @@ for _command in (
     show,
     verify,
     evaluate,
+    compare,
     export,
     emulator,
 ):

@@ -92,3 +92,30 @@ def test_wrong_options_and_missing_gold_are_exit_2(command: Command, folder: Pat
     assert judge.err == "error: --judge point: this is for --min-accuracy, which is not given\n"
     assert other.err == "error: --judge jury: write bound, point or alarm\n"
     assert "error: job notes has no gold; name the columns with the right answers in its file" in missing.err
+
+
+def test_compare_prints_how_sides_differ_and_judges_a_drop(command: Command, folder: Path) -> None:
+    command("run", "job.yaml")
+    command("export", "job.yaml", "before.parquet")
+
+    ran = command("compare", "job.yaml", "before.parquet", "current", "--max-drop", "0.1", "--rows", "rows.ndjson")
+    strict = command("compare", "job.yaml", "before.parquet", "current", "--max-drop", "0.001", "--json")
+    one = command("compare", "job.yaml", "current")
+
+    assert ran.code == 0
+    assert ran.out == (
+        "base     before.parquet: 40 rows, $0.0018 in all\n"
+        "\n"
+        "side     current: 40 rows, $0.0018 in all\n"
+        "pairs    40; left out: not known which rows have changed since\n"
+        "agree    40 of 40: 100.0% (91.2% to 100.0%)\n"
+        "cost     per 1,000 rows $0.05 -> $0.05\n"
+        f"{ran.out.splitlines()[6]}\n"
+        "right    38 -> 38 of 40 with gold: +0.0% (-6.6% to +6.6%)\n"
+        "only one is right: base 0, side 0; p = 1.0000\n"
+        "max drop a loss of more than 10.0% is excluded: up to 5.5% is possible\n"
+        "verdict  no difference is shown; a loss of more than 5.5% is excluded\n"
+    )
+    assert (folder / "rows.ndjson").read_bytes() == b""
+    assert (strict.code, strict.events[0]["sides"][0]["passed"]) == (1, False)
+    assert (one.code, "give two sides" in one.err) == (2, True)

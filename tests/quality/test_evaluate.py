@@ -49,10 +49,10 @@ def answered(world: World, answers: list[tuple[str, str | None, str]], **section
     return job
 
 
-def change(world: World, change_: str, rows: list[dict[str, Any]]) -> None:
+def change(world: World, change_: str, rows: list[dict[str, Any]], *, table: str = "answers") -> None:
     schema = "" if world.database.is_sqlite else f"{world.database.default_schema}."
     with world.database.write() as conn:
-        conn.execute(text(f"UPDATE {schema}answers {change_}"), rows)
+        conn.execute(text(f"UPDATE {schema}{table} {change_}"), rows)
 
 
 def evaluation(world: World, job: Job, **options: Any) -> Evaluation:

@@ -1,0 +1,244 @@
+"""How do the answers of sides to the same rows differ, and which are better by the gold of the job? Edge: SQL."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.answer.outcome import answer_schema, output_columns
+from pipeline.errors import InputError
+from pipeline.job import templates
+from pipeline.job.json_values import dump
+from pipeline.job.model import Job
+from pipeline.quality.figures import Share
+from pipeline.quality.gold import check_table, read_gold, store_gold
+from pipeline.quality.gold_lookup import GoldLookup
+from pipeline.quality.pair_tally import ColumnPairs, PairTally
+from pipeline.quality.statistics import Z_ONE_SIDED, Interval, holm, paired_difference, pairs_needed, sign_test
+from pipeline.sink.columns import ResultColumns
+from pipeline.sink.sides import Key, Side, SideAnswer, parquet_side, table_side
+from pipeline.sink.table import ResultsTable
+from pipeline.state.changed_rows import changed_between
+from pipeline.state.database import Database
+from pipeline.state.jobs import JobRecord, known_job
+from pipeline.state.runs import last_run
+
+EXTRAS = frozenset({"thinking", "citations", "tool_use", "server_tool_use", "message"})
+#: Is called with each row whose answers differ: side, key, and both answers.
+Differing = Callable[[str, Key, SideAnswer, SideAnswer], None]
+
+
+@dataclass(frozen=True)
+class GoldComparison:
+    """Base and another side by the gold of the rows that both have answered.
+
+    accuracies: of the base and of the other side. only_base, only_other: where just one is right, each pair of requests
+    once, of `requests`. difference: the interval of the other's accuracy minus the base's. p: of the exact test, and
+    adjusted for the number of sides. loss: the largest loss of the other side that 95% confidence leaves, from 0 on;
+    needed: pairs that would show the difference; None: no number would.
+    """
+
+    accuracies: tuple[Share, Share]
+    only_base: int
+    only_other: int
+    requests: int
+    difference: Interval
+    p: float
+    p_adjusted: float
+    loss: float
+    needed: int | None
+
+
+@dataclass(frozen=True)
+class SideComparison:
+    """Base and another side.
+
+    total_rows, total_usd: of all answers of the other side. checked: whether rows that changed between both were left
+    out. gold: None if no pair has gold.
+    """
+
+    name: str
+    tally: PairTally
+    total_rows: int
+    total_usd: float | None
+    checked: bool
+    gold: GoldComparison | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the command `compare` finds. total_rows, total_usd: of all answers of the base."""
+
+    base: str
+    total_rows: int
+    total_usd: float | None
+    sides: list[SideComparison]
+
+
+def compare(
+    database: Database,
+    job_record: JobRecord,
+    job: Job,
+    names: Sequence[str],
+    differing: Differing = lambda *_: None,
+) -> Comparison:
+    """Compare the first side with each other one, row by row.
+
+    names: `current`, job:NAME, or the path of a Parquet file. Raises InputError for an unknown side, and if no row is
+    answered by both.
+    """
+    sink = ResultsTable.of(job_record)
+    columns = compared_columns(job, sink.columns)
+    sides = [_side(database, job_record, sink, name, list(columns)) for name in names]
+    for side in sides:
+        missing = [name for name in columns if name not in side.has]
+        if missing:
+            raise InputError(f"{side.name} has no column {missing[0]!r}, which {names[0]} is compared by")
+    gold = _gold(database, job, sink, list(columns))
+    base, *others = sides
+    rows, usd = base.totals()
+    found = [_compared(database, job_record, columns, base, other, gold, differing) for other in others]
+    adjusted = holm([p for _, _, p in found])
+    compared = [
+        _side_comparison(side, tally, checked, p)
+        for side, (tally, checked, _), p in zip(others, found, adjusted, strict=True)
+    ]
+    return Comparison(base.name, rows, usd, compared)
+
+
+def compared_columns(job: Job, has: ResultColumns) -> dict[str, str]:
+    """Return the columns by which answers are compared, from name to kind: those of the output, else the text."""
+    if job.output.labels is None and answer_schema(job) is None:
+        return {"text": "text"}
+    wanted = {name: kind for name, kind in output_columns(job).items() if name not in EXTRAS}
+    missing = [name for name in wanted if name not in has.output]
+    if missing:
+        raise InputError(f"the results table has no column {missing[0]!r} yet; run the job first")
+    return wanted
+
+
+def _side(database: Database, job_record: JobRecord, sink: ResultsTable, name: str, columns: list[str]) -> Side:
+    """Return the side of a name. Raises InputError if there is none."""
+    if name == "current":
+        return table_side(name, database, sink, columns)
+    if name.startswith("job:"):
+        other = ResultsTable.of(known_job(database, name.removeprefix("job:")))
+        if list(other.columns.key) != list(sink.columns.key):
+            raise InputError(f"{name} has the key {', '.join(other.columns.key)}, not {', '.join(sink.columns.key)}")
+        return table_side(name, database, other, columns)
+    if name.endswith(".parquet"):
+        if not Path(name).exists():
+            raise InputError(f"{name} does not exist; write answers to it with `export`")
+        return parquet_side(name, sink.columns, columns)
+    raise InputError(f"unknown side {name!r}: write current, job:NAME or the path of a .parquet file")
+
+
+def _gold(database: Database, job: Job, sink: ResultsTable, names: list[str]) -> GoldLookup | None:
+    """Read the job's gold anew, and return it; None if the job has none."""
+    reader = read_gold(job, sink.columns)
+    if reader is None:
+        return None
+    with database.read() as conn:
+        check_table(conn, sink, reader)
+    return GoldLookup(database, job, reader, store_gold(database, sink, reader), names)
+
+
+def _changed(database: Database, job_record: JobRecord, base: Side, other: Side) -> frozenset[str] | None:
+    """Return the keys of rows whose source values differ between two sides, as JSON; None if that cannot be known.
+
+    The hash of a row covers the columns that its request names. Jobs that name other columns have other hashes.
+    """
+    names = [side.name for side in (base, other)]
+    if names[0] == names[1]:
+        return frozenset()
+    if any(name.endswith(".parquet") for name in names):
+        return None
+    records = [job_record if name == "current" else known_job(database, name.removeprefix("job:")) for name in names]
+    with database.read() as conn:
+        jobs = [last_run(conn, record.id) for record in records]
+        named = [None if run is None else _named_columns(run.job) for run in jobs]
+        if named[0] is None or named[0] != named[1]:
+            return None
+        return changed_between(conn, records[0].id, records[1].id)
+
+
+def _named_columns(stored: dict[str, Any]) -> frozenset[str] | None:
+    """Return the columns that a stored job's requests name; None if that cannot be told, or any column may be named."""
+    try:
+        by_field, columns = Job.model_validate(stored).request.named()
+    except ValidationError:  # another version stored it
+        return None
+    found = [templates.names(text) for text in by_field.values()]
+    if any(names.all_columns for names in found):
+        return None
+    return frozenset().union(*(names.columns for names in found), *columns.values())
+
+
+def _compared(
+    database: Database,
+    job_record: JobRecord,
+    columns: dict[str, str],
+    base: Side,
+    other: Side,
+    gold: GoldLookup | None,
+    differing: Differing,
+) -> tuple[PairTally, bool, float]:
+    """Return the pairs of two sides, whether changed rows were left out, and the p of the difference by gold."""
+    tally = PairTally({name: ColumnPairs(kind) for name, kind in columns.items()})
+    changed = _changed(database, job_record, base, other)
+    shared = base.shared_requests() | other.shared_requests()
+    for page in base.pages():
+        keys = list(page)
+        theirs, truth = other.lookup(keys), {} if gold is None else gold.of(keys)
+        for key, ours in page.items():
+            their = theirs.get(key)
+            if their is None:
+                tally.alone += 1
+            elif changed and dump(list(key)) in changed:
+                tally.changed += 1
+            else:
+                right = _right(gold, truth.get(key), ours, their)
+                shares = ours.request in shared or their.request in shared
+                if not tally.add(key, ours, their, right, shares=shares):
+                    differing(other.name, key, ours, their)
+    if not tally.pairs:
+        raise InputError(f"{base.name} and {other.name} have no pair of answers in common")
+    return tally, changed is not None, sign_test(tally.gold[True, False], tally.gold[False, True])
+
+
+def _right(
+    gold: GoldLookup | None, truth: tuple[object, ...] | None, base: SideAnswer, other: SideAnswer
+) -> tuple[bool, bool] | None:
+    if gold is None or truth is None:
+        return None
+    ours, theirs = gold.is_right(base, truth), gold.is_right(other, truth)
+    return None if ours is None or theirs is None else (ours, theirs)
+
+
+def _side_comparison(side: Side, tally: PairTally, checked: bool, p_adjusted: float) -> SideComparison:
+    rows, usd = side.totals()
+    return SideComparison(side.name, tally, rows, usd, checked, _by_gold(tally, p_adjusted))
+
+
+def _by_gold(tally: PairTally, p_adjusted: float) -> GoldComparison | None:
+    """Return the comparison by gold; None if no pair has gold."""
+    n = sum(tally.gold.values())
+    only_base, only_other = tally.gold[True, False], tally.gold[False, True]
+    difference = paired_difference(only_other, only_base, n)
+    bound = paired_difference(only_other, only_base, n, Z_ONE_SIDED)
+    if difference is None or bound is None:
+        return None
+    base, other = (Share(right, tally.gold_rows, n) for right in tally.right)
+    return GoldComparison(
+        accuracies=(base, other),
+        only_base=only_base,
+        only_other=only_other,
+        requests=n,
+        difference=difference,
+        p=sign_test(only_base, only_other),
+        p_adjusted=p_adjusted,
+        loss=max(0.0, -bound.low),
+        needed=pairs_needed((only_base + only_other) / n, (only_other - only_base) / n),
+    )

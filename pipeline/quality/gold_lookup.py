@@ -1,0 +1,39 @@
+"""Which answers are right, by the gold table? Edge: SQL."""
+
+from collections.abc import Sequence
+
+from pipeline.job.model import Job
+from pipeline.quality.compare_values import Verdict, comparer, verdict
+from pipeline.quality.gold import GoldReader
+from pipeline.quality.pair_tally import values_of
+from pipeline.sink.gold import GoldTable
+from pipeline.sink.sides import Key, SideAnswer
+from pipeline.state.database import Database
+
+
+class GoldLookup:
+    """The gold of a job, by key, to judge single answers with."""
+
+    def __init__(
+        self, database: Database, job: Job, reader: GoldReader, table: GoldTable, names: Sequence[str]
+    ) -> None:
+        """names: the columns of the answers that are judged, in their order; all columns with gold are among them."""
+        assert job.gold is not None
+        self._database, self._table = database, table
+        self._nulls = job.gold.empty == "null"
+        self._columns = [(names.index(c.name), comparer(c.kind, c.match)) for c in reader.columns]
+
+    def of(self, keys: Sequence[Key]) -> dict[Key, tuple[object, ...]]:
+        """Return the gold of the rows with these keys, for `is_right`."""
+        with self._database.read() as conn:
+            return self._table.lookup(conn, keys)
+
+    def is_right(self, answer: SideAnswer, gold: Sequence[object]) -> bool | None:
+        """Return whether an answer is right in all columns with gold; None if no column has gold."""
+        values = values_of(answer)
+        found = [
+            verdict(equal, values[place], wanted) is Verdict.RIGHT
+            for (place, equal), wanted in zip(self._columns, gold, strict=True)
+            if wanted is not None or self._nulls
+        ]
+        return all(found) if found else None

@@ -1,0 +1,166 @@
+"""Read the answers that `compare` compares: those of a job's table, or of a Parquet file. Edge: SQL, files.
+
+The answers of a Parquet file are copied to a temporary SQLite file first, so that they can be read by key in little
+memory, however many there are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    FromClause,
+    MetaData,
+    String,
+    Table,
+    and_,
+    create_engine,
+    func,
+    literal,
+    select,
+    tuple_,
+)
+
+from pipeline.errors import InputError
+from pipeline.job.json_values import dump
+from pipeline.sink.columns import KINDS, ResultColumns
+from pipeline.sink.matching import AT_ONCE
+from pipeline.sink.table import ResultsTable
+from pipeline.state.bulk import Bulk
+from pipeline.state.database import Database
+from pipeline.storage import tempdir
+
+PAGE = 5_000  # answers that one transaction reads
+
+Key = tuple[Any, ...]
+Read = Callable[[], AbstractContextManager[Connection]]
+
+
+class SideAnswer(NamedTuple):
+    """An answer of a side. request: its id; cost_usd: None if it is unknown; values: of the compared columns."""
+
+    status: str
+    request: str | None
+    cost_usd: float | None
+    input_tokens: int
+    output_tokens: int
+    values: tuple[Any, ...]
+
+
+class Side:
+    """The answers of one side. name: as the command line gives it. has: the compared columns that it has."""
+
+    def __init__(self, name: str, read: Read, table: FromClause, key: Sequence[str], columns: Sequence[str]) -> None:
+        self.name, self._read, self._table = name, read, table
+        self.has = [column for column in columns if column in table.c]
+        self._key = [table.c[column] for column in key]
+        ids = [table.c[column] for column in ("message_id", "custom_id") if column in table.c]
+        self._request = func.coalesce(*ids) if len(ids) > 1 else ids[0]
+        facts = [table.c.status, self._request, table.c.cost_usd, table.c.input_tokens, table.c.output_tokens]
+        self._query = select(*self._key, *facts, *[table.c[column] for column in self.has])
+
+    def pages(self) -> Iterator[dict[Key, SideAnswer]]:
+        """Yield all answers by key, in pages in the order of the keys."""
+        query = page = self._query.order_by(*self._key).limit(PAGE)
+        while True:
+            found = self._answers(page)
+            if found:
+                yield found
+            if len(found) < PAGE:
+                return
+            last = [literal(value, c.type) for value, c in zip(next(reversed(found)), self._key, strict=True)]
+            after = self._key[0] > last[0] if len(last) == 1 else tuple_(*self._key) > tuple_(*last)
+            page = query.where(after)
+
+    def lookup(self, keys: Sequence[Key]) -> dict[Key, SideAnswer]:
+        """Return the answers with these keys."""
+        found: dict[Key, SideAnswer] = {}
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            one = len(self._key) == 1
+            among = self._key[0].in_([key[0] for key in some]) if one else tuple_(*self._key).in_(list(some))
+            found |= self._answers(self._query.where(among))
+        return found
+
+    def totals(self) -> tuple[int, float | None]:
+        """Return how many answers the side has, and what they cost in US dollars; None if that is not known."""
+        cost = self._table.c.cost_usd
+        with self._read() as conn:
+            rows, priced, total = conn.execute(select(func.count(), func.count(cost), func.sum(cost))).one()
+        return int(rows), float(total) if priced and total is not None else None
+
+    def shared_requests(self) -> frozenset[str]:
+        """Return the ids of requests that answered several rows: all of these rows but the first have no tokens."""
+        free = and_(self._table.c.input_tokens == 0, self._table.c.output_tokens == 0)
+        with self._read() as conn:
+            return frozenset(each for each in conn.scalars(select(self._request).where(free).distinct()) if each)
+
+    def _answers(self, query: Any) -> dict[Key, SideAnswer]:
+        width = len(self._key)
+        with self._read() as conn:
+            rows = conn.execute(query).all()
+        return {tuple(row[:width]): _answer(row[width:]) for row in rows}
+
+
+def _answer(facts: Sequence[Any]) -> SideAnswer:
+    status, request, cost, read, written, *values = facts
+    return SideAnswer(status, request, cost, read or 0, written or 0, tuple(values))
+
+
+def table_side(name: str, database: Database, sink: ResultsTable, columns: Sequence[str]) -> Side:
+    """Return the answers of a job as a side. columns: those that are compared."""
+    return Side(name, database.read, sink.table, list(sink.columns.key), columns)
+
+
+def parquet_side(path: str, of: ResultColumns, columns: Sequence[str]) -> Side:
+    """Return the answers in a Parquet file as a side. of: the columns of the job that it is compared with.
+
+    Raises InputError if it cannot be read, or has no key.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as exc:
+        raise InputError(f"{path} cannot be read as a Parquet file: {exc}") from exc
+    names = set(file.schema_arrow.names)
+    missing = [name for name in of.key if name not in names]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}, which is part of the job's key")
+    kinds = {**{name: of.output[name] for name in columns if name in of.output}, "text": "text"}
+    wanted = [name for name in columns if name in names]
+    table = Table(
+        "answers",
+        MetaData(),
+        *[Column(name, KINDS[kind](), primary_key=True) for name, kind in of.key.items()],
+        Column("status", String),
+        Column("message_id", String),
+        Column("cost_usd", Float(53)),
+        Column("input_tokens", BigInteger),
+        Column("output_tokens", BigInteger),
+        *[Column(name, KINDS[kinds[name]]()) for name in wanted],
+    )
+    engine = create_engine(f"sqlite:///{tempdir.folder()}/{Path(path).stem}-{abs(hash(path))}.db")
+    table.drop(engine, checkfirst=True)
+    table.create(engine)
+    insert = Bulk(table.insert(), [column.name for column in table.columns])
+    read = [column.name for column in table.columns if column.name in names]
+    for batch in file.iter_batches(PAGE, columns=read):
+        given = dict(zip(batch.schema.names, (column.to_pylist() for column in batch.columns), strict=True))
+        nothing = [None] * batch.num_rows
+        values = [_texts(given.get(column.name, nothing)) for column in table.columns]
+        if "status" not in given:
+            values[len(of.key)] = ["succeeded"] * batch.num_rows
+        with engine.begin() as conn:
+            insert.execute(conn, list(zip(*values, strict=True)))
+    return Side(path, engine.connect, table, list(of.key), columns)
+
+
+def _texts(values: list[Any]) -> list[Any]:
+    """Return the values with lists and objects as JSON text, as a results table holds them."""
+    return [dump(value) if isinstance(value, list | dict) else value for value in values]
