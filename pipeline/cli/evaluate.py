@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 @takes(*EVERYWHERE)
 def evaluate(
     job: JobArgument,
+    side: Annotated[
+        str, typer.Argument(metavar="[SIDE]", help="Whose answers: current (default), or job:NAME of another job.")
+    ] = "current",
     min_accuracy: Annotated[
         float | None,
         typer.Option(metavar="SHARE", min=0, max=1, help="Exit with 1 if the accuracy misses this, as in 0.85."),
@@ -45,7 +48,7 @@ def evaluate(
     by_judge = _judge(judge, min_accuracy)
     with open_known_job(job, shared) as (database, job_record):
         loaded, _ = load_with_last_vars(database, job_record, job, var)
-        found = measured(database, job_record, loaded, where=where, by=by or ())
+        found = measured(database, job_record, loaded, side=side, where=where, by=by or ())
     minimum = None if min_accuracy is None else judged(found, min_accuracy, by_judge)
     if shared.as_json:
         put_json({"event": "evaluate", **evaluation_facts(found, minimum)})

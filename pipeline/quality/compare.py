@@ -12,10 +12,11 @@ from pipeline.errors import InputError
 from pipeline.job import templates
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
+from pipeline.quality.evaluate import results_of
 from pipeline.quality.figures import Share
 from pipeline.quality.gold import check_table, read_gold, store_gold
 from pipeline.quality.gold_lookup import GoldLookup
-from pipeline.quality.pair_tally import ColumnPairs, PairTally
+from pipeline.quality.pair_tally import ColumnPairs, Pair, PairTally
 from pipeline.quality.statistics import Z_ONE_SIDED, Interval, holm, paired_difference, pairs_needed, sign_test
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.sides import Key, Side, SideAnswer, parquet_side, table_side
@@ -124,10 +125,7 @@ def _side(database: Database, job_record: JobRecord, sink: ResultsTable, name: s
     if name == "current":
         return table_side(name, database, sink, columns)
     if name.startswith("job:"):
-        other = ResultsTable.of(known_job(database, name.removeprefix("job:")))
-        if list(other.columns.key) != list(sink.columns.key):
-            raise InputError(f"{name} has the key {', '.join(other.columns.key)}, not {', '.join(sink.columns.key)}")
-        return table_side(name, database, other, columns)
+        return table_side(name, database, results_of(database, sink, name), columns)
     if name.endswith(".parquet"):
         if not Path(name).exists():
             raise InputError(f"{name} does not exist; write answers to it with `export`")
@@ -191,7 +189,8 @@ def _compared(
     shared = base.shared_requests() | other.shared_requests()
     for page in base.pages():
         keys = list(page)
-        theirs, truth = other.lookup(keys), {} if gold is None else gold.of(keys)
+        theirs, truth = other.lookup(keys, base.order), {} if gold is None else gold.of(keys, base.order)
+        pairs = []
         for key, ours in page.items():
             their = theirs.get(key)
             if their is None:
@@ -199,10 +198,9 @@ def _compared(
             elif changed and dump(list(key)) in changed:
                 tally.changed += 1
             else:
-                right = _right(gold, truth.get(key), ours, their)
-                shares = ours.request in shared or their.request in shared
-                if not tally.add(key, ours, their, right, shares=shares):
-                    differing(other.name, key, ours, their)
+                pairs.append(Pair(key, ours, their, _right(gold, truth.get(key), ours, their)))
+        for pair in tally.add(pairs, shared):
+            differing(other.name, pair.key, pair.base, pair.other)
     if not tally.pairs:
         raise InputError(f"{base.name} and {other.name} have no pair of answers in common")
     return tally, changed is not None, sign_test(tally.gold[True, False], tally.gold[False, True])

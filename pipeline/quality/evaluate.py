@@ -13,7 +13,7 @@ from pipeline.sink.columns import ResultColumns
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
-from pipeline.state.jobs import JobRecord
+from pipeline.state.jobs import JobRecord, known_job
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,19 @@ class Judged:
 
 
 def evaluate(
-    database: Database, job_record: JobRecord, job: Job, *, where: str | None = None, by: Sequence[str] = ()
+    database: Database,
+    job_record: JobRecord,
+    job: Job,
+    *,
+    side: str = "current",
+    where: str | None = None,
+    by: Sequence[str] = (),
 ) -> Evaluation:
     """Read the job's gold anew, store it, and return the figures of the answers that have gold.
 
-    job_record: the job in the database; job: as its file declares it now. where: a SQL predicate over the results
-    table; by: columns of it, by whose values the rows are counted apart. Raises InputError if the job has no gold, no
-    row has gold, or no row with gold has an answer.
+    job_record: the job in the database; job: as its file declares it now. side: whose answers: `current` or job:NAME.
+    where: a SQL predicate over their results table; by: columns of it, by whose values the rows are counted apart.
+    Raises InputError if the job has no gold, no row has gold, or no row with gold has an answer.
     """
     sink = ResultsTable.of(job_record)
     gold = read_gold(job, ResultColumns.from_stored(job_record.columns))
@@ -65,7 +71,8 @@ def evaluate(
         raise InputError(f"gold.columns: none of {gold.found.rows:,} rows has gold; fill in the right answers of some")
     with database.read() as conn:
         check_table(conn, sink, gold)
-    pairs = Pairs(database, sink, store_gold(database, sink, gold), where=where, by=by)
+    answers = results_of(database, sink, side)
+    pairs = Pairs(database, answers, store_gold(database, sink, gold), where=where, by=by)
     empty_is_null = job.gold.empty == "null"
     shared = pairs.shared_requests(JUDGED)
     tally = Tally(gold.columns, pairs.layout, empty_is_null=empty_is_null, shared=shared, by=by)
@@ -76,6 +83,21 @@ def evaluate(
         raise InputError(f"no row of job {job.name} has gold and an answer{meet}; run the job first")
     without = pairs.without_answer() if where is None else None
     return Evaluation(job.name, gold.found.with_gold, without, job.gold.random, figures(tally))
+
+
+def results_of(database: Database, sink: ResultsTable, side: str) -> ResultsTable:
+    """Return the results table of a side: `sink` for `current`, that of another job for job:NAME.
+
+    Raises InputError for any other name, for an unknown job, and for a job with another key.
+    """
+    if side == "current":
+        return sink
+    if not side.startswith("job:"):
+        raise InputError(f"unknown side {side!r}: write current or job:NAME")
+    other = ResultsTable.of(known_job(database, side.removeprefix("job:")))
+    if list(other.columns.key) != list(sink.columns.key):
+        raise InputError(f"{side} has the key {', '.join(other.columns.key)}, not {', '.join(sink.columns.key)}")
+    return other
 
 
 def judged(evaluation: Evaluation, minimum: float, judge: Judge) -> Judged:

@@ -13,7 +13,6 @@ from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, delete, 
 
 from pipeline.errors import DatabaseError, JobError
 from pipeline.sink.columns import KINDS
-from pipeline.sink.matching import AT_ONCE
 from pipeline.sink.table import ResultsTable, insert_of
 from pipeline.state.bulk import Bulk
 from pipeline.state.jobs import alone
@@ -88,17 +87,6 @@ class GoldTable:
         if conn.dialect.name == "postgresql":
             rows = [tuple(v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in row) for row in rows]
         self._upsert.execute(conn, [(*row, reading) for row in rows])
-
-    def lookup(self, conn: Connection, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-        """Return the values of the gold columns of the rows with these keys; a row without gold is missing."""
-        found: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        key = [self.table.c[name] for name in self.sink.columns.key]
-        query, width = select(*key, *[self.table.c[name] for name in self.columns]), len(key)
-        for start in range(0, len(keys), AT_ONCE):
-            some = keys[start : start + AT_ONCE]
-            among = key[0].in_([each[0] for each in some]) if width == 1 else tuple_(*key).in_(list(some))
-            found |= {tuple(row[:width]): tuple(row[width:]) for row in conn.execute(query.where(among))}
-        return found
 
     def remove_older(self, conn: Connection, reading: int) -> int:
         """Remove some rows that this and later readings did not find; return how many, 0 when none is left."""

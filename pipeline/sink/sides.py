@@ -7,17 +7,19 @@ memory, however many there are.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Connection,
     Float,
     FromClause,
     MetaData,
+    Select,
     String,
     Table,
     and_,
@@ -32,6 +34,7 @@ from pipeline.errors import InputError
 from pipeline.job.json_values import dump
 from pipeline.sink.columns import KINDS, ResultColumns
 from pipeline.sink.matching import AT_ONCE
+from pipeline.sink.plain_rows import plain_rows
 from pipeline.sink.table import ResultsTable
 from pipeline.state.bulk import Bulk
 from pipeline.state.database import Database
@@ -57,13 +60,17 @@ class SideAnswer(NamedTuple):
 class Side:
     """The answers of one side. name: as the command line gives it. has: the compared columns that it has."""
 
-    def __init__(self, name: str, read: Read, table: FromClause, key: Sequence[str], columns: Sequence[str]) -> None:
-        self.name, self._read, self._table = name, read, table
+    def __init__(
+        self, name: str, read: Read, table: FromClause, key: Sequence[str], columns: Sequence[str], order: str
+    ) -> None:
+        """order: equal for sides whose database orders keys in the same way."""
+        self.name, self._read, self._table, self.order = name, read, table, order
         self.has = [column for column in columns if column in table.c]
         self._key = [table.c[column] for column in key]
         ids = [table.c[column] for column in ("message_id", "custom_id") if column in table.c]
         self._request = func.coalesce(*ids) if len(ids) > 1 else ids[0]
-        facts = [table.c.status, self._request, table.c.cost_usd, table.c.input_tokens, table.c.output_tokens]
+        tokens = [func.coalesce(table.c[name], 0) for name in ("input_tokens", "output_tokens")]
+        facts = [table.c.status, self._request, table.c.cost_usd, *tokens]
         self._query = select(*self._key, *facts, *[table.c[column] for column in self.has])
 
     def pages(self) -> Iterator[dict[Key, SideAnswer]]:
@@ -79,15 +86,9 @@ class Side:
             after = self._key[0] > last[0] if len(last) == 1 else tuple_(*self._key) > tuple_(*last)
             page = query.where(after)
 
-    def lookup(self, keys: Sequence[Key]) -> dict[Key, SideAnswer]:
-        """Return the answers with these keys."""
-        found: dict[Key, SideAnswer] = {}
-        for start in range(0, len(keys), AT_ONCE):
-            some = keys[start : start + AT_ONCE]
-            one = len(self._key) == 1
-            among = self._key[0].in_([key[0] for key in some]) if one else tuple_(*self._key).in_(list(some))
-            found |= self._answers(self._query.where(among))
-        return found
+    def lookup(self, keys: Sequence[Key], order: str) -> dict[Key, SideAnswer]:
+        """Return the answers with these keys, and perhaps others. keys: in this order; see `order`."""
+        return lookup(self._key, keys, lambda clause: self._answers(clause(self._query)), ordered=order == self.order)
 
     def totals(self) -> tuple[int, float | None]:
         """Return how many answers the side has, and what they cost in US dollars; None if that is not known."""
@@ -102,21 +103,61 @@ class Side:
         with self._read() as conn:
             return frozenset(each for each in conn.scalars(select(self._request).where(free).distinct()) if each)
 
-    def _answers(self, query: Any) -> dict[Key, SideAnswer]:
+    def _answers(self, query: Select[Any]) -> dict[Key, SideAnswer]:
         width = len(self._key)
         with self._read() as conn:
-            rows = conn.execute(query).all()
-        return {tuple(row[:width]): _answer(row[width:]) for row in rows}
+            rows = plain_rows(conn, query)
+        facts = width + 5
+        return {row[:width]: SideAnswer._make((*row[width:facts], row[facts:])) for row in rows}
 
 
-def _answer(facts: Sequence[Any]) -> SideAnswer:
-    status, request, cost, read, written, *values = facts
-    return SideAnswer(status, request, cost, read or 0, written or 0, tuple(values))
+Clause = Callable[[Select[Any]], Select[Any]]
+Found = TypeVar("Found")
+
+
+def lookup(
+    columns: Sequence[ColumnElement[Any]],
+    keys: Sequence[Key],
+    read: Callable[[Clause], dict[Key, Found]],
+    *,
+    ordered: bool,
+) -> dict[Key, Found]:
+    """Return what is found for these keys, and perhaps for others between them.
+
+    columns: of the key. read: executes a query to which a clause was added. ordered: whether the database orders keys
+    as they stand in `keys`. Then it is asked for the range from the first to the last, which takes a fraction of the
+    time, unless there is much more in it.
+    """
+    if ordered and keys:
+        first, last = (
+            [literal(value, c.type) for value, c in zip(key, columns, strict=True)] for key in (keys[0], keys[-1])
+        )
+        most = 2 * len(keys)
+        found = read(lambda query: query.where(_range(columns, first, last)).limit(most))
+        if len(found) < most:
+            return found
+    found = {}
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        among = columns[0].in_([key[0] for key in some]) if len(columns) == 1 else tuple_(*columns).in_(list(some))
+        found |= read(lambda query, among=among: query.where(among))  # type: ignore[misc]
+    return found
+
+
+def _range(columns: Sequence[ColumnElement[Any]], first: Sequence[Any], last: Sequence[Any]) -> ColumnElement[bool]:
+    if len(columns) == 1:
+        return columns[0].between(first[0], last[0])
+    return and_(tuple_(*columns) >= tuple_(*first), tuple_(*columns) <= tuple_(*last))
+
+
+def order_of(database: Database) -> str:
+    """Return the order in which a database has its keys: that of each SQLite file is the same."""
+    return "sqlite" if database.is_sqlite else database.shown
 
 
 def table_side(name: str, database: Database, sink: ResultsTable, columns: Sequence[str]) -> Side:
     """Return the answers of a job as a side. columns: those that are compared."""
-    return Side(name, database.read, sink.table, list(sink.columns.key), columns)
+    return Side(name, database.read, sink.table, list(sink.columns.key), columns, order_of(database))
 
 
 def parquet_side(path: str, of: ResultColumns, columns: Sequence[str]) -> Side:
@@ -156,9 +197,10 @@ def parquet_side(path: str, of: ResultColumns, columns: Sequence[str]) -> Side:
         values = [_texts(given.get(column.name, nothing)) for column in table.columns]
         if "status" not in given:
             values[len(of.key)] = ["succeeded"] * batch.num_rows
-        with engine.begin() as conn:
+        with engine.begin() as conn:  # of a file that ends with this process
+            conn.exec_driver_sql("PRAGMA synchronous=OFF")
             insert.execute(conn, list(zip(*values, strict=True)))
-    return Side(path, engine.connect, table, list(of.key), columns)
+    return Side(path, engine.connect, table, list(of.key), columns, "sqlite")
 
 
 def _texts(values: list[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.job.model import Job
 from pipeline.quality.compare import Comparison, compare
+from pipeline.quality.evaluate import evaluate
 from pipeline.quality.statistics import paired_difference, pairs_needed, sign_test
 from pipeline.report.compare import comparison_facts, comparison_lines, passes
 from pipeline.sink.export import export
@@ -72,6 +73,17 @@ def test_pairs_are_counted_with_their_flips_and_by_gold(world: World) -> None:
     assert gold.p == sign_test(13, 4) == gold.p_adjusted
     assert gold.needed == pairs_needed(17 / 70, 9 / 70)
     assert len(rows) == 21
+
+
+def test_the_answers_of_another_job_are_evaluated_by_the_gold_of_this_one(world: World) -> None:
+    job = both(world, GIVEN)
+
+    ours = evaluate(world.database, world.known(), job)
+    theirs = evaluate(world.database, world.known(), job, side="job:other")
+
+    assert [found.figures.accuracy.right for found in (theirs, ours)] == [54, 63]
+    with pytest.raises(InputError, match="unknown side 'cheap': write current or job:NAME"):
+        evaluate(world.database, world.known(), job, side="cheap")
 
 
 def test_identical_sides_show_no_difference(world: World) -> None:
