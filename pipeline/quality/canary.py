@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from pipeline.job.canary import Canary
 from pipeline.job.model import Job
-from pipeline.quality.evaluate import Judged, judged_share
 from pipeline.quality.figures import Figures, figures
 from pipeline.quality.gold_columns import gold_columns
+from pipeline.quality.judged import Judged, judged_share
 from pipeline.quality.tally import JUDGED, Tally
 from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from pipeline.errors import InputError
 from pipeline.job.model import Job
-from pipeline.quality.figures import Figures, Share, figures
+from pipeline.quality.figures import Figures, figures
 from pipeline.quality.gold import check_table, read_gold, store_gold
-from pipeline.quality.judges import Judge, figure, opens_at, passes
+from pipeline.quality.judged import Judged, judged_share
+from pipeline.quality.judges import Judge
 from pipeline.quality.tally import JUDGED, Tally
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.pairs import Pairs
@@ -29,20 +30,6 @@ class Evaluation:
     without_answer: int | None
     random: bool
     figures: Figures
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An accuracy that was compared with a minimum.
-
-    figure: what the judge compares with the minimum; opens_at: how many rows have to be right, None if all are too few.
-    """
-
-    minimum: float
-    judge: Judge
-    figure: float
-    passed: bool
-    opens_at: int | None
 
 
 def evaluate(
@@ -108,13 +95,3 @@ def judged(evaluation: Evaluation, minimum: float, judge: Judge) -> Judged:
             "the other rows; give gold for a random sample"
         )
     return judged_share(evaluation.figures.accuracy, minimum, judge)
-
-
-def judged_share(share: Share, minimum: float, judge: Judge) -> Judged:
-    """Return whether a share of at least one row reaches a minimum."""
-    right = (share.value or 0.0) * share.requests
-    found = figure(right, share.requests, judge)
-    assert found is not None
-    return Judged(
-        minimum, judge, found, passes(right, share.requests, minimum, judge), opens_at(share.requests, minimum, judge)
-    )

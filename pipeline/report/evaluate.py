@@ -8,8 +8,9 @@ from typing import Any
 from pipeline.escapes import inline
 from pipeline.job import json_values
 from pipeline.quality.compare_values import FAILED
-from pipeline.quality.evaluate import Evaluation, Judged
+from pipeline.quality.evaluate import Evaluation
 from pipeline.quality.figures import FEW_ROWS, ClassesFigures, ColumnFigures, Confusion, Share, Slice
+from pipeline.quality.judged import Judged
 from pipeline.quality.statistics import Estimate, Interval
 from pipeline.quality.tally import JUDGED
 from pipeline.source import identity
