@@ -13,6 +13,7 @@ from pipeline.cli.collect import collect
 from pipeline.cli.emulator import emulator
 from pipeline.cli.errors import errors
 from pipeline.cli.estimate import estimate
+from pipeline.cli.evaluate import evaluate
 from pipeline.cli.export import export
 from pipeline.cli.init import init
 from pipeline.cli.models import models
@@ -51,6 +52,7 @@ for _command in (
     errors,
     show,
     verify,
+    evaluate,
     export,
     emulator,
 ):

@@ -41,7 +41,7 @@ class Environment:
     connect: a function from an endpoint, as the job's section `api` names it, to the API. spool: the address
     that the command gives; None: that of the job, else one beside the database. now: the local clock. reach: how
     another process reaches the API as `connect` does; None: it cannot. api_now: the time by the API's clock, as another
-    process has told it; None: the API is asked.
+    process has told it; None: the API is asked. account_id: the number of our account, as another process has told it.
     """
 
     database: Database
@@ -53,6 +53,7 @@ class Environment:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     reach: Callable[[Endpoint], Reach] | None = None
     api_now: Callable[[], datetime] | None = None
+    account_id: int | None = None
     warned: set[str] = field(default_factory=set)  #: warnings that were told; each is told once for all endpoints
 
     def look_at_spool(self, job: JobRecord | None) -> None:
@@ -124,7 +125,8 @@ class Environment:
         lazily: connect to the API only when it is first needed.
         """
         with contextlib.ExitStack() as stack:
-            line = Line(lambda: stack.enter_context(self.api(endpoint)), self.database, self.now, self.api_now)
+            told = (self.api_now, self.account_id)
+            line = Line(lambda: stack.enter_context(self.api(endpoint)), self.database, self.now, *told)
             if not lazily:
                 line.open()
             with leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease:

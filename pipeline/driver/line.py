@@ -28,12 +28,15 @@ class Line:
         database: Database,
         local_now: Callable[[], datetime],
         api_now: Callable[[], datetime] | None = None,
+        account_id: int | None = None,
     ) -> None:
         """open_api: connects to the API and returns the client and the number of our account; it may raise.
 
         api_now: the time by the API's clock, as another process has told it; None: only the API can tell it.
+        account_id: the number of our account, in the same way.
         """
         self._open_api, self._database, self._local_now, self._api_now = open_api, database, local_now, api_now
+        self._account_id = account_id
         self._opening = threading.Lock()  # the thread that submits and the one that plans may both need it first
         self._opened: tuple[Api, int, Listing] | None = None
 
@@ -58,7 +61,7 @@ class Line:
     @property
     def account_id(self) -> int:
         """Return the number of our account at the API."""
-        return self.open()[1]
+        return self.open()[1] if self._opened is not None or self._account_id is None else self._account_id
 
     @property
     def listing(self) -> Listing:

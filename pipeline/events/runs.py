@@ -111,7 +111,7 @@ class PlannedElsewhere(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryFailed(Event):
-    """Too many of the canary's rows failed. rows: how many rows the canary has."""
+    """Too many of the canary's rows failed. rows: how many rows the canary has; rows that share a request are one."""
 
     name = "canary_failed"
     level = logging.WARNING
@@ -128,8 +128,8 @@ class CanaryFailed(Event):
 class GateOpened(Event):
     """The rows that wait behind a gate may be sent now.
 
-    gate: one of `states.Gate`. failed, rows: how many of the canary's rows failed, and how many it has; None for a
-    primer.
+    gate: one of `states.Gate`. failed, rows: how many of the canary's rows failed, and how many it has, where rows that
+    share a request are one; None for a primer.
     """
 
     name = "gate_opened"

@@ -90,17 +90,14 @@ class JobSource:
         """Return the values that the request of each row is built from, by column."""
         return identity.named_rows(frame, self._request_columns, as_bytes=self._builder.columns.attachments)
 
-    def request_hashes(self, frame: pl.DataFrame, before: int) -> pl.Series:
-        """Return a number for each row that is equal where the requests are equal.
+    def request_hashes(self, frame: pl.DataFrame) -> pl.Series | None:
+        """Return a hash for each row that is equal where the values are equal from which the request is made.
 
-        Without `request.dedupe`, or if a value cannot be hashed, each row has another number. before: how many rows
-        earlier chunks had.
+        None without `request.dedupe`, or if a value cannot be hashed.
         """
         frame = identity.columns_of(frame, self._request_columns)
         hashable = all(not dtype.is_nested() and dtype != pl.Object for dtype in frame.dtypes)
-        if self._job.request.dedupe and hashable and frame.width:
-            return frame.hash_rows()
-        return pl.int_range(before, before + frame.height, dtype=pl.UInt64, eager=True)
+        return frame.hash_rows() if self._job.request.dedupe and hashable and frame.width else None
 
     def hashes(self, chunk: Chunk) -> list[bytes]:
         """Return each row's row_hash. It covers the template columns and a stamp that shows changed attachments."""

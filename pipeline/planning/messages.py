@@ -17,10 +17,14 @@ from pipeline.planning.shards import Planned, Shard
 
 @dataclass(frozen=True)
 class ApiSide:
-    """How a planner reaches the API, and how far its time is ahead of this machine's steady clock."""
+    """How a planner reaches the API, and how far its time is ahead of this machine's steady clock.
+
+    account_id: the number of our account there.
+    """
 
     reach: Reach
     ahead: timedelta
+    account_id: int
 
 
 @dataclass(frozen=True)

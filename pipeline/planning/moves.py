@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import polars as pl
@@ -15,6 +16,7 @@ from pipeline.planning.judge import Judge, Judged, JudgedRow, Scope
 from pipeline.planning.packer import NewRequests, Sendable, sent_hash
 from pipeline.planning.render import Renderer
 from pipeline.planning.retry_changes import RequestChange, RetryChanges, change_of_known
+from pipeline.planning.suspects import Suspects
 from pipeline.planning.verdict import SENT, Verdict
 from pipeline.request.build import Built
 from pipeline.source.rows import Chunk
@@ -56,6 +58,7 @@ class Moves:
     new_keeps: list[tuple[str, str | None]] = field(default_factory=list)  #: (key, new kept values)
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see state.rows.mark_changed
     outdated: list[int] = field(default_factory=list)  #: rows of a retry whose spooled request is outdated
+    suspects: set[bytes] = field(default_factory=set)  #: sent_hashes of requests that other rows may have, too
 
     @property
     def changes_known_rows(self) -> bool:
@@ -90,10 +93,11 @@ class Mover:
         judge: Judge,
         renderer: Renderer,
         awaited: Awaited,
+        suspects: Suspects,
     ) -> None:
-        """awaited: the batches of rows in flight are added to it."""
+        """awaited: the batches of rows in flight are added to it. suspects: rows that may share a request."""
         self._run_id, self._scope, self._source, self._judge = run_id, scope, source, judge
-        self._renderer, self._awaited = renderer, awaited
+        self._renderer, self._awaited, self._suspects = renderer, awaited, suspects
         self._changes = RetryChanges(driver, scope.job)
 
     def moves(self, chunk: Chunk) -> Moves:
@@ -101,8 +105,10 @@ class Mover:
         scope, key_column = self._scope, self._source.keys(chunk)
         judged = self._judge.chunk(chunk, key_column)
         moves = Moves(chunk, key_column, judged)
+        marks = self._marks(chunk)
         if judged.all_new:
             self._add_all(moves)
+            moves.suspects.update(compress(moves.new.sent_hashes, marks))
             return moves
         some = len(judged.places) < chunk.frame.height
         keys = (key_column.gather(list(judged.places)) if some else key_column).to_list()
@@ -117,14 +123,22 @@ class Mover:
                 for row in judged.rows
             ),
         )
-        for key, keep, row, with_change, of_row in zip(keys, keeps, judged.rows, again, values, strict=True):
+        rows = zip(judged.places, keys, keeps, judged.rows, again, values, strict=True)
+        for place, key, keep, row, with_change, of_row in rows:
             if row.verdict in SENT:
-                self._send(moves, key, keep, row, of_row, with_change)
+                hashed = self._send(moves, key, keep, row, of_row, with_change)
+                if marks and marks[place] and hashed is not None:
+                    moves.suspects.add(hashed)
             elif row.known is not None:
                 if scope.retry is None:  # in a retry the run that planned the row notes this
                     moves.leave(row.verdict, key, keep, row.row_hash, row.known)
                 self._awaited.note(row.verdict, row.known, run_id=self._run_id, recipe=scope.recipe)
         return moves
+
+    def _marks(self, chunk: Chunk) -> list[bool]:
+        """Return for each row of a chunk whether it may share a request; empty if no row may."""
+        hashes = self._source.request_hashes(chunk.frame) if self._suspects else None
+        return [] if hashes is None else self._suspects.marks(hashes)
 
     def _add_all(self, moves: Moves) -> None:
         """Add all rows of a chunk of new rows to `moves`, in bulk where their requests need no Jinja."""
@@ -150,10 +164,11 @@ class Mover:
         row: JudgedRow,
         values: Mapping[str, Any],
         again: RequestChange | None,
-    ) -> None:
-        """Add a row with its request to `moves`; as invalid if it cannot be sent.
+    ) -> bytes | None:
+        """Add a row with its request to `moves`, and return its sent_hash; None: it cannot be sent, and is invalid.
 
-        again: how its request is changed; None: it is not changed. A row whose change makes no difference is not sent.
+        again: how its request is changed; None: it is not changed. A row whose change makes no difference is not sent
+        (None).
         """
         known, attempts = row.known, self._attempts(row)
         try:
@@ -163,14 +178,16 @@ class Mover:
                 moves.new.add_invalid(key, keep, row.row_hash, str(exc))
             else:
                 self._mark_invalid(moves, known, keep, row.row_hash, str(exc), attempts)
-            return
+            return None
         if known is None:
             assert built is not None
             moves.new.add(key, keep, row.row_hash, built.params, self._renderer.bound(built))
-        elif built is None:
+            return moves.new.sent_hashes[-1]
+        if built is None:
             moves.leave(Verdict.KEPT, key, keep, row.row_hash, known)
-        else:
-            self._send_again(moves, known, keep, row.row_hash, built, attempts)
+            return None
+        self._send_again(moves, known, keep, row.row_hash, built, attempts)
+        return moves.again[-1].sent_hash
 
     def _mark_invalid(
         self, moves: Moves, known: KnownRow, keep: str | None, row_hash: bytes, reason: str, attempts: int

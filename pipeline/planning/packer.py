@@ -11,6 +11,7 @@ the batch.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from pipeline.events.batches import Planned
 from pipeline.job.model import Job
 from pipeline.money.budget import Bound
 from pipeline.planning.invalid import InvalidRow
+from pipeline.planning.sharing import Joining, Sharing, states_of
 from pipeline.request import packing
 from pipeline.source.identity import shown
 from pipeline.spool.body import BodyWriter
@@ -28,9 +30,13 @@ from pipeline.state.database import Connection
 from pipeline.state.moves import add_batch
 from pipeline.state.new_rows import KeyKnown, NewRows, insert_new_rows, known_key
 from pipeline.state.rows import note_sent
+from pipeline.state.sharing import Decision, Join, KnownJoin
 
 HELD_BYTES = 32_000_000  # of keys and kept values of new rows, which are in memory until their batch is committed
 HELD_ROWS = 100_000  # invalid rows that wait for a batch to be committed with
+JOINED_ROWS = 20_000  # rows that share requests of earlier batches, and wait for a batch to be committed with
+TRIES = 10  # of a commit, while another driver moves a batch whose requests are shared
+WAIT_FOR_MOVE = 0.02  # seconds between two of them; a move takes some milliseconds
 
 
 class Sendable(NamedTuple):
@@ -116,13 +122,15 @@ class _Contents:
     """The rows that are committed with the present body.
 
     known: (number, position) of each row that the database knows; changed: (number, new sent_hash) of those whose
-    request differs from the database; new, invalid: the other rows; held: bytes of their keys and kept values.
+    request differs from the database; new, invalid: the other rows; joining: those of all that share requests of
+    earlier batches; held: bytes of keys and kept values.
     """
 
     known: list[tuple[int, int]] = field(default_factory=list)
     changed: list[tuple[int, bytes]] = field(default_factory=list)
     new: NewRows = field(default_factory=NewRows.none)
     invalid: list[InvalidRow] = field(default_factory=list)
+    joining: Joining = field(default_factory=Joining)
     held: int = 0
 
     def add_new(self, rows: NewRows) -> None:
@@ -154,6 +162,7 @@ class Packer:
         most = (limits.max_batch_requests, limits.max_in_flight_requests, driver.settings.max_in_flight)
         self._max_requests = min(*most, max_requests or limits.max_batch_requests)
         self._first, self._numbered = first, numbered
+        self._sharing = Sharing(driver, run_id)
         self._body: BodyWriter | None = None
         self._contents = _Contents()
         self._gate: str | None = None  # the gate that the present body opens
@@ -166,13 +175,17 @@ class Packer:
         _, sent_hashes, params, bounds, _ = zip(*rows, strict=True)
         requests, start = packing.Requests(sent_hashes, params, bounds), 0
         while start < len(rows):
-            positions = self._fill(requests, start)
-            if not positions:
+            positions, joins = self._place(requests, start)
+            some, start = rows[start : start + len(positions or joins)], start + len(positions or joins)
+            if joins:
+                self._contents.joining.known += [
+                    KnownJoin(row.row, join) for row, join in zip(some, joins, strict=True)
+                ]
+            else:
+                self._contents.known += [(row.row, n) for row, n in zip(some, positions, strict=True)]
+                self._contents.changed += [(row.row, row.sent_hash) for row in some if row.changed]
+            if not some or len(self._contents.joining) >= JOINED_ROWS:
                 yield from self.finish()
-                continue
-            some, start = rows[start : start + len(positions)], start + len(positions)
-            self._contents.known += [(row.row, n) for row, n in zip(some, positions, strict=True)]
-            self._contents.changed += [(row.row, row.sent_hash) for row in some if row.changed]
 
     def add_new(self, rows: NewRequests) -> Iterator[int]:
         """Add new rows, and yield the number of each batch that this fills."""
@@ -191,39 +204,65 @@ class Packer:
         """Add new rows that can be sent, from index `start` to before `end`."""
         requests = packing.Requests(rows.sent_hashes[:end], rows.params[:end], rows.bounds[:end])
         while start < end:
-            positions = self._fill(requests, start)
-            if not positions:
+            positions, joins = self._place(requests, start)
+            stop, before = start + len(positions or joins), len(self._contents.new.keys)
+            self._contents.joining.new |= dict(enumerate(joins, before))
+            self._contents.add_new(rows.rows(start, stop, [join.place.n for join in joins] or positions))
+            if stop == start or len(self._contents.joining) >= JOINED_ROWS:
                 yield from self.finish()
-                continue
-            self._contents.add_new(rows.rows(start, start + len(positions), positions))
-            start += len(positions)
+            start = stop
+
+    def _place(self, requests: packing.Requests, start: int) -> tuple[list[int], list[Join]]:
+        """Place the requests of some rows, from index `start` on, in the present body or a new one.
+
+        Return their positions there. If the first of them equals a request of an earlier batch, return instead how it
+        and those after it share such requests. Both are empty if the body is full.
+        """
+        sharing, hashes = self._sharing, requests.sent_hashes
+        if sharing.is_idle:
+            return self._fill(requests, start), []
+        body = None if self._body is None else self._body.contents
+        end = min(len(hashes), start + packing.ROWS_OF_REQUEST * self._max_requests)
+        joins = sharing.joins(hashes[start : min(end, start + JOINED_ROWS)], body)
+        if joins:
+            return [], joins
+        until = next((i for i in range(start + 1, end) if sharing.can_join(hashes[i], body)), end)
+        some = slice(start, until)
+        own = packing.Requests(hashes[some], requests.params[some], requests.bounds[some])
+        return self._fill(own, 0), []
 
     def _fill(self, requests: packing.Requests, start: int) -> list[int]:
         """Add some requests to the present body, or to a new one. Return their positions; []: the body is full."""
         dedupe, limits = self._job.request.dedupe, self._job.limits
-        if self._body is not None:
-            return self._body.fill(requests, start, dedupe=dedupe)
-        first = self._first or First(self._max_requests, self.gate)
-        self._first, self._gate = None, first.gate
-        most = min(first.requests, self._max_requests)
-        self._body = BodyWriter(self._driver.spool, packing.Packing(packing.new_nonce(), most, limits.max_batch_bytes))
+        is_new = self._body is None
+        if self._body is None:
+            first = self._first or First(self._max_requests, self.gate)
+            self._first, self._gate = None, first.gate
+            most = min(first.requests, self._max_requests)
+            packed = packing.Packing(packing.new_nonce(), most, limits.max_batch_bytes)
+            self._body = BodyWriter(self._driver.spool, packed)
         positions = self._body.fill(requests, start, dedupe=dedupe)
-        assert positions, "planning sorts out what is larger than a batch"
+        assert positions or not is_new, "planning sorts out what is larger than a batch"
+        self._sharing.note_placed(requests.sent_hashes[start : start + len(positions)])
         return positions
 
-    def finish(self) -> Iterator[int]:
-        """Commit the present body as a planned batch and yield its number. Invalid rows that wait are committed, too.
+    def look_for(self, suspects: AbstractSet[bytes]) -> None:
+        """Look up the requests that earlier rows of the run have. suspects: sent_hashes of the next rows."""
+        self._sharing.look_for(suspects)
 
-        Yields nothing if there is no body. If the commit fails, the body is discarded.
+    def finish(self) -> Iterator[int]:
+        """Commit the present body as a planned batch and yield its number. Rows that wait are committed, too.
+
+        These are invalid, or share requests of earlier batches. Yields nothing if there is no body. If the commit
+        fails, the body is discarded.
         """
         body, contents = self._body, self._contents
-        if body is None and not contents.new.keys:
+        if body is None and not contents.new.keys and not contents.joining:
             return
         if body is not None:
             body.finish()
         try:
-            with self._driver.planning_transaction(self._run_id) as conn:
-                batch, numbers = self._commit(conn, body)
+            batch, numbers = self._commit_when_free(body)
         except KeyKnown as exc:
             raise self._source_changed() from exc
         except PipelineError:
@@ -236,16 +275,35 @@ class Packer:
             self._driver.tell(Planned(batch=batch, requests=packed.requests, rows=packed.rows, bytes=packed.size))
             yield batch
 
-    def _commit(self, conn: Connection, body: BodyWriter | None) -> tuple[int | None, list[int]]:
+    def _commit_when_free(self, body: BodyWriter | None) -> tuple[int | None, list[int]]:
+        """Commit as `_commit` does, as soon as no other driver moves a batch whose requests are shared.
+
+        After TRIES, rows that would share a request of such a batch wait to be sent from its body.
+        """
+        for left in reversed(range(TRIES)):
+            with self._driver.planning_transaction(self._run_id) as conn:
+                decided = self._sharing.decide(conn, self._contents.joining)
+                if not (decided.contended and left):
+                    batch, numbers = self._commit(conn, body, decided)
+                    break
+            self._driver.stop.wait(WAIT_FOR_MOVE)
+        packed = None if body is None else body.contents
+        self._sharing.note_committed(batch, packed, self._contents.joining, decided)
+        return batch, numbers
+
+    def _commit(self, conn: Connection, body: BodyWriter | None, decided: Decision) -> tuple[int | None, list[int]]:
         """Write the batch of the body and its rows. Return the batch's number, and the numbers of the new rows.
 
-        body: None if there are only invalid rows; there is no batch then (None).
+        body: None if there are only rows that wait; there is no batch then (None). decided: what becomes of those that
+        share requests of earlier batches.
         """
         contents, now = self._contents, self._driver.now()
         batch, numbers = None, []
         job_id, run_id, recipe = self._driver.job_id, self._run_id, self._recipe
+        shared = states_of(contents.joining.new, decided)
         if body is None:
-            numbers = insert_new_rows(conn, contents.new, job_id=job_id, run_id=run_id, recipe=recipe, batch=None)
+            to = {"job_id": job_id, "run_id": run_id}
+            numbers = insert_new_rows(conn, contents.new, **to, recipe=recipe, batch=None, shared=shared)
         else:
             batch, numbers = add_batch(
                 conn,
@@ -256,10 +314,13 @@ class Packer:
                 digest=body.digest,
                 known=contents.known,
                 new=contents.new,
+                shared=shared,
                 gate=self._gate,
                 now=now,
             )
             note_sent(conn, contents.changed)
+            self._sharing.note_shareable(conn, batch, body.contents)
+        self._sharing.write(conn, contents.joining, decided, contents.new, now)
         if contents.invalid:
             answers = [row.answer(run_id, recipe, now) for row in contents.invalid]
             self._driver.sink_now(conn).write_answers(conn, answers)
@@ -279,5 +340,6 @@ class Packer:
     def discard(self) -> None:
         """Discard the present body; its known rows stay pending, and its new rows stay unknown."""
         body, self._body, self._contents = self._body, None, _Contents()
+        self._sharing.forget()
         if body is not None:
             body.discard()

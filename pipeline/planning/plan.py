@@ -26,6 +26,7 @@ from pipeline.planning.quote import Quote
 from pipeline.planning.render import Renderer
 from pipeline.planning.retry_changes import change_of_known
 from pipeline.planning.selection import Selection, changed
+from pipeline.planning.suspects import EqualRows, Suspects
 from pipeline.planning.unchanged import Findings, Unchanged
 from pipeline.planning.uploads import Uploads
 from pipeline.planning.verdict import QUOTED, SENT, Verdict
@@ -56,6 +57,8 @@ class Plan:
         self.builder = RequestBuilder(self.asked)
         self.source = JobSource(job, self.builder, limit=limit)
         self.run_id: int | None = None  #: the run that is planned; in a quote, the run that the command continues
+        self.continues = False  #: whether the command continues a run, whose rows may share requests with new ones
+        self.suspects = Suspects()  #: the rows that may have the request of another row, by pass one
         self.awaited = Awaited()
         self.tokens_per_byte = CERTAIN_TOKENS_PER_BYTE  #: an upper bound, from the API's count of a sample
         self._scope = Scope(job, self.recipe, refresh, retry)
@@ -88,7 +91,7 @@ class Plan:
         quote.unsent = unsent
         judge = self.judge(known_rows, unsent=unsent, hashes_all=False)
         renderer = Renderer(self.asked, self.builder, self._listed)
-        with Distinct() as seen:
+        with Distinct() as seen, EqualRows() as sent, EqualRows() as every:
             unread = None if reads_all else self._unchanged.select_to_quote(quote, known_rows, seen)
             for chunk in self.source.chunks(unread):
                 key_checks.require_usable(self.job.source, chunk)
@@ -98,17 +101,37 @@ class Plan:
                 judged = judge.chunk(chunk, keys)
                 self._unchanged.note_quoted(chunk, keys, judged)
                 _count(quote, judged)
-                self._pack(quote, chunk, judged)
+                self._compare_requests(quote, chunk, judged, sent, every)
                 self._sample(quote, chunk, judged, renderer)
             key_checks.refuse_duplicates(self.job.source, self.source, seen.duplicates())
+            self._find_equal_requests(quote, sent, every)
         return quote
 
-    def _pack(self, quote: Quote, chunk: Chunk, judged: Judged) -> None:
-        """Add the rows of a chunk that will be packed to the quote, with hashes that show equal requests."""
-        sent = [i for i, row in zip(judged.places, judged.rows, strict=True) if row.verdict in SENT]
-        if sent:
-            frame = chunk.frame if len(sent) == chunk.frame.height else chunk.frame[sent]
-            quote.pack(self.source.request_hashes(frame, quote.packed_rows))
+    def _compare_requests(self, quote: Quote, chunk: Chunk, judged: Judged, sent: EqualRows, every: EqualRows) -> None:
+        """Add hashes that show equal requests: of the rows of a chunk that are sent, and of all its rows.
+
+        The others matter only if the command continues a run: they may be in a batch of it, or have their answer.
+        """
+        chosen = [i for i, row in zip(judged.places, judged.rows, strict=True) if row.verdict in SENT]
+        if not chosen and not self.continues:
+            return
+        hashes = self.source.request_hashes(chunk.frame)
+        if hashes is None:
+            quote.new_requests = (quote.new_requests or 0) + len(chosen)
+            return
+        sent.add(hashes if len(chosen) == hashes.len() else hashes.gather(chosen))
+        if self.continues:
+            every.add(hashes)
+
+    def _find_equal_requests(self, quote: Quote, sent: EqualRows, every: EqualRows) -> None:
+        """Note in the quote how many requests the sent rows need, and here which rows may share one.
+
+        The rows of a retry share requests within a batch only: each has a history of its own.
+        """
+        requests, suspects = sent.found()
+        quote.new_requests = (quote.new_requests or 0) + requests
+        if self.retry is None:
+            self.suspects = every.found()[1] if self.continues else suspects
 
     def _sample(self, quote: Quote, chunk: Chunk, judged: Judged, renderer: Renderer) -> None:
         """Render the sampled rows of a chunk into the quote: a random sample of the rows to send, with the first one.
@@ -141,9 +164,10 @@ class Plan:
         """What pass one found out about each file, for `take_findings` of a plan in another process."""
         return self._unchanged.findings
 
-    def take_findings(self, findings: Findings) -> None:
-        """Go on as if pass one had been done here. findings: of a plan of the same job over the same source."""
+    def take_findings(self, findings: Findings, suspects: Suspects) -> None:
+        """Go on as if pass one had been done here. findings, suspects: of a plan of the same job and source."""
         self._unchanged.take_findings(findings)
+        self.suspects = suspects
 
     @property
     def is_whole(self) -> bool:
@@ -180,7 +204,7 @@ class Plan:
         self.builder.uploaded = Uploads(driver)
         left = self._unchanged.select_to_plan(driver, run_id, inputs)
         if left != []:
-            driver.learn_time()
+            driver.line.learn_time()
         writer = Writer(driver, run_id, self.recipe, packer, self._unchanged)
         try:
             with closing(prefetch(self._moves(driver, mover, left), name="plan")) as rendered:
@@ -199,7 +223,7 @@ class Plan:
         windows = Windows(driver, self.asked, self.tokens_per_byte)
         renderer = Renderer(self.asked, self.builder, self._listed, windows)
         judge = self.judge(known_rows)
-        return Mover(driver, run_id, self._scope, self.source, judge, renderer, self.awaited)
+        return Mover(driver, run_id, self._scope, self.source, judge, renderer, self.awaited, self.suspects)
 
     def _moves(self, driver: Driver, mover: Mover, inputs: Sequence[Input] | None) -> Iterator[Moves]:
         """Yield the changes of each chunk, with rendered requests. inputs: read only these; None: all."""

@@ -5,18 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import polars as pl
-
 from pipeline.answer.outcome import first_server_tool
 from pipeline.answer.retry_change import AnyChange
 from pipeline.events.event import Event
-from pipeline.job.model import Canary, Job
+from pipeline.job.model import Job
 from pipeline.money.prices import PriceList
 from pipeline.planning.sample import (
     KEPT_BYTES,
     SAMPLED,
     SEPARATORS,
-    Packed,
     Reservoir,
     Sample,
     guessed_tokens,
@@ -57,8 +54,7 @@ class Quote:
     estimate: "Estimate | None" = None
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(SAMPLED))
     first_params: bytes | None = None
-    packed_rows: int = 0  #: number of rows that were added by `pack`
-    _packed: dict[int, Packed] = field(default_factory=dict)  # by the number of rows in the first batch
+    new_requests: int | None = None  #: requests of the rows that are in no batch yet; None: one for each row
     _slots: dict[int, Sample | str] = field(default_factory=dict)  # str: why the row cannot be sent
     _kept: int = 0
 
@@ -67,9 +63,7 @@ class Quote:
         """Return an empty quote for this job."""
         limits, request = job.limits, job.request
         most = min(limits.max_batch_requests, limits.max_in_flight_requests)
-        first = {0} | ({job.canary.rows} if isinstance(job.canary, Canary) else set())
         cached = cached_prefix(job)
-        first |= {1} if cached is not None else set()
         return cls(
             listed,
             most,
@@ -77,14 +71,7 @@ class Quote:
             limits.max_cost_usd,
             0 if cached is None else cached.breakpoints,
             first_server_tool(request.params),
-            _packed={rows: Packed(most, rows) for rows in first},
         )
-
-    def pack(self, hashes: pl.Series) -> None:
-        """Add the next rows that will be packed. hashes: one for each row, equal where the requests are equal."""
-        self.packed_rows += hashes.len()
-        for packed in self._packed.values():
-            packed.add(hashes)
 
     def put(self, slot: int, built: Built, carried: bytes, change: AnyChange | None = None) -> None:
         """Store a sampled request. slot: its place in the sample, whose earlier request is replaced.
@@ -152,7 +139,7 @@ class Quote:
 
     @property
     def requests(self) -> int:
-        """Return how many requests will be sent. Equal requests of a batch count once."""
+        """Return how many requests will be sent. Equal requests count once, as if each were sent and succeeded once."""
         return self._planned_requests + self._new[0]
 
     @property
@@ -165,10 +152,9 @@ class Quote:
     @property
     def _new(self) -> tuple[int, int]:
         """Return the numbers of requests and batches for the rows that are in no batch yet."""
-        packed = self._packed.get(self.ahead if not self._opens_planned else 0, Packed(self.max_requests, 0))
-        if not self.packed_rows:  # `pack` was not called: assume that all requests differ
-            return self._to_pack, -(-self._to_pack // self.max_requests)
-        return packed.totals
+        requests = self._to_pack if self.new_requests is None else self.new_requests
+        ahead = min(requests, self.ahead if not self._opens_planned else 0, self.max_requests)
+        return requests, bool(ahead) + -(-(requests - ahead) // self.max_requests)
 
     @property
     def _opens_planned(self) -> bool:

@@ -1,4 +1,4 @@
-"""Sample the requests of a source at random, and count requests and batches, for a quote. Pure."""
+"""Sample the requests of a source at random, for a quote. Pure."""
 
 import math
 import random
@@ -6,15 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import polars as pl
-
 from pipeline.answer.retry_change import AnyChange
 from pipeline.job.model import MAX_TOKENS
 from pipeline.job.retrying import AskAgain, LongerAnswer, OtherModel
 from pipeline.money import budget
 from pipeline.money.prices import BYTES_PER_TOKEN
 from pipeline.request.build import Built
-from pipeline.request.packing import ROWS_OF_REQUEST
 
 
 class Pair(NamedTuple):
@@ -79,38 +76,6 @@ class Reservoir:
     def _skip(self) -> None:
         self._weight *= math.exp(math.log(1.0 - self._chance.random()) / self._size)
         self._next += int(math.log(1.0 - self._chance.random()) / math.log1p(-self._weight)) + 1
-
-
-class Packed:
-    """Counts the requests and batches that rows make, with equal requests of one batch counted once.
-
-    Rows are added as hashes that are equal where the requests are equal, in the order of packing.
-    """
-
-    def __init__(self, most: int, first: int) -> None:
-        """most: the most requests of a batch; first: the most of the first batch; 0: as for the others."""
-        self._most, self._room = most, min(first or most, most)
-        self._held = pl.Series(dtype=pl.UInt64)  # rows of the batch that is not full yet
-        self._requests = self._batches = 0
-
-    def add(self, hashes: pl.Series) -> None:
-        """Add the next rows."""
-        self._held = pl.concat([self._held, hashes])
-        start = 0
-        while (window := self._held.slice(start, ROWS_OF_REQUEST * self._room + 1)).len() > self._room:
-            different = window.is_first_distinct().cum_sum()
-            rows = min(int((different <= self._room).sum()), ROWS_OF_REQUEST * self._room)
-            if rows == window.len():
-                break
-            self._requests += int(different[rows - 1])
-            self._batches += 1
-            start, self._room = start + rows, self._most
-        self._held = self._held.slice(start)
-
-    @property
-    def totals(self) -> tuple[int, int]:
-        """Return the number of requests, and the number of batches."""
-        return self._requests + self._held.n_unique(), self._batches + bool(self._held.len())
 
 
 class Sample(NamedTuple):

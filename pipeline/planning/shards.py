@@ -7,7 +7,7 @@ flight, and the driver plans the remaining rows of the file.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.driver.environment import Environment
 from pipeline.driver.job_of_run import stored_job
@@ -15,6 +15,7 @@ from pipeline.errors import SourceError
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.packer import First
 from pipeline.planning.plan import Plan
+from pipeline.planning.suspects import Suspects
 from pipeline.state.jobs import job_named
 from pipeline.state.leases import Lease
 from pipeline.state.runs import get_run
@@ -24,7 +25,8 @@ from pipeline.state.runs import get_run
 class Shard:
     """One part of a planning: one file (or the query) of a job's source, for one run.
 
-    lease, token: the lease on the job's planning; first: the first batch, if it differs from the rest.
+    lease, token: the lease on the job's planning; first: the first batch, if it differs from the rest. suspects: rows
+    that may share a request, by hashes that only processes of one machine compute alike.
     """
 
     job: str
@@ -34,6 +36,7 @@ class Shard:
     lease: str
     token: int
     first: First | None = None
+    suspects: Suspects = field(default_factory=Suspects)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ def shards(plan: Plan, job: str, run_id: int, lease: Lease, first: First | None 
     """Return the shards of a planning, one for each file. first: the first batch of the first shard, if it differs."""
     held = (lease.resource, lease.token)
     paths = [one.path for one in plan.source.inputs]
-    return [Shard(job, run_id, path, plan.refresh, *held, None if i else first) for i, path in enumerate(paths)]
+    return [
+        Shard(job, run_id, path, plan.refresh, *held, None if i else first, plan.suspects)
+        for i, path in enumerate(paths)
+    ]
 
 
 def plan_shard(where: Environment, part: Shard) -> Planned:
@@ -68,6 +74,7 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
         job = stored_job(get_run(conn, part.run_id))
     assert job_record is not None
     plan = Plan(job, refresh=part.refresh)
+    plan.suspects = part.suspects
     inputs = [one for one in plan.source.inputs if one.path == part.path]
     if not inputs:
         raise SourceError(f"source.path: {part.path} does not exist on this machine; put the source on a shared path")

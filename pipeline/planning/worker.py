@@ -86,6 +86,7 @@ def _environment(assignment: Assignment, database: Database, outbox: Outbox) -> 
         spool=assignment.spool,
         tell=outbox.send,
         api_now=lambda: steady() + api.ahead,
+        account_id=api.account_id,
     )
 
 

@@ -20,6 +20,7 @@ class Writer:
         if moves.changes_known_rows:
             self._commit(moves)
         self._unchanged.note_planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
+        self._packer.look_for(moves.suspects)
         return [*self._packer.add_new(moves.new), *self._packer.add(moves.again)]
 
     def _commit(self, moves: Moves) -> None:

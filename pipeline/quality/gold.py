@@ -73,8 +73,9 @@ class GoldReader:
         """Yield the rows with gold, for GoldTable.write, in chunks. Raises SourceError as `check` does."""
         for chunk in self._chunks():
             values = self._values(chunk)
-            keys = self._keys(chunk, sink)
-            yield [(*keys[i], *(column[i] for column in values)) for i in self._kept(values)]
+            rows = list(zip(*self._key_columns(chunk, sink), *values, strict=True))
+            kept = self._kept(values)
+            yield rows if len(kept) == len(rows) else [rows[i] for i in kept]
 
     def _chunks(self) -> Iterator[Chunk]:
         return self._rows.chunks(self._names)
@@ -116,14 +117,14 @@ class GoldReader:
     def _kept(self, values: Sequence[Sequence[Any]]) -> Sequence[int]:
         """Return the indexes of the rows that have gold."""
         rows = range(len(values[0]))
-        if self._gold.empty == "null":
+        if self._gold.empty == "null" or any(None not in column for column in values):
             return rows
         return [i for i, of_row in enumerate(zip(*values, strict=True)) if any(value is not None for value in of_row)]
 
     # -- keys --------------------------------------------------------------------------------------------------------
 
-    def _keys(self, chunk: Chunk, sink: ResultsTable) -> list[tuple[Any, ...]]:
-        """Return the key of each row as the results table stores it."""
+    def _key_columns(self, chunk: Chunk, sink: ResultsTable) -> Sequence[Sequence[Any]]:
+        """Return the values of each key column as the results table stores them."""
         if self._gold.path is not None:
             return self._converted_keys(chunk)
         columns = [chunk.frame.get_column(name) for name in self._key_kinds]
@@ -131,30 +132,35 @@ class GoldReader:
         if all(
             column.dtype == simple.get(kind) for column, kind in zip(columns, self._key_kinds.values(), strict=True)
         ):
-            return list(zip(*(column.to_list() for column in columns), strict=True))
-        return [sink.key_values(key) for key in identity.keys(chunk.frame, list(self._key_kinds))]
+            return [column.to_list() for column in columns]
+        return list(zip(*map(sink.key_values, identity.keys(chunk.frame, list(self._key_kinds))), strict=True))
 
-    def _converted_keys(self, chunk: Chunk) -> list[tuple[Any, ...]]:
-        """Return the key of each row of a gold file, with the types that the key has in the source."""
-        columns = []
-        for name, kind in self._key_kinds.items():
-            values = exact.values_of(chunk.frame.get_column(name))
-            try:
-                columns.append([read(kind, value) for value in values if not is_empty(value)])
-            except Misread as exc:
-                raise SourceError(f"gold.path: {chunk.input.name}: a key in column {name!r} {exc}") from exc
-            if len(columns[-1]) < len(values):
-                i = next(i for i, value in enumerate(values) if is_empty(value))
+    def _converted_keys(self, chunk: Chunk) -> list[list[Any]]:
+        """Return the values of each key column of a gold file, with the types that the key has in the source."""
+        return [self._converted(chunk, name, kind) for name, kind in self._key_kinds.items()]
+
+    def _converted(self, chunk: Chunk, name: str, kind: str) -> list[Any]:
+        found = []
+        for i, value in enumerate(exact.values_of(chunk.frame.get_column(name))):
+            if is_empty(value):
                 raise SourceError(
                     f"gold.path: {chunk.place(i)}: column {name!r} is empty; each row of gold needs a key"
                 )
-        return list(zip(*columns, strict=True))
+            try:
+                found.append(read(kind, value))
+            except Misread as exc:
+                raise SourceError(
+                    f"gold.path: {chunk.place(i)}: column {name!r} is {_shown(value)}, which {exc}; the source has "
+                    "other keys"
+                ) from exc
+        return found
 
     def _key_texts(self, chunk: Chunk) -> pl.Series:
         """Return the key of each row as text; equal keys have equal texts."""
         if self._gold.path is None:
             return identity.key_texts(identity.key_column(chunk.frame, list(self._key_kinds)))
-        return pl.Series([",".join(map(str, key)) for key in self._converted_keys(chunk)], dtype=pl.String)
+        keys = zip(*self._converted_keys(chunk), strict=True)
+        return pl.Series([",".join(map(str, key)) for key in keys], dtype=pl.String)
 
     def _refuse_duplicates(self, suspects: pl.Series) -> None:
         """Raise SourceError if rows share a key. suspects: hashes of keys that came more than once."""

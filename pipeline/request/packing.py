@@ -17,6 +17,7 @@ BETWEEN = b",\n"
 SUFFIX = b"\n]}"
 
 FILL_BYTES = 950_000  # that are added at once; larger blocks of memory than 1 MB come from the system each time
+MOST_SHARING = 1_000  # rows that share a request: their outcomes are stored together, in one transaction
 ROWS_OF_REQUEST = 4  # a body may hold this many rows per request, so that equal requests do not make it endless
 
 _PARAMS = b'","params":'
@@ -132,6 +133,7 @@ class Packing:
     rows: int = 0
     size: int = len(PREFIX) + len(SUFFIX)
     seen: dict[bytes, int] = field(default_factory=dict)  #: sent_hash -> n, when equal requests are sent once
+    sharing: dict[int, int] = field(default_factory=dict)  #: number of rows at each n that has more than one
     fixed_usd: float = 0.0  #: the worst-case cost of its requests is this and byte_usd, see budget.Bound
     byte_usd: float = 0.0
     unpriced: bool = False  #: the worst-case cost of a request is unknown
@@ -140,7 +142,8 @@ class Packing:
         """Add the requests of rows, from index `start` on, until the body is full or FILL_BYTES were added.
 
         The body is full if nothing was added. A row whose request the body holds already shares it if `dedupe` is set,
-        and adds no line. A body holds at most ROWS_OF_REQUEST rows for each request that it may hold.
+        and adds no line, up to MOST_SHARING rows. A body holds at most ROWS_OF_REQUEST rows for each request that it
+        may hold.
         """
         filled = self._fill_alike(requests, start, dedupe=dedupe)
         return self._fill_each(requests, start, dedupe=dedupe) if filled is None else filled
@@ -190,7 +193,8 @@ class Packing:
         some = [column[start:end] for column in requests]
         for sent_hash, params, bound in zip(*some, strict=True):
             shared = seen.get(sent_hash) if dedupe else None
-            if shared is not None:
+            if shared is not None and self.sharing.get(shared, 1) < MOST_SHARING:
+                self.sharing[shared] = self.sharing.get(shared, 1) + 1
                 positions.append(shared)
                 continue
             line = next_item % (n, params)  # copies params once

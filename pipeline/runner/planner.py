@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Container
+from dataclasses import replace
 
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import Busy, InputError, LostRace, Stopped
@@ -12,6 +13,7 @@ from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.packer import First
 from pipeline.planning.resend import send_again
 from pipeline.planning.shards import Planned, Shard, shards
+from pipeline.planning.suspects import Suspects
 from pipeline.runner.begin import Work, begin
 from pipeline.runner.patience import Patience
 from pipeline.runner.planners import Planners
@@ -139,7 +141,10 @@ class Planner:
         if planners is not None:
             return lambda parts, submitter: self._shared_out(planners, parts, submitter)
         if share is not None and len(work.plan.source.inputs) > 1:
-            return lambda parts, submitter: share(parts, lambda: self._meanwhile(submitter))
+            # without suspects: hashes of another machine may differ, and each process would get up to 2 MB of them
+            return lambda parts, submitter: share(
+                [replace(part, suspects=Suspects()) for part in parts], lambda: self._meanwhile(submitter)
+            )
         return None
 
     def _shared_out(self, planners: Planners, parts: list[Shard], submitter: Submitter) -> list[Planned]:
@@ -148,6 +153,7 @@ class Planner:
             return planners.plan(
                 parts,
                 self._driver.now(),
+                self._driver.account_id,
                 planned=submitter.nudge,
                 meanwhile=lambda: self._meanwhile(submitter),
             )

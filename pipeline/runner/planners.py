@@ -90,18 +90,20 @@ class Planners:
         self,
         shards: Sequence[Shard],
         api_now: datetime,
+        account_id: int,
         *,
         planned: Callable[[], None],
         meanwhile: Callable[[], None],
     ) -> list[Planned]:
         """Have shards planned under the lease that they name, and return those that were planned to their end.
 
-        api_now: the API's time now. planned: is called by another thread as soon as a batch is planned. meanwhile: is
-        called again and again; it may raise. Raises the first PipelineError of a planner.
+        api_now: the API's time now. account_id: the number of our account there. planned: is called by another thread
+        as soon as a batch is planned. meanwhile: is called again and again; it may raise. Raises the first
+        PipelineError of a planner.
         """
         assert self._where.reach is not None
         # a little behind, so that what is due by a planner's time is due by the driver's, too
-        api = ApiSide(self._where.reach(self._endpoint), api_now - steady() - RESOLUTION)
+        api = ApiSide(self._where.reach(self._endpoint), api_now - steady() - RESOLUTION, account_id)
         said = self._assign(shards, self._processes, api, planned)
         return [done for done in self._done(said, len(self._processes), meanwhile) if isinstance(done, Planned)]
 

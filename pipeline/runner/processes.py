@@ -67,13 +67,12 @@ class PlannerProcesses:
             process.wait()
 
     def close_pipes(self) -> None:
-        """Close the pipes of processes that have ended, and forget the processes."""
+        """Close the pipes of the processes, when they have ended and no thread reads what they have said."""
         for process in self._running:
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
                 with contextlib.suppress(OSError):  # bytes that the planner has not read are of no use any more
                     pipe.close()
-        self._running = []
 
 
 def _cores() -> int:

@@ -19,7 +19,7 @@ from pipeline.source import identity
 from pipeline.state.batch_facts import BatchProblem, batches_of_job, twins
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
-from pipeline.state.row_facts import ProvedRow, proved_rows
+from pipeline.state.row_facts import ProvedRow, proved_rows, requests_by_outcome
 from pipeline.state.runs import vanished_rows
 from pipeline.state.tallies import rows_of_source
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState
@@ -265,11 +265,15 @@ def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
         known = batches_of_job(conn, job_id)
         found.twins = twins(conn, job_id)
         found.vanished = vanished_rows(conn, job_id)
+        shared = {batch.id: requests_by_outcome(conn, batch.id) for batch in known if batch.requests != batch.rows}
     for batch in known:
         if batch.state == BatchState.COLLECTED:
             found.batches += 1
             found.requests += batch.requests
-            for problem in disagreements(batch.requests, batch.rows, batch.counts or {}, batch.outcomes or {}):
+            outcomes = batch.outcomes or {}
+            for problem in disagreements(
+                batch.requests, batch.rows, batch.counts or {}, outcomes, shared.get(batch.id, outcomes)
+            ):
                 found.note(f"batch {batch.id}", problem)
         elif batch.state in OPEN_BATCHES and not found.waiting:  # otherwise its rows have been named
             found.note(f"batch {batch.id}", f"is not done: it is {batch.state}")
@@ -277,11 +281,14 @@ def _verify_batches(found: Verified, database: Database, job_id: int) -> None:
             found.lost.append(BatchProblem(batch.id, batch.trouble or ""))
 
 
-def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Mapping[str, int]) -> Iterator[str]:
+def disagreements(
+    sent: int, rows: int, counts: Mapping[str, int], outcomes: Mapping[str, int], answered: Mapping[str, int]
+) -> Iterator[str]:
     """Yield how the API's counts of a collected batch contradict what was collected of it. Pure.
 
     sent: the number of its requests. rows: the number of rows that share them. counts: the API's number of requests by
-    type of result. outcomes: the number of rows by outcome. Yields nothing if they agree.
+    type of result. outcomes: the number of rows by outcome; answered: that of requests: where each has one row, it is
+    the same, else it leaves out requests whose rows have all been sent again. Yields nothing if they agree.
     """
     if sum(counts.values()) != sent:
         yield f"has {sent} requests, and the API counts {sum(counts.values())}"
@@ -290,12 +297,10 @@ def disagreements(sent: int, rows: int, counts: Mapping[str, int], outcomes: Map
     if collected > rows:
         yield f"has {rows} rows, and {collected} outcomes were collected"
         return
-    if sent != rows:
-        return  # it is no longer known how many rows share each request
     # Fewer outcomes are right if the batch was lost, and some of its rows were sent again before it was found. And a
     # request without a readable result line is lost, whatever type of result the API counts it as.
-    unread = outcomes.get(RowState.LOST, 0) + rows - collected
+    unread = answered.get(RowState.LOST, 0) + sent - sum(answered.values())
     for kind, ours in _KINDS.items():
-        here = sum(outcomes.get(outcome, 0) for outcome in ours)
+        here = sum(answered.get(outcome, 0) for outcome in ours)
         if not here <= counts.get(kind, 0) <= here + unread:
             yield f"has {counts.get(kind, 0)} {kind} requests by the API's count, and {here} were collected"

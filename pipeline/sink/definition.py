@@ -31,7 +31,8 @@ def check_tables(conn: Connection, sink: ResultsTable, before: ResultColumns | N
             f"sink.table: table {sink.table.name!r} does not exist any more, and paid answers were in it; "
             "restore it, or give another database by --database"
         )
-    if sink.history is not None and not sink.columns.had_history and _exists(conn, sink.history):
+    has_history = before is not None and (before.history or before.had_history)
+    if sink.history is not None and not has_history and _exists(conn, sink.history):
         raise DatabaseError(
             f"sink.history: table {sink.history.name!r} exists and was not made by this job; "
             "choose another name for sink.table, or drop it"

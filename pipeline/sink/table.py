@@ -124,7 +124,7 @@ class ResultsTable:
         """Return a row of the table, for `write`. key, keep: JSON, as in the state database; keep may be None."""
         o, f = outcome, fixed
         row = (
-            *self._source_values(key, keep),
+            *self.source_values(key, keep),
             *self._output_values(o.values),
             o.text,
             o.state,
@@ -204,11 +204,14 @@ class ResultsTable:
 
     def key_values(self, key: str) -> tuple[Any, ...]:
         """Return the values of the table's key columns for a key. key: JSON, as in the state database."""
-        values = tuple(self._source_values(key, None)[: len(self._key)])
+        values = tuple(self.source_values(key, None)[: len(self._key)])
         return values if self.table.schema is None else _without_nul(values)  # only PostgreSQL has a schema
 
-    def _source_values(self, key: str, keep: str | None) -> list[Any]:
-        """Return the values of the key columns and of the kept columns, as the database driver takes them."""
+    def source_values(self, key: str, keep: str | None) -> list[Any]:
+        """Return the values of the key columns and of the kept columns, as the database driver takes them.
+
+        key, keep: JSON; keep may be None.
+        """
         values: list[Any] = orjson.loads(key)
         if self._keep:
             kept = {} if keep is None else orjson.loads(keep)
@@ -225,7 +228,7 @@ class ResultsTable:
         if not rows or not self._kept_today:
             return
         wanted = [*range(len(self._key)), *self._kept_today]
-        values = [self._source_values(key, keep) for key, keep in rows]
+        values = [self.source_values(key, keep) for key, keep in rows]
         changes = [tuple(of_row[i] for i in wanted) for of_row in values]
         if conn.dialect.name == "postgresql":
             changes = [_without_nul(change) for change in changes]

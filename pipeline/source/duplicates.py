@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -55,23 +56,26 @@ class Distinct:
 
     def duplicates(self) -> pl.Series:
         """Return the hashes that were added more than once; the caller compares the texts, which may still differ."""
+        return pl.concat([pl.Series(dtype=pl.UInt64), *map(repeated, self.parts())])
+
+    def parts(self) -> Iterator[pl.Series]:
+        """Yield all hashes in sorted parts, of which one is in memory at a time; equal hashes are in the same part."""
         if not self._parts:
-            return _duplicates(self._held)
+            yield _sorted(self._held)
+            return
         self._spill()
-        found = []
         for part in self._parts:
             part.seek(0)
             data = part.read()
             values = pa.Array.from_buffers(pa.uint64(), len(data) // 8, [None, pa.py_buffer(data)])
-            found.append(_duplicates([pl.Series(values, dtype=pl.UInt64)]))
-        return pl.concat(found)
+            yield _sorted([pl.Series(values, dtype=pl.UInt64)])
 
     def _spill(self) -> None:
         """Move the hashes in memory to the files."""
         if not self._parts:
             opened = (tempfile.TemporaryFile() for _ in range(_PARTS))  # noqa: SIM115  # closed with us
             self._parts = [self._files.enter_context(part) for part in opened]
-        ordered = pl.concat([pl.Series(dtype=pl.UInt64), *self._held]).sort()
+        ordered = _sorted(self._held)
         ends = [ordered.search_sorted(i << _PART_BITS) for i in range(1, _PARTS)]
         data = memoryview(ordered.rechunk().to_arrow().buffers()[1]).cast("B")
         for part, start, end in zip(self._parts, [0, *ends], [*ends, ordered.len()], strict=True):
@@ -84,6 +88,10 @@ def hashes(texts: pl.Series) -> pl.Series:
     return texts.hash()
 
 
-def _duplicates(hashed: list[pl.Series]) -> pl.Series:
-    ordered = pl.concat([pl.Series(dtype=pl.UInt64), *hashed]).sort()
+def repeated(ordered: pl.Series) -> pl.Series:
+    """Return the hashes that come more than once among sorted hashes, each once."""
     return ordered.filter(ordered == ordered.shift(1)).unique()
+
+
+def _sorted(hashed: list[pl.Series]) -> pl.Series:
+    return pl.concat([pl.Series(dtype=pl.UInt64), *hashed]).sort()

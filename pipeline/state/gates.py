@@ -68,8 +68,10 @@ def waits_for_gate(conn: Connection, run_id: int, gate: str) -> bool:
 
 
 def outcomes_of(conn: Connection, numbers: Sequence[int]) -> dict[str, int]:
-    """Return the number of rows by state, of rows whose last batch is one of these."""
-    query = select(requests.c.state, func.count()).where(requests.c.batch_id.in_(numbers)).group_by(requests.c.state)
+    """Return the number of requests of these batches by the state of their rows, which have been in no later batch."""
+    columns = (requests.c.state, requests.c.batch_id, requests.c.n)
+    of_requests = select(*columns).where(requests.c.batch_id.in_(numbers)).distinct().subquery()
+    query = select(of_requests.c.state, func.count()).group_by(of_requests.c.state)
     return dict(conn.execute(query).tuples().all())
 
 

@@ -24,7 +24,7 @@ from pipeline.request.packing import Packing
 from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of, is_owned
 from pipeline.state.bulk import Bulk
 from pipeline.state.conditions import AT_ONCE, BACK, IS_RETRY, inserted_id
-from pipeline.state.new_rows import NewRows, insert_new_rows
+from pipeline.state.new_rows import NewRows, Shared, insert_new_rows
 from pipeline.state.rows import stand_if_retry_is_over
 from pipeline.state.tables import batches, requests, runs, sendings
 from pipeline.state.tallies import moved
@@ -132,13 +132,15 @@ def add_batch(
     digest: str,
     known: Sequence[tuple[int, int]],
     new: NewRows,
+    shared: Mapping[int, Shared],
     gate: str | None,
     now: datetime,
 ) -> tuple[int, list[int]]:
     """Add a planned batch, insert its new rows, and move its known rows pending -> in_flight.
 
     Returns the batch's number, and the numbers of the new rows. known: (number, position) of each row that the
-    database knows; new: the other rows, and rows that are invalid. gate: the gate of the run that the batch opens;
+    database knows; new: the other rows, and rows that are invalid, or that share a request of an earlier batch, which
+    are named by `shared`, see `insert_new_rows`. gate: the gate of the run that the batch opens;
     None: an ordinary batch. In the run of a retry, the attempts of the rows start at 0.
 
     Raises LostRace if a known row is not pending in this run, and KeyKnown if the database has the key of a new row.
@@ -165,12 +167,16 @@ def add_batch(
         )
     )
     batch = inserted_id(created)
-    _claim(conn, known, run_id, batch)
-    return batch, insert_new_rows(conn, new, job_id=job_id, run_id=run_id, recipe=recipe, batch=batch)
+    claim_rows(conn, known, run_id, batch)
+    to = {"job_id": job_id, "run_id": run_id}
+    return batch, insert_new_rows(conn, new, **to, recipe=recipe, batch=batch, shared=shared)
 
 
-def _claim(conn: Connection, known: Sequence[tuple[int, int]], run_id: int, batch: int) -> None:
-    """Move known rows pending -> in_flight in this batch. known: (number, position) of each row."""
+def claim_rows(conn: Connection, known: Sequence[tuple[int, int]], run_id: int, batch: int) -> None:
+    """Move known rows pending -> in_flight in this batch. known: (number, position) of each row.
+
+    Raises LostRace if a row is not pending in this run.
+    """
     if not known:
         return
     stretches = _consecutive(known)

@@ -4,8 +4,10 @@ A new row is written once, with its batch. If we die before that, the database k
 planning finds it in the source again.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import product, repeat
+from types import MappingProxyType
 from typing import NamedTuple
 
 import orjson
@@ -51,31 +53,49 @@ class KeyKnown(Exception):
     """A new row cannot be inserted, because its key is in the database by now, or comes twice among the new rows."""
 
 
+class Shared(NamedTuple):
+    """What becomes of a new row that shares a request of an earlier batch, at its position there.
+
+    state: in flight in that batch; succeeded, by the answer to that request; or pending, to be sent from that batch's
+    body.
+    """
+
+    batch: int
+    state: RowState
+
+
 def insert_new_rows(
-    conn: Connection, rows: NewRows, *, job_id: int, run_id: int, recipe: str, batch: int | None
+    conn: Connection,
+    rows: NewRows,
+    *,
+    job_id: int,
+    run_id: int,
+    recipe: str,
+    batch: int | None,
+    shared: Mapping[int, Shared] = MappingProxyType({}),
 ) -> list[int]:
     """Insert new rows as in flight in this batch, or as invalid, and return their numbers in ascending order.
 
-    batch: None if all rows are invalid. Raises KeyKnown if the database has one of the keys, or a key comes twice.
+    batch: None if no row is in flight in a new batch. shared: the rows that share a request of an earlier batch, by
+    index. Raises KeyKnown if the database has one of the keys, or a key comes twice.
     """
     if not rows.keys:
         return []
     numbers = next_ids(conn, len(rows.keys))
     invalid = [i for i, position in enumerate(rows.positions) if position is None]
     sent, offsets = rows, list(range(len(rows.keys)))
-    if invalid:
-        offsets = [i for i, position in enumerate(rows.positions) if position is not None]
+    if invalid or shared:
+        offsets = [i for i, position in enumerate(rows.positions) if position is not None and i not in shared]
         sent = rows.some(offsets)
     to = _Target(job_id, run_id, recipe, batch)
     try:
-        if conn.dialect.name == "sqlite":
-            _insert_on_sqlite(conn, sent, numbers[0], offsets, to)
-        else:
-            _insert_sent(conn, sent, [numbers[i] for i in offsets], to)
+        _insert_sent(conn, sent, numbers, offsets, to)
         _insert_invalid(conn, rows.some(invalid), [numbers[i] for i in invalid], to)
+        joined = _insert_shared(conn, rows, numbers, shared, to)
     except IntegrityError as exc:
         raise KeyKnown from exc
-    tally(conn, {(run_id, RowState.IN_FLIGHT): len(offsets), (run_id, RowState.INVALID): len(invalid)})
+    states = Counter({RowState.IN_FLIGHT: len(offsets), RowState.INVALID: len(invalid)}) + joined
+    tally(conn, {(run_id, state): n for state, n in states.items()})
     return numbers
 
 
@@ -102,6 +122,41 @@ def known_key(conn: Connection, job_id: int, rows: NewRows) -> str | None:
 
 _KEYS_AT_ONCE = 5_000
 
+
+def _insert_shared(
+    conn: Connection, rows: NewRows, numbers: Sequence[int], shared: Mapping[int, Shared], to: _Target
+) -> Counter[RowState]:
+    """Insert the rows that share a request of an earlier batch. Return their number by state."""
+    by_state: defaultdict[RowState, list[int]] = defaultdict(list)
+    for i, of_row in shared.items():
+        by_state[of_row.state].append(i)
+    if joined := by_state[RowState.IN_FLIGHT]:
+        _insert_sent(conn, rows.some(joined), numbers, joined, to, [shared[i].batch for i in joined])
+    for state, statement in ((RowState.SUCCEEDED, _ANSWERED), (RowState.PENDING, _WAITING)):
+        some = by_state[state]
+        columns = (*rows.some(some), [shared[i].batch for i in some], [numbers[i] for i in some])
+        statement.execute(conn, [_shared_row(state, to, *of_row) for of_row in zip(*columns, strict=True)])
+    return Counter({state: len(some) for state, some in by_state.items()})
+
+
+def _shared_row(
+    state: RowState,
+    to: _Target,
+    key: str,
+    keep: str | None,
+    row_hash: bytes,
+    sent_hash: bytes,
+    position: int | None,
+    batch: int,
+    number: int,
+) -> tuple[object, ...]:
+    """Return a row for _ANSWERED or _WAITING."""
+    of_all = (number, to.job_id, key, keep, to.run_id, state.value, row_hash, to.recipe)
+    if state is RowState.PENDING:
+        return (*of_all, 0, sent_hash, "spool", batch, position)
+    return (*of_all, 1, sent_hash, batch, position, "succeeded", row_hash, to.recipe, sent_hash)
+
+
 # The rows come as one JSON array, and hashes, offsets and positions as one value each, with _DIGITS characters for each
 # number, so that SQLite inserts all rows in one step, in which other threads can work.
 _DIGITS = 8
@@ -110,18 +165,27 @@ INSERT INTO requests (id, job_id, "key", keep, run_id, state, row_hash, recipe, 
                       batch_id, n, body_id, body_n)
 SELECT :first + CAST(substr(:offsets, 8 * item.key + 1, 8) AS INTEGER), :job_id, {key}, {keep}, :run_id, 'in_flight',
        substr(:row_hashes, 16 * item.key + 1, 16), :recipe, substr(:sent_hashes, 16 * item.key + 1, 16), 0,
-       :batch, CAST(substr(:positions, 8 * item.key + 1, 8) AS INTEGER),
-       :batch, CAST(substr(:positions, 8 * item.key + 1, 8) AS INTEGER)
+       {batch}, CAST(substr(:positions, 8 * item.key + 1, 8) AS INTEGER),
+       {batch}, CAST(substr(:positions, 8 * item.key + 1, 8) AS INTEGER)
 FROM json_each(:rows) AS item
 """
-_KEYS_ONLY = text(_ON_SQLITE.format(key="item.value", keep="NULL"))
-_KEYS_AND_KEEPS = text(
-    _ON_SQLITE.format(key="json_extract(item.value, '$[0]')", keep="json_extract(item.value, '$[1]')")
-)
+_KEYS_ONLY = {"key": "item.value", "keep": "NULL"}
+_KEYS_AND_KEEPS = {"key": "json_extract(item.value, '$[0]')", "keep": "json_extract(item.value, '$[1]')"}
+_ONE_BATCH = {"batch": ":batch"}
+_SEVERAL_BATCHES = {"batch": "CAST(substr(:batches, 8 * item.key + 1, 8) AS INTEGER)"}
+#: By whether the rows have no kept values, and whether they are in one batch.
+_STATEMENTS = {
+    (plain, one): text(
+        _ON_SQLITE.format(**(_KEYS_ONLY if plain else _KEYS_AND_KEEPS), **(_ONE_BATCH if one else _SEVERAL_BATCHES))
+    )
+    for plain, one in product((True, False), repeat=2)
+}
 
 
-def _insert_on_sqlite(conn: Connection, rows: NewRows, first: int, offsets: Sequence[int], to: _Target) -> None:
-    """Insert rows that are sent. offsets: what to add to `first` for the number of each row."""
+def _insert_on_sqlite(
+    conn: Connection, rows: NewRows, first: int, offsets: Sequence[int], to: _Target, batches: Sequence[int] | None
+) -> None:
+    """Insert rows that are sent. offsets: what to add to `first` for the number of each row. batches: see above."""
     plain = not any(rows.keeps)
     given = {
         **to._asdict(),
@@ -132,7 +196,10 @@ def _insert_on_sqlite(conn: Connection, rows: NewRows, first: int, offsets: Sequ
         "sent_hashes": b"".join(rows.sent_hashes),
         "rows": orjson.dumps(rows.keys if plain else [*zip(rows.keys, rows.keeps, strict=True)]).decode(),
     }
-    conn.execute(_KEYS_ONLY if plain else _KEYS_AND_KEEPS, given)
+    if batches is not None:
+        del given["batch"]
+        given["batches"] = _numbers(batches)
+    conn.execute(_STATEMENTS[plain, batches is None], given)
 
 
 def _numbers(numbers: Sequence[int | None]) -> bytes:
@@ -143,9 +210,23 @@ def _numbers(numbers: Sequence[int | None]) -> bytes:
 _OF_ALL = ("id", "job_id", "key", "keep", "run_id", "state", "row_hash", "recipe", "attempts")
 _SENT = Bulk(insert(requests), (*_OF_ALL, "sent_hash", "batch_id", "n", "body_id", "body_n"))
 _INVALID = Bulk(insert(requests), (*_OF_ALL, "outcome", "outcome_hash", "outcome_recipe"))
+_OUTCOME = ("outcome", "outcome_hash", "outcome_recipe", "outcome_sent_hash")
+_ANSWERED = Bulk(insert(requests), (*_OF_ALL, "sent_hash", "batch_id", "n", *_OUTCOME))
+_WAITING = Bulk(insert(requests), (*_OF_ALL, "sent_hash", "waits", "body_id", "body_n"))
 
 
-def _insert_sent(conn: Connection, rows: NewRows, numbers: Sequence[int], to: _Target) -> None:
+def _insert_sent(
+    conn: Connection,
+    rows: NewRows,
+    numbers: Sequence[int],
+    offsets: Sequence[int],
+    to: _Target,
+    batches: Sequence[int] | None = None,
+) -> None:
+    """Insert rows in flight. offsets: the index of each one's number. batches: of each row; None: the new batch."""
+    if conn.dialect.name == "sqlite":
+        _insert_on_sqlite(conn, rows, numbers[0], offsets, to, batches)
+        return
     _SENT.execute(
         conn,
         [
@@ -160,13 +241,13 @@ def _insert_sent(conn: Connection, rows: NewRows, numbers: Sequence[int], to: _T
                 to.recipe,
                 0,
                 sent_hash,
-                to.batch,
+                batch,
                 n,
-                to.batch,
+                batch,
                 n,
             )
-            for number, key, keep, row_hash, sent_hash, n in zip(
-                numbers, rows.keys, rows.keeps, rows.row_hashes, rows.sent_hashes, rows.positions, strict=True
+            for number, key, keep, row_hash, sent_hash, n, batch in zip(
+                [numbers[i] for i in offsets], *rows, batches or repeat(to.batch, len(offsets)), strict=True
             )
         ],
     )

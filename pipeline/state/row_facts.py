@@ -74,3 +74,10 @@ def proved_rows(conn: Connection, job_id: int, *, after: str | None, limit: int)
     )
     page = query if after is None else query.where(requests.c.key > after)
     return list(map(ProvedRow._make, conn.execute(page)))
+
+
+def requests_by_outcome(conn: Connection, batch: int) -> dict[str, int]:
+    """Return the number of requests of a batch by the outcome of their rows, which are not being sent again."""
+    here = (requests.c.batch_id == batch, requests.c.state == requests.c.outcome)
+    query = select(requests.c.state, func.count(requests.c.n.distinct())).where(*here).group_by(requests.c.state)
+    return dict(conn.execute(query).tuples().all())

@@ -252,6 +252,18 @@ requests = Table(
     _partial_index("ix_requests_changed", "run_id", where="changed_hash IS NOT NULL"),
 )
 
+#: Where the request is that rows with this sent_hash may share, for requests that pass one suspects to come more than
+#: once in the source. Other requests are not here, so a source without equal rows writes none.
+shared = Table(
+    "shared",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("sent_hash", LargeBinary(16), primary_key=True),
+    Column("batch_id", ForeignKey("batches.id"), nullable=False),  # the batch that has it, or had it last
+    Column("n", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),  # rows that were planned to share it, to be known without counting them
+)
+
 #: The number of rows of a run in each state, as a sum of the changes of each transaction, because counting ten million
 #: rows takes seconds. Rows are only inserted, so that no driver waits for another; they are summed when the run ends.
 tallies = Table(

@@ -283,12 +283,13 @@ class _Chunk:
         outcomes: list[Outcome] = []
         answered = -1
         outcome: Outcome | None = None
+        shared: Outcome | None = None
         for row in rows:
             if row.n != answered:
                 answered, line = row.n, line_of.get(row.n)
-                outcome = self._outcome_or_lost(None if line is None else reader.read(line))
+                outcome, shared = self._outcome_or_lost(None if line is None else reader.read(line)), None
             elif outcome is not None:  # of the rows that share a request, only the first has its cost and tokens
-                outcome = without_usage(outcome)
+                outcome = shared = shared or without_usage(outcome)
             if outcome is None:
                 settled.left.append(row.id)
                 continue

@@ -255,9 +255,11 @@ WRITERS = {
     "moves._CLAIMED": "pending",
     "moves.drop_batch": "in_flight",
     "moves.mark_found_again": "lost",
+    "new_rows._ANSWERED": PLANNING,
     "new_rows._INVALID": PLANNING,
     "new_rows._ON_SQLITE": PLANNING,
     "new_rows._SENT": PLANNING,
+    "new_rows._WAITING": PLANNING,
     "rows._REPLAN": PLANNING,
     "rows.forget_bodies_of": "pending",
     "rows.forget_body": "pending",
@@ -271,6 +273,8 @@ WRITERS = {
     "rows.stand": "pending",
     "rows.take_over": "pending",
     "runs.forget_changed": PLANNING,
+    "sharing._COPY": "pending",
+    "sharing._LEAVE": "pending",
 }
 _WRITES = ("update(requests)", "insert(requests)", "requests.delete()", "INSERT INTO requests", "UPDATE requests")
 

@@ -92,6 +92,25 @@ def test_a_run_behind_a_canary_may_die_at_any_commit_and_any_call(tmp_path: Path
     assert tried.accepted == tried.jobs * SCRIPTS["gated"].accepted
 
 
+def test_a_run_whose_rows_share_requests_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "shared")
+
+    assert tried.problems == []
+    assert tried.deaths > 80
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["shared"].accepted
+
+
+def test_a_run_whose_rows_copy_answers_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "copied")
+
+    assert tried.problems == []
+    assert tried.deaths > 100
+    assert tried.left == 0
+    # after a death, a row may find its equal ended and not collected, so that it is sent for itself
+    assert 0 <= tried.accepted - tried.jobs * SCRIPTS["copied"].accepted <= tried.deaths
+
+
 def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
     tried = try_every_point(tmp_path, database, "retry")
 

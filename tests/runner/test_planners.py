@@ -225,12 +225,13 @@ def test_processes_that_were_started_ahead_are_used_and_ended() -> None:
     assert [process.returncode for process in both] == [-signal.SIGKILL, -signal.SIGKILL]
 
 
-def test_planners_end_when_all_rows_are_planned(world: World) -> None:
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_planners_end_when_all_rows_are_planned_or_the_driver_plans(world: World, wanted: int) -> None:
     world.rows([{"id": n, "text": "a"} for n in range(3)])
     with processes.PlannerProcesses(1) as ahead:
         (planner,) = ahead.at_least(1)
         where = replace(world.where(), reach=lambda client: Reach("default", 60.0))
-        finished = run_job(world.job(), where, Options(processes=2, planners=ahead))
+        finished = run_job(world.job(), where, Options(processes=wanted, planners=ahead))
 
         assert planner.returncode == -signal.SIGKILL
     assert finished.rows == {"succeeded": 3}

@@ -20,7 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ from pipeline.api.client import Api
 from pipeline.driver.environment import Environment
 from pipeline.driver.settings import Settings
 from pipeline.errors import Stopped
+from pipeline.events.batches import Planned
+from pipeline.events.event import Event
 from pipeline.job.model import Job
 from pipeline.money.prices import prices_of
 from pipeline.planning.selection import Selection
@@ -99,6 +101,15 @@ def waiting(name: str) -> list[str]:
     return [f"{text} {name}" for text in ("lost", "a", "b", "c", "d", "e")]
 
 
+def alike(name: str) -> list[str]:
+    """Return the texts of nine rows, of which six share three requests; batches hold two.
+
+    The second of each pair joins the batch of the first, or copies its answer when that is stored. One request fails
+    at first.
+    """
+    return [f"{text} {name}" for text in ("a", "again", "b", "a", "c", "again", "d", "b", "a")]
+
+
 @dataclass
 class Point:
     """A job over a few rows with its own database and folder, in which a command dies at one place."""
@@ -159,6 +170,18 @@ def run_it(point: Point) -> None:
     """`run`"""
     with point.where() as where:
         run(point.job(), where)
+
+
+def run_beside_sweeps(point: Point) -> None:
+    """`run`, with two sweeps by another driver after each batch that it plans: the batches before are collected."""
+    with point.where() as where:
+
+        def sweep_twice(event: Event) -> None:
+            if isinstance(event, Planned):
+                for _ in range(2):
+                    sweep(where)
+
+        run(point.job(), replace(where, tell=sweep_twice))
 
 
 def run_again(point: Point) -> None:
@@ -296,6 +319,14 @@ def after_gated(point: Point) -> None:
     _check_paid(seen)
 
 
+def after_alike(point: Point) -> None:
+    """Assert that every row has its answer, and that equal rows have equal answers."""
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 9}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen
+    _check_paid(seen)
+
+
 def after_retry(point: Point) -> None:
     """Assert that the row whose answer was cut off has been answered."""
     seen = Seen.at(point)
@@ -338,6 +369,8 @@ SCRIPTS = {
     "retry": Script(faulty, 4, (run_it,), retry, (retry_again, collect), after_retry, accepted=6),
     "retry then run": Script(faulty, 4, (run_it,), retry, (run_again, retry_again, collect), after_retry, accepted=6),
     "gated": Script(gated, 9, (), run_it, (run_again, collect), after_gated, accepted=11, sections=GATED),
+    "shared": Script(alike, 2, (), run_it, (run_again, collect), after_alike, accepted=6),
+    "copied": Script(alike, 2, (), run_beside_sweeps, (run_again, collect), after_alike, accepted=6),
     "cancel": Script(waiting, 2, (begin,), cancel_it, (cancel_it, collect), after_cancel, accepted=4),
 }
 

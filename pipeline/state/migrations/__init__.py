@@ -27,7 +27,7 @@ from pipeline.state.holders import holds, in_words, until
 from pipeline.state.tables import batches, leases, metadata, requests
 
 #: The version that this code works with; versions/ has a file for each step up to it.
-HEAD = "0008"
+HEAD = "0009"
 
 #: Where the tables are on PostgreSQL. A SQLite file has no schemas.
 SCHEMA = "batch_pipeline"
