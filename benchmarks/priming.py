@@ -70,7 +70,7 @@ def measure(rows: int, prefix: int, batch: int, *, primed: bool) -> Totals:
             database = Database(f"sqlite:///{folder}/batches.db")
             here = Environment(
                 database=database,
-                connect=lambda client: Api.connect(Reach(client, 60.0, api.url, "emulated")),
+                connect=lambda endpoint: Api.connect(Reach(endpoint.client, 60.0, api.url, "emulated")),
                 settings=Settings(poll=0.2),
             )
             run(job, here)

@@ -100,10 +100,13 @@ def _money(run: Standing) -> str:
 def _cause(cause: Mapping[str, Any]) -> str:
     what = f"{cause['status']} ({cause['error_type']})" if cause["error_type"] else cause["status"]
     keys = ", ".join(escaped(str(key)) for key in cause["keys"])
+    said = f"**{count(cause['rows'], 'row')} {escaped(what)}**: {escaped(str(cause['error_message']))}"
+    said += f"\n\nFor example {keys}. {escaped(cause['remedy'])}"
+    if cause["under_way"]:  # nothing to click: a second run would find no row to send
+        return f"{said}."
     flow, parameters = parameters_of(cause["command"])
     mends = orjson.dumps(parameters, option=orjson.OPT_INDENT_2).decode()
-    said = f"**{count(cause['rows'], 'row')} {escaped(what)}**: {escaped(str(cause['error_message']))}"
-    return f"{said}\n\nFor example {keys}. {escaped(cause['remedy'])}: `{flow}` with\n\n{_fenced(mends)}"
+    return f"{said}: `{flow}` with\n\n{_fenced(mends)}"
 
 
 def parameters_of(words: list[str]) -> tuple[str, dict[str, Any]]:

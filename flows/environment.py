@@ -14,7 +14,7 @@ from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
 
 from pipeline.api.client import Api
-from pipeline.api.reach import Reach
+from pipeline.api.reach import reach_of
 from pipeline.driver import environment
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError, InputError, Stopped
@@ -136,5 +136,5 @@ def driving_in(database: Database, blocks: Blocks, *, tell: Tell, emulated: bool
     with environment.at(database, spool=os.environ.get("BATCH_SPOOL"), emulated=emulated, tell=tell) as here:
         if key is not None:
             timeout = here.settings.timeout
-            here = replace(here, connect=lambda client: Api.connect(Reach(client, timeout, api_key=key)))
+            here = replace(here, connect=lambda endpoint: Api.connect(reach_of(endpoint, timeout, key)))
         yield here

@@ -45,7 +45,7 @@ def run_name() -> str:
 )
 def reprocess_failed(
     job: JobFile,
-    status: list[Status] | None = None,
+    status: Status | list[Status] | None = None,
     error_type: list[str] | None = None,
     key: list[str] | None = None,
     where: str | None = None,
@@ -64,7 +64,7 @@ def reprocess_failed(
 
     Args:
         job: The job file, relative to the project, or the name of a job that the state database knows.
-        status: Only rows with these statuses. Empty: all failed rows except canceled and lost ones.
+        status: Only rows with this status, or with one of a list. Empty: all failed rows except canceled and lost ones.
         error_type: Only rows with these error types, for example `overloaded_error`.
         key: Only rows with these keys. Separate the values of several key columns by commas.
         where: Only rows whose answers meet this SQL predicate, for example `attempts < 5`.
@@ -79,7 +79,7 @@ def reprocess_failed(
     """
     try:
         wanted = Selection(
-            statuses=tuple(status or ()),
+            statuses=(status,) if isinstance(status, str) else tuple(status or ()),
             error_types=tuple(error_type or ()),
             keys=tuple(key or ()),
             where=where,

@@ -57,6 +57,14 @@ def collect_seldom() -> None:
     gc.set_threshold(50_000)
 
 
+def skip_last_collection() -> None:
+    """Keep the garbage collector from looking through all objects when the process ends: their memory goes with it.
+
+    Measured after the import of the SDK: it saves half a second. Call it last, when all that must be closed is closed.
+    """
+    gc.freeze()
+
+
 def _set(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):  # not glibc: it has no mallopt
         ctypes.CDLL(None).mallopt(option, value)

@@ -1,7 +1,7 @@
 """Format money, counts, sizes and durations for people. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from pipeline.states import BatchState, RowState
 
@@ -47,3 +47,15 @@ def duration(seconds: int) -> str:
     """Format seconds in one unit, rounded down: `40 s`, `25 min` from 2 minutes on, `30 h` from 2 hours on."""
     unit, name = next(((u, n) for u, n in ((3600, "h"), (60, "min")) if seconds >= 2 * u), (1, "s"))
     return f"{seconds // unit} {name}"
+
+
+def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    """Yield the lines of a table whose columns fit their cells. right: the columns that are aligned to the right."""
+    filled = [[*row, *[""] * (len(headings) - len(row))] for row in (headings, *rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*filled, strict=True)]
+    for row in filled:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

@@ -3,9 +3,10 @@
 
 python sample_data/make_tickets.py [OUT]
 
-Fernpost sells small shops a hosted service that prints shipping labels and tracks parcels. Every ticket clearly belongs to
-one of billing, outage, how_to, bug and feature_request; the label itself is not in the file. The same bytes come out on
-every machine and Python version, so choices are made by digest and not by `random`, which promises less.
+Fernpost sells small shops a hosted service that prints shipping labels and tracks parcels. Each ticket belongs to one of
+billing, outage, how_to, bug and feature_request. The column true_label says to which, as a person would; it is empty for
+one ticket that says too little. The same bytes come out on every machine and Python version, so choices are made by digest
+and not by `random`, which promises less.
 """
 
 from __future__ import annotations
@@ -24,12 +25,49 @@ WEEK_BEGINS = datetime(2026, 11, 9, tzinfo=UTC)
 
 
 class Ticket(NamedTuple):
-    """What a customer wrote, without the id and time that the help desk adds."""
+    """What a customer wrote, without the id and time that the help desk adds. label: as a person would sort it."""
 
     account: str
     priority: str
     subject: str
     body: str
+    label: str = ""
+
+
+#: The labels of the tickets of `awkward`, in their order; a person cannot tell for the second one.
+AWKWARD_LABELS = [
+    "bug",
+    "",
+    "how_to",
+    "billing",
+    "outage",
+    "how_to",
+    "billing",
+    "feature_request",
+    "feature_request",
+    "bug",
+    "bug",
+    "how_to",
+    "bug",
+    "bug",
+    "how_to",
+    "outage",
+    "bug",
+    "bug",
+    "feature_request",
+    "how_to",
+    "bug",
+    "bug",
+    "bug",
+    "outage",
+    "billing",
+    "how_to",
+    "how_to",
+    "feature_request",
+    "how_to",
+    "bug",
+    "billing",
+]
 
 
 ACCOUNTS = """
@@ -453,12 +491,13 @@ def ordinary(n: int, told: list[tuple[str, list[str], str]], opened: datetime) -
     subject, opening, closing = (options[turn % len(options)] for options in (subjects, OPENINGS, CLOSINGS))
     parts = (opening, what_happened, closing)
     body = "\n\n".join(_fill(part, n, opened) for part in parts if part)
-    return Ticket(_pick(ACCOUNTS, "account", n), _priority(label, n), _fill(subject, n, opened), body)
+    return Ticket(_pick(ACCOUNTS, "account", n), _priority(label, n), _fill(subject, n, opened), body, label)
 
 
-def tickets() -> list[tuple[str, str, str, str, str, str]]:
+def tickets() -> list[tuple[str, str, str, str, str, str, str]]:
     """Return all rows of the file: difficult tickets spread evenly among ordinary ones, with growing ids and times."""
-    strange, told = awkward(), stories()
+    strange = [ticket._replace(label=label) for ticket, label in zip(awkward(), AWKWARD_LABELS, strict=True)]
+    told = stories()
     every = ROWS // len(strange)  # one difficult ticket every so many rows, until all are used
     rows = []
     number, opened = FIRST_ID, WEEK_BEGINS + timedelta(hours=6, minutes=41)
@@ -481,7 +520,7 @@ def main() -> None:
     rows = tickets()
     with out.open("w", encoding="utf-8", newline="") as file:  # newline="": the csv module writes CRLF itself
         writer = csv.writer(file)
-        writer.writerow(("ticket_id", "account", "opened_at", "priority", "subject", "body"))
+        writer.writerow(("ticket_id", "account", "opened_at", "priority", "subject", "body", "true_label"))
         writer.writerows(rows)
     print(f"{out}: {len(rows)} tickets")
 

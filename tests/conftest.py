@@ -35,7 +35,12 @@ from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord, job_named
 from pipeline.state.tables import batches, requests
 
-pytest_plugins = ["tests.support.object_storage", "tests.support.postgres", "tests.support.prefect_site"]
+pytest_plugins = [
+    "tests.support.fast_folder",
+    "tests.support.object_storage",
+    "tests.support.postgres",
+    "tests.support.prefect_site",
+]
 
 
 class TurnedClock:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from pipeline.answer import lines, retry_change
+from pipeline.answer.retry_change import ACCOUNT_ERRORS
 from pipeline.answer.schema import Property, Reader, Reading, columns
 from pipeline.errors import JobError
 from pipeline.job.json_schema import SchemaProblem
@@ -72,6 +73,7 @@ def output_columns(job: Job) -> dict[str, str]:
     extra |= {"citations": "json"} if job.output.citations else {}
     extra |= {"tool_use": "json"} if job.output.tool is None and _has_client_tools(job.request.params) else {}
     extra |= {"server_tool_use": "json"} if first_server_tool(job.request.params) else {}
+    extra |= {"message": "text"} if job.output.message else {}  # no "json": a text comes back exactly as it was sent
     for name in extra:
         if name in columns:
             raise JobError(f"output.columns: property {name!r} has the name of another column of the output; rename it")
@@ -147,10 +149,11 @@ class ResultReader:
             raise JobError(f"output.{'tool' if job.output.tool else 'schema'}: {exc}") from exc
         self._tool = job.output.tool
         self._retry = job.retry
-        self._retried = frozenset(job.retry.errors)
         wanted = output_columns(job).keys() - (self._schema.columns.keys() if self._schema is not None else set())
         self._extras = [(name, read) for name, read in _EXTRAS if name in wanted]
-        self._reads_plain = self._tool is None and not self._extras  # the text of an answer is all that is looked at
+        self._keeps_message = job.output.message
+        # the text of an answer is all that is looked at
+        self._reads_plain = self._tool is None and not self._extras and not self._keeps_message
 
     def read(self, line: bytes) -> Outcome | None:
         """Return the outcome that a result line states; None if the line cannot be read."""
@@ -163,6 +166,15 @@ class ResultReader:
 
     def read_any(self, line: bytes) -> Outcome | None:
         """Return the same as `read`, by the general way, which reads all lines and takes longer."""
+        outcome = self._read_any(line)
+        if outcome is None or not self._keeps_message:
+            return outcome
+        from pipeline.answer.whole import message_text  # only jobs with output.message need its imports
+
+        return outcome._replace(values={**(outcome.values or {}), "message": message_text(line)})
+
+    def _read_any(self, line: bytes) -> Outcome | None:
+        """Return the outcome of any line, without its whole message; None if the line cannot be read."""
         try:
             parsed = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -206,11 +218,9 @@ class ResultReader:
 
         attempts: how often the row has been sent, including the attempt that had this outcome.
         """
-        if outcome.state == _SUCCEEDED or attempts >= self._retry.max_attempts:
+        if outcome.state == _SUCCEEDED:
             return False
-        if outcome.state in (RowState.ERRORED, RowState.EXPIRED):
-            return outcome.error_type in self._retried
-        return retry_change.change_for(self._retry, outcome.state, outcome.error_type) is not None
+        return retry_change.may_send_again(self._retry, outcome.state, outcome.error_type, attempts)
 
     def _plain_outcome(self, line: bytes) -> Outcome:
         """Return the outcome of a plain line. Raises one of _MALFORMED for any other line."""
@@ -473,8 +483,6 @@ def _from_error(error: Any) -> Outcome:
     return Outcome(RowState.ERRORED, kind, message, request_id=request_id)
 
 
-#: Error types with which the API refuses the account, so that it would refuse every other request, too.
-ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
 #: Error codes that mean the same, whatever the type of the error.
 ACCOUNT_CODES = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached", "organization_on_hold"})
 _ABOUT_ACCOUNT = re.compile(

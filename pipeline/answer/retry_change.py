@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.job.model import AskAgain, LongerAnswer, OtherModel, Retry
+from pipeline.job.retrying import AskAgain, LongerAnswer, OtherModel, Retry
 from pipeline.states import RowState
 
 AnyChange = LongerAnswer | OtherModel | AskAgain
@@ -18,11 +18,51 @@ class Answer(NamedTuple):
     problem: str
 
 
-def change_for(retry: Retry, outcome: str | None, error_type: str | None) -> AnyChange | None:
-    """Return the change with which a row of this outcome is sent again; None if it is not sent again with a change."""
+#: Error types with which the API refuses the account, so that it would refuse every other request, too.
+ACCOUNT_ERRORS = frozenset({"authentication_error", "permission_error", "billing_error"})
+
+
+def change_for(retry: Retry, outcome: str | None, error_type: str | None, attempts: int) -> AnyChange | None:
+    """Return the change with which a row of this outcome is sent again; None if it is not sent again with a change.
+
+    attempts: how often the row was sent. Whether it may be sent again at all, `most_attempts` says.
+    """
     if outcome == RowState.TRUNCATED and error_type != "max_tokens":
         return None  # the context window is full, or the model paused: a higher max_tokens does not help
+    if outcome in _NOT_ANSWERED and (error_type in ACCOUNT_ERRORS or is_sent_unchanged(retry, error_type, attempts)):
+        return None
     return retry.change.of(outcome)
+
+
+_NOT_ANSWERED = (RowState.ERRORED, RowState.EXPIRED)
+
+
+def is_sent_unchanged(retry: Retry, error_type: str | None, attempts: int) -> bool:
+    """Return whether an errored or expired row is sent again unchanged. attempts: how often it was sent."""
+    return error_type in retry.errors and attempts < retry.max_attempts
+
+
+def most_attempts(retry: Retry, outcome: str | None) -> int:
+    """Return how often a row of this outcome may have been sent in all.
+
+    Each model that is asked after an errored or expired request has one attempt beyond `max_attempts`. So does each
+    model after a refusal but the first one.
+    """
+    change = retry.change.of(outcome)
+    if not isinstance(change, OtherModel):
+        return retry.max_attempts
+    return retry.max_attempts + len(change.models) - (outcome not in _NOT_ANSWERED)
+
+
+def may_send_again(retry: Retry, outcome: str | None, error_type: str | None, attempts: int) -> bool:
+    """Return whether a row of this outcome is sent again, unchanged or with a change. attempts: how often it was sent.
+
+    Whether a change makes a difference, only its request shows.
+    """
+    if outcome in _NOT_ANSWERED and is_sent_unchanged(retry, error_type, attempts):
+        return True
+    has_change = change_for(retry, outcome, error_type, attempts) is not None
+    return has_change and attempts < most_attempts(retry, outcome)
 
 
 def needs_answer(change: AnyChange | None) -> bool:
@@ -48,7 +88,8 @@ def changed_params(
             tokens = tokens if model_limit is None else min(tokens, model_limit)
             return None if tokens <= before else {**params, "max_tokens": tokens}
         case OtherModel():
-            return None if change.model == params["model"] else {**params, "model": change.model}
+            following = change.after(params["model"])
+            return None if following is None else {**params, "model": following}
         case AskAgain():
             return None if answer is None else {**params, "messages": [*params["messages"], *_turns(params, answer)]}
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.cache_minimum import OF_OTHERS, fewest_tokens
+
 if TYPE_CHECKING:
     from anthropic.types import ModelInfo
 
@@ -37,14 +39,6 @@ _EXTENDED = frozenset(
         _Model("haiku", (5, 5)),
     }
 )
-#: The fewest tokens of a prefix that a model caches, if not 1,024.
-#: Source: platform.claude.com/docs/en/build-with-claude/prompt-caching
-_CACHE_MINIMUM = {
-    _Model("opus", (4, 5)): 4096,
-    _Model("opus", (4, 6)): 4096,
-    _Model("haiku", (4, 5)): 4096,
-    _Model("opus", (4, 7)): 2048,
-}
 
 
 def says(info: "ModelInfo", *path: str) -> bool | None:
@@ -72,7 +66,7 @@ def output_limit(info: "ModelInfo", betas: Collection[str]) -> int | None:
 def cache_minimum(model: str) -> int:
     """Return the fewest tokens of a prefix that this model caches."""
     known = _model(model)
-    return 1024 if known is None else _CACHE_MINIMUM.get(known, 1024)
+    return OF_OTHERS if known is None else fewest_tokens(known.line, known.generation)
 
 
 def newest(names: Collection[str], line: str) -> str | None:
@@ -82,8 +76,12 @@ def newest(names: Collection[str], line: str) -> str | None:
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """Return the message about a model that the API does not list. known: the ids that it lists."""
-    near = difflib.get_close_matches(name, sorted(known, reverse=True), n=1)
+    """Return the message about a model that the API does not list. known: the ids that it lists.
+
+    An id that ends with a date after its version has an alias without the date, which the API does not list.
+    """
+    aliases = {_DATE.sub("", each) for each in known}
+    near = difflib.get_close_matches(name, sorted({*known, *aliases}, reverse=True), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f" (it knows {', '.join(sorted(known)) or 'none'})"
     return f"request.model: the API knows no model {name!r}{hint}"
 
@@ -330,6 +328,7 @@ _CHECKS: tuple[Callable[[_Request], str | None], ...] = (
 
 _PREVIEW = _Model("mythos", (4, 7))  # the id claude-mythos-preview has no number; the model refuses what 4.7 refuses
 _ID = re.compile(r"claude-(?P<line>[a-z]+)-(?P<major>\d{1,2})(?!\d)(?:-(?P<minor>\d{1,2})(?!\d))?")
+_DATE = re.compile(r"(?<=\d-\d)-20\d{6}$")
 _OLD_ID = re.compile(r"claude-(?P<major>\d)(?:-(?P<minor>\d))?-(?P<line>[a-z]+)")
 
 

@@ -49,6 +49,7 @@ def make_client(reach: Reach, *, prefix: str = "") -> Any:
     options: dict[str, Any] = {
         "base_url": reach.base_url,
         "timeout": httpx2.Timeout(reach.timeout, connect=min(reach.timeout, 10.0)),
+        "default_headers": dict(reach.headers) or None,
         "max_retries": 0,  # the SDK would wait for the whole retry-after, even hours; our steps look again later
     }
     if reach.client == "default":

@@ -45,19 +45,21 @@ def _of_status(exc: anthropic.APIStatusError, base_url: str, account_statuses: C
         return None
     if exc.status_code in CIRCUIT_STATUSES:
         return not_the_api(base_url, in_words(exc))
-    return ApiUnreachable(f"the API answers {in_words(exc)}; check ANTHROPIC_BASE_URL")
+    return ApiUnreachable(f"the API answers {in_words(exc)}; check ANTHROPIC_BASE_URL or api.base_url")
 
 
 def no_answer(base_url: str, exc: BaseException) -> NoAnswer:
     """Return the error for an address from which no answer came, because of `exc`."""
-    return NoAnswer(f"no answer from {base_url}: {in_words(exc)}; check ANTHROPIC_BASE_URL and the network")
+    return NoAnswer(
+        f"no answer from {base_url}: {in_words(exc)}; check ANTHROPIC_BASE_URL or api.base_url, and the network"
+    )
 
 
 def not_the_api(base_url: str, answer: str) -> NotTheApi:
     """Return the error for an address that answers, but not as the API does. answer: its answer, in a few words."""
     return NotTheApi(
-        f"{base_url} does not answer as the Messages API does ({answer}); check ANTHROPIC_BASE_URL, and what "
-        "stands in between: a proxy, a gateway, a login page"
+        f"{base_url} does not answer as the Messages API does ({answer}); check ANTHROPIC_BASE_URL or api.base_url, "
+        "and what stands in between: a proxy, a gateway, a login page"
     )
 
 

@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from pipeline import memory
+from pipeline.cli.batches import batches
 from pipeline.cli.cancel import cancel
 from pipeline.cli.check import check
 from pipeline.cli.collect import collect
 from pipeline.cli.emulator import emulator
 from pipeline.cli.errors import errors
 from pipeline.cli.estimate import estimate
+from pipeline.cli.evaluate import evaluate
 from pipeline.cli.export import export
 from pipeline.cli.init import init
 from pipeline.cli.models import models
@@ -46,9 +48,11 @@ for _command in (
     collect,
     cancel,
     status,
+    batches,
     errors,
     show,
     verify,
+    evaluate,
     export,
     emulator,
 ):
@@ -108,6 +112,7 @@ def main() -> None:
                 raise
             say(f"error: unexpected {type(exc).__name__}: {exc}; it is safe to run again; --debug shows where")
             code = 3  # what is committed is valid, so the same command continues from there
+    memory.skip_last_collection()
     sys.exit(code if isinstance(code, int) else 0)
 
 

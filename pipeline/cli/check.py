@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.job.model import Job
     from pipeline.planning.plan import Plan
     from pipeline.planning.quote import Quote
+    from pipeline.quality.gold import GoldCount
     from pipeline.sink.columns import ResultColumns
     from pipeline.state.database import Database
     from pipeline.state.jobs import JobRecord
@@ -41,10 +42,11 @@ def check(
         budget.require_bound(loaded, Settings.from_environment().monthly_budget)
         plan = Plan(loaded)
         warnings = _check_against_state(plan, database, default_folder(job), shared)
+        gold = _check_gold(plan)
     quote = plan.quote(KnownRows(None, None))
     warnings += quoting.require_rows(plan, quote)
     warnings += _check_models(loaded, quote, emulated=shared.emulator)
-    _say_checked(loaded, quote, warnings, as_json=shared.as_json)
+    _say_checked(loaded, quote, warnings, gold, as_json=shared.as_json)
     say_next("run", job)
 
 
@@ -61,7 +63,20 @@ def _open_job(job: str, shared: SharedOptions) -> "Iterator[tuple[Path, Database
         yield job_file_of(job_record), database
 
 
-def _say_checked(loaded: "Job", quote: "Quote", warnings: list[str], *, as_json: bool) -> None:
+def _check_gold(plan: "Plan") -> "GoldCount | None":
+    """Return how many rows have gold; None if the job has none. Raises JobError or SourceError for wrong gold."""
+    if plan.job.gold is None:
+        return None
+    from pipeline.quality.gold import read_gold
+    from pipeline.sink.columns import ResultColumns
+
+    reader = read_gold(plan.job, ResultColumns.of(plan.job, plan.source.kinds()))
+    return None if reader is None else reader.found
+
+
+def _say_checked(
+    loaded: "Job", quote: "Quote", warnings: list[str], gold: "GoldCount | None", *, as_json: bool
+) -> None:
     import orjson
 
     from pipeline.report.quote import invalid_share, limit_means, quote_facts, shortened
@@ -70,9 +85,13 @@ def _say_checked(loaded: "Job", quote: "Quote", warnings: list[str], *, as_json:
     first = None if quote.first_params is None else orjson.loads(quote.first_params)
     if as_json:
         facts = {"first_params": first, "warnings": warnings, **quote_facts(quote)}
+        if gold is not None:
+            facts["gold_rows"] = gold.with_gold
         put_json({"event": "check", "job": loaded.name, **facts})
         return
     say(f"job      {loaded.name} is valid: {count(quote.total, 'row')} with unique keys")
+    if gold is not None:
+        say(f"gold     {gold.with_gold:,} of {count(gold.rows, 'row')} {'has' if gold.rows == 1 else 'have'} gold")
     for warning in warnings:
         say(f"warning  {warning}")
     if quote.problems:
@@ -95,7 +114,7 @@ def _check_models(loaded: "Job", quote: "Quote", *, emulated: bool) -> list[str]
     from pipeline.planning.model_checks import cache_warnings, check_models, shared_tokens
 
     try:
-        with environment.asking(loaded.api.client, emulated=emulated) as api:
+        with environment.asking(loaded.api.endpoint, emulated=emulated) as api:
             warnings = check_models(loaded, quote, api, datetime.now(UTC))
             return warnings + cache_warnings(loaded, quote, shared_tokens(loaded, quote, api))
     except JobError:

@@ -105,7 +105,7 @@ def _count_tokens(plan: "Plan", quote: "Quote", known: "Known", *, emulated: boo
     if known.counts is not None or not quote.samples:
         return quoting.counted(plan, quote, known, None)
     try:
-        with environment.asking(plan.job.api.client, emulated=emulated) as api:
+        with environment.asking(plan.job.api.endpoint, emulated=emulated) as api:
             return quoting.counted(plan, quote, known, api)
     except InputError as exc:
         return quoting.counted(plan, quote, known, None)[0], str(exc)

@@ -19,11 +19,12 @@ def models(
     from pipeline.api.connect import CLIENTS
     from pipeline.cli import models_table
     from pipeline.driver import environment
+    from pipeline.job.endpoint import Endpoint
     from pipeline.money.prices import LISTED
 
     if client not in CLIENTS:
         raise InputError(f"--client {client}: write one of {', '.join(CLIENTS)}")
-    with environment.asking(client, emulated=shared.emulator) as api:
+    with environment.asking(Endpoint(client), emulated=shared.emulator) as api:
         found = models_table.model_facts(api.models(), LISTED)
     if shared.as_json:
         for facts in found:

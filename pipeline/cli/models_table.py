@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.api.capabilities import EFFORTS, EXTENDED_OUTPUT_BETA, THINKING_TYPES, day, output_limit, refusal, says
 from pipeline.money.prices import PriceList, Prices, Rate
+from pipeline.text import table_lines
 
 if TYPE_CHECKING:
     from anthropic.types import ModelInfo
@@ -81,14 +82,16 @@ def model_lines(models: Sequence[Facts]) -> Iterator[str]:
     if not models:
         yield "the API lists no model for this key"
         return
-    yield from _table(["MODEL", "LIFECYCLE", "BATCH", "CONTEXT", "OUTPUT"], [_lifecycle_row(model) for model in models])
+    yield from table_lines(
+        ["MODEL", "LIFECYCLE", "BATCH", "CONTEXT", "OUTPUT"], [_lifecycle_row(model) for model in models]
+    )
     yield ""
     yield "US dollars per million tokens in a batch; a longer prompt has the higher price for its whole request"
     priced = [row for model in models for row in _price_rows(model)]
-    yield from _table(["MODEL", "PROMPT", *PRICE_COLUMNS.values()], priced, right=range(2, 2 + len(PRICE_COLUMNS)))
+    yield from table_lines(["MODEL", "PROMPT", *PRICE_COLUMNS.values()], priced, right=range(2, 2 + len(PRICE_COLUMNS)))
     yield ""
     headings = ["MODEL", "IMAGES", "PDF", "THINKING", "EFFORT", "SCHEMA", "FORCED TOOLS"]
-    yield from _table(headings, [_capability_row(model) for model in models])
+    yield from table_lines(headings, [_capability_row(model) for model in models])
     if any(model["extended_output_tokens"] for model in models):
         yield ""
         yield f"* with {EXTENDED_OUTPUT_BETA} in request.betas"
@@ -139,18 +142,6 @@ def _ranges(effort: Sequence[str]) -> Iterator[str]:
         elif run:
             yield run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}"
             run = []
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: range = range(0)) -> Iterator[str]:
-    """Yield the lines of a table whose columns fit their cells. right: the columns that are aligned to the right."""
-    filled = [[*row, *[""] * (len(headings) - len(row))] for row in (headings, *rows)]
-    widths = [max(len(cell) for cell in column) for column in zip(*filled, strict=True)]
-    for row in filled:
-        cells = [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
 
 
 def _yes(value: bool | None) -> str:

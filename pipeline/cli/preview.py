@@ -38,17 +38,18 @@ def preview(
     from pipeline.cli import preview_rows as live
     from pipeline.driver import environment
     from pipeline.planning.plan import Plan
+    from pipeline.planning.preview import pick
     from pipeline.request.check import check_params
 
     loaded = load_job(find_job_file(job, shared), var)
     check_params(loaded)
-    picked = live.pick(Plan(loaded), rows, keys=key or (), sample=sample)
+    picked = pick(Plan(loaded), rows, keys=key or (), sample=sample)
     for line in picked.problem_lines():
         say(line)
     say(f"preview  {live.announcement(picked, loaded)}")
     if not confirmed(yes=yes, ask=not shared.as_json):
         raise typer.Exit(0)
-    with environment.reaching(loaded.api.client, emulated=shared.emulator) as reached:
+    with environment.reaching(loaded.api.endpoint, emulated=shared.emulator) as reached:
         client = async_client(reached)
         if shared.as_json:
             code = live.tell(client, picked, loaded, lambda facts: put_json({"event": "preview", **facts}))

@@ -1,6 +1,6 @@
 """`run`: run a job until every row has an outcome."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,10 @@ from pipeline.cli.opening import (
 from pipeline.cli.options import EVERYWHERE, DetachOption, JobArgument, SharedOptions, VarOption, YesOption, takes
 from pipeline.cli.summary import read_ending, tell_ending
 
+if TYPE_CHECKING:
+    from pipeline.job.model import Job
+    from pipeline.runner.processes import PlannerProcesses
+
 
 @takes(*EVERYWHERE, "poll_seconds")
 def run(
@@ -31,7 +35,9 @@ def run(
     yes: YesOption = False,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="Processes that work on this run. Default: limits.processes, else 1."),
+        typer.Option(
+            min=1, max=64, help="Processes that work on this run. Default: limits.processes, else 2 for a large source."
+        ),
     ] = None,
     no_canary: Annotated[
         bool, typer.Option("--no-canary", help="Send all rows at once, even with a recipe that has never succeeded.")
@@ -44,24 +50,36 @@ def run(
     On a terminal it asks for confirmation after the quote. Without one (cron, CI, a pipe) it does not ask:
     limits.max_cost_usd bounds the cost, and --dry-run shows the quote only.
     """
-    with heavy_imports():
-        from pipeline.runner.options import Options
-        from pipeline.runner.run import run as run_job
     path = find_job_file(job, shared)
     loaded = load_job(path, var)
     say_vars(loaded, shared)
-    options = Options(
-        limit=limit,
-        refresh=refresh,
-        detach=detach,
-        dry_run=dry_run,
-        canary=not no_canary,
-        processes=processes,
-        confirm=ask_after_quote(shared, yes=yes),
-    )
-    with open_database(default_folder(job), shared) as database:
-        with open_environment(database, shared, job=job) as environment:
-            finished = run_job(loaded, environment, options, file=path)
-            ending = read_ending(environment, loaded, finished, job=job)
-        tell_ending(database, loaded, ending, shared)
+    with _planners_ahead(loaded, processes, whole=limit is None and not dry_run) as planners:
+        with heavy_imports():
+            from pipeline.runner.options import Options
+            from pipeline.runner.run import run as run_job
+        options = Options(
+            limit=limit,
+            refresh=refresh,
+            detach=detach,
+            dry_run=dry_run,
+            canary=not no_canary,
+            processes=processes,
+            planners=planners,
+            confirm=ask_after_quote(shared, yes=yes),
+        )
+        with open_database(default_folder(job), shared) as database:
+            with open_environment(database, shared, job=job) as environment:
+                finished = run_job(loaded, environment, options, file=path)
+                ending = read_ending(environment, loaded, finished, job=job)
+            tell_ending(database, loaded, ending, shared)
     raise typer.Exit(finished.exit_code)
+
+
+def _planners_ahead(job: "Job", processes: int | None, *, whole: bool) -> "PlannerProcesses":
+    """Start a planner if the run is likely to need one: it imports what it needs while this process does.
+
+    processes: what the command asks for. whole: whether all rows are planned; otherwise none is started.
+    """
+    from pipeline.runner.processes import PlannerProcesses, how_many, size_of_local_file
+
+    return PlannerProcesses(int(whole and how_many(job, processes, size_of_local_file(job)) > 1))

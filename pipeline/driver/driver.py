@@ -101,13 +101,6 @@ class Driver:
         """
         self.line.open()
 
-    def learn_time(self) -> None:
-        """Connect to the API unless the time by its clock is known; call it before rows are planned.
-
-        Raises as `Environment.api`.
-        """
-        self.line.learn_time()
-
     def now(self) -> datetime:
         """Return the time by the API's clock. All drivers use it, because their own clocks may differ.
 

@@ -4,12 +4,12 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.api.reach import Reach
+from pipeline.api.reach import Reach, reach_of
 from pipeline.driver import spools
 from pipeline.driver.driver import Driver, Stop
 from pipeline.driver.line import Line
@@ -17,6 +17,7 @@ from pipeline.driver.settings import Settings
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError, NotFound
 from pipeline.events.event import Tell, nothing
 from pipeline.events.runs import EmulatorStarted, SpoolMoved, Warned
+from pipeline.job.endpoint import DEFAULT, Endpoint
 from pipeline.sink.table import ResultsTable
 from pipeline.spool.spool import Spool
 from pipeline.state import leases
@@ -37,23 +38,23 @@ EMULATED_GRACE = 2.0  # seconds; short, because the emulator lists a batch as so
 class Environment:
     """What a driver works with.
 
-    connect: a function from a client of the SDK, as the job's `api.client` names it, to the API. spool: the address
+    connect: a function from an endpoint, as the job's section `api` names it, to the API. spool: the address
     that the command gives; None: that of the job, else one beside the database. now: the local clock. reach: how
     another process reaches the API as `connect` does; None: it cannot. api_now: the time by the API's clock, as another
     process has told it; None: the API is asked. account_id: the number of our account, as another process has told it.
     """
 
     database: Database
-    connect: "Callable[[str], Api]"
+    connect: "Callable[[Endpoint], Api]"
     settings: Settings = field(default_factory=Settings)
     spool: str | None = None
     tell: Tell = nothing
     stop: Stop = field(default_factory=Stop)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    reach: Callable[[str], Reach] | None = None
+    reach: Callable[[Endpoint], Reach] | None = None
     api_now: Callable[[], datetime] | None = None
     account_id: int | None = None
-    warned: set[str] = field(default_factory=set)  #: warnings that were told; each is told once for all clients
+    warned: set[str] = field(default_factory=set)  #: warnings that were told; each is told once for all endpoints
 
     def look_at_spool(self, job: JobRecord | None) -> None:
         """Raise DatabaseError if the spool cannot be used, before a command asks or writes anything. Changes nothing.
@@ -72,35 +73,36 @@ class Environment:
             self.tell(SpoolMoved(job=job.name, spool=moved))
         return spool
 
-    def client_of(self, job: JobRecord) -> str:
-        """Return the client of the SDK that the job's last run used; `default` if the job has no runs."""
+    def endpoint_of(self, job: JobRecord) -> Endpoint:
+        """Return the endpoint of the API that the job's last run used; the default one if the job has no runs."""
         with self.database.read() as conn:
             last = last_run(conn, job.id)
-        return "default" if last is None else last.client
+        return DEFAULT if last is None else last.endpoint
 
-    def by_client(self, jobs: Iterable[JobRecord]) -> dict[str, list[JobRecord]]:
-        """Group jobs by the client of the SDK that each of them uses."""
-        found: dict[str, list[JobRecord]] = {}
+    def by_endpoint(self, jobs: Iterable[JobRecord]) -> dict[Endpoint, list[JobRecord]]:
+        """Group jobs by the endpoint of the API that each of them uses."""
+        found: dict[Endpoint, list[JobRecord]] = {}
         for job in jobs:
-            found.setdefault(self.client_of(job), []).append(job)
+            found.setdefault(self.endpoint_of(job), []).append(job)
         return found
 
     @contextlib.contextmanager
-    def api(self, client: str = "default") -> "Iterator[tuple[Api, int]]":
-        """Connect to the API by one of the SDK's clients; yield the API and the number of our account there.
+    def api(self, endpoint: Endpoint = DEFAULT) -> "Iterator[tuple[Api, int]]":
+        """Connect to an endpoint of the API; yield the API and the number of our account there.
 
         Raises InputError if the address does not answer, at which point nothing was sent, and DatabaseError if the
         database belongs to the emulator and this is the API, or the other way round.
         """
-        api = self.connect(client)
+        api = self.connect(endpoint)
         try:
             try:
                 identity = api.identity()
             except ApiUnreachable as exc:
                 raise InputError(f"{exc}; nothing was sent") from exc
             except NotFound as exc:
+                setting = "ANTHROPIC_BASE_URL" if endpoint.base_url is None else "api.base_url"
                 raise InputError(
-                    f"{api.base_url} does not answer as the Messages API does ({exc}); check ANTHROPIC_BASE_URL; "
+                    f"{api.base_url} does not answer as the Messages API does ({exc}); check {setting}; "
                     "nothing was sent"
                 ) from exc
             with self.database.write() as conn:
@@ -117,20 +119,23 @@ class Environment:
             self.tell(Warned(warning=warning))
 
     @contextlib.contextmanager
-    def driving(self, client: str = "default", *, lazily: bool = False) -> Iterator["Session"]:
+    def driving(self, endpoint: Endpoint = DEFAULT, *, lazily: bool = False) -> Iterator["Session"]:
         """Start a driver: connect to the API and hold a sign of life while the block runs. Raises as `api` does.
 
         lazily: connect to the API only when it is first needed.
         """
         with contextlib.ExitStack() as stack:
             told = (self.api_now, self.account_id)
-            line = Line(lambda: stack.enter_context(self.api(client)), self.database, self.now, *told)
+            line = Line(lambda: stack.enter_context(self.api(endpoint)), self.database, self.now, *told)
             if not lazily:
                 line.open()
             with leases.sign_of_life(self.database, seconds=self.settings.lease, now=self.now) as lease:
                 with self.database.write() as conn:
                     leases.bury(conn, self.database.now(conn, self.now()))
-                yield Session(where=self, line=line, lease=lease)
+                where = self
+                if endpoint.timeout is not None:
+                    where = replace(self, settings=self.settings.model_copy(update={"timeout": endpoint.timeout}))
+                yield Session(where=where, line=line, lease=lease)
 
 
 @dataclass(frozen=True)
@@ -185,15 +190,15 @@ def at(
             tell(EmulatorStarted(url=url))
             return url
 
-        def reach(client: str) -> Reach:
-            # the emulator needs the default client, whatever the job names
-            url, key = (emulator(), "emulated") if emulated else (None, None)
-            return Reach("default" if emulated else client, settings.timeout, url, key)
+        def reach(endpoint: Endpoint) -> Reach:
+            if emulated:  # it needs the default client and no headers, whatever the job names
+                return Reach("default", endpoint.timeout or settings.timeout, emulator(), "emulated")
+            return reach_of(endpoint, settings.timeout)
 
-        def connect(client: str) -> "Api":
+        def connect(endpoint: Endpoint) -> "Api":
             from pipeline.api.client import Api
 
-            return Api.connect(reach(client))
+            return Api.connect(reach(endpoint))
 
         yield Environment(
             database=database,
@@ -207,11 +212,11 @@ def at(
 
 
 @contextlib.contextmanager
-def reaching(client: str = "default", *, emulated: bool = False) -> Iterator[Reach]:
+def reaching(endpoint: Endpoint = DEFAULT, *, emulated: bool = False) -> Iterator[Reach]:
     """Yield how to reach the API without a database. emulated: start an emulator, whose data is removed afterwards."""
     timeout = Settings.from_environment().timeout
     if not emulated:
-        yield Reach(client, timeout)
+        yield reach_of(endpoint, timeout)
         return
     from pipeline.emulator import start
 
@@ -220,11 +225,11 @@ def reaching(client: str = "default", *, emulated: bool = False) -> Iterator[Rea
 
 
 @contextlib.contextmanager
-def asking(client: str = "default", *, emulated: bool = False) -> "Iterator[Api]":
+def asking(endpoint: Endpoint = DEFAULT, *, emulated: bool = False) -> "Iterator[Api]":
     """Yield the API for calls that need no database; the arguments are those of `reaching`."""
     from pipeline.api.client import Api
 
-    with reaching(client, emulated=emulated) as reached, contextlib.closing(Api.connect(reached)) as api:
+    with reaching(endpoint, emulated=emulated) as reached, contextlib.closing(Api.connect(reached)) as api:
         yield api
 
 

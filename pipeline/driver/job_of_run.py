@@ -4,8 +4,8 @@ from pydantic import ValidationError
 
 from pipeline.driver.driver import Driver
 from pipeline.errors import DatabaseError
-from pipeline.job.load import field_of_error
 from pipeline.job.model import Job
+from pipeline.job.refusals import field_of_error
 from pipeline.state.runs import RunRecord, get_run
 
 

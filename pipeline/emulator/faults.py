@@ -24,7 +24,8 @@ class _Armed:
     def __init__(self, rule: Fault) -> None:
         self.rule = rule
         damage = f" {rule.damage}" if rule.damage else ""
-        self.salt = f"{rule.on} {rule.do} {rule.error_type}{damage}".encode()
+        seed = "" if rule.seed is None else f" {rule.seed}"
+        self.salt = f"{rule.on} {rule.do} {rule.error_type}{damage}{seed}".encode()
         self.calls = 0  #: calls that matched, before `share` and `every` are applied
         self.matched: Counter[str] = Counter()
         self.held: set[str] = set()  #: ids of batches that do not end while the rule is in force

@@ -45,6 +45,7 @@ ItemDo = Literal[
     "empty",
     "wrong_label",
     "wrong_case",
+    "other_label",
     "not_json",
     "strange_text",
 ]
@@ -102,6 +103,7 @@ FIELDS: dict[str, frozenset[str]] = {
     "error": frozenset({"error_type", "message", "flat"}),
     "result_type": frozenset({"result_type"}),
     "refuse": frozenset({"category", "explanation"}),
+    "other_label": frozenset({"seed"}),
 }
 NEEDED: dict[str, tuple[str, ...]] = {
     "status": ("status",),
@@ -167,6 +169,7 @@ class Fault(BaseModel):
     add: int | None = None
     damage: Damage | None = None
     bytes: int = Field(default=1, ge=1)
+    seed: int | None = None  #: another seed selects other requests for `share`, and other values
 
     @model_validator(mode="after")
     def _fields_fit(self) -> "Fault":

@@ -1,22 +1,20 @@
 """Load a job from a job file: fill in vars, resolve paths, and name the field in each error. Edge: files."""
 
-import functools
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from pipeline.errors import JobError
 from pipeline.job import templates, yamlfile
-from pipeline.job.model import FUTURE_FIELDS, Job, Section, as_list
+from pipeline.job.model import FUTURE_FIELDS, Job
+from pipeline.job.refusals import dotted, refusals
+from pipeline.job.section import as_list
 
 
 def load(path: Path, *, variables: Mapping[str, str], today: date, before: Mapping[str, Any] | None = None) -> Job:
@@ -49,7 +47,7 @@ class _FieldError(Exception):
     """A field's value is wrong. field: its path; the message names it."""
 
     def __init__(self, field: yamlfile.Path, message: str) -> None:
-        super().__init__(f"{_dotted(field)}: {message}" if field else message)
+        super().__init__(f"{dotted(field)}: {message}" if field else message)
         self.field = field
 
 
@@ -107,7 +105,13 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
 
 
 def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
-    """Make the paths in source.path, and that of a SQLite database, absolute in place; `folder` is the job file's."""
+    """Make the paths in source.path, gold.path, and that of a SQLite database, absolute in place.
+
+    folder: the job file's.
+    """
+    gold = fields.get("gold")
+    if isinstance(gold, dict) and isinstance(gold.get("path"), str):
+        gold["path"] = _resolved(gold["path"], folder.absolute())
     source = fields.get("source")
     if not isinstance(source, dict):
         return
@@ -129,53 +133,8 @@ def _resolved(path: Any, folder: Path) -> Any:
 
 def _error_sentences(exc: ValidationError, path: Path, lines: Mapping[yamlfile.Path, int]) -> Iterator[str]:
     """Yield one sentence for each field that pydantic refused, with the file and the line."""
-    reported: set[yamlfile.Path] = set()
-    for error in exc.errors():
-        field = field_of_error(error["loc"])
-        if field in reported:  # a field of several types gets an error for each type; the first one is enough
-            continue
-        reported.add(field)
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "extra_forbidden":
-            message = "unknown field" + _did_you_mean(field)
-        elif error["type"] == "missing":
-            message = "this field is required"
-        elif not isinstance(error["input"], dict | list):
-            message = f"{message} (it is {error['input']!r})"
-        yield f"{path}{_line_suffix(lines, field)}: {_dotted(field)}: {message}"
-
-
-def field_of_error(loc: Iterable[str | int]) -> tuple[str | int, ...]:
-    """Return the path of the field that a pydantic error is about. loc: of the error, which also has names of types."""
-    return tuple(part for part in loc if not _is_type_name(part))
-
-
-def _is_type_name(part: str | int) -> bool:
-    """Return whether a part of an error's `loc` is a type's name, rather than a field."""
-    plain = ("str", "int", "float", "bool", "constrained-str", "constrained-int")
-    return isinstance(part, str) and ("[" in part or part in plain or part in _sections())
-
-
-@functools.cache
-def _sections() -> frozenset[str]:
-    """Return the names of the Section classes, which pydantic puts into the `loc` of an error in a union."""
-    return frozenset(section.__name__ for section in Section.__subclasses__())
-
-
-def _did_you_mean(field: yamlfile.Path) -> str:
-    """Return a hint for the end of a message: the known field that is most similar, else all known fields."""
-    import difflib
-
-    model: Any = Job
-    for part in field[:-1]:
-        info = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        kinds = [info.annotation, *get_args(info.annotation)] if info else []
-        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return ""
-    known = [info.alias or name for name, info in model.model_fields.items()]
-    near = difflib.get_close_matches(str(field[-1]), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
+    for refused in refusals(exc, Job):
+        yield f"{path}{_line_suffix(lines, refused.field)}: {dotted(refused.field)}: {refused.message}"
 
 
 def _line_suffix(lines: Mapping[yamlfile.Path, int], field: yamlfile.Path) -> str:
@@ -183,7 +142,3 @@ def _line_suffix(lines: Mapping[yamlfile.Path, int], field: yamlfile.Path) -> st
     while field and field not in lines:
         field = field[:-1]
     return f" line {lines[field]}" if field in lines and field else ""
-
-
-def _dotted(field: yamlfile.Path) -> str:
-    return ".".join(map(str, field))

@@ -1,23 +1,36 @@
 """The job as pydantic models: its sections, their fields, and which values are allowed. Pure."""
 
 import hashlib
+import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast, dataclass_transform
 
 import orjson
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
 
+from pipeline.errors import JobError
 from pipeline.job import templates
+from pipeline.job.api_section import ApiClient
+from pipeline.job.fields import fields_text
+from pipeline.job.gold import Gold, refuse_later, refuse_seen
+from pipeline.job.refusals import refusals
+from pipeline.job.retrying import Retry
+from pipeline.job.section import NonEmpty, Section, as_list, without_value
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _ModelMetaclass
+else:
+    _ModelMetaclass = type(BaseModel)  # pydantic does not export it
 
 MAX_REQUESTS = 100_000  # of one batch. Source: platform.claude.com/docs/en/build-with-claude/batch-processing
 MAX_BYTES = 256_000_000  # of one batch. Source: the same
@@ -36,17 +49,6 @@ FUTURE_FIELDS = {
 }
 
 
-class Section(BaseModel):
-    """A section of a job file. Unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True)
-
-
-def as_list(value: Any) -> Any:
-    """Return a list with the text if the value is a text, else the value unchanged."""
-    return [value] if isinstance(value, str) else value
-
-
 def _as_mapping(value: Any) -> Any:
     """Return `[a, {b: c}]` as `{a: a, b: c}`, from source column to results column. Raises ValueError."""
     if not isinstance(value, list):
@@ -61,25 +63,9 @@ def _as_mapping(value: Any) -> Any:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-NonEmpty = Annotated[str, Field(min_length=1)]
 Template = Annotated[str, Field(pattern=r"\{[{%]")]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Texts = Annotated[list[NonEmpty], BeforeValidator(as_list), Field(min_length=1)]
-
-
-RetryableError = Literal[
-    "expired",
-    "api_error",
-    "overloaded_error",
-    "timeout_error",
-    "rate_limit_error",
-    "conflict_error",
-    "invalid_request_error",
-    "not_found_error",
-    "authentication_error",
-    "permission_error",
-    "billing_error",
-]
 
 
 class Csv(Section):
@@ -218,9 +204,11 @@ class Attachment(Section):
 class Request(Section):
     """The request that is sent for each row.
 
-    model, max_tokens: fixed, or templates over the row's columns. prompt: a template, the last turn of the user.
+    model, max_tokens: fixed, or templates over the row's columns. prompt: a template, the last turn of the user; None
+    if `messages` or `turns` end with a turn of the user.
     system: a text or content blocks, the same for all rows; None for none. messages: turns before the prompt, the same
-    for all rows but for templates. turns: the column that holds a conversation before the prompt; None for none.
+    for all rows but for templates. turns: the column that holds a conversation before the prompt, or the message of an
+    earlier answer; None for none.
     params: other fields of the Messages API. cache: how long the shared prefix stays in the prompt cache; None for no
     caching. betas: names for the anthropic-beta header. dedupe: whether equal requests are sent once.
     """
@@ -230,7 +218,7 @@ class Request(Section):
     system: NonEmpty | list[dict[str, Any]] | None = None
     messages: list[Turn] = []
     turns: NonEmpty | None = None
-    prompt: NonEmpty
+    prompt: Annotated[NonEmpty | None, Field(validate_default=True)] = None
     attachments: list[Attachment] = []
     params: dict[str, Any] = {}
     cache: Literal["5m", "1h"] | None = None
@@ -259,15 +247,36 @@ class Request(Section):
                     raise ValueError(str(exc)) from exc
         return turns
 
+    @field_validator("prompt")
+    @classmethod
+    def _ends_with_user(cls, prompt: str | None, info: ValidationInfo) -> str | None:
+        turns: list[Turn] = info.data.get("messages", [])
+        if prompt is None and info.data.get("turns") is None and [turn.role for turn in turns[-1:]] != ["user"]:
+            raise without_value("this field is required, unless messages or turns end with a turn of the user")
+        return prompt
+
+    @field_validator("attachments")
+    @classmethod
+    def _have_a_turn(cls, attachments: list[Attachment], info: ValidationInfo) -> list[Attachment]:
+        if attachments and "prompt" in info.data and info.data["prompt"] is None:
+            raise ValueError("they are sent in the turn of the prompt, and there is none; add request.prompt")
+        return attachments
+
     def templates(self) -> dict[str, str]:
         """Return every text that may name columns, by its field, like "request.prompt"."""
-        by_field = {"request.prompt": self.prompt, "request.model": self.model}
+        by_field = {} if self.prompt is None else {"request.prompt": self.prompt}
+        by_field["request.model"] = self.model
         if isinstance(self.max_tokens, str):
             by_field["request.max_tokens"] = self.max_tokens
         for i, turn in enumerate(self.messages):
             for n, text in enumerate(template_texts(turn.content)):
                 by_field[f"request.messages.{i}.content" + (f".{n}" if n else "")] = text
         return by_field
+
+    def named(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Return every text that may name columns, and every other list of columns, both by field."""
+        columns = {"request.attachments": [attachment.column for attachment in self.attachments]}
+        return self.templates(), columns | {"request.turns": [] if self.turns is None else [self.turns]}
 
 
 def template_texts(content: str | list[dict[str, Any]]) -> list[str]:
@@ -299,30 +308,6 @@ def _map_text(block: dict[str, Any], change: Callable[[str], str]) -> dict[str, 
     return block
 
 
-#: The SDK's clients that have no Message Batches API, and what there is instead.
-CLIENTS_WITHOUT_BATCHES = {
-    "bedrock": "Bedrock has batch inference jobs of its own (CreateModelInvocationJob)",
-    "vertex": "Vertex has batch prediction jobs of its own, over BigQuery or Cloud Storage",
-    "foundry": "Microsoft Foundry has no batches of Claude requests",
-}
-
-
-class ApiClient(Section):
-    """Which of the SDK's clients connects to the API."""
-
-    client: Literal["default", "aws", "google"] = "default"
-
-    @field_validator("client", mode="before")
-    @classmethod
-    def _has_batches(cls, client: Any) -> Any:
-        if client in CLIENTS_WITHOUT_BATCHES:
-            raise ValueError(
-                f"this client has no Message Batches API: {CLIENTS_WITHOUT_BATCHES[client]}; clients that have it are "
-                "default (Anthropic), aws (Claude Platform on AWS) and google (Claude on Google Cloud)"
-            )
-        return client
-
-
 class Output(Section):
     """How an answer is read: as text, as one of `labels`, or as values by a JSON `schema` or a forced `tool`.
 
@@ -330,6 +315,7 @@ class Output(Section):
     pydantic model; None for none. tool: the name of the tool in request.params that each answer must call; None for
     none. columns: property, or dotted path to a property, to the name of its SQL column.
     thinking, citations: whether the results table has a column for the model's thinking, and one for its citations.
+    message: whether it has a column for the whole message, as the JSON text that the API sent.
     """
 
     labels: list[NonEmpty] | None = None
@@ -338,6 +324,7 @@ class Output(Section):
     columns: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]] = {}
     thinking: bool = False
     citations: bool = False
+    message: bool = False
 
     @field_validator("schema_", mode="before")
     @classmethod
@@ -417,7 +404,8 @@ class Limits(Section):
     max_cost_usd: of the run, in US dollars; None for no limit. max_failed: the share of rows that may fail without a
     failing exit code, 0 to 1. min_rows: if the source has fewer rows, nothing is sent; None for no minimum.
     max_batch_requests, max_batch_bytes: of one batch. max_in_flight_requests: of the job's batches that are at the API.
-    processes: how many processes of a machine work on a run, one of which submits and collects; None: 1.
+    processes: how many processes of a machine work on a run, one of which submits and collects; None: 2 for a source
+    above 20 MB, else 1.
     """
 
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -427,53 +415,6 @@ class Limits(Section):
     max_batch_bytes: Annotated[int, Field(ge=1_000, le=MAX_BYTES)] = 240_000_000
     max_in_flight_requests: Annotated[int, Field(ge=1)] = 200_000
     processes: Annotated[int, Field(ge=1, le=64)] | None = None
-
-
-class LongerAnswer(Section):
-    """The change that lets the next answer be longer.
-
-    max_tokens: the factor for the request's max_tokens, as `2x`; the model's own limit still holds.
-    """
-
-    max_tokens: Annotated[str, Field(pattern=r"^[1-9][0-9]?(\.[0-9]+)?x$")]
-
-    @model_validator(mode="after")
-    def _is_longer(self) -> Self:
-        if self.factor <= 1:
-            raise ValueError("max_tokens must be greater than 1x, for example 2x")
-        return self
-
-    @property
-    def factor(self) -> float:
-        """The number before the x."""
-        return float(self.max_tokens[:-1])
-
-
-class OtherModel(Section):
-    """The change to another model. model: the one that is asked next."""
-
-    model: NonEmpty
-
-
-class AskAgain(Section):
-    """The change that asks a second question. reask: whether the answer and its problem are sent as two more turns."""
-
-    reask: bool
-
-
-class Change(Section):
-    """By outcome, the change with which a row is sent again. None, the default: no change, as each costs money."""
-
-    truncated: LongerAnswer | None = None
-    refused: OtherModel | None = None
-    unparsable: AskAgain | None = None
-
-    def of(self, outcome: str | None) -> LongerAnswer | OtherModel | AskAgain | None:
-        """Return the change for rows with this outcome; None if they are not sent again with a change."""
-        if outcome not in Change.model_fields:
-            return None
-        change: LongerAnswer | OtherModel | AskAgain | None = getattr(self, outcome)
-        return None if isinstance(change, AskAgain) and not change.reask else change
 
 
 class Price(Section):
@@ -493,18 +434,6 @@ class Price(Section):
     discount: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
-class Retry(Section):
-    """Which rows are sent again without a person's decision, and how often.
-
-    max_attempts: of one row, with the first one. errors: errors of the API after which a row is sent again unchanged.
-    change: outcomes after which a row is sent again with a change.
-    """
-
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    errors: list[RetryableError] = ["expired", "api_error", "overloaded_error", "timeout_error", "rate_limit_error"]
-    change: Change = Change()
-
-
 class Privacy(Section):
     """What is removed after a batch is collected.
 
@@ -515,11 +444,25 @@ class Privacy(Section):
     keep_spool: bool = False
 
 
-class Job(Section):
+@dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
+class _InSentences(_ModelMetaclass):
+    """Makes a class whose calls raise JobError, in sentences. Its `model_validate` raises pydantic's own error."""
+
+    def __call__(cls, *args: Any, **fields: Any) -> Any:
+        try:
+            return super().__call__(*args, **fields)
+        except ValidationError as exc:
+            kind = cast("type[BaseModel]", cls)
+            raise JobError("; ".join(refused.sentence for refused in refusals(exc, kind))) from None
+
+
+class Job(Section, metaclass=_InSentences):
     """One declared piece of work: a source of rows, the request for each row, and the table of the answers.
 
-    `load` reads it from a job file. In Python it takes the same fields; there, relative paths are relative to the
-    current folder. canary: False for none. prices: model to its prices, where they differ from the list prices.
+    `load` reads it from a job file. In Python it takes the same fields, as mappings or as the classes of the sections;
+    there, relative paths are relative to the current folder. Raises JobError, which names each wrong field. canary:
+    False for none. gold: None if no right answers are known. prices: model to its prices, where they differ from the
+    list prices.
     """
 
     name: Name
@@ -530,6 +473,7 @@ class Job(Section):
     output: Output = Output()
     sink: Sink
     canary: Canary | Literal[False] = Canary()
+    gold: Annotated[Gold | None, BeforeValidator(refuse_later)] = None
     limits: Limits = Limits()
     retry: Retry = Retry()
     prices: dict[str, Price] = {}
@@ -538,12 +482,12 @@ class Job(Section):
     @model_validator(mode="before")
     @classmethod
     def _takes_a_frame(cls, fields: Any) -> Any:
-        """Turn `Job(source=frame, key="id", ...)` into `Job(source={"frame": frame, "key": "id"}, ...)`."""
+        """Turn `Job(source=frame, key="id", ...)` into `Job(source={"frame": frame, "key": "id"}, ...)`; `keep` too."""
         if not isinstance(fields, dict) or isinstance(fields.get("source"), dict | Source | str | list | None):
             return fields
-        return {name: value for name, value in fields.items() if name not in ("source", "key")} | {
-            "source": {"frame": fields["source"]} | ({"key": fields["key"]} if "key" in fields else {})
-        }
+        beside = {name: fields[name] for name in ("key", "keep") if name in fields}
+        others = {name: value for name, value in fields.items() if name not in ("source", *beside)}
+        return others | {"source": {"frame": fields["source"], **beside}}
 
     @field_validator("vars")
     @classmethod
@@ -552,6 +496,13 @@ class Job(Section):
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ValueError(f"the number {name} does not fit in 64 bits; put it into quotes")
         return variables
+
+    @field_validator("gold")
+    @classmethod
+    def _model_does_not_see_gold(cls, gold: Gold | None, info: ValidationInfo) -> Gold | None:
+        if gold is not None and gold.path is None and "request" in info.data:
+            refuse_seen(gold, *info.data["request"].named())
+        return gold
 
     @property
     def recipe(self) -> str:
@@ -565,6 +516,9 @@ class Job(Section):
         content = {part: getattr(self, part).model_dump(exclude_defaults=True) for part in ("request", "output")}
         content["vars"] = used
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+Job.__doc__ = f"{inspect.getdoc(Job)}\n\n{fields_text(Job)}"
 
 
 def fold_label(label: str) -> str:

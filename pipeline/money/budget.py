@@ -79,8 +79,7 @@ def require_bound(job: Job, monthly_usd: float | None = None) -> None:
         return
     which = "limits.max_cost_usd" if job.limits.max_cost_usd is not None else "BATCH_MONTHLY_BUDGET_USD"
     model = job.request.model
-    others = [job.retry.change.refused.model] if job.retry.change.refused else []
-    for name in [*([] if templates.is_template(model) else [model]), *others]:
+    for name in [*([] if templates.is_template(model) else [model]), *job.retry.change.other_models]:
         if PriceList(job.prices).of(name) is None:
             raise InputError(
                 f"{which}: no batch price is known for {name}, so no budget can be kept; "

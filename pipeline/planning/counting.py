@@ -41,6 +41,14 @@ def by_bytes(job: Job, quote: Quote) -> Counts:
     return Counts((), shared_tokens(job, quote, None))
 
 
+def with_prefix(counts: Counts, job: Job, quote: Quote) -> Counts:
+    """Return stored counts with the length of the shared prefix by its bytes if they have none.
+
+    An older version counted a prefix only for `request.cache`, and not for the user's own breakpoints.
+    """
+    return counts if counts.prefix else counts._replace(prefix=shared_tokens(job, quote, None))
+
+
 def stored(conn: Connection, job_id: int, recipe: str) -> Counts | None:
     """Return the stored counts of this recipe of the job; None if the API has not counted it yet."""
     found = stored_counts(conn, job_id, recipe)

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
+from pipeline.answer import retry_change
 from pipeline.answer.outcome import Outcome
 from pipeline.answer.retry_change import AnyChange
 from pipeline.api import capabilities
@@ -18,6 +19,7 @@ from pipeline.planning.estimate import Cached, Counted, Estimate, Money
 from pipeline.planning.past import Past
 from pipeline.planning.quote import Quote
 from pipeline.planning.sample import SEPARATORS, Counts, Sample, changed_sample
+from pipeline.request.breakpoints import cached_prefix
 from pipeline.states import RowState
 
 CERTAINTY = 1.96  # standard errors in either direction: the interval holds the mean 95 times out of 100
@@ -58,9 +60,8 @@ def estimate(job: Job, quote: Quote, *, counts: Counts, before: Past | None, que
 
 
 def _models(job: Job, quote: Quote) -> list[str]:
-    """Return the models that may be asked, including the one that `retry.change` names."""
-    other = job.retry.change.refused
-    return quote.models if other is None or not quote.models else [*quote.models, other.model]
+    """Return the models that may be asked, including those that `retry.change` names."""
+    return [*quote.models, *job.retry.change.other_models] if quote.models else []
 
 
 def _counted(samples: Sequence[Sample], counts: Counts, requests: int, guess: float) -> Counted:
@@ -91,13 +92,14 @@ def _error(values: Sequence[float], population: int) -> float:
 
 
 def _cached(job: Job, quote: Quote, prefix_tokens: int, before: Past | None) -> Cached | None:
-    if job.request.cache is None or not quote.models:
+    prefix = cached_prefix(job)
+    if prefix is None or not quote.models:
         return None
     least = max(capabilities.cache_minimum(model) for model in quote.models)
     rate = 1.0 - 1.0 / max(1, quote.requests)
     if before is not None and before.rate is not None:
         rate = before.rate
-    return Cached(prefix_tokens if prefix_tokens >= least else 0, job.request.cache, rate)
+    return Cached(prefix_tokens if prefix_tokens >= least else 0, prefix.ttl, rate)
 
 
 class _Priced:
@@ -107,7 +109,12 @@ class _Priced:
         self._job, self._listed, self._prefix, self._before = job, listed, prefix, before
         self._doubt = counted.error / counted.mean if counted.mean else 0.0
         self._doubt_of_prefix = self._doubt if counted.sampled else GUESS
-        self._changes = _switched_on(job)
+        change = job.retry.change
+        self._growing = [each for each in (change.truncated, change.unparsable) if each is not None]
+        self._refused = [] if change.refused is None else change.refused.models
+        self._fallbacks = [model for each in (change.errored, change.expired) if each for model in each.models]
+        cached = cached_prefix(job)
+        self._ttl = None if cached is None else cached.ttl
 
     def money(self, samples: Sequence[Sample], requests: int) -> Money:
         """Return the cost of this number of requests, if they are like the samples."""
@@ -134,17 +141,24 @@ class _Priced:
         return self._cost(sample, sample.tokens, covered, best if before.rate is None else before.rate, before.mean)
 
     def _worst(self, sample: Sample) -> float:
-        """Return the worst-case cost: no cache reads, answers of max_tokens, and every change that is switched on."""
-        asked = [sample._replace(tokens=(1 + self._doubt) * sample.tokens)]
-        cost = self._worst_of_one(asked[0])
-        for _ in range(self._job.retry.max_attempts - 1 if self._changes else 0):
-            again = reduce(changed_sample, self._changes, asked[0])  # the worst case: all of the changes at once
-            if again == asked[0]:
+        """Return the worst-case cost: no cache reads, answers of max_tokens, and every change that is switched on.
+
+        Errored and expired requests are not billed, so their fallbacks add no attempts, but they may be dearer.
+        """
+        asked = sample._replace(tokens=(1 + self._doubt) * sample.tokens)
+        cost = self._worst_of_models(asked, [sample.model, *self._fallbacks])
+        most = self._job.retry.max_attempts + max(0, len(self._refused) - 1)
+        for attempt in range(most - 1):
+            again = reduce(changed_sample, self._growing, asked)  # the worst case: all of the changes at once
+            if again == asked and attempt >= len(self._refused):
                 break
-            # the model may or may not have been changed by then
-            asked = list(dict.fromkeys([again, again._replace(model=sample.model)]))
-            cost += max(self._worst_of_one(one) for one in asked)
+            asked = again  # the model may or may not have been changed by then
+            cost += self._worst_of_models(asked, [sample.model, *self._refused, *self._fallbacks])
         return cost
+
+    def _worst_of_models(self, sample: Sample, models: Sequence[str]) -> float:
+        """Return the worst-case cost of a request to the dearest of these models."""
+        return max(self._worst_of_one(sample._replace(model=model)) for model in dict.fromkeys(models))
 
     def _worst_of_one(self, sample: Sample) -> float:
         covered = self._covered(sample, sample.tokens, (1 + self._doubt_of_prefix) * self._prefix)
@@ -153,7 +167,7 @@ class _Priced:
     def _covered(self, sample: Sample, tokens: float, prefix: float) -> float:
         """Return how many tokens the prompt cache may hold; 0 if that is less than the model caches.
 
-        These are all tokens if the request has the user's own cache_control, and the shared prefix otherwise.
+        These are all tokens if the request has cache_control after the shared prefix, and that prefix otherwise.
         """
         wanted = tokens if sample.marked is not None else prefix
         return wanted if wanted >= capabilities.cache_minimum(sample.model) else 0.0
@@ -172,13 +186,19 @@ class _Priced:
             output_tokens=min(round(output), sample.max_tokens),
             cache_read_tokens=reads,
             cache_write_tokens=writes,
-            cache_write_1h_tokens=writes if "1h" in (sample.marked, self._job.request.cache) else 0,
+            cache_write_1h_tokens=writes if "1h" in (sample.marked, self._ttl) else 0,
             in_the_us=self._job.request.params.get("inference_geo") == "us",
         )
         return prices.cost(usage)
 
 
+def _most_billed(job: Job) -> int:
+    """Return how often a row may be sent and billed."""
+    return retry_change.most_attempts(job.retry, RowState.REFUSED)
+
+
 def _switched_on(job: Job) -> list[AnyChange]:
+    """Return the changes after answers, which are billed."""
     change = job.retry.change
     return [each for each in (change.truncated, change.refused, change.unparsable) if each is not None]
 
@@ -186,7 +206,9 @@ def _switched_on(job: Job) -> list[AnyChange]:
 def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, cached: Cached | None) -> Iterator[str]:
     yield "batch prices, half of the list prices; errored and expired requests are not billed"
     if _switched_on(job):
-        yield f"at worst every row is sent {job.retry.max_attempts} times, with all changes of retry.change"
+        yield f"at worst every row is sent {_most_billed(job)} times, with all changes of retry.change"
+    if job.retry.change.errored or job.retry.change.expired:
+        yield "at worst the dearest model of retry.change answers; errored and expired requests before it cost nothing"
     yield counted_by(job, counted)
     if before is not None:
         yield f"output by {before.answers:,} past answers of this job; low: a tenth of them had at most so many tokens"
@@ -201,7 +223,7 @@ def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, 
         how = "as in this job's runs so far" if measured else "if the first row writes it and all others read it"
         yield f"{cached.rate:.1%} of the shared prefix read from the cache, {how}; at worst all rows write it"
     if any(sample.marked is not None for sample in quote.samples):
-        yield "your own blocks with cache_control: at worst all input is written to the cache, at best read from it"
+        yield "cache_control after the shared prefix: at worst all input is written to the cache, at best read from it"
     if "tools" in job.request.params:
         yield "fees and input tokens of tools that the API runs are not included"
 

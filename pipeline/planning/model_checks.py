@@ -11,7 +11,8 @@ from pipeline.errors import JobError, NotFound, Stopped
 from pipeline.job.model import Job
 from pipeline.money.prices import BYTES_PER_TOKEN
 from pipeline.planning.quote import Quote
-from pipeline.request.build import fixed_params, shared
+from pipeline.request.breakpoints import CachedPrefix, cached_prefix
+from pipeline.request.build import fixed_params
 
 if TYPE_CHECKING:
     from pipeline.api.client import Api
@@ -43,14 +44,14 @@ def check_models(job: Job, quote: Quote, api: "Api", now: datetime) -> list[str]
 
 
 def _asked(job: Job, quote: Quote) -> Iterator[dict[str, Any]]:
-    """Yield params for each model, with its largest max_tokens; also for the model that `retry.change` names."""
+    """Yield params for each model, with its largest max_tokens; also for the models that `retry.change` names."""
     fixed = fixed_params(job)
     most = {model: max(s.max_tokens for s in quote.samples if s.model == model) for model in quote.models}
     if not most and "model" in fixed:  # no sampled row can be sent, but the model may still be wrong
         most = {fixed["model"]: fixed.get("max_tokens", 1)}
-    other = job.retry.change.refused
-    if other is not None and most:
-        most.setdefault(other.model, max(most.values()))
+    largest = max(most.values(), default=0)
+    for other in job.retry.change.other_models if most else ():
+        most.setdefault(other, largest)
     for model, max_tokens in most.items():
         yield {**fixed, "model": model, "max_tokens": max_tokens}
 
@@ -80,12 +81,13 @@ def shared_tokens(job: Job, quote: Quote, api: "Api | None") -> int:
 
     api: None: count by the bytes.
     """
-    return prefix_tokens(job, quote.models[0], api) if job.request.cache is not None and quote.models else 0
+    cached = cached_prefix(job) if quote.models else None
+    return 0 if cached is None else prefix_tokens(job, cached, quote.models[0], api)
 
 
-def prefix_tokens(job: Job, model: str, api: "Api | None") -> int:
-    """Return about how many tokens the shared prefix has: by the API's count, or by its bytes if there is no count."""
-    params, turns = shared(job)
+def prefix_tokens(job: Job, cached: CachedPrefix, model: str, api: "Api | None") -> int:
+    """Return about how many tokens a prefix has: by the API's count, or by its bytes if there is no count."""
+    params, turns = cached.params, cached.turns
     alone = {"model": model, "messages": [{"role": "user", "content": "."}]}
     whole = {"model": model, **params, "messages": [*turns, {"role": "user", "content": "."}]}
     try:
@@ -98,13 +100,23 @@ def prefix_tokens(job: Job, model: str, api: "Api | None") -> int:
 
 
 def cache_warnings(job: Job, quote: Quote, prefix: int) -> list[str]:
-    """Return a warning for each model that does not cache so short a prefix. Pure. prefix: its tokens."""
+    """Return warnings about a cache that will not be used. Pure. prefix: tokens of the cached prefix.
+
+    Each model that does not cache so short a prefix has one, and a breakpoint at the end of each request has one.
+    """
     found = []
-    for model in quote.models if job.request.cache is not None else ():
+    if job.request.params.get("cache_control") is not None:
+        found.append(
+            "request.params.cache_control: the API sets this breakpoint at the end of each request, so each row writes "
+            "its whole prompt to the cache, and no other row reads it; remove it, and set request.cache, which caches "
+            "the prefix that all rows share"
+        )
+    for model in quote.models if cached_prefix(job) is not None else ():
         least = capabilities.cache_minimum(model)
         if prefix < least:
+            field = "cache_control" if job.request.cache is None else "request.cache"
             found.append(
-                f"request.cache: the shared prefix has about {prefix:,} tokens, and {model} caches from {least:,} on: "
+                f"{field}: the shared prefix has about {prefix:,} tokens, and {model} caches from {least:,} on: "
                 "nothing will be cached"
             )
     return found

@@ -204,7 +204,7 @@ class Plan:
         self.builder.uploaded = Uploads(driver)
         left = self._unchanged.select_to_plan(driver, run_id, inputs)
         if left != []:
-            driver.learn_time()
+            driver.line.learn_time()
         writer = Writer(driver, run_id, self.recipe, packer, self._unchanged)
         try:
             with closing(prefetch(self._moves(driver, mover, left), name="plan")) as rendered:

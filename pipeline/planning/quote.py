@@ -21,6 +21,7 @@ from pipeline.planning.sample import (
     mean,
 )
 from pipeline.planning.verdict import SENT, Verdict
+from pipeline.request.breakpoints import cached_prefix
 from pipeline.request.build import Built
 from pipeline.state.batches import InFlight, Unsent
 
@@ -39,7 +40,7 @@ class Quote:
     max_requests: int
     max_bytes: int
     max_cost_usd: float | None  #: the run's budget in US dollars; None: no limit
-    breakpoints: int = 0  #: blocks with cache_control that `request.cache` puts into each request
+    breakpoints: int = 0  #: blocks with cache_control in the prefix that all requests share
     unbounded: str | None = None  #: a tool that the API runs, whose cost cannot be known before; None: none
     rows: Counter[Verdict] = field(default_factory=Counter)
     gone: int | None = None  #: rows of the job that are no longer in its source; None: not known
@@ -62,12 +63,13 @@ class Quote:
         """Return an empty quote for this job."""
         limits, request = job.limits, job.request
         most = min(limits.max_batch_requests, limits.max_in_flight_requests)
+        cached = cached_prefix(job)
         return cls(
             listed,
             most,
             limits.max_batch_bytes,
             limits.max_cost_usd,
-            int(request.cache is not None),
+            0 if cached is None else cached.breakpoints,
             first_server_tool(request.params),
         )
 

@@ -92,7 +92,7 @@ def counted(plan: Plan, quote: Quote, known: Known, api: "Api | None") -> tuple[
     The counts are those that are stored, else new ones from the API, else ones by bytes. api: None: do not ask the API.
     """
     if known.counts is not None:
-        return known.counts, None
+        return counting.with_prefix(known.counts, plan.asked, quote), None
     if api is not None and quote.samples:
         try:
             return counting.ask(plan.asked, quote, api), None

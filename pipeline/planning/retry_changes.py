@@ -9,7 +9,8 @@ from pipeline.answer import retry_change
 from pipeline.answer.retry_change import Answer, AnyChange
 from pipeline.api import capabilities
 from pipeline.driver.driver import Driver
-from pipeline.job.model import Job, Retry
+from pipeline.job.model import Job
+from pipeline.job.retrying import Retry
 from pipeline.planning.packer import sent_hash
 from pipeline.request import packing
 from pipeline.state.rows import KnownRow, WaitingRow
@@ -71,16 +72,17 @@ def change_of_known(known: KnownRow | None, row_hash: bytes, recipe: str, retry:
     """
     if known is None or known.outcome_hash != row_hash:
         return None
-    if known.outcome_recipe != recipe or known.attempts >= retry.max_attempts:
+    attempts = known.attempts
+    if known.outcome_recipe != recipe or attempts >= retry_change.most_attempts(retry, known.outcome):
         return None
-    return retry_change.change_for(retry, known.outcome, known.error_type)
+    return retry_change.change_for(retry, known.outcome, known.error_type, attempts)
 
 
 def change_of_spooled(row: WaitingRow, retry: Retry) -> AnyChange | None:
     """Return the change for a row whose request is in the spool; None if it has no answer yet, or no change."""
     if row.sent_hash != row.outcome_sent_hash:
         return None
-    return retry_change.change_for(retry, row.outcome, row.error_type)
+    return retry_change.change_for(retry, row.outcome, row.error_type, row.attempts)
 
 
 class RetryChanges:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pipeline.answer.retry_change import AnyChange
-from pipeline.job.model import MAX_TOKENS, AskAgain, LongerAnswer, OtherModel
+from pipeline.job.model import MAX_TOKENS
+from pipeline.job.retrying import AskAgain, LongerAnswer, OtherModel
 from pipeline.money import budget
 from pipeline.money.prices import BYTES_PER_TOKEN
 from pipeline.request.build import Built
@@ -81,8 +82,8 @@ class Sample(NamedTuple):
     """One sampled request.
 
     size: bytes as it is sent; tokens: about how many input tokens it has, by its bytes; params: with all files inside;
-    None: not kept; marked: for how long the user's own cache_control caches it, 5m or 1h; None: it has no cache_control
-    of the user's own; change: the change with which it is sent again; None: it is unchanged.
+    None: not kept; marked: for how long cache_control after the shared prefix caches it, 5m or 1h; None: there is none
+    after that; change: the change with which it is sent again; None: it is unchanged.
     """
 
     size: int
@@ -104,7 +105,7 @@ def changed_sample(sample: Sample, change: AnyChange) -> Sample:
         case LongerAnswer():
             return sample._replace(max_tokens=min(MAX_TOKENS, int(change.factor * sample.max_tokens)))
         case OtherModel():
-            return sample._replace(model=change.model)
+            return sample._replace(model=change.after(sample.model) or sample.model)
         case AskAgain():
             return sample._replace(tokens=sample.tokens + sample.max_tokens + REASK_TOKENS)
 
@@ -128,9 +129,9 @@ _BASE64 = re.compile(rb'"data":"[A-Za-z0-9+/=]{64,}"')
 
 
 def marked_parts(params: bytes, breakpoints: int) -> str | None:
-    """Return the longest time for which the user's own blocks with cache_control are cached: 5m or 1h.
+    """Return the longest time for which a request's blocks after the shared prefix are cached: 5m or 1h.
 
-    None if there are none. breakpoints: how many blocks with cache_control are not the user's own.
+    None if there are none. breakpoints: how many blocks with cache_control are in the shared prefix.
     """
     if params.count(b'"cache_control":{') <= breakpoints:
         return None

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError, JobError
 from pipeline.job import json_values, yamlfile
-from pipeline.job.load import field_of_error
 from pipeline.job.model import Job
+from pipeline.job.refusals import field_of_error
 from pipeline.planning.quote import Quote
 from pipeline.planning.verdict import Verdict
 from pipeline.sink.matching import Conditions, count_by_status, count_matching, error_types, matching_keys
@@ -170,11 +170,9 @@ def _none_matches(conn: Connection, sink: ResultsTable, retry: Selection) -> str
 def change(pair: str) -> tuple[str, Any]:
     """Return field and value of a text such as `request.max_tokens=1000`. The value is YAML. Raises InputError."""
     name, equals, value = pair.partition("=")
-    if not equals or not _SETTABLE.fullmatch(name):
-        raise InputError(
-            f"--set {pair}: write FIELD=VALUE, where FIELD is one of request.model, request.max_tokens, "
-            "request.system, request.params (or request.params.NAME)"
-        )
+    if not equals:
+        name = ""
+    require_settable(name, f"--set {pair}: write FIELD=VALUE, where FIELD is")
     try:
         parsed, _ = yamlfile.parse(f"value: {value}", "--set")
     except JobError as exc:
@@ -182,6 +180,14 @@ def change(pair: str) -> tuple[str, Any]:
     if parsed.keys() != {"value"}:
         raise InputError(f"--set {pair}: give one value; {_QUOTE_HINT}")
     return name, parsed["value"]
+
+
+def require_settable(name: str, what: str) -> None:
+    """Raise InputError unless a sending may change this field. what: the beginning of the message."""
+    if not _SETTABLE.fullmatch(name):
+        raise InputError(
+            f"{what} one of request.model, request.max_tokens, request.system, request.params (or request.params.NAME)"
+        )
 
 
 def changed(job: Job, changes: Mapping[str, Any]) -> Job:

@@ -78,7 +78,7 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
     inputs = [one for one in plan.source.inputs if one.path == part.path]
     if not inputs:
         raise SourceError(f"source.path: {part.path} does not exist on this machine; put the source on a shared path")
-    with where.driving(job.api.client, lazily=where.api_now is not None) as driving:
+    with where.driving(job.api.endpoint, lazily=where.api_now is not None) as driving:
         driver = driving.driver(job_record)
         lookup = KnownRows(where.database, driver.job_id, driver.sink)
         with driver.planning_for(part.lease, part.token):

@@ -66,9 +66,7 @@ def verdict(
         return Verdict.AGAIN if refresh else Verdict.KEPT_OLDER
     if known.outcome in (RowState.LOST, RowState.CANCELED):
         return Verdict.KEPT  # these are sent again only by the command `retry`
-    retryable = known.outcome in (RowState.ERRORED, RowState.EXPIRED) and known.error_type in job.retry.errors
-    retryable = retryable or retry_change.change_for(job.retry, known.outcome, known.error_type) is not None
-    attempts_left = retryable and known.attempts < job.retry.max_attempts
+    attempts_left = retry_change.may_send_again(job.retry, known.outcome, known.error_type, known.attempts)
     if known.outcome_recipe != recipe or known.state == RowState.PENDING or attempts_left:
         return Verdict.AGAIN
     return Verdict.KEPT

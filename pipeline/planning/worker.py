@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from pipeline.api.clock import steady  # noqa: E402
 from pipeline.driver.environment import Environment  # noqa: E402
 from pipeline.errors import PipelineError  # noqa: E402
+from pipeline.job.endpoint import Endpoint  # noqa: E402
 from pipeline.planning.messages import Assignment, Done, Failed, Message  # noqa: E402
 from pipeline.planning.quote_source import ToQuote, quote_source  # noqa: E402
 from pipeline.planning.shards import plan_shard  # noqa: E402
@@ -73,7 +74,7 @@ def _environment(assignment: Assignment, database: Database, outbox: Outbox) -> 
     api = assignment.api
     assert api is not None
 
-    def connect(_: str) -> Any:
+    def connect(_: Endpoint) -> Any:
         from pipeline.api.client import Api
 
         return Api.connect(api.reach)

@@ -1,5 +1,6 @@
 """Group the rows that did not succeed by cause, and give each cause a remedy. Edge: SQL."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
 from pipeline.state.database import Connection
 from pipeline.state.jobs import JobRecord
+from pipeline.state.row_facts import under_way_again
 from pipeline.state.runs import RunRecord, last_run
 from pipeline.states import RowState
 from pipeline.text import count
@@ -24,16 +26,28 @@ def error_facts(conn: Connection, job: JobRecord, sink: ResultsTable, name: str)
     """Return the causes of a job's failed rows as JSON, the most frequent first; empty if no row failed.
 
     Each cause has its number of rows, up to three of their keys, a remedy, and the words of the command for the remedy.
+    under_way: whether all failed rows with this status and error type are being sent again already.
 
     sink: the job's results table. name: the job's name or file, as commands take it.
     """
     last = last_run(conn, job.id)
-    return [_cause_facts(cause, last, name) for cause in failure_causes(conn, sink)]
+    causes, again = failure_causes(conn, sink), under_way_again(conn, job.id)
+    failed: Counter[tuple[str, str | None]] = Counter()
+    for cause in causes:
+        failed[cause.status, cause.error_type] += cause.rows
+    return [
+        _cause_facts(cause, last, name, under_way=again.get(kind, 0) >= failed[kind])
+        for cause in causes
+        for kind in [(cause.status, cause.error_type)]
+    ]
 
 
-def _cause_facts(cause: Cause, last: RunRecord | None, name: str) -> dict[str, Any]:
-    remedy, words = _remedy(cause, last)
+def _cause_facts(cause: Cause, last: RunRecord | None, name: str, *, under_way: bool) -> dict[str, Any]:
+    remedy, words = ("these rows are being sent again; wait for their answers", ["collect"])
+    if not under_way:
+        remedy, words = _remedy(cause, last)
     return {
+        "under_way": under_way,
         "status": cause.status,
         "error_type": cause.error_type,
         "error_message": cause.error_message,

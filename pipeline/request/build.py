@@ -16,7 +16,7 @@ from pipeline.money.prices import LARGEST_CONTEXT, context_window
 from pipeline.request import bulk
 from pipeline.request.attachments import Attachments
 from pipeline.request.media import Content
-from pipeline.request.turns import require_user_first, turns
+from pipeline.request.turns import require_user_at_both_ends, require_user_first, turns
 from pipeline.storage.folders import Folder
 
 _TURN = b'{"role":"user","content":'
@@ -71,12 +71,12 @@ class RequestBuilder:
             self.named["request.attachments"] = self.attachments.columns
         self.functions = {field: n.functions for field, n in named.items()}
         self._job = job
-        self._prompt = self._renderer(request.prompt)
+        self._prompt = None if request.prompt is None else self._renderer(request.prompt)
         self._model = self._renderer(request.model) if templates.is_template(request.model) else None
         self._max_tokens = self._renderer(request.max_tokens) if isinstance(request.max_tokens, str) else None
         fixed, self._turns = shared(job)
         self._row_turns = [self._turn_renderer(turn) for turn in request.messages[len(self._turns) :]]
-        self._plain = not (self._row_turns or request.turns or request.attachments)
+        self._plain = request.prompt is not None and not (self._row_turns or request.turns or request.attachments)
         fields = orjson.dumps(fixed)[1:-1] + b"," if fixed else b""
         turns = b"".join(orjson.dumps(turn) + b"," for turn in self._turns)
         self._shared = fields + b'"messages":[' + turns
@@ -86,7 +86,7 @@ class RequestBuilder:
             self._fixed_opening = self._opening_bytes(request.model, request.max_tokens)
         #: the prompt if requests differ in nothing else and it needs no Jinja; None otherwise; see `plain_params`
         self.plain_prompt: templates.Plain | None = None
-        if self._plain and self._model is None and isinstance(request.max_tokens, int):
+        if self._plain and request.prompt and self._model is None and isinstance(request.max_tokens, int):
             self.plain_prompt = templates.plain(request.prompt, job.vars)
 
     def plain_params(self, columns: Sequence[Sequence[Any]]) -> list[bytes]:
@@ -128,8 +128,8 @@ class RequestBuilder:
         inline_files: put all files inside the request, also those with `upload`. Raises RowProblem with the reason if
         this row cannot be sent, and templates.TemplateProblem if the template may not run at all.
         """
-        prompt = self._prompt(row)
-        if not prompt or prompt.isspace():
+        prompt = None if self._prompt is None else self._prompt(row)
+        if prompt is not None and (not prompt or prompt.isspace()):
             raise RowProblem("the prompt is empty")
         try:
             model, max_tokens, opening = self._opening(row)
@@ -140,6 +140,8 @@ class RequestBuilder:
                 row, prompt, folder, self._inline_attachments if inline_files else self.attachments
             )
             rest = b",".join(orjson.dumps(turn) for turn in messages) + b"]}"
+            if not messages:  # all turns are shared, and each of them is followed by a comma
+                opening = opening.removesuffix(b",")
         except orjson.JSONEncodeError as exc:
             raise RowProblem(f"the request is not valid Unicode text: {exc}") from exc
         attached_tokens = attachment_tokens({"model": model, "messages": [*self._turns, *messages]})
@@ -164,13 +166,16 @@ class RequestBuilder:
         return b'{"model":' + orjson.dumps(model) + b',"max_tokens":' + str(max_tokens).encode() + b"," + self._shared
 
     def _conversation(
-        self, row: Row, prompt: str, folder: Folder | None, attachments: Attachments
+        self, row: Row, prompt: str | None, folder: Folder | None, attachments: Attachments
     ) -> list[dict[str, Any]]:
-        """Return the turns that depend on the row; the last one holds the prompt."""
+        """Return the turns that depend on the row; the last one holds the prompt. prompt: None if the job has none."""
         messages = [render(row) for render in self._row_turns]
         column = self._job.request.turns
         if column is not None:
             messages += turns(column, row[column])
+        if prompt is None:
+            require_user_at_both_ends([*self._turns, *messages])
+            return messages
         content: str | list[dict[str, Any]] = prompt
         if self._job.request.attachments:
             assert folder is not None

@@ -13,6 +13,7 @@ from pipeline.answer.outcome import answer_schema, output_columns, tools_in
 from pipeline.errors import JobError
 from pipeline.job.model import Job
 from pipeline.job.schema_rules import first_problem
+from pipeline.request.breakpoints import cached_prefix
 from pipeline.request.build import fixed_params, shared
 from pipeline.request.sdk_types import first_mismatch
 
@@ -58,8 +59,7 @@ def check_fields(job: Job) -> None:
             f"request.params.output_config.format: output.{format_field} sets the format; remove one of the two"
         )
     _check_output(job)
-    if request.cache is not None:
-        _check_cache(job)
+    _check_cache(job)
     if isinstance(request.max_tokens, int):
         _check_thinking_budget(request.params, request.max_tokens)
 
@@ -117,18 +117,19 @@ def _check_format(job: Job, answer_format: Any) -> None:
 
 
 def _check_cache(job: Job) -> None:
-    """Raise JobError if request.cache has nothing to cache, or makes too many breakpoints."""
-    params, turns = shared(job)
-    breakpoints = orjson.dumps([params, turns]).count(b'"cache_control":{')
-    if not breakpoints:
+    """Raise JobError if request.cache has nothing to cache, or if there are too many breakpoints."""
+    if job.request.cache is not None and cached_prefix(job) is None:
         raise JobError(
             "request.cache: the requests share no text before the prompt, so there is nothing to cache; put what they "
             "share into request.system or request.messages, or remove request.cache"
         )
+    params, turns = shared(job)
+    of_rows = [turn.model_dump() for turn in job.request.messages[len(turns) :]]
+    breakpoints = orjson.dumps([params, turns, of_rows]).count(b'"cache_control":{')
     if breakpoints > MAX_BREAKPOINTS:
+        field = "request:" if job.request.cache is None else "request.cache: with the one that it adds,"
         raise JobError(
-            f"request.cache: with the one that it adds, {breakpoints} blocks have cache_control, and the API accepts "
-            f"{MAX_BREAKPOINTS}; remove some"
+            f"{field} {breakpoints} blocks have cache_control, and the API accepts {MAX_BREAKPOINTS}; remove some"
         )
 
 

@@ -11,6 +11,7 @@ from pipeline.driver.environment import Environment, Session
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import Busy, LostRace
 from pipeline.events.runs import AwaitsPlanning, NoRunOpen, Waiting, Warned
+from pipeline.job.endpoint import Endpoint
 from pipeline.runner.next_look import NextLook, next_look
 from pipeline.runner.patience import LONGEST_WAIT, Patience
 from pipeline.runner.sweep import one_pass, problem_of, sweep_job
@@ -61,7 +62,7 @@ def follow(where: Environment, job_name: str | None = None, *, after_run: int | 
 
     job_name: follow only this job, which the database need not know yet; None: all jobs. after_run: runs with a higher
     number count as followed, even if they end before they are seen to be open; None: those that begin from now on.
-    Raises InputError when the API's first client cannot be set up, and Interrupted when asked to stop.
+    Raises InputError when the first endpoint of the API cannot be used, and Interrupted when asked to stop.
     """
     with contextlib.ExitStack() as stack:
         if after_run is None:
@@ -71,7 +72,7 @@ def follow(where: Environment, job_name: str | None = None, *, after_run: int | 
 
 
 class _FollowedJob:
-    """A job that is followed with one of the SDK's clients."""
+    """A job that is followed at one endpoint of the API."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -113,8 +114,8 @@ class _Follower:
         """stack: on it the sessions with the API are opened."""
         self._where, self._job_name, self._stack = where, job_name, stack
         self._after_run = after_run
-        self._sessions: dict[str, Session] = {}  # by client of the SDK
-        self._followed: dict[tuple[int, str], _FollowedJob] = {}  # by number of the job, and client
+        self._sessions: dict[Endpoint, Session] = {}
+        self._followed: dict[tuple[int, Endpoint], _FollowedJob] = {}  # by number of the job, and endpoint
         self._runs: set[int] = set()  # the runs that are followed
         self._problems: dict[str, str] = {}  # by name of a job that is not followed any more
         self._told_no_run = False
@@ -149,7 +150,7 @@ class _Follower:
     def _do_due(self, jobs: Sequence[JobRecord]) -> None:
         """Wait until something may be due, at most until the next look at the database, then do it."""
         if not self._sessions:
-            self._session(self._where.client_of(jobs[0]))  # raises InputError: without a client nothing can be done
+            self._session(self._where.endpoint_of(jobs[0]))  # raises InputError: without one nothing can be done
         looks: list[NextLook] = []
         for job in jobs:
             self._try(job, lambda followed: looks.append(followed.look()))
@@ -206,17 +207,17 @@ class _Follower:
                 self._where.tell(Warned(warning=f"job {job.name} is not followed any more: {problem}"))
 
     def _job(self, job: JobRecord) -> _FollowedJob:
-        """Return a job as it is followed by the client of its last run."""
-        client = self._where.client_of(job)
-        key = (job.id, client)
+        """Return a job as it is followed at the endpoint of its last run."""
+        endpoint = self._where.endpoint_of(job)
+        key = (job.id, endpoint)
         if key not in self._followed:
-            self._followed[key] = _FollowedJob(self._session(client).driver(job))
+            self._followed[key] = _FollowedJob(self._session(endpoint).driver(job))
         return self._followed[key]
 
-    def _session(self, client: str) -> Session:
-        if client not in self._sessions:
-            self._sessions[client] = self._stack.enter_context(self._where.driving(client))
-        return self._sessions[client]
+    def _session(self, endpoint: Endpoint) -> Session:
+        if endpoint not in self._sessions:
+            self._sessions[endpoint] = self._stack.enter_context(self._where.driving(endpoint))
+        return self._sessions[endpoint]
 
 
 def _needs_source(conn: Connection, run: RunRecord) -> bool:

@@ -7,6 +7,7 @@ from datetime import datetime
 from pipeline.planning.quote import Quote
 from pipeline.planning.selection import Selection
 from pipeline.planning.shards import ShardRunner
+from pipeline.runner.processes import PlannerProcesses
 from pipeline.state import ends
 from pipeline.state.ends import End, Ended
 
@@ -58,7 +59,8 @@ class Options:
     whether a new recipe may have a canary, if the job wants one. retry: send only these rows again; None: the command
     is no retry. confirm: gets the quote and returns whether to continue. share: lets other processes plan a source of
     several files, file by file, if all of it is planned; None: this driver plans it. processes: how many processes
-    of this machine work, the driver and those that plan for it; None: as many as the job wants.
+    of this machine work, the driver and those that plan for it; None: as many as the job wants, or as pay for its
+    source. planners: processes that are started already, if the run should need them; None: it starts them.
     """
 
     limit: int | None = None
@@ -70,3 +72,4 @@ class Options:
     confirm: Callable[[Quote], bool] = lambda quote: True
     share: ShardRunner | None = None
     processes: int | None = 1
+    planners: PlannerProcesses | None = None

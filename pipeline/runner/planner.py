@@ -79,7 +79,10 @@ class Planner:
         driver, work = self._driver, self._work
         self._plan.begin_again()
         with Submitter(driver) as submitter:
-            if not self._planned_by_others(submitter):
+            planned = self._planned_by_others(submitter)
+            if work.planners is not None:
+                work.planners.end()
+            if not planned:
                 self._plan_here(submitter)
             finish_planning(
                 driver,

@@ -1,31 +1,28 @@
 """Plan the files of a source in processes of this machine, while the driver submits and collects. Edge: processes.
 
-A planner is started by its command line, never forked, so that threads, connections and locks of the driver do not come
-along. It gets everything by a pipe, because others can read a command line. If a planner dies, what it has committed is
-valid, and the driver plans the rest. If the driver dies, its pipes end, and the planners end with them.
+A planner gets everything by a pipe, because others can read a command line. If it dies, what it has committed is valid,
+and the driver plans the rest. If the driver dies, its pipes end, and the planners end with them.
 """
 
-import contextlib
 import logging
-import os
 import pickle
 import queue
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from pathlib import Path
 
 from pipeline.api.clock import RESOLUTION, steady
 from pipeline.driver.environment import Environment
 from pipeline.events.event import Event
 from pipeline.events.runs import Warned
+from pipeline.job.endpoint import Endpoint
 from pipeline.planning.messages import ApiSide, Assignment, Done, Failed, Message
 from pipeline.planning.plan import Plan
 from pipeline.planning.quote_source import QuotedSource, ToQuote
 from pipeline.planning.shards import Planned, Shard
 from pipeline.runner.options import Options
+from pipeline.runner.processes import PlannerProcess, PlannerProcesses, how_many
 
 logger = logging.getLogger("pipeline")
 LOOK_SECONDS = 0.1  # between two calls of the driver's other work, while planners say nothing
@@ -45,21 +42,21 @@ def number_of_planners(plan: Plan, where: Environment, options: Options) -> int:
     whole = options.limit is None and options.retry is None and not options.dry_run
     if not others or not whole or plan.builder.uploads or source.frame is not None:
         return 0
-    wanted = options.processes or plan.job.limits.processes or 1
+    wanted = how_many(plan.job, options.processes, sum(each.size for each in plan.source.inputs))
     return min(wanted - 1, len(plan.source.inputs))
 
 
 class Planners:
     """Processes that plan for one run. Use it in a with block, at whose end they are ended."""
 
-    def __init__(self, number: int, where: Environment, client: str) -> None:
-        """Start so many processes, which import what they need while the driver does its own.
+    def __init__(self, number: int, pool: PlannerProcesses, where: Environment, endpoint: Endpoint) -> None:
+        """Let so many processes of the pool plan. They import what they need while the driver does its own.
 
-        where: what the driver works with. It tells the events of the planners. client: which client of the SDK the
-        job's requests are sent with.
+        where: what the driver works with. It tells the events of the planners. endpoint: the endpoint of the API that
+        the job uses.
         """
-        self._where, self._client = where, client
-        self._processes = [_start() for _ in range(number)]
+        self._where, self._endpoint = where, endpoint
+        self._pool, self._processes = pool, pool.at_least(number)
         self._threads: list[threading.Thread] = []
         self._quoting: Said | None = None
 
@@ -67,16 +64,14 @@ class Planners:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.kill()  # each of its transactions is whole, so this is safe at any moment
-            process.wait()
+        self.end()
+
+    def end(self) -> None:
+        """End the processes, which gives their memory back. A second call does nothing."""
+        self._pool.end()
         for thread in self._threads:  # each has reached the end of its pipe by now
             thread.join()
-        for process in self._processes:
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                with contextlib.suppress(OSError):  # bytes that the planner has not read are of no use any more
-                    pipe.close()
+        self._pool.close_pipes()
 
     def begin_to_quote(self, task: ToQuote) -> None:
         """Have a planner do pass one; see `quoted`."""
@@ -108,14 +103,14 @@ class Planners:
         """
         assert self._where.reach is not None
         # a little behind, so that what is due by a planner's time is due by the driver's, too
-        api = ApiSide(self._where.reach(self._client), api_now - steady() - RESOLUTION, account_id)
+        api = ApiSide(self._where.reach(self._endpoint), api_now - steady() - RESOLUTION, account_id)
         said = self._assign(shards, self._processes, api, planned)
         return [done for done in self._done(said, len(self._processes), meanwhile) if isinstance(done, Planned)]
 
     def _assign(
         self,
         tasks: Sequence[ToQuote | Shard],
-        processes: "Sequence[subprocess.Popen[bytes]]",
+        processes: Sequence[PlannerProcess],
         api: ApiSide | None = None,
         told: Callable[[], None] = lambda: None,
     ) -> Said:
@@ -167,21 +162,8 @@ class Planners:
         logger.debug("a planner failed: %s", failed.trace)
 
 
-def _start() -> "subprocess.Popen[bytes]":
-    """Start a planner, in a session of its own, so that Ctrl-C in a terminal reaches the driver only."""
-    root = str(Path(__file__).parents[2])
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "pipeline.planning.worker"],  # -P: not the current folder's `pipeline`
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": paths},
-        start_new_session=True,
-    )
-
-
 def _work(
-    process: "subprocess.Popen[bytes]",
+    process: PlannerProcess,
     waiting: "queue.SimpleQueue[Assignment]",
     tell: Callable[[Event | logging.LogRecord], None],
     said: Said,

@@ -18,17 +18,20 @@ from pipeline.planning.quote import Quote, Quoted
 from pipeline.planning.quote_source import ToQuote
 from pipeline.planning.sample import Counts
 from pipeline.planning.verdict import Verdict
+from pipeline.quality.gold import GoldReader, check_table, read_gold, store_gold
 from pipeline.request.check import check_fields, check_types
 from pipeline.runner.begin import Work
 from pipeline.runner.loop import Run
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.planners import Planners, number_of_planners
+from pipeline.runner.processes import PlannerProcesses
 from pipeline.runner.register import known_to_database, register
 from pipeline.sink.columns import ResultColumns
+from pipeline.sink.table import ResultsTable
 from pipeline.state import ends
 from pipeline.state.batches import Unsent
 from pipeline.state.database import Connection
-from pipeline.state.jobs import jobs_with_work
+from pipeline.state.jobs import JobRecord, jobs_with_work
 from pipeline.state.rows import any_waiting
 from pipeline.state.runs import get_run
 from pipeline.state.tallies import note_gone
@@ -47,9 +50,12 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     check_fields(plan.asked)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds())
-    with where.driving(job.api.client, lazily=True) as driving, contextlib.ExitStack() as stack:
+    gold = read_gold(job, columns)
+    with where.driving(job.api.endpoint, lazily=True) as driving, contextlib.ExitStack() as stack:
         with where.database.read() as conn:
             job_record, sink = known_to_database(conn, where.database, job, columns)
+            if gold is not None:
+                check_table(conn, sink, gold)
             known = quoting.known(conn, job_record, sink, plan)
             earlier = [] if job_record is None else ends.untold(conn, job_record.id)
             may_be_idle = job_record is not None and _may_be_idle(conn, job_record.id, plan, earlier, where.now())
@@ -58,8 +64,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
 
         def prepare_work() -> Planners | None:
             """Start the planners, which import what they need while the SDK is imported here; connect to the API."""
-            number = number_of_planners(plan, where, options)
-            planners = stack.enter_context(Planners(number, where, job.api.client)) if number else None
+            planners = _planners(stack, plan, where, options)
             if planners is not None and not may_be_idle:
                 planners.begin_to_quote(ToQuote.of(plan, job_id, known.unsent))
             check_types(plan.asked)
@@ -81,11 +86,34 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
         is_new = job_record is None
-        job_record, sink = register(where, job, columns, file)
+        job_record, sink = _register(where, job, columns, file, gold)
         driver = driving.driver(job_record, sink, tries_account=True)
         if is_new:
             _store_counts(where, job_record.id, plan, quote, counts)
         return Run(Work(driver, job, plan, quote, counts, options, planners), earlier).to_the_end()
+
+
+def _planners(stack: contextlib.ExitStack, plan: Plan, where: Environment, options: Options) -> Planners | None:
+    """Return the planners of the run, which are ended with the stack; None: the driver plans.
+
+    Processes that were started ahead are ended if none is needed.
+    """
+    pool = stack.enter_context(options.planners or PlannerProcesses())
+    number = number_of_planners(plan, where, options)
+    if not number:
+        pool.end()
+        return None
+    return stack.enter_context(Planners(number, pool, where, plan.job.api.endpoint))
+
+
+def _register(
+    where: Environment, job: Job, columns: ResultColumns, file: Path | None, gold: GoldReader | None
+) -> tuple[JobRecord, ResultsTable]:
+    """Store the job, make its results table, and store its gold if it has any. Return the stored job and the table."""
+    job_record, sink = register(where, job, columns, file)
+    if gold is not None:
+        store_gold(where.database, sink, gold)
+    return job_record, sink
 
 
 def _may_be_idle(conn: Connection, job_id: int, plan: Plan, earlier: Iterable[ends.End], now: datetime) -> bool:

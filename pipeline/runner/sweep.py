@@ -31,7 +31,7 @@ def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, st
     """Do once the work that is due for every job: poll, collect, submit, ask for lost batches. Plan no new rows.
 
     job_name: sweep only this job; None: all jobs. Returns for each job with work its name, and why it could not be
-    swept; None: it was. Raises InputError for an unknown job, and when the API's only client cannot be set up.
+    swept; None: it was. Raises InputError for an unknown job, and when the only endpoint of the API cannot be used.
     """
     with where.database.read() as conn:
         known = all_jobs(conn)
@@ -43,15 +43,15 @@ def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, st
     swept: list[tuple[str, str | None]] = []
     if not chosen:
         return swept
-    clients = where.by_client(chosen)
-    for client, jobs in clients.items():
+    endpoints = where.by_endpoint(chosen)
+    for endpoint, jobs in endpoints.items():
         try:
-            with where.driving(client) as driving:
+            with where.driving(endpoint) as driving:
                 swept += [_sweep_one(driving, job) for job in jobs]
         except InputError as exc:
-            if len(clients) == 1:
+            if len(endpoints) == 1:
                 raise
-            swept += [(job.name, str(exc)) for job in jobs]  # the jobs of other clients are still swept
+            swept += [(job.name, str(exc)) for job in jobs]  # the jobs of other endpoints are still swept
     return swept
 
 

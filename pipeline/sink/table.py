@@ -108,7 +108,7 @@ class ResultsTable:
         return ResultsTable(name, columns, self._today, self.table.schema)
 
     def _upsert_on(self, conn: Connection) -> Bulk:
-        row = _insert_of(conn.dialect.name)(self.table)
+        row = insert_of(conn.dialect.name)(self.table)
         replaced = {c.name: row.excluded[c.name] for c in self.table.columns if not c.primary_key}
         upsert = row.on_conflict_do_update(index_elements=self._key, set_=replaced)
         return Bulk(upsert, [column.name for column in self.table.columns])
@@ -235,7 +235,7 @@ class ResultsTable:
         self._update_keep.execute(conn, changes)
 
 
-def _insert_of(dialect: str) -> Callable[[Table], Any]:
+def insert_of(dialect: str) -> Callable[[Table], Any]:
     """Return SQLAlchemy's INSERT with ON CONFLICT for a dialect; imported only when used, because imports are slow."""
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite

@@ -36,6 +36,11 @@ class FileInput:
         return self.file.name
 
     @property
+    def size(self) -> int:
+        """The bytes of the file."""
+        return self.file.found.size
+
+    @property
     def folder(self) -> Folder:
         """The folder that holds the file."""
         return self.file.folder

@@ -24,6 +24,7 @@ class FrameInput:
     frame: pl.DataFrame
     path: str = "source.frame"
     name: str = "source.frame"
+    size: int = 0
     partition: tuple[tuple[str, str | None], ...] = ()
     by_value: bool = False
 

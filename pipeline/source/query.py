@@ -45,6 +45,7 @@ class Query:
     name: str = "source.query"
     partition: tuple[tuple[str, str | None], ...] = ()
     by_value: bool = False
+    size: int = 0
 
     @property
     def folder(self) -> Folder:

@@ -33,7 +33,7 @@ class Input(Protocol):
     columns: all columns that its start shows. late_columns: the columns that only reading all of it shows.
     types: the Arrow types of its columns, which must be the same in all inputs; empty if there are none to compare.
     partition: columns that have one value for the whole input. by_value: whether each value has a type of its own,
-    rather than each column.
+    rather than each column. size: the bytes of the file; 0: it is none.
     frames: yields the rows; see formats.FileInput.frames.
     """
 
@@ -41,6 +41,8 @@ class Input(Protocol):
     def path(self) -> str: ...
     @property
     def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
     @property
     def folder(self) -> Folder: ...
     @property

@@ -1,5 +1,6 @@
 """What do people see of a job's batches: how each stands, what it cost, and what went wrong? Edge: SQL."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from sqlalchemy import (
 )
 
 from pipeline.reasons import in_words
-from pipeline.state.tables import batches, sendings
+from pipeline.state.tables import batches, jobs, sendings
 from pipeline.states import OPEN_BATCHES, BatchState, SendingEnd
 
 
@@ -52,6 +53,14 @@ class BatchProblem(NamedTuple):
     problem: str | None
 
 
+class Owner(NamedTuple):
+    """The batch of ours that a batch at the API is. job: its name; batch: our number; state: of our batch."""
+
+    job: str
+    batch: int
+    state: str
+
+
 class Sent(NamedTuple):
     """How many batches of a run were sent, and how many rows are in them."""
 
@@ -74,6 +83,17 @@ def batch_facts(conn: Connection, number: int) -> BatchFacts:
 def batches_of_job(conn: Connection, job_id: int) -> list[BatchFacts]:
     """Return all batches of the job, in the order they were planned."""
     return _select_facts(conn, select(*_COLUMNS).where(batches.c.job_id == job_id).order_by(batches.c.id))
+
+
+def owners(conn: Connection, api_ids: Sequence[str]) -> dict[str, Owner]:
+    """Return which of our batches these batches at the API are, by the API's id. Foreign ones are left out."""
+    query = (
+        select(sendings.c.api_id, jobs.c.name, batches.c.id, batches.c.state)
+        .join(batches, batches.c.id == sendings.c.batch_id)
+        .join(jobs, jobs.c.id == batches.c.job_id)
+        .where(sendings.c.api_id.in_(api_ids))
+    )
+    return {api_id: Owner(*owner) for api_id, *owner in conn.execute(query)}
 
 
 def newest_batches(conn: Connection, job_id: int, *, limit: int) -> list[BatchFacts]:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select
 
-from pipeline.state.tables import batches, requests
+from pipeline.state.tables import batches, requests, runs
+from pipeline.state.tallies import job_rows
+from pipeline.states import FAILURES, RowState, RunState
 
 
 class TracedRow(NamedTuple):
@@ -40,6 +42,25 @@ def traced_row(conn: Connection, job_id: int, keys: Sequence[str]) -> TracedRow 
     columns = [requests.c[name] for name in TracedRow._fields]
     found = conn.execute(select(*columns).where(requests.c.job_id == job_id, requests.c.key.in_(keys))).first()
     return None if found is None else TracedRow(*found)
+
+
+def under_way_again(conn: Connection, job_id: int) -> dict[tuple[str, str | None], int]:
+    """Return how many failed rows are being sent again, by their outcome and error_type.
+
+    Such a row is in a batch, or pending in an open run. The results table still has its earlier answer.
+    """
+    there = job_rows(conn, job_id)
+    if not there.get(RowState.PENDING) and not there.get(RowState.IN_FLIGHT):
+        return {}
+    waits = (requests.c.state == RowState.PENDING) & (runs.c.state == RunState.OPEN)
+    query = (
+        select(requests.c.outcome, requests.c.error_type, func.count())
+        .join(runs, runs.c.id == requests.c.run_id)
+        .where(requests.c.job_id == job_id, requests.c.outcome.in_(FAILURES))
+        .where(or_(requests.c.state == RowState.IN_FLIGHT, waits))
+        .group_by(requests.c.outcome, requests.c.error_type)
+    )
+    return {(outcome, error_type): rows for outcome, error_type, rows in conn.execute(query).tuples()}
 
 
 def proved_rows(conn: Connection, job_id: int, *, after: str | None, limit: int) -> list[ProvedRow]:

@@ -269,7 +269,10 @@ class Place(NamedTuple):
 
 
 class WaitingRow(NamedTuple):
-    """A pending row whose request is in a body. nonce, digest, gate: those of the batch that the body was for."""
+    """A pending row whose request is in a body. nonce, digest, gate: those of the batch that the body was for.
+
+    attempts: how often it was sent, or 0 if a retry will send it.
+    """
 
     id: int
     key: str
@@ -277,6 +280,7 @@ class WaitingRow(NamedTuple):
     body_n: int
     outcome: str | None
     error_type: str | None
+    attempts: int
     sent_hash: bytes | None
     outcome_sent_hash: bytes | None
     nonce: str
@@ -291,7 +295,11 @@ class WaitingRow(NamedTuple):
 
 BEFORE_ALL = Place(body=0, n=-1, row=0)
 _OF_BODY = ("nonce", "digest", "gate")
-_WAITING = [batches.c[name] if name in _OF_BODY else requests.c[name] for name in WaitingRow._fields]
+_ATTEMPTS = case((requests.c.attempts < 0, 0), else_=requests.c.attempts).label("attempts")
+_WAITING = [
+    _ATTEMPTS if name == "attempts" else batches.c[name] if name in _OF_BODY else requests.c[name]
+    for name in WaitingRow._fields
+]
 
 
 def rows_to_send_again(conn: Connection, run_id: int, *, after: Place, limit: int) -> list[WaitingRow]:
@@ -368,9 +376,8 @@ class BatchRow(NamedTuple):
 
 def batch_rows(conn: Connection, batch: int, first: int, last: int) -> list[BatchRow]:
     """Return the rows of a batch in flight at positions first to last, by n."""
-    attempts = case((requests.c.attempts < 0, 0), else_=requests.c.attempts).label("attempts")
     query = (
-        select(requests.c.id, requests.c.n, attempts, requests.c.key, requests.c.keep)
+        select(requests.c.id, requests.c.n, _ATTEMPTS, requests.c.key, requests.c.keep)
         .where(
             requests.c.batch_id == batch,
             requests.c.n.between(first, last),

@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 
 from pipeline.errors import RunEnded
+from pipeline.job.endpoint import Endpoint
 from pipeline.state.conditions import IS_RETRY, UNFINISHED, WAITS_FOR_SOURCE, WAITS_IN_SPOOL, inserted_id
 from pipeline.state.files import mark_files_done
 from pipeline.state.rows import stand_if_retry_is_over
@@ -75,9 +76,9 @@ class RunRecord:
         return bool(self._section("privacy").get("delete_remote"))
 
     @property
-    def client(self) -> str:
-        """The SDK's client by which the run speaks to the API."""
-        return str(self._section("api").get("client", "default"))
+    def endpoint(self) -> Endpoint:
+        """The endpoint of the API that the run uses."""
+        return Endpoint.of(self._section("api"))
 
     @property
     def model(self) -> str:

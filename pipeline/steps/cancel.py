@@ -58,7 +58,7 @@ def cancel(where: Environment, job: JobRecord, *, abandon: bool = False) -> Canc
         ask_to_cancel(conn, job.id)
     with contextlib.ExitStack() as stack:
         try:
-            driving = stack.enter_context(where.driving(where.client_of(job)))
+            driving = stack.enter_context(where.driving(where.endpoint_of(job)))
         except (InputError, Stopped) as exc:
             raise Stopped(
                 f"the runs of {job.name} have ended and send nothing more, but the API could not be asked to cancel "

@@ -18,7 +18,8 @@ from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
-from pipeline.answer.outcome import ACCOUNT_ERRORS, Outcome, ResultReader, without_usage
+from pipeline.answer.outcome import Outcome, ResultReader, without_usage
+from pipeline.answer.retry_change import ACCOUNT_ERRORS
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.driver.settle import SettledRows, settle_rows

@@ -29,9 +29,9 @@ def ended_batches(where: Environment, job: str | None = None) -> list[tuple[str,
         named = [known for known in all_jobs(conn) if job in (None, known.name)]
     jobs = [known for known in named if known.id in waiting]
     ended: list[tuple[str, int]] = []
-    for client, jobs_of_client in where.by_client(jobs).items():
-        with contextlib.suppress(InputError), where.driving(client) as driving:
-            for job_record in jobs_of_client:
+    for endpoint, its_jobs in where.by_endpoint(jobs).items():
+        with contextlib.suppress(InputError), where.driving(endpoint) as driving:
+            for job_record in its_jobs:
                 with contextlib.suppress(Stopped, DatabaseError, LostRace):
                     ended += _ended(driving.driver(job_record))
     return ended
@@ -50,7 +50,7 @@ def collect_one(where: Environment, job: str, batch: int) -> None:
     Raises Stopped or InputError when the API cannot be asked, InputError for an unknown job.
     """
     job_record = known_job(where.database, job)
-    with where.driving(where.client_of(job_record)) as driving:
+    with where.driving(where.endpoint_of(job_record)) as driving:
         driver = driving.driver(job_record)
         collect_due(driver, JobOfRun(driver), only=is_batch(batch, driver.account_id))
 

@@ -19,7 +19,7 @@ from pipeline.state.batches import Batch
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 16_000_000  # of result lines in a chunk: two chunks are in memory at a time
-MEMORY_BYTES = 20_000_000  # of result lines that stay in memory: 25,000 of 750 bytes; two batches at a time
+MEMORY_BYTES = 4_000_000  # of result lines that stay in memory; two batches at a time
 STRETCH_BYTES = 2_000_000  # of result lines that are sorted together when they go to a file
 
 

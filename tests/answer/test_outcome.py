@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from pipeline.answer.outcome import Outcome, ResultReader, without_usage
@@ -478,6 +479,49 @@ def test_thinking_and_citations_are_kept_when_they_are_asked_for() -> None:
 
     assert outcome.values == {"thinking": "Hm.", "citations": cited["citations"]}
     assert asked({}).outcome(answered(thought, cited)).values is None
+
+
+#: Messages as the API may send them: with what tells apart a copy that was made again.
+WHOLE = (
+    '{"id":"msg_1","type":"message","role":"assistant","content":['
+    '{"type":"thinking","thinking":"","signature":"EqQB+/=="},'
+    '{"type":"text","text":"It sank.","citations":[{"type":"char_location","cited_text":"sank"}]},'
+    '{"type":"tool_use","id":"toolu_1","name":"record","input":{"n":123456789012345678901234567890,"x":1.10}},'
+    '{"type":"compaction","content":"Before.","block_of_next_year":{"z":1,"a":null}}],'
+    '"stop_reason":"%s","usage":{"input_tokens":1,"output_tokens":2,"new":[ 1 ]}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "state"),
+    [
+        pytest.param({}, WHOLE % "end_turn", RowState.SUCCEEDED, id="an answer"),
+        pytest.param({}, WHOLE % "pause_turn", RowState.TRUNCATED, id="a paused turn"),
+        pytest.param({}, WHOLE % "refusal", RowState.REFUSED, id="a refusal"),
+        pytest.param({"labels": ["yes", "no"]}, WHOLE % "end_turn", RowState.UNPARSABLE, id="no label"),
+        pytest.param({}, '{"content": [{"type": "text", "text": "\\ud800"}]}', RowState.UNPARSABLE, id="half a letter"),
+        pytest.param({}, '{"content":[{"type":"text","text":"é"}],"usage":7}', RowState.UNPARSABLE, id="malformed"),
+        pytest.param(
+            {}, '{"content": [{"type":"text","text":"a plain one"}]}', RowState.SUCCEEDED, id="a plain answer"
+        ),
+    ],
+)
+def test_the_whole_message_is_kept_as_it_was_sent(output: dict[str, Any], message: str, state: RowState) -> None:
+    line = f'{{"custom_id":"x-0","result":{{"type":"succeeded","message":{message}}}}}'
+
+    outcome = asked({"message": True, **output}).read(line.encode())
+
+    assert outcome is not None
+    assert (outcome.state, outcome.values) == (state, {"message": message})
+    assert asked(output).read(line.encode()) == outcome._replace(values=None)
+
+
+def test_an_error_has_no_message() -> None:
+    lines = [errored({"type": "api_error"}), {"result": {"type": "expired"}}, {"result": {"type": "succeeded"}}]
+
+    outcomes = [asked({"message": True}).read(orjson.dumps(line)) for line in lines]
+
+    assert [outcome and outcome.values for outcome in outcomes] == [{"message": None}] * 3
 
 
 def test_tools_that_the_api_ran_are_counted_and_web_searches_priced() -> None:

@@ -5,12 +5,14 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import func, select
 
 from pipeline.answer import retry_change
 from pipeline.answer.retry_change import Answer
 from pipeline.errors import AccountStopped, JobError
-from pipeline.job.model import AskAgain, Change, Job, LongerAnswer, OtherModel, Retry
+from pipeline.job.model import Job
+from pipeline.job.retrying import AskAgain, Change, LongerAnswer, OtherModel, Retry
 from pipeline.state.tables import batches, runs
 from tests.conftest import World, texts
 
@@ -546,6 +548,106 @@ def test_an_answer_without_the_tool_is_sent_back_as_text(world: World) -> None:
     assert "does not use the tool keep" in problem["content"]
 
 
+# -- fallbacks ---------------------------------------------------------------------------------------------------------
+
+HAIKU, SONNET, OPUS = "claude-haiku-4-5", "claude-sonnet-5", "claude-opus-4-8"
+
+
+def models_asked(world: World, text: str = "number 1 ") -> list[str]:
+    """The models of the requests that hold this text, in their order."""
+    return [params["model"] for params in asked(world, text)]
+
+
+def fails_at(world: World, model: str, do: str = "error", **fault: Any) -> None:
+    """Row 1 fails whenever this model is asked."""
+    fault = {"error_type": "overloaded_error"} | fault if do == "error" else fault
+    match = f'"model":"{model}","max_tokens":100,"messages":[{{"role":"user","content":"Summarize: Text number 1 '
+    world.emulator.add_fault(on="item", do=do, match=match, **fault)
+
+
+def test_after_its_attempts_an_errored_row_is_sent_to_each_model_of_the_chain(world: World) -> None:
+    fails_at(world, HAIKU)
+    fails_at(world, SONNET)
+
+    finished = world.run(changing(world, {"errored": {"model": [SONNET, OPUS]}}, retry={"max_attempts": 2}))
+
+    assert finished.rows == {"succeeded": 5}
+    assert models_asked(world) == [HAIKU, HAIKU, SONNET, OPUS]
+    assert {key: (answer["model"], answer["attempts"]) for key, answer in world.answers().items() if key in "r1r2"} == {
+        "r1": (OPUS, 4),
+        "r2": ("claude-haiku-4-5-20251001", 1),
+    }
+    assert world.sent_twice() == []
+
+
+def test_a_row_that_every_model_fails_stays_errored_and_is_not_sent_by_the_next_run(world: World) -> None:
+    for model in (HAIKU, SONNET):
+        fails_at(world, model)
+    job = changing(world, {"errored": {"model": SONNET}}, retry={"max_attempts": 1})
+
+    first, second = world.run(job), world.run(job)
+
+    assert first.rows == {"succeeded": 4, "errored": 1}
+    assert second.rows == {}
+    assert models_asked(world) == [HAIKU, SONNET]
+    assert world.states()["r1"] == "errored"
+
+
+def test_an_error_that_is_not_retried_asks_the_next_model_at_once(world: World) -> None:
+    fails_at(world, HAIKU, error_type="invalid_request_error")
+
+    finished = world.run(changing(world, {"errored": {"model": SONNET}}))
+
+    assert finished.rows == {"succeeded": 5}
+    assert models_asked(world) == [HAIKU, SONNET]
+
+
+def test_an_expired_row_is_sent_to_another_model_after_its_attempts(world: World) -> None:
+    fails_at(world, HAIKU, do="expire")
+
+    finished = world.run(changing(world, {"expired": {"model": OPUS}}, retry={"max_attempts": 2}))
+
+    assert finished.rows == {"succeeded": 5}
+    assert models_asked(world) == [HAIKU, HAIKU, OPUS]
+
+
+def test_a_refused_row_is_sent_to_each_model_of_the_chain(world: World) -> None:
+    for model in (HAIKU, SONNET):
+        fails_at(world, model, do="refuse")
+
+    finished = world.run(changing(world, {"refused": {"model": [SONNET, OPUS]}}, retry={"max_attempts": 2}))
+
+    assert finished.rows == {"succeeded": 5}
+    assert models_asked(world) == [HAIKU, SONNET, OPUS]
+
+
+def test_a_fallback_named_later_is_sent_by_the_next_run_with_the_request_of_the_source(world: World) -> None:
+    fails_at(world, HAIKU)
+    fails_at(world, SONNET)
+    for change in ({}, {"errored": {"model": [SONNET]}}, {"errored": {"model": [SONNET, OPUS]}}):
+        world.run(changing(world, change, retry={"max_attempts": 1}))
+
+    assert models_asked(world) == [HAIKU, SONNET, OPUS]
+    assert world.answers()["r1"]["attempts"] == 3
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+def test_a_driver_that_dies_before_the_fallback_is_replaced_by_another(world: World) -> None:
+    fails_at(world, HAIKU)
+    job = changing(world, {"errored": {"model": SONNET}}, retry={"max_attempts": 1})
+    world.dies_at(job, "collected")
+
+    sweeps(world)
+
+    assert models_asked(world) == [HAIKU, SONNET]
+    assert set(world.statuses().values()) == {"succeeded"}
+
+
+def test_a_model_twice_in_a_chain_is_refused(world: World) -> None:
+    with pytest.raises(ValidationError, match="model names claude-sonnet-5 more than once"):
+        changing(world, {"errored": {"model": [SONNET, OPUS, SONNET]}})
+
+
 # -- pure ------------------------------------------------------------------------------------------------------------
 
 ASKED = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "Well?"}]}
@@ -637,6 +739,7 @@ def test_a_change_does_not_alter_the_params_in_place() -> None:
         ("refused", "refusal", OtherModel(model="n")),
         ("unparsable", "unparsable", AskAgain(reask=True)),
         ("errored", "overloaded_error", None),
+        ("expired", "expired", None),
         ("succeeded", None, None),
         (None, None, None),
     ],
@@ -644,5 +747,30 @@ def test_a_change_does_not_alter_the_params_in_place() -> None:
 def test_which_change_an_outcome_has(outcome: str | None, error_type: str | None, expected: Any) -> None:
     change = Change(truncated=TWICE, refused=OtherModel(model="n"), unparsable=AskAgain(reask=True))
 
-    assert retry_change.change_for(Retry(change=change), outcome, error_type) == expected
-    assert retry_change.change_for(Retry(), outcome, error_type) is None
+    assert retry_change.change_for(Retry(change=change), outcome, error_type, 1) == expected
+    assert retry_change.change_for(Retry(), outcome, error_type, 1) is None
+
+
+CHAIN = Change(errored=OtherModel(model=["n", "o"]), refused=OtherModel(model=["n", "o"]))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error_type", "attempts", "changed", "again"),
+    [
+        pytest.param("errored", "overloaded_error", 2, False, True, id="unchanged, the last time"),
+        pytest.param("errored", "overloaded_error", 3, True, True, id="the first model beyond"),
+        pytest.param("errored", "overloaded_error", 4, True, True, id="the second model beyond"),
+        pytest.param("errored", "overloaded_error", 5, True, False, id="no model is left"),
+        pytest.param("errored", "not_found_error", 1, True, True, id="an error that is not retried"),
+        pytest.param("errored", "billing_error", 1, False, False, id="an error of the account"),
+        pytest.param("expired", "expired", 3, False, False, id="no change is named"),
+        pytest.param("refused", "refusal", 3, True, True, id="a chain after a refusal has one beyond"),
+        pytest.param("refused", "refusal", 4, True, False, id="and no second one"),
+        pytest.param("canceled", "canceled", 1, False, False, id="canceled"),
+    ],
+)
+def test_when_the_next_model_is_asked(outcome: str, error_type: str, attempts: int, changed: bool, again: bool) -> None:
+    retry = Retry(change=CHAIN)
+
+    assert (retry_change.change_for(retry, outcome, error_type, attempts) is not None) == changed
+    assert retry_change.may_send_again(retry, outcome, error_type, attempts) == again

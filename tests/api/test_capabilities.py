@@ -10,6 +10,7 @@ from anthropic.types import ModelInfo
 
 from pipeline.api.capabilities import cache_minimum, newest, output_limit, refusal, unknown, warnings
 from pipeline.emulator import Emulator
+from pipeline.emulator.model.catalogue import find_model
 from tests.emulator.builders import client_of, params, result_lines
 
 EXTENDED = "output-300k-2026-03-24"
@@ -450,12 +451,22 @@ def test_the_beta_for_long_answers_raises_the_limit_of_max_tokens() -> None:
         ("claude-sonnet-5", 1024),
         ("claude-opus-4-20250514", 1024),
         ("claude-3-5-haiku-20241022", 1024),
-        ("claude-mythos-preview", 1024),
+        ("claude-mythos-preview", 2048),
+        ("claude-opus-5", 512),
+        ("claude-opus-5-5", 512),
+        ("claude-sonnet-5-5", 512),
+        ("claude-haiku-5-5", 512),
+        ("claude-fable-5", 512),
+        ("claude-fable-5-1", 512),
+        ("claude-mythos-5", 512),
+        ("claude-mythos-5-1", 512),
         ("some-model", 1024),
     ],
 )
 def test_the_smallest_prefix_that_is_cached_depends_on_the_model(name: str, tokens: int) -> None:
     assert cache_minimum(name) == tokens
+    emulated = find_model(name)
+    assert emulated is None or emulated.cache_minimum == tokens
 
 
 # -- warnings --------------------------------------------------------------------------------------------------------
@@ -545,6 +556,9 @@ KNOWN = ["claude-haiku-5-5", "claude-haiku-4-5-20251001", "claude-opus-5-5"]
 @pytest.mark.parametrize(
     ("name", "known", "said"),
     [
+        pytest.param(
+            "claude-haiku-4.5", ["claude-haiku-4-5-20251001"], "; did you mean 'claude-haiku-4-5'?", id="an alias"
+        ),
         pytest.param("claude-haiku-9", KNOWN, "; did you mean 'claude-haiku-5-5'?", id="a near one"),
         pytest.param(
             "gpt", KNOWN, " (it knows claude-haiku-4-5-20251001, claude-haiku-5-5, claude-opus-5-5)", id="none is near"

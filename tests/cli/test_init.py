@@ -17,6 +17,7 @@ def test_a_column_named_like_a_method_or_keyword_of_jinja_is_printed_by_its_temp
     written = write_job_file(str(data), tmp_path / "odd.yaml", "claude-haiku-4-5")
 
     prompt = load(written, variables={}, today=date(2026, 11, 20)).request.prompt
+    assert prompt is not None
     text = templates.renderer(prompt, {}, "invalid")({word: f"value of {word}" for word in ["plain", *WORDS]})
     assert [f">value of {word}</" in text for word in WORDS] == [True] * len(WORDS)
     assert all(f'row["{word}"]' in prompt for word in WORDS)

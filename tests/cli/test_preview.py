@@ -21,13 +21,14 @@ from rich.console import Console
 from pipeline.answer.outcome import Outcome
 from pipeline.api.reach import Reach
 from pipeline.api.realtime import Answered, Picked, Realtime, async_client, stream
-from pipeline.cli.preview_rows import announcement, pick, show, tell
+from pipeline.cli.preview_rows import announcement, show, tell
 from pipeline.cli.preview_screen import Screen, input_lines
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import AccountStopped, ApiUnreachable, InputError, SourceError
 from pipeline.escapes import stripped
 from pipeline.job.model import Job
 from pipeline.planning.plan import Plan
+from pipeline.planning.preview import pick
 from pipeline.storage.folders import LocalFolder
 from tests.request.test_attachments import picture
 
@@ -668,7 +669,9 @@ def test_an_address_that_is_not_the_api_ends_the_preview(tmp_path: Path, running
     running.emulator.add_fault(on="messages", do="status", status=502, page="html")
     asked = job(tmp_path)
 
-    with pytest.raises(InputError, match=r"the API answers 502.*; check ANTHROPIC_BASE_URL; no row was answered"):
+    with pytest.raises(
+        InputError, match=r"the API answers 502.*; check ANTHROPIC_BASE_URL or api.base_url; no row was answered"
+    ):
         show(client(running.url), picked(asked), asked, Console(file=io.StringIO()))
 
 

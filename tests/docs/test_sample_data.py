@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
-TICKET_COLUMNS = ["ticket_id", "account", "opened_at", "priority", "subject", "body"]
+TICKET_COLUMNS = ["ticket_id", "account", "opened_at", "priority", "subject", "body", "true_label"]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,14 @@ def test_there_are_200_tickets_with_unique_ids_in_order_of_time(tickets: list[di
     assert all(len(ticket_id) == 5 for ticket_id in ids)
     assert [ticket["opened_at"] for ticket in tickets] == sorted(ticket["opened_at"] for ticket in tickets)
     assert {ticket["priority"] for ticket in tickets} == {"low", "normal", "high", "urgent"}
+
+
+def test_each_ticket_but_one_has_the_label_that_a_person_would_give(tickets: list[dict[str, str]]) -> None:
+    labels = [ticket["true_label"] for ticket in tickets]
+
+    assert set(labels) == {"billing", "outage", "how_to", "bug", "feature_request", ""}
+    assert [ticket["body"] for ticket in tickets if not ticket["true_label"]] == ["?"]
+    assert all(labels.count(label) >= 30 for label in set(labels) - {""})
 
 
 def test_tickets_are_utf8_without_byte_order_mark_and_with_crlf_between_records() -> None:

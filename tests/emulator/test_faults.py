@@ -394,6 +394,42 @@ def test_a_structured_answer_can_violate_its_enum(emulator: Emulator, do: str, l
     assert value["note"] == "[emulated] billing, billing"
 
 
+def test_a_share_of_answers_can_be_other_declared_labels(emulator: Emulator) -> None:
+    asked = [params(f"billing, billing {i}", **STRUCTURED) for i in range(200)]
+    right = labels_of(emulator, asked)
+    emulator.add_fault(on="item", do="other_label", share=0.2, seed=1)
+    wrong = labels_of(emulator, asked)
+    emulator.clear_faults()
+    emulator.add_fault(on="item", do="other_label", share=0.2, seed=2)
+
+    differing = [i for i in range(200) if wrong[i] != right[i]]
+
+    assert 25 <= len(differing) <= 55
+    assert set(wrong) <= {"billing", "outage"}
+    assert labels_of(emulator, asked) != wrong
+
+
+def labels_of(emulator: Emulator, asked: list[dict[str, Any]]) -> list[str]:
+    """The label that the emulator answers to each of these params."""
+    client = client_of(emulator)
+    sent: Any = [{"custom_id": str(i), "params": fields} for i, fields in enumerate(asked)]
+    batch = client.messages.batches.create(requests=sent)
+    emulator.wait_idle()
+    lines = {line["custom_id"]: line["result"]["message"]["content"] for line in result_lines(client, batch.id)}
+    return [orjson.loads(lines[str(i)][0]["text"])["label"] for i in range(len(asked))]
+
+
+def test_the_input_of_a_forced_tool_can_have_another_declared_label(emulator: Emulator) -> None:
+    schema = {"type": "object", "properties": {"label": {"type": "string", "enum": ["billing", "outage"]}}}
+    tool = {"name": "sort", "input_schema": schema}
+    fields = params("billing, billing", tools=[tool], tool_choice={"type": "tool", "name": "sort"})
+    emulator.add_fault(on="item", do="other_label")
+
+    [block] = result_of(emulator, **fields)["message"]["content"]
+
+    assert block["input"] == {"label": "outage"}
+
+
 def test_labels_in_free_text_can_be_wrong(emulator: Emulator) -> None:
     emulator.add_fault(on="item", do="wrong_label", match="Ship 1")
     emulator.add_fault(on="item", do="wrong_case", match="Ship 2")

@@ -14,6 +14,8 @@ from typing import Any, get_args
 
 import pytest
 from prefect.cli.deploy._models import PrefectYamlModel  # private; there is no public way to check the file
+from prefect.engine import handle_engine_signals
+from prefect.exceptions import FailedRun
 from prefect.flows import load_flow_from_entrypoint
 from prefect.logging import disable_run_logger
 from prefect.runtime import flow_run
@@ -207,7 +209,7 @@ def test_failed_rows_are_sent_again_with_the_parameters_named_by_their_cause(api
     let_batches_end(api)
     collect_results.fn()
 
-    quoted = told(reprocess_failed.fn("notes", status=["refused"], dry_run=True))
+    quoted = told(reprocess_failed.fn("notes", status="refused", dry_run=True))
     none = told(reprocess_failed.fn(str(job), status=["expired"], dry_run=True))
     unknown = told(reprocess_failed.fn("notes", key=["four"]))
     sent = told(reprocess_failed.fn("notes", status=["refused"]))
@@ -351,6 +353,44 @@ def test_the_summary_of_a_job_names_the_remedy_of_its_failures(api: RunningEmula
     assert [(each["state"], each["requests"], each["outcomes"]) for each in table] == [
         ("collected", 2, "1 refused, 1 succeeded")
     ]
+
+
+def test_rows_that_are_being_sent_again_are_not_offered_a_second_time(api: RunningEmulator, job: Path) -> None:
+    api.emulator.add_fault(on="item", do="refuse", times=2)
+    run_job.fn(str(job))
+    let_batches_end(api)
+    collect_results.fn()
+
+    def shown() -> str:
+        with closing(Database(os.environ["BATCH_DATABASE_URL"])) as database, database.read() as conn:
+            row = job_named(conn, "notes")
+            assert row is not None
+            return summary_text(database, conn, row, standing(conn, 1))
+
+    offered = shown()
+    reprocess_failed.fn("notes", key=["1"])
+    one_left = shown()
+    reprocess_failed.fn("notes")
+    under_way = shown()
+    let_batches_end(api)
+    collect_results.fn()
+
+    assert "`reprocess_failed` with" in offered
+    assert "`reprocess_failed` with" in one_left
+    assert "these rows are being sent again; wait for their answers." in under_way.replace("\\", "")
+    assert "reprocess_failed" not in under_way
+    assert "## Failures by cause" not in shown()
+
+
+def test_an_expected_failure_logs_no_traceback(api: RunningEmulator, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SystemExit), handle_engine_signals():
+        raise FailedRun("jobs/nowhere.yaml: cannot read the job file: No such file or directory")
+    expected = list(caplog.records)
+    with pytest.raises(SystemExit), handle_engine_signals():
+        raise ZeroDivisionError
+
+    assert expected == []
+    assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
 # -- deployments -----------------------------------------------------------------------------------------------------

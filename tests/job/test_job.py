@@ -251,6 +251,12 @@ def test_a_missing_field_is_named(job: Loader, text: str, field: str) -> None:
     assert f"{field}: this field is required" in refusal(job, text)
 
 
+def test_attachments_without_a_prompt_are_refused(job: Loader) -> None:
+    text = without(PLAIN, "prompt").replace("request:\n", "request:\n  turns: said\n  attachments: [{image: photo}]\n")
+
+    assert "request.attachments: they are sent in the turn of the prompt, and there is none" in refusal(job, text)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

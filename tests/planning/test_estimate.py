@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.job.model import Job
 from pipeline.money.prices import PriceList
+from pipeline.planning.counting import with_prefix
 from pipeline.planning.estimate import Money
 from pipeline.planning.estimator import estimate
 from pipeline.planning.past import Past
@@ -102,6 +103,27 @@ def test_at_best_rows_read_a_shared_prefix_and_at_worst_each_row_writes_it() -> 
     assert said.low == pytest.approx(1_000 + 4_000 * 0.1 + 50, rel=1e-3)
     assert said.expected == pytest.approx(1_000 + 3_600 * 0.1 + 400 * 2 + 50, rel=1e-3)
     assert said.worst == pytest.approx(1_000 + 4_000 * 2 + 5_000, rel=1e-3)
+
+
+def test_the_users_own_breakpoint_in_the_shared_prefix_costs_what_request_cache_costs() -> None:
+    system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    own, by_cache = job(system=system), job(system="Be brief.", cache="1h")
+
+    costs = [money(made, quote(made, 1_000_000, 20_000), [5_000], prefix=4_000) for made in (own, by_cache)]
+
+    assert costs[0] == costs[1]
+
+
+def test_stored_counts_of_a_version_that_measured_no_such_prefix_are_completed() -> None:
+    system = [{"type": "text", "text": "Be brief." * 1000, "cache_control": {"type": "ephemeral"}}]
+    made = job(system=system)
+    of = quote(made, 1, 400)
+
+    completed = with_prefix(Counts((), 0), made, of)
+
+    assert completed.prefix > 2_000
+    assert with_prefix(Counts((), 7), made, of).prefix == 7
+    assert with_prefix(Counts((), 0), job(), of).prefix == 0
 
 
 def test_writing_a_cache_of_five_minutes_costs_less() -> None:
@@ -239,6 +261,15 @@ def test_the_cached_share_of_the_input_is_taken_from_past_runs() -> None:
     [
         pytest.param({"truncated": {"max_tokens": "2x"}}, 3 * 100 + (1 + 2 + 4) * 5_000, id="longer answers"),
         pytest.param({"refused": {"model": "claude-opus-5"}}, 100 + 5_000 + 250 + 12_500, id="another model, once"),
+        pytest.param(
+            {"refused": {"model": ["claude-opus-5", "claude-sonnet-5"]}}, 5_100 + 2 * 12_750, id="two other models"
+        ),
+        pytest.param({"errored": {"model": "claude-opus-5"}}, 250 + 12_500, id="a fallback, which alone is billed"),
+        pytest.param(
+            {"errored": {"model": ["claude-opus-5"]}, "truncated": {"max_tokens": "2x"}},
+            3 * 250 + (1 + 2 + 4) * 12_500,
+            id="a fallback before each longer answer",
+        ),
         pytest.param(
             {"unparsable": {"reask": True}}, 100 + 1_200 + 2_300 + 3 * 5_000, id="the answer goes back with the request"
         ),

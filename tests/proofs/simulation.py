@@ -372,7 +372,7 @@ class Process:
             self.error = exc
         self.state = "ended"  # its other threads do not continue
 
-    def _connect(self, _: str) -> Api:
+    def _connect(self, _: object) -> Api:
         client = anthropic.Anthropic(
             api_key=self.account,
             base_url="http://emulator",

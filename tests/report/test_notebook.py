@@ -54,7 +54,7 @@ def test_the_cells_of_the_python_page_show_what_the_page_says(execute: Any) -> N
     # a notebook has an asyncio loop that runs, which `run` must not mind
     outputs, shown = execute("import asyncio\nassert asyncio.get_running_loop().is_running()", *cells)
 
-    _, _, _, ran, frame, frames = outputs
+    _, _, _, ran, frame, frames, facts, streamed = outputs
     [area, result] = ran  # one area, and nothing on stderr
     assert area.output_type == "display_data"
     lines = area.data["text/plain"].splitlines()
@@ -68,6 +68,10 @@ def test_the_cells_of_the_python_page_show_what_the_page_says(execute: Any) -> N
     assert "shape: (" in frame[0].data["text/plain"]
     printed = "".join(output.text for output in frames)  # the kernel may send it in several parts
     assert [line.split()[0] for line in printed.splitlines()] == ["16", "16", "8"]
+    said = "".join(output.text for output in facts)
+    assert said.startswith("job      ticket_triage, answers in table ticket_labels")
+    assert said.endswith("{'succeeded': 40} True []\n")
+    assert '"label"' in "".join(output.text for output in streamed)
 
 
 def test_an_error_that_stops_a_run_is_shown_in_its_area(execute: Any) -> None:

@@ -11,7 +11,7 @@ from pipeline.job.model import Job
 from pipeline.request.build import RequestBuilder, fixed_params
 
 
-def job(prompt: str = "{{ body }}", *, nulls: str = "invalid", **fields: Any) -> Job:
+def job(prompt: str | None = "{{ body }}", *, nulls: str = "invalid", **fields: Any) -> Job:
     """Return a job with this prompt. fields: of `request`, or `output` and `vars` as a whole."""
     whole = {name: fields.pop(name) for name in ("output", "vars") if name in fields}
     request = {"model": "claude-haiku-4-5", "max_tokens": 100, "prompt": prompt, **fields}
@@ -167,6 +167,63 @@ def test_turns_are_placed_between_the_examples_and_the_prompt() -> None:
     said = messages(job("{{ body }}", messages=SHOTS, turns="history"), {"body": "Now.", "history": earlier})
 
     assert said == [*SHOTS, *earlier, {"role": "user", "content": "Now."}]
+
+
+def test_a_whole_message_is_the_turn_that_it_was() -> None:
+    content = [
+        {"type": "thinking", "thinking": "", "signature": "s"},
+        {"type": "compaction", "content": None},
+        {"type": "tool_use", "id": "toolu_1", "name": "lookup", "input": {"order": None}},
+    ]
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "content": content, "usage": {"input_tokens": 1}}
+    asked, answered = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": content}
+    made = job(messages=[asked], turns="message")
+
+    alone = messages(made, {"body": "Now.", "message": orjson.dumps(message).decode()})
+    listed = messages(made, {"body": "Now.", "message": orjson.dumps([message, asked, message]).decode()})
+
+    assert alone == [asked, answered, {"role": "user", "content": "Now."}]
+    assert listed == [asked, answered, asked, answered, {"role": "user", "content": "Now."}]
+
+
+CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}]}
+FOUND = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "7"}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "history", "sent"),
+    [
+        pytest.param({"messages": SHOTS, "turns": "history"}, [CALL, FOUND], [*SHOTS, CALL, FOUND], id="tool results"),
+        pytest.param({"messages": SHOTS[:1]}, None, SHOTS[:1], id="only turns that all rows share"),
+        pytest.param(
+            {"messages": [{"role": "user", "content": "About {{ body }}?"}]},
+            None,
+            [{"role": "user", "content": "About ships?"}],
+            id="a turn that is a template",
+        ),
+        pytest.param({"messages": SHOTS[:1], "turns": "history"}, [], SHOTS[:1], id="a row without turns of its own"),
+    ],
+)
+def test_a_conversation_that_ends_with_the_user_needs_no_prompt(
+    fields: dict[str, Any], history: object, sent: list[dict[str, Any]]
+) -> None:
+    assert messages(job(None, **fields), {"body": "ships", "history": history}) == sent
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        ([SHOTS[0], CALL], "the conversation does not end with a turn of the user, and the job has no request.prompt"),
+        ([], "the conversation has no turns, and the job has no request.prompt"),
+        ([FOUND, CALL, FOUND][1:], "the conversation begins with a turn of role 'assistant'; it must be 'user'"),
+    ],
+    ids=["the assistant's at its end", "none", "the assistant's at its start"],
+)
+def test_a_row_whose_conversation_does_not_end_with_the_user_is_invalid_without_a_prompt(
+    history: list[dict[str, Any]], said: str
+) -> None:
+    with pytest.raises(RowProblem, match=said):
+        messages(job(None, turns="history"), {"body": "x", "history": history})
 
 
 @pytest.mark.parametrize("empty", [None, "", "[]", []], ids=["null", "no text", "no turn as JSON", "no turn"])

@@ -59,6 +59,34 @@ def test_system_blocks_pass() -> None:
     check_params(job(system=[{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]))
 
 
+MARKED = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        pytest.param({"system": [MARKED] * 5}, "request: 5 blocks have cache_control", id="five of the user's"),
+        pytest.param(
+            {"system": [MARKED] * 4, "messages": [{"role": "user", "content": "x"}], "cache": "5m"},
+            "request.cache: with the one that it adds, 5 blocks have cache_control",
+            id="one more than four",
+        ),
+        pytest.param(
+            {"params": {"cache_control": {"type": "ephemeral"}}, "cache": "5m"},
+            "request.cache: the requests share no text before the prompt",
+            id="only the one at the end of each request",
+        ),
+    ],
+)
+def test_breakpoints_that_the_api_would_refuse_or_that_cache_nothing_are_refused(
+    fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(JobError) as refused:
+        check_params(job(**fields))
+
+    assert str(refused.value).startswith(said)
+
+
 @pytest.mark.parametrize("field", ["temperature", "top_p", "top_k"])
 def test_sampling_params_are_refused_with_the_reason_and_the_remedy(field: str) -> None:
     message = refusal(job({field: 1}))

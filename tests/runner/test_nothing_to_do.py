@@ -18,7 +18,7 @@ from tests.conftest import World, texts
 def run_without_api(world: World, job: Job, options: Options | None = None) -> Finished:
     """Run the job where there is no key. Raises InputError as soon as the run needs the API."""
 
-    def connect(_: str) -> Api:
+    def connect(_: object) -> Api:
         raise InputError("no API key")
 
     return run(job, replace(world.where(), connect=connect), options)
@@ -99,7 +99,7 @@ def test_a_run_without_api_takes_the_time_of_this_machine(world: World) -> None:
     def now() -> datetime:
         return world.clock() + late
 
-    def connect(_: str) -> Api:
+    def connect(_: object) -> Api:
         raise InputError("no API key")
 
     finished = run(world.job(), replace(world.where(), connect=connect, now=now))

@@ -24,8 +24,9 @@ from pipeline.emulator.running import RunningEmulator
 from pipeline.errors import PipelineError
 from pipeline.planning.messages import Failed
 from pipeline.planning.plan import Plan
-from pipeline.runner import planners
+from pipeline.runner import planners, processes
 from pipeline.runner.options import Options
+from pipeline.runner.run import run as run_job
 from tests.conftest import World
 from tests.support.processes import begin, environment, kill, put_job, until
 
@@ -175,6 +176,65 @@ def test_how_many_planners_a_run_has(world: World, options: Options, wanted_by_j
     with_reach = replace(world.where(), reach=lambda client: Reach("default", 60.0))
 
     assert planners.number_of_planners(plan, with_reach, options) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted_by_job", "megabytes", "cores", "expected"),
+    [
+        pytest.param(None, None, 21, {0, 1}, 2, id="a large source"),
+        pytest.param(None, None, 19, {0, 1}, 1, id="a small source"),
+        pytest.param(None, None, 21, {0}, 1, id="one core"),
+        pytest.param(None, 1, 21, {0, 1}, 1, id="the job wants one"),
+        pytest.param(3, 1, 0, {0}, 3, id="the command asks for three"),
+    ],
+)
+def test_how_many_processes_work_on_a_run(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: int | None,
+    wanted_by_job: int | None,
+    megabytes: int,
+    cores: set[int],
+    expected: int,
+) -> None:
+    job = world.job(limits={"processes": wanted_by_job})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
+
+    assert processes.how_many(job, asked, megabytes * 1_000_000) == expected
+
+
+def test_the_size_of_a_source_of_one_local_file_is_known(world: World) -> None:
+    world.rows([{"id": 1, "text": "a"}])
+    job = world.job()
+    (file,) = job.source.path or []
+    several = world.job(source={**job.source.model_dump(), "path": [file, file]})
+    missing = world.job(source={**job.source.model_dump(), "path": ["missing.csv"]})
+
+    assert processes.size_of_local_file(job) == Path(file).stat().st_size > 0
+    assert processes.size_of_local_file(several) == processes.size_of_local_file(missing) == 0
+
+
+def test_processes_that_were_started_ahead_are_used_and_ended() -> None:
+    with processes.PlannerProcesses(1) as ahead:
+        (first,) = ahead.at_least(1)
+        both = ahead.at_least(2)
+
+        assert both[0] is first
+        assert first.poll() is None
+
+    assert [process.returncode for process in both] == [-signal.SIGKILL, -signal.SIGKILL]
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_planners_end_when_all_rows_are_planned_or_the_driver_plans(world: World, wanted: int) -> None:
+    world.rows([{"id": n, "text": "a"} for n in range(3)])
+    with processes.PlannerProcesses(1) as ahead:
+        (planner,) = ahead.at_least(1)
+        where = replace(world.where(), reach=lambda client: Reach("default", 60.0))
+        finished = run_job(world.job(), where, Options(processes=wanted, planners=ahead))
+
+        assert planner.returncode == -signal.SIGKILL
+    assert finished.rows == {"succeeded": 3}
 
 
 def errors_of_planning() -> list[type[PipelineError]]:

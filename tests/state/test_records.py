@@ -8,6 +8,7 @@ from sqlalchemy import Table, update
 
 from pipeline.driver.job_of_run import stored_job
 from pipeline.errors import DatabaseError
+from pipeline.job.endpoint import Endpoint
 from pipeline.report.errors import error_facts
 from pipeline.sink.table import ResultsTable
 from pipeline.state.batch_facts import BatchFacts
@@ -67,7 +68,7 @@ def test_a_run_record_says_what_was_declared(world: World) -> None:
 
     assert (run.job_name, run.max_cost_usd, run.max_failed) == (declared.name, 5, 0.5)
     assert run.deletes_remote
-    assert (run.client, run.model) == ("default", declared.request.model)
+    assert (run.endpoint, run.model) == (Endpoint(), declared.request.model)
     assert run.max_tokens == declared.request.max_tokens
     assert stored_job(run) == declared
 
@@ -82,7 +83,7 @@ def test_a_run_of_a_version_that_stored_less_has_the_defaults(world: World) -> N
         run = get_run(conn, 1)
 
     assert (run.max_cost_usd, run.max_failed, run.deletes_remote) == (None, 0.0, False)
-    assert (run.client, run.model, run.max_tokens) == ("default", "", None)
+    assert (run.endpoint, run.model, run.max_tokens) == (Endpoint(), "", None)
     with pytest.raises(DatabaseError, match="run 1 was stored with a job that this version cannot read"):
         stored_job(run)
 

@@ -603,13 +603,35 @@ def test_each_run_sends_a_primer_of_its_own(world: World) -> None:
     assert (written(world), read(world)) == (["r0", "r40"], 78)
 
 
-def test_without_a_primer_every_row_that_starts_at_once_writes_to_the_cache(world: World) -> None:
-    marked = [{"type": "text", "text": LONG, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+MARK = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+RULES = [{"type": "text", "text": LONG, **MARK}]
+TOOLS = [{"name": "look", "description": LONG, "input_schema": {"type": "object"}, **MARK}]
 
-    world.run(caching(world, system=marked, cache=None))
 
-    assert sizes(world) == [40]
-    assert len(written(world)) == world.emulator.settings.cache_first_wave
+@pytest.mark.parametrize(
+    "request_fields",
+    [
+        pytest.param({"system": RULES}, id="in the system prompt"),
+        pytest.param({"params": {"tools": TOOLS}}, id="in a tool"),
+        pytest.param({"messages": [{"role": "user", "content": RULES}]}, id="in a turn that all rows share"),
+    ],
+)
+def test_a_primer_fills_the_cache_for_the_users_own_breakpoints(world: World, request_fields: dict[str, Any]) -> None:
+    world.run(job(world, 10, False, request=request_fields))
+
+    assert sizes(world) == [1, 9]
+    assert (written(world), read(world)) == (["r0"], 9)
+    assert world.told("warning") == []
+
+
+def test_a_breakpoint_at_the_end_of_each_request_is_not_primed_but_warned_of(world: World) -> None:
+    world.run(job(world, 10, False, request={"system": LONG, "params": {"cache_control": {"type": "ephemeral"}}}))
+
+    assert sizes(world) == [10]
+    assert (len(written(world)), read(world)) == (10, 0)
+    [warning] = world.told("warning")
+    assert warning["warning"].startswith("request.params.cache_control: the API sets this breakpoint at the end of")
+    assert "set request.cache" in warning["warning"]
 
 
 @pytest.mark.parametrize(

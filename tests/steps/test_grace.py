@@ -15,6 +15,7 @@ from pipeline.api.client import Api
 from pipeline.cli.app import main
 from pipeline.driver.settings import Settings
 from pipeline.emulator import start
+from pipeline.job.endpoint import Endpoint
 from pipeline.runner.sweep import sweep
 from tests.conftest import World
 from tests.support.processes import environment, put_job
@@ -45,7 +46,7 @@ def test_each_command_warns_once_of_a_grace_time_below_the_lease(world: World) -
 
     where = replace(world.where(), connect=lambda _: Api(world.client(), now=world.clock))
     for client in ("default", "aws"):  # as of a sweep over jobs that speak by several clients
-        with where.driving(client):
+        with where.driving(Endpoint(client)):
             pass
     sweep(where)
 

@@ -158,7 +158,7 @@ class Point:
         names = [obj.url.rpartition("/")[2] for obj in objects.list_objects(f"{self.spool}/crashing")]
         return {name.removesuffix(".json") for name in names}
 
-    def _connect(self, _: str) -> Api:
+    def _connect(self, _: object) -> Api:
         http = httpx2.Client(transport=self.transport())
         return Api(anthropic.Anthropic(api_key="test", base_url=self.api, max_retries=0, http_client=http))
 

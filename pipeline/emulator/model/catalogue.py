@@ -4,6 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.cache_minimum import fewest_tokens
+
 Lifecycle = Literal["active", "deprecated", "retired"]
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 LIMIT_300K_BETA = "output-300k-2026-03-24"
@@ -23,7 +25,6 @@ class Model:
     lifecycle: Lifecycle = "active"
     deprecated_at: str | None = None
     retires_at: str | None = None
-    cache_minimum: int = 1024
     extended_output: bool = False  #: allows 300,000 tokens of output with a beta header
     thinks_by_default: bool = False
     thinking_types: frozenset[str] = frozenset({"adaptive", "disabled"})
@@ -34,6 +35,11 @@ class Model:
         """Return the name of the model for people, as `Claude Opus 4.6`."""
         version = "Preview" if self.id.endswith("preview") else ".".join(str(n) for n in self.generation if n)
         return f"Claude {self.line.capitalize()} {version}"
+
+    @property
+    def cache_minimum(self) -> int:
+        """Return the fewest tokens of a prefix that the model caches."""
+        return fewest_tokens(self.line, self.generation)
 
     @property
     def efforts(self) -> frozenset[str]:
@@ -125,7 +131,7 @@ CATALOGUE = (
     _fable_or_mythos("fable", 0, "2026-06-09T00:00:00Z"),
     _fable_or_mythos("mythos", 0, "2026-06-09T00:00:00Z"),
     Model("claude-opus-4-8", "opus", (4, 8), "2026-05-28T00:00:00Z", extended_output=True),
-    Model("claude-opus-4-7", "opus", (4, 7), "2026-04-16T00:00:00Z", extended_output=True, cache_minimum=2048),
+    Model("claude-opus-4-7", "opus", (4, 7), "2026-04-16T00:00:00Z", extended_output=True),
     Model(
         "claude-mythos-preview",
         "mythos",
@@ -151,7 +157,6 @@ CATALOGUE = (
         (4, 6),
         "2026-02-05T00:00:00Z",
         extended_output=True,
-        cache_minimum=4096,
         thinking_types=BOTH,
     ),
     Model(
@@ -162,7 +167,6 @@ CATALOGUE = (
         alias="claude-opus-4-5",
         context=200_000,
         max_tokens=64_000,
-        cache_minimum=4096,
         thinking_types=MANUAL,
     ),
     Model(
@@ -173,7 +177,6 @@ CATALOGUE = (
         alias="claude-haiku-4-5",
         context=200_000,
         max_tokens=64_000,
-        cache_minimum=4096,
         thinking_types=MANUAL,
     ),
     Model(

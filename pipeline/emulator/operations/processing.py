@@ -151,7 +151,7 @@ class _Work:
             usage = self.core.cache.usage(params, model, self.batch.workspace, turn_us, self.wave, rank)
         made = answer(params, model, sha256, self.context.files)
         if fault is not None:
-            made = with_answer_fault(made, fault, params)
+            made = with_answer_fault(made, fault, params, sha256)
         message_id = derived_id("msg", self.batch.id, custom_id)
         return {"type": "succeeded", "message": message(made, model, usage, message_id, "batch")}
 
@@ -180,8 +180,8 @@ RESULT_MAKERS: dict[str, Callable[[Fault], dict[str, Any]]] = {
 }
 
 
-def with_answer_fault(made: Answer, fault: Fault, params: dict[str, Any]) -> Answer:
-    """Return the answer changed by a fault: refused, cut, empty, or with a wrong text."""
+def with_answer_fault(made: Answer, fault: Fault, params: dict[str, Any], sha256: str) -> Answer:
+    """Return the answer changed by a fault: refused, cut, empty, or with a wrong text. sha256: of the params."""
     text = text_of(made)
     match fault.do:
         case "refuse":
@@ -201,9 +201,11 @@ def with_answer_fault(made: Answer, fault: Fault, params: dict[str, Any]) -> Ans
         case "strange_text":
             return with_text(made, _with_strange_breaks(text))
         case "wrong_label":
-            return with_text(made, _relabeled(text, params, lambda _: WRONG_LABEL))
+            return with_text(made, _relabeled(text, params, lambda *_: WRONG_LABEL))
         case "wrong_case":
-            return with_text(made, _relabeled(text, params, lambda v: v.swapcase() if isinstance(v, str) else v))
+            return with_text(made, _relabeled(text, params, lambda v, _: v.swapcase() if isinstance(v, str) else v))
+        case "other_label":
+            return _with_other_labels(made, text, params, f"{fault.seed} {sha256}".encode())
         case _:
             raise AssertionError(fault.do)
 
@@ -216,11 +218,37 @@ def _with_strange_breaks(text: str) -> str:
     return text.replace(" ", "\u2028", 1).replace(" ", "\x85", 1)
 
 
-def _relabeled(text: str, params: dict[str, Any], change: Callable[[Any], Any]) -> str:
+#: returns another value in place of a value and the values that the schema declares for it; none for free text
+Change = Callable[[Any, list[Any]], Any]
+
+
+def _with_other_labels(made: Answer, text: str, params: dict[str, Any], seed: bytes) -> Answer:
+    """Return the answer with another declared value in place of each enum value; unchanged if it has none.
+
+    It changes the JSON of a structured output, or the input of a forced tool.
+    """
+
+    def other(value: Any, declared: list[Any]) -> Any:
+        others = [each for each in declared if each != value]
+        return others[zlib.crc32(seed) % len(others)] if others and value in declared else value
+
+    if output_schema(params) is not None:
+        return with_text(made, _relabeled(text, params, other))
+    schemas = {tool.get("name"): tool.get("input_schema") for tool in params.get("tools") or []}
+    content = [
+        {**block, "input": _with_enums(block["input"], schemas.get(block["name"]), schemas.get(block["name"]), other)}
+        if block["type"] == "tool_use"
+        else block
+        for block in made.content
+    ]
+    return replace(made, content=content)
+
+
+def _relabeled(text: str, params: dict[str, Any], change: Change) -> str:
     """Return the text with `change` applied to each enum value, or to the whole text if it has no schema."""
     schema = output_schema(params)
     if schema is None:
-        return str(change(text))
+        return str(change(text, []))
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:  # the text was cut at max_tokens
@@ -228,14 +256,14 @@ def _relabeled(text: str, params: dict[str, Any], change: Callable[[Any], Any]) 
     return orjson.dumps(_with_enums(value, schema, schema, change)).decode()
 
 
-def _with_enums(value: Any, node: Any, root: dict[str, Any], change: Callable[[Any], Any]) -> Any:
+def _with_enums(value: Any, node: Any, root: Any, change: Change) -> Any:
     """Return the value with `change` applied to each part for which the schema has an enum."""
     if not isinstance(node, dict):
         return value
     if "$ref" in node:
         return _with_enums(value, resolve(node["$ref"], root), root, change)
     if "enum" in node:
-        return change(value)
+        return change(value, node["enum"])
     if isinstance(value, dict):
         properties = node.get("properties", {})
         return {key: _with_enums(inner, properties.get(key), root, change) for key, inner in value.items()}
