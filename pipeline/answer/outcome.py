@@ -23,6 +23,7 @@ _TRUNCATED = {
     "max_tokens": "the answer stopped at max_tokens",
     "model_context_window_exceeded": "the answer stopped at the end of the model's context window",
     "pause_turn": "the model paused its turn before it had finished",
+    "compaction": "the model paused after it had summarized the conversation, and did not answer",
 }
 
 
@@ -257,7 +258,7 @@ class ResultReader:
         texts = [block["text"] for block in blocks if _is_text(block)]
         text: str | None = texts[0] if len(texts) == 1 else "".join(texts)
         tool_input = self._tool_input(blocks)
-        usage = message.get("usage") or {}
+        usage = _with_compactions(message.get("usage") or {})
         one_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
         judgement = self._evaluate(message, text or "", tool_input)
         values = judgement.values
@@ -400,6 +401,18 @@ def _damaged(line: dict[str, Any]) -> Outcome:
         message_id=_text(message, "id"),
         stop_sequence=_text(message, "stop_sequence"),
     )
+
+
+#: The counts of tokens in a usage that each sampling of the model has.
+_COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def _with_compactions(usage: dict[str, Any]) -> dict[str, Any]:
+    """Return the usage of an answer with the tokens of its compactions, which are billed, but not in its own counts."""
+    compactions = [each for each in usage.get("iterations") or () if each.get("type") == "compaction"]
+    if not compactions:
+        return usage
+    return usage | {name: sum(each.get(name) or 0 for each in (usage, *compactions)) for name in _COUNTS}
 
 
 def _text(message: Mapping[str, Any], name: str) -> str | None:

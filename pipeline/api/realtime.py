@@ -267,5 +267,7 @@ class _Message:
                 block["signature"] = delta["signature"]
             case "citations_delta":
                 block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+            case "compaction_delta":
+                block.update({name: value for name, value in delta.items() if name != "type"})
             case "input_json_delta":
                 self._inputs[index] = self._inputs.get(index, "") + delta["partial_json"]

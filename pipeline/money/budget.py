@@ -70,6 +70,21 @@ def is_small(size: int, attachment_tokens: int) -> bool:
     return size + attachment_tokens <= SMALL_PROMPT
 
 
+COMPACTION = "compact_20260112"  # the edit of context_management that summarizes a conversation
+
+
+def compacts(params: Mapping[str, Any]) -> bool:
+    """Return whether requests with these params may summarize their conversation, which is billed apart."""
+    return any(edit.get("type") == COMPACTION for edit in context_edits(params))
+
+
+def context_edits(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the edits of context_management; entries that are not mappings are left out."""
+    management = params.get("context_management")
+    edits = management.get("edits") if isinstance(management, Mapping) else None
+    return [edit for edit in edits if isinstance(edit, Mapping)] if isinstance(edits, list) else []
+
+
 def require_bound(job: Job, monthly_usd: float | None = None) -> None:
     """Raise InputError if there is a budget, of the run or of the month, that cannot be kept.
 
@@ -90,6 +105,11 @@ def require_bound(job: Job, monthly_usd: float | None = None) -> None:
         raise InputError(
             f"{which}: request.params.tools: {unbounded} runs at the API, with fees of its own and "
             "input of any size, so no budget can be kept; leave out the limit or the tool"
+        )
+    if compacts(job.request.params):
+        raise InputError(
+            f"{which}: request.params.context_management: {COMPACTION} writes summaries of any length, which are "
+            "billed, so no budget can be kept; leave out the limit or the edit"
         )
 
 

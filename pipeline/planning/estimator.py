@@ -15,6 +15,7 @@ from pipeline.answer.retry_change import AnyChange
 from pipeline.api import capabilities
 from pipeline.job.canary import Canary
 from pipeline.job.model import Job
+from pipeline.money import budget
 from pipeline.money.prices import PriceList
 from pipeline.planning.estimate import Cached, Counted, Estimate, Money
 from pipeline.planning.past import Past
@@ -227,6 +228,8 @@ def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, 
         yield "cache_control after the shared prefix: at worst all input is written to the cache, at best read from it"
     if "tools" in job.request.params:
         yield "fees and input tokens of tools that the API runs are not included"
+    if budget.compacts(job.request.params):
+        yield "what the summaries of long conversations read and write (compact_20260112) is not included"
 
 
 def counted_by(job: Job, counted: Counted) -> str:

@@ -13,6 +13,7 @@ from pipeline.answer.outcome import answer_schema, output_columns, tools_in
 from pipeline.errors import JobError
 from pipeline.job.model import Job
 from pipeline.job.schema_rules import first_problem
+from pipeline.money.budget import COMPACTION, context_edits
 from pipeline.request.breakpoints import cached_prefix
 from pipeline.request.build import fixed_params, shared
 from pipeline.request.sdk_types import first_mismatch
@@ -60,6 +61,7 @@ def check_fields(job: Job) -> None:
         )
     _check_output(job)
     _check_cache(job)
+    _check_compaction(job)
     if isinstance(request.max_tokens, int):
         _check_thinking_budget(request.params, request.max_tokens)
 
@@ -133,6 +135,22 @@ def _check_cache(job: Job) -> None:
         )
 
 
+def _check_compaction(job: Job) -> None:
+    """Raise JobError if a conversation is to be summarized without the beta, or at too few tokens."""
+    for i, edit in enumerate(context_edits(job.request.params)):
+        if edit.get("type") != COMPACTION:
+            continue
+        field = f"request.params.context_management.edits.{i}"
+        if COMPACTION_BETA not in job.request.betas:
+            raise JobError(f"{field}: {COMPACTION} needs the beta {COMPACTION_BETA}; add it to request.betas")
+        trigger = edit.get("trigger")
+        tokens = trigger.get("value") if isinstance(trigger, dict) else None
+        if isinstance(tokens, int) and tokens < LEAST_TRIGGER:
+            raise JobError(f"{field}.trigger.value: {tokens} is less than {LEAST_TRIGGER:,}, the minimum; raise it")
+
+
+COMPACTION_BETA = "compact-2026-01-12"
+LEAST_TRIGGER = 50_000  # input tokens; source: platform.claude.com/docs/en/build-with-claude/compaction-threshold
 MAX_BREAKPOINTS = 4  # source: platform.claude.com/docs/en/build-with-claude/prompt-caching
 
 

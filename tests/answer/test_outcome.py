@@ -539,6 +539,30 @@ def test_tools_that_the_api_ran_are_counted_and_web_searches_priced() -> None:
     assert outcome.web_searches == 2
 
 
+def test_the_tokens_of_a_compaction_are_counted_although_the_usage_leaves_them_out() -> None:
+    usage = {
+        "input_tokens": 23_000,
+        "output_tokens": 1_000,
+        "iterations": [
+            {"type": "compaction", "input_tokens": 180_000, "output_tokens": 3_500, "cache_read_input_tokens": 7},
+            {"type": "message", "input_tokens": 23_000, "output_tokens": 1_000},
+        ],
+    }
+
+    outcome = reader().outcome(answered("x", usage=usage))
+
+    assert (outcome.input_tokens, outcome.output_tokens, outcome.cache_read_tokens) == (203_000, 4_500, 7)
+    assert reader().outcome(answered("x", usage=usage | {"iterations": [7]})).state == RowState.UNPARSABLE
+
+
+def test_an_answer_that_stops_after_its_compaction_is_truncated() -> None:
+    block = {"type": "compaction", "content": "Before."}
+
+    outcome = reader().outcome(answered(block, stop_reason="compaction"))
+
+    assert (outcome.state, outcome.error_type, outcome.text) == (RowState.TRUNCATED, "compaction", "")
+
+
 def test_inference_only_in_the_us_is_read_from_the_usage() -> None:
     usage = {"input_tokens": 1, "output_tokens": 1, "inference_geo": "us"}
 

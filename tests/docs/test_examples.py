@@ -71,6 +71,7 @@ COLUMNS: dict[str, dict[str, type]] = {
         "address": str,
         "town": str,
     },
+    "long_conversations": {"message": str},
     "photos": {
         "service": str,
         "weight_kg": float,
@@ -154,6 +155,46 @@ def test_a_conversation_ends_with_the_prompt(world: World) -> None:
     params = RequestBuilder(job).params({"turns": said, "message": "And now?"}).params
     assert orjson.loads(params)["messages"] == [*said, {"role": "user", "content": "And now?"}]
     assert finished.rows == {"succeeded": 10}
+
+
+@ON_SQLITE
+def test_a_compacted_conversation_goes_on_in_a_second_job(world: World) -> None:
+    job = example("long_conversations")
+    query = "SELECT depot, question, follow_up, message FROM night_reports"
+    follow_up = world.job(
+        name="follow_ups",
+        source={"path": None, "query": query, "database": str(world.database.url), "key": "depot"},
+        request={
+            "model": "claude-sonnet-5",
+            "messages": [{"role": "user", "content": "{{ question }}"}],
+            "turns": "message",
+            "prompt": "{{ follow_up }}",
+            "betas": job.request.betas,
+            "params": job.request.params,
+        },
+        output={"message": True},
+        sink={"table": "follow_ups"},
+    )
+
+    world.run(job)
+    finished = world.run(follow_up)
+
+    assert finished.rows == {"succeeded": 4}
+    for first, second in zip(answers(world, job), answers(world, follow_up), strict=True):
+        before, after = orjson.loads(first["message"]), orjson.loads(second["message"])
+        assert before["content"][0]["type"] == "compaction"
+        assert "compaction" not in [block["type"] for block in after["content"]]
+        compaction = before["usage"]["iterations"][0]["input_tokens"]
+        assert compaction > 50_000
+        assert first["input_tokens"] == before["usage"]["input_tokens"] + compaction
+        assert second["input_tokens"] < 500
+        assert first["cost_usd"] > 20 * second["cost_usd"]
+
+
+def test_night_logs_can_be_made_again(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, SAMPLES / "make_night_logs.py", tmp_path / "again.parquet"], check=True)
+
+    assert_frame_equal(pl.read_parquet(tmp_path / "again.parquet"), pl.read_parquet(SAMPLES / "night_logs.parquet"))
 
 
 @ON_SQLITE

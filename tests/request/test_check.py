@@ -219,6 +219,26 @@ def test_a_wrong_image_in_a_turn_is_named_with_its_position(source: dict[str, An
     assert refusal(job(messages=earlier)).startswith(f"request.messages.0.content.0.{said}")
 
 
+@pytest.mark.parametrize(
+    ("betas", "tokens", "said"),
+    [
+        (["context-management-2025-06-27"], 60_000, "compact_20260112 needs the beta compact-2026-01-12; add it to"),
+        (["compact-2026-01-12"], 49_999, "trigger.value: 49999 is less than 50,000, the minimum; raise it"),
+        (["compact-2026-01-12"], 50_000, None),
+    ],
+    ids=["another beta", "too early", "the minimum"],
+)
+def test_a_compaction_needs_its_beta_and_enough_tokens(betas: list[str], tokens: int, said: str | None) -> None:
+    edit = {"type": "compact_20260112", "trigger": {"type": "input_tokens", "value": tokens}}
+    made = job({"context_management": {"edits": [edit]}}, betas=betas)
+
+    if said is None:
+        check_params(made)
+    else:
+        with pytest.raises(JobError, match=said):
+            check_params(made)
+
+
 def test_a_beta_allows_the_fields_of_its_api() -> None:
     params: dict[str, Any] = {"context_management": {"edits": []}}
 

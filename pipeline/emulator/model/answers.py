@@ -42,6 +42,7 @@ class Answer:
     output_tokens: int = 1
     thinking_tokens: int = 0
     server_tool_use: dict[str, int] | None = None  #: as in usage; None: no server tool was used
+    iterations: list[dict[str, Any]] | None = None  #: as in usage; None: the model was sampled once
 
 
 @dataclass
@@ -225,12 +226,23 @@ def text_tokens(text: str) -> int:
 def input_tokens(params: dict[str, Any]) -> int:
     """Return the token count of the whole prompt: system, tools, output schema and messages."""
     total = 7 + prompt_part_tokens(params.get("system"))
-    for message in params["messages"]:
+    for message in read_turns(params["messages"]):
         total += 3 + prompt_part_tokens(message["content"])
     for name in ("tools", "output_config"):
         if params.get(name):
             total += -(-len(orjson.dumps(params[name])) // BYTES_PER_TOKEN)
     return total
+
+
+def read_turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the turns that the model reads: from the last compaction block with a summary on; all without one."""
+    for turn in range(len(messages) - 1, -1, -1):
+        content = messages[turn]["content"]
+        blocks = content if isinstance(content, list) else []
+        for i in range(len(blocks) - 1, -1, -1):
+            if isinstance(blocks[i], dict) and blocks[i].get("type") == "compaction" and blocks[i].get("content"):
+                return [{**messages[turn], "content": blocks[i:]}, *messages[turn + 1 :]]
+    return messages
 
 
 def prompt_part_tokens(content: Any) -> int:
@@ -279,6 +291,8 @@ def message(made: Answer, model: Model, usage: Usage, message_id: str, tier: str
         counts["output_tokens_details"] = {"thinking_tokens": made.thinking_tokens}
     if made.server_tool_use is not None:
         counts["server_tool_use"] = made.server_tool_use
+    if made.iterations is not None:
+        counts["iterations"] = made.iterations
     return {
         "model": model.id,
         "id": message_id,

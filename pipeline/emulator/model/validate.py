@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.emulator.errors import Problem
 from pipeline.emulator.model.attachments import attachment_problem
 from pipeline.emulator.model.catalogue import Model, find_model
+from pipeline.emulator.model.compaction import compaction_problem
 from pipeline.emulator.model.files import FileFinder, no_files
 from pipeline.emulator.model.schema import schema_problem
 
@@ -234,6 +235,8 @@ def _model_problems(params: dict[str, Any], context: Context, model: Model) -> I
     yield _plain_fields_problem(params)
     if "thinking" in params:
         yield _thinking_problem(params, model)
+    if context.betas:
+        yield compaction_problem(params, context.betas)
     if "tools" in params or "tool_choice" in params:
         yield _tools_problem(params, model)
     if "output_config" in params or "output_format" in params:

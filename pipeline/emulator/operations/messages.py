@@ -10,9 +10,10 @@ import orjson
 from pipeline.emulator.core import Core
 from pipeline.emulator.errors import ApiError, Problem
 from pipeline.emulator.ids import params_sha256, random_id
-from pipeline.emulator.model.answers import answer, input_tokens, message
+from pipeline.emulator.model.answers import input_tokens, message
 from pipeline.emulator.model.caching import breakpoint_problem, plain_usage
 from pipeline.emulator.model.catalogue import find_model
+from pipeline.emulator.model.compaction import answered
 from pipeline.emulator.model.validate import Context, count_tokens_problem, problem
 from pipeline.emulator.operations.batches import invalid_encoding, unsupported_encoding
 from pipeline.emulator.wire import Call, Reply, json_reply
@@ -33,7 +34,7 @@ def create(core: Core, call: Call) -> Reply:
     usage = plain_usage(params)
     if b'"cache_control"' in orjson.dumps(params):
         usage = core.cache.usage(params, model, call.workspace, core.clock.now_us())
-    made = answer(params, model, params_sha256(params), context.files)
+    made, usage = answered(params, model, params_sha256(params), usage, context.files)
     answer_message = message(made, model, usage, random_id("msg"), "standard")
     if params.get("stream"):
         return Reply(
@@ -122,6 +123,9 @@ def _pieces(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]
             deltas = [{"type": "thinking_delta", "thinking": part} for part in _parts(block["thinking"])]
             signature = {"type": "signature_delta", "signature": block["signature"]}
             return {**block, "thinking": "", "signature": ""}, [*deltas, signature]
+        case "compaction":
+            whole = {name: block[name] for name in ("content", "encrypted_content")}
+            return {"type": "compaction", "content": None}, [{"type": "compaction_delta", **whole}]
         case "tool_use" | "server_tool_use":
             encoded = orjson.dumps(block["input"]).decode()
             deltas = [{"type": "input_json_delta", "partial_json": part} for part in _parts(encoded)]

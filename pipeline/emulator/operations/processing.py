@@ -14,9 +14,10 @@ import orjson
 
 from pipeline.emulator.core import Core
 from pipeline.emulator.ids import derived_id
-from pipeline.emulator.model.answers import Answer, Usage, answer, message, output_schema, text_of, with_text
+from pipeline.emulator.model.answers import Answer, Usage, message, output_schema, text_of, with_text
 from pipeline.emulator.model.caching import FirstWave, breakpoint_problem, plain_usage
 from pipeline.emulator.model.catalogue import find_model
+from pipeline.emulator.model.compaction import answered
 from pipeline.emulator.model.schema import resolve
 from pipeline.emulator.model.validate import problem
 from pipeline.emulator.rules import Fault
@@ -149,7 +150,7 @@ class _Work:
                 return errored("invalid_request_error", refused)
             turn_us = self.batch.created_us + self.core.processing_us * (rank + 1) // self.batch.requests
             usage = self.core.cache.usage(params, model, self.batch.workspace, turn_us, self.wave, rank)
-        made = answer(params, model, sha256, self.context.files)
+        made, usage = answered(params, model, sha256, usage, self.context.files)
         if fault is not None:
             made = with_answer_fault(made, fault, params, sha256)
         message_id = derived_id("msg", self.batch.id, custom_id)
