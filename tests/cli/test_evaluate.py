@@ -33,6 +33,18 @@ def test_check_says_how_many_rows_have_gold(command: Command) -> None:
     assert "gold     40 of 40 rows have gold\n" in command("check", "job.yaml").err
 
 
+def test_check_says_how_strict_the_gate_of_a_canary_is(command: Command, folder: Path) -> None:
+    canary = "canary: {rows: 200, min_accuracy: 0.85}"
+    (folder / "job.yaml").write_text(f"{JOB}gold: {{columns: {{label: truth}}}}\n{canary}\n")
+    rows = "".join(f"n{i},Text {i}.,garden\n" for i in range(200))
+    (folder / "notes.csv").write_text(f"id,text,truth\n{rows}")
+
+    assert (
+        "canary   opens at 179 of 200 right (canary.min_accuracy 85.0% by bound); passes in 100 tries of a prompt that "
+        "is right for 85%: 4, 88%: 30, 90%: 65, 92%: 92\n"
+    ) in command("check", "job.yaml").err
+
+
 def test_the_figures_are_printed_with_examples(command: Command) -> None:
     command("run", "job.yaml")
 

@@ -230,3 +230,11 @@ def test_a_sweep_judges_the_canary_of_a_driver_that_is_gone(world: World) -> Non
 
     assert len(world.told("canary_missed")) == 1
     assert sizes(world) == [40]
+
+
+def test_two_drivers_at_the_gate_judge_it_once(world: World) -> None:
+    finished = world.run_beside(job(world), "collected")
+
+    assert [each.state for each in finished] == ["finished", "finished"]
+    assert len(world.told("gate_opened")) == 1
+    assert world.accepted() == 100 + 100  # with those that tell the truth
