@@ -1,10 +1,10 @@
 """A minimal server of the batches API, so that a benchmark measures the client and not the server.
 
-python benchmarks/bare_server.py [--port 0] [--forget] [--hold]
+python benchmarks/bare_server.py [--port 0] [--forget] [--hold] [--answer TEXT]
 
 It prints `listening on http://127.0.0.1:PORT` and serves until SIGTERM. A create takes one orjson.loads; only the
 custom_ids are kept (one string per batch), the body is dropped at once. A batch is in progress in the answer to its
-create and has ended in all later answers. Every request succeeds with a fixed answer. Nothing is validated; that is
+create and has ended in all later answers. Every request succeeds with the same answer. Nothing is validated; that is
 what the emulator is for.
 
 Two routes are for the benchmark: `GET /bench` returns what was asked so far (`Seen`); with --hold all batches stay in
@@ -39,16 +39,19 @@ WORKSPACE = "wrkspc_01BenchBenchBenchBenchBench"
 HEAD_LIMIT = 65536  # bytes of request line and headers together
 LINES_PER_CHUNK = 2000  # lines of results in a chunk: about 1.3 MB, so that little waits in memory for the socket
 
-# One result line of about 700 bytes, its Message about 600, with the fields that a batch answer has. %b: custom_id, id.
-RESULT_LINE = (
-    b'{"custom_id":"%b","result":{"type":"succeeded","message":{"model":"claude-haiku-4-5-20251001","id":"msg_01%b",'
-    b'"type":"message","role":"assistant","content":[{"type":"text","text":"'
-    + b"A canned answer: this text stands where a summary would stand, in length about what a short one has. "
-    * 2
-    + b'"}],"stop_reason":"end_turn","stop_sequence":null,"stop_details":null,"usage":{"input_tokens":312,'
-    b'"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"cache_creation":{"ephemeral_5m_input_tokens":0,'
-    b'"ephemeral_1h_input_tokens":0},"output_tokens":44,"service_tier":"batch","inference_geo":"not_available"}}}}'
-)
+ANSWER = "A canned answer: this text stands where a summary would stand, in length about what a short one has. " * 2
+
+
+def result_line(answer: str) -> bytes:
+    """Return a result line with the fields that a batch answer has, 500 bytes beside the answer. %b: custom_id, id."""
+    return (
+        b'{"custom_id":"%b","result":{"type":"succeeded","message":{"model":"claude-haiku-4-5-20251001","id":"msg_01%b",'
+        b'"type":"message","role":"assistant","content":[{"type":"text","text":'
+        + orjson.dumps(answer).replace(b"%", b"%%")
+        + b'}],"stop_reason":"end_turn","stop_sequence":null,"stop_details":null,"usage":{"input_tokens":312,'
+        b'"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"cache_creation":{"ephemeral_5m_input_tokens":0,'
+        b'"ephemeral_1h_input_tokens":0},"output_tokens":44,"service_tier":"batch","inference_geo":"not_available"}}}}'
+    )
 
 
 @dataclass(slots=True)
@@ -88,10 +91,11 @@ class Batch:
 @dataclass
 class Seen:
     """What clients have asked so far. first_create: when the first create's head was read, by time.monotonic(), which
-    all processes of a machine share; None: not yet. create_bytes: the size of all bodies."""
+    all processes of a machine share; None: not yet. create_bytes: the size of all bodies; sent: their requests."""
 
     first_create: float | None = None
     create_bytes: int = 0
+    sent: int = 0
     requests: Counter[str] = field(default_factory=Counter)  # create, list, account (a list of one), retrieve, results
 
 
@@ -101,16 +105,17 @@ class NotFound(LookupError):
 
 class Api:
     """The operations, without HTTP. forget: drop a batch's custom_ids after all its results were sent. hold:
-    no batch ends."""
+    no batch ends. answer: the text of all answers."""
 
-    def __init__(self, *, forget: bool, hold: bool) -> None:
-        self.forget, self.hold = forget, hold
+    def __init__(self, *, forget: bool, hold: bool, answer: str) -> None:
+        self.forget, self.hold, self.line = forget, hold, result_line(answer)
         self.seen = Seen()
         self.batches: dict[str, Batch] = {}  # oldest first
 
     def create(self, body: bytearray) -> Batch:
         custom_ids = [request["custom_id"] for request in orjson.loads(body)["requests"]]
         self.seen.create_bytes += len(body)
+        self.seen.sent += len(custom_ids)
         # The API returns results in any order, so no client may gain speed from getting its own order back.
         random.Random(len(self.batches)).shuffle(custom_ids)
         batch = Batch(len(self.batches) + 1, datetime.now(UTC), len(custom_ids), "\n".join(custom_ids))
@@ -153,7 +158,7 @@ class Api:
         for start in range(0, len(custom_ids), LINES_PER_CHUNK):
             some = custom_ids[start : start + LINES_PER_CHUNK]
             prefix = b"%06d" % batch.number
-            lines = [RESULT_LINE % (c, prefix + b"%016d" % n) for n, c in enumerate(some, start)]
+            lines = [self.line % (c, prefix + b"%016d" % n) for n, c in enumerate(some, start)]
             yield (b"\n" if start else b"") + b"\n".join(lines)
         if self.forget:
             batch.custom_ids = None
@@ -368,12 +373,12 @@ def _error(kind: str, message: str) -> dict[str, object]:
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
 
 
-async def serve(port: int, *, forget: bool, hold: bool) -> None:
+async def serve(port: int, *, forget: bool, hold: bool, answer: str) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    api = Api(forget=forget, hold=hold)
+    api = Api(forget=forget, hold=hold, answer=answer)
     server = await loop.create_server(lambda: Connection(api), "127.0.0.1", port)
     print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await stop.wait()
@@ -385,10 +390,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 (default): a free one")
     parser.add_argument("--forget", action="store_true", help="forget a batch's custom_ids once its results were sent")
     parser.add_argument("--hold", action="store_true", help="no batch ends until POST /bench/release")
+    parser.add_argument("--answer", default=ANSWER, help="the text of all answers")
     arguments = parser.parse_args()
     # Parsing 100,000 requests makes a million objects and no cycles, so garbage collection would only take time.
     gc.disable()
-    asyncio.run(serve(arguments.port, forget=arguments.forget, hold=arguments.hold))
+    asyncio.run(serve(arguments.port, forget=arguments.forget, hold=arguments.hold, answer=arguments.answer))
 
 
 if __name__ == "__main__":

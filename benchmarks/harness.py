@@ -43,13 +43,28 @@ source:
 request:
   model: claude-haiku-4-5
   max_tokens: 300
-  prompt: "Summarize:\\n<title>{{{{ title }}}}</title>\\n{{{{ body }}}}"
+{request}
 canary: false
 limits:
   max_batch_requests: {batch}
 sink:
   table: bench_answers
 """
+
+
+class Kind(NamedTuple):
+    """A kind of job. request: more of the job's request, as YAML; more: other sections. answer: what the server answers
+    to each request; empty: its usual text. holds: a condition of SQL for a row with that answer.
+    """
+
+    request: str
+    more: str = ""
+    answer: str = ""
+    holds: str = "text <> ''"
+
+
+SUMMARY = Kind('  prompt: "Summarize:\\n<title>{{ title }}</title>\\n{{ body }}"')
+
 #: Runs `batch-pipeline` from the tree in PYTHONPATH. In older commits the command line is one module.
 START = """\
 import os, sys, pipeline
@@ -95,6 +110,7 @@ class Measurement:
     stages: dict[str, float] = field(default_factory=dict)
     body_bytes: int = 0  # bytes of all creates, as counted by the server
     database_bytes: int = 0  # bytes of the SQLite file at the end
+    requests: int = 0  # of all creates, as counted by the server
 
     @property
     def rows_per_second(self) -> float:
@@ -135,14 +151,18 @@ class Bench:
     tables: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     answered: Path | None = None  # the folder of a finished run over the most rows, as Parquet, with its database
 
-    def rows(self, count: int, file_format: str, *, body: int = ROW_BYTES) -> Path:
-        """Return a file with so many rows, which is made if it does not exist. body: bytes of a row's text."""
+    def rows(self, count: int, file_format: str, *, body: int = ROW_BYTES, distinct: int | None = None) -> Path:
+        """Return a file with so many rows, which is made if it does not exist.
+
+        body: bytes of a row's text. distinct: how many different texts there are; None: all differ.
+        """
         folder = self.options.rows_folder or self.folder
-        path = Path(folder, f"rows-{count}x{body}.{file_format}")
+        path = Path(folder, f"rows-{count}x{body}{f'of{distinct}' if distinct else ''}.{file_format}")
         if not path.exists():
             script, group = str(HERE / "make_rows.py"), str(max(1, GROUP_BYTES // body))
             with self.fresh_folder("rows", folder) as made:  # renamed when complete, because later runs may use it
                 options = ["--format", file_format, "--rows-per-group", group, "--body", str(body)]
+                options += ["--distinct", str(distinct)] if distinct else []
                 subprocess.run([sys.executable, script, str(count), str(made), *options], check=True)
                 (made / f"rows.{file_format}").rename(path)
         return path.absolute()
@@ -389,10 +409,10 @@ def pipeline_command() -> str:
     return command
 
 
-def write_job(folder: Path, source: Path, *, batch: int = BATCH) -> Path:
+def write_job(folder: Path, source: Path, *, batch: int = BATCH, kind: Kind = SUMMARY) -> Path:
     """Write the job file of the pipeline and return its path. batch: the largest number of requests of a batch."""
     job = folder / "bench.yaml"
-    job.write_text(JOB.format(source=source, batch=batch), encoding="utf-8")
+    job.write_text(JOB.format(source=source, batch=batch, request=kind.request) + kind.more, encoding="utf-8")
     return job
 
 
@@ -403,11 +423,14 @@ def command_for(
     options: argparse.Namespace,
     database: str | None,
     tree: Path | None = None,
+    *,
+    batch: int = BATCH,
+    kind: Kind = SUMMARY,
 ) -> list[str]:
     """Return the command line of a program. options: those of the benchmark.
 
     database: a URL of PostgreSQL; None: a SQLite file in its folder. tree: the pipeline is run from the tree in
-    PYTHONPATH; None: from the installed package.
+    PYTHONPATH; None: from the installed package. batch, kind: of the pipeline's job.
     """
     if program == "plain":
         where = [str(folder / SQLITE_FILES[program])] if database is None else ["--database", database]
@@ -419,7 +442,7 @@ def command_for(
             "--batch-size",
             str(options.plain_batch),
         ]
-    job = write_job(folder, source)
+    job = write_job(folder, source, batch=batch, kind=kind)
     if program == "flow":
         return [sys.executable, "-m", "flows.run_job", str(job)]
     start = [pipeline_command()] if tree is None else [sys.executable, "-c", START]
@@ -427,9 +450,14 @@ def command_for(
     return [*start, "run", str(job), "--yes", "--json", *processes]
 
 
-def check_answers(program: str, folder: Path, rows: int, database: str | None = None) -> None:
-    """Raise BenchError if the table does not have exactly `rows` keys, each once and each succeeded with a text."""
-    succeeded = "sum(CASE WHEN status = 'succeeded' AND text <> '' THEN 1 ELSE 0 END)"
+def check_answers(
+    program: str, folder: Path, rows: int, database: str | None = None, holds: str = SUMMARY.holds
+) -> None:
+    """Raise BenchError if the table does not have exactly `rows` keys, each once and each succeeded with its answer.
+
+    holds: see `Kind`.
+    """
+    succeeded = f"sum(CASE WHEN status = 'succeeded' AND {holds} THEN 1 ELSE 0 END)"
     query = f"SELECT count(*), count(DISTINCT id), {succeeded} FROM {TABLES[program]}"
     try:
         counts = _one_row(query, folder / SQLITE_FILES[program], database)
@@ -462,25 +490,27 @@ def measure(
     database: str | None = None,
     keep: bool = False,
     tree: Path | None = None,
+    batch: int = BATCH,
+    kind: Kind = SUMMARY,
 ) -> Measurement:
-    """Measure one run in a new folder with a new server.
+    """Measure one run in a new folder with a new server. batch, kind: of the pipeline's job.
 
     database: the URL of an empty PostgreSQL database; None: SQLite. keep: keep folder and database as `bench.answered`.
     tree: a checkout whose code is run; None: the installed package.
     """
     options = bench.options
     with bench.fresh_folder(f"{program}-{rows}") as folder:
-        command = command_for(program, source, folder, options, database, tree)
-        with served("bare_server.py") as server:
+        command = command_for(program, source, folder, options, database, tree, batch=batch, kind=kind)
+        with served("bare_server.py", *(["--answer", kind.answer] if kind.answer else [])) as server:
             environment: Mapping[str, str] = environment_for(server.url, folder, _for_sqlalchemy(database))
             if tree is not None:
                 environment = {**environment, "PYTHONPATH": str(tree)}
             with prefect_server(environment) if program == "flow" else nullcontext(environment) as environment:
                 client, events = run(command, folder, environment, timeout=options.timeout)
-            body_bytes = server.seen()["create_bytes"]
+            seen = server.seen()
             usage = server.stop()
         succeeded(client, f"{program} with {rows:,} rows", folder)
-        check_answers(program, folder, rows, database)
+        check_answers(program, folder, rows, database, kind.holds)
         file = folder / SQLITE_FILES[program]
         size = file.stat().st_size if database is None else 0
         if keep:
@@ -488,7 +518,8 @@ def measure(
                 shutil.rmtree(bench.answered)
             bench.answered = folder
     suffix = source.suffix.removeprefix(".")
-    return Measurement(scenario, program, suffix, rows, client, usage, events.stages(), body_bytes, size)
+    stages, sent = events.stages(), (seen["create_bytes"], size, seen["sent"])
+    return Measurement(scenario, program, suffix, rows, client, usage, stages, *sent)
 
 
 def stage_seconds(run: Mapping[str, Any]) -> list[float]:

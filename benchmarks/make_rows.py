@@ -1,6 +1,7 @@
 """Make N rows of about 1.1 kB (id, title, body) as CSV and as Parquet, streamed, so that memory does not grow with N.
 
 python benchmarks/make_rows.py N FOLDER [--format csv|parquet|both] [--rows-per-group 50000] [--body 1055]
+                               [--distinct D]
 
 Writes FOLDER/rows.csv and FOLDER/rows.parquet. The same N gives the same rows.
 """
@@ -41,8 +42,21 @@ def corpus(rng: random.Random) -> str:
     return " ".join(words)
 
 
-def tables(rows: int, rows_per_table: int, body_characters: int = BODY) -> Iterator[pa.Table]:
-    """Yield the rows in tables of `rows_per_table`; the last may be shorter. body_characters: of a body, on average."""
+def tables(
+    rows: int, rows_per_table: int, body_characters: int = BODY, distinct: int | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows in tables of `rows_per_table`; the last may be shorter.
+
+    body_characters: of a body, on average. distinct: how many different titles with bodies there are, in turn; None:
+    all differ.
+    """
+    if distinct is not None:
+        (first,) = tables(distinct, distinct, body_characters)
+        for start in range(0, rows, rows_per_table):
+            numbers = range(start, min(start + rows_per_table, rows))
+            chosen = first.take(pa.array([n % distinct for n in numbers]))
+            yield chosen.set_column(0, "id", pa.array([f"doc-{n:08d}" for n in numbers]))
+        return
     rng = random.Random(rows)
     text = corpus(rng)
     spread = round(body_characters * SPREAD)
@@ -66,6 +80,7 @@ def main() -> None:
     parser.add_argument("--format", choices=("csv", "parquet", "both"), default="both")
     parser.add_argument("--rows-per-group", type=int, default=50_000, help="rows in a Parquet row group")
     parser.add_argument("--body", type=int, default=BODY, help="characters of a row's body, on average")
+    parser.add_argument("--distinct", type=int, help="different texts; default: all differ")
     arguments = parser.parse_args()
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +90,7 @@ def main() -> None:
             writers.append(stack.enter_context(pa.csv.CSVWriter(arguments.folder / "rows.csv", SCHEMA)))
         if arguments.format in ("parquet", "both"):
             writers.append(stack.enter_context(pa.parquet.ParquetWriter(arguments.folder / "rows.parquet", SCHEMA)))
-        for table in tables(arguments.rows, arguments.rows_per_group, arguments.body):
+        for table in tables(arguments.rows, arguments.rows_per_group, arguments.body, arguments.distinct):
             for writer in writers:
                 writer.write_table(table)
 

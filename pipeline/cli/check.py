@@ -79,6 +79,7 @@ def _say_checked(
 ) -> None:
     import orjson
 
+    from pipeline.report.canary import canary_chances
     from pipeline.report.quote import invalid_share, limit_means, quote_facts, shortened
     from pipeline.text import count
 
@@ -92,6 +93,8 @@ def _say_checked(
     say(f"job      {loaded.name} is valid: {count(quote.total, 'row')} with unique keys")
     if gold is not None:
         say(f"gold     {gold.with_gold:,} of {count(gold.rows, 'row')} {'has' if gold.rows == 1 else 'have'} gold")
+        for line in canary_chances(loaded, gold.with_gold):
+            say(line)
     for warning in warnings:
         say(f"warning  {warning}")
     if quote.problems:

@@ -125,11 +125,45 @@ class CanaryFailed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CanaryMissed(Event):
+    """The answers of the canary do not reach `canary.min_accuracy`.
+
+    right, judged: its right answers, and those that are right or wrong. figure: what the judge compares with the
+    minimum; opens_at: how many right answers would do; None if all are too few. confused: the most frequent confusions
+    in words. tries: how many canaries of the job have not passed, with this one.
+    """
+
+    name = "canary_missed"
+    level = logging.WARNING
+
+    run: int
+    right: int
+    judged: int
+    min_accuracy: float
+    judge: str
+    figure: float
+    opens_at: int | None
+    confused: tuple[str, ...]
+    tries: int
+
+    def line(self) -> str:
+        shown = {"bound": "shown is only", "point": "right are only", "alarm": "possible are only"}[self.judge]
+        opens = f"; {self.opens_at:,} would open it" if self.opens_at is not None else "; so few rows cannot open it"
+        confused = f"; most confused: {', '.join(self.confused)}" if self.confused else ""
+        tries = f"; this is try {self.tries}" if self.tries > 1 else ""
+        return (
+            f"canary: {self.right:,} of {self.judged:,} right ({self.right / self.judged:.1%}), canary.min_accuracy is "
+            f"{self.min_accuracy:.1%}: {shown} {self.figure:.1%}{opens}{confused}{tries}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GateOpened(Event):
     """The rows that wait behind a gate may be sent now.
 
     gate: one of `states.Gate`. failed, rows: how many of the canary's rows failed, and how many it has, where rows that
-    share a request are one; None for a primer.
+    share a request are one; None for a primer. right, judged: its right answers, and those that are right or wrong;
+    None if its accuracy does not matter.
     """
 
     name = "gate_opened"
@@ -138,13 +172,16 @@ class GateOpened(Event):
     gate: str
     failed: int | None = None
     rows: int | None = None
+    right: int | None = None
+    judged: int | None = None
 
     def line(self) -> str:
         if self.gate == Gate.PRIMER:
             return "primer succeeded: the prefix is in the prompt cache, the other rows are sent now"
         rows = self.rows or 0
         good = rows - (self.failed or 0)
-        return f"canary passed: {good:,} of {count(rows, 'row')} succeeded, the other rows are sent now"
+        right = "" if self.judged is None else f", {self.right or 0:,} of {self.judged:,} are right"
+        return f"canary passed: {good:,} of {count(rows, 'row')} succeeded{right}, the other rows are sent now"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +350,7 @@ class JobCanceled(Event):
 #: For each reason why a run is incomplete: the reason in words, and the command that tells more.
 STOPPED: dict[str, tuple[str, str]] = {
     RunReason.BUDGET: ("the budget is used up", "status"),
-    RunReason.CANARY: ("too many of the canary's rows failed", "errors"),
+    RunReason.CANARY: ("the canary did not pass", "errors"),
     RunReason.FAILURES: ("too many of its rows failed", "errors"),
     RunReason.CANCELED: ("it was canceled", "status"),
 }

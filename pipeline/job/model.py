@@ -21,6 +21,7 @@ from pydantic import (
 from pipeline.errors import JobError
 from pipeline.job import templates
 from pipeline.job.api_section import ApiClient
+from pipeline.job.canary import Canary
 from pipeline.job.fields import fields_text
 from pipeline.job.gold import Gold, refuse_later, refuse_seen
 from pipeline.job.refusals import refusals
@@ -382,20 +383,6 @@ class Sink(Section):
         if table.lower().startswith("sqlite_"):
             raise ValueError("SQLite reserves names that begin with sqlite_; choose another name")
         return table
-
-
-class Canary(Section):
-    """The first rows of a new recipe, which are sent as a batch of their own before the remaining rows.
-
-    rows: how many. max_failed: the share of them that may fail, 0 to 1; if more fail, the remaining rows are not sent.
-    """
-
-    rows: Annotated[int, Field(ge=1, le=10_000)] = 20
-    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2
-
-    def applies_to(self, rows: int) -> bool:
-        """Return whether a run of this many rows is large enough to need a canary."""
-        return rows >= 10 * self.rows
 
 
 class Limits(Section):

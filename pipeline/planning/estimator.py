@@ -13,7 +13,8 @@ from pipeline.answer import retry_change
 from pipeline.answer.outcome import Outcome
 from pipeline.answer.retry_change import AnyChange
 from pipeline.api import capabilities
-from pipeline.job.model import Canary, Job
+from pipeline.job.canary import Canary
+from pipeline.job.model import Job
 from pipeline.money import budget
 from pipeline.money.prices import PriceList
 from pipeline.planning.estimate import Cached, Counted, Estimate, Money

@@ -8,7 +8,8 @@ gate has nothing left to wait for, and opens it or ends the run.
 
 from typing import NamedTuple
 
-from pipeline.job.model import Canary, Job
+from pipeline.job.canary import Canary
+from pipeline.job.model import Job
 from pipeline.planning.packer import First
 from pipeline.state.database import Connection
 from pipeline.state.gates import canary_failed, has_sent, has_succeeded, keeps_gate
@@ -18,14 +19,15 @@ from pipeline.states import Gate
 PRIMED_ROWS = 3  # a run with fewer rows gains nothing by waiting for its first row
 
 
-def wanted(job: Job, *, rows: int, proven: bool, failed: bool, primes: bool) -> Gate | None:
+def wanted(job: Job, *, rows: int, proven: bool, failed: bool, primes: bool, gold: bool = False) -> Gate | None:
     """Return the gate that a run needs; None if all its batches may be sent at once. Pure.
 
     rows: how many the run is going to send; proven: whether no canary is needed, because a row has succeeded with this
     recipe or the run's canary has passed; failed: whether a canary of this recipe has failed; primes: whether one row
     should write the shared prefix to the prompt cache first. A canary writes it as well, so it needs no primer.
+    gold: whether rows with gold were chosen, whose accuracy decides; then a run of any size has a canary.
     """
-    if isinstance(job.canary, Canary) and not proven and (failed or job.canary.applies_to(rows)):
+    if isinstance(job.canary, Canary) and not proven and (failed or gold or job.canary.applies_to(rows)):
         return Gate.CANARY
     return Gate.PRIMER if primes and rows >= PRIMED_ROWS else None
 
@@ -66,10 +68,10 @@ def standing(conn: Connection, job_id: int, recipe: str, run: RunRecord | None) 
     )
 
 
-def gate_of(job: Job, known: Standing, *, rows: int, canary: bool, primes: bool) -> Gate | None:
+def gate_of(job: Job, known: Standing, *, rows: int, canary: bool, primes: bool, gold: bool = False) -> Gate | None:
     """Return the gate that a run waits for from now on; None if it waits for none. Pure.
 
-    canary: whether this command allows one; rows, primes: see `wanted`.
+    canary: whether this command allows one; rows, primes, gold: see `wanted`.
     """
     allowed = canary and not known.no_canary and job.canary is not False
     if known.gate is not None and (known.gate == Gate.PRIMER or allowed):
@@ -82,7 +84,20 @@ def gate_of(job: Job, known: Standing, *, rows: int, canary: bool, primes: bool)
         proven=not allowed or known.passed or known.proven,
         failed=known.failed,
         primes=primes and not known.sent,
+        gold=gold,
     )
+
+
+def chooses_gold(job: Job, known: Standing, *, canary: bool) -> bool:
+    """Return whether a run has to choose rows with gold for its canary. Pure. canary: whether this command allows one.
+
+    It has to until the canary is planned.
+    """
+    if not isinstance(job.canary, Canary) or job.canary.min_accuracy is None or not canary or known.no_canary:
+        return False
+    if known.gate is not None:
+        return known.gate == Gate.CANARY and not known.keeps_gate
+    return not (known.passed or known.proven)
 
 
 def first(job: Job, gate: str) -> First:

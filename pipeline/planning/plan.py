@@ -198,10 +198,9 @@ class Plan:
         inputs: read only these; None: all. first: the first batch, if it differs from the rest. Batches in flight that
         the run waits for are added to `awaited`; see `begin_again`.
         """
-        self.run_id = run_id
-        mover = self._mover(driver, run_id, known_rows)
+        self.begin_to_render(driver, run_id)
+        mover = self.mover(driver, run_id, known_rows)
         packer = Packer(driver, self.job, run_id, self.recipe, first=first, numbered=self._unchanged.add_numbers)
-        self.builder.uploaded = Uploads(driver)
         left = self._unchanged.select_to_plan(driver, run_id, inputs)
         if left != []:
             driver.line.learn_time()
@@ -219,7 +218,13 @@ class Plan:
         """Store the mark that the source is settled, if it is; see `Unchanged.mark_settled`."""
         self._unchanged.mark_settled(driver, run_id)
 
-    def _mover(self, driver: Driver, run_id: int, known_rows: KnownRows) -> Mover:
+    def begin_to_render(self, driver: Driver, run_id: int) -> None:
+        """Render the requests of a run from now on, and upload the files that they name."""
+        self.run_id = run_id
+        self.builder.uploaded = Uploads(driver)
+
+    def mover(self, driver: Driver, run_id: int, known_rows: KnownRows) -> Mover:
+        """Return what finds the changes of each chunk for a run, see `begin_to_render`."""
         windows = Windows(driver, self.asked, self.tokens_per_byte)
         renderer = Renderer(self.asked, self.builder, self._listed, windows)
         judge = self.judge(known_rows)

@@ -107,14 +107,22 @@ def store_counts(conn: Connection, job_id: int, plan: Plan, counts: Counts, now:
     counting.store(conn, job_id, plan.asked.recipe, counts, now)
 
 
-def complete(plan: Plan, quote: Quote, known: Known, counts: Counts, *, canary: bool, queue: int) -> None:
+def complete(
+    plan: Plan, quote: Quote, known: Known, counts: Counts, *, canary: bool, queue: int, gold: int = 0
+) -> None:
     """Add to a quote the size of its first batch, what is in flight, the rows that have vanished, and the estimate.
 
-    canary: whether the command allows a canary; queue: how many requests may be at the API at a time.
+    canary: whether the command allows a canary; queue: how many requests may be at the API at a time. gold: how many
+    rows with gold were chosen for the canary.
     """
     primes = primes_cache(quote.models, counts.prefix)
     gate = gates.gate_of(
-        plan.job, known.standing, rows=quote.to_send, canary=canary and plan.retry is None, primes=primes
+        plan.job,
+        known.standing,
+        rows=quote.to_send,
+        canary=canary and plan.retry is None,
+        primes=primes,
+        gold=bool(gold),
     )
     if gate is not None:
         quote.ahead = gates.first(plan.job, gate).requests
@@ -124,6 +132,8 @@ def complete(plan: Plan, quote: Quote, known: Known, counts: Counts, *, canary: 
     if known.rows is not None and plan.limit is None and plan.retry is None:
         quote.gone = gone(known.rows, quote)
     quote.estimate = estimate(plan.asked, quote, counts=counts, before=known.before, queue=queue)
+    if gold and quote.ahead:
+        quote.ahead = gold  # after the estimate, which packs the largest canary
 
 
 def gone(rows: int, quote: Quote) -> int:

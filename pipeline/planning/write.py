@@ -10,8 +10,8 @@ from pipeline.state.rows import forget_bodies_of, keep_rows, mark_changed, repla
 class Writer:
     """Writes the chunks of one planning. If we die, known rows without a batch stay pending and are planned again."""
 
-    def __init__(self, driver: Driver, run_id: int, recipe: str, packer: Packer, unchanged: Unchanged) -> None:
-        """unchanged: notes each chunk that was written."""
+    def __init__(self, driver: Driver, run_id: int, recipe: str, packer: Packer, unchanged: Unchanged | None) -> None:
+        """unchanged: notes each chunk that was written; None: the chunks are parts that need no note."""
         self._driver, self._run_id, self._recipe = driver, run_id, recipe
         self._packer, self._unchanged = packer, unchanged
 
@@ -19,7 +19,8 @@ class Writer:
         """Commit one chunk, then add its requests to bodies; return the numbers of the batches that this fills."""
         if moves.changes_known_rows:
             self._commit(moves)
-        self._unchanged.note_planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
+        if self._unchanged is not None:
+            self._unchanged.note_planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
         self._packer.look_for(moves.suspects)
         return [*self._packer.add_new(moves.new), *self._packer.add(moves.again)]
 

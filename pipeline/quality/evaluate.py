@@ -85,7 +85,11 @@ def judged(evaluation: Evaluation, minimum: float, judge: Judge) -> Judged:
             "--min-accuracy: the rows with gold were chosen (gold.random: false), so their accuracy says nothing about "
             "the other rows; give gold for a random sample"
         )
-    share: Share = evaluation.figures.accuracy
+    return judged_share(evaluation.figures.accuracy, minimum, judge)
+
+
+def judged_share(share: Share, minimum: float, judge: Judge) -> Judged:
+    """Return whether a share of at least one row reaches a minimum."""
     right = (share.value or 0.0) * share.requests
     found = figure(right, share.requests, judge)
     assert found is not None

@@ -10,6 +10,7 @@ from pipeline.quality.statistics import Estimate, Interval
 from pipeline.quality.tally import ColumnTally, Key, Tally
 
 CONFUSIONS = 10
+LONGEST_VALUE = 40  # characters of a value in a sentence
 FEW_ROWS = 30  # a slice of fewer rows says little
 
 
@@ -112,6 +113,16 @@ class Figures:
     def cost_per_right_usd(self) -> float | None:
         """The cost of a right answer; None if no answer is right or a price is not known."""
         return self.cost_usd / self.accuracy.right if self.cost_usd is not None and self.accuracy.right else None
+
+
+def confusions_in_words(found: Figures) -> tuple[str, ...]:
+    """Return the three most frequent confusions, as `billing for bug (12)`: the answer for the gold."""
+    every = sorted((one for column in found.columns for one in column.confusions), key=lambda one: -one.rows)
+    return tuple(f"{_short(one.answer)} for {_short(one.gold)} ({one.rows:,})" for one in every[:3])
+
+
+def _short(value: Any) -> str:
+    return "null" if value is None else str(value)[:LONGEST_VALUE]
 
 
 def figures(tally: Tally) -> Figures:

@@ -11,6 +11,7 @@ from pipeline.errors import JobError, SourceError
 from pipeline.escapes import inline
 from pipeline.job.gold import Gold, refuse_seen
 from pipeline.job.model import Job, Source
+from pipeline.quality.canary_rules import refuse_impossible
 from pipeline.quality.gold_columns import GoldColumn, gold_columns
 from pipeline.quality.gold_values import Misread, as_declared, is_empty, read
 from pipeline.sink.columns import ResultColumns
@@ -48,6 +49,7 @@ class GoldReader:
         self._key_kinds = {name: key_kinds[name] for name in job.source.key}
         self.columns: list[GoldColumn] = gold_columns(job, job.gold)
         self._known: dict[tuple[str, str], dict[Any, Any]] = {}  # by column and type: what was read from a value
+        self._file_keys: set[tuple[Any, ...]] | None = None  # of the rows with gold in a gold file
         self.found = GoldCount(0, 0)
         self._rows = _rows(job, job.gold)
         self._rows.require(job.source.key, "source.key")
@@ -76,6 +78,24 @@ class GoldReader:
             rows = list(zip(*self._key_columns(chunk, sink), *values, strict=True))
             kept = self._kept(values)
             yield rows if len(kept) == len(rows) else [rows[i] for i in kept]
+
+    @property
+    def source_columns(self) -> list[str]:
+        """The columns of the source that hold gold; [] if it is in a file of its own."""
+        return [] if self._gold.path is not None else [column.source for column in self.columns]
+
+    def having(self, chunk: Chunk, keys: pl.Series, sink: ResultsTable) -> list[bool]:
+        """Return whether each row of a chunk of the source has gold.
+
+        chunk: with `source_columns`; keys: of its rows, as JSON. sink: the results table, for the types of its key.
+        """
+        if self._gold.path is None:
+            kept = set(self._kept(self._values(chunk)))
+            return [i in kept for i in range(chunk.frame.height)]
+        if self._file_keys is None:
+            width = len(self._key_kinds)
+            self._file_keys = {row[:width] for page in self.pages(sink) for row in page}
+        return [sink.key_values(key) in self._file_keys for key in keys]
 
     def _chunks(self) -> Iterator[Chunk]:
         return self._rows.chunks(self._names)
@@ -234,6 +254,7 @@ def read_gold(job: Job, columns: ResultColumns) -> GoldReader | None:
 
     columns: of the job's results table. Raises JobError and SourceError for gold that cannot be used.
     """
+    refuse_impossible(job)
     if job.gold is None:
         return None
     reader = GoldReader(job, columns.key)

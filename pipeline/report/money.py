@@ -111,8 +111,8 @@ def stopped_line(
             return f"{spent}; raise it and run the same command again to send the remaining rows"
         case RunReason.CANARY:
             return (
-                "too many of the canary's rows failed, so nothing more is sent: `errors` says why; correct that and "
-                "run again, or send all rows with `run --no-canary`"
+                "the canary did not pass, so nothing more is sent: `errors` lists rows that failed, `evaluate` wrong "
+                "answers to rows with gold; correct that and run again, or send all rows with `run --no-canary`"
             )
         case RunReason.FAILURES:
             return (

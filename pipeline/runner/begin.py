@@ -1,6 +1,6 @@
 """Begin the run of a command or continue an open one, and drop what must not be sent. Edge: SQL, HTTP, files."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from pipeline.driver.driver import Driver
@@ -35,6 +35,7 @@ class Work:
     counts: Counts
     options: Options
     planners: Planners | None = None
+    canary_keys: Sequence[str] = ()  #: of the rows with gold that were chosen for the canary; (): none were
 
     @property
     def plans_all(self) -> bool:
@@ -90,6 +91,7 @@ def _set_gate(conn: Connection, work: Work, run: RunRecord) -> None:
         rows=work.quote.to_send,
         canary=work.options.canary and work.options.retry is None,
         primes=primes_cache(work.quote.models, work.counts.prefix),
+        gold=bool(work.canary_keys),
     )
     if run.gate is None:
         set_gate(conn, run.id, gate)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.errors import Busy, InputError, LostRace, Stopped
 from pipeline.events.runs import PlannedElsewhere
-from pipeline.planning import gates
+from pipeline.planning import gates, gold_canary
 from pipeline.planning.drop import finish_planning
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.packer import First
@@ -22,7 +22,7 @@ from pipeline.runner.sweep import collect_while_planning, one_pass
 from pipeline.state.batches import any_open
 from pipeline.state.gates import keeps_gate
 from pipeline.state.runs import get_run, has_work, rows_for_planning
-from pipeline.states import RunState
+from pipeline.states import Gate, RunState
 from pipeline.steps.reconcile import reconcile_due
 
 COLLECT_WHILE_PLANNED = 0.2  # seconds between two passes while other processes of this machine plan
@@ -79,6 +79,7 @@ class Planner:
         driver, work = self._driver, self._work
         self._plan.begin_again()
         with Submitter(driver) as submitter:
+            self._plan_canary(submitter)
             planned = self._planned_by_others(submitter)
             if work.planners is not None:
                 work.planners.end()
@@ -108,6 +109,16 @@ class Planner:
                 submitter.wake()
         except InputError as exc:
             raise self._wrong_source(exc) from exc
+
+    def _plan_canary(self, submitter: Submitter) -> None:
+        """Plan the rows with gold that were chosen as the canary, unless the run has its canary already."""
+        first = self._first() if self._work.canary_keys else None
+        if first is None or first.gate != Gate.CANARY:
+            return
+        driver = self._driver
+        known_rows = KnownRows(driver.database, driver.job_id, driver.sink)
+        for _ in gold_canary.pack(self._plan, driver, self.run_id, known_rows, self._work.canary_keys):
+            submitter.wake()
 
     def _first(self) -> First | None:
         """Return the batch to plan first, which opens the run's gate; None: the run needs none, or has one already."""

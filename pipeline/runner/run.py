@@ -8,9 +8,10 @@ from pathlib import Path
 from pipeline.driver.environment import Environment
 from pipeline.driver.line import Line
 from pipeline.events.runs import NotCounted, WaitsForRetry, Warned
+from pipeline.job.canary import Canary
 from pipeline.job.model import Job
 from pipeline.money import budget
-from pipeline.planning import quoting
+from pipeline.planning import gates, gold_canary, quoting
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.model_checks import cache_warnings, check_models
 from pipeline.planning.plan import Plan
@@ -75,10 +76,14 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         plan.run_id = known.run_id if options.retry is not None else None
         ends.tell_bad(where.tell, earlier, "before this command")
         where.look_at_spool(job_record)
-        quote = _quote(plan, planners, KnownRows(where.database, job_id, sink), known.unsent)
+        known_rows = KnownRows(where.database, job_id, sink)
+        quote = _quote(plan, planners, known_rows, known.unsent)
         if may_be_idle and not _is_idle(plan, quote):
             planners = prepare_work()
-        counts = _complete_quote(where, plan, quote, known, driving.line, canary=options.canary)
+        canary = list[str]()
+        if gold is not None and gates.chooses_gold(job, known.standing, canary=options.canary and not options.retry):
+            canary = _canary_keys(where, plan, quote, known_rows, gold, sink, failed=known.standing.failed)
+        counts = _complete_quote(where, plan, quote, known, driving.line, canary=options.canary, gold=len(canary))
         if job_record is not None:
             _store_counts(where, job_record.id, plan, quote, counts)
         where.tell(Quoted(quote=quote))
@@ -90,7 +95,28 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         driver = driving.driver(job_record, sink, tries_account=True)
         if is_new:
             _store_counts(where, job_record.id, plan, quote, counts)
-        return Run(Work(driver, job, plan, quote, counts, options, planners), earlier).to_the_end()
+        return Run(Work(driver, job, plan, quote, counts, options, planners, canary), earlier).to_the_end()
+
+
+def _canary_keys(
+    where: Environment,
+    plan: Plan,
+    quote: Quote,
+    known_rows: KnownRows,
+    gold: GoldReader,
+    sink: ResultsTable,
+    *,
+    failed: bool,
+) -> list[str]:
+    """Return the keys of the rows with gold that are the canary of the run; [] and tell it if no such row is sent.
+
+    failed: whether a canary of this recipe has failed. Raises InputError as `gold_canary.choose` does.
+    """
+    canary = plan.job.canary
+    chosen = gold_canary.choose(plan, known_rows, gold, sink, failed=failed) if quote.to_send else []
+    if quote.to_send and not chosen and isinstance(canary, Canary) and not canary.applies_to(quote.to_send):
+        where.tell(Warned(warning="canary.min_accuracy is not looked at: no row with gold is to be sent"))
+    return chosen
 
 
 def _planners(stack: contextlib.ExitStack, plan: Plan, where: Environment, options: Options) -> Planners | None:
@@ -140,7 +166,7 @@ def _is_idle(plan: Plan, quote: Quote) -> bool:
 
 
 def _complete_quote(
-    where: Environment, plan: Plan, quote: Quote, known: quoting.Known, line: Line, *, canary: bool
+    where: Environment, plan: Plan, quote: Quote, known: quoting.Known, line: Line, *, canary: bool, gold: int
 ) -> Counts:
     """Complete the quote with the API's token counts, tell warnings, and return the counts.
 
@@ -156,7 +182,7 @@ def _complete_quote(
     if problem is not None:
         where.tell(NotCounted(problem=problem))
     plan.tokens_per_byte = counts.tokens_per_byte
-    quoting.complete(plan, quote, known, counts, canary=canary, queue=where.settings.max_in_flight)
+    quoting.complete(plan, quote, known, counts, canary=canary, queue=where.settings.max_in_flight, gold=gold)
     return counts
 
 

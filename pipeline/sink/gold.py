@@ -51,6 +51,10 @@ class GoldTable:
                 "drop it"
             )
 
+    def is_made(self, conn: Connection) -> bool:
+        """Return whether the table is there with these columns."""
+        return self._found(conn) == _kinds(conn, self.table)
+
     def begin(self, conn: Connection) -> int:
         """Make the table if it is not there with these columns, and return the number of the next reading.
 

@@ -30,13 +30,22 @@ class Pairs:
     """The answers of a job's rows with gold."""
 
     def __init__(
-        self, database: Database, sink: ResultsTable, gold: GoldTable, *, where: str | None, by: Sequence[str]
+        self,
+        database: Database,
+        sink: ResultsTable,
+        gold: GoldTable,
+        *,
+        where: str | None = None,
+        by: Sequence[str] = (),
+        batches: Sequence[str] | None = None,
     ) -> None:
         """where: a SQL predicate over the results table, None for none. by: further columns of the results table.
 
-        Raises InputError for a column that the results table does not have.
+        batches: only answers of batches with these ids of the API; None for all. Raises InputError for a column that
+        the results table does not have.
         """
         self._database, self._sink, self._gold, self._where = database, sink, gold, where
+        self._batches = batches
         for name in (*gold.columns, *by):
             if name not in sink.table.c:
                 has = ", ".join(column.name for column in sink.table.c)
@@ -100,7 +109,9 @@ class Pairs:
     def _answers(self) -> FromClause:
         """Return the answers that meet the predicate, as a table."""
         table = self._sink.table
-        return table if self._where is None else select(table).where(predicate_of(self._where)).subquery("answers")
+        clauses = [] if self._where is None else [predicate_of(self._where)]
+        clauses += [] if self._batches is None else [table.c.batch_id.in_(self._batches)]
+        return select(table).where(*clauses).subquery("answers") if clauses else table
 
     def _request(self, answers: FromClause) -> ColumnElement[Any]:
         ids = [answers.c.message_id] if self._sink.columns.ids else []

@@ -89,6 +89,12 @@ def canary_failed(conn: Connection, job_id: int, recipe: str) -> bool:
     return conn.scalar(select(runs.c.id).where(*here).limit(1)) is not None
 
 
+def canaries_failed(conn: Connection, job_id: int) -> int:
+    """Return how many runs of the job were ended because their canary failed."""
+    here = (runs.c.job_id == job_id, runs.c.reason == RunReason.CANARY)
+    return conn.scalar(select(func.count()).select_from(runs).where(*here)) or 0
+
+
 def has_succeeded(conn: Connection, job_id: int, recipe: str) -> bool:
     """Return whether a row has succeeded with this recipe in a run that was not ended by its canary."""
     proven = or_(runs.c.reason.is_(None), runs.c.reason != RunReason.CANARY)

@@ -40,8 +40,9 @@ def test_a_whole_run_is_measured_and_its_report_takes_the_place_of_the_old_one(t
 
 @pytest.mark.long
 def test_a_small_benchmark_measures_each_scenario(tmp_path: Path) -> None:
-    sizes = ("--sizes", "60,90", "--quote-rows", "90", "--documents", "12", "--open-batches", "2", "--repeat", "1")
-    scenarios = ("--only", "run,second,start,quote,documents", "--format", "parquet")
+    sizes = ["--sizes", "60,90", "--quote-rows", "90", "--documents", "12", "--open-batches", "2", "--repeat", "1"]
+    sizes += ["--kind-rows", "30", "--equal-rows", "3000"]
+    scenarios = ("--only", "run,second,start,quote,documents,kinds,equal", "--format", "parquet")
 
     done = bench(tmp_path, *scenarios, *sizes, "--out", str(tmp_path / "report"))
 
@@ -53,7 +54,12 @@ def test_a_small_benchmark_measures_each_scenario(tmp_path: Path) -> None:
         "whole run, 90 rows, Parquet",
         "second run over 90 unchanged rows, Parquet",
         "second run over 90 unchanged rows, Parquet: peak memory",
+        "run over 500 new rows",
+        "run over 500 new rows: first POST",
         "batch-pipeline --help",
+        "run, 500 rows and nothing to do",
+        "status, 500 rows",
+        "export, 500 rows",
         "status, 90 rows",
         "quote of 90 rows, Parquet",
         "first POST of 90 rows, Parquet",
@@ -61,8 +67,17 @@ def test_a_small_benchmark_measures_each_scenario(tmp_path: Path) -> None:
         "first POST of 90 rows, CSV",
         "12 documents of 100 kB",
         "12 documents of 100 kB: peak memory",
+        "labels, 30 rows, Parquet",
+        "schema of 8 properties, 30 rows, Parquet",
+        "few-shot, 30 rows, Parquet",
+        "filters and loops, 30 rows, Parquet",
+        "3,000 rows of 3 texts, batches of 25,000",
+        "3,000 rows of 3 texts, batches of 25,000: requests",
+        "3,000 rows of 3 texts, batches of 100",
+        "3,000 rows of 3 texts, batches of 100: requests",
     ]
     assert all(line["value"] > 0 for line in lines)
+    assert [line["measured"] for line in lines if line["what"].endswith(": requests")] == ["3", "3"]
     runs = report["scenarios"]["run"]["measurements"]
     assert [(run["program"], run["rows"]) for run in runs] == [
         ("plain", 60),

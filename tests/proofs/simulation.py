@@ -580,6 +580,14 @@ class Books:
                 self._world.judge(key, self.rows[key], sent)
                 self.rows[key].append(sent)
 
+    def join(self, seen: "Seen") -> None:
+        """Record rows that have joined a request after the API had accepted it."""
+        for row in seen.rows:
+            batch = None if row.batch_id is None else seen.batches[row.batch_id]
+            sent = None if batch is None else self.requests.get((batch.api_id, f"{batch.nonce}-{row.n}"))
+            if sent is not None and sent not in self.rows[key := orjson.loads(row.key)[0]]:
+                self.rows[key].append(sent)
+
     def _file(self, api_id: str, name: str) -> Path:
         return self._world.emulator._store.path(api_id, name)
 
@@ -655,6 +663,7 @@ class Ways:
     delete_remote: bool
     accounts: int
     canary: bool = False
+    alike: bool = False  #: most rows have the text of another row, so that they share requests
     retries: bool = False  #: many answers are cut off, and a person retries such rows again and again
     recipe: int = 0
 
@@ -679,6 +688,8 @@ class Ways:
             drawn.batch_requests, drawn.in_flight = 3, 200_000
         elif chance.random() < 0.3:
             drawn.retries, drawn.processing_seconds = True, 50
+        if chance.random() < 0.4:
+            drawn.alike, drawn.rows, drawn.batch_requests = True, drawn.rows + 4, min(2, drawn.batch_requests)
         if drawn.processing_seconds > 3_000:  # one batch after the other would take weeks
             drawn.in_flight = 200_000
         return drawn
@@ -874,8 +885,10 @@ class World:
     # the source and the job
 
     def put(self, key: str, text: str | None = None, note: str | None = None) -> None:
-        """Set a row of the source. text None: a text that no row had before."""
+        """Set a row of the source. text None: a text that no row had before, or often that of another row."""
         number = next(self._numbers)
+        if text is None and self.ways.alike and self.source and self.chance.random() < 0.7:
+            text = self.source[self.chance.choice(sorted(self.source))][0]
         text = f"Text {number} is about {number}." if text is None else text
         self.source[key] = (text, f"note {number}" if note is None else note)
         if text not in self.texts[key]:
@@ -971,6 +984,7 @@ class World:
         """Raise Violation if a rule does not hold that must hold after each step."""
         self.raise_violation()
         seen = self.look()
+        self.books.join(seen)
         self.lost_batches |= {batch.id for batch in seen.batches.values() if batch.state == BatchState.LOST}
         for row in seen.rows:
             self._check_row(seen, row)

@@ -1,0 +1,41 @@
+"""Are the answers of a canary right often enough, by the gold of its rows? Edge: SQL."""
+
+from collections.abc import Sequence
+
+from pipeline.job.canary import Canary
+from pipeline.job.model import Job
+from pipeline.quality.evaluate import Judged, judged_share
+from pipeline.quality.figures import Figures, figures
+from pipeline.quality.gold_columns import gold_columns
+from pipeline.quality.tally import JUDGED, Tally
+from pipeline.sink.gold import GoldTable
+from pipeline.sink.pairs import Pairs
+from pipeline.sink.table import ResultsTable
+from pipeline.state.database import Database
+
+
+def judge_canary(
+    database: Database, sink: ResultsTable, job: Job, batches: Sequence[str]
+) -> tuple[Figures, Judged] | None:
+    """Return the figures of the answers of these batches and whether they reach canary.min_accuracy.
+
+    batches: the API's ids of the canary's batches. None if none of their answers has gold.
+    """
+    canary, gold = job.canary, job.gold
+    assert isinstance(canary, Canary)
+    assert canary.min_accuracy is not None
+    if gold is None:
+        return None
+    columns = gold_columns(job, gold)
+    table = GoldTable(sink, {column.name: column.kind for column in columns})
+    with database.read() as conn:
+        if not table.is_made(conn):
+            return None
+    pairs = Pairs(database, sink, table, batches=batches)
+    tally = Tally(columns, pairs.layout, empty_is_null=gold.empty == "null", shared=pairs.shared_requests(JUDGED))
+    for page in pairs.pages():
+        tally.add(page)
+    if not tally.rows:
+        return None
+    found = figures(tally)
+    return found, judged_share(found.accuracy, canary.min_accuracy, canary.judge)
