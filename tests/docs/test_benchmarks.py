@@ -104,7 +104,7 @@ def test_a_program_that_fails_is_no_figure_and_the_next_scenario_is_measured_all
     scenarios = json.loads((tmp_path / "report.json").read_text())["scenarios"]
     (run,), (start,) = scenarios["run"]["lines"], scenarios["start"]["lines"]
     assert run["measured"].startswith("failed: plain with 60 rows ended with exit code -9; see ")
-    assert start["measured"].startswith("failed: batch-pipeline --help ended with exit code -9; see ")
+    assert start["measured"].startswith("failed: run over 500 new rows ended with exit code -9; see ")
     assert run["met"] is False
     assert scenarios["run"]["measurements"] == []
 

@@ -59,6 +59,7 @@ COLUMNS: dict[str, dict[str, type]] = {
     "classify_tickets": {"label": str},
     "context_management": {"server_tool_use": str},
     "contracts": {"citations": str},
+    "earlier_blocks": {"message": str},
     "extract_tool": {"what": str, "parcels": int, "loss_eur": float, "still_down": bool, "since": date},
     "few_shot": {"label": str},
     "invoices": {
@@ -155,6 +156,21 @@ def test_a_conversation_ends_with_the_prompt(world: World) -> None:
     params = RequestBuilder(job).params({"turns": said, "message": "And now?"}).params
     assert orjson.loads(params)["messages"] == [*said, {"role": "user", "content": "And now?"}]
     assert finished.rows == {"succeeded": 10}
+
+
+@ON_SQLITE
+def test_conversations_that_end_with_the_user_are_sent_without_a_prompt(world: World) -> None:
+    job = example("earlier_blocks")
+    rows = [orjson.loads(line) for line in (SAMPLES / "earlier_blocks.ndjson").read_bytes().splitlines()]
+    builder = RequestBuilder(job)
+
+    finished = world.run(job)
+
+    assert finished.rows == {"succeeded": len(rows)}
+    for row in rows:
+        sent = orjson.loads(builder.params(row).params)["messages"]
+        assert sent == orjson.loads(row["turns"])
+        assert sent[-1]["role"] == "user"
 
 
 @ON_SQLITE

@@ -120,6 +120,18 @@ def test_rows_that_are_sent_again_are_paid_from_the_same_budget(world: World) ->
     assert settled == 0.0
 
 
+def test_a_budget_for_conversations_that_the_api_summarizes_is_refused(world: World) -> None:
+    params = {"context_management": {"edits": [{"type": "compact_20260112"}]}}
+    request = {"model": "claude-sonnet-5", "params": params, "betas": ["compact-2026-01-12"]}
+
+    with pytest.raises(
+        InputError, match="compact_20260112 writes summaries of any length, which are billed, so no budget"
+    ):
+        world.run(world.job(request=request, limits={"max_cost_usd": 5}))
+
+    assert world.accepted() == 0
+
+
 def test_a_budget_for_a_tool_that_runs_at_the_api_is_refused(world: World) -> None:
     tools = [{"type": "web_search_20250305", "name": "web_search"}]
 
