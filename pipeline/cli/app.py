@@ -87,6 +87,7 @@ def main() -> None:
     """Run a command and exit with its code. An error becomes one sentence on stderr, or, with --debug, a traceback."""
     sys.setswitchinterval(TURN_SECONDS)
     memory.use_little_memory()
+    memory.skip_last_collection()
     escape_unencodable()
     invocation = Invocation()
     try:
@@ -114,7 +115,6 @@ def main() -> None:
                 raise
             say(f"error: unexpected {type(exc).__name__}: {exc}; it is safe to run again; --debug shows where")
             code = 3  # what is committed is valid, so the same command continues from there
-    memory.skip_last_collection()
     sys.exit(code if isinstance(code, int) else 0)
 
 
