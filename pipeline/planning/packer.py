@@ -246,9 +246,13 @@ class Packer:
         self._sharing.note_placed(requests.sent_hashes[start : start + len(positions)])
         return positions
 
-    def look_for(self, suspects: AbstractSet[bytes]) -> None:
-        """Look up the requests that earlier rows of the run have. suspects: sent_hashes of the next rows."""
-        self._sharing.look_for(suspects)
+    def look_for(self, suspects: AbstractSet[bytes], *, notes: bool = True) -> None:
+        """Look up the requests that earlier rows of the run have. suspects: sent_hashes of the next rows.
+
+        notes: whether those that go into a body are noted for later rows. Without `request.dedupe` it does nothing.
+        """
+        if self._job.request.dedupe:
+            self._sharing.look_for(suspects, notes=notes)
 
     def finish(self) -> Iterator[int]:
         """Commit the present body as a planned batch and yield its number. Rows that wait are committed, too.

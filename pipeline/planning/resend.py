@@ -41,6 +41,9 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: Fir
                 rows = rows_to_send_again(conn, run_id, after=after, limit=1_000)
             if not rows:
                 break
+            if first is None:
+                may_share = {row.sent_hash for row in rows if _may_share(row) and row.sent_hash is not None}
+                packer.look_for(may_share, notes=False)
             for body in dict.fromkeys(row.body_id for row in rows):
                 of_body = [row for row in rows if row.body_id == body]
                 if first is None and of_body[0].gate != packer.gate:  # their batch has to open the same gate
@@ -52,6 +55,14 @@ def send_again(driver: Driver, job: Job, run_id: int, recipe: str, *, first: Fir
     finally:
         packer.discard()
         bodies.close()
+
+
+def _may_share(row: WaitingRow) -> bool:
+    """Return whether a row may share a request of an earlier batch, or copy its answer.
+
+    A row that was answered before is sent for itself, and the batch that opens a gate keeps its rows.
+    """
+    return row.outcome is None and row.gate is None
 
 
 class _Bodies:

@@ -2,8 +2,8 @@
 
 A row joins a request of an earlier batch while that batch is not known to have ended. If a row of the run has succeeded
 by an equal request, the row copies that answer. Which of the two it does is decided in the transaction that writes the
-row, under a lock of the earlier batch. If it can do neither by then, it waits to be sent from the body of that batch,
-as a row of a dropped batch does.
+row, under a lock of the earlier batch. If it can do neither by then, it waits in the spool, as a row of a dropped batch
+does: until that batch is collected, to copy the answer, or to be sent.
 """
 
 from collections import defaultdict
@@ -63,6 +63,7 @@ class Sharing:
     def __init__(self, driver: Driver, run_id: int) -> None:
         self._driver, self._run_id = driver, run_id
         self._suspects: AbstractSet[bytes] = frozenset()  # sent_hashes of the present chunk that other rows may have
+        self._noted: AbstractSet[bytes] = frozenset()  # those to note for later rows
         self._found: dict[bytes, _Known] = {}  # by sent_hash
         self._placed: set[bytes] = set()  # suspects in the present body
 
@@ -71,12 +72,12 @@ class Sharing:
         """Whether no row of the present chunk can share a request of an earlier batch."""
         return not (self._suspects and self._found)
 
-    def look_for(self, suspects: AbstractSet[bytes]) -> None:
-        """Look up the requests of the next chunk that earlier rows of the run have.
+    def look_for(self, suspects: AbstractSet[bytes], *, notes: bool) -> None:
+        """Look up the requests of the next chunk that earlier rows of the run have. notes: as for `Packer.look_for`.
 
         Those that were looked up before are taken as they were: the commit finds out whether their batch has ended.
         """
-        self._suspects = suspects
+        self._suspects, self._noted = suspects, suspects if notes else frozenset()
         if len(self._found) > MOST_KNOWN:
             self._found = {}
         asked = [hashed for hashed in suspects if (known := self._found.get(hashed)) is None or known.is_full]
@@ -111,8 +112,8 @@ class Sharing:
 
     def note_placed(self, hashes: Iterable[bytes]) -> None:
         """Note requests that were added to the present body."""
-        if self._suspects:
-            self._placed.update(sent_hash for sent_hash in hashes if sent_hash in self._suspects)
+        if self._noted:
+            self._placed.update(sent_hash for sent_hash in hashes if sent_hash in self._noted)
 
     def forget(self) -> None:
         """Forget what was found, because the rows that were to be committed are discarded."""

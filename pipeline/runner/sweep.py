@@ -14,6 +14,7 @@ from pipeline.planning.drop import remove_unneeded, stop_run
 from pipeline.planning.resend import send_again, waits
 from pipeline.state.jobs import JobRecord, all_jobs, jobs_with_work, mark_swept
 from pipeline.state.runs import RunRecord, end_if_done, open_runs, run_outcomes
+from pipeline.state.sharing import forget_shareable, has_shareable
 from pipeline.state.tallies import run_counts
 from pipeline.states import OUTCOMES, RowState, RunReason
 from pipeline.steps.collect import collect_due
@@ -25,6 +26,7 @@ from pipeline.steps.submit import submit_due
 
 logger = logging.getLogger("pipeline")
 FAILED_AFTER_ROWS = 1_000  # rows with an outcome; fewer prove nothing
+FORGOTTEN_AT_ONCE = 5_000  # notes of shared requests that one transaction removes
 
 
 def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, str | None]]:
@@ -163,9 +165,17 @@ def end_run_if_done(driver: Driver, run_id: int, job: Job) -> None:
 
 
 def tidy(driver: Driver, job: Job) -> None:
-    """Remove the bodies that an ended run leaves in the spool: those of rows that were sent again in another run."""
+    """Remove what an ended run leaves: bodies of rows that were sent again in another run, notes of shared requests.
+
+    If we die, the next command removes the rest.
+    """
     with contextlib.suppress(Stopped):  # then the next planning removes them
         remove_unneeded(driver, job)
+    with driver.reading() as conn:
+        left = has_shareable(conn, driver.job_id)
+    while left:
+        with driver.database.write() as conn:
+            left = forget_shareable(conn, driver.job_id, limit=FORGOTTEN_AT_ONCE) == FORGOTTEN_AT_ONCE
 
 
 def _too_many_failed(driver: Driver, job: Job, run_id: int) -> bool:

@@ -8,15 +8,28 @@ from `ended` on, and a driver that collects them sees all rows that have joined.
 import functools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from pipeline.errors import LostRace
 from pipeline.state.bulk import Bulk
-from pipeline.state.tables import batches, requests, shared
+from pipeline.state.tables import batches, requests, runs, shared
 from pipeline.state.tallies import moved
-from pipeline.states import BatchState, RowState
+from pipeline.states import BatchState, RowState, RunState
 
 OPEN_TO_ROWS = (BatchState.PLANNED, BatchState.SUBMITTING, BatchState.IN_PROGRESS)
 _AT_ONCE = 5_000  # hashes that one query asks for
@@ -33,7 +46,7 @@ class Shareable(NamedTuple):
     """A request of the run. rows: that were planned to share it.
 
     joinable: whether rows may join its batch. answered: the key of a row that has succeeded by it, whose answer other
-    rows may copy; None: there is none, or its batch is joinable.
+    rows may copy; None: there is none yet, because its batch is joinable, or has ended and is not collected.
     """
 
     place: Place
@@ -75,7 +88,7 @@ def _joinable(account_id: int) -> ColumnElement[bool]:
 
 
 def shareable(conn: Connection, run_id: int, hashes: Collection[bytes], account_id: int) -> dict[bytes, Shareable]:
-    """Return by sent_hash the requests of a run that rows may share, or whose answer they may copy."""
+    """Return by sent_hash the requests of a run that rows may share, or whose answer they may copy now or soon."""
     answered = (
         select(requests.c.key)
         .where(
@@ -88,16 +101,18 @@ def shareable(conn: Connection, run_id: int, hashes: Collection[bytes], account_
         .scalar_subquery()
     )
     joinable = _joinable(account_id)
+    collected_soon = and_(batches.c.state == BatchState.ENDED, batches.c.account_id == account_id)
     columns = (shared.c.sent_hash, shared.c.batch_id, shared.c.n, shared.c.rows)
-    query = select(*columns, case((joinable, True), else_=False), case((~joinable, answered)))
+    flags = [case((condition, True), else_=False) for condition in (joinable, collected_soon)]
+    query = select(*columns, *flags, case((~joinable, answered)))
     query = query.join(batches, batches.c.id == shared.c.batch_id).where(shared.c.run_id == run_id)
     found: dict[bytes, Shareable] = {}
     asked = list(hashes)
     for start in range(0, len(asked), _AT_ONCE):
-        for sent_hash, batch, n, rows, is_open, key in conn.execute(
+        for sent_hash, batch, n, rows, is_open, is_soon, key in conn.execute(
             query.where(shared.c.sent_hash.in_(asked[start : start + _AT_ONCE]))
         ):
-            if is_open or key is not None:
+            if is_open or is_soon or key is not None:
                 found[bytes(sent_hash)] = Shareable(Place(batch, n), rows, bool(is_open), key)
     return found
 
@@ -178,9 +193,20 @@ def _upsert(dialect: str) -> Bulk:
     return Bulk(upsert, ("run_id", "sent_hash", "batch_id", "n", "rows"))
 
 
-def forget_shareable(conn: Connection, run_id: int) -> None:
-    """Remove the notes of a run that has ended."""
-    conn.execute(shared.delete().where(shared.c.run_id == run_id))
+def has_shareable(conn: Connection, job_id: int) -> bool:
+    """Return whether there are notes of finished runs of the job."""
+    return conn.scalar(_of_finished(job_id).limit(1)) is not None
+
+
+def forget_shareable(conn: Connection, job_id: int, *, limit: int) -> int:
+    """Remove notes of finished runs of the job, at most `limit`, and return how many: no planning asks for them."""
+    key = tuple_(shared.c.run_id, shared.c.sent_hash)
+    return conn.execute(shared.delete().where(key.in_(_of_finished(job_id).limit(limit)))).rowcount
+
+
+def _of_finished(job_id: int) -> Select[Any]:
+    finished = (runs.c.job_id == job_id, runs.c.state == RunState.FINISHED)
+    return select(shared.c.run_id, shared.c.sent_hash).join(runs, runs.c.id == shared.c.run_id).where(*finished)
 
 
 class KnownJoin(NamedTuple):

@@ -113,17 +113,29 @@ def test_rows_copy_the_answer_if_an_equal_row_has_succeeded(world: World) -> Non
     assert verify(world.database, world.known()).holds
 
 
-def test_no_row_joins_a_batch_that_has_ended_and_is_not_collected(world: World) -> None:
-    world.rows(of_texts(["a", "b", "a"]))
-    in_between(world, poll_due, times=1)
+def test_no_row_joins_a_batch_that_has_ended_and_the_row_waits_until_that_is_collected(world: World) -> None:
+    world.rows(of_texts(["a", "b", "a", "c"]))
+    in_between(world, poll_due)
 
     finished = world.run(world.job(limits=ONE_AT_A_TIME))
 
-    assert finished.rows == {"succeeded": 3}
+    assert finished.rows == {"succeeded": 4}
     assert world.accepted() == 3
+    assert world.answers()["r2"]["cost_usd"] == 0
     with world.database.read() as conn:
         assert [*conn.execute(select(batches.c.requests, batches.c.rows)).tuples()] == [(1, 1)] * 3
     assert verify(world.database, world.known()).holds
+
+
+def test_a_row_that_waited_for_a_failure_is_sent(world: World) -> None:
+    world.rows(of_texts(["a", "b", "a", "c"]))
+    world.emulator.add_fault(on="item", do="refuse", match="Summarize: a", times=1)
+    in_between(world, poll_due)
+
+    finished = world.run(world.job(limits=ONE_AT_A_TIME))
+
+    assert finished.rows == {"succeeded": 3, "refused": 1}
+    assert world.accepted() == 4
 
 
 def test_the_rows_of_a_shared_request_that_fails_are_sent_again_together(world: World) -> None:
@@ -230,11 +242,26 @@ def test_no_row_joins_a_batch_of_another_account(world: World) -> None:
     assert 1 not in {batch for (batch, _), rows in rows_of_requests(world).items() if rows > 1}
 
 
-def test_a_source_without_equal_rows_notes_no_shared_request(world: World) -> None:
-    world.run(world.job(limits={"max_batch_requests": 2}))
-
+def notes(world: World) -> int:
     with world.database.read() as conn:
-        assert conn.scalar(select(func.count()).select_from(shared)) == 0
+        return conn.scalar(select(func.count()).select_from(shared)) or 0
+
+
+def test_a_source_without_equal_rows_notes_no_shared_request(world: World) -> None:
+    world.run(world.job(limits={"max_batch_requests": 2}), detach=True)
+
+    assert notes(world) == 0
+
+
+def test_the_notes_of_shared_requests_are_removed_when_the_run_has_finished(world: World) -> None:
+    world.rows(equal(20, 5))
+    world.run(world.job(limits=SMALL), detach=True)
+    assert notes(world) == 5
+
+    world.clock.advance(60)
+    world.sweep()
+
+    assert notes(world) == 0
 
 
 def test_a_canary_counts_requests(world: World) -> None:
