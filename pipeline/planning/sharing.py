@@ -167,7 +167,12 @@ class Sharing:
     def note_committed(self, batch: int | None, body: Packing | None, joining: Joining, decided: Decision) -> None:
         """Let later rows share what was committed. batch, body: None: there was no body."""
         for join in joining.all:
-            if join.place.batch not in decided.open and join.sent_hash not in decided.answered:
+            if decided.state(join) is not RowState.PENDING:
+                continue
+            known = self._found.get(join.sent_hash)
+            if known is not None and join.sent_hash in decided.ended:
+                known.joinable = False  # the next rows wait, too
+            else:
                 self._found.pop(join.sent_hash, None)  # looked up again with the next chunk
         if batch is not None and body is not None:
             for hashed, (n, rows) in self._places_in(body).items():

@@ -66,13 +66,14 @@ class Decision(NamedTuple):
     """What becomes of rows that would share a request, for as long as the transaction lasts.
 
     open: the batches that they may join; answered: the key of a row whose answer they copy, by sent_hash. A row with
-    neither waits to be sent from the body of its place. contended: another transaction has locked a batch that would be
-    open.
+    neither waits in the spool. contended: another transaction has locked a batch that would be open. ended: requests,
+    by sent_hash, whose batch has ended and is not collected.
     """
 
     open: frozenset[int]
     answered: Mapping[bytes, str]
     contended: bool
+    ended: frozenset[bytes] = frozenset()
 
     def state(self, join: Join) -> RowState:
         """Return the state in which a row is inserted, or into which it moves."""
@@ -134,13 +135,10 @@ def decide(conn: Connection, run_id: int, joins: Sequence[Join], account_id: int
         return Decision(locked, {}, contended=False)
     contended = bool(set(conn.scalars(query)) - locked)
     left = {join.sent_hash: join.place for join in joins if join.place.batch in missed}
-    found = shareable(conn, run_id, left, account_id)
-    answered = {
-        sent_hash: known.answered
-        for sent_hash, known in found.items()
-        if known.place == left[sent_hash] and known.answered is not None
-    }
-    return Decision(locked, answered, contended)
+    found = {h: known for h, known in shareable(conn, run_id, left, account_id).items() if known.place == left[h]}
+    answered = {sent_hash: known.answered for sent_hash, known in found.items() if known.answered is not None}
+    ended = frozenset(h for h, known in found.items() if known.answered is None and not known.joinable)
+    return Decision(locked, answered, contended, ended)
 
 
 def note_joined(conn: Connection, run_id: int, joins: Iterable[Join]) -> None:

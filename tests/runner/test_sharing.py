@@ -114,12 +114,12 @@ def test_rows_copy_the_answer_if_an_equal_row_has_succeeded(world: World) -> Non
 
 
 def test_no_row_joins_a_batch_that_has_ended_and_the_row_waits_until_that_is_collected(world: World) -> None:
-    world.rows(of_texts(["a", "b", "a", "c"]))
+    world.rows(of_texts(["a", "b", "a", "c", "a", "b"]))
     in_between(world, poll_due)
 
     finished = world.run(world.job(limits=ONE_AT_A_TIME))
 
-    assert finished.rows == {"succeeded": 4}
+    assert finished.rows == {"succeeded": 6}
     assert world.accepted() == 3
     assert world.answers()["r2"]["cost_usd"] == 0
     with world.database.read() as conn:
