@@ -5,6 +5,7 @@ the version in each transaction in which it takes a lease, claims a batch or pla
 one. Both lock the version's row first, so that also on PostgreSQL one of them waits for the other's commit and sees it.
 """
 
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import (
@@ -49,6 +50,8 @@ _version = Table(
 # an upgrade waits until this transaction has ended
 _CURRENT = select(_version.c.version_num).with_for_update(read=True, key_share=True)
 
+#: Tables that upgrades make, with the version. Before it, a table of that name may be anybody's.
+_MADE_BY = {"shared": "0009"}
 MOST_NAMED = 3  # drivers that a message names
 
 
@@ -95,6 +98,7 @@ def bring_up(conn: Connection, database: str, now: datetime) -> bool:
     if version != HEAD:
         if leases.name in present:
             _refuse_at_work(conn, database, version, now)
+        _refuse_same_names(database, version or "", present)
         _upgrade(conn, database)
         _fence(conn)
     return False
@@ -117,6 +121,16 @@ def _refuse_at_work(conn: Connection, database: str, version: str | None, now: d
         f"version are at work on it: {', '.join(named)}{more}; nothing was changed: wait until they have ended, or "
         "stop them, and run the same command again; the lease of a driver that has died just runs out"
     )
+
+
+def _refuse_same_names(database: str, version: str, present: Collection[str]) -> None:
+    """Raise DatabaseError if the upgrade would make a table whose name another table has, such as a results table."""
+    for table, made_by in _MADE_BY.items():
+        if version < made_by and table in present:
+            raise DatabaseError(
+                f"{database} is of version {version}, whose upgrade to {HEAD} makes a table {table!r}, but there is "
+                "another table of that name; nothing was changed: rename that table, and run the same command again"
+            )
 
 
 def _fence(conn: Connection) -> None:
