@@ -96,6 +96,20 @@ def test_another_process_plans_and_the_events_are_as_with_one(api: RunningEmulat
     every_row_once(api, job)
 
 
+def test_a_planner_sends_equal_requests_once_whatever_becomes_of_their_batches_meanwhile(
+    api: RunningEmulator, job: Path
+) -> None:
+    rows = "".join(f"{i},The plant number {i % 40} is dry.\n" for i in range(ROWS))
+    (job.parent / "notes.csv").write_text(f"id,text\n{rows}")
+    job.write_text(job.read_text().replace("max_batch_requests: 40", "max_batch_requests: 10"))
+
+    code, events, errors = ended(run(api, job))
+
+    assert code == 0, errors
+    assert api.emulator.audit()["requests_accepted"] == 40
+    assert (events[-1]["event"], events[-1]["rows"]) == ("run", {"succeeded": ROWS})
+
+
 def test_several_planners_take_one_file_after_the_other(api: RunningEmulator, job: Path) -> None:
     header, *rows = (job.parent / "notes.csv").read_text().splitlines()
     (job.parent / "notes.csv").unlink()
