@@ -49,12 +49,10 @@ def keep_large_blocks() -> None:
         _set(_M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 
 
-@functools.cache  # a process that runs many commands must not keep the garbage of each
 def collect_seldom() -> None:
     """Keep the garbage collector from looking at what was made so far, and run it less often: rows make no cycles.
 
-    Call it when all modules are imported. They stay, and it would look through all their objects many times. A second
-    call does nothing.
+    Call it when all modules are imported. They stay, and it would look through all their objects many times.
     """
     gc.freeze()
     gc.set_threshold(50_000)
