@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.opening import folder_and_name, heavy_imports, open_database, open_environment, open_known_job
+from pipeline.cli.opening import heavy_imports, open_environment, open_known_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, takes
 from pipeline.cli.terminal import put, put_json, say_next
 
@@ -51,14 +51,11 @@ def _remote(job: str, shared: SharedOptions) -> "tuple[list[dict[str, Any]], Ite
     """Return all batches of the account that the job uses, as the API lists them: facts and lines."""
     with heavy_imports():
         from pipeline.report.batches import remote_facts, remote_lines
-        from pipeline.state.jobs import known_job
 
-    folder, name = folder_and_name(job)
     with (
-        open_database(folder, shared, must_exist=True) as database,
+        open_known_job(job, shared) as (database, job_record),
         open_environment(database, shared, job=job) as environment,
     ):
-        job_record = known_job(database, name)
         with environment.api(environment.endpoint_of(job_record)) as (api, _):
             listed, now = list(api.newest_batches()), api.now()
         with database.read() as conn:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.opening import folder_and_name, heavy_imports, open_database, open_environment
+from pipeline.cli.opening import heavy_imports, open_environment, open_known_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, takes
 from pipeline.cli.terminal import say_next
 
@@ -24,15 +24,12 @@ def cancel(
 ) -> None:
     """End the open runs of a job for all drivers, and cancel its batches. Requests that succeeded are collected."""
     with heavy_imports():
-        from pipeline.state.jobs import known_job
         from pipeline.steps.cancel import cancel as cancel_job
 
-    folder, name = folder_and_name(job)
     with (
-        open_database(folder, shared, must_exist=True) as database,
+        open_known_job(job, shared) as (database, job_record),
         open_environment(database, shared, job=job) as environment,
     ):
-        job_record = known_job(database, name)
         canceled = cancel_job(environment, job_record, abandon=abandon)
     if canceled.open > canceled.foreign:
         say_next("collect", job)

@@ -7,11 +7,10 @@ import typer
 
 from pipeline.cli.opening import (
     ask_after_quote,
-    folder_and_name,
     heavy_imports,
     load_with_last_vars,
-    open_database,
     open_environment,
+    open_known_job,
     say_vars,
 )
 from pipeline.cli.options import EVERYWHERE, DetachOption, JobArgument, LastVarOption, SharedOptions, YesOption, takes
@@ -55,7 +54,6 @@ def retry(
         from pipeline.planning.selection import Selection, change
         from pipeline.runner.options import Options
         from pipeline.runner.run import run as run_job
-        from pipeline.state.jobs import known_job
     wanted = Selection(
         statuses=tuple(status or ()),
         error_types=tuple(error_type or ()),
@@ -63,10 +61,8 @@ def retry(
         where=predicate,
         changes=dict(change(pair) for pair in changes or ()),
     )
-    folder, name = folder_and_name(job)
-    with open_database(folder, shared, must_exist=True) as database:
+    with open_known_job(job, shared) as (database, job_record):
         with open_environment(database, shared, job=job) as environment:
-            job_record = known_job(database, name)
             loaded, path = load_with_last_vars(database, job_record, job, var)
             say_vars(loaded, shared)
             confirm = _confirm_retry(database, job_record, wanted, shared, yes=yes)

@@ -134,7 +134,7 @@ def _side(database: Database, job_record: JobRecord, sink: ResultsTable, name: s
 
 
 def _gold(database: Database, job: Job, sink: ResultsTable, names: list[str]) -> GoldLookup | None:
-    """Read the job's gold anew, and return it; None if the job has none."""
+    """Read the job's gold again, and return it; None if the job has none."""
     reader = read_gold(job, sink.columns)
     if reader is None:
         return None

@@ -41,7 +41,7 @@ def evaluate(
     where: str | None = None,
     by: Sequence[str] = (),
 ) -> Evaluation:
-    """Read the job's gold anew, store it, and return the figures of the answers that have gold.
+    """Read the job's gold again, store it, and return the figures of the answers that have gold.
 
     job_record: the job in the database; job: as its file declares it now. side: whose answers: `current` or job:NAME.
     where: a SQL predicate over their results table; by: columns of it, by whose values the rows are counted apart.

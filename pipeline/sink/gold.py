@@ -1,6 +1,6 @@
 """Store the gold of a job in a table beside its results table. Edge: SQL.
 
-The gold table has the key of the results table and a column for each output column with gold. It is read anew from
+The gold table has the key of the results table and a column for each output column with gold. It is read again from
 the job's source or gold file each time, in chunks: each chunk is one transaction that inserts or replaces its rows.
 Rows of earlier readings are removed when all chunks are stored. So a reader never finds the table half empty, and if we
 die in between, the next reading puts it right.

@@ -117,7 +117,7 @@ def test_new_gold_sends_nothing(world: World) -> None:
 # -- where gold stands -----------------------------------------------------------------------------------------------
 
 
-def test_gold_is_read_anew_by_each_run(world: World) -> None:
+def test_gold_is_read_again_by_each_run(world: World) -> None:
     job = world.job(output=OUTPUT, gold={"columns": {"label": "truth"}})
     world.rows(rows("Billing", " outage ", "HOW TO", ""))
     world.run(job)
