@@ -103,8 +103,8 @@ def compare(
     found = [_compared(database, job_record, columns, base, other, gold, differing) for other in others]
     adjusted = holm([p for _, _, p in found])
     compared = [
-        _side_comparison(side, tally, checked, p)
-        for side, (tally, checked, _), p in zip(others, found, adjusted, strict=True)
+        _side_comparison(side, tally, checked, p, p_adjusted)
+        for side, (tally, checked, p), p_adjusted in zip(others, found, adjusted, strict=True)
     ]
     return Comparison(base.name, rows, usd, compared)
 
@@ -215,12 +215,12 @@ def _right(
     return None if ours is None or theirs is None else (ours, theirs)
 
 
-def _side_comparison(side: Side, tally: PairTally, checked: bool, p_adjusted: float) -> SideComparison:
+def _side_comparison(side: Side, tally: PairTally, checked: bool, p: float, p_adjusted: float) -> SideComparison:
     rows, usd = side.totals()
-    return SideComparison(side.name, tally, rows, usd, checked, _by_gold(tally, p_adjusted))
+    return SideComparison(side.name, tally, rows, usd, checked, _by_gold(tally, p, p_adjusted))
 
 
-def _by_gold(tally: PairTally, p_adjusted: float) -> GoldComparison | None:
+def _by_gold(tally: PairTally, p: float, p_adjusted: float) -> GoldComparison | None:
     """Return the comparison by gold; None if no pair has gold."""
     n = sum(tally.gold.values())
     only_base, only_other = tally.gold[True, False], tally.gold[False, True]
@@ -235,7 +235,7 @@ def _by_gold(tally: PairTally, p_adjusted: float) -> GoldComparison | None:
         only_other=only_other,
         requests=n,
         difference=difference,
-        p=sign_test(only_base, only_other),
+        p=p,
         p_adjusted=p_adjusted,
         loss=max(0.0, -bound.low),
         needed=pairs_needed((only_base + only_other) / n, (only_other - only_base) / n),
