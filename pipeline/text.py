@@ -1,4 +1,4 @@
-"""Format money, counts, sizes and durations for people. Pure."""
+"""Format money, counts, sizes and durations for people, and compare what people write. Pure."""
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -19,6 +19,11 @@ def count(n: int, what: str) -> str:
     """Format a number with its noun: `1 row`, `2,000 rows`, `2 batches`. what: the noun in the singular."""
     plural = what + ("es" if what.endswith("ch") else "s")
     return f"{n:,} {what if n == 1 else plural}"
+
+
+def folded(text: str) -> str:
+    """Return a text in the form in which labels and names are compared: without case and outer blanks."""
+    return text.strip().casefold()
 
 
 def counts_line(counts: Mapping[str, int]) -> str:

@@ -13,8 +13,9 @@ from pipeline.answer.retry_change import ACCOUNT_ERRORS
 from pipeline.answer.schema import Property, Reader, Reading, columns
 from pipeline.errors import JobError
 from pipeline.job.json_schema import SchemaProblem
-from pipeline.job.model import Job, fold_label
+from pipeline.job.model import Job
 from pipeline.states import RowState
+from pipeline.text import folded
 
 _SUCCEEDED: str = RowState.SUCCEEDED.value
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError)  #: raised where a part of a line has an unexpected type
@@ -142,7 +143,7 @@ class ResultReader:
         from pipeline.answer.plain import plain_message  # commands that read no results do not need its imports
 
         self._plain_message = plain_message
-        self._labels = None if job.output.labels is None else {fold_label(label): label for label in job.output.labels}
+        self._labels = None if job.output.labels is None else {folded(label): label for label in job.output.labels}
         schema = answer_schema(job)
         try:
             self._schema = None if schema is None else Reader(schema, job.output.columns)
@@ -479,7 +480,7 @@ def _label(text: str, labels: dict[str, str]) -> tuple[str | None, str, dict[str
     named = answer.pop("label", None) if isinstance(answer, dict) else None
     if not isinstance(named, str):
         return None, "the answer has no text field 'label'", {}
-    label = labels.get(fold_label(named))
+    label = labels.get(folded(named))
     return label, f"the answer's label {named[:80]!r} is not one of the declared labels", answer
 
 

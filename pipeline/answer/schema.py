@@ -19,6 +19,7 @@ from pipeline.job.json_schema import (
     schema_errors,
     shortened,
 )
+from pipeline.text import folded
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator, ValidationError
@@ -281,14 +282,10 @@ def _corrections(errors: Iterable["ValidationError"]) -> Iterator[tuple[tuple[An
         if error.validator in ("enum", "const") and isinstance(error.instance, str) and error.absolute_path:
             value: Any = error.validator_value
             options = value if error.validator == "enum" else [value]
-            named = _folded(error.instance)
-            same = [option for option in options if isinstance(option, str) and _folded(option) == named]
+            named = folded(error.instance)
+            same = [option for option in options if isinstance(option, str) and folded(option) == named]
             if len(same) == 1:
                 yield tuple(error.absolute_path), same[0]
-
-
-def _folded(text: str) -> str:
-    return text.strip().casefold()
 
 
 def _value_at(answer: Any, path: tuple[str, ...]) -> Any:

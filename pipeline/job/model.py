@@ -27,6 +27,7 @@ from pipeline.job.gold import Gold, refuse_later, refuse_seen
 from pipeline.job.refusals import refusals
 from pipeline.job.retrying import Retry
 from pipeline.job.section import NonEmpty, Section, as_list, without_value
+from pipeline.text import folded
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _ModelMetaclass
@@ -354,11 +355,11 @@ class Output(Section):
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
         labels = self.labels or []
-        folded = [fold_label(label) for label in labels]
-        if self.labels is not None and len(folded) < 2:
+        compared = [folded(label) for label in labels]
+        if self.labels is not None and len(compared) < 2:
             raise ValueError("labels needs at least two labels")
-        for i, label in enumerate(folded):
-            if label in folded[:i]:
+        for i, label in enumerate(compared):
+            if label in compared[:i]:
                 raise ValueError(f"label {labels[i]!r} equals another label, ignoring case and spaces around it")
         return self
 
@@ -506,8 +507,3 @@ class Job(Section, metaclass=_InSentences):
 
 
 Job.__doc__ = f"{inspect.getdoc(Job)}\n\n{fields_text(Job)}"
-
-
-def fold_label(label: str) -> str:
-    """Return the label in the form in which labels are compared: without case and outer blanks."""
-    return label.strip().casefold()

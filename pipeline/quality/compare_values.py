@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from pipeline.job.gold import Match, Within
+from pipeline.text import folded
 
 SLACK = 1e-9  # for the rounding of floats
 
@@ -48,15 +49,10 @@ def comparer(kind: str, match: Match) -> Callable[[Any, Any], bool]:
     if isinstance(match, Within):
         return _within(match)
     if match == "casefold":
-        return lambda answer, gold: fold(answer) == fold(gold)
+        return lambda answer, gold: folded(str(answer)) == folded(str(gold))
     if kind == "json":
         return _same_set if match == "set" else _same_list
     return lambda answer, gold: bool(answer == gold)
-
-
-def fold(text: Any) -> str:
-    """Return a text without case and outer blanks."""
-    return str(text).strip().casefold()
 
 
 def _within(match: Within) -> Callable[[Any, Any], bool]:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from pipeline.job.json_values import Unprintable, dump, is_large
-from pipeline.job.model import fold_label
+from pipeline.text import folded
 
 
 class Misread(ValueError):
@@ -33,12 +33,12 @@ def is_empty(value: Any) -> bool:
 
 def declared(texts: list[str]) -> dict[str, str]:
     """Return the declared texts by the form in which they are compared, without case and outer blanks."""
-    return {fold_label(text): text for text in texts}
+    return {folded(text): text for text in texts}
 
 
 def as_declared(options: Mapping[str, str], value: Any) -> str:
     """Return the declared text that equals a value apart from case and outer blanks. Raises Misread for any other."""
-    text = options.get(fold_label(_text(value)))
+    text = options.get(folded(_text(value)))
     if text is None:
         shown = list(options.values())
         more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""

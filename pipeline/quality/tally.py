@@ -10,10 +10,11 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.job.gold import Within
-from pipeline.quality.compare_values import FAILED, Verdict, comparer, fold, values_in, verdict
+from pipeline.quality.compare_values import FAILED, Verdict, comparer, values_in, verdict
 from pipeline.quality.gold_columns import GoldColumn
 from pipeline.sink.pairs import Layout
 from pipeline.states import RowState
+from pipeline.text import folded
 
 #: An answer with one of these statuses is right or wrong. Rows with another status have no answer.
 JUDGED = (RowState.SUCCEEDED, RowState.TRUNCATED, RowState.REFUSED, RowState.UNPARSABLE)
@@ -51,8 +52,8 @@ class ColumnTally:
         first: whether a row is the first of its request; None if all are.
         """
         if self._folds:
-            answers = [fold(a) if isinstance(a, str) else a for a in answers]
-            gold = [fold(g) if isinstance(g, str) else g for g in gold]
+            answers = [folded(a) if isinstance(a, str) else a for a in answers]
+            gold = [folded(g) if isinstance(g, str) else g for g in gold]
         pairs = list(zip(gold, answers, strict=True))
         counted = Counter(pairs)
         verdicts: dict[Pair, Verdict | None] = {pair: self._verdict(*pair) for pair in counted}
@@ -112,7 +113,7 @@ class ColumnTally:
         column = self.column
         if column.kind not in ("text", "boolean", "integer") or self.uncounted or isinstance(column.match, Within):
             return None
-        named = [] if column.declared is None else [fold(v) if self._folds else v for v in column.declared.values()]
+        named = [] if column.declared is None else [folded(v) if self._folds else v for v in column.declared.values()]
         found = {value for pair in self.pairs for value in pair if value is not FAILED and value not in named}
         if column.declared is None and len(found) > MOST_CLASSES:
             return None

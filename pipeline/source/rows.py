@@ -24,6 +24,7 @@ from pipeline.source.identity import columns_of
 from pipeline.source.predicate import Predicate
 from pipeline.source.query import Query
 from pipeline.storage.folders import Folder
+from pipeline.text import folded
 
 
 class Input(Protocol):
@@ -236,7 +237,7 @@ def _hint(name: str, columns: Sequence[str]) -> str:
     separators = [character for character in ";\t|" if len(columns) == 1 and character in columns[0]]
     if separators:
         return f"; fields seem to be separated by {separators[0]!r}: set source.csv.delimiter to it"
-    other_case = [column for column in columns if column.strip().casefold() == name.strip().casefold()]
+    other_case = [column for column in columns if folded(column) == folded(name)]
     near = other_case or difflib.get_close_matches(name, columns, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

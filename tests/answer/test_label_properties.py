@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.job.model import fold_label
+from pipeline.text import folded
 from tests.answer.test_outcome import answered, reader
 
 LABELS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=2, max_size=4)
@@ -17,9 +17,7 @@ def test_a_label_of_any_unicode_is_stored_as_it_was_declared_or_refused(labels: 
     try:
         read = reader(labels)
     except ValidationError:
-        assert any(not fold_label(label) for label in labels) or len({fold_label(label) for label in labels}) < len(
-            labels
-        )
+        assert any(not folded(label) for label in labels) or len({folded(label) for label in labels}) < len(labels)
         return
 
     for label in labels:
