@@ -90,14 +90,8 @@ def compare(
     names: `current`, job:NAME, or the path of a Parquet file. Raises InputError for an unknown side, and if no row is
     answered by both.
     """
-    sink = ResultsTable.of(job_record)
-    columns = compared_columns(job, sink.columns)
-    sides = [_side(database, job_record, sink, name, list(columns)) for name in names]
-    for side in sides:
-        missing = [name for name in columns if name not in side.has]
-        if missing:
-            raise InputError(f"{side.name} has no column {missing[0]!r}, which {names[0]} is compared by")
-    gold = _gold(database, job, sink, list(columns))
+    columns, sides = sides_of(database, job_record, job, names)
+    gold = _gold(database, job, ResultsTable.of(job_record), list(columns))
     base, *others = sides
     rows, usd = base.totals()
     found = [_compared(database, job_record, columns, base, other, gold, differing) for other in others]
@@ -107,6 +101,34 @@ def compare(
         for side, (tally, checked, p), p_adjusted in zip(others, found, adjusted, strict=True)
     ]
     return Comparison(base.name, rows, usd, compared)
+
+
+def sides_of(
+    database: Database, job_record: JobRecord, job: Job, names: Sequence[str]
+) -> tuple[dict[str, str], list[Side]]:
+    """Return the columns by which answers are compared, from name to kind, and the sides of these names.
+
+    names: see `compare`. Raises InputError for an unknown side, and for one that lacks a column.
+    """
+    sink = ResultsTable.of(job_record)
+    columns = compared_columns(job, sink.columns)
+    sides = [_side(database, job_record, sink, name, list(columns)) for name in names]
+    for side in sides:
+        missing = [name for name in columns if name not in side.has]
+        if missing:
+            raise InputError(f"{side.name} has no column {missing[0]!r}, which {names[0]} is compared by")
+    return columns, sides
+
+
+def find_differing(
+    database: Database, job_record: JobRecord, job: Job, names: tuple[str, str], differing: Differing
+) -> None:
+    """Call `differing` with each row whose answers of two sides differ, in the order of the keys.
+
+    names: see `compare`. Raises InputError for an unknown side, and if no row is answered by both.
+    """
+    columns, (base, other) = sides_of(database, job_record, job, names)
+    _compared(database, job_record, columns, base, other, None, differing)
 
 
 def compared_columns(job: Job, has: ResultColumns) -> dict[str, str]:

@@ -41,7 +41,7 @@ def gold_columns(job: Job, gold: Gold) -> list[GoldColumn]:
         _refuse_match(name, kinds[name], match)
         if kinds[name] == "json":
             _refuse_objects(name, described[name])
-        found.append(GoldColumn(name, source, kinds[name], match, _declared(job, name, described.get(name))))
+        found.append(GoldColumn(name, source, kinds[name], match, declared_of(job, name, described.get(name))))
     return found
 
 
@@ -92,8 +92,11 @@ def _refuse_objects(name: str, described: Described) -> None:
             )
 
 
-def _declared(job: Job, name: str, described: Described | None) -> dict[str, str] | None:
-    """Return the only texts that a column can have, by their folded form; None if it can have others."""
+def declared_of(job: Job, name: str, described: Described | None) -> dict[str, str] | None:
+    """Return the only texts that a column can have, by their folded form; None if it can have others.
+
+    described: its part of the schema; None for a job without one.
+    """
     if described is None:
         return None if job.output.labels is None else declared(job.output.labels)
     texts = list(_declared_texts(described))
