@@ -17,6 +17,7 @@ from pipeline.quality.figures import Share
 from pipeline.quality.gold import check_table, read_gold, store_gold
 from pipeline.quality.gold_lookup import GoldLookup
 from pipeline.quality.pair_tally import ColumnPairs, Pair, PairTally
+from pipeline.quality.review_gold import ReviewLookup, read_reviews
 from pipeline.quality.statistics import Z_ONE_SIDED, Interval, holm, paired_difference, pairs_needed, sign_test
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.sides import Key, Side, SideAnswer, parquet_side, table_side
@@ -91,7 +92,7 @@ def compare(
     answered by both.
     """
     columns, sides = sides_of(database, job_record, job, names)
-    gold = _gold(database, job, ResultsTable.of(job_record), list(columns))
+    gold = _gold(database, job_record, job, list(columns))
     base, *others = sides
     rows, usd = base.totals()
     found = [_compared(database, job_record, columns, base, other, gold, differing) for other in others]
@@ -120,15 +121,21 @@ def sides_of(
     return columns, sides
 
 
-def find_differing(
-    database: Database, job_record: JobRecord, job: Job, names: tuple[str, str], differing: Differing
-) -> None:
-    """Call `differing` with each row whose answers of two sides differ, in the order of the keys.
+def differing_rows(
+    database: Database, job_record: JobRecord, job: Job, names: tuple[str, str]
+) -> dict[Key, tuple[SideAnswer, SideAnswer]]:
+    """Return both answers of each row whose answers of two sides differ, by key, in the order of the keys.
 
     names: see `compare`. Raises InputError for an unknown side, and if no row is answered by both.
     """
     columns, (base, other) = sides_of(database, job_record, job, names)
-    _compared(database, job_record, columns, base, other, None, differing)
+    found: dict[Key, tuple[SideAnswer, SideAnswer]] = {}
+
+    def keep(_: str, key: Key, ours: SideAnswer, theirs: SideAnswer) -> None:
+        found[key] = (ours, theirs)
+
+    _compared(database, job_record, columns, base, other, None, keep)
+    return found
 
 
 def compared_columns(job: Job, has: ResultColumns) -> dict[str, str]:
@@ -155,8 +162,11 @@ def _side(database: Database, job_record: JobRecord, sink: ResultsTable, name: s
     raise InputError(f"unknown side {name!r}: write current, job:NAME or the path of a .parquet file")
 
 
-def _gold(database: Database, job: Job, sink: ResultsTable, names: list[str]) -> GoldLookup | None:
+def _gold(database: Database, job_record: JobRecord, job: Job, names: list[str]) -> GoldLookup | ReviewLookup | None:
     """Read the job's gold again, and return it; None if the job has none."""
+    sink = ResultsTable.of(job_record)
+    if job.gold is not None and job.gold.reviews:
+        return ReviewLookup(read_reviews(database, job_record, job), names)
     reader = read_gold(job, sink.columns)
     if reader is None:
         return None
@@ -202,7 +212,7 @@ def _compared(
     columns: dict[str, str],
     base: Side,
     other: Side,
-    gold: GoldLookup | None,
+    gold: GoldLookup | ReviewLookup | None,
     differing: Differing,
 ) -> tuple[PairTally, bool, float]:
     """Return the pairs of two sides, whether changed rows were left out, and the p of the difference by gold."""
@@ -229,7 +239,7 @@ def _compared(
 
 
 def _right(
-    gold: GoldLookup | None, truth: tuple[object, ...] | None, base: SideAnswer, other: SideAnswer
+    gold: GoldLookup | ReviewLookup | None, truth: tuple[object, ...] | None, base: SideAnswer, other: SideAnswer
 ) -> tuple[bool, bool] | None:
     if gold is None or truth is None:
         return None

@@ -32,20 +32,20 @@ class GoldColumn:
 
 def gold_columns(job: Job, gold: Gold) -> list[GoldColumn]:
     """Return the columns with gold. Raises JobError for one that the output lacks, or that cannot be compared."""
-    kinds, described = _answer_columns(job)
+    kinds, described = answer_columns(job)
     found = []
     for name, source in gold.columns.items():
         if name not in kinds:
             raise JobError(f"gold.columns: {name!r} is no column of the output (it has: {', '.join(kinds)})")
         match = gold.match_of(name)
-        _refuse_match(name, kinds[name], match)
+        refuse_match(name, kinds[name], match)
         if kinds[name] == "json":
             _refuse_objects(name, described[name])
         found.append(GoldColumn(name, source, kinds[name], match, declared_of(job, name, described.get(name))))
     return found
 
 
-def _answer_columns(job: Job) -> tuple[dict[str, str], dict[str, Described]]:
+def answer_columns(job: Job) -> tuple[dict[str, str], dict[str, Described]]:
     """Return the kind of each column that holds a part of the answer, and what the schema says of it."""
     schema = answer_schema(job)
     if schema is None:
@@ -58,7 +58,7 @@ def _answer_columns(job: Job) -> tuple[dict[str, str], dict[str, Described]]:
     return {name: kinds[name] for name in described}, described
 
 
-def _refuse_match(name: str, kind: str, match: Match) -> None:
+def refuse_match(name: str, kind: str, match: Match) -> None:
     """Raise JobError if values of this kind cannot be compared in this way."""
     fits = {"casefold": ("text",), "set": ("json",), "exact": (kind,)}
     wanted = ("integer", "number") if isinstance(match, Within) else fits[match]

@@ -9,7 +9,7 @@ from pipeline.errors import InputError
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
 from pipeline.quality import review_draw, sheets
-from pipeline.quality.compare import compared_columns, find_differing
+from pipeline.quality.compare import differing_rows
 from pipeline.quality.review_draw import Draw
 from pipeline.quality.review_inputs import Inputs
 from pipeline.quality.review_values import (
@@ -86,7 +86,7 @@ def export_reviews(
     """
     sheets.check_place(place, overwrite=overwrite)
     sink = ResultsTable.of(job_record)
-    columns = review_columns(job, compared_columns(job, sink.columns))
+    columns = review_columns(job, sink.columns)
     if wanted.blind and any(column.is_free_text for column in columns):
         raise InputError("--blind: free text cannot be judged without being seen; leave --blind out")
     if wanted.pairs is not None:
@@ -152,8 +152,7 @@ def _differing(
     database: Database, job_record: JobRecord, job: Job, sink: ResultsTable, wanted: Wanted, names: tuple[str, str]
 ) -> dict[Key, tuple[SideAnswer, SideAnswer]]:
     """Return both answers of the rows whose answers of two sides differ, by key. Raises InputError if there is none."""
-    found: dict[Key, tuple[SideAnswer, SideAnswer]] = {}
-    find_differing(database, job_record, job, names, lambda _, key, base, other: found.update({key: (base, other)}))
+    found = differing_rows(database, job_record, job, names)
     if wanted.where is not None:
         pages = answer_keys(database, sink, statuses=JUDGED, where=wanted.where)
         meets = {key for page in pages for key, _ in page}

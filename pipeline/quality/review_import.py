@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.escapes import inline
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
-from pipeline.quality.compare import compared_columns, sides_of
+from pipeline.quality.compare import sides_of
 from pipeline.quality.compare_values import comparer
 from pipeline.quality.gold_values import Misread
 from pipeline.quality.review_draw import draw_of
@@ -129,7 +129,7 @@ class _ReviewsImport:
     def __init__(self, database: Database, job_record: JobRecord, job: Job, path: Path, lines: Sequence[Line]) -> None:
         self._database, self._record, self._job, self._path = database, job_record, job, path
         self._sink = ResultsTable.of(job_record)
-        found = review_columns(job, compared_columns(job, self._sink.columns))
+        found = review_columns(job, self._sink.columns)
         self._columns = {column.name: column for column in found}
         self._equal = {
             name: comparer(column.kind, "exact" if job.gold is None else job.gold.match_of(name))

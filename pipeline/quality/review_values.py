@@ -10,12 +10,14 @@ from typing import Any
 import orjson
 
 from pipeline.answer.outcome import answer_schema
-from pipeline.answer.schema import Described, columns, describe
+from pipeline.answer.schema import Described, columns
+from pipeline.errors import InputError
 from pipeline.job.json_schema import compiled
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
-from pipeline.quality.gold_columns import declared_of
+from pipeline.quality.gold_columns import answer_columns, declared_of
 from pipeline.quality.gold_values import Misread, as_declared, read
+from pipeline.sink.columns import ResultColumns
 from pipeline.sink.reviews import NULL
 
 Key = tuple[Any, ...]
@@ -136,20 +138,26 @@ def _in_answer(kind: str, value: Any) -> Any:
     return value.isoformat() + "Z" if kind == "datetime" else value.isoformat() if kind == "date" else value
 
 
-def review_columns(job: Job, compared: Mapping[str, str]) -> list[ReviewColumn]:
-    """Return the columns that people review. compared: the columns of the answers, from name to kind."""
+def review_columns(job: Job, has: ResultColumns) -> list[ReviewColumn]:
+    """Return the columns that people review. has: of the results table.
+
+    Raises InputError if the table does not have one of them yet.
+    """
+    kinds, described = answer_columns(job)
+    missing = [name for name in kinds if name != "text" and name not in has.output]
+    if missing:
+        raise InputError(f"the results table has no column {missing[0]!r} yet; run the job first")
     schema = answer_schema(job)
     if schema is None:
-        return [ReviewColumn(name, kind, declared_of(job, name, None)) for name, kind in compared.items()]
-    described, properties = describe(schema, job.output.columns), columns(schema, job.output.columns)
+        return [ReviewColumn(name, kind, declared_of(job, name, None)) for name, kind in kinds.items()]
+    properties, required = columns(schema, job.output.columns), set(schema.get("required", ()))
     return [
         ReviewColumn(
             name,
             kind,
             declared_of(job, name, described[name]),
             described[name],
-            optional=not set(properties[name].path) <= set(schema.get("required", ())),
+            optional=not set(properties[name].path) <= required,
         )
-        for name, kind in compared.items()
-        if name in described
+        for name, kind in kinds.items()
     ]
