@@ -18,8 +18,8 @@ from pipeline.quality.review_values import (
     Token,
     answer_mark,
     as_text,
+    key_hash,
     review_columns,
-    row_hash,
 )
 from pipeline.quality.sheets import Sheet
 from pipeline.quality.tally import JUDGED
@@ -217,7 +217,7 @@ def _sheet(
 
 def token(key: Key, answer: ReviewedAnswer) -> str:
     """Return the text that finds the row of an answer again, and shows whether the answer has changed."""
-    return str(Token("r", row_hash(key), answer_mark([answer.status, *answer.values])))
+    return str(Token("r", key_hash(key), answer_mark([answer.status, *answer.values])))
 
 
 def _said(answer: ReviewedAnswer, value: Any, before: Review | None, *, blind: bool) -> list[str]:
@@ -267,13 +267,13 @@ def pairs_drawn(sides: tuple[str, str]) -> str:
 
 def is_swapped(key: Key, sides: tuple[str, str]) -> bool:
     """Return whether the answer of the second side is on the left: for half of the rows, by a hash of the key."""
-    return int(row_hash((*key, *sides)), 16) % 2 == 1
+    return int(key_hash((*key, *sides)), 16) % 2 == 1
 
 
 def pair_token(key: Key, both: tuple[SideAnswer, SideAnswer]) -> str:
     """Return the text that finds a pair again, and shows whether one of its answers has changed."""
     values = [value for side in both for value in (side.status, *side.values)]
-    return str(Token("p", row_hash(key), answer_mark(values)))
+    return str(Token("p", key_hash(key), answer_mark(values)))
 
 
 def _whole(names: Sequence[str], values: Sequence[Any]) -> str:

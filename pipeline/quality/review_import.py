@@ -22,7 +22,7 @@ from pipeline.quality.compare_values import comparer
 from pipeline.quality.gold_values import Misread
 from pipeline.quality.review_draw import draw_of
 from pipeline.quality.review_export import BETTER, is_swapped, pair_token, token
-from pipeline.quality.review_values import Key, ReviewColumn, Token, as_text, review_columns, row_hash, token_of
+from pipeline.quality.review_values import Key, ReviewColumn, Token, as_text, key_hash, review_columns, token_of
 from pipeline.quality.sheets import Line, place_of, read_sheet
 from pipeline.quality.statistics import sign_test
 from pipeline.sink.review_rows import ReviewedAnswer, answer_keys, answers_with_keys
@@ -142,7 +142,7 @@ class _ReviewsImport:
 
     def store(self, now: Callable[[], datetime.datetime]) -> ImportedReviews:
         tokens = _tokens(self._lines, "r", self._problems)
-        keys = self._keys({token_.row for token_ in tokens.values()})
+        keys = self._keys({token_.key for token_ in tokens.values()})
         asked = self._asked(tokens, keys)
         self._problems.refuse()
         table = ReviewsTable(self._sink)
@@ -159,7 +159,7 @@ class _ReviewsImport:
         found: dict[str, Key] = {}
         for page in answer_keys(self._database, self._sink, statuses=OUTCOMES):
             for key, _ in page:
-                hashed = row_hash(key)
+                hashed = key_hash(key)
                 if hashed in hashes:
                     found[hashed] = key
             if len(found) == len(hashes):
@@ -173,19 +173,20 @@ class _ReviewsImport:
             token_ = tokens.get(line.number)
             if token_ is None:
                 continue
-            column = self._columns.get(line["column"] or next(iter(self._columns)))
-            if token_.row not in keys:
+            only = next(iter(self._columns)) if len(self._columns) == 1 else ""
+            column = self._columns.get(line["column"] or only)
+            if token_.key not in keys:
                 self._problems.add(line, _unknown(line, self._job))
             elif column is None:
                 self._problems.add(
                     line, f"column {inline(line['column'])[:40]!r} is none of {', '.join(self._columns)}"
                 )
-            elif (token_.row, column.name) in seen:
-                before = seen[token_.row, column.name]
+            elif (token_.key, column.name) in seen:
+                before = seen[token_.key, column.name]
                 self._problems.add(line, f"it is the same row as line {before:,}; keep one of both")
             else:
-                seen[token_.row, column.name] = line.number
-                one = self._read(line, token_, keys[token_.row], column)
+                seen[token_.key, column.name] = line.number
+                one = self._read(line, token_, keys[token_.key], column)
                 asked += [] if one is None else [one]
         return asked
 
@@ -285,7 +286,7 @@ class _PairsImport:
 
     def store(self, now: Callable[[], datetime.datetime]) -> ImportedReviews:
         tokens = _tokens(self._lines, "p", self._problems)
-        both = self._answers({token_.row for token_ in tokens.values()})
+        both = self._answers({token_.key for token_ in tokens.values()})
         column = column_of_pairs(self._names)
         reviews, refused = self._reviews(tokens, both, column)
         self._problems.refuse()
@@ -319,7 +320,7 @@ class _PairsImport:
         base, other = sides
         found: dict[str, tuple[Key, SideAnswer, SideAnswer]] = {}
         for page in base.pages():
-            wanted = {key: hashed for key in page if (hashed := row_hash(key)) in hashes}
+            wanted = {key: hashed for key in page if (hashed := key_hash(key)) in hashes}
             theirs = _among(other, list(wanted), base.order)
             found |= {hashed: (key, page[key], theirs[key]) for key, hashed in wanted.items() if key in theirs}
             if len(found) == len(hashes):
@@ -337,14 +338,14 @@ class _PairsImport:
             token_ = tokens.get(line.number)
             if token_ is None:
                 continue
-            if token_.row not in both:
+            if token_.key not in both:
                 self._problems.add(line, _unknown(line, self._job))
                 continue
-            if token_.row in seen:
-                self._problems.add(line, f"it is the same row as line {seen[token_.row]:,}; keep one of both")
+            if token_.key in seen:
+                self._problems.add(line, f"it is the same row as line {seen[token_.key]:,}; keep one of both")
                 continue
-            seen[token_.row] = line.number
-            key, *answers = both[token_.row]
+            seen[token_.key] = line.number
+            key, *answers = both[token_.key]
             if pair_token(key, (answers[0], answers[1])) != str(token_):
                 refused.append(f"{identity.shown(dump(list(key)))}: one of its answers has changed since the export")
                 continue

@@ -229,13 +229,14 @@ class ReviewsTable:
             now = max(now, last + datetime.timedelta(microseconds=1))
         news = []
         for review in reviews:
-            before = newest.get((review.key, review.column))
-            if before is None or before.said != review.said:
-                news.append(review)
+            one = Review(*map(_storable, review))
+            before = newest.get((one.key, one.column))
+            if before is None or before.said != one.said:
+                news.append(one)
         names = [column.name for column in self.table.columns]
         if news:
-            rows = [dict(zip(names, (*review.key, *review.said[1:], now), strict=True)) for review in news]
-            conn.execute(insert(self.table), [{name: _storable(value) for name, value in row.items()} for row in rows])
+            rows = [dict(zip(names, (*one.key, *one.said[1:], now), strict=True)) for one in news]
+            conn.execute(insert(self.table), rows)
         return len(news)
 
 
