@@ -71,12 +71,16 @@ class SideComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the command `compare` finds. total_rows, total_usd: of all answers of the base."""
+    """What the command `compare` finds. total_rows, total_usd: of all answers of the base.
+
+    chosen: whether the rows with gold were chosen, so that figures by gold hold for these rows only.
+    """
 
     base: str
     total_rows: int
     total_usd: float | None
     sides: list[SideComparison]
+    chosen: bool
 
 
 def compare(
@@ -101,7 +105,7 @@ def compare(
         _side_comparison(side, tally, checked, p, p_adjusted)
         for side, (tally, checked, p), p_adjusted in zip(others, found, adjusted, strict=True)
     ]
-    return Comparison(base.name, rows, usd, compared)
+    return Comparison(base.name, rows, usd, compared, gold is not None and not gold.is_random)
 
 
 def sides_of(

@@ -82,7 +82,12 @@ def test_of_pairs_the_import_says_the_wins(command: Command, folder: Path) -> No
     wrote = command("review", "job.yaml", "export", "pairs.csv", "--pairs", "before.parquet", "current", "--json")
     fill(folder / "pairs.csv", "better", *["tie"] * 8)
     stored = command("review", "job.yaml", "import", "pairs.csv")
+    command("review", "job.yaml", "export", "all.csv")
+    fill(folder / "all.csv", "verdict", *["right"] * 8)
+    command("review", "job.yaml", "import", "all.csv")
+    dropped = command("compare", "job.yaml", "before.parquet", "current", "--max-drop", "0.1")
 
+    assert (dropped.code, "--max-drop: the rows with gold were chosen" in dropped.err) == (2, True)
     assert (wrote.events[0]["rows"], wrote.events[0]["lines"]) == (8, 8)
     assert stored.out == "reviews  8 reviews stored\nbetter   before.parquet 0, current 0, ties 8; p = 1.0000\n"
 
