@@ -1,9 +1,13 @@
 """Write answers to a spreadsheet in which people review them. Edge: SQL, files."""
 
+import base64
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from pipeline.errors import InputError
 from pipeline.job.json_values import dump
@@ -250,7 +254,7 @@ def _sheet_of_pairs(
     context = [*map(_heading, [*job.source.key, *inputs.columns])]
     sheet = Sheet(["row", *context, "left", "right", "better", "note", "by", "drawn"], [], FILLED)
     sheet.long = [*(_heading(name) for name in inputs.columns), "left", "right"]
-    drawn = pairs_drawn(sides)
+    drawn = pairs_cell(sides)
     for key, both in found.items():
         texts = [_whole(names, side.values) for side in both]
         left, right = reversed(texts) if is_swapped(key, sides) else texts
@@ -260,9 +264,22 @@ def _sheet_of_pairs(
     return sheet
 
 
-def pairs_drawn(sides: tuple[str, str]) -> str:
-    """Return what a sheet of pairs says in its column `drawn`: it names the sides, and not which one is on the left."""
-    return f"pairs {dump(list(sides))}"
+def pairs_cell(sides: tuple[str, str]) -> str:
+    """Return the cell `drawn` of a sheet of pairs, which names the sides so that no person reads it."""
+    return "pairs " + base64.urlsafe_b64encode(dump(list(sides)).encode()).decode()
+
+
+def sides_in(cell: str) -> tuple[str, str] | None:
+    """Return the sides that a cell of `pairs_cell` names; None if it names none."""
+    found = re.fullmatch(r"pairs ([A-Za-z0-9_=-]+)", cell)
+    if found is None:
+        return None
+    try:
+        sides = orjson.loads(base64.urlsafe_b64decode(found[1]))
+    except ValueError:  # neither base64 nor JSON
+        return None
+    is_pair = isinstance(sides, list) and len(sides) == 2 and all(isinstance(name, str) for name in sides)
+    return (sides[0], sides[1]) if is_pair else None
 
 
 def is_swapped(key: Key, sides: tuple[str, str]) -> bool:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
 from pipeline.errors import InputError
 from pipeline.escapes import inline
 from pipeline.job.json_values import dump
@@ -21,7 +19,7 @@ from pipeline.quality.compare import sides_of
 from pipeline.quality.compare_values import comparer
 from pipeline.quality.gold_values import Misread
 from pipeline.quality.review_draw import draw_of
-from pipeline.quality.review_export import BETTER, is_swapped, pair_token, token
+from pipeline.quality.review_export import BETTER, is_swapped, pair_token, sides_in, token
 from pipeline.quality.review_values import Key, ReviewColumn, Token, as_text, key_hash, review_columns, token_of
 from pipeline.quality.sheets import Line, place_of, read_sheet
 from pipeline.quality.statistics import sign_test
@@ -300,19 +298,14 @@ class _PairsImport:
 
     def _sides_of(self, lines: Sequence[Line]) -> tuple[str, str]:
         """Return the names of the sides. Raises InputError if the lines do not name two sides, the same in each."""
-        named = {line["drawn"] for line in lines}
-        if len(named) == 1:
-            what, _, listed = named.pop().partition(" ")
-            try:
-                found = orjson.loads(listed) if what == "pairs" else None
-            except orjson.JSONDecodeError:
-                found = None
-            if isinstance(found, list) and len(found) == 2 and all(isinstance(name, str) for name in found):
-                return found[0], found[1]
-        raise InputError(
-            f"{self._path}: column drawn does not name the same two sides in all lines, as the export has written it; "
-            "copy it from there"
-        )
+        named = {sides_in(line["drawn"]) for line in lines}
+        sides = named.pop()
+        if sides is None or named:
+            raise InputError(
+                f"{self._path}: column drawn does not name the same two sides in all lines, as the export has written "
+                "it; copy it from there"
+            )
+        return sides
 
     def _answers(self, hashes: set[str]) -> dict[str, tuple[Key, SideAnswer, SideAnswer]]:
         """Return the rows with these hashes that both sides have answered, by hash."""
@@ -367,7 +360,7 @@ class _PairsImport:
             new=None if better == "tie" else self._names[0 if first else 1],
             by=line["by"] or None,
             note=line["note"] or None,
-            drawn=line["drawn"],
+            drawn=f"pairs {dump(list(self._names))}",
             weight=None,
             custom_id=None,
             row_hash=None,
