@@ -63,7 +63,7 @@ def compare(
 
 def _all_pass(found: "Comparison", max_drop: float) -> bool:
     """Return whether no side may lose more than this. Raises InputError if that cannot be said by gold."""
-    from pipeline.report.compare import passes
+    from pipeline.report.compare import passes, verdict_words
 
     if found.chosen:
         raise InputError(
@@ -71,6 +71,8 @@ def _all_pass(found: "Comparison", max_drop: float) -> bool:
             "random sample"
         )
     for side in found.sides:
+        if side.tally.undecided:
+            raise InputError(f"--max-drop: {verdict_words(side)}")
         if side.gold is None:
             raise InputError(f"--max-drop: no row that {side.name} and {found.base} have answered has gold")
     return all(side.gold is not None and passes(side.gold, max_drop) for side in found.sides)

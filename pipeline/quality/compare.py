@@ -58,7 +58,8 @@ class SideComparison:
     """Base and another side.
 
     total_rows, total_usd: of all answers of the other side. checked: whether rows that changed between both were left
-    out. gold: None if no pair has gold.
+    out. gold: None if no pair has gold, or if it is not known of all pairs which answer is right: the others are no
+    sample of them.
     """
 
     name: str
@@ -234,7 +235,9 @@ def _compared(
             elif changed and dump(list(key)) in changed:
                 tally.changed += 1
             else:
-                pairs.append(Pair(key, ours, their, _right(gold, truth.get(key), ours, their)))
+                pair = Pair(key, ours, their, _right(gold, truth.get(key), ours, their))
+                tally.undecided += pair.right is None and key in truth and pair.is_judged
+                pairs.append(pair)
         for pair in tally.add(pairs, shared):
             differing(other.name, pair.key, pair.base, pair.other)
     if not tally.pairs:
@@ -257,7 +260,9 @@ def _side_comparison(side: Side, tally: PairTally, checked: bool, p: float, p_ad
 
 
 def _by_gold(tally: PairTally, p: float, p_adjusted: float) -> GoldComparison | None:
-    """Return the comparison by gold; None if no pair has gold."""
+    """Return the comparison by gold; None if no pair has gold, or if pairs are left out because of their answers."""
+    if tally.undecided:
+        return None
     n = sum(tally.gold.values())
     only_base, only_other = tally.gold[True, False], tally.gold[False, True]
     difference = paired_difference(only_other, only_base, n)

@@ -63,7 +63,8 @@ class PairTally:
     that agree in all columns. changed: rows whose source values have changed between both; alone, unanswered: rows that
     only the base has, and rows that one of both has not answered. statuses: pairs whose status differs. cost_usd,
     tokens: of the pairs, of both sides; a cost is None if it is not known. gold: pairs with gold by whether the base
-    and the other side are right, each pair of requests once; right: rows that are right of both sides.
+    and the other side are right, each pair of requests once; right: rows that are right of both sides. undecided: rows
+    of whose reviews it is not known whether both answers are right.
     """
 
     columns: dict[str, ColumnPairs]
@@ -79,11 +80,12 @@ class PairTally:
     gold: Counter[tuple[bool, bool]] = field(default_factory=Counter)
     gold_rows: int = 0
     right: list[int] = field(default_factory=lambda: [0, 0])
+    undecided: int = 0
     _seen: set[tuple[str | None, str | None]] = field(default_factory=set)
 
     def add(self, page: Sequence["Pair"], shared: frozenset[str]) -> list["Pair"]:
         """Count rows, and return the pairs whose answers differ. shared: the requests that answered several rows."""
-        pairs = [pair for pair in page if pair.base.status in _JUDGED and pair.other.status in _JUDGED]
+        pairs = [pair for pair in page if pair.is_judged]
         self.unanswered += len(page) - len(pairs)
         first = self._first(pairs, shared)
         alike = [pair.alike for pair in pairs]
@@ -148,6 +150,11 @@ class Pair(NamedTuple):
     base: SideAnswer
     other: SideAnswer
     right: tuple[bool, bool] | None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether both sides have answered."""
+        return self.base.status in _JUDGED and self.other.status in _JUDGED
 
     @property
     def alike(self) -> Alike:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.quality.compare_values import FAILED, UNKNOWN
+from pipeline.quality.compare_values import FAILED
 from pipeline.quality.figures import Figures, Share, Slice, figures
 from pipeline.quality.review_gold import ReviewedGold
 from pipeline.quality.statistics import Weighted, weighted_share
@@ -112,14 +112,14 @@ class _Counter:
                 tally.add(rows)
 
     def _resolved(self, key: tuple[Any, ...], row: Sequence[Any]) -> Sequence[Any] | None:
-        """Return a row with its stratum, and with the gold for its answer; None if nothing is known of the answer."""
+        """Return a row with its stratum, and the gold for its answer; None if it is not known whether it is right."""
         at = self._layout
-        answers = row[at.answers]
-        judged = row[at.status] in JUDGED
-        failed = row[at.status] != RowState.SUCCEEDED
-        gold = self._gold.resolved(key, [FAILED] * len(answers) if failed else answers)
-        if judged and all(value is UNKNOWN for value in gold):
+        answers, status = row[at.answers], row[at.status]
+        if status != RowState.SUCCEEDED:
+            answers = [FAILED] * len(answers)
+        if status in JUDGED and self._gold.is_right(key, answers) is None:
             return None
+        gold = self._gold.resolved(key, answers)
         after = at.by.stop
         return (*row[:after], self._gold.rows[key].draw.drawn, *row[after : at.answers.stop], *gold)
 

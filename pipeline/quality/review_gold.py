@@ -91,6 +91,19 @@ class ReviewedGold:
         of = self.rows[key].of
         return [_resolved(*one) for one in zip(of, answers, self.equal, strict=True)]
 
+    def is_right(self, key: Key, answers: Sequence[Any]) -> bool | None:
+        """Return whether an answer is right in all columns that were reviewed; None if that is not known.
+
+        answers: as for `resolved`.
+        """
+        columns = zip(self.rows[key].of, answers, self.resolved(key, answers), self.equal, strict=True)
+        found: list[bool | None] = [
+            None if gold is UNKNOWN else verdict(equal, answer, gold) is Verdict.RIGHT
+            for known, answer, gold, equal in columns
+            if known is not None
+        ]
+        return False if False in found else None if None in found else True
+
     def store(self, database: Database, sink: ResultsTable) -> GoldTable:
         """Store the gold in the gold table, and return the table; what is no value is null there."""
         table = GoldTable(sink, {column.name: column.kind for column in self.columns})
@@ -189,13 +202,6 @@ class ReviewLookup:
         return {key: key for key in keys if key in rows and (not self.is_random or self._gold.is_drawn(key))}
 
     def is_right(self, answer: SideAnswer, key: Key) -> bool | None:
-        """Return whether an answer is right in all columns of which that is known; None if it is known of none."""
+        """Return whether an answer is right in all columns that were reviewed; None if that is not known."""
         values = values_of(answer)
-        answers = [values[place] for place in self._places]
-        gold = self._gold.resolved(key, answers)
-        found = [
-            verdict(equal, value, wanted) is Verdict.RIGHT
-            for equal, value, wanted in zip(self._gold.equal, answers, gold, strict=True)
-            if wanted is not UNKNOWN
-        ]
-        return all(found) if found else None
+        return self._gold.is_right(key, [values[place] for place in self._places])

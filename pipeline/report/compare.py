@@ -47,6 +47,7 @@ def _side_facts(side: SideComparison, max_drop: float | None) -> dict[str, Any]:
         "cost_per_row_usd": [None if cost is None else cost / tally.pairs for cost in tally.cost_usd],
         "output_tokens_per_row": [tokens / tally.pairs for tokens in tally.tokens],
         "columns": {name: _column_facts(column, tally.pairs) for name, column in tally.columns.items()},
+        "undecided": tally.undecided,
         "gold": None if side.gold is None else _gold_facts(side.gold),
         "verdict": verdict_words(side),
         "passed": None if max_drop is None or side.gold is None else passes(side.gold, max_drop),
@@ -184,6 +185,11 @@ def _gold_lines(gold: GoldComparison) -> Iterator[str]:
 def verdict_words(side: SideComparison) -> str:
     """Return in one sentence whether a side is better than the base."""
     gold, name = side.gold, inline(side.name)
+    if side.tally.undecided:
+        return (
+            f"not known: the reviews of {count(side.tally.undecided, 'row')} do not tell whether both answers are "
+            "right; fill in the right ones in column new"
+        )
     if gold is None:
         return "without gold it is not known which side is better"
     if gold.p_adjusted < SHOWN_P:

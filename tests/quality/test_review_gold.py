@@ -12,7 +12,7 @@ from pipeline.job.model import Job
 from pipeline.quality.compare import compare
 from pipeline.quality.evaluate import judged
 from pipeline.quality.figures import Share
-from pipeline.report.compare import comparison_lines
+from pipeline.report.compare import comparison_lines, verdict_words
 from pipeline.report.evaluate import evaluation_facts, evaluation_lines, judged_words
 from pipeline.sink.reviews import Review, ReviewsTable
 from pipeline.sink.table import ResultsTable
@@ -273,6 +273,27 @@ def test_a_match_decides_whether_a_corrected_number_is_right(world: World) -> No
         evaluation(world, world.job(output={"schema": schema}, gold={"reviews": True, "match": {"weight": "exact"}}))
 
 
+def test_a_row_is_not_right_while_one_of_its_columns_is_not_known_to_be(world: World) -> None:
+    text = {"type": "string"}
+    schema = {"type": "object", "properties": {"area": text, "team": text}, "required": ["area", "team"]}
+    output = {"schema": {**schema, "additionalProperties": False}}
+    world.rows([{"id": "r0", "text": "One."}, {"id": "r1", "text": "Two."}])
+    for name, table, team in (("other", "others", "blue"), ("summaries", "answers", "red")):
+        job = world.job(name=name, sink={"table": table}, output=output, request={"dedupe": False}, **REVIEWS)
+        world.run(job)
+        change(world, "SET area = 'north', team = :team", [{"team": team}], table=table)
+    both = [{"key": key, "column": column, **SAMPLE} for key in ("r0", "r1") for column in ("area", "team")]
+    said(world, *[{**one, "verdict": "right" if one["column"] == "area" else "wrong"} for one in both])
+    said(world, {**both[3], "verdict": "wrong", "new": "blue"})
+
+    ours, theirs = evaluation(world, job), evaluation(world, job, side="job:other")
+    [side] = compare(world.database, world.known(), job, ["current", "job:other"]).sides
+
+    assert ours.figures.accuracy == Share(0, 2, 2)
+    assert theirs.figures.accuracy == Share(1, 1, 1)  # of r0 it is not known whether its team is right
+    assert (theirs.reviews and theirs.reviews.undecided, side.tally.undecided) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("draw", "counted", "chosen"),
     [
@@ -297,6 +318,22 @@ def test_sides_are_compared_by_the_reviews_of_a_plain_sample_if_there_is_one(
     assert (gold.requests, gold.only_base, gold.only_other) == counted
     assert found.chosen == chosen
     assert any("the rows with gold were chosen" in line for line in comparison_lines(found, None)) == chosen
+
+
+def test_sides_are_not_compared_by_verdicts_that_tell_of_one_of_them_only(world: World) -> None:
+    job = two_jobs(
+        world, [("a", "a"), ("a", "b"), ("b", "a"), ("b", "b")], output={"labels": ["a", "b", "c"]}, **REVIEWS
+    )
+    said(world, *verdicts("rrwu", **SAMPLE))  # of r002 it is not known whether a is right, and r001 alone would win
+
+    [side] = compare(world.database, world.known(), job, ["current", "job:other"]).sides
+    said(world, {"key": "r002", "verdict": "wrong", "new": "a", **SAMPLE})
+    [corrected] = compare(world.database, world.known(), job, ["current", "job:other"]).sides
+
+    assert (side.gold, side.tally.undecided) == (None, 1)
+    assert verdict_words(side).startswith("not known: the reviews of 1 row do not tell whether both answers are right")
+    assert corrected.gold is not None
+    assert (corrected.gold.requests, corrected.gold.only_base, corrected.gold.only_other) == (3, 1, 1)
 
 
 def test_keys_and_texts_of_reviewed_rows_are_shown_without_escapes(world: World) -> None:
