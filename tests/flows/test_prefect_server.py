@@ -38,6 +38,8 @@ def scheduled(site: Site) -> dict[str, list[dict[str, Any]]]:
         site.prefect.ask("PATCH", f"/deployments/{each['id']}", {"paused": True})
     for each in site.prefect.deployments().values():
         site.prefect.ask("PATCH", f"/deployments/{each['id']}", {"paused": False, "schedules": []})
+    for run in found():  # the server keeps those that were due already
+        site.prefect.ask("DELETE", f"/flow_runs/{run['id']}")
     return by_name
 
 
