@@ -34,7 +34,7 @@ from pipeline.events.runs import PlannedElsewhere, RunEnded, Waiting
 from pipeline.planning.quote import Quote, Quoted
 from pipeline.state import ends
 from pipeline.state.database import Database, Url
-from pipeline.state.jobs import job_named
+from pipeline.state.jobs import job_named, with_trials
 from pipeline.state.runs import last_run
 from pipeline.state.tallies import run_counts
 from pipeline.states import OUTCOMES, RunState
@@ -82,12 +82,13 @@ class Watch:
         self._log(event)
 
     def untold(self, job: str | None) -> list[Standing]:
-        """Return the runs that ended in this sweep or before and are not announced yet. job: None for all jobs."""
+        """Return the runs that ended in this sweep or before and are not announced yet, those of trials too.
+
+        job: None for all jobs.
+        """
         with self._database.read() as conn:
-            job_record = None if job is None else job_named(conn, job)
-            return [
-                standing(conn, end.run_id) for end in ends.untold(conn, None if job_record is None else job_record.id)
-            ]
+            of_job = () if job is None else (each.id for each in with_trials(conn, job))
+            return [standing(conn, end.run_id) for end in ends.untold(conn, *of_job)]
 
     def announce(self, runs: Iterable[Standing]) -> None:
         """Emit an event for each run that has ended. If two flows announce the same end, the server keeps one event.

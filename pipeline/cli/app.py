@@ -25,6 +25,7 @@ from pipeline.cli.run import run
 from pipeline.cli.show import show
 from pipeline.cli.status import status
 from pipeline.cli.terminal import escape_unencodable, say
+from pipeline.cli.trial import trial
 from pipeline.cli.verify import verify
 from pipeline.errors import Completed, Interrupted, PipelineError
 
@@ -46,6 +47,7 @@ for _command in (
     models,
     run,
     retry,
+    trial,
     collect,
     cancel,
     status,

@@ -69,7 +69,7 @@ def retry(
             options = Options(retry=wanted, detach=detach, confirm=confirm)
             finished = run_job(loaded, environment, options, file=path)
             ending = read_ending(environment, loaded, finished, job=job)
-        tell_ending(database, loaded, ending, shared)
+        tell_ending(database, ending, shared)
     raise typer.Exit(finished.exit_code)
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.job import templates
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
-from pipeline.quality.evaluate import results_of
+from pipeline.quality.evaluate import record_of, results_of
 from pipeline.quality.figures import Share
 from pipeline.quality.gold import check_table, read_gold, store_gold
 from pipeline.quality.gold_lookup import GoldLookup
@@ -21,9 +21,10 @@ from pipeline.quality.statistics import Z_ONE_SIDED, Interval, holm, paired_diff
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.sides import Key, Side, SideAnswer, parquet_side, table_side
 from pipeline.sink.table import ResultsTable
+from pipeline.sink.trials import changed_since_trial
 from pipeline.state.changed_rows import changed_between
-from pipeline.state.database import Database
-from pipeline.state.jobs import JobRecord, known_job
+from pipeline.state.database import Connection, Database
+from pipeline.state.jobs import JobRecord
 from pipeline.state.runs import last_run
 
 EXTRAS = frozenset({"thinking", "citations", "tool_use", "server_tool_use", "message"})
@@ -87,8 +88,8 @@ def compare(
 ) -> Comparison:
     """Compare the first side with each other one, row by row.
 
-    names: `current`, job:NAME, or the path of a Parquet file. Raises InputError for an unknown side, and if no row is
-    answered by both.
+    names: `current`, job:NAME, the name of a trial, or the path of a Parquet file. Raises InputError for an unknown
+    side, and if no row is answered by both.
     """
     sink = ResultsTable.of(job_record)
     columns = compared_columns(job, sink.columns)
@@ -122,15 +123,11 @@ def compared_columns(job: Job, has: ResultColumns) -> dict[str, str]:
 
 def _side(database: Database, job_record: JobRecord, sink: ResultsTable, name: str, columns: list[str]) -> Side:
     """Return the side of a name. Raises InputError if there is none."""
-    if name == "current":
-        return table_side(name, database, sink, columns)
-    if name.startswith("job:"):
-        return table_side(name, database, results_of(database, sink, name), columns)
-    if name.endswith(".parquet"):
-        if not Path(name).exists():
-            raise InputError(f"{name} does not exist; write answers to it with `export`")
-        return parquet_side(name, sink.columns, columns)
-    raise InputError(f"unknown side {name!r}: write current, job:NAME or the path of a .parquet file")
+    if not name.endswith(".parquet"):
+        return table_side(name, database, results_of(database, job_record, name, ", a .parquet file"), columns)
+    if not Path(name).exists():
+        raise InputError(f"{name} does not exist; write answers to it with `export`")
+    return parquet_side(name, sink.columns, columns)
 
 
 def _gold(database: Database, job: Job, sink: ResultsTable, names: list[str]) -> GoldLookup | None:
@@ -146,20 +143,32 @@ def _gold(database: Database, job: Job, sink: ResultsTable, names: list[str]) ->
 def _changed(database: Database, job_record: JobRecord, base: Side, other: Side) -> frozenset[str] | None:
     """Return the keys of rows whose source values differ between two sides, as JSON; None if that cannot be known.
 
-    The hash of a row covers the columns that its request names. Jobs that name other columns have other hashes.
+    The hash of a row covers the columns that its request names. Jobs that name other columns have other hashes; the
+    trials of a job have its hashes, whatever they ask.
     """
     names = [side.name for side in (base, other)]
     if names[0] == names[1]:
         return frozenset()
     if any(name.endswith(".parquet") for name in names):
         return None
-    records = [job_record if name == "current" else known_job(database, name.removeprefix("job:")) for name in names]
+    ours, theirs = (record_of(database, job_record, name) for name in names)
     with database.read() as conn:
-        jobs = [last_run(conn, record.id) for record in records]
-        named = [None if run is None else _named_columns(run.job) for run in jobs]
-        if named[0] is None or named[0] != named[1]:
+        if ours.job_name != theirs.job_name and not _have_same_hashes(conn, ours, theirs):
             return None
-        return changed_between(conn, records[0].id, records[1].id)
+        if ours.trial is None and theirs.trial is None:
+            return changed_between(conn, ours.id, theirs.id)
+    trial, against = (ours, theirs) if ours.trial is not None else (theirs, ours)
+    return changed_since_trial(database, trial, against)
+
+
+def _have_same_hashes(conn: Connection, *records: JobRecord) -> bool:
+    """Return whether the requests of these jobs, or of the jobs of these trials, use the same columns."""
+    named = []
+    for record in records:
+        of_job = record.id if record.trial_of is None else record.trial_of
+        run = last_run(conn, of_job)
+        named.append(None if run is None else _named_columns(run.job))
+    return named[0] is not None and named[0] == named[1]
 
 
 def _named_columns(stored: dict[str, Any]) -> frozenset[str] | None:

@@ -14,7 +14,7 @@ from pipeline.sink.columns import ResultColumns
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
-from pipeline.state.jobs import JobRecord, known_job
+from pipeline.state.jobs import JobRecord, known_job, trials_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def evaluate(
 ) -> Evaluation:
     """Read the job's gold again, store it, and return the figures of the answers that have gold.
 
-    job_record: the job in the database; job: as its file declares it now. side: whose answers: `current` or job:NAME.
+    job_record: the job in the database; job: as its file declares it now. side: whose answers: `current`, job:NAME, or
+    the name of a trial.
     where: a SQL predicate over their results table; by: columns of it, by whose values the rows are counted apart.
     Raises InputError if the job has no gold, no row has gold, or no row with gold has an answer.
     """
@@ -58,7 +59,7 @@ def evaluate(
         raise InputError(f"gold.columns: none of {gold.found.rows:,} rows has gold; fill in the right answers of some")
     with database.read() as conn:
         check_table(conn, sink, gold)
-    answers = results_of(database, sink, side)
+    answers = results_of(database, job_record, side)
     pairs = Pairs(database, answers, store_gold(database, sink, gold), where=where, by=by)
     empty_is_null = job.gold.empty == "null"
     shared = pairs.shared_requests(JUDGED)
@@ -67,21 +68,35 @@ def evaluate(
         tally.add(page)
     if not tally.rows:
         meet = "" if where is None else " and meets --where"
-        raise InputError(f"no row of job {job.name} has gold and an answer{meet}; run the job first")
-    without = pairs.without_answer() if where is None else None
+        of_what = f"job {job.name}" if side in ("current", f"job:{job.name}") else side
+        raise InputError(f"no row of {of_what} has gold and an answer{meet}; run it first")
+    without = pairs.without_answer() if where is None and answers.trial is None else None
     return Evaluation(job.name, gold.found.with_gold, without, job.gold.random, figures(tally))
 
 
-def results_of(database: Database, sink: ResultsTable, side: str) -> ResultsTable:
-    """Return the results table of a side: `sink` for `current`, that of another job for job:NAME.
+def record_of(database: Database, job_record: JobRecord, side: str, also: str = "") -> JobRecord:
+    """Return the record of a side: of the job for `current`, of another one for job:NAME, else of a trial of the job.
 
-    Raises InputError for any other name, for an unknown job, and for a job with another key.
+    also: what else the caller takes as a side, for the message. Raises InputError for an unknown job or trial.
     """
     if side == "current":
-        return sink
-    if not side.startswith("job:"):
-        raise InputError(f"unknown side {side!r}: write current or job:NAME")
-    other = ResultsTable.of(known_job(database, side.removeprefix("job:")))
+        return job_record
+    if side.startswith("job:"):
+        return known_job(database, side.removeprefix("job:"))
+    with database.read() as conn:
+        trials = {each.trial.name: each for each in trials_of(conn, job_record.id) if each.trial is not None}
+    if side not in trials:
+        names = ", ".join(trials) or "none"
+        raise InputError(
+            f"unknown side {side!r}: write current, job:NAME{also}, or the name of a trial of job {job_record.name} "
+            f"(it has: {names})"
+        )
+    return trials[side]
+
+
+def results_of(database: Database, job_record: JobRecord, side: str, also: str = "") -> ResultsTable:
+    """Return the results table of a side, see `record_of`. Raises InputError also for a job with another key."""
+    sink, other = ResultsTable.of(job_record), ResultsTable.of(record_of(database, job_record, side, also))
     if list(other.columns.key) != list(sink.columns.key):
         raise InputError(f"{side} has the key {', '.join(other.columns.key)}, not {', '.join(sink.columns.key)}")
     return other

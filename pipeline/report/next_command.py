@@ -16,6 +16,8 @@ def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
     facts: of the job, see `status_facts`. job: its name or file, as commands take it.
     """
     rows, last = facts["rows"], facts["last_run"]
+    if last is None:  # of a job that has only trials yet
+        return ["run", job]
     unplanned = next((run for run in facts["open_runs"] if not run["planned"]), None)
     if unplanned is not None:
         return same_command(unplanned, job)

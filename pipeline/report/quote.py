@@ -28,7 +28,7 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         (rows[Verdict.OTHER], "not selected"),
     ]
     listed = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
-    yield f"rows     {quote.total:,} in the source: {listed}"
+    yield f"rows     {quote.total:,} in the {'trial' if quote.trial else 'source'}: {listed}"
     if rows[Verdict.CHANGED_IN_FLIGHT]:
         changed = rows[Verdict.CHANGED_IN_FLIGHT]
         yield f"         {changed:,} of those in flight have changed; they are sent again once their batch has ended"
@@ -98,7 +98,8 @@ def _limit_line(quote: Quote) -> str:
     worst = None if said is None or said.money is None else said.money.worst
     enough = worst is not None and quote.max_cost_usd is not None and worst <= quote.max_cost_usd
     then = "enough for the worst case" if enough else "the run stops before it costs more, by a 99% bound of its input"
-    return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
+    which = "of the trial" if quote.trial else "limits.max_cost_usd"
+    return f"budget   {money(quote.max_cost_usd)} ({which}): {then}"
 
 
 def limit_means(quote: Quote) -> Iterator[str]:

@@ -32,7 +32,7 @@ class Cause(NamedTuple):
 
 def failure_causes(conn: Connection, sink: ResultsTable) -> list[Cause]:
     """Return the failed rows of a results table by cause, the most frequent first, at most MOST_CAUSES."""
-    table = sink.table
+    table = sink.rows
     number = func.count()
     grouped = (
         select(table.c.status, table.c.error_type, table.c.error_message, number)
@@ -58,7 +58,7 @@ def _examples(
     conn: Connection, sink: ResultsTable, status: str, error_type: str | None, error_message: str | None
 ) -> list[Example]:
     """Return a few of the rows that have just this status and this error."""
-    table = sink.table
+    table = sink.rows
     same = [
         table.c.status == status,
         table.c.error_type.is_not_distinct_from(error_type),

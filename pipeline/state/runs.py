@@ -55,11 +55,6 @@ class RunRecord:
     no_canary: bool
 
     @property
-    def job_name(self) -> str:
-        """The name of the run's job."""
-        return str(self.job.get("name", ""))
-
-    @property
     def max_cost_usd(self) -> float | None:
         """The run's budget in US dollars; None without one."""
         limit: float | None = self._section("limits").get("max_cost_usd")
