@@ -49,14 +49,14 @@ def find_job_file(job: str, shared: SharedOptions) -> Path:
     from pipeline.job.name import is_path
     from pipeline.state.jobs import job_file_of
 
-    _refuse_trial(job)
+    refuse_trial(job)
     if is_path(job):
         return Path(job)
     with open_known_job(job, shared) as (_, job_record):
         return job_file_of(job_record)
 
 
-def _refuse_trial(job: str) -> None:
+def refuse_trial(job: str) -> None:
     """Raise InputError if JOB names a trial, for what reads the job file."""
     from pipeline.job.name import without_trial
 
@@ -91,16 +91,15 @@ def load_with_last_vars(
 ) -> "tuple[Job, Path]":
     """Return a job of the database with the vars of its last run, and its file. job: JOB of the command line.
 
-    Raises InputError for a trial.
+    For a trial it is the job of the trial, with the vars of the trial.
     """
-    from pipeline.job.name import is_path
+    from pipeline.job.name import is_path, without_trial
     from pipeline.state.jobs import job_file_of
     from pipeline.state.runs import last_run
 
-    _refuse_trial(job)
     with database.read() as conn:
         last = last_run(conn, job_record.id)
-    path = Path(job) if is_path(job) else job_file_of(job_record)
+    path = Path(without_trial(job)[0]) if is_path(job) else job_file_of(job_record)
     return load_job(path, var, last_vars=None if last is None else last.vars), path
 
 

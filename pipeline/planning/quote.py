@@ -51,6 +51,7 @@ class Quote:
     planned: Counter[int] = field(default_factory=Counter)  #: number of unchanged rows in these, by batch
     in_flight: InFlight | None = None
     ahead: int = 0  #: rows in the first batch, for which the remaining rows wait; 0: there is no gate
+    gold_ahead: bool = False  #: the first batch has rows with gold, whose accuracy decides about the others
     waits_for_ahead: bool = False  #: the first batch is in flight, and the remaining rows still wait
     estimate: "Estimate | None" = None
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(SAMPLED))

@@ -58,6 +58,11 @@ class Trial:
                 "`current` and does not end in .parquet or .yaml"
             )
 
+    @classmethod
+    def of(cls, record: TrialRecord) -> "Trial":
+        """Return the trial as it was begun, but for its budget, which each command gives."""
+        return cls(record.name, record.changes, record.sample, record.where, record.gold_only)
+
     def asked(self, job: Job) -> Job:
         """Return the job that the trial asks: without gold and canary, with a budget and a table of its own.
 

@@ -1,6 +1,6 @@
 """How do the answers of sides to the same rows differ, and which are better by the gold of the job? Edge: SQL."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,17 @@ from pipeline.quality.gold_lookup import GoldLookup
 from pipeline.quality.pair_tally import ColumnPairs, Pair, PairTally
 from pipeline.quality.statistics import Z_ONE_SIDED, Interval, holm, paired_difference, pairs_needed, sign_test
 from pipeline.sink.columns import ResultColumns
-from pipeline.sink.sides import Key, Side, SideAnswer, parquet_side, table_side
+from pipeline.sink.sides import Side, SideAnswer, parquet_side, table_side
 from pipeline.sink.table import ResultsTable
 from pipeline.sink.trials import changed_since_trial
 from pipeline.state.changed_rows import changed_between
 from pipeline.state.database import Connection, Database
-from pipeline.state.jobs import JobRecord
+from pipeline.state.jobs import JobRecord, trials_of
 from pipeline.state.runs import last_run
 
 EXTRAS = frozenset({"thinking", "citations", "tool_use", "server_tool_use", "message"})
-#: Is called with each row whose answers differ: side, key, and both answers.
-Differing = Callable[[str, Key, SideAnswer, SideAnswer], None]
+#: Is called with each row whose answers differ: the name of the other side, the columns that are compared, the pair.
+Differing = Callable[[str, Sequence[str], Pair], None]
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,16 @@ class SideComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the command `compare` finds. total_rows, total_usd: of all answers of the base."""
+    """What the command `compare` finds. total_rows, total_usd: of all answers of the base.
+
+    changes: for each side that is a trial of the job, what it asks otherwise.
+    """
 
     base: str
     total_rows: int
     total_usd: float | None
     sides: list[SideComparison]
+    changes: Mapping[str, Mapping[str, Any]]
 
 
 def compare(
@@ -107,7 +111,14 @@ def compare(
         _side_comparison(side, tally, checked, p, p_adjusted)
         for side, (tally, checked, p), p_adjusted in zip(others, found, adjusted, strict=True)
     ]
-    return Comparison(base.name, rows, usd, compared)
+    return Comparison(base.name, rows, usd, compared, changes_of(database, job_record, names))
+
+
+def changes_of(database: Database, job_record: JobRecord, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Return for each side that is a trial of the job what it asks otherwise."""
+    with database.read() as conn:
+        trials = [each.trial for each in trials_of(conn, job_record.id) if each.trial is not None]
+    return {each.name: each.changes for each in trials if each.name in names}
 
 
 def compared_columns(job: Job, has: ResultColumns) -> dict[str, str]:
@@ -209,7 +220,7 @@ def _compared(
             else:
                 pairs.append(Pair(key, ours, their, _right(gold, truth.get(key), ours, their)))
         for pair in tally.add(pairs, shared):
-            differing(other.name, pair.key, pair.base, pair.other)
+            differing(other.name, list(columns), pair)
     if not tally.pairs:
         raise InputError(f"{base.name} and {other.name} have no pair of answers in common")
     return tally, changed is not None, sign_test(tally.gold[True, False], tally.gold[False, True])

@@ -177,14 +177,23 @@ def _gold_lines(gold: GoldComparison) -> Iterator[str]:
     yield f"only one is right: base {gold.only_base:,}, side {gold.only_other:,}; p = {gold.p:.4f}{holm}"
 
 
+def is_better(side: SideComparison) -> bool:
+    """Return whether a side is shown to be better than the base."""
+    return side.gold is not None and side.gold.p_adjusted < SHOWN_P and side.gold.only_other > side.gold.only_base
+
+
+def is_worse(side: SideComparison) -> bool:
+    """Return whether a side is shown to be worse than the base."""
+    return side.gold is not None and side.gold.p_adjusted < SHOWN_P and side.gold.only_other < side.gold.only_base
+
+
 def verdict_words(side: SideComparison) -> str:
     """Return in one sentence whether a side is better than the base."""
     gold, name = side.gold, inline(side.name)
     if gold is None:
         return "without gold it is not known which side is better"
-    if gold.p_adjusted < SHOWN_P:
-        better = gold.only_other > gold.only_base
-        return f"{name} is {'better' if better else 'worse'} than the base"
+    if is_better(side) or is_worse(side):
+        return f"{name} is {'better' if is_better(side) else 'worse'} than the base"
     needed = "" if gold.needed is None else f"; {gold.needed:,} pairs would show this difference"
     return f"no difference is shown; a loss of more than {gold.loss:.1%} is excluded{needed}"
 

@@ -36,16 +36,16 @@ def error_facts(conn: Connection, job: JobRecord, sink: ResultsTable, name: str)
     for cause in causes:
         failed[cause.status, cause.error_type] += cause.rows
     return [
-        _cause_facts(cause, last, name, under_way=again.get(kind, 0) >= failed[kind])
+        _cause_facts(cause, last, name, under_way=again.get(kind, 0) >= failed[kind], trial=job.trial is not None)
         for cause in causes
         for kind in [(cause.status, cause.error_type)]
     ]
 
 
-def _cause_facts(cause: Cause, last: RunRecord | None, name: str, *, under_way: bool) -> dict[str, Any]:
+def _cause_facts(cause: Cause, last: RunRecord | None, name: str, *, under_way: bool, trial: bool) -> dict[str, Any]:
     remedy, words = ("these rows are being sent again; wait for their answers", ["collect"])
     if not under_way:
-        remedy, words = _remedy(cause, last)
+        remedy, words = _remedy_of_trial(cause) if trial else _remedy(cause, last)
     return {
         "under_way": under_way,
         "status": cause.status,
@@ -57,6 +57,15 @@ def _cause_facts(cause: Cause, last: RunRecord | None, name: str, *, under_way: 
         "remedy": remedy,
         "command": [words[0], name, *words[1:]],
     }
+
+
+def _remedy_of_trial(cause: Cause) -> tuple[str, list[str]]:
+    """Return the remedy for rows of a trial: they are asked as before, for otherwise it would be another trial."""
+    if cause.status in (RowState.TRUNCATED, RowState.REFUSED, RowState.UNPARSABLE):
+        return "these count as wrong answers; to ask otherwise, begin a trial with another name", ["status"]
+    if cause.status == RowState.INVALID or cause.error_type in _REFUSED_AS_IT_IS:
+        return "correct what the trial asks, in a trial with another name", ["status"]
+    return "ask again as before", ["retry", "--status", cause.status]
 
 
 def _remedy(cause: Cause, last: RunRecord | None) -> tuple[str, list[str]]:

@@ -76,6 +76,7 @@ def _ahead(quote: Quote) -> str:
     if not quote.ahead:
         return ""
     first = "first row" if quote.ahead == 1 else f"first {quote.ahead:,} rows"
+    first += " with gold" if quote.gold_ahead else ""
     if quote.waits_for_ahead:
         return f" (they wait for the {first} of the run)"
     return f" (the {first} {'is' if quote.ahead == 1 else 'are'} sent first)"
@@ -131,6 +132,7 @@ def quote_facts(quote: Quote) -> dict[str, Any]:
         "rows": {kind.value: quote.rows[kind] for kind in Verdict},
         "to_send": quote.to_send,
         "ahead": quote.ahead,
+        "gold_ahead": quote.gold_ahead,
         "in_flight": None if there is None else there._asdict(),
         "max_cost_usd": quote.max_cost_usd,
     }
