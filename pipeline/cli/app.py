@@ -21,6 +21,7 @@ from pipeline.cli.models import models
 from pipeline.cli.options import Invocation
 from pipeline.cli.preview import preview
 from pipeline.cli.retry import retry
+from pipeline.cli.review import review
 from pipeline.cli.run import run
 from pipeline.cli.show import show
 from pipeline.cli.status import status
@@ -57,6 +58,7 @@ for _command in (
     verify,
     evaluate,
     compare,
+    review,
     export,
     emulator,
 ):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.job import templates
 
@@ -51,14 +51,16 @@ def _null_as_text(value: Any) -> Any:
 class Gold(_Part):
     """Where the right answers stand, and how the model's answers are compared with them.
 
-    columns: column of the output to the column that holds its gold. path: a file of its own with these columns and the
-    job's key; None: the source has them. match: by column of the output; `exact` where nothing is said.
+    columns: column of the output to the column that holds its gold; empty if `reviews` is set. path: a file of its own
+    with these columns and the job's key; None: the source has them. reviews: whether gold is what people said of the
+    answers with the command `review`. match: by column of the output; `exact` where nothing is said.
     empty: what an empty gold value means: the row has no gold there ("unknown"), or the answer must be null ("null").
     random: whether the rows with gold are a random sample; chosen rows say nothing about the other rows.
     """
 
-    columns: Annotated[dict[NonEmpty, NonEmpty], Field(min_length=1)]
+    columns: dict[NonEmpty, NonEmpty] = {}
     path: NonEmpty | None = None
+    reviews: bool = False
     match: dict[str, Match] = {}
     empty: Annotated[Literal["unknown", "null"], BeforeValidator(_null_as_text)] = "unknown"
     random: bool = True
@@ -66,24 +68,28 @@ class Gold(_Part):
     @field_validator("match")
     @classmethod
     def _matches_its_columns(cls, match: dict[str, Match], info: ValidationInfo) -> dict[str, Match]:
-        columns = info.data.get("columns", match)
+        columns = info.data.get("columns") or match
         for name in match:
             if name not in columns:
                 raise ValueError(f"names {name!r}, which has no gold; gold.columns has {', '.join(columns)}")
         return match
+
+    @model_validator(mode="after")
+    def _stands_in_one_place(self) -> "Gold":
+        if self.reviews and (self.columns or self.path is not None or self.empty != "unknown"):
+            raise ValueError("takes its values from reviews, so columns, path and empty cannot be given as well")
+        if not self.reviews and not self.columns:
+            raise ValueError("names no columns; write {columns: {COLUMN OF THE OUTPUT: COLUMN}}, or reviews")
+        return self
 
     def match_of(self, column: str) -> Match:
         """Return how the values of an output column are compared."""
         return self.match.get(column, "exact")
 
 
-def refuse_later(gold: Any) -> Any:
-    """Return the value of the section. Raises ValueError for what only a later version will have."""
-    if gold == "reviews":
-        raise ValueError(
-            "this version does not have reviews as gold yet; write {columns: {COLUMN OF THE OUTPUT: COLUMN}}"
-        )
-    return gold
+def of_reviews(gold: Any) -> Any:
+    """Return the value of the section; `gold: reviews` is short for `gold: {reviews: true}`."""
+    return {"reviews": True} if gold == "reviews" else gold
 
 
 def refuse_seen(gold: Gold, templates_of: Mapping[str, str], columns_of: Mapping[str, Collection[str]]) -> None:
@@ -91,6 +97,8 @@ def refuse_seen(gold: Gold, templates_of: Mapping[str, str], columns_of: Mapping
 
     templates_of: the templates of the request by field; columns_of: the columns that other fields name.
     """
+    if gold.reviews:
+        return
     names = {field: templates.names(text) for field, text in templates_of.items()}
     named = {**columns_of, **{field: each.columns for field, each in names.items()}}
     for column in gold.columns.values():

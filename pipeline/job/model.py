@@ -23,7 +23,7 @@ from pipeline.job import templates
 from pipeline.job.api_section import ApiClient
 from pipeline.job.canary import Canary
 from pipeline.job.fields import fields_text
-from pipeline.job.gold import Gold, refuse_later, refuse_seen
+from pipeline.job.gold import Gold, of_reviews, refuse_seen
 from pipeline.job.refusals import refusals
 from pipeline.job.retrying import Retry
 from pipeline.job.section import NonEmpty, Section, as_list, without_value
@@ -461,7 +461,7 @@ class Job(Section, metaclass=_InSentences):
     output: Output = Output()
     sink: Sink
     canary: Canary | Literal[False] = Canary()
-    gold: Annotated[Gold | None, BeforeValidator(refuse_later)] = None
+    gold: Annotated[Gold | None, BeforeValidator(of_reviews)] = None
     limits: Limits = Limits()
     retry: Retry = Retry()
     prices: dict[str, Price] = {}

@@ -17,9 +17,10 @@ from pipeline.quality.figures import Share
 from pipeline.quality.gold import check_table, read_gold, store_gold
 from pipeline.quality.gold_lookup import GoldLookup
 from pipeline.quality.pair_tally import ColumnPairs, Pair, PairTally
+from pipeline.quality.review_gold import ReviewLookup, read_reviews
 from pipeline.quality.statistics import Z_ONE_SIDED, Interval, holm, paired_difference, pairs_needed, sign_test
 from pipeline.sink.columns import ResultColumns
-from pipeline.sink.sides import Side, SideAnswer, parquet_side, table_side
+from pipeline.sink.sides import Key, Side, SideAnswer, parquet_side, table_side
 from pipeline.sink.table import ResultsTable
 from pipeline.sink.trials import changed_since_trial
 from pipeline.state.changed_rows import changed_between
@@ -95,14 +96,8 @@ def compare(
     names: `current`, job:NAME, the name of a trial, or the path of a Parquet file. Raises InputError for an unknown
     side, and if no row is answered by both.
     """
-    sink = ResultsTable.of(job_record)
-    columns = compared_columns(job, sink.columns)
-    sides = [_side(database, job_record, sink, name, list(columns)) for name in names]
-    for side in sides:
-        missing = [name for name in columns if name not in side.has]
-        if missing:
-            raise InputError(f"{side.name} has no column {missing[0]!r}, which {names[0]} is compared by")
-    gold = _gold(database, job, sink, list(columns))
+    columns, sides = sides_of(database, job_record, job, names)
+    gold = _gold(database, job_record, job, list(columns))
     base, *others = sides
     rows, usd = base.totals()
     found = [_compared(database, job_record, columns, base, other, gold, differing) for other in others]
@@ -119,6 +114,40 @@ def changes_of(database: Database, job_record: JobRecord, names: Sequence[str]) 
     with database.read() as conn:
         trials = [each.trial for each in trials_of(conn, job_record.id) if each.trial is not None]
     return {each.name: each.changes for each in trials if each.name in names}
+
+
+def sides_of(
+    database: Database, job_record: JobRecord, job: Job, names: Sequence[str]
+) -> tuple[dict[str, str], list[Side]]:
+    """Return the columns by which answers are compared, from name to kind, and the sides of these names.
+
+    names: see `compare`. Raises InputError for an unknown side, and for one that lacks a column.
+    """
+    sink = ResultsTable.of(job_record)
+    columns = compared_columns(job, sink.columns)
+    sides = [_side(database, job_record, sink, name, list(columns)) for name in names]
+    for side in sides:
+        missing = [name for name in columns if name not in side.has]
+        if missing:
+            raise InputError(f"{side.name} has no column {missing[0]!r}, which {names[0]} is compared by")
+    return columns, sides
+
+
+def differing_rows(
+    database: Database, job_record: JobRecord, job: Job, names: tuple[str, str]
+) -> dict[Key, tuple[SideAnswer, SideAnswer]]:
+    """Return both answers of each row whose answers of two sides differ, by key, in the order of the keys.
+
+    names: see `compare`. Raises InputError for an unknown side, and if no row is answered by both.
+    """
+    columns, (base, other) = sides_of(database, job_record, job, names)
+    found: dict[Key, tuple[SideAnswer, SideAnswer]] = {}
+
+    def keep(_: str, __: Sequence[str], pair: Pair) -> None:
+        found[pair.key] = (pair.base, pair.other)
+
+    _compared(database, job_record, columns, base, other, None, keep)
+    return found
 
 
 def compared_columns(job: Job, has: ResultColumns) -> dict[str, str]:
@@ -141,8 +170,11 @@ def _side(database: Database, job_record: JobRecord, sink: ResultsTable, name: s
     return parquet_side(name, sink.columns, columns)
 
 
-def _gold(database: Database, job: Job, sink: ResultsTable, names: list[str]) -> GoldLookup | None:
+def _gold(database: Database, job_record: JobRecord, job: Job, names: list[str]) -> GoldLookup | ReviewLookup | None:
     """Read the job's gold again, and return it; None if the job has none."""
+    sink = ResultsTable.of(job_record)
+    if job.gold is not None and job.gold.reviews:
+        return ReviewLookup(read_reviews(database, job_record, job), names)
     reader = read_gold(job, sink.columns)
     if reader is None:
         return None
@@ -200,7 +232,7 @@ def _compared(
     columns: dict[str, str],
     base: Side,
     other: Side,
-    gold: GoldLookup | None,
+    gold: GoldLookup | ReviewLookup | None,
     differing: Differing,
 ) -> tuple[PairTally, bool, float]:
     """Return the pairs of two sides, whether changed rows were left out, and the p of the difference by gold."""
@@ -227,7 +259,7 @@ def _compared(
 
 
 def _right(
-    gold: GoldLookup | None, truth: tuple[object, ...] | None, base: SideAnswer, other: SideAnswer
+    gold: GoldLookup | ReviewLookup | None, truth: tuple[object, ...] | None, base: SideAnswer, other: SideAnswer
 ) -> tuple[bool, bool] | None:
     if gold is None or truth is None:
         return None

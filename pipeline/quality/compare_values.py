@@ -12,14 +12,19 @@ from pipeline.text import folded
 SLACK = 1e-9  # for the rounding of floats
 
 
-class Failed:
-    """Stands for the value of an answer that failed."""
+class Mark:
+    """Stands for a value that is not there."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __repr__(self) -> str:
-        return "(failed)"
+        return self._name
 
 
-FAILED = Failed()
+FAILED = Mark("(failed)")  #: the value of an answer that failed
+ANOTHER = Mark("(another)")  #: gold of which is known only that it is not the answer
+UNKNOWN = Mark("(unknown)")  #: gold of which nothing is known for this answer
 
 
 class Verdict(StrEnum):
@@ -34,8 +39,11 @@ class Verdict(StrEnum):
 
 
 def verdict(equal: Callable[[Any, Any], bool], answer: Any, gold: Any) -> Verdict:
-    """Return what a value of an answer is. equal: see `comparer`. answer: FAILED if the answer failed."""
-    if answer is FAILED:
+    """Return what a value of an answer is. equal: see `comparer`. answer: FAILED if the answer failed.
+
+    gold: None if the answer must be null; ANOTHER, but not UNKNOWN.
+    """
+    if answer is FAILED or gold is ANOTHER:
         return Verdict.WRONG
     if answer is None:
         return Verdict.RIGHT if gold is None else Verdict.MISSING

@@ -7,8 +7,10 @@ from pipeline.errors import InputError
 from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
 from pipeline.quality.gold import check_table, read_gold, store_gold
-from pipeline.quality.judged import Judged, judged_share
+from pipeline.quality.judged import Judged, judged_count, judged_share
 from pipeline.quality.judges import Judge
+from pipeline.quality.review_figures import ReviewFigures, review_figures
+from pipeline.quality.review_gold import read_reviews
 from pipeline.quality.tally import JUDGED, Tally
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.pairs import Pairs
@@ -16,13 +18,16 @@ from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord, known_job, trials_of
 
+ENOUGH = 0.99  # the share of all answers from which on the strata with reviews are taken for all
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """The figures of a job's answers.
 
     gold_rows: all rows with gold; without_answer: those of them that have no outcome; None if it was not counted.
-    random: whether the rows with gold are a random sample: only then the accuracy is that of the job.
+    random: whether the rows with gold are a random sample: only then the accuracy is that of the job. reviews: further
+    figures if gold is reviews.
     """
 
     job: str
@@ -30,6 +35,7 @@ class Evaluation:
     without_answer: int | None
     random: bool
     figures: Figures
+    reviews: ReviewFigures | None = None
 
 
 def evaluate(
@@ -49,6 +55,8 @@ def evaluate(
     Raises InputError if the job has no gold, no row has gold, or no row with gold has an answer.
     """
     sink = ResultsTable.of(job_record)
+    if job.gold is not None and job.gold.reviews:
+        return _by_reviews(database, job_record, job, results_of(database, job_record, side), where, by)
     gold = read_gold(job, ResultColumns.from_stored(job_record.columns))
     if gold is None or job.gold is None:
         raise InputError(
@@ -72,6 +80,27 @@ def evaluate(
         raise InputError(f"no row of {of_what} has gold and an answer{meet}; run it first")
     without = pairs.without_answer() if where is None and answers.trial is None else None
     return Evaluation(job.name, gold.found.with_gold, without, job.gold.random, figures(tally))
+
+
+def _by_reviews(
+    database: Database,
+    job_record: JobRecord,
+    job: Job,
+    answers: ResultsTable,
+    where: str | None,
+    by: Sequence[str],
+) -> Evaluation:
+    """Return the figures of the answers that have gold by reviews. answers: of the side."""
+    gold = read_reviews(database, job_record, job)
+    pairs = Pairs(database, answers, gold.store(database, ResultsTable.of(job_record)), where=where, by=by)
+    found = review_figures(pairs, gold, where=where, by=by)
+    if found is None:
+        raise InputError(
+            f"gold: the {len(gold.rows):,} reviewed rows tell of no answer of this side whether it is right; review "
+            "its answers, or fill in the right ones in column new"
+        )
+    without = pairs.without_answer() if where is None and answers.trial is None else None
+    return Evaluation(job.name, len(gold.rows), without, found.is_random, found.figures, found)
 
 
 def record_of(database: Database, job_record: JobRecord, side: str, also: str = "") -> JobRecord:
@@ -103,10 +132,28 @@ def results_of(database: Database, job_record: JobRecord, side: str, also: str =
 
 
 def judged(evaluation: Evaluation, minimum: float, judge: Judge) -> Judged:
-    """Return whether the accuracy reaches a minimum. Raises InputError if the rows with gold were chosen."""
+    """Return whether the accuracy reaches a minimum. Raises InputError if the rows with gold do not stand for all."""
+    found = evaluation.reviews
+    if found is not None and found.undecided:
+        raise InputError(
+            f"--min-accuracy: for {found.undecided:,} reviewed rows it is not known whether this other answer is "
+            "right; fill in the right answers in column new, or review the answers of this side"
+        )
+    if not evaluation.random and found is not None:
+        raise InputError(
+            "--min-accuracy: the reviewed rows are no random sample of all answers, so their accuracy says nothing "
+            "about the other rows; review a sample that `review JOB export FILE --sample N` draws"
+        )
     if not evaluation.random:
         raise InputError(
             "--min-accuracy: the rows with gold were chosen (gold.random: false), so their accuracy says nothing about "
             "the other rows; give gold for a random sample"
         )
-    return judged_share(evaluation.figures.accuracy, minimum, judge)
+    if found is None or found.weighted is None:
+        return judged_share(evaluation.figures.accuracy, minimum, judge)
+    if found.covered < ENOUGH:
+        raise InputError(
+            f"--min-accuracy: the reviewed rows stand for {found.covered:.1%} of all answers only; review rows of the "
+            "strata that have none yet"
+        )
+    return judged_count(found.weighted.share * found.weighted.n_effective, found.weighted.n_effective, minimum, judge)

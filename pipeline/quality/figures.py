@@ -1,11 +1,11 @@
 """Which figures say how good answers are: shares with intervals, figures by class, confusions, slices? Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.quality import statistics
-from pipeline.quality.compare_values import FAILED, Verdict
+from pipeline.quality.compare_values import ANOTHER, FAILED, Verdict
 from pipeline.quality.statistics import Estimate, Interval
 from pipeline.quality.tally import ColumnTally, Key, Tally
 
@@ -57,7 +57,8 @@ class ClassesFigures:
     """The figures of a column that chooses between classes.
 
     matrix: rows by gold and by answer, in the order of the classes; its last column counts the answers that failed.
-    macro_f1, weighted_f1, kappa: None where they are not defined.
+    another: like a row of the matrix, rows of which is known only that their answer is wrong; [] if there are none.
+    macro_f1, weighted_f1, kappa: None where they are not defined, or not known because of such rows.
     """
 
     classes: list[ClassFigures]
@@ -65,6 +66,7 @@ class ClassesFigures:
     macro_f1: Estimate | None
     weighted_f1: float | None
     kappa: Estimate | None
+    another: list[int] = field(default_factory=list)
 
 
 class ValueFigures(NamedTuple):
@@ -181,19 +183,31 @@ def _classes(tally: ColumnTally) -> ClassesFigures | None:
     matrix = [[tally.pairs[gold, answer] for answer in answers] for gold in values]
     once = [[tally.requests[gold, answer] for answer in answers] for gold in values]
     rows, requests = sum(map(sum, matrix)), sum(map(sum, once))
+    another = [tally.pairs[ANOTHER, answer] for answer in answers]
+    another_once = [tally.requests[ANOTHER, answer] for answer in answers]
+    known = not any(another)
+    wrong = list(zip(another, another_once, strict=True))
     return ClassesFigures(
-        classes=[_class(value, i, matrix, once) for i, value in enumerate(values)],
+        classes=[_class(value, i, matrix, once, wrong[i]) for i, value in enumerate(values)],
         matrix=matrix,
-        macro_f1=_of_requests(statistics.macro_f1(matrix), rows, requests),
-        weighted_f1=statistics.weighted_f1(matrix),
-        kappa=_of_requests(statistics.kappa(matrix), rows, requests),
+        macro_f1=_of_requests(statistics.macro_f1(matrix), rows, requests) if known else None,
+        weighted_f1=statistics.weighted_f1(matrix) if known else None,
+        kappa=_of_requests(statistics.kappa(matrix), rows, requests) if known else None,
+        another=[] if known else another,
     )
 
 
-def _class(value: Any, i: int, matrix: Sequence[Sequence[int]], once: Sequence[Sequence[int]]) -> ClassFigures:
+def _class(
+    value: Any,
+    i: int,
+    matrix: Sequence[Sequence[int]],
+    once: Sequence[Sequence[int]],
+    wrong: tuple[int, int],
+) -> ClassFigures:
+    """Return the figures of the i-th class. wrong: rows and requests with this answer whose gold is ANOTHER."""
     right = matrix[i][i]
-    of_gold, of_answers = sum(matrix[i]), sum(row[i] for row in matrix)
-    requests_gold, requests_answers = sum(once[i]), sum(row[i] for row in once)
+    of_gold, of_answers = sum(matrix[i]), sum(row[i] for row in matrix) + wrong[0]
+    requests_gold, requests_answers = sum(once[i]), sum(row[i] for row in once) + wrong[1]
     either = of_gold + of_answers - right
     share = (requests_gold + requests_answers - once[i][i]) / either if either else 1.0
     counts = (right, of_answers - right, of_gold - right)

@@ -1,6 +1,6 @@
 """Read the gold of a job from its source or from a gold file, check it, and store it. Edge: files, SQL."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -250,12 +250,12 @@ def _refuse_source_that_shows_gold(job: Job, gold: Gold, rows: Rows) -> None:
 
 
 def read_gold(job: Job, columns: ResultColumns) -> GoldReader | None:
-    """Return a reader of the job's gold whose values have been checked; None if the job has no gold.
+    """Return a reader of the job's gold whose values have been checked; None if neither source nor file has gold.
 
     columns: of the job's results table. Raises JobError and SourceError for gold that cannot be used.
     """
     refuse_impossible(job)
-    if job.gold is None:
+    if job.gold is None or job.gold.reviews:
         return None
     reader = GoldReader(job, columns.key)
     reader.check()
@@ -274,13 +274,18 @@ def _table(sink: ResultsTable, reader: GoldReader) -> GoldTable:
 def store_gold(database: Database, sink: ResultsTable, reader: GoldReader) -> GoldTable:
     """Store all gold in the gold table, in place of what an earlier reading found, and return the table."""
     table = _table(sink, reader)
+    replace_gold(database, table, reader.pages(sink))
+    return table
+
+
+def replace_gold(database: Database, table: GoldTable, pages: Iterable[Sequence[tuple[Any, ...]]]) -> None:
+    """Replace what a gold table holds. pages: rows with gold, for GoldTable.write."""
     with database.write() as conn:
         reading = table.begin(conn)
-    for rows in reader.pages(sink):
+    for rows in pages:
         with database.write() as conn:
             table.write(conn, reading, rows)
     removed = True
     while removed:
         with database.write() as conn:
             removed = bool(table.remove_older(conn, reading))
-    return table

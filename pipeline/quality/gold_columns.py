@@ -32,20 +32,20 @@ class GoldColumn:
 
 def gold_columns(job: Job, gold: Gold) -> list[GoldColumn]:
     """Return the columns with gold. Raises JobError for one that the output lacks, or that cannot be compared."""
-    kinds, described = _answer_columns(job)
+    kinds, described = answer_columns(job)
     found = []
     for name, source in gold.columns.items():
         if name not in kinds:
             raise JobError(f"gold.columns: {name!r} is no column of the output (it has: {', '.join(kinds)})")
         match = gold.match_of(name)
-        _refuse_match(name, kinds[name], match)
+        refuse_match(name, kinds[name], match)
         if kinds[name] == "json":
             _refuse_objects(name, described[name])
-        found.append(GoldColumn(name, source, kinds[name], match, _declared(job, name, described.get(name))))
+        found.append(GoldColumn(name, source, kinds[name], match, declared_of(job, name, described.get(name))))
     return found
 
 
-def _answer_columns(job: Job) -> tuple[dict[str, str], dict[str, Described]]:
+def answer_columns(job: Job) -> tuple[dict[str, str], dict[str, Described]]:
     """Return the kind of each column that holds a part of the answer, and what the schema says of it."""
     schema = answer_schema(job)
     if schema is None:
@@ -58,7 +58,7 @@ def _answer_columns(job: Job) -> tuple[dict[str, str], dict[str, Described]]:
     return {name: kinds[name] for name in described}, described
 
 
-def _refuse_match(name: str, kind: str, match: Match) -> None:
+def refuse_match(name: str, kind: str, match: Match) -> None:
     """Raise JobError if values of this kind cannot be compared in this way."""
     fits = {"casefold": ("text",), "set": ("json",), "exact": (kind,)}
     wanted = ("integer", "number") if isinstance(match, Within) else fits[match]
@@ -92,8 +92,11 @@ def _refuse_objects(name: str, described: Described) -> None:
             )
 
 
-def _declared(job: Job, name: str, described: Described | None) -> dict[str, str] | None:
-    """Return the only texts that a column can have, by their folded form; None if it can have others."""
+def declared_of(job: Job, name: str, described: Described | None) -> dict[str, str] | None:
+    """Return the only texts that a column can have, by their folded form; None if it can have others.
+
+    described: its part of the schema; None for a job without one.
+    """
     if described is None:
         return None if job.output.labels is None else declared(job.output.labels)
     texts = list(_declared_texts(described))

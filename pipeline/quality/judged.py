@@ -22,9 +22,12 @@ class Judged:
 
 def judged_share(share: Share, minimum: float, judge: Judge) -> Judged:
     """Return whether a share of at least one row reaches a minimum."""
-    right = (share.value or 0.0) * share.requests
-    found = figure(right, share.requests, judge)
+    return judged_count((share.value or 0.0) * share.requests, share.requests, minimum, judge)
+
+
+def judged_count(right: float, rows: float, minimum: float, judge: Judge) -> Judged:
+    """Return whether so many right rows reach a minimum. rows: at least one; an effective number need not be whole."""
+    found = figure(right, rows, judge)
     assert found is not None
-    return Judged(
-        minimum, judge, found, passes(right, share.requests, minimum, judge), opens_at(share.requests, minimum, judge)
-    )
+    passed, opens = passes(right, rows, minimum, judge), opens_at(max(1, int(rows)), minimum, judge)
+    return Judged(minimum, judge, found, passed, opens)

@@ -67,15 +67,19 @@ class Weighted(NamedTuple):
     interval: Interval
 
 
-def weighted_share(weights: Sequence[float], right: Sequence[int], rows: Sequence[int]) -> Weighted:
-    """Return the share of right rows, weighted by stratum. Each stratum needs at least two rows.
+def weighted_share(weights: Sequence[float], right: Sequence[float], rows: Sequence[float]) -> Weighted:
+    """Return the share of right rows, weighted by stratum.
 
-    weights: of each stratum in the whole, with the sum 1. right, rows: of each stratum in the sample.
+    weights: of each stratum in the whole, with the sum 1. right, rows: of each stratum in the sample. One row alone
+    does not show how much the rows of its stratum differ: the largest possible variance is taken for it.
     """
     strata = list(zip(weights, right, rows, strict=True))
     p = sum(w * k / n for w, k, n in strata)
-    variance = sum(w * w * (k / n) * (1 - k / n) / (n - 1) for w, k, n in strata)
-    n_effective = p * (1 - p) / variance if variance > 0 else float(sum(rows))
+    variance = sum(w * w * (k / n * (1 - k / n) / (n - 1) if n > 1 else 0.25) for w, k, n in strata)
+    if variance > 0 and 0 < p < 1:
+        n_effective = p * (1 - p) / variance
+    else:  # all strata look pure: by Kish, the rows of which a sample with equal weights would have as many
+        n_effective = sum(weights) ** 2 / sum(w * w / n for w, _, n in strata)
     interval = wilson(p * n_effective, n_effective)
     assert interval is not None
     return Weighted(p, n_effective, interval)

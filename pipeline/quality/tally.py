@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.job.gold import Within
-from pipeline.quality.compare_values import FAILED, Verdict, comparer, values_in, verdict
+from pipeline.quality.compare_values import ANOTHER, FAILED, UNKNOWN, Mark, Verdict, comparer, values_in, verdict
 from pipeline.quality.gold_columns import GoldColumn
 from pipeline.sink.pairs import Layout
 from pipeline.states import RowState
@@ -62,7 +62,7 @@ class ColumnTally:
                 self.rows += counted[pair]
                 self.verdicts[kind] += counted[pair]
                 self._count(pair, counted[pair])
-                if self.column.match == "set":
+                if self.column.match == "set" and pair[0] is not ANOTHER:
                     self._count_values(pair, counted[pair])
         if first is None:
             self._count_requests({pair: n for pair, n in counted.items() if verdicts[pair] is not None})
@@ -76,7 +76,7 @@ class ColumnTally:
         return flags
 
     def _verdict(self, gold: Any, answer: Any) -> Verdict | None:
-        if gold is None and not self._empty_is_null:
+        if gold is UNKNOWN or (gold is None and not self._empty_is_null):
             return None
         return verdict(self._equal, answer, gold)
 
@@ -114,7 +114,7 @@ class ColumnTally:
         if column.kind not in ("text", "boolean", "integer") or self.uncounted or isinstance(column.match, Within):
             return None
         named = [] if column.declared is None else [folded(v) if self._folds else v for v in column.declared.values()]
-        found = {value for pair in self.pairs for value in pair if value is not FAILED and value not in named}
+        found = {value for pair in self.pairs for value in pair if not isinstance(value, Mark) and value not in named}
         if column.declared is None and len(found) > MOST_CLASSES:
             return None
         return [*named, *sorted(found, key=lambda value: (value is None, str(value)))]

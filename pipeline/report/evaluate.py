@@ -7,11 +7,12 @@ from typing import Any
 
 from pipeline.escapes import inline
 from pipeline.job import json_values
-from pipeline.quality.compare_values import FAILED
-from pipeline.quality.evaluate import Evaluation
+from pipeline.quality.compare_values import ANOTHER, Mark
+from pipeline.quality.evaluate import ENOUGH, Evaluation
 from pipeline.quality.figures import FEW_ROWS, ClassesFigures, ColumnFigures, Confusion, Share, Slice
 from pipeline.quality.judged import Judged
-from pipeline.quality.statistics import Estimate, Interval
+from pipeline.quality.review_figures import ReviewFigures
+from pipeline.quality.statistics import Estimate, Interval, Weighted
 from pipeline.quality.tally import JUDGED
 from pipeline.source import identity
 from pipeline.states import RowState
@@ -30,6 +31,7 @@ def evaluation_facts(evaluation: Evaluation, judged: Judged | None) -> dict[str,
     """Return the figures as JSON. `accuracy` is None if the rows were chosen: then `chosen` has their figures."""
     found = evaluation.figures
     share = _share_facts(found.accuracy)
+    weighted = None if evaluation.reviews is None else evaluation.reviews.weighted
     return {
         "job": evaluation.job,
         "gold_rows": evaluation.gold_rows,
@@ -37,13 +39,36 @@ def evaluation_facts(evaluation: Evaluation, judged: Judged | None) -> dict[str,
         "failed": sum(found.statuses.get(status, 0) for status in JUDGED[1:]),
         "without_answer": {status: n for status, n in found.statuses.items() if status not in JUDGED},
         "not_asked": evaluation.without_answer,
-        "accuracy": share if evaluation.random else None,
-        "chosen": None if evaluation.random else share,
+        "accuracy": (share if weighted is None else share | _weighted_facts(weighted)) if evaluation.random else None,
+        "chosen": _chosen_facts(evaluation),
         "cost_usd": found.cost_usd,
         "cost_per_right_usd": found.cost_per_right_usd,
         "columns": [_column_facts(column) for column in found.columns],
         "slices": {name: [_slice_facts(one) for one in slices] for name, slices in found.slices.items()},
         "minimum": None if judged is None else judged_facts(judged),
+        **({} if evaluation.reviews is None else {"reviews": _review_facts(evaluation.reviews)}),
+    }
+
+
+def _weighted_facts(found: Weighted) -> dict[str, Any]:
+    return {"value": found.share, "n_effective": found.n_effective, **_ends(found.interval)}
+
+
+def _chosen_facts(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Return the accuracy of rows that do not stand for others; None if there are none."""
+    if not evaluation.random:
+        return _share_facts(evaluation.figures.accuracy)
+    beside = None if evaluation.reviews is None else evaluation.reviews.chosen
+    return None if beside is None else _share_facts(beside)
+
+
+def _review_facts(found: ReviewFigures) -> dict[str, Any]:
+    return {
+        "strata": [{"stratum": one.name, "weight": one.weight, **_share_facts(one.accuracy)} for one in found.strata],
+        "covered": found.covered,
+        "undecided": found.undecided,
+        "unsure": found.unsure,
+        "changed_since": found.changed,
     }
 
 
@@ -87,7 +112,7 @@ def _column_facts(column: ColumnFigures) -> dict[str, Any]:
             for of in column.values
         ],
         "confusions": [
-            {"gold": of.gold, "answer": _plain(of.answer), "rows": of.rows, "keys": _keys(of)}
+            {"gold": _plain(of.gold), "answer": _plain(of.answer), "rows": of.rows, "keys": _keys(of)}
             for of in column.confusions
         ],
     }
@@ -109,6 +134,7 @@ def _classes_facts(classes: ClassesFigures) -> dict[str, Any]:
             "gold": [of.value for of in classes.classes],
             "answers": [*(of.value for of in classes.classes), "(failed)"],
             "rows": classes.matrix,
+            **({"another": classes.another} if classes.another else {}),
         },
         "macro_f1": _estimate_facts(classes.macro_f1),
         "weighted_f1": classes.weighted_f1,
@@ -117,7 +143,7 @@ def _classes_facts(classes: ClassesFigures) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return "(failed)" if value is FAILED else value
+    return str(value) if isinstance(value, Mark) else value
 
 
 def _keys(confusion: Confusion) -> list[str]:
@@ -131,13 +157,13 @@ def evaluation_lines(evaluation: Evaluation, judged: Judged | None) -> Iterator[
     """Yield the figures as lines and tables. Texts of the model and keys stand in them as they are, on one line."""
     found = evaluation.figures
     yield f"gold     {_rows_line(evaluation)}"
-    if evaluation.random:
-        yield f"accuracy {_share_words(found.accuracy)}"
-    else:
-        yield f"chosen   {_share_words(found.accuracy)}; not a random sample, so this is not the accuracy of the job"
+    yield from _accuracy_lines(evaluation)
     yield f"cost     {money(found.cost_usd)}{_per_right(found.cost_per_right_usd)}"
+    weighted = None if evaluation.reviews is None else evaluation.reviews.weighted
+    if weighted is not None:
+        yield "the tables below count reviewed rows as they are, without weights"
     if judged is not None:
-        yield f"minimum  {judged_words(judged, found.accuracy)}"
+        yield f"minimum  {judged_words(judged, found.accuracy, weighted)}"
     if len(found.columns) > 1 or any(
         column.verdicts["missing"] + column.verdicts["invented"] for column in found.columns
     ):
@@ -148,6 +174,33 @@ def evaluation_lines(evaluation: Evaluation, judged: Judged | None) -> Iterator[
     for name, slices in found.slices.items():
         yield ""
         yield from _slices_table(name, slices)
+
+
+def _accuracy_lines(evaluation: Evaluation) -> Iterator[str]:
+    found, reviews = evaluation.figures.accuracy, evaluation.reviews
+    if not evaluation.random:
+        yield f"chosen   {_share_words(found)}; not a random sample, so this is not the accuracy of the job"
+    elif reviews is None or reviews.weighted is None:
+        yield f"accuracy {_share_words(found)}"
+    else:
+        share, rows, interval = reviews.weighted
+        yield (
+            f"accuracy {share:.1%} of all answers {_range(interval)}: {found.right:,} of {found.rows:,} reviewed rows "
+            f"are right, weighed by strata; as good as {rows:,.0f} rows drawn at random"
+        )
+        if reviews.covered < ENOUGH:
+            yield f"warning  the reviewed rows stand for {reviews.covered:.1%} of all answers only"
+    if reviews is None:
+        return
+    if evaluation.random and reviews.chosen is not None:
+        yield f"chosen   {_share_words(reviews.chosen)}; not drawn at random, so not part of the accuracy"
+    left_out = [
+        (reviews.unsure, "of which a person was not sure"),
+        (reviews.changed, "whose source values have changed since"),
+        (reviews.undecided, "with another answer here, of which it is not known whether it is right"),
+    ]
+    if any(n for n, _ in left_out):
+        yield "left out " + ", ".join(f"{count(n, 'row')} {what}" for n, what in left_out if n)
 
 
 def _per_right(usd: float | None) -> str:
@@ -170,8 +223,11 @@ def _rows_line(evaluation: Evaluation) -> str:
     return line + (f"; without an answer: {', '.join(parts)}" if parts else "")
 
 
-def judged_words(judged: Judged, share: Share) -> str:
-    """Return one sentence on the minimum: whether it is reached, by which number, and at how many right rows it is."""
+def judged_words(judged: Judged, share: Share, weighted: Weighted | None = None) -> str:
+    """Return one sentence on the minimum: whether it is reached, by which number, and at how many right rows it is.
+
+    weighted: what was judged instead of the share; None: the share was.
+    """
     shown = {
         "bound": f"at least {judged.figure:.1%} is shown",
         "point": f"{judged.figure:.1%} are right",
@@ -179,6 +235,8 @@ def judged_words(judged: Judged, share: Share) -> str:
     }[judged.judge]
     end = "reached" if judged.passed else "missed"
     rows = f"{share.requests:,}" + (" requests" if share.requests != share.rows else "")
+    if weighted is not None:
+        rows = f"{int(weighted.n_effective):,} effective rows"
     opens = (
         f"no number of {rows} would reach it" if judged.opens_at is None else f"{judged.opens_at:,} of {rows} reach it"
     )
@@ -275,6 +333,9 @@ def _matrix_table(name: str, classes: ClassesFigures) -> Iterator[str]:
     for places, heading in zip(columns[:-1], names, strict=True):
         cells = [sum(classes.matrix[i][j] for i in places for j in of) for of in columns]
         rows.append([heading, *(f"{cell:,}" if cell else "." for cell in cells)])
+    if classes.another:
+        cells = [sum(classes.another[j] for j in of) for of in columns]
+        rows.append([str(ANOTHER), *(f"{cell:,}" if cell else "." for cell in cells)])
     yield from table([f"{name}: GOLD / ANSWER", *names, "(failed)"], rows, right=range(1, len(columns) + 1))
 
 

@@ -1,10 +1,13 @@
 """Create and check the tables of a job: the results table and its history table. Edge: SQL."""
 
+from collections.abc import Iterator, Sequence
+
 from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.schema import CreateColumn, CreateSchema
 
 from pipeline.errors import DatabaseError
 from pipeline.sink.columns import ID_NAMES, IDS, ResultColumns, renamed
+from pipeline.sink.reviews import ReviewsTable, has_view
 from pipeline.sink.table import ResultsTable
 
 _OTHER_NAME = {
@@ -135,24 +138,38 @@ def make_tables(conn: Connection, sink: ResultsTable, before: ResultColumns | No
 
 
 def _migrate(conn: Connection, sink: ResultsTable, table: Table, before: ResultColumns | None) -> None:
+    changes = [
+        f"ALTER TABLE {conn.dialect.identifier_preparer.format_table(table)} {change}"
+        for change in _changes(conn, sink, table, before)
+    ]
+    if changes and has_view(conn, sink):  # PostgreSQL changes no column that a view shows
+        with ReviewsTable(sink).without_view(conn):
+            _execute(conn, changes)
+    else:
+        _execute(conn, changes)
+
+
+def _execute(conn: Connection, statements: Sequence[str]) -> None:
+    for statement in statements:
+        conn.exec_driver_sql(statement)
+
+
+def _changes(conn: Connection, sink: ResultsTable, table: Table, before: ResultColumns | None) -> Iterator[str]:
+    """Yield what has to be altered in a table of ours until it has its columns."""
     preparer = conn.dialect.identifier_preparer
     moved = {} if before is None else sink.columns.displaced(before)
     for name, new in moved.items():
-        renaming = f"RENAME COLUMN {preparer.quote(name)} TO {preparer.quote(new)}"
-        conn.exec_driver_sql(f"ALTER TABLE {preparer.format_table(table)} {renaming}")
-    present = set(_column_names(conn, table))
+        yield f"RENAME COLUMN {preparer.quote(name)} TO {preparer.quote(new)}"
+    present = {moved.get(name, name) for name in _column_names(conn, table)}
     had = {} if before is None else renamed({**before.keep, **before.output}, moved)
     has = {**sink.columns.keep, **sink.columns.output}
     for column in table.columns:
-        change = None
         if column.name not in present:
-            change = f"ADD COLUMN {CreateColumn(column).compile(dialect=conn.dialect)}"
+            yield f"ADD COLUMN {CreateColumn(column).compile(dialect=conn.dialect)}"
         elif conn.dialect.name == "postgresql" and had.get(column.name) != has.get(column.name):
             # not on SQLite, whose columns take values of every type
             name, kind = preparer.format_column(column), column.type.compile(dialect=conn.dialect)
-            change = f"ALTER COLUMN {name} TYPE {kind} USING {name}::{kind}"
-        if change is not None:
-            conn.exec_driver_sql(f"ALTER TABLE {preparer.format_table(table)} {change}")
+            yield f"ALTER COLUMN {name} TYPE {kind} USING {name}::{kind}"
 
 
 def _too_long(name: str) -> bool:

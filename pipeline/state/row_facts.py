@@ -9,6 +9,8 @@ from pipeline.state.tables import batches, requests, runs
 from pipeline.state.tallies import job_rows
 from pipeline.states import FAILURES, RowState, RunState
 
+KEYS_AT_ONCE = 500  # keys that one query asks for: databases take some ten thousand parameters
+
 
 class TracedRow(NamedTuple):
     """One row, and where its request is; the fields are those of the table."""
@@ -81,3 +83,15 @@ def requests_by_outcome(conn: Connection, batch: int) -> dict[str, int]:
     here = (requests.c.batch_id == batch, requests.c.state == requests.c.outcome)
     query = select(requests.c.state, func.count(requests.c.n.distinct())).where(*here).group_by(requests.c.state)
     return dict(conn.execute(query).tuples().all())
+
+
+def answered_hashes(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, bytes]:
+    """Return the row_hash of the source values that each of these rows was last answered for, by key (JSON)."""
+    found: dict[str, bytes] = {}
+    for start in range(0, len(keys), KEYS_AT_ONCE):
+        some = keys[start : start + KEYS_AT_ONCE]
+        query = select(requests.c.key, requests.c.outcome_hash).where(
+            requests.c.job_id == job_id, requests.c.key.in_(some), requests.c.outcome_hash.is_not(None)
+        )
+        found |= dict(conn.execute(query).tuples().all())
+    return found

@@ -1,0 +1,196 @@
+"""What gold do the reviews of a job's answers give, and for which rows does it stand? Edge: SQL.
+
+A review is about one answer. Of a value that was judged right it is known that this value is right; of a wrong one that
+was not corrected, only that this value is wrong: gold for another answer it is not. Of a free text, other texts may be
+right as well. So gold is resolved for each answer that it is compared with.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipeline.errors import InputError, JobError
+from pipeline.job.json_values import dump
+from pipeline.job.model import Job
+from pipeline.quality.compare_values import ANOTHER, FAILED, UNKNOWN, Verdict, comparer, verdict
+from pipeline.quality.gold import replace_gold
+from pipeline.quality.gold_columns import GoldColumn, refuse_match
+from pipeline.quality.pair_tally import values_of
+from pipeline.quality.review_draw import SAMPLE, Draw, design_of
+from pipeline.quality.review_values import Key, ReviewColumn, review_columns
+from pipeline.sink.gold import GoldTable
+from pipeline.sink.reviews import Review, ReviewsTable
+from pipeline.sink.sides import SideAnswer
+from pipeline.sink.table import ResultsTable
+from pipeline.state.database import Database
+from pipeline.state.jobs import JobRecord
+from pipeline.state.row_facts import answered_hashes
+
+PAGE = 5_000  # rows that one transaction writes
+
+
+class Known(NamedTuple):
+    """What a review tells of a value. right: whether `value` is right; only: whether no other value is."""
+
+    value: Any
+    right: bool
+    only: bool
+
+
+@dataclass(frozen=True)
+class ReviewedRow:
+    """What is known of a row. of: for each gold column; None if nothing is. draw: how the row was chosen."""
+
+    of: tuple[Known | None, ...]
+    draw: Draw
+
+
+class ReviewedGold:
+    """The gold that the reviews of a job give.
+
+    columns: all columns that people review; equal: for each, the function that compares its values. rows: by key.
+    unsure: rows of which nothing is known because a person was not sure; changed: those whose source values have
+    changed since. design: of the sample, see review_draw.design_of; None if no row was drawn at random. weights: of the
+    draws of its strata; {} without strata.
+    """
+
+    def __init__(self, job: Job, columns: Sequence[ReviewColumn], reviews: Sequence[Review], changed: int) -> None:
+        """reviews: of which later ones replace earlier ones. changed: rows whose reviews are not among them.
+
+        Raises JobError for a match of a column that is not reviewed, or that cannot be compared in this way.
+        """
+        assert job.gold is not None
+        for name in job.gold.match:
+            if name not in {column.name for column in columns}:
+                raise JobError(f"gold.match: {name!r} is no column of the output that is reviewed")
+        self.columns = [_gold_column(job, column) for column in columns]
+        self.changed = changed
+        self.equal = [comparer(column.kind, column.match) for column in self.columns]
+        rows = _rows(columns, reviews)
+        self.rows = {key: row for key, row in rows.items() if any(row.of)}
+        self.unsure = len(rows) - len(self.rows)
+        drawn = [row.draw for row in self.rows.values() if row.draw.weight is not None]
+        designs = Counter(design_of(draw.drawn) for draw in drawn)
+        self.design = (
+            max(designs, key=lambda one: (designs[one], one == SAMPLE)) if designs and job.gold.random else None
+        )
+        found = {draw.drawn: draw.weight or 0.0 for draw in drawn if design_of(draw.drawn) == self.design}
+        self.weights = {} if self.design == SAMPLE else found
+
+    def is_drawn(self, key: Key) -> bool:
+        """Return whether a row belongs to the sample, and so stands for others."""
+        draw = self.rows[key].draw
+        return draw.weight is not None and design_of(draw.drawn) == self.design
+
+    def resolved(self, key: Key, answers: Sequence[Any]) -> list[Any]:
+        """Return the gold of a row for an answer: a value for each column, or ANOTHER or UNKNOWN.
+
+        answers: a value for each column, FAILED for each if the answer failed.
+        """
+        of = self.rows[key].of
+        return [_resolved(*one) for one in zip(of, answers, self.equal, strict=True)]
+
+    def store(self, database: Database, sink: ResultsTable) -> GoldTable:
+        """Store the gold in the gold table, and return the table; what is no value is null there."""
+        table = GoldTable(sink, {column.name: column.kind for column in self.columns})
+        replace_gold(database, table, self._pages())
+        return table
+
+    def _pages(self) -> Iterator[list[tuple[Any, ...]]]:
+        rows = [(*key, *[one.value if one and one.right else None for one in row.of]) for key, row in self.rows.items()]
+        yield from (rows[start : start + PAGE] for start in range(0, len(rows), PAGE))
+
+
+def read_reviews(database: Database, job_record: JobRecord, job: Job) -> ReviewedGold:
+    """Return the gold that the reviews of a job give. Raises InputError if there are none."""
+    sink = ResultsTable.of(job_record)
+    columns = review_columns(job, sink.columns)
+    names, table = {column.name for column in columns}, ReviewsTable(sink)
+    with database.read() as conn:
+        found = [one for one in table.all(conn) if one.column in names] if table.is_made(conn) else []
+        hashes = answered_hashes(conn, job_record.id, [dump(list(key)) for key in {one.key for one in found}])
+    present = {one.key: hashes.get(dump(list(one.key)), b"").hex() for one in found}
+    reviews = [one for one in found if one.row_hash in (None, present[one.key])]
+    changed = len({one.key for one in found} - {one.key for one in reviews})
+    gold = ReviewedGold(job, columns, reviews, changed)
+    if not gold.rows:
+        raise InputError(
+            f"gold: job {job.name} has no reviews that say what is right; write a sheet with "
+            f"`batch-pipeline review {job.name} export FILE.xlsx --sample 100`, fill it in and import it"
+        )
+    return gold
+
+
+def _gold_column(job: Job, column: ReviewColumn) -> GoldColumn:
+    assert job.gold is not None
+    match = job.gold.match_of(column.name)
+    refuse_match(column.name, column.kind, match)
+    return GoldColumn(column.name, column.name, column.kind, match, column.declared)
+
+
+def _rows(columns: Sequence[ReviewColumn], reviews: Sequence[Review]) -> dict[Key, ReviewedRow]:
+    places = {column.name: i for i, column in enumerate(columns)}
+    known: dict[Key, list[Known | None]] = {}
+    draws: dict[Key, Draw] = {}
+    for review in reviews:
+        place = places[review.column]
+        known.setdefault(review.key, [None] * len(columns))[place] = _known(columns[place], review)
+        draw, before = Draw(review.drawn, review.weight), draws.get(review.key)
+        if before is None or draw.weight is not None:  # a row of a sample stays one when it is chosen again
+            draws[review.key] = draw
+    return {key: ReviewedRow(tuple(of), draws[key]) for key, of in known.items()}
+
+
+def _known(column: ReviewColumn, review: Review) -> Known | None:
+    """Return what a review tells; None if the person was not sure."""
+    if review.verdict == "unsure":
+        return None
+    answer = FAILED if review.answer is None else column.value(review.answer)
+    if review.verdict == "right":
+        return Known(answer, right=True, only=not column.is_free_text)
+    if review.new is None or column.is_free_text:
+        return Known(answer, right=False, only=False)
+    return Known(column.value(review.new), right=True, only=True)
+
+
+def _resolved(known: Known | None, answer: Any, equal: Callable[[Any, Any], bool]) -> Any:
+    if known is None:
+        return UNKNOWN
+    if answer is FAILED:
+        return ANOTHER
+    if known.right and known.only:
+        return known.value
+    if known.value is FAILED:
+        return UNKNOWN
+    value = known.value
+    same = answer is value if answer is None or value is None else equal(answer, value)
+    if not same:
+        return UNKNOWN
+    return answer if known.right else ANOTHER
+
+
+class ReviewLookup:
+    """The gold that reviews give, to judge single answers with, as GoldLookup does."""
+
+    def __init__(self, gold: ReviewedGold, names: Sequence[str]) -> None:
+        """names: the columns of the answers that are judged, in their order; all columns with gold are among them."""
+        self._gold = gold
+        self._places = [names.index(column.name) for column in gold.columns]
+
+    def of(self, keys: Sequence[Key], _order: str) -> dict[Key, Key]:
+        """Return which of these rows have gold: those of the sample, or, if no row was drawn, the chosen ones."""
+        drawn, rows = self._gold.design is not None, self._gold.rows
+        return {key: key for key in keys if key in rows and (not drawn or self._gold.is_drawn(key))}
+
+    def is_right(self, answer: SideAnswer, key: Key) -> bool | None:
+        """Return whether an answer is right in all columns of which that is known; None if it is known of none."""
+        values = values_of(answer)
+        answers = [values[place] for place in self._places]
+        gold = self._gold.resolved(key, answers)
+        found = [
+            verdict(equal, value, wanted) is Verdict.RIGHT
+            for equal, value, wanted in zip(self._gold.equal, answers, gold, strict=True)
+            if wanted is not UNKNOWN
+        ]
+        return all(found) if found else None
