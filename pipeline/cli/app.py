@@ -20,6 +20,7 @@ from pipeline.cli.init import init
 from pipeline.cli.models import models
 from pipeline.cli.options import Invocation
 from pipeline.cli.preview import preview
+from pipeline.cli.report import SidesCommand, report
 from pipeline.cli.retry import retry
 from pipeline.cli.run import run
 from pipeline.cli.show import show
@@ -55,10 +56,11 @@ for _command in (
     verify,
     evaluate,
     compare,
+    report,
     export,
     emulator,
 ):
-    app.command()(_command)
+    app.command(cls=SidesCommand if _command is report else None)(_command)
 
 
 def _version(wanted: bool) -> None:

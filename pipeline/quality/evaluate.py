@@ -7,10 +7,12 @@ from pipeline.errors import InputError
 from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
 from pipeline.quality.gold import check_table, read_gold, store_gold
+from pipeline.quality.gold_columns import gold_columns
 from pipeline.quality.judged import Judged, judged_share
 from pipeline.quality.judges import Judge
-from pipeline.quality.tally import JUDGED, Tally
+from pipeline.quality.measure import tallied
 from pipeline.sink.columns import ResultColumns
+from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
@@ -60,16 +62,38 @@ def evaluate(
         check_table(conn, sink, gold)
     answers = results_of(database, sink, side)
     pairs = Pairs(database, answers, store_gold(database, sink, gold), where=where, by=by)
-    empty_is_null = job.gold.empty == "null"
-    shared = pairs.shared_requests(JUDGED)
-    tally = Tally(gold.columns, pairs.layout, empty_is_null=empty_is_null, shared=shared, by=by)
-    for page in pairs.pages():
-        tally.add(page)
+    tally = tallied(pairs, job.gold, gold.columns, by)
     if not tally.rows:
         meet = "" if where is None else " and meets --where"
         raise InputError(f"no row of job {job.name} has gold and an answer{meet}; run the job first")
     without = pairs.without_answer() if where is None else None
     return Evaluation(job.name, gold.found.with_gold, without, job.gold.random, figures(tally))
+
+
+def stored_evaluation(
+    database: Database, job_record: JobRecord, job: Job, *, where: str | None = None
+) -> Evaluation | None:
+    """Return the figures of the job's answers by the gold as it was stored last, without reading it again.
+
+    job, where: as for `evaluate`. None if the job has no gold, none was stored with these columns, or no row with gold
+    has an answer.
+    """
+    if job.gold is None:
+        return None
+    columns, sink = gold_columns(job, job.gold), ResultsTable.of(job_record)
+    table = GoldTable(sink, {column.name: column.kind for column in columns})
+    if any(column.name not in sink.table.c for column in columns):
+        return None
+    with database.read() as conn:
+        if not table.is_made(conn):
+            return None
+        gold_rows = table.count(conn)
+    pairs = Pairs(database, sink, table, where=where)
+    tally = tallied(pairs, job.gold, columns)
+    if not tally.rows:
+        return None
+    without = pairs.without_answer() if where is None else None
+    return Evaluation(job.name, gold_rows, without, job.gold.random, figures(tally))
 
 
 def results_of(database: Database, sink: ResultsTable, side: str) -> ResultsTable:

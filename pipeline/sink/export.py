@@ -151,7 +151,7 @@ def _into_file(place: str, sheet: _Sheet, *, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(path):
         raise InputError(f"{path} exists; give another name, or --overwrite")
     require_parent(path)
-    with _whole(path) as part, open(part, "wb") as out:
+    with whole(path) as part, open(part, "wb") as out:
         for _ in sheet.write(out):
             pass
         durable.sync_file(out)
@@ -164,7 +164,7 @@ def require_parent(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to `path` if the block succeeds, else delete it."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -1,0 +1,135 @@
+"""Which answers does a page show with their input, for a person to read? Edge: SQL, files."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipeline.errors import PipelineError
+from pipeline.job import json_values
+from pipeline.job.model import Job
+from pipeline.planning import picking
+from pipeline.planning.plan import Plan
+from pipeline.report.page.words import cut, key_text, value_text
+from pipeline.sink.profile import GroupName, Profile, Sample
+from pipeline.states import OUTCOMES, RowState
+from pipeline.text import count
+
+MOST_VALUES = 20  # of the column by which answers are chosen
+
+
+class Field(NamedTuple):
+    """A named text of a sample."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One answer. problem: why it failed; empty if it did not."""
+
+    key: str
+    input: list[Field]
+    answer: list[Field]
+    problem: str
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """Answers with one status and value. state: a class of the style sheet; name: the value, empty for none."""
+
+    state: str
+    status: str
+    name: str
+    rows: str
+    samples: list[SampleView]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The answers to be read, and the input of each.
+
+    groups: the answers by status and value. rows: all rows of each group. inputs: source values by the key as JSON.
+    problem: why inputs are missing; empty if none is.
+    """
+
+    groups: dict[GroupName, list[Sample]]
+    rows: Mapping[GroupName, int]
+    inputs: Mapping[str, Mapping[str, Any]]
+    problem: str
+
+
+def samples(profile: Profile, job: Job, column: str | None, each: int) -> Samples:
+    """Return the first answers of each status, and of each value of a column.
+
+    column: whose values tell answers apart; None: only their status does. each: of one status and value.
+    """
+    groups = profile.groups_by(column)
+    good = sorted((g for g in groups if g[0] == RowState.SUCCEEDED), key=lambda g: (-groups[g], value_text(g[1])))
+    bad = sorted((g for g in groups if g[0] != RowState.SUCCEEDED), key=lambda g: OUTCOMES.index(RowState(g[0])))
+    chosen = {group: groups[group] for group in [*good[:MOST_VALUES], *bad]}
+    found = profile.samples(column, chosen, each)
+    inputs, problem = _inputs(job, [sample.key for some in found.values() for sample in some])
+    return Samples(found, chosen, inputs, problem)
+
+
+def _inputs(job: Job, keys: Sequence[tuple[Any, ...]]) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return the source values of the rows with these keys by key as JSON, and why some are missing."""
+    if not keys:
+        return {}, ""
+    try:
+        plan = Plan(job)
+        columns = [*plan.source.template_columns, *plan.builder.columns.attachments]
+        found = picking.present(plan, [json_values.dump(list(key)) for key in keys], plan.source.columns)
+    except PipelineError as exc:
+        return {}, f"The inputs could not be read from the source: {exc}"
+    values = {key: {name: row.values[name] for name in columns if name in row.values} for key, row in found.items()}
+    missing = len(keys) - len(values)
+    return values, f"{count(missing, 'row')} of these samples are no longer in the source." if missing else ""
+
+
+def sample_groups(found: Samples, longest: int) -> list[SampleGroup]:
+    """Return the samples as a page shows them. longest: characters of a text that are left."""
+    return [
+        SampleGroup(
+            state=status,
+            status=status.replace("_", " "),
+            name="" if value is None and status != RowState.SUCCEEDED else value_text(value) if by_value else "",
+            rows=count(found.rows[status, value], "row"),
+            samples=[_view(sample, found.inputs, longest) for sample in some],
+        )
+        for by_value in [any(value is not None for _, value in found.groups)]
+        for (status, value), some in found.groups.items()
+        if some
+    ]
+
+
+def _view(sample: Sample, inputs: Mapping[str, Mapping[str, Any]], longest: int) -> SampleView:
+    values = inputs.get(json_values.dump(list(sample.key)), {})
+    problem = ": ".join(part for part in (sample.error_type, sample.error_message) if part)
+    return SampleView(
+        key=key_text(sample.key),
+        input=list(_fields({**{name: v for name, v in sample.kept.items() if name not in values}, **values}, longest)),
+        answer=list(_fields({"text": sample.text, **sample.values} if _has_own(sample) else sample.values, longest)),
+        problem=cut(problem, longest),
+    )
+
+
+def _has_own(sample: Sample) -> bool:
+    """Return whether the text of the answer says what its values do not."""
+    return bool(sample.text) and all(value is None for value in sample.values.values())
+
+
+def _fields(values: Mapping[str, Any], longest: int) -> Iterator[Field]:
+    for name, value in values.items():
+        if isinstance(value, bytes):
+            yield Field(name, f"({len(value):,} bytes)")
+        elif value is not None:
+            yield Field(name, cut(value if isinstance(value, str) else _text(value), longest))
+
+
+def _text(value: Any) -> str:
+    try:
+        return json_values.json_text(value) if isinstance(value, list | dict) else str(value)
+    except (PipelineError, ValueError):
+        return "(cannot be shown)"
