@@ -107,6 +107,7 @@ def _command_of(job: str, name: str) -> "Callable[..., str]":
     """Return what makes a line for the shell of a command's words. It calls the job as our command line does."""
 
     def line(command: str, *words: str) -> str:
-        return command_line(command, *[job if word == name and i == 0 else word for i, word in enumerate(words)])
+        called = [job if word == name and i == 0 else word for i, word in enumerate(words)]
+        return command_line(command, *called, names_database=False)  # the page may be sent to others
 
     return line

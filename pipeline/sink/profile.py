@@ -17,6 +17,7 @@ from pipeline.states import RowState
 
 PROBED = 2_000  # answers that show whether a column of texts has few values
 FEW_VALUES = 20
+MOST_VALUES = 20
 LONGEST_VALUE = 60  # characters of a value that is one of a few
 LONGEST_TEXT = 4_000  # characters of a text in a sample
 FREQUENT = 2_000  # a group with one of so many answers is found by looking through the first answers
@@ -81,6 +82,7 @@ class Profile:
         self._database, self._sink, self._table = database, sink, sink.table
         self._which = [] if run_id is None else [self._table.c.run_id == run_id]
         self._key = [self._table.c[name] for name in sink.columns.key]
+        self._values: dict[str, list[tuple[Any, ...]]] = {}
 
     def groups(self) -> list[Group]:
         """Return the answers by status, model and number of attempts, sorted by these."""
@@ -150,8 +152,10 @@ class Profile:
         # SQLite may lack floor(), and its cast cuts; PostgreSQL's cast rounds
         place = cast(place if self._database.is_sqlite else func.floor(place), Integer)
         place = case((size < low, 0), (size >= low + width * (bins - 1), bins - 1), else_=place).label("place")
+        placed = select(place).where(*where, size.is_not(None)).subquery()  # PostgreSQL groups by no parameter
+        query = select(placed.c.place, func.count()).group_by(placed.c.place)
         counts = [0] * bins
-        for bin_, rows in self._read(select(place, func.count()).where(*where, size.is_not(None)).group_by(place)):
+        for bin_, rows in self._read(query):
             counts[bin_] += rows
         return counts
 
@@ -162,25 +166,22 @@ class Profile:
         found = self._read(select(first.subquery().c[name]).distinct().limit(FEW_VALUES + 1))
         return 0 < len(found) <= FEW_VALUES and all(len(text) <= LONGEST_VALUE for (text,) in found)
 
-    def values(self, name: str, most: int) -> list[tuple[Any, int]]:
-        """Return the most frequent values of a column in answers that succeeded, with their number. No null is one."""
-        column, number = self._table.c[name], func.count()
-        query = select(column, number).where(*self._succeeded(), column.is_not(None)).group_by(column)
-        return [(value, rows) for value, rows in self._read(query.order_by(number.desc(), column).limit(most))]
+    def values(self, name: str) -> list[tuple[Any, int]]:
+        """Return the MOST_VALUES most frequent values of a column in answers that succeeded, with their number.
 
-    def groups_by(self, name: str | None) -> dict[GroupName, int]:
-        """Return the number of answers by status and by the values of a column, None where they did not succeed.
-
-        name: None: by status alone.
+        No null is one. The database is asked once.
         """
-        c = self._table.c
-        value = self._value(name)
-        query = select(c.status, value, func.count()).where(*self._which).group_by(c.status, value)
-        with self._database.read() as conn:
-            return {(status, found): rows for status, found, rows in conn.execute(query)}
+        if name not in self._values:
+            column, number = self._table.c[name], func.count()
+            query = select(column, number).where(*self._succeeded(), column.is_not(None)).group_by(column)
+            self._values[name] = self._read(query.order_by(number.desc(), column).limit(MOST_VALUES))
+        return [(value, rows) for value, rows in self._values[name]]
 
     def samples(self, name: str | None, groups: Mapping[GroupName, int], each: int) -> dict[GroupName, list[Sample]]:
-        """Return the first answers by key of each of these groups, at most `each` of a group. name: see `groups_by`."""
+        """Return the first answers by key of each of these groups, at most `each` of a group.
+
+        name: the column by whose values groups differ; None: by their status alone. groups: with their number of rows.
+        """
         found: dict[GroupName, list[Sample]] = {group: [] for group in groups}
         total = sum(groups.values())
         frequent = [group for group, rows in groups.items() if rows * FREQUENT >= total]

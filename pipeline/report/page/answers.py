@@ -6,11 +6,10 @@ from datetime import date, datetime
 
 from pipeline.report.page.shapes import Bar, Histogram, bars, histogram, percent, scale
 from pipeline.report.page.words import value_text
-from pipeline.sink.profile import Profile, Spread
-from pipeline.text import count
+from pipeline.sink.profile import MOST_VALUES, Profile, Spread
+from pipeline.text import count, short_number
 
 MOST_COLUMNS = 12
-MOST_VALUES = 20
 FAR = 4.0  # standard deviations from the mean, beyond which a value does not stretch a histogram
 
 
@@ -64,7 +63,7 @@ def _nulls(spread: Spread) -> list[tuple[str, str]]:
 
 def _values(profile: Profile, view: ColumnAnswers, spread: Spread, declared: Sequence[str] | None) -> ColumnAnswers:
     """Add a bar for each value: the declared ones, also those that no answer has, else the most frequent ones."""
-    found = profile.values(view.name, MOST_VALUES)
+    found = profile.values(view.name)
     seen = {value for value, _ in found}
     missing = [(value, 0) for value in declared or () if value not in seen]
     shown = [*found, *missing][:MOST_VALUES]
@@ -93,7 +92,11 @@ def _sizes(profile: Profile, view: ColumnAnswers, kind: str, spread: Spread) -> 
         ("mean", f"{spread.mean:,.4g}"),
         ("most", f"{spread.high:,.6g}"),
     ]
-    what = "characters of an answer" if kind == "text" else "numbers"
+    what = "characters" if kind == "text" else "numbers"
+    if float(spread.high) >= on.end:
+        what += f"; the last bar holds all from {short_number(on.end - on.width)} on"
+    if float(spread.low) < on.low:
+        what += f"; the first bar holds all below {short_number(on.low + on.width)}"
     return replace(view, what=what, histogram=histogram(on, counts), figures=figures)
 
 

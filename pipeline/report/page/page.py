@@ -84,6 +84,7 @@ class _Facts:
         self._command = command
         self._sink = ResultsTable.of(job_record)
         self._profile = Profile(database, self._sink, wanted.run_id)
+        self._groups = self._profile.groups()
         with database.read() as conn:
             runs = runs_of_job(conn, job_record.id)
             self._runs = [(run, run_cost(conn, run.id)) for run in runs if wanted.run_id in (None, run.id)]
@@ -98,7 +99,7 @@ class _Facts:
 
     def page(self) -> dict[str, Any]:
         """Return all facts but the samples."""
-        wanted, groups = self._wanted, self._profile.groups()
+        wanted, groups = self._wanted, self._groups
         found = None if not wanted.sides else compare(self._database, self._record, self._job, wanted.sides)
         evaluation = self._evaluation()
         judged = least_accuracy(self._job, evaluation)
@@ -132,7 +133,7 @@ class _Facts:
             return None
         booleans = [name for name, kind in self._kinds.items() if kind == "boolean"]
         column = next(iter([*self._declared, *booleans]), None)
-        return samples(self._profile, self._job, column, self._wanted.rows)
+        return samples(self._profile, self._job, self._groups, column, self._wanted.rows)
 
     def _evaluation(self) -> Evaluation | None:
         where = None if self._wanted.run_id is None else f"run_id = {self._wanted.run_id:d}"

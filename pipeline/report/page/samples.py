@@ -1,5 +1,6 @@
 """Which answers does a page show with their input, for a person to read? Edge: SQL, files."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,11 +11,9 @@ from pipeline.job.model import Job
 from pipeline.planning import picking
 from pipeline.planning.plan import Plan
 from pipeline.report.page.words import cut, key_text, value_text
-from pipeline.sink.profile import GroupName, Profile, Sample
+from pipeline.sink.profile import MOST_VALUES, Group, GroupName, Profile, Sample
 from pipeline.states import OUTCOMES, RowState
 from pipeline.text import count
-
-MOST_VALUES = 20  # of the column by which answers are chosen
 
 
 class Field(NamedTuple):
@@ -59,15 +58,23 @@ class Samples:
     problem: str
 
 
-def samples(profile: Profile, job: Job, column: str | None, each: int) -> Samples:
-    """Return the first answers of each status, and of each value of a column.
+def samples(profile: Profile, job: Job, groups: Sequence[Group], column: str | None, each: int) -> Samples:
+    """Return the first answers of each status, and of each frequent value of a column.
 
-    column: whose values tell answers apart; None: only their status does. each: of one status and value.
+    groups: all answers. column: whose values tell answers apart; None: only their status does. each: of one status and
+    value.
     """
-    groups = profile.groups_by(column)
-    good = sorted((g for g in groups if g[0] == RowState.SUCCEEDED), key=lambda g: (-groups[g], value_text(g[1])))
-    bad = sorted((g for g in groups if g[0] != RowState.SUCCEEDED), key=lambda g: OUTCOMES.index(RowState(g[0])))
-    chosen = {group: groups[group] for group in [*good[:MOST_VALUES], *bad]}
+    statuses: Counter[str] = Counter()
+    for group in groups:
+        statuses[group.status] += group.rows
+    chosen: dict[GroupName, int] = {}
+    if column is not None:
+        chosen = {(RowState.SUCCEEDED.value, value): rows for value, rows in profile.values(column)}
+    others = statuses[RowState.SUCCEEDED] - sum(chosen.values())
+    if others and len(chosen) < MOST_VALUES:  # with fewer values, the others are nulls
+        chosen[RowState.SUCCEEDED.value, None] = others
+    bad = sorted((s for s in statuses if s != RowState.SUCCEEDED), key=lambda s: OUTCOMES.index(RowState(s)))
+    chosen |= {(status, None): statuses[status] for status in bad}
     found = profile.samples(column, chosen, each)
     inputs, problem = _inputs(job, [sample.key for some in found.values() for sample in some])
     return Samples(found, chosen, inputs, problem)
@@ -129,6 +136,8 @@ def _fields(values: Mapping[str, Any], longest: int) -> Iterator[Field]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return value_text(value)
     try:
         return json_values.json_text(value) if isinstance(value, list | dict) else str(value)
     except (PipelineError, ValueError):

@@ -76,11 +76,17 @@ class Histogram:
 
 
 class Scale(NamedTuple):
-    """The bins of a histogram: so many of one width, from `low` on."""
+    """The bins of a histogram: so many of one width, from `low` on. single: each is for one integer."""
 
     low: float
     width: float
     bins: int
+    single: bool = False
+
+    @property
+    def end(self) -> float:
+        """The upper end of the last bin."""
+        return self.low + self.width * self.bins
 
 
 def scale(low: float, high: float, *, whole: bool) -> Scale:
@@ -95,7 +101,7 @@ def scale(low: float, high: float, *, whole: bool) -> Scale:
     if whole:
         width = max(1.0, math.ceil(width))
     first = math.floor(low / width) * width
-    return Scale(first, width, min(MOST_BINS + 1, math.floor((high - first) / width + 1e-9) + 1))
+    return Scale(first, width, min(MOST_BINS + 1, math.floor((high - first) / width + 1e-9) + 1), whole and width == 1)
 
 
 def histogram(on: Scale, counts: Sequence[int], *, mark: tuple[float, str] | None = None) -> Histogram:
@@ -105,7 +111,7 @@ def histogram(on: Scale, counts: Sequence[int], *, mark: tuple[float, str] | Non
     limit = math.inf if mark is None else mark[0]
     bins = [
         Bin(
-            f"{short_number(edges[i])} to {short_number(edges[i + 1])}",
+            short_number(edges[i]) if on.single else f"{short_number(edges[i])} to {short_number(edges[i + 1])}",
             short_number(n) if n else "",
             n / most,
             edges[i] >= limit - 1e-9 * on.width,
@@ -113,7 +119,9 @@ def histogram(on: Scale, counts: Sequence[int], *, mark: tuple[float, str] | Non
         for i, n in enumerate(counts)
     ]
     every = math.ceil(on.bins / 6)
-    ticks = [Mark(i / on.bins, short_number(edge)) for i, edge in enumerate(edges) if i % every == 0]
+    named = edges[:-1] if on.single else edges
+    middle = 0.5 if on.single else 0.0
+    ticks = [Mark((i + middle) / on.bins, short_number(edge)) for i, edge in enumerate(named) if i % every == 0]
     place = None if mark is None else (mark[0] - on.low) / (on.width * on.bins)
     line = None if mark is None or place is None or not 0 <= place <= 1 else Mark(place, mark[1])
     return Histogram(bins, ticks, line)

@@ -1,5 +1,6 @@
 """What does a page show of a comparison with other sides? Pure."""
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ from pipeline.quality.statistics import mean_difference
 from pipeline.report.compare import left_out, verdict_words
 from pipeline.report.page.shapes import Dot, dot, dot_around_zero
 from pipeline.report.page.words import key_text, value_text
+from pipeline.sink.profile import FEW_VALUES, LONGEST_VALUE
 from pipeline.text import count, money
 
 FLIPS = 10
+KEYS = 2
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,14 @@ def _side(found: Comparison, side: SideComparison, declared: Collection[str], *,
         agree_rows=f"{tally.agree:,} of {tally.pairs:,}",
         figures=figures,
         notes=[
-            *(f"status {a} -> {b}: {count(n, 'row')}" for (a, b), n in tally.statuses.most_common()),
+            *_status_notes(tally.statuses),
             *(note for name, column in tally.columns.items() for note in _notes(name, column, tally.pairs)),
         ],
         gold=None if side.gold is None else _by_gold(side.gold),
         flips=[
-            (name, _flips(column, keys=texts)) for name, column in columns.items() if column.flips and name != "text"
+            (name, _flips(column, keys=texts))
+            for name, column in columns.items()
+            if column.flips and (name in declared or column.kind == "boolean" or _chooses(column))
         ],
     )
 
@@ -103,8 +108,9 @@ def _notes(name: str, column: ColumnPairs, pairs: int) -> list[str]:
         low, high = difference.interval
         return [f"{name} differs by {difference.value:,.4g} in the mean ({low:,.4g} to {high:,.4g})"]
     if name == "text" and any(column.lengths):
-        before, after = (n / pairs for n in column.lengths)
-        return [f"{column.agree:,} of {pairs:,} texts are equal; characters of a row {before:,.0f} -> {after:,.0f}"]
+        before, after = (f"{n / pairs:,.0f}" for n in column.lengths)
+        characters = f"characters of a row {before} \N{RIGHTWARDS ARROW} {after}"
+        return [f"{column.agree:,} of {pairs:,} texts are equal; {characters}"]
     return []
 
 
@@ -115,10 +121,22 @@ def _flips(column: ColumnPairs, *, keys: bool) -> list[FlipLine]:
             value_text(a),
             value_text(b),
             f"{n:,}",
-            [key_text(key) for key in column.keys.get((a, b), ())] if keys else [],
+            [key_text(key) for key in column.keys.get((a, b), ())[:KEYS]] if keys else [],
         )
         for (a, b), n in most
     ]
+
+
+def _chooses(column: ColumnPairs) -> bool:
+    """Return whether a column of texts holds one of a few short ones, so that its flips say something."""
+    texts = [text for pair in column.flips for text in pair if isinstance(text, str)]
+    is_short = all(len(text) <= LONGEST_VALUE for text in texts)
+    return column.kind == "text" and is_short and 0 < len(set(texts)) <= FEW_VALUES
+
+
+def _status_notes(statuses: Counter[tuple[str, str]]) -> list[str]:
+    changes = [f"{a} \N{RIGHTWARDS ARROW} {b} {n:,}" for (a, b), n in statuses.most_common()]
+    return [f"status: {', '.join(changes)}"] if changes else []
 
 
 def _by_gold(gold: GoldComparison) -> ByGold:

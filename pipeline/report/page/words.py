@@ -17,6 +17,8 @@ def value_text(value: Any) -> str:
         return "(failed)"
     if value is None:
         return "(null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if value == "":
         return "(empty)"
     return cut(str(value), LONGEST_VALUE)

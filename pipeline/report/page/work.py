@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from pipeline.money.prices import prices_of
-from pipeline.report.page.shapes import Band, Bar, Histogram, band, bars, histogram, scale
+from pipeline.report.page.shapes import NOTHING, Band, Bar, Histogram, band, bars, histogram, scale
 from pipeline.sink.profile import Group, Profile
 from pipeline.state.batch_facts import BatchTime
 from pipeline.state.runs import RunRecord
@@ -65,10 +65,10 @@ def _run_money(run: RunRecord, cost: float) -> RunMoney:
     usd: Mapping[str, float | None] | None = (run.estimate or {}).get("cost_usd")
     name, actual = f"run {run.id}", money(cost)
     if usd is None or usd["low"] is None or usd["worst"] is None:
-        return RunMoney(name, actual, None, "", "", "")
+        return RunMoney(name, actual, None, NOTHING, NOTHING, NOTHING)
     expected = usd["expected"]
     drawn = band(usd["low"], expected, usd["worst"], cost)
-    words = "" if expected is None else money(expected)
+    words = NOTHING if expected is None else money(expected)
     return RunMoney(name, actual, drawn, money(usd["low"]), words, money(usd["worst"]))
 
 
