@@ -70,14 +70,8 @@ def evaluate(
     return Evaluation(job.name, gold.found.with_gold, without, job.gold.random, figures(tally))
 
 
-def stored_evaluation(
-    database: Database, job_record: JobRecord, job: Job, *, where: str | None = None
-) -> Evaluation | None:
-    """Return the figures of the job's answers by the gold as it was stored last, without reading it again.
-
-    job, where: as for `evaluate`. None if the job has no gold, none was stored with these columns, or no row with gold
-    has an answer.
-    """
+def stored_gold(database: Database, job_record: JobRecord, job: Job) -> GoldTable | None:
+    """Return the job's gold as it was stored last; None if the job has none, or none was stored with these columns."""
     if job.gold is None:
         return None
     columns, sink = gold_columns(job, job.gold), ResultsTable.of(job_record)
@@ -85,11 +79,23 @@ def stored_evaluation(
     if any(column.name not in sink.table.c for column in columns):
         return None
     with database.read() as conn:
-        if not table.is_made(conn):
-            return None
+        return table if table.is_made(conn) else None
+
+
+def stored_evaluation(
+    database: Database, job_record: JobRecord, job: Job, *, where: str | None = None
+) -> Evaluation | None:
+    """Return the figures of the job's answers by `stored_gold`, which is not read again.
+
+    job, where: as for `evaluate`. None without stored gold, and if no row with gold has an answer.
+    """
+    table = stored_gold(database, job_record, job)
+    if table is None or job.gold is None:
+        return None
+    with database.read() as conn:
         gold_rows = table.count(conn)
-    pairs = Pairs(database, sink, table, where=where)
-    tally = tallied(pairs, job.gold, columns)
+    pairs = Pairs(database, ResultsTable.of(job_record), table, where=where)
+    tally = tallied(pairs, job.gold, gold_columns(job, job.gold))
     if not tally.rows:
         return None
     without = pairs.without_answer() if where is None else None

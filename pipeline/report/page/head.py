@@ -111,7 +111,7 @@ def _headline(standing: Standing) -> str:
     total, answered, failed = standing.total, standing.answered, standing.failed
     rows = count(total, "row")
     if not total:
-        return "No row has been sent yet"
+        return "Nothing was to be sent" if standing.run is not None and not standing.is_open else "No row was sent yet"
     if standing.is_open:
         return f"So far {answered:,} of {rows} {'is' if answered == 1 else 'are'} answered" + _failed(failed)
     if standing.run is not None and standing.run.state == RunState.INCOMPLETE:

@@ -13,7 +13,7 @@ from pipeline.answer.outcome import output_columns
 from pipeline.errors import InputError
 from pipeline.job.model import Job
 from pipeline.quality.compare import EXTRAS, compare
-from pipeline.quality.evaluate import Evaluation, stored_evaluation
+from pipeline.quality.evaluate import Evaluation, stored_evaluation, stored_gold
 from pipeline.quality.gold_columns import declared_values
 from pipeline.report.errors import error_facts
 from pipeline.report.money import budget_facts
@@ -133,7 +133,8 @@ class _Facts:
             return None
         booleans = [name for name, kind in self._kinds.items() if kind == "boolean"]
         column = next(iter([*self._declared, *booleans]), None)
-        return samples(self._profile, self._job, self._groups, column, self._wanted.rows)
+        gold = stored_gold(self._database, self._record, self._job)
+        return samples(self._database, self._profile, self._job, self._groups, column, gold, self._wanted.rows)
 
     def _evaluation(self) -> Evaluation | None:
         where = None if self._wanted.run_id is None else f"run_id = {self._wanted.run_id:d}"

@@ -11,7 +11,10 @@ from pipeline.job.model import Job
 from pipeline.planning import picking
 from pipeline.planning.plan import Plan
 from pipeline.report.page.words import cut, key_text, value_text
+from pipeline.sink.gold import GoldTable
+from pipeline.sink.gold_rows import gold_rows
 from pipeline.sink.profile import MOST_VALUES, Group, GroupName, Profile, Sample
+from pipeline.state.database import Database
 from pipeline.states import OUTCOMES, RowState
 from pipeline.text import count
 
@@ -49,20 +52,29 @@ class Samples:
     """The answers to be read, and the input of each.
 
     groups: the answers by status and value. rows: all rows of each group. inputs: source values by the key as JSON.
-    problem: why inputs are missing; empty if none is.
+    problem: why inputs are missing; empty if none is. gold: the right values by key, of rows that have them.
     """
 
     groups: dict[GroupName, list[Sample]]
     rows: Mapping[GroupName, int]
     inputs: Mapping[str, Mapping[str, Any]]
     problem: str
+    gold: Mapping[tuple[Any, ...], Mapping[str, Any]]
 
 
-def samples(profile: Profile, job: Job, groups: Sequence[Group], column: str | None, each: int) -> Samples:
+def samples(
+    database: Database,
+    profile: Profile,
+    job: Job,
+    groups: Sequence[Group],
+    column: str | None,
+    gold: GoldTable | None,
+    each: int,
+) -> Samples:
     """Return the first answers of each status, and of each frequent value of a column.
 
     groups: all answers. column: whose values tell answers apart; None: only their status does. each: of one status and
-    value.
+    value. gold: of the job, None without.
     """
     statuses: Counter[str] = Counter()
     for group in groups:
@@ -76,8 +88,16 @@ def samples(profile: Profile, job: Job, groups: Sequence[Group], column: str | N
     bad = sorted((s for s in statuses if s != RowState.SUCCEEDED), key=lambda s: OUTCOMES.index(RowState(s)))
     chosen |= {(status, None): statuses[status] for status in bad}
     found = profile.samples(column, chosen, each)
-    inputs, problem = _inputs(job, [sample.key for some in found.values() for sample in some])
-    return Samples(found, chosen, inputs, problem)
+    keys = [sample.key for some in found.values() for sample in some]
+    inputs, problem = _inputs(job, keys)
+    return Samples(found, chosen, inputs, problem, {} if gold is None else _gold(database, gold, keys))
+
+
+def _gold(
+    database: Database, table: GoldTable, keys: Sequence[tuple[Any, ...]]
+) -> dict[tuple[Any, ...], dict[str, Any]]:
+    found = gold_rows(database, table, keys, "by group") if keys else {}
+    return {key: dict(zip(table.columns, values, strict=True)) for key, values in found.items()}
 
 
 def _inputs(job: Job, keys: Sequence[tuple[Any, ...]]) -> tuple[dict[str, dict[str, Any]], str]:
@@ -103,7 +123,7 @@ def sample_groups(found: Samples, longest: int) -> list[SampleGroup]:
             status=status.replace("_", " "),
             name="" if value is None and status != RowState.SUCCEEDED else value_text(value) if by_value else "",
             rows=count(found.rows[status, value], "row"),
-            samples=[_view(sample, found.inputs, longest) for sample in some],
+            samples=[_view(sample, found, longest) for sample in some],
         )
         for by_value in [any(value is not None for _, value in found.groups)]
         for (status, value), some in found.groups.items()
@@ -111,13 +131,16 @@ def sample_groups(found: Samples, longest: int) -> list[SampleGroup]:
     ]
 
 
-def _view(sample: Sample, inputs: Mapping[str, Mapping[str, Any]], longest: int) -> SampleView:
-    values = inputs.get(json_values.dump(list(sample.key)), {})
+def _view(sample: Sample, found: Samples, longest: int) -> SampleView:
+    values = found.inputs.get(json_values.dump(list(sample.key)), {})
     problem = ": ".join(part for part in (sample.error_type, sample.error_message) if part)
     return SampleView(
         key=key_text(sample.key),
         input=list(_fields({**{name: v for name, v in sample.kept.items() if name not in values}, **values}, longest)),
-        answer=list(_fields({"text": sample.text, **sample.values} if _has_own(sample) else sample.values, longest)),
+        answer=[
+            *_fields({"text": sample.text, **sample.values} if _has_own(sample) else sample.values, longest),
+            *_fields({f"gold {name}": gold for name, gold in found.gold.get(sample.key, {}).items()}, longest),
+        ],
         problem=cut(problem, longest),
     )
 

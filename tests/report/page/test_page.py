@@ -83,6 +83,7 @@ def test_the_accuracy_of_each_class_is_there_with_its_interval_and_the_confusion
     assert "b 10 20.0% 5.7% to 51.0% 100.0% 34.2% to 100.0% 0.33" in shown
     assert "Gold by answer gold \\ answer a b (failed) recall a 30 100.0% b 8 2 20.0%" in shown
     assert "b a 8 r030, r031, r032" in shown
+    assert "r000 Input team blue text Text number 0. Answer label a gold label a" in shown
 
 
 def test_it_says_whether_the_accuracy_reaches_that_of_the_canary(world: World) -> None:
