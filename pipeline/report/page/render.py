@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.escapes import symbols
 
@@ -29,8 +28,8 @@ def _environment() -> Environment:
 
 
 def _visible(value: Any) -> Any:
-    """Return a text with symbols for its control characters. Markup is what a macro of ours has made."""
-    return symbols(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Return a text with symbols for its control characters. What has __html__ is markup that a macro of ours made."""
+    return symbols(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _pct(share: float) -> str:
