@@ -27,6 +27,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from flows.artifacts import artifact_key, batch_table, escaped, quoted, quoted_lines, results_link, summary_text
+from flows.reports import written_report
 from flows.standing import Standing, standing
 from pipeline.events.batches import BatchEnded, Collected, Planned, Submitted, Watching
 from pipeline.events.event import Event
@@ -128,7 +129,7 @@ class Watch:
             )
 
     def show(self, jobs: Iterable[str]) -> None:
-        """Show artifacts of these jobs: progress, batches, a summary, and a link to the answers if they have a page.
+        """Show artifacts of these jobs: progress, batches, a summary, links to the answers and the report if there are.
 
         A job without a run has no artifacts.
         """
@@ -156,6 +157,11 @@ class Watch:
                     link,
                     key=artifact_key("answers", name),
                     link_text=f"Answers: {job_record.results_table}",
+                )
+            report = None if last.ended_at is None else written_report(self._database, job_record, last)
+            if report is not None:
+                show_in_prefect(
+                    create_link_artifact, report, key=artifact_key("report", name), link_text=f"Report: {run.title}"
                 )
 
     def _log(self, event: Event) -> None:

@@ -20,6 +20,7 @@ from pipeline.cli.init import init
 from pipeline.cli.models import models
 from pipeline.cli.options import Invocation
 from pipeline.cli.preview import preview
+from pipeline.cli.report import SidesCommand, report
 from pipeline.cli.retry import retry
 from pipeline.cli.review import review
 from pipeline.cli.run import run
@@ -59,10 +60,11 @@ for _command in (
     evaluate,
     compare,
     review,
+    report,
     export,
     emulator,
 ):
-    app.command()(_command)
+    app.command(cls=SidesCommand if _command is report else None)(_command)
 
 
 def _version(wanted: bool) -> None:

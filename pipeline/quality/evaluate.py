@@ -1,5 +1,6 @@
 """How good are the answers of a job, by its gold? Edge: files, SQL."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,12 +8,14 @@ from pipeline.errors import InputError
 from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
 from pipeline.quality.gold import check_table, read_gold, store_gold
+from pipeline.quality.gold_columns import gold_columns
 from pipeline.quality.judged import Judged, judged_count, judged_share
 from pipeline.quality.judges import Judge
+from pipeline.quality.measure import tallied
 from pipeline.quality.review_figures import ReviewFigures, review_figures
 from pipeline.quality.review_gold import read_reviews
-from pipeline.quality.tally import JUDGED, Tally
 from pipeline.sink.columns import ResultColumns
+from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
@@ -69,11 +72,7 @@ def evaluate(
         check_table(conn, sink, gold)
     answers = results_of(database, job_record, side)
     pairs = Pairs(database, answers, store_gold(database, sink, gold), where=where, by=by)
-    empty_is_null = job.gold.empty == "null"
-    shared = pairs.shared_requests(JUDGED)
-    tally = Tally(gold.columns, pairs.layout, empty_is_null=empty_is_null, shared=shared, by=by)
-    for page in pairs.pages():
-        tally.add(page)
+    tally = tallied(pairs, job.gold, gold.columns, by)
     if not tally.rows:
         meet = "" if where is None else " and meets --where"
         of_what = f"job {job.name}" if side in ("current", f"job:{job.name}") else side
@@ -101,6 +100,42 @@ def _by_reviews(
         )
     without = pairs.without_answer() if where is None and answers.trial is None else None
     return Evaluation(job.name, len(gold.rows), without, found.is_random, found.figures, found)
+
+
+def stored_gold(database: Database, job_record: JobRecord, job: Job) -> GoldTable | None:
+    """Return the job's gold as it was stored last; None if the job has none, or none was stored with these columns."""
+    if job.gold is None:
+        return None
+    columns, sink = gold_columns(job, job.gold), ResultsTable.of(job_record)
+    table = GoldTable(sink, {column.name: column.kind for column in columns})
+    if any(column.name not in sink.table.c for column in columns):
+        return None
+    with database.read() as conn:
+        return table if table.is_made(conn) else None
+
+
+def stored_evaluation(
+    database: Database, job_record: JobRecord, job: Job, *, where: str | None = None
+) -> Evaluation | None:
+    """Return the figures of the job's answers by `stored_gold`, which is not read again.
+
+    job, where: as for `evaluate`. None without stored gold, and if no row with gold has an answer.
+    """
+    if job.gold is not None and job.gold.reviews:
+        with contextlib.suppress(InputError):  # no review that tells whether an answer is right
+            return _by_reviews(database, job_record, job, ResultsTable.of(job_record), where, ())
+        return None
+    table = stored_gold(database, job_record, job)
+    if table is None or job.gold is None:
+        return None
+    with database.read() as conn:
+        gold_rows = table.count(conn)
+    pairs = Pairs(database, ResultsTable.of(job_record), table, where=where)
+    tally = tallied(pairs, job.gold, gold_columns(job, job.gold))
+    if not tally.rows:
+        return None
+    without = pairs.without_answer() if where is None else None
+    return Evaluation(job.name, gold_rows, without, job.gold.random, figures(tally))
 
 
 def record_of(database: Database, job_record: JobRecord, side: str, also: str = "") -> JobRecord:

@@ -122,7 +122,7 @@ def comparison_lines(found: Comparison, max_drop: float | None) -> Iterator[str]
 def _side_lines(side: SideComparison, max_drop: float | None) -> Iterator[str]:
     tally = side.tally
     yield f"side     {inline(side.name)}: {count(side.total_rows, 'row')}, {money(side.total_usd)} in all"
-    yield f"pairs    {tally.pairs:,}{_left_out(side)}"
+    yield f"pairs    {tally.pairs:,}{left_out(side)}"
     interval = wilson(tally.agree / tally.pairs * tally.requests, tally.requests)
     ends = "" if interval is None else f" ({interval.low:.1%} to {interval.high:.1%})"
     yield f"agree    {tally.agree:,} of {tally.pairs:,}: {tally.agree / tally.pairs:.1%}{ends}"
@@ -144,7 +144,8 @@ def _side_lines(side: SideComparison, max_drop: float | None) -> Iterator[str]:
     yield from _flips_tables(side)
 
 
-def _left_out(side: SideComparison) -> str:
+def left_out(side: SideComparison) -> str:
+    """Return which rows are no pairs, as `; left out: 12 changed since`; empty if all are."""
     tally = side.tally
     parts = [
         (tally.changed, "changed since"),

@@ -22,16 +22,19 @@ _REFUSED_AS_IT_IS = ("invalid_request_error", "not_found_error", "request_too_la
 _ANOTHER_MODEL = "claude-sonnet-5"  # a larger model than most jobs use
 
 
-def error_facts(conn: Connection, job: JobRecord, sink: ResultsTable, name: str) -> list[dict[str, Any]]:
+def error_facts(
+    conn: Connection, job: JobRecord, sink: ResultsTable, name: str, run_id: int | None = None
+) -> list[dict[str, Any]]:
     """Return the causes of a job's failed rows as JSON, the most frequent first; empty if no row failed.
 
     Each cause has its number of rows, up to three of their keys, a remedy, and the words of the command for the remedy.
     under_way: whether all failed rows with this status and error type are being sent again already.
 
-    sink: the job's results table. name: the job's name or file, as commands take it.
+    sink: the job's results table. name: the job's name or file, as commands take it. run_id: only failures of this run;
+    None: of all.
     """
     last = last_run(conn, job.id)
-    causes, again = failure_causes(conn, sink), under_way_again(conn, job.id)
+    causes, again = failure_causes(conn, sink, run_id), under_way_again(conn, job.id)
     failed: Counter[tuple[str, str | None]] = Counter()
     for cause in causes:
         failed[cause.status, cause.error_type] += cause.rows

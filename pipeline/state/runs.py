@@ -108,6 +108,11 @@ def get_run(conn: Connection, run_id: int) -> RunRecord:
     return _run_of(conn.execute(select(*_RUN_COLUMNS).where(runs.c.id == run_id)).one())
 
 
+def runs_of_job(conn: Connection, job_id: int) -> list[RunRecord]:
+    """Return all runs of a job, oldest first."""
+    return runs_where(conn, runs.c.job_id == job_id)
+
+
 def open_runs(conn: Connection, job_id: int | None = None) -> list[RunRecord]:
     """Return the open runs of a job, oldest first. job_id None: of all jobs."""
     is_open = runs.c.state == RunState.OPEN
