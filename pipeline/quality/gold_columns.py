@@ -48,7 +48,7 @@ def gold_columns(job: Job, gold: Gold) -> list[GoldColumn]:
 def declared_values(job: Job) -> dict[str, list[str]]:
     """Return the only texts that output columns can have, for each column that has such a list, in its order."""
     kinds, described = answer_columns(job)
-    found = {name: declared(job, name, described.get(name)) for name in kinds}
+    found = {name: declared_of(job, name, described.get(name)) for name in kinds}
     return {name: list(texts.values()) for name, texts in found.items() if texts is not None}
 
 
