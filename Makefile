@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 DEMO_INSTALLED := $(VENV)/.demo-installed
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo prefect-demo test test-long test-prefect soak check format package bench install help
+.PHONY: demo prefect-demo test test-long test-prefect test-browser soak check format package bench install help
 
 demo: $(DEMO_INSTALLED) ## run the sample job of 500 rows against the emulator, offline (what `make` alone does)
 	@$(BIN)/python sample_data/demo.py
@@ -16,7 +16,7 @@ prefect-demo: install ## run the same as Prefect flows, with a temporary Prefect
 	@$(BIN)/python sample_data/prefect_demo.py
 
 test: install ## run the tests, offline
-	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not long and not prefect"
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not long and not prefect and not browser"
 
 # Every crash point, 600 random schedules, many drivers that are killed.
 test-long: install ## run the long proofs: crash points, random schedules, killed drivers
@@ -25,6 +25,10 @@ test-long: install ## run the long proofs: crash points, random schedules, kille
 # A real Prefect server with a worker and the deployments of prefect.yaml; a Dask cluster of which processes die.
 test-prefect: install ## run the tests with a real Prefect server and a Dask cluster
 	@$(BIN)/pytest -q -n 2 --dist loadfile -m prefect
+
+# Debian's package chromium, or another Chromium in the path.
+test-browser: install ## run the tests that open a report in a browser, which needs Chromium
+	@$(BIN)/pytest -q -m browser
 
 # Random schedules of several drivers for SECONDS, on both databases in turn.
 SECONDS ?= 600

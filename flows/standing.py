@@ -10,6 +10,7 @@ from pipeline.report.money import budget_facts, stopped_line
 from pipeline.state.batch_facts import Sent, sent_of_run
 from pipeline.state.database import Connection
 from pipeline.state.ends import exit_code
+from pipeline.state.jobs import name_of
 from pipeline.state.runs import get_run, run_cost, run_rows
 from pipeline.states import RunState, failed_rows
 from pipeline.text import count, counts_line, money
@@ -61,7 +62,7 @@ class Standing:
 def standing(conn: Connection, run_id: int) -> Standing:
     """Return how the run with this number stands, from the database."""
     run = get_run(conn, run_id)
-    name = run.job_name
+    name = name_of(conn, run.job_id)
     return Standing(
         run_id=run_id,
         job=name,

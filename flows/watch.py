@@ -27,6 +27,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from flows.artifacts import artifact_key, batch_table, escaped, quoted, quoted_lines, results_link, summary_text
+from flows.reports import written_report
 from flows.standing import Standing, standing
 from pipeline.events.batches import BatchEnded, Collected, Planned, Submitted, Watching
 from pipeline.events.event import Event
@@ -34,7 +35,7 @@ from pipeline.events.runs import PlannedElsewhere, RunEnded, Waiting
 from pipeline.planning.quote import Quote, Quoted
 from pipeline.state import ends
 from pipeline.state.database import Database, Url
-from pipeline.state.jobs import job_named
+from pipeline.state.jobs import job_named, with_trials
 from pipeline.state.runs import last_run
 from pipeline.state.tallies import run_counts
 from pipeline.states import OUTCOMES, RunState
@@ -82,12 +83,13 @@ class Watch:
         self._log(event)
 
     def untold(self, job: str | None) -> list[Standing]:
-        """Return the runs that ended in this sweep or before and are not announced yet. job: None for all jobs."""
+        """Return the runs that ended in this sweep or before and are not announced yet, those of trials too.
+
+        job: None for all jobs.
+        """
         with self._database.read() as conn:
-            job_record = None if job is None else job_named(conn, job)
-            return [
-                standing(conn, end.run_id) for end in ends.untold(conn, None if job_record is None else job_record.id)
-            ]
+            of_job = () if job is None else (each.id for each in with_trials(conn, job))
+            return [standing(conn, end.run_id) for end in ends.untold(conn, *of_job)]
 
     def announce(self, runs: Iterable[Standing]) -> None:
         """Emit an event for each run that has ended. If two flows announce the same end, the server keeps one event.
@@ -127,7 +129,7 @@ class Watch:
             )
 
     def show(self, jobs: Iterable[str]) -> None:
-        """Show artifacts of these jobs: progress, batches, a summary, and a link to the answers if they have a page.
+        """Show artifacts of these jobs: progress, batches, a summary, links to the answers and the report if there are.
 
         A job without a run has no artifacts.
         """
@@ -155,6 +157,11 @@ class Watch:
                     link,
                     key=artifact_key("answers", name),
                     link_text=f"Answers: {job_record.results_table}",
+                )
+            report = None if last.ended_at is None else written_report(self._database, job_record, last)
+            if report is not None:
+                show_in_prefect(
+                    create_link_artifact, report, key=artifact_key("report", name), link_text=f"Report: {run.title}"
                 )
 
     def _log(self, event: Event) -> None:

@@ -27,6 +27,11 @@ def inline(text: str) -> str:
     return _COMMANDS_OR_BREAKS.sub(_escape, text)
 
 
+def symbols(text: str) -> str:
+    """Return the text with a visible symbol for each character of COMMANDS: ESC as ␛, others as ⟦U+202E⟧."""
+    return _COMMANDS.sub(_symbol, text)
+
+
 def stripped(text: str) -> str:
     """Return the text without the characters of COMMANDS; newlines and tabs stay."""
     return _COMMANDS.sub("", text)
@@ -39,6 +44,13 @@ def is_plain(text: str) -> bool:
 
 def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
+
+
+def _symbol(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x20:
+        return chr(0x2400 + code)  # the control pictures of Unicode, in the same order
+    return "\u2421" if code == 0x7F else f"\u27e6U+{code:04X}\u27e7"
 
 
 def json_text(value: Any, *, ascii_only: bool, indent: bool = False) -> str:

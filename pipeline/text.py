@@ -15,6 +15,14 @@ def money(usd: float | None) -> str:
     return f"${usd:,.2f}"
 
 
+def short_number(n: float) -> str:
+    """Format a number for a narrow place: `950`, `12.5k`, `1.2M`, `0.25`."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= unit * 0.9995:
+            return f"{n / unit:.3g}{name}"
+    return f"{n:.4g}"
+
+
 def count(n: int, what: str) -> str:
     """Format a number with its noun: `1 row`, `2,000 rows`, `2 batches`. what: the noun in the singular."""
     plural = what + ("es" if what.endswith("ch") else "s")

@@ -20,12 +20,14 @@ from pipeline.cli.init import init
 from pipeline.cli.models import models
 from pipeline.cli.options import Invocation
 from pipeline.cli.preview import preview
+from pipeline.cli.report import SidesCommand, report
 from pipeline.cli.retry import retry
 from pipeline.cli.review import review
 from pipeline.cli.run import run
 from pipeline.cli.show import show
 from pipeline.cli.status import status
 from pipeline.cli.terminal import escape_unencodable, say
+from pipeline.cli.trial import trial
 from pipeline.cli.verify import verify
 from pipeline.errors import Completed, Interrupted, PipelineError
 
@@ -47,6 +49,7 @@ for _command in (
     models,
     run,
     retry,
+    trial,
     collect,
     cancel,
     status,
@@ -57,10 +60,11 @@ for _command in (
     evaluate,
     compare,
     review,
+    report,
     export,
     emulator,
 ):
-    app.command()(_command)
+    app.command(cls=SidesCommand if _command is report else None)(_command)
 
 
 def _version(wanted: bool) -> None:

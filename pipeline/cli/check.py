@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.opening import database_url, default_folder, load_job, open_known_job
+from pipeline.cli.opening import database_url, default_folder, load_job, open_known_job, refuse_trial
 from pipeline.cli.options import EVERYWHERE, JobArgument, SharedOptions, VarOption, takes
 from pipeline.cli.terminal import put_json, put_request, say, say_next
 from pipeline.errors import InputError, PipelineError
@@ -56,6 +56,7 @@ def _open_job(job: str, shared: SharedOptions) -> "Iterator[tuple[Path, Database
     from pipeline.job.name import is_path
     from pipeline.state.jobs import job_file_of
 
+    refuse_trial(job)
     if is_path(job):
         yield Path(job), None
         return

@@ -13,6 +13,7 @@ from pipeline.cli.terminal import put, put_json, say, say_next
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
+    from pipeline.planning.known_rows import KnownRows
     from pipeline.planning.plan import Plan
     from pipeline.planning.quote import Quote
     from pipeline.planning.quoting import Known
@@ -33,6 +34,7 @@ def estimate(
 ) -> None:
     """Show what a run would send and estimate its tokens, its cost and its time. Sends nothing."""
     from pipeline.planning.plan import Plan
+    from pipeline.report.canary import canary_chances
     from pipeline.report.quote import estimate_lines, quote_facts
     from pipeline.request.check import check_params
 
@@ -43,6 +45,8 @@ def estimate(
         put_json({"event": "estimate", "job": loaded.name, "warnings": warnings, **quote_facts(quote)})
     else:
         for line in estimate_lines(quote):
+            put(line)
+        for line in canary_chances(loaded, quote.ahead) if quote.gold_ahead else ():
             put(line)
         sys.stdout.flush()
         for warning in warnings:
@@ -91,10 +95,32 @@ def _quote(
     if database is not None and known_job is not None and known.counts is None:
         with database.write() as conn:
             quoting.store_counts(conn, known_job[0].id, plan, counts, datetime.now(UTC))
-    quoting.complete(plan, quote, known, counts, canary=True, queue=Settings.from_environment().max_in_flight)
+    gold = _canary_rows(plan, quote, known, lookup)
+    queue = Settings.from_environment().max_in_flight
+    quoting.complete(plan, quote, known, counts, canary=True, queue=queue, gold=gold)
     if problem is not None:
         warnings.append(f"the API did not count the tokens: {problem}")
     return quote, warnings
+
+
+def _canary_rows(plan: "Plan", quote: "Quote", known: "Known", lookup: "KnownRows") -> int:
+    """Return how many rows with gold `run` would send first, as the canary of a new recipe; 0 if it would not.
+
+    Raises InputError, as `run` does, if they are too few.
+    """
+    from pipeline.planning import gates, gold_canary
+    from pipeline.quality.gold import read_gold
+    from pipeline.sink.columns import ResultColumns
+    from pipeline.sink.table import ResultsTable
+
+    if not quote.to_send or not gates.chooses_gold(plan.job, known.standing, canary=True):
+        return 0
+    columns = ResultColumns.of(plan.job, plan.source.kinds())
+    gold = read_gold(plan.job, columns)
+    if gold is None:
+        return 0
+    sink = ResultsTable(plan.job.sink.table, columns)
+    return len(gold_canary.choose(plan, lookup, gold, sink, failed=known.standing.failed))
 
 
 def _count_tokens(plan: "Plan", quote: "Quote", known: "Known", *, emulated: bool) -> "tuple[Counts, str | None]":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.opening import heavy_imports, load_with_last_vars, open_known_job
+from pipeline.cli.opening import heavy_imports, load_with_last_vars, open_known_job, refuse_trial
 from pipeline.cli.options import EVERYWHERE, JobArgument, LastVarOption, SharedOptions, takes
 from pipeline.cli.terminal import put, put_json, say_next
 from pipeline.errors import InputError
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def evaluate(
     job: JobArgument,
     side: Annotated[
-        str, typer.Argument(metavar="[SIDE]", help="Whose answers: current (default), or job:NAME of another job.")
+        str,
+        typer.Argument(metavar="[SIDE]", help="Whose answers: current (default), the name of a trial, or job:NAME."),
     ] = "current",
     min_accuracy: Annotated[
         float | None,
@@ -47,6 +48,7 @@ def evaluate(
 
     by_judge = _judge(judge, min_accuracy)
     with open_known_job(job, shared) as (database, job_record):
+        refuse_trial(job)
         loaded, _ = load_with_last_vars(database, job_record, job, var)
         found = measured(database, job_record, loaded, side=side, where=where, by=by or ())
     minimum = None if min_accuracy is None else judged(found, min_accuracy, by_judge)

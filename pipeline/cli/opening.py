@@ -32,22 +32,40 @@ def default_folder(job: str) -> Path:
 def folder_and_name(job: str) -> tuple[Path, str]:
     """Return the folder of the default database and the name of the job, for commands that do not load the job.
 
-    job: JOB of the command line, a job file or the name of a job.
+    job: JOB of the command line, a job file or the name of a job, perhaps with a trial of it.
     """
-    from pipeline.job.name import is_path, read_name
+    from pipeline.job.name import OF_TRIAL, is_path, read_name, without_trial
 
-    return default_folder(job), read_name(Path(job)) if is_path(job) else job
+    file, trial = without_trial(job)
+    name = read_name(Path(file)) if is_path(job) else file
+    return default_folder(job), name if trial is None else f"{name}{OF_TRIAL}{trial}"
 
 
 def find_job_file(job: str, shared: SharedOptions) -> Path:
-    """Return the job file that JOB names. The database knows the file of a job that is given by its name."""
+    """Return the job file that JOB names. The database knows the file of a job that is given by its name.
+
+    Raises InputError for a trial: only commands that read no job file take one.
+    """
     from pipeline.job.name import is_path
     from pipeline.state.jobs import job_file_of
 
+    refuse_trial(job)
     if is_path(job):
         return Path(job)
     with open_known_job(job, shared) as (_, job_record):
         return job_file_of(job_record)
+
+
+def refuse_trial(job: str) -> None:
+    """Raise InputError if JOB names a trial, for what reads the job file."""
+    from pipeline.job.name import without_trial
+
+    file, trial = without_trial(job)
+    if trial is not None:
+        raise InputError(
+            f"{job}: this command is for jobs, and {trial} is a trial; give `trial {file} --name {trial}` again to "
+            "continue it"
+        )
 
 
 def load_job(path: Path, var: list[str] | None, *, last_vars: dict[str, Any] | None = None) -> "Job":
@@ -71,14 +89,17 @@ def load_job(path: Path, var: list[str] | None, *, last_vars: dict[str, Any] | N
 def load_with_last_vars(
     database: "Database", job_record: "JobRecord", job: str, var: list[str] | None
 ) -> "tuple[Job, Path]":
-    """Return a job of the database with the vars of its last run, and its file. job: JOB of the command line."""
-    from pipeline.job.name import is_path
+    """Return a job of the database with the vars of its last run, and its file. job: JOB of the command line.
+
+    For a trial it is the job of the trial, with the vars of the trial.
+    """
+    from pipeline.job.name import is_path, without_trial
     from pipeline.state.jobs import job_file_of
     from pipeline.state.runs import last_run
 
     with database.read() as conn:
         last = last_run(conn, job_record.id)
-    path = Path(job) if is_path(job) else job_file_of(job_record)
+    path = Path(without_trial(job)[0]) if is_path(job) else job_file_of(job_record)
     return load_job(path, var, last_vars=None if last is None else last.vars), path
 
 

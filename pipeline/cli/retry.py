@@ -16,12 +16,15 @@ from pipeline.cli.opening import (
 from pipeline.cli.options import EVERYWHERE, DetachOption, JobArgument, LastVarOption, SharedOptions, YesOption, takes
 from pipeline.cli.summary import read_ending, tell_ending
 from pipeline.cli.terminal import put_json, say
+from pipeline.errors import InputError
+from pipeline.job.name import without_trial
 
 if TYPE_CHECKING:
     from pipeline.planning.quote import Quote
     from pipeline.planning.selection import Selection
+    from pipeline.planning.trial import Trial
     from pipeline.state.database import Database
-    from pipeline.state.jobs import JobRecord
+    from pipeline.state.jobs import JobRecord, TrialRecord
 
 
 @takes(*EVERYWHERE, "poll_seconds")
@@ -54,6 +57,7 @@ def retry(
         from pipeline.planning.selection import Selection, change
         from pipeline.runner.options import Options
         from pipeline.runner.run import run as run_job
+        from pipeline.runner.trial import run_trial
     wanted = Selection(
         statuses=tuple(status or ()),
         error_types=tuple(error_type or ()),
@@ -67,10 +71,23 @@ def retry(
             say_vars(loaded, shared)
             confirm = _confirm_retry(database, job_record, wanted, shared, yes=yes)
             options = Options(retry=wanted, detach=detach, confirm=confirm)
-            finished = run_job(loaded, environment, options, file=path)
-            ending = read_ending(environment, loaded, finished, job=job)
-        tell_ending(database, loaded, ending, shared)
+            if job_record.trial is None:
+                finished = run_job(loaded, environment, options, file=path)
+            else:
+                finished = run_trial(loaded, _trial_of(job_record.trial, wanted), environment, options, file=path)
+            of_job, trial = without_trial(job)
+            ending = read_ending(environment, loaded, finished, job=of_job, trial=trial)
+        tell_ending(database, ending, shared)
     raise typer.Exit(finished.exit_code)
+
+
+def _trial_of(trial: "TrialRecord", wanted: "Selection") -> "Trial":
+    """Return the trial whose rows are sent again. Raises InputError if they are to be asked otherwise."""
+    from pipeline.planning.trial import Trial
+
+    if wanted.changes:
+        raise InputError("--set: the rows of a trial are asked as it was begun; begin another trial with this --set")
+    return Trial.of(trial)
 
 
 def _confirm_retry(

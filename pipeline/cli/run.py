@@ -71,7 +71,7 @@ def run(
             with open_environment(database, shared, job=job) as environment:
                 finished = run_job(loaded, environment, options, file=path)
                 ending = read_ending(environment, loaded, finished, job=job)
-            tell_ending(database, loaded, ending, shared)
+            tell_ending(database, ending, shared)
     raise typer.Exit(finished.exit_code)
 
 

@@ -23,12 +23,13 @@ def note_running(context: typer.Context) -> Iterator[None]:
         _running = None
 
 
-def command_line(command: str, *words: str) -> str:
+def command_line(command: str, *words: str, names_database: bool = True) -> str:
     """Return a command as a line for the shell.
 
     It carries over the options of the running command without which it would not find the same job, database and API.
+    names_database: False leaves out --database, whose address may hold a password.
     """
-    carried = ["database", "emulator"]
+    carried = ["database", "emulator"] if names_database else ["emulator"]
     if command in _TAKE_VARS and "--var" not in words:
         carried.append("var")
     options = [word for given in _given() if given.parameter in carried for word in given.words]

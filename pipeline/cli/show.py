@@ -69,4 +69,12 @@ def _open_if_known(
             yield database, None, load_job(Path(job), var)
         else:
             job_record = known_job(database, name)
-            yield database, job_record, load_with_last_vars(database, job_record, job, var)[0]
+            loaded, _ = load_with_last_vars(database, job_record, job, var)
+            yield database, job_record, _asked(loaded, job_record)
+
+
+def _asked(job: "Job", job_record: "JobRecord") -> "Job":
+    """Return the job that is asked: for a trial, with what it asks otherwise."""
+    from pipeline.planning.trial import Trial
+
+    return job if job_record.trial is None else Trial.of(job_record.trial).asked(job)

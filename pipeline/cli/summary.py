@@ -26,7 +26,8 @@ class _Ending:
     """How a run ended, as far as it is said.
 
     budget, month, money: as budget_facts, month_facts and money_facts of report/money.py give them; lines: what else
-    is said of the money; next_words: the next command; database: its URL for people; retry: whether it is a retry.
+    is said of the money; next_words: the next command; table: where the answers are; database: its URL for people;
+    retry: whether it is a retry; trial: the name of the trial; None: it is none.
     """
 
     finished: "Finished"
@@ -35,17 +36,25 @@ class _Ending:
     lines: list[str]
     money: dict[str, Any]
     next_words: list[str]
+    table: str
     database: str
     retry: bool = False
+    trial: str | None = None
 
 
-def read_ending(environment: "Environment", loaded: "Job", finished: "Finished", *, job: str) -> _Ending:
-    """Return what there is to say at the end of a run, by the database. job: what commands call the job."""
+def read_ending(
+    environment: "Environment", loaded: "Job", finished: "Finished", *, job: str, trial: str | None = None
+) -> _Ending:
+    """Return what there is to say at the end of a run, by the database.
+
+    job: what commands call the job. trial: the name of the trial of it that was run; None: it was no trial.
+    """
     from pipeline.report.money import budget_facts, money_facts, money_lines, month_facts
     from pipeline.state.runs import get_run
     from pipeline.state.spending import usage_of_run
 
     shown = environment.database.shown
+    table = loaded.sink.table if trial is None else f"{loaded.sink.table}_trials"
     if finished.run_id is None:  # it was only quoted, or a person did not confirm the quote
         return _Ending(
             finished=finished,
@@ -54,6 +63,7 @@ def read_ending(environment: "Environment", loaded: "Job", finished: "Finished",
             lines=[],
             money={},
             next_words=running_command(without=["dry_run"]),
+            table=table,
             database=shown,
         )
     with environment.database.read() as conn:
@@ -65,10 +75,13 @@ def read_ending(environment: "Environment", loaded: "Job", finished: "Finished",
         lines = list(money_lines(*money))
     if finished.reason == "budget":
         next_words = running_command()
+    elif trial is not None and finished.state == "finished" and loaded.gold is not None:
+        next_words = ["evaluate", job, trial]
     elif finished.state == "finished" and sum(finished.rows.values()) > finished.rows.get("succeeded", 0):
-        next_words = ["errors", job]
+        next_words = ["errors", of_trial(job, trial)]
     else:
-        next_words = next_words_by_status(environment.database, loaded.name, job=job)
+        name = of_trial(loaded.name, trial)
+        next_words = next_words_by_status(environment.database, name, job=of_trial(job, trial))
     retry = ran.retry is not None
     return _Ending(
         finished=finished,
@@ -77,12 +90,19 @@ def read_ending(environment: "Environment", loaded: "Job", finished: "Finished",
         lines=lines,
         money=money_facts(*money),
         next_words=next_words,
+        table=table,
         database=shown,
         retry=retry,
+        trial=trial,
     )
 
 
-def tell_ending(database: "Database", loaded: "Job", ending: _Ending, shared: SharedOptions) -> None:
+def of_trial(job: str, trial: str | None) -> str:
+    """Return what commands call a trial of a job; None: the job itself."""
+    return job if trial is None else f"{job}:{trial}"
+
+
+def tell_ending(database: "Database", ending: _Ending, shared: SharedOptions) -> None:
     """Say how a run ended, and the next command; then note in the database that the end was told."""
     from datetime import UTC, datetime
 
@@ -93,7 +113,7 @@ def tell_ending(database: "Database", loaded: "Job", ending: _Ending, shared: Sh
     elif shared.as_json:
         _put_ending(ending)
     else:
-        _say_ending(loaded, ending)
+        _say_ending(ending)
     ends.note_told(database, ending.finished.told, datetime.now(UTC))
 
 
@@ -111,10 +131,11 @@ def _put_ending(ending: _Ending) -> None:
         put_json({"event": "month", **ending.month})
     put_json({"event": "money", "run_id": finished.run_id, **ending.money})
     facts = {"run_id": finished.run_id, "state": finished.state, "reason": finished.reason}
+    facts |= {} if ending.trial is None else {"trial": ending.trial}
     put_json({"event": "run", **facts, "rows": finished.rows, "cost_usd": finished.cost_usd})
 
 
-def _say_ending(loaded: "Job", ending: _Ending) -> None:
+def _say_ending(ending: _Ending) -> None:
     from pipeline.report.money import stopped_line
     from pipeline.text import counts_line, money
 
@@ -124,13 +145,15 @@ def _say_ending(loaded: "Job", ending: _Ending) -> None:
     say(f"run {finished.run_id:<4} {finished.state}{reason}: {counted}, {money(finished.cost_usd)}")
     for line in ending.lines:
         say(f"         {line}")
-    stopped = stopped_line(finished.reason, ending.budget, ending.month, retry=ending.retry)
+    is_trial = ending.trial is not None
+    stopped = stopped_line(finished.reason, ending.budget, ending.month, retry=ending.retry, trial=is_trial)
     if stopped is not None:
         say(f"         {stopped}")
     if finished.state == "open":
         say("         batches in progress continue at the API; `collect` collects them")
     else:
-        say(f"answers  in table {loaded.sink.table} of {ending.database}")
+        trial = "" if ending.trial is None else f" (trial {ending.trial})"
+        say(f"answers  in table {ending.table}{trial} of {ending.database}")
     say_next(*ending.next_words)
 
 
@@ -140,11 +163,10 @@ def tell_earlier_ends(environment: "Environment", name: str | None, *, without: 
     name: the job's; None for all jobs. without: runs that the caller tells. Returns the ends, also the good ones.
     """
     from pipeline.state import ends
-    from pipeline.state.jobs import job_named
+    from pipeline.state.jobs import with_trials
 
     with environment.database.read() as conn:
-        job_record = None if name is None else job_named(conn, name)
-        untold = ends.untold(conn, None if job_record is None else job_record.id)
+        untold = ends.untold(conn, *(() if name is None else (job.id for job in with_trials(conn, name))))
     found = [end for end in untold if end.run_id not in without]
     ends.tell_bad(environment.tell, found, when=None)
     ends.note_told(environment.database, {end.run_id: end.ended_at for end in found}, environment.now())

@@ -9,6 +9,7 @@ from pipeline.cli.opening import load_with_last_vars, open_known_job
 from pipeline.cli.options import EVERYWHERE, JobArgument, LastVarOption, SharedOptions, takes
 from pipeline.cli.summary import next_words_by_status
 from pipeline.cli.terminal import put, put_json, say_next
+from pipeline.errors import InputError
 
 
 @takes(*EVERYWHERE)
@@ -27,6 +28,8 @@ def verify(
     from pipeline.runner import verify as proof
 
     with open_known_job(job, shared) as (database, job_record):
+        if source and job_record.trial is not None:
+            raise InputError("--source: a trial asks a sample of the source; leave the option out")
         found = proof.verify(database, job_record)
         if source:
             loaded, _ = load_with_last_vars(database, job_record, job, var)

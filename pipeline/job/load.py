@@ -104,6 +104,14 @@ def _filled(value: Any, path: yamlfile.Path, variables: Mapping[str, Any]) -> An
     return int(filled) if number else filled
 
 
+def fill(value: Any, field: str, variables: Mapping[str, Any]) -> Any:
+    """Return a value for a field such as `request.system` with vars filled in, as `load` does. Raises JobError."""
+    try:
+        return _filled(value, tuple(field.split(".")), variables)
+    except _FieldError as exc:
+        raise JobError(str(exc)) from exc
+
+
 def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
     """Make the paths in source.path, gold.path, and that of a SQLite database, absolute in place.
 

@@ -8,13 +8,23 @@ from pathlib import Path
 from pipeline.errors import JobError
 from pipeline.job import yamlfile
 
+#: Stands between the name of a job and that of its trial. No job has it in its name.
+OF_TRIAL = ":"
+
+
+def without_trial(job: str) -> tuple[str, str | None]:
+    """Return JOB of the command line and the trial after it, as in `tickets.yaml:cheap`; None: it names no trial."""
+    head, colon, trial = job.rpartition(OF_TRIAL)
+    return (head, trial) if colon and head and "/" not in trial and not Path(job).exists() else (job, None)
+
 
 def is_path(job: str, root: Path | None = None) -> bool:
     """Return whether `job` is the path of a job file, rather than the name of a job.
 
     root: the folder for relative paths; None for the current folder.
     """
-    return ((root or Path()) / job).exists() or "/" in job or job.endswith((".yaml", ".yml"))
+    file, _ = without_trial(job)
+    return ((root or Path()) / file).exists() or "/" in file or file.endswith((".yaml", ".yml"))
 
 
 def read_name(file: Path) -> str:

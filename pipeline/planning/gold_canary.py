@@ -5,7 +5,6 @@ batch is committed before pass two looks at any other row, which then finds them
 commit, the next command chooses the same rows; if we die after it, the run keeps its canary.
 """
 
-import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -23,6 +22,7 @@ from pipeline.planning.write import Writer
 from pipeline.quality.gold import GoldReader
 from pipeline.quality.judges import rows_needed
 from pipeline.sink.table import ResultsTable
+from pipeline.source import identity
 from pipeline.source.rows import Chunk
 from pipeline.states import Gate
 
@@ -37,7 +37,9 @@ def choose(plan: Plan, known_rows: KnownRows, gold: GoldReader, sink: ResultsTab
     assert isinstance(canary, Canary)
     assert canary.min_accuracy is not None
     keys = _sendable(plan, known_rows, gold, sink)
-    chosen = heapq.nsmallest(canary.rows, keys, key=_rank) if canary.sample else list(islice(keys, canary.rows))
+    chosen = (
+        heapq.nsmallest(canary.rows, keys, key=identity.key_rank) if canary.sample else list(islice(keys, canary.rows))
+    )
     if not chosen and failed:
         raise InputError(
             "canary.min_accuracy: the canary of this recipe did not pass, and no other row with gold is to be sent; "
@@ -50,11 +52,6 @@ def choose(plan: Plan, known_rows: KnownRows, gold: GoldReader, sink: ResultsTab
             f"show {canary.min_accuracy:.1%}, even if all are right; give more gold, or lower canary.min_accuracy"
         )
     return chosen
-
-
-def _rank(key: str) -> bytes:
-    """Return a hash of a key: the rows with the smallest ones are the same for each run."""
-    return hashlib.blake2b(key.encode(), digest_size=8).digest()
 
 
 def _sendable(plan: Plan, known_rows: KnownRows, gold: GoldReader, sink: ResultsTable) -> Iterator[str]:

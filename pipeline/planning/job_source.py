@@ -32,9 +32,10 @@ class JobSource:
         if columns.all_columns:
             late = [LATE_FIELDS] if self.rows.has_late_columns else []
             self.template_columns = list(dict.fromkeys([*self.rows.columns, *columns.templates, *late]))
-        self._request_columns = list(dict.fromkeys([*self.template_columns, *columns.attachments]))
+        #: the columns that the requests are made from
+        self.request_columns = list(dict.fromkeys([*self.template_columns, *columns.attachments]))
         #: all columns that planning reads
-        self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self._request_columns]))
+        self.columns = list(dict.fromkeys([*job.source.key, *job.source.keep, *self.request_columns]))
 
     def _require_columns(self) -> None:
         self.rows.require(self._job.source.key, "source.key")
@@ -46,6 +47,11 @@ class JobSource:
                 raise JobError(
                     f'{field_name}: {name} is a function of the templates; for the column write row["{name}"]'
                 )
+
+    @property
+    def key(self) -> list[str]:
+        """Return the key columns."""
+        return self._job.source.key
 
     @property
     def inputs(self) -> list[Input]:
@@ -88,14 +94,14 @@ class JobSource:
 
     def request_values(self, frame: pl.DataFrame) -> Iterable[dict[str, Any]]:
         """Return the values that the request of each row is built from, by column."""
-        return identity.named_rows(frame, self._request_columns, as_bytes=self._builder.columns.attachments)
+        return identity.named_rows(frame, self.request_columns, as_bytes=self._builder.columns.attachments)
 
     def request_hashes(self, frame: pl.DataFrame) -> pl.Series | None:
         """Return a hash for each row that is equal where the values are equal from which the request is made.
 
         None without `request.dedupe`, or if a value cannot be hashed.
         """
-        frame = identity.columns_of(frame, self._request_columns)
+        frame = identity.columns_of(frame, self.request_columns)
         hashable = all(not dtype.is_nested() and dtype != pl.Object for dtype in frame.dtypes)
         return frame.hash_rows() if self._job.request.dedupe and hashable and frame.width else None
 

@@ -46,6 +46,11 @@ def of_keys(plan: Plan, given: Sequence[str], columns: Sequence[str]) -> list[Pi
     return picked
 
 
+def present(plan: Plan, keys: Collection[str], columns: Sequence[str]) -> dict[str, Picked]:
+    """Return the rows of the source that have one of these keys, by key. keys: JSON, as in the state database."""
+    return {row.key: row for row in _with_keys(plan, keys, columns, at_most=len(keys))}
+
+
 def sample(plan: Plan, n: int, columns: Sequence[str]) -> Iterator[Picked]:
     """Return a sample of the source: n + SPARE rows, or all if there are fewer.
 

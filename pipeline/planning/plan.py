@@ -27,6 +27,7 @@ from pipeline.planning.render import Renderer
 from pipeline.planning.retry_changes import change_of_known
 from pipeline.planning.selection import Selection, changed
 from pipeline.planning.suspects import EqualRows, Suspects
+from pipeline.planning.trial import Sampled
 from pipeline.planning.unchanged import Findings, Unchanged
 from pipeline.planning.uploads import Uploads
 from pipeline.planning.verdict import QUOTED, SENT, Verdict
@@ -44,18 +45,25 @@ class Plan:
     """The planning of one job over one source."""
 
     def __init__(
-        self, job: Job, *, limit: int | None = None, refresh: bool = False, retry: Selection | None = None
+        self,
+        job: Job,
+        *,
+        limit: int | None = None,
+        refresh: bool = False,
+        retry: Selection | None = None,
+        trial: Sampled | None = None,
     ) -> None:
         """Read the headers and compile the templates. Raises JobError, SourceError, InputError.
 
         limit: the most rows to read; None: all. refresh: also send rows that succeeded with an older recipe. retry:
-        send only the rows that it selects, with its changes; None: a plain run.
+        send only the rows that it selects, with its changes; None: a plain run. trial: send only the rows of its
+        sample; then `job` is the job that the trial asks.
         """
         self.job, self.recipe = job, job.recipe
         self.asked = job if retry is None else changed(job, retry.changes)  #: the job whose requests are built
-        self.limit, self.refresh, self.retry = limit, refresh, retry
+        self.limit, self.refresh, self.retry, self.trial = limit, refresh, retry, trial
         self.builder = RequestBuilder(self.asked)
-        self.source = JobSource(job, self.builder, limit=limit)
+        self.source = JobSource(job, self.builder, limit=limit) if trial is None else trial.source(job, self.builder)
         self.run_id: int | None = None  #: the run that is planned; in a quote, the run that the command continues
         self.continues = False  #: whether the command continues a run, whose rows may share requests with new ones
         self.suspects = Suspects()  #: the rows that may have the request of another row, by pass one
@@ -70,7 +78,7 @@ class Plan:
             self.source.template_columns,
             recipe=self.recipe,
             refresh=refresh,
-            whole=limit is None and retry is None and not attached,
+            whole=limit is None and retry is None and trial is None and not attached,
         )
 
     def judge(self, known_rows: KnownRows, *, unsent: Container[int] = frozenset(), hashes_all: bool = True) -> Judge:
@@ -88,7 +96,7 @@ class Plan:
         they were planned. Raises SourceError if the source cannot be used, and JobError if a template fails.
         """
         quote = Quote.of(self.asked, self._listed)
-        quote.unsent = unsent
+        quote.unsent, quote.trial = unsent, self.trial is not None
         judge = self.judge(known_rows, unsent=unsent, hashes_all=False)
         renderer = Renderer(self.asked, self.builder, self._listed)
         with Distinct() as seen, EqualRows() as sent, EqualRows() as every:

@@ -40,6 +40,7 @@ class Quote:
     max_requests: int
     max_bytes: int
     max_cost_usd: float | None  #: the run's budget in US dollars; None: no limit
+    trial: bool = False  #: whether the rows are those of a trial
     breakpoints: int = 0  #: blocks with cache_control in the prefix that all requests share
     unbounded: str | None = None  #: a tool that the API runs, whose cost cannot be known before; None: none
     rows: Counter[Verdict] = field(default_factory=Counter)
@@ -50,6 +51,7 @@ class Quote:
     planned: Counter[int] = field(default_factory=Counter)  #: number of unchanged rows in these, by batch
     in_flight: InFlight | None = None
     ahead: int = 0  #: rows in the first batch, for which the remaining rows wait; 0: there is no gate
+    gold_ahead: bool = False  #: the first batch has rows with gold, whose accuracy decides about the others
     waits_for_ahead: bool = False  #: the first batch is in flight, and the remaining rows still wait
     estimate: "Estimate | None" = None
     reservoir: Reservoir = field(default_factory=lambda: Reservoir(SAMPLED))
@@ -69,8 +71,8 @@ class Quote:
             most,
             limits.max_batch_bytes,
             limits.max_cost_usd,
-            0 if cached is None else cached.breakpoints,
-            first_server_tool(request.params),
+            breakpoints=0 if cached is None else cached.breakpoints,
+            unbounded=first_server_tool(request.params),
         )
 
     def put(self, slot: int, built: Built, carried: bytes, change: AnyChange | None = None) -> None:

@@ -133,7 +133,7 @@ def complete(
         quote.gone = gone(known.rows, quote)
     quote.estimate = estimate(plan.asked, quote, counts=counts, before=known.before, queue=queue)
     if gold and quote.ahead:
-        quote.ahead = gold  # after the estimate, which packs the largest canary
+        quote.ahead, quote.gold_ahead = gold, True  # after the estimate, which packs the largest canary
 
 
 def gone(rows: int, quote: Quote) -> int:

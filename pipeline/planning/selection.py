@@ -173,13 +173,18 @@ def change(pair: str) -> tuple[str, Any]:
     if not equals:
         name = ""
     require_settable(name, f"--set {pair}: write FIELD=VALUE, where FIELD is")
+    return name, parsed(pair, value)
+
+
+def parsed(pair: str, value: str) -> Any:
+    """Return the value of a `--set`, which is YAML. pair: what was given. Raises InputError."""
     try:
-        parsed, _ = yamlfile.parse(f"value: {value}", "--set")
+        fields, _ = yamlfile.parse(f"value: {value}", "--set")
     except JobError as exc:
         raise InputError(f"--set {pair}: the value is not YAML; {_QUOTE_HINT}") from exc
-    if parsed.keys() != {"value"}:
+    if fields.keys() != {"value"}:
         raise InputError(f"--set {pair}: give one value; {_QUOTE_HINT}")
-    return name, parsed["value"]
+    return fields["value"]
 
 
 def require_settable(name: str, what: str) -> None:

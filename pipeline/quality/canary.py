@@ -7,7 +7,7 @@ from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
 from pipeline.quality.gold_columns import gold_columns
 from pipeline.quality.judged import Judged, judged_share
-from pipeline.quality.tally import JUDGED, Tally
+from pipeline.quality.measure import tallied
 from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
@@ -31,10 +31,7 @@ def judge_canary(
     with database.read() as conn:
         if not table.is_made(conn):
             return None
-    pairs = Pairs(database, sink, table, batches=batches)
-    tally = Tally(columns, pairs.layout, empty_is_null=gold.empty == "null", shared=pairs.shared_requests(JUDGED))
-    for page in pairs.pages():
-        tally.add(page)
+    tally = tallied(Pairs(database, sink, table, batches=batches), gold, columns)
     if not tally.rows:
         return None
     found = figures(tally)

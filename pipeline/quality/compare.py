@@ -1,6 +1,6 @@
 """How do the answers of sides to the same rows differ, and which are better by the gold of the job? Edge: SQL."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.job import templates
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
-from pipeline.quality.evaluate import results_of
+from pipeline.quality.evaluate import record_of, results_of
 from pipeline.quality.figures import Share
 from pipeline.quality.gold import check_table, read_gold, store_gold
 from pipeline.quality.gold_lookup import GoldLookup
@@ -22,14 +22,15 @@ from pipeline.quality.statistics import Z_ONE_SIDED, Interval, holm, paired_diff
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.sides import Key, Side, SideAnswer, parquet_side, table_side
 from pipeline.sink.table import ResultsTable
+from pipeline.sink.trials import changed_since_trial
 from pipeline.state.changed_rows import changed_between
-from pipeline.state.database import Database
-from pipeline.state.jobs import JobRecord, known_job
+from pipeline.state.database import Connection, Database
+from pipeline.state.jobs import JobRecord, trials_of
 from pipeline.state.runs import last_run
 
 EXTRAS = frozenset({"thinking", "citations", "tool_use", "server_tool_use", "message"})
-#: Is called with each row whose answers differ: side, key, and both answers.
-Differing = Callable[[str, Key, SideAnswer, SideAnswer], None]
+#: Is called with each row whose answers differ: the name of the other side, the columns that are compared, the pair.
+Differing = Callable[[str, Sequence[str], Pair], None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Comparison:
     """What the command `compare` finds. total_rows, total_usd: of all answers of the base.
 
     chosen: whether the rows with gold were chosen, so that figures by gold hold for these rows only.
+    changes: for each side that is a trial of the job, what it asks otherwise.
     """
 
     base: str
@@ -82,6 +84,7 @@ class Comparison:
     total_usd: float | None
     sides: list[SideComparison]
     chosen: bool
+    changes: Mapping[str, Mapping[str, Any]]
 
 
 def compare(
@@ -93,8 +96,8 @@ def compare(
 ) -> Comparison:
     """Compare the first side with each other one, row by row.
 
-    names: `current`, job:NAME, or the path of a Parquet file. Raises InputError for an unknown side, and if no row is
-    answered by both.
+    names: `current`, job:NAME, the name of a trial, or the path of a Parquet file. Raises InputError for an unknown
+    side, and if no row is answered by both.
     """
     columns, sides = sides_of(database, job_record, job, names)
     gold = _gold(database, job_record, job, list(columns))
@@ -106,7 +109,15 @@ def compare(
         _side_comparison(side, tally, checked, p, p_adjusted)
         for side, (tally, checked, p), p_adjusted in zip(others, found, adjusted, strict=True)
     ]
-    return Comparison(base.name, rows, usd, compared, gold is not None and not gold.is_random)
+    changes = changes_of(database, job_record, names)
+    return Comparison(base.name, rows, usd, compared, gold is not None and not gold.is_random, changes)
+
+
+def changes_of(database: Database, job_record: JobRecord, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Return for each side that is a trial of the job what it asks otherwise."""
+    with database.read() as conn:
+        trials = [each.trial for each in trials_of(conn, job_record.id) if each.trial is not None]
+    return {each.name: each.changes for each in trials if each.name in names}
 
 
 def sides_of(
@@ -136,8 +147,8 @@ def differing_rows(
     columns, (base, other) = sides_of(database, job_record, job, names)
     found: dict[Key, tuple[SideAnswer, SideAnswer]] = {}
 
-    def keep(_: str, key: Key, ours: SideAnswer, theirs: SideAnswer) -> None:
-        found[key] = (ours, theirs)
+    def keep(_: str, __: Sequence[str], pair: Pair) -> None:
+        found[pair.key] = (pair.base, pair.other)
 
     _compared(database, job_record, columns, base, other, None, keep)
     return found
@@ -156,15 +167,11 @@ def compared_columns(job: Job, has: ResultColumns) -> dict[str, str]:
 
 def _side(database: Database, job_record: JobRecord, sink: ResultsTable, name: str, columns: list[str]) -> Side:
     """Return the side of a name. Raises InputError if there is none."""
-    if name == "current":
-        return table_side(name, database, sink, columns)
-    if name.startswith("job:"):
-        return table_side(name, database, results_of(database, sink, name), columns)
-    if name.endswith(".parquet"):
-        if not Path(name).exists():
-            raise InputError(f"{name} does not exist; write answers to it with `export`")
-        return parquet_side(name, sink.columns, columns)
-    raise InputError(f"unknown side {name!r}: write current, job:NAME or the path of a .parquet file")
+    if not name.endswith(".parquet"):
+        return table_side(name, database, results_of(database, job_record, name, ", a .parquet file"), columns)
+    if not Path(name).exists():
+        raise InputError(f"{name} does not exist; write answers to it with `export`")
+    return parquet_side(name, sink.columns, columns)
 
 
 def _gold(database: Database, job_record: JobRecord, job: Job, names: list[str]) -> GoldLookup | ReviewLookup | None:
@@ -183,20 +190,32 @@ def _gold(database: Database, job_record: JobRecord, job: Job, names: list[str])
 def _changed(database: Database, job_record: JobRecord, base: Side, other: Side) -> frozenset[str] | None:
     """Return the keys of rows whose source values differ between two sides, as JSON; None if that cannot be known.
 
-    The hash of a row covers the columns that its request names. Jobs that name other columns have other hashes.
+    The hash of a row covers the columns that its request names. Jobs that name other columns have other hashes; the
+    trials of a job have its hashes, whatever they ask.
     """
     names = [side.name for side in (base, other)]
     if names[0] == names[1]:
         return frozenset()
     if any(name.endswith(".parquet") for name in names):
         return None
-    records = [job_record if name == "current" else known_job(database, name.removeprefix("job:")) for name in names]
+    ours, theirs = (record_of(database, job_record, name) for name in names)
     with database.read() as conn:
-        jobs = [last_run(conn, record.id) for record in records]
-        named = [None if run is None else _named_columns(run.job) for run in jobs]
-        if named[0] is None or named[0] != named[1]:
+        if ours.job_name != theirs.job_name and not _have_same_hashes(conn, ours, theirs):
             return None
-        return changed_between(conn, records[0].id, records[1].id)
+        if ours.trial is None and theirs.trial is None:
+            return changed_between(conn, ours.id, theirs.id)
+    trial, against = (ours, theirs) if ours.trial is not None else (theirs, ours)
+    return changed_since_trial(database, trial, against)
+
+
+def _have_same_hashes(conn: Connection, *records: JobRecord) -> bool:
+    """Return whether the requests of these jobs, or of the jobs of these trials, use the same columns."""
+    named = []
+    for record in records:
+        of_job = record.id if record.trial_of is None else record.trial_of
+        run = last_run(conn, of_job)
+        named.append(None if run is None else _named_columns(run.job))
+    return named[0] is not None and named[0] == named[1]
 
 
 def _named_columns(stored: dict[str, Any]) -> frozenset[str] | None:
@@ -239,7 +258,7 @@ def _compared(
                 tally.undecided += pair.right is None and key in truth and pair.is_judged
                 pairs.append(pair)
         for pair in tally.add(pairs, shared):
-            differing(other.name, pair.key, pair.base, pair.other)
+            differing(other.name, list(columns), pair)
     if not tally.pairs:
         raise InputError(f"{base.name} and {other.name} have no pair of answers in common")
     return tally, changed is not None, sign_test(tally.gold[True, False], tally.gold[False, True])

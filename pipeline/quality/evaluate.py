@@ -1,5 +1,6 @@
 """How good are the answers of a job, by its gold? Edge: files, SQL."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,16 +8,18 @@ from pipeline.errors import InputError
 from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
 from pipeline.quality.gold import check_table, read_gold, store_gold
+from pipeline.quality.gold_columns import gold_columns
 from pipeline.quality.judged import Judged, judged_count, judged_share
 from pipeline.quality.judges import Judge
+from pipeline.quality.measure import tallied
 from pipeline.quality.review_figures import ReviewFigures, review_figures
 from pipeline.quality.review_gold import read_reviews
-from pipeline.quality.tally import JUDGED, Tally
 from pipeline.sink.columns import ResultColumns
+from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
-from pipeline.state.jobs import JobRecord, known_job
+from pipeline.state.jobs import JobRecord, known_job, trials_of
 
 ENOUGH = 0.99  # the share of all answers from which on the strata with reviews are taken for all
 
@@ -49,13 +52,14 @@ def evaluate(
 ) -> Evaluation:
     """Read the job's gold again, store it, and return the figures of the answers that have gold.
 
-    job_record: the job in the database; job: as its file declares it now. side: whose answers: `current` or job:NAME.
+    job_record: the job in the database; job: as its file declares it now. side: whose answers: `current`, job:NAME, or
+    the name of a trial.
     where: a SQL predicate over their results table; by: columns of it, by whose values the rows are counted apart.
     Raises InputError if the job has no gold, no row has gold, or no row with gold has an answer.
     """
     sink = ResultsTable.of(job_record)
     if job.gold is not None and job.gold.reviews:
-        return _by_reviews(database, job_record, job, results_of(database, sink, side), where, by)
+        return _by_reviews(database, job_record, job, results_of(database, job_record, side), where, by)
     gold = read_gold(job, ResultColumns.from_stored(job_record.columns))
     if gold is None or job.gold is None:
         raise InputError(
@@ -66,17 +70,14 @@ def evaluate(
         raise InputError(f"gold.columns: none of {gold.found.rows:,} rows has gold; fill in the right answers of some")
     with database.read() as conn:
         check_table(conn, sink, gold)
-    answers = results_of(database, sink, side)
+    answers = results_of(database, job_record, side)
     pairs = Pairs(database, answers, store_gold(database, sink, gold), where=where, by=by)
-    empty_is_null = job.gold.empty == "null"
-    shared = pairs.shared_requests(JUDGED)
-    tally = Tally(gold.columns, pairs.layout, empty_is_null=empty_is_null, shared=shared, by=by)
-    for page in pairs.pages():
-        tally.add(page)
+    tally = tallied(pairs, job.gold, gold.columns, by)
     if not tally.rows:
         meet = "" if where is None else " and meets --where"
-        raise InputError(f"no row of job {job.name} has gold and an answer{meet}; run the job first")
-    without = pairs.without_answer() if where is None else None
+        of_what = f"job {job.name}" if side in ("current", f"job:{job.name}") else side
+        raise InputError(f"no row of {of_what} has gold and an answer{meet}; run it first")
+    without = pairs.without_answer() if where is None and answers.trial is None else None
     return Evaluation(job.name, gold.found.with_gold, without, job.gold.random, figures(tally))
 
 
@@ -97,20 +98,69 @@ def _by_reviews(
             f"gold: the {len(gold.rows):,} reviewed rows tell of no answer of this side whether it is right; review "
             "its answers, or fill in the right ones in column new"
         )
-    without = pairs.without_answer() if where is None else None
+    without = pairs.without_answer() if where is None and answers.trial is None else None
     return Evaluation(job.name, len(gold.rows), without, found.is_random, found.figures, found)
 
 
-def results_of(database: Database, sink: ResultsTable, side: str) -> ResultsTable:
-    """Return the results table of a side: `sink` for `current`, that of another job for job:NAME.
+def stored_gold(database: Database, job_record: JobRecord, job: Job) -> GoldTable | None:
+    """Return the job's gold as it was stored last; None if the job has none, or none was stored with these columns."""
+    if job.gold is None:
+        return None
+    columns, sink = gold_columns(job, job.gold), ResultsTable.of(job_record)
+    table = GoldTable(sink, {column.name: column.kind for column in columns})
+    if any(column.name not in sink.table.c for column in columns):
+        return None
+    with database.read() as conn:
+        return table if table.is_made(conn) else None
 
-    Raises InputError for any other name, for an unknown job, and for a job with another key.
+
+def stored_evaluation(
+    database: Database, job_record: JobRecord, job: Job, *, where: str | None = None
+) -> Evaluation | None:
+    """Return the figures of the job's answers by `stored_gold`, which is not read again.
+
+    job, where: as for `evaluate`. None without stored gold, and if no row with gold has an answer.
+    """
+    if job.gold is not None and job.gold.reviews:
+        with contextlib.suppress(InputError):  # no review that tells whether an answer is right
+            return _by_reviews(database, job_record, job, ResultsTable.of(job_record), where, ())
+        return None
+    table = stored_gold(database, job_record, job)
+    if table is None or job.gold is None:
+        return None
+    with database.read() as conn:
+        gold_rows = table.count(conn)
+    pairs = Pairs(database, ResultsTable.of(job_record), table, where=where)
+    tally = tallied(pairs, job.gold, gold_columns(job, job.gold))
+    if not tally.rows:
+        return None
+    without = pairs.without_answer() if where is None else None
+    return Evaluation(job.name, gold_rows, without, job.gold.random, figures(tally))
+
+
+def record_of(database: Database, job_record: JobRecord, side: str, also: str = "") -> JobRecord:
+    """Return the record of a side: of the job for `current`, of another one for job:NAME, else of a trial of the job.
+
+    also: what else the caller takes as a side, for the message. Raises InputError for an unknown job or trial.
     """
     if side == "current":
-        return sink
-    if not side.startswith("job:"):
-        raise InputError(f"unknown side {side!r}: write current or job:NAME")
-    other = ResultsTable.of(known_job(database, side.removeprefix("job:")))
+        return job_record
+    if side.startswith("job:"):
+        return known_job(database, side.removeprefix("job:"))
+    with database.read() as conn:
+        trials = {each.trial.name: each for each in trials_of(conn, job_record.id) if each.trial is not None}
+    if side not in trials:
+        names = ", ".join(trials) or "none"
+        raise InputError(
+            f"unknown side {side!r}: write current, job:NAME{also}, or the name of a trial of job {job_record.name} "
+            f"(it has: {names})"
+        )
+    return trials[side]
+
+
+def results_of(database: Database, job_record: JobRecord, side: str, also: str = "") -> ResultsTable:
+    """Return the results table of a side, see `record_of`. Raises InputError also for a job with another key."""
+    sink, other = ResultsTable.of(job_record), ResultsTable.of(record_of(database, job_record, side, also))
     if list(other.columns.key) != list(sink.columns.key):
         raise InputError(f"{side} has the key {', '.join(other.columns.key)}, not {', '.join(sink.columns.key)}")
     return other

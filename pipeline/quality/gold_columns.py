@@ -45,6 +45,13 @@ def gold_columns(job: Job, gold: Gold) -> list[GoldColumn]:
     return found
 
 
+def declared_values(job: Job) -> dict[str, list[str]]:
+    """Return the only texts that output columns can have, for each column that has such a list, in its order."""
+    kinds, described = answer_columns(job)
+    found = {name: declared_of(job, name, described.get(name)) for name in kinds}
+    return {name: list(texts.values()) for name, texts in found.items() if texts is not None}
+
+
 def answer_columns(job: Job) -> tuple[dict[str, str], dict[str, Described]]:
     """Return the kind of each column that holds a part of the answer, and what the schema says of it."""
     schema = answer_schema(job)

@@ -127,7 +127,7 @@ def comparison_lines(found: Comparison, max_drop: float | None) -> Iterator[str]
 def _side_lines(side: SideComparison, max_drop: float | None) -> Iterator[str]:
     tally = side.tally
     yield f"side     {inline(side.name)}: {count(side.total_rows, 'row')}, {money(side.total_usd)} in all"
-    yield f"pairs    {tally.pairs:,}{_left_out(side)}"
+    yield f"pairs    {tally.pairs:,}{left_out(side)}"
     interval = wilson(tally.agree / tally.pairs * tally.requests, tally.requests)
     ends = "" if interval is None else f" ({interval.low:.1%} to {interval.high:.1%})"
     yield f"agree    {tally.agree:,} of {tally.pairs:,}: {tally.agree / tally.pairs:.1%}{ends}"
@@ -149,7 +149,8 @@ def _side_lines(side: SideComparison, max_drop: float | None) -> Iterator[str]:
     yield from _flips_tables(side)
 
 
-def _left_out(side: SideComparison) -> str:
+def left_out(side: SideComparison) -> str:
+    """Return which rows are no pairs, as `; left out: 12 changed since`; empty if all are."""
     tally = side.tally
     parts = [
         (tally.changed, "changed since"),
@@ -182,6 +183,16 @@ def _gold_lines(gold: GoldComparison) -> Iterator[str]:
     yield f"only one is right: base {gold.only_base:,}, side {gold.only_other:,}; p = {gold.p:.4f}{holm}"
 
 
+def is_better(side: SideComparison) -> bool:
+    """Return whether a side is shown to be better than the base."""
+    return side.gold is not None and side.gold.p_adjusted < SHOWN_P and side.gold.only_other > side.gold.only_base
+
+
+def is_worse(side: SideComparison) -> bool:
+    """Return whether a side is shown to be worse than the base."""
+    return side.gold is not None and side.gold.p_adjusted < SHOWN_P and side.gold.only_other < side.gold.only_base
+
+
 def verdict_words(side: SideComparison) -> str:
     """Return in one sentence whether a side is better than the base."""
     gold, name = side.gold, inline(side.name)
@@ -192,9 +203,8 @@ def verdict_words(side: SideComparison) -> str:
         )
     if gold is None:
         return "without gold it is not known which side is better"
-    if gold.p_adjusted < SHOWN_P:
-        better = gold.only_other > gold.only_base
-        return f"{name} is {'better' if better else 'worse'} than the base"
+    if is_better(side) or is_worse(side):
+        return f"{name} is {'better' if is_better(side) else 'worse'} than the base"
     needed = "" if gold.needed is None else f"; {gold.needed:,} pairs would show this difference"
     return f"no difference is shown; a loss of more than {gold.loss:.1%} is excluded{needed}"
 

@@ -22,30 +22,33 @@ _REFUSED_AS_IT_IS = ("invalid_request_error", "not_found_error", "request_too_la
 _ANOTHER_MODEL = "claude-sonnet-5"  # a larger model than most jobs use
 
 
-def error_facts(conn: Connection, job: JobRecord, sink: ResultsTable, name: str) -> list[dict[str, Any]]:
+def error_facts(
+    conn: Connection, job: JobRecord, sink: ResultsTable, name: str, run_id: int | None = None
+) -> list[dict[str, Any]]:
     """Return the causes of a job's failed rows as JSON, the most frequent first; empty if no row failed.
 
     Each cause has its number of rows, up to three of their keys, a remedy, and the words of the command for the remedy.
     under_way: whether all failed rows with this status and error type are being sent again already.
 
-    sink: the job's results table. name: the job's name or file, as commands take it.
+    sink: the job's results table. name: the job's name or file, as commands take it. run_id: only failures of this run;
+    None: of all.
     """
     last = last_run(conn, job.id)
-    causes, again = failure_causes(conn, sink), under_way_again(conn, job.id)
+    causes, again = failure_causes(conn, sink, run_id), under_way_again(conn, job.id)
     failed: Counter[tuple[str, str | None]] = Counter()
     for cause in causes:
         failed[cause.status, cause.error_type] += cause.rows
     return [
-        _cause_facts(cause, last, name, under_way=again.get(kind, 0) >= failed[kind])
+        _cause_facts(cause, last, name, under_way=again.get(kind, 0) >= failed[kind], trial=job.trial is not None)
         for cause in causes
         for kind in [(cause.status, cause.error_type)]
     ]
 
 
-def _cause_facts(cause: Cause, last: RunRecord | None, name: str, *, under_way: bool) -> dict[str, Any]:
+def _cause_facts(cause: Cause, last: RunRecord | None, name: str, *, under_way: bool, trial: bool) -> dict[str, Any]:
     remedy, words = ("these rows are being sent again; wait for their answers", ["collect"])
     if not under_way:
-        remedy, words = _remedy(cause, last)
+        remedy, words = _remedy_of_trial(cause) if trial else _remedy(cause, last)
     return {
         "under_way": under_way,
         "status": cause.status,
@@ -57,6 +60,15 @@ def _cause_facts(cause: Cause, last: RunRecord | None, name: str, *, under_way: 
         "remedy": remedy,
         "command": [words[0], name, *words[1:]],
     }
+
+
+def _remedy_of_trial(cause: Cause) -> tuple[str, list[str]]:
+    """Return the remedy for rows of a trial: they are asked as before, for otherwise it would be another trial."""
+    if cause.status in (RowState.TRUNCATED, RowState.REFUSED, RowState.UNPARSABLE):
+        return "these count as wrong answers; to ask otherwise, begin a trial with another name", ["status"]
+    if cause.status == RowState.INVALID or cause.error_type in _REFUSED_AS_IT_IS:
+        return "correct what the trial asks, in a trial with another name", ["status"]
+    return "ask again as before", ["retry", "--status", cause.status]
 
 
 def _remedy(cause: Cause, last: RunRecord | None) -> tuple[str, list[str]]:

@@ -300,7 +300,7 @@ def _column_tables(column: ColumnFigures) -> Iterator[str]:
         yield from table([f"{name}: GOLD", "ANSWER", "ROWS", "EXAMPLES"], rows, right=range(2, 3))
 
 
-def _largest(classes: ClassesFigures) -> list[int]:
+def largest_classes(classes: ClassesFigures) -> list[int]:
     """Return the places of the classes that a table shows: those with the most rows, in their own order."""
     rows = [of.recall.rows + of.precision.rows for of in classes.classes]
     most = sorted(range(len(rows)), key=lambda i: -rows[i])[:MOST_CLASSES]
@@ -309,7 +309,7 @@ def _largest(classes: ClassesFigures) -> list[int]:
 
 def _classes_table(name: str, classes: ClassesFigures) -> Iterator[str]:
     rows = []
-    for i in _largest(classes):
+    for i in largest_classes(classes):
         of = classes.classes[i]
         f1 = NOTHING if of.f1 is None else f"{of.f1:.3f} " + _decimals(of.f1_interval)
         rows.append([shown(of.value), f"{of.recall.rows:,}", _with_range(of.precision), _with_range(of.recall), f1])
@@ -325,7 +325,7 @@ def _decimals(interval: Interval | None) -> str:
 
 def _matrix_table(name: str, classes: ClassesFigures) -> Iterator[str]:
     """Yield the confusion matrix. Classes beyond the largest ones are summed up in "(rest)"."""
-    shown_places = _largest(classes)
+    shown_places = largest_classes(classes)
     rest = [i for i in range(len(classes.classes)) if i not in shown_places]
     columns = [[i] for i in shown_places] + ([rest] if rest else []) + [[len(classes.classes)]]
     names = [*(shown(classes.classes[i].value) for i in shown_places), *(["(rest)"] if rest else [])]

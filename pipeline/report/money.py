@@ -78,12 +78,13 @@ def month_line(month: Mapping[str, Any]) -> str:
     return f"month {month['month']} (UTC), all jobs: {_money_line(month, 'BATCH_MONTHLY_BUDGET_USD=')}"
 
 
-def budget_line(budget: Mapping[str, float | None]) -> str:
+def budget_line(budget: Mapping[str, float | None], *, trial: bool = False) -> str:
     """Return `budget $5.00: $4.20 spent, $0.70 reserved ...; limits.max_cost_usd: 7.25 is enough for the waiting rows`.
 
-    The reserved money is left out if it is 0, and the last part if the limit is high enough.
+    The reserved money is left out if it is 0, and the last part if the limit is high enough. trial: the budget is that
+    of a trial, which an option gives.
     """
-    return _money_line(budget, "limits.max_cost_usd: ")
+    return _money_line(budget, "--max-cost-usd " if trial else "limits.max_cost_usd: ")
 
 
 def _money_line(budget: Mapping[str, float | None], field: str) -> str:
@@ -101,11 +102,15 @@ def stopped_line(
     month: Mapping[str, Any] | None = None,
     *,
     retry: bool = False,
+    trial: bool = False,
 ) -> str | None:
-    """Return why a run stopped early and how to continue; None if it did not stop early. retry: the run is a retry."""
+    """Return why a run stopped early and how to continue; None if it did not stop early.
+
+    retry, trial: whether the run is a retry, or that of a trial.
+    """
     match reason:
         case RunReason.BUDGET:
-            lines = [] if budget is None else [budget_line(budget)]
+            lines = [] if budget is None else [budget_line(budget, trial=trial)]
             lines += [] if month is None else [month_line(month)]
             spent = "; ".join(lines) or "the month's budget is spent (BATCH_MONTHLY_BUDGET_USD)"
             return f"{spent}; raise it and run the same command again to send the remaining rows"
@@ -119,6 +124,8 @@ def stopped_line(
                 "too many of its rows failed, so nothing more is sent: `errors` says why; correct that, or raise "
                 "limits.max_failed, and run again"
             )
+        case RunReason.CANCELED if trial:
+            return "it was canceled: requests that succeeded are collected, and the same command sends the other rows"
         case RunReason.CANCELED if retry:
             return (
                 "it was canceled: requests that succeeded are collected, rows that were not sent keep their outcome, "

@@ -28,7 +28,7 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         (rows[Verdict.OTHER], "not selected"),
     ]
     listed = ", ".join(f"{n:,} {what}" for n, what in parts if n) or "none"
-    yield f"rows     {quote.total:,} in the source: {listed}"
+    yield f"rows     {quote.total:,} in the {'trial' if quote.trial else 'source'}: {listed}"
     if rows[Verdict.CHANGED_IN_FLIGHT]:
         changed = rows[Verdict.CHANGED_IN_FLIGHT]
         yield f"         {changed:,} of those in flight have changed; they are sent again once their batch has ended"
@@ -76,6 +76,7 @@ def _ahead(quote: Quote) -> str:
     if not quote.ahead:
         return ""
     first = "first row" if quote.ahead == 1 else f"first {quote.ahead:,} rows"
+    first += " with gold" if quote.gold_ahead else ""
     if quote.waits_for_ahead:
         return f" (they wait for the {first} of the run)"
     return f" (the {first} {'is' if quote.ahead == 1 else 'are'} sent first)"
@@ -98,7 +99,8 @@ def _limit_line(quote: Quote) -> str:
     worst = None if said is None or said.money is None else said.money.worst
     enough = worst is not None and quote.max_cost_usd is not None and worst <= quote.max_cost_usd
     then = "enough for the worst case" if enough else "the run stops before it costs more, by a 99% bound of its input"
-    return f"budget   {money(quote.max_cost_usd)} (limits.max_cost_usd): {then}"
+    which = "of the trial" if quote.trial else "limits.max_cost_usd"
+    return f"budget   {money(quote.max_cost_usd)} ({which}): {then}"
 
 
 def limit_means(quote: Quote) -> Iterator[str]:
@@ -130,6 +132,7 @@ def quote_facts(quote: Quote) -> dict[str, Any]:
         "rows": {kind.value: quote.rows[kind] for kind in Verdict},
         "to_send": quote.to_send,
         "ahead": quote.ahead,
+        "gold_ahead": quote.gold_ahead,
         "in_flight": None if there is None else there._asdict(),
         "max_cost_usd": quote.max_cost_usd,
     }

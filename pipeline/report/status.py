@@ -1,6 +1,7 @@
 """Report the status of a job and its runs, as JSON facts and as lines of text. Edge: SQL."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.state import recipes
 from pipeline.state.batch_facts import batch_states, batches_in_trouble, oldest_uncollected, twins
 from pipeline.state.batches import RESULTS_KEPT
 from pipeline.state.database import Connection
-from pipeline.state.jobs import JobRecord
+from pipeline.state.jobs import JobRecord, trials_of
 from pipeline.state.runs import (
     RunRecord,
     last_run,
@@ -38,6 +39,8 @@ def status_facts(conn: Connection, job: JobRecord, now: datetime) -> dict[str, A
     return {
         "job": job.name,
         "table": job.results_table,
+        "trial": None if job.trial is None else asdict(job.trial),
+        "trials": [_trial_facts(conn, each) for each in trials_of(conn, job.id)],
         "rows": job_rows(conn, job.id),
         "gone": job.gone,
         "gone_at": None if job.gone_at is None else job.gone_at.isoformat(),
@@ -59,6 +62,14 @@ def status_facts(conn: Connection, job: JobRecord, now: datetime) -> dict[str, A
         ],
         "twins": [twin._asdict() for twin in twins(conn, job.id)],
     }
+
+
+def _trial_facts(conn: Connection, trial: JobRecord) -> dict[str, Any]:
+    """Return how a trial of a job stands, as JSON. open: whether it has an open run, or a batch at the API."""
+    is_at_work = bool(open_runs(conn, trial.id)) or is_open(batch_states(conn, trial.id))
+    assert trial.trial is not None
+    facts = {"name": trial.trial.name, "changes": trial.trial.changes, "open": is_at_work}
+    return {**facts, "rows": job_rows(conn, trial.id), "cost_usd": cost_of_job(conn, trial.id)}
 
 
 def _run_facts(conn: Connection, run: RunRecord) -> dict[str, Any]:
@@ -92,6 +103,9 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"cost     {money(facts['cost_usd'])} for all answers so far"
     for run in facts["open_runs"] or ([facts["last_run"]] if facts["last_run"] else []):
         yield from _run_lines(run)
+    for trial in facts["trials"]:
+        state = "open, " if trial["open"] else ""
+        yield f"trial    {trial['name']}: {state}{counts_line(trial['rows'])}, {money(trial['cost_usd'])}"
     if (facts["open_runs"] or is_open(facts["batches"])) and facts["swept_seconds_ago"] is not None:
         yield f"swept    {duration(facts['swept_seconds_ago'])} ago"
     for problem in facts["problems"]:

@@ -19,7 +19,7 @@ from pipeline.state import ends, leases
 from pipeline.state.batches import batches_by_state
 from pipeline.state.database import Connection
 from pipeline.state.ends import End
-from pipeline.state.jobs import JobRecord, all_jobs
+from pipeline.state.jobs import JobRecord, with_trials
 from pipeline.state.runs import RunRecord, has_work, newest_run, rows_for_planning, runs_after, unended_runs
 from pipeline.states import RunState
 
@@ -60,9 +60,10 @@ def follow(where: Environment, job_name: str | None = None, *, after_run: int | 
     If no run is open yet, wait for the first one. Plan no new rows: if an open run needs its source, tell so once and
     wait for the driver that plans it. Other drivers may do the same work at the same time.
 
-    job_name: follow only this job, which the database need not know yet; None: all jobs. after_run: runs with a higher
-    number count as followed, even if they end before they are seen to be open; None: those that begin from now on.
-    Raises InputError when the first endpoint of the API cannot be used, and Interrupted when asked to stop.
+    job_name: follow only this job with its trials, which the database need not know yet; None: all jobs. after_run:
+    runs with a higher number count as followed, even if they end before they are seen to be open; None: those that
+    begin from now on. Raises InputError when the first endpoint of the API cannot be used, and Interrupted when asked
+    to stop.
     """
     with contextlib.ExitStack() as stack:
         if after_run is None:
@@ -134,7 +135,7 @@ class _Follower:
     def _look(self) -> list[JobRecord]:
         """Return the jobs that have a run to follow and no problem, and note all runs to follow."""
         with self._where.database.read() as conn:
-            known = {job.id: job for job in all_jobs(conn) if self._job_name in (None, job.name)}
+            known = {job.id: job for job in with_trials(conn, self._job_name)}
             unended = [run for run in unended_runs(conn) if run.job_id in known]
             newer = [run for run in runs_after(conn, self._after_run) if run.job_id in known]
         self._runs |= {run.id for run in (*unended, *newer)}

@@ -7,6 +7,7 @@ from datetime import datetime
 from pipeline.planning.quote import Quote
 from pipeline.planning.selection import Selection
 from pipeline.planning.shards import ShardRunner
+from pipeline.planning.trial import Sampled
 from pipeline.runner.processes import PlannerProcesses
 from pipeline.state import ends
 from pipeline.state.ends import End, Ended
@@ -61,6 +62,7 @@ class Options:
     several files, file by file, if all of it is planned; None: this driver plans it. processes: how many processes
     of this machine work, the driver and those that plan for it; None: as many as the job wants, or as pay for its
     source. planners: processes that are started already, if the run should need them; None: it starts them.
+    trial: the trial that is run; None: the job itself.
     """
 
     limit: int | None = None
@@ -73,3 +75,4 @@ class Options:
     share: ShardRunner | None = None
     processes: int | None = 1
     planners: PlannerProcesses | None = None
+    trial: Sampled | None = None

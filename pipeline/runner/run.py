@@ -27,12 +27,13 @@ from pipeline.runner.options import Finished, Options
 from pipeline.runner.planners import Planners, number_of_planners
 from pipeline.runner.processes import PlannerProcesses
 from pipeline.runner.register import known_to_database, register
+from pipeline.runner.trial_of import check_trial, register_job_of
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.table import ResultsTable
 from pipeline.state import ends
 from pipeline.state.batches import Unsent
 from pipeline.state.database import Connection
-from pipeline.state.jobs import JobRecord, jobs_with_work
+from pipeline.state.jobs import jobs_with_work
 from pipeline.state.rows import any_waiting
 from pipeline.state.runs import get_run
 from pipeline.state.tallies import note_gone
@@ -47,16 +48,18 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     Raises InputError before anything is sent, and Stopped or Interrupted when it is safe to call again.
     """
     options = options or Options()
-    plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
+    trial = options.trial
+    plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry, trial=trial)
     check_fields(plan.asked)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
-    columns = ResultColumns.of(job, plan.source.kinds())
+    columns = ResultColumns.of(job, plan.source.kinds()) if trial is None else trial.columns.of_trials()
     gold = read_gold(job, columns)
     with where.driving(job.api.endpoint, lazily=True) as driving, contextlib.ExitStack() as stack:
         with where.database.read() as conn:
-            job_record, sink = known_to_database(conn, where.database, job, columns)
+            job_record, sink = known_to_database(conn, where.database, job, columns, trial)
             if gold is not None:
                 check_table(conn, sink, gold)
+            of_job = None if trial is None else check_trial(conn, where.database, trial)
             known = quoting.known(conn, job_record, sink, plan)
             earlier = [] if job_record is None else ends.untold(conn, job_record.id)
             may_be_idle = job_record is not None and _may_be_idle(conn, job_record.id, plan, earlier, where.now())
@@ -75,7 +78,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         planners = None if may_be_idle else prepare_work()
         plan.run_id = known.run_id if options.retry is not None else None
         ends.tell_bad(where.tell, earlier, "before this command")
-        where.look_at_spool(job_record)
+        where.look_at_spool(job_record or of_job)
         known_rows = KnownRows(where.database, job_id, sink)
         quote = _quote(plan, planners, known_rows, known.unsent)
         if may_be_idle and not _is_idle(plan, quote):
@@ -91,7 +94,11 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
         is_new = job_record is None
-        job_record, sink = _register(where, job, columns, file, gold)
+        if trial is not None:
+            register_job_of(where, trial, file)
+        job_record, sink = register(where, job, columns, file, trial)
+        if gold is not None:
+            store_gold(where.database, sink, gold)
         driver = driving.driver(job_record, sink, tries_account=True)
         if is_new:
             _store_counts(where, job_record.id, plan, quote, counts)
@@ -130,16 +137,6 @@ def _planners(stack: contextlib.ExitStack, plan: Plan, where: Environment, optio
         pool.end()
         return None
     return stack.enter_context(Planners(number, pool, where, plan.job.api.endpoint))
-
-
-def _register(
-    where: Environment, job: Job, columns: ResultColumns, file: Path | None, gold: GoldReader | None
-) -> tuple[JobRecord, ResultsTable]:
-    """Store the job, make its results table, and store its gold if it has any. Return the stored job and the table."""
-    job_record, sink = register(where, job, columns, file)
-    if gold is not None:
-        store_gold(where.database, sink, gold)
-    return job_record, sink
 
 
 def _may_be_idle(conn: Connection, job_id: int, plan: Plan, earlier: Iterable[ends.End], now: datetime) -> bool:

@@ -12,7 +12,7 @@ from pipeline.events.runs import RunFinished
 from pipeline.job.model import Job
 from pipeline.planning.drop import remove_unneeded, stop_run
 from pipeline.planning.resend import send_again, waits
-from pipeline.state.jobs import JobRecord, all_jobs, jobs_with_work, mark_swept
+from pipeline.state.jobs import JobRecord, all_jobs, jobs_with_work, mark_swept, with_trials
 from pipeline.state.runs import RunRecord, end_if_done, open_runs, run_outcomes
 from pipeline.state.sharing import forget_shareable, has_shareable
 from pipeline.state.tallies import run_counts
@@ -32,16 +32,17 @@ FORGOTTEN_AT_ONCE = 5_000  # notes of shared requests that one transaction remov
 def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, str | None]]:
     """Do once the work that is due for every job: poll, collect, submit, ask for lost batches. Plan no new rows.
 
-    job_name: sweep only this job; None: all jobs. Returns for each job with work its name, and why it could not be
-    swept; None: it was. Raises InputError for an unknown job, and when the only endpoint of the API cannot be used.
+    job_name: sweep only this job with its trials, or this trial; None: all jobs. Returns for each job with work its
+    name, and why it could not be swept; None: it was. Raises InputError for an unknown job, and when the only endpoint
+    of the API cannot be used.
     """
     with where.database.read() as conn:
-        known = all_jobs(conn)
+        known = with_trials(conn, job_name)
+        names = ", ".join(job.name for job in all_jobs(conn) if job.trial is None) or "none"
         waiting = jobs_with_work(conn, now=where.now())
-    if job_name is not None and job_name not in {job.name for job in known}:
-        names = ", ".join(job.name for job in known) or "none"
+    if job_name is not None and not known:
         raise InputError(f"this database knows no job {job_name!r} (it knows: {names})")
-    chosen = [job for job in known if job.id in waiting and job_name in (None, job.name)]
+    chosen = [job for job in known if job.id in waiting]
     swept: list[tuple[str, str | None]] = []
     if not chosen:
         return swept

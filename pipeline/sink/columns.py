@@ -62,6 +62,9 @@ IDS: tuple[tuple[str, Any], ...] = (
 ID_NAMES = frozenset(name for name, _ in IDS)
 
 
+#: The columns that only a table of trials has: the name of the trial, and the row_hash that the row has in the job.
+TRIAL, ROW_HASH = "trial", "row_hash"
+
 #: The column that only the history table has: the time at which a newer answer replaced this one.
 REPLACED_AT = "replaced_at"
 
@@ -96,6 +99,20 @@ class ResultColumns:
         rename = {alias: f"keep it under another name: {{{c}: source_{c}}}" for c, alias in job.source.keep.items()}
         columns._refuse_clashes(rename)
         return columns
+
+    def of_trials(self) -> "ResultColumns":
+        """Return the columns of the table with the answers of the job's trials. Raises JobError for a clash of names.
+
+        TRIAL is not among them: ResultsTable adds it.
+        """
+        for names, what in ((self.key, "source.key"), (self.keep, "source.keep"), (self.output, "output")):
+            for name in names:
+                if name.lower() in (TRIAL, ROW_HASH):
+                    raise JobError(
+                        f"{what}: column {name!r} clashes with a column of the table of trials, so this job can have "
+                        "no trial; give the column another name"
+                    )
+        return replace(self, keep={**self.keep, ROW_HASH: "text"}, history=False, had_history=False)
 
     @classmethod
     def from_stored(cls, columns: Mapping[str, Any]) -> "ResultColumns":

@@ -44,7 +44,7 @@ def copies(
         answer = stored.get(sources[copy.source])
         if answer is None:
             raise LostRace("an answer was removed while it was copied; run the same command again to continue")
-        row = [*sink.source_values(copy.key, copy.keep)]
+        row = [*sink.lead, *sink.source_values(copy.key, copy.keep)]
         row += answer[len(row) :]
         for i, value in changes:
             row[i] = value
@@ -66,12 +66,13 @@ def _stored(
     conn: Connection, sink: ResultsTable, keys: Iterable[tuple[Any, ...]], *, only_keys: bool
 ) -> dict[tuple[Any, ...], Row[Any]]:
     """Return the succeeded answers with these keys, by key. only_keys: whether only the keys are wanted of them."""
-    key = [sink.table.c[name] for name in sink.columns.key]
-    query = select(*(key if only_keys else sink.table.columns)).where(sink.table.c.status == RowState.SUCCEEDED)
+    key = [sink.rows.c[name] for name in sink.columns.key]
+    query = select(*(key if only_keys else sink.rows.c)).where(sink.rows.c.status == RowState.SUCCEEDED)
+    first = 0 if only_keys else len(sink.lead)
     every = list(dict.fromkeys(keys))
     found: dict[tuple[Any, ...], Row[Any]] = {}
     for start in range(0, len(every), HISTORY_SLICE):
         some = every[start : start + HISTORY_SLICE]
         here = key[0].in_([value for (value,) in some]) if len(key) == 1 else tuple_(*key).in_(some)
-        found |= {tuple(row[: len(key)]): row for row in conn.execute(query.where(here))}
+        found |= {tuple(row[first : first + len(key)]): row for row in conn.execute(query.where(here))}
     return found

@@ -55,6 +55,10 @@ class GoldTable:
         """Return whether the table is there with these columns."""
         return self._found(conn) == _kinds(conn, self.table)
 
+    def count(self, conn: Connection) -> int:
+        """Return how many rows have gold. The table must be there."""
+        return int(conn.scalar(select(func.count()).select_from(self.table)) or 0)
+
     def begin(self, conn: Connection) -> int:
         """Make the table if it is not there with these columns, and return the number of the next reading.
 

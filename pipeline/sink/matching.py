@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Table, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, FromClause, Table, func, select, text, tuple_
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from pipeline.errors import InputError
@@ -25,7 +25,7 @@ class Conditions:
         """Whether there is any condition."""
         return bool(self.error_types) or self.where is not None
 
-    def clauses(self, table: Table) -> list[ColumnElement[bool]]:
+    def clauses(self, table: FromClause) -> list[ColumnElement[bool]]:
         """The conditions as clauses of a query."""
         found: list[ColumnElement[bool]] = []
         if self.error_types:
@@ -40,8 +40,8 @@ def matching_keys(conn: Connection, sink: ResultsTable, conditions: Conditions, 
 
     Raises InputError when `where` is no predicate.
     """
-    columns = [sink.table.c[name] for name in sink.columns.key]
-    clauses = conditions.clauses(sink.table)
+    columns = [sink.rows.c[name] for name in sink.columns.key]
+    clauses = conditions.clauses(sink.rows)
     found: set[str] = set()
     for start in range(0, len(keys), AT_ONCE):
         some = {sink.key_values(key): key for key in keys[start : start + AT_ONCE]}
@@ -55,21 +55,21 @@ def matching_keys(conn: Connection, sink: ResultsTable, conditions: Conditions, 
 
 def count_matching(conn: Connection, sink: ResultsTable, statuses: Sequence[str], conditions: Conditions) -> int:
     """Return how many answers have one of these statuses and meet the conditions. Raises as `matching_keys` does."""
-    table = sink.table
+    table = sink.rows
     query = select(func.count()).select_from(table)
-    with blaming_where(table, conditions.where):
+    with blaming_where(sink.table, conditions.where):
         return conn.scalar(query.where(table.c.status.in_(statuses), *conditions.clauses(table))) or 0
 
 
 def count_by_status(conn: Connection, sink: ResultsTable) -> dict[str, int]:
     """Return how many answers there are by status, in the order of the statuses."""
-    status = sink.table.c.status
+    status = sink.rows.c.status
     return dict(conn.execute(select(status, func.count()).group_by(status).order_by(status)).tuples().all())
 
 
 def error_types(conn: Connection, sink: ResultsTable, statuses: Sequence[str]) -> list[str]:
     """Return the error types of the answers with one of these statuses, sorted."""
-    table = sink.table
+    table = sink.rows
     types = conn.scalars(select(table.c.error_type).where(table.c.status.in_(statuses)).distinct())
     return sorted(error_type for error_type in types if error_type)
 

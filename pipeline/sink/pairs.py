@@ -48,8 +48,8 @@ class Pairs:
         self._database, self._sink, self._gold, self._where = database, sink, gold, where
         self._batches = batches
         for name in (*gold.columns, *by):
-            if name not in sink.table.c:
-                has = ", ".join(column.name for column in sink.table.c)
+            if name not in sink.rows.c:
+                has = ", ".join(column.name for column in sink.rows.c)
                 raise InputError(f"table {sink.table.name} has no column {name!r} (it has: {has})")
         self._by, key, columns = list(by), len(sink.columns.key), len(gold.columns)
         first = key + 3 + len(by)
@@ -95,13 +95,13 @@ class Pairs:
 
         All rows that share a request, except the first, have no tokens.
         """
-        table = self._sink.table
+        table = self._sink.rows
         free = and_(table.c.input_tokens == 0, table.c.output_tokens == 0, table.c.status.in_(statuses))
         return frozenset(row[0] for row in self._read(select(self._request(table)).where(free).distinct()) if row[0])
 
     def without_answer(self) -> int:
         """Return how many rows with gold have no outcome: they were not sent yet, or are not in the source."""
-        table = self._sink.table
+        table = self._sink.rows
         first = table.c[next(iter(self._sink.columns.key))]
         joined = self._gold.table.outerjoin(table, self._same_key(table))
         [[missing]] = self._read(select(func.count()).select_from(joined).where(first.is_(None)))
@@ -109,7 +109,7 @@ class Pairs:
 
     def _answers(self) -> FromClause:
         """Return the answers that meet the predicate, as a table."""
-        table = self._sink.table
+        table = self._sink.rows
         clauses = [] if self._where is None else [predicate_of(self._where)]
         clauses += [] if self._batches is None else [table.c.batch_id.in_(self._batches)]
         return select(table).where(*clauses).subquery("answers") if clauses else table

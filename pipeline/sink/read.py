@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Row, Select, Table, literal, select, tuple_
+from sqlalchemy import Connection, FromClause, Row, Select, Table, literal, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.errors import DatabaseError, InputError
@@ -37,7 +37,7 @@ class AnswerFilter:
         if self.status is not None and self.status not in OUTCOMES:
             raise InputError(f"--status {self.status}: unknown status; choose one of {', '.join(OUTCOMES)}")
 
-    def query(self, table: Table) -> Select[Any]:
+    def query(self, table: FromClause) -> Select[Any]:
         """Return the query for these answers in a table, without the limit."""
         query = select(table)
         if self.status is not None:
@@ -56,8 +56,8 @@ def pages(
     """
     size = size or PAGE
     sink = ResultsTable.of(job)
-    key = [sink.table.c[name] for name in sink.columns.key]
-    query = wanted.query(sink.table).order_by(*key)
+    key = [sink.rows.c[name] for name in sink.columns.key]
+    query = wanted.query(sink.rows).order_by(*key)
     left, page = wanted.limit, query
     while left is None or left > 0:
         # one transaction for each page: a long transaction would keep the database from removing dead rows
@@ -110,11 +110,11 @@ def answers_of_row(conn: Connection, sink: ResultsTable, key: str) -> AnswersOfR
     """Return the answers of the row with this key. key: JSON, as the state database has it."""
     values = sink.key_values(key)
 
-    def answers(table: Table) -> Select[Any]:
+    def answers(table: FromClause) -> Select[Any]:
         same = (table.c[name] == value for name, value in zip(sink.columns.key, values, strict=True))
         return select(table).where(*same)
 
-    present = conn.execute(answers(sink.table)).first()
+    present = conn.execute(answers(sink.rows)).first()
     earlier: list[dict[str, Any]] = []
     if sink.history is not None and sink.columns.history:
         replaced = conn.execute(answers(sink.history).order_by(sink.history.c.replaced_at))
@@ -124,14 +124,14 @@ def answers_of_row(conn: Connection, sink: ResultsTable, key: str) -> AnswersOfR
 
 def statuses_of(conn: Connection, sink: ResultsTable, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
     """Return the status of the answers with these keys. keys: as the values of their columns, some hundreds at most."""
-    key = [sink.table.c[name] for name in sink.columns.key]
+    key = [sink.rows.c[name] for name in sink.columns.key]
     here = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
-    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.table.c.status).where(here)).all()}
+    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.rows.c.status).where(here)).all()}
 
 
 def answered_keys(database: Database, sink: ResultsTable) -> Iterator[list[tuple[Any, ...]]]:
     """Return the keys in the results table page by page, each as the values of its columns."""
-    key = [sink.table.c[name] for name in sink.columns.key]
+    key = [sink.rows.c[name] for name in sink.columns.key]
     query = page = select(*key).order_by(*key).limit(PAGE)
     while True:
         with database.read() as conn:
@@ -145,7 +145,7 @@ def answered_keys(database: Database, sink: ResultsTable) -> Iterator[list[tuple
 
 def newest_lengths(conn: Connection, sink: ResultsTable, recipe: str | None, *, limit: int) -> list[int]:
     """Return the output tokens of answers that succeeded. recipe: of these only; None: of any."""
-    table = sink.table
+    table = sink.rows
     query = select(table.c.output_tokens).where(table.c.status == RowState.SUCCEEDED, table.c.output_tokens > 0)
     return list(conn.scalars((query if recipe is None else query.where(table.c.recipe == recipe)).limit(limit)))
 

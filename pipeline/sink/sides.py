@@ -157,7 +157,7 @@ def order_of(database: Database) -> str:
 
 def table_side(name: str, database: Database, sink: ResultsTable, columns: Sequence[str]) -> Side:
     """Return the answers of a job as a side. columns: those that are compared."""
-    return Side(name, database.read, sink.table, list(sink.columns.key), columns, order_of(database))
+    return Side(name, database.read, sink.rows, list(sink.columns.key), columns, order_of(database))
 
 
 def parquet_side(path: str, of: ResultColumns, columns: Sequence[str]) -> Side:

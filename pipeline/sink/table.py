@@ -9,6 +9,7 @@ import orjson
 from sqlalchemy import (
     Column,
     Connection,
+    FromClause,
     Index,
     MetaData,
     String,
@@ -20,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from pipeline.sink.columns import FIXED, ID_NAMES, IDS, KINDS, REPLACED_AT, ResultColumns
+from pipeline.sink.columns import FIXED, ID_NAMES, IDS, KINDS, REPLACED_AT, TRIAL, ResultColumns
 from pipeline.state.bulk import Bulk
 from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import UtcDateTime
@@ -57,20 +58,38 @@ class Answer(NamedTuple):
 
 
 class ResultsTable:
-    """One job's results table, and its history table if the job has one."""
+    """One job's results table, and its history table if the job has one.
+
+    The trials of a job share one table, whose key begins with the name of the trial. The ResultsTable of a trial reads
+    and writes only the rows of this trial: `rows` are those, and the keys that its methods take and return are the
+    job's, without the name of the trial.
+    """
 
     def __init__(
-        self, name: str, columns: ResultColumns, kept_today: Iterable[str] | None = None, schema: str | None = None
+        self,
+        name: str,
+        columns: ResultColumns,
+        kept_today: Iterable[str] | None = None,
+        schema: str | None = None,
+        trial: str | None = None,
     ) -> None:
         """name: table or schema.table. columns: all columns that depend on the job.
 
         kept_today: the kept columns that the job still names; None for all.
         schema: for a new table whose name has no schema; None on SQLite. An existing table stays in its schema.
+        trial: the name of a trial; None: it is the table of a job.
         """
         self.own_schema, _, name = name.rpartition(".")  # empty if the name has no schema
         schema = self.own_schema or columns.schema or schema
         self.columns = columns = replace(columns, schema=schema)
-        self.table = Table(name, MetaData(), *_columns(columns, keyed=True), schema=schema)
+        self.trial = trial
+        self.lead = () if trial is None else (trial,)  #: the values before those of the key in each row of the table
+        lead = [] if trial is None else [Column(TRIAL, String, primary_key=True, nullable=False)]
+        self.table = Table(name, MetaData(), *lead, *_columns(columns, keyed=True), schema=schema)
+        #: the rows of this job or trial, to be read
+        self.rows: FromClause = self.table
+        if trial is not None:
+            self.rows = select(self.table).where(self.table.c[TRIAL] == trial).subquery(name)
         self.history: Table | None = None
         if columns.history or columns.had_history:
             self.history = Table(
@@ -98,32 +117,35 @@ class ResultsTable:
     @classmethod
     def of(cls, job: JobRecord) -> "ResultsTable":
         """Return the results table of a job. job: its row in the state database."""
-        return cls(job.results_table, ResultColumns.from_stored(job.columns))
+        trial = None if job.trial is None else job.trial.name
+        return cls(job.results_table, ResultColumns.from_stored(job.columns), trial=trial)
 
     def with_columns(self, columns: ResultColumns) -> "ResultsTable":
         """Return this table with other columns; itself if the columns are the same."""
         if columns == self.columns:
             return self
         name = f"{self.own_schema}.{self.table.name}" if self.own_schema else self.table.name
-        return ResultsTable(name, columns, self._today, self.table.schema)
+        return ResultsTable(name, columns, self._today, self.table.schema, self.trial)
 
     def _upsert_on(self, conn: Connection) -> Bulk:
         row = insert_of(conn.dialect.name)(self.table)
         replaced = {c.name: row.excluded[c.name] for c in self.table.columns if not c.primary_key}
-        upsert = row.on_conflict_do_update(index_elements=self._key, set_=replaced)
+        upsert = row.on_conflict_do_update(index_elements=list(self.table.primary_key.columns), set_=replaced)
         return Bulk(upsert, [column.name for column in self.table.columns])
 
     def _keep_update(self) -> Bulk:
-        parameters = [f"p{i}" for i in range(len(self._key) + len(self._keep))]
-        where = [self.table.c[name] == bindparam(f"p{i}") for i, name in enumerate(self._key)]
-        values: dict[str, Any] = {self.table.columns[i].name: bindparam(f"p{i}") for i in self._kept_today}
-        named = parameters[: len(self._key)] + [parameters[i] for i in self._kept_today]
+        keys = [column.name for column in self.table.primary_key.columns]
+        keeps = [self._keep[i - len(self._key)] for i in self._kept_today]
+        where = [self.table.c[name] == bindparam(f"key{i}") for i, name in enumerate(keys)]
+        values: dict[str, Any] = {name: bindparam(f"keep{i}") for i, name in enumerate(keeps)}
+        named = [f"key{i}" for i in range(len(keys))] + [f"keep{i}" for i in range(len(keeps))]
         return Bulk(update(self.table).where(*where).values(values), named)
 
     def row(self, key: str, keep: str | None, outcome: "Outcome", fixed: "Fixed") -> tuple[Any, ...]:
         """Return a row of the table, for `write`. key, keep: JSON, as in the state database; keep may be None."""
         o, f = outcome, fixed
         row = (
+            *self.lead,
             *self.source_values(key, keep),
             *self._output_values(o.values),
             o.text,
@@ -163,11 +185,11 @@ class ResultsTable:
         keys: as JSON. A key without an answer is missing from the result.
         """
         found: dict[str, tuple[str, str]] = {}
-        columns = [self.table.c[name] for name in self._key]
+        columns = [self.rows.c[name] for name in self._key]
         for start in range(0, len(keys), HISTORY_SLICE):
             some = {self.key_values(key): key for key in keys[start : start + HISTORY_SLICE]}
             among = columns[0].in_([k for (k,) in some]) if len(columns) == 1 else tuple_(*columns).in_(list(some))
-            for row in conn.execute(select(*columns, self.table.c.text, self.table.c.error_message).where(among)):
+            for row in conn.execute(select(*columns, self.rows.c.text, self.rows.c.error_message).where(among)):
                 found[some[tuple(row[: len(columns)])]] = (row.text or "", row.error_message or "")
         return found
 
@@ -200,7 +222,7 @@ class ResultsTable:
         """Return the rows that PostgreSQL accepts in one statement: texts without NUL, and the last row of each key."""
         texts = self._texts
         storable = (_without_nul(row) if any("\0" in row[i] for i in texts if row[i]) else row for row in rows)
-        return list({row[: len(self._key)]: row for row in storable}.values())
+        return list({row[: len(self.lead) + len(self._key)]: row for row in storable}.values())
 
     def key_values(self, key: str) -> tuple[Any, ...]:
         """Return the values of the table's key columns for a key. key: JSON, as in the state database."""
@@ -229,7 +251,7 @@ class ResultsTable:
             return
         wanted = [*range(len(self._key)), *self._kept_today]
         values = [self.source_values(key, keep) for key, keep in rows]
-        changes = [tuple(of_row[i] for i in wanted) for of_row in values]
+        changes = [(*self.lead, *(of_row[i] for i in wanted)) for of_row in values]
         if conn.dialect.name == "postgresql":
             changes = [_without_nul(change) for change in changes]
         self._update_keep.execute(conn, changes)

@@ -45,6 +45,11 @@ def key_column(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
     return pl.Series("key", [dump(values) for values in lists], dtype=pl.String)
 
 
+def key_rank(key: str) -> bytes:
+    """Return a hash of a key (JSON) by which samples are drawn: the rows with the smallest are the same each time."""
+    return hashlib.blake2b(key.encode(), digest_size=8).digest()
+
+
 def older_keys(frame: pl.DataFrame, columns: Sequence[str], types: Mapping[str, Any]) -> pl.Series | None:
     """Return the keys that older versions computed, before some conversions became exact; None if all are equal.
 

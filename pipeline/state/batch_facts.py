@@ -61,6 +61,16 @@ class Owner(NamedTuple):
     state: str
 
 
+class BatchTime(NamedTuple):
+    """When a batch was sent, and when it ended. rows: at least `requests`: rows with equal requests share one."""
+
+    batch: int
+    requests: int
+    rows: int
+    sent_at: datetime
+    ended_at: datetime | None
+
+
 class Sent(NamedTuple):
     """How many batches of a run were sent, and how many rows are in them."""
 
@@ -83,6 +93,23 @@ def batch_facts(conn: Connection, number: int) -> BatchFacts:
 def batches_of_job(conn: Connection, job_id: int) -> list[BatchFacts]:
     """Return all batches of the job, in the order they were planned."""
     return _select_facts(conn, select(*_COLUMNS).where(batches.c.job_id == job_id).order_by(batches.c.id))
+
+
+def batch_times(conn: Connection, job_id: int, run_id: int | None = None) -> list[BatchTime]:
+    """Return the times of the job's batches that the API has accepted, in the order they were planned.
+
+    run_id: only batches of this run; None: of all.
+    """
+    query = (
+        select(batches.c.id, batches.c.requests, batches.c.rows, func.min(sendings.c.started_at), batches.c.ended_at)
+        .join(sendings, sendings.c.batch_id == batches.c.id)
+        .where(batches.c.job_id == job_id, batches.c.api_id.is_not(None), sendings.c.api_id == batches.c.api_id)
+        .group_by(batches.c.id, batches.c.requests, batches.c.rows, batches.c.ended_at)
+        .order_by(batches.c.id)
+    )
+    return [
+        BatchTime(*row) for row in conn.execute(query if run_id is None else query.where(batches.c.run_id == run_id))
+    ]
 
 
 def owners(conn: Connection, api_ids: Sequence[str]) -> dict[str, Owner]:

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, update
 
 from pipeline.events.event import Tell
 from pipeline.events.runs import RunEnded
 from pipeline.state.database import Database
+from pipeline.state.jobs import name_of
 from pipeline.state.runs import RunRecord, run_cost, runs_where
-from pipeline.state.tables import jobs, runs
+from pipeline.state.tables import runs
 from pipeline.state.tallies import run_counts
 from pipeline.states import RunState, failed_rows
 
@@ -67,9 +68,9 @@ def tell_bad(tell: Tell, ends: Iterable[End], when: str | None) -> None:
             tell(end.event(when))
 
 
-def untold(conn: Connection, job_id: int | None = None) -> list[End]:
-    """Return the ends that are not noted as announced, oldest first. job_id None: of all jobs."""
-    of_job = () if job_id is None else (runs.c.job_id == job_id,)
+def untold(conn: Connection, *job_ids: int) -> list[End]:
+    """Return the ends that are not noted as announced, oldest first: of these jobs, without any of all jobs."""
+    of_job = (runs.c.job_id.in_(job_ids),) if job_ids else ()
     found = runs_where(conn, runs.c.state != RunState.OPEN, runs.c.announced_at.is_(None), *of_job)
     return [_end(conn, run) for run in found]
 
@@ -84,7 +85,7 @@ def _end(conn: Connection, run: RunRecord) -> End:
     assert run.ended_at is not None
     return End(
         run_id=run.id,
-        job=conn.execute(select(jobs.c.name).where(jobs.c.id == run.job_id)).scalar_one(),
+        job=name_of(conn, run.job_id),
         state=run.state,
         reason=run.reason,
         rows=dict(run.counts) if run.counts is not None else run_counts(conn, run.id),

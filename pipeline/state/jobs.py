@@ -1,6 +1,6 @@
 """The jobs of the state database: their files, spools, results columns and open work. Edge: SQL."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 
 from pipeline.errors import InputError
+from pipeline.job.name import OF_TRIAL
 from pipeline.state.batches import RESULTS_KEPT, TWIN_WATCH
 from pipeline.state.conditions import inserted_id
 from pipeline.state.database import Database
@@ -25,8 +26,28 @@ from pipeline.states import OPEN_BATCHES, BatchState, RunState, SendingEnd
 
 
 @dataclass(frozen=True)
+class TrialRecord:
+    """What a trial asks, and of which rows.
+
+    name: without that of its job. changes: new values by field of the request. sample: the most rows. where: a SQL
+    predicate over the source; None: all rows. gold_only: whether only rows with gold. vars, recipe: of its job.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    sample: int
+    where: str | None
+    gold_only: bool
+    vars: dict[str, Any]
+    recipe: str
+
+
+@dataclass(frozen=True)
 class JobRecord:
-    """A job as the database has it; the fields are those of the table. columns: see ResultColumns.from_stored."""
+    """A job, or a trial of a job, as the database has it; the fields are those of the table.
+
+    columns: see ResultColumns.from_stored. trial_of, trial: None for a job.
+    """
 
     id: int
     name: str
@@ -39,21 +60,30 @@ class JobRecord:
     gone: int | None
     gone_at: datetime | None
     created_at: datetime
+    trial_of: int | None = None
+    trial: TrialRecord | None = None
+
+    @property
+    def job_name(self) -> str:
+        """The name of the job itself, of which this may be a trial."""
+        return self.name.partition(OF_TRIAL)[0]
 
 
 _JOB_COLUMNS = [jobs.c[name] for name in JobRecord.__dataclass_fields__]
 
 
 def _job_of(row: Row[Any]) -> JobRecord:
-    return JobRecord(**row._mapping)
+    return JobRecord(**{**row._mapping, "trial": None if row.trial is None else TrialRecord(**row.trial)})
 
 
 def known_job(database: Database, name: str) -> JobRecord:
-    """Return the job with this name. Raises InputError, which names the jobs that the database knows."""
+    """Return the job or trial with this name. Raises InputError, which names those that the database knows."""
     with database.read() as conn:
         job = job_named(conn, name)
-        known = ", ".join(each.name for each in all_jobs(conn)) or "none"
+        of_job, is_trial, _ = name.partition(OF_TRIAL)
+        every = [each for each in all_jobs(conn) if each.trial is None or (is_trial and each.job_name == of_job)]
     if job is None:
+        known = ", ".join(each.name for each in every) or "none"
         raise InputError(
             f"{database.shown} knows no job {name!r} (it knows: {known}); run it first, or name another database"
         )
@@ -86,17 +116,22 @@ def put_job(
     spool: str | None,
     spool_id: str,
     now: datetime,
+    trial_of: int | None = None,
+    trial: TrialRecord | None = None,
 ) -> int:
     """Add the job, or update it if the database knows its name, and return its number.
 
-    spool None: the spool is beside the database. file None: the job was given from Python.
+    spool None: the spool is beside the database. file None: the job was given from Python. trial_of, trial: the job of
+    which this is a trial; None: it is a job.
     """
     job = job_named(conn, name)
     values = {"file": file, "columns": columns, "spool": spool, "spool_id": spool_id}
     if job is not None:
         conn.execute(update(jobs).where(jobs.c.id == job.id).values(**values))
         return int(job.id)
-    created = conn.execute(insert(jobs).values(name=name, results_table=results_table, created_at=now, **values))
+    of_trial = {"trial_of": trial_of, "trial": None if trial is None else asdict(trial)}
+    new = {"name": name, "results_table": results_table, "created_at": now}
+    created = conn.execute(insert(jobs).values(**new, **values, **of_trial))
     return inserted_id(created)
 
 
@@ -152,8 +187,23 @@ def job_named(conn: Connection, name: str) -> JobRecord | None:
 
 
 def all_jobs(conn: Connection) -> list[JobRecord]:
-    """Return all jobs, oldest first."""
+    """Return all jobs and their trials, oldest first."""
     return [_job_of(row) for row in conn.execute(select(*_JOB_COLUMNS).order_by(jobs.c.id))]
+
+
+def with_trials(conn: Connection, name: str | None) -> list[JobRecord]:
+    """Return the job or trial with this name; for a job also its trials. None: all jobs and trials. Oldest first."""
+    return [job for job in all_jobs(conn) if name in (None, job.name, job.job_name)]
+
+
+def trials_of(conn: Connection, job_id: int) -> list[JobRecord]:
+    """Return the trials of a job, oldest first."""
+    return [job for job in all_jobs(conn) if job.trial_of == job_id]
+
+
+def name_of(conn: Connection, job_id: int) -> str:
+    """Return the name of a job or trial."""
+    return str(conn.execute(select(jobs.c.name).where(jobs.c.id == job_id)).scalar_one())
 
 
 def jobs_with_work(conn: Connection, *, now: datetime) -> set[int]:

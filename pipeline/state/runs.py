@@ -55,11 +55,6 @@ class RunRecord:
     no_canary: bool
 
     @property
-    def job_name(self) -> str:
-        """The name of the run's job."""
-        return str(self.job.get("name", ""))
-
-    @property
     def max_cost_usd(self) -> float | None:
         """The run's budget in US dollars; None without one."""
         limit: float | None = self._section("limits").get("max_cost_usd")
@@ -111,6 +106,11 @@ def runs_where(conn: Connection, *which: ColumnElement[bool]) -> list[RunRecord]
 def get_run(conn: Connection, run_id: int) -> RunRecord:
     """Return one run."""
     return _run_of(conn.execute(select(*_RUN_COLUMNS).where(runs.c.id == run_id)).one())
+
+
+def runs_of_job(conn: Connection, job_id: int) -> list[RunRecord]:
+    """Return all runs of a job, oldest first."""
+    return runs_where(conn, runs.c.job_id == job_id)
 
 
 def open_runs(conn: Connection, job_id: int | None = None) -> list[RunRecord]:

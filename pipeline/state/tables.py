@@ -59,8 +59,8 @@ def _id() -> Column[int]:
     return Column("id", _NUMBER, primary_key=True)
 
 
-def _partial_index(name: str, *columns: str, where: str) -> Index:
-    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
 metadata = MetaData(
@@ -79,7 +79,7 @@ jobs = Table(
     _id(),
     Column("name", String, nullable=False, unique=True),
     Column("file", Text),  # the job file of the last run, so that a command needs only the job's name
-    Column("results_table", String, nullable=False, unique=True),
+    Column("results_table", String, nullable=False),
     Column("columns", JSON, nullable=False),  # the columns of the results table as created
     Column("spool", Text),  # NULL: beside the database
     # the id in the spool's marker file, so that another folder is not mistaken for the spool
@@ -88,6 +88,10 @@ jobs = Table(
     Column("gone", Integer),  # rows that were not in the source when it was last read completely; NULL: unknown
     Column("gone_at", UtcDateTime),  # when that was
     Column("created_at", UtcDateTime, nullable=False),
+    Column("trial_of", ForeignKey("jobs.id")),  # the job of which this is a trial; NULL: it is no trial
+    Column("trial", JSON(none_as_null=True)),  # what a trial asks otherwise, of which rows; see jobs.TrialRecord
+    # the trials of a job share one results table
+    _partial_index("ix_jobs_results_table", "results_table", where="trial_of IS NULL", unique=True),
 )
 
 runs = Table(

@@ -11,7 +11,7 @@ from pipeline.errors import DatabaseError, InputError, LostRace, Stopped
 from pipeline.state.batches import batches_in
 from pipeline.state.claims import ended_and_held, is_batch
 from pipeline.state.database import Database
-from pipeline.state.jobs import all_jobs, jobs_with_work, known_job
+from pipeline.state.jobs import jobs_with_work, known_job, with_trials
 from pipeline.state.leases import local_now
 from pipeline.states import BatchState
 from pipeline.steps.collect import collect_due
@@ -21,12 +21,12 @@ from pipeline.steps.poll import poll_due
 def ended_batches(where: Environment, job: str | None = None) -> list[tuple[str, int]]:
     """Poll all batches that are at the API. Return the job name and number of each ended batch that is not collected.
 
-    job: poll only this job; None: all jobs. Jobs that cannot be polled, and batches of other accounts, are left out:
-    the sweep tells why.
+    job: poll only this job with its trials; None: all jobs. Jobs that cannot be polled, and batches of other accounts,
+    are left out: the sweep tells why.
     """
     with where.database.read() as conn:
         waiting = jobs_with_work(conn, now=where.now())
-        named = [known for known in all_jobs(conn) if job in (None, known.name)]
+        named = with_trials(conn, job)
     jobs = [known for known in named if known.id in waiting]
     ended: list[tuple[str, int]] = []
     for endpoint, its_jobs in where.by_endpoint(jobs).items():

@@ -158,6 +158,39 @@ def test_the_sweep_in_which_a_run_ends_badly_fails_and_the_next_one_does_not(api
     assert after[0] == "COMPLETED"
 
 
+def test_the_run_that_ends_gets_a_report_without_keys_and_texts(
+    api: RunningEmulator, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    monkeypatch.setenv("BATCH_REPORTS", str(reports))
+
+    run_job.fn(str(job))
+    before = list(reports.iterdir())
+    let_batches_end(api)
+    ended = told(collect_results.fn())
+
+    page = reports / "notes-run-1.html"
+    assert ended[:2] == ("COMPLETED", "Completed")
+    assert before == []
+    assert list(reports.iterdir()) == [page]
+    assert "All 2 rows are answered" in page.read_text(encoding="utf-8")
+    assert "emulated]" not in page.read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_leaves_the_flow_unchanged(
+    api: RunningEmulator, job: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BATCH_REPORTS", str(job))  # a file, not a folder
+
+    run_job.fn(str(job))
+    let_batches_end(api)
+    ended = told(collect_results.fn())
+
+    assert ended[:2] == ("COMPLETED", "Completed")
+    assert "no report of run 1 of notes" in caplog.text
+
+
 def bad_end_that_nobody_was_told_of(api: RunningEmulator, job: Path) -> None:
     """Leave a run that a sweep has ended with a failed row without reporting it."""
     api.emulator.add_fault(on="item", do="refuse", match="one", times=1)

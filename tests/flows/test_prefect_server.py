@@ -38,6 +38,8 @@ def scheduled(site: Site) -> dict[str, list[dict[str, Any]]]:
         site.prefect.ask("PATCH", f"/deployments/{each['id']}", {"paused": True})
     for each in site.prefect.deployments().values():
         site.prefect.ask("PATCH", f"/deployments/{each['id']}", {"paused": False, "schedules": []})
+    for run in found():  # the server keeps those that were due already
+        site.prefect.ask("DELETE", f"/flow_runs/{run['id']}")
     return by_name
 
 
@@ -67,11 +69,14 @@ def test_a_nightly_run_ends_when_every_row_is_sent_and_a_sweep_stores_the_answer
         assert conn.scalar(text("SELECT count(*) FROM document_summaries WHERE status = 'succeeded'")) == 500
 
     before, after = site.prefect.artifacts(nightly["id"]), site.prefect.artifacts(swept["id"])
-    progress, table, summary = (f"{what}-summarize-documents" for what in ("progress", "batches", "summary"))
-    assert before.keys() == after.keys() == {progress, table, summary}
+    names = ("progress", "batches", "summary", "report")
+    progress, table, summary, report = (f"{what}-summarize-documents" for what in names)
+    assert before.keys() == {progress, table, summary}
+    assert after.keys() == {progress, table, summary, report}
     assert (float(before[progress]), float(after[progress])) == (0.0, 100.0)
     assert ("in_progress" in before[table], "collected" in after[table]) == (True, True)
     assert "| succeeded | 500 |" in after[summary]
+    assert re.search(r"file:///\S+/summarize_documents-run-\d+\.html", after[report])
     assert any("batch 1 submitted as msgbatch_" in line for line in site.prefect.logs(nightly["id"]))
 
 

@@ -82,7 +82,7 @@ def test_the_answers_of_another_job_are_evaluated_by_the_gold_of_this_one(world:
     theirs = evaluate(world.database, world.known(), job, side="job:other")
 
     assert [found.figures.accuracy.right for found in (theirs, ours)] == [54, 63]
-    with pytest.raises(InputError, match="unknown side 'cheap': write current or job:NAME"):
+    with pytest.raises(InputError, match="unknown side 'cheap': write current, job:NAME, or the name of a trial"):
         evaluate(world.database, world.known(), job, side="cheap")
 
 
@@ -172,7 +172,7 @@ def test_what_cannot_be_compared_is_refused(world: World, tmp_path: Path) -> Non
     (tmp_path / "no.parquet").write_text("no")
 
     for side, message in (
-        ("cheap", "unknown side 'cheap': write current, job:NAME or the path of a .parquet file"),
+        ("cheap", "unknown side 'cheap': write current, job:NAME, a .parquet file, or the name of a trial"),
         ("job:nobody", "knows no job 'nobody'"),
         ("missing.parquet", "missing.parquet does not exist"),
         (str(tmp_path / "no.parquet"), "cannot be read as a Parquet file"),

@@ -66,7 +66,7 @@ def test_a_run_record_says_what_was_declared(world: World) -> None:
     with world.database.read() as conn:
         run = get_run(conn, 1)
 
-    assert (run.job_name, run.max_cost_usd, run.max_failed) == (declared.name, 5, 0.5)
+    assert (run.max_cost_usd, run.max_failed) == (5, 0.5)
     assert run.deletes_remote
     assert (run.endpoint, run.model) == (Endpoint(), declared.request.model)
     assert run.max_tokens == declared.request.max_tokens

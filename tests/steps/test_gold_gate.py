@@ -9,6 +9,7 @@ from sqlalchemy import select
 from pipeline.errors import InputError, Interrupted, JobError
 from pipeline.job.model import Job
 from pipeline.planning import gold_canary
+from pipeline.source import identity
 from pipeline.state.tables import batches
 from tests.conftest import World, event_line
 
@@ -118,7 +119,7 @@ def test_rows_that_a_sample_chooses_are_those_with_the_smallest_hash_of_the_key(
 
     chosen = canary_of(world)
     assert len(chosen) == 40
-    every = sorted(gold_rows(world), key=lambda key: gold_canary._rank(f'["{key}"]'))
+    every = sorted(gold_rows(world), key=lambda key: identity.key_rank(f'["{key}"]'))
     assert sorted(every[:40]) == sorted(chosen)
 
 

@@ -107,6 +107,7 @@ def site(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
             BATCH_POLL_SECONDS="0.2",
             BATCH_GRACE_SECONDS="1",
             BATCH_LEASE_SECONDS="5",
+            BATCH_REPORTS=str(folder),
         ) as prefect,
     ):
         yield Site(prefect, database, api)

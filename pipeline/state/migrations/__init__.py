@@ -28,7 +28,7 @@ from pipeline.state.holders import holds, in_words, until
 from pipeline.state.tables import batches, leases, metadata, requests
 
 #: The version that this code works with; versions/ has a file for each step up to it.
-HEAD = "0009"
+HEAD = "0011"
 
 #: Where the tables are on PostgreSQL. A SQLite file has no schemas.
 SCHEMA = "batch_pipeline"
