@@ -21,7 +21,7 @@ from pipeline.job.model import Job, Request, Sink
 from pipeline.job.name import OF_TRIAL
 from pipeline.planning.job_source import JobSource
 from pipeline.planning.selection import changed, parsed
-from pipeline.quality.gold import GoldReader
+from pipeline.quality.gold import GoldReader, RowsWithGold
 from pipeline.request.build import RequestBuilder
 from pipeline.sink.columns import ROW_HASH, ResultColumns
 from pipeline.sink.table import ResultsTable
@@ -102,7 +102,7 @@ class Trial:
             recipe=asked.recipe,
         )
 
-    def keys(self, asked: Job, gold: GoldReader | None, sink: ResultsTable) -> frozenset[str]:
+    def keys(self, asked: Job, gold: RowsWithGold | None, sink: ResultsTable) -> frozenset[str]:
         """Return the keys (JSON) of the rows of the trial: those with the smallest hash among the rows that it may ask.
 
         asked: see `Trial.asked`. gold: of the job; None: it has none. sink: the results table of the job. Raises
@@ -122,7 +122,7 @@ class Trial:
             raise InputError(f"the source has no row{which}{meets}, so there is nothing to try")
         return frozenset(key for _, key in chosen)
 
-    def _ranked(self, asked: Job, gold: GoldReader | None, sink: ResultsTable) -> Iterator[tuple[bytes, str]]:
+    def _ranked(self, asked: Job, gold: RowsWithGold | None, sink: ResultsTable) -> Iterator[tuple[bytes, str]]:
         source = JobSource(asked, RequestBuilder(asked))
         needs_gold = gold if self.gold_only else None
         columns = [*asked.source.key, *([] if needs_gold is None else needs_gold.source_columns)]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -34,6 +34,17 @@ class GoldCount:
 
     rows: int
     with_gold: int
+
+
+class RowsWithGold(Protocol):
+    """Tells which rows of a source have gold."""
+
+    @property
+    def source_columns(self) -> list[str]:
+        """The columns of the source that hold gold; [] if it is elsewhere."""
+
+    def having(self, chunk: Chunk, keys: pl.Series, sink: ResultsTable) -> list[bool]:
+        """Return whether each row of a chunk has gold; see GoldReader.having."""
 
 
 class GoldReader:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import polars as pl
+
 from pipeline.errors import InputError, JobError
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
@@ -23,6 +25,7 @@ from pipeline.sink.gold import GoldTable
 from pipeline.sink.reviews import Review, ReviewsTable
 from pipeline.sink.sides import SideAnswer
 from pipeline.sink.table import ResultsTable
+from pipeline.source.rows import Chunk
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
 from pipeline.state.row_facts import answered_hashes
@@ -90,6 +93,15 @@ class ReviewedGold:
         """
         of = self.rows[key].of
         return [_resolved(*one) for one in zip(of, answers, self.equal, strict=True)]
+
+    @property
+    def source_columns(self) -> list[str]:
+        """Empty: the source holds no gold."""
+        return []
+
+    def having(self, _: Chunk, keys: pl.Series, sink: ResultsTable) -> list[bool]:
+        """Return whether the rows with these keys (JSON) were reviewed. sink: for the types of its key."""
+        return [sink.key_values(key) in self.rows for key in keys]
 
     def is_right(self, key: Key, answers: Sequence[Any]) -> bool | None:
         """Return whether an answer is right in all columns that were reviewed; None if that is not known.

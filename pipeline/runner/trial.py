@@ -8,11 +8,13 @@ from pipeline.job.model import Job
 from pipeline.planning.job_source import JobSource
 from pipeline.planning.trial import Sampled, Trial
 from pipeline.quality.gold import read_gold
+from pipeline.quality.review_gold import read_reviews
 from pipeline.request.build import RequestBuilder
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.run import run
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.table import ResultsTable
+from pipeline.state.jobs import known_job
 
 
 def run_trial(
@@ -27,6 +29,9 @@ def run_trial(
     columns = ResultColumns.of(job, JobSource(job, RequestBuilder(job)).kinds())
     gold = read_gold(job.model_copy(update={"request": asked.request}), columns)
     sink = ResultsTable(job.sink.table, columns, schema=where.database.default_schema)
-    keys = trial.keys(asked, gold, sink)
+    reviewed = None
+    if trial.gold_only and job.gold is not None and job.gold.reviews:
+        reviewed = read_reviews(where.database, known_job(where.database, job.name), job)
+    keys = trial.keys(asked, gold or reviewed, sink)
     sampled = Sampled(trial.record(asked), job, columns, gold, keys)
     return run(asked, where, replace(options or Options(), trial=sampled), file=file)

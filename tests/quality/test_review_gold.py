@@ -20,6 +20,7 @@ from tests.conftest import World
 from tests.quality.test_evaluate import answered, change, evaluation, lines
 from tests.quality.test_gold import gold_of
 from tests.quality.test_review import by_id, exported, fill, imported, sheet, two_jobs
+from tests.runner.test_trial import try_it
 
 POSTGRESQL_IS_LONG = True
 REVIEWS = {"gold": "reviews"}
@@ -334,6 +335,26 @@ def test_sides_are_not_compared_by_verdicts_that_tell_of_one_of_them_only(world:
     assert verdict_words(side).startswith("not known: the reviews of 1 row do not tell whether both answers are right")
     assert corrected.gold is not None
     assert (corrected.gold.requests, corrected.gold.only_base, corrected.gold.only_other) == (3, 1, 1)
+
+
+def test_a_trial_asks_the_reviewed_rows_and_is_reviewed_and_compared_as_a_side(world: World) -> None:
+    job = answered(world, [("a", "b", "succeeded")] * 12, **REVIEWS)
+    with pytest.raises(InputError, match="has no reviews that say what is right"):
+        try_it(world, job, gold_only=True)
+    said(world, *[{**one, "new": "a"} for one in verdicts("wwwwww", **SAMPLE)])
+
+    try_it(world, job, gold_only=True, changes={"request.max_tokens": 40})
+    table = ResultsTable.of(world.known("summaries:t")).table.name
+    change(world, "SET label = CASE id WHEN 'r000' THEN 'b' ELSE 'a' END", [{}], table=table)
+    found = evaluation(world, job, side="t")
+    exported(world, job, disagree=("current", "t"))
+
+    assert sorted(world.answers("summaries:t")) == [f"r{i:03d}" for i in range(6)]
+    assert found.random
+    assert judged(found, 0.4, "bound").passed
+    assert {line["id"]: (line["answer"], line["answer of t"]) for line in sheet(world)} == {
+        f"r{i:03d}": ("b", "a") for i in range(1, 6)
+    }
 
 
 def test_keys_and_texts_of_reviewed_rows_are_shown_without_escapes(world: World) -> None:
