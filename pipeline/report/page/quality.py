@@ -48,9 +48,14 @@ class ColumnQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """The accuracy of a job. without: rows with gold that have no answer, in words; empty if there are none."""
+    """The accuracy of a job.
+
+    random: whether the rows with gold are a random sample. without: rows with gold that have no answer, in words; empty
+    if there are none. requests: how many of them count in the intervals; empty if all do.
+    """
 
     columns: list[ColumnQuality]
+    random: bool
     without: str
     requests: str
 
@@ -68,7 +73,7 @@ def quality(evaluation: Evaluation, declared: Collection[str], *, texts: bool) -
     share = found.accuracy
     requests = f"{share.requests:,} requests count in the intervals" if share.requests != share.rows else ""
     columns = [_column(column, values=texts or column.name in declared, keys=texts) for column in found.columns]
-    return Quality(columns, ", ".join(parts), requests)
+    return Quality(columns, evaluation.random, ", ".join(parts), requests)
 
 
 _WRONG = ("truncated", "refused", "unparsable")
