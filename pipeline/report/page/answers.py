@@ -104,7 +104,7 @@ def _number(value: float) -> str:
     """Return a number with as many digits as say something."""
     if isinstance(value, int) or abs(value) >= 100_000:
         return f"{value:,.0f}"
-    return f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.1f}"
+    return f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.1f}".removesuffix(".0")
 
 
 def _time(value: date | datetime) -> str:
