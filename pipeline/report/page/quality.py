@@ -112,8 +112,9 @@ def _heat(classes: ClassesFigures, shown: list[int]) -> Heat:
     for of_row, name in zip(places, names, strict=True):
         cells = [sum(classes.matrix[i][j] for i in of_row for j in of_column) for of_column in columns]
         total = sum(cells) or 1
-        right = dot(classes.classes[of_row[0]].recall) if len(of_row) == 1 else Dot(NOTHING, "", None)
-        drawn = [Cell(f"{n:,}" if n else "", n / total, of_row == columns[j]) for j, n in enumerate(cells)]
+        is_one = len(of_row) == 1  # in the rest, one class may be taken for another
+        right = dot(classes.classes[of_row[0]].recall) if is_one else Dot(NOTHING, "", None)
+        drawn = [Cell(f"{n:,}" if n else "", n / total, is_one and of_row == columns[j]) for j, n in enumerate(cells)]
         rows.append((name, drawn, right))
     return Heat([*names, "(failed)"], rows)
 
