@@ -81,9 +81,14 @@ def compare(
 
 
 def _all_pass(found: "Comparison", max_drop: float) -> bool:
-    """Return whether no side may lose more than this. Raises InputError if a side has no pair with gold."""
+    """Return whether no side may lose more than this. Raises InputError if that cannot be said by gold."""
     from pipeline.report.compare import passes
 
+    if found.chosen:
+        raise InputError(
+            "--max-drop: the rows with gold were chosen, so they say nothing about the other rows; give gold for a "
+            "random sample"
+        )
     for side in found.sides:
         if side.gold is None:
             raise InputError(f"--max-drop: no row that {side.name} and {found.base} have answered has gold")

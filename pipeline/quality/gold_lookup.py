@@ -24,6 +24,7 @@ class GoldLookup:
     ) -> None:
         """names: the columns of the answers that are judged, in their order; all columns with gold are among them."""
         assert job.gold is not None
+        self.is_random = job.gold.random  #: whether the rows with gold are a random sample
         self._database, self._table = database, table
         self._nulls = job.gold.empty == "null"
         self._columns = [(names.index(c.name), comparer(c.kind, c.match)) for c in reader.columns]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
 from pipeline.escapes import inline
-from pipeline.quality.review_values import row_hash
+from pipeline.quality.review_values import key_hash
 
 Key = tuple[Any, ...]
 
@@ -49,7 +49,7 @@ def design_of(drawn: str) -> str:
 
 def sample(keys: Iterable[Key], size: int) -> list[Key]:
     """Return the keys with the smallest hashes, in their order. size: how many."""
-    return heapq.nsmallest(size, keys, key=row_hash)
+    return heapq.nsmallest(size, keys, key=key_hash)
 
 
 def strata_sample(rows: Iterable[tuple[Key, Any]], size: int, by: str) -> list[tuple[Key, Draw]]:
@@ -62,7 +62,7 @@ def strata_sample(rows: Iterable[tuple[Key, Any]], size: int, by: str) -> list[t
     for key, value in rows:
         counts[value] = counts.get(value, 0) + 1
         heap = smallest.setdefault(value, [])
-        rank = -int(row_hash(key), 16)  # heapq keeps the smallest at the front, and the largest is to be replaced
+        rank = -int(key_hash(key), 16)  # heapq keeps the smallest at the front, and the largest is to be replaced
         if len(heap) < size:
             heapq.heappush(heap, (rank, key))
         elif rank > heap[0][0]:

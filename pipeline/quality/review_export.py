@@ -1,9 +1,13 @@
 """Write answers to a spreadsheet in which people review them. Edge: SQL, files."""
 
+import base64
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from pipeline.errors import InputError
 from pipeline.job.json_values import dump
@@ -18,8 +22,8 @@ from pipeline.quality.review_values import (
     Token,
     answer_mark,
     as_text,
+    key_hash,
     review_columns,
-    row_hash,
 )
 from pipeline.quality.sheets import Sheet
 from pipeline.quality.tally import JUDGED
@@ -217,7 +221,7 @@ def _sheet(
 
 def token(key: Key, answer: ReviewedAnswer) -> str:
     """Return the text that finds the row of an answer again, and shows whether the answer has changed."""
-    return str(Token("r", row_hash(key), answer_mark([answer.status, *answer.values])))
+    return str(Token("r", key_hash(key), answer_mark([answer.status, *answer.values])))
 
 
 def _said(answer: ReviewedAnswer, value: Any, before: Review | None, *, blind: bool) -> list[str]:
@@ -250,7 +254,7 @@ def _sheet_of_pairs(
     context = [*map(_heading, [*job.source.key, *inputs.columns])]
     sheet = Sheet(["row", *context, "left", "right", "better", "note", "by", "drawn"], [], FILLED)
     sheet.long = [*(_heading(name) for name in inputs.columns), "left", "right"]
-    drawn = pairs_drawn(sides)
+    drawn = pairs_cell(sides)
     for key, both in found.items():
         texts = [_whole(names, side.values) for side in both]
         left, right = reversed(texts) if is_swapped(key, sides) else texts
@@ -260,20 +264,33 @@ def _sheet_of_pairs(
     return sheet
 
 
-def pairs_drawn(sides: tuple[str, str]) -> str:
-    """Return what a sheet of pairs says in its column `drawn`: it names the sides, and not which one is on the left."""
-    return f"pairs {dump(list(sides))}"
+def pairs_cell(sides: tuple[str, str]) -> str:
+    """Return the cell `drawn` of a sheet of pairs, which names the sides so that no person reads it."""
+    return "pairs " + base64.urlsafe_b64encode(dump(list(sides)).encode()).decode()
+
+
+def sides_in(cell: str) -> tuple[str, str] | None:
+    """Return the sides that a cell of `pairs_cell` names; None if it names none."""
+    found = re.fullmatch(r"pairs ([A-Za-z0-9_=-]+)", cell)
+    if found is None:
+        return None
+    try:
+        sides = orjson.loads(base64.urlsafe_b64decode(found[1]))
+    except ValueError:  # neither base64 nor JSON
+        return None
+    is_pair = isinstance(sides, list) and len(sides) == 2 and all(isinstance(name, str) for name in sides)
+    return (sides[0], sides[1]) if is_pair else None
 
 
 def is_swapped(key: Key, sides: tuple[str, str]) -> bool:
     """Return whether the answer of the second side is on the left: for half of the rows, by a hash of the key."""
-    return int(row_hash((*key, *sides)), 16) % 2 == 1
+    return int(key_hash((*key, *sides)), 16) % 2 == 1
 
 
 def pair_token(key: Key, both: tuple[SideAnswer, SideAnswer]) -> str:
     """Return the text that finds a pair again, and shows whether one of its answers has changed."""
     values = [value for side in both for value in (side.status, *side.values)]
-    return str(Token("p", row_hash(key), answer_mark(values)))
+    return str(Token("p", key_hash(key), answer_mark(values)))
 
 
 def _whole(names: Sequence[str], values: Sequence[Any]) -> str:

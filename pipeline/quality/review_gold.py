@@ -178,10 +178,15 @@ class ReviewLookup:
         self._gold = gold
         self._places = [names.index(column.name) for column in gold.columns]
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the rows with gold are a plain random sample: figures of pairs are not weighed by strata."""
+        return self._gold.design == SAMPLE
+
     def of(self, keys: Sequence[Key], _order: str) -> dict[Key, Key]:
-        """Return which of these rows have gold: those of the sample, or, if no row was drawn, the chosen ones."""
-        drawn, rows = self._gold.design is not None, self._gold.rows
-        return {key: key for key in keys if key in rows and (not drawn or self._gold.is_drawn(key))}
+        """Return which of these rows have gold: those of a plain sample, or all if there is none."""
+        rows = self._gold.rows
+        return {key: key for key in keys if key in rows and (not self.is_random or self._gold.is_drawn(key))}
 
     def is_right(self, answer: SideAnswer, key: Key) -> bool | None:
         """Return whether an answer is right in all columns of which that is known; None if it is known of none."""

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
 from pipeline.errors import InputError
 from pipeline.escapes import inline
 from pipeline.job.json_values import dump
@@ -21,8 +19,8 @@ from pipeline.quality.compare import sides_of
 from pipeline.quality.compare_values import comparer
 from pipeline.quality.gold_values import Misread
 from pipeline.quality.review_draw import draw_of
-from pipeline.quality.review_export import BETTER, is_swapped, pair_token, token
-from pipeline.quality.review_values import Key, ReviewColumn, Token, as_text, review_columns, row_hash, token_of
+from pipeline.quality.review_export import BETTER, is_swapped, pair_token, sides_in, token
+from pipeline.quality.review_values import Key, ReviewColumn, Token, as_text, key_hash, review_columns, token_of
 from pipeline.quality.sheets import Line, place_of, read_sheet
 from pipeline.quality.statistics import sign_test
 from pipeline.sink.review_rows import ReviewedAnswer, answer_keys, answers_with_keys
@@ -142,7 +140,7 @@ class _ReviewsImport:
 
     def store(self, now: Callable[[], datetime.datetime]) -> ImportedReviews:
         tokens = _tokens(self._lines, "r", self._problems)
-        keys = self._keys({token_.row for token_ in tokens.values()})
+        keys = self._keys({token_.key for token_ in tokens.values()})
         asked = self._asked(tokens, keys)
         self._problems.refuse()
         table = ReviewsTable(self._sink)
@@ -159,7 +157,7 @@ class _ReviewsImport:
         found: dict[str, Key] = {}
         for page in answer_keys(self._database, self._sink, statuses=OUTCOMES):
             for key, _ in page:
-                hashed = row_hash(key)
+                hashed = key_hash(key)
                 if hashed in hashes:
                     found[hashed] = key
             if len(found) == len(hashes):
@@ -173,19 +171,20 @@ class _ReviewsImport:
             token_ = tokens.get(line.number)
             if token_ is None:
                 continue
-            column = self._columns.get(line["column"] or next(iter(self._columns)))
-            if token_.row not in keys:
+            only = next(iter(self._columns)) if len(self._columns) == 1 else ""
+            column = self._columns.get(line["column"] or only)
+            if token_.key not in keys:
                 self._problems.add(line, _unknown(line, self._job))
             elif column is None:
                 self._problems.add(
                     line, f"column {inline(line['column'])[:40]!r} is none of {', '.join(self._columns)}"
                 )
-            elif (token_.row, column.name) in seen:
-                before = seen[token_.row, column.name]
+            elif (token_.key, column.name) in seen:
+                before = seen[token_.key, column.name]
                 self._problems.add(line, f"it is the same row as line {before:,}; keep one of both")
             else:
-                seen[token_.row, column.name] = line.number
-                one = self._read(line, token_, keys[token_.row], column)
+                seen[token_.key, column.name] = line.number
+                one = self._read(line, token_, keys[token_.key], column)
                 asked += [] if one is None else [one]
         return asked
 
@@ -285,7 +284,7 @@ class _PairsImport:
 
     def store(self, now: Callable[[], datetime.datetime]) -> ImportedReviews:
         tokens = _tokens(self._lines, "p", self._problems)
-        both = self._answers({token_.row for token_ in tokens.values()})
+        both = self._answers({token_.key for token_ in tokens.values()})
         column = column_of_pairs(self._names)
         reviews, refused = self._reviews(tokens, both, column)
         self._problems.refuse()
@@ -299,19 +298,14 @@ class _PairsImport:
 
     def _sides_of(self, lines: Sequence[Line]) -> tuple[str, str]:
         """Return the names of the sides. Raises InputError if the lines do not name two sides, the same in each."""
-        named = {line["drawn"] for line in lines}
-        if len(named) == 1:
-            what, _, listed = named.pop().partition(" ")
-            try:
-                found = orjson.loads(listed) if what == "pairs" else None
-            except orjson.JSONDecodeError:
-                found = None
-            if isinstance(found, list) and len(found) == 2 and all(isinstance(name, str) for name in found):
-                return found[0], found[1]
-        raise InputError(
-            f"{self._path}: column drawn does not name the same two sides in all lines, as the export has written it; "
-            "copy it from there"
-        )
+        named = {sides_in(line["drawn"]) for line in lines}
+        sides = named.pop()
+        if sides is None or named:
+            raise InputError(
+                f"{self._path}: column drawn does not name the same two sides in all lines, as the export has written "
+                "it; copy it from there"
+            )
+        return sides
 
     def _answers(self, hashes: set[str]) -> dict[str, tuple[Key, SideAnswer, SideAnswer]]:
         """Return the rows with these hashes that both sides have answered, by hash."""
@@ -319,7 +313,7 @@ class _PairsImport:
         base, other = sides
         found: dict[str, tuple[Key, SideAnswer, SideAnswer]] = {}
         for page in base.pages():
-            wanted = {key: hashed for key in page if (hashed := row_hash(key)) in hashes}
+            wanted = {key: hashed for key in page if (hashed := key_hash(key)) in hashes}
             theirs = _among(other, list(wanted), base.order)
             found |= {hashed: (key, page[key], theirs[key]) for key, hashed in wanted.items() if key in theirs}
             if len(found) == len(hashes):
@@ -337,14 +331,14 @@ class _PairsImport:
             token_ = tokens.get(line.number)
             if token_ is None:
                 continue
-            if token_.row not in both:
+            if token_.key not in both:
                 self._problems.add(line, _unknown(line, self._job))
                 continue
-            if token_.row in seen:
-                self._problems.add(line, f"it is the same row as line {seen[token_.row]:,}; keep one of both")
+            if token_.key in seen:
+                self._problems.add(line, f"it is the same row as line {seen[token_.key]:,}; keep one of both")
                 continue
-            seen[token_.row] = line.number
-            key, *answers = both[token_.row]
+            seen[token_.key] = line.number
+            key, *answers = both[token_.key]
             if pair_token(key, (answers[0], answers[1])) != str(token_):
                 refused.append(f"{identity.shown(dump(list(key)))}: one of its answers has changed since the export")
                 continue
@@ -366,7 +360,7 @@ class _PairsImport:
             new=None if better == "tie" else self._names[0 if first else 1],
             by=line["by"] or None,
             note=line["note"] or None,
-            drawn=line["drawn"],
+            drawn=f"pairs {dump(list(self._names))}",
             weight=None,
             custom_id=None,
             row_hash=None,

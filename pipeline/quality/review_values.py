@@ -28,14 +28,14 @@ _TOKEN = re.compile(r"([rp])([0-9a-f]{16})([0-9a-f]{8})", re.ASCII)
 
 @dataclass(frozen=True)
 class Token:
-    """What names a row of a sheet. kind: r for a review, p for a pair. row: of the key; mark: of what was answered."""
+    """What names a row of a sheet. kind: r for a review, p for a pair. key: its hash; mark: of what was answered."""
 
     kind: str
-    row: str
+    key: str
     mark: str
 
     def __str__(self) -> str:
-        return f"{self.kind}{self.row}{self.mark}"
+        return f"{self.kind}{self.key}{self.mark}"
 
 
 def token_of(text: str) -> Token | None:
@@ -44,7 +44,7 @@ def token_of(text: str) -> Token | None:
     return None if found is None else Token(*found.groups())
 
 
-def row_hash(key: Key) -> str:
+def key_hash(key: Key) -> str:
     """Return the hash by which a row is found after a spreadsheet has changed its key. key: as a table holds it."""
     return _hash(list(key), 8)
 

@@ -22,6 +22,7 @@ WORKBOOKS = (".xlsx", ".ods")  # .ods is read only
 LONGEST_CELL = 32_000  # UTF-16 units; Excel takes 32,767 in a cell
 MOST_LINES = 100_000
 CUT = " ... (cut)"
+RANGES_AT_ONCE = 200  # of cells with one drop-down: Excel does not take a list of any length
 _SEPARATORS = (",", ";", "\t")
 
 
@@ -133,9 +134,11 @@ def _add_choices(book: Any, page: Any, sheet: Sheet) -> None:
         for i, text in enumerate(texts):
             lists.write_string(i, n, text)
         column, name = sheet.headings.index(heading), xl_col_to_name(n, col_abs=True)
+        source = f"=choices!{name}$1:{name}${len(texts)}"
         ranges = [(first + 1, column, last + 1, column) for first, last in _runs(places)]
-        rule = {"validate": "list", "source": f"=choices!{name}$1:{name}${len(texts)}", "other_cells": ranges[1:]}
-        page.data_validation(*ranges[0], rule)
+        for start in range(0, len(ranges), RANGES_AT_ONCE):
+            first, *others = ranges[start : start + RANGES_AT_ONCE]
+            page.data_validation(*first, {"validate": "list", "source": source, "other_cells": others})
 
 
 def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -207,11 +210,12 @@ def _rows_of_text(path: Path, heading: str) -> list[list[str]]:
     """Return the rows of a CSV file, by the separator with which one of the first lines has this heading."""
     text = _text_of(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    found: list[tuple[int, list[list[str]]]] = []
     for separator in _SEPARATORS:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-        if any(heading in [cell.strip().lower() for cell in row] for row in rows[:10]):
-            return rows
-    return []
+        headings = [[cell.strip().lower() for cell in row] for row in rows[:10]]
+        found += [(i, rows) for i, names in enumerate(headings) if heading in names][:1]
+    return min(found, key=lambda one: one[0])[1] if found else []  # further down it may stand in a text
 
 
 def _text_of(path: Path) -> str:

@@ -26,6 +26,7 @@ def comparison_facts(found: Comparison, max_drop: float | None) -> dict[str, Any
         "base": found.base,
         "rows": found.total_rows,
         "cost_usd": found.total_usd,
+        "gold_chosen": found.chosen,
         "sides": [_side_facts(side, max_drop) for side in found.sides],
     }
 
@@ -114,6 +115,9 @@ def comparison_lines(found: Comparison, max_drop: float | None) -> Iterator[str]
     for side in found.sides:
         yield ""
         yield from _side_lines(side, max_drop)
+    if found.chosen:
+        yield ""
+        yield "the rows with gold were chosen: figures by gold hold for these rows, and not for the others"
     if len(found.sides) > 1:
         yield ""
         yield "the best of several sides on the same rows usually looks 1 to 2 points too good"

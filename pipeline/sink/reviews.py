@@ -30,6 +30,7 @@ from sqlalchemy import (
     null,
     select,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DDLElement
 
@@ -37,6 +38,7 @@ from pipeline.errors import DatabaseError
 from pipeline.sink.columns import KINDS
 from pipeline.sink.plain_rows import plain_rows
 from pipeline.sink.table import ResultsTable
+from pipeline.state.database import is_busy
 from pipeline.state.jobs import alone
 from pipeline.state.tables import UtcDateTime
 
@@ -167,7 +169,16 @@ class ReviewsTable:
     @contextmanager
     def without_view(self, conn: Connection) -> Iterator[None]:
         """Drop the view while the block changes columns of the results table, and make it again."""
-        conn.exec_driver_sql(f"DROP VIEW {self._quoted_view(conn)}")
+        try:
+            conn.exec_driver_sql(f"DROP VIEW {self._quoted_view(conn)}")
+        except DBAPIError as exc:
+            if is_busy(exc) or exc.connection_invalidated:
+                raise
+            said = str(exc.orig).partition("\n")[0]
+            raise DatabaseError(
+                f"sink.table: columns of {self._sink.table.name!r} have to change, and {said}; drop what depends on "
+                "the view, and make it again afterwards"
+            ) from exc
         yield
         self.make(conn)
 
@@ -229,13 +240,14 @@ class ReviewsTable:
             now = max(now, last + datetime.timedelta(microseconds=1))
         news = []
         for review in reviews:
-            before = newest.get((review.key, review.column))
-            if before is None or before.said != review.said:
-                news.append(review)
+            one = Review(*map(_storable, review))
+            before = newest.get((one.key, one.column))
+            if before is None or before.said != one.said:
+                news.append(one)
         names = [column.name for column in self.table.columns]
         if news:
-            rows = [dict(zip(names, (*review.key, *review.said[1:], now), strict=True)) for review in news]
-            conn.execute(insert(self.table), [{name: _storable(value) for name, value in row.items()} for row in rows])
+            rows = [dict(zip(names, (*one.key, *one.said[1:], now), strict=True)) for one in news]
+            conn.execute(insert(self.table), rows)
         return len(news)
 
 

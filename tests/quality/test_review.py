@@ -166,7 +166,7 @@ def as_csv(content: list[list[str]], separator: str, quoting: Any = csv.QUOTE_MI
 def test_a_spreadsheet_may_eat_keys_and_save_in_its_own_way(
     world: World, saved: Callable[[list[list[str]]], bytes]
 ) -> None:
-    world.rows([{"id": f"000{i}", "text": f"Línea {i};\nwith two lines"} for i in range(3)])
+    world.rows([{"id": f"000{i}", "text": f"Línea {i};\nrow, row, row"} for i in range(3)])
     job = world.job(output={"labels": ["a", "b"]})
     world.run(job)
     change(world, "SET label = :label", [{"label": "a"}])
@@ -344,6 +344,42 @@ def test_a_job_gets_new_columns_while_the_view_shows_its_table(world: World) -> 
     assert reviewed(world, "id, label, true_label")[1] == ("r001", "a", "a")
 
 
+def test_a_column_changes_its_type_while_the_view_shows_it(world: World) -> None:
+    schema: dict[str, Any] = {"type": "object", "required": ["amount"], "additionalProperties": False}
+    schema["properties"] = {"amount": {"type": "integer"}}
+    job = world.job(output={"schema": schema})
+    world.rows([{"id": "r0", "text": "One."}])
+    world.run(job)
+    change(world, "SET amount = 12", [{}])
+    exported(world, job)
+    fill(world, lambda cells: {"new": "13"})
+    imported(world, job)
+
+    world.run(world.job(output={"schema": {**schema, "properties": {"amount": {"type": "number"}}}}))
+
+    assert reviewed(world, "amount") == [(13,)]
+
+
+def test_a_view_of_others_on_the_view_stays_or_is_named_when_it_is_in_the_way(world: World) -> None:
+    job = answered(world, ANSWERS[:3])
+    exported(world, job)
+    fill(world, by_id(r001={"new": "a"}))
+    imported(world, job)
+    schema = "" if world.database.is_sqlite else f"{world.database.default_schema}."
+    with world.database.write() as conn:
+        conn.execute(text(f"CREATE VIEW {schema}theirs AS SELECT label FROM {schema}answers_reviewed"))
+    wider = world.job(source={"keep": ["team", {"truth": "true_label"}]}, output={"labels": ["a", "b"]})
+
+    if world.database.is_sqlite:
+        world.run(wider)
+    else:
+        with pytest.raises(DatabaseError, match="columns of 'answers' have to change, and cannot drop view"):
+            world.run(wider)
+
+    with world.database.read() as conn:
+        assert list(conn.scalars(text(f"SELECT label FROM {schema}theirs ORDER BY 1"))) == ["a", "a", "b"]
+
+
 def test_each_property_of_a_schema_has_its_line_and_its_type(world: World) -> None:
     job = world.job(output={"schema": SCHEMA})
     world.rows([{"id": "r0", "text": "One."}])
@@ -482,12 +518,29 @@ def test_of_pairs_the_sides_are_hidden_and_the_wins_are_counted(world: World) ->
     found, again = imported(world, job), imported(world, job)
 
     assert len(lines) == count
+    assert not any("current" in cell or "other" in cell for line in lines for cell in line.cells.values())
     assert 8 < sum(line["left"].startswith("Long") for line in lines) < 32
     assert found.wins is not None
     assert (found.wins.first, found.wins.second, found.wins.ties) == (10, 26, 4)
     assert found.wins.p == sign_test(10, 26)
     assert (found.added, again.added, again.unchanged, again.wins) == (count, 0, count, found.wins)
     assert {review.new for review in reviews(world)} == {"current", "job:other", None}
+    assert {review.drawn for review in reviews(world)} == {'pairs ["current","job:other"]'}
+
+
+def test_a_sheet_of_pairs_that_does_not_name_its_sides_is_refused(world: World) -> None:
+    job = two_jobs(world, [("One.", "Two."), ("Three.", "Four.")])
+    for drawn in ("", "pairs", "pairs !", "pairs Zm9v", "pairs WyJhIl0=", 'pairs ["a","b"]'):
+        exported(world, job, "sheet.csv", overwrite=True, pairs=("current", "job:other"))
+        fill(world, cells_of(better="left", drawn=drawn), "sheet.csv")
+
+        with pytest.raises(InputError, match="column drawn does not name the same two sides in all lines"):
+            imported(world, job, "sheet.csv")
+    assert reviews(world) == []
+
+
+def cells_of(**cells: str) -> Fill:
+    return lambda _: cells
 
 
 def test_a_pair_of_which_an_answer_has_changed_is_refused_by_name(world: World) -> None:

@@ -12,6 +12,7 @@ from pipeline.job.model import Job
 from pipeline.quality.compare import compare
 from pipeline.quality.evaluate import judged
 from pipeline.quality.figures import Share
+from pipeline.report.compare import comparison_lines
 from pipeline.report.evaluate import evaluation_facts, evaluation_lines, judged_words
 from pipeline.sink.reviews import Review, ReviewsTable
 from pipeline.sink.table import ResultsTable
@@ -272,18 +273,30 @@ def test_a_match_decides_whether_a_corrected_number_is_right(world: World) -> No
         evaluation(world, world.job(output={"schema": schema}, gold={"reviews": True, "match": {"weight": "exact"}}))
 
 
-def test_sides_are_compared_by_the_reviews_of_the_sample(world: World) -> None:
-    job = two_jobs(
-        world, [("a", "a"), ("a", "b"), ("b", "b"), ("b", "a")] * 3, output={"labels": ["a", "b"]}, **REVIEWS
-    )
-    said(world, *[{**one, "new": "a" if one["verdict"] == "wrong" else None} for one in verdicts("rrrwrrrw", **SAMPLE)])
+@pytest.mark.parametrize(
+    ("draw", "counted", "chosen"),
+    [
+        (SAMPLE, (8, 2, 2), False),
+        ({"drawn": "sample by label: a", "weight": 0.5}, (12, 2, 2), True),
+        ({"drawn": "all"}, (12, 2, 2), True),
+    ],
+    ids=["sample", "strata", "chosen"],
+)
+def test_sides_are_compared_by_the_reviews_of_a_plain_sample_if_there_is_one(
+    world: World, draw: dict[str, Any], counted: tuple[int, int, int], chosen: bool
+) -> None:
+    labels = [("a", "a"), ("a", "b"), ("b", "b"), ("b", "a")] * 2 + [("a", "a")] * 4
+    job = two_jobs(world, labels, output={"labels": ["a", "b"]}, **REVIEWS)
+    said(world, *[{**one, "new": "a" if one["verdict"] == "wrong" else None} for one in verdicts("rrrwrrrw", **draw)])
     said(world, *verdicts("--------rrrr"))
 
     found = compare(world.database, world.known(), job, ["current", "job:other"])
 
     gold = found.sides[0].gold
     assert gold is not None
-    assert (gold.requests, gold.only_base, gold.only_other) == (8, 2, 2)
+    assert (gold.requests, gold.only_base, gold.only_other) == counted
+    assert found.chosen == chosen
+    assert any("the rows with gold were chosen" in line for line in comparison_lines(found, None)) == chosen
 
 
 def test_keys_and_texts_of_reviewed_rows_are_shown_without_escapes(world: World) -> None:
