@@ -21,7 +21,7 @@ from pipeline.errors import DatabaseError, InputError, Stopped
 from pipeline.events.event import Tell
 from pipeline.job.name import is_path, read_name
 from pipeline.state.database import Database, default_url
-from pipeline.state.jobs import job_file_of, known_job
+from pipeline.state.jobs import JobRecord, job_file_of, known_job
 
 DATABASE = "BATCH_DATABASE_URL"
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
@@ -96,12 +96,20 @@ def secret(variables: tuple[str, ...], block: str | None) -> str | None:
 def file_of(job: str, blocks: Blocks) -> Path:
     """Return the job file of the job that a parameter gives by file or by name. The state database knows it by name.
 
-    Raises InputError if the database does not know the job, or if the file is gone.
+    Raises InputError if the database does not know the job, if it is a trial, or if the file is gone.
     """
     if is_path(job, _root()):
         return job_file(job)
     with database(blocks) as known:
-        return job_file_of(known_job(known, job))
+        job_record = known_job(known, job)
+        refuse_trial(job_record)
+        return job_file_of(job_record)
+
+
+def refuse_trial(job_record: JobRecord) -> None:
+    """Raise InputError for a trial, whose rows are not those that its job file names."""
+    if job_record.trial is not None:
+        raise InputError(f"{job_record.name} is a trial; this flow is for jobs: `batch-pipeline trial` continues it")
 
 
 @contextlib.contextmanager

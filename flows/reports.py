@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 from pipeline.driver.job_of_run import stored_job
-from pipeline.errors import PipelineError
 from pipeline.report.page.file import write
 from pipeline.report.page.page import Wanted, report_page
 from pipeline.state.database import Database
@@ -29,7 +28,7 @@ def written_report(database: Database, job_record: JobRecord, run: RunRecord) ->
     try:
         page = report_page(database, job_record, stored_job(run), Wanted(run.id, texts=False), _command)
         write(path, page, overwrite=True)
-    except PipelineError as exc:
+    except Exception as exc:  # noqa: BLE001  # only showing failed
         logging.getLogger("pipeline.flows").warning("no report of run %d of %s: %s", run.id, job_record.name, exc)
         return None
     pattern = os.environ.get(ADDRESS)

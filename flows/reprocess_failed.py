@@ -107,6 +107,7 @@ def _send_again(
         raise InputError("there is no state database yet: run the job first")
     with environment.database(blocks, beside=file) as database:
         job_record = known_job(database, name)
+        environment.refuse_trial(job_record)
         path = file or job_file_of(job_record)
         with database.read() as conn:
             last = last_run(conn, job_record.id)

@@ -46,9 +46,12 @@ def of_keys(plan: Plan, given: Sequence[str], columns: Sequence[str]) -> list[Pi
     return picked
 
 
-def present(plan: Plan, keys: Collection[str], columns: Sequence[str]) -> dict[str, Picked]:
-    """Return the rows of the source that have one of these keys, by key. keys: JSON, as in the state database."""
-    return {row.key: row for row in _with_keys(plan, keys, columns, at_most=len(keys))}
+def present(plan: Plan, keys: Collection[str], columns: Sequence[str]) -> Iterator[Picked]:
+    """Yield the rows of the source that have one of these keys. keys: JSON, as in the state database.
+
+    Each row holds its whole chunk: take from it what is needed, and drop it.
+    """
+    return _with_keys(plan, keys, columns, at_most=len(keys))
 
 
 def sample(plan: Plan, n: int, columns: Sequence[str]) -> Iterator[Picked]:

@@ -75,16 +75,16 @@ class SideComparison:
 class Comparison:
     """What the command `compare` finds. total_rows, total_usd: of all answers of the base.
 
-    chosen: whether the rows with gold were chosen, so that figures by gold hold for these rows only.
     changes: for each side that is a trial of the job, what it asks otherwise.
+    chosen: whether the rows with gold were chosen, so that figures by gold hold for these rows only.
     """
 
     base: str
     total_rows: int
     total_usd: float | None
     sides: list[SideComparison]
-    chosen: bool
     changes: Mapping[str, Mapping[str, Any]]
+    chosen: bool
 
 
 def compare(
@@ -109,8 +109,9 @@ def compare(
         _side_comparison(side, tally, checked, p, p_adjusted)
         for side, (tally, checked, p), p_adjusted in zip(others, found, adjusted, strict=True)
     ]
-    changes = changes_of(database, job_record, names)
-    return Comparison(base.name, rows, usd, compared, gold is not None and not gold.is_random, changes)
+    return Comparison(
+        base.name, rows, usd, compared, changes_of(database, job_record, names), gold is not None and not gold.is_random
+    )
 
 
 def changes_of(database: Database, job_record: JobRecord, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -19,7 +19,7 @@ from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
-from pipeline.state.jobs import JobRecord, known_job, trials_of
+from pipeline.state.jobs import MOST_NAMED, JobRecord, known_job, trials_of
 
 ENOUGH = 0.99  # the share of all answers from which on the strata with reviews are taken for all
 
@@ -150,7 +150,7 @@ def record_of(database: Database, job_record: JobRecord, side: str, also: str = 
     with database.read() as conn:
         trials = {each.trial.name: each for each in trials_of(conn, job_record.id) if each.trial is not None}
     if side not in trials:
-        names = ", ".join(trials) or "none"
+        names = ", ".join(list(trials)[-MOST_NAMED:]) or "none"
         raise InputError(
             f"unknown side {side!r}: write current, job:NAME{also}, or the name of a trial of job {job_record.name} "
             f"(it has: {names})"

@@ -21,6 +21,7 @@ from pipeline.state.runs import (
     rows_for_planning,
     run_cost,
     run_rows,
+    unended_runs,
     unfinished_retries,
 )
 from pipeline.state.spending import cost_of_job, usage_of_run
@@ -40,7 +41,7 @@ def status_facts(conn: Connection, job: JobRecord, now: datetime) -> dict[str, A
         "job": job.name,
         "table": job.results_table,
         "trial": None if job.trial is None else asdict(job.trial),
-        "trials": [_trial_facts(conn, each) for each in trials_of(conn, job.id)],
+        "trials": _trials_facts(conn, job.id),
         "rows": job_rows(conn, job.id),
         "gone": job.gone,
         "gone_at": None if job.gone_at is None else job.gone_at.isoformat(),
@@ -64,11 +65,21 @@ def status_facts(conn: Connection, job: JobRecord, now: datetime) -> dict[str, A
     }
 
 
-def _trial_facts(conn: Connection, trial: JobRecord) -> dict[str, Any]:
-    """Return how a trial of a job stands, as JSON. open: whether it has an open run, or a batch at the API."""
-    is_at_work = bool(open_runs(conn, trial.id)) or is_open(batch_states(conn, trial.id))
+NEWEST_TRIALS = 10  # a gate for every night leaves hundreds
+
+
+def _trials_facts(conn: Connection, job_id: int) -> list[dict[str, Any]]:
+    """Return how the newest trials of a job stand, and all that are at work, as JSON, oldest first."""
+    trials = trials_of(conn, job_id)
+    at_work = {run.job_id for run in unended_runs(conn)} if trials else set()
+    shown = [each for i, each in enumerate(trials) if i >= len(trials) - NEWEST_TRIALS or each.id in at_work]
+    return [_trial_facts(conn, each, is_open=each.id in at_work) for each in shown]
+
+
+def _trial_facts(conn: Connection, trial: JobRecord, *, is_open: bool) -> dict[str, Any]:
+    """Return how a trial of a job stands, as JSON. is_open: whether it has an open run, or a batch at the API."""
     assert trial.trial is not None
-    facts = {"name": trial.trial.name, "changes": trial.trial.changes, "open": is_at_work}
+    facts = {"name": trial.trial.name, "changes": trial.trial.changes, "open": is_open}
     return {**facts, "rows": job_rows(conn, trial.id), "cost_usd": cost_of_job(conn, trial.id)}
 
 
@@ -102,7 +113,7 @@ def status_lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"         batch {batch['batch']}: {batch['answered']:,} of {count(batch['rows'], 'row')} answered"
     yield f"cost     {money(facts['cost_usd'])} for all answers so far"
     for run in facts["open_runs"] or ([facts["last_run"]] if facts["last_run"] else []):
-        yield from _run_lines(run)
+        yield from _run_lines(run, trial=facts["trial"] is not None)
     for trial in facts["trials"]:
         state = "open, " if trial["open"] else ""
         yield f"trial    {trial['name']}: {state}{counts_line(trial['rows'])}, {money(trial['cost_usd'])}"
@@ -132,7 +143,8 @@ def is_open(batches_by_state: Mapping[str, int]) -> bool:
     return any(batches_by_state.get(state) for state in OPEN_BATCHES)
 
 
-def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
+def _run_lines(run: Mapping[str, Any], *, trial: bool) -> Iterator[str]:
+    """Yield the lines of a run. trial: whether it is that of a trial, whose budget an option gives."""
     given = " ".join(f"{name}={value}" for name, value in run["vars"].items())
     state = run["state"] + (f": {run['reason']}" if run["reason"] else "")
     planning = "" if run["planned"] or run["state"] != RunState.OPEN else ", planning not finished"
@@ -142,6 +154,6 @@ def _run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     if run["gate"] is not None:
         yield f"         the rest {in_words(BEHIND_GATE[run['gate']])}"
     if run["budget"] is not None:
-        yield f"         {budget_line(run['budget'])}"
+        yield f"         {budget_line(run['budget'], trial=trial)}"
     for line in money_lines(run["estimate"], run["cost_usd"], run["usage"]):
         yield f"         {line}"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Float, Integer, Select, and_, case, cast, func, or_, select
 
 from pipeline.sink.plain_rows import plain_rows
+from pipeline.sink.read import blaming_table
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
 from pipeline.states import RowState
@@ -164,7 +165,7 @@ class Profile:
         column = self._table.c[name]
         first = select(column).where(*self._succeeded(), column.is_not(None)).order_by(*self._key).limit(PROBED)
         found = self._read(select(first.subquery().c[name]).distinct().limit(FEW_VALUES + 1))
-        return 0 < len(found) <= FEW_VALUES and all(len(text) <= LONGEST_VALUE for (text,) in found)
+        return 0 < len(found) <= FEW_VALUES and all(len(str(text)) <= LONGEST_VALUE for (text,) in found)
 
     def values(self, name: str) -> list[tuple[Any, int]]:
         """Return the MOST_VALUES most frequent values of a column in answers that succeeded, with their number.
@@ -225,7 +226,7 @@ class Profile:
     def _put(self, found: dict[GroupName, list[Sample]], query: Select[Any]) -> None:
         """Put the answers that a query finds into their groups."""
         width, outputs, keep = len(self._key), self._sink.columns.output, self._sink.columns.keep
-        with self._database.read() as conn:
+        with blaming_table(self._table), self._database.read() as conn:
             rows = [tuple(row) for row in conn.execute(query)]
         for row in rows:
             (status, value, *texts), others = row[width : width + 5], row[width + 5 :]
@@ -238,5 +239,5 @@ class Profile:
         return [*self._which, self._table.c.status == RowState.SUCCEEDED]
 
     def _read(self, query: Select[Any]) -> list[tuple[Any, ...]]:
-        with self._database.read() as conn:
+        with blaming_table(self._table), self._database.read() as conn:
             return plain_rows(conn, query)

@@ -1,6 +1,7 @@
 """Read answers from the results table, page by page, and write them as JSON lines. Edge: SQL."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -156,10 +157,16 @@ def rounded_price(usd: float | None) -> float | None:
 
 
 def _rows(database: Database, query: Select[Any], where: str | None, table: Table) -> Sequence[Row[Any]]:
+    with blaming_table(table), database.read() as conn, blaming_where(table, where):
+        return conn.execute(query).all()
+
+
+@contextmanager
+def blaming_table(table: Table) -> Iterator[None]:
+    """Raise DatabaseError when a query fails although the database works: the table is gone, or is another one."""
     try:
-        with database.read() as conn, blaming_where(table, where):
-            return conn.execute(query).all()
-    except DBAPIError as exc:  # neither the database nor a predicate: the table is gone, or is not as the job made it
+        yield
+    except DBAPIError as exc:
         said = str(exc.orig).partition("\n")[0]
         raise DatabaseError(
             f"table {table.name!r} cannot be read: {said}; restore it, or give another database by --database"

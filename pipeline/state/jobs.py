@@ -76,6 +76,9 @@ def _job_of(row: Row[Any]) -> JobRecord:
     return JobRecord(**{**row._mapping, "trial": None if row.trial is None else TrialRecord(**row.trial)})
 
 
+MOST_NAMED = 20  # jobs and trials that a message names, the newest ones
+
+
 def known_job(database: Database, name: str) -> JobRecord:
     """Return the job or trial with this name. Raises InputError, which names those that the database knows."""
     with database.read() as conn:
@@ -83,7 +86,7 @@ def known_job(database: Database, name: str) -> JobRecord:
         of_job, is_trial, _ = name.partition(OF_TRIAL)
         every = [each for each in all_jobs(conn) if each.trial is None or (is_trial and each.job_name == of_job)]
     if job is None:
-        known = ", ".join(each.name for each in every) or "none"
+        known = ", ".join(each.name for each in every[-MOST_NAMED:]) or "none"
         raise InputError(
             f"{database.shown} knows no job {name!r} (it knows: {known}); run it first, or name another database"
         )

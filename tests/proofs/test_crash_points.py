@@ -110,6 +110,15 @@ def test_a_run_whose_rows_copy_answers_may_die_at_any_commit_and_any_call(tmp_pa
     assert tried.accepted == tried.jobs * SCRIPTS["copied"].accepted
 
 
+def test_a_trial_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "trial")
+
+    assert tried.problems == []
+    assert tried.deaths > 150
+    assert (tried.accepted_twice, tried.left) == ([], 0)
+    assert tried.accepted == tried.jobs * SCRIPTS["trial"].accepted
+
+
 def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
     tried = try_every_point(tmp_path, database, "retry")
 

@@ -67,6 +67,27 @@ def test_the_same_command_after_a_kill_ends_with_every_row_once(
     assert (audit["requests_accepted"], audit["accepted_twice"]) == (ROWS, [])
 
 
+@pytest.mark.parametrize("event", ["quote", "planned", "submitting", "submitted", "ended", "collected"])
+def test_the_same_trial_after_a_kill_ends_with_every_row_once(api: RunningEmulator, job: Path, event: str) -> None:
+    words = ("trial", str(job), "--name", "base", "--sample", "1000", "--json")
+    killed = command(api, *words)
+    until(killed, event)
+    kill(killed)
+
+    again = command(api, *words)
+    said, errors = again.communicate(timeout=60)
+
+    assert again.returncode == 0, errors
+    assert json.loads(said.splitlines()[-1])["state"] == "finished"
+    with sqlite3.connect(job.parent / "batches.db") as database:
+        query = "SELECT id, status FROM note_summaries_trials WHERE trial = 'base' ORDER BY CAST(id AS INTEGER)"
+        assert list(database.execute(query)) == EVERY_ROW
+    assert answers(job) == []
+    api.emulator.wait_idle()
+    audit = api.emulator.audit()
+    assert (audit["requests_accepted"], audit["accepted_twice"]) == (ROWS, [])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_run_says_so_and_the_same_command_continues(
     api: RunningEmulator, job: Path, number: signal.Signals

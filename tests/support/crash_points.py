@@ -39,9 +39,11 @@ from pipeline.events.event import Event
 from pipeline.job.model import Job
 from pipeline.money.prices import prices_of
 from pipeline.planning.selection import Selection
+from pipeline.planning.trial import Trial
 from pipeline.runner.options import Options
 from pipeline.runner.run import run
 from pipeline.runner.sweep import sweep
+from pipeline.runner.trial import run_trial
 from pipeline.sink.read import ndjson
 from pipeline.sink.table import ResultsTable
 from pipeline.state.batches import known_nonces
@@ -151,11 +153,11 @@ class Point:
                 spool=self.spool or (None if database.is_sqlite else str(self.folder / "spool")),
             )
 
-    def bodies(self) -> set[str]:
-        """Return the nonces of the bodies in its spool."""
+    def bodies(self, job: str = "crashing") -> set[str]:
+        """Return the nonces of the bodies of a job or trial in its spool."""
         if self.spool is None:
-            return {body.stem for body in (self.folder / "spool" / "crashing").glob("*.json")}
-        names = [obj.url.rpartition("/")[2] for obj in objects.list_objects(f"{self.spool}/crashing")]
+            return {body.stem for body in (self.folder / "spool" / job).glob("*.json")}
+        names = [obj.url.rpartition("/")[2] for obj in objects.list_objects(f"{self.spool}/{job}")]
         return {name.removesuffix(".json") for name in names}
 
     def _connect(self, _: object) -> Api:
@@ -170,6 +172,17 @@ def run_it(point: Point) -> None:
     """`run`"""
     with point.where() as where:
         run(point.job(), where)
+
+
+def try_it(point: Point) -> None:
+    """`trial --name t`"""
+    with point.where() as where:
+        run_trial(point.job(), Trial("t"), where)
+
+
+def try_again(point: Point) -> None:
+    """`trial --name t`, and once more as `run_again`."""
+    _until_told(try_it, point)
 
 
 def run_beside_sweeps(point: Point) -> None:
@@ -249,7 +262,7 @@ MOST_SWEEPS = 200
 
 @dataclass
 class Seen:
-    """The content of the database of a point at the end."""
+    """The content of the database of a point at the end. history: empty if the job has none."""
 
     rows: Counter[str]
     answers: Counter[str]
@@ -259,22 +272,22 @@ class Seen:
     settled_usd: float
 
     @classmethod
-    def at(cls, point: Point) -> "Seen":
-        """Read the database and check what must hold wherever the command died."""
+    def at(cls, point: Point, name: str = "crashing") -> "Seen":
+        """Read the database and check what must hold wherever the command died. name: of a job or trial."""
         with point.where() as where, where.database.read() as conn:
-            job = job_named(conn, "crashing")
+            job = job_named(conn, name)
             assert job is not None
             sink = ResultsTable.of(job)
             _check_closed(conn)
-            bodies = point.bodies()
+            bodies = point.bodies(name)
             assert bodies <= known_nonces(conn, job.id), bodies
             _check_answers(conn, [json.loads(line) for line in ndjson(where.database, job)])
-            assert sink.history is not None
+            history = [] if sink.history is None else conn.scalars(select(sink.history.c.status)).all()
             states = select(runs.c.state, runs.c.reason)
             return cls(
                 rows=Counter(conn.scalars(select(requests.c.state))),
                 answers=Counter(conn.scalars(select(sink.table.c.status))),
-                history=Counter(conn.scalars(select(sink.history.c.status))),
+                history=Counter(history),
                 runs=Counter((state, reason) for state, reason in conn.execute(states)),
                 cost_usd=conn.scalar(select(func.sum(batches.c.cost_usd))) or 0.0,
                 settled_usd=conn.scalar(select(func.sum(sendings.c.settled_usd))) or 0.0,
@@ -308,6 +321,19 @@ def after_run(point: Point) -> None:
     assert seen.history == {"errored": 1}, seen
     assert seen.runs.keys() == {("finished", None)}, seen  # a second run, if the first one died just after its end
     _check_paid(seen)
+
+
+def after_trial(point: Point) -> None:
+    """Assert that every row of the trial has the expected outcome, and that the job itself has no row."""
+    seen = Seen.at(point, "crashing:t")
+    assert seen.rows == seen.answers == {"succeeded": 3, "truncated": 1, "invalid": 1}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen
+    _check_paid(seen)
+    with point.where() as where, where.database.read() as conn:
+        job = job_named(conn, "crashing")
+        assert job is not None
+        assert not list(ndjson(where.database, job))
+        assert not conn.scalar(select(func.count()).select_from(requests).where(requests.c.job_id == job.id))
 
 
 def after_gated(point: Point) -> None:
@@ -366,6 +392,7 @@ class Script:
 
 SCRIPTS = {
     "run": Script(faulty, 4, (), run_it, (run_again, collect), after_run, accepted=5),
+    "trial": Script(faulty, 4, (), try_it, (try_again, collect), after_trial, accepted=5),
     "retry": Script(faulty, 4, (run_it,), retry, (retry_again, collect), after_retry, accepted=6),
     "retry then run": Script(faulty, 4, (run_it,), retry, (run_again, retry_again, collect), after_retry, accepted=6),
     "gated": Script(gated, 9, (), run_it, (run_again, collect), after_gated, accepted=11, sections=GATED),

@@ -88,9 +88,9 @@ def _sizes(profile: Profile, view: ColumnAnswers, kind: str, spread: Spread) -> 
     figures = [
         filled,
         *view.figures,
-        ("least", f"{spread.low:,.6g}"),
-        ("mean", f"{spread.mean:,.4g}"),
-        ("most", f"{spread.high:,.6g}"),
+        ("least", _number(spread.low)),
+        ("mean", _number(spread.mean)),
+        ("most", _number(spread.high)),
     ]
     what = "characters" if kind == "text" else "numbers"
     if float(spread.high) >= on.end:
@@ -98,6 +98,13 @@ def _sizes(profile: Profile, view: ColumnAnswers, kind: str, spread: Spread) -> 
     if float(spread.low) < on.low:
         what += f"; the first bar holds all below {short_number(on.low + on.width)}"
     return replace(view, what=what, histogram=histogram(on, counts), figures=figures)
+
+
+def _number(value: float) -> str:
+    """Return a number with as many digits as say something."""
+    if isinstance(value, int) or abs(value) >= 100_000:
+        return f"{value:,.0f}"
+    return f"{value:,.4g}" if abs(value) < 1_000 else f"{value:,.1f}".removesuffix(".0")
 
 
 def _time(value: date | datetime) -> str:

@@ -53,16 +53,16 @@ class Segment:
 class Standing:
     """How the rows of a job, or of one run, stand.
 
-    run: that the page is about, or the job's last one; None before the first. one_run: whether it is about that run
-    alone. rows: by state. expected: the cost before sending, see estimate.Money; None if it is not known.
+    run: that the page is about, or the job's last one; None before the first. rows: by state. expected: the cost before
+    sending, see estimate.Money; None if it is not known. unpriced: answers whose cost is not known.
     """
 
     run: RunRecord | None
-    one_run: bool
     is_open: bool
     rows: Mapping[str, int]
     cost_usd: float
     expected: Mapping[str, float | None] | None
+    unpriced: int
 
     @property
     def total(self) -> int:
@@ -107,6 +107,15 @@ def verdict(
     return Verdict(tone, _headline(standing), details, command)
 
 
+def shown_words(words: list[str], *, texts: bool) -> list[str]:
+    """Return the words of the next command as a page may show them.
+
+    texts: whether it may show keys and texts. The command that goes on with a retry may quote some: without texts,
+    `status` stands in its place, which names that command.
+    """
+    return words if texts or not {"--key", "--where"} & set(words) else ["status", words[1]]
+
+
 def _headline(standing: Standing) -> str:
     total, answered, failed = standing.total, standing.answered, standing.failed
     rows = count(total, "row")
@@ -137,13 +146,14 @@ def _accuracy_words(evaluation: Evaluation) -> str:
 def tiles(standing: Standing, evaluation: Evaluation | None, judged: Judged | None, *, has_gold: bool) -> list[Tile]:
     """Return the four figures: answered, failed, cost, accuracy. has_gold: whether the job declares gold."""
     total, so_far = standing.total, ["so far"] if standing.is_open else []
+    unpriced = [f"without {count(standing.unpriced, 'answer')} of unknown price"] if standing.unpriced else []
     share = None if not total else standing.answered / total
     failed = None if not total else standing.failed / total
     return [
         Tile("Answered", f"{standing.answered:,}", [f"{percent(share)} of {count(total, 'row')}", *so_far]),
         Tile("Failed", f"{standing.failed:,}", [f"{percent(failed)} of {count(total, 'row')}", *so_far],
              tone="bad" if standing.failed else ""),
-        Tile("Cost", money(standing.cost_usd), [*_expected(standing.expected), *so_far]),
+        Tile("Cost", money(standing.cost_usd), [*unpriced, *_expected(standing.expected), *so_far]),
         _accuracy_tile(evaluation, judged, has_gold=has_gold),
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from pipeline.report.money import budget_facts
 from pipeline.report.next_command import next_command
 from pipeline.report.page.answers import answers
 from pipeline.report.page.failures import Failures, failures
-from pipeline.report.page.head import Standing, least_accuracy, segments, tiles, verdict
+from pipeline.report.page.head import Standing, least_accuracy, segments, shown_words, tiles, verdict
 from pipeline.report.page.quality import quality
 from pipeline.report.page.render import render
 from pipeline.report.page.samples import Samples, sample_groups, samples
@@ -149,8 +149,9 @@ class _Facts:
         cost = float(status["cost_usd"])
         if one and run is not None:
             opened, rows, cost = run.state == RunState.OPEN, run_rows(conn, run), self._runs[0][1]
-        standing = Standing(run, one, opened, rows, cost, _expected(self._runs))
-        return standing, next_command(status, self._record.name)
+        unpriced = sum(group.rows - group.priced for group in self._groups if group.model is not None)
+        standing = Standing(run, opened, rows, cost, _expected(self._runs), unpriced)
+        return standing, shown_words(next_command(status, self._record.name), texts=self._wanted.texts)
 
     def _failures(self, conn: Connection, standing: Standing) -> Failures | None:
         if not standing.failed:

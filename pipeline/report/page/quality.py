@@ -48,9 +48,14 @@ class ColumnQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """The accuracy of a job. without: rows with gold that have no answer, in words; empty if there are none."""
+    """The accuracy of a job.
+
+    random: whether the rows with gold are a random sample. without: rows with gold that have no answer, in words; empty
+    if there are none. requests: how many of them count in the intervals; empty if all do.
+    """
 
     columns: list[ColumnQuality]
+    random: bool
     without: str
     requests: str
 
@@ -68,7 +73,7 @@ def quality(evaluation: Evaluation, declared: Collection[str], *, texts: bool) -
     share = found.accuracy
     requests = f"{share.requests:,} requests count in the intervals" if share.requests != share.rows else ""
     columns = [_column(column, values=texts or column.name in declared, keys=texts) for column in found.columns]
-    return Quality(columns, ", ".join(parts), requests)
+    return Quality(columns, evaluation.random, ", ".join(parts), requests)
 
 
 _WRONG = ("truncated", "refused", "unparsable")
@@ -107,8 +112,9 @@ def _heat(classes: ClassesFigures, shown: list[int]) -> Heat:
     for of_row, name in zip(places, names, strict=True):
         cells = [sum(classes.matrix[i][j] for i in of_row for j in of_column) for of_column in columns]
         total = sum(cells) or 1
-        right = dot(classes.classes[of_row[0]].recall) if len(of_row) == 1 else Dot(NOTHING, "", None)
-        drawn = [Cell(f"{n:,}" if n else "", n / total, of_row == columns[j]) for j, n in enumerate(cells)]
+        is_one = len(of_row) == 1  # in the rest, one class may be taken for another
+        right = dot(classes.classes[of_row[0]].recall) if is_one else Dot(NOTHING, "", None)
+        drawn = [Cell(f"{n:,}" if n else "", n / total, is_one and of_row == columns[j]) for j, n in enumerate(cells)]
         rows.append((name, drawn, right))
     return Heat([*names, "(failed)"], rows)
 

@@ -13,7 +13,7 @@ from pipeline.planning.plan import Plan
 from pipeline.report.page.words import cut, key_text, value_text
 from pipeline.sink.gold import GoldTable
 from pipeline.sink.gold_rows import gold_rows
-from pipeline.sink.profile import MOST_VALUES, Group, GroupName, Profile, Sample
+from pipeline.sink.profile import LONGEST_TEXT, MOST_VALUES, Group, GroupName, Profile, Sample
 from pipeline.state.database import Database
 from pipeline.states import OUTCOMES, RowState
 from pipeline.text import count
@@ -100,17 +100,22 @@ def _gold(
     return {key: dict(zip(table.columns, values, strict=True)) for key, values in found.items()}
 
 
-def _inputs(job: Job, keys: Sequence[tuple[Any, ...]]) -> tuple[dict[str, dict[str, Any]], str]:
-    """Return the source values of the rows with these keys by key as JSON, and why some are missing."""
+def _inputs(job: Job, keys: Sequence[tuple[Any, ...]]) -> tuple[dict[str, dict[str, str]], str]:
+    """Return texts of source values of the rows with these keys by key as JSON, and why some are missing."""
     if not keys:
         return {}, ""
+    if job.source.query is not None:
+        return {}, "The source is a query, which is not run again for their inputs; columns of source.keep are here."
     try:
         plan = Plan(job)
         columns = [*plan.source.template_columns, *plan.builder.columns.attachments]
-        found = picking.present(plan, [json_values.dump(list(key)) for key in keys], plan.source.columns)
+        wanted = [json_values.dump(list(key)) for key in keys]
+        values = {
+            row.key: {name: _text(row.values[name]) for name in columns if row.values.get(name) is not None}
+            for row in picking.present(plan, wanted, plan.source.columns)
+        }
     except PipelineError as exc:
         return {}, f"The inputs could not be read from the source: {exc}"
-    values = {key: {name: row.values[name] for name in columns if name in row.values} for key, row in found.items()}
     missing = len(keys) - len(values)
     return values, f"{count(missing, 'row')} of these samples are no longer in the source." if missing else ""
 
@@ -152,15 +157,20 @@ def _has_own(sample: Sample) -> bool:
 
 def _fields(values: Mapping[str, Any], longest: int) -> Iterator[Field]:
     for name, value in values.items():
-        if isinstance(value, bytes):
-            yield Field(name, f"({len(value):,} bytes)")
-        elif value is not None:
-            yield Field(name, cut(value if isinstance(value, str) else _text(value), longest))
+        if value is not None:
+            yield Field(name, cut(_text(value), longest))
 
 
 def _text(value: Any) -> str:
+    """Return a value as text of at most LONGEST_TEXT characters."""
+    if isinstance(value, bytes):
+        return f"({len(value):,} bytes)"
     if isinstance(value, bool):
         return value_text(value)
+    return cut(value if isinstance(value, str) else _printed(value), LONGEST_TEXT)
+
+
+def _printed(value: Any) -> str:
     try:
         return json_values.json_text(value) if isinstance(value, list | dict) else str(value)
     except (PipelineError, ValueError):

@@ -81,7 +81,6 @@ def _side(found: Comparison, side: SideComparison, declared: Collection[str], *,
         ("all answers", f"{found.total_rows:,}", f"{side.total_rows:,}"),
         ("cost of all answers", money(found.total_usd), money(side.total_usd)),
     ]
-    columns = {name: column for name, column in tally.columns.items() if texts or name in declared}
     return SideView(
         name=side.name,
         verdict=verdict_words(side),
@@ -96,8 +95,8 @@ def _side(found: Comparison, side: SideComparison, declared: Collection[str], *,
         gold=None if side.gold is None else _by_gold(side.gold),
         flips=[
             (name, _flips(column, keys=texts))
-            for name, column in columns.items()
-            if column.flips and (name in declared or column.kind == "boolean" or _chooses(column))
+            for name, column in tally.columns.items()
+            if column.flips and (name in declared or column.kind == "boolean" or (texts and _chooses(column)))
         ],
     )
 

@@ -1,12 +1,15 @@
 """The page of a job says what it answered, how good that is and what it cost, and a text on it stays a text."""
 
 import re
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import DatabaseError, InputError
 from pipeline.job.model import Job
+from pipeline.report.page.head import shown_words
 from pipeline.report.page.page import MOST_BYTES, Wanted, report_page
 from tests.conftest import World
 from tests.quality.test_compare import GIVEN, both
@@ -172,6 +175,43 @@ def test_without_the_source_samples_have_no_input_and_the_page_says_so(world: Wo
     assert "[emulated]" in shown
 
 
+def test_a_query_is_not_run_again_for_the_inputs(world: World) -> None:
+    warehouse = world.folder / "warehouse.db"
+    with closing(sqlite3.connect(warehouse)) as conn, conn:
+        conn.execute("CREATE TABLE notes AS SELECT 'r1' AS id, 'A text.' AS text, 'red' AS team")
+    source = {"query": "SELECT * FROM notes", "database": f"sqlite:///{warehouse}", "key": "id", "keep": ["team"]}
+    job = Job.model_validate({**world.job().model_dump(), "source": source})
+    world.run(job)
+    warehouse.unlink()
+
+    shown = page(world, job).text
+
+    assert "The source is a query, which is not run again for their inputs" in shown
+    assert "r1 Input team red Answer text [emulated]" in shown
+
+
+def test_a_results_table_that_is_gone_is_named(world: World) -> None:
+    job = world.job()
+    world.run(job)
+    schema = "" if world.database.is_sqlite else f"{world.database.default_schema}."
+    with world.database.write() as conn:
+        conn.exec_driver_sql(f"DROP TABLE {schema}answers")
+
+    with pytest.raises(DatabaseError, match="table 'answers' cannot be read"):
+        html(world, job)
+
+
+def test_answers_of_a_model_without_a_price_are_counted(world: World) -> None:
+    job = world.job(request={"model": "claude-haiku-4-5"})
+    world.run(job)
+    change(world, "SET cost_usd = NULL WHERE id = :id", [{"id": "r0"}])
+
+    shown = page(world, job).text
+
+    assert "without 1 answer of unknown price" in shown
+    assert "saved by batches" not in shown
+
+
 def test_an_open_run_says_so_far(world: World) -> None:
     job = world.job()
     world.run(job, detach=True)
@@ -270,6 +310,14 @@ def test_without_texts_no_key_and_no_text_is_on_it(world: World) -> None:
     assert "This page holds no keys and no texts of rows and answers." in without
     assert "This page holds keys and texts" in with_texts
     assert "errored (api_error)" in read(without).text
+
+
+def test_without_texts_the_next_command_quotes_no_key() -> None:
+    words = ["retry", "summaries", "--status", "errored", "--key", "secret1"]
+
+    assert shown_words(words, texts=True) == words
+    assert shown_words(words, texts=False) == ["status", "summaries"]
+    assert shown_words(words[:4], texts=False) == words[:4]
 
 
 def test_the_same_database_gives_the_same_bytes(world: World) -> None:
