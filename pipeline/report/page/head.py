@@ -6,11 +6,11 @@ from typing import Any
 
 from pipeline.job.canary import Canary
 from pipeline.job.model import Job
-from pipeline.quality.evaluate import Evaluation
+from pipeline.quality.evaluate import ENOUGH, Evaluation
 from pipeline.quality.judged import Judged, judged_share
 from pipeline.report.evaluate import judged_words
 from pipeline.report.money import stopped_line
-from pipeline.report.page.shapes import Dot, dot, percent
+from pipeline.report.page.shapes import Dot, dot, dot_of, percent
 from pipeline.state.runs import RunRecord
 from pipeline.states import OUTCOMES, BatchState, RowState, RunState, failed_rows
 from pipeline.text import count, money
@@ -134,13 +134,22 @@ def _failed(rows: int) -> str:
     return f", {rows:,} failed" if rows else ""
 
 
+def _accuracy_dot(evaluation: Evaluation) -> Dot:
+    """Return the accuracy: of a sample with strata that of all answers, by the shares of the strata."""
+    weighted = None if evaluation.reviews is None else evaluation.reviews.weighted
+    return dot(evaluation.figures.accuracy) if weighted is None else dot_of(weighted.share, weighted.interval)
+
+
 def _accuracy_words(evaluation: Evaluation) -> str:
-    share = evaluation.figures.accuracy
-    found = dot(share)
-    rows = f"{share.right:,} of {share.rows:,} answers to rows with gold are right: {found.text} ({found.range})"
-    if evaluation.random:
-        return f"{rows}."
-    return f"{rows}. These rows were chosen, so this is not the accuracy of the job."
+    share, found = evaluation.figures.accuracy, _accuracy_dot(evaluation)
+    rows = f"{share.right:,} of {share.rows:,} answers to rows with gold are right"
+    if not evaluation.random:
+        return f"{rows}: {found.text} ({found.range}). These rows were chosen, so this is not the accuracy of the job."
+    reviews = evaluation.reviews
+    if reviews is None or reviews.weighted is None:
+        return f"{rows}: {found.text} ({found.range})."
+    of = "" if reviews.covered >= ENOUGH else f"{percent(reviews.covered)} of "
+    return f"{rows}; weighed by strata, of {of}all answers {found.text} ({found.range})."
 
 
 def tiles(standing: Standing, evaluation: Evaluation | None, judged: Judged | None, *, has_gold: bool) -> list[Tile]:
@@ -171,7 +180,7 @@ def _accuracy_tile(evaluation: Evaluation | None, judged: Judged | None, *, has_
     if evaluation is None:
         note = "no row with gold has an answer, or none was read: run evaluate" if has_gold else "the job has no gold"
         return Tile("Accuracy", "\N{EN DASH}", [note])
-    found = dot(evaluation.figures.accuracy)
+    found = _accuracy_dot(evaluation)
     name = "Accuracy" if evaluation.random else "Right of chosen rows"
     notes = [found.range, f"{evaluation.figures.accuracy.rows:,} rows with gold"]
     tone = "" if judged is None else "good" if judged.passed else "bad"

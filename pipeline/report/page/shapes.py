@@ -143,7 +143,12 @@ def dot(share: Share) -> Dot:
     interval = share.interval
     if share.value is None or interval is None:
         return Dot(NOTHING, "", None)
-    return Dot(percent(share.value), ends(interval), share.value, interval.low, interval.high)
+    return dot_of(share.value, interval)
+
+
+def dot_of(value: float, interval: Interval) -> Dot:
+    """Return a value between 0 and 1 with its interval."""
+    return Dot(percent(value), ends(interval), value, interval.low, interval.high)
 
 
 def dot_around_zero(value: float, interval: Interval, most: float) -> Dot:

@@ -14,6 +14,7 @@ from pipeline.report.page.page import MOST_BYTES, Wanted, report_page
 from tests.conftest import World
 from tests.quality.test_compare import GIVEN, both
 from tests.quality.test_evaluate import SCHEMA, answered, change
+from tests.quality.test_review_gold import said, verdicts
 from tests.support.pages import Read, read
 
 POSTGRESQL_IS_LONG = True
@@ -107,6 +108,20 @@ def test_gold_that_was_not_drawn_at_random_is_not_called_the_accuracy(world: Wor
 
     assert "Right of chosen rows 100.0%" in shown
     assert "These rows were chosen, so this is not the accuracy of the job." in shown
+
+
+def test_reviews_of_a_sample_by_label_are_weighed(world: World) -> None:
+    job = answered(world, rights(a=10, b=10), gold="reviews")
+    said(world, *verdicts("rrrrrrrrww", drawn="sample by label: a", weight=0.9))
+    partly = page(world, job).text
+    said(world, *verdicts("----------wwwwwwwwrr", drawn="sample by label: b", weight=0.1))
+    weighed = page(world, job).text
+    said(world, *verdicts("rrrrrrrrwwwwwwwwwwrr"))  # the same rows, chosen by hand, stay rows of the sample
+
+    assert "are right; weighed by strata, of 90.0% of all answers 80.0% (" in partly
+    assert "10 of 20 answers to rows with gold are right; weighed by strata, of all answers 74.0% (" in weighed
+    assert "Accuracy 74.0%" in weighed
+    assert page(world, job).text.count("74.0%") == weighed.count("74.0%")
 
 
 def test_the_comparison_is_that_of_the_command(world: World) -> None:
