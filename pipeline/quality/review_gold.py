@@ -18,6 +18,7 @@ from pipeline.job.model import Job
 from pipeline.quality.compare_values import ANOTHER, FAILED, UNKNOWN, Verdict, comparer, verdict
 from pipeline.quality.gold import replace_gold
 from pipeline.quality.gold_columns import GoldColumn, refuse_match
+from pipeline.quality.gold_values import Misread
 from pipeline.quality.pair_tally import values_of
 from pipeline.quality.review_draw import SAMPLE, Draw, design_of
 from pipeline.quality.review_values import Key, ReviewColumn, review_columns
@@ -168,15 +169,18 @@ def _rows(columns: Sequence[ReviewColumn], reviews: Sequence[Review]) -> dict[Ke
 
 
 def _known(column: ReviewColumn, review: Review) -> Known | None:
-    """Return what a review tells; None if the person was not sure."""
+    """Return what a review tells; None if the person was not sure, or if the column has held other values since."""
     if review.verdict == "unsure":
         return None
-    answer = FAILED if review.answer is None else column.value(review.answer)
-    if review.verdict == "right":
-        return Known(answer, right=True, only=not column.is_free_text)
-    if review.new is None or column.is_free_text:
-        return Known(answer, right=False, only=False)
-    return Known(column.value(review.new), right=True, only=True)
+    try:
+        answer = FAILED if review.answer is None else column.value(review.answer)
+        if review.verdict == "right":
+            return Known(answer, right=True, only=not column.is_free_text)
+        if review.new is None or column.is_free_text:
+            return Known(answer, right=False, only=False)
+        return Known(column.value(review.new), right=True, only=True)
+    except Misread:  # the schema said another type when it was reviewed
+        return None
 
 
 def _resolved(known: Known | None, answer: Any, equal: Callable[[Any, Any], bool]) -> Any:

@@ -232,6 +232,20 @@ def test_answers_that_failed_are_wrong_and_unsure_rows_are_left_out(world: World
     assert [row["label"] for row in gold_of(world)] == ["a", None, "b"]
 
 
+def test_a_review_of_a_column_that_had_another_type_tells_nothing(world: World) -> None:
+    schema: dict[str, Any] = {"type": "object", "required": ["amount"], "additionalProperties": False}
+    text, number = ({"schema": {**schema, "properties": {"amount": {"type": kind}}}} for kind in ("string", "number"))
+    world.rows([{"id": "r0", "text": "One."}, {"id": "r1", "text": "Two."}])
+    job = world.job(output=text, request={"dedupe": False}, **REVIEWS)
+    world.run(job)
+    change(world, "SET amount = :amount WHERE id = :id", [{"id": "r0", "amount": "many"}, {"id": "r1", "amount": "5"}])
+    said(world, *[{"key": key, "column": "amount", "verdict": "right", **SAMPLE} for key in ("r0", "r1")])
+
+    found = evaluation(world, world.job(output=number, request={"dedupe": False}, **REVIEWS), where="amount = '5'")
+
+    assert found.gold_rows == 1
+
+
 def test_a_review_of_a_row_whose_source_has_changed_counts_no_more(world: World) -> None:
     job = answered(world, [("a", "a", "succeeded"), ("a", "b", "succeeded"), ("b", "b", "succeeded")], **REVIEWS)
     exported(world, job, sample=3)
