@@ -5,6 +5,7 @@ is not touched. Its rows are those of the job with the smallest hash of the key,
 """
 
 import heapq
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Trial:
 
     changes: new values by field of the request, such as `request.model`. sample: the most rows. where: a SQL predicate
     over the source; None: all rows. gold_only: whether only rows with gold. max_cost_usd: its budget in US dollars;
-    None: a tenth of limits.max_cost_usd. Raises InputError for a name that it cannot have.
+    None: a tenth of limits.max_cost_usd. Raises InputError for a name or a budget that it cannot have.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Trial:
     max_cost_usd: float | None = None
 
     def __post_init__(self) -> None:
+        if self.max_cost_usd is not None and not 0 < self.max_cost_usd < math.inf:
+            raise InputError(f"--max-cost-usd {self.max_cost_usd}: a budget is an amount of dollars above 0")
         if not _NAME.fullmatch(self.name) or self.name == "current" or self.name.endswith((".parquet", ".yaml")):
             raise InputError(
                 f"--name {self.name}: a trial has a name of up to 63 letters, digits, '_', '-' and '.', which is not "
