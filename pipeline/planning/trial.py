@@ -7,7 +7,7 @@ is not touched. Its rows are those of the job with the smallest hash of the key,
 import heapq
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,9 @@ class SampleSource(JobSource):
         self._of_job = JobSource(job, RequestBuilder(job))
         self.columns = list(dict.fromkeys([*self.columns, *self._of_job.columns]))
 
-    def chunks(self, inputs: Any = None, *, columns: Any = None) -> Iterator[Chunk]:
+    def chunks(self, inputs: Sequence[Input] | None = None, *, columns: Sequence[str] | None = None) -> Iterator[Chunk]:
         """Yield the rows of the sample in chunks. The arguments are those of JobSource."""
-        read: list[Input] | None = inputs
-        for chunk in super().chunks(read, columns=columns):
+        for chunk in super().chunks(inputs, columns=columns):
             places = self.keys(chunk).is_in(self._sampled).arg_true()
             if places.len() == chunk.frame.height:
                 yield chunk

@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 from sqlalchemy import select, text
 
-from pipeline.errors import InputError, JobError, PipelineError
+from pipeline.errors import InputError, Interrupted, JobError, PipelineError
 from pipeline.job.model import Job
 from pipeline.planning.selection import Selection
 from pipeline.planning.trial import Trial, change
 from pipeline.quality.compare import compare
 from pipeline.quality.evaluate import evaluate
+from pipeline.report.next_command import next_command
+from pipeline.report.status import status_facts
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.trial import run_trial
 from pipeline.runner.verify import verify
@@ -224,6 +226,47 @@ def test_a_row_that_changed_is_asked_again(world: World) -> None:
 
     assert again.rows == {"succeeded": 1}
     assert world.accepted() == 6
+
+
+def test_the_status_of_a_job_names_its_newest_trials_and_those_at_work(world: World) -> None:
+    world.rows(texts(2))
+    try_it(world, name="first", detach=True)
+    for i in range(11):
+        try_it(world, name=f"n{i}", detach=i == 10)
+
+    with world.database.read() as conn:
+        facts = status_facts(conn, world.known(), world.clock())
+        of_trial = status_facts(conn, world.known("summaries:n0"), world.clock())
+
+    assert [(trial["name"], trial["open"]) for trial in facts["trials"]] == [
+        ("first", True),
+        *((f"n{i}", i == 10) for i in range(1, 11)),
+    ]
+    assert next_command(facts, "job.yaml") == ["collect", "job.yaml"]
+    assert (of_trial["trial"]["name"], of_trial["trials"]) == ("n0", [])
+
+
+def test_a_trial_whose_planning_has_not_ended_is_continued_by_its_own_command(world: World) -> None:
+    world.rows(texts(9))
+    job, asked = world.job(limits={"max_batch_requests": 2}), {"request.prompt": "Say: {{ text }}"}
+    where = world.where()
+
+    def look(event: str, facts: dict[str, Any]) -> None:
+        if event == "planned":
+            where.stop.event.set()
+
+    world.on_event = look
+    with pytest.raises(Interrupted):
+        run_trial(job, Trial("t", asked, sample=8, where="id <> 'x'"), where)
+    world.on_event = None
+
+    with world.database.read() as conn:
+        facts = status_facts(conn, world.known(TRIAL), world.clock())
+    words = ["trial", "job.yaml", "--name", "t", "--set", 'request.prompt="Say: {{ text }}"', "--sample", "8"]
+    assert next_command(facts, "job.yaml:t") == [*words, "--where", "id <> 'x'"]
+    assert change(words[5]) == ("request.prompt", "Say: {{ text }}")
+    assert try_it(world, job, changes=asked, sample=8, where="id <> 'x'").rows == {"succeeded": 8}
+    assert (world.accepted(), world.sent_twice()) == (8, [])
 
 
 # -- money -----------------------------------------------------------------------------------------------------------
