@@ -47,6 +47,7 @@ def compare(
     """Compare answers of other sides with those of a base, row by row: agreement, flips, cost, and accuracy by gold."""
     with heavy_imports():
         from pipeline.quality.compare import compare as compared
+        from pipeline.quality.evaluate import of_side
         from pipeline.report.adopt import adoption, adoption_lines
         from pipeline.report.compare import comparison_facts, comparison_lines
 
@@ -57,7 +58,7 @@ def compare(
     _refuse_place(rows)
     with open_known_job(job, shared) as (database, job_record):
         refuse_trial(job)
-        loaded, _ = load_with_last_vars(database, job_record, job, var)
+        loaded, _ = load_with_last_vars(database, of_side(database, job_record, sides), job, var)
         if max_drop is not None and loaded.gold is None:
             raise InputError(f"--max-drop: job {loaded.name} has no gold by which accuracies could be compared")
         with _written(rows, loaded, database, job_record, sides) as differing:
@@ -119,11 +120,11 @@ def _written(
         yield lambda *_: None
         return
     from pipeline.planning.differing import DifferingWithInput
+    from pipeline.quality.evaluate import trials_by_name
     from pipeline.sink.table import ResultsTable
-    from pipeline.state.jobs import trials_of
 
-    with database.read() as conn:
-        trials = [each.trial for each in trials_of(conn, job_record.id) if each.trial and each.trial.name in sides]
+    known = trials_by_name(database, job_record)
+    trials = [each.trial for name, each in known.items() if name in sides and each.trial is not None]
     unfinished = path.with_name(f"{path.name}.unfinished")
     with contextlib.closing(DifferingWithInput(job, trials, ResultsTable.of(job_record))) as rows:
         yield rows.add

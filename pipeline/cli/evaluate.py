@@ -43,13 +43,13 @@ def evaluate(
     """Compare answers with the gold of the job: accuracy, figures by class, confusions. Exit 1 below --min-accuracy."""
     with heavy_imports():
         from pipeline.quality.evaluate import evaluate as measured
-        from pipeline.quality.evaluate import judged
+        from pipeline.quality.evaluate import judged, of_side
         from pipeline.report.evaluate import evaluation_facts, evaluation_lines
 
     by_judge = _judge(judge, min_accuracy)
     with open_known_job(job, shared) as (database, job_record):
         refuse_trial(job)
-        loaded, _ = load_with_last_vars(database, job_record, job, var)
+        loaded, _ = load_with_last_vars(database, of_side(database, job_record, [side]), job, var)
         found = measured(database, job_record, loaded, side=side, where=where, by=by or ())
     minimum = None if min_accuracy is None else judged(found, min_accuracy, by_judge)
     if shared.as_json:

@@ -16,7 +16,7 @@ from pipeline.cli.opening import (
     open_environment,
     say_vars,
 )
-from pipeline.cli.options import EVERYWHERE, DetachOption, JobArgument, LastVarOption, SharedOptions, YesOption, takes
+from pipeline.cli.options import EVERYWHERE, DetachOption, JobArgument, SharedOptions, YesOption, takes
 from pipeline.cli.summary import read_ending, tell_ending
 
 if TYPE_CHECKING:
@@ -42,9 +42,12 @@ def trial(
     gold_only: Annotated[bool, typer.Option("--gold-only", help="Only rows with gold.")] = False,
     max_cost_usd: Annotated[
         float | None,
-        typer.Option(metavar="USD", min=0, help="Budget. Default: a tenth of limits.max_cost_usd."),
+        typer.Option(metavar="USD", help="Budget. Default: a tenth of limits.max_cost_usd."),
     ] = None,
-    var: LastVarOption = None,
+    var: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Override a var of the job. A trial keeps those it was begun with."),
+    ] = None,
     detach: DetachOption = False,
     yes: YesOption = False,
     *,

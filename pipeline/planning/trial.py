@@ -5,8 +5,9 @@ is not touched. Its rows are those of the job with the smallest hash of the key,
 """
 
 import heapq
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Trial:
 
     changes: new values by field of the request, such as `request.model`. sample: the most rows. where: a SQL predicate
     over the source; None: all rows. gold_only: whether only rows with gold. max_cost_usd: its budget in US dollars;
-    None: a tenth of limits.max_cost_usd. Raises InputError for a name that it cannot have.
+    None: a tenth of limits.max_cost_usd. Raises InputError for a name or a budget that it cannot have.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Trial:
     max_cost_usd: float | None = None
 
     def __post_init__(self) -> None:
+        if self.max_cost_usd is not None and not 0 < self.max_cost_usd < math.inf:
+            raise InputError(f"--max-cost-usd {self.max_cost_usd}: a budget is an amount of dollars above 0")
         if not _NAME.fullmatch(self.name) or self.name == "current" or self.name.endswith((".parquet", ".yaml")):
             raise InputError(
                 f"--name {self.name}: a trial has a name of up to 63 letters, digits, '_', '-' and '.', which is not "
@@ -170,10 +173,9 @@ class SampleSource(JobSource):
         self._of_job = JobSource(job, RequestBuilder(job))
         self.columns = list(dict.fromkeys([*self.columns, *self._of_job.columns]))
 
-    def chunks(self, inputs: Any = None, *, columns: Any = None) -> Iterator[Chunk]:
+    def chunks(self, inputs: Sequence[Input] | None = None, *, columns: Sequence[str] | None = None) -> Iterator[Chunk]:
         """Yield the rows of the sample in chunks. The arguments are those of JobSource."""
-        read: list[Input] | None = inputs
-        for chunk in super().chunks(read, columns=columns):
+        for chunk in super().chunks(inputs, columns=columns):
             places = self.keys(chunk).is_in(self._sampled).arg_true()
             if places.len() == chunk.frame.height:
                 yield chunk

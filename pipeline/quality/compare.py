@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.job import templates
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
-from pipeline.quality.evaluate import record_of, results_of
+from pipeline.quality.evaluate import record_of, results_of, trials_by_name
 from pipeline.quality.figures import Share
 from pipeline.quality.gold import check_table, read_gold, store_gold
 from pipeline.quality.gold_lookup import GoldLookup
@@ -25,7 +25,7 @@ from pipeline.sink.table import ResultsTable
 from pipeline.sink.trials import changed_since_trial
 from pipeline.state.changed_rows import changed_between
 from pipeline.state.database import Connection, Database
-from pipeline.state.jobs import JobRecord, trials_of
+from pipeline.state.jobs import JobRecord
 from pipeline.state.runs import last_run
 
 EXTRAS = frozenset({"thinking", "citations", "tool_use", "server_tool_use", "message"})
@@ -116,9 +116,8 @@ def compare(
 
 def changes_of(database: Database, job_record: JobRecord, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Return for each side that is a trial of the job what it asks otherwise."""
-    with database.read() as conn:
-        trials = [each.trial for each in trials_of(conn, job_record.id) if each.trial is not None]
-    return {each.name: each.changes for each in trials if each.name in names}
+    trials = trials_by_name(database, job_record)
+    return {name: each.trial.changes for name, each in trials.items() if name in names and each.trial is not None}
 
 
 def sides_of(

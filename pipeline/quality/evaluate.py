@@ -147,8 +147,7 @@ def record_of(database: Database, job_record: JobRecord, side: str, also: str = 
         return job_record
     if side.startswith("job:"):
         return known_job(database, side.removeprefix("job:"))
-    with database.read() as conn:
-        trials = {each.trial.name: each for each in trials_of(conn, job_record.id) if each.trial is not None}
+    trials = trials_by_name(database, job_record)
     if side not in trials:
         names = ", ".join(list(trials)[-MOST_NAMED:]) or "none"
         raise InputError(
@@ -156,6 +155,18 @@ def record_of(database: Database, job_record: JobRecord, side: str, also: str = 
             f"(it has: {names})"
         )
     return trials[side]
+
+
+def trials_by_name(database: Database, job_record: JobRecord) -> dict[str, JobRecord]:
+    """Return the trials of a job by their own names, oldest first."""
+    with database.read() as conn:
+        return {each.trial.name: each for each in trials_of(conn, job_record.id) if each.trial is not None}
+
+
+def of_side(database: Database, job_record: JobRecord, sides: Sequence[str]) -> JobRecord:
+    """Return the record whose vars name the source with the gold of these sides: the first trial, else the job."""
+    trials = trials_by_name(database, job_record)
+    return next((trials[side] for side in sides if side in trials), job_record)
 
 
 def results_of(database: Database, job_record: JobRecord, side: str, also: str = "") -> ResultsTable:

@@ -133,6 +133,21 @@ def test_failed_rows_are_asked_again_as_the_trial_was_begun(command: Command, ap
     assert command("status", "job.yaml:failing").out.splitlines()[1] == "rows     8 rows: 8 succeeded"
 
 
+def test_a_trial_keeps_the_vars_with_which_it_was_begun(command: Command, folder: Path) -> None:
+    (folder / "job.yaml").write_text(
+        JOB.replace("source: {path: notes.csv", "vars: {day: today}\nsource: {path: 'notes_{{ vars.day }}.csv'")
+    )
+    (folder / "notes.csv").rename(folder / "notes_2026-11-01.csv")
+
+    begun = command("trial", "job.yaml", "--name", "base", "--var", "day=2026-11-01")
+    again = command("trial", "job.yaml", "--name", "base")
+    other = command("trial", "job.yaml", "--name", "base", "--var", "day=2026-11-02")
+    judged = command("evaluate", "job.yaml", "base", "--min-accuracy", "0.8")
+
+    assert [begun.code, again.code, other.code, judged.code] == [0, 0, 2, 0]
+    assert "rows     20 in the trial: 20 kept" in again.err
+
+
 # -- compare ---------------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,11 @@ from flows.standing import standing
 from pipeline.driver.environment import at
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import InputError
+from pipeline.job.load import load
+from pipeline.planning.trial import Trial
+from pipeline.runner.options import Options
 from pipeline.runner.sweep import sweep
+from pipeline.runner.trial import run_trial
 from pipeline.state.database import Database
 from pipeline.state.jobs import job_named
 from pipeline.states import OUTCOMES
@@ -304,6 +308,21 @@ def test_a_retry_of_an_unknown_job_names_the_known_ones(api: RunningEmulator, jo
     assert (
         "--set request.prompt=x: write FIELD=VALUE" in told(reprocess_failed.fn("notes", set=["request.prompt=x"]))[2]
     )
+
+
+def test_a_sweep_collects_a_trial_and_other_flows_refuse_it(api: RunningEmulator, job: Path) -> None:
+    api.emulator.add_fault(on="item", do="refuse", match="one")
+    loaded = load(job, variables={}, today=date(2026, 11, 20))
+    with closing(Database(os.environ["BATCH_DATABASE_URL"])) as database, at(database) as here:
+        run_trial(loaded, Trial("t"), here, Options(detach=True), file=job)
+    let_batches_end(api)
+
+    swept = told(collect_results.fn())
+    refused = [told(flow.fn("notes:t"))[2] for flow in (run_job, reprocess_failed)]
+
+    assert swept[0] == "FAILED"
+    assert "1 of 2 rows failed; batch-pipeline errors notes:t" in swept[2]
+    assert refused == ["notes:t is a trial; this flow is for jobs: `batch-pipeline trial` continues it"] * 2
 
 
 # -- where a flow works ----------------------------------------------------------------------------------------------

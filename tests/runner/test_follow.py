@@ -9,7 +9,10 @@ from sqlalchemy import update
 
 from pipeline.errors import InputError, Interrupted
 from pipeline.job.model import Job
+from pipeline.planning.trial import Trial
 from pipeline.runner.follow import Followed, follow
+from pipeline.runner.options import Options
+from pipeline.runner.trial import run_trial
 from pipeline.state.batches import batches_by_state
 from pipeline.state.holders import holder
 from pipeline.state.tables import batches, leases, runs
@@ -54,6 +57,15 @@ def test_a_detached_run_is_followed_to_its_end(world: World) -> None:
     assert set(world.statuses().values()) == {"succeeded"}
     assert world.sent_twice() == []
     assert world.told("no_run_open") == []
+
+
+def test_the_trials_of_a_job_are_followed_with_it(world: World) -> None:
+    run_trial(world.job(), Trial("t"), world.where(), Options(detach=True))
+
+    followed = follow(world.where(), "summaries")
+
+    assert [(end.job, end.state) for end in followed.ends] == [("summaries:t", "finished")]
+    assert set(world.statuses("summaries:t").values()) == {"succeeded"}
 
 
 def test_rows_that_must_be_sent_again_are_sent_again(world: World) -> None:

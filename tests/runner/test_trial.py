@@ -3,16 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+from PIL import Image
 from sqlalchemy import select, text
 
-from pipeline.errors import InputError, JobError, PipelineError
+from pipeline.errors import InputError, Interrupted, JobError, PipelineError
 from pipeline.job.model import Job
+from pipeline.planning.selection import Selection
 from pipeline.planning.trial import Trial, change
 from pipeline.quality.compare import compare
 from pipeline.quality.evaluate import evaluate
+from pipeline.report.next_command import next_command
+from pipeline.report.status import status_facts
 from pipeline.runner.options import Finished, Options
 from pipeline.runner.trial import run_trial
+from pipeline.runner.verify import verify
 from pipeline.source import identity
 from pipeline.state import ends
 from pipeline.state.jobs import all_jobs
@@ -222,6 +228,47 @@ def test_a_row_that_changed_is_asked_again(world: World) -> None:
     assert world.accepted() == 6
 
 
+def test_the_status_of_a_job_names_its_newest_trials_and_those_at_work(world: World) -> None:
+    world.rows(texts(2))
+    try_it(world, name="first", detach=True)
+    for i in range(11):
+        try_it(world, name=f"n{i}", detach=i == 10)
+
+    with world.database.read() as conn:
+        facts = status_facts(conn, world.known(), world.clock())
+        of_trial = status_facts(conn, world.known("summaries:n0"), world.clock())
+
+    assert [(trial["name"], trial["open"]) for trial in facts["trials"]] == [
+        ("first", True),
+        *((f"n{i}", i == 10) for i in range(1, 11)),
+    ]
+    assert next_command(facts, "job.yaml") == ["collect", "job.yaml"]
+    assert (of_trial["trial"]["name"], of_trial["trials"]) == ("n0", [])
+
+
+def test_a_trial_whose_planning_has_not_ended_is_continued_by_its_own_command(world: World) -> None:
+    world.rows(texts(9))
+    job, asked = world.job(limits={"max_batch_requests": 2}), {"request.prompt": "Say: {{ text }}"}
+    where = world.where()
+
+    def look(event: str, facts: dict[str, Any]) -> None:
+        if event == "planned":
+            where.stop.event.set()
+
+    world.on_event = look
+    with pytest.raises(Interrupted):
+        run_trial(job, Trial("t", asked, sample=8, where="id <> 'x'"), where)
+    world.on_event = None
+
+    with world.database.read() as conn:
+        facts = status_facts(conn, world.known(TRIAL), world.clock())
+    words = ["trial", "job.yaml", "--name", "t", "--set", 'request.prompt="Say: {{ text }}"', "--sample", "8"]
+    assert next_command(facts, "job.yaml:t") == [*words, "--where", "id <> 'x'"]
+    assert change(words[5]) == ("request.prompt", "Say: {{ text }}")
+    assert try_it(world, job, changes=asked, sample=8, where="id <> 'x'").rows == {"succeeded": 8}
+    assert (world.accepted(), world.sent_twice()) == (8, [])
+
+
 # -- money -----------------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +353,7 @@ def test_the_model_never_sees_gold(world: World, prompt: str) -> None:
         ({"where": "id = 'nobody'"}, "the source has no row that meets --where"),
         ({"where": "id ="}, "--where 'id =': .* is not a SQL predicate"),
         ({"changes": {"request.max_tokens": 0}}, "--set request.max_tokens"),
+        ({"max_cost_usd": 0.0}, r"--max-cost-usd 0\.0: a budget is an amount of dollars above 0"),
         ({"name": "current"}, "--name current: a trial has a name"),
         ({"name": "a b"}, "--name a b: a trial has a name"),
         ({"name": "old.parquet"}, "--name old.parquet: a trial has a name"),
@@ -333,6 +381,56 @@ def test_another_jobs_table_is_not_taken(world: World) -> None:
 
     with pytest.raises(PipelineError, match="'answers_trials' belongs to job other"):
         try_it(world)
+
+
+# -- every kind of source ---------------------------------------------------------------------------------------------
+
+
+def test_rows_with_late_fields_attachments_and_keys_of_several_columns_are_asked(world: World, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [{"team": "a", "id": i, "text": f"Text {i}.", "photo": "a.png"} for i in range(6)]
+    lines = [orjson.dumps(row | ({"late": "yes"} if row["id"] == 5 else {})) for row in rows]
+    (tmp_path / "rows.ndjson").write_bytes(b"\n".join(lines))
+    job = world.job(
+        source={"path": str(tmp_path / "rows.ndjson"), "key": ["team", "id"], "keep": ["photo"]},
+        request={"prompt": "{{ row }}", "attachments": [{"image": "photo"}]},
+    )
+    world.run(job)
+
+    tried = try_it(world, job, sample=4)
+
+    assert tried.rows == {"succeeded": 4}
+    [side] = compare(world.database, world.known(), job, ["current", "t"]).sides
+    assert (side.tally.pairs, side.tally.changed, side.tally.alone) == (4, 0, 2)
+
+
+def test_rows_of_a_trial_share_requests_and_copy_answers_among_themselves_only(world: World) -> None:
+    world.rows([{"id": f"r{i}", "text": f"Text {i % 3}."} for i in range(12)])
+    job = world.job(limits={"max_batch_requests": 2})
+
+    for name in ("t", "u"):
+        assert try_it(world, job, name=name).rows == {"succeeded": 12}
+
+    assert world.accepted() == 6
+    for name in ("t", "u"):
+        answers = world.answers(f"summaries:{name}")
+        assert {answer["trial"] for answer in answers.values()} == {name}
+        assert len({(answer["message_id"], answer["text"]) for answer in answers.values()}) == 3
+
+
+def test_failed_rows_are_retried_with_the_trials_of_the_same_table_beside_them(world: World) -> None:
+    world.rows(texts(4))
+    try_it(world)
+    world.emulator.add_fault(on="item", do="error", error_type="invalid_request_error", times=2)
+    failed = try_it(world, name="u")
+
+    again = run_trial(world.job(), Trial("u"), world.where(), Options(retry=Selection(statuses=("errored",))))
+
+    assert (failed.exit_code, again.rows) == (1, {"succeeded": 2})
+    assert set(world.statuses("summaries:u").values()) == {"succeeded"}
+    assert verify(world.database, world.known("summaries:u")).holds
+    assert verify(world.database, world.known(TRIAL)).holds
+    assert world.accepted() == 10
 
 
 # -- its answers are evaluated and compared --------------------------------------------------------------------------
