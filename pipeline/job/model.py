@@ -26,6 +26,7 @@ from pipeline.job.fields import fields_text
 from pipeline.job.gold import Gold, refuse_later, refuse_seen
 from pipeline.job.refusals import refusals
 from pipeline.job.retrying import Retry
+from pipeline.job.rounds import Rounds
 from pipeline.job.section import NonEmpty, Section, as_list, without_value
 from pipeline.text import folded
 
@@ -464,6 +465,7 @@ class Job(Section, metaclass=_InSentences):
     gold: Annotated[Gold | None, BeforeValidator(refuse_later)] = None
     limits: Limits = Limits()
     retry: Retry = Retry()
+    rounds: Rounds = Rounds()
     prices: dict[str, Price] = {}
     privacy: Privacy = Privacy()
 
