@@ -75,6 +75,8 @@ def output_columns(job: Job) -> dict[str, str]:
     extra |= {"citations": "json"} if job.output.citations else {}
     extra |= {"tool_use": "json"} if job.output.tool is None and _has_client_tools(job.request.params) else {}
     extra |= {"server_tool_use": "json"} if first_server_tool(job.request.params) else {}
+    extra |= {"rounds": "integer"} if job.rounds.tools or job.retry.change.continues_pauses else {}
+    extra |= {"tool_calls": "integer"} if job.rounds.tools else {}
     extra |= {"message": "text"} if job.output.message else {}  # no "json": a text comes back exactly as it was sent
     for name in extra:
         if name in columns:

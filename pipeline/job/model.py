@@ -43,7 +43,7 @@ MAX_TOKENS = 300_000  # of one answer; only some models reach it, with a beta
 STATE_TABLES = frozenset(
     {
         "accounts", "alembic_version", "batches", "files", "identified", "jobs", "leases", "requests", "runs",
-        "sendings", "shared", "stretches", "tallies", "token_counts",
+        "sendings", "shared", "stretches", "tallies", "token_counts", "turns",
     }
 )  # fmt: skip
 #: Fields that a later version will have. They are refused by name, so that no user relies on them.

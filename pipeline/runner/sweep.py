@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 
+from pipeline.answer.continuing import goes_on
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment, Session
 from pipeline.driver.job_of_run import JobOfRun
@@ -12,6 +13,7 @@ from pipeline.events.runs import RunFinished
 from pipeline.job.model import Job
 from pipeline.planning.drop import remove_unneeded, stop_run
 from pipeline.planning.resend import send_again, waits
+from pipeline.planning.rounds import due_gates, pack_rounds
 from pipeline.state.jobs import JobRecord, all_jobs, jobs_with_work, mark_swept
 from pipeline.state.runs import RunRecord, end_if_done, open_runs, run_outcomes
 from pipeline.state.sharing import forget_shareable, has_shareable
@@ -152,6 +154,16 @@ def _pass_of_run(driver: Driver, run: RunRecord, job: Job, *, collected: bool) -
     if waits(driver, run.id):
         with contextlib.suppress(Busy), driver.planning():
             for _ in send_again(driver, job, run.id, run.recipe):
+                driver.stop.check()
+    if goes_on(job):
+        _begin_rounds(driver, run, job)
+
+
+def _begin_rounds(driver: Driver, run: RunRecord, job: Job) -> None:
+    """Pack the next round of the rows of an open run that go on, if it is time for it."""
+    for gate in due_gates(driver, job, run.id):
+        with contextlib.suppress(Busy), driver.planning():
+            for _ in pack_rounds(driver, job, run.id, run.recipe, gate):
                 driver.stop.check()
 
 

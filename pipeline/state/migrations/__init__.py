@@ -28,7 +28,7 @@ from pipeline.state.holders import holds, in_words, until
 from pipeline.state.tables import batches, leases, metadata, requests
 
 #: The version that this code works with; versions/ has a file for each step up to it.
-HEAD = "0009"
+HEAD = "0010"
 
 #: Where the tables are on PostgreSQL. A SQLite file has no schemas.
 SCHEMA = "batch_pipeline"
@@ -51,7 +51,7 @@ _version = Table(
 _CURRENT = select(_version.c.version_num).with_for_update(read=True, key_share=True)
 
 #: Tables that upgrades make, with the version. Before it, a table of that name may be anybody's.
-_MADE_BY = {"shared": "0009"}
+_MADE_BY = {"shared": "0009", "turns": "0010"}
 MOST_NAMED = 3  # drivers that a message names
 
 
