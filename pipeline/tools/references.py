@@ -6,8 +6,8 @@ folder does not stay on `sys.path`, so that no module of it takes the place of a
 
 import contextlib
 import importlib
-import importlib.machinery
 import inspect
+import pkgutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -75,7 +75,7 @@ def _module(name: str, folder: Path, reference: str) -> ModuleType:
 @contextlib.contextmanager
 def _first_on_path(folder: Path) -> Iterator[None]:
     """Make imports look into the folder first. Modules of the same names, of other folders, are set aside meanwhile."""
-    aside = {name: module for name, module in sys.modules.items() if _is_hidden_by(folder, name, module)}
+    aside = _hidden_by(folder)
     for name in aside:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
@@ -86,12 +86,12 @@ def _first_on_path(folder: Path) -> Iterator[None]:
         sys.modules.update(aside)
 
 
-def _is_hidden_by(folder: Path, name: str, module: ModuleType) -> bool:
-    """Return whether the folder has another module of the name of an imported one, or of the package that it is in."""
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or not ((folder / f"{top}.py").exists() or (folder / top).is_dir()):
-        return False
-    file = getattr(module, "__file__", None)
-    spec = importlib.machinery.PathFinder.find_spec(top, [str(folder)])
-    is_regular = spec is not None and spec.origin is not None  # not a folder that merely has the name of a module
-    return is_regular and file is not None and folder not in Path(file).parents
+def _hidden_by(folder: Path) -> dict[str, ModuleType]:
+    """Return the imported modules of whose names, or of whose packages' names, the folder has others."""
+    names = {found.name for found in pkgutil.iter_modules([str(folder)])} - sys.stdlib_module_names
+    named = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in names}
+    return {
+        name: module
+        for name, module in named.items()
+        if getattr(module, "__file__", None) is not None and folder not in Path(str(module.__file__)).parents
+    }

@@ -26,6 +26,8 @@ class Progress:
 
 def progress(messages: list[Turn]) -> Progress:
     """Return what has happened since the last prompt of a valid conversation."""
+    if messages[-1]["role"] == "user" and isinstance(messages[-1]["content"], str):
+        return Progress(until=len(messages))
     users = [i for i, turn in enumerate(messages) if turn["role"] == "user"]
     prompt = next((i for i in reversed(users) if not _has_only_results(turn_blocks(messages[i]))), users[-1])
     since = [turn_blocks(turn) for turn in messages[prompt + 1 :]]
@@ -56,6 +58,8 @@ def is_paused(messages: list[Turn]) -> bool:
 
 def tools_problem(messages: list[Turn]) -> str | None:
     """Return the API's message about a use of a client tool without its result, or the reverse; None if all fit."""
+    if all(isinstance(turn["content"], str) for turn in messages):
+        return None
     open_ids: list[str] = []
     asked, seen = 0, set[str]()  # asked: the place of the turn with the open uses
     for run in _runs(messages):
