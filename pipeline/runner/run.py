@@ -36,6 +36,7 @@ from pipeline.state.jobs import JobRecord, jobs_with_work
 from pipeline.state.rows import any_waiting
 from pipeline.state.runs import get_run
 from pipeline.state.tallies import note_gone
+from pipeline.tools.proof import load_tools
 
 
 def run(job: Job, where: Environment, options: Options | None = None, *, file: Path | None = None) -> Finished:
@@ -49,6 +50,8 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     options = options or Options()
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry)
     check_fields(plan.asked)
+    if job.rounds.tools:
+        load_tools(job)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds())
     gold = read_gold(job, columns)

@@ -72,7 +72,7 @@ def test_every_field_is_read_and_modules_are_looked_for_beside_the_job_file(job:
 
 
 def test_rounds_are_stored_with_the_job_and_change_neither_its_recipe_nor_anything_else(job: Loader) -> None:
-    loaded = job(WHOLE)
+    loaded = job(WHOLE + "retry: {change: {paused: {continue: true}}}")
 
     again = Job.model_validate(orjson.loads(orjson.dumps(loaded.model_dump(mode="json"))))
 
