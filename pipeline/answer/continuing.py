@@ -23,6 +23,11 @@ def goes_on(job: Job) -> bool:
     return bool(job.rounds.tools) or job.retry.change.continues_pauses
 
 
+def shares_requests(job: Job) -> bool:
+    """Return whether equal requests of the job are sent once. A row whose answer may go on has its own conversation."""
+    return job.request.dedupe and not goes_on(job)
+
+
 class _Message(Struct, gc=False):
     content: Raw
 

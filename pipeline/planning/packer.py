@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
-from pipeline.answer.continuing import goes_on
+from pipeline.answer.continuing import shares_requests
 from pipeline.driver.driver import Driver
 from pipeline.errors import PipelineError, Stopped
 from pipeline.events.batches import Planned
@@ -163,7 +163,7 @@ class Packer:
         most = (limits.max_batch_requests, limits.max_in_flight_requests, driver.settings.max_in_flight)
         self._max_requests = min(*most, max_requests or limits.max_batch_requests)
         self._first, self._numbered = first, numbered
-        self._dedupe = job.request.dedupe and not goes_on(job)  # each row has a conversation of its own
+        self._dedupe = shares_requests(job)
         self._sharing = Sharing(driver, run_id)
         self._body: BodyWriter | None = None
         self._contents = _Contents()

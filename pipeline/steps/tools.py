@@ -30,14 +30,16 @@ def call_tools(driver: Driver, job: Job, run_id: int) -> int:
     if not rows:
         return 0
     if not driver.runs_tools:
-        driver.tell(WaitsForTools(run=run_id, rows=rows))
+        if run_id not in driver.told_waiting:
+            driver.told_waiting.add(run_id)
+            driver.tell(WaitsForTools(run=run_id, rows=rows))
         return 0
     try:
         tools = load_tools(job)
     except JobError as exc:
         raise Stopped(
-            f"{exc}; {rows:,} rows of run {run_id} wait for it: collect on a machine that has it, or leave them waiting "
-            "with --no-tools"
+            f"{exc}; {rows:,} rows of run {run_id} wait for it: collect on a machine that has it, or leave them "
+            "waiting with --no-tools"
         ) from exc
     if tools is None:  # the job was changed since these rows were sent: the model gets an error for each call
         tools = Toolbox((), timeout=job.rounds.timeout, max_output_bytes=job.rounds.max_output_bytes)
