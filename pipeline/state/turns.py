@@ -262,6 +262,24 @@ def ready_rows(conn: Connection, run_id: int, gate: str | None, *, after: int, l
     return [ReadyRow(*row) for row in conn.execute(query)]
 
 
+class TurnRecord(NamedTuple):
+    """A turn as the database has it; the fields are those of the table. params, message, results: JSON."""
+
+    round: int
+    params: str | None
+    message: str
+    results: str | None
+    open_calls: int
+    usage: dict[str, Any]
+
+
+def turns_of(conn: Connection, row: int, before: int) -> list[TurnRecord]:
+    """Return the turns of a row in its rounds before this one, the first round first."""
+    columns = [turns.c[name] for name in TurnRecord._fields]
+    query = select(*columns).where(turns.c.request_id == row, turns.c.round < before).order_by(turns.c.round)
+    return [TurnRecord(*turn) for turn in conn.execute(query)]
+
+
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import pytest
 from sqlalchemy import select, update
 
 from pipeline.planning.selection import Selection
+from pipeline.report.show import lines
+from pipeline.runner.show import show
 from pipeline.runner.sweep import sweep
 from pipeline.state.tables import leases, turns
 from pipeline.steps.cancel import cancel
@@ -282,3 +284,19 @@ def test_a_retry_of_rows_that_were_answered_begins_at_round_1(world: World) -> N
     assert set(world.statuses().values()) == {"succeeded"}
     assert len(conversations(world)[before]) == 1
     assert holds(world)
+
+
+def test_show_has_the_rounds_of_a_row_and_the_request_that_waits_to_be_sent(world: World) -> None:
+    lookup = Counting()
+    job = waiting_for_tools(world, lookup)
+    before = show(job, "r1", world.database, world.known(), world.spool)
+    world.run(job)
+    after = show(job, "r1", world.database, world.known(), world.spool)
+
+    assert [turn["round"] for turn in before.turns] == [1]
+    assert set(before.turns[0]["results"]) == {None}
+    assert before.request_is == "sent"
+    assert "state    pending in run 1, 0 attempts so far in round 2" in list(lines(before))
+    assert after.row is not None
+    assert after.row["round"] == world.answers()["r1"]["rounds"] == len(after.turns) + 1
+    assert "is number" in "\n".join(lines(after))

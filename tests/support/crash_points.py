@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,7 @@ from tests.support.postgres import new_database
 
 DEAD = 9
 PLACES = ("before commit", "after commit", "before call", "after call")
+TOOL_PLACES = (*PLACES, "before tool", "after tool")
 FAR_PLACES = ("before commit", "after commit", "before storage", "after storage")
 #: the functions of pipeline.storage.objects that call the store
 STORAGE: tuple[Callable[..., Any], ...] = (
@@ -110,6 +111,47 @@ def alike(name: str) -> list[str]:
     return [f"{text} {name}" for text in ("a", "again", "b", "a", "c", "again", "d", "b", "a")]
 
 
+TOOLS = ("lookup", "other")  # as many as one answer asks for side by side, so each is called once for an answer
+WORD = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+
+
+def talking(name: str) -> list[str]:
+    """Return the texts of three rows: one asks for tools, one does so and fails once in each round, one pauses."""
+    asking = [f"Use lookup and other for {word} of {name}" for word in ("snow", "again")]
+    return [*asking, f"The sea of {name} is still. {LONG[:300]}It pauses"]
+
+
+def answer_of(tool: str, word: str) -> str:
+    """Return what a tool returns."""
+    return f"{tool} knows {len(word)} letters of {word}"
+
+
+def with_tools(point: "Point") -> dict[str, Any]:
+    """Return the sections of a job whose tools note each of their calls in a file of the point."""
+
+    def noting(tool: str) -> Callable[[str], str]:
+        def called(word: str) -> str:
+            point.at_tool("before tool")
+            with open(point.folder / f"{tool}.calls", "a") as calls:
+                calls.write(f"{word}\n")
+            point.at_tool("after tool")
+            return answer_of(tool, word)
+
+        called.__qualname__ = tool
+        return called
+
+    return {
+        "request": {"model": MODEL, "max_tokens": 300, "prompt": "{{ text }}", "params": {"tools": declared()}},
+        "rounds": {"tools": {tool: noting(tool) for tool in TOOLS}},
+        "retry": {"change": {"paused": {"continue": True}}},
+    }
+
+
+def declared() -> list[dict[str, Any]]:
+    """Return the tools as a request names them."""
+    return [{"name": tool, "description": "Look a word up.", "input_schema": WORD} for tool in TOOLS]
+
+
 @dataclass
 class Point:
     """A job over a few rows with its own database and folder, in which a command dies at one place."""
@@ -122,6 +164,8 @@ class Point:
     sections: dict[str, Any] = field(default_factory=dict)  #: sections of the job file that replace the common ones
     transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
     spool: str | None = None  #: an address; None: a folder
+    makes: Callable[["Point"], dict[str, Any]] | None = None  #: makes more sections; None: none
+    at_tool: Callable[[str], None] = lambda _: None  #: called before and after each call of a tool
 
     def job(self) -> Job:
         """Return a job with a budget, a history table and batches to delete at the API."""
@@ -137,6 +181,7 @@ class Point:
                 "privacy": {"delete_remote": True},
                 "canary": False,
                 **self.sections,
+                **({} if self.makes is None else self.makes(self)),
             }
         )
 
@@ -327,6 +372,56 @@ def after_alike(point: Point) -> None:
     _check_paid(seen)
 
 
+def after_tools(point: Point) -> None:
+    """Assert that each answer is that of a live loop, no round was paid twice, and each tool was called hardly more
+    often than it was asked: once more at most.
+    """
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 3}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen
+    _check_paid(seen)
+    with point.where() as where, where.database.read() as conn:
+        job = job_named(conn, "crashing")
+        assert job is not None
+        answers = {str(each["id"]): each for each in map(json.loads, ndjson(where.database, job))}
+        sent = conn.scalar(select(func.sum(batches.c.requests)).where(batches.c.state == "collected"))
+    rounds = {key: answer["rounds"] for key, answer in answers.items()}
+    assert sent == sum(answer["attempts"] for answer in answers.values()), (sent, answers)
+    assert rounds["2"] == 2, rounds  # the one that pauses
+    asked: Counter[str] = Counter()
+    for i, text in enumerate(point.texts):
+        if text.endswith("pauses"):
+            continue
+        said, calls = live_loop(point, text)
+        asked += calls
+        answer = answers[str(i)]
+        assert (answer["text"], answer["tool_calls"]) == (said, calls.total()), (answer, said)
+    for tool in TOOLS:
+        file = point.folder / f"{tool}.calls"
+        made = len(file.read_text().splitlines()) if file.exists() else 0
+        assert asked[tool] <= made <= asked[tool] + 1, (tool, made, asked)
+
+
+def live_loop(point: Point, text: str) -> tuple[str, Counter[str]]:
+    """Answer a row by live calls with the SDK, as a script does. Return its text, and how often each tool was asked."""
+    client = anthropic.Anthropic(api_key="test", base_url=point.api, max_retries=0)
+    messages: list[Any] = [{"role": "user", "content": text}]
+    asked: Counter[str] = Counter()
+    while True:
+        tools: Any = declared()
+        message = client.messages.create(model=MODEL, max_tokens=300, messages=messages, tools=tools)
+        if message.stop_reason != "tool_use":
+            return "".join(block.text for block in message.content if block.type == "text"), asked
+        messages.append({"role": "assistant", "content": [block.to_dict() for block in message.content]})
+        results = []
+        for block in message.content:
+            if block.type == "tool_use":
+                asked[block.name] += 1
+                content = answer_of(block.name, str(block.input["word"]))
+                results.append({"type": "tool_result", "tool_use_id": block.id, "content": content})
+        messages.append({"role": "user", "content": results})
+
+
 def after_retry(point: Point) -> None:
     """Assert that the row whose answer was cut off has been answered."""
     seen = Seen.at(point)
@@ -362,6 +457,8 @@ class Script:
     check: Step
     accepted: int
     sections: Mapping[str, Any] = field(default_factory=dict)
+    makes: Callable[[Point], dict[str, Any]] | None = None
+    places: Sequence[str] = PLACES
 
 
 SCRIPTS = {
@@ -371,6 +468,9 @@ SCRIPTS = {
     "gated": Script(gated, 9, (), run_it, (run_again, collect), after_gated, accepted=11, sections=GATED),
     "shared": Script(alike, 2, (), run_it, (run_again, collect), after_alike, accepted=6),
     "copied": Script(alike, 2, (), run_beside_sweeps, (run_again, collect), after_alike, accepted=6),
+    "tools": Script(
+        talking, 2, (), run_it, (run_again, collect), after_tools, accepted=0, makes=with_tools, places=TOOL_PLACES
+    ),
     "cancel": Script(waiting, 2, (begin,), cancel_it, (cancel_it, collect), after_cancel, accepted=4),
 }
 
@@ -456,6 +556,8 @@ def die(script: Script, point: Point, place: str, k: int) -> None:
         die_at_commits(dying, place)
     elif place.endswith("storage"):
         die_at_storage(dying, place)
+    elif place.endswith("tool"):
+        point.at_tool = lambda here: dying() if here == place else None
     else:
         point.transport = lambda: DyingTransport(dying, place)
     script.dies(point)
@@ -527,7 +629,7 @@ def points(script: Script, api: str, database: Template, folder: Path, spool: st
     texts, sections = script.texts(folder.name), dict(script.sections)
     own = None if spool is None else f"{spool}/{folder.name}"
     with database.copy(folder) as url:
-        yield Point(api, url, folder, texts, script.batch, sections, spool=own)
+        yield Point(api, url, folder, texts, script.batch, sections, spool=own, makes=script.makes)
     shutil.rmtree(folder)
 
 
@@ -544,7 +646,9 @@ def try_point(script: Script, api: str, database: Template, folder: Path, place:
 
 def try_all(script: str, api: str, database: Template, folder: Path, spool: str | None = None) -> dict[str, Any]:
     """Try all points of a script, several at a time, until no more points are reached; return what was seen."""
-    tried = dict.fromkeys(PLACES if spool is None else FAR_PLACES, 0)  # by place; only places with further points
+    tried = dict.fromkeys(
+        SCRIPTS[script].places if spool is None else FAR_PLACES, 0
+    )  # by place; only places with further points
     running: dict[int, str] = {}
     deaths, jobs = 0, 0
     problems: list[str] = []
