@@ -252,3 +252,21 @@ def test_a_retry_of_a_row_that_has_ended_begins_at_round_1(world: World) -> None
 
     answer = world.answers()["r1"]
     assert (answer["status"], answer["rounds"]) == ("succeeded", 1)
+
+
+def test_a_batch_that_is_lost_in_a_later_round_keeps_the_sums_of_the_earlier_ones(world: World) -> None:
+    pauses(world)
+    job = pausing(world)
+    world.run(job, detach=True)
+    world.clock.advance(60)
+    world.sweep()
+    assert world.batch_states() == ["collected", "in_progress"]
+    world.emulator.add_fault(on="results", do="status", status=404, error_type="not_found_error")
+    for _ in range(6):
+        world.clock.advance(3_600)
+        world.sweep()
+
+    answer = world.answers()["r1"]
+    assert (answer["status"], answer["rounds"], answer["attempts"]) == ("lost", 2, 2)
+    assert answer["output_tokens"] > 0
+    assert answer["cost_usd"] is None
