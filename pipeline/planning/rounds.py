@@ -41,7 +41,7 @@ def _is_due(waiting: Standing, job: Job, now: datetime) -> bool:
     """Return whether rows are sent although more may come into this round."""
     assert waiting.since is not None
     waited = now - waiting.since >= timedelta(seconds=job.rounds.wait_seconds)
-    return waited or waiting.ready >= job.limits.max_batch_requests
+    return waited or waiting.ready >= min(job.limits.max_batch_requests, job.limits.max_in_flight_requests)
 
 
 def pack_rounds(driver: Driver, job: Job, run_id: int, recipe: str, gate: str | None) -> Iterator[int]:

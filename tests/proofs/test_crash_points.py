@@ -12,8 +12,9 @@ import pytest
 from pipeline.emulator import start
 from pipeline.emulator.settings import Settings
 from pipeline.storage.folders import MARKER
-from tests.support.crash_points import LOST, MAX_BATCH_BYTES, SCRIPTS
+from tests.support.crash_points import SCRIPTS
 from tests.support.object_storage import S3
+from tests.support.point_rows import LOST, MAX_BATCH_BYTES
 
 pytestmark = pytest.mark.long
 

@@ -4,12 +4,10 @@ loop, no round is paid twice, and a tool is called at most once more for each de
 
 import json
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import anthropic
 import pytest
@@ -21,15 +19,11 @@ from pipeline.sink.read import ndjson
 from pipeline.state.database import Database
 from pipeline.state.jobs import job_named
 from tests.support.processes import begin, environment, kill, until
+from tests.support.talking import MAX_TOKENS, MODEL, TOOLS, declared, live_loop
 
 pytestmark = pytest.mark.long
 
 ROWS = 1_000
-MODEL = "claude-haiku-4-5"
-WORD = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
-TOOLS: list[Any] = [
-    {"name": name, "description": "Look a word up.", "input_schema": WORD} for name in ("lookup", "other")
-]
 MODULE = """\
 from pathlib import Path
 
@@ -76,7 +70,7 @@ def put_job(folder: Path) -> Path:
     job = {
         "name": "plants",
         "source": {"path": "plants.csv", "key": "id"},
-        "request": {"model": MODEL, "max_tokens": 300, "prompt": "{{ text }}", "params": {"tools": TOOLS}},
+        "request": {"model": MODEL, "max_tokens": MAX_TOKENS, "prompt": "{{ text }}", "params": {"tools": declared()}},
         "rounds": {"tools": {"lookup": "plant_tools.lookup", "other": "plant_tools.other"}},
         "limits": {"max_batch_requests": 250},
         "canary": False,
@@ -84,27 +78,6 @@ def put_job(folder: Path) -> Path:
     }
     file.write_text(json.dumps(job))  # JSON is YAML
     return file
-
-
-def live_loop(client: anthropic.Anthropic, text: str) -> tuple[str, int, Counter[str]]:
-    """Answer a row by live calls with the SDK, as a script does. Return its text, its rounds, and the calls by tool."""
-    messages: list[Any] = [{"role": "user", "content": text}]
-    asked: Counter[str] = Counter()
-    rounds = 0
-    while True:
-        rounds += 1
-        message = client.messages.create(model=MODEL, max_tokens=300, messages=messages, tools=TOOLS)
-        if message.stop_reason != "tool_use":
-            return "".join(block.text for block in message.content if block.type == "text"), rounds, asked
-        messages.append({"role": "assistant", "content": [block.to_dict() for block in message.content]})
-        results = []
-        for block in message.content:
-            if block.type == "tool_use":
-                asked[block.name] += 1
-                word = str(block.input["word"])
-                content = f"{block.name} knows {len(word)} letters of {word}"
-                results.append({"type": "tool_result", "tool_use_id": block.id, "content": content})
-        messages.append({"role": "user", "content": results})
 
 
 #: When a driver is killed, one after the other: at the event of this name, or at the n-th of them.
@@ -143,9 +116,11 @@ def test_the_answers_are_those_of_a_live_loop_although_drivers_are_killed(
     client = anthropic.Anthropic(api_key="test", base_url=api.url)
     with ThreadPoolExecutor(4) as pool:
         live = list(pool.map(lambda i: live_loop(client, prompt(i)), range(ROWS)))
-    assert [(answers[i]["text"], answers[i]["rounds"]) for i in range(ROWS)] == [each[:2] for each in live]
-    assert {each[1] for each in live} == {1, 2, 3, 4, 5}
-    for tool in ("lookup", "other"):
-        asked = sum(each[2][tool] for each in live)
+    assert [(answers[i]["text"], answers[i]["rounds"]) for i in range(ROWS)] == [
+        (each.text, each.rounds) for each in live
+    ]
+    assert {each.rounds for each in live} == {1, 2, 3, 4, 5}
+    for tool in TOOLS:
+        asked = sum(each.asked[tool] for each in live)
         made = len((tmp_path / f"{tool}.calls").read_text().splitlines())
         assert asked <= made <= asked + len(DEATHS), tool

@@ -9,13 +9,9 @@ import orjson
 from pipeline.job.model import Job
 from pipeline.runner.verify import verify
 from tests.conftest import World
+from tests.support.talking import declared, live_loop
 
-SCHEMA = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 PROMPT = "Use lookup for: {{ text }}"
-
-
-def tool(name: str = "lookup") -> dict[str, Any]:
-    return {"name": name, "description": "Look a word up.", "input_schema": SCHEMA}
 
 
 class Counting:
@@ -35,33 +31,17 @@ class Counting:
 
 def with_tools(world: World, tools: dict[str, Callable[..., Any]], **changes: Any) -> Job:
     """Return a job whose rows ask for these tools."""
-    request = {"prompt": PROMPT, "params": {"tools": [tool(name) for name in tools]}, **changes.pop("request", {})}
+    request = {"prompt": PROMPT, "params": {"tools": declared(list(tools))}, **changes.pop("request", {})}
     return world.job(request=request, rounds={"tools": tools, **changes.pop("rounds", {})}, **changes)
 
 
-def live_loop(world: World, job: Job, text: str, tools: dict[str, Callable[..., Any]]) -> tuple[str, int, int]:
+def live(world: World, job: Job, text: str, tools: dict[str, Callable[..., Any]]) -> tuple[str, int, int]:
     """Answer a row by live calls with the SDK, as a script does. Return text, rounds, and calls of tools."""
-    request, client = job.request, world.client()
-    messages: list[Any] = [{"role": "user", "content": str(request.prompt).replace("{{ text }}", text)}]
-    params: dict[str, Any] = {"model": request.model, "max_tokens": request.max_tokens, **request.params}
-    calls = 0
-    for rounds in range(1, job.rounds.max + 1):
-        message = client.messages.create(messages=messages, **params)
-        if message.stop_reason != "tool_use":
-            return "".join(block.text for block in message.content if block.type == "text"), rounds, calls
-        messages.append({"role": "assistant", "content": [block.to_dict() for block in message.content]})
-        results = []
-        for block in message.content:
-            if block.type == "tool_use":
-                calls += 1
-                result: dict[str, Any] = {"type": "tool_result", "tool_use_id": block.id}
-                try:
-                    results.append({**result, "content": tools[block.name](**block.input)})
-                except ValueError as exc:
-                    said = f"{block.name} failed: ValueError: {exc}"
-                    results.append({**result, "content": said, "is_error": True})
-        messages.append({"role": "user", "content": results})
-    return "", job.rounds.max, calls
+    request = job.request
+    params = {"model": request.model, "max_tokens": request.max_tokens, **request.params}
+    prompt = str(request.prompt).replace("{{ text }}", text)
+    said = live_loop(world.client(), prompt, lambda name, given: str(tools[name](**given)), params)
+    return said.text, said.rounds, said.asked.total()
 
 
 def conversations(world: World) -> list[list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ from pipeline.state.tables import leases, turns
 from pipeline.steps.cancel import cancel
 from pipeline.steps.tools import call_tools
 from tests.conftest import World, texts
-from tests.rounds.builders import Counting, conversations, holds, live_loop, with_tools
+from tests.rounds.builders import Counting, conversations, holds, live, with_tools
 
 POSTGRESQL_IS_LONG = True
 
@@ -26,7 +26,7 @@ def results_in(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [block for block in content if isinstance(content, list) and block["type"] == "tool_result"]
 
 
-def test_the_final_answers_are_those_of_a_live_loop(world: World) -> None:
+def test_the_final_answers_are_those_of_a_live(world: World) -> None:
     lookup = Counting(fails="about")
     job = with_tools(world, {"lookup": lookup})
 
@@ -38,8 +38,8 @@ def test_the_final_answers_are_those_of_a_live_loop(world: World) -> None:
     other = Counting(fails="about")
     for row in texts(5):
         answer = answers[str(row["id"])]
-        live = live_loop(world, job, str(row["text"]), {"lookup": other})
-        assert (answer["text"], answer["rounds"], answer["tool_calls"]) == live
+        said = live(world, job, str(row["text"]), {"lookup": other})
+        assert (answer["text"], answer["rounds"], answer["tool_calls"]) == said
     assert lookup.calls == other.calls
     assert len({answer["rounds"] for answer in answers.values()}) > 1
     assert holds(world)
@@ -219,7 +219,7 @@ def test_rows_that_change_between_two_rounds_begin_at_round_1(world: World) -> N
 
     assert finished.rows == {"succeeded": 5}
     answer = world.answers()["r1"]
-    assert answer["text"] == live_loop(world, job, "Another text.", {"lookup": Counting()})[0]
+    assert answer["text"] == live(world, job, "Another text.", {"lookup": Counting()})[0]
 
 
 def test_the_next_round_waits_for_the_batches_of_this_one_unless_its_time_has_passed(world: World) -> None:

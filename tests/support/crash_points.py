@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,11 +51,13 @@ from pipeline.state.tables import batches, requests, runs, sendings
 from pipeline.states import CLOSED_BATCHES, OUTCOMES
 from pipeline.steps import cancel
 from pipeline.storage import objects
+from tests.support import talking
+from tests.support.point_rows import GATED, MODEL, alike, faulty, gated, waiting
 from tests.support.postgres import new_database
+from tests.support.talking import live_loop
 
 DEAD = 9
 PLACES = ("before commit", "after commit", "before call", "after call")
-TOOL_PLACES = (*PLACES, "before tool", "after tool")
 FAR_PLACES = ("before commit", "after commit", "before storage", "after storage")
 #: the functions of pipeline.storage.objects that call the store
 STORAGE: tuple[Callable[..., Any], ...] = (
@@ -67,89 +69,6 @@ STORAGE: tuple[Callable[..., Any], ...] = (
     objects.remove,
     objects.abandon_uploads,
 )
-
-MODEL = "claude-haiku-4-5"
-#: text in a body whose first request is that of a row that begins with "lost"
-LOST = '-0","params":{"model":"claude-haiku-4-5","max_tokens":30,"messages":[{"role":"user","content":"lost '
-MAX_BATCH_BYTES = 2_400  # the emulator's limit: less than two long rows
-LONG = "A long one. " * 100
-ENDLESS = "and on " * 160  # an answer starts like its text, so this one is longer than max_tokens
-
-
-def faulty(name: str) -> list[str]:
-    """Texts of rows that make one batch, which is too large: it is split in two. In one of them a row fails at first,
-    the other is accepted without an answer, and a row of it is cut off. The row without a text cannot be sent.
-
-    name: of the point, so that its requests are its own.
-    """
-    return [f"again {name} {LONG}", f"a {name}", "", f"lost {name} {ENDLESS}", f"b {name}"]
-
-
-def gated(name: str) -> list[str]:
-    """Return the texts of ten rows: the first is sent before the others, and the answer of one is cut off."""
-    return [f"first {name}", f"cut {name} {ENDLESS}", *(f"{i} {name}" for i in range(8))]
-
-
-GATED = {
-    "canary": {"rows": 1},
-    "limits": {"max_batch_requests": 9, "max_cost_usd": 1.0},
-    "retry": {"change": {"truncated": {"max_tokens": "20x"}}},
-}
-
-
-def waiting(name: str) -> list[str]:
-    """Return texts for batches of two rows: one gets no response, one gets a response, and one has no room."""
-    return [f"{text} {name}" for text in ("lost", "a", "b", "c", "d", "e")]
-
-
-def alike(name: str) -> list[str]:
-    """Return the texts of nine rows, of which six share three requests; batches hold two.
-
-    The second of each pair joins the batch of the first, or copies its answer when that is stored. One request fails
-    at first.
-    """
-    return [f"{text} {name}" for text in ("a", "again", "b", "a", "c", "again", "d", "b", "a")]
-
-
-TOOLS = ("lookup", "other")  # as many as one answer asks for side by side, so each is called once for an answer
-WORD = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
-
-
-def talking(name: str) -> list[str]:
-    """Return the texts of three rows: one asks for tools, one does so and fails once in each round, one pauses."""
-    asking = [f"Use lookup and other for {word} of {name}" for word in ("snow", "again")]
-    return [*asking, f"The sea of {name} is still. {LONG[:300]}It pauses"]
-
-
-def answer_of(tool: str, word: str) -> str:
-    """Return what a tool returns."""
-    return f"{tool} knows {len(word)} letters of {word}"
-
-
-def with_tools(point: "Point") -> dict[str, Any]:
-    """Return the sections of a job whose tools note each of their calls in a file of the point."""
-
-    def noting(tool: str) -> Callable[[str], str]:
-        def called(word: str) -> str:
-            point.at_tool("before tool")
-            with open(point.folder / f"{tool}.calls", "a") as calls:
-                calls.write(f"{word}\n")
-            point.at_tool("after tool")
-            return answer_of(tool, word)
-
-        called.__qualname__ = tool
-        return called
-
-    return {
-        "request": {"model": MODEL, "max_tokens": 300, "prompt": "{{ text }}", "params": {"tools": declared()}},
-        "rounds": {"tools": {tool: noting(tool) for tool in TOOLS}},
-        "retry": {"change": {"paused": {"continue": True}}},
-    }
-
-
-def declared() -> list[dict[str, Any]]:
-    """Return the tools as a request names them."""
-    return [{"name": tool, "description": "Look a word up.", "input_schema": WORD} for tool in TOOLS]
 
 
 @dataclass
@@ -164,7 +83,7 @@ class Point:
     sections: dict[str, Any] = field(default_factory=dict)  #: sections of the job file that replace the common ones
     transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
     spool: str | None = None  #: an address; None: a folder
-    makes: Callable[["Point"], dict[str, Any]] | None = None  #: makes more sections; None: none
+    has_tools: bool = False  #: whether its rows call tools
     at_tool: Callable[[str], None] = lambda _: None  #: called before and after each call of a tool
 
     def job(self) -> Job:
@@ -181,7 +100,7 @@ class Point:
                 "privacy": {"delete_remote": True},
                 "canary": False,
                 **self.sections,
-                **({} if self.makes is None else self.makes(self)),
+                **(talking.sections(self.folder, self.at_tool) if self.has_tools else {}),
             }
         )
 
@@ -388,38 +307,18 @@ def after_tools(point: Point) -> None:
     rounds = {key: answer["rounds"] for key, answer in answers.items()}
     assert sent == sum(answer["attempts"] for answer in answers.values()), (sent, answers)
     assert rounds["2"] == 2, rounds  # the one that pauses
+    client = anthropic.Anthropic(api_key="test", base_url=point.api, max_retries=0)
     asked: Counter[str] = Counter()
     for i, text in enumerate(point.texts):
         if text.endswith("pauses"):
             continue
-        said, calls = live_loop(point, text)
-        asked += calls
-        answer = answers[str(i)]
-        assert (answer["text"], answer["tool_calls"]) == (said, calls.total()), (answer, said)
-    for tool in TOOLS:
+        said, answer = live_loop(client, text), answers[str(i)]
+        asked += said.asked
+        assert (answer["text"], answer["tool_calls"]) == (said.text, said.asked.total()), (answer, said)
+    for tool in talking.TOOLS:
         file = point.folder / f"{tool}.calls"
         made = len(file.read_text().splitlines()) if file.exists() else 0
         assert asked[tool] <= made <= asked[tool] + 1, (tool, made, asked)
-
-
-def live_loop(point: Point, text: str) -> tuple[str, Counter[str]]:
-    """Answer a row by live calls with the SDK, as a script does. Return its text, and how often each tool was asked."""
-    client = anthropic.Anthropic(api_key="test", base_url=point.api, max_retries=0)
-    messages: list[Any] = [{"role": "user", "content": text}]
-    asked: Counter[str] = Counter()
-    while True:
-        tools: Any = declared()
-        message = client.messages.create(model=MODEL, max_tokens=300, messages=messages, tools=tools)
-        if message.stop_reason != "tool_use":
-            return "".join(block.text for block in message.content if block.type == "text"), asked
-        messages.append({"role": "assistant", "content": [block.to_dict() for block in message.content]})
-        results = []
-        for block in message.content:
-            if block.type == "tool_use":
-                asked[block.name] += 1
-                content = answer_of(block.name, str(block.input["word"]))
-                results.append({"type": "tool_result", "tool_use_id": block.id, "content": content})
-        messages.append({"role": "user", "content": results})
 
 
 def after_retry(point: Point) -> None:
@@ -457,8 +356,12 @@ class Script:
     check: Step
     accepted: int
     sections: Mapping[str, Any] = field(default_factory=dict)
-    makes: Callable[[Point], dict[str, Any]] | None = None
-    places: Sequence[str] = PLACES
+    has_tools: bool = False
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the command dies."""
+        return (*PLACES, "before tool", "after tool") if self.has_tools else PLACES
 
 
 SCRIPTS = {
@@ -468,9 +371,7 @@ SCRIPTS = {
     "gated": Script(gated, 9, (), run_it, (run_again, collect), after_gated, accepted=11, sections=GATED),
     "shared": Script(alike, 2, (), run_it, (run_again, collect), after_alike, accepted=6),
     "copied": Script(alike, 2, (), run_beside_sweeps, (run_again, collect), after_alike, accepted=6),
-    "tools": Script(
-        talking, 2, (), run_it, (run_again, collect), after_tools, accepted=0, makes=with_tools, places=TOOL_PLACES
-    ),
+    "tools": Script(talking.talking, 2, (), run_it, (run_again, collect), after_tools, accepted=0, has_tools=True),
     "cancel": Script(waiting, 2, (begin,), cancel_it, (cancel_it, collect), after_cancel, accepted=4),
 }
 
@@ -629,7 +530,7 @@ def points(script: Script, api: str, database: Template, folder: Path, spool: st
     texts, sections = script.texts(folder.name), dict(script.sections)
     own = None if spool is None else f"{spool}/{folder.name}"
     with database.copy(folder) as url:
-        yield Point(api, url, folder, texts, script.batch, sections, spool=own, makes=script.makes)
+        yield Point(api, url, folder, texts, script.batch, sections, spool=own, has_tools=script.has_tools)
     shutil.rmtree(folder)
 
 
