@@ -45,6 +45,15 @@ def calls_of(message: str) -> list[dict[str, Any]]:
     return [block for block in orjson.loads(content_of(message)) if block.get("type") == "tool_use"]
 
 
+def _can_be_sent_back(message: str) -> bool:
+    """Return whether the content of a message is a list of blocks, as the API takes it back, and not empty."""
+    try:
+        blocks = orjson.loads(content_of(message))
+    except ValueError:  # of msgspec, too
+        return False
+    return isinstance(blocks, list) and bool(blocks) and all(isinstance(block, dict) for block in blocks)
+
+
 class Continuing:
     """Tells which answers of a job go on."""
 
@@ -57,7 +66,7 @@ class Continuing:
 
         outcome: of the answer alone. message: the answer, as JSON; None if it cannot be read.
         """
-        if message is None or outcome.error_type == "odd_result":
+        if message is None or outcome.error_type == "odd_result" or not _can_be_sent_back(message):
             return None
         if outcome.stop_reason == "pause_turn":
             return 0 if self._pauses else None
