@@ -23,6 +23,7 @@ from pipeline.state.turns import ReadyRow, Standing, is_round_open, ready_rows, 
 from pipeline.states import RowState
 
 ROWS_AT_ONCE = 500  # whose turns are read in one transaction
+BYTES_AT_ONCE = 16_000_000  # of these turns
 
 
 def due_gates(driver: Driver, job: Job, run_id: int) -> list[str | None]:
@@ -60,7 +61,7 @@ def pack_rounds(driver: Driver, job: Job, run_id: int, recipe: str, gate: str | 
     try:
         while True:
             with driver.reading() as conn:
-                rows = ready_rows(conn, run_id, gate, after=after, limit=ROWS_AT_ONCE)
+                rows = ready_rows(conn, run_id, gate, after=after, limit=ROWS_AT_ONCE, most_bytes=BYTES_AT_ONCE)
             if not rows:
                 break
             made = [(row, _params(job, row)) for row in rows]

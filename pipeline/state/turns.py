@@ -190,7 +190,7 @@ class Standing(NamedTuple):
     """The rows of a run that wait for their next round, behind one gate or none.
 
     ready: how many can be sent. since: when the first of them could; None: none can. calling: how many wait for results
-    of tools. held: of these, how many another living driver has claimed.
+    of tools.
     """
 
     ready: int
@@ -246,20 +246,29 @@ class ReadyRow(NamedTuple):
     results: str | None
 
 
-def ready_rows(conn: Connection, run_id: int, gate: str | None, *, after: int, limit: int) -> list[ReadyRow]:
-    """Return rows of a run whose next round can be sent, by number, from behind `after` on. gate: as in `standing`."""
+def ready_rows(
+    conn: Connection, run_id: int, gate: str | None, *, after: int, limit: int, most_bytes: int
+) -> list[ReadyRow]:
+    """Return rows of a run whose next round can be sent, by number, from behind `after` on.
+
+    gate: as in `standing`. limit: the most rows; most_bytes: about how many their texts have in all, unless one row has
+    more.
+    """
     of_gate = turns.c.gate.is_(None) if gate is None else turns.c.gate == gate
-    query = (
-        select(
-            *(requests.c.id, requests.c.key, requests.c.keep, requests.c.row_hash, requests.c.round),
-            *(turns.c.params, turns.c.message, turns.c.results),
-        )
-        .join(turns, _OF_ROW)
-        .where(*_waiting(run_id), turns.c.open_calls == 0, of_gate, requests.c.id > after)
-        .order_by(requests.c.id)
-        .limit(limit)
-    )
-    return [ReadyRow(*row) for row in conn.execute(query)]
+    which = (*_waiting(run_id), turns.c.open_calls == 0, of_gate, requests.c.id > after)
+    texts = (turns.c.params, turns.c.message, turns.c.results)
+    params, message, results = (func.coalesce(func.length(each), 0) for each in texts)
+    size = params + message + results
+    sizes = select(requests.c.id, size).join(turns, _OF_ROW).where(*which).order_by(requests.c.id).limit(limit)
+    last, total = after, 0
+    for row, of_row in conn.execute(sizes).tuples():
+        total += of_row
+        if total > most_bytes and last > after:
+            break
+        last = row
+    of_request = (requests.c.id, requests.c.key, requests.c.keep, requests.c.row_hash, requests.c.round)
+    query = select(*of_request, *texts).join(turns, _OF_ROW).where(*which, requests.c.id <= last)
+    return [ReadyRow(*row) for row in conn.execute(query.order_by(requests.c.id))]
 
 
 class TurnRecord(NamedTuple):

@@ -226,7 +226,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
     with found.opened() as lines_at:
 
         def chunks() -> Iterator[_Chunk]:
-            for first, last in found.windows(shared):
+            for first, last in found.windows(shared, 0 if rounds is None else batch.size_bytes // batch.requests):
                 driver.stop.check()
                 chunk = _Chunk(
                     driver=driver,

@@ -300,3 +300,13 @@ def test_show_has_the_rounds_of_a_row_and_the_request_that_waits_to_be_sent(worl
     assert after.row is not None
     assert after.row["round"] == world.answers()["r1"]["rounds"] == len(after.turns) + 1
     assert "is number" in "\n".join(lines(after))
+
+
+def test_long_conversations_are_read_a_few_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.planning.rounds.BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("pipeline.steps.results_file.CHUNK_BYTES", 1)
+
+    finished = world.run(with_tools(world, {"lookup": Counting()}))
+
+    assert finished.rows == {"succeeded": 5}
+    assert holds(world)
