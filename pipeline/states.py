@@ -57,7 +57,11 @@ class Waits(StrEnum):
 
     SPOOL = "spool"  #: to be sent again: its request is in a body in the spool
     SOURCE = "source"  #: to be rendered from its row in the source
+    ROUND = "round"  #: for its next round: its request is made from the table `turns`, never from the source
 
+
+#: How a batch counts an answer that is not the end: the row goes on in another round and has no outcome yet.
+CONTINUED = "continued"
 
 OUTCOMES = tuple(state for state in RowState if state not in (RowState.PENDING, RowState.IN_FLIGHT))
 FAILURES = tuple(state for state in OUTCOMES if state is not RowState.SUCCEEDED)

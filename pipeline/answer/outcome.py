@@ -73,8 +73,10 @@ def output_columns(job: Job) -> dict[str, str]:
         columns |= {name: prop.kind for name, prop in _properties(job, schema).items()}
     extra = {"thinking": "text"} if job.output.thinking else {}
     extra |= {"citations": "json"} if job.output.citations else {}
-    extra |= {"tool_use": "json"} if job.output.tool is None and _has_client_tools(job.request.params) else {}
+    extra |= {"tool_use": "json"} if job.output.tool is None and client_tools(job.request.params) else {}
     extra |= {"server_tool_use": "json"} if first_server_tool(job.request.params) else {}
+    extra |= {"rounds": "integer"} if job.rounds.tools or job.retry.change.continues_pauses else {}
+    extra |= {"tool_calls": "integer"} if job.rounds.tools else {}
     extra |= {"message": "text"} if job.output.message else {}  # no "json": a text comes back exactly as it was sent
     for name in extra:
         if name in columns:
@@ -124,14 +126,14 @@ def first_server_tool(params: Mapping[str, Any]) -> str | None:
     return next((kind for tool in tools_in(params) if (kind := _server_tool_type(tool))), None)
 
 
-def _has_client_tools(params: Mapping[str, Any]) -> bool:
-    """Return whether the params have tools that the client has to run when the model asks for it."""
-    return any(_server_tool_type(tool) is None for tool in tools_in(params))
+def client_tools(params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the tools in the params that the client has to run when the model asks for it."""
+    return [tool for tool in tools_in(params) if _server_tool_type(tool) is None]
 
 
 def _server_tool_type(tool: Mapping[str, Any]) -> str | None:
     """Return the type of a tool that the API runs itself; None for a tool that the client runs."""
-    kind = str(tool.get("type", "custom"))
+    kind = str(tool.get("type") or "custom")
     return None if kind == "custom" or kind.startswith(CLIENT_TOOLS) else kind
 
 

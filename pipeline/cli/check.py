@@ -39,6 +39,7 @@ def check(
     with _open_job(job, shared) as (path, database):
         loaded = load_job(path, var)
         check_params(loaded)
+        _check_tools(loaded)
         budget.require_bound(loaded, Settings.from_environment().monthly_budget)
         plan = Plan(loaded)
         warnings = _check_against_state(plan, database, default_folder(job), shared)
@@ -62,6 +63,14 @@ def _open_job(job: str, shared: SharedOptions) -> "Iterator[tuple[Path, Database
         return
     with open_known_job(job, shared) as (database, job_record):
         yield job_file_of(job_record), database
+
+
+def _check_tools(loaded: "Job") -> None:
+    """Raise JobError if a tool of the job has no function that takes its arguments."""
+    if loaded.rounds.tools:
+        from pipeline.tools.proof import load_tools
+
+        load_tools(loaded)
 
 
 def _check_gold(plan: "Plan") -> "GoldCount | None":

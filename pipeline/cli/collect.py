@@ -1,5 +1,6 @@
 """`collect`: run one sweep over everything that is due, or follow the runs until none is open."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,10 @@ def collect(
         bool,
         typer.Option("--follow", help="Go on until no run is open, as `run` does. Waits for the first run."),
     ] = False,
+    no_tools: Annotated[
+        bool,
+        typer.Option("--no-tools", help="Call no tools of rounds: rows that need them wait for another machine."),
+    ] = False,
     *,
     shared: SharedOptions,
 ) -> None:
@@ -35,12 +40,16 @@ def collect(
     With --follow it goes on until no run is open, and ends with the exit code of the worst run.
     """
     folder, name = (Path(), None) if job is None else folder_and_name(job)
-    code = _follow(job, folder, name, shared) if follow else _sweep(job, folder, name, shared)
+    work = _follow if follow else _sweep
+    code = work(job, folder, name, shared, runs_tools=not no_tools)
     raise typer.Exit(code)
 
 
-def _sweep(job: str | None, folder: Path, name: str | None, shared: SharedOptions) -> int:
-    """Run one sweep. Return the exit code. job, name: the job on the command line and its name; None: all jobs."""
+def _sweep(job: str | None, folder: Path, name: str | None, shared: SharedOptions, *, runs_tools: bool) -> int:
+    """Run one sweep. Return the exit code. job, name: the job on the command line and its name; None: all jobs.
+
+    runs_tools: whether the tools of jobs are called.
+    """
     with heavy_imports():
         from pipeline.runner.sweep import sweep
 
@@ -48,7 +57,7 @@ def _sweep(job: str | None, folder: Path, name: str | None, shared: SharedOption
         open_database(folder, shared, must_exist=True) as database,
         open_environment(database, shared, job=job or name) as environment,
     ):
-        swept = sweep(environment, name)
+        swept = sweep(replace(environment, runs_tools=runs_tools), name)
         for swept_name, problem in swept:
             tell_swept(swept_name, problem, as_json=shared.as_json)
         if not swept and not shared.as_json:
@@ -59,7 +68,7 @@ def _sweep(job: str | None, folder: Path, name: str | None, shared: SharedOption
     return 3 if any(problem for _, problem in swept) else 0
 
 
-def _follow(job: str | None, folder: Path, name: str | None, shared: SharedOptions) -> int:
+def _follow(job: str | None, folder: Path, name: str | None, shared: SharedOptions, *, runs_tools: bool) -> int:
     """Follow the runs until none is open. Return the exit code. The arguments are those of `_sweep`."""
     is_new = wait_for_database(folder, shared)
     with heavy_imports():
@@ -69,7 +78,8 @@ def _follow(job: str | None, folder: Path, name: str | None, shared: SharedOptio
         if not is_new:
             refuse_unknown_name(database, job)
         with open_environment(database, shared, job=job or name) as environment:
-            followed = follow(environment, name, after_run=0 if is_new else None)
+            drives = replace(environment, runs_tools=runs_tools)
+            followed = follow(drives, name, after_run=0 if is_new else None)
             earlier = tell_earlier_ends(environment, name, without=followed.run_ids)
         tell_followed(database, followed, shared)
         if name is not None:

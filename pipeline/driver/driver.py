@@ -75,6 +75,8 @@ class Driver:
     stop: Stop = field(default_factory=Stop)
     local_now: Callable[[], datetime] = local_now
     tries_account: bool = False  #: whether it may try one batch on an account that the API refused
+    runs_tools: bool = True  #: whether it calls the tools of the job
+    told_waiting: set[int] = field(default_factory=set)  #: runs of which it has told that rows wait for tools
     ended: list[int] = field(default_factory=list)  #: runs that this driver has ended
     _planning: Lease | None = None
     _models: "dict[str, ModelInfo | None]" = field(default_factory=dict)

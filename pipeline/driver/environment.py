@@ -54,6 +54,7 @@ class Environment:
     reach: Callable[[Endpoint], Reach] | None = None
     api_now: Callable[[], datetime] | None = None
     account_id: int | None = None
+    runs_tools: bool = True  #: whether drivers call the tools of jobs
     warned: set[str] = field(default_factory=set)  #: warnings that were told; each is told once for all endpoints
 
     def look_at_spool(self, job: JobRecord | None) -> None:
@@ -162,6 +163,7 @@ class Session:
             stop=where.stop,
             local_now=where.now,
             tries_account=tries_account,
+            runs_tools=where.runs_tools,
         )
 
 

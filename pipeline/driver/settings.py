@@ -27,6 +27,8 @@ class Settings(BaseModel):
     poll: Annotated[float | None, _variable("BATCH_POLL_SECONDS", "seconds, 0 or more", ge=0)] = None
     #: the most requests at the API at a time, for all jobs of the database together
     max_in_flight: Annotated[int, _variable("BATCH_MAX_IN_FLIGHT", "requests, 1 or more", ge=1)] = 200_000
+    #: rows whose calls of tools one driver makes side by side; after a crash, the calls of so many rows are made again
+    tool_rows: Annotated[int, _variable("BATCH_TOOL_ROWS", "rows, 1 or more", ge=1)] = 1
     #: US dollars that all jobs of the database may cost in a calendar month (UTC); None: no limit
     monthly_budget: Annotated[float | None, _variable("BATCH_MONTHLY_BUDGET_USD", "US dollars, more than 0", gt=0)] = (
         None

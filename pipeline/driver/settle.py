@@ -7,11 +7,13 @@ from typing import Any
 
 from pipeline.answer.outcome import Outcome
 from pipeline.driver.driver import Driver
+from pipeline.driver.sums import Total
 from pipeline.request import packing
 from pipeline.sink.table import Answer, Fixed, ResultsTable
 from pipeline.state.batches import Batch
 from pipeline.state.database import Connection
 from pipeline.state.rows import BatchRow, Settled, add_to_batch, batch_rows, mark_outcomes
+from pipeline.state.turns import FIRST_ROUND, earlier_rounds
 
 
 @dataclass
@@ -66,16 +68,21 @@ def settle_alike(
     to the sums of the batch; if not, they cost nothing, and the batch is about to be dropped.
     """
     settled, now = SettledRows(first, last, driver.sink), driver.now()
+    columns = driver.sink.columns.output
+    earlier = earlier_rounds(conn, batch.id, first, last) if "rounds" in columns else None
     for row in batch_rows(conn, batch.id, first, last):
+        total = Total(outcome, None if sent else 0.0, row.attempts + 1)
+        if earlier is not None:
+            total = Total.of(*total, earlier.get(row.id, FIRST_ROUND), counts_calls="tool_calls" in columns)
         fixed = Fixed(
             recipe=batch.recipe,
-            cost_usd=None if sent else 0.0,
-            attempts=row.attempts + 1,
+            cost_usd=total.cost,
+            attempts=total.attempts,
             custom_id=packing.custom_id(batch.nonce, row.n) if sent else None,
             batch_id=batch.api_id if sent else None,
             run_id=batch.run_id,
             updated_at=now,
         )
-        settled.add(row, outcome, fixed, again=False)
+        settled.add(row, total.outcome, fixed, again=False)
     settled.outcomes = {outcome.state: len(settled.rows)}
     settle_rows(driver, conn, batch, settled, counted=sent)

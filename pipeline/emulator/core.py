@@ -7,6 +7,7 @@ from functools import cache
 from pipeline.emulator.clock import Clock
 from pipeline.emulator.faults import FaultBook
 from pipeline.emulator.model.caching import PromptCache
+from pipeline.emulator.model.client_tools import Habits
 from pipeline.emulator.model.files import StoredFile
 from pipeline.emulator.model.validate import Context
 from pipeline.emulator.settings import Settings
@@ -74,6 +75,11 @@ class Core:
             frozenset(self.settings.models_without_vision),
             frozenset(self.settings.models_without_batch),
         )
+
+    @property
+    def habits(self) -> Habits:
+        """Return how often answers ask for client tools, and pause."""
+        return Habits(self.settings.tool_rounds, self.settings.tool_calls, self.settings.pauses)
 
     @property
     def processing_us(self) -> int:

@@ -34,6 +34,12 @@ class Settings(BaseModel):
     """Smallest number of tokens of a prefix that is cached; None: the minimum of each model."""
     cache_first_wave: int = Field(default=20, ge=0)
     """Number of requests of a batch that start together; none of them reads what the others write to the cache."""
+    tool_rounds: int = Field(default=3, ge=0, le=100)
+    """Most turns of an answer that ask for client tools which the prompts name; the content selects from 1 to this."""
+    tool_calls: int = Field(default=3, ge=1, le=20)
+    """Most client tools that one turn asks for side by side."""
+    pauses: int = Field(default=0, ge=0, le=100)
+    """Most pauses of an answer that uses a server tool; the content selects from 0 to this."""
     max_file_bytes: int = Field(default=500_000_000, ge=1)
     """Largest upload in bytes; above it the answer is 413."""
     files_downloadable: bool = False

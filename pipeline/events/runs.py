@@ -158,6 +158,39 @@ class CanaryMissed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ToolsCalled(Event):
+    """The tools that answers of a run asked for were called. failed: calls whose result is an error for the model."""
+
+    name = "tools_called"
+
+    run: int
+    calls: int
+    failed: int
+
+    def line(self) -> str:
+        failed = f", {self.failed:,} gave an error" if self.failed else ""
+        return f"tools    {count(self.calls, 'call')}{failed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitsForTools(Event):
+    """Rows of a run wait for calls of tools, which this driver does not make."""
+
+    name = "waits_for_tools"
+    level = logging.WARNING
+    changes_job = False
+
+    run: int
+    rows: int
+
+    def line(self) -> str:
+        return (
+            f"run {self.run}: {count(self.rows, 'row')} {'waits' if self.rows == 1 else 'wait'} for tools, which are "
+            "not called here (--no-tools); a `run` or `collect` on a machine that has them goes on"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GateOpened(Event):
     """The rows that wait behind a gate may be sent now.
 

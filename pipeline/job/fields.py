@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -41,6 +41,8 @@ def _kind(annotation: Any) -> str:
         return " | ".join(str(value) for value in args)
     if origin in (Union, types.UnionType):
         return " | ".join(dict.fromkeys(filter(None, map(_kind, args))))
+    if origin is Callable:
+        return "function"
     if origin is list:
         return f"list of {_kind(args[0])}"
     if origin is dict:

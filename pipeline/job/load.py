@@ -113,10 +113,13 @@ def fill(value: Any, field: str, variables: Mapping[str, Any]) -> Any:
 
 
 def _resolve_paths(fields: dict[str, Any], folder: Path) -> None:
-    """Make the paths in source.path, gold.path, and that of a SQLite database, absolute in place.
+    """Make the paths in source.path, gold.path, rounds.folder, and that of a SQLite database, absolute in place.
 
     folder: the job file's.
     """
+    rounds = fields.get("rounds")
+    if isinstance(rounds, dict) and isinstance(rounds.get("folder", ""), str):
+        rounds["folder"] = str(folder.absolute() / rounds.get("folder", ""))
     gold = fields.get("gold")
     if isinstance(gold, dict) and isinstance(gold.get("path"), str):
         gold["path"] = _resolved(gold["path"], folder.absolute())

@@ -26,6 +26,7 @@ from pipeline.job.fields import fields_text
 from pipeline.job.gold import Gold, of_reviews, refuse_seen
 from pipeline.job.refusals import refusals
 from pipeline.job.retrying import Retry
+from pipeline.job.rounds import Rounds
 from pipeline.job.section import NonEmpty, Section, as_list, without_value
 from pipeline.text import folded
 
@@ -42,7 +43,7 @@ MAX_TOKENS = 300_000  # of one answer; only some models reach it, with a beta
 STATE_TABLES = frozenset(
     {
         "accounts", "alembic_version", "batches", "files", "identified", "jobs", "leases", "requests", "runs",
-        "sendings", "shared", "stretches", "tallies", "token_counts",
+        "sendings", "shared", "stretches", "tallies", "token_counts", "turns",
     }
 )  # fmt: skip
 #: Fields that a later version will have. They are refused by name, so that no user relies on them.
@@ -464,6 +465,7 @@ class Job(Section, metaclass=_InSentences):
     gold: Annotated[Gold | None, BeforeValidator(of_reviews)] = None
     limits: Limits = Limits()
     retry: Retry = Retry()
+    rounds: Rounds = Rounds()
     prices: dict[str, Price] = {}
     privacy: Privacy = Privacy()
 

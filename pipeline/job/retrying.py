@@ -70,10 +70,17 @@ class AskAgain(Section):
     reask: bool
 
 
+class GoOn(Section):
+    """The answer to a pause. continue: whether the answer is sent back, so that the model goes on where it paused."""
+
+    continue_: bool = Field(alias="continue")
+
+
 class Change(Section):
     """By outcome, the change with which a row is sent again. None, the default: no change, as each costs money.
 
-    errored, expired: apply once the row has been sent unchanged as often as `retry` allows.
+    errored, expired: apply once the row has been sent unchanged as often as `retry` allows. paused: of an answer with
+    stop_reason pause_turn, which goes on in a further round, up to `rounds.max`.
     """
 
     truncated: LongerAnswer | None = None
@@ -81,6 +88,12 @@ class Change(Section):
     unparsable: AskAgain | None = None
     errored: OtherModel | None = None
     expired: OtherModel | None = None
+    paused: GoOn | None = None
+
+    @property
+    def continues_pauses(self) -> bool:
+        """Whether a paused answer goes on in a further round."""
+        return self.paused is not None and self.paused.continue_
 
     @property
     def other_models(self) -> list[str]:
@@ -90,7 +103,7 @@ class Change(Section):
 
     def of(self, outcome: str | None) -> LongerAnswer | OtherModel | AskAgain | None:
         """Return the change for rows with this outcome; None if they are not sent again with a change."""
-        if outcome not in Change.model_fields:
+        if outcome == "paused" or outcome not in Change.model_fields:  # a pause is no outcome
             return None
         change: LongerAnswer | OtherModel | AskAgain | None = getattr(self, outcome)
         return None if isinstance(change, AskAgain) and not change.reask else change

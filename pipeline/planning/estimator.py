@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 
 from pipeline.answer import retry_change
+from pipeline.answer.continuing import goes_on
 from pipeline.answer.outcome import Outcome
 from pipeline.answer.retry_change import AnyChange
 from pipeline.api import capabilities
 from pipeline.job.canary import Canary
 from pipeline.job.model import Job
 from pipeline.money import budget
-from pipeline.money.prices import PriceList
+from pipeline.money.prices import PriceList, context_window
 from pipeline.planning.estimate import Cached, Counted, Estimate, Money
 from pipeline.planning.past import Past
 from pipeline.planning.quote import Quote
@@ -40,7 +41,7 @@ def estimate(job: Job, quote: Quote, *, counts: Counts, before: Past | None, que
     samples = [sample._replace(tokens=sample.tokens * counts.factor) for sample in asked]
     counted = _counted(samples, counts, quote.requests, GUESS_OF_FILES if job.request.attachments else GUESS)
     cached = _cached(job, quote, counts.prefix, before)
-    priced = _Priced(job, quote.listed, counts.prefix, counted, before)
+    priced = _Priced(job, quote.listed, counts, counted, None if goes_on(job) else before)
     unpriced = next((model for model in _models(job, quote) if quote.listed.of(model) is None), None)
     low = 1.0 if before is None else before.low
     expected = None if before is None else before.mean
@@ -107,8 +108,12 @@ def _cached(job: Job, quote: Quote, prefix_tokens: int, before: Past | None) -> 
 class _Priced:
     """Computes what requests cost, from what is known of their tokens, the cache and past answers."""
 
-    def __init__(self, job: Job, listed: PriceList, prefix: int, counted: Counted, before: Past | None) -> None:
-        self._job, self._listed, self._prefix, self._before = job, listed, prefix, before
+    def __init__(self, job: Job, listed: PriceList, counts: Counts, counted: Counted, before: Past | None) -> None:
+        """before: None if past answers do not tell what a row will cost."""
+        self._job, self._listed, self._prefix, self._before = job, listed, counts.prefix, before
+        self._rounds = job.rounds.max if goes_on(job) else 1
+        results = len(job.rounds.tools) * job.rounds.max_output_bytes  # of one answer, which calls each tool once
+        self._result_tokens = results * counts.tokens_per_byte
         self._doubt = counted.error / counted.mean if counted.mean else 0.0
         self._doubt_of_prefix = self._doubt if counted.sampled else GUESS
         change = job.retry.change
@@ -143,7 +148,18 @@ class _Priced:
         return self._cost(sample, sample.tokens, covered, best if before.rate is None else before.rate, before.mean)
 
     def _worst(self, sample: Sample) -> float:
-        """Return the worst-case cost: no cache reads, answers of max_tokens, and every change that is switched on.
+        """Return the worst-case cost of a row: of all its rounds, each of which reads all that was said before."""
+        cost, window = self._worst_of_round(sample), context_window(sample.model)
+        models = [sample.model, *self._refused, *self._fallbacks]
+        for _ in range(self._rounds - 1):
+            asked = reduce(changed_sample, self._growing * (self._job.retry.max_attempts - 1), sample)
+            read = max(sample.tokens, min(window, asked.tokens + asked.max_tokens + self._result_tokens))
+            sample = asked._replace(tokens=read, marked=self._job.request.cache or sample.marked)
+            cost += max(self._worst_of_round(sample._replace(model=model)) for model in models)
+        return cost
+
+    def _worst_of_round(self, sample: Sample) -> float:
+        """Return the worst-case cost of a round: no cache reads, answers of max_tokens, and every change switched on.
 
         Errored and expired requests are not billed, so their fallbacks add no attempts, but they may be dearer.
         """
@@ -209,6 +225,11 @@ def _assumptions(job: Job, quote: Quote, counted: Counted, before: Past | None, 
     yield "batch prices, half of the list prices; errored and expired requests are not billed"
     if _switched_on(job):
         yield f"at worst every row is sent {_most_billed(job)} times, with all changes of retry.change"
+    if goes_on(job):
+        results = (
+            ", and each answer calls every tool once, with results of max_output_bytes" if job.rounds.tools else ""
+        )
+        yield f"at worst every row has {job.rounds.max} rounds{results}; what it costs as a rule is not estimated"
     if job.retry.change.errored or job.retry.change.expired:
         yield "at worst the dearest model of retry.change answers; errored and expired requests before it cost nothing"
     yield counted_by(job, counted)

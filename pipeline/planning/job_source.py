@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.answer.continuing import shares_requests
 from pipeline.errors import JobError
 from pipeline.job.model import Job
 from pipeline.request.build import RequestBuilder
@@ -99,11 +100,11 @@ class JobSource:
     def request_hashes(self, frame: pl.DataFrame) -> pl.Series | None:
         """Return a hash for each row that is equal where the values are equal from which the request is made.
 
-        None without `request.dedupe`, or if a value cannot be hashed.
+        None if rows do not share requests, or if a value cannot be hashed.
         """
         frame = identity.columns_of(frame, self.request_columns)
         hashable = all(not dtype.is_nested() and dtype != pl.Object for dtype in frame.dtypes)
-        return frame.hash_rows() if self._job.request.dedupe and hashable and frame.width else None
+        return frame.hash_rows() if shares_requests(self._job) and hashable and frame.width else None
 
     def hashes(self, chunk: Chunk) -> list[bytes]:
         """Return each row's row_hash. It covers the template columns and a stamp that shows changed attachments."""

@@ -187,7 +187,7 @@ class Judge:
         for key, row_hash in zip(keys, hashes, strict=True):
             row = known.get(key)
             kind = retry_verdict(
-                row, wanted=key in wanted, run_id=self._run_id, unsent=self._unsent, retries=self._retries
+                row, row_hash, wanted=key in wanted, run_id=self._run_id, unsent=self._unsent, retries=self._retries
             )
             judged.append(JudgedRow(kind, row_hash, row))
         return judged

@@ -43,6 +43,9 @@ class Awaited:
             self.batches.add(known.batch)
 
 
+_ON_ITS_WAY = (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT, Verdict.IN_ROUNDS, Verdict.FOR_RETRY)
+
+
 @dataclass
 class Moves:
     """What one chunk of the source changes in the database. keys: those of all rows of the chunk."""
@@ -57,17 +60,22 @@ class Moves:
     kept: list[Kept] = field(default_factory=list)  #: rows that are not sent; see state.rows.keep_rows
     new_keeps: list[tuple[str, str | None]] = field(default_factory=list)  #: (key, new kept values)
     changed: list[tuple[int, bytes | None]] = field(default_factory=list)  #: see state.rows.mark_changed
+    in_rounds: list[KnownRow] = field(default_factory=list)  #: rows that go on in a later round
+    lost_rounds: list[KnownRow] = field(default_factory=list)  #: lost rows of a retry, whose last round is sent again
     outdated: list[int] = field(default_factory=list)  #: rows of a retry whose spooled request is outdated
     suspects: set[bytes] = field(default_factory=set)  #: sent_hashes of requests that other rows may have, too
 
     @property
     def changes_known_rows(self) -> bool:
         """Whether anything changes in rows that the database knows."""
-        return any((self.replanned, self.kept, self.new_keeps, self.changed, self.outdated))
+        changes = (self.replanned, self.kept, self.new_keeps, self.changed, self.outdated)
+        return any((*changes, self.in_rounds, self.lost_rounds))
 
     def leave(self, kind: Verdict, key: str, keep: str | None, row_hash: bytes, known: KnownRow) -> None:
         """Note what changes in the database for a row that is not sent now: marks, kept values, its state."""
-        on_its_way = kind in (Verdict.IN_FLIGHT, Verdict.CHANGED_IN_FLIGHT, Verdict.FOR_RETRY)
+        if kind is Verdict.IN_ROUNDS:
+            self.in_rounds.append(known)
+        on_its_way = kind in _ON_ITS_WAY
         wanted = row_hash if kind is Verdict.CHANGED_IN_FLIGHT else None
         if on_its_way and known.changed_hash != wanted:
             self.changed.append((known.id, wanted))
@@ -125,7 +133,10 @@ class Mover:
         )
         rows = zip(judged.places, keys, keeps, judged.rows, again, values, strict=True)
         for place, key, keep, row, with_change, of_row in rows:
-            if row.verdict in SENT:
+            if self._repeats_round(row):
+                assert row.known is not None
+                moves.lost_rounds.append(row.known)
+            elif row.verdict in SENT:
                 hashed = self._send(moves, key, keep, row, of_row, with_change)
                 if marks and marks[place] and hashed is not None:
                     moves.suspects.add(hashed)
@@ -134,6 +145,14 @@ class Mover:
                     moves.leave(row.verdict, key, keep, row.row_hash, row.known)
                 self._awaited.note(row.verdict, row.known, run_id=self._run_id, recipe=scope.recipe)
         return moves
+
+    def _repeats_round(self, row: JudgedRow) -> bool:
+        """Return whether a retry sends the round again that was lost: its request is made from the turns before it."""
+        retry, known = self._scope.retry, row.known
+        if retry is None or known is None or row.verdict is not Verdict.AGAIN or retry.changes:
+            return False
+        same = known.row_hash == row.row_hash and known.recipe == self._scope.recipe
+        return known.state == RowState.LOST and known.round > 1 and same
 
     def _marks(self, chunk: Chunk) -> list[bool]:
         """Return for each row of a chunk whether it may share a request; empty if no row may."""

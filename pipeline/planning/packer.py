@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
+from pipeline.answer.continuing import shares_requests
 from pipeline.driver.driver import Driver
 from pipeline.errors import PipelineError, Stopped
 from pipeline.events.batches import Planned
@@ -162,6 +163,7 @@ class Packer:
         most = (limits.max_batch_requests, limits.max_in_flight_requests, driver.settings.max_in_flight)
         self._max_requests = min(*most, max_requests or limits.max_batch_requests)
         self._first, self._numbered = first, numbered
+        self._dedupe = shares_requests(job)
         self._sharing = Sharing(driver, run_id)
         self._body: BodyWriter | None = None
         self._contents = _Contents()
@@ -233,7 +235,7 @@ class Packer:
 
     def _fill(self, requests: packing.Requests, start: int) -> list[int]:
         """Add some requests to the present body, or to a new one. Return their positions; []: the body is full."""
-        dedupe, limits = self._job.request.dedupe, self._job.limits
+        limits = self._job.limits
         is_new = self._body is None
         if self._body is None:
             first = self._first or First(self._max_requests, self.gate)
@@ -241,7 +243,7 @@ class Packer:
             most = min(first.requests, self._max_requests)
             packed = packing.Packing(packing.new_nonce(), most, limits.max_batch_bytes)
             self._body = BodyWriter(self._driver.spool, packed)
-        positions = self._body.fill(requests, start, dedupe=dedupe)
+        positions = self._body.fill(requests, start, dedupe=self._dedupe)
         assert positions or not is_new, "planning sorts out what is larger than a batch"
         self._sharing.note_placed(requests.sent_hashes[start : start + len(positions)])
         return positions
@@ -249,9 +251,9 @@ class Packer:
     def look_for(self, suspects: AbstractSet[bytes], *, notes: bool = True) -> None:
         """Look up the requests that earlier rows of the run have. suspects: sent_hashes of the next rows.
 
-        notes: whether those that go into a body are noted for later rows. Without `request.dedupe` it does nothing.
+        notes: whether those that go into a body are noted for later rows. If requests are not shared, it does nothing.
         """
-        if self._job.request.dedupe:
+        if self._dedupe:
             self._sharing.look_for(suspects, notes=notes)
 
     def finish(self) -> Iterator[int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.answer.continuing import goes_on, shares_requests
 from pipeline.answer.outcome import first_server_tool
 from pipeline.answer.retry_change import AnyChange
 from pipeline.events.event import Event
@@ -42,6 +43,8 @@ class Quote:
     max_cost_usd: float | None  #: the run's budget in US dollars; None: no limit
     trial: bool = False  #: whether the rows are those of a trial
     breakpoints: int = 0  #: blocks with cache_control in the prefix that all requests share
+    rounds: int = 1  #: the most requests of a row, apart from attempts
+    unshared: bool = False  #: equal requests are sent apart although request.dedupe is on, because answers may go on
     unbounded: str | None = None  #: a tool that the API runs, whose cost cannot be known before; None: none
     rows: Counter[Verdict] = field(default_factory=Counter)
     gone: int | None = None  #: rows of the job that are no longer in its source; None: not known
@@ -72,6 +75,8 @@ class Quote:
             limits.max_batch_bytes,
             limits.max_cost_usd,
             breakpoints=0 if cached is None else cached.breakpoints,
+            rounds=job.rounds.max if goes_on(job) else 1,
+            unshared=request.dedupe and not shares_requests(job),
             unbounded=first_server_tool(request.params),
         )
 

@@ -21,6 +21,7 @@ class Verdict(StrEnum):
     KEPT_OLDER = "kept_older"  #: it succeeded with an older recipe: not sent, unless by `--refresh`
     IN_FLIGHT = "in_flight"  #: unchanged, in a batch: not sent again now
     CHANGED_IN_FLIGHT = "changed_in_flight"  #: in a batch with its earlier values: sent again when that batch has ended
+    IN_ROUNDS = "in_rounds"  #: unchanged, pending in a later round: goes on from its turns, not from the source
     FOR_RETRY = "for_retry"  #: pending in an unfinished retry, which will send it: not sent by this run
     OTHER = "other"  #: not selected by the retry
 
@@ -54,6 +55,11 @@ def verdict(
         return Verdict.PLANNED if same else Verdict.WAITING
     if known.state == RowState.IN_FLIGHT:
         return Verdict.IN_FLIGHT if known.row_hash == row_hash else Verdict.CHANGED_IN_FLIGHT
+    if known.is_between_rounds and known.row_hash == row_hash:
+        if known.run_id in retries:
+            return Verdict.FOR_RETRY
+        if known.recipe == recipe:
+            return Verdict.IN_ROUNDS
     if known.outcome is None:
         return Verdict.WAITING
     if known.outcome_hash != row_hash:
@@ -74,6 +80,7 @@ def verdict(
 
 def retry_verdict(
     known: KnownRow | None,
+    row_hash: bytes,
     *,
     wanted: bool,
     run_id: int | None = None,
@@ -92,5 +99,7 @@ def retry_verdict(
         return Verdict.PLANNED if known.batch_id in unsent else Verdict.IN_FLIGHT
     if known.state == RowState.PENDING and known.run_id in retries:
         return Verdict.FOR_RETRY
+    if known.is_between_rounds and known.run_id == run_id and known.row_hash == row_hash:
+        return Verdict.IN_ROUNDS
     answered = known.run_id == run_id and known.state != RowState.PENDING and known.attempts > 0
     return Verdict.KEPT if answered else Verdict.AGAIN

@@ -5,6 +5,7 @@ from pipeline.planning.moves import Moves
 from pipeline.planning.packer import Packer
 from pipeline.planning.unchanged import Unchanged
 from pipeline.state.rows import forget_bodies_of, keep_rows, mark_changed, replan_rows
+from pipeline.state.turns import carry_over, repeat_rounds
 
 
 class Writer:
@@ -29,6 +30,8 @@ class Writer:
         driver = self._driver
         with driver.planning_transaction(self._run_id) as conn:
             replan_rows(conn, moves.replanned)
+            carry_over(conn, self._run_id, moves.in_rounds)
+            repeat_rounds(conn, self._run_id, moves.lost_rounds)
             mark_changed(conn, moves.changed)
             keep_rows(conn, moves.kept)
             forget_bodies_of(conn, moves.outdated)

@@ -23,6 +23,7 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
         (rows[Verdict.AGAIN], "to send again"),
         (rows[Verdict.WAITING] + rows[Verdict.PLANNED], "planned before and not sent yet"),
         (rows[Verdict.IN_FLIGHT] + rows[Verdict.CHANGED_IN_FLIGHT], "in flight"),
+        (rows[Verdict.IN_ROUNDS], "between two rounds"),
         (rows[Verdict.KEPT] + rows[Verdict.KEPT_OLDER], "kept"),
         (rows[Verdict.FOR_RETRY], "left to a retry that is not finished"),
         (rows[Verdict.OTHER], "not selected"),
@@ -35,6 +36,8 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
     if rows[Verdict.KEPT_OLDER]:
         older = rows[Verdict.KEPT_OLDER]
         yield f"         {older:,} succeeded with an older recipe and are kept; --refresh sends them too"
+    if rows[Verdict.IN_ROUNDS]:
+        yield f"         {rows[Verdict.IN_ROUNDS]:,} of them go on in a later round, which is not in the cost below"
     if quote.gone:
         yield f"         {gone_words(quote.gone)}; their answers stay"
     yield from _in_flight_line(quote)
@@ -51,6 +54,9 @@ def quote_lines(quote: Quote, *, problems: bool = True) -> Iterator[str]:
     about = "" if expected is None else f", about {expected:,.0f}"
     yield f"output   {low:,.0f} to {most:,} tokens an answer{about}"
     yield f"cost     {cost_words(said)}"
+    if quote.rounds > 1:
+        apart = "; equal rows are sent apart, because each has its own conversation" if quote.unshared else ""
+        yield f"rounds   up to {quote.rounds} of each row, all of them in the worst case{apart}"
     if quote.unbounded is not None:
         yield f"         plus what {quote.unbounded} costs and reads at the API"
     if quote.max_cost_usd is not None:

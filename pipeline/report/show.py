@@ -23,6 +23,9 @@ def lines(shown: Shown, *, ascii_only: bool = False) -> Iterator[str]:
         yield from _batch(shown.batch, shown.sendings)
     for problem in shown.problems:
         yield f"problem  {inline(problem)}"
+    for turn in shown.turns:
+        yield f"round {turn['round']}"
+        yield from _fields({"answer": turn["message"].get("content"), "results": turn["results"]})
     if shown.request is not None and shown.request_is is not None:
         yield f"request  {REQUEST_IS[shown.request_is]}"
         yield json_text(shortened(shown.request), ascii_only=ascii_only, indent=True)
@@ -37,7 +40,8 @@ def lines(shown: Shown, *, ascii_only: bool = False) -> Iterator[str]:
 def _state(row: Mapping[str, Any]) -> str:
     attempts = f"{row['attempts']} attempt{'' if row['attempts'] == 1 else 's'}"
     before = f"; before: {row['outcome']}" if row["outcome"] not in (None, row["state"]) else ""
-    return f"{row['state']} in run {row['run_id']}, {attempts} so far{before}"
+    number = f" in round {row['round']}" if row["round"] > 1 else ""
+    return f"{row['state']} in run {row['run_id']}, {attempts} so far{number}{before}"
 
 
 def _batch(batch: Mapping[str, Any], sent: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -9,9 +9,11 @@ from typing import Any
 
 import orjson
 
-from pipeline.answer.outcome import answer_schema, output_columns, tools_in
+from pipeline.answer.outcome import answer_schema, client_tools, output_columns, tools_in
 from pipeline.errors import JobError
+from pipeline.job.json_schema import did_you_mean
 from pipeline.job.model import Job
+from pipeline.job.rounds import Rounds
 from pipeline.job.schema_rules import first_problem
 from pipeline.money.budget import COMPACTION, context_edits
 from pipeline.request.breakpoints import cached_prefix
@@ -60,6 +62,7 @@ def check_fields(job: Job) -> None:
             f"request.params.output_config.format: output.{format_field} sets the format; remove one of the two"
         )
     _check_output(job)
+    _check_rounds(job)
     _check_cache(job)
     _check_compaction(job)
     if isinstance(request.max_tokens, int):
@@ -95,6 +98,43 @@ def _check_output(job: Job) -> None:
     answer_format = fixed_params(job).get("output_config", {}).get("format")
     if answer_format is not None:
         _check_format(job, answer_format)
+
+
+def _check_rounds(job: Job) -> None:
+    """Raise JobError if the tools of `rounds` are not the client tools of the request, or no round could be the last.
+
+    Whether their functions can be called, `tools.proof` says.
+    """
+    if not job.rounds.tools:
+        if job.rounds.model_copy(update={"folder": None}) != Rounds() and not job.retry.change.continues_pauses:
+            raise JobError(
+                "rounds: without tools, and without retry.change.paused, each row has one round; add rounds.tools, or "
+                "remove rounds"
+            )
+        return
+    if job.output.tool is not None:
+        raise JobError(
+            f"rounds: output.tool forces {job.output.tool} in every answer, so that no other tool can be asked for; "
+            "remove rounds, or give the answer a schema (output.schema) in place of output.tool"
+        )
+    choice = job.request.params.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") in ("any", "tool"):
+        raise JobError(
+            "rounds: request.params.tool_choice forces a tool in every answer, so that no round could be the last; "
+            "remove one of the two"
+        )
+    names = [str(tool.get("name")) for tool in client_tools(job.request.params)]
+    for name in job.rounds.tools:
+        if name not in names:
+            hint = did_you_mean(name, names) or f" (it has: {', '.join(names) or 'none'})"
+            raise JobError(
+                f"rounds.tools.{name}: request.params.tools has no tool {name!r} for the client to run{hint}"
+            )
+    for name in names:
+        if name not in job.rounds.tools:
+            raise JobError(
+                f"rounds.tools: the tool {name!r} of request.params.tools has no function; add {name}: MODULE.FUNCTION"
+            )
 
 
 def _check_format(job: Job, answer_format: Any) -> None:

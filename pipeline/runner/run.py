@@ -37,6 +37,7 @@ from pipeline.state.jobs import jobs_with_work
 from pipeline.state.rows import any_waiting
 from pipeline.state.runs import get_run
 from pipeline.state.tallies import note_gone
+from pipeline.tools.proof import load_tools
 
 
 def run(job: Job, where: Environment, options: Options | None = None, *, file: Path | None = None) -> Finished:
@@ -51,6 +52,8 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     trial = options.trial
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry, trial=trial)
     check_fields(plan.asked)
+    if job.rounds.tools:
+        load_tools(job)
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds()) if trial is None else trial.columns.of_trials()
     gold = read_gold(job, columns)

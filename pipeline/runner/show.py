@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from pipeline.answer.continuing import next_params
 from pipeline.driver import spools
 from pipeline.errors import InputError, PipelineError, RowProblem, SourceError
 from pipeline.job import templates
@@ -23,6 +24,7 @@ from pipeline.state.batches import sendings_of
 from pipeline.state.database import Connection, Database
 from pipeline.state.jobs import JobRecord
 from pipeline.state.row_facts import TracedRow, traced_row
+from pipeline.state.turns import TurnRecord, turns_of
 from pipeline.states import BatchState, RowState
 
 #: Which request is shown: its short name in --json, and its description for people.
@@ -41,7 +43,8 @@ class Shown:
 
     key: as people write it. place: the row's file and number in the source. source: its source values. request: its
     params; request_is: a key of REQUEST_IS. row: its state in the database. batch, sendings: the batch that it is or
-    was in last. answer, earlier: its answer, and those that were replaced. problems: what could not be read, and why.
+    was in last. turns: the answers of its earlier rounds, with the results of their tools. answer, earlier: its answer,
+    and those that were replaced. problems: what could not be read, and why.
     None or empty: there is no such thing, or it could not be read.
     """
 
@@ -53,6 +56,7 @@ class Shown:
     row: dict[str, Any] | None = None
     batch: dict[str, Any] | None = None
     sendings: list[dict[str, Any]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
     answer: dict[str, Any] | None = None
     earlier: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -80,6 +84,8 @@ def show(job: Job, key: str, database: Database | None, known_job: JobRecord | N
         with database.read() as conn:
             found = _fill_from_database(shown, conn, known_job, spelled)
             stored = None if found is None else _body_of(conn, found)
+            if found is not None and found.round > 1:
+                _fill_from_turns(shown, turns_of(conn, found.id, found.round), found, job)
         if stored is not None:
             _fill_from_spool(shown, database, known_job, spool, stored)
     if found is None and shown.source is None:
@@ -113,6 +119,7 @@ def _fill_from_database(shown: Shown, conn: Connection, job: JobRecord, spelled:
         "state": found.state,
         "run_id": found.run_id,
         "attempts": abs(found.attempts),
+        "round": found.round,
         "outcome": found.outcome,
         "error_type": found.error_type,
     }
@@ -124,6 +131,21 @@ def _fill_from_database(shown: Shown, conn: Connection, job: JobRecord, spelled:
         shown.sendings = [{name: getattr(sending, name) for name in _OF_SENDING} for sending in of_batch]
     shown.answer, shown.earlier = answers_of_row(conn, ResultsTable.of(job), found.key)
     return found
+
+
+def _fill_from_turns(shown: Shown, turns: Sequence[TurnRecord], row: TracedRow, job: Job) -> None:
+    """Fill in the earlier rounds of a row, and the request of the next one if the row waits for it."""
+    for turn in turns:
+        results = None if turn.results is None else orjson.loads(turn.results)
+        message = orjson.loads(turn.message)
+        shown.turns.append({"round": turn.round, "message": message, "results": results, "usage": turn.usage})
+    waits = row.state == RowState.PENDING and row.body_id is None and bool(turns)
+    if waits and turns[-1].params is not None:
+        is_ready = not turns[-1].open_calls
+        params = turns[-1].params.encode()
+        if is_ready:
+            params = next_params(turns[-1].params, turns[-1].message, shown.turns[-1]["results"], job.request.cache)
+        shown.request, shown.request_is = orjson.loads(params), PLANNED if is_ready else SENT
 
 
 _OF_BATCH = ("id", "run_id", "state", "reason", "problem", "api_id", "created_at", "ended_at", "collected_at")

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 
+from pipeline.answer.continuing import goes_on
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment, Session
 from pipeline.driver.job_of_run import JobOfRun
@@ -12,6 +13,7 @@ from pipeline.events.runs import RunFinished
 from pipeline.job.model import Job
 from pipeline.planning.drop import remove_unneeded, stop_run
 from pipeline.planning.resend import send_again, waits
+from pipeline.planning.rounds import due_gates, pack_rounds
 from pipeline.state.jobs import JobRecord, all_jobs, jobs_with_work, mark_swept, with_trials
 from pipeline.state.runs import RunRecord, end_if_done, open_runs, run_outcomes
 from pipeline.state.sharing import forget_shareable, has_shareable
@@ -23,6 +25,7 @@ from pipeline.steps.gates import evaluate, share_that_may_fail
 from pipeline.steps.poll import poll_due
 from pipeline.steps.reconcile import ask_again, find_twins, reconcile_due
 from pipeline.steps.submit import submit_due
+from pipeline.steps.tools import call_tools
 
 logger = logging.getLogger("pipeline")
 FAILED_AFTER_ROWS = 1_000  # rows with an outcome; fewer prove nothing
@@ -124,7 +127,7 @@ def _take_answers(driver: Driver, jobs: JobOfRun, stopped: list[Stopped], still_
     for run in open_now:
         driver.stop.check()
         with contextlib.suppress(RunEnded):  # another driver has ended it: continue with the next run
-            _pass_of_run(driver, run, jobs(run.id), collected=bool(collected))
+            _pass_of_run(driver, run, jobs(run.id), stopped, collected=bool(collected))
             if run.id != still_planning:
                 end_run_if_done(driver, run.id, jobs(run.id))
     if stopped:
@@ -142,10 +145,12 @@ def _do_step(step: Callable[[], int], stopped: list[Stopped]) -> int:
         return 0
 
 
-def _pass_of_run(driver: Driver, run: RunRecord, job: Job, *, collected: bool) -> None:
+def _pass_of_run(driver: Driver, run: RunRecord, job: Job, stopped: list[Stopped], *, collected: bool) -> None:
     """Stop one open run if too many rows failed; otherwise evaluate its gate, and pack its rows that are sent again.
 
-    collected: whether this pass has collected a batch. Raises RunEnded when another driver ends the run.
+    Rows that go on in another round are among these, once their tools were called. collected: whether this pass has
+    collected a batch. stopped: gets the error if tools cannot be called. Raises RunEnded when another driver ends the
+    run.
     """
     if collected and _too_many_failed(driver, job, run.id) and stop_run(driver, run.id, RunReason.FAILURES):
         return
@@ -153,6 +158,22 @@ def _pass_of_run(driver: Driver, run: RunRecord, job: Job, *, collected: bool) -
     if waits(driver, run.id):
         with contextlib.suppress(Busy), driver.planning():
             for _ in send_again(driver, job, run.id, run.recipe):
+                driver.stop.check()
+    if goes_on(job):
+        _begin_rounds(driver, run, job, stopped)
+
+
+def _begin_rounds(driver: Driver, run: RunRecord, job: Job, stopped: list[Stopped]) -> None:
+    """Call the tools of an open run, then pack the next round of its rows that go on, if it is time for it."""
+    try:
+        call_tools(driver, job, run.id)
+    except RunEnded:
+        raise
+    except Stopped as exc:  # a tool is missing on this machine: rows whose calls were made still go on
+        stopped.append(exc)
+    for gate in due_gates(driver, job, run.id):
+        with contextlib.suppress(Busy), driver.planning():
+            for _ in pack_rounds(driver, job, run.id, run.recipe, gate):
                 driver.stop.check()
 
 

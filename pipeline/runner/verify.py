@@ -22,7 +22,7 @@ from pipeline.state.jobs import JobRecord
 from pipeline.state.row_facts import ProvedRow, proved_rows, requests_by_outcome
 from pipeline.state.runs import vanished_rows
 from pipeline.state.tallies import rows_of_source
-from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState
+from pipeline.states import CLOSED_BATCHES, CONTINUED, OPEN_BATCHES, OUTCOMES, BatchState, RowState
 
 PAGE = 5_000  # rows of one transaction
 AT_ONCE = 500  # keys that one query asks for
@@ -32,7 +32,7 @@ LOOKED_AT = 200_000  # keys that are kept in memory to find the names of those t
 
 #: Each type of result of the API, and our outcomes that such a result can have.
 _KINDS: Mapping[str, tuple[str, ...]] = {
-    "succeeded": (RowState.SUCCEEDED, RowState.TRUNCATED, RowState.REFUSED, RowState.UNPARSABLE),
+    "succeeded": (RowState.SUCCEEDED, RowState.TRUNCATED, RowState.REFUSED, RowState.UNPARSABLE, CONTINUED),
     "errored": (RowState.ERRORED,),
     "canceled": (RowState.CANCELED,),
     "expired": (RowState.EXPIRED,),

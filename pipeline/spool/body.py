@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import Stopped
@@ -144,6 +145,30 @@ def params_at(body: Path, positions: Sequence[int]) -> Iterator[bytes]:
                 n = next(wanted, None)
             if n is None:
                 return
+
+
+class BodyParams:
+    """Reads the params of some requests of a body, in one pass over it."""
+
+    def __init__(self, body: Path) -> None:
+        self._lines = open(body, "rb")  # noqa: SIM115  # `close` closes it
+        self._lines.readline()  # the opening line of the envelope
+        self._next = 0
+
+    def at(self, positions: Sequence[int]) -> dict[int, bytes]:
+        """Return the params of these requests, as JSON, by position. positions: ascending, above those of the call
+        before.
+        """
+        found: dict[int, bytes] = {}
+        for n in positions:
+            for line in islice(self._lines, n - self._next, n - self._next + 1):
+                found[n] = packing.params_of(line)
+            self._next = n + 1
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
 
 
 def count_requests(body: Iterable[bytes]) -> int:

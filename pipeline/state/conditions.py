@@ -43,6 +43,9 @@ UNFINISHED: ColumnElement[bool] = or_(
 WAITING: ColumnElement[bool] = requests.c.waits.is_not(None)
 WAITS_IN_SPOOL: ColumnElement[bool] = requests.c.waits == text(f"'{Waits.SPOOL}'")
 WAITS_FOR_SOURCE: ColumnElement[bool] = requests.c.waits == text(f"'{Waits.SOURCE}'")
+WAITS_FOR_ROUND: ColumnElement[bool] = requests.c.waits == text(f"'{Waits.ROUND}'")
+#: Pending rows that can be sent without their source.
+WAITS_WITHOUT_SOURCE: ColumnElement[bool] = requests.c.waits != text(f"'{Waits.SOURCE}'")
 
 #: The columns of a row in flight that becomes pending: its request is taken from the body that it has.
 BACK: dict[str, Any] = {

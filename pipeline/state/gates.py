@@ -13,8 +13,8 @@ from sqlalchemy import (
 
 from pipeline.reasons import BEHIND_GATE
 from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of
-from pipeline.state.conditions import MAY_HAVE_ARRIVED, WAITS_IN_SPOOL
-from pipeline.state.tables import batches, requests, runs, sendings
+from pipeline.state.conditions import MAY_HAVE_ARRIVED, WAITING, WAITS_FOR_ROUND, WAITS_IN_SPOOL
+from pipeline.state.tables import batches, requests, runs, sendings, turns
 from pipeline.states import OPEN_BATCHES, OUTCOMES, BatchState, Gate, RowState, RunReason
 
 
@@ -61,9 +61,12 @@ def gate_batches(conn: Connection, run_id: int, gate: str) -> list[Batch]:
 
 
 def waits_for_gate(conn: Connection, run_id: int, gate: str) -> bool:
-    """Return whether rows of a batch that opens this gate are pending, to be sent again."""
+    """Return whether rows of a batch that opens this gate are pending, to be sent again or in another round."""
     theirs = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.gate == gate)
-    waiting = (requests.c.run_id == run_id, WAITS_IN_SPOOL, requests.c.body_id.in_(theirs))
+    again = WAITS_IN_SPOOL & requests.c.body_id.in_(theirs)
+    of_gate = (turns.c.request_id == requests.c.id, turns.c.round == requests.c.round - 1, turns.c.gate == gate)
+    goes_on = WAITS_FOR_ROUND & select(turns.c.request_id).where(*of_gate).exists()
+    waiting = (requests.c.run_id == run_id, WAITING, or_(again, goes_on))
     return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
 
 

@@ -23,7 +23,7 @@ from pipeline.reasons import HELD_BACK, Reason, in_words
 from pipeline.request.packing import Packing
 from pipeline.state.batches import BATCH_COLUMNS, Batch, batch_of, is_owned
 from pipeline.state.bulk import Bulk
-from pipeline.state.conditions import AT_ONCE, BACK, IS_RETRY, inserted_id
+from pipeline.state.conditions import AT_ONCE, BACK, IS_RETRY, WAITS_FOR_SOURCE, inserted_id
 from pipeline.state.new_rows import NewRows, Shared, insert_new_rows
 from pipeline.state.rows import stand_if_retry_is_over
 from pipeline.state.tables import batches, requests, runs, sendings
@@ -97,8 +97,8 @@ _CLAIMED = (
     )
 )
 # A retry counts attempts from 0 when it puts a row into a batch, and not when it plans the row: a planned row may still
-# return to its earlier outcome. A row that has a body has been in a batch of the retry before.
-_STARTED_BY_RETRY = case((requests.c.body_id.is_(None), -func.abs(requests.c.attempts)), else_=requests.c.attempts)
+# return to its earlier outcome. A row that does not wait for the source has been in a batch of the retry before.
+_STARTED_BY_RETRY = case((WAITS_FOR_SOURCE, -func.abs(requests.c.attempts)), else_=requests.c.attempts)
 _CLAIM_PARAMETERS = ("first", "last", "offset", "offset_", "run", "batch", "body")
 _CLAIM = Bulk(_CLAIMED, _CLAIM_PARAMETERS)
 _CLAIM_FOR_RETRY = Bulk(_CLAIMED.values(attempts=_STARTED_BY_RETRY), _CLAIM_PARAMETERS)

@@ -27,6 +27,8 @@ class TracedRow(NamedTuple):
     body_n: int | None
     sent_hash: bytes | None
     outcome_sent_hash: bytes | None
+    id: int
+    round: int
 
 
 class ProvedRow(NamedTuple):

@@ -58,6 +58,12 @@ class KnownRow(NamedTuple):
     changed_hash: bytes | None
     outcome_sent_hash: bytes | None
     attempts: int
+    round: int
+
+    @property
+    def is_between_rounds(self) -> bool:
+        """Whether the row is pending in a later round: what it has been answered is in `turns`."""
+        return self.state == RowState.PENDING and self.round > 1
 
     @property
     def batch(self) -> int:
@@ -121,7 +127,7 @@ _REPLAN = Bulk(
     .where(requests.c.id == bindparam("row"), requests.c.state != text("'in_flight'"))
     .values(
         {name: bindparam(f"new_{name}") for name in _REPLANNED}
-        | {"waits": case((_IS_PENDING, text(f"'{Waits.SOURCE}'")))}
+        | {"waits": case((_IS_PENDING, text(f"'{Waits.SOURCE}'"))), "round": text("1")}
         | dict.fromkeys(("batch_id", "n", "body_id", "body_n", "changed_hash"), text("NULL"))
     ),
     (*(f"new_{name}" for name in _REPLANNED), "row"),
@@ -129,7 +135,7 @@ _REPLAN = Bulk(
 
 
 def replan_rows(conn: Connection, rows: Sequence[Replanned]) -> None:
-    """Move known rows to pending or invalid, with their new values from the source.
+    """Move known rows to pending or invalid, with their new values from the source. They begin at round 1.
 
     Raises LostRace if another driver has planned some.
     """
@@ -168,8 +174,15 @@ _AS_ANSWERED = {
     "waits": None,
 }
 
-#: The columns of a pending row whose request is to be rendered from the source.
-_FROM_SOURCE: dict[str, Any] = {"body_id": None, "body_n": None, "waits": Waits.SOURCE}
+#: The columns of a pending row whose request is to be rendered from the source: it begins at round 1.
+_FROM_SOURCE: dict[str, Any] = {"body_id": None, "body_n": None, "waits": Waits.SOURCE, "round": 1}
+
+#: The columns of a pending row whose body is missing. The request of a later round is made from `turns` again.
+_WITHOUT_BODY: dict[str, Any] = {
+    "body_id": None,
+    "body_n": None,
+    "waits": case((requests.c.round > 1, Waits.ROUND), else_=Waits.SOURCE),
+}
 
 
 def mark_changed(conn: Connection, rows: Iterable[tuple[int, bytes | None]]) -> None:
@@ -192,8 +205,11 @@ def take_over(conn: Connection, run_id: int, older: Sequence[int]) -> None:
 
 
 def forget_waiting_bodies(conn: Connection, run_id: int, variables: dict[str, Any]) -> None:
-    """Let the planning that starts now render all pending rows again; see `remove_vanished`."""
-    waiting = (requests.c.run_id.in_(runs_like(conn, run_id, variables)), WAITS_IN_SPOOL)
+    """Let the planning that starts now render all pending rows again; see `remove_vanished`.
+
+    The request of a later round stays: the source cannot give it.
+    """
+    waiting = (requests.c.run_id.in_(runs_like(conn, run_id, variables)), WAITS_IN_SPOOL, requests.c.round == 1)
     conn.execute(update(requests).where(*waiting).values(**_FROM_SOURCE))
 
 
@@ -344,9 +360,12 @@ def leave_rows(conn: Connection, numbers: Sequence[int]) -> None:
 
 
 def forget_body(conn: Connection, batch: int) -> None:
-    """Let the pending rows of this batch be rendered from the source again, because the batch's body is missing."""
+    """Let the requests of this batch's pending rows be made again, because the batch's body is missing.
+
+    They are rendered from the source; those of a later round are made from `turns`.
+    """
     waiting = (requests.c.body_id == batch, WAITS_IN_SPOOL)
-    conn.execute(update(requests).where(*waiting).values(**_FROM_SOURCE))
+    conn.execute(update(requests).where(*waiting).values(**_WITHOUT_BODY))
 
 
 def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | None = None) -> list[str]:
@@ -417,6 +436,7 @@ class Settled(NamedTuple):
     error_type: str | None
     again: bool  #: whether the rows are sent again
     counts: bool = True  #: whether this counts as an attempt; it does not if the API refused the account
+    goes_on: bool = False  #: whether the rows go on in another round, which is no outcome
 
 
 def mark_outcomes(
@@ -457,7 +477,19 @@ def mark_outcomes(
         stand_if_retry_is_over(conn, batch.run_id)
 
 
-def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: bool) -> dict[str, Any]:
+#: The columns of a row in flight that goes on in another round, in which attempts are counted from 0. If its source row
+#: has changed in the meantime, it begins at round 1 again.
+_GOES_ON: dict[str, Any] = {
+    "state": RowState.PENDING,
+    "waits": case((requests.c.changed_hash.is_(None), Waits.ROUND), else_=Waits.SOURCE),
+    "round": case((requests.c.changed_hash.is_(None), requests.c.round + 1), else_=1),
+    "attempts": -func.abs(requests.c.attempts),
+} | dict.fromkeys(("batch_id", "n", "body_id", "body_n"))
+
+
+def _with_outcome(outcome: str, error_type: str | None, again: bool, counts: bool, goes_on: bool) -> dict[str, Any]:
+    if goes_on:
+        return _GOES_ON
     if not counts:
         return BACK
     values: dict[str, Any] = {

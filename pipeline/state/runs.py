@@ -19,7 +19,7 @@ from sqlalchemy import (
 
 from pipeline.errors import RunEnded
 from pipeline.job.endpoint import Endpoint
-from pipeline.state.conditions import IS_RETRY, UNFINISHED, WAITS_FOR_SOURCE, WAITS_IN_SPOOL, inserted_id
+from pipeline.state.conditions import IS_RETRY, UNFINISHED, WAITS_FOR_SOURCE, WAITS_WITHOUT_SOURCE, inserted_id
 from pipeline.state.files import mark_files_done
 from pipeline.state.rows import stand_if_retry_is_over
 from pipeline.state.tables import batches, requests, runs
@@ -276,9 +276,9 @@ def run_cost(conn: Connection, run_id: int) -> float:
 
 
 def has_work(conn: Connection, run_id: int) -> bool:
-    """Return whether the run has an open batch, or a pending row whose request is in the spool."""
+    """Return whether the run has an open batch, or a pending row that is sent from the spool or in another round."""
     flying = select(batches.c.id).where(batches.c.run_id == run_id, batches.c.state.in_(OPEN_BATCHES))
-    waiting = (requests.c.run_id == run_id, WAITS_IN_SPOOL)
+    waiting = (requests.c.run_id == run_id, WAITS_WITHOUT_SOURCE)
     # in one statement, so that a row that moves from pending to in_flight is seen in one of the two
     return bool(conn.scalar(select(or_(flying.exists(), select(requests.c.id).where(*waiting).exists()))))
 

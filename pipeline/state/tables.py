@@ -230,8 +230,8 @@ requests = Table(
     Column("body_id", _NUMBER),  # the batch whose body holds its request, to send it again
     Column("body_n", Integer),
     Column("sent_hash", LargeBinary(16)),  # of the params as sent
-    # with this row_hash and recipe, or in this retry; negative: a retry has put the row into a batch, and the number is
-    # that of the attempts before the retry
+    # with this row_hash and recipe, in this retry and in this round; negative: a retry has put the row into a batch, or
+    # the row goes on in another round, and the number is that of the attempts before
     Column("attempts", Integer, nullable=False, default=0),
     Column("outcome", String),  # the last outcome, kept while the row is sent again
     Column("error_type", String),  # of that outcome; decides whether the row may be sent again unchanged
@@ -240,6 +240,7 @@ requests = Table(
     Column("outcome_sent_hash", LargeBinary(16)),  # the sent_hash that the outcome answers
     Column("changed_hash", LargeBinary(16)),  # the row_hash found in the source while in flight; NULL: unchanged
     Column("waits", String),  # what a pending row waits for; NULL: the row is not pending
+    Column("round", Integer, nullable=False, server_default=text("1")),  # of its next, present or last request
     UniqueConstraint("job_id", "key"),
     _one_of("state", RowState),
     CheckConstraint("state <> 'in_flight' OR batch_id IS NOT NULL", name="in_flight_in_a_batch"),
@@ -266,6 +267,24 @@ shared = Table(
     Column("batch_id", ForeignKey("batches.id"), nullable=False),  # the batch that has it, or had it last
     Column("n", Integer, nullable=False),
     Column("rows", Integer, nullable=False),  # rows that were planned to share it, to be known without counting them
+)
+
+#: The answers after which a row goes on in another round. Those of the rounds before the `round` of a row are its own;
+#: others are left of an earlier conversation, and the next one replaces them. A row of `requests` can be removed while
+#: it has some, so request_id is no foreign key.
+turns = Table(
+    "turns",
+    metadata,
+    Column("request_id", _NUMBER, primary_key=True, autoincrement=False),  # the row
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    Column("params", Text),  # of the request that was answered, JSON; NULL: a later turn has them, or the row has ended
+    Column("message", Text, nullable=False),  # the answer as the API sent it, JSON
+    Column("results", Text),  # JSON array: for each call of a tool its result, null without one; NULL: a paused turn
+    Column("open_calls", Integer, nullable=False),  # calls that have no result yet
+    Column("usage", JSON, nullable=False),  # tokens, cost, attempts and uses of tools of this round
+    Column("gate", String),  # the gate of the run that the next round's batch opens; NULL: an ordinary batch
+    Column("ready_at", UtcDateTime, nullable=False),  # when the answer or its last result was stored
+    Column("claimed_by", String),  # the lease of the driver that makes its calls; NULL: no driver
 )
 
 #: The number of rows of a run in each state, as a sum of the changes of each transaction, because counting ten million

@@ -18,6 +18,7 @@ from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
+from pipeline.answer.continuing import goes_on
 from pipeline.answer.outcome import Outcome, ResultReader, without_usage
 from pipeline.answer.retry_change import ACCOUNT_ERRORS
 from pipeline.driver.driver import Driver, Failures, leave_alone
@@ -40,8 +41,10 @@ from pipeline.state.jobs import alone, columns_of, set_columns
 from pipeline.state.moves import collected_so_far, count_download, mark_collected, mark_lost, postpone
 from pipeline.state.rows import Settled, batch_rows, rows_by_position, unneeded_bodies
 from pipeline.state.spending import settle
-from pipeline.states import BatchState, RowState
+from pipeline.state.turns import forget_params, put_turns
+from pipeline.states import CONTINUED, BatchState, RowState
 from pipeline.steps import lost
+from pipeline.steps.continued import Rounds
 from pipeline.steps.results_file import Found, download
 
 RETRY_SECONDS = 10.0
@@ -214,6 +217,7 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
     lose: True: rows without a readable result line get the outcome lost. False: they stay in flight.
     """
     reader, prices = ResultReader(job), PriceList(job.prices)
+    rounds = Rounds(driver, batch, job) if goes_on(job) else None
     total = _Total()
     with driver.reading() as conn:
         shared = rows_by_position(conn, batch)
@@ -222,15 +226,25 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
     with found.opened() as lines_at:
 
         def chunks() -> Iterator[_Chunk]:
-            for first, last in found.windows(shared):
+            for first, last in found.windows(shared, 0 if rounds is None else batch.size_bytes // batch.requests):
                 driver.stop.check()
                 chunk = _Chunk(
-                    driver=driver, batch=batch, reader=reader, prices=prices, first=first, last=last, lose=lose
+                    driver=driver,
+                    batch=batch,
+                    reader=reader,
+                    prices=prices,
+                    first=first,
+                    last=last,
+                    lose=lose,
+                    rounds=rounds,
                 )
                 chunk.read(lines_at(first, last))
                 yield chunk
 
-        with contextlib.closing(prefetch(chunks(), name="collect")) as parsed:
+        with (
+            contextlib.nullcontext() if rounds is None else contextlib.closing(rounds),
+            contextlib.closing(prefetch(chunks(), name="collect")) as parsed,
+        ):
             for chunk in parsed:  # one chunk is written while the next one is parsed
                 chunk.write()
                 total.count(chunk)
@@ -265,8 +279,11 @@ class _Chunk:
         last: int,
         *,
         lose: bool,
+        rounds: Rounds | None = None,
     ) -> None:
+        """rounds: sorts out the answers that go on; None: none does."""
         self._settled = SettledRows(first, last, driver.sink)
+        self._rounds = None if rounds is None else rounds.chunk(self._settled)
         self.missing = 0  # requests without a readable line
         self._lose = lose
         self.failed: list[dict[str, str | None]] = []  # the first few failed results that have an id at the API
@@ -281,7 +298,7 @@ class _Chunk:
         with self._driver.reading() as conn:
             rows = batch_rows(conn, batch.id, settled.first, settled.last)
         outcomes: list[Outcome] = []
-        answered = -1
+        answered, line = -1, None
         outcome: Outcome | None = None
         shared: Outcome | None = None
         for row in rows:
@@ -294,13 +311,21 @@ class _Chunk:
                 settled.left.append(row.id)
                 continue
             cost = self._add_cost(outcome)
-            outcomes.append(outcome)
+            attempts = row.attempts + 1
+            answer = outcome
+            if self._rounds is not None:
+                answer = self._rounds.goes_on(row, outcome, line, cost)
+            outcomes.append(answer)
+            if answer.state == CONTINUED:
+                continue
             if outcome.error_type in ACCOUNT_ERRORS:  # about the account: the row waits until that is fixed
                 request = "" if outcome.request_id is None else f" ({outcome.request_id})"
                 self._refused = f"{outcome.error_type}: {outcome.error_message}{request}"
                 settled.moves[Settled(outcome.state, outcome.error_type, again=True, counts=False)].append(row.id)
                 continue
-            attempts = row.attempts + 1
+            again = reader.should_retry(answer, attempts)
+            if self._rounds is not None:
+                answer, cost, attempts = self._rounds.total(row, answer, cost, again=again)
             fixed = Fixed(
                 recipe=batch.recipe,
                 cost_usd=cost,
@@ -310,7 +335,9 @@ class _Chunk:
                 run_id=batch.run_id,
                 updated_at=self._now,
             )
-            settled.add(row, outcome, fixed, again=reader.should_retry(outcome, attempts))
+            settled.add(row, answer, fixed, again=again)
+        if self._rounds is not None:
+            self._rounds.finish()
         self.failed = _first_failed(outcomes)
         settled.outcomes = Counter(map(attrgetter("state"), outcomes))
         settled.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
@@ -339,6 +366,9 @@ class _Chunk:
         """Store the outcomes and the states of the rows in one transaction; stop the account if the API refused it."""
         with self._driver.moving(self._batch) as conn:
             settle_rows(self._driver, conn, self._batch, self._settled)
+            if self._rounds is not None:
+                put_turns(conn, self._rounds.turns, self._now)
+                forget_params(conn, self._rounds.ended)
             if self._refused is not None:
                 open_circuit(conn, self._driver.account_id, self._refused, self._now)
 

@@ -105,10 +105,11 @@ class Found:
         starts = array("q", accumulate((len(line) + 1 for line in lines), initial=self._written))
         return _Stretch(positions, starts, lines)
 
-    def windows(self, shared: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+    def windows(self, shared: Mapping[int, int], request_bytes: int = 0) -> Iterator[tuple[int, int]]:
         """Yield ranges of positions, (first, last), with at most CHUNK_ROWS rows and about CHUNK_BYTES of lines.
 
         shared: the number of rows at each position that has more than one. A position alone may have more than that.
+        request_bytes: the mean size of a request, if requests are read with the lines; they count as well.
         """
         requests = self._requests
         rows: Sequence[int] = range(requests + 1)  # before each position
@@ -117,7 +118,7 @@ class Found:
         first = 0
         while first < requests:
             last = max(first, bisect_right(rows, rows[first] + CHUNK_ROWS) - 2)
-            while last > first and self._bytes(first, last) > CHUNK_BYTES:
+            while last > first and self._bytes(first, last) + (last - first + 1) * request_bytes > CHUNK_BYTES:
                 last = first + (last - first) // 2
             yield first, last
             first = last + 1

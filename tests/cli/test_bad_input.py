@@ -318,6 +318,34 @@ def test_a_wrong_job_file_is_refused(
     assert_refused(ran, api, *said)
 
 
+ROUNDS = JOB.replace(
+    "  prompt:",
+    "  params: {tools: [{name: find, input_schema: {type: object, properties: {number: {type: string}}}}]}\n  prompt:",
+) + "rounds: {tools: {find: ticket_tools.find}}\n"  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["run", "check"])
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        pytest.param(None, "rounds.tools.find: ticket_tools.find cannot be imported: there is no module", id="none"),
+        pytest.param(
+            "def fnd(): ...", "module ticket_tools has no function 'find'; did you mean 'fnd'?", id="misspelt"
+        ),
+        pytest.param("find = 5", "ticket_tools.find is a value of type int, not a function", id="no function"),
+        pytest.param("def find(no=''): ...", "ticket_tools.find takes no argument 'number'", id="other arguments"),
+    ],
+)
+def test_a_tool_without_a_function_that_fits_is_refused(
+    command: Command, api: Api, folder: Path, name: str, module: str | None, said: str
+) -> None:
+    (folder / "job.yaml").write_text(ROUNDS)
+    if module is not None:
+        (folder / "ticket_tools.py").write_text(module)
+
+    assert_refused(command(name, "job.yaml"), api, said)
+
+
 def test_a_results_column_that_clashes_with_the_label_is_refused(command: Command, api: Api, folder: Path) -> None:
     (folder / "job.yaml").write_text(
         JOB.replace("key: id", "key: id\n  keep: [{body: label}]") + "output: {labels: [a, b]}\n"

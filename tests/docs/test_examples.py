@@ -56,6 +56,7 @@ def of_tools(world: World, job: Job) -> list[dict[str, int]]:
 
 #: The columns that come of the job's output, with the type that their values have.
 COLUMNS: dict[str, dict[str, type]] = {
+    "answer_tickets": {"message": str},
     "classify_tickets": {"label": str},
     "context_management": {"server_tool_use": str},
     "contracts": {"citations": str},

@@ -275,6 +275,8 @@ WRITERS = {
     "runs.forget_changed": PLANNING,
     "sharing._COPY": "pending",
     "sharing._LEAVE": "pending",
+    "turns.carry_over": "pending",
+    "turns.repeat_rounds": "lost",
 }
 _WRITES = ("update(requests)", "insert(requests)", "requests.delete()", "INSERT INTO requests", "UPDATE requests")
 

@@ -26,6 +26,11 @@ class Known(NamedTuple):
     batch_id: int | None = None
     attempts: int = 1
     run_id: int = 1
+    round: int = 1
+
+    @property
+    def is_between_rounds(self) -> bool:
+        return self.state == RowState.PENDING and self.round > 1
 
 
 def answered(
@@ -143,6 +148,23 @@ def test_a_row_that_waits_for_a_retry_is_left_to_it_unless_it_changed(
 def test_a_retry_takes_its_own_rows_and_leaves_those_of_another_one() -> None:
     waits: Any = answered(RowState.TRUNCATED, state=RowState.PENDING)._replace(run_id=7)
 
-    assert retry_verdict(waits, wanted=True, run_id=7) is Verdict.AGAIN
-    assert retry_verdict(waits, wanted=True, run_id=8, retries={7}) is Verdict.FOR_RETRY
-    assert retry_verdict(waits, wanted=False, run_id=8, retries={7}) is Verdict.OTHER
+    assert retry_verdict(waits, HASH, wanted=True, run_id=7) is Verdict.AGAIN
+    assert retry_verdict(waits, HASH, wanted=True, run_id=8, retries={7}) is Verdict.FOR_RETRY
+    assert retry_verdict(waits, HASH, wanted=False, run_id=8, retries={7}) is Verdict.OTHER
+
+
+def test_a_row_between_two_rounds_goes_on_unless_its_values_or_its_recipe_have_changed() -> None:
+    waits = Known(RowState.PENDING, run_id=7, round=3)
+
+    assert of(waits) is of(waits, refresh=True) is Verdict.IN_ROUNDS
+    assert of(waits._replace(row_hash=OTHER_HASH)) is of(waits._replace(recipe=OLDER_RECIPE)) is Verdict.WAITING
+    assert of(waits, retries={7}) is Verdict.FOR_RETRY
+    assert Verdict.IN_ROUNDS not in SENT
+
+
+def test_a_retry_goes_on_with_its_own_rows_between_two_rounds_and_begins_those_of_others_at_round_1() -> None:
+    waits: Any = answered(RowState.TRUNCATED, state=RowState.PENDING)._replace(run_id=7, round=2)
+
+    assert retry_verdict(waits, HASH, wanted=True, run_id=7) is Verdict.IN_ROUNDS
+    assert retry_verdict(waits, OTHER_HASH, wanted=True, run_id=7) is Verdict.AGAIN
+    assert retry_verdict(waits, HASH, wanted=True, run_id=8) is Verdict.AGAIN

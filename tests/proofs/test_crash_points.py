@@ -12,8 +12,9 @@ import pytest
 from pipeline.emulator import start
 from pipeline.emulator.settings import Settings
 from pipeline.storage.folders import MARKER
-from tests.support.crash_points import LOST, MAX_BATCH_BYTES, SCRIPTS
+from tests.support.crash_points import SCRIPTS
 from tests.support.object_storage import S3
+from tests.support.point_rows import LOST, MAX_BATCH_BYTES
 
 pytestmark = pytest.mark.long
 
@@ -41,11 +42,12 @@ def try_every_point(
     folder: Path, database: str, script: str, *, processing_seconds: float = 0.0, spool: str | None = None
 ) -> Tried:
     """Try all points of a script with one emulator, which ends a canceled batch at once. spool: on object storage."""
-    settings = Settings(max_batch_bytes=MAX_BATCH_BYTES, cancel_seconds=0.0)
+    settings = Settings(max_batch_bytes=MAX_BATCH_BYTES, cancel_seconds=0.0, tool_rounds=2, tool_calls=2)
     (folder / "jobs").mkdir()
     with start(folder / "emulator", processing_seconds=processing_seconds, settings=settings) as api:
         api.emulator.add_fault(on="item", do="error", error_type="api_error", match="again", times=1, per="params")
         api.emulator.add_fault(on="create", do="drop_after", match=LOST)
+        api.emulator.add_fault(on="item", do="pause_turn", match='pauses"}]}')
         command = [sys.executable, "-m", "tests.support.crash_points", script, api.url, database, str(folder / "jobs")]
         command += [] if spool is None else [spool]
         tried = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
@@ -117,6 +119,14 @@ def test_a_trial_may_die_at_any_commit_and_any_call(tmp_path: Path, database: st
     assert tried.deaths > 150
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["trial"].accepted
+
+
+def test_a_run_whose_rows_call_tools_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:
+    tried = try_every_point(tmp_path, database, "tools")
+
+    assert tried.problems == []
+    assert tried.deaths > 150
+    assert (tried.accepted_twice, tried.left) == ([], 0)
 
 
 def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: str) -> None:

@@ -10,8 +10,8 @@ from pipeline.request.check import check_params
 
 
 def job(params: dict[str, Any] | None = None, **fields: Any) -> Job:
-    """Return a job with these `request.params`. fields: others of `request`, or `output` as a whole."""
-    whole = {name: fields.pop(name) for name in ("output",) if name in fields}
+    """Return a job with these `request.params`. fields: others of `request`, or whole sections."""
+    whole = {name: fields.pop(name) for name in ("output", "rounds", "retry") if name in fields}
     request = {"model": "claude-haiku-4-5", "max_tokens": 2000, "prompt": "{{ body }}", "params": params or {}}
     source = {"path": "a.csv", "key": "id"}
     sink = {"table": "t"}
@@ -281,3 +281,81 @@ def test_a_number_that_json_cannot_represent_is_refused() -> None:
     tool = {"name": "x", "input_schema": {"type": "object", "maximum": 10**20}}
 
     assert "request.params.tools.0.input_schema" in refusal(job({"tools": [tool]}))
+
+
+# -- rounds ----------------------------------------------------------------------------------------------------------
+
+RUN = {"look_up": "mytools.look_up"}
+SEARCH = {"type": "web_search_20260318", "name": "web_search"}
+PAUSED = {"change": {"paused": {"continue": True}}}
+
+
+@pytest.mark.parametrize(
+    ("tools", "rounds", "fields", "said"),
+    [
+        pytest.param(
+            [TOOL],
+            {"tools": {**RUN, "lookup": "mytools.lookup"}},
+            {},
+            "rounds.tools.lookup: request.params.tools has no tool 'lookup' for the client to run; did you mean "
+            "'look_up'?",
+            id="a function without tool",
+        ),
+        pytest.param(
+            [],
+            {"tools": RUN},
+            {},
+            "rounds.tools.look_up: request.params.tools has no tool 'look_up' for the client to run (it has: none)",
+            id="no tools",
+        ),
+        pytest.param(
+            [TOOL, SEARCH],
+            {"tools": {**RUN, "web_search": "mytools.search"}},
+            {},
+            "rounds.tools.web_search: request.params.tools has no tool 'web_search' for the client to run",
+            id="a tool that the API runs",
+        ),
+        pytest.param(
+            [TOOL, {**TOOL, "name": "ask"}],
+            {"tools": RUN},
+            {},
+            "rounds.tools: the tool 'ask' of request.params.tools has no function; add ask: MODULE.FUNCTION",
+            id="a tool without function",
+        ),
+        pytest.param(
+            [TOOL],
+            {"tools": RUN},
+            {"output": {"tool": "look_up"}},
+            "rounds: output.tool forces look_up in every answer, so that no other tool can be asked for; remove",
+            id="a forced tool that is the answer",
+        ),
+        pytest.param([], {"max": 3}, {}, "rounds: without tools, and without retry.change.paused,", id="nothing to do"),
+    ],
+)
+def test_rounds_that_contradict_the_request_are_refused(
+    tools: list[dict[str, Any]], rounds: dict[str, Any], fields: dict[str, Any], said: str
+) -> None:
+    assert refusal(job({"tools": tools} if tools else {}, rounds=rounds, **fields)).startswith(said)
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "look_up"}], ids=["any", "one"])
+def test_rounds_with_a_forced_tool_are_refused(choice: dict[str, Any]) -> None:
+    message = refusal(job({"tools": [TOOL], "tool_choice": choice}, rounds={"tools": RUN}))
+
+    assert message.startswith("rounds: request.params.tool_choice forces a tool in every answer, so that no round")
+
+
+@pytest.mark.parametrize(
+    ("tools", "rounds", "fields"),
+    [
+        pytest.param([TOOL], {"tools": RUN}, {}, id="a function for the tool"),
+        pytest.param([TOOL, SEARCH], {"tools": RUN}, {"retry": PAUSED}, id="beside a tool that the API runs"),
+        pytest.param([TOOL], {}, {}, id="tools that nobody runs"),
+        pytest.param([SEARCH], {"max": 3}, {"retry": PAUSED}, id="a limit of pauses alone"),
+        pytest.param([TOOL], {"tools": RUN}, {"output": {"labels": ["a", "b"]}}, id="labels in the last round"),
+    ],
+)
+def test_rounds_that_fit_the_request_pass(
+    tools: list[dict[str, Any]], rounds: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    check_params(job({"tools": tools}, rounds=rounds, **fields))

@@ -289,18 +289,18 @@ Database(sys.argv[1])
 
 
 def test_an_upgrade_does_not_touch_another_table_with_the_name_of_a_new_one(database_url: str) -> None:
-    make_version(database_url, before("0009"))
+    make_version(database_url, before("0010"))
     with plain(database_url) as conn:
-        conn.exec_driver_sql("CREATE TABLE shared (id INTEGER, answer TEXT)")
-        conn.exec_driver_sql("INSERT INTO shared VALUES (1, 'mine')")
+        conn.exec_driver_sql("CREATE TABLE turns (id INTEGER, answer TEXT)")
+        conn.exec_driver_sql("INSERT INTO turns VALUES (1, 'mine')")
     untouched = everything(database_url)
 
-    with pytest.raises(DatabaseError, match="makes a table 'shared', but there is another table of that name"):
+    with pytest.raises(DatabaseError, match="makes a table 'turns', but there is another table of that name"):
         Database(database_url)
 
     assert everything(database_url) == untouched
     with plain(database_url) as conn:
-        assert conn.exec_driver_sql("SELECT answer FROM shared").scalars().all() == ["mine"]
+        assert conn.exec_driver_sql("SELECT answer FROM turns").scalars().all() == ["mine"]
 
 
 def test_a_killed_upgrade_changes_nothing_and_the_next_one_succeeds(older: str) -> None:

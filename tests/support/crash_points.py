@@ -53,7 +53,10 @@ from pipeline.state.tables import batches, requests, runs, sendings
 from pipeline.states import CLOSED_BATCHES, OUTCOMES
 from pipeline.steps import cancel
 from pipeline.storage import objects
+from tests.support import talking
+from tests.support.point_rows import GATED, MODEL, alike, faulty, gated, waiting
 from tests.support.postgres import new_database
+from tests.support.talking import live_loop
 
 DEAD = 9
 PLACES = ("before commit", "after commit", "before call", "after call")
@@ -69,48 +72,6 @@ STORAGE: tuple[Callable[..., Any], ...] = (
     objects.abandon_uploads,
 )
 
-MODEL = "claude-haiku-4-5"
-#: text in a body whose first request is that of a row that begins with "lost"
-LOST = '-0","params":{"model":"claude-haiku-4-5","max_tokens":30,"messages":[{"role":"user","content":"lost '
-MAX_BATCH_BYTES = 2_400  # the emulator's limit: less than two long rows
-LONG = "A long one. " * 100
-ENDLESS = "and on " * 160  # an answer starts like its text, so this one is longer than max_tokens
-
-
-def faulty(name: str) -> list[str]:
-    """Texts of rows that make one batch, which is too large: it is split in two. In one of them a row fails at first,
-    the other is accepted without an answer, and a row of it is cut off. The row without a text cannot be sent.
-
-    name: of the point, so that its requests are its own.
-    """
-    return [f"again {name} {LONG}", f"a {name}", "", f"lost {name} {ENDLESS}", f"b {name}"]
-
-
-def gated(name: str) -> list[str]:
-    """Return the texts of ten rows: the first is sent before the others, and the answer of one is cut off."""
-    return [f"first {name}", f"cut {name} {ENDLESS}", *(f"{i} {name}" for i in range(8))]
-
-
-GATED = {
-    "canary": {"rows": 1},
-    "limits": {"max_batch_requests": 9, "max_cost_usd": 1.0},
-    "retry": {"change": {"truncated": {"max_tokens": "20x"}}},
-}
-
-
-def waiting(name: str) -> list[str]:
-    """Return texts for batches of two rows: one gets no response, one gets a response, and one has no room."""
-    return [f"{text} {name}" for text in ("lost", "a", "b", "c", "d", "e")]
-
-
-def alike(name: str) -> list[str]:
-    """Return the texts of nine rows, of which six share three requests; batches hold two.
-
-    The second of each pair joins the batch of the first, or copies its answer when that is stored. One request fails
-    at first.
-    """
-    return [f"{text} {name}" for text in ("a", "again", "b", "a", "c", "again", "d", "b", "a")]
-
 
 @dataclass
 class Point:
@@ -124,6 +85,8 @@ class Point:
     sections: dict[str, Any] = field(default_factory=dict)  #: sections of the job file that replace the common ones
     transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
     spool: str | None = None  #: an address; None: a folder
+    has_tools: bool = False  #: whether its rows call tools
+    at_tool: Callable[[str], None] = lambda _: None  #: called before and after each call of a tool
 
     def job(self) -> Job:
         """Return a job with a budget, a history table and batches to delete at the API."""
@@ -139,6 +102,7 @@ class Point:
                 "privacy": {"delete_remote": True},
                 "canary": False,
                 **self.sections,
+                **(talking.sections(self.folder, self.at_tool) if self.has_tools else {}),
             }
         )
 
@@ -353,6 +317,36 @@ def after_alike(point: Point) -> None:
     _check_paid(seen)
 
 
+def after_tools(point: Point) -> None:
+    """Assert that each answer is that of a live loop, no round was paid twice, and each tool was called hardly more
+    often than it was asked: once more at most.
+    """
+    seen = Seen.at(point)
+    assert seen.rows == seen.answers == {"succeeded": 3}, seen
+    assert seen.runs.keys() == {("finished", None)}, seen
+    _check_paid(seen)
+    with point.where() as where, where.database.read() as conn:
+        job = job_named(conn, "crashing")
+        assert job is not None
+        answers = {str(each["id"]): each for each in map(json.loads, ndjson(where.database, job))}
+        sent = conn.scalar(select(func.sum(batches.c.requests)).where(batches.c.state == "collected"))
+    rounds = {key: answer["rounds"] for key, answer in answers.items()}
+    assert sent == sum(answer["attempts"] for answer in answers.values()), (sent, answers)
+    assert rounds["2"] == 2, rounds  # the one that pauses
+    client = anthropic.Anthropic(api_key="test", base_url=point.api, max_retries=0)
+    asked: Counter[str] = Counter()
+    for i, text in enumerate(point.texts):
+        if text.endswith("pauses"):
+            continue
+        said, answer = live_loop(client, text), answers[str(i)]
+        asked += said.asked
+        assert (answer["text"], answer["tool_calls"]) == (said.text, said.asked.total()), (answer, said)
+    for tool in talking.TOOLS:
+        file = point.folder / f"{tool}.calls"
+        made = len(file.read_text().splitlines()) if file.exists() else 0
+        assert asked[tool] <= made <= asked[tool] + 1, (tool, made, asked)
+
+
 def after_retry(point: Point) -> None:
     """Assert that the row whose answer was cut off has been answered."""
     seen = Seen.at(point)
@@ -388,6 +382,12 @@ class Script:
     check: Step
     accepted: int
     sections: Mapping[str, Any] = field(default_factory=dict)
+    has_tools: bool = False
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the command dies."""
+        return (*PLACES, "before tool", "after tool") if self.has_tools else PLACES
 
 
 SCRIPTS = {
@@ -398,6 +398,7 @@ SCRIPTS = {
     "gated": Script(gated, 9, (), run_it, (run_again, collect), after_gated, accepted=11, sections=GATED),
     "shared": Script(alike, 2, (), run_it, (run_again, collect), after_alike, accepted=6),
     "copied": Script(alike, 2, (), run_beside_sweeps, (run_again, collect), after_alike, accepted=6),
+    "tools": Script(talking.talking, 2, (), run_it, (run_again, collect), after_tools, accepted=0, has_tools=True),
     "cancel": Script(waiting, 2, (begin,), cancel_it, (cancel_it, collect), after_cancel, accepted=4),
 }
 
@@ -483,6 +484,8 @@ def die(script: Script, point: Point, place: str, k: int) -> None:
         die_at_commits(dying, place)
     elif place.endswith("storage"):
         die_at_storage(dying, place)
+    elif place.endswith("tool"):
+        point.at_tool = lambda here: dying() if here == place else None
     else:
         point.transport = lambda: DyingTransport(dying, place)
     script.dies(point)
@@ -554,7 +557,7 @@ def points(script: Script, api: str, database: Template, folder: Path, spool: st
     texts, sections = script.texts(folder.name), dict(script.sections)
     own = None if spool is None else f"{spool}/{folder.name}"
     with database.copy(folder) as url:
-        yield Point(api, url, folder, texts, script.batch, sections, spool=own)
+        yield Point(api, url, folder, texts, script.batch, sections, spool=own, has_tools=script.has_tools)
     shutil.rmtree(folder)
 
 
@@ -571,7 +574,9 @@ def try_point(script: Script, api: str, database: Template, folder: Path, place:
 
 def try_all(script: str, api: str, database: Template, folder: Path, spool: str | None = None) -> dict[str, Any]:
     """Try all points of a script, several at a time, until no more points are reached; return what was seen."""
-    tried = dict.fromkeys(PLACES if spool is None else FAR_PLACES, 0)  # by place; only places with further points
+    tried = dict.fromkeys(
+        SCRIPTS[script].places if spool is None else FAR_PLACES, 0
+    )  # by place; only places with further points
     running: dict[int, str] = {}
     deaths, jobs = 0, 0
     problems: list[str] = []

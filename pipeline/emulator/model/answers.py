@@ -15,6 +15,8 @@ import orjson
 from pipeline.emulator.ids import derived_id
 from pipeline.emulator.model import server_tools
 from pipeline.emulator.model.catalogue import Model
+from pipeline.emulator.model.client_tools import Habits, pauses, tool_calls
+from pipeline.emulator.model.conversation import Progress, progress
 from pipeline.emulator.model.documents import citation, document_text
 from pipeline.emulator.model.files import FileFinder, no_files
 from pipeline.emulator.model.schema import Inventor, words
@@ -25,6 +27,7 @@ IMAGE_TOKENS, DOCUMENT_TOKENS = 1600, 3000
 TAGGED = re.compile(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>(.*?)</\1\s*>", re.DOTALL)
 TAG = re.compile(r"</?[A-Za-z][\w-]*(?:\s[^<>]*)?/?>")
 THOUGHT = f"{MARK} Looked at the request before answering it."
+TOLD_CHARACTERS = 400  #: of what tools said, in a free text
 SHORT_WORD = 3  #: words of labels up to this length, as in "how_to", say little alone
 
 
@@ -54,12 +57,17 @@ class Usage:
     cache_write: dict[str, int] = field(default_factory=dict)  #: by time to live, `5m` or `1h`
 
 
-def answer(params: dict[str, Any], model: Model, seed: str, files: FileFinder = no_files) -> Answer:
+def answer(
+    params: dict[str, Any], model: Model, seed: str, files: FileFinder = no_files, habits: Habits | None = None
+) -> Answer:
     """Return the answer to valid params.
 
-    seed: the SHA-256 of the params in hex. files: finds the uploaded files that the params may name.
+    seed: the SHA-256 of the params in hex. files: finds the uploaded files that the params may name. habits: how often
+    the model asks for client tools and pauses; None: the defaults.
     """
-    source = _source_text(params["messages"], files)
+    habits = habits or Habits()
+    done = progress(params["messages"])
+    source = _source_text(params["messages"][: done.until], files)
     number = int(seed[:12], 16)
     thinking, thinking_tokens = _thinking(params, model)
     tool = _forced_tool(params, number)
@@ -67,17 +75,59 @@ def answer(params: dict[str, Any], model: Model, seed: str, files: FileFinder = 
         made = _invent(tool.get("input_schema", {}), source, number)
         value = made if isinstance(made, dict) else {}
         block = {"type": "tool_use", "id": derived_id("toolu", seed), "name": tool["name"], "input": value}
-        tokens = text_tokens(orjson.dumps(value).decode()) + 20
-        return Answer(
-            [*thinking, block], "tool_use", output_tokens=tokens + thinking_tokens, thinking_tokens=thinking_tokens
-        )
-    schema = output_schema(params)
-    text = f"{MARK} {gist(source)}".rstrip() if schema is None else _json(_invent(schema, source, number))
+        return _asking([*thinking, block], thinking_tokens)
     used = _used_tool(params, tool, source, seed)
+    completed = _completed(used, done)
+    if used and pauses(source, done, habits):
+        return _paused([*thinking, *completed, used[0]], thinking_tokens)
+    asked = tool_calls(params, source, done, habits, seed) if tool is None else None
+    if asked is not None:
+        return _within(_asking([*thinking, *completed, *asked], thinking_tokens), params["max_tokens"])
+    schema = output_schema(params)
+    told = " ".join(done.results)
+    text = _text(source, told) if schema is None else _json(_invent(schema, f"{source} {told}".rstrip(), number))
+    used = completed or used
     limited = _limited(text, params, thinking_tokens, -(-server_tools.size_of(used) // BYTES_PER_TOKEN))
     _cite(limited, citation(params["messages"], files))
     counts = server_tools.requests_of(used) if used else None
     return replace(limited, content=[*thinking, *used, *limited.content], server_tool_use=counts)
+
+
+def _text(source: str, told: str) -> str:
+    """Return the free text of an answer. told: what the client tools returned; empty if nothing."""
+    text = f"{MARK} {gist(source)}".rstrip()
+    return f"{text} The tools said: {told[:TOLD_CHARACTERS]}" if told else text
+
+
+def _asking(content: list[dict[str, Any]], thinking_tokens: int) -> Answer:
+    """Return an answer that ends with uses of client tools."""
+    tokens = sum(
+        text_tokens(orjson.dumps(block["input"]).decode()) + 20 for block in content if block["type"] == "tool_use"
+    )
+    return Answer(content, "tool_use", output_tokens=tokens + thinking_tokens, thinking_tokens=thinking_tokens)
+
+
+def _within(made: Answer, max_tokens: int) -> Answer:
+    """Return the answer, or what is left of it without its uses of tools if it has more tokens than max_tokens."""
+    if made.output_tokens <= max_tokens:
+        return made
+    kept = [block for block in made.content if block["type"] != "tool_use"]
+    thought = min(made.thinking_tokens, max_tokens)
+    return replace(made, content=kept, stop_reason="max_tokens", output_tokens=max_tokens, thinking_tokens=thought)
+
+
+def _paused(content: list[dict[str, Any]], thinking_tokens: int) -> Answer:
+    """Return an answer that pauses while a server tool is in use. content: its last block is the use."""
+    tokens = max(-(-server_tools.size_of(content) // BYTES_PER_TOKEN), 1) + thinking_tokens
+    counts = server_tools.requests_of(content)
+    return Answer(content, "pause_turn", None, None, tokens, thinking_tokens, counts)
+
+
+def _completed(used: list[dict[str, Any]], done: Progress) -> list[dict[str, Any]]:
+    """Return the result of the use of a server tool with which the conversation paused; empty if it did not pause."""
+    if done.pending is None or not used:
+        return []
+    return [{**used[1], "tool_use_id": done.pending["id"]}]
 
 
 def _used_tool(params: dict[str, Any], forced: dict[str, Any] | None, source: str, seed: str) -> list[dict[str, Any]]:

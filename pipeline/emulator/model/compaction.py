@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.emulator.model.answers import Answer, Usage, answer, gist, input_tokens, text_tokens
 from pipeline.emulator.model.catalogue import Model
+from pipeline.emulator.model.client_tools import Habits
 from pipeline.emulator.model.files import FileFinder, no_files
 from pipeline.emulator.model.wording import MARK
 
@@ -27,20 +28,25 @@ class _Compacted(NamedTuple):
 
 
 def answered(
-    params: dict[str, Any], model: Model, seed: str, usage: Usage, files: FileFinder = no_files
+    params: dict[str, Any],
+    model: Model,
+    seed: str,
+    usage: Usage,
+    files: FileFinder = no_files,
+    habits: Habits | None = None,
 ) -> tuple[Answer, Usage]:
     """Return the answer to valid params, after a compaction if they ask for one, and the usage of the message.
 
-    usage: that of the params as they are. seed, files: as for `answer`.
+    usage: that of the params as they are. seed, files, habits: as for `answer`.
     """
     before = usage.input_tokens + usage.cache_read + sum(usage.cache_write.values())
     found = _compacted(params, before)
     if found is None:
-        return answer(params, model, seed, files), usage
+        return answer(params, model, seed, files, habits), usage
     compaction = _iteration("compaction", before, text_tokens(found.block["content"]))
     if found.pauses:
         return Answer([found.block], "compaction", output_tokens=0, iterations=[compaction]), Usage(0)
-    made, after = answer(found.params, model, seed, files), input_tokens(found.params)
+    made, after = answer(found.params, model, seed, files, habits), input_tokens(found.params)
     iterations = [compaction, _iteration("message", after, made.output_tokens)]
     return replace(made, content=[found.block, *made.content], iterations=iterations), Usage(after)
 

@@ -8,6 +8,7 @@ from pipeline.emulator.errors import Problem
 from pipeline.emulator.model.attachments import attachment_problem
 from pipeline.emulator.model.catalogue import Model, find_model
 from pipeline.emulator.model.compaction import compaction_problem
+from pipeline.emulator.model.conversation import is_paused, tools_problem
 from pipeline.emulator.model.files import FileFinder, no_files
 from pipeline.emulator.model.schema import schema_problem
 
@@ -226,8 +227,9 @@ def _model_problems(params: dict[str, Any], context: Context, model: Model) -> I
             f"max_tokens: {params['max_tokens']} > {limit}, which is the maximum allowed number of output tokens "
             f"for {model.id}"
         )
-    if params["messages"][-1]["role"] == "assistant" and model.generation >= (4, 6):
+    if _is_prefilled(params) and model.generation >= (4, 6):
         yield PREFILL
+    yield tools_problem(params["messages"])
     if context.version == NO_SAMPLING_VERSION:
         yield _version_2026_problem(params["messages"])
     else:
@@ -245,6 +247,11 @@ def _model_problems(params: dict[str, Any], context: Context, model: Model) -> I
         yield "inference_geo: not supported on this model"
     if "fallbacks" in params and context.in_batch:
         yield "fallbacks: not supported in the Message Batches API"
+
+
+def _is_prefilled(params: dict[str, Any]) -> bool:
+    """Return whether the conversation ends with a turn of the assistant that is not an answer which paused."""
+    return params["messages"][-1]["role"] == "assistant" and not is_paused(params["messages"])
 
 
 def _version_2026_problem(messages: list[dict[str, Any]]) -> str | None:
@@ -412,7 +419,7 @@ def _format_problem(where: str, wanted: Any, params: dict[str, Any]) -> str | No
         return f"{where}.schema: Field required"
     if found := schema_problem(wanted["schema"]):
         return f"{where}.schema: {found}"
-    if params["messages"][-1]["role"] == "assistant":
+    if _is_prefilled(params):
         return f"{where}: prefill is not supported with structured outputs"
     cited = any(
         isinstance(block.get("citations"), dict) and block["citations"].get("enabled")

@@ -34,7 +34,7 @@ def create(core: Core, call: Call) -> Reply:
     usage = plain_usage(params)
     if b'"cache_control"' in orjson.dumps(params):
         usage = core.cache.usage(params, model, call.workspace, core.clock.now_us())
-    made, usage = answered(params, model, params_sha256(params), usage, context.files)
+    made, usage = answered(params, model, params_sha256(params), usage, context.files, core.habits)
     answer_message = message(made, model, usage, random_id("msg"), "standard")
     if params.get("stream"):
         return Reply(

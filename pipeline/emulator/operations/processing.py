@@ -150,7 +150,7 @@ class _Work:
                 return errored("invalid_request_error", refused)
             turn_us = self.batch.created_us + self.core.processing_us * (rank + 1) // self.batch.requests
             usage = self.core.cache.usage(params, model, self.batch.workspace, turn_us, self.wave, rank)
-        made, usage = answered(params, model, sha256, usage, self.context.files)
+        made, usage = answered(params, model, sha256, usage, self.context.files, self.core.habits)
         if fault is not None:
             made = with_answer_fault(made, fault, params, sha256)
         message_id = derived_id("msg", self.batch.id, custom_id)
@@ -194,7 +194,7 @@ def with_answer_fault(made: Answer, fault: Fault, params: dict[str, Any], sha256
         case "context_window":
             return with_text(made, text[: len(text) // 2], stop_reason="model_context_window_exceeded")
         case "pause_turn":
-            return replace(made, stop_reason="pause_turn")
+            return paused(made)
         case "empty":
             return replace(made, content=[], output_tokens=1)
         case "not_json":
@@ -209,6 +209,12 @@ def with_answer_fault(made: Answer, fault: Fault, params: dict[str, Any], sha256
             return _with_other_labels(made, text, params, f"{fault.seed} {sha256}".encode())
         case _:
             raise AssertionError(fault.do)
+
+
+def paused(made: Answer) -> Answer:
+    """Return the answer as it is when it pauses: it ends with the use of a server tool, if it has one."""
+    place = next((i for i, block in enumerate(made.content) if block["type"] == "server_tool_use"), len(made.content))
+    return replace(made, content=made.content[: place + 1], stop_reason="pause_turn")
 
 
 def _with_strange_breaks(text: str) -> str:

@@ -51,7 +51,7 @@ _version = Table(
 _CURRENT = select(_version.c.version_num).with_for_update(read=True, key_share=True)
 
 #: Tables that upgrades make, with the version. Before it, a table of that name may be anybody's.
-_MADE_BY = {"shared": "0009"}
+_MADE_BY = {"shared": "0009", "turns": "0010"}
 MOST_NAMED = 3  # drivers that a message names
 
 

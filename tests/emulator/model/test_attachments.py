@@ -24,7 +24,10 @@ IMAGE, DOCUMENT = "messages.0.content.0.image.source", "messages.0.content.0.doc
 
 
 def said(*blocks: dict[str, Any]) -> str | None:
-    found = problem(params(messages=asking(*blocks)), Context("2026-10-21"), lambda: 10)
+    uses = [{"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}]
+    answered = any(block.get("type") == "tool_result" for block in blocks)
+    before = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": uses}] if answered else []
+    found = problem(params(messages=[*before, *asking(*blocks)]), Context("2026-10-21"), lambda: 10)
     return found.message if found else None
 
 
@@ -144,7 +147,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "image in a tool's result",
         in_a_tool_result(image(b"")),
-        "messages.0.content.0.tool_result.content.0.image.source.base64: image cannot be empty",
+        "messages.2.content.0.tool_result.content.0.image.source.base64: image cannot be empty",
     ),
 ]
 

@@ -4,14 +4,14 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 NO_TRIAL = sa.text("trial_of IS NULL")
 
 
 def upgrade() -> None:
-    """Upgrade version 0009 to this one."""
+    """Upgrade version 0010 to this one."""
     with op.batch_alter_table("jobs") as jobs:
         jobs.drop_constraint(op.f("uq_jobs_results_table"), type_="unique")
         jobs.add_column(sa.Column("trial_of", ID, nullable=True))

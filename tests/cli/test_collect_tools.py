@@ -1,0 +1,64 @@
+"""`collect --no-tools` leaves rows waiting that need a tool; another `collect` goes on with them."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.emulator import RunningEmulator
+from tests.cli.test_commands import NOTES, Command, api, command  # noqa: F401 - fixtures
+
+JOB = """\
+name: notes
+source: {path: notes.csv, key: id}
+request:
+  model: claude-haiku-4-5
+  max_tokens: 600
+  prompt: "Use grow for: {{ text }}"
+  params:
+    tools:
+      - name: grow
+        input_schema: {type: object, properties: {plant: {type: string}}, required: [plant]}
+rounds: {tools: {grow: garden_tools.grow}}
+sink: {table: answers}
+"""
+TOOLS = """\
+from pathlib import Path
+
+
+def grow(plant: str) -> str:
+    with open(Path(__file__).with_name("calls"), "a") as calls:
+        calls.write("one\\n")
+    return f"{plant} grows"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "job.yaml").write_text(JOB)
+    (folder / "notes.csv").write_text(NOTES)
+    (folder / "garden_tools.py").write_text(TOOLS)
+    return folder
+
+
+def test_a_sweep_without_tools_leaves_rows_waiting_and_the_next_sweep_with_tools_goes_on(
+    command: Command,  # noqa: F811
+    api: RunningEmulator,  # noqa: F811
+    folder: Path,
+) -> None:
+    command("run", "job.yaml", "--detach")
+    api.emulator.wait_idle()
+    waiting = command("collect", "job.yaml", "--no-tools")
+    calls = (folder / "calls").exists()
+
+    followed = command("collect", "job.yaml", "--follow")
+
+    assert waiting.code == 0
+    assert "run 1: 6 rows wait for tools, which are not called here (--no-tools)" in waiting.err
+    assert waiting.err.count("--no-tools") == 1
+    assert not calls
+    assert followed.code == 0
+    assert "6 rows: 6 succeeded" in followed.out
+    assert (folder / "calls").read_text().count("one") >= 6
+    assert command("verify", "job.yaml").code == 0
