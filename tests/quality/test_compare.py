@@ -1,16 +1,22 @@
 """`compare` tells how the answers of sides differ: pairs, agreement, flips, and accuracy by gold."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.job.load import load
 from pipeline.job.model import Job
+from pipeline.planning.trial import Trial
+from pipeline.planning.trial import change as change_of
 from pipeline.quality.compare import Comparison, compare
 from pipeline.quality.evaluate import evaluate
 from pipeline.quality.statistics import paired_difference, pairs_needed, sign_test
+from pipeline.report.adopt import adoption, adoption_lines
 from pipeline.report.compare import comparison_facts, comparison_lines, passes
+from pipeline.runner.trial import run_trial
 from pipeline.sink.export import export
 from pipeline.sink.read import AnswerFilter
 from tests.conftest import World
@@ -165,6 +171,24 @@ def test_a_drop_is_allowed_only_if_a_larger_one_is_excluded(world: World) -> Non
     assert gold is not None
     assert passes(gold, 0.05)
     assert not passes(gold, 0.01)
+
+
+def test_the_guide_shows_what_trials_of_the_sample_tickets_give(world: World) -> None:
+    root = Path(__file__).parents[2]
+    job = load(root / "sample_data/jobs/classify_tickets.yaml", variables={}, today=date(2026, 11, 20))
+    prompt = change_of(f"request.prompt=@{root}/sample_data/prompts/short.txt")
+    trials = {"base": {}, "again": {}, "short": dict([prompt]), "sonnet": {"request.model": "claude-sonnet-5"}}
+    for name, changes in trials.items():
+        run_trial(job, Trial(name, changes), world.where())
+
+    found = compare(world.database, world.known(job.name), job, list(trials))
+
+    guide = (root / "docs/evaluate.md").read_text(encoding="utf-8")
+    blocks = "\n".join(comparison_lines(found, None)).split("\n\n")
+    assert "\n\n".join(blocks[:4]) + "\n```\n" in guide
+    adopted = adoption(found, None)
+    assert adopted is not None
+    assert "```" + "\n".join(adoption_lines(adopted)) + "\n```\n" in guide
 
 
 def test_what_cannot_be_compared_is_refused(world: World, tmp_path: Path) -> None:
