@@ -18,6 +18,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.quote import Quote, Quoted
 from pipeline.planning.quote_source import ToQuote
 from pipeline.planning.sample import Counts
+from pipeline.planning.trial import Sampled
 from pipeline.planning.verdict import Verdict
 from pipeline.quality.gold import GoldReader, check_table, read_gold, store_gold
 from pipeline.request.check import check_fields, check_types
@@ -33,7 +34,7 @@ from pipeline.sink.table import ResultsTable
 from pipeline.state import ends
 from pipeline.state.batches import Unsent
 from pipeline.state.database import Connection
-from pipeline.state.jobs import jobs_with_work
+from pipeline.state.jobs import JobRecord, jobs_with_work
 from pipeline.state.rows import any_waiting
 from pipeline.state.runs import get_run
 from pipeline.state.tallies import note_gone
@@ -52,8 +53,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     trial = options.trial
     plan = Plan(job, limit=options.limit, refresh=options.refresh, retry=options.retry, trial=trial)
     check_fields(plan.asked)
-    if job.rounds.tools:
-        load_tools(job)
+    load_tools(job)  # proves that they can be called
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds()) if trial is None else trial.columns.of_trials()
     gold = read_gold(job, columns)
@@ -96,16 +96,27 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         _tell_open_retries(where, job, quote)
         if options.dry_run or not options.confirm(quote):
             return Finished(None, "quoted", None, {}, 0.0, quote, job.limits.max_failed)
-        is_new = job_record is None
-        if trial is not None:
-            register_job_of(where, trial, file)
-        job_record, sink = register(where, job, columns, file, trial)
-        if gold is not None:
-            store_gold(where.database, sink, gold)
-        driver = driving.driver(job_record, sink, tries_account=True)
-        if is_new:
-            _store_counts(where, job_record.id, plan, quote, counts)
+        driver = driving.driver(*_registered(where, job, columns, file, gold, trial), tries_account=True)
+        if job_record is None:
+            _store_counts(where, driver.job_id, plan, quote, counts)
         return Run(Work(driver, job, plan, quote, counts, options, planners, canary), earlier).to_the_end()
+
+
+def _registered(
+    where: Environment,
+    job: Job,
+    columns: ResultColumns,
+    file: Path | None,
+    gold: GoldReader | None,
+    trial: Sampled | None,
+) -> tuple[JobRecord, ResultsTable]:
+    """Store the job, and the one that it is a trial of; make its results table, and store its gold if it has any."""
+    if trial is not None:
+        register_job_of(where, trial, file)
+    job_record, sink = register(where, job, columns, file, trial)
+    if gold is not None:
+        store_gold(where.database, sink, gold)
+    return job_record, sink
 
 
 def _canary_keys(

@@ -73,7 +73,7 @@ def side(name: str, right: int, *, only_base: int, only_other: int, p: float, co
 
 def chosen(base: str, *sides: SideComparison, max_drop: float | None = None) -> str | None:
     changes = {name: {"request.model": name} for name in ("a", "b", "c")} | {"same": {}}
-    found = adoption(Comparison(base, 100, 1.0, list(sides), changes), max_drop)
+    found = adoption(Comparison(base, 100, 1.0, list(sides), changes, chosen=False), max_drop)
     return None if found is None else found.side
 
 
