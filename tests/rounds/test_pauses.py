@@ -10,6 +10,7 @@ from pipeline.planning.selection import Selection
 from pipeline.planning.verdict import Verdict
 from pipeline.runner.verify import verify
 from pipeline.state.tables import turns
+from pipeline.steps.cancel import cancel
 from tests.answer.test_retry_change import asked
 from tests.conftest import World, texts
 
@@ -198,8 +199,6 @@ def test_a_row_that_leaves_the_source_between_two_rounds_is_answered(world: Worl
 
 
 def test_a_canceled_run_keeps_its_turns_for_the_next_run(world: World) -> None:
-    from pipeline.steps.cancel import cancel
-
     job = between_rounds(world)
     cancel(world.where(), world.known())
     for _ in range(4):
@@ -270,3 +269,18 @@ def test_a_batch_that_is_lost_in_a_later_round_keeps_the_sums_of_the_earlier_one
     assert (answer["status"], answer["rounds"], answer["attempts"]) == ("lost", 2, 2)
     assert answer["output_tokens"] > 0
     assert answer["cost_usd"] is None
+
+
+def test_an_answer_whose_request_is_gone_is_asked_for_again(world: World) -> None:
+    pauses(world, 1)
+    job = pausing(world)
+    world.run(job, detach=True)
+    [body] = (world.folder / "spool" / "summaries").glob("*.json")
+    body.unlink()
+
+    finished = world.run(job)
+
+    assert finished.rows == {"succeeded": 5}
+    assert world.told("body_lost")
+    assert [len(request["messages"]) for request in asked(world, "number 1 ")] == [1, 1]
+    assert holds(world)
