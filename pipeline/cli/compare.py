@@ -57,7 +57,7 @@ def compare(
         )
     _refuse_place(rows)
     with open_known_job(job, shared) as (database, job_record):
-        refuse_trial(job)
+        refuse_trial(job, "give `compare {job} current {trial}`")
         loaded, _ = load_with_last_vars(database, of_side(database, job_record, sides), job, var)
         if max_drop is not None and loaded.gold is None:
             raise InputError(f"--max-drop: job {loaded.name} has no gold by which accuracies could be compared")

@@ -48,7 +48,7 @@ def evaluate(
 
     by_judge = _judge(judge, min_accuracy)
     with open_known_job(job, shared) as (database, job_record):
-        refuse_trial(job)
+        refuse_trial(job, "give `evaluate {job} {trial}`")
         loaded, _ = load_with_last_vars(database, of_side(database, job_record, [side]), job, var)
         found = measured(database, job_record, loaded, side=side, where=where, by=by or ())
     minimum = None if min_accuracy is None else judged(found, min_accuracy, by_judge)

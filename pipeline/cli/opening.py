@@ -56,16 +56,17 @@ def find_job_file(job: str, shared: SharedOptions) -> Path:
         return job_file_of(job_record)
 
 
-def refuse_trial(job: str) -> None:
-    """Raise InputError if JOB names a trial, for what reads the job file."""
+def refuse_trial(job: str, instead: str = "give `trial {job} --name {trial}` again to continue it") -> None:
+    """Raise InputError if JOB names a trial, for commands that are for jobs.
+
+    instead: what to do, with {job} and {trial} for both names.
+    """
     from pipeline.job.name import without_trial
 
-    file, trial = without_trial(job)
+    of_job, trial = without_trial(job)
     if trial is not None:
-        raise InputError(
-            f"{job}: this command is for jobs, and {trial} is a trial; give `trial {file} --name {trial}` again to "
-            "continue it"
-        )
+        do = instead.format(job=of_job, trial=trial)
+        raise InputError(f"{job}: this command is for jobs, and {trial} is a trial; {do}")
 
 
 def load_job(path: Path, var: list[str] | None, *, last_vars: dict[str, Any] | None = None) -> "Job":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from pipeline.cli.opening import heavy_imports, load_with_last_vars, open_known_job
+from pipeline.cli.opening import heavy_imports, load_with_last_vars, open_known_job, refuse_trial
 from pipeline.cli.options import EVERYWHERE, JobArgument, LastVarOption, SharedOptions, takes
 from pipeline.cli.running import command_line
 from pipeline.cli.terminal import put_json, say, say_next
@@ -56,18 +56,18 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE.html", help="The file. Default: JOB.html here.")
     ] = None,
-    rows: Annotated[
-        int, typer.Option(min=0, max=100, help="Answers to read for each status and label, with their input.")
-    ] = 5,
+    rows: Annotated[int, typer.Option(min=0, max=100, help="Sample rows to show for each status and label.")] = 5,
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave out keys and texts of rows and answers.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
     var: LastVarOption = None,
     *,
     shared: SharedOptions,
 ) -> None:
-    """Make one page of a job to look at and to send: accuracy, failures, answers, money, tokens, batches, samples."""
+    """Write one HTML page about a job: accuracy, failures, answers, money, tokens, batches and samples."""
     if compare is not None and len(compare) < 2:
         raise InputError("--compare: give two sides: the base first, then what is compared with it")
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"-o {output}: the name must end in .html")  # --overwrite never replaces a job file
     with heavy_imports():
         from pipeline.report.page.file import refuse_taken, write
         from pipeline.report.page.page import Wanted, report_page
@@ -75,6 +75,7 @@ def report(
 
     wanted = Wanted(run, compare or (), rows, texts=not no_text)
     with open_known_job(job, shared) as (database, job_record):
+        refuse_trial(job, "give `report {job} --compare current {trial}`")
         path = output or Path(f"{job_record.name}{'' if run is None else f'-run-{run}'}.html")
         refuse_taken(path, overwrite=overwrite)
         page = report_page(

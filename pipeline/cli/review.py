@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.opening import heavy_imports, load_with_last_vars, open_known_job
+from pipeline.cli.opening import heavy_imports, load_with_last_vars, open_known_job, refuse_trial
 from pipeline.cli.options import EVERYWHERE, JobArgument, LastVarOption, SharedOptions, takes
 from pipeline.cli.terminal import put, put_json, say_next
 from pipeline.errors import InputError
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def review(
     job: JobArgument,
     action: Annotated[
-        str, typer.Argument(metavar="export|import", help="Write a sheet, or read one that is filled in.")
+        str, typer.Argument(metavar="export|import", help="Write a spreadsheet, or read one that is filled in.")
     ],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .xlsx or .csv file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An .xlsx or .csv file; import also takes .ods.")],
     where: Annotated[str | None, typer.Option(help="Only answers that meet this SQL predicate.")] = None,
     sample: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="A random sample of N rows; the same N again.")
+        int | None, typer.Option(metavar="N", min=1, help="A random sample of N rows; each export draws the same ones.")
     ] = None,
     by: Annotated[
         str | None,
@@ -47,7 +47,7 @@ def review(
     *,
     shared: SharedOptions,
 ) -> None:
-    """Let people review answers in a spreadsheet: export writes it, import stores what they filled in."""
+    """Let people review answers in a spreadsheet: export writes it, import stores their reviews."""
     with heavy_imports():
         from pipeline.quality.review_export import Wanted
 
@@ -57,6 +57,7 @@ def review(
     if action == "import" and (wanted != Wanted() or overwrite):
         raise InputError("review import: it takes the file alone; the other options are for export")
     with open_known_job(job, shared) as (database, job_record):
+        refuse_trial(job, "give `review {job} export FILE --disagree current {trial}`")
         loaded, _ = load_with_last_vars(database, job_record, job, var)
         if action == "export":
             _export(database, job_record, loaded, file, wanted, overwrite=overwrite, as_json=shared.as_json)

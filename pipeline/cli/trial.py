@@ -35,9 +35,7 @@ def trial(
             help="Change the request: request.model=claude-sonnet-5, request.prompt=@FILE.",
         ),
     ] = None,
-    sample: Annotated[
-        int, typer.Option(min=1, help="At most so many rows, those with the smallest hash of the key.")
-    ] = 400,
+    sample: Annotated[int, typer.Option(min=1, help="The most rows; those with the smallest hash of the key.")] = 400,
     where: Annotated[str | None, typer.Option(help="Only rows of the source that meet this SQL predicate.")] = None,
     gold_only: Annotated[bool, typer.Option("--gold-only", help="Only rows with gold.")] = False,
     max_cost_usd: Annotated[
@@ -53,9 +51,9 @@ def trial(
     *,
     shared: SharedOptions,
 ) -> None:
-    """Ask a sample of rows, otherwise than the job does, for `evaluate` and `compare`. The same command continues.
+    """Ask a sample of rows with another prompt or model, for `evaluate` and `compare`. The same command continues it.
 
-    The answers are in the table of the job with _trials at its end. Answers and rows of the job are not touched.
+    The answers are stored in the table TABLE_trials. The answers of the job do not change.
     """
     path = find_job_file(job, shared)
     with heavy_imports():

@@ -76,7 +76,9 @@ def evaluate(
     if not tally.rows:
         meet = "" if where is None else " and meets --where"
         of_what = f"job {job.name}" if side in ("current", f"job:{job.name}") else side
-        raise InputError(f"no row of {of_what} has gold and an answer{meet}; run it first")
+        raise InputError(
+            f"no row of {of_what} has gold and an answer{meet}; run it first, or collect it if a run is open"
+        )
     without = pairs.without_answer() if where is None and answers.trial is None else None
     return Evaluation(job.name, gold.found.with_gold, without, job.gold.random, figures(tally))
 

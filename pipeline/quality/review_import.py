@@ -56,13 +56,15 @@ class ImportedReviews:
     """What an import did. added: reviews that were stored; unchanged: those that say what is stored already.
 
     verdicts: all of both by verdict. refused: rows whose answer has changed since the export, which were left out, each
-    with its reason. wins: of all pairs of these sides that were ever reviewed; None for other sheets.
+    with its reason. not_filled_in: lines that no person has reviewed yet. wins: of all pairs of these sides that were
+    ever reviewed; None for other sheets.
     """
 
     added: int = 0
     unchanged: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
+    not_filled_in: int = 0
     wins: Wins | None = None
 
 
@@ -84,16 +86,17 @@ class _Problems:
     """Collects what is wrong with the lines of a file."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._found = path, list[str]()
+        self._path, self._found = path, list[tuple[int, str]]()
 
     def add(self, line: Line, problem: str) -> None:
-        self._found.append(f"{place_of(self._path, line)}: {problem}")
+        self._found.append((line.number, f"{place_of(self._path, line)}: {problem}"))
 
     def refuse(self) -> None:
         """Raise InputError if anything is wrong."""
         if self._found:
             more = f"; and {len(self._found) - SHOWN:,} more lines" if len(self._found) > SHOWN else ""
-            raise InputError(f"{'; '.join(self._found[:SHOWN])}{more}; nothing was imported")
+            first = "; ".join(problem for _, problem in sorted(self._found)[:SHOWN])
+            raise InputError(f"{first}{more}; nothing was imported")
 
 
 def _tokens(lines: Sequence[Line], kind: str, problems: _Problems) -> dict[int, Token]:
@@ -135,6 +138,7 @@ class _ReviewsImport:
         }
         self._problems = _Problems(path)
         self._lines = [line for line in lines if line["verdict"] or line["new"]]
+        self._not_filled_in = len(lines) - len(self._lines)
         if not self._lines:
             raise InputError(f"{path}: no line has a verdict or a new value; fill in some, and import the file again")
 
@@ -150,7 +154,7 @@ class _ReviewsImport:
             self._problems.refuse()
             added = table.add(conn, reviews, now())
         verdicts = Counter(review.verdict for review in reviews)
-        return ImportedReviews(added, len(reviews) - added, verdicts, refused)
+        return ImportedReviews(added, len(reviews) - added, verdicts, refused, self._not_filled_in)
 
     def _keys(self, hashes: set[str]) -> dict[str, Key]:
         """Return the keys of the rows with these hashes."""
@@ -278,6 +282,7 @@ class _PairsImport:
         self._sink = ResultsTable.of(job_record)
         self._problems = _Problems(path)
         self._lines = [line for line in lines if line["better"]]
+        self._not_filled_in = len(lines) - len(self._lines)
         if not self._lines:
             raise InputError(f"{path}: no line says in column better which answer is; fill in some")
         self._names = self._sides_of(self._lines)
@@ -294,7 +299,7 @@ class _PairsImport:
             added = table.add(conn, reviews, now())
             wins = _wins(table.of_column(conn, column), self._names)
         verdicts = Counter(review.verdict for review in reviews)
-        return ImportedReviews(added, len(reviews) - added, verdicts, refused, wins)
+        return ImportedReviews(added, len(reviews) - added, verdicts, refused, self._not_filled_in, wins)
 
     def _sides_of(self, lines: Sequence[Line]) -> tuple[str, str]:
         """Return the names of the sides. Raises InputError if the lines do not name two sides, the same in each."""

@@ -203,7 +203,8 @@ def _sheets_of_workbook(path: Path) -> Iterator[list[tuple[str | None, ...]]]:
         for name in book.sheet_names:
             yield book.load_sheet(name, header_row=None, dtypes="string").to_polars().rows()
     except (OSError, fastexcel.FastExcelError) as exc:
-        raise InputError(f"{path} cannot be read as a workbook: {exc}") from exc
+        reason = str(exc).splitlines()[0]  # the next ones are where in its code the library met it
+        raise InputError(f"{path} cannot be read as a workbook: {reason}; save it again as .xlsx or CSV") from exc
 
 
 def _rows_of_text(path: Path, heading: str) -> list[list[str]]:

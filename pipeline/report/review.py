@@ -37,6 +37,7 @@ def import_facts(found: ImportedReviews) -> dict[str, Any]:
     return {
         "added": found.added,
         "unchanged": found.unchanged,
+        "not_filled_in": found.not_filled_in,
         "verdicts": {verdict: found.verdicts[verdict] for verdict in VERDICTS} if wins is None else None,
         "refused": found.refused,
         "wins": wins
@@ -53,7 +54,9 @@ def import_facts(found: ImportedReviews) -> dict[str, Any]:
 def import_lines(found: ImportedReviews) -> Iterator[str]:
     """Yield what an import did as lines. Keys stand in them on one line."""
     again = f"; {found.unchanged:,} were stored before" if found.unchanged else ""
-    yield f"reviews  {count(found.added, 'review')} stored{again}"
+    are = "is" if found.not_filled_in == 1 else "are"
+    rest = f"; {count(found.not_filled_in, 'line')} {are} not filled in" if found.not_filled_in else ""
+    yield f"reviews  {count(found.added, 'review')} stored{again}{rest}"
     if found.wins is None:
         yield "verdicts " + ", ".join(f"{found.verdicts[verdict]:,} {verdict}" for verdict in VERDICTS)
     else:

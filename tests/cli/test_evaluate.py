@@ -45,6 +45,18 @@ def test_check_says_how_strict_the_gate_of_a_canary_is(command: Command, folder:
     ) in command("check", "job.yaml").err
 
 
+def test_a_canary_with_too_few_right_answers_names_evaluate_as_the_next_command(command: Command, folder: Path) -> None:
+    canary = "canary: {rows: 40, min_accuracy: 0.85}"
+    (folder / "job.yaml").write_text(f"{JOB}gold: {{columns: {{label: truth}}}}\n{canary}\n")
+    rows = "".join(f"n{i},This garden is the garden of number {i}.,{'house' if i < 40 else ''}\n" for i in range(42))
+    (folder / "notes.csv").write_text(f"id,text,truth\n{rows}")
+
+    ran = command("run", "job.yaml")
+
+    assert ran.code == 3
+    assert ran.next == ["evaluate", "job.yaml"]
+
+
 def test_the_figures_are_printed_with_examples(command: Command) -> None:
     command("run", "job.yaml")
 

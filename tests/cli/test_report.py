@@ -104,8 +104,8 @@ def test_the_address_of_the_database_does_not_get_onto_the_page(
         (["7"], "error: job notes has no run 7 (its runs: 1)\n"),
         (["--compare", "current", "cheap"], "error: unknown side 'cheap'"),
         (["-o", "missing/page.html"], "error: missing/page.html: there is no folder missing; create it first\n"),
-        (["-o", "."], "error: . is a folder; give the name of a file"),
-        (["-o", "notes.csv"], "error: notes.csv exists; give another name with -o, or --overwrite\n"),
+        (["-o", "."], "error: -o .: the name must end in .html\n"),
+        (["-o", "job.yaml", "--overwrite"], "error: -o job.yaml: the name must end in .html\n"),
         (["--rows", "1000"], "Invalid value for '--rows'"),
     ],
 )

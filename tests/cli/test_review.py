@@ -52,7 +52,10 @@ def test_a_sheet_is_written_filled_in_imported_and_evaluated(command: Command, f
 
     assert (wrote.code, wrote.out) == (0, "wrote    5 lines of 5 rows to five.csv\n")
     assert wrote.next == ["review", "job.yaml", "import", "five.csv"]
-    assert (stored.code, stored.out) == (0, "reviews  4 reviews stored\nverdicts 2 right, 1 wrong, 1 unsure\n")
+    assert (stored.code, stored.out) == (
+        0,
+        "reviews  4 reviews stored; 1 line is not filled in\nverdicts 2 right, 1 wrong, 1 unsure\n",
+    )
     assert stored.next == ["evaluate", "job.yaml"]
     assert again.events == [
         {
@@ -60,6 +63,7 @@ def test_a_sheet_is_written_filled_in_imported_and_evaluated(command: Command, f
             "job": "notes",
             "added": 0,
             "unchanged": 4,
+            "not_filled_in": 1,
             "verdicts": {"right": 2, "wrong": 1, "unsure": 1},
             "refused": [],
             "wins": None,
@@ -109,8 +113,22 @@ def test_a_row_whose_answer_has_changed_is_exit_1_and_a_wrong_line_is_exit_2(com
     assert (wrong.code, unknown.code, changed.code) == (2, 2, 1)
     assert "error: all.csv, line 3: column verdict is 'maybe', which is none of right, wrong, unsure" in wrong.err
     assert f"line 2: row r{'0' * 24} is no row of job notes; nothing was imported" in unknown.err
-    assert changed.out.startswith("reviews  0 reviews stored\nverdicts 0 right, 0 wrong, 0 unsure\nrefused  n")
+    assert changed.out.startswith("reviews  0 reviews stored; 6 lines are not filled in\nverdicts 0 right")
     assert changed.out.count(": its answer is another one since the export\n") == 2
+
+
+def test_wrong_lines_are_named_in_the_order_of_the_file(command: Command, folder: Path) -> None:
+    command("run", "job.yaml")
+    command("review", "job.yaml", "export", "all.csv")
+    with open(folder / "all.csv", newline="", encoding="utf-8-sig") as file:
+        first = next(csv.DictReader(file))["row"]
+    fill(folder / "all.csv", "row", first, "typed")
+    fill(folder / "all.csv", "verdict", "maybe", "right")
+
+    ran = command("review", "job.yaml", "import", "all.csv")
+
+    assert ran.code == 2
+    assert ran.err.index("line 2: column verdict") < ran.err.index("line 3: 'typed' in column row")
 
 
 @pytest.mark.parametrize(

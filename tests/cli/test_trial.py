@@ -93,14 +93,23 @@ def test_a_detached_trial_is_canceled_or_collected_by_name(command: Command) -> 
     assert "incomplete: canceled" in command("status", "job.yaml:base").out
 
 
-def test_commands_for_jobs_refuse_a_trial(command: Command) -> None:
+def test_commands_for_jobs_refuse_a_trial(command: Command, folder: Path) -> None:
     command("trial", "job.yaml", "--name", "base")
 
-    said = "error: job.yaml:base: this command is for jobs, and base is a trial; give `trial job.yaml --name base`"
-    for words in (("run",), ("estimate",), ("evaluate",), ("compare", "current", "current"), ("check",)):
+    for words, instead in (
+        (("run",), "trial job.yaml --name base"),
+        (("estimate",), "trial job.yaml --name base"),
+        (("check",), "trial job.yaml --name base"),
+        (("evaluate",), "evaluate job.yaml base"),
+        (("compare", "current", "current"), "compare job.yaml current base"),
+        (("report",), "report job.yaml --compare current base"),
+        (("review", "export", "sheet.csv"), "review job.yaml export FILE --disagree current base"),
+    ):
         ran = command(words[0], "job.yaml:base", *words[1:])
         assert ran.code == 2
+        said = f"error: job.yaml:base: this command is for jobs, and base is a trial; give `{instead}`"
         assert said in ran.err
+    assert not list(folder.glob("*.html")) + list(folder.glob("sheet*"))
 
 
 def test_unknown_options_and_names_are_exit_2(command: Command, folder: Path, api: RunningEmulator) -> None:

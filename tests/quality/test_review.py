@@ -261,7 +261,7 @@ def test_files_that_are_no_filled_in_sheet_are_refused(world: World) -> None:
         ("sheet.xlsx", "no line has a verdict or a new value"),
         ("other.csv", "has no column 'row'; import a file that"),
         ("latin.csv", 'is not in UTF-8 .*"CSV UTF-8"'),
-        ("no.xlsx", "cannot be read as a workbook"),
+        ("no.xlsx", "cannot be read as a workbook: .*; save it again as .xlsx or CSV$"),
         ("gone.xlsx", "is no file"),
         ("rows.parquet", "is no file"),
     ):
