@@ -147,13 +147,13 @@ class CanaryMissed(Event):
     tries: int
 
     def line(self) -> str:
-        shown = {"bound": "shown is only", "point": "right are only", "alarm": "possible are only"}[self.judge]
+        is_only = {"bound": "is shown", "point": "is right", "alarm": "is possible"}[self.judge]
         opens = f"; {self.opens_at:,} would open it" if self.opens_at is not None else "; so few rows cannot open it"
         confused = f"; most confused: {', '.join(self.confused)}" if self.confused else ""
         tries = f"; this is try {self.tries}" if self.tries > 1 else ""
         return (
             f"canary: {self.right:,} of {self.judged:,} right ({self.right / self.judged:.1%}), canary.min_accuracy is "
-            f"{self.min_accuracy:.1%}: {shown} {self.figure:.1%}{opens}{confused}{tries}"
+            f"{self.min_accuracy:.1%}: only {self.figure:.1%} {is_only}{opens}{confused}{tries}"
         )
 
 

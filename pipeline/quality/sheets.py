@@ -7,6 +7,7 @@ reading takes off again, and reading finds out separator and encoding by itself.
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ MOST_LINES = 100_000
 CUT = " ... (cut)"
 RANGES_AT_ONCE = 200  # of cells with one drop-down: Excel does not take a list of any length
 _SEPARATORS = (",", ";", "\t")
+_ERROR = re.compile(r".*'Error\((\w+)\)'.*")  # what fastexcel says of a cell that shows an error
 
 
 @dataclass
@@ -194,14 +196,19 @@ def _unguarded(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULAS) else cell
 
 
-def _sheets_of_workbook(path: Path) -> Iterator[list[tuple[str | None, ...]]]:
-    """Yield the rows of each sheet of a workbook."""
+def _sheets_of_workbook(path: Path) -> Iterator[list[list[str | None]]]:
+    """Yield the rows of each sheet of a workbook. A cell that shows an error, such as #REF!, has that as its text."""
     import fastexcel
 
     try:
         book = fastexcel.read_excel(path)
         for name in book.sheet_names:
-            yield book.load_sheet(name, header_row=None, dtypes="string").to_polars().rows()
+            batch, errors = book.load_sheet(name, header_row=None, dtypes="string").to_arrow_with_errors()
+            rows = [list(row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
+            for error in () if errors is None else errors.errors:  # of these the library makes empty cells
+                line, place = error.offset_position
+                rows[line][place] = _ERROR.sub(lambda found: f"#{found[1].upper()}!", error.detail)
+            yield rows
     except (OSError, fastexcel.FastExcelError) as exc:
         reason = str(exc).splitlines()[0]  # the next ones are where in its code the library met it
         raise InputError(f"{path} cannot be read as a workbook: {reason}; save it again as .xlsx or CSV") from exc

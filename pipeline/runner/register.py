@@ -1,11 +1,13 @@
 """Store a job in the state database and make its results table. Edge: SQL, the spool."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.driver import spools
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError, InputError
+from pipeline.escapes import inline
 from pipeline.job.model import Job
 from pipeline.planning.trial import Sampled
 from pipeline.sink.columns import ResultColumns, with_kinds
@@ -70,12 +72,25 @@ def _refuse_other_settings(job_record: JobRecord, trial: Sampled) -> None:
         "gold_only": "--gold-only",
         "vars": "--var",
     }
-    differ = [option for name, option in options.items() if getattr(begun, name) != getattr(now, name)]
+    differ = [
+        f"{option} ({_begun_with(getattr(begun, name))})"
+        for name, option in options.items()
+        if getattr(begun, name) != getattr(now, name)
+    ]
     why = f"with another {' and '.join(differ)}" if differ else "before the job's request or output was changed"
     raise InputError(
         f"--name {now.name}: this trial of job {trial.job.name} was begun {why}, and nothing was sent; choose another "
         "name, or give what it was begun with to continue it"
     )
+
+
+def _begun_with(value: Any) -> str:
+    """Return what an option was, for a message: only the names of fields and vars, whose values may be long texts."""
+    if not value:
+        return "not given"
+    if value is True:
+        return "given"
+    return ", ".join(value) if isinstance(value, Mapping) else inline(str(value))
 
 
 def _results_table(

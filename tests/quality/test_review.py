@@ -250,6 +250,22 @@ def test_a_row_that_stands_twice_in_a_sheet_stops_the_import(world: World) -> No
         imported(world, job)
 
 
+def test_a_cell_that_shows_an_error_is_no_empty_cell(world: World) -> None:
+    job = answered(world, ANSWERS[:2])
+    exported(world, job)
+    lines = [line.cells for line in sheet(world)]
+    with xlsxwriter.Workbook(str(world.folder / "sheet.xlsx")) as book:
+        page = book.add_worksheet()
+        for n, cells in enumerate([dict(zip(lines[0], lines[0], strict=True)), *lines]):
+            page.write_row(n, 0, list(cells.values()))
+        page.write_string(1, list(lines[0]).index("verdict"), "wrong")
+        page.write_formula(1, list(lines[0]).index("new"), "=VLOOKUP(1,A1:B2,3)", None, "#REF!")
+
+    with pytest.raises(InputError, match=r"line 2: column new is '#REF!', which is none of"):
+        imported(world, job)
+    assert reviews(world) == []
+
+
 def test_files_that_are_no_filled_in_sheet_are_refused(world: World) -> None:
     job = answered(world, ANSWERS[:3])
     exported(world, job)

@@ -194,9 +194,9 @@ def test_two_drivers_share_a_trial(world: World) -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"sample": 5}, "another --sample"),
-        ({"where": "id > 'r1'"}, "another --where"),
-        ({"changes": {"request.max_tokens": 7}}, "another --set"),
+        ({"sample": 5}, r"another --sample \(400\)"),
+        ({"where": "id > 'r1'"}, r"another --where \(not given\)"),
+        ({"changes": {"request.max_tokens": 7}}, r"another --set \(not given\)"),
         ({"gold_only": True}, "another --gold-only"),
     ],
 )

@@ -78,7 +78,7 @@ def test_nothing_more_is_sent_when_too_few_answers_are_right(world: World) -> No
     assert set(world.batch_states()[-2:]) == {"collected", "dropped"}
     [said] = lines(world, "canary_missed")
     assert said.startswith(
-        "canary: 35 of 40 right (87.5%), canary.min_accuracy is 85.0%: shown is only 76.5%; 38 would open it; "
+        "canary: 35 of 40 right (87.5%), canary.min_accuracy is 85.0%: only 76.5% is shown; 38 would open it; "
         "most confused: "
     )
     assert "; this is try" not in said
