@@ -185,6 +185,30 @@ def test_an_api_that_does_not_count_gives_estimates_from_bytes(command: Command,
     assert "the API did not count the tokens" in said[HAIKU]["warnings"][0]
 
 
+def test_an_api_that_cannot_be_reached_for_a_count_is_not_asked_for_the_other_models(
+    command: Command, api: RunningEmulator
+) -> None:
+    api.emulator.add_fault(on="count_tokens", do="foreign_page", kind="html", times=1000)
+
+    said = by_model(command, f"{HAIKU},{SONNET},{OPUS}")
+
+    first = [call["path"] for call in api.emulator.log() if call["path"].endswith("/count_tokens")]
+    by_model(command, HAIKU)
+    assert len(first) * 2 == sum(call["path"].endswith("/count_tokens") for call in api.emulator.log())
+    assert [facts["input_tokens"]["counted"] for facts in said.values()] == [0, 0, 0]
+
+
+def test_a_gateway_without_a_models_api_leaves_models_unchecked(command: Command, api: RunningEmulator) -> None:
+    api.emulator.add_fault(on="models", do="status", status=404, error_type="not_found_error", times=1000)
+
+    ran, every = command("estimate", "job.yaml", "--models", OPUS), command("estimate", "job.yaml", "--models", "all")
+
+    assert ran.out.splitlines()[5].split()[-1] == "?"
+    assert f"warning  {OPUS}: the Models API gives no facts about it, so it was not checked\n" in ran.out
+    assert every.code == 2
+    assert every.err.startswith("error: --models: the models could not be looked up: ")
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
