@@ -75,15 +75,20 @@ def newest(names: Collection[str], line: str) -> str | None:
     return max(known, key=lambda name: known[name].generation, default=None)
 
 
-def unknown(name: str, known: Collection[str]) -> str:
+def alias(name: str) -> str:
+    """Return the id of a model without the date after its version, which the API knows as well; others unchanged."""
+    return _DATE.sub("", name)
+
+
+def unknown(name: str, known: Collection[str], where: str = "request.model") -> str:
     """Return the message about a model that the API does not list. known: the ids that it lists.
 
-    An id that ends with a date after its version has an alias without the date, which the API does not list.
+    The API does not list aliases. where: the field or the option that names the model.
     """
-    aliases = {_DATE.sub("", each) for each in known}
+    aliases = {alias(each) for each in known}
     near = difflib.get_close_matches(name, sorted({*known, *aliases}, reverse=True), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f" (it knows {', '.join(sorted(known)) or 'none'})"
-    return f"request.model: the API knows no model {name!r}{hint}"
+    return f"{where}: the API knows no model {name!r}{hint}"
 
 
 def warnings(info: "ModelInfo", now: date) -> list[str]:
@@ -144,16 +149,23 @@ class _Request(NamedTuple):
 def refusal(
     params: Mapping[str, Any], info: "ModelInfo", betas: Collection[str] = (), has: Collection[str] = ()
 ) -> str | None:
-    """Return why the model would refuse a request, in a sentence that begins with the job file's field; None if not.
+    """Return the first of `refusals`; None if there are none."""
+    return next(refusals(params, info, betas, has), None)
+
+
+def refusals(
+    params: Mapping[str, Any], info: "ModelInfo", betas: Collection[str] = (), has: Collection[str] = ()
+) -> Iterator[str]:
+    """Yield why the model would refuse a request, in sentences that begin with the job file's field.
 
     params: of a Messages call. has: which of "image" and "document" the messages hold. A property of the model that is
     unknown refuses nothing.
     """
     request = _Request(params, info, betas, has)
-    return next((reason for check in _CHECKS if (reason := check(request))), None)
+    yield from (reason for check in _CHECKS if (reason := check(request)))
 
 
-# Each of these checks looks at one property of the model. It returns the sentence of `refusal`, or None if the model
+# Each of these checks looks at one property of the model. It returns a sentence of `refusals`, or None if the model
 # accepts that part of the request.
 
 

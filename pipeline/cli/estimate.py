@@ -1,6 +1,7 @@
 """`estimate`: what would a run send and cost?"""
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.planning.known_rows import KnownRows
+    from pipeline.planning.past import Past
     from pipeline.planning.plan import Plan
     from pipeline.planning.quote import Quote
     from pipeline.planning.quoting import Known
@@ -29,10 +31,17 @@ def estimate(
     var: VarOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the source.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Also rows that succeeded with an older recipe.")] = False,
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="What would all rows cost with these models? all: those the key may use."),
+    ] = None,
     *,
     shared: SharedOptions,
 ) -> None:
-    """Show what a run would send and estimate its tokens, its cost and its time. Sends nothing."""
+    """Show what a run would send and estimate its tokens, its cost and its time. Sends nothing.
+
+    With --models it shows a line for each model instead, the cheapest first, and what each refuses of the requests.
+    """
     from pipeline.planning.plan import Plan
     from pipeline.report.canary import canary_chances
     from pipeline.report.quote import estimate_lines, quote_facts
@@ -40,6 +49,11 @@ def estimate(
 
     loaded = load_job(find_job_file(job, shared), var)
     check_params(loaded)
+    if models is not None:
+        if refresh:
+            raise InputError("--models estimates all rows, also those that have an answer; leave --refresh out")
+        _estimate_models(Plan(loaded, limit=limit), models, job, shared)
+        return
     quote, warnings = _quote_by_state(Plan(loaded, limit=limit, refresh=refresh), default_folder(job), shared)
     if shared.as_json:
         put_json({"event": "estimate", "job": loaded.name, "warnings": warnings, **quote_facts(quote)})
@@ -101,6 +115,50 @@ def _quote(
     if problem is not None:
         warnings.append(f"the API did not count the tokens: {problem}")
     return quote, warnings
+
+
+def _estimate_models(plan: "Plan", models: str, job: str, shared: SharedOptions) -> None:
+    """Print an estimate for each model, of all rows of the plan as if none had an answer. models, job: as given."""
+    from datetime import UTC, datetime
+
+    from pipeline.driver import environment
+    from pipeline.planning import by_model
+    from pipeline.planning.known_rows import KnownRows
+    from pipeline.report.by_model import model_lines, next_model
+
+    names = by_model.read_names(models)
+    quote = plan.quote(KnownRows(None, None))
+    before = _past(plan, default_folder(job), shared)
+    with environment.asking(plan.job.api.endpoint, emulated=shared.emulator) as api:
+        found = by_model.estimates(plan.job, quote, names, api, before=before, today=datetime.now(UTC).date())
+    if shared.as_json:
+        for each in found:
+            put_json({"event": "model_estimate", "job": plan.job.name, **each.facts()})
+    else:
+        for line in model_lines(found, plan.job, before):
+            put(line)
+        sys.stdout.flush()
+    other = next_model(found)
+    if other is None:
+        say_next("run", job)
+    else:
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", other)  # the ids of clouds have other characters, too
+        say_next("trial", job, "--name", name, "--set", f"request.model={other}")
+
+
+def _past(plan: "Plan", folder: Path, shared: SharedOptions) -> "Past | None":
+    """Return what is known of the job's past answers; None: it has none. folder: that of the default database."""
+    from pipeline.planning.past import past
+    from pipeline.sink.table import ResultsTable
+    from pipeline.state.database import Database
+    from pipeline.state.jobs import job_named
+
+    url = database_url(folder, shared)
+    if not Database.exists(url):
+        return None
+    with contextlib.closing(Database(url)) as database, database.read() as conn:
+        record = job_named(conn, plan.job.name)
+        return None if record is None else past(conn, record, ResultsTable.of(record), plan.recipe)
 
 
 def _canary_rows(plan: "Plan", quote: "Quote", known: "Known", lookup: "KnownRows") -> int:

@@ -29,14 +29,14 @@ def check_models(job: Job, quote: Quote, api: "Api", now: datetime) -> list[str]
         try:
             info = api.model(params["model"])
         except NotFound:
-            known = _listed(api)
+            known = listed(api)
             if known:
                 raise JobError(capabilities.unknown(params["model"], known)) from None
             found.append(f"request.model: the Models API gives no facts about {params['model']}, so it was not checked")
             continue
         except Stopped as exc:
             return [*found, f"the models were not checked: {exc}"]
-        refused = capabilities.refusal(params, info, job.request.betas, _attached(job))
+        refused = capabilities.refusal(params, info, job.request.betas, attached(job))
         if refused is not None:
             raise JobError(refused)
         found += capabilities.warnings(info, now.date())
@@ -56,11 +56,12 @@ def _asked(job: Job, quote: Quote) -> Iterator[dict[str, Any]]:
         yield {**fixed, "model": model, "max_tokens": max_tokens}
 
 
-def _attached(job: Job) -> set[str]:
+def attached(job: Job) -> set[str]:
+    """Return which of "image" and "document" the messages of a job hold."""
     return {"image" if attachment.image else "document" for attachment in job.request.attachments}
 
 
-def _listed(api: "Api") -> list[str]:
+def listed(api: "Api") -> list[str]:
     """Return the models that the API lists; [] if it gives no list."""
     try:
         return [info.id for info in api.models()]

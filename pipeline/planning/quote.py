@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.answer.continuing import goes_on, shares_requests
@@ -17,6 +17,7 @@ from pipeline.planning.sample import (
     SEPARATORS,
     Reservoir,
     Sample,
+    asking,
     guessed_tokens,
     marked_parts,
     mean,
@@ -104,6 +105,18 @@ class Quote:
     def put_problem(self, slot: int, why: str) -> None:
         """Store why a sampled row cannot be sent. slot: as for `put`."""
         self._slots[slot] = why
+
+    def asking(self, model: str, *, keep: int) -> "Quote":
+        """Return the quote as it would be if every row asked this model.
+
+        keep: how many of the sampled requests keep their params, for the API to count.
+        """
+        slots = sorted(self._slots.items())
+        first = [slot for slot, sample in slots if isinstance(sample, Sample)][:keep]
+        asked = {
+            slot: each if isinstance(each, str) else asking(each, model, keep=slot in first) for slot, each in slots
+        }
+        return replace(self, _slots=asked)
 
     @property
     def sampled(self) -> int:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import orjson
+
 from pipeline.answer.retry_change import AnyChange
 from pipeline.job.model import MAX_TOKENS
 from pipeline.job.retrying import AskAgain, LongerAnswer, OtherModel
@@ -93,6 +95,14 @@ class Sample(NamedTuple):
     params: bytes | None
     marked: str | None = None
     change: AnyChange | None = None
+
+
+def asking(sample: Sample, model: str, *, keep: bool) -> Sample:
+    """Return a sampled request that asks another model. keep: whether its params are needed."""
+    params = sample.params if keep else None
+    if params is not None:
+        params = orjson.dumps({**orjson.loads(params), "model": model})
+    return sample._replace(model=model, params=params)
 
 
 #: Tokens of the turn that says what is wrong with an answer.
