@@ -69,10 +69,10 @@ def settle_alike(
     """
     settled, now = SettledRows(first, last, driver.sink), driver.now()
     columns = driver.sink.columns.output
-    earlier = earlier_rounds(conn, batch.id, first, last) if "rounds" in columns else None
+    earlier = earlier_rounds(conn, batch.id, first, last)
     for row in batch_rows(conn, batch.id, first, last):
         total = Total(outcome, None if sent else 0.0, row.attempts + 1)
-        if earlier is not None:
+        if earlier or "rounds" in columns:
             total = Total.of(*total, earlier.get(row.id, FIRST_ROUND), counts_calls="tool_calls" in columns)
         fixed = Fixed(
             recipe=batch.recipe,

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.answer.continuing import goes_on
 from pipeline.driver.driver import Driver
 from pipeline.errors import RowProblem
 from pipeline.job import templates
@@ -33,11 +34,16 @@ class Awaited:
     """
 
     batches: set[int] = field(default_factory=set)  #: of other runs; the run waits until they are closed
-    plan_again_after: set[int] = field(default_factory=set)  #: with rows that have changed or had another recipe
+    #: with rows that have changed or had another recipe, or that the run takes over
+    plan_again_after: set[int] = field(default_factory=set)
 
-    def note(self, kind: Verdict, known: KnownRow, *, run_id: int, recipe: str) -> None:
-        """Note the batch of a row in flight; ignore other rows. run_id, recipe: of the run that waits."""
-        if kind is Verdict.CHANGED_IN_FLIGHT or (kind is Verdict.IN_FLIGHT and known.recipe != recipe):
+    def note(self, kind: Verdict, known: KnownRow, *, run_id: int, recipe: str, takes_over: bool) -> None:
+        """Note the batch of a row in flight; ignore other rows. run_id, recipe: of the run that waits.
+
+        takes_over: whether the run goes on with rows of other runs whose answers are not their end.
+        """
+        other = known.recipe != recipe or (takes_over and known.run_id != run_id)
+        if kind is Verdict.CHANGED_IN_FLIGHT or (kind is Verdict.IN_FLIGHT and other):
             self.plan_again_after.add(known.batch)
         elif kind is Verdict.IN_FLIGHT and known.run_id != run_id:
             self.batches.add(known.batch)
@@ -107,6 +113,7 @@ class Mover:
         self._run_id, self._scope, self._source, self._judge = run_id, scope, source, judge
         self._renderer, self._awaited, self._suspects = renderer, awaited, suspects
         self._changes = RetryChanges(driver, scope.job)
+        self._takes_over = scope.retry is None and goes_on(scope.job)
 
     def moves(self, chunk: Chunk) -> Moves:
         """Judge the rows of a chunk, render those that are sent, and return all changes. Writes nothing."""
@@ -143,7 +150,9 @@ class Mover:
             elif row.known is not None:
                 if scope.retry is None:  # in a retry the run that planned the row notes this
                     moves.leave(row.verdict, key, keep, row.row_hash, row.known)
-                self._awaited.note(row.verdict, row.known, run_id=self._run_id, recipe=scope.recipe)
+                self._awaited.note(
+                    row.verdict, row.known, run_id=self._run_id, recipe=scope.recipe, takes_over=self._takes_over
+                )
         return moves
 
     def _repeats_round(self, row: JudgedRow) -> bool:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.answer.continuing import OUT_OF_ROUNDS
 from pipeline.answer.outcome import is_about_account
 from pipeline.escapes import inline
 from pipeline.job import json_values
@@ -83,6 +84,11 @@ def _remedy(cause: Cause, last: RunRecord | None) -> tuple[str, list[str]]:
             return "correct these rows at the source, or the template; then", ["run"]
         case RowState.TRUNCATED if error_type == "model_context_window_exceeded":
             return "shorten these rows at the source, or name a model with a larger window; then", ["run"]
+        case RowState.TRUNCATED if error_type == OUT_OF_ROUNDS:
+            return "raise rounds.max in the job file; then", [*again, "--error-type", OUT_OF_ROUNDS]
+        case RowState.TRUNCATED if error_type == "pause_turn":
+            remedy = "let the model go on, with retry.change: {paused: {continue: true}} in the job file; then"
+            return remedy, [*again, "--error-type", "pause_turn"]
         case RowState.TRUNCATED:
             if last is not None and last.max_tokens is None:
                 return "raise request.max_tokens in the job file; then", ["run"]

@@ -4,7 +4,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 
-from pipeline.answer.continuing import goes_on
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment, Session
 from pipeline.driver.job_of_run import JobOfRun
@@ -18,6 +17,7 @@ from pipeline.state.jobs import JobRecord, all_jobs, jobs_with_work, mark_swept,
 from pipeline.state.runs import RunRecord, end_if_done, open_runs, run_outcomes
 from pipeline.state.sharing import forget_shareable, has_shareable
 from pipeline.state.tallies import run_counts
+from pipeline.state.turns import any_between_rounds
 from pipeline.states import OUTCOMES, RowState, RunReason
 from pipeline.steps.collect import collect_due
 from pipeline.steps.delete import delete_batches_due
@@ -159,7 +159,9 @@ def _pass_of_run(driver: Driver, run: RunRecord, job: Job, stopped: list[Stopped
         with contextlib.suppress(Busy), driver.planning():
             for _ in send_again(driver, job, run.id, run.recipe):
                 driver.stop.check()
-    if goes_on(job):
+    with driver.reading() as conn:  # not the job is asked: it may have lost its section `rounds` meanwhile
+        in_rounds = any_between_rounds(conn, run.id)
+    if in_rounds:
         _begin_rounds(driver, run, job, stopped)
 
 

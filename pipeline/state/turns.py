@@ -117,6 +117,12 @@ def earlier_rounds(conn: Connection, batch: int, first: int, last: int) -> dict[
     return {row: Earlier(*rounds) for row, rounds in found.items()}
 
 
+def has_later_rounds(conn: Connection, batch: int) -> bool:
+    """Return whether rows in flight of a batch are in a later round than their first."""
+    here = (requests.c.batch_id == batch, requests.c.state == RowState.IN_FLIGHT, requests.c.round > 1)
+    return bool(conn.scalar(select(select(requests.c.id).where(*here).exists())))
+
+
 # -- the calls of tools ----------------------------------------------------------------------------------------------
 
 #: A turn and its row, which waits for the next round.
@@ -228,6 +234,11 @@ def is_round_open(conn: Connection, run_id: int, gate: str | None) -> bool:
         waiting.append(requests.c.body_id.in_(select(batches.c.id).where(batches.c.gate == gate)))
     exists = or_(select(batches.c.id).where(*flying).exists(), select(requests.c.id).where(*waiting).exists())
     return bool(conn.scalar(select(exists)))
+
+
+def any_between_rounds(conn: Connection, run_id: int) -> bool:
+    """Return whether a row of a run waits for its next round."""
+    return bool(conn.scalar(select(select(requests.c.id).where(*_waiting(run_id)).exists())))
 
 
 class ReadyRow(NamedTuple):

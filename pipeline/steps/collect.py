@@ -41,7 +41,7 @@ from pipeline.state.jobs import alone, columns_of, set_columns
 from pipeline.state.moves import collected_so_far, count_download, mark_collected, mark_lost, postpone
 from pipeline.state.rows import Settled, batch_rows, rows_by_position, unneeded_bodies
 from pipeline.state.spending import settle
-from pipeline.state.turns import forget_params, put_turns
+from pipeline.state.turns import forget_params, has_later_rounds, put_turns
 from pipeline.states import CONTINUED, BatchState, RowState
 from pipeline.steps import lost
 from pipeline.steps.continued import Rounds
@@ -217,10 +217,12 @@ def _store_outcomes(driver: Driver, batch: Batch, job: Job, found: Found, *, los
     lose: True: rows without a readable result line get the outcome lost. False: they stay in flight.
     """
     reader, prices = ResultReader(job), PriceList(job.prices)
-    rounds = Rounds(driver, batch, job) if goes_on(job) else None
     total = _Total()
     with driver.reading() as conn:
         shared = rows_by_position(conn, batch)
+        # the job may have lost its section `rounds` since these requests were sent: earlier rounds cost what they cost
+        in_rounds = goes_on(job) or has_later_rounds(conn, batch.id)
+    rounds = Rounds(driver, batch, job) if in_rounds else None
     if found.unknown:
         driver.tell(UnknownResults(batch=batch.id, lines=found.unknown))
     with found.opened() as lines_at:

@@ -28,7 +28,7 @@ class Rounds:
 
     def __init__(self, driver: Driver, batch: Batch, job: Job) -> None:
         self._driver, self._batch, self._continuing = driver, batch, Continuing(job)
-        self._counts_calls = bool(job.rounds.tools)
+        self._counts_calls = "tool_calls" in driver.sink.columns.output
         self._open = ExitStack()
         self._body: BodyParams | None = None
         self._is_open = False

@@ -149,6 +149,8 @@ class Toolbox:
 
     def _problem_of_blocks(self, blocks: list[Block]) -> str | None:
         """Return why the API would refuse these blocks in a tool_result; None if it would not."""
+        if any(block["type"] == "text" and not block["text"] for block in blocks):
+            return "a text block is empty"
         result = {"type": "tool_result", "tool_use_id": "toolu", "content": blocks}
         turns = [{"role": "user", "content": [result]}]
         mismatch = first_mismatch({"model": "a model", "max_tokens": 1, "messages": turns}, beta=self._beta)

@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from pipeline.job.model import Job
 from pipeline.planning.selection import Selection
+from pipeline.report.errors import error_facts
 from pipeline.report.show import lines
 from pipeline.runner.show import show
 from pipeline.runner.sweep import sweep
+from pipeline.sink.table import ResultsTable
 from pipeline.state.tables import leases, turns
 from pipeline.steps.cancel import cancel
 from pipeline.steps.tools import call_tools
 from tests.conftest import World, texts
 from tests.rounds.builders import Counting, conversations, holds, live, with_tools
+from tests.support.talking import declared
 
 POSTGRESQL_IS_LONG = True
 
@@ -160,6 +164,22 @@ def test_the_calls_of_a_run_that_ended_wait_for_the_next_run(world: World) -> No
     assert finished.rows == {"succeeded": 5}
     assert max(len(messages) for messages in conversations(world)) > 1
     assert world.sent_twice() == []
+
+
+def test_a_run_goes_on_with_rows_that_an_ended_run_has_at_the_api(world: World) -> None:
+    job = with_tools(world, {"lookup": Counting()})
+    world.run(job, detach=True)
+    world.clock.advance(120)
+    world.emulator.wait_idle()
+    cancel(world.where(), world.known())
+    assert set(world.states().values()) == {"in_flight"}
+
+    finished = world.run(job)
+
+    assert finished.rows == {"succeeded": 5}
+    assert set(world.statuses().values()) == {"succeeded"}
+    assert world.sent_twice() == []
+    assert holds(world)
 
 
 def test_two_drivers_make_each_call_once(world: World) -> None:
@@ -310,3 +330,50 @@ def test_long_conversations_are_read_a_few_at_a_time(world: World, monkeypatch: 
 
     assert finished.rows == {"succeeded": 5}
     assert holds(world)
+
+
+def without_rounds(world: World) -> Job:
+    """Return the job of `with_tools` with its tools, but without the section `rounds`."""
+    return with_tools(world, {}, request={"params": {"tools": declared(["lookup"])}})
+
+
+def test_a_job_that_loses_its_rounds_meanwhile_still_counts_the_earlier_ones(world: World) -> None:
+    world.run(with_tools(world, {"lookup": Counting()}), detach=True)
+    while all(len(messages) == 1 for messages in conversations(world)):  # until a second round is at the API
+        world.clock.advance(120)
+        world.sweep()
+
+    world.run(without_rounds(world))
+
+    answers = world.answers().values()
+    assert min(answer["rounds"] for answer in answers) == 2
+    assert min(answer["tool_calls"] for answer in answers) > 0
+    paid = sum(batch["cost_usd"] for batch in world.told("collected"))
+    assert sum(answer["cost_usd"] for answer in answers) == pytest.approx(paid, abs=1e-5)
+    assert holds(world)
+
+
+def test_rows_between_two_rounds_of_a_job_that_loses_its_rounds_are_still_sent(world: World) -> None:
+    lookup = Counting()
+    waiting_for_tools(world, lookup)
+
+    finished = world.run(without_rounds(world))
+
+    assert finished.rows == {"succeeded": 5}
+    assert not lookup.calls
+    second = [messages for messages in conversations(world) if len(messages) > 1]
+    assert len(second) == 5
+    assert all("there is no tool 'lookup'" in results_in(messages)[0]["content"] for messages in second)
+    assert holds(world)
+
+
+def test_the_remedy_for_rows_without_rounds_left_is_to_allow_more(world: World) -> None:
+    world.emulator.settings.tool_rounds = 3
+    world.run(with_tools(world, {"lookup": Counting()}, rounds={"max": 1}))
+
+    with world.database.read() as conn:
+        [cause] = error_facts(conn, world.known(), ResultsTable.of(world.known()), "job.yaml")
+
+    assert cause["remedy"] == "raise rounds.max in the job file; then"
+    words = ["batch-pipeline", "retry", "job.yaml", "--status", "truncated", "--error-type", "rounds"]
+    assert cause["command"][-6:] == words[-6:]

@@ -109,6 +109,11 @@ def long_complaint(number: str, year: int = 1) -> str:
             id="an object",
         ),
         pytest.param(returning(b"x"), "lookup returned what cannot be sent: ", id="bytes"),
+        pytest.param(
+            returning([{"type": "text", "text": ""}]),
+            "lookup returned what cannot be sent: a text block is empty",
+            id="an empty block",
+        ),
         pytest.param(returning("\ud800"), "lookup returned what cannot be sent: ", id="no Unicode"),
         pytest.param(returning({"a": "\ud800"}), "lookup returned what cannot be sent: ", id="no Unicode inside"),
         pytest.param(
