@@ -20,7 +20,8 @@ from pipeline.job.json_schema import did_you_mean
 Function = Callable[..., Any]
 
 _lock = threading.Lock()  # sys.path and sys.modules are of the whole process
-_modules: dict[tuple[str, str], ModuleType] = {}  #: by folder and name: two jobs may have modules of the same name
+_modules: dict[tuple[Path, str], ModuleType] = {}  #: by folder and name: two jobs may have modules of the same name
+_brought: dict[Path, set[str]] = {}  #: by folder: the names of the modules in it that were imported for its jobs
 
 
 class ReferenceProblem(Exception):
@@ -53,7 +54,7 @@ def find_function(reference: str, folder: Path) -> Function:
 def _module(name: str, folder: Path, reference: str) -> ModuleType:
     """Return a module, imported with `folder` as the first place to look. Raises ReferenceProblem."""
     with _lock:
-        known = _modules.get((str(folder), name))
+        known = _modules.get((folder, name))
         if known is not None:
             return known
         importlib.invalidate_caches()  # a file that was written a moment ago may be missing in a listing
@@ -68,7 +69,7 @@ def _module(name: str, folder: Path, reference: str) -> ModuleType:
             ) from exc
         except (Exception, SystemExit) as exc:  # whatever the user's module does
             raise ReferenceProblem(f"{reference} cannot be imported: {type(exc).__name__}: {exc}") from exc
-        _modules[str(folder), name] = module
+        _modules[folder, name] = module
         return module
 
 
@@ -78,20 +79,31 @@ def _first_on_path(folder: Path) -> Iterator[None]:
     aside = _hidden_by(folder)
     for name in aside:
         del sys.modules[name]
+    before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
+        new = {name: _file_of(sys.modules[name]) for name in sys.modules.keys() - before}
+        brought = {name for name, file in new.items() if file is not None and folder in file.parents}
+        _brought.setdefault(folder, set()).update(brought)
         sys.modules.update(aside)
 
 
 def _hidden_by(folder: Path) -> dict[str, ModuleType]:
-    """Return the imported modules of whose names, or of whose packages' names, the folder has others."""
+    """Return the imported modules that must not be found: of names that the folder has, or from folders of other jobs.
+
+    What Python finds without those folders, too, it finds again.
+    """
     names = {found.name for found in pkgutil.iter_modules([str(folder)])} - sys.stdlib_module_names
-    named = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in names}
-    return {
-        name: module
-        for name, module in named.items()
-        if getattr(module, "__file__", None) is not None and folder not in Path(str(module.__file__)).parents
+    others = {name for other, brought in _brought.items() if other != folder for name in brought}
+    named = {
+        name: module for name, module in sys.modules.copy().items() if name in others or name.partition(".")[0] in names
     }
+    return {name: module for name, module in named.items() if (file := _file_of(module)) and folder not in file.parents}
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return None if file is None else Path(str(file))

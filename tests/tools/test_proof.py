@@ -100,6 +100,17 @@ def test_two_jobs_may_have_modules_of_the_same_name(write: Writer, tmp_path: Pat
     assert sys.modules["same_words"].WORD == "one"
 
 
+def test_a_module_of_another_job_is_not_found(write: Writer, tmp_path: Path) -> None:
+    write("one/lonely_tools.py", "from lonely_words import WORD\ndef lookup(number, year=1): return WORD\n")
+    write("one/lonely_words.py", "WORD = 'one'\n")
+    write("two/other_tools.py", "from lonely_words import WORD\ndef lookup(number, year=1): return WORD\n")
+
+    assert answer("lonely_tools.lookup", tmp_path / "one") == "one"
+    assert "there is no module lonely_tools in" in refusal("lonely_tools.lookup", tmp_path / "two")
+    assert "its module needs 'lonely_words'" in refusal("other_tools.lookup", tmp_path / "two")
+    assert answer("lonely_tools.lookup", tmp_path / "one") == "one"
+
+
 def test_a_folder_does_not_take_the_place_of_the_standard_library(write: Writer, tmp_path: Path) -> None:
     import json
 
