@@ -30,6 +30,7 @@ def shares_requests(job: Job) -> bool:
 
 class _Message(Struct, gc=False):
     content: Raw
+    container: Raw = Raw(b"null")
 
 
 _decode = msgspec.json.Decoder(_Message).decode
@@ -73,9 +74,7 @@ class Continuing:
         if outcome.stop_reason != "tool_use" or not self._tools:
             return None
         named = [str(block.get("name")) for block in calls_of(message)]
-        if self._final in named or not self._tools & set(named):
-            return None
-        return len(named)
+        return None if not named or self._final in named else len(named)  # for unknown names the results are errors
 
     def may_go_on(self, outcome: Outcome) -> bool:
         """Return whether the message of an answer has to be looked at."""
@@ -100,11 +99,12 @@ def out_of_rounds(outcome: Outcome, most: int) -> Outcome:
 def next_params(params: str, message: str, results: Sequence[Mapping[str, Any]] | None, cache: str | None) -> bytes:
     """Return the params of the next round, as JSON.
 
-    params: of the request that was answered; message: the answer; results: blocks, in the order of the calls; None: the
-    model paused. cache: how long the conversation stays in the prompt cache; None: no breakpoint.
+    It is for the container in which the API's own tools have run, if the answer names one. params: of the request that
+    was answered; message: the answer; results: blocks, in the order of the calls; None: the model paused. cache: how
+    long the conversation stays in the prompt cache; None: no breakpoint.
     """
     control = None if cache is None else {"type": "ephemeral", "ttl": cache}
-    before = _open_messages(params, control)
+    before = _open_messages(_in_container(params, message), control)
     turn = b'{"role":"assistant","content":' + content_of(message) + b"}"
     if results is None:
         return before + b"," + turn + b"]}"
@@ -113,6 +113,20 @@ def next_params(params: str, message: str, results: Sequence[Mapping[str, Any]] 
         blocks[-1] = {**blocks[-1], "cache_control": control}
     user = orjson.dumps({"role": "user", "content": blocks})
     return before + b"," + turn + b"," + user + b"]}"
+
+
+def _in_container(params: str, message: str) -> str:
+    """Return params for the container of an answer; unchanged if the answer has none, or params are for it already."""
+    found = orjson.loads(bytes(_decode(message).container))
+    if not isinstance(found, dict) or "id" not in found:
+        return params
+    fields = orjson.loads(params)
+    given = fields.pop("container", None)  # a mapping says which skills it has
+    wanted = {**given, "id": found["id"]} if isinstance(given, dict) else found["id"]
+    if wanted == given:
+        return params
+    rest = params if given is None else orjson.dumps(fields).decode()
+    return f'{{"container":{orjson.dumps(wanted).decode()},{rest.removeprefix("{")}'
 
 
 def _open_messages(params: str, control: Mapping[str, str] | None) -> bytes:

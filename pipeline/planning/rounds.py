@@ -11,6 +11,7 @@ import orjson
 
 from pipeline.answer.continuing import next_params
 from pipeline.driver.driver import Driver
+from pipeline.driver.sums import Total
 from pipeline.job.model import Job
 from pipeline.money.budget import Bound, attachment_tokens, is_small
 from pipeline.money.prices import PriceList
@@ -19,7 +20,7 @@ from pipeline.planning.packer import Packer, Sendable, sent_hash
 from pipeline.request import packing
 from pipeline.state.batches import smallest_too_large
 from pipeline.state.rows import Replanned, replan_rows
-from pipeline.state.turns import ReadyRow, Standing, is_round_open, ready_rows, standing
+from pipeline.state.turns import Earlier, ReadyRow, Standing, is_round_open, ready_rows, standing, turns_of
 from pipeline.states import RowState
 
 ROWS_AT_ONCE = 500  # whose turns are read in one transaction
@@ -90,7 +91,7 @@ def _sendable(row: int, params: bytes, listed: PriceList) -> Sendable:
 
 
 def _end_too_large(driver: Driver, run_id: int, recipe: str, rows: list[ReadyRow]) -> None:
-    """Mark rows as invalid whose conversation has grown larger than a batch."""
+    """Mark rows as invalid whose conversation has grown larger than a batch. Their answers have what they have cost."""
     with driver.planning_transaction(run_id) as conn:
         replan_rows(
             conn,
@@ -111,7 +112,14 @@ def _end_too_large(driver: Driver, run_id: int, recipe: str, rows: list[ReadyRow
                 for row in rows
             ],
         )
-        reason = "the conversation of round {} is larger than limits.max_batch_bytes"
-        invalid = [InvalidRow(row.key, row.keep, reason.format(row.round), attempts=0) for row in rows]
-        answers = [row.answer(run_id, recipe, driver.now()) for row in invalid]
-        driver.sink_now(conn).write_answers(conn, answers)
+        sink, now = driver.sink_now(conn), driver.now()
+        counts_calls = "tool_calls" in sink.columns.output
+        answers = []
+        for row in rows:
+            reason = f"the conversation of round {row.round} is larger than limits.max_batch_bytes"
+            before = Earlier(row.round - 1, [turn.usage for turn in turns_of(conn, row.id, row.round)])
+            invalid = InvalidRow(row.key, row.keep, reason, attempts=0).answer(run_id, recipe, now)
+            total = Total.of(invalid.outcome, 0.0, 0, before, counts_calls=counts_calls)
+            fixed = invalid.fixed._replace(cost_usd=total.cost, attempts=total.attempts)
+            answers.append(invalid._replace(outcome=total.outcome, fixed=fixed))
+        sink.write_answers(conn, answers)

@@ -168,8 +168,10 @@ def _check_cache(job: Job) -> None:
     params, turns = shared(job)
     of_rows = [turn.model_dump() for turn in job.request.messages[len(turns) :]]
     breakpoints = orjson.dumps([params, turns, of_rows]).count(b'"cache_control":{')
+    if job.request.cache is not None and job.rounds.tools:
+        breakpoints += 1  # later rounds have one behind the results of the tools
     if breakpoints > MAX_BREAKPOINTS:
-        field = "request:" if job.request.cache is None else "request.cache: with the one that it adds,"
+        field = "request:" if job.request.cache is None else "request.cache: with those that it adds,"
         raise JobError(
             f"{field} {breakpoints} blocks have cache_control, and the API accepts {MAX_BREAKPOINTS}; remove some"
         )

@@ -39,7 +39,7 @@ def calls(stop: str, content: Any, error_type: str | None = None, **changes: Any
     [
         pytest.param("tool_use", [TEXT, USE], 1, id="one call"),
         pytest.param("tool_use", [USE, {**USE, "name": "unknown"}], 2, id="a call of an unknown tool gets an error"),
-        pytest.param("tool_use", [{**USE, "name": "unknown"}], None, id="only a tool that is not ours"),
+        pytest.param("tool_use", [{**USE, "name": "unknown"}], 1, id="a call of an unknown tool alone, too"),
         pytest.param("tool_use", [USE, {**USE, "name": "answer"}], 2, id="a tool that is not the output"),
         pytest.param("max_tokens", [TEXT, USE], None, id="cut off in the middle"),
         pytest.param("end_turn", [TEXT], None, id="the end"),
@@ -123,3 +123,26 @@ def test_a_batch_counts_an_answer_that_goes_on_and_the_last_round_is_truncated()
     assert "still asked for tools in round 3 of 3" in str(
         out_of_rounds(paused._replace(stop_reason="tool_use"), 3).error_message
     )
+
+
+def test_the_next_request_is_for_the_container_of_the_answer() -> None:
+    message = orjson.dumps({"content": [TEXT], "container": {"id": "container_2", "expires_at": "soon"}}).decode()
+    asked = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+
+    def container(params: dict[str, Any]) -> Any:
+        made = next_params(orjson.dumps(params).decode(), message, None, None)
+        assert list(orjson.loads(made))[-1] == "messages"
+        return orjson.loads(made)["container"]
+
+    assert container(asked) == "container_2"
+    assert container({"container": "container_2", **asked}) == "container_2"
+    assert container({"container": "container_1", **asked}) == "container_2"
+    assert container({"container": {"skills": [1]}, **asked}) == {"skills": [1], "id": "container_2"}
+
+
+def test_without_a_container_the_next_request_names_none() -> None:
+    message = orjson.dumps({"content": [TEXT], "container": None}).decode()
+
+    made = next_params('{"model":"m","messages":[{"role":"user","content":"a"}]}', message, None, None)
+
+    assert "container" not in orjson.loads(made)

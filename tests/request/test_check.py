@@ -68,8 +68,19 @@ MARKED = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
         pytest.param({"system": [MARKED] * 5}, "request: 5 blocks have cache_control", id="five of the user's"),
         pytest.param(
             {"system": [MARKED] * 4, "messages": [{"role": "user", "content": "x"}], "cache": "5m"},
-            "request.cache: with the one that it adds, 5 blocks have cache_control",
+            "request.cache: with those that it adds, 5 blocks have cache_control",
             id="one more than four",
+        ),
+        pytest.param(
+            {
+                "system": [MARKED] * 3,
+                "messages": [{"role": "user", "content": "x"}],
+                "cache": "5m",
+                "params": {"tools": [TOOL]},
+                "rounds": {"tools": {TOOL["name"]: "a.b"}},
+            },
+            "request.cache: with those that it adds, 5 blocks have cache_control",
+            id="one behind the results of tools",
         ),
         pytest.param(
             {"params": {"cache_control": {"type": "ephemeral"}}, "cache": "5m"},

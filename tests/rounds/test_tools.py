@@ -75,6 +75,27 @@ def test_the_last_round_may_not_ask_for_tools(world: World) -> None:
     assert holds(world)
 
 
+def test_a_conversation_that_grows_larger_than_a_batch_is_invalid_and_has_what_it_has_cost(world: World) -> None:
+    world.emulator.settings.tool_rounds = 3
+
+    def lookup(word: str) -> str:
+        return "x" * 4000
+
+    tools = with_tools(
+        world,
+        {"lookup": lookup},
+        limits={"max_batch_bytes": 3000},
+        prices={"claude-haiku-4-5": {"input": 1, "output": 5}},
+    )
+    world.run(tools)
+
+    answers = list(world.answers().values())
+    assert {answer["status"] for answer in answers} == {"invalid"}
+    assert all("larger than limits.max_batch_bytes" in answer["error_message"] for answer in answers)
+    assert all((answer["rounds"], answer["attempts"]) == (1, 1) and answer["cost_usd"] > 0 for answer in answers)
+    assert holds(world)
+
+
 def test_a_run_without_rows_that_ask_for_tools_calls_none(world: World) -> None:
     lookup = Counting()
     finished = world.run(with_tools(world, {"lookup": lookup}, request={"prompt": "{{ text }}"}))
