@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, select, tuple_
+from sqlalchemy import Connection, Row, select
 
 from pipeline.errors import LostRace
+from pipeline.sink.keys import among
 from pipeline.sink.table import HISTORY_SLICE, ResultsTable
 from pipeline.states import RowState
 
@@ -73,6 +74,5 @@ def _stored(
     found: dict[tuple[Any, ...], Row[Any]] = {}
     for start in range(0, len(every), HISTORY_SLICE):
         some = every[start : start + HISTORY_SLICE]
-        here = key[0].in_([value for (value,) in some]) if len(key) == 1 else tuple_(*key).in_(some)
-        found |= {tuple(row[first : first + len(key)]): row for row in conn.execute(query.where(here))}
+        found |= {tuple(row[first : first + len(key)]): row for row in conn.execute(query.where(among(key, some)))}
     return found

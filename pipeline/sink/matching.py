@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Table, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, FromClause, Table, func, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from pipeline.errors import InputError
+from pipeline.sink.keys import among
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import is_busy
 
@@ -45,10 +46,8 @@ def matching_keys(conn: Connection, sink: ResultsTable, conditions: Conditions, 
     found: set[str] = set()
     for start in range(0, len(keys), AT_ONCE):
         some = {sink.key_values(key): key for key in keys[start : start + AT_ONCE]}
-        one = len(columns) == 1
-        among = columns[0].in_([value for (value,) in some]) if one else tuple_(*columns).in_(list(some))
         with blaming_where(sink.table, conditions.where):
-            rows = conn.execute(select(*columns).where(among, *clauses)).all()
+            rows = conn.execute(select(*columns).where(among(columns, some), *clauses)).all()
         found |= {some[tuple(row)] for row in rows}
     return found
 

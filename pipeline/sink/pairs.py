@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, FromClause, Select, and_, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, FromClause, Select, and_, func, select
 
 from pipeline.errors import InputError
 from pipeline.sink.gold import GoldTable
+from pipeline.sink.keys import after
 from pipeline.sink.matching import blaming_where, predicate_of
 from pipeline.sink.plain_rows import plain_rows
 from pipeline.sink.table import ResultsTable
@@ -87,8 +88,7 @@ class Pairs:
                 yield rows
             if len(rows) < PAGE:
                 return
-            last = [literal(value, column.type) for value, column in zip(rows[-1], key, strict=False)]
-            page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+            page = query.where(after(key, rows[-1]))
 
     def shared_requests(self, statuses: Sequence[str]) -> frozenset[str]:
         """Return the ids of requests that answered several rows with these statuses.

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, FromClause, Row, Select, Table, literal, select, tuple_
+from sqlalchemy import Connection, FromClause, Row, Select, Table, select
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.errors import DatabaseError, InputError
 from pipeline.sink import nested
+from pipeline.sink.keys import after, among
 from pipeline.sink.matching import blaming_where, predicate_of
 from pipeline.sink.nested import NestedColumns
 from pipeline.sink.table import ResultsTable
@@ -68,8 +69,7 @@ def pages(
         if len(rows) < size:
             return
         left = None if left is None else left - len(rows)
-        last = [literal(rows[-1]._mapping[column.name], column.type) for column in key]
-        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+        page = query.where(after(key, [rows[-1]._mapping[column.name] for column in key]))
 
 
 def ndjson(database: Database, job: JobRecord, wanted: AnswerFilter | None = None) -> Iterator[bytes]:
@@ -126,8 +126,8 @@ def answers_of_row(conn: Connection, sink: ResultsTable, key: str) -> AnswersOfR
 def statuses_of(conn: Connection, sink: ResultsTable, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], str]:
     """Return the status of the answers with these keys. keys: as the values of their columns, some hundreds at most."""
     key = [sink.rows.c[name] for name in sink.columns.key]
-    here = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
-    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.rows.c.status).where(here)).all()}
+    query = select(*key, sink.rows.c.status).where(among(key, keys))
+    return {tuple(row[:-1]): row[-1] for row in conn.execute(query).all()}
 
 
 def answered_keys(database: Database, sink: ResultsTable) -> Iterator[list[tuple[Any, ...]]]:
@@ -140,8 +140,7 @@ def answered_keys(database: Database, sink: ResultsTable) -> Iterator[list[tuple
         if not found:
             return
         yield found
-        last = [literal(value, column.type) for value, column in zip(found[-1], key, strict=True)]
-        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+        page = query.where(after(key, found[-1]))
 
 
 def newest_lengths(conn: Connection, sink: ResultsTable, recipe: str | None, *, limit: int) -> list[int]:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, literal, select, tuple_
+from sqlalchemy import Connection, literal, select
 
 from pipeline.errors import InputError
+from pipeline.sink.keys import after, among
 from pipeline.sink.matching import AT_ONCE, blaming_where, predicate_of
 from pipeline.sink.plain_rows import plain_rows
 from pipeline.sink.table import ResultsTable
@@ -51,8 +52,7 @@ def answer_keys(
             yield [(row[:-1], row[-1]) for row in rows]
         if len(rows) < PAGE:
             return
-        last = [literal(value, column.type) for value, column in zip(rows[-1], key, strict=False)]
-        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+        page = query.where(after(key, rows[-1]))
 
 
 def answers_with_keys(
@@ -64,7 +64,6 @@ def answers_with_keys(
     found, width = {}, len(key)
     for start in range(0, len(keys), AT_ONCE):
         some = keys[start : start + AT_ONCE]
-        among = key[0].in_([one[0] for one in some]) if width == 1 else tuple_(*key).in_(list(some))
-        for row in plain_rows(conn, query.where(among)):
+        for row in plain_rows(conn, query.where(among(key, some))):
             found[row[:width]] = ReviewedAnswer(row[width], row[width + 1], row[width + 2 :])
     return found

@@ -33,6 +33,7 @@ from sqlalchemy import (
 from pipeline.errors import InputError
 from pipeline.job.json_values import dump
 from pipeline.sink.columns import KINDS, ResultColumns
+from pipeline.sink.keys import after, among
 from pipeline.sink.matching import AT_ONCE
 from pipeline.sink.plain_rows import plain_rows
 from pipeline.sink.table import ResultsTable
@@ -82,9 +83,7 @@ class Side:
                 yield found
             if len(found) < PAGE:
                 return
-            last = [literal(value, c.type) for value, c in zip(next(reversed(found)), self._key, strict=True)]
-            after = self._key[0] > last[0] if len(last) == 1 else tuple_(*self._key) > tuple_(*last)
-            page = query.where(after)
+            page = query.where(after(self._key, next(reversed(found))))
 
     def lookup(self, keys: Sequence[Key], order: str) -> dict[Key, SideAnswer]:
         """Return the answers with these keys, and perhaps others. keys: in this order; see `order`."""
@@ -138,9 +137,8 @@ def lookup(
             return found
     found = {}
     for start in range(0, len(keys), AT_ONCE):
-        some = keys[start : start + AT_ONCE]
-        among = columns[0].in_([key[0] for key in some]) if len(columns) == 1 else tuple_(*columns).in_(list(some))
-        found |= read(lambda query, among=among: query.where(among))  # type: ignore[misc]
+        here = among(columns, keys[start : start + AT_ONCE])
+        found |= read(lambda query, here=here: query.where(here))  # type: ignore[misc]
     return found
 
 

@@ -17,11 +17,11 @@ from sqlalchemy import (
     bindparam,
     insert,
     select,
-    tuple_,
     update,
 )
 
 from pipeline.sink.columns import FIXED, ID_NAMES, IDS, KINDS, REPLACED_AT, TRIAL, ResultColumns
+from pipeline.sink.keys import among
 from pipeline.state.bulk import Bulk
 from pipeline.state.jobs import JobRecord
 from pipeline.state.tables import UtcDateTime
@@ -188,8 +188,8 @@ class ResultsTable:
         columns = [self.rows.c[name] for name in self._key]
         for start in range(0, len(keys), HISTORY_SLICE):
             some = {self.key_values(key): key for key in keys[start : start + HISTORY_SLICE]}
-            among = columns[0].in_([k for (k,) in some]) if len(columns) == 1 else tuple_(*columns).in_(list(some))
-            for row in conn.execute(select(*columns, self.rows.c.text, self.rows.c.error_message).where(among)):
+            here = among(columns, some)
+            for row in conn.execute(select(*columns, self.rows.c.text, self.rows.c.error_message).where(here)):
                 found[some[tuple(row[: len(columns)])]] = (row.text or "", row.error_message or "")
         return found
 
@@ -213,7 +213,7 @@ class ResultsTable:
         assert self.history is not None
         key = [self.table.c[name] for name in self._key]
         keys = [row[: len(key)] for row in rows]
-        here = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
+        here = among(key, keys)
         replaced_at = bindparam("at", rows[-1][self._updated_at], type_=UtcDateTime)  # the date of the new answers
         names = [column.name for column in self.table.columns] + [REPLACED_AT]
         conn.execute(insert(self.history).from_select(names, select(*self.table.columns, replaced_at).where(here)))

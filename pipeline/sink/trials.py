@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, literal, select, tuple_
+from sqlalchemy import Connection, select
 
 from pipeline.job.json_values import dump
 from pipeline.sink.columns import ROW_HASH
+from pipeline.sink.keys import after, among
 from pipeline.sink.matching import AT_ONCE
 from pipeline.sink.table import ResultsTable
 from pipeline.state.changed_rows import answered_hashes
@@ -40,14 +41,13 @@ def _hashes(database: Database, sink: ResultsTable) -> Iterator[Hashes]:
         if not found:
             return
         yield found
-        last = [literal(value, column.type) for value, column in zip(next(reversed(found)), key, strict=True)]
-        page = query.where(key[0] > last[0] if len(key) == 1 else tuple_(*key) > tuple_(*last))
+        page = query.where(after(key, next(reversed(found))))
 
 
 def _of_trial(conn: Connection, sink: ResultsTable, keys: Sequence[tuple[Any, ...]]) -> Hashes:
     key = [sink.rows.c[name] for name in sink.columns.key]
-    among = key[0].in_([value for (value,) in keys]) if len(key) == 1 else tuple_(*key).in_(keys)
-    return {tuple(row[:-1]): row[-1] for row in conn.execute(select(*key, sink.rows.c[ROW_HASH]).where(among)).all()}
+    query = select(*key, sink.rows.c[ROW_HASH]).where(among(key, keys))
+    return {tuple(row[:-1]): row[-1] for row in conn.execute(query).all()}
 
 
 def _of_job(conn: Connection, job: JobRecord, keys: Sequence[tuple[Any, ...]]) -> Hashes:
