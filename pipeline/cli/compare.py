@@ -121,17 +121,13 @@ def _written(
         return
     from pipeline.planning.differing import DifferingWithInput
     from pipeline.quality.evaluate import trials_by_name
+    from pipeline.sink.export import whole_file
     from pipeline.sink.table import ResultsTable
 
     known = trials_by_name(database, job_record)
     trials = [each.trial for name, each in known.items() if name in sides and each.trial is not None]
-    unfinished = path.with_name(f"{path.name}.unfinished")
     with contextlib.closing(DifferingWithInput(job, trials, ResultsTable.of(job_record))) as rows:
         yield rows.add
-        try:
-            with unfinished.open("wb") as out:
-                out.writelines(rows.lines())
-            unfinished.rename(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with whole_file(path) as part, part.open("wb") as out:
+            out.writelines(rows.lines())
     say(f"wrote    {path}")

@@ -34,11 +34,11 @@ def folder_and_name(job: str) -> tuple[Path, str]:
 
     job: JOB of the command line, a job file or the name of a job, perhaps with a trial of it.
     """
-    from pipeline.job.name import OF_TRIAL, is_path, read_name, without_trial
+    from pipeline.job.name import is_path, read_name, with_trial, without_trial
 
     file, trial = without_trial(job)
     name = read_name(Path(file)) if is_path(job) else file
-    return default_folder(job), name if trial is None else f"{name}{OF_TRIAL}{trial}"
+    return default_folder(job), with_trial(name, trial)
 
 
 def find_job_file(job: str, shared: SharedOptions) -> Path:

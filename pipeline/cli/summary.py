@@ -49,12 +49,13 @@ def read_ending(
 
     job: what commands call the job. trial: the name of the trial of it that was run; None: it was no trial.
     """
+    from pipeline.job.name import with_trial
     from pipeline.report.money import budget_facts, money_facts, money_lines, month_facts
     from pipeline.state.runs import get_run
     from pipeline.state.spending import usage_of_run
 
     shown = environment.database.shown
-    table = loaded.sink.table if trial is None else f"{loaded.sink.table}_trials"
+    table = loaded.sink.table if trial is None else loaded.sink.trials_table
     if finished.run_id is None:  # it was only quoted, or a person did not confirm the quote
         return _Ending(
             finished=finished,
@@ -78,10 +79,10 @@ def read_ending(
     elif trial is not None and finished.state == "finished" and loaded.gold is not None:
         next_words = ["evaluate", job, trial]
     elif finished.state == "finished" and sum(finished.rows.values()) > finished.rows.get("succeeded", 0):
-        next_words = ["errors", of_trial(job, trial)]
+        next_words = ["errors", with_trial(job, trial)]
     else:
-        name = of_trial(loaded.name, trial)
-        next_words = next_words_by_status(environment.database, name, job=of_trial(job, trial))
+        name = with_trial(loaded.name, trial)
+        next_words = next_words_by_status(environment.database, name, job=with_trial(job, trial))
     retry = ran.retry is not None
     return _Ending(
         finished=finished,
@@ -95,11 +96,6 @@ def read_ending(
         retry=retry,
         trial=trial,
     )
-
-
-def of_trial(job: str, trial: str | None) -> str:
-    """Return what commands call a trial of a job; None: the job itself."""
-    return job if trial is None else f"{job}:{trial}"
 
 
 def tell_ending(database: "Database", ending: _Ending, shared: SharedOptions) -> None:

@@ -87,7 +87,7 @@ def _load(path: Path, name: str, var: list[str] | None, folder: Path, shared: Sh
     """
     import contextlib
 
-    from pipeline.job.name import OF_TRIAL, read_name
+    from pipeline.job.name import read_name, with_trial
     from pipeline.state.database import Database
     from pipeline.state.jobs import job_named
 
@@ -95,6 +95,6 @@ def _load(path: Path, name: str, var: list[str] | None, folder: Path, shared: Sh
     url = database_url(folder, shared)
     if Database.exists(url):
         with contextlib.closing(Database(url)) as database, database.read() as conn:
-            begun = job_named(conn, f"{read_name(path)}{OF_TRIAL}{name}")
+            begun = job_named(conn, with_trial(read_name(path), name))
         before = None if begun is None or begun.trial is None else begun.trial.vars
     return load_job(path, var, last_vars=before)

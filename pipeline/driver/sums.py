@@ -8,7 +8,7 @@ from pipeline.answer.outcome import Outcome
 from pipeline.state.turns import Earlier
 
 #: The classes of tokens that add up, named as the fields of an outcome.
-_TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 
 
 def usage_of(outcome: Outcome, cost: float | None, attempts: int, calls: int) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def usage_of(outcome: Outcome, cost: float | None, attempts: int, calls: int) ->
 
     cost: in US dollars; None: unknown. attempts: sendings of this round. calls: tools that its answer asks for.
     """
-    used: dict[str, Any] = {name: getattr(outcome, name) for name in _TOKENS}
+    used: dict[str, Any] = {name: getattr(outcome, name) for name in TOKENS}
     used |= {"cost_usd": cost, "attempts": attempts, "calls": calls}
     server_tools = (outcome.values or {}).get("server_tool_use")
     return used if server_tools is None else {**used, "server_tool_use": server_tools}
@@ -38,7 +38,7 @@ class Total(NamedTuple):
         outcome, cost, attempts: of the last round. counts_calls: whether the results table has a column `tool_calls`.
         """
         usages = earlier.usages
-        sums = {name: getattr(outcome, name) + sum(used[name] for used in usages) for name in _TOKENS} if usages else {}
+        sums = {name: getattr(outcome, name) + sum(used[name] for used in usages) for name in TOKENS} if usages else {}
         values: dict[str, Any] = {**(outcome.values or {}), "rounds": earlier.round}
         if counts_calls:
             values["tool_calls"] = sum(used["calls"] for used in usages)

@@ -281,6 +281,14 @@ class Request(Section):
         columns = {"request.attachments": [attachment.column for attachment in self.attachments]}
         return self.templates(), columns | {"request.turns": [] if self.turns is None else [self.turns]}
 
+    def named_columns(self) -> frozenset[str] | None:
+        """Return the columns that the request names; None if a template may use any column."""
+        by_field, columns = self.named()
+        found = [templates.names(text) for text in by_field.values()]
+        if any(names.all_columns for names in found):
+            return None
+        return frozenset().union(*(names.columns for names in found), *columns.values())
+
 
 def template_texts(content: str | list[dict[str, Any]]) -> list[str]:
     """Return the templates in a turn's content: the content itself, or the texts of its text and document blocks."""
@@ -374,6 +382,11 @@ class Sink(Section):
 
     table: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,62}$")]
     history: bool = False
+
+    @property
+    def trials_table(self) -> str:
+        """The table with the answers of the job's trials."""
+        return f"{self.table}_trials"
 
     @field_validator("table")
     @classmethod

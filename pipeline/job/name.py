@@ -18,6 +18,11 @@ def without_trial(job: str) -> tuple[str, str | None]:
     return (head, trial) if colon and head and "/" not in trial and not Path(job).exists() else (job, None)
 
 
+def with_trial(job: str, trial: str | None) -> str:
+    """Return what names a trial of a job. job: its name or file; trial: None: the job itself."""
+    return job if trial is None else f"{job}{OF_TRIAL}{trial}"
+
+
 def is_path(job: str, root: Path | None = None) -> bool:
     """Return whether `job` is the path of a job file, rather than the name of a job.
 

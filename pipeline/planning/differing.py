@@ -18,8 +18,6 @@ from pipeline.source import identity
 from pipeline.source.frames import LATE_FIELDS
 from pipeline.state.jobs import TrialRecord
 
-_SIMPLE = ("text", "integer")  # kinds whose values are the same in a key of the source and in the results table
-
 
 class DifferingWithInput:
     """Collects rows whose answers differ, then reads the source once for their input."""
@@ -63,7 +61,7 @@ class DifferingWithInput:
 
     def _texts(self, keys: list[str]) -> list[str]:
         """Return keys of the source as the results table has them, as JSON."""
-        if all(kind in _SIMPLE for kind in self._sink.columns.key.values()):
+        if self._sink.columns.has_plain_key:
             return keys
         return [dump(list(self._sink.key_values(key))) for key in keys]
 

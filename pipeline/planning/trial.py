@@ -19,7 +19,7 @@ from pipeline.errors import InputError, SourceError
 from pipeline.job.gold import refuse_seen
 from pipeline.job.load import fill
 from pipeline.job.model import Job, Request, Sink
-from pipeline.job.name import OF_TRIAL
+from pipeline.job.name import with_trial
 from pipeline.planning.job_source import JobSource
 from pipeline.planning.selection import changed, parsed
 from pipeline.quality.gold import GoldReader, RowsWithGold
@@ -78,9 +78,9 @@ class Trial:
                 refuse_seen(job.gold, *request.named())
             except ValueError as exc:
                 raise InputError(f"--set: {exc}") from exc
-        limit = job.limits.max_cost_usd
-        if self.max_cost_usd is not None or limit is not None:
-            limit = self.max_cost_usd if self.max_cost_usd is not None else limit and limit / SHARE_OF_LIMIT
+        limit = self.max_cost_usd
+        if limit is None and job.limits.max_cost_usd is not None:
+            limit = job.limits.max_cost_usd / SHARE_OF_LIMIT
         where = " AND ".join(f"({each}\n)" for each in (job.source.where, self.where) if each is not None)
         return job.model_copy(
             update={
@@ -156,7 +156,7 @@ def change(pair: str) -> tuple[str, Any]:
 
 def _sink_of(job: Job) -> Sink:
     """Return the sink of the trials of a job: its table, with `_trials` at its end. Raises InputError."""
-    name = f"{job.sink.table}_trials"
+    name = job.sink.trials_table
     try:
         return Sink.model_validate({"table": name})
     except ValidationError as exc:
@@ -205,7 +205,7 @@ class Sampled:
     @property
     def name(self) -> str:
         """The name that the trial has among the jobs of the database."""
-        return f"{self.job.name}{OF_TRIAL}{self.trial.name}"
+        return with_trial(self.job.name, self.trial.name)
 
     def source(self, asked: Job, builder: RequestBuilder) -> SampleSource:
         """Return the source of the trial. The arguments are those of SampleSource."""

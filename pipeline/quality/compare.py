@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from pipeline.answer.outcome import answer_schema, output_columns
 from pipeline.errors import InputError
-from pipeline.job import templates
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
 from pipeline.quality.evaluate import record_of, results_of, trials_by_name
@@ -221,13 +220,9 @@ def _have_same_hashes(conn: Connection, *records: JobRecord) -> bool:
 def _named_columns(stored: dict[str, Any]) -> frozenset[str] | None:
     """Return the columns that a stored job's requests name; None if that cannot be told, or any column may be named."""
     try:
-        by_field, columns = Job.model_validate(stored).request.named()
+        return Job.model_validate(stored).request.named_columns()
     except ValidationError:  # another version stored it
         return None
-    found = [templates.names(text) for text in by_field.values()]
-    if any(names.all_columns for names in found):
-        return None
-    return frozenset().union(*(names.columns for names in found), *columns.values())
 
 
 def _compared(

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
 from pipeline.escapes import inline
-from pipeline.quality.review_values import key_hash
-
-Key = tuple[Any, ...]
+from pipeline.quality.review_values import Key, key_hash
 
 LEAST = 2  # rows of each stratum: one alone does not show how much they differ
 LONGEST_VALUE = 200  # characters of the value of a stratum in the name of a draw

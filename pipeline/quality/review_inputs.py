@@ -6,15 +6,12 @@ from typing import Any
 import polars as pl
 
 from pipeline.errors import SourceError
-from pipeline.job import templates
 from pipeline.job.json_values import Unprintable, dump, json_text
 from pipeline.job.model import Job
 from pipeline.quality.review_values import Key
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
 from pipeline.source.rows import Chunk, Rows
-
-PLAIN = frozenset({"text", "integer"})  # kinds of key columns whose JSON is the same in source and table
 
 
 class Inputs:
@@ -45,11 +42,12 @@ class Inputs:
         return len(self._wanted) - len(self._values)
 
     def _read(self, job: Job, rows: Rows) -> None:
-        plain = all(kind in PLAIN for kind in self._sink.columns.key.values())
         texts = pl.Series([dump(list(key)) for key in self._wanted], dtype=pl.String).implode()
         for chunk in rows.chunks([*job.source.key, *self.columns]):
             keys = identity.key_column(chunk.frame, job.source.key)
-            self._take(chunk, keys, keys.is_in(texts).arg_true() if plain else range(len(keys)))
+            self._take(
+                chunk, keys, keys.is_in(texts).arg_true() if self._sink.columns.has_plain_key else range(len(keys))
+            )
             if len(self._values) == len(self._wanted):
                 return
 
@@ -63,12 +61,8 @@ class Inputs:
 
 def _named(job: Job, columns: list[str]) -> list[str]:
     """Return the columns that the requests of a job name, in the order of the source."""
-    texts, others = job.request.named()
-    names = [templates.names(text) for text in texts.values()]
-    if any(one.all_columns for one in names):
-        return columns
-    wanted = frozenset().union(*(one.columns for one in names), *others.values())
-    return [name for name in columns if name in wanted]
+    named = job.request.named_columns()
+    return columns if named is None else [name for name in columns if name in named]
 
 
 def _text(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 import io
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.escapes import inline
 from pipeline.job import json_values
@@ -307,6 +307,29 @@ def largest_classes(classes: ClassesFigures) -> list[int]:
     return sorted(most)
 
 
+class SummedMatrix(NamedTuple):
+    """A confusion matrix in which the classes beyond the largest are one, called "(rest)".
+
+    names: of its classes. places: for each of its columns, the columns of the whole matrix that it sums up; the last
+    one holds the answers that failed. cells: rows by gold and by answer.
+    """
+
+    names: list[str]
+    places: list[list[int]]
+    cells: list[list[int]]
+
+
+def summed_matrix(classes: ClassesFigures, written: Callable[[Any], str]) -> SummedMatrix:
+    """Return the confusion matrix with as many classes as a table shows. written: how a value is written."""
+    largest = largest_classes(classes)
+    rest = [i for i in range(len(classes.classes)) if i not in largest]
+    lines = [*([i] for i in largest), *([rest] if rest else [])]
+    places = [*lines, [len(classes.classes)]]
+    names = [*(written(classes.classes[i].value) for i in largest), *(["(rest)"] if rest else [])]
+    cells = [[sum(classes.matrix[i][j] for i in line for j in column) for column in places] for line in lines]
+    return SummedMatrix(names, places, cells)
+
+
 def _classes_table(name: str, classes: ClassesFigures) -> Iterator[str]:
     rows = []
     for i in largest_classes(classes):
@@ -325,18 +348,13 @@ def _decimals(interval: Interval | None) -> str:
 
 def _matrix_table(name: str, classes: ClassesFigures) -> Iterator[str]:
     """Yield the confusion matrix. Classes beyond the largest ones are summed up in "(rest)"."""
-    shown_places = largest_classes(classes)
-    rest = [i for i in range(len(classes.classes)) if i not in shown_places]
-    columns = [[i] for i in shown_places] + ([rest] if rest else []) + [[len(classes.classes)]]
-    names = [*(shown(classes.classes[i].value) for i in shown_places), *(["(rest)"] if rest else [])]
-    rows = []
-    for places, heading in zip(columns[:-1], names, strict=True):
-        cells = [sum(classes.matrix[i][j] for i in places for j in of) for of in columns]
-        rows.append([heading, *(f"{cell:,}" if cell else "." for cell in cells)])
+    found = summed_matrix(classes, shown)
+    lines = list(zip(found.names, found.cells, strict=True))
     if classes.another:
-        cells = [sum(classes.another[j] for j in of) for of in columns]
-        rows.append([str(ANOTHER), *(f"{cell:,}" if cell else "." for cell in cells)])
-    yield from table([f"{name}: GOLD / ANSWER", *names, "(failed)"], rows, right=range(1, len(columns) + 1))
+        lines.append((str(ANOTHER), [sum(classes.another[j] for j in column) for column in found.places]))
+    rows = [[heading, *(f"{cell:,}" if cell else "." for cell in cells)] for heading, cells in lines]
+    headings = [f"{name}: GOLD / ANSWER", *found.names, "(failed)"]
+    yield from table(headings, rows, right=range(1, len(headings)))
 
 
 def _slices_table(name: str, slices: Sequence[Slice]) -> Iterator[str]:

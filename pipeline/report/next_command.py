@@ -27,7 +27,7 @@ def next_command(facts: Mapping[str, Any], job: str) -> list[str]:
     failed = any(rows.get(state) for state in FAILURES)
     if rows.get(RowState.PENDING) and not failed and last["reason"] == RunReason.CANARY:
         return ["evaluate", job]  # too few answers were right; the same run again would be refused
-    stopped = last is not None and last["reason"] in (RunReason.FAILURES, RunReason.CANARY)
+    stopped = last["reason"] in (RunReason.FAILURES, RunReason.CANARY)
     if rows.get(RowState.PENDING) and not (failed and stopped):
         waited_for = [run for run in (last, *facts["stopped_retries"]) if run["rows"].get(RowState.PENDING)]
         return same_command(waited_for[0] if waited_for else last, job, facts["trial"])

@@ -41,10 +41,10 @@ def sweep(where: Environment, job_name: str | None = None) -> list[tuple[str, st
     """
     with where.database.read() as conn:
         known = with_trials(conn, job_name)
-        names = ", ".join(job.name for job in all_jobs(conn) if job.trial is None) or "none"
+        if job_name is not None and not known:
+            names = ", ".join(job.name for job in all_jobs(conn) if job.trial is None) or "none"
+            raise InputError(f"this database knows no job {job_name!r} (it knows: {names})")
         waiting = jobs_with_work(conn, now=where.now())
-    if job_name is not None and not known:
-        raise InputError(f"this database knows no job {job_name!r} (it knows: {names})")
     chosen = [job for job in known if job.id in waiting]
     swept: list[tuple[str, str | None]] = []
     if not chosen:

@@ -100,6 +100,11 @@ class ResultColumns:
         columns._refuse_clashes(rename)
         return columns
 
+    @property
+    def has_plain_key(self) -> bool:
+        """Whether the JSON of a key is the same in the source and in the results table."""
+        return all(kind in ("text", "integer") for kind in self.key.values())
+
     def of_trials(self) -> "ResultColumns":
         """Return the columns of the table with the answers of the job's trials. Raises JobError for a clash of names.
 

@@ -10,9 +10,9 @@ from pipeline.sink.columns import ROW_HASH
 from pipeline.sink.keys import after, among
 from pipeline.sink.matching import AT_ONCE
 from pipeline.sink.table import ResultsTable
-from pipeline.state.changed_rows import answered_hashes
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
+from pipeline.state.row_facts import answered_hashes
 
 Hashes = dict[tuple[Any, ...], str]  # row_hash in hex by the values of the key
 

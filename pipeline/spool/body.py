@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from pipeline.errors import Stopped
@@ -135,16 +135,12 @@ def params_at(body: Path, positions: Sequence[int]) -> Iterator[bytes]:
 
     positions: of the requests in the body, from 0, ascending; a repeated position is yielded again.
     """
-    wanted = iter(positions)
-    n = next(wanted, None)
-    with open(body, "rb") as lines:
-        lines.readline()  # the opening line of the envelope
-        for i, line in enumerate(lines):
-            while n == i:
-                yield packing.params_of(line)
-                n = next(wanted, None)
-            if n is None:
+    with contextlib.closing(BodyParams(body)) as params:
+        for n, same in groupby(positions):
+            found = params.at([n])
+            if not found:
                 return
+            yield from (found[n] for _ in same)
 
 
 class BodyParams:

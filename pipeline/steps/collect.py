@@ -24,6 +24,7 @@ from pipeline.answer.retry_change import ACCOUNT_ERRORS
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.driver.settle import SettledRows, settle_rows
+from pipeline.driver.sums import TOKENS
 from pipeline.errors import NotFound, Stopped
 from pipeline.events.batches import BodyLeft, Collected, ResultsMissing, UnknownResults
 from pipeline.job.model import Job
@@ -49,8 +50,6 @@ from pipeline.steps.results_file import Found, download
 
 RETRY_SECONDS = 10.0
 FAILED_TOLD = 3  # failed results that the event of a collected batch names
-#: The classes of tokens that are summed for each batch, named as their columns in the results table.
-USAGE = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 MAX_DOWNLOADS = 3
 LAST_DOWNLOAD_AFTER = timedelta(minutes=10)  # after the first download, so that a passing fault of the API is over
 
@@ -342,7 +341,7 @@ class _Chunk:
             self._rounds.finish()
         self.failed = _first_failed(outcomes)
         settled.outcomes = Counter(map(attrgetter("state"), outcomes))
-        settled.usage = {name: sum(map(attrgetter(name), outcomes)) for name in USAGE}
+        settled.usage = {name: sum(map(attrgetter(name), outcomes)) for name in TOKENS}
 
     def _outcome_or_lost(self, outcome: Outcome | None) -> Outcome | None:
         """Return the outcome of a request, and count it if it is missing.

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from pipeline.quality.evaluate import Evaluation
 from pipeline.quality.figures import ClassesFigures, ColumnFigures, Confusion
-from pipeline.report.evaluate import largest_classes
+from pipeline.quality.tally import JUDGED
+from pipeline.report.evaluate import largest_classes, summed_matrix
 from pipeline.report.page.shapes import NOTHING, Cell, Dot, Heat, dot
 from pipeline.report.page.words import key_text, value_text
 from pipeline.text import counted
@@ -66,7 +67,7 @@ def quality(evaluation: Evaluation, declared: Collection[str], *, texts: bool) -
     Without texts, the values of other columns than those of `declared` are left out.
     """
     found = evaluation.figures
-    judged = {status: n for status, n in found.statuses.items() if status not in ("succeeded", *_WRONG)}
+    judged = {status: n for status, n in found.statuses.items() if status not in JUDGED}
     parts = [counted(judged)] if judged else []
     if evaluation.without_answer:
         parts.append(f"{evaluation.without_answer:,} not sent yet or not in the source")
@@ -74,9 +75,6 @@ def quality(evaluation: Evaluation, declared: Collection[str], *, texts: bool) -
     requests = f"{share.requests:,} requests count in the intervals" if share.requests != share.rows else ""
     columns = [_column(column, values=texts or column.name in declared, keys=texts) for column in found.columns]
     return Quality(columns, evaluation.random, ", ".join(parts), requests)
-
-
-_WRONG = ("truncated", "refused", "unparsable")
 
 
 def _column(column: ColumnFigures, *, values: bool, keys: bool) -> ColumnQuality:
@@ -91,7 +89,7 @@ def _column(column: ColumnFigures, *, values: bool, keys: bool) -> ColumnQuality
         verdicts=verdicts,
         classes=lines,
         more=0 if classes is None else len(classes.classes) - len(lines),
-        heat=None if classes is None else _heat(classes, shown),
+        heat=None if classes is None else _heat(classes),
         confusions=[_confusion(one, keys=keys) for one in column.confusions] if values else [],
     )
 
@@ -102,21 +100,20 @@ def _class_line(classes: ClassesFigures, i: int) -> ClassLine:
     return ClassLine(value_text(of.value), f"{of.recall.rows:,}", dot(of.recall), dot(of.precision), f1)
 
 
-def _heat(classes: ClassesFigures, shown: list[int]) -> Heat:
+def _heat(classes: ClassesFigures) -> Heat:
     """Return the confusion table: gold by rows, and recall at the end of each. Other classes are summed up."""
-    rest = [i for i in range(len(classes.classes)) if i not in shown]
-    places = [[i] for i in shown] + ([rest] if rest else [])
-    columns = [*places, [len(classes.classes)]]
-    names = [*(value_text(classes.classes[i].value) for i in shown), *(["(rest)"] if rest else [])]
+    found = summed_matrix(classes, value_text)
     rows = []
-    for of_row, name in zip(places, names, strict=True):
-        cells = [sum(classes.matrix[i][j] for i in of_row for j in of_column) for of_column in columns]
+    for name, of_row, cells in zip(found.names, found.places, found.cells, strict=False):
         total = sum(cells) or 1
         is_one = len(of_row) == 1  # in the rest, one class may be taken for another
         right = dot(classes.classes[of_row[0]].recall) if is_one else Dot(NOTHING, "", None)
-        drawn = [Cell(f"{n:,}" if n else "", n / total, is_one and of_row == columns[j]) for j, n in enumerate(cells)]
+        drawn = [
+            Cell(f"{n:,}" if n else "", n / total, is_one and of_row == column)
+            for n, column in zip(cells, found.places, strict=True)
+        ]
         rows.append((name, drawn, right))
-    return Heat([*names, "(failed)"], rows)
+    return Heat([*found.names, "(failed)"], rows)
 
 
 def _confusion(one: Confusion, *, keys: bool) -> ConfusionLine:
