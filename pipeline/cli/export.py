@@ -86,11 +86,12 @@ def _write_to_file(
 ) -> None:
     """Write answers to one file, or, by the values of columns, to a folder of files. ending: None for Parquet."""
     from pipeline.sink.export import export as export_to
-    from pipeline.sink.partitions import export_partitioned
     from pipeline.text import count
 
     with sigterm_as_interrupt():
         if by:
+            from pipeline.sink.partitions import export_partitioned  # it takes long to import
+
             exported = export_partitioned(database, job_record, file, by, wanted, ending=ending, overwrite=overwrite)
         else:
             exported = export_to(database, job_record, file, wanted, overwrite=overwrite)

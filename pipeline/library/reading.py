@@ -87,7 +87,7 @@ def _frames(url: str, job: str, wanted: AnswerFilter, batch_size: int | None) ->
     """Yield the answers in frames of up to batch_size rows; one empty frame if there are no answers."""
     import polars as pl
 
-    from pipeline.sink.formats import record_batch
+    from pipeline.sink.arrow import record_batch
 
     with contextlib.closing(Database(url)) as opened:
         job_record = known_job(opened, job)

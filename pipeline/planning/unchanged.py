@@ -27,13 +27,13 @@ from pipeline.planning.verdict import Verdict, verdict
 from pipeline.prefetch import map_ahead
 from pipeline.source import duplicates, identity
 from pipeline.source.duplicates import Distinct
-from pipeline.source.files import Stamp
 from pipeline.source.fingerprint import READERS, fingerprint, is_recent, version_of
 from pipeline.source.rows import Chunk, Input
 from pipeline.state import segments, settled
 from pipeline.state.rows import any_waiting
 from pipeline.state.segments import OLDER, SETTLED, UNSETTLED, Notes, SegmentDigest, texts
 from pipeline.storage.objects import Object
+from pipeline.storage.stamps import Stamp
 
 
 class _SegmentVerdicts(NamedTuple):

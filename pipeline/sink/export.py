@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import Completed, InputError, PipelineError, Stopped
 from pipeline.sink import nested
-from pipeline.sink.formats import FORMATS, Columns, Writer
+from pipeline.sink.formats import FORMATS
 from pipeline.sink.nested import NestedColumns
 from pipeline.sink.read import AnswerFilter, pages
 from pipeline.sink.table import ResultsTable
-from pipeline.source import files
+from pipeline.sink.writer import Columns, Writer
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
 from pipeline.storage import durable, objects
+from pipeline.storage.stamps import stamp
 
 
 class Exported(NamedTuple):
@@ -102,7 +103,7 @@ def completed_if_written(place: str, is_whole: Callable[[], bool]) -> Iterator[N
 def _version(place: str) -> object:
     """Return a value that differs after the file or object is written; None if it does not exist."""
     if not is_url(place):
-        return files.stamp(place)
+        return stamp(place)
     try:
         return objects.head(place)
     except objects.NotFound:

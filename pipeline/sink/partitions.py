@@ -20,11 +20,13 @@ import pyarrow as pa
 from sqlalchemy import Column
 
 from pipeline.errors import InputError, PipelineError, Stopped
+from pipeline.sink.arrow import record_batch
 from pipeline.sink.export import Exported, Pipe, completed_if_written, is_url, require_parent, with_fitting_types
-from pipeline.sink.formats import FORMATS, Rows, record_batch
+from pipeline.sink.formats import FORMATS
 from pipeline.sink.nested import NestedColumns
 from pipeline.sink.read import AnswerFilter, pages
 from pipeline.sink.table import ResultsTable
+from pipeline.sink.writer import Rows
 from pipeline.source.files import NO_VALUE
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from pipeline.source import kinds, lakes
 from pipeline.storage import objects
 from pipeline.storage.folders import Folder, LocalFolder, ObjectFolder
 from pipeline.storage.objects import Object
+from pipeline.storage.stamps import Stamp, stamp
 
 FORMATS = {
     ".csv": "csv",
@@ -42,14 +43,6 @@ COMPRESSED_NOTHING = 300  # bytes; the largest compressed file without content, 
 #: The name of a folder in Hive's layout: dt=2026-11-20.
 _PARTITION = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # Hive's value for null and for an empty text
-
-
-class Stamp(NamedTuple):
-    """The version of a local file: it differs if the file is replaced or written to. size: in bytes."""
-
-    size: int
-    mtime_ns: int
-    inode: int
 
 
 @dataclass(frozen=True)
@@ -130,15 +123,6 @@ class SourceFile:
                 f"{self.path} was changed while it was read; wait until the program that writes it has finished, and "
                 "run again"
             )
-
-
-def stamp(path: str) -> Stamp | None:
-    """Return the current version of a local file; None if it does not exist."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def find(source: Source) -> list[SourceFile]:

@@ -11,10 +11,10 @@ import polars as pl
 
 from pipeline.job.model import Source
 from pipeline.prefetch import map_ahead
-from pipeline.source.files import Stamp, stamp
 from pipeline.source.formats import FileInput
 from pipeline.source.rows import Input
 from pipeline.storage.objects import Object
+from pipeline.storage.stamps import Stamp, stamp
 
 RECENT_SECONDS = 10  # more than the resolution of any file system's times
 VERSION = 2  # of the way in which fingerprints are computed; another version gives other fingerprints

@@ -78,7 +78,9 @@ def imported(folder: Path, name: str, *options: str) -> set[str]:
     [
         pytest.param(["status"], [*SDK, *PRICES, *TABLES, *OTHERS], id="status"),
         pytest.param(["export"], [*SDK, *PRICES, *TABLES, *OTHERS], id="export"),
-        pytest.param(["export", "out.csv", "--overwrite"], [*SDK, *PRICES, "polars", "alembic"], id="export to CSV"),
+        pytest.param(["export", "out.csv", "--overwrite"], [*SDK, *PRICES, *TABLES, *OTHERS], id="export to CSV"),
+        pytest.param(["export", "out.ndjson", "--overwrite"], [*SDK, *PRICES, *TABLES, *OTHERS], id="export to NDJSON"),
+        pytest.param(["export", "out.parquet", "--overwrite"], [*SDK, *PRICES, "polars", "alembic"], id="to Parquet"),
         pytest.param(["errors"], [*SDK, *PRICES, "alembic"], id="errors"),
         pytest.param(["run"], [*SDK, *PRICES, "pyarrow.compute", "alembic", "jsonschema"], id="nothing to do"),
     ],
