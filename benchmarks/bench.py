@@ -103,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=20_000, help="documents of the scenario documents")
     parser.add_argument("--kind-rows", type=int, default=100_000, help="rows of the scenario kinds")
     parser.add_argument("--equal-rows", type=int, default=1_000_000, help="rows of the scenario equal")
+    parser.add_argument("--judged-rows", type=int, default=1_000_000, help="rows of the scenario judging")
     parser.add_argument("--flow", action="store_true", help="also measure whole runs as a Prefect flow")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for one run")
     parser.add_argument("--folder", type=Path, help="where rows and databases go (default: a temporary folder)")

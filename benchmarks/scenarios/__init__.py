@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from harness import Bench, Line
 
-from scenarios import documents, equal, kinds, poll, postgres, profile, quote, second_run, start, whole_run
+from scenarios import documents, equal, judging, kinds, poll, postgres, profile, quote, second_run, start, whole_run
 
 SCENARIOS = {  # in this order, because some use the data of an earlier one
     "run": whole_run,
@@ -18,6 +18,7 @@ SCENARIOS = {  # in this order, because some use the data of an earlier one
     "documents": documents,
     "kinds": kinds,
     "equal": equal,
+    "judging": judging,
     "profile": profile,
 }
 
