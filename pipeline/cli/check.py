@@ -89,6 +89,7 @@ def _say_checked(
 ) -> None:
     import orjson
 
+    from pipeline.job.canary import Canary
     from pipeline.report.canary import canary_chances
     from pipeline.report.quote import invalid_share, limit_means, quote_facts, shortened
     from pipeline.text import count
@@ -104,6 +105,9 @@ def _say_checked(
     if gold is not None:
         say(f"gold     {gold.with_gold:,} of {count(gold.rows, 'row')} {'has' if gold.rows == 1 else 'have'} gold")
         for line in canary_chances(loaded, gold.with_gold):
+            say(line)
+    elif isinstance(loaded.canary, Canary):  # by reviews, of which a database knows, which `check` does not open
+        for line in canary_chances(loaded, loaded.canary.rows):
             say(line)
     for warning in warnings:
         say(f"warning  {warning}")

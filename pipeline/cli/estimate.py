@@ -109,7 +109,7 @@ def _quote(
     if database is not None and known_job is not None and known.counts is None:
         with database.write() as conn:
             quoting.store_counts(conn, known_job[0].id, plan, counts, datetime.now(UTC))
-    gold = _canary_rows(plan, quote, known, lookup)
+    gold = _canary_rows(plan, quote, known, lookup, database, None if known_job is None else known_job[0])
     queue = Settings.from_environment().max_in_flight
     quoting.complete(plan, quote, known, counts, canary=True, queue=queue, gold=gold)
     if problem is not None:
@@ -161,20 +161,30 @@ def _past(plan: "Plan", folder: Path, shared: SharedOptions) -> "Past | None":
         return None if record is None else past(conn, record, ResultsTable.of(record), plan.recipe)
 
 
-def _canary_rows(plan: "Plan", quote: "Quote", known: "Known", lookup: "KnownRows") -> int:
+def _canary_rows(
+    plan: "Plan",
+    quote: "Quote",
+    known: "Known",
+    lookup: "KnownRows",
+    database: "Database | None",
+    job_record: "JobRecord | None",
+) -> int:
     """Return how many rows with gold `run` would send first, as the canary of a new recipe; 0 if it would not.
 
     Raises InputError, as `run` does, if they are too few.
     """
     from pipeline.planning import gates, gold_canary
-    from pipeline.quality.gold import read_gold
+    from pipeline.quality.gold import RowsWithGold, read_gold
+    from pipeline.quality.review_gold import reviewed_sample
     from pipeline.sink.columns import ResultColumns
     from pipeline.sink.table import ResultsTable
 
     if not quote.to_send or not gates.chooses_gold(plan.job, known.standing, canary=True):
         return 0
     columns = ResultColumns.of(plan.job, plan.source.kinds())
-    gold = read_gold(plan.job, columns)
+    gold: RowsWithGold | None = read_gold(plan.job, columns)
+    if gold is None and database is not None:
+        gold = reviewed_sample(database, job_record, plan.job, clear=True)
     if gold is None:
         return 0
     sink = ResultsTable(plan.job.sink.table, columns)

@@ -19,7 +19,7 @@ from pipeline.planning.packer import First, Packer
 from pipeline.planning.plan import Plan
 from pipeline.planning.verdict import SENT
 from pipeline.planning.write import Writer
-from pipeline.quality.gold import GoldReader
+from pipeline.quality.gold import RowsWithGold
 from pipeline.quality.judges import rows_needed
 from pipeline.sink.table import ResultsTable
 from pipeline.source import identity
@@ -27,11 +27,12 @@ from pipeline.source.rows import Chunk
 from pipeline.states import Gate
 
 
-def choose(plan: Plan, known_rows: KnownRows, gold: GoldReader, sink: ResultsTable, *, failed: bool) -> list[str]:
+def choose(plan: Plan, known_rows: KnownRows, gold: RowsWithGold, sink: ResultsTable, *, failed: bool) -> list[str]:
     """Return the keys of the rows with gold that are the canary of a run, at most canary.rows; [] if none is sent.
 
-    failed: whether a canary of this recipe has failed. Raises InputError if there are fewer rows than could ever pass,
-    or if the canary of this recipe has failed and no other row with gold is sent.
+    gold: of the job; by reviews, only of rows that stand for all. failed: whether a canary of this recipe has failed.
+    Raises InputError if there are fewer rows than could ever pass, or if the canary of this recipe has failed and no
+    other row with gold is sent.
     """
     canary = plan.job.canary
     assert isinstance(canary, Canary)
@@ -54,16 +55,16 @@ def choose(plan: Plan, known_rows: KnownRows, gold: GoldReader, sink: ResultsTab
     return chosen
 
 
-def _sendable(plan: Plan, known_rows: KnownRows, gold: GoldReader, sink: ResultsTable) -> Iterator[str]:
+def _sendable(plan: Plan, known_rows: KnownRows, gold: RowsWithGold, sink: ResultsTable) -> Iterator[str]:
     """Yield the keys of the rows that have gold and are to be sent, in the order of the source."""
     judge = plan.judge(known_rows, hashes_all=False)
     columns = [*plan.source.columns, *gold.source_columns]
     for chunk in plan.source.chunks(columns=columns):
         keys = plan.source.keys(chunk)
         judged = judge.chunk(chunk, keys)
-        sent = [i for i, row in zip(judged.places, judged.rows, strict=True) if row.verdict in SENT]
+        sent = [(i, row.row_hash) for i, row in zip(judged.places, judged.rows, strict=True) if row.verdict in SENT]
         having = gold.having(chunk, keys, sink)
-        yield from (keys[i] for i in sent if having[i])
+        yield from (keys[i] for i, row_hash in sent if having[i] and gold.holds_for(keys[i], row_hash, sink))
 
 
 def pack(plan: Plan, driver: Driver, run_id: int, known_rows: KnownRows, keys: Sequence[str]) -> Iterator[int]:

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pipeline.job.canary import Canary
 from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
-from pipeline.quality.gold_columns import gold_columns
+from pipeline.quality.gold_columns import GoldColumn, gold_columns
 from pipeline.quality.judged import Judged, judged_share
 from pipeline.quality.measure import tallied
+from pipeline.quality.review_gold import reviewed_sample
 from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
 from pipeline.state.database import Database
+from pipeline.state.jobs import known_job
 
 
 def judge_canary(
@@ -27,12 +29,21 @@ def judge_canary(
     if gold is None:
         return None
     columns = gold_columns(job, gold)
-    table = GoldTable(sink, {column.name: column.kind for column in columns})
-    with database.read() as conn:
-        if not table.is_made(conn):
-            return None
+    table = _gold_table(database, sink, job, columns)
+    if table is None:
+        return None
     tally = tallied(Pairs(database, sink, table, batches=batches), gold, columns)
     if not tally.rows:
         return None
     found = figures(tally)
     return found, judged_share(found.accuracy, canary.min_accuracy, canary.judge)
+
+
+def _gold_table(database: Database, sink: ResultsTable, job: Job, columns: Sequence[GoldColumn]) -> GoldTable | None:
+    """Return the stored gold; by reviews, store it first: without rows whose values have changed since. None: none."""
+    if job.gold is not None and job.gold.reviews:
+        reviewed = reviewed_sample(database, known_job(database, job.name), job, clear=False)
+        return None if reviewed is None else reviewed.store(database, sink)
+    table = GoldTable(sink, {column.name: column.kind for column in columns})
+    with database.read() as conn:
+        return table if table.is_made(conn) else None

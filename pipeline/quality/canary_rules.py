@@ -15,11 +15,6 @@ def refuse_impossible(job: Job) -> None:
         return
     if job.gold is None:
         raise JobError("canary.min_accuracy: the job has no gold; add gold: {columns: {COLUMN OF THE OUTPUT: COLUMN}}")
-    if job.gold.reviews:
-        raise JobError(
-            "canary.min_accuracy: reviews are about answers that there are, and a canary is sent before; give gold in "
-            "columns, or evaluate a trial by the reviews before the run"
-        )
     if not job.gold.random:
         raise JobError(
             "canary.min_accuracy: the rows with gold were chosen (gold.random: false), so their accuracy says nothing "

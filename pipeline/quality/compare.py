@@ -13,7 +13,7 @@ from pipeline.job.json_values import dump
 from pipeline.job.model import Job
 from pipeline.quality.evaluate import record_of, results_of, trials_by_name
 from pipeline.quality.figures import Share
-from pipeline.quality.gold import check_table, read_gold, store_gold
+from pipeline.quality.gold import check_table, read_gold
 from pipeline.quality.gold_lookup import GoldLookup
 from pipeline.quality.pair_tally import ColumnPairs, Pair, PairTally
 from pipeline.quality.review_gold import ReviewLookup, read_reviews
@@ -183,7 +183,7 @@ def _gold(database: Database, job_record: JobRecord, job: Job, names: list[str])
         return None
     with database.read() as conn:
         check_table(conn, sink, reader)
-    return GoldLookup(database, job, reader, store_gold(database, sink, reader), names)
+    return GoldLookup(database, job, reader, reader.store(database, sink), names)
 
 
 def _changed(database: Database, job_record: JobRecord, base: Side, other: Side) -> frozenset[str] | None:

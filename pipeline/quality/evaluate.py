@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.errors import InputError
 from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
-from pipeline.quality.gold import check_table, read_gold, store_gold
+from pipeline.quality.gold import check_table, read_gold
 from pipeline.quality.gold_columns import gold_columns
 from pipeline.quality.judged import Judged, judged_count, judged_share
 from pipeline.quality.judges import Judge
@@ -71,7 +71,7 @@ def evaluate(
     with database.read() as conn:
         check_table(conn, sink, gold)
     answers = results_of(database, job_record, side)
-    pairs = Pairs(database, answers, store_gold(database, sink, gold), where=where, by=by)
+    pairs = Pairs(database, answers, gold.store(database, sink), where=where, by=by)
     tally = tallied(pairs, job.gold, gold.columns, by)
     if not tally.rows:
         meet = "" if where is None else " and meets --where"

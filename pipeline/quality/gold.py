@@ -37,7 +37,9 @@ class GoldCount:
 
 
 class RowsWithGold(Protocol):
-    """Tells which rows of a source have gold."""
+    """Tells which rows of a source have gold, and what it is. columns: those of the output that have some."""
+
+    columns: list[GoldColumn]
 
     @property
     def source_columns(self) -> list[str]:
@@ -45,6 +47,12 @@ class RowsWithGold(Protocol):
 
     def having(self, chunk: Chunk, keys: pl.Series, sink: ResultsTable) -> list[bool]:
         """Return whether each row of a chunk has gold; see GoldReader.having."""
+
+    def holds_for(self, key: str, row_hash: bytes, sink: ResultsTable) -> bool:
+        """Return whether the gold of a row is about these source values. key: JSON; sink: for the types of its key."""
+
+    def store(self, database: Database, sink: ResultsTable) -> GoldTable:
+        """Store all gold in the gold table of a results table, in place of what it held, and return the gold table."""
 
 
 class GoldReader:
@@ -107,6 +115,16 @@ class GoldReader:
             width = len(self._key_kinds)
             self._file_keys = {row[:width] for page in self.pages(sink) for row in page}
         return [sink.key_values(key) in self._file_keys for key in keys]
+
+    def holds_for(self, key: str, row_hash: bytes, sink: ResultsTable) -> bool:
+        """Return True: gold of the source or of a file is read anew for each run, whatever else a row holds now."""
+        return True
+
+    def store(self, database: Database, sink: ResultsTable) -> GoldTable:
+        """Read all gold, and store it; see RowsWithGold."""
+        table = _table(sink, self)
+        replace_gold(database, table, self.pages(sink))
+        return table
 
     def _chunks(self) -> Iterator[Chunk]:
         return self._rows.chunks(self._names)
@@ -273,20 +291,13 @@ def read_gold(job: Job, columns: ResultColumns) -> GoldReader | None:
     return reader
 
 
-def check_table(conn: Connection, sink: ResultsTable, reader: GoldReader) -> None:
-    """Raise DatabaseError or JobError if `store_gold` could not make the gold table."""
+def check_table(conn: Connection, sink: ResultsTable, reader: RowsWithGold) -> None:
+    """Raise DatabaseError or JobError if the reader's `store` could not make the gold table."""
     _table(sink, reader).check(conn)
 
 
-def _table(sink: ResultsTable, reader: GoldReader) -> GoldTable:
+def _table(sink: ResultsTable, reader: RowsWithGold) -> GoldTable:
     return GoldTable(sink, {column.name: column.kind for column in reader.columns})
-
-
-def store_gold(database: Database, sink: ResultsTable, reader: GoldReader) -> GoldTable:
-    """Store all gold in the gold table, in place of what an earlier reading found, and return the table."""
-    table = _table(sink, reader)
-    replace_gold(database, table, reader.pages(sink))
-    return table
 
 
 def replace_gold(database: Database, table: GoldTable, pages: Iterable[Sequence[tuple[Any, ...]]]) -> None:

@@ -31,15 +31,18 @@ class GoldColumn:
 
 
 def gold_columns(job: Job, gold: Gold) -> list[GoldColumn]:
-    """Return the columns with gold. Raises JobError for one that the output lacks, or that cannot be compared."""
+    """Return the columns with gold: those that `gold` names; by reviews, all that hold a part of the answer.
+
+    Raises JobError for one that the output lacks, or that cannot be compared.
+    """
     kinds, described = answer_columns(job)
     found = []
-    for name, source in gold.columns.items():
+    for name, source in ({name: name for name in kinds} if gold.reviews else gold.columns).items():
         if name not in kinds:
             raise JobError(f"gold.columns: {name!r} is no column of the output (it has: {', '.join(kinds)})")
         match = gold.match_of(name)
         refuse_match(name, kinds[name], match)
-        if kinds[name] == "json":
+        if kinds[name] == "json" and not gold.reviews:
             _refuse_objects(name, described[name])
         found.append(GoldColumn(name, source, kinds[name], match, declared_of(job, name, described.get(name))))
     return found

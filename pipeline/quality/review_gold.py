@@ -5,8 +5,9 @@ was not corrected, only that this value is wrong: gold for another answer it is 
 right as well. So gold is resolved for each answer that it is compared with.
 """
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from pipeline.job.json_values import dump
 from pipeline.job.model import Job
 from pipeline.quality.compare_values import ANOTHER, FAILED, UNKNOWN, Verdict, comparer, verdict
 from pipeline.quality.gold import replace_gold
-from pipeline.quality.gold_columns import GoldColumn, refuse_match
+from pipeline.quality.gold_columns import GoldColumn, gold_columns
 from pipeline.quality.gold_values import Misread
 from pipeline.quality.pair_tally import values_of
 from pipeline.quality.review_draw import SAMPLE, Draw, design_of
@@ -49,6 +50,11 @@ class ReviewedRow:
     of: tuple[Known | None, ...]
     draw: Draw
 
+    @property
+    def tells_what_is_right(self) -> bool:
+        """Whether any other answer to the row can be judged by what is known."""
+        return all(one is None or (one.right and one.only and one.value is not FAILED) for one in self.of)
+
 
 class ReviewedGold:
     """The gold that the reviews of a job give.
@@ -59,17 +65,25 @@ class ReviewedGold:
     draws of its strata; {} without strata.
     """
 
-    def __init__(self, job: Job, columns: Sequence[ReviewColumn], reviews: Sequence[Review], changed: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        columns: Sequence[ReviewColumn],
+        reviews: Sequence[Review],
+        changed: int,
+        hashes: Mapping[Key, bytes],
+    ) -> None:
         """reviews: of which later ones replace earlier ones. changed: rows whose reviews are not among them.
 
+        hashes: the row_hash of the answer of each reviewed row.
         Raises JobError for a match of a column that is not reviewed, or that cannot be compared in this way.
         """
         assert job.gold is not None
         for name in job.gold.match:
             if name not in {column.name for column in columns}:
                 raise JobError(f"gold.match: {name!r} is no column of the output that is reviewed")
-        self.columns = [_gold_column(job, column) for column in columns]
-        self.changed = changed
+        self.columns: list[GoldColumn] = gold_columns(job, job.gold)
+        self.changed, self._hashes = changed, hashes
         self.equal = [comparer(column.kind, column.match) for column in self.columns]
         rows = _rows(columns, reviews)
         self.rows = {key: row for key, row in rows.items() if any(row.of)}
@@ -104,6 +118,33 @@ class ReviewedGold:
         """Return whether the rows with these keys (JSON) were reviewed. sink: for the types of its key."""
         return [sink.key_values(key) in self.rows for key in keys]
 
+    def holds_for(self, key: str, row_hash: bytes, sink: ResultsTable) -> bool:
+        """Return whether a row (its key as JSON) has the source values that its reviewed answer was about."""
+        return self._hashes.get(sink.key_values(key)) == row_hash
+
+    def sample(self) -> "ReviewedGold":
+        """Return the gold of the rows of the sample alone by which any other answer can be judged."""
+        alone = copy.copy(self)
+        alone.rows = {key: row for key, row in self.rows.items() if self.is_drawn(key) and row.tells_what_is_right}
+        return alone
+
+    def require_clear_sample(self) -> None:
+        """Raise InputError if the rows are no plain sample, or do not tell what is right for each row of it."""
+        if self.design != SAMPLE:
+            raise InputError(
+                "canary.min_accuracy: the reviewed rows are no plain random sample of all answers, so their accuracy "
+                "says nothing about the other rows; review a sample that `review JOB export FILE --sample N` draws, or "
+                "send all rows with `run --no-canary`"
+            )
+        drawn = [row for key, row in self.rows.items() if self.is_drawn(key)]
+        unclear = sum(not row.tells_what_is_right for row in drawn)
+        if unclear:
+            raise InputError(
+                f"canary.min_accuracy: of {unclear:,} of {len(drawn):,} rows of the reviewed sample it is not "
+                "known which other answer would be right; fill in the right ones in column new (for free text there is "
+                "no such answer), or send all rows with `run --no-canary`"
+            )
+
     def is_right(self, key: Key, answers: Sequence[Any]) -> bool | None:
         """Return whether an answer is right in all columns that were reviewed; None if that is not known.
 
@@ -128,18 +169,25 @@ class ReviewedGold:
         yield from (rows[start : start + PAGE] for start in range(0, len(rows), PAGE))
 
 
+def reviewed_sample(database: Database, job_record: JobRecord | None, job: Job, *, clear: bool) -> ReviewedGold | None:
+    """Return the gold by which answers to come can be judged, see `ReviewedGold.sample`; None if there is none yet.
+
+    job_record: None: the job has never run. clear: whether to raise InputError, as `require_clear_sample` does.
+    """
+    if job_record is None or job.gold is None:
+        return None
+    names = {column.name for column in gold_columns(job, job.gold)}
+    if names - {*ResultsTable.of(job_record).columns.output, "text"}:  # the next run makes columns for them
+        return None
+    gold = _reviewed(database, job_record, job)
+    if gold.rows and clear:
+        gold.require_clear_sample()
+    return gold.sample() if gold.rows else None
+
+
 def read_reviews(database: Database, job_record: JobRecord, job: Job) -> ReviewedGold:
     """Return the gold that the reviews of a job give. Raises InputError if there are none."""
-    sink = ResultsTable.of(job_record)
-    columns = review_columns(job, sink.columns)
-    names, table = {column.name for column in columns}, ReviewsTable(sink)
-    with database.read() as conn:
-        found = [one for one in table.all(conn) if one.column in names] if table.is_made(conn) else []
-        hashes = answered_hashes(conn, job_record.id, [dump(list(key)) for key in {one.key for one in found}])
-    present = {one.key: hashes.get(dump(list(one.key)), b"").hex() for one in found}
-    reviews = [one for one in found if one.row_hash in (None, present[one.key])]
-    changed = len({one.key for one in found} - {one.key for one in reviews})
-    gold = ReviewedGold(job, columns, reviews, changed)
+    gold = _reviewed(database, job_record, job)
     if not gold.rows:
         raise InputError(
             f"gold: job {job.name} has no reviews that say what is right; write a sheet with "
@@ -148,11 +196,17 @@ def read_reviews(database: Database, job_record: JobRecord, job: Job) -> Reviewe
     return gold
 
 
-def _gold_column(job: Job, column: ReviewColumn) -> GoldColumn:
-    assert job.gold is not None
-    match = job.gold.match_of(column.name)
-    refuse_match(column.name, column.kind, match)
-    return GoldColumn(column.name, column.name, column.kind, match, column.declared)
+def _reviewed(database: Database, job_record: JobRecord, job: Job) -> ReviewedGold:
+    sink = ResultsTable.of(job_record)
+    columns = review_columns(job, sink.columns)
+    names, table = {column.name for column in columns}, ReviewsTable(sink)
+    with database.read() as conn:
+        found = [one for one in table.all(conn) if one.column in names] if table.is_made(conn) else []
+        hashes = answered_hashes(conn, job_record.id, [dump(list(key)) for key in {one.key for one in found}])
+    present = {one.key: hashes.get(dump(list(one.key)), b"") for one in found}
+    reviews = [one for one in found if one.row_hash in (None, present[one.key].hex())]
+    changed = len({one.key for one in found} - {one.key for one in reviews})
+    return ReviewedGold(job, columns, reviews, changed, present)
 
 
 def _rows(columns: Sequence[ReviewColumn], reviews: Sequence[Review]) -> dict[Key, ReviewedRow]:

@@ -20,7 +20,8 @@ from pipeline.planning.quote_source import ToQuote
 from pipeline.planning.sample import Counts
 from pipeline.planning.trial import Sampled
 from pipeline.planning.verdict import Verdict
-from pipeline.quality.gold import GoldReader, check_table, read_gold, store_gold
+from pipeline.quality.gold import RowsWithGold, check_table, read_gold
+from pipeline.quality.review_gold import reviewed_sample
 from pipeline.request.check import check_fields, check_types
 from pipeline.runner.begin import Work
 from pipeline.runner.loop import Run
@@ -56,7 +57,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
     load_tools(job)  # proves that they can be called
     budget.require_bound(plan.asked, where.settings.monthly_budget)
     columns = ResultColumns.of(job, plan.source.kinds()) if trial is None else trial.columns.of_trials()
-    gold = read_gold(job, columns)
+    gold: RowsWithGold | None = read_gold(job, columns)
     with where.driving(job.api.endpoint, lazily=True) as driving, contextlib.ExitStack() as stack:
         with where.database.read() as conn:
             job_record, sink = known_to_database(conn, where.database, job, columns, trial)
@@ -87,7 +88,8 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         if may_be_idle and not _is_idle(plan, quote):
             planners = prepare_work()
         canary = list[str]()
-        if gold is not None and gates.chooses_gold(job, known.standing, canary=options.canary and not options.retry):
+        if gates.chooses_gold(job, known.standing, canary=options.canary and not options.retry):
+            gold = gold or reviewed_sample(where.database, job_record, job, clear=True)
             canary = _canary_keys(where, plan, quote, known_rows, gold, sink, failed=known.standing.failed)
         counts = _complete_quote(where, plan, quote, known, driving.line, canary=options.canary, gold=len(canary))
         if job_record is not None:
@@ -107,7 +109,7 @@ def _registered(
     job: Job,
     columns: ResultColumns,
     file: Path | None,
-    gold: GoldReader | None,
+    gold: RowsWithGold | None,
     trial: Sampled | None,
 ) -> tuple[JobRecord, ResultsTable]:
     """Store the job, and the one that it is a trial of; make its results table, and store its gold if it has any."""
@@ -115,7 +117,7 @@ def _registered(
         register_job_of(where, trial, file)
     job_record, sink = register(where, job, columns, file, trial)
     if gold is not None:
-        store_gold(where.database, sink, gold)
+        gold.store(where.database, sink)
     return job_record, sink
 
 
@@ -124,17 +126,20 @@ def _canary_keys(
     plan: Plan,
     quote: Quote,
     known_rows: KnownRows,
-    gold: GoldReader,
+    gold: RowsWithGold | None,
     sink: ResultsTable,
     *,
     failed: bool,
 ) -> list[str]:
     """Return the keys of the rows with gold that are the canary of the run; [] and tell it if no such row is sent.
 
-    failed: whether a canary of this recipe has failed. Raises InputError as `gold_canary.choose` does.
+    gold: None: no row has any. failed: whether a canary of this recipe has failed. Raises InputError as
+    `gold_canary.choose` does.
     """
     canary = plan.job.canary
-    chosen = gold_canary.choose(plan, known_rows, gold, sink, failed=failed) if quote.to_send else []
+    chosen = list[str]()
+    if gold is not None and quote.to_send:
+        chosen = gold_canary.choose(plan, known_rows, gold, sink, failed=failed)
     if quote.to_send and not chosen and isinstance(canary, Canary) and not canary.applies_to(quote.to_send):
         where.tell(Warned(warning="canary.min_accuracy is not looked at: no row with gold is to be sent"))
     return chosen

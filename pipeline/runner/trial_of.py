@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.driver.environment import Environment
 from pipeline.planning.trial import Sampled
-from pipeline.quality.gold import check_table, store_gold
+from pipeline.quality.gold import check_table
 from pipeline.runner.register import known_to_database, register
 from pipeline.state.database import Connection, Database
 from pipeline.state.jobs import JobRecord
@@ -26,4 +26,4 @@ def register_job_of(where: Environment, trial: Sampled, file: Path | None) -> No
     """Store the job of a trial, make its results table, and store its gold. file: as for `register`."""
     _, sink = register(where, trial.job, trial.columns, file)
     if trial.gold is not None:
-        store_gold(where.database, sink, trial.gold)
+        trial.gold.store(where.database, sink)

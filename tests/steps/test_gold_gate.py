@@ -12,6 +12,7 @@ from pipeline.planning import gold_canary
 from pipeline.source import identity
 from pipeline.state.tables import batches
 from tests.conftest import World, event_line
+from tests.quality.test_review_gold import SAMPLE, said
 
 POSTGRESQL_IS_LONG = True
 
@@ -239,3 +240,121 @@ def test_two_drivers_at_the_gate_judge_it_once(world: World) -> None:
     assert [each.state for each in finished] == ["finished", "finished"]
     assert len(world.told("gate_opened")) == 1
     assert world.accepted() == 100 + 100  # with those that tell the truth
+
+
+# -- gold by reviews -------------------------------------------------------------------------------------------------
+
+OTHER = {"prompt": "Say what it is about, in one word: {{ text }}"}
+
+
+def reviewed(world: World, rows: int = 60, wrong: int = 0, *, first: int = 0, **others: Any) -> Job:
+    """Return a job with another prompt than the one whose answers were reviewed.
+
+    The first `wrong` reviews say another label than the emulator answers to the new prompt.
+    """
+    world.rows([{"id": f"r{i:03d}", "text": f"Text number {i}."} for i in range(100)])
+    world.run(world.job(name="truth", sink={"table": "truth"}, canary=False, request=asked(world), **RECIPE))
+    truth = {key: answer["label"] for key, answer in world.answers("truth").items()}
+    world.run(world.job(canary=False, **RECIPE))
+    given = []
+    for n, key in enumerate(sorted(truth)[first : first + rows]):
+        right = truth[key] if n >= wrong else LABELS[(LABELS.index(truth[key]) + 1) % len(LABELS)]
+        said_of = "right" if right == world.answers()[key]["label"] else "wrong"
+        given.append({"key": key, "verdict": said_of, "new": None if said_of == "right" else right, **SAMPLE, **others})
+    said(world, *given)
+    world.events.clear()
+    return world.job(canary=CANARY, gold="reviews", request=asked(world), **RECIPE)
+
+
+def asked(world: World) -> dict[str, Any]:
+    """Return the request of the usual job with the prompt of OTHER."""
+    return {**world.job().request.model_dump(mode="json", exclude_unset=True), **OTHER}
+
+
+def test_reviewed_rows_go_first_when_a_new_recipe_asks_them_again(world: World) -> None:
+    work = reviewed(world)
+    before = world.accepted()
+
+    finished = world.run(work, refresh=True)
+
+    assert (finished.state, finished.rows) == ("finished", {"succeeded": 100})
+    assert sizes(world) == [40, 60]
+    assert sorted(canary_of(world)) == [f"r{i:03d}" for i in range(40)]
+    assert lines(world, "gate_opened") == [
+        "canary passed: 40 of 40 rows succeeded, 40 of 40 are right, the other rows are sent now"
+    ]
+    assert world.accepted() == before + 100
+
+
+def test_what_people_corrected_stops_a_recipe_that_does_not_answer_it(world: World) -> None:
+    work = reviewed(world, wrong=5)
+
+    stopped = world.run(work, refresh=True)
+
+    assert (stopped.state, stopped.reason, sizes(world)) == ("incomplete", "canary", [40])
+    [said_of] = lines(world, "canary_missed")
+    assert said_of.startswith("canary: 35 of 40 right (87.5%), canary.min_accuracy is 85.0%: only 76.5% is shown")
+
+
+def test_a_reviewed_row_whose_values_have_changed_is_no_row_with_gold(world: World) -> None:
+    work = reviewed(world)
+    world.rows([{"id": f"r{i:03d}", "text": f"{'Another text' if i < 10 else 'Text number'} {i}."} for i in range(100)])
+
+    world.run(work, refresh=True)
+
+    assert sorted(canary_of(world)) == [f"r{i:03d}" for i in range(10, 50)]
+
+
+def test_a_job_without_reviews_says_that_nothing_is_judged(world: World) -> None:
+    world.rows([{"id": f"r{i:03d}", "text": f"Text number {i}."} for i in range(100)])
+
+    finished = world.run(world.job(canary=CANARY, gold="reviews", **RECIPE))
+
+    assert finished.state == "finished"
+    assert lines(world, "warning") == ["warning  canary.min_accuracy is not looked at: no row with gold is to be sent"]
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"drawn": "where", "weight": None}, "the reviewed rows are no plain random sample of all answers"),
+        (
+            {"verdict": "wrong", "new": None},
+            "of 60 of 60 rows of the reviewed sample it is not known which other",
+        ),
+    ],
+)
+def test_reviews_that_cannot_judge_other_answers_are_refused(
+    world: World, others: dict[str, Any], message: str
+) -> None:
+    work = reviewed(world, **others)
+    before = world.accepted()
+
+    with pytest.raises(InputError, match=f"canary.min_accuracy: {message}"):
+        world.run(work, refresh=True)
+
+    assert world.accepted() == before
+    assert world.run(work, refresh=True, canary=False).rows == {"succeeded": 100}
+
+
+def test_a_sweep_judges_a_canary_of_reviewed_rows(world: World) -> None:
+    world.run(reviewed(world, wrong=10), refresh=True, detach=True)
+
+    for _ in range(4):
+        world.clock.advance(61)
+        world.sweep()
+
+    assert len(world.told("canary_missed")) == 1
+    assert sizes(world) == [40]
+
+
+def test_a_canary_without_reviewed_rows_is_not_judged_by_reviews_of_other_values(world: World) -> None:
+    work = reviewed(world, rows=40, wrong=40, row_hash="of other values")
+    world.rows([{"id": f"r{i:03d}", "text": f"Quite another text {i}."} for i in range(500)])
+
+    finished = world.run(world.job(canary=CANARY, gold="reviews", request=work.request, **RECIPE))
+
+    assert (finished.state, sizes(world)) == ("finished", [40, 460])
+    assert lines(world, "warning") == [
+        "warning  canary.min_accuracy was not looked at: no answer of the canary has gold"
+    ]
