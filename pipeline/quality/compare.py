@@ -99,7 +99,7 @@ def compare(
     side, and if no row is answered by both.
     """
     columns, sides = sides_of(database, job_record, job, names)
-    gold = _gold(database, job_record, job, list(columns))
+    gold = _gold(database, job_record, job, list(columns), names)
     base, *others = sides
     rows, usd = base.totals()
     found = [_compared(database, job_record, columns, base, other, gold, differing) for other in others]
@@ -173,11 +173,19 @@ def _side(database: Database, job_record: JobRecord, sink: ResultsTable, name: s
     return parquet_side(name, sink.columns, columns)
 
 
-def _gold(database: Database, job_record: JobRecord, job: Job, names: list[str]) -> GoldLookup | ReviewLookup | None:
-    """Read the job's gold again, and return it; None if the job has none."""
+def _gold(
+    database: Database, job_record: JobRecord, job: Job, names: list[str], sides: Sequence[str]
+) -> GoldLookup | ReviewLookup | None:
+    """Read the job's gold again, and return it; None if the job has none. names: of the columns of the answers.
+
+    sides: rows whose source values one of them asked after they had changed have no gold by reviews.
+    """
     sink = ResultsTable.of(job_record)
     if job.gold is not None and job.gold.reviews:
-        return ReviewLookup(read_reviews(database, job_record, job), names)
+        gold, trials = read_reviews(database, job_record, job), trials_by_name(database, job_record)
+        for trial in [trials[side] for side in sides if side in trials]:
+            gold = gold.without(changed_since_trial(database, trial, job_record))
+        return ReviewLookup(gold, names)
     reader = read_gold(job, sink.columns)
     if reader is None:
         return None

@@ -18,6 +18,7 @@ from pipeline.sink.columns import ResultColumns
 from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
+from pipeline.sink.trials import changed_since_trial
 from pipeline.state.database import Database
 from pipeline.state.jobs import MOST_NAMED, JobRecord, known_job, trials_of
 
@@ -59,7 +60,8 @@ def evaluate(
     """
     sink = ResultsTable.of(job_record)
     if job.gold is not None and job.gold.reviews:
-        return _by_reviews(database, job_record, job, results_of(database, job_record, side), where, by)
+        results_of(database, job_record, side)  # proves that the side has the key of the job
+        return _by_reviews(database, job_record, job, record_of(database, job_record, side), where, by)
     gold = read_gold(job, ResultColumns.from_stored(job_record.columns))
     if gold is None or job.gold is None:
         raise InputError(
@@ -87,12 +89,15 @@ def _by_reviews(
     database: Database,
     job_record: JobRecord,
     job: Job,
-    answers: ResultsTable,
+    side: JobRecord,
     where: str | None,
     by: Sequence[str],
 ) -> Evaluation:
-    """Return the figures of the answers that have gold by reviews. answers: of the side."""
+    """Return the figures of the answers that have gold by reviews. side: the job, trial or other job that gave them."""
     gold = read_reviews(database, job_record, job)
+    if side.trial is not None:  # it may have asked rows whose source values have changed since the reviewed answers
+        gold = gold.without(changed_since_trial(database, side, job_record))
+    answers = ResultsTable.of(side)
     pairs = Pairs(database, answers, gold.store(database, ResultsTable.of(job_record)), where=where, by=by)
     found = review_figures(pairs, gold, where=where, by=by)
     if found is None:
@@ -125,7 +130,7 @@ def stored_evaluation(
     """
     if job.gold is not None and job.gold.reviews:
         with contextlib.suppress(InputError):  # no review that tells whether an answer is right
-            return _by_reviews(database, job_record, job, ResultsTable.of(job_record), where, ())
+            return _by_reviews(database, job_record, job, job_record, where, ())
         return None
     table = stored_gold(database, job_record, job)
     if table is None or job.gold is None:

@@ -7,7 +7,7 @@ right as well. So gold is resolved for each answer that it is compared with.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -127,6 +127,13 @@ class ReviewedGold:
         alone = copy.copy(self)
         alone.rows = {key: row for key, row in self.rows.items() if self.is_drawn(key) and row.tells_what_is_right}
         return alone
+
+    def without(self, keys: Collection[str]) -> "ReviewedGold":
+        """Return the gold of the other rows than those with these keys (JSON), whose source values have changed."""
+        left = copy.copy(self)
+        left.rows = {key: row for key, row in self.rows.items() if dump(list(key)) not in keys}
+        left.changed += len(self.rows) - len(left.rows)
+        return left
 
     def require_clear_sample(self) -> None:
         """Raise InputError if the rows are no plain sample, or do not tell what is right for each row of it."""

@@ -45,6 +45,12 @@ def test_check_says_how_strict_the_gate_of_a_canary_is(command: Command, folder:
     ) in command("check", "job.yaml").err
 
 
+def test_check_says_how_strict_the_gate_of_a_canary_by_reviews_is(command: Command, folder: Path) -> None:
+    (folder / "job.yaml").write_text(f"{JOB}gold: reviews\ncanary: {{rows: 200, min_accuracy: 0.85}}\n")
+
+    assert "canary   opens at 179 of 200 right (canary.min_accuracy 85.0% by bound)" in command("check", "job.yaml").err
+
+
 def test_a_canary_with_too_few_right_answers_names_evaluate_as_the_next_command(command: Command, folder: Path) -> None:
     canary = "canary: {rows: 40, min_accuracy: 0.85}"
     (folder / "job.yaml").write_text(f"{JOB}gold: {{columns: {{label: truth}}}}\n{canary}\n")

@@ -369,6 +369,23 @@ def test_a_trial_asks_the_reviewed_rows_and_is_reviewed_and_compared_as_a_side(w
     }
 
 
+def test_a_trial_of_other_source_values_is_not_judged_by_reviews_of_the_earlier_ones(world: World) -> None:
+    job = answered(world, [("a", "b", "succeeded")] * 6, **REVIEWS)
+    said(world, *[{**one, "new": "a"} for one in verdicts("wwwwww", **SAMPLE)])
+    texts = ["Another text.", "Yet another."] + [f"Text number {i}." for i in range(2, 6)]
+    world.rows([{"id": f"r{i:03d}", "text": text, "truth": "a", "team": "red"} for i, text in enumerate(texts)])
+    try_it(world, job, gold_only=True)
+    try_it(world, job, name="u", gold_only=True)
+
+    found = evaluation(world, job, side="t")
+    [side] = compare(world.database, world.known(), job, ["t", "u"]).sides
+
+    assert found.reviews is not None
+    assert (found.figures.accuracy.rows, found.reviews.changed, found.gold_rows) == (4, 2, 4)
+    assert side.gold is not None
+    assert side.gold.requests == 4
+
+
 def test_keys_and_texts_of_reviewed_rows_are_shown_without_escapes(world: World) -> None:
     world.rows([{"id": "\x1b[31mred", "text": "One."}, {"id": "[bold]b", "text": "Two."}])
     job = world.job(output={"labels": ["a", "b"]}, request={"dedupe": False}, **REVIEWS)
