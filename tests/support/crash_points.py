@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 
 import anthropic
 import httpx2
+from anthropic.types import Message
+from anthropic.types.messages import MessageBatch
 from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
@@ -40,6 +42,7 @@ from pipeline.job.model import Job
 from pipeline.money.prices import prices_of
 from pipeline.planning.selection import Selection
 from pipeline.planning.trial import Trial
+from pipeline.request.sdk_types import first_mismatch
 from pipeline.runner.options import Options
 from pipeline.runner.run import run
 from pipeline.runner.sweep import sweep
@@ -600,9 +603,19 @@ def try_all(script: str, api: str, database: Template, folder: Path, spool: str 
     return {"deaths": deaths, "jobs": jobs, "problems": problems}
 
 
-def import_everything(folder: Path) -> None:
-    """Import and create in advance what is otherwise made at first use, so that each child need not do it."""
+def import_everything(folder: Path, api: str) -> None:
+    """Import and create in advance what is otherwise made at first use, so that each child need not do it.
+
+    No polars is used, and no thread is left: a child would wait for threads that it does not have.
+    """
     prices_of(MODEL)
+    question: Any = {"model": MODEL, "messages": [{"role": "user", "content": "?"}]}
+    first_mismatch({**question, "max_tokens": 1}, beta=False)
+    with anthropic.Anthropic(api_key="test", base_url=api) as client:  # pydantic builds the models of its answers
+        client.messages.count_tokens(**question)
+        list(client.messages.batches.list())
+    Message.model_rebuild()
+    MessageBatch.model_rebuild()
     httpx2.HTTPTransport(verify=False)
     Database(f"sqlite:///{folder}/first.db").close()
     gc.freeze()
@@ -612,7 +625,7 @@ def import_everything(folder: Path) -> None:
 def main() -> None:
     """Try every point and print what was seen."""
     script, api, database, folder, *spool = sys.argv[1:]
-    import_everything(Path(folder))
+    import_everything(Path(folder), api)
     with made(database, Path(folder)) as template:
         sys.stdout.write(json.dumps(try_all(script, api, template, Path(folder), *spool)))
 
