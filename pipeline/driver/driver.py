@@ -76,6 +76,7 @@ class Driver:
     local_now: Callable[[], datetime] = local_now
     tries_account: bool = False  #: whether it may try one batch on an account that the API refused
     runs_tools: bool = True  #: whether it calls the tools of the job
+    calls_left: bool = False  #: whether its last pass may have left calls of tools, because its time for them was over
     told_waiting: set[int] = field(default_factory=set)  #: runs of which it has told that rows wait for tools
     ended: list[int] = field(default_factory=list)  #: runs that this driver has ended
     _planning: Lease | None = None

@@ -2,10 +2,12 @@
 
 A turn is claimed before its calls are made, by the driver's sign of life, and each result is committed by itself. If we
 die before such a commit, the call is made again by the driver that claims the turn next: tools must be safe to repeat.
+A driver that is asked to stop leaves the calls under way in the same way.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import islice
 from typing import Any
 
@@ -18,15 +20,19 @@ from pipeline.state.turns import ClaimedTurn, claim_turn, put_result, standing
 from pipeline.tools.calls import Toolbox
 from pipeline.tools.proof import load_tools
 
+SECONDS_AT_A_TIME = 30.0  # for which a driver calls tools before it polls and submits again
+
 
 def call_tools(driver: Driver, job: Job, run_id: int) -> int:
-    """Make all calls of an open run that no other driver makes. Return how many were made.
+    """Make calls of an open run that no other driver makes. Return how many were made.
+
+    If the time for them is over before all are made, `driver.calls_left` says so: the driver polls and submits before
+    it calls again.
 
     A driver that does not call tools only tells how many rows wait for them. Raises Stopped if a tool of the job cannot
-    be imported here, and RunEnded if another driver ends the run.
+    be imported here, RunEnded if another driver ends the run, and Interrupted at once if the driver is asked to stop.
     """
-    with driver.reading() as conn:
-        rows = sum(behind.calling for behind in standing(conn, run_id).values())
+    rows = _waiting(driver, run_id)
     if not rows:
         return 0
     if not driver.runs_tools:
@@ -34,25 +40,47 @@ def call_tools(driver: Driver, job: Job, run_id: int) -> int:
             driver.told_waiting.add(run_id)
             driver.tell(WaitsForTools(run=run_id, rows=rows))
         return 0
+    calls, failed = _make_calls(driver, job, run_id, seconds=SECONDS_AT_A_TIME)
+    if calls:
+        driver.tell(ToolsCalled(run=run_id, calls=calls, failed=failed))
+    return calls
+
+
+def _make_calls(driver: Driver, job: Job, run_id: int, *, seconds: float) -> tuple[int, int]:
+    """Make calls for about so many seconds. Return how many were made, and how many of them gave an error."""
+    tools = _toolbox(driver, job, run_id)
+    calls, failed = 0, 0
+    until = driver.local_now() + timedelta(seconds=seconds)
+    turns = _claimed(driver, run_id)
+    while some := list(islice(turns, driver.settings.tool_rows)):
+        made = _Calls.of(some)
+        for place, result in tools.call_all(made.uses, check=driver.check):
+            made.store(driver, place, result)
+            calls, failed = calls + 1, failed + bool(result.get("is_error"))
+        if driver.local_now() >= until:
+            driver.calls_left = True
+            break
+    return calls, failed
+
+
+def _waiting(driver: Driver, run_id: int) -> int:
+    """Return how many rows of a run wait for calls of tools."""
+    with driver.reading() as conn:
+        return sum(behind.calling for behind in standing(conn, run_id).values())
+
+
+def _toolbox(driver: Driver, job: Job, run_id: int) -> Toolbox:
+    """Return the tools of a job with their functions. Raises Stopped if one of them cannot be imported here."""
     try:
         tools = load_tools(job)
     except JobError as exc:
         raise Stopped(
-            f"{exc}; {rows:,} rows of run {run_id} wait for it: collect on a machine that has it, or leave them "
-            "waiting with --no-tools"
+            f"{exc}; {_waiting(driver, run_id):,} rows of run {run_id} wait for it: collect on a machine that has it, "
+            "or leave them waiting with --no-tools"
         ) from exc
     if tools is None:  # the job was changed since these rows were sent: the model gets an error for each call
-        tools = Toolbox((), timeout=job.rounds.timeout, max_output_bytes=job.rounds.max_output_bytes)
-    calls, failed = 0, 0
-    turns = _claimed(driver, run_id)
-    while some := list(islice(turns, driver.settings.tool_rows)):
-        made = _Calls.of(some)
-        for place, result in tools.call_all(made.uses):
-            made.store(driver, place, result)
-            calls, failed = calls + 1, failed + bool(result.get("is_error"))
-    if calls:
-        driver.tell(ToolsCalled(run=run_id, calls=calls, failed=failed))
-    return calls
+        return Toolbox((), timeout=job.rounds.timeout, max_output_bytes=job.rounds.max_output_bytes)
+    return tools
 
 
 def _claimed(driver: Driver, run_id: int) -> Iterator[ClaimedTurn]:
