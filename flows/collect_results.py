@@ -14,6 +14,7 @@ from flows import environment
 from flows.collect_tasks import collect_in_tasks
 from flows.environment import Blocks
 from flows.states import sweep_state
+from flows.tool_tasks import with_tool_tasks
 from flows.watch import Watch, note_told
 from pipeline.errors import PipelineError
 from pipeline.runner.sweep import sweep
@@ -49,7 +50,7 @@ def collect_results(
             watch = Watch(database)
             with environment.driving_in(database, blocks, tell=watch.tell) as here:
                 watch.moved |= collect_in_tasks(here, blocks, name)
-                swept = sweep(here, name)
+                swept = sweep(with_tool_tasks(here, blocks), name)
             ended = watch.untold(name)
             watch.show(sorted(watch.moved | {run.job for run in ended}))
             state = sweep_state(swept, ended)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import flow, task
 from prefect.futures import PrefectFuture, PrefectWrappedFuture
@@ -20,6 +20,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows import environment
 from flows.environment import Blocks
 from flows.watch import run_logger
+from pipeline.driver.driver import Stop
 from pipeline.driver.environment import Environment
 from pipeline.errors import InputError
 from pipeline.events.event import Event, Tell
@@ -30,7 +31,9 @@ INSTEAD = "the sweep collects without tasks"
 THREADS = 4
 QUIET_SECONDS = 60.0  # no batch is claimed or collected for so long, and no driver has one: no task is working
 MOST_SECONDS = 3600.0  # the same, while a driver still has a batch
-LOOK_SECONDS = 0.5  # between two looks at the progress
+LOOK_SECONDS = 0.5  # between two looks whether the tasks have ended
+
+Result = TypeVar("Result")
 
 
 def runner() -> TaskRunner[Any] | None:
@@ -123,21 +126,27 @@ def log_runner_failure(problem: Exception, instead: str) -> None:
     run_logger().error("%s=%s: %s; %s", SETTING, os.environ[SETTING], said, instead)
 
 
-def wait_for(tasks: list[PrefectFuture[Any]], look: Callable[[], tuple[object, float]]) -> None:
+def wait_for(
+    tasks: list[PrefectFuture[Any]], look: Callable[[], tuple[object, float]], *, every: float = LOOK_SECONDS
+) -> None:
     """Wait until all tasks are done, or until progress stops for too long: Dask may have no workers, or lose them.
 
     look: returns the progress, and the number of seconds for which the progress may stay unchanged. It reads the
-    progress from the state database, because a task that died reports nothing. When the database says that all is done,
-    the wait continues until the tasks say so: leaving the flow would cancel tasks that are about to report their end.
+    progress from the state database, because a task that died reports nothing. every: seconds between two looks.
+
+    When the database says that all is done, the wait continues until the tasks say so: leaving the flow would cancel
+    tasks that are about to report their end.
     """
-    before, since = None, time.monotonic()
+    before, since, look_at = None, time.monotonic(), time.monotonic()
     while not all(map(is_done, tasks)):
-        now, patience = look()
-        if now != before:
-            before, since = now, time.monotonic()
-        elif time.monotonic() - since >= patience:
-            run_logger().warning("no task has made progress for %.0f seconds", time.monotonic() - since)
-            return
+        if time.monotonic() >= look_at:
+            look_at = time.monotonic() + every
+            now, patience = look()
+            if now != before:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since >= patience:
+                run_logger().warning("no task has made progress for %.0f seconds", time.monotonic() - since)
+                return
         time.sleep(LOOK_SECONDS)
 
 
@@ -147,12 +156,30 @@ def is_done(future: PrefectFuture[Any]) -> bool:
     return bool(future.wrapped_future.done())
 
 
+def result_of(future: PrefectFuture[Result], what: str, instead: str) -> Result | None:
+    """Return the result of a task that was waited for. If it has none, log what happens instead, and return None.
+
+    what: what the task works on.
+    """
+    if not is_done(future):
+        run_logger().warning("%s: its task has not ended; %s", what, instead)
+        return None
+    try:
+        return future.result()
+    except Exception as exc:  # noqa: BLE001  # an error of the task, or of its worker
+        run_logger().warning("%s: its task failed, %s: %s: %s", what, instead, type(exc).__name__, exc)
+        return None
+
+
 @contextlib.contextmanager
-def task_environment(blocks: Blocks, beside: Path | None) -> Iterator[Environment]:
-    """Open the environment in which one task works. Its events go to the log of the task's own run."""
+def task_environment(blocks: Blocks, beside: Path | None, stop: Stop | None = None) -> Iterator[Environment]:
+    """Open the environment in which one task works. Its events go to the log of the task's own run.
+
+    stop: asks the task's driver to stop; None: nothing does.
+    """
     with (
         environment.database(blocks, beside=beside) as database,
-        environment.driving_in(database, blocks, tell=_teller()) as here,
+        environment.driving_in(database, blocks, tell=_teller(), stop=stop) as here,
     ):
         yield here
 

@@ -16,6 +16,7 @@ from prefect.runtime import flow_run
 from pipeline.api.client import Api
 from pipeline.api.reach import reach_of
 from pipeline.driver import environment
+from pipeline.driver.driver import Stop
 from pipeline.driver.environment import Environment
 from pipeline.errors import DatabaseError, InputError, Stopped
 from pipeline.events.event import Tell
@@ -137,11 +138,17 @@ def database_url(blocks: Blocks, *, beside: Path | None = None, emulated: bool =
 
 
 @contextlib.contextmanager
-def driving_in(database: Database, blocks: Blocks, *, tell: Tell, emulated: bool = False) -> Iterator[Environment]:
-    """Open the environment of a driver on this database, with the API and key of the environment, or of the block."""
+def driving_in(
+    database: Database, blocks: Blocks, *, tell: Tell, emulated: bool = False, stop: Stop | None = None
+) -> Iterator[Environment]:
+    """Open the environment of a driver on this database, with the API and key of the environment, or of the block.
+
+    stop: asks the driver to stop; None: nothing does.
+    """
     held_by_sdk = emulated or any(os.environ.get(name) for name in KEYS)
     key = None if held_by_sdk else secret(KEYS, blocks.api_key)
-    with environment.at(database, spool=os.environ.get("BATCH_SPOOL"), emulated=emulated, tell=tell) as here:
+    spool = os.environ.get("BATCH_SPOOL")
+    with environment.at(database, spool=spool, emulated=emulated, tell=tell, stop=stop) as here:
         if key is not None:
             timeout = here.settings.timeout
             here = replace(here, connect=lambda endpoint: Api.connect(reach_of(endpoint, timeout, key)))

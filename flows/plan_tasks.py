@@ -8,18 +8,17 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from prefect import flow, task
-from prefect.futures import PrefectFuture
 
 from flows import environment
-from flows.collect_tasks import is_done, log_runner_failure, task_environment, usable_runner, wait_for
+from flows.collect_tasks import log_runner_failure, result_of, task_environment, usable_runner, wait_for
 from flows.environment import Blocks
-from flows.watch import run_logger
 from pipeline.errors import PipelineError
 from pipeline.planning.shards import Planned, Shard, ShardRunner, plan_shard
 from pipeline.state.batches import batches_by_state
 from pipeline.state.database import Database
 
 INSTEAD = "the run plans without tasks"
+LEFT = "the run plans its remaining rows"
 QUIET_SECONDS = 120.0  # no batch is planned for so long: no task is working
 
 
@@ -52,7 +51,8 @@ def plan_files(parts: list[Shard], blocks: Blocks, beside: Path | None) -> list[
 
         tasks = [plan_file.submit(part, blocks, beside) for part in parts]
         wait_for(tasks, look)
-    return [planned for each, part in zip(tasks, parts, strict=True) if (planned := _result(each, part))]
+    ended = [result_of(each, part.path, LEFT) for each, part in zip(tasks, parts, strict=True)]
+    return [planned for planned in ended if planned is not None]
 
 
 def shard_runner(blocks: Blocks, database: Database) -> ShardRunner | None:
@@ -74,16 +74,3 @@ def shard_runner(blocks: Blocks, database: Database) -> ShardRunner | None:
             _meanwhile.reset(token)
 
     return share
-
-
-def _result(future: PrefectFuture[Planned], part: Shard) -> Planned | None:
-    if not is_done(future):
-        run_logger().warning("%s: its task has not ended; the run plans its remaining rows", part.path)
-        return None
-    try:
-        return future.result()
-    except Exception as exc:  # noqa: BLE001  # an error of the task, or of its worker
-        run_logger().warning(
-            "%s: its task failed, the run plans its remaining rows: %s: %s", part.path, type(exc).__name__, exc
-        )
-        return None

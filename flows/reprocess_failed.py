@@ -10,6 +10,7 @@ from prefect.states import Failed
 from flows import environment
 from flows.environment import Blocks
 from flows.run_job import JobFile, cancel_batches, ended_state
+from flows.tool_tasks import with_tool_tasks
 from flows.watch import Watch, note_told, run_logger
 from pipeline.errors import InputError, PipelineError
 from pipeline.escapes import inline
@@ -124,5 +125,5 @@ def _send_again(
 
         with environment.driving_in(database, blocks, tell=watch.tell) as here:
             options = Options(retry=wanted, detach=not wait, confirm=say_what_stays)
-            finished = run(loaded, here, options, file=path)
+            finished = run(loaded, with_tool_tasks(here, blocks), options, file=path)
         return ended_state(watch, name, finished)

@@ -22,6 +22,7 @@ from flows.environment import Blocks
 from flows.plan_tasks import shard_runner
 from flows.standing import title
 from flows.states import run_state
+from flows.tool_tasks import with_tool_tasks
 from flows.watch import Watch, note_told, run_logger
 from pipeline.errors import PipelineError
 from pipeline.job.load import load
@@ -107,7 +108,8 @@ def run_job(
             with environment.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
                 share = shard_runner(blocks, database)
                 options = Options(limit=limit, detach=not wait, dry_run=dry_run, canary=not no_canary, share=share)
-                finished = run(loaded, here, options, file=file)
+                drives = here if emulator else with_tool_tasks(here, blocks)  # one process uses an emulator's data
+                finished = run(loaded, drives, options, file=file)
             return ended_state(watch, loaded.name, finished)
     except PipelineError as exc:
         return Failed(message=str(exc))

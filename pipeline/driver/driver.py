@@ -11,6 +11,7 @@ from pipeline.answer.retry_change import Answer
 from pipeline.driver.line import Line
 from pipeline.driver.listing import Listing
 from pipeline.driver.settings import Settings
+from pipeline.driver.tool_groups import ToolRunner
 from pipeline.errors import ApiUnreachable, Busy, Interrupted, LostRace, NoAnswer, Stopped
 from pipeline.events.batches import OtherAccount, TakenOver
 from pipeline.events.event import Tell
@@ -76,6 +77,8 @@ class Driver:
     local_now: Callable[[], datetime] = local_now
     tries_account: bool = False  #: whether it may try one batch on an account that the API refused
     runs_tools: bool = True  #: whether it calls the tools of the job
+    tool_runner: ToolRunner | None = None  #: how other processes call tools for it; None: it calls them itself
+    calls_left: bool = False  #: whether its last pass may have left calls of tools, because its time for them was over
     told_waiting: set[int] = field(default_factory=set)  #: runs of which it has told that rows wait for tools
     ended: list[int] = field(default_factory=list)  #: runs that this driver has ended
     _planning: Lease | None = None

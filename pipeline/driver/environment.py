@@ -14,6 +14,7 @@ from pipeline.driver import spools
 from pipeline.driver.driver import Driver, Stop
 from pipeline.driver.line import Line
 from pipeline.driver.settings import Settings
+from pipeline.driver.tool_groups import ToolRunner
 from pipeline.errors import ApiUnreachable, DatabaseError, InputError, NotFound
 from pipeline.events.event import Tell, nothing
 from pipeline.events.runs import EmulatorStarted, SpoolMoved, Warned
@@ -55,6 +56,7 @@ class Environment:
     api_now: Callable[[], datetime] | None = None
     account_id: int | None = None
     runs_tools: bool = True  #: whether drivers call the tools of jobs
+    tool_runner: ToolRunner | None = None  #: how other processes call tools for drivers; None: drivers call them
     warned: set[str] = field(default_factory=set)  #: warnings that were told; each is told once for all endpoints
 
     def look_at_spool(self, job: JobRecord | None) -> None:
@@ -164,6 +166,7 @@ class Session:
             local_now=where.now,
             tries_account=tries_account,
             runs_tools=where.runs_tools,
+            tool_runner=where.tool_runner,
         )
 
 

@@ -52,7 +52,7 @@ class Run:
         driver, planner = self._driver, self._planner
         while not self._done():
             self._patience.do(lambda: one_pass(driver, self._jobs, still_planning=planner.run_id))
-            if self._work.options.detach and not due_soon(driver):
+            if self._work.options.detach and not driver.calls_left and not due_soon(driver):
                 self._done()  # ends the run if nothing is left
                 return
             if planner.needs_planning():

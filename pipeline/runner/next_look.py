@@ -21,8 +21,10 @@ class NextLook(NamedTuple):
 def next_look(driver: Driver, *, otherwise: float) -> NextLook:
     """Return when the job's next batch is due; after `otherwise` seconds if no batch is left for this driver.
 
-    Raises AccountStopped if only another account can continue.
+    It is now if the driver has left calls of tools. Raises AccountStopped if only another account can continue.
     """
+    if driver.calls_left:
+        return NextLook(0.0, [])
     with driver.reading() as conn:
         next_due = next_due_at(conn, driver.job_id, driver.lease.resource, driver.account_id)
         foreign = count_foreign(conn, driver.job_id, driver.account_id)

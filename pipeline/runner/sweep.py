@@ -88,8 +88,10 @@ def sweep_job(driver: Driver) -> None:
     jobs = JobOfRun(driver)
     ask_again(driver)
     find_twins(driver)
-    one_pass(driver, jobs)
-    one_pass(driver, jobs)  # the second pass submits what the first one packed
+    whole = 0  # passes one after the other that left no calls of tools
+    while whole < 2:  # the second one submits what the first one packed
+        one_pass(driver, jobs)
+        whole = 0 if driver.calls_left else whole + 1
     with driver.database.write() as conn:
         mark_swept(conn, driver.job_id, driver.now())
 
@@ -122,6 +124,7 @@ def _take_answers(driver: Driver, jobs: JobOfRun, stopped: list[Stopped], still_
     _do_step(lambda: poll_due(driver), stopped)
     collected = _do_step(lambda: collect_due(driver, jobs), stopped)
     delete_batches_due(driver)
+    driver.calls_left = False
     with driver.reading() as conn:
         open_now = open_runs(conn, driver.job_id)
     for run in open_now:

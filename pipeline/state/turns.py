@@ -149,20 +149,75 @@ class ClaimedTurn(NamedTuple):
     results: list[Any]
 
 
-def claim_turn(conn: Connection, run_id: int, *, after: int, driver: str, living_at: datetime) -> ClaimedTurn | None:
-    """Claim the next turn of a run with calls without results that no other living driver has claimed; None: none left.
+class ClaimableRows(NamedTuple):
+    """Rows of a run that wait for calls of tools, and which one driver may claim now.
 
-    after: the number of the row before. driver: the sign of life of this driver. living_at: the time by the clock of
-    leases. Raises RunEnded if the run is not open: calls are made for open runs only.
+    driver: the sign of life of this driver. living_at: the time by the clock of leases. after, last: only rows whose
+    numbers are above `after` and at most `last`; None: all above.
+    """
+
+    run_id: int
+    driver: str
+    living_at: datetime
+    after: int = 0
+    last: int | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the conditions for these rows, joined with their turns."""
+        claimed = _is_claimed(self.living_at)
+        free = or_(turns.c.claimed_by.is_(None), turns.c.claimed_by == self.driver, ~claimed)
+        return [*_calling(self.run_id, self.after, self.last), free]
+
+
+def _calling(run_id: int, after: int, last: int | None) -> list[ColumnElement[bool]]:
+    """Return the conditions for the rows of a run that wait for calls of tools, with numbers from above `after` on."""
+    to_last = [] if last is None else [requests.c.id <= last]
+    return [*_waiting(run_id), turns.c.open_calls > 0, requests.c.id > after, *to_last]
+
+
+def _is_claimed(living_at: datetime) -> ColumnElement[bool]:
+    """Return the condition for a turn that a living driver has claimed."""
+    alive = select(leases.c.resource).where(leases.c.resource == turns.c.claimed_by, leases.c.expires_at > living_at)
+    return alive.exists()
+
+
+def claimable_rows(conn: Connection, which: ClaimableRows, *, limit: int) -> list[int]:
+    """Return the numbers of the first rows that a driver may claim now, in order. Claims none."""
+    query = select(requests.c.id).join(turns, _OF_ROW).where(*which.conditions()).order_by(requests.c.id).limit(limit)
+    return list(conn.scalars(query))
+
+
+class CallsLeft(NamedTuple):
+    """Calls without results. held: whether a living driver has claimed some of them."""
+
+    calls: int
+    held: bool
+
+
+def calls_left(conn: Connection, run_id: int, *, after: int, last: int, living_at: datetime) -> CallsLeft:
+    """Return the calls that rows of a run wait for, of the rows whose numbers are above `after` and at most `last`."""
+    held = func.count().filter(_is_claimed(living_at))
+    query = (
+        select(func.coalesce(func.sum(turns.c.open_calls), 0), held)
+        .select_from(requests)
+        .join(turns, _OF_ROW)
+        .where(*_calling(run_id, after, last))
+    )
+    calls, rows_held = conn.execute(query).one()
+    return CallsLeft(int(calls), rows_held > 0)
+
+
+def claim_turn(conn: Connection, which: ClaimableRows) -> ClaimedTurn | None:
+    """Claim the first of these turns, whose calls no other living driver makes; None: none is left.
+
+    Raises RunEnded if the run is not open: calls are made for open runs only.
     """
     migrations.require_current(conn)
-    require_open(conn, run_id)
-    alive = select(leases.c.resource).where(leases.c.resource == turns.c.claimed_by, leases.c.expires_at > living_at)
-    free = or_(turns.c.claimed_by.is_(None), turns.c.claimed_by == driver, ~alive.exists())
+    require_open(conn, which.run_id)
     query = (
         select(turns.c.request_id, requests.c.key, turns.c.round, turns.c.message, turns.c.results)
         .join(requests, _OF_ROW)
-        .where(*_waiting(run_id), turns.c.open_calls > 0, free, requests.c.id > after)
+        .where(*which.conditions())
         .order_by(requests.c.id)
         .limit(1)
     )
@@ -170,7 +225,7 @@ def claim_turn(conn: Connection, run_id: int, *, after: int, driver: str, living
     if row is None:
         return None
     here = (turns.c.request_id == row.request_id, turns.c.round == row.round)
-    conn.execute(update(turns).where(*here).values(claimed_by=driver))
+    conn.execute(update(turns).where(*here).values(claimed_by=which.driver))
     return ClaimedTurn(row.request_id, row.key, row.round, row.message, orjson.loads(row.results))
 
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 Block = dict[str, Any]  # a content block, as the API has it
 AT_ONCE = 16  #: calls side by side
+LOOK_SECONDS = 0.2  # between two looks whether the caller is asked to stop, while no call ends
+
+
+def _go_on() -> None:
+    """Let the calls go on."""
 
 
 class Tool(NamedTuple):
@@ -60,15 +65,21 @@ class Toolbox:
         """Return the tool_result blocks for tool_use blocks, in their order. The calls run side by side."""
         return [result for _, result in sorted(self.call_all(uses, at_once=at_once), key=lambda pair: pair[0])]
 
-    def call_all(self, uses: Iterable[Mapping[str, Any]], *, at_once: int = AT_ONCE) -> Iterator[tuple[int, Block]]:
+    def call_all(
+        self, uses: Iterable[Mapping[str, Any]], *, at_once: int = AT_ONCE, check: Callable[[], None] = _go_on
+    ) -> Iterator[tuple[int, Block]]:
         """Yield the place of each tool_use block with its tool_result block, as soon as its call has ended.
 
         at_once: how many calls run side by side. A call that was given up is not among them, although it may still run.
+        check: a function that is called about every LOOK_SECONDS. What it raises ends the calls: those under way are
+        left to themselves, and what they return is not used.
         """
         ended: queue.SimpleQueue[tuple[int, _Output]] = queue.SimpleQueue()
         waiting = enumerate(uses)
         running: dict[int, _Call] = {}
         while True:
+            if ended.empty():  # else a result waits to be yielded: without it, its call would be made again
+                check()
             while len(running) < at_once and (following := next(waiting, None)) is not None:
                 place, use = following
                 refused = self._refusal(use)
@@ -81,9 +92,10 @@ class Toolbox:
                 return
             first_due = min(call.due for call in running.values())
             try:
-                place, output = ended.get(timeout=max(first_due - time.monotonic(), 0))
+                place, output = ended.get(timeout=min(max(first_due - time.monotonic(), 0), LOOK_SECONDS))
             except queue.Empty:
-                for place in [place for place, call in running.items() if call.due <= first_due]:
+                now = time.monotonic()
+                for place in [place for place, call in running.items() if call.due <= now]:
                     use = running.pop(place).use
                     yield place, _block(use, self._too_slow(use["name"]))
                 continue

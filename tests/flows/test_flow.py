@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+import cloudpickle
 import pytest
 from prefect.cli.deploy._models import PrefectYamlModel  # private; there is no public way to check the file
 from prefect.engine import handle_engine_signals
@@ -24,10 +25,13 @@ from ruamel.yaml import YAML
 from flows.artifacts import batch_table, parameters_of, summary_text
 from flows.artifacts import escaped as escaped_text
 from flows.collect_results import collect_results
+from flows.collect_tasks import collect_batch, collect_ended
 from flows.environment import Blocks, database_url, day, job_file, named
+from flows.plan_tasks import plan_file, plan_files
 from flows.reprocess_failed import Status, reprocess_failed
 from flows.run_job import run_job
 from flows.standing import standing
+from flows.tool_tasks import call_in_tasks, call_tools_of
 from pipeline.driver.environment import at
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import InputError
@@ -476,6 +480,15 @@ def test_a_secret_is_never_a_parameter() -> None:
         database_url(Blocks())
     names = {name for flow in (run_job, collect_results, reprocess_failed) for name in flow.parameters.properties}
     assert {name for name in names if "key" in name or "url" in name} == {"key", "api_key_block", "database_url_block"}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [collect_ended, collect_batch, plan_files, plan_file, call_in_tasks, call_tools_of],
+    ids=lambda each: each.name,
+)
+def test_what_runs_in_tasks_can_be_sent_to_other_processes(sent: Any) -> None:
+    assert cloudpickle.loads(cloudpickle.dumps(sent)).name == sent.name
 
 
 # -- without a server ------------------------------------------------------------------------------------------------

@@ -255,6 +255,36 @@ def test_an_async_function_that_takes_too_long_is_canceled() -> None:
     assert canceled.wait(60)
 
 
+class AskedToStopError(Exception):
+    pass
+
+
+def test_calls_under_way_are_left_when_the_caller_is_asked_to_stop_and_what_has_ended_is_yielded_first() -> None:
+    stop, never, ended = threading.Event(), threading.Event(), []
+
+    def lookup(number: str, year: int = 1) -> str:
+        if number == "0":
+            never.wait(60)
+        return number
+
+    def check() -> None:
+        if stop.is_set():
+            raise AskedToStopError
+
+    def take_all() -> None:
+        for place, _ in toolbox(lookup).call_all([use({"number": str(n)}) for n in range(3)], at_once=2, check=check):
+            ended.append(place)
+            stop.set()  # while call 0 runs, and call 2 has begun or not
+
+    with pytest.raises(AskedToStopError):
+        take_all()
+
+    assert not never.is_set()
+    assert 1 in ended
+    assert 0 not in ended
+    never.set()
+
+
 def test_a_call_that_hangs_does_not_keep_the_process_from_ending() -> None:
     script = """
 import threading
