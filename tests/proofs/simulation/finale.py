@@ -1,0 +1,176 @@
+"""The end of a schedule: faults are cleared, all drivers end, and the job is finished."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from sqlalchemy import Row
+
+from pipeline.states import (
+    CLOSED_BATCHES,
+    OUTCOMES,
+    BatchState,
+    RowState,
+    RunState,
+    SendingEnd,
+)
+from tests.proofs.simulation.commands import RETRIES
+from tests.proofs.simulation.constants import ACCOUNT_ERRORS, ACCOUNTS, MOMENTS, PATIENCE, Violation
+from tests.proofs.simulation.rules import is_unfinished
+from tests.proofs.simulation.seen import Seen
+from tests.proofs.simulation.world import World
+
+if TYPE_CHECKING:
+    from tests.proofs.simulation.schedule import Schedule
+
+
+class Finale:
+    """The end of a schedule: faults are cleared, all drivers end, and the job is finished."""
+
+    def __init__(self, schedule: "Schedule", world: World) -> None:
+        self._schedule, self._world = schedule, world
+
+    def play(self) -> None:
+        """Finish the job. Raises Violation if it does not end as it must."""
+        world = self._world
+        world.say("-- everything is put right --")
+        self._schedule.mend()
+        world.ways.budget_usd = None
+        world.emulator._core.processing_seconds = 50
+        late = []
+        for process in world.processes:
+            if process.state == "stopped" and world.chance.random() < 0.6:
+                self._schedule.wake_up(process)
+            elif process.state == "stopped":
+                late.append(process)
+        self._settle()
+        self._run_to_the_end()
+        for process in late:
+            self._schedule.wake_up(process)
+        if late:
+            self._settle()
+            self._run_to_the_end()
+        self._check_end()
+
+    def _settle(self) -> None:
+        """Let all living drivers run until they have ended."""
+        world = self._world
+        step, turns = 1.0, 0
+        while any(process.state == "running" for process in world.processes):
+            ready = [process for process in world.processes if process.ready]
+            for process in ready:
+                self._schedule.go(process, max(MOMENTS))
+                world.check()
+            if ready:
+                continue
+            turns += 1
+            if turns > PATIENCE:
+                names = [process.name for process in world.processes if process.state == "running"]
+                raise Violation(f"these drivers do not end: {', '.join(names)}")
+            if turns % 8 == 0:  # as a scheduler does; it also continues work that waits for another account's batches
+                for account in ACCOUNTS[: world.ways.accounts]:
+                    self._schedule.begin("collect", account)
+            self._schedule.turn_by(step)
+            step = min(1.6 * step, 4 * 3_600.0)
+
+    def _run_to_the_end(self) -> None:
+        """Run the job, and sweep for lost batches, until nothing is left to do."""
+        world = self._world
+        for turn in range(10):
+            for account in ACCOUNTS[: world.ways.accounts]:
+                for name in self._unfinished_retries():
+                    self._schedule.begin(name, account)
+                    self._settle()
+                last = self._schedule.begin("run", account)
+                self._settle()
+                self._schedule.begin("collect", account)
+                self._settle()
+            if last.error is None and self._is_done(world.check()):
+                return
+            self._schedule.turn_by(4_000.0 * 1.5**turn)
+        raise Violation(f"the job does not come to its end: {last.error or last.result}")
+
+    def _unfinished_retries(self) -> list[str]:
+        """Start the commands of retries that died, because no other command continues them."""
+        unfinished = [run.retry for run in self._world.look().runs.values() if run.retry and is_unfinished(run)]
+        return [name for name, retry in RETRIES.items() if retry.facts() in unfinished]
+
+    def _is_done(self, seen: Seen) -> bool:
+        waiting = any(row.state not in OUTCOMES for row in seen.rows)
+        open_now = any(each.state == RunState.OPEN for each in seen.runs.values())
+        findable = any(self._is_findable(batch) for batch in seen.batches.values())
+        doomed = any(batch.delete_remote for batch in seen.batches.values())
+        missed = any(s.end == SendingEnd.ABSENT and self._is_twin(seen, s) for s in seen.sendings)
+        return not (waiting or open_now or findable or doomed or missed or self._unclosed(seen))
+
+    def _unclosed(self, seen: Seen) -> bool:
+        return any(batch.state not in CLOSED_BATCHES for batch in seen.batches.values())
+
+    def _is_findable(self, batch: Row[Any]) -> bool:
+        """Return whether a batch was given up although the API still has its results."""
+        is_old = batch.created_at < self._world.at - timedelta(days=28)
+        there = batch.api_id is not None and self._world.books.is_there(batch.api_id)
+        return batch.state == BatchState.LOST and there and not is_old
+
+    def _is_twin(self, seen: Seen, sending: Row[Any]) -> bool:
+        """Return whether a sending that was presumed absent was accepted and could be reported."""
+        owned = {each.api_id for each in seen.sendings}
+        nonce = seen.batches[sending.batch_id].nonce
+        unowned = [b.api_id for b in self._world.books.batches.values() if b.nonce == nonce and b.api_id not in owned]
+        recent = sending.ended_at > self._world.at - timedelta(hours=24)
+        return recent and any(self._world.books.is_there(api_id) for api_id in unowned)
+
+    def _check_end(self) -> None:
+        """Check that every row of the source has an outcome for its current content."""
+        world = self._world
+        seen = world.check()
+        rows = {orjson.loads(row.key)[0]: row for row in seen.rows}
+        for key, (text, note) in world.source.items():
+            row, answer = rows.get(key), seen.answers.get(key)
+            if row is None or answer is None:
+                raise Violation(f"{key} of the source has no outcome: {row}, {answer}")
+            if answer.note != note:
+                raise Violation(f"{key} has the note {note!r}, and in the results table {answer.note!r}")
+            self._check_content(key, text, row, answer)
+        if self._bodies():
+            self._schedule.begin("run")  # its planning removes the leftovers of the last run
+            self._settle()
+        if self._bodies():
+            raise Violation(f"bodies are left in the spool that nothing needs: {self._bodies()}")
+        if world.ways.history:
+            self._check_history(seen)
+        if world.ways.delete_remote:
+            left = [
+                b.id
+                for b in seen.batches.values()
+                if b.state == BatchState.COLLECTED and world.books.is_there(b.api_id)
+            ]
+            if left:
+                raise Violation(f"these batches are not deleted at the API: {left}")
+
+    def _bodies(self) -> list[Path]:
+        return list((self._world.folder / "spool").glob("*/*.json"))
+
+    def _check_content(self, key: str, text: str, row: Row[Any], answer: Row[Any]) -> None:
+        world = self._world
+        if answer.status == RowState.INVALID:
+            if text and not world.too_large:
+                raise Violation(f"{key} is taken for invalid: {answer}")
+            return
+        sent = world.books.requests.get((answer.batch_id, answer.custom_id))
+        if sent is not None and sent.text != text:
+            raise Violation(f"{key} is {text!r}, and its answer is to {sent.text!r}")
+        retryable = answer.error_type in world.job().retry.errors and row.attempts < world.ways.attempts
+        if answer.error_type in ACCOUNT_ERRORS or retryable:
+            raise Violation(f"{key} is not sent again: {answer}")
+
+    def _check_history(self, seen: Seen) -> None:
+        """Check that every answer that was paid for is stored."""
+        world = self._world
+        kept = seen.replaced | {answer.custom_id for answer in seen.answers.values()}
+        collected = {b.api_id for b in seen.batches.values() if b.state == BatchState.COLLECTED}
+        for (api_id, custom_id), sent in world.books.requests.items():
+            result = world.books.result(sent)
+            if api_id in collected and result and result["type"] == "succeeded" and custom_id not in kept:
+                raise Violation(f"the answer to {sent} was paid for, and is nowhere")
