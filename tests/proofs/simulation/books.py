@@ -11,14 +11,14 @@ from sqlalchemy import select
 
 from pipeline.answer.outcome import Outcome
 from pipeline.money.prices import LISTED
-from pipeline.state.tables import batches, requests, runs
+from pipeline.state.tables import batches, jobs, requests, runs
 from pipeline.states import (
     RowState,
 )
 from tests.proofs.simulation.constants import CREDIT
+from tests.proofs.simulation.seen import Seen, row_name
 
 if TYPE_CHECKING:
-    from tests.proofs.simulation.seen import Seen
     from tests.proofs.simulation.world import World
 
 
@@ -50,7 +50,7 @@ class Books:
     def __init__(self, world: "World") -> None:
         self._world = world
         self.batches: dict[str, Accepted] = {}
-        self.rows: defaultdict[str, list[Sent]] = defaultdict(list)  #: by key, in the order of acceptance
+        self.rows: defaultdict[str, list[Sent]] = defaultdict(list)  #: by name, in the order of acceptance
         self.requests: dict[tuple[str, str], Sent] = {}
         self._results: dict[str, dict[str, dict[str, Any]]] = {}
         self._seen = 0
@@ -70,11 +70,12 @@ class Books:
         with self._world.shared.read() as conn:
             query = select(requests.c.key, requests.c.n).join(batches, batches.c.id == requests.c.batch_id)
             rows = conn.execute(query.where(batches.c.nonce == nonce).order_by(requests.c.key)).all()
-            of_batch = select(runs.c.id, runs.c.retry).join(batches, batches.c.run_id == runs.c.id)
-            run = conn.execute(of_batch.where(batches.c.nonce == nonce)).one()
+            of_batch = select(runs.c.id, runs.c.retry, jobs.c.name).join(batches, batches.c.run_id == runs.c.id)
+            of_job = of_batch.join(jobs, jobs.c.id == runs.c.job_id)
+            run = conn.execute(of_job.where(batches.c.nonce == nonce)).one()
         keys = defaultdict(list)
         for row in rows:
-            keys[f"{nonce}-{row.n}"].append(orjson.loads(row.key)[0])
+            keys[f"{nonce}-{row.n}"].append(row_name(run.name, row.key))
         for line in self._file(api_id, "requests").read_bytes().splitlines():
             sha, custom_id, params = line.split(b" ", 2)
             recipe, _, text = orjson.loads(params)["messages"][-1]["content"].partition(" | ")
@@ -86,13 +87,13 @@ class Books:
                 self._world.rules.judge(key, self.rows[key], sent)
                 self.rows[key].append(sent)
 
-    def join(self, seen: "Seen") -> None:
+    def join(self, seen: Seen) -> None:
         """Record rows that have joined a request after the API had accepted it."""
         for row in seen.rows:
             batch = None if row.batch_id is None else seen.batches[row.batch_id]
             sent = None if batch is None else self.requests.get((batch.api_id, f"{batch.nonce}-{row.n}"))
-            if sent is not None and sent not in self.rows[key := orjson.loads(row.key)[0]]:
-                self.rows[key].append(sent)
+            if sent is not None and sent not in self.rows[name := row_name(row.job, row.key)]:
+                self.rows[name].append(sent)
 
     def _file(self, api_id: str, name: str) -> Path:
         return self._world.emulator._store.path(api_id, name)

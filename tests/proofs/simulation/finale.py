@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from sqlalchemy import Row
 
+from pipeline.source.identity import key_rank
+from pipeline.state.jobs import job_named
 from pipeline.states import (
     CLOSED_BATCHES,
     OUTCOMES,
@@ -15,10 +17,11 @@ from pipeline.states import (
     RunState,
     SendingEnd,
 )
-from tests.proofs.simulation.commands import RETRIES
+from tests.proofs.simulation.asked import JOB, NAME_OF_TRIAL, TRIAL, trial_of
+from tests.proofs.simulation.commands import RETRIES, RETRIES_OF_TRIAL
 from tests.proofs.simulation.constants import ACCOUNT_ERRORS, ACCOUNTS, MOMENTS, PATIENCE, Violation
 from tests.proofs.simulation.rules import is_unfinished
-from tests.proofs.simulation.seen import Seen
+from tests.proofs.simulation.seen import IN_TRIAL, Seen, row_name
 from tests.proofs.simulation.world import World
 
 if TYPE_CHECKING:
@@ -82,19 +85,40 @@ class Finale:
                 for name in self._unfinished_retries():
                     self._schedule.begin(name, account)
                     self._settle()
-                last = self._schedule.begin("run", account)
+                last = [self._schedule.begin("run", account)]
                 self._settle()
+                if self._trial_goes_on():
+                    last.append(self._schedule.begin("trial", account))
+                    self._settle()
                 self._schedule.begin("collect", account)
                 self._settle()
-            if last.error is None and self._is_done(world.check()):
+            if not any(process.error for process in last) and self._is_done(world.check()):
                 return
             self._schedule.turn_by(4_000.0 * 1.5**turn)
-        raise Violation(f"the job does not come to its end: {last.error or last.result}")
+        raise Violation(f"the job does not come to its end: {[process.error or process.result for process in last]}")
+
+    def _trial_goes_on(self) -> bool:
+        """Return whether the job has a trial with rows to ask, and see to it that its commands read the right job file.
+
+        That is the one that the trial was begun with; its commands are refused after a change of the job's request.
+        """
+        world = self._world
+        with world.shared.read() as conn:
+            known = job_named(conn, NAME_OF_TRIAL)
+        if known is None or known.trial is None or not world.source:
+            return False
+        trial, recipes = trial_of(world.ways), range(world.ways.recipe + 1)
+        of = (n for n in recipes if trial.asked(world.job(n)).recipe == known.trial.recipe)
+        world.recipe_of_trial = next(of, None)
+        if world.recipe_of_trial is None:
+            raise Violation(f"the trial has a recipe that no job file had: {known.trial}")
+        return True
 
     def _unfinished_retries(self) -> list[str]:
         """Start the commands of retries that died, because no other command continues them."""
-        unfinished = [run.retry for run in self._world.look().runs.values() if run.retry and is_unfinished(run)]
-        return [name for name, retry in RETRIES.items() if retry.facts() in unfinished]
+        names = {JOB: RETRIES, NAME_OF_TRIAL: RETRIES_OF_TRIAL if self._trial_goes_on() else {}}
+        unfinished = [run for run in self._world.look().runs.values() if run.retry and is_unfinished(run)]
+        return [name for run in unfinished for name, retry in names[run.name].items() if retry.facts() == run.retry]
 
     def _is_done(self, seen: Seen) -> bool:
         waiting = any(row.state not in OUTCOMES for row in seen.rows)
@@ -125,8 +149,9 @@ class Finale:
         """Check that every row of the source has an outcome for its current content."""
         world = self._world
         seen = world.check()
-        rows = {orjson.loads(row.key)[0]: row for row in seen.rows}
-        for key, (text, note) in world.source.items():
+        rows = {row_name(row.job, row.key): row for row in seen.rows}
+        for key, of in [*((key, key) for key in world.source), *self._of_trial()]:
+            text, note = world.source[of]
             row, answer = rows.get(key), seen.answers.get(key)
             if row is None or answer is None:
                 raise Violation(f"{key} of the source has no outcome: {row}, {answer}")
@@ -134,8 +159,9 @@ class Finale:
                 raise Violation(f"{key} has the note {note!r}, and in the results table {answer.note!r}")
             self._check_content(key, text, row, answer)
         if self._bodies():
-            self._schedule.begin("run")  # its planning removes the leftovers of the last run
-            self._settle()
+            for name in ("run", *(("trial",) if self._trial_goes_on() else ())):
+                self._schedule.begin(name)  # its planning removes the leftovers of the last run
+                self._settle()
         if self._bodies():
             raise Violation(f"bodies are left in the spool that nothing needs: {self._bodies()}")
         if world.ways.history:
@@ -148,6 +174,13 @@ class Finale:
             ]
             if left:
                 raise Violation(f"these batches are not deleted at the API: {left}")
+
+    def _of_trial(self) -> list[tuple[str, str]]:
+        """Return the name of each row of the trial's sample, with its key in the source."""
+        if not self._trial_goes_on():
+            return []
+        ranked = sorted(self._world.source, key=lambda key: key_rank(orjson.dumps([key]).decode()))
+        return [(f"{TRIAL}{IN_TRIAL}{key}", key) for key in ranked[: self._world.ways.sample]]
 
     def _bodies(self) -> list[Path]:
         return list((self._world.folder / "spool").glob("*/*.json"))
@@ -169,7 +202,9 @@ class Finale:
         """Check that every answer that was paid for is stored."""
         world = self._world
         kept = seen.replaced | {answer.custom_id for answer in seen.answers.values()}
-        collected = {b.api_id for b in seen.batches.values() if b.state == BatchState.COLLECTED}
+        of_job = {run.id for run in seen.runs.values() if run.name == JOB}  # a trial has no history
+        done = [b for b in seen.batches.values() if b.state == BatchState.COLLECTED]
+        collected = {b.api_id for b in done if b.run_id in of_job}
         for (api_id, custom_id), sent in world.books.requests.items():
             result = world.books.result(sent)
             if api_id in collected and result and result["type"] == "succeeded" and custom_id not in kept:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from sqlalchemy import Row, select
 
 from pipeline.state import leases, settled
-from pipeline.state.tables import batches, requests, stretches
+from pipeline.state.tables import batches, jobs, requests, stretches
 from pipeline.state.tables import leases as lease_table
 from pipeline.states import (
     OPEN_BATCHES,
@@ -23,7 +22,7 @@ from pipeline.states import (
 )
 from tests.proofs.simulation.books import Sent, status_of
 from tests.proofs.simulation.constants import ACCOUNT_ERRORS
-from tests.proofs.simulation.seen import Seen
+from tests.proofs.simulation.seen import IN_TRIAL, Seen, row_name
 
 if TYPE_CHECKING:
     from tests.proofs.simulation.world import World
@@ -75,7 +74,8 @@ class Rules:
         alike = list(_of_the_same_attempts(earlier, now))
         if status == RowState.SUCCEEDED and (earlier[-1].sha == now.sha or not self._world.started["run --refresh"]):
             self._violated(f"{key} is accepted in {now.api_id}, though it succeeded in {earlier[-1].api_id}")
-        if status == RowState.CANCELED and not self._world.started["retry --status canceled"]:
+        again = "retry trial --status canceled" if IN_TRIAL in key else "retry --status canceled"
+        if status == RowState.CANCELED and not self._world.started[again]:
             self._violated(f"{key} is accepted in {now.api_id}, though it was canceled in {earlier[-1].api_id}")
         if error_type in ACCOUNT_ERRORS or not alike or status == RowState.CANCELED:
             return
@@ -103,8 +103,8 @@ class Rules:
         for batch in seen.batches.values():
             self._check_batch(seen, batch)
         self._check_sendings(seen)
-        for answer in seen.answers.values():
-            self._check_answer(seen, answer)
+        for name, answer in seen.answers.items():
+            self._check_answer(name, answer)
         for each in seen.runs.values():
             self._check_budget(seen, each)
             self._check_gate(seen, each)
@@ -114,8 +114,9 @@ class Rules:
     def _check_marks(self) -> None:
         """Check that no row that has succeeded changes while a mark says that its source is settled."""
         columns = [requests.c[name] for name in ("id", "state", "key", "row_hash", "keep", "outcome_hash")]
+        of_job = select(*columns).join(jobs, jobs.c.id == requests.c.job_id).where(jobs.c.trial_of.is_(None))
         with self._world.shared.read() as conn:
-            succeeded = {row.id: tuple(row) for row in conn.execute(select(*columns)) if row.state == "succeeded"}
+            succeeded = {row.id: tuple(row) for row in conn.execute(of_job) if row.state == "succeeded"}
             for mark in conn.execute(select(stretches).where(stretches.c.first == 0)):
                 if settled.settled_rows(conn, mark.job_id, mark.source) is None:
                     continue
@@ -136,7 +137,7 @@ class Rules:
                 self._violated(f"{renewal.process.name} lives, and its {renewal.lease.resource} is gone")
 
     def _check_row(self, seen: Seen, row: Row[Any]) -> None:
-        key = orjson.loads(row.key)[0]
+        key = row_name(row.job, row.key)
         answer = seen.answers.get(key)
         if row.state == RowState.IN_FLIGHT:
             batch = seen.batches[row.batch_id]
@@ -196,7 +197,7 @@ class Rules:
                     f"nobody knows of {accepted.api_id}: its batch is {batch}, {batch and last.get(batch.id)}"
                 )
 
-    def _check_answer(self, seen: Seen, answer: Row[Any]) -> None:
+    def _check_answer(self, name: str, answer: Row[Any]) -> None:
         if answer.batch_id is None or answer.status == RowState.LOST:
             return
         sent = self._books.requests.get((answer.batch_id, answer.custom_id))
@@ -204,6 +205,8 @@ class Rules:
         if result is None:
             self._violated(f"the answer {answer} is to nothing that the API has ended")
             return
+        if sent not in self._books.rows[name]:
+            self._violated(f"the answer {answer} of {name} is to the request of another row: {sent}")
         odd = self._world.odd and answer.error_type == "odd_result" and result["type"] == "succeeded"
         if (answer.status, answer.error_type) != status_of(result) and not odd:
             self._violated(f"the answer {answer} is not what the API says: {result}")

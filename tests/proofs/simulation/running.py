@@ -56,7 +56,7 @@ class Shelf:
         with self.database.write() as conn:
             for each in reversed(metadata.sorted_tables):
                 conn.execute(delete(each))
-            for name in ("answers", "answers_history"):
+            for name in ("answers", "answers_history", "answers_trials"):
                 conn.execute(sql(f"DROP TABLE IF EXISTS {name}"))
 
 

@@ -6,7 +6,7 @@ from pipeline.emulator.http import router
 from pipeline.states import (
     RowState,
 )
-from tests.proofs.simulation.commands import COMMANDS, OFTEN_RETRIED, command
+from tests.proofs.simulation.commands import COMMANDS, OF_TRIAL, OFTEN_RETRIED, command
 from tests.proofs.simulation.constants import ACCOUNTS, MOMENTS, SECONDS
 from tests.proofs.simulation.drivers import Process
 from tests.proofs.simulation.faults import CUT_OFF, FAULTS, ODD_LINES
@@ -44,13 +44,14 @@ class Schedule:
         self._actions = always | chosen
         self._faults = chance.sample(FAULTS, chance.randint(1, 6))
         self._commands = COMMANDS | (OFTEN_RETRIED if world.ways.retries else {})
+        self._commands |= OF_TRIAL if world.ways.trial else {}
 
     def play(self) -> None:
         """Run the schedule. Raises Violation."""
         world, chance = self._world, self._world.chance
         world.say(f"{world.ways}")
         self._cut_off()
-        self._begin("run" if chance.random() < 0.6 else "run --detach")
+        self._begin(("trial" if world.ways.trial and chance.random() < 0.4 else "run") + self._waits())
         for _ in range(chance.randint(10, 25)):
             while not chance.choices(list(self._actions), list(self._actions.values()))[0]():
                 """Choose again: this action is not possible now."""
@@ -82,6 +83,10 @@ class Schedule:
         process = Process(world, title, account, skew, command(world, name))
         world.processes.append(process)
         return process
+
+    def _waits(self) -> str:
+        """Return the option of a command that waits for its answers, or of one that does not."""
+        return "" if self._world.chance.random() < 0.6 else " --detach"
 
     def go_on(self) -> bool:
         """Let one driver run for a while."""

@@ -4,14 +4,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import orjson
 from sqlalchemy import Row, column, inspect, select, table
 
+from pipeline.job.name import OF_TRIAL
 from pipeline.state.database import Database
-from pipeline.state.tables import batches, requests, runs, sendings, tallies
+from pipeline.state.tables import batches, jobs, requests, runs, sendings, tallies
 
 
 class Seen(NamedTuple):
-    """The content of the state database and the results table at one moment."""
+    """The content of the state database and the results tables at one moment. answers: by the name of their row."""
 
     rows: Sequence[Row[Any]]
     batches: Mapping[int, Row[Any]]
@@ -22,13 +24,18 @@ class Seen(NamedTuple):
     tallies: Counter[tuple[int, str]]  #: the stored sums of rows by run and state
 
 
-_ROWS = select(
-    *(
-        requests.c[name]
-        for name in ("key", "run_id", "state", "batch_id", "n", "attempts", "outcome", "error_type", "row_hash")
-    ),
-    requests.c.outcome_hash,
-).order_by(requests.c.id)
+_ROWS = (
+    select(
+        *(
+            requests.c[name]
+            for name in ("key", "run_id", "state", "batch_id", "n", "attempts", "outcome", "error_type", "row_hash")
+        ),
+        requests.c.outcome_hash,
+        jobs.c.name.label("job"),
+    )
+    .join_from(requests, jobs, jobs.c.id == requests.c.job_id)
+    .order_by(requests.c.id)
+)
 _BATCHES = select(
     *(batches.c[name] for name in ("id", "run_id", "state", "nonce", "api_id", "requests", "rows", "outcomes", "gate")),
     *(batches.c[name] for name in ("cost_usd", "created_at", "problem", "delete_remote")),
@@ -37,14 +44,29 @@ _SENDINGS = select(
     *(sendings.c[name] for name in ("id", "batch_id", "end", "api_id", "started_at", "ended_at", "reserved_usd")),
     sendings.c.settled_usd,
 ).order_by(sendings.c.id)
-_RUNS = select(*(runs.c[name] for name in ("id", "state", "reason", "job", "recipe", "gate", "retry")))
-_ANSWERS = select(
-    *map(column, ("id", "note", "text", "status", "error_type", "attempts", "custom_id", "batch_id"))
-).select_from(table("answers"))
+_RUNS = select(
+    *(runs.c[name] for name in ("id", "state", "reason", "job", "recipe", "gate", "retry")), jobs.c.name.label("name")
+).join_from(runs, jobs, jobs.c.id == runs.c.job_id)
+_ANSWER: list[Any] = [*map(column, ("id", "note", "text", "status", "error_type", "attempts", "custom_id", "batch_id"))]
+_ANSWERS = select(*_ANSWER).select_from(table("answers"))
+_OF_TRIALS = select(*_ANSWER, column("trial")).select_from(table("answers_trials"))
+
+
+IN_TRIAL = "/"  #: stands between the name of a trial and the key of its row
+
+
+def row_name(job: str, key: str) -> str:
+    """Return what a row is called in a schedule: its key, behind the name of its trial if it is a trial's.
+
+    job: the name of its job, or JOB:TRIAL. key: as JSON.
+    """
+    trial = job.partition(OF_TRIAL)[2]
+    name = str(orjson.loads(key)[0])
+    return f"{trial}{IN_TRIAL}{name}" if trial else name
 
 
 def look(shared: Database, *, history: bool) -> Seen:
-    """Read the state database and the results table. history: whether the job has a history table."""
+    """Read the state database and the results tables. history: whether the job has a history table."""
     with shared.read() as conn:
         rows = conn.execute(_ROWS).all()
         known_batches = {row.id: row for row in conn.execute(_BATCHES)}
@@ -52,6 +74,8 @@ def look(shared: Database, *, history: bool) -> Seen:
         known_runs = {row.id: row for row in conn.execute(_RUNS)}
         made = bool(rows) or inspect(conn).has_table("answers")
         answers = {row.id: row for row in conn.execute(_ANSWERS)} if made else {}
+        if any(OF_TRIAL in row.job for row in rows):
+            answers |= {f"{row.trial}{IN_TRIAL}{row.id}": row for row in conn.execute(_OF_TRIALS)}
         replaced: Any = select(column("custom_id")).select_from(table("answers_history"))
         gone = set(conn.scalars(replaced)) if made and history else set()
         tallied: Counter[tuple[int, str]] = Counter()

@@ -21,6 +21,8 @@ class Ways:
     canary: bool = False
     alike: bool = False  #: most rows have the text of another row, so that they share requests
     retries: bool = False  #: many answers are cut off, and a person retries such rows again and again
+    trial: str | None = None  #: what kind of trial the job has, see `asked.CHANGES`; None: it has none
+    sample: int = 400  #: rows of the trial
     recipe: int = 0
 
     @classmethod
@@ -46,6 +48,8 @@ class Ways:
             drawn.retries, drawn.processing_seconds = True, 50
         if chance.random() < 0.4:
             drawn.alike, drawn.rows, drawn.batch_requests = True, drawn.rows + 4, min(2, drawn.batch_requests)
+        if chance.random() < 0.35:
+            drawn.trial, drawn.sample = chance.choice(("prompt", "prompt", "tokens")), chance.choice((2, 400))
         if drawn.processing_seconds > 3_000:  # one batch after the other would take weeks
             drawn.in_flight = 200_000
         return drawn

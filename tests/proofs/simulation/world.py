@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import orjson
@@ -22,6 +21,7 @@ from pipeline.state.database import Database
 from pipeline.states import (
     BatchState,
 )
+from tests.proofs.simulation.asked import job_of
 from tests.proofs.simulation.books import Books
 from tests.proofs.simulation.constants import ACCOUNTS, START, Violation
 from tests.proofs.simulation.drivers import Process, Watched
@@ -56,6 +56,7 @@ class World:
         self.hidden: set[str] = set()  #: batches at the API that no driver could find in the listing in time
         self.hides = False
         self.too_large = False
+        self.recipe_of_trial: int | None = None  #: in the job file of commands about the trial; None: the current
         self.odd = False  #: whether parts of result lines may have been damaged
         self.cached = False  #: whether creates may be answered from a cache
         self._say, self._violation = say, ""
@@ -190,30 +191,9 @@ class World:
             writer.writerow(["id", "text", "note"])
             writer.writerows([key, *values] for key, values in self.source.items())
 
-    def job(self) -> Job:
-        """Return the current job."""
-        ways = self.ways
-        limits: dict[str, Any] = {"max_batch_requests": ways.batch_requests, "max_in_flight_requests": ways.in_flight}
-        if ways.budget_usd is not None:
-            limits["max_cost_usd"] = ways.budget_usd
-        return Job.model_validate(
-            {
-                "name": "simulated",
-                "source": {"path": str(self.folder / "rows.csv"), "key": "id", "keep": ["note"]},
-                "request": {
-                    "model": "claude-haiku-4-5",
-                    "max_tokens": 100,
-                    "prompt": f"Recipe {ways.recipe} | {{{{ text }}}}",
-                    "dedupe": ways.dedupe,
-                },
-                "limits": limits,
-                "retry": {"max_attempts": ways.attempts},
-                "privacy": {"delete_remote": ways.delete_remote},
-                "sink": {"table": "answers", "history": ways.history},
-                # one row is sent first, and the others are sent however it ends
-                "canary": {"rows": 1, "max_failed": 1.0} if ways.canary else False,
-            }
-        )
+    def job(self, recipe: int | None = None) -> Job:
+        """Return the job with this recipe. None: the current one."""
+        return job_of(self.ways, self.folder, self.ways.recipe if recipe is None else recipe)
 
     # what must always hold
 
