@@ -5,6 +5,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from pipeline.driver.bodies import unneeded
 from pipeline.driver.driver import Driver
 from pipeline.errors import Busy, LostRace
 from pipeline.events.batches import Dropped
@@ -25,7 +26,6 @@ from pipeline.state.rows import (
     stand_if_retry_is_over,
     stand_vanished,
     take_over,
-    unneeded_bodies,
     waiting_for_nothing,
 )
 from pipeline.state.runs import end_run, forget_changed, mark_planned, open_runs, unfinished_retries
@@ -67,13 +67,12 @@ def drop_stale(
 
 
 def remove_unneeded(driver: Driver, job: Job) -> None:
-    """Remove from the spool the bodies of final batches that no pending row needs, unless the job keeps its spool."""
+    """Remove from the spool the bodies of final batches that no row needs, unless the job keeps its spool."""
     if job.privacy.keep_spool:
         return
-    with driver.reading() as conn:
-        unneeded = unneeded_bodies(conn, driver.job_id)
-    if unneeded:
-        for nonce in driver.spool.bodies(driver.now()).keys() & unneeded:
+    free = unneeded(driver, job)
+    if free:
+        for nonce in driver.spool.bodies(driver.now()).keys() & free:
             driver.spool.remove(nonce)
 
 

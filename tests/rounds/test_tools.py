@@ -313,6 +313,33 @@ def test_a_lost_round_is_repeated_by_a_retry_of_lost_rows(world: World) -> None:
     assert holds(world)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_batch_that_was_lost_in_a_round_and_is_found_again_goes_on(world: World, number: int) -> None:
+    lookup = Counting()
+    job = with_tools(world, {"lookup": lookup})
+    world.run(job, detach=True)
+    for _ in range(number - 1):
+        world.clock.advance(60)
+        world.sweep()
+    world.emulator.add_fault(on="results", do="missing_lines", match='"tool_use"')
+    world.run(job)
+    assert world.statuses()["r1"] == "lost"
+    world.emulator.clear_faults()
+
+    for _ in range(20):
+        world.clock.advance(3_600)
+        world.sweep()
+    world.run(job)
+
+    answers = world.answers()
+    assert {answer["status"] for answer in answers.values()} == {"succeeded"}
+    assert world.told("found_again")
+    assert world.sent_twice() == []
+    assert world.accepted() == sum(answer["rounds"] for answer in answers.values())
+    assert lookup.calls.total() == sum(answer["tool_calls"] for answer in answers.values())
+    assert holds(world)
+
+
 def test_a_retry_of_rows_that_were_answered_begins_at_round_1(world: World) -> None:
     lookup = Counting()
     job = with_tools(world, {"lookup": lookup}, rounds={"max": 2})
