@@ -1,5 +1,6 @@
 """What do the job of a schedule and its trial ask?"""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from pipeline.job.model import Job
 from pipeline.job.name import OF_TRIAL
 from pipeline.planning.trial import Trial
 from tests.proofs.simulation.ways import Ways
+from tests.support.talking import declared
 
 JOB, TRIAL = "simulated", "t"
 NAME_OF_TRIAL = f"{JOB}{OF_TRIAL}{TRIAL}"  #: among the jobs of the database
@@ -17,8 +19,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def job_of(ways: Ways, folder: Path, recipe: int) -> Job:
-    """Return the job with this recipe. folder: of the source."""
+def job_of(ways: Ways, folder: Path, recipe: int, tools: Mapping[str, Callable[[str], str]]) -> Job:
+    """Return the job with this recipe. folder: of the source. tools: if it has rounds, the functions by name."""
+    talks = ways.rounds > 1
+    of_rounds = {"max": ways.rounds, "tools": dict(tools), "wait": ways.wait, "timeout": ways.tool_seconds}
     limits: dict[str, Any] = {"max_batch_requests": ways.batch_requests, "max_in_flight_requests": ways.in_flight}
     if ways.budget_usd is not None:
         limits["max_cost_usd"] = ways.budget_usd
@@ -31,9 +35,14 @@ def job_of(ways: Ways, folder: Path, recipe: int) -> Job:
                 "max_tokens": 100,
                 "prompt": f"Recipe {recipe} | {{{{ text }}}}",
                 "dedupe": ways.dedupe,
+                "params": {"tools": declared()} if talks else {},
             },
+            "rounds": of_rounds if talks else {},
             "limits": limits,
-            "retry": {"max_attempts": ways.attempts},
+            "retry": {
+                "max_attempts": ways.attempts,
+                "change": {"paused": {"continue": True}} if talks else {},
+            },
             "privacy": {"delete_remote": ways.delete_remote},
             "sink": {"table": "answers", "history": ways.history},
             # one row is sent first, and the others are sent however it ends

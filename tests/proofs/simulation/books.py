@@ -1,6 +1,6 @@
 """What has the API accepted and answered? Recorded apart from the state database."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,29 +9,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from sqlalchemy import select
 
+from pipeline.answer.continuing import OUT_OF_ROUNDS
 from pipeline.answer.outcome import Outcome
 from pipeline.money.prices import LISTED
 from pipeline.state.tables import batches, jobs, requests, runs
-from pipeline.states import (
-    RowState,
-)
+from pipeline.states import CONTINUED, RowState
 from tests.proofs.simulation.constants import CREDIT
-from tests.proofs.simulation.seen import Seen, row_name
+from tests.proofs.simulation.seen import IN_TRIAL, Seen, row_name
 
 if TYPE_CHECKING:
     from tests.proofs.simulation.world import World
 
 
 class Sent(NamedTuple):
-    """One request that the API accepted for a row. recipe, text: those of job and row; run: the run that sent it."""
+    """One request that the API accepted for a row.
+
+    recipe, text: those of job and row. round: 1 for the first request of a conversation. run: the run that sent it.
+    edits: how often the row had been edited in the source.
+    """
 
     api_id: str
     custom_id: str
     sha: str
     recipe: str
     text: str
+    round: int
     run: int
     is_retry: bool
+    edits: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class Books:
         self.batches: dict[str, Accepted] = {}
         self.rows: defaultdict[str, list[Sent]] = defaultdict(list)  #: by name, in the order of acceptance
         self.requests: dict[tuple[str, str], Sent] = {}
+        self.asked: Counter[str] = Counter()  #: how often each call of a tool was asked for, by its id
         self._results: dict[str, dict[str, dict[str, Any]]] = {}
+        self._params: dict[tuple[str, str], dict[str, Any]] = {}
         self._seen = 0
 
     def look(self) -> None:
@@ -78,10 +85,18 @@ class Books:
             keys[f"{nonce}-{row.n}"].append(row_name(run.name, row.key))
         for line in self._file(api_id, "requests").read_bytes().splitlines():
             sha, custom_id, params = line.split(b" ", 2)
-            recipe, _, text = orjson.loads(params)["messages"][-1]["content"].partition(" | ")
-            sent = Sent(api_id, custom_id.decode(), sha.decode(), recipe, text, run.id, run.retry is not None)
+            fields = orjson.loads(params)
+            turns = fields["messages"]
+            recipe, _, text = turns[0]["content"].partition(" | ")
+            number = 1 + sum(turn["role"] == "assistant" for turn in turns)
+            named = keys[custom_id.decode()]
+            edits = self._world.edits[named[0].rpartition(IN_TRIAL)[2]] if named else 0
+            of_run = (run.id, run.retry is not None)
+            sent = Sent(api_id, custom_id.decode(), sha.decode(), recipe, text, number, *of_run, edits)
             self.requests[api_id, sent.custom_id] = sent
-            if not keys[sent.custom_id]:
+            if self._world.ways.rounds > 1:  # the API removes them with the batch
+                self._params[api_id, sent.custom_id] = fields
+            if not named:
                 self._world.violated(f"{api_id} has a request that no row names: {sent}")
             for key in keys[sent.custom_id]:
                 self._world.rules.judge(key, self.rows[key], sent)
@@ -110,12 +125,29 @@ class Books:
                 return None
             lines = [orjson.loads(line) for line in self._file(api_id, "results").read_bytes().split(b"\n")]
             self._results[api_id] = {line["custom_id"]: line["result"] for line in lines}
+            self.asked.update(use["id"] for result in self._results[api_id].values() for use in uses_of(result))
         return self._results[api_id]
 
     def result(self, sent: Sent) -> dict[str, Any] | None:
         """Return the result of one request; None while its batch runs."""
         found = self.results(sent.api_id)
         return None if found is None else found[sent.custom_id]
+
+    def status(self, sent: Sent) -> tuple[str, str | None]:
+        """Return the status that a row has after a request, and the type of its error. Its batch must have ended."""
+        result, most = self.result(sent) or {}, self._world.ways.rounds
+        goes_on = result["type"] == "succeeded" and result["message"]["stop_reason"] in ("tool_use", "pause_turn")
+        if goes_on and most > 1:
+            return (CONTINUED, None) if sent.round < most else (RowState.TRUNCATED, OUT_OF_ROUNDS)
+        return status_of(result)
+
+    def params(self, sent: Sent) -> dict[str, Any]:
+        """Return the params of a request. They are kept only in schedules with rounds."""
+        return self._params[sent.api_id, sent.custom_id]
+
+    def cost_of(self, sent: Sent) -> float:
+        """Return the cost of the answer to one request, in US dollars."""
+        return LISTED.cost(_used(self.result(sent) or {"type": "errored"})) or 0.0
 
     def is_there(self, api_id: str) -> bool:
         """Return whether the API has, or will have, the batch's results."""
@@ -135,6 +167,12 @@ def _used(result: Mapping[str, Any]) -> Outcome:
     return Outcome(
         "answered", model=message["model"], input_tokens=usage["input_tokens"], output_tokens=usage["output_tokens"]
     )
+
+
+def uses_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the blocks of an answer that ask for a tool."""
+    content = result["message"]["content"] if result["type"] == "succeeded" else ()
+    return [block for block in content if block["type"] == "tool_use"]
 
 
 def status_of(result: Mapping[str, Any]) -> tuple[str, str | None]:

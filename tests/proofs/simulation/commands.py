@@ -1,6 +1,7 @@
 """The commands that schedules start, and what each of them does."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipeline.driver.environment import Environment
 from pipeline.planning.selection import Selection
@@ -45,6 +46,8 @@ RETRIES_OF_TRIAL = {
     "retry trial": Selection(),
     "retry trial --status canceled": Selection(statuses=("canceled",)),
 }
+#: commands in schedules whose job has tools
+WITHOUT_TOOLS = {"collect --no-tools": 2.0}
 #: the weights in schedules with many retries, and the actions of such schedules
 OFTEN_RETRIED = {"retry": 3.0, "retry --set": 6.0, "cancel": 1.5}
 
@@ -53,6 +56,8 @@ def command(world: World, name: str) -> Callable[[Environment], object]:
     """What a started process does."""
     if name == "collect":
         return sweep
+    if name in WITHOUT_TOOLS:
+        return lambda where: sweep(replace(where, runs_tools=False))
     if name.startswith("cancel"):
         of = NAME_OF_TRIAL if name == "cancel trial" else JOB
         return lambda where: _cancel(where, of, abandon=name.endswith("--abandon"))

@@ -20,6 +20,7 @@ from pipeline.planning.quote import Quoted
 from pipeline.state.database import Database
 from tests.proofs.simulation.constants import MACHINES, SETTINGS, START
 from tests.proofs.simulation.replacements import Renewal, TurnedStop
+from tests.proofs.simulation.tools import IN_A_CALL
 from tests.proofs.simulation.turns import Gone, Task
 from tests.proofs.simulation.wire import Line, Parcel
 
@@ -42,6 +43,7 @@ class Process:
         self.state = "running"  #: running, stopped, dead or ended
         self.frozen = False  #: whether its monotonic clock stops while it is stopped, as on a machine that sleeps
         self.slept = 0.0
+        self.was_stopped = False
         self.transactions = 0
         self.renewals: list[Renewal] = []
         self.parcels: list[Parcel] = []
@@ -77,6 +79,11 @@ class Process:
         started = str(1_000 + self.pid + 1_000 * MACHINES.index(self.machine))
         place = {"host": "worker", "boot": self.machine, "namespace": "pid:[4026531836]"}
         return {**place, "pid": self.pid, "started": started}
+
+    @property
+    def is_in_a_call(self) -> bool:
+        """Return whether it runs, and one of its threads is in a call of a tool."""
+        return self.state == "running" and any(task.at.startswith(IN_A_CALL) and not task.done for task in self.tasks)
 
     @property
     def ready(self) -> list[Task]:

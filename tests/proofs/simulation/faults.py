@@ -113,3 +113,10 @@ FAULTS: tuple[Fault, ...] = (
 
 
 CUT_OFF: Fault = {"on": "item", "do": "max_tokens", "share": 0.7, "per": "params"}
+
+PAUSES, NEVER_STOPS = "pauses.", "never stops."  #: how the texts of rows end whose answers pause once, or each time
+#: not a fault of the API: what such rows are answered, in a job with rounds
+HABITS: tuple[Fault, ...] = (
+    {"on": "item", "do": "pause_turn", "match": f'{PAUSES}"}}]'},
+    {"on": "item", "do": "pause_turn", "match": f'{NEVER_STOPS}"'},
+)

@@ -4,6 +4,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anthropic
+import httpx2
 import orjson
 from sqlalchemy import Row
 
@@ -11,6 +13,7 @@ from pipeline.source.identity import key_rank
 from pipeline.state.jobs import job_named
 from pipeline.states import (
     CLOSED_BATCHES,
+    CONTINUED,
     OUTCOMES,
     BatchState,
     RowState,
@@ -20,9 +23,12 @@ from pipeline.states import (
 from tests.proofs.simulation.asked import JOB, NAME_OF_TRIAL, TRIAL, trial_of
 from tests.proofs.simulation.commands import RETRIES, RETRIES_OF_TRIAL
 from tests.proofs.simulation.constants import ACCOUNT_ERRORS, ACCOUNTS, MOMENTS, PATIENCE, Violation
+from tests.proofs.simulation.faults import PAUSES
 from tests.proofs.simulation.rules import is_unfinished
 from tests.proofs.simulation.seen import IN_TRIAL, Seen, row_name
+from tests.proofs.simulation.tools import result_of
 from tests.proofs.simulation.world import World
+from tests.support.talking import live_loop
 
 if TYPE_CHECKING:
     from tests.proofs.simulation.schedule import Schedule
@@ -158,6 +164,7 @@ class Finale:
             if answer.note != note:
                 raise Violation(f"{key} has the note {note!r}, and in the results table {answer.note!r}")
             self._check_content(key, text, row, answer)
+            self._check_live(key, answer)
         if self._bodies():
             for name in ("run", *(("trial",) if self._trial_goes_on() else ())):
                 self._schedule.begin(name)  # its planning removes the leftovers of the last run
@@ -183,7 +190,10 @@ class Finale:
         return [(f"{TRIAL}{IN_TRIAL}{key}", key) for key in ranked[: self._world.ways.sample]]
 
     def _bodies(self) -> list[Path]:
-        return list((self._world.folder / "spool").glob("*/*.json"))
+        """Return the bodies in the spool. Those of lost batches stay if answers go on: they may be found again."""
+        of_lost = {batch.nonce for batch in self._world.look().batches.values() if batch.state == BatchState.LOST}
+        needed = of_lost if self._world.ways.rounds > 1 else set()
+        return [body for body in (self._world.folder / "spool").glob("*/*.json") if body.stem not in needed]
 
     def _check_content(self, key: str, text: str, row: Row[Any], answer: Row[Any]) -> None:
         world = self._world
@@ -198,6 +208,21 @@ class Finale:
         if answer.error_type in ACCOUNT_ERRORS or retryable:
             raise Violation(f"{key} is not sent again: {answer}")
 
+    def _check_live(self, key: str, answer: Row[Any]) -> None:
+        """Check that a row that has used tools has the answer of a live loop, unless a call took too long."""
+        world = self._world
+        sent = world.books.requests.get((answer.batch_id, answer.custom_id))
+        if sent is None or sent.round == 1 or answer.status != RowState.SUCCEEDED or PAUSES in sent.text:
+            return
+        if (sent.api_id, sent.custom_id) in world.rules.conversations.gave_up:
+            return
+        rest = {name: value for name, value in world.books.params(sent).items() if name != "messages"}
+        http = httpx2.Client(transport=world.emulator.transport())
+        with anthropic.Anthropic(api_key=ACCOUNTS[0], base_url="http://emulator", http_client=http) as client:
+            live = live_loop(client, f"{sent.recipe} | {sent.text}", result_of, rest)
+        if (answer.text, answer.rounds) != (live.text, live.rounds):
+            raise Violation(f"{key} has {answer}, and a live loop {live}")
+
     def _check_history(self, seen: Seen) -> None:
         """Check that every answer that was paid for is stored."""
         world = self._world
@@ -207,5 +232,7 @@ class Finale:
         collected = {b.api_id for b in done if b.run_id in of_job}
         for (api_id, custom_id), sent in world.books.requests.items():
             result = world.books.result(sent)
-            if api_id in collected and result and result["type"] == "succeeded" and custom_id not in kept:
+            if not result or world.books.status(sent)[0] == CONTINUED:
+                continue
+            if api_id in collected and result["type"] == "succeeded" and custom_id not in kept:
                 raise Violation(f"the answer to {sent} was paid for, and is nowhere")

@@ -1,5 +1,7 @@
 """What replaces the threads, executors, stops and clocks of the pipeline and the emulator in a schedule."""
 
+import queue
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -55,6 +57,24 @@ class TurnSemaphore:
 
     def release(self) -> None:
         self._value += 1
+
+
+class TurnQueue:
+    """Replaces queue.SimpleQueue for threads that take turns."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._waiting: deque[Any] = deque()
+
+    def put(self, what: Any) -> None:
+        self._waiting.append(what)
+
+    def get(self, timeout: float) -> Any:
+        """Return the next of what was put; raises queue.Empty if there is nothing after so many seconds."""
+        self._world.wait(lambda: bool(self._waiting), timeout, "a queue")
+        if not self._waiting:
+            raise queue.Empty
+        return self._waiting.popleft()
 
 
 class Renewal:

@@ -12,6 +12,7 @@ from pipeline.state import leases, settled
 from pipeline.state.tables import batches, jobs, requests, stretches
 from pipeline.state.tables import leases as lease_table
 from pipeline.states import (
+    CONTINUED,
     OPEN_BATCHES,
     OUTCOMES,
     BatchState,
@@ -20,8 +21,9 @@ from pipeline.states import (
     RunState,
     SendingEnd,
 )
-from tests.proofs.simulation.books import Sent, status_of
+from tests.proofs.simulation.books import Sent
 from tests.proofs.simulation.constants import ACCOUNT_ERRORS
+from tests.proofs.simulation.rounds import Conversations
 from tests.proofs.simulation.seen import IN_TRIAL, Seen, row_name
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def _of_the_same_attempts(earlier: Sequence[Sent], now: Sent) -> Iterator[Sent]:
     later = now
     for sent in reversed(earlier):
         begins = later.is_retry and sent.run != later.run
-        if begins or (sent.recipe, sent.text) != (now.recipe, now.text):
+        if begins or (sent.recipe, sent.text, sent.round) != (now.recipe, now.text, now.round):
             return
         yield sent
         later = sent
@@ -54,10 +56,13 @@ class Rules:
     def __init__(self, world: "World") -> None:
         self._world, self._books, self._violated = world, world.books, world.violated
         self._marked: dict[bytes, dict[int, tuple[object, ...]]] = {}  # succeeded rows by the mark that covers them
+        self.conversations = Conversations(world)
         self._let_go: set[int] = set()  # batches that were sent when their run had no gate
 
     def judge(self, key: str, earlier: Sequence[Sent], now: Sent) -> None:
         """Check that an accepted row was due: no earlier sending of it has succeeded or may still succeed."""
+        if now.round > 1:
+            self.conversations.enter(key, earlier, now)
         for before in earlier:
             if self._books.result(before) is None and not self._may_be_paid_twice(before, now):
                 self._violated(f"{key} is accepted in {now.api_id} while it runs in {before.api_id}")
@@ -66,10 +71,11 @@ class Rules:
         result = self._books.result(earlier[-1])
         if result is None:  # which is already a violation
             return
-        status, error_type = status_of(result)
-        if (
-            self._world.odd and status == RowState.SUCCEEDED
-        ):  # its line may have been damaged, so that it did not succeed for the driver
+        status, error_type = self._books.status(earlier[-1])
+        if self._world.odd and status in (RowState.SUCCEEDED, CONTINUED):
+            return  # its line may have been damaged, so that it did not succeed for the driver
+        if earlier[-1].round != now.round or status == CONTINUED:
+            self._judge_round(key, earlier[-1], now, status)
             return
         alike = list(_of_the_same_attempts(earlier, now))
         if status == RowState.SUCCEEDED and (earlier[-1].sha == now.sha or not self._world.started["run --refresh"]):
@@ -79,9 +85,21 @@ class Rules:
             self._violated(f"{key} is accepted in {now.api_id}, though it was canceled in {earlier[-1].api_id}")
         if error_type in ACCOUNT_ERRORS or not alike or status == RowState.CANCELED:
             return
-        counted = [sent for sent in alike if status_of(self._books.result(sent) or {})[1] not in ACCOUNT_ERRORS]
+        counted = [sent for sent in alike if self._books.status(sent)[1] not in ACCOUNT_ERRORS]
         if error_type not in self._world.job().retry.errors or len(counted) >= self._world.ways.attempts:
             self._violated(f"{key} is accepted in {now.api_id} after {len(counted)} attempts, then {error_type}")
+
+    def _judge_round(self, key: str, before: Sent, now: Sent, status: str) -> None:
+        """Check that a row was due in this round after an answer in another one, or one after which it goes on."""
+        if now.round == before.round + 1 and status == CONTINUED:
+            return
+        again = self._world.bodies_lost and status == CONTINUED and now.round == before.round
+        other = before.recipe != now.recipe or before.edits != now.edits or (now.is_retry and now.run != before.run)
+        if not again and not (now.round == 1 and other):
+            self._violated(
+                f"{key} is accepted in {now.api_id} in round {now.round}, though it is {status} in "
+                f"round {before.round} of {before.api_id}"
+            )
 
     def _may_be_paid_twice(self, before: Sent, now: Sent) -> bool:
         """Return whether an earlier sending could not be known, or a person or the source asked for another one."""
@@ -108,6 +126,7 @@ class Rules:
         for each in seen.runs.values():
             self._check_budget(seen, each)
             self._check_gate(seen, each)
+        self.conversations.check_calls()
         self._check_signs()
         self._check_marks()
 
@@ -160,7 +179,8 @@ class Rules:
         if row.state == RowState.PENDING and not is_unfinished(run):
             self._violated(f"{key} waits for run {run.id}, a retry that is {run.state}: {run.reason}")
         found_again = row.state == RowState.IN_FLIGHT and row.batch_id in self._world.lost_batches
-        if answer is None or (abs(row.attempts) != answer.attempts and not found_again):
+        in_rounds = self._world.ways.rounds > 1  # then those of the row are of its last round
+        if answer is None or (abs(row.attempts) != answer.attempts and not found_again and not in_rounds):
             self._violated(f"{key} counts {row.attempts} attempts in a retry, and its answer is {answer}")
 
     def _check_batch(self, seen: Seen, batch: Row[Any]) -> None:
@@ -202,16 +222,18 @@ class Rules:
             return
         sent = self._books.requests.get((answer.batch_id, answer.custom_id))
         result = None if sent is None else self._books.result(sent)
-        if result is None:
+        if sent is None or result is None:
             self._violated(f"the answer {answer} is to nothing that the API has ended")
             return
         if sent not in self._books.rows[name]:
             self._violated(f"the answer {answer} of {name} is to the request of another row: {sent}")
         odd = self._world.odd and answer.error_type == "odd_result" and result["type"] == "succeeded"
-        if (answer.status, answer.error_type) != status_of(result) and not odd:
+        if (answer.status, answer.error_type) != self._books.status(sent) and not odd:
             self._violated(f"the answer {answer} is not what the API says: {result}")
+        if self._world.ways.rounds > 1 and (trouble := self.conversations.has_trouble(name, answer, sent)):
+            self._violated(trouble)
         if result["type"] == "succeeded" and not odd:
-            text = "".join(block["text"] for block in result["message"]["content"])
+            text = "".join(block["text"] for block in result["message"]["content"] if block["type"] == "text")
             if answer.text != text:
                 self._violated(f"the answer {answer} has not the API's text {text!r}")
 

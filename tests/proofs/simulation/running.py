@@ -1,12 +1,13 @@
 """Run schedules with the time, random numbers and threads of a world."""
 
 import contextlib
+import queue
 import random
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +30,11 @@ from pipeline.state import holders, leases
 from pipeline.state.database import Database
 from pipeline.state.tables import metadata
 from pipeline.steps import submit
+from pipeline.tools import calls
 from tests.proofs.simulation.constants import (
     START,
 )
-from tests.proofs.simulation.replacements import AtOnce, Renewal, TurnSemaphore, TurnThread
+from tests.proofs.simulation.replacements import AtOnce, Renewal, TurnQueue, TurnSemaphore, TurnThread
 from tests.proofs.simulation.schedule import Schedule
 from tests.proofs.simulation.world import World
 
@@ -75,7 +77,7 @@ def turned(world: World, seed: int) -> Iterator[None]:
         sleep=lambda seconds: world.wait(lambda: False, seconds, "the SDK, to try again"),
     )
     threads = SimpleNamespace(
-        Thread=lambda target, daemon, name: TurnThread(world, target, name),
+        Thread=lambda target, name, daemon: TurnThread(world, target, name),
         Semaphore=lambda value: TurnSemaphore(world, value),
     )
     renewals = SimpleNamespace(
@@ -95,6 +97,12 @@ def turned(world: World, seed: int) -> Iterator[None]:
             for process in here
         )
 
+    start = calls.Toolbox._start
+
+    def start_call(toolbox: calls.Toolbox, place: int, use: Mapping[str, Any], ended: Any) -> None:
+        world.tools.note(use["id"])
+        start(toolbox, place, use, ended)
+
     with pytest.MonkeyPatch.context() as patch:
         for module in (holders, leases):
             patch.setattr(module, "holder", holder)
@@ -109,6 +117,10 @@ def turned(world: World, seed: int) -> Iterator[None]:
         patch.setattr(local, "FORGOTTEN_SECONDS", float("inf"))  # the files have the time of the machine
         patch.setattr(leases, "threading", renewals)
         patch.setattr(submit, "random", nonces)
+        patch.setattr(calls, "time", clock)
+        patch.setattr(calls, "threading", threads)
+        patch.setattr(calls, "queue", SimpleNamespace(SimpleQueue=lambda: TurnQueue(world), Empty=queue.Empty))
+        patch.setattr(calls.Toolbox, "_start", start_call)
         patch.setattr(api, "PAGE", 3)  # so that a few batches are a listing of several pages
         patch.setattr(listing, "LEAST", 2)  # and are asked after by it
         yield

@@ -3,13 +3,11 @@
 from collections.abc import Callable
 
 from pipeline.emulator.http import router
-from pipeline.states import (
-    RowState,
-)
-from tests.proofs.simulation.commands import COMMANDS, OF_TRIAL, OFTEN_RETRIED, command
+from pipeline.states import AT_THE_API, RowState
+from tests.proofs.simulation.commands import COMMANDS, OF_TRIAL, OFTEN_RETRIED, WITHOUT_TOOLS, command
 from tests.proofs.simulation.constants import ACCOUNTS, MOMENTS, SECONDS
 from tests.proofs.simulation.drivers import Process
-from tests.proofs.simulation.faults import CUT_OFF, FAULTS, ODD_LINES
+from tests.proofs.simulation.faults import CUT_OFF, FAULTS, HABITS, ODD_LINES
 from tests.proofs.simulation.finale import Finale
 from tests.proofs.simulation.world import World
 
@@ -41,18 +39,21 @@ class Schedule:
         chosen |= {action: weight for action, weight in rarely.items() if chance.random() < 0.08}
         if world.ways.retries:
             chosen[self.kill_a_retry] = 12.0
+        if world.ways.rounds > 1:
+            chosen[self.end_in_a_call] = 20.0
         self._actions = always | chosen
         self._faults = chance.sample(FAULTS, chance.randint(1, 6))
         self._commands = COMMANDS | (OFTEN_RETRIED if world.ways.retries else {})
         self._commands |= OF_TRIAL if world.ways.trial else {}
+        self._commands |= WITHOUT_TOOLS if world.ways.rounds > 1 else {}
 
     def play(self) -> None:
         """Run the schedule. Raises Violation."""
         world, chance = self._world, self._world.chance
         world.say(f"{world.ways}")
-        self._cut_off()
+        self._add_habits()
         self._begin(("trial" if world.ways.trial and chance.random() < 0.4 else "run") + self._waits())
-        for _ in range(chance.randint(10, 25)):
+        for _ in range(chance.randint(10, 25) if world.ways.rounds == 1 else chance.randint(25, 60)):
             while not chance.choices(list(self._actions), list(self._actions.values()))[0]():
                 """Choose again: this action is not possible now."""
             world.check()
@@ -119,9 +120,13 @@ class Schedule:
         process = self._choose("running")
         if process is None:
             return False
-        process.state, process.frozen = "stopped", self._world.chance.random() < 0.3
-        self._world.say(f"{process.name} is stopped{' with its machine' if process.frozen else ''}")
+        self._suspend(process)
         return True
+
+    def _suspend(self, process: Process) -> None:
+        process.state, process.frozen = "stopped", self._world.chance.random() < 0.3
+        process.was_stopped = True
+        self._world.say(f"{process.name} is stopped{' with its machine' if process.frozen else ''}")
 
     def wake(self) -> bool:
         """Let a suspended driver continue."""
@@ -160,6 +165,24 @@ class Schedule:
             self.go(process, 1)
         if process.state == "running":
             self._kill(process)
+        return True
+
+    def end_in_a_call(self) -> bool:
+        """Let drivers collect what has ended until one is in the middle of a call of a tool, and kill or suspend it."""
+        world, living = self._world, self._living()
+        if not any(batch.state in AT_THE_API for batch in world.look().batches.values()):
+            return False
+        self.turn_by(max(61, min(world.ways.processing_seconds, 3_600)))
+        running = [process for process in living if process.state == "running"]
+        running += [self.begin("collect")] if len(living) < 4 else []
+        for process in running:
+            for _ in range(150):
+                if not process.ready or process.is_in_a_call:
+                    break
+                self.go(process, 1)
+            if process.is_in_a_call:
+                (self._kill if world.chance.random() < 0.6 else self._suspend)(process)
+                break
         return True
 
     def _waits_for_retry(self) -> bool:
@@ -242,15 +265,17 @@ class Schedule:
     def mend(self) -> bool:
         """Clear all faults."""
         self._world.emulator.clear_faults()
-        self._cut_off()
+        self._add_habits()
         self._world.hides = False
         self._world.say("at the API: all is well")
         return True
 
-    def _cut_off(self) -> None:
-        """Let many answers be cut off, in a schedule with many retries; that is not a fault of the API."""
+    def _add_habits(self) -> None:
+        """Add what is not a fault of the API: many answers are cut off in a schedule with many retries; some pause."""
         if self._world.ways.retries:
             self._world.emulator.add_fault(**CUT_OFF)
+        for habit in HABITS if self._world.ways.rounds > 1 else ():
+            self._world.emulator.add_fault(**habit)
 
     def _batch_at_the_api(self, *states: str) -> str | None:
         store = self._world.emulator._store
@@ -303,6 +328,7 @@ class Schedule:
             kind = chance.choice(("changed", "changed", "changed back", "empty", "equal", "noted", "removed", "new"))
             if kind == "removed" or (kind == "noted" and text is None):
                 world.source.pop(key, None)
+                world.edits[key] += 1
             elif kind == "changed back":
                 world.put(key, chance.choice(world.texts[key]), note)
             elif kind == "equal":
@@ -328,5 +354,6 @@ class Schedule:
             return False
         body = self._world.chance.choice(bodies)
         body.unlink()
+        self._world.bodies_lost = True
         self._world.say(f"{body.name} is gone")
         return True

@@ -47,9 +47,8 @@ _SENDINGS = select(
 _RUNS = select(
     *(runs.c[name] for name in ("id", "state", "reason", "job", "recipe", "gate", "retry")), jobs.c.name.label("name")
 ).join_from(runs, jobs, jobs.c.id == runs.c.job_id)
-_ANSWER: list[Any] = [*map(column, ("id", "note", "text", "status", "error_type", "attempts", "custom_id", "batch_id"))]
-_ANSWERS = select(*_ANSWER).select_from(table("answers"))
-_OF_TRIALS = select(*_ANSWER, column("trial")).select_from(table("answers_trials"))
+_ANSWER = ("id", "note", "text", "status", "error_type", "attempts", "custom_id", "batch_id", "cost_usd")
+_OF_ROUNDS = ("rounds", "tool_calls")
 
 
 IN_TRIAL = "/"  #: stands between the name of a trial and the key of its row
@@ -65,17 +64,24 @@ def row_name(job: str, key: str) -> str:
     return f"{trial}{IN_TRIAL}{name}" if trial else name
 
 
-def look(shared: Database, *, history: bool) -> Seen:
-    """Read the state database and the results tables. history: whether the job has a history table."""
+def look(shared: Database, *, history: bool, rounds: bool) -> Seen:
+    """Read the state database and the results tables.
+
+    history: whether the job has a history table. rounds: whether its answers have the columns of rounds.
+    """
+    of_answer: list[Any] = list(map(column, (*_ANSWER, *(_OF_ROUNDS if rounds else ()))))
     with shared.read() as conn:
         rows = conn.execute(_ROWS).all()
         known_batches = {row.id: row for row in conn.execute(_BATCHES)}
         known_sendings = conn.execute(_SENDINGS).all()
         known_runs = {row.id: row for row in conn.execute(_RUNS)}
         made = bool(rows) or inspect(conn).has_table("answers")
-        answers = {row.id: row for row in conn.execute(_ANSWERS)} if made else {}
+        answers = (
+            {row.id: row for row in conn.execute(select(*of_answer).select_from(table("answers")))} if made else {}
+        )
         if any(OF_TRIAL in row.job for row in rows):
-            answers |= {f"{row.trial}{IN_TRIAL}{row.id}": row for row in conn.execute(_OF_TRIALS)}
+            of_trials = select(*of_answer, column("trial")).select_from(table("answers_trials"))
+            answers |= {f"{row.trial}{IN_TRIAL}{row.id}": row for row in conn.execute(of_trials)}
         replaced: Any = select(column("custom_id")).select_from(table("answers_history"))
         gone = set(conn.scalars(replaced)) if made and history else set()
         tallied: Counter[tuple[int, str]] = Counter()

@@ -23,6 +23,9 @@ class Ways:
     retries: bool = False  #: many answers are cut off, and a person retries such rows again and again
     trial: str | None = None  #: what kind of trial the job has, see `asked.CHANGES`; None: it has none
     sample: int = 400  #: rows of the trial
+    rounds: int = 1  #: the most rounds of a row; 1: the job has no tools, and no answer goes on
+    wait: str = "10m"  #: how long a round waits for other rows
+    tool_seconds: float = 30  #: the longest time of a call
     recipe: int = 0
 
     @classmethod
@@ -50,6 +53,10 @@ class Ways:
             drawn.alike, drawn.rows, drawn.batch_requests = True, drawn.rows + 4, min(2, drawn.batch_requests)
         if chance.random() < 0.35:
             drawn.trial, drawn.sample = chance.choice(("prompt", "prompt", "tokens")), chance.choice((2, 400))
+        if chance.random() < 0.35:
+            drawn.rounds, drawn.wait = chance.choice((2, 3, 4, 6)), chance.choice(("1m", "10m", "2h"))
+            drawn.tool_seconds = chance.choice((30, 86_400, 86_400))
+            drawn.processing_seconds = min(drawn.processing_seconds, 3_000)  # of each round
         if drawn.processing_seconds > 3_000:  # one batch after the other would take weeks
             drawn.in_flight = 200_000
         return drawn

@@ -5,7 +5,7 @@ import csv
 import itertools
 import random
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ import orjson
 
 from pipeline.emulator import Emulator
 from pipeline.emulator.http import router
+from pipeline.emulator.settings import Settings
 from pipeline.errors import LostRace
 from pipeline.job.model import Job
 from pipeline.state.database import Database
@@ -25,12 +26,15 @@ from tests.proofs.simulation.asked import job_of
 from tests.proofs.simulation.books import Books
 from tests.proofs.simulation.constants import ACCOUNTS, START, Violation
 from tests.proofs.simulation.drivers import Process, Watched
+from tests.proofs.simulation.faults import NEVER_STOPS, PAUSES
 from tests.proofs.simulation.replacements import StillClock
 from tests.proofs.simulation.rules import Rules
 from tests.proofs.simulation.seen import Seen, look
+from tests.proofs.simulation.tools import Tools
 from tests.proofs.simulation.turns import Turns
 from tests.proofs.simulation.ways import Ways
 from tests.proofs.simulation.wire import Parcel
+from tests.support.talking import TOOLS
 
 
 class World:
@@ -44,8 +48,12 @@ class World:
         self.turns = Turns(self.chance)
         self.database = Watched(shared, self)
         self.emulator = Emulator(
-            folder / "emulator", processing_seconds=self.ways.processing_seconds, clock=StillClock(self)
+            folder / "emulator",
+            processing_seconds=self.ways.processing_seconds,
+            clock=StillClock(self),
+            settings=Settings(tool_rounds=3, tool_calls=len(TOOLS)),
         )
+        self.tools = Tools(self)
         self.books = Books(self)
         self.rules = Rules(self)
         self.processes: list[Process] = []
@@ -57,6 +65,8 @@ class World:
         self.hides = False
         self.too_large = False
         self.recipe_of_trial: int | None = None  #: in the job file of commands about the trial; None: the current
+        self.bodies_lost = False  #: whether bodies were removed from the spool
+        self.edits: Counter[str] = Counter()  #: how often the row of a key was changed, added or removed
         self.odd = False  #: whether parts of result lines may have been damaged
         self.cached = False  #: whether creates may be answered from a cache
         self._say, self._violation = say, ""
@@ -179,10 +189,22 @@ class World:
         number = next(self._numbers)
         if text is None and self.ways.alike and self.source and self.chance.random() < 0.7:
             text = self.source[self.chance.choice(sorted(self.source))][0]
-        text = f"Text {number} is about {number}." if text is None else text
+        text = self._text(number) if text is None else text
+        self.edits[key] += 1
         self.source[key] = (text, f"note {number}" if note is None else note)
         if text not in self.texts[key]:
             self.texts[key].append(text)
+
+    def _text(self, number: int) -> str:
+        """Return a new text. In a job with rounds it asks for tools, pauses once, pauses always, or does neither."""
+        kinds = ("use lookup and other for", "use lookup and other for", "pauses", "never stops", "is about")
+        kind = self.chance.choice(kinds) if self.ways.rounds > 1 else "is about"
+        return {
+            "use lookup and other for": f"Use lookup and other for plant{number} and its flower.",
+            "pauses": f"Text {number} {PAUSES}",
+            "never stops": f"Text {number} {NEVER_STOPS}",
+            "is about": f"Text {number} is about {number}.",
+        }[kind]
 
     def write_source(self) -> None:
         """Write the current source to its file."""
@@ -193,13 +215,13 @@ class World:
 
     def job(self, recipe: int | None = None) -> Job:
         """Return the job with this recipe. None: the current one."""
-        return job_of(self.ways, self.folder, self.ways.recipe if recipe is None else recipe)
+        return job_of(self.ways, self.folder, self.ways.recipe if recipe is None else recipe, self.tools.functions)
 
     # what must always hold
 
     def look(self) -> Seen:
         """Read the state database and the results table."""
-        return look(self.shared, history=self.ways.history)
+        return look(self.shared, history=self.ways.history, rounds=self.ways.rounds > 1)
 
     def check(self) -> Seen:
         """Raise Violation if a rule does not hold that must hold after each step."""
