@@ -30,6 +30,7 @@ from pipeline.state.conditions import (
     IS_RETRY,
     UNFINISHED,
     WAITING,
+    WAITS_FOR_ROUND,
     WAITS_FOR_SOURCE,
     WAITS_IN_SPOOL,
     runs_like,
@@ -220,6 +221,18 @@ def forget_bodies_of(conn: Connection, numbers: Sequence[int]) -> None:
     if numbers:
         waiting = (requests.c.id.in_(numbers), requests.c.state == RowState.PENDING)
         conn.execute(update(requests).where(*waiting).values(**_FROM_SOURCE))
+
+
+def forget_rounds(conn: Connection, run_id: int, variables: dict[str, Any]) -> None:
+    """Let rows of other runs that wait for a round begin again from the source, if they have another recipe than this.
+
+    Call it when planning has reached the end of the source, and has seen no row in flight that it waits for: then such
+    rows have left the source, and `remove_vanished` does the rest. variables: as there.
+    """
+    recipe = select(runs.c.recipe).where(runs.c.id == run_id).scalar_subquery()
+    for run in runs_like(conn, run_id, variables):
+        waits = (requests.c.run_id == run, requests.c.run_id != run_id, WAITS_FOR_ROUND, requests.c.recipe != recipe)
+        conn.execute(update(requests).where(*waits).values(**_FROM_SOURCE))
 
 
 def stand(conn: Connection, run_id: int, *which: ColumnElement[bool]) -> None:

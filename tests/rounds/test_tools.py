@@ -187,6 +187,36 @@ def test_the_calls_of_a_run_that_ended_wait_for_the_next_run(world: World) -> No
     assert world.sent_twice() == []
 
 
+def test_the_next_run_goes_on_with_rows_of_an_ended_run_that_have_left_the_source(world: World) -> None:
+    lookup = Counting()
+    job = waiting_for_tools(world, lookup)
+    cancel(world.where(), world.known())
+    world.rows(texts(3))
+
+    finished = world.run(job)
+
+    answers = world.answers()
+    assert finished.rows == {"succeeded": 5}
+    assert {key: answer["status"] for key, answer in answers.items()} == {f"r{i}": "succeeded" for i in range(5)}
+    assert world.accepted() == sum(answer["rounds"] for answer in answers.values())
+    assert holds(world)
+    assert world.run(job).rows == {}
+
+
+def test_rows_of_an_ended_run_that_have_left_the_source_do_not_begin_again_with_another_recipe(world: World) -> None:
+    lookup = Counting()
+    waiting_for_tools(world, lookup)
+    cancel(world.where(), world.known())
+    world.rows(texts(3))
+    other = with_tools(world, {"lookup": lookup}, request={"prompt": "Please use lookup for: {{ text }}"})
+
+    finished = world.run(other)
+
+    assert finished.rows == {"succeeded": 3}
+    assert sorted(world.answers()) == sorted(world.states()) == ["r0", "r1", "r2"]
+    assert holds(world)
+
+
 def test_a_run_goes_on_with_rows_that_an_ended_run_has_at_the_api(world: World) -> None:
     job = with_tools(world, {"lookup": Counting()})
     world.run(job, detach=True)

@@ -82,6 +82,7 @@ class Conversations:
 
     def check_calls(self) -> None:
         """Check that each call was asked for, and made again only after a driver died or could be presumed dead."""
+        self._books.read_results()
         for call, callers in self._world.tools.callers.items():
             asked = self._books.asked[call]
             troubled = sum(map(self._is_troubled, callers))
