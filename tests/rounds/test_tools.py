@@ -14,6 +14,7 @@ from pipeline.report.show import lines
 from pipeline.runner.show import show
 from pipeline.runner.sweep import sweep
 from pipeline.sink.table import ResultsTable
+from pipeline.state.leases import planning_of
 from pipeline.state.tables import leases, turns
 from pipeline.steps.cancel import cancel
 from pipeline.steps.tools import call_tools
@@ -309,6 +310,25 @@ def test_the_next_round_waits_for_the_batches_of_this_one_unless_its_time_has_pa
     world.clock.advance(61)
     world.sweep()
     assert world.batch_states() == ["planned", "collected", "in_progress"]
+
+
+def test_a_run_goes_on_when_another_driver_takes_its_planning_over_while_it_packs_a_round(world: World) -> None:
+    taken: list[int] = []
+
+    def take_over(event: str, facts: dict[str, Any]) -> None:
+        if event == "planned" and world.told("tools_called") and not taken:
+            taken.append(facts["batch"])
+            planning = leases.c.resource == planning_of("summaries")
+            with world.database.write() as conn:
+                conn.execute(update(leases).where(planning).values(token=leases.c.token + 1))
+
+    world.on_event = take_over
+    finished = world.run(with_tools(world, {"lookup": Counting()}, limits={"max_batch_requests": 2}))
+
+    assert taken
+    assert (finished.state, finished.rows) == ("finished", {"succeeded": 5})
+    assert world.sent_twice() == []
+    assert holds(world)
 
 
 def test_a_full_batch_of_the_next_round_does_not_wait(world: World) -> None:
