@@ -1,6 +1,7 @@
 """The World of tests: an emulator in this process, a SQLite or PostgreSQL database, and a clock that tests advance."""
 
 import csv
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -162,17 +163,28 @@ class World:
         return [first, *beside]
 
     def dies_at(self, job: Job, moment: str, nth: int = 1, **options: Any) -> None:
-        """Run the job, and ask its driver to stop at the n-th event of this name."""
+        """Run the job, and interrupt its driver at the n-th event of this name."""
         where = self.where()
+        self.stop_at(where, moment, nth)
+        with pytest.raises(Interrupted):
+            run(job, where, Options(**options))
+        self.on_event = None
+
+    def stop_at(self, where: Environment, moment: str, nth: int = 1) -> None:
+        """Interrupt the driver of this environment at the n-th event of this name.
+
+        If the caller's own thread tells the event, it goes no further: asked to stop, it would do so at its next look,
+        and how much it has planned by then would depend on the speed of other threads.
+        """
+        own = threading.current_thread()
 
         def look(event: str, facts: dict[str, Any]) -> None:
             if event == moment and len(self.told(moment)) == nth:
                 where.stop.event.set()
+                if threading.current_thread() is own:
+                    where.stop.check()
 
         self.on_event = look
-        with pytest.raises(Interrupted):
-            run(job, where, Options(**options))
-        self.on_event = None
 
     def sweep(self) -> list[tuple[str, str | None]]:
         """Do what `batch-pipeline collect` does, and return which runs ended."""

@@ -5,6 +5,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from pipeline.driver.bodies import unneeded
 from pipeline.driver.driver import Driver
 from pipeline.errors import Busy, LostRace
 from pipeline.events.batches import Dropped
@@ -21,14 +22,15 @@ from pipeline.state.conditions import soon
 from pipeline.state.moves import drop_batch, postpone
 from pipeline.state.rows import (
     forget_body,
+    forget_rounds,
     remove_vanished,
     stand_if_retry_is_over,
     stand_vanished,
     take_over,
-    unneeded_bodies,
     waiting_for_nothing,
 )
 from pipeline.state.runs import end_run, forget_changed, mark_planned, open_runs, unfinished_retries
+from pipeline.state.turns import carry_over_vanished
 from pipeline.states import BatchState, RunReason, RunState
 
 
@@ -67,13 +69,12 @@ def drop_stale(
 
 
 def remove_unneeded(driver: Driver, job: Job) -> None:
-    """Remove from the spool the bodies of final batches that no pending row needs, unless the job keeps its spool."""
+    """Remove from the spool the bodies of final batches that no row needs, unless the job keeps its spool."""
     if job.privacy.keep_spool:
         return
-    with driver.reading() as conn:
-        unneeded = unneeded_bodies(conn, driver.job_id)
-    if unneeded:
-        for nonce in driver.spool.bodies(driver.now()).keys() & unneeded:
+    free = unneeded(driver, job)
+    if free:
+        for nonce in driver.spool.bodies(driver.now()).keys() & free:
             driver.spool.remove(nonce)
 
 
@@ -136,17 +137,29 @@ def drop_planned(driver: Driver, why: str | None, run_ids: Container[int] | None
 
 
 def finish_planning(
-    driver: Driver, run_id: int, variables: dict[str, Any], *, whole: bool, retry: bool = False, now: datetime
+    driver: Driver,
+    run_id: int,
+    variables: dict[str, Any],
+    *,
+    whole: bool,
+    awaits: bool = False,
+    retry: bool = False,
+    now: datetime,
 ) -> int:
     """Mark a run as planned, and return how many of the job's rows have vanished from the source.
 
-    whole: whether the planning has read all of the source; if not, it returns 0. retry: whether it was the planning of
+    whole: whether the planning has read all of the source; if not, it returns 0. awaits: whether it has seen rows in
+    flight that the run waits for. retry: whether it was the planning of
     a retry and has read all of the source; then the retry's rows that have vanished return to their earlier outcomes.
     """
     with driver.planning_transaction(run_id) as conn:
         if retry:
             stand_vanished(conn, run_id)
+        if whole and not awaits:
+            forget_rounds(conn, run_id, variables)
         vanished = remove_vanished(conn, run_id, variables) if whole else 0
+        if whole:
+            carry_over_vanished(conn, run_id, variables)
         forget_changed(conn, run_id)
         mark_planned(conn, run_id, vanished=vanished, now=now)
     return vanished

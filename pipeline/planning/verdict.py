@@ -73,9 +73,19 @@ def verdict(
     if known.outcome in (RowState.LOST, RowState.CANCELED):
         return Verdict.KEPT  # these are sent again only by the command `retry`
     attempts_left = retry_change.may_send_again(job.retry, known.outcome, known.error_type, known.attempts)
-    if known.outcome_recipe != recipe or known.state == RowState.PENDING or attempts_left:
+    if known.outcome_recipe != recipe or _is_to_be_sent(known, row_hash, recipe) or attempts_left:
         return Verdict.AGAIN
     return Verdict.KEPT
+
+
+def _is_to_be_sent(known: KnownRow, row_hash: bytes, recipe: str) -> bool:
+    """Return whether a row that has failed with these values and this recipe waits to be sent with them again.
+
+    If it waits only to be sent with others, which the source or the job file had meanwhile, its failure stands, unless
+    the API had refused the account.
+    """
+    same = known.row_hash == row_hash and known.recipe == recipe
+    return known.state == RowState.PENDING and (same or known.error_type in retry_change.ACCOUNT_ERRORS)
 
 
 def retry_verdict(

@@ -90,6 +90,7 @@ class Planner:
                 self.run_id,
                 dict(work.job.vars),
                 whole=work.plans_all,
+                awaits=bool(self._plan.awaited.batches or self._plan.awaited.plan_again_after),
                 retry=work.retries_all,
                 now=driver.now(),
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pipeline.driver.driver import Driver
 from pipeline.driver.environment import Environment, Session
 from pipeline.driver.job_of_run import JobOfRun
-from pipeline.errors import Busy, InputError, Interrupted, NoAnswer, PipelineError, RunEnded, Stopped
+from pipeline.errors import Busy, InputError, Interrupted, LostRace, NoAnswer, PipelineError, RunEnded, Stopped
 from pipeline.events.runs import RunFinished
 from pipeline.job.model import Job
 from pipeline.planning.drop import remove_unneeded, stop_run
@@ -28,6 +28,8 @@ from pipeline.steps.submit import submit_due
 from pipeline.steps.tools import call_tools
 
 logger = logging.getLogger("pipeline")
+#: Another driver plans the job, or has taken that over from this one while it was suspended: it packs what is left.
+PLANNED_BY_ANOTHER = (Busy, LostRace)
 FAILED_AFTER_ROWS = 1_000  # rows with an outcome; fewer prove nothing
 FORGOTTEN_AT_ONCE = 5_000  # notes of shared requests that one transaction removes
 
@@ -159,7 +161,7 @@ def _pass_of_run(driver: Driver, run: RunRecord, job: Job, stopped: list[Stopped
         return
     evaluate(driver, run.id, job)
     if waits(driver, run.id):
-        with contextlib.suppress(Busy), driver.planning():
+        with contextlib.suppress(*PLANNED_BY_ANOTHER), driver.planning():
             for _ in send_again(driver, job, run.id, run.recipe):
                 driver.stop.check()
     with driver.reading() as conn:  # not the job is asked: it may have lost its section `rounds` meanwhile
@@ -177,7 +179,7 @@ def _begin_rounds(driver: Driver, run: RunRecord, job: Job, stopped: list[Stoppe
     except Stopped as exc:  # a tool is missing on this machine: rows whose calls were made still go on
         stopped.append(exc)
     for gate in due_gates(driver, job, run.id):
-        with contextlib.suppress(Busy), driver.planning():
+        with contextlib.suppress(*PLANNED_BY_ANOTHER), driver.planning():
             for _ in pack_rounds(driver, job, run.id, run.recipe, gate):
                 driver.stop.check()
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from sqlalchemy import (
     Connection,
     Select,
     String,
+    and_,
     bindparam,
     case,
     func,
@@ -28,11 +30,12 @@ from pipeline.state.conditions import (
     IS_RETRY,
     UNFINISHED,
     WAITING,
+    WAITS_FOR_ROUND,
     WAITS_FOR_SOURCE,
     WAITS_IN_SPOOL,
     runs_like,
 )
-from pipeline.state.tables import batches, requests, runs
+from pipeline.state.tables import batches, requests, runs, sendings
 from pipeline.state.tallies import leaving, moved, tallied_moves, tally
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, Waits
 
@@ -220,6 +223,18 @@ def forget_bodies_of(conn: Connection, numbers: Sequence[int]) -> None:
         conn.execute(update(requests).where(*waiting).values(**_FROM_SOURCE))
 
 
+def forget_rounds(conn: Connection, run_id: int, variables: dict[str, Any]) -> None:
+    """Let rows of other runs that wait for a round begin again from the source, if they have another recipe than this.
+
+    Call it when planning has reached the end of the source, and has seen no row in flight that it waits for: then such
+    rows have left the source, and `remove_vanished` does the rest. variables: as there.
+    """
+    recipe = select(runs.c.recipe).where(runs.c.id == run_id).scalar_subquery()
+    for run in runs_like(conn, run_id, variables):
+        waits = (requests.c.run_id == run, requests.c.run_id != run_id, WAITS_FOR_ROUND, requests.c.recipe != recipe)
+        conn.execute(update(requests).where(*waits).values(**_FROM_SOURCE))
+
+
 def stand(conn: Connection, run_id: int, *which: ColumnElement[bool]) -> None:
     """pending -> the earlier outcome, for the rows of a run that have one. which: further conditions on the rows."""
     waits = (requests.c.run_id == run_id, WAITING, *which)
@@ -368,11 +383,23 @@ def forget_body(conn: Connection, batch: int) -> None:
     conn.execute(update(requests).where(*waiting).values(**_WITHOUT_BODY))
 
 
-def unneeded_bodies(conn: Connection, job_id: int, batch_ids: Sequence[int] | None = None) -> list[str]:
-    """Return the nonces of batches in a final state whose body no pending row needs. batch_ids None: of all batches."""
-    needed = select(requests.c.id).where(requests.c.body_id == batches.c.id, WAITS_IN_SPOOL)
+def unneeded_bodies(
+    conn: Connection, job_id: int, batch_ids: Sequence[int] | None = None, *, sent_after: datetime | None = None
+) -> list[str]:
+    """Return the nonces of batches in a final state whose body no row needs. batch_ids None: of all batches.
+
+    A pending row may need it. So may a lost row of a batch that was sent after `sent_after`: the batch may be found
+    again, and the answer may go on, which takes the request. None: no answer of the job goes on.
+    """
+    needed: list[ColumnElement[bool]] = [
+        select(requests.c.id).where(requests.c.body_id == batches.c.id, WAITS_IN_SPOOL).exists()
+    ]
+    if sent_after is not None:
+        lost = select(requests.c.id).where(requests.c.batch_id == batches.c.id, requests.c.state == RowState.LOST)
+        sent = select(sendings.c.id).where(sendings.c.batch_id == batches.c.id, sendings.c.started_at > sent_after)
+        needed.append(and_(batches.c.state == BatchState.LOST, lost.exists(), sent.exists()))
     final = batches.c.state.in_(CLOSED_BATCHES)
-    query = select(batches.c.nonce).where(batches.c.job_id == job_id, final, ~needed.exists())
+    query = select(batches.c.nonce).where(batches.c.job_id == job_id, final, ~or_(*needed))
     return list(conn.scalars(query if batch_ids is None else query.where(batches.c.id.in_(batch_ids))))
 
 

@@ -25,10 +25,10 @@ from sqlalchemy import (
 
 from pipeline.errors import LostRace
 from pipeline.state import migrations
-from pipeline.state.conditions import WAITS_FOR_ROUND, WAITS_IN_SPOOL
+from pipeline.state.conditions import WAITS_FOR_ROUND, WAITS_IN_SPOOL, runs_like
 from pipeline.state.rows import KnownRow
 from pipeline.state.runs import require_open
-from pipeline.state.tables import batches, leases, requests, turns
+from pipeline.state.tables import batches, leases, requests, runs, turns
 from pipeline.state.tallies import moved, tally
 from pipeline.states import OPEN_BATCHES, RowState, Waits
 
@@ -368,6 +368,21 @@ def carry_over(conn: Connection, run_id: int, rows: Sequence[KnownRow]) -> None:
         if conn.execute(update(requests).where(*here).values(run_id=run_id)).rowcount != 1:
             raise LostRace("another driver planned some of these rows; run the same command again to continue")
         tally(conn, {(row.run_id, RowState.PENDING): -1, (run_id, RowState.PENDING): 1})
+
+
+def carry_over_vanished(conn: Connection, run_id: int, variables: dict[str, Any]) -> None:
+    """Move rows of ended runs that wait for a round and have left the source to this run, which goes on with them.
+
+    Call it when planning has reached the end of the source: such rows that are in the source are rows of this run by
+    then. variables: its vars; rows of other vars belong to another source. Rows with another recipe are left out: they
+    would begin again with this one, and there are no values to begin with; see `rows.forget_rounds`.
+    """
+    others = [run for run in runs_like(conn, run_id, variables) if run != run_id]
+    recipe = select(runs.c.recipe).where(runs.c.id == run_id).scalar_subquery()
+    for run in others:
+        these = update(requests).where(*_waiting(run), requests.c.recipe == recipe).values(run_id=run_id)
+        if taken := conn.execute(these).rowcount:
+            tally(conn, {(run, RowState.PENDING): -taken, (run_id, RowState.PENDING): taken})
 
 
 def repeat_rounds(conn: Connection, run_id: int, rows: Sequence[KnownRow]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline.answer.continuing import goes_on
 from pipeline.answer.outcome import Outcome, ResultReader, without_usage
 from pipeline.answer.retry_change import ACCOUNT_ERRORS
+from pipeline.driver.bodies import unneeded
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
 from pipeline.driver.settle import SettledRows, settle_rows
@@ -40,7 +41,7 @@ from pipeline.state.claims import Condition
 from pipeline.state.conditions import soon
 from pipeline.state.jobs import alone, columns_of, set_columns
 from pipeline.state.moves import collected_so_far, count_download, mark_collected, mark_lost, postpone
-from pipeline.state.rows import Settled, batch_rows, rows_by_position, unneeded_bodies
+from pipeline.state.rows import Settled, batch_rows, rows_by_position
 from pipeline.state.spending import settle
 from pipeline.state.turns import forget_params, has_later_rounds, put_turns
 from pipeline.states import CONTINUED, BatchState, RowState
@@ -152,7 +153,7 @@ def collect(driver: Driver, batch: Batch, job: Job, fetched: "Future[Found | Non
         else:
             mark_collected(conn, batch, delete_remote=job.privacy.delete_remote, now=driver.now())
     if not job.privacy.keep_spool:
-        _remove_unneeded_body(driver, batch)
+        _remove_unneeded_body(driver, batch, job)
     driver.tell(
         Collected(
             batch=batch.id,
@@ -385,11 +386,9 @@ def _first_failed(outcomes: Iterable[Outcome]) -> list[dict[str, str | None]]:
     return [dict(zip(names, of, strict=True)) for of in islice(dict.fromkeys(islice(failed, 50)), FAILED_TOLD)]
 
 
-def _remove_unneeded_body(driver: Driver, batch: Batch) -> None:
-    """Remove the body of a collected batch unless rows of it are to be sent again."""
-    with driver.reading() as conn:
-        free = unneeded_bodies(conn, driver.job_id, [batch.id])
-    for nonce in free:
+def _remove_unneeded_body(driver: Driver, batch: Batch, job: Job) -> None:
+    """Remove the body of a batch whose results are stored, unless a row of it needs the body."""
+    for nonce in unneeded(driver, job, [batch.id]):
         try:
             driver.spool.remove(nonce)
         except Stopped as exc:  # the next planning removes it

@@ -263,6 +263,7 @@ WRITERS = {
     "rows._REPLAN": PLANNING,
     "rows.forget_bodies_of": "pending",
     "rows.forget_body": "pending",
+    "rows.forget_rounds": "pending",
     "rows.forget_waiting_bodies": "pending",
     "rows.keep_rows": PLANNING,
     "rows.leave_rows": "pending",
@@ -276,6 +277,7 @@ WRITERS = {
     "sharing._COPY": "pending",
     "sharing._LEAVE": "pending",
     "turns.carry_over": "pending",
+    "turns.carry_over_vanished": "pending",
     "turns.repeat_rounds": "lost",
 }
 _WRITES = ("update(requests)", "insert(requests)", "requests.delete()", "INSERT INTO requests", "UPDATE requests")

@@ -125,10 +125,23 @@ def test_a_failed_row_that_waits_for_its_next_attempt_is_sent(outcome: RowState)
     assert of(answered(outcome, state=RowState.PENDING)) is Verdict.AGAIN
 
 
-def test_a_row_that_had_changed_and_changed_back_keeps_its_answer() -> None:
-    back = Known(RowState.PENDING, OTHER_HASH, RECIPE, RowState.SUCCEEDED, HASH, RECIPE)
+@pytest.mark.parametrize("outcome", [RowState.SUCCEEDED, RowState.TRUNCATED], ids=str)
+@pytest.mark.parametrize(
+    ("row_hash", "recipe"), [(OTHER_HASH, RECIPE), (HASH, OLDER_RECIPE)], ids=["the row", "the recipe"]
+)
+def test_what_had_changed_and_changed_back_keeps_its_answer(row_hash: bytes, recipe: str, outcome: RowState) -> None:
+    back = Known(RowState.PENDING, row_hash, recipe, outcome, HASH, RECIPE)
 
     assert of(back) is Verdict.KEPT
+
+
+@pytest.mark.parametrize(
+    "error_type", ["overloaded_error", "billing_error"], ids=["it has attempts left", "the account was refused"]
+)
+def test_what_had_changed_and_changed_back_is_sent_if_it_would_be_otherwise(error_type: str) -> None:
+    back = Known(RowState.PENDING, HASH, OLDER_RECIPE, RowState.ERRORED, HASH, RECIPE, error_type)
+
+    assert of(back) is Verdict.AGAIN
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=str)

@@ -14,6 +14,7 @@ from pipeline.report.show import lines
 from pipeline.runner.show import show
 from pipeline.runner.sweep import sweep
 from pipeline.sink.table import ResultsTable
+from pipeline.state.leases import planning_of
 from pipeline.state.tables import leases, turns
 from pipeline.steps.cancel import cancel
 from pipeline.steps.tools import call_tools
@@ -187,6 +188,36 @@ def test_the_calls_of_a_run_that_ended_wait_for_the_next_run(world: World) -> No
     assert world.sent_twice() == []
 
 
+def test_the_next_run_goes_on_with_rows_of_an_ended_run_that_have_left_the_source(world: World) -> None:
+    lookup = Counting()
+    job = waiting_for_tools(world, lookup)
+    cancel(world.where(), world.known())
+    world.rows(texts(3))
+
+    finished = world.run(job)
+
+    answers = world.answers()
+    assert finished.rows == {"succeeded": 5}
+    assert {key: answer["status"] for key, answer in answers.items()} == {f"r{i}": "succeeded" for i in range(5)}
+    assert world.accepted() == sum(answer["rounds"] for answer in answers.values())
+    assert holds(world)
+    assert world.run(job).rows == {}
+
+
+def test_rows_of_an_ended_run_that_have_left_the_source_do_not_begin_again_with_another_recipe(world: World) -> None:
+    lookup = Counting()
+    waiting_for_tools(world, lookup)
+    cancel(world.where(), world.known())
+    world.rows(texts(3))
+    other = with_tools(world, {"lookup": lookup}, request={"prompt": "Please use lookup for: {{ text }}"})
+
+    finished = world.run(other)
+
+    assert finished.rows == {"succeeded": 3}
+    assert sorted(world.answers()) == sorted(world.states()) == ["r0", "r1", "r2"]
+    assert holds(world)
+
+
 def test_a_run_goes_on_with_rows_that_an_ended_run_has_at_the_api(world: World) -> None:
     job = with_tools(world, {"lookup": Counting()})
     world.run(job, detach=True)
@@ -281,6 +312,25 @@ def test_the_next_round_waits_for_the_batches_of_this_one_unless_its_time_has_pa
     assert world.batch_states() == ["planned", "collected", "in_progress"]
 
 
+def test_a_run_goes_on_when_another_driver_takes_its_planning_over_while_it_packs_a_round(world: World) -> None:
+    taken: list[int] = []
+
+    def take_over(event: str, facts: dict[str, Any]) -> None:
+        if event == "planned" and world.told("tools_called") and not taken:
+            taken.append(facts["batch"])
+            planning = leases.c.resource == planning_of("summaries")
+            with world.database.write() as conn:
+                conn.execute(update(leases).where(planning).values(token=leases.c.token + 1))
+
+    world.on_event = take_over
+    finished = world.run(with_tools(world, {"lookup": Counting()}, limits={"max_batch_requests": 2}))
+
+    assert taken
+    assert (finished.state, finished.rows) == ("finished", {"succeeded": 5})
+    assert world.sent_twice() == []
+    assert holds(world)
+
+
 def test_a_full_batch_of_the_next_round_does_not_wait(world: World) -> None:
     busy = {"do": "status", "status": 429, "error_type": "rate_limit_error", "retry_after": 900}
     world.emulator.add_fault(on="create", times=1, **busy)
@@ -310,6 +360,33 @@ def test_a_lost_round_is_repeated_by_a_retry_of_lost_rows(world: World) -> None:
     assert sorted(map(len, again)) == sorted(2 * answer["rounds"] - 1 for answer in lost.values())
     assert {key: answer["rounds"] for key, answer in answers.items()} == {k: a["rounds"] for k, a in lost.items()}
     assert all(answers[key]["attempts"] == lost[key]["rounds"] for key in lost)
+    assert holds(world)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_batch_that_was_lost_in_a_round_and_is_found_again_goes_on(world: World, number: int) -> None:
+    lookup = Counting()
+    job = with_tools(world, {"lookup": lookup})
+    world.run(job, detach=True)
+    for _ in range(number - 1):
+        world.clock.advance(60)
+        world.sweep()
+    world.emulator.add_fault(on="results", do="missing_lines", match='"tool_use"')
+    world.run(job)
+    assert world.statuses()["r1"] == "lost"
+    world.emulator.clear_faults()
+
+    for _ in range(20):
+        world.clock.advance(3_600)
+        world.sweep()
+    world.run(job)
+
+    answers = world.answers()
+    assert {answer["status"] for answer in answers.values()} == {"succeeded"}
+    assert world.told("found_again")
+    assert world.sent_twice() == []
+    assert world.accepted() == sum(answer["rounds"] for answer in answers.values())
+    assert lookup.calls.total() == sum(answer["tool_calls"] for answer in answers.values())
     assert holds(world)
 
 

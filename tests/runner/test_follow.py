@@ -181,7 +181,7 @@ def test_two_followers_at_once_share_the_work_and_end_alike(world: World) -> Non
 
 def test_a_run_that_died_while_it_planned_is_waited_for_and_told_once(world: World) -> None:
     job = world.job(limits={"max_batch_requests": 2})
-    world.dies_at(job, "planned")
+    world.dies_at(job, "planned", nth=3)
     told: list[str] = []
 
     def look(event: str, facts: dict[str, Any]) -> None:

@@ -303,11 +303,7 @@ def test_a_retry_killed_while_planning_continues_with_the_rows_it_had_not_planne
     job = world.job(limits={"max_batch_requests": 2})
     world.run(job)
     world.emulator.clear_faults()
-    where = world.where()
-    world.on_event = lambda event, facts: where.stop.event.set() if event == "planned" else None
-    with pytest.raises(Interrupted):
-        run(job, where, Options(retry=Selection()))
-    world.on_event = None
+    world.dies_at(job, "planned", nth=len(world.told("planned")) + 1, retry=Selection())
 
     finished = world.run(job, retry=Selection())
 

@@ -345,6 +345,34 @@ def test_a_second_driver_at_any_moment_shares_the_work_and_both_end(world: World
     assert set(world.statuses().values()) == {"succeeded"}
 
 
+@pytest.mark.parametrize("changed", ["the row", "the recipe"])
+def test_a_row_that_failed_is_not_paid_again_after_a_change_that_was_planned_and_taken_back(
+    world: World, changed: str
+) -> None:
+    rows = texts(2)
+    world.rows(rows)
+    world.emulator.add_fault(on="item", do="max_tokens")
+    assert world.run(world.job()).rows == {"truncated": 2}
+    before = world.answers()
+    other = world.job()
+    if changed == "the row":
+        world.rows([{**row, "text": "Quite another text."} for row in rows])
+    else:
+        other = world.job(request={"prompt": "Otherwise: {{ text }}"})
+    world.emulator.add_fault(**BUSY)
+    world.run(other, detach=True)
+    assert world.batch_states() == ["collected", "planned"]
+
+    world.emulator.clear_faults()
+    world.rows(rows)
+    world.clock.advance(200)
+    finished = world.run(world.job())
+
+    assert finished.state == "finished"
+    assert (world.accepted(), world.batch_states()) == (2, ["collected", "dropped"])
+    assert world.answers() == before
+
+
 def test_the_next_run_continues_after_a_driver_was_asked_to_stop(world: World) -> None:
     where = world.where()
     world.on_event = lambda event, facts: where.stop.event.set() if event == "planned" else None

@@ -250,12 +250,7 @@ def test_a_trial_whose_planning_has_not_ended_is_continued_by_its_own_command(wo
     world.rows(texts(9))
     job, asked = world.job(limits={"max_batch_requests": 2}), {"request.prompt": "Say: {{ text }}"}
     where = world.where()
-
-    def look(event: str, facts: dict[str, Any]) -> None:
-        if event == "planned":
-            where.stop.event.set()
-
-    world.on_event = look
+    world.stop_at(where, "planned")
     with pytest.raises(Interrupted):
         run_trial(job, Trial("t", asked, sample=8, where="id <> 'x'"), where)
     world.on_event = None

@@ -1,6 +1,6 @@
 """How many rows are in each state, kept as they change: it holds after each step what a count of all rows says.
 
-The random schedules hold the same after each of their steps (tests/proofs/simulation.py).
+The random schedules hold the same after each of their steps (tests/proofs/simulation/rules.py).
 """
 
 from collections import Counter
