@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
-SCHEDULES = 75  # schedules of each part, so that several processes can share them
+SCHEDULES = 50  # schedules of each part, so that several processes can share them
 
 
 @pytest.mark.parametrize("first", range(0, 4 * SCHEDULES, SCHEDULES))
