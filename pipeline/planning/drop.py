@@ -149,8 +149,8 @@ def finish_planning(
     """Mark a run as planned, and return how many of the job's rows have vanished from the source.
 
     whole: whether the planning has read all of the source; if not, it returns 0. awaits: whether it has seen rows in
-    flight that the run waits for. retry: whether it was the planning of
-    a retry and has read all of the source; then the retry's rows that have vanished return to their earlier outcomes.
+    flight that the run waits for. retry: whether it was the planning of a retry and has read all of the source; then
+    the retry's rows that have vanished return to their earlier outcomes.
     """
     with driver.planning_transaction(run_id) as conn:
         if retry:
