@@ -88,7 +88,7 @@ def run(job: Job, where: Environment, options: Options | None = None, *, file: P
         if may_be_idle and not _is_idle(plan, quote):
             planners = prepare_work()
         canary = list[str]()
-        if gates.chooses_gold(job, known.standing, canary=options.canary and not options.retry):
+        if quote.to_send and gates.chooses_gold(job, known.standing, canary=options.canary and not options.retry):
             gold = gold or reviewed_sample(where.database, job_record, job, clear=True)
             canary = _canary_keys(where, plan, quote, known_rows, gold, sink, failed=known.standing.failed)
         counts = _complete_quote(where, plan, quote, known, driving.line, canary=options.canary, gold=len(canary))
@@ -138,9 +138,9 @@ def _canary_keys(
     """
     canary = plan.job.canary
     chosen = list[str]()
-    if gold is not None and quote.to_send:
+    if gold is not None:
         chosen = gold_canary.choose(plan, known_rows, gold, sink, failed=failed)
-    if quote.to_send and not chosen and isinstance(canary, Canary) and not canary.applies_to(quote.to_send):
+    if not chosen and isinstance(canary, Canary) and not canary.applies_to(quote.to_send):
         where.tell(Warned(warning="canary.min_accuracy is not looked at: no row with gold is to be sent"))
     return chosen
 

@@ -337,6 +337,13 @@ def test_reviews_that_cannot_judge_other_answers_are_refused(
     assert world.run(work, refresh=True, canary=False).rows == {"succeeded": 100}
 
 
+def test_reviews_that_cannot_judge_are_not_looked_at_when_nothing_is_sent(world: World) -> None:
+    work = reviewed(world, verdict="wrong", new=None)
+
+    assert world.run(work).rows == {}
+    assert sizes(world) == []
+
+
 def test_a_sweep_judges_a_canary_of_reviewed_rows(world: World) -> None:
     world.run(reviewed(world, wrong=10), refresh=True, detach=True)
 
