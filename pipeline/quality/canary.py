@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.job.canary import Canary
 from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
+from pipeline.quality.gold import gold_table
 from pipeline.quality.gold_columns import GoldColumn, gold_columns
 from pipeline.quality.judged import Judged, judged_share
 from pipeline.quality.measure import tallied
@@ -44,6 +45,6 @@ def _gold_table(database: Database, sink: ResultsTable, job: Job, columns: Seque
     if job.gold is not None and job.gold.reviews:
         reviewed = reviewed_sample(database, known_job(database, job.name), job, clear=False)
         return None if reviewed is None else reviewed.store(database, sink)
-    table = GoldTable(sink, {column.name: column.kind for column in columns})
+    table = gold_table(sink, columns)
     with database.read() as conn:
         return table if table.is_made(conn) else None

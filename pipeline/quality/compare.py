@@ -178,14 +178,13 @@ def _gold(
 ) -> GoldLookup | ReviewLookup | None:
     """Read the job's gold again, and return it; None if the job has none. names: of the columns of the answers.
 
-    sides: rows whose source values one of them asked after they had changed have no gold by reviews.
+    sides: what is compared; see `read_reviews`.
     """
     sink = ResultsTable.of(job_record)
     if job.gold is not None and job.gold.reviews:
-        gold, trials = read_reviews(database, job_record, job), trials_by_name(database, job_record)
-        for trial in [trials[side] for side in sides if side in trials]:
-            gold = gold.without(changed_since_trial(database, trial, job_record))
-        return ReviewLookup(gold, names)
+        trials = trials_by_name(database, job_record)
+        compared = [trials[side] for side in sides if side in trials]
+        return ReviewLookup(read_reviews(database, job_record, job, sides=compared), names)
     reader = read_gold(job, sink.columns)
     if reader is None:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.errors import InputError
 from pipeline.job.model import Job
 from pipeline.quality.figures import Figures, figures
-from pipeline.quality.gold import check_table, read_gold
+from pipeline.quality.gold import check_table, gold_table, read_gold
 from pipeline.quality.gold_columns import gold_columns
 from pipeline.quality.judged import Judged, judged_count, judged_share
 from pipeline.quality.judges import Judge
@@ -18,7 +18,6 @@ from pipeline.sink.columns import ResultColumns
 from pipeline.sink.gold import GoldTable
 from pipeline.sink.pairs import Pairs
 from pipeline.sink.table import ResultsTable
-from pipeline.sink.trials import changed_since_trial
 from pipeline.state.database import Database
 from pipeline.state.jobs import MOST_NAMED, JobRecord, known_job, trials_of
 
@@ -60,8 +59,7 @@ def evaluate(
     """
     sink = ResultsTable.of(job_record)
     if job.gold is not None and job.gold.reviews:
-        results_of(database, job_record, side)  # proves that the side has the key of the job
-        return _by_reviews(database, job_record, job, record_of(database, job_record, side), where, by)
+        return _by_reviews(database, job_record, job, side, where, by)
     gold = read_gold(job, ResultColumns.from_stored(job_record.columns))
     if gold is None or job.gold is None:
         raise InputError(
@@ -89,15 +87,14 @@ def _by_reviews(
     database: Database,
     job_record: JobRecord,
     job: Job,
-    side: JobRecord,
+    side: str,
     where: str | None,
     by: Sequence[str],
 ) -> Evaluation:
-    """Return the figures of the answers that have gold by reviews. side: the job, trial or other job that gave them."""
-    gold = read_reviews(database, job_record, job)
-    if side.trial is not None:  # it may have asked rows whose source values have changed since the reviewed answers
-        gold = gold.without(changed_since_trial(database, side, job_record))
-    answers = ResultsTable.of(side)
+    """Return the figures of the answers that have gold by reviews. side, where, by: as for `evaluate`."""
+    record = record_of(database, job_record, side)
+    answers = _with_same_key(job_record, record, side)
+    gold = read_reviews(database, job_record, job, sides=[record])
     pairs = Pairs(database, answers, gold.store(database, ResultsTable.of(job_record)), where=where, by=by)
     found = review_figures(pairs, gold, where=where, by=by)
     if found is None:
@@ -114,7 +111,7 @@ def stored_gold(database: Database, job_record: JobRecord, job: Job) -> GoldTabl
     if job.gold is None:
         return None
     columns, sink = gold_columns(job, job.gold), ResultsTable.of(job_record)
-    table = GoldTable(sink, {column.name: column.kind for column in columns})
+    table = gold_table(sink, columns)
     if any(column.name not in sink.table.c for column in columns):
         return None
     with database.read() as conn:
@@ -130,7 +127,7 @@ def stored_evaluation(
     """
     if job.gold is not None and job.gold.reviews:
         with contextlib.suppress(InputError):  # no review that tells whether an answer is right
-            return _by_reviews(database, job_record, job, job_record, where, ())
+            return _by_reviews(database, job_record, job, "current", where, ())
         return None
     table = stored_gold(database, job_record, job)
     if table is None or job.gold is None:
@@ -178,7 +175,12 @@ def of_side(database: Database, job_record: JobRecord, sides: Sequence[str]) -> 
 
 def results_of(database: Database, job_record: JobRecord, side: str, also: str = "") -> ResultsTable:
     """Return the results table of a side, see `record_of`. Raises InputError also for a job with another key."""
-    sink, other = ResultsTable.of(job_record), ResultsTable.of(record_of(database, job_record, side, also))
+    return _with_same_key(job_record, record_of(database, job_record, side, also), side)
+
+
+def _with_same_key(job_record: JobRecord, record: JobRecord, side: str) -> ResultsTable:
+    """Return the results table of a side's record. Raises InputError if its key is not that of the job."""
+    sink, other = ResultsTable.of(job_record), ResultsTable.of(record)
     if list(other.columns.key) != list(sink.columns.key):
         raise InputError(f"{side} has the key {', '.join(other.columns.key)}, not {', '.join(sink.columns.key)}")
     return other

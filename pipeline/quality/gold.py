@@ -117,12 +117,12 @@ class GoldReader:
         return [sink.key_values(key) in self._file_keys for key in keys]
 
     def holds_for(self, key: str, row_hash: bytes, sink: ResultsTable) -> bool:
-        """Return True: gold of the source or of a file is read anew for each run, whatever else a row holds now."""
+        """Return True: all gold is read again for each run, so it belongs to the values that the row has now."""
         return True
 
     def store(self, database: Database, sink: ResultsTable) -> GoldTable:
         """Read all gold, and store it; see RowsWithGold."""
-        table = _table(sink, self)
+        table = gold_table(sink, self.columns)
         replace_gold(database, table, self.pages(sink))
         return table
 
@@ -293,11 +293,12 @@ def read_gold(job: Job, columns: ResultColumns) -> GoldReader | None:
 
 def check_table(conn: Connection, sink: ResultsTable, reader: RowsWithGold) -> None:
     """Raise DatabaseError or JobError if the reader's `store` could not make the gold table."""
-    _table(sink, reader).check(conn)
+    gold_table(sink, reader.columns).check(conn)
 
 
-def _table(sink: ResultsTable, reader: RowsWithGold) -> GoldTable:
-    return GoldTable(sink, {column.name: column.kind for column in reader.columns})
+def gold_table(sink: ResultsTable, columns: Sequence[GoldColumn]) -> GoldTable:
+    """Return the gold table of a results table, for gold in these columns of the output."""
+    return GoldTable(sink, {column.name: column.kind for column in columns})
 
 
 def replace_gold(database: Database, table: GoldTable, pages: Iterable[Sequence[tuple[Any, ...]]]) -> None:

@@ -7,7 +7,7 @@ right as well. So gold is resolved for each answer that it is compared with.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,16 +17,17 @@ from pipeline.errors import InputError, JobError
 from pipeline.job.json_values import dump
 from pipeline.job.model import Job
 from pipeline.quality.compare_values import ANOTHER, FAILED, UNKNOWN, Verdict, comparer, verdict
-from pipeline.quality.gold import replace_gold
+from pipeline.quality.gold import gold_table, replace_gold
 from pipeline.quality.gold_columns import GoldColumn, gold_columns
 from pipeline.quality.gold_values import Misread
 from pipeline.quality.pair_tally import values_of
 from pipeline.quality.review_draw import SAMPLE, Draw, design_of
-from pipeline.quality.review_values import Key, ReviewColumn, review_columns
+from pipeline.quality.review_values import Key, ReviewColumn, missing_columns, review_columns
 from pipeline.sink.gold import GoldTable
 from pipeline.sink.reviews import Review, ReviewsTable
 from pipeline.sink.sides import SideAnswer
 from pipeline.sink.table import ResultsTable
+from pipeline.sink.trials import changed_since_trial
 from pipeline.source.rows import Chunk
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord
@@ -167,7 +168,7 @@ class ReviewedGold:
 
     def store(self, database: Database, sink: ResultsTable) -> GoldTable:
         """Store the gold in the gold table, and return the table; what is no value is null there."""
-        table = GoldTable(sink, {column.name: column.kind for column in self.columns})
+        table = gold_table(sink, self.columns)
         replace_gold(database, table, self._pages())
         return table
 
@@ -183,8 +184,7 @@ def reviewed_sample(database: Database, job_record: JobRecord | None, job: Job, 
     """
     if job_record is None or job.gold is None:
         return None
-    names = {column.name for column in gold_columns(job, job.gold)}
-    if names - {*ResultsTable.of(job_record).columns.output, "text"}:  # the next run makes columns for them
+    if missing_columns(job, ResultsTable.of(job_record).columns):  # the next run makes them
         return None
     gold = _reviewed(database, job_record, job)
     if gold.rows and clear:
@@ -192,14 +192,23 @@ def reviewed_sample(database: Database, job_record: JobRecord | None, job: Job, 
     return gold.sample() if gold.rows else None
 
 
-def read_reviews(database: Database, job_record: JobRecord, job: Job) -> ReviewedGold:
-    """Return the gold that the reviews of a job give. Raises InputError if there are none."""
+def read_reviews(
+    database: Database, job_record: JobRecord, job: Job, *, sides: Iterable[JobRecord] = ()
+) -> ReviewedGold:
+    """Return the gold that the reviews of a job give. Raises InputError if there are none.
+
+    sides: whose answers are judged by it. A trial may have asked rows whose source values have changed since the
+    reviewed answers; for all sides, such rows have no gold.
+    """
     gold = _reviewed(database, job_record, job)
     if not gold.rows:
         raise InputError(
             f"gold: job {job.name} has no reviews that say what is right; write a sheet with "
             f"`batch-pipeline review {job.name} export FILE.xlsx --sample 100`, fill it in and import it"
         )
+    for side in sides:
+        if side.trial is not None:
+            gold = gold.without(changed_since_trial(database, side, job_record))
     return gold
 
 

@@ -43,11 +43,10 @@ class Inputs:
 
     def _read(self, job: Job, rows: Rows) -> None:
         texts = pl.Series([dump(list(key)) for key in self._wanted], dtype=pl.String).implode()
+        plain = self._sink.columns.has_plain_key
         for chunk in rows.chunks([*job.source.key, *self.columns]):
             keys = identity.key_column(chunk.frame, job.source.key)
-            self._take(
-                chunk, keys, keys.is_in(texts).arg_true() if self._sink.columns.has_plain_key else range(len(keys))
-            )
+            self._take(chunk, keys, keys.is_in(texts).arg_true() if plain else range(len(keys)))
             if len(self._values) == len(self._wanted):
                 return
 

@@ -138,13 +138,18 @@ def _in_answer(kind: str, value: Any) -> Any:
     return value.isoformat() + "Z" if kind == "datetime" else value.isoformat() if kind == "date" else value
 
 
+def missing_columns(job: Job, has: ResultColumns) -> list[str]:
+    """Return the columns of the answer that the results table does not have yet. has: of the results table."""
+    return [name for name in answer_columns(job)[0] if name != "text" and name not in has.output]
+
+
 def review_columns(job: Job, has: ResultColumns) -> list[ReviewColumn]:
     """Return the columns that people review. has: of the results table.
 
     Raises InputError if the table does not have one of them yet.
     """
     kinds, described = answer_columns(job)
-    missing = [name for name in kinds if name != "text" and name not in has.output]
+    missing = missing_columns(job, has)
     if missing:
         raise InputError(f"the results table has no column {missing[0]!r} yet; run the job first")
     schema = answer_schema(job)

@@ -65,7 +65,7 @@ def one_round_with_tools(site: Site) -> Iterator[None]:
 
 
 def put_job(site: Site, name: str, during: str = "") -> str:
-    """Add a job whose rows ask for a tool to the project, and return its file. during: what the tool does besides."""
+    """Add to the project a job whose rows ask for a tool, and return its file. during: more code of the tool."""
     folder = site.prefect.project / "jobs"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.csv").write_text("id,text\n" + "".join(f"{n},{prompt(name, n)}\n" for n in range(ROWS)))

@@ -104,7 +104,7 @@ def _heat(classes: ClassesFigures) -> Heat:
     """Return the confusion table: gold by rows, and recall at the end of each. Other classes are summed up."""
     found = summed_matrix(classes, value_text)
     rows = []
-    for name, of_row, cells in zip(found.names, found.places, found.cells, strict=False):
+    for name, of_row, cells in zip(found.names, found.places[:-1], found.cells, strict=True):
         total = sum(cells) or 1
         is_one = len(of_row) == 1  # in the rest, one class may be taken for another
         right = dot(classes.classes[of_row[0]].recall) if is_one else Dot(NOTHING, "", None)
