@@ -69,6 +69,9 @@ class TurnQueue:
     def put(self, what: Any) -> None:
         self._waiting.append(what)
 
+    def empty(self) -> bool:
+        return not self._waiting
+
     def get(self, timeout: float) -> Any:
         """Return the next of what was put; raises queue.Empty if there is nothing after so many seconds."""
         self._world.wait(lambda: bool(self._waiting), timeout, "a queue")
