@@ -7,7 +7,7 @@ half the time of `Connection.execute` with a list of dicts.
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, count
 from types import NoneType
 from typing import Any
 
@@ -99,29 +99,47 @@ class _Prepared:
             if name in names and convert is not None:
                 self._converters.append((names.index(name), convert))
         values = re.search(r"VALUES (\([?, ]+\))", self._sql)
-        self._head, self._values, self._tail = "", "", ""
+        self._head, self._tail = "", ""
         if values is not None and self._order is None:
-            self._head, self._values = self._sql[: values.start(1)], values[1]
-            self._tail = self._sql[values.end(1) :]
+            self._head, self._tail = self._sql[: values.start(1)], self._sql[values.end(1) :]
         self._sizes = [size for size in AT_ONCE if size == 1 or size * len(names) <= MOST_PARAMETERS]
+        self._inserts: dict[tuple[int, tuple[bool, ...]], str] = {}  # by number of rows, and which columns are alike
 
     def execute(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
-        if not self._values:
+        if not self._head:
             rows = _converted(rows, self._converters)
             if self._order is not None:
                 rows = [tuple(row[i] for i in self._order) for row in rows]
             return conn.exec_driver_sql(self._sql, list(rows)).rowcount
         changed = start = 0
-        width = len(rows[0])
         for size in self._sizes:
-            sql = f"{self._head}{', '.join([self._values] * size)}{self._tail}"
             while len(rows) - start >= size:
-                values = list(chain.from_iterable(rows[start : start + size]))
-                for i, convert in self._converters:
-                    values[i::width] = _each(values[i::width], convert)
-                changed += conn.exec_driver_sql(sql, tuple(values)).rowcount
+                changed += self._insert(conn, rows[start : start + size])
                 start += size
         return changed
+
+    def _insert(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Insert these rows in one statement. A value that all of them have in a column is given once.
+
+        Measured with answers, of which half of the columns are such: a third less time.
+        """
+        columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+        for i, convert in self._converters:
+            columns[i] = _each(columns[i], convert)
+        alike = tuple(map(_is_one_value, columns))
+        sql = self._inserts.get((len(rows), alike))
+        if sql is None:
+            sql = self._inserts[len(rows), alike] = self._insert_of(len(rows), alike)
+        given = [column[0] for column, is_one in zip(columns, alike, strict=True) if is_one]
+        different = [column for column, is_one in zip(columns, alike, strict=True) if not is_one]
+        return conn.exec_driver_sql(sql, (*given, *chain.from_iterable(zip(*different, strict=True)))).rowcount
+
+    def _insert_of(self, rows: int, alike: tuple[bool, ...]) -> str:
+        """Return the insert of so many rows, whose parameters are first those of the columns that are alike."""
+        of_column, of_value = count(1), count(1 + sum(alike))
+        given = [f"?{next(of_column)}" if is_one else None for is_one in alike]
+        values = [f"({', '.join(each or f'?{next(of_value)}' for each in given)})" for _ in range(rows)]
+        return f"{self._head}{', '.join(values)}{self._tail}"
 
 
 class _Arrays:
@@ -278,6 +296,11 @@ def _array(values: Sequence[Any], convert: Callable[[Any], Any] | None, kind: ty
     if kind is not None and not {kind, NoneType}.issuperset(map(type, values)):
         return _each(values, kind)  # psycopg refuses an array of two types
     return list(values)
+
+
+def _is_one_value(column: Sequence[Any]) -> bool:
+    """Return whether all values of a column are equal and of one type: 1, 1.0 and True are not the same in a text."""
+    return len(column) > 1 and column.count(column[0]) == len(column) and len(set(map(type, column))) == 1
 
 
 def _each(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:

@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.types import NullType
 
 from pipeline.errors import LostRace, Stopped
 from pipeline.state.bulk import AT_ONCE_POSTGRES, WORTH_A_COPY, Bulk, next_ids
@@ -107,6 +108,33 @@ def test_a_column_of_nulls_alone_is_stored(database: Database) -> None:
         add_notes.execute(conn, [note(i, **empty) for i in range(3)])
 
     assert stored(database) == [(i, *[None] * 6) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "alike", [(), ("text",), ("number", "done", "at"), ("text", "number", "share", "hash", "done", "at")]
+)
+def test_values_that_many_rows_share_are_stored_with_each_of_them(database: Database, alike: tuple[str, ...]) -> None:
+    shared = {"text": "?1", "number": -5, "share": None, "hash": b"\0\xff", "done": True, "at": NOW}
+    given = [note(i, **{name: shared[name] for name in alike}) for i in range(MANY)]
+
+    with database.write() as conn:
+        inserted = add_notes.execute(conn, given)
+
+    assert inserted == MANY
+    assert stored(database) == given
+
+
+def test_equal_values_of_different_types_stay_what_they_are(tmp_path: Path) -> None:
+    untyped = Table("untyped", MetaData(), Column("id", BigInteger, primary_key=True), Column("value", NullType))
+    given = [(i, 1.0 if i == 3 else 1) for i in range(8)]  # as many as one statement carries
+    with closing(Database(f"sqlite:///{tmp_path}/batches.db")) as database:
+        with database.write() as conn:
+            conn.execute(text("CREATE TABLE untyped (id INTEGER PRIMARY KEY, value BLOB)"))
+            Bulk(insert(untyped), ["id", "value"]).execute(conn, given)
+        with database.read() as conn:
+            found = conn.execute(text("SELECT typeof(value) FROM untyped ORDER BY id")).scalars().all()
+
+    assert found == ["real" if i == 3 else "integer" for i in range(8)]
 
 
 def test_an_update_changes_the_rows_it_names_and_counts_them(database: Database) -> None:
