@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -17,8 +17,12 @@ from pipeline.job.model import Job
 from pipeline.states import RowState
 from pipeline.text import folded
 
+if TYPE_CHECKING:
+    from pipeline.answer.plain import PlainMessage
+
 _SUCCEEDED: str = RowState.SUCCEEDED.value
-_MALFORMED = (AttributeError, KeyError, TypeError, ValueError)  #: raised where a part of a line has an unexpected type
+#: raised where a part of a line has an unexpected type
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _TRUNCATED = {
     "max_tokens": "the answer stopped at max_tokens",
@@ -144,7 +148,8 @@ class ResultReader:
         """Raise JobError if the job's schema is not valid."""
         from pipeline.answer.plain import plain_message  # commands that read no results do not need its imports
 
-        self._plain_message = plain_message
+        #: returns the answer in a plain line; raises ValueError for any other line
+        self.plain_message: Callable[[bytes], PlainMessage] = plain_message
         self._labels = None if job.output.labels is None else {folded(label): label for label in job.output.labels}
         schema = answer_schema(job)
         try:
@@ -156,15 +161,17 @@ class ResultReader:
         wanted = output_columns(job).keys() - (self._schema.columns.keys() if self._schema is not None else set())
         self._extras = [(name, read) for name, read in _EXTRAS if name in wanted]
         self._keeps_message = job.output.message
-        # the text of an answer is all that is looked at
-        self._reads_plain = self._tool is None and not self._extras and not self._keeps_message
+        #: whether the text of an answer is all that is looked at, so that plain lines may be read as such
+        self.reads_plain = self._tool is None and not self._extras and not self._keeps_message
+        #: judges the text of a plain answer, see `_judge_plain`; None: each is good as it is
+        self.judge_plain = None if self._labels is None and self._schema is None else self._judge_plain
 
     def read(self, line: bytes) -> Outcome | None:
         """Return the outcome that a result line states; None if the line cannot be read."""
-        if self._reads_plain:
+        if self.reads_plain:
             try:
-                return self._plain_outcome(line)
-            except _MALFORMED:  # the line has more than a text, or the answer is odd
+                return self.outcome_of(self.plain_message(line))
+            except MALFORMED:  # the line has more than a text, or the answer is odd
                 pass  # read below
         return self.read_any(line)
 
@@ -194,7 +201,7 @@ class ResultReader:
         """
         try:
             outcome = self._outcome(line)
-        except _MALFORMED:
+        except MALFORMED:
             return _damaged(line)
         return outcome if _has_valid_types(outcome) else _damaged(line)
 
@@ -226,9 +233,8 @@ class ResultReader:
             return False
         return retry_change.may_send_again(self._retry, outcome.state, outcome.error_type, attempts)
 
-    def _plain_outcome(self, line: bytes) -> Outcome:
-        """Return the outcome of a plain line. Raises one of _MALFORMED for any other line."""
-        message = self._plain_message(line)
+    def outcome_of(self, message: "PlainMessage") -> Outcome:
+        """Return the outcome of a plain answer, for a reader that `reads_plain`."""
         usage, cached, tools = message.usage, message.usage.cache_creation, message.usage.server_tool_use
         text: str | None = message.content[0].text
         judged = self._judge_text(text or "")
@@ -252,6 +258,11 @@ class ResultReader:
             message.id,
             message.stop_sequence,
         )
+
+    def _judge_plain(self, text: str) -> tuple[str | None, Mapping[str, Any] | None] | None:
+        """Return the text and the values to store of a plain answer; None if it is not what was asked for."""
+        judged = self._judge_text(text)
+        return (_as_json(judged.rest), judged.values) if judged.state == _SUCCEEDED else None
 
     def _from_message(self, message: dict[str, Any]) -> Outcome:
         """Return the outcome for the Message of a succeeded request. Raises as `_outcome`."""

@@ -1,7 +1,7 @@
 """Write the outcomes of rows of a batch: states, answers and the batch's sums, in one transaction. Edge: SQL."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ class SettledRows:
     """The outcomes of the rows of a batch that are in flight at positions `first` to `last`.
 
     sink: the results table whose columns `rows` have; moves: the rows by how they end; answers: the answers; rows: the
-    answers as rows of `sink`; left: the rows that stay in flight; outcomes: number of rows by outcome; usage: tokens by
-    class.
+    answers as rows of `sink`; unmade: makes the answers of the further `rows` that are not in `answers`; left: the rows
+    that stay in flight; outcomes: number of rows by outcome; usage: tokens by class.
     """
 
     first: int
@@ -32,8 +32,9 @@ class SettledRows:
     answers: list[Answer] = field(default_factory=list)
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
-    outcomes: Mapping[str, int] = field(default_factory=Counter)
-    usage: Mapping[str, int] = field(default_factory=dict)
+    unmade: Callable[[], list[Answer]] = list
+    outcomes: Counter[str] = field(default_factory=Counter)
+    usage: Counter[str] = field(default_factory=Counter)
     cost_usd: float = 0.0
 
     def add(self, row: BatchRow, outcome: Outcome, fixed: Fixed, *, again: bool) -> None:
@@ -54,7 +55,7 @@ def settle_rows(driver: Driver, conn: Connection, batch: Batch, settled: Settled
     if sink is settled.sink:
         sink.write(conn, settled.rows)
     else:  # another driver has added columns to the table since
-        sink.write_answers(conn, settled.answers)
+        sink.write_answers(conn, [*settled.answers, *settled.unmade()])
     if counted:
         add_to_batch(conn, batch, settled.outcomes, settled.usage, settled.cost_usd)
 
@@ -84,5 +85,5 @@ def settle_alike(
             updated_at=now,
         )
         settled.add(row, total.outcome, fixed, again=False)
-    settled.outcomes = {outcome.state: len(settled.rows)}
+    settled.outcomes[outcome.state] = len(settled.rows)
     settle_rows(driver, conn, batch, settled, counted=sent)

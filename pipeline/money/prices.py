@@ -55,13 +55,13 @@ class Prices:
     web_search: float = 0.0
 
     @functools.cached_property
-    def _is_flat(self) -> bool:
+    def is_flat(self) -> bool:
         """Whether the price of a token does not depend on the size of the prompt."""
         return not self.input.steps and not self.output.steps
 
     def cost(self, outcome: Outcome) -> float:
         """Return the cost of one answer in US dollars, from its usage."""
-        if self._is_flat and not outcome.cache_read_tokens and not outcome.cache_write_tokens and not outcome.in_the_us:
+        if self.is_flat and not outcome.cache_read_tokens and not outcome.cache_write_tokens and not outcome.in_the_us:
             cost = outcome.input_tokens * self.input.base + outcome.output_tokens * self.output.base
             return cost + outcome.web_searches * self.web_search
         prompt = outcome.input_tokens + outcome.cache_read_tokens + outcome.cache_write_tokens
@@ -100,6 +100,14 @@ class PriceList:
             listed = prices_of(model)
             self._prices[model] = listed if own is None else _overridden(listed, own)
         return self._prices[model]
+
+    def flat_rates(self, model: str | None) -> tuple[float, float] | None:
+        """Return what one token of input and one of output cost, if that is all that an answer without cache costs.
+
+        None: the prices are not known, or depend on the size of the prompt.
+        """
+        known = None if model is None else self.of(model)
+        return (known.input.base, known.output.base) if known is not None and known.is_flat else None
 
     def cost(self, outcome: Outcome) -> float | None:
         """Return the cost of one outcome in US dollars.

@@ -105,6 +105,7 @@ class ResultsTable:
         self._readers = [(i, _READERS[kind]) for i, kind in enumerate(kinds) if kind in _READERS]
         self._outputs = [(name, _READERS.get(kind)) for name, kind in columns.output.items()]
         self._no_outputs = (None,) * len(self._outputs)
+        self._has_ids = columns.ids
         self._updated_at = [column.name for column in self.table.columns].index("updated_at")
         self._upsert: Bulk | None = None
         self._today = None if kept_today is None else set(kept_today)
@@ -144,10 +145,7 @@ class ResultsTable:
     def row(self, key: str, keep: str | None, outcome: "Outcome", fixed: "Fixed") -> tuple[Any, ...]:
         """Return a row of the table, for `write`. key, keep: JSON, as in the state database; keep may be None."""
         o, f = outcome, fixed
-        row = (
-            *self.lead,
-            *self.source_values(key, keep),
-            *self._output_values(o.values),
+        always = (
             o.text,
             o.state,
             o.error_type,
@@ -169,11 +167,21 @@ class ResultsTable:
             o.stop_sequence,
             o.request_id,
         )
-        return row if self.columns.ids else row[: -len(IDS)]
+        return self.row_of(key, keep, o.values, always)
 
-    def _output_values(self, values: Mapping[str, Any] | None) -> Sequence[Any]:
-        if values is None:
-            return self._no_outputs
+    def row_of(
+        self, key: str, keep: str | None, values: Mapping[str, Any] | None, always: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """Return the same as `row`. values: of the output columns; always: of the columns FIXED and IDS."""
+        outputs = self._no_outputs if values is None else self._output_values(values)
+        return (
+            *self.lead,
+            *self.source_values(key, keep),
+            *outputs,
+            *(always if self._has_ids else always[: -len(IDS)]),
+        )
+
+    def _output_values(self, values: Mapping[str, Any]) -> Sequence[Any]:
         return [
             value if (value := values.get(name)) is None or read is None else read(value)
             for name, read in self._outputs

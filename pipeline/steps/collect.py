@@ -9,7 +9,6 @@ they are.
 
 import contextlib
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -31,10 +30,9 @@ from pipeline.events.batches import BodyLeft, Collected, ResultsMissing, Unknown
 from pipeline.job.model import Job
 from pipeline.money.prices import PriceList
 from pipeline.prefetch import calls_ahead, prefetch
-from pipeline.request import packing
 from pipeline.sink.columns import ResultColumns
 from pipeline.sink.definition import has_column_of_ids, make_tables
-from pipeline.sink.table import Fixed, columns_as_json
+from pipeline.sink.table import columns_as_json
 from pipeline.state.accounts import open_circuit
 from pipeline.state.batches import Batch
 from pipeline.state.claims import Condition
@@ -47,6 +45,7 @@ from pipeline.state.turns import forget_params, has_later_rounds, put_turns
 from pipeline.states import CONTINUED, BatchState, RowState
 from pipeline.steps import lost
 from pipeline.steps.continued import Rounds
+from pipeline.steps.plain_answers import PlainAnswers
 from pipeline.steps.results_file import Found, download
 
 RETRY_SECONDS = 10.0
@@ -285,6 +284,7 @@ class _Chunk:
     ) -> None:
         """rounds: sorts out the answers that go on; None: none does."""
         self._settled = SettledRows(first, last, driver.sink)
+        self._takes_plain = rounds is None and reader.reads_plain and batch.rows <= batch.requests
         self._rounds = None if rounds is None else rounds.chunk(self._settled)
         self.missing = 0  # requests without a readable line
         self._lose = lose
@@ -299,6 +299,9 @@ class _Chunk:
         batch, reader, settled = self._batch, self._reader, self._settled
         with self._driver.reading() as conn:
             rows = batch_rows(conn, batch.id, settled.first, settled.last)
+        plain = PlainAnswers(reader, self._prices, batch, self._now)
+        if self._takes_plain:
+            rows = plain.take(rows, line_of, settled)
         outcomes: list[Outcome] = []
         answered, line = -1, None
         outcome: Outcome | None = None
@@ -328,21 +331,12 @@ class _Chunk:
             again = reader.should_retry(answer, attempts)
             if self._rounds is not None:
                 answer, cost, attempts = self._rounds.total(row, answer, cost, again=again)
-            fixed = Fixed(
-                recipe=batch.recipe,
-                cost_usd=cost,
-                attempts=attempts,
-                custom_id=packing.custom_id(batch.nonce, row.n),
-                batch_id=batch.api_id,
-                run_id=batch.run_id,
-                updated_at=self._now,
-            )
-            settled.add(row, answer, fixed, again=again)
+            settled.add(row, answer, plain.fixed(row, cost)._replace(attempts=attempts), again=again)
         if self._rounds is not None:
             self._rounds.finish()
         self.failed = _first_failed(outcomes)
-        settled.outcomes = Counter(map(attrgetter("state"), outcomes))
-        settled.usage = {name: sum(map(attrgetter(name), outcomes)) for name in TOKENS}
+        settled.outcomes.update(map(attrgetter("state"), outcomes))
+        settled.usage.update({name: sum(map(attrgetter(name), outcomes)) for name in TOKENS})
 
     def _outcome_or_lost(self, outcome: Outcome | None) -> Outcome | None:
         """Return the outcome of a request, and count it if it is missing.
