@@ -106,9 +106,10 @@ def run_job(
         with environment.database(blocks, beside=file, emulated=emulator) as database:
             watch = Watch(database)
             with environment.driving_in(database, blocks, tell=watch.tell, emulated=emulator) as here:
-                share = shard_runner(blocks, database)
+                # an emulator started for this run is known to this process alone, and so is its database
+                share = None if emulator else shard_runner(blocks, database)
+                drives = here if emulator else with_tool_tasks(here, blocks)
                 options = Options(limit=limit, detach=not wait, dry_run=dry_run, canary=not no_canary, share=share)
-                drives = here if emulator else with_tool_tasks(here, blocks)  # one process uses an emulator's data
                 finished = run(loaded, drives, options, file=file)
             return ended_state(watch, loaded.name, finished)
     except PipelineError as exc:

@@ -494,11 +494,11 @@ def test_what_runs_in_tasks_can_be_sent_to_other_processes(sent: Any) -> None:
 # -- without a server ------------------------------------------------------------------------------------------------
 
 
-def flow(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def flow(tmp_path: Path, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "flows.run_job", *arguments],
         cwd=ROOT,
-        env=environment(tmp_path / "prefect"),
+        env=environment(tmp_path / "prefect", **settings),
         capture_output=True,
         text=True,
         timeout=120,
@@ -518,6 +518,17 @@ def test_a_flow_finishes_a_job_without_a_server(tmp_path: Path, job: Path) -> No
         check=True,
     )
     assert [json.loads(line)["status"] for line in exported.stdout.splitlines()] == ["succeeded", "succeeded"]
+
+
+def test_a_flow_with_an_emulator_of_its_own_plans_several_files_itself(tmp_path: Path, job: Path) -> None:
+    (tmp_path / "notes2.csv").write_text("id,text\n3,three\n")
+    job.write_text(JOB.replace("notes.csv", "notes*.csv"))
+
+    ran = flow(tmp_path, str(job), "--emulator", BATCH_TASK_RUNNER="threads")
+
+    assert ran.returncode == 0, ran.stderr
+    assert ": 3 rows: 3 succeeded" in ran.stdout + ran.stderr
+    assert "ERROR" not in ran.stderr
 
 
 @pytest.mark.parametrize("module", ["flows.run_job", "flows.automations", "flows"])
