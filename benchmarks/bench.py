@@ -99,6 +99,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--quote-rows", type=int, default=1_000_000, help="rows of the scenario quote")
     parser.add_argument("--postgres-rows", type=int, default=100_000, help="rows of the scenario postgres")
+    parser.add_argument("--lock-rows", type=int, default=40_000, help="rows of the scenario locks")
     parser.add_argument("--open-batches", type=int, default=1_000, help="open batches of the scenario poll")
     parser.add_argument("--documents", type=int, default=20_000, help="documents of the scenario documents")
     parser.add_argument("--kind-rows", type=int, default=100_000, help="rows of the scenario kinds")

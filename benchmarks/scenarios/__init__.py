@@ -6,7 +6,20 @@ from collections.abc import Iterator
 
 from harness import Bench, Line
 
-from scenarios import documents, equal, judging, kinds, poll, postgres, profile, quote, second_run, start, whole_run
+from scenarios import (
+    documents,
+    equal,
+    judging,
+    kinds,
+    locks,
+    poll,
+    postgres,
+    profile,
+    quote,
+    second_run,
+    start,
+    whole_run,
+)
 
 SCENARIOS = {  # in this order, because some use the data of an earlier one
     "run": whole_run,
@@ -14,6 +27,7 @@ SCENARIOS = {  # in this order, because some use the data of an earlier one
     "start": start,
     "quote": quote,
     "postgres": postgres,
+    "locks": locks,
     "poll": poll,
     "documents": documents,
     "kinds": kinds,

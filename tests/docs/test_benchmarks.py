@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -93,6 +94,14 @@ def test_a_poll_pass_over_open_batches_is_counted_at_the_server(tmp_path: Path) 
 
     assert done.returncode == 0, done.stderr
     assert "listing pages: 1, retrieves: 0" in done.stdout
+
+
+@pytest.mark.long
+def test_drivers_of_one_job_wait_for_locks_on_postgresql(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--only", "locks", "--lock-rows", "1500")
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"8 drivers, 1,500 rows: [0-9.]+ s, longest wait for a lock [0-9.]+ s", done.stdout)
 
 
 def test_a_program_that_fails_is_no_figure_and_the_next_scenario_is_measured_all_the_same(tmp_path: Path) -> None:
