@@ -1,6 +1,10 @@
-"""A command that dies at any commit or HTTP call loses no row, and nothing is accepted twice."""
+"""A command that dies at any commit or call loses no row, and nothing is accepted twice.
+
+Each crash point is tried on SQLite, and every second one on PostgreSQL; with CRASH_POINTS=all each one there, too.
+"""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +40,7 @@ class Tried(NamedTuple):
     accepted: int
     accepted_twice: object
     left: int  #: number of batches that were not deleted at the API
+    every: int  #: how far the points are apart
 
 
 def try_every_point(
@@ -48,8 +53,9 @@ def try_every_point(
         api.emulator.add_fault(on="item", do="error", error_type="api_error", match="again", times=1, per="params")
         api.emulator.add_fault(on="create", do="drop_after", match=LOST)
         api.emulator.add_fault(on="item", do="pause_turn", match='pauses"}]}')
+        every = 1 if database == "sqlite" or os.environ.get("CRASH_POINTS") == "all" else 2
         command = [sys.executable, "-m", "tests.support.crash_points", script, api.url, database, str(folder / "jobs")]
-        command += [] if spool is None else [spool]
+        command += [str(every)] if spool is None else [str(every), spool]
         tried = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
         audit = api.emulator.audit()
         client = anthropic.Anthropic(api_key="test", base_url=api.url)
@@ -59,6 +65,7 @@ def try_every_point(
         accepted=audit["requests_accepted"],
         accepted_twice=audit["accepted_twice"],
         left=left,
+        every=every,
     )
 
 
@@ -66,7 +73,7 @@ def test_a_driver_may_die_at_any_commit_and_any_call(tmp_path: Path, database: s
     tried = try_every_point(tmp_path, database, "run")
 
     assert tried.problems == []
-    assert tried.deaths > 150
+    assert tried.deaths * tried.every > 70
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
 
@@ -77,7 +84,7 @@ def test_a_driver_with_a_spool_on_object_storage_may_die_at_any_commit_and_any_c
     tried = try_every_point(tmp_path, postgres_server, "run", spool=f"{s3.url}/spools")
 
     assert tried.problems == []
-    assert tried.deaths > 100
+    assert tried.deaths * tried.every > 60
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["run"].accepted
     left = s3.keys()
@@ -89,7 +96,7 @@ def test_a_run_behind_a_canary_may_die_at_any_commit_and_any_call(tmp_path: Path
     tried = try_every_point(tmp_path, database, "gated")
 
     assert tried.problems == []
-    assert tried.deaths > 80
+    assert tried.deaths * tried.every > 100
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["gated"].accepted
 
@@ -98,7 +105,7 @@ def test_a_run_whose_rows_share_requests_may_die_at_any_commit_and_any_call(tmp_
     tried = try_every_point(tmp_path, database, "shared")
 
     assert tried.problems == []
-    assert tried.deaths > 80
+    assert tried.deaths * tried.every > 70
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["shared"].accepted
 
@@ -107,7 +114,7 @@ def test_a_run_whose_rows_copy_answers_may_die_at_any_commit_and_any_call(tmp_pa
     tried = try_every_point(tmp_path, database, "copied")
 
     assert tried.problems == []
-    assert tried.deaths > 100
+    assert tried.deaths * tried.every > 90
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["copied"].accepted
 
@@ -116,7 +123,7 @@ def test_a_trial_may_die_at_any_commit_and_any_call(tmp_path: Path, database: st
     tried = try_every_point(tmp_path, database, "trial")
 
     assert tried.problems == []
-    assert tried.deaths > 150
+    assert tried.deaths * tried.every > 70
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["trial"].accepted
 
@@ -125,7 +132,7 @@ def test_a_run_whose_rows_call_tools_may_die_at_any_commit_and_any_call(tmp_path
     tried = try_every_point(tmp_path, database, "tools")
 
     assert tried.problems == []
-    assert tried.deaths > 150
+    assert tried.deaths * tried.every > 110
     assert (tried.accepted_twice, tried.left) == ([], 0)
 
 
@@ -133,7 +140,7 @@ def test_a_retry_may_die_at_any_commit_and_any_call(tmp_path: Path, database: st
     tried = try_every_point(tmp_path, database, "retry")
 
     assert tried.problems == []
-    assert tried.deaths > 50
+    assert tried.deaths * tried.every > 24
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["retry"].accepted
 
@@ -144,7 +151,7 @@ def test_a_run_after_a_retry_that_died_at_any_point_sends_none_of_its_rows_uncha
     tried = try_every_point(tmp_path, database, "retry then run")
 
     assert tried.problems == []
-    assert tried.deaths > 50
+    assert tried.deaths * tried.every > 24
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["retry then run"].accepted
 
@@ -153,6 +160,6 @@ def test_a_cancel_may_die_at_any_commit_and_any_call(tmp_path: Path, database: s
     tried = try_every_point(tmp_path, database, "cancel", processing_seconds=3.0)
 
     assert tried.problems == []
-    assert tried.deaths > 20
+    assert tried.deaths * tried.every > 8
     assert (tried.accepted_twice, tried.left) == ([], 0)
     assert tried.accepted == tried.jobs * SCRIPTS["cancel"].accepted

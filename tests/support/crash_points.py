@@ -1,12 +1,15 @@
-"""Run a command that dies at its k-th commit or HTTP call, for every k, and then the command that a user runs next.
+"""Run a command that dies before its k-th change, for every k, and then the command that a user runs next.
+
+A change is what outlives the process: a commit, a call that the API or a store acts on, a file that is made, renamed or
+removed, the call of a tool. A death anywhere between two changes leaves the same behind, so one point there is enough.
 
 A process of its own, so that it can fork: each death is os._exit in a child that has everything imported. Each point
 has a job and a database of its own. It prints one JSON object: how many points were tried, and what went wrong.
 
-    python -m tests.support.crash_points SCRIPT API DATABASE FOLDER [SPOOL]
+    python -m tests.support.crash_points SCRIPT API DATABASE FOLDER EVERY [SPOOL]
 
-SCRIPT: what dies, see SCRIPTS; API: the emulator's URL; DATABASE: `sqlite`, or the URL of a PostgreSQL server; SPOOL:
-an address on object storage below which each point has its spool: then it dies at the calls to that, and at commits.
+SCRIPT: what dies, see SCRIPTS; API: the emulator's URL; DATABASE: `sqlite`, or the URL of a PostgreSQL server; EVERY:
+1 for each point, 2 for every second one; SPOOL: an address on object storage below which each point has its spool.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +34,6 @@ from anthropic.types import Message
 from anthropic.types.messages import MessageBatch
 from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.engine import Engine
-from sqlalchemy.pool import Pool
 
 from pipeline.api.client import Api
 from pipeline.driver.environment import Environment
@@ -62,18 +65,10 @@ from tests.support.postgres import new_database
 from tests.support.talking import live_loop
 
 DEAD = 9
-PLACES = ("before commit", "after commit", "before call", "after call")
-FAR_PLACES = ("before commit", "after commit", "before storage", "after storage")
-#: the functions of pipeline.storage.objects that call the store
-STORAGE: tuple[Callable[..., Any], ...] = (
-    objects.head,
-    objects.list_objects,
-    objects.get,
-    objects.download,
-    objects.put,
-    objects.remove,
-    objects.abandon_uploads,
-)
+#: audit events of Python for changes of files; the first argument is a path
+OF_FILES = {"os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate"}
+#: the functions of pipeline.storage.objects that change something
+OF_STORAGE: tuple[Callable[..., Any], ...] = (objects.put, objects.remove, objects.abandon_uploads)
 
 
 @dataclass
@@ -89,7 +84,7 @@ class Point:
     transport: Callable[[], httpx2.BaseTransport] = lambda: httpx2.HTTPTransport(verify=False)
     spool: str | None = None  #: an address; None: a folder
     has_tools: bool = False  #: whether its rows call tools
-    at_tool: Callable[[str], None] = lambda _: None  #: called before and after each call of a tool
+    before_tool: Callable[[], None] = lambda: None  #: called before each call of a tool
 
     def job(self) -> Job:
         """Return a job with a budget, a history table and batches to delete at the API."""
@@ -105,7 +100,7 @@ class Point:
                 "privacy": {"delete_remote": True},
                 "canary": False,
                 **self.sections,
-                **(talking.sections(self.folder, self.at_tool) if self.has_tools else {}),
+                **(talking.sections(self.folder, self.before_tool) if self.has_tools else {}),
             }
         )
 
@@ -387,11 +382,6 @@ class Script:
     sections: Mapping[str, Any] = field(default_factory=dict)
     has_tools: bool = False
 
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Where the command dies."""
-        return (*PLACES, "before tool", "after tool") if self.has_tools else PLACES
-
 
 SCRIPTS = {
     "run": Script(faulty, 4, (), run_it, (run_again, collect), after_run, accepted=5),
@@ -422,27 +412,20 @@ class Dying:
 
 
 class DyingTransport(httpx2.HTTPTransport):
-    """A transport that ends the process before a call, or after its response has arrived."""
+    """A transport that ends the process before a call that changes something at the API."""
 
-    def __init__(self, dying: Dying, place: str) -> None:
+    def __init__(self, dying: Dying) -> None:
         super().__init__(verify=False)
-        self._dying, self._place, self._counted = dying, place, False
+        self._dying = dying
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        is_count = request.url.path.endswith("/count_tokens")
-        # only the first count_tokens call, because these calls change nothing
-        is_point = not (is_count and self._counted)
-        self._counted |= is_count
-        if is_point and self._place == "before call":
+        if request.method != "GET" and not request.url.path.endswith("/count_tokens"):
             self._dying()
-        response = super().handle_request(request)
-        if is_point and self._place == "after call":
-            self._dying()
-        return response
+        return super().handle_request(request)
 
 
-def die_at_commits(dying: Dying, place: str) -> None:
-    """End the process before or after a commit that changes something."""
+def die_at_commits(dying: Dying) -> None:
+    """End the process before a commit that changes something."""
 
     @event.listens_for(Engine, "after_cursor_execute")
     def executed(conn: Connection, cursor: Any, statement: str, *_: object) -> None:
@@ -451,46 +434,48 @@ def die_at_commits(dying: Dying, place: str) -> None:
 
     @event.listens_for(Engine, "commit")
     def committing(conn: Connection) -> None:
-        if place == "before commit" and conn.info.get("changes"):
+        if conn.info.pop("changes", False):
             dying()
 
-    @event.listens_for(Pool, "checkin")
-    def committed(_connection: object, record: Any) -> None:
-        if record.info.pop("changes", False) and place == "after commit":
+    @event.listens_for(Engine, "rollback")
+    def undone(conn: Connection) -> None:
+        conn.info.pop("changes", None)
+
+
+def die_at_files(dying: Dying, folder: Path) -> None:
+    """End the process before a file of the folder is made, renamed or removed. SQLite's own files are not seen."""
+    below = f"{folder}/"
+
+    def changing(name: str, arguments: tuple[Any, ...]) -> None:
+        makes = name == "open" and bool(arguments[2] & os.O_CREAT)
+        if (makes or name in OF_FILES) and str(arguments[0]).startswith(below):
             dying()
 
+    sys.addaudithook(changing)
 
-def die_at_storage(dying: Dying, place: str) -> None:
-    """End the process before or after a call of the store."""
+
+def die_at_storage(dying: Dying) -> None:
+    """End the process before a call that changes something in the store."""
 
     def dies(ask: Callable[..., Any]) -> Callable[..., Any]:
         def asking(*args: Any, **options: Any) -> Any:
-            if place == "before storage":
-                dying()
-            answer = ask(*args, **options)
-            if isinstance(answer, Iterator):
-                answer = iter(list(answer))
-            if place == "after storage":
-                dying()
-            return answer
+            dying()
+            return ask(*args, **options)
 
         return asking
 
-    for ask in STORAGE:
+    for ask in OF_STORAGE:
         setattr(objects, ask.__name__, dies(ask))
 
 
-def die(script: Script, point: Point, place: str, k: int) -> None:
-    """Run the command of the script until it reaches `place` for the k-th time."""
+def die(script: Script, point: Point, k: int) -> None:
+    """Run the command of the script until just before its k-th change."""
     dying = Dying(k)
-    if place.endswith("commit"):
-        die_at_commits(dying, place)
-    elif place.endswith("storage"):
-        die_at_storage(dying, place)
-    elif place.endswith("tool"):
-        point.at_tool = lambda here: dying() if here == place else None
-    else:
-        point.transport = lambda: DyingTransport(dying, place)
+    die_at_commits(dying)
+    die_at_files(dying, point.folder)
+    die_at_storage(dying)
+    point.before_tool = dying
+    point.transport = lambda: DyingTransport(dying)
     script.dies(point)
 
 
@@ -519,7 +504,7 @@ def in_a_child(do: Callable[[], int | None]) -> int:
 
 # -- all points ------------------------------------------------------------------------------------------------------
 
-AT_ONCE = 4  # points at the same time; each waits as much as it works
+AT_ONCE = 2  # points at the same time, beside those of another script; more only get in each other's way
 ENOUGH = 10  # problems to report; more would not help
 THROUGH = 5  # exit code if the command ended before it reached the point
 
@@ -564,42 +549,43 @@ def points(script: Script, api: str, database: Template, folder: Path, spool: st
     shutil.rmtree(folder)
 
 
-def try_point(script: Script, api: str, database: Template, folder: Path, place: str, k: int, spool: str | None) -> int:
+def try_point(script: Script, api: str, database: Template, folder: Path, k: int, spool: str | None) -> int:
     """Die at one point, and continue. Return DEAD if all checks passed, THROUGH if the point was not reached."""
     with points(script, api, database, folder, spool) as point:
         for step in script.before:
             assert in_a_child(lambda: step(point)) == 0, f"{folder.name}: {step.__doc__} failed"  # noqa: B023
-        code = in_a_child(lambda: die(script, point, place, k))
+        code = in_a_child(lambda: die(script, point, k))
         assert code in (0, DEAD), f"{folder.name}: it ended with {code}, not dead"
         assert in_a_child(lambda: follow(script, point)) == 0, f"{folder.name}: what a user runs next failed"
     return DEAD if code == DEAD else THROUGH
 
 
-def try_all(script: str, api: str, database: Template, folder: Path, spool: str | None = None) -> dict[str, Any]:
-    """Try all points of a script, several at a time, until no more points are reached; return what was seen."""
-    tried = dict.fromkeys(
-        SCRIPTS[script].places if spool is None else FAR_PLACES, 0
-    )  # by place; only places with further points
-    running: dict[int, str] = {}
-    deaths, jobs = 0, 0
+def try_all(
+    script: str, api: str, database: Template, folder: Path, every: int, spool: str | None = None
+) -> dict[str, Any]:
+    """Try the points of a script, several at a time, until no further one is reached; return what was seen.
+
+    every: how far the points are apart.
+    """
+    running: dict[int, int] = {}
+    deaths, jobs, through = 0, 0, False
+    points_left = count(1, every)
     problems: list[str] = []
-    while running or (tried and len(problems) < ENOUGH):
-        if tried and len(running) < AT_ONCE and len(problems) < ENOUGH:
-            place = min(tried, key=tried.__getitem__)
-            k = tried[place] = tried[place] + 1
-            name = f"{script}_{place}_{k}_".replace(" ", "_")
-            run_one = functools.partial(try_point, SCRIPTS[script], api, database, folder / name, place, k, spool)
-            running[forked(run_one)] = place
+    while running or not (through or len(problems) >= ENOUGH):
+        if len(running) < AT_ONCE and not through and len(problems) < ENOUGH:
             jobs += 1
+            k = next(points_left)
+            own = folder / f"{script}_{k}_".replace(" ", "_")
+            running[forked(functools.partial(try_point, SCRIPTS[script], api, database, own, k, spool))] = k
             continue
         pid, status = os.wait()
-        place, code = running.pop(pid), os.waitstatus_to_exitcode(status)
+        k, code = running.pop(pid), os.waitstatus_to_exitcode(status)
         if code == THROUGH:
-            tried.pop(place, None)
+            through = True
         elif code == DEAD:
             deaths += 1
         else:
-            problems.append(f"{script} {place}")
+            problems.append(f"{script} before change {k}")
     return {"deaths": deaths, "jobs": jobs, "problems": problems}
 
 
@@ -624,10 +610,10 @@ def import_everything(folder: Path, api: str) -> None:
 
 def main() -> None:
     """Try every point and print what was seen."""
-    script, api, database, folder, *spool = sys.argv[1:]
+    script, api, database, folder, every, *spool = sys.argv[1:]
     import_everything(Path(folder), api)
     with made(database, Path(folder)) as template:
-        sys.stdout.write(json.dumps(try_all(script, api, template, Path(folder), *spool)))
+        sys.stdout.write(json.dumps(try_all(script, api, template, Path(folder), int(every), *spool)))
 
 
 if __name__ == "__main__":

@@ -29,18 +29,17 @@ def talking(name: str) -> list[str]:
     return [*asking, f"The sea of {name} is still. {'A long one. ' * 25}It pauses"]
 
 
-def sections(folder: Path, at_tool: Callable[[str], None]) -> dict[str, Any]:
+def sections(folder: Path, before_tool: Callable[[], None]) -> dict[str, Any]:
     """Return the sections of a job whose tools note each of their calls in a file of the folder.
 
-    at_tool: called with "before tool" and "after tool" around each call.
+    before_tool: called before each call.
     """
 
     def noting(tool: str) -> Callable[[str], str]:
         def called(word: str) -> str:
-            at_tool("before tool")
+            before_tool()
             with open(folder / f"{tool}.calls", "a") as calls:
                 calls.write(f"{word}\n")
-            at_tool("after tool")
             return answer_of(tool, word)
 
         called.__qualname__ = tool
