@@ -92,6 +92,7 @@ class PriceList:
         """own: the job file's prices, by model; None or empty: the list's prices alone."""
         self._own = dict(own or {})
         self._prices: dict[str, Prices | None] = {}
+        self._flat: dict[str | None, tuple[float, float] | None] = {}
 
     def of(self, model: str) -> Prices | None:
         """Return the batch prices of a model; None if they are not known. model: its API name, dated or not."""
@@ -106,8 +107,10 @@ class PriceList:
 
         None: the prices are not known, or depend on the size of the prompt.
         """
-        known = None if model is None else self.of(model)
-        return (known.input.base, known.output.base) if known is not None and known.is_flat else None
+        if model not in self._flat:
+            known = None if model is None else self.of(model)
+            self._flat[model] = (known.input.base, known.output.base) if known is not None and known.is_flat else None
+        return self._flat[model]
 
     def cost(self, outcome: Outcome) -> float | None:
         """Return the cost of one outcome in US dollars.

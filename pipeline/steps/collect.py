@@ -284,7 +284,7 @@ class _Chunk:
     ) -> None:
         """rounds: sorts out the answers that go on; None: none does."""
         self._settled = SettledRows(first, last, driver.sink)
-        self._takes_plain = rounds is None and reader.reads_plain and batch.rows <= batch.requests
+        self._takes_plain = rounds is None and reader.reads_plain
         self._rounds = None if rounds is None else rounds.chunk(self._settled)
         self.missing = 0  # requests without a readable line
         self._lose = lose

@@ -20,14 +20,16 @@ from pipeline.steps import collect
 from tests.support.result_lines import LINE, OUTPUTS, job_of, result_lines
 
 KEY = {"id": "text", "part": "integer"}
+#: rows at five positions, of which the fourth has three rows
 ROWS = [
-    BatchRow(100 + n, n, n - 1, f'["r{n}",{n}]', None if n == 0 else f'{{"noted":"2026-11-0{n}"}}') for n in range(5)
+    BatchRow(100 + i, n, i - 1, f'["r{i}",{i}]', None if i == 0 else f'{{"noted":"2026-11-0{i}"}}')
+    for i, n in enumerate((0, 1, 2, 3, 3, 3, 4))
 ]
-BATCH: Any = SimpleNamespace(id=1, recipe="abc", nonce="n" * 26, api_id="msgbatch_1", run_id=7, rows=5, requests=5)
+BATCH: Any = SimpleNamespace(id=1, recipe="abc", nonce="n" * 26, api_id="msgbatch_1", run_id=7, rows=7, requests=5)
 
 
 def taken(monkeypatch: pytest.MonkeyPatch, lines: list[bytes], output: str, *, plain: bool, lose: bool) -> Any:
-    """Take in lines, one for each of the first rows, and return the chunk. plain: whether the loop is used."""
+    """Take in lines, one for each of the first positions, and return the chunk. plain: whether the loop is used."""
     job = job_of(output)
     columns = ResultColumns(key=KEY, keep={"noted": "date"}, output=output_columns(job), history=False)
     driver: Any = SimpleNamespace(
@@ -73,5 +75,6 @@ def test_the_loop_writes_what_the_general_way_writes(lines: list[bytes], output:
 def test_usual_answers_are_taken_in_by_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     settled = taken(monkeypatch, [orjson.dumps(LINE)] * 5, "text", plain=True, lose=False)._settled
 
-    assert len(settled.unmade()) == 5
+    assert len(settled.unmade()) == 7
     assert settled.answers == []
+    assert settled.usage["input_tokens"] == 5 * 312  # rows that share a request have it once
