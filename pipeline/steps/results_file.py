@@ -19,7 +19,7 @@ from pipeline.state.batches import Batch
 
 CHUNK_ROWS = 5_000
 CHUNK_BYTES = 16_000_000  # of result lines in a chunk: two chunks are in memory at a time
-MEMORY_BYTES = 20_000_000  # of result lines that stay in memory until they are read, those of two batches at most
+MEMORY_BYTES = 4_000_000  # of result lines that stay in memory; two batches at a time
 STRETCH_BYTES = 2_000_000  # of result lines that are sorted together when they go to a file
 
 
@@ -131,8 +131,7 @@ class Found:
         """Yield a function that returns the lines at positions first to last; it may be called in any thread.
 
         It returns the lines by position, without the positions that have no line. If a request has two lines, a
-        readable one wins, and of two readable ones `succeeded`, because it was paid. Each line is read once: those in
-        memory are held no longer then.
+        readable one wins, and of two readable ones `succeeded`, because it was paid.
         """
         with open(self._file, "rb") if self._written else contextlib.nullcontext() as file:
             yield lambda first, last: self._at(None if file is None else file.fileno(), first, last)
@@ -150,9 +149,7 @@ class Found:
 def _lines_of(stretch: _Stretch, start: int, stop: int, file: int | None) -> list[bytes]:
     """Return lines of a stretch by their indexes. file: the descriptor of the file; None: there is none."""
     if stretch.lines is not None:
-        read = stretch.lines[start:stop]
-        stretch.lines[start:stop] = [b""] * len(read)  # the next batch's take their place
-        return read
+        return stretch.lines[start:stop]
     assert file is not None
     offset = stretch.starts[start]
     return os.pread(file, stretch.starts[stop] - offset, offset).split(b"\n")[:-1]
