@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import harness
 from harness import Bench, BenchError, Line, below
@@ -42,15 +42,15 @@ def measure(bench: Bench) -> Iterator[Line]:
     yield below(what, longest, f"{longest:.2f} s", SECONDS, target, judged=rows == ROWS)
 
 
-def _run_drivers(command: list[str], folder: os.PathLike[str], environment: dict[str, str], bench: Bench) -> None:
+def _run_drivers(command: list[str], folder: Path, environment: dict[str, str], bench: Bench) -> None:
     """Start the drivers at the same moment and wait for them. Raises BenchError unless each ends well."""
-    with open(os.path.join(folder, "output.txt"), "ab") as output:
+    with (folder / "output.txt").open("ab") as output:
         drivers = [
             subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output) for _ in range(DRIVERS)
         ]
         codes = [driver.wait(timeout=bench.options.timeout) for driver in drivers]
     if any(codes):
-        raise BenchError(f"the drivers ended with exit codes {codes}; see {folder}/output.txt")
+        raise BenchError(f"the drivers ended with exit codes {codes}; see {folder}")
 
 
 class Waits:

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from pipeline.answer.outcome import Outcome
@@ -44,6 +45,24 @@ class SettledRows:
         self.rows.append(self.sink.row(row.key, row.keep, outcome, fixed))
 
 
+def fixed_of(
+    batch: Batch, row: BatchRow, cost: float | None, attempts: int, now: datetime, *, sent: bool = True
+) -> Fixed:
+    """Return what the pipeline itself knows about the answer of a row. cost: in US dollars; None: unknown.
+
+    attempts: how often the row was sent; sent: whether the API may have received its request in this batch.
+    """
+    return Fixed(
+        recipe=batch.recipe,
+        cost_usd=cost,
+        attempts=attempts,
+        custom_id=packing.custom_id(batch.nonce, row.n) if sent else None,
+        batch_id=batch.api_id if sent else None,
+        run_id=batch.run_id,
+        updated_at=now,
+    )
+
+
 def settle_rows(driver: Driver, conn: Connection, batch: Batch, settled: SettledRows, *, counted: bool = True) -> None:
     """Write the states and answers of these rows.
 
@@ -75,15 +94,7 @@ def settle_alike(
         total = Total(outcome, None if sent else 0.0, row.attempts + 1)
         if earlier or "rounds" in columns:
             total = Total.of(*total, earlier.get(row.id, FIRST_ROUND), counts_calls="tool_calls" in columns)
-        fixed = Fixed(
-            recipe=batch.recipe,
-            cost_usd=total.cost,
-            attempts=total.attempts,
-            custom_id=packing.custom_id(batch.nonce, row.n) if sent else None,
-            batch_id=batch.api_id if sent else None,
-            run_id=batch.run_id,
-            updated_at=now,
-        )
+        fixed = fixed_of(batch, row, total.cost, total.attempts, now, sent=sent)
         settled.add(row, total.outcome, fixed, again=False)
     settled.outcomes[outcome.state] = len(settled.rows)
     settle_rows(driver, conn, batch, settled, counted=sent)

@@ -55,13 +55,18 @@ class Prices:
     web_search: float = 0.0
 
     @functools.cached_property
-    def is_flat(self) -> bool:
-        """Whether the price of a token does not depend on the size of the prompt."""
-        return not self.input.steps and not self.output.steps
+    def flat_rates(self) -> tuple[float, float] | None:
+        """The price of one token of input and of one of output; None if they depend on the size of the prompt."""
+        return None if self.input.steps or self.output.steps else (self.input.base, self.output.base)
 
     def cost(self, outcome: Outcome) -> float:
         """Return the cost of one answer in US dollars, from its usage."""
-        if self.is_flat and not outcome.cache_read_tokens and not outcome.cache_write_tokens and not outcome.in_the_us:
+        if (
+            self.flat_rates
+            and not outcome.cache_read_tokens
+            and not outcome.cache_write_tokens
+            and not outcome.in_the_us
+        ):
             cost = outcome.input_tokens * self.input.base + outcome.output_tokens * self.output.base
             return cost + outcome.web_searches * self.web_search
         prompt = outcome.input_tokens + outcome.cache_read_tokens + outcome.cache_write_tokens
@@ -92,7 +97,6 @@ class PriceList:
         """own: the job file's prices, by model; None or empty: the list's prices alone."""
         self._own = dict(own or {})
         self._prices: dict[str, Prices | None] = {}
-        self._flat: dict[str | None, tuple[float, float] | None] = {}
 
     def of(self, model: str) -> Prices | None:
         """Return the batch prices of a model; None if they are not known. model: its API name, dated or not."""
@@ -101,16 +105,6 @@ class PriceList:
             listed = prices_of(model)
             self._prices[model] = listed if own is None else _overridden(listed, own)
         return self._prices[model]
-
-    def flat_rates(self, model: str | None) -> tuple[float, float] | None:
-        """Return what one token of input and one of output cost, if that is all that an answer without cache costs.
-
-        None: the prices are not known, or depend on the size of the prompt.
-        """
-        if model not in self._flat:
-            known = None if model is None else self.of(model)
-            self._flat[model] = (known.input.base, known.output.base) if known is not None and known.is_flat else None
-        return self._flat[model]
 
     def cost(self, outcome: Outcome) -> float | None:
         """Return the cost of one outcome in US dollars.

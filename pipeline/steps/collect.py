@@ -23,7 +23,7 @@ from pipeline.answer.retry_change import ACCOUNT_ERRORS
 from pipeline.driver.bodies import unneeded
 from pipeline.driver.driver import Driver, Failures, leave_alone
 from pipeline.driver.job_of_run import JobOfRun
-from pipeline.driver.settle import SettledRows, settle_rows
+from pipeline.driver.settle import SettledRows, fixed_of, settle_rows
 from pipeline.driver.sums import TOKENS
 from pipeline.errors import NotFound, Stopped
 from pipeline.events.batches import BodyLeft, Collected, ResultsMissing, UnknownResults
@@ -299,9 +299,8 @@ class _Chunk:
         batch, reader, settled = self._batch, self._reader, self._settled
         with self._driver.reading() as conn:
             rows = batch_rows(conn, batch.id, settled.first, settled.last)
-        plain = PlainAnswers(reader, self._prices, batch, self._now)
         if self._takes_plain:
-            rows = plain.take(rows, line_of, settled)
+            rows = PlainAnswers(reader, self._prices, batch, self._now).take(rows, line_of, settled)
         outcomes: list[Outcome] = []
         answered, line = -1, None
         outcome: Outcome | None = None
@@ -331,7 +330,7 @@ class _Chunk:
             again = reader.should_retry(answer, attempts)
             if self._rounds is not None:
                 answer, cost, attempts = self._rounds.total(row, answer, cost, again=again)
-            settled.add(row, answer, plain.fixed(row, cost)._replace(attempts=attempts), again=again)
+            settled.add(row, answer, fixed_of(batch, row, cost, attempts, self._now), again=again)
         if self._rounds is not None:
             self._rounds.finish()
         self.failed = _first_failed(outcomes)

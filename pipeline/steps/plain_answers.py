@@ -10,11 +10,11 @@ from typing import Any
 
 from pipeline.answer.outcome import MALFORMED, ResultReader, without_usage
 from pipeline.answer.plain import PlainMessage
-from pipeline.driver.settle import SettledRows
+from pipeline.driver.settle import SettledRows, fixed_of
 from pipeline.driver.sums import TOKENS
 from pipeline.money.prices import PriceList
 from pipeline.request import packing
-from pipeline.sink.table import Answer, Fixed
+from pipeline.sink.table import Answer
 from pipeline.state.batches import Batch
 from pipeline.state.rows import BatchRow, Settled
 from pipeline.states import RowState
@@ -71,27 +71,29 @@ class PlainAnswers:
         if line is None:
             return None
         reader, judge = self.reader, self.reader.judge_plain
-        values: Mapping[str, Any] | None = None
+        text: str | None
+        values: Mapping[str, Any] | None
         try:
             message = reader.plain_message(line)
-            text: str | None = message.content[0].text
-            if judge is not None:
-                judged = judge(message.content[0].text)
-                if judged is None:
+            usage = message.usage
+            asked, answered = usage.input_tokens or 0, usage.output_tokens or 0
+            read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
+            prices = None if message.model is None else self.prices.of(message.model)
+            flat = None if prices is None else prices.flat_rates
+            if flat is None or read or written or usage.server_tool_use or usage.inference_geo == "us":
+                outcome = reader.outcome_of(message)
+                text, values, cost = outcome.text, outcome.values, self.prices.cost(outcome)
+                if cost is None or outcome.state != _SUCCEEDED:
                     return None
-                text, values = judged
+            else:
+                text, values, cost = message.content[0].text, None, asked * flat[0] + answered * flat[1]
+                if judge is not None:
+                    judged = judge(message.content[0].text)
+                    if judged is None:
+                        return None
+                    text, values = judged
         except MALFORMED:  # the line has more than a text, or the answer is odd
             return None
-        usage = message.usage
-        asked, answered = usage.input_tokens or 0, usage.output_tokens or 0
-        read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
-        flat = self.prices.flat_rates(message.model)
-        if flat is None or read or written or usage.server_tool_use or usage.inference_geo == "us":
-            cost = self.prices.cost(reader.outcome_of(message))
-            if cost is None:
-                return None
-        else:
-            cost = asked * flat[0] + answered * flat[1]
         return message, text, values, (asked, answered, read, written), round(cost, 12)  # as in the general way
 
     def _count(self, taken: Sequence[tuple[BatchRow, _Plain]], settled: SettledRows) -> None:
@@ -110,17 +112,4 @@ class PlainAnswers:
         outcome = self.reader.outcome_of(message)
         if tokens is _NO_TOKENS:
             outcome = without_usage(outcome)
-        return Answer(row.key, row.keep, outcome, self.fixed(row, cost))
-
-    def fixed(self, row: BatchRow, cost: float | None) -> Fixed:
-        """Return what the pipeline knows about the answer of a row. cost: in US dollars; None: unknown."""
-        batch = self.batch
-        return Fixed(
-            recipe=batch.recipe,
-            cost_usd=cost,
-            attempts=row.attempts + 1,
-            custom_id=packing.custom_id(batch.nonce, row.n),
-            batch_id=batch.api_id,
-            run_id=batch.run_id,
-            updated_at=self.now,
-        )
+        return Answer(row.key, row.keep, outcome, fixed_of(self.batch, row, cost, row.attempts + 1, self.now))
