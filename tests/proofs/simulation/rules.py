@@ -1,7 +1,7 @@
 """What must hold after each step of a schedule?"""
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -58,9 +58,11 @@ class Rules:
         self._marked: dict[bytes, dict[int, tuple[object, ...]]] = {}  # succeeded rows by the mark that covers them
         self.conversations = Conversations(world)
         self._let_go: set[int] = set()  # batches that were sent when their run had no gate
+        self._recipes: defaultdict[str, set[str]] = defaultdict(set)  # that a row had since it was last accepted
 
     def judge(self, key: str, earlier: Sequence[Sent], now: Sent) -> None:
         """Check that an accepted row was due: no earlier sending of it has succeeded or may still succeed."""
+        recipes = self._recipes.pop(key, set())
         if now.round > 1:
             self.conversations.enter(key, earlier, now)
         for before in earlier:
@@ -75,7 +77,7 @@ class Rules:
         if self._world.odd and status in (RowState.SUCCEEDED, CONTINUED):
             return  # its line may have been damaged, so that it did not succeed for the driver
         if earlier[-1].round != now.round or status == CONTINUED:
-            self._judge_round(key, earlier[-1], now, status)
+            self._judge_round(key, earlier[-1], now, status, recipes)
             return
         alike = list(_of_the_same_attempts(earlier, now))
         if status == RowState.SUCCEEDED and (earlier[-1].sha == now.sha or not self._world.started["run --refresh"]):
@@ -89,12 +91,17 @@ class Rules:
         if error_type not in self._world.job().retry.errors or len(counted) >= self._world.ways.attempts:
             self._violated(f"{key} is accepted in {now.api_id} after {len(counted)} attempts, then {error_type}")
 
-    def _judge_round(self, key: str, before: Sent, now: Sent, status: str) -> None:
-        """Check that a row was due in this round after an answer in another one, or one after which it goes on."""
+    def _judge_round(self, key: str, before: Sent, now: Sent, status: str, recipes: set[str]) -> None:
+        """Check that a row was due in this round after an answer in another one, or one after which it goes on.
+
+        recipes: all that the row has had between the two.
+        """
         if now.round == before.round + 1 and status == CONTINUED:
             return
         again = self._world.bodies_lost and status == CONTINUED and now.round == before.round
         other = before.recipe != now.recipe or before.edits != now.edits or (now.is_retry and now.run != before.run)
+        # A command with another job file may have taken the row back, and sent nothing.
+        other = other or len(recipes) > 1
         if not again and not (now.round == 1 and other):
             self._violated(
                 f"{key} is accepted in {now.api_id} in round {now.round}, though it is {status} in "
@@ -157,6 +164,7 @@ class Rules:
 
     def _check_row(self, seen: Seen, row: Row[Any]) -> None:
         key = row_name(row.job, row.key)
+        self._recipes[key].add(row.recipe)
         answer = seen.answers.get(key)
         if row.state == RowState.IN_FLIGHT:
             batch = seen.batches[row.batch_id]
