@@ -20,6 +20,7 @@ from pipeline.cli.summary import read_ending, tell_ending
 if TYPE_CHECKING:
     from pipeline.job.model import Job
     from pipeline.runner.processes import PlannerProcesses
+    from pipeline.state.database import Database
 
 
 @takes(*EVERYWHERE, "poll_seconds")
@@ -50,10 +51,14 @@ def run(
     On a terminal it asks for confirmation after the quote. Without one (cron, CI, a pipe) it does not ask:
     limits.max_cost_usd bounds the cost, and --dry-run shows the quote only.
     """
+    from pipeline.runner.processes import PlannerProcesses
+
     path = find_job_file(job, shared)
     loaded = load_job(path, var)
     say_vars(loaded, shared)
-    with _planners_ahead(loaded, processes, whole=limit is None and not dry_run) as planners:
+    with PlannerProcesses() as planners, open_database(default_folder(job), shared) as database:
+        if limit is None and not dry_run:
+            _begin_ahead(loaded, processes, planners, database)
         with heavy_imports():
             from pipeline.runner.options import Options
             from pipeline.runner.run import run as run_job
@@ -67,19 +72,24 @@ def run(
             planners=planners,
             confirm=ask_after_quote(shared, yes=yes),
         )
-        with open_database(default_folder(job), shared) as database:
-            with open_environment(database, shared, job=job) as environment:
-                finished = run_job(loaded, environment, options, file=path)
-                ending = read_ending(environment, loaded, finished, job=job)
-            tell_ending(database, ending, shared)
+        with open_environment(database, shared, job=job) as environment:
+            finished = run_job(loaded, environment, options, file=path)
+            ending = read_ending(environment, loaded, finished, job=job)
+        tell_ending(database, ending, shared)
     raise typer.Exit(finished.exit_code)
 
 
-def _planners_ahead(job: "Job", processes: int | None, *, whole: bool) -> "PlannerProcesses":
-    """Start a planner if the run is likely to need one: it imports what it needs while this process does.
+def _begin_ahead(job: "Job", processes: int | None, planners: "PlannerProcesses", database: "Database") -> None:
+    """Begin what the run is likely to need, while this process imports what it needs itself.
 
-    processes: what the command asks for. whole: whether all rows are planned; otherwise none is started.
+    That is to read the source, if it is likely to be as the last run has left it, and else a planner.
     """
-    from pipeline.runner.processes import PlannerProcesses, how_many, size_of_local_file
+    from pipeline.runner.processes import LARGE_BYTES, how_many, size_of_local_file
+    from pipeline.state.settled import is_marked
+    from pipeline.storage import digests
 
-    return PlannerProcesses(int(whole and how_many(job, processes, size_of_local_file(job)) > 1))
+    size = size_of_local_file(job)
+    if size > LARGE_BYTES and is_marked(database, job.name):
+        digests.begin(*job.source.path or ())
+    elif how_many(job, processes, size) > 1:
+        planners.at_least(1)

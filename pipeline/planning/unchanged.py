@@ -27,13 +27,15 @@ from pipeline.planning.verdict import Verdict, verdict
 from pipeline.prefetch import map_ahead
 from pipeline.source import duplicates, identity
 from pipeline.source.duplicates import Distinct
-from pipeline.source.fingerprint import READERS, fingerprint, is_recent, version_of
+from pipeline.source.fingerprint import fingerprint, is_recent, version_of
 from pipeline.source.rows import Chunk, Input
 from pipeline.state import segments, settled
 from pipeline.state.rows import any_waiting
 from pipeline.state.segments import OLDER, SETTLED, UNSETTLED, Notes, SegmentDigest, texts
 from pipeline.storage.objects import Object
 from pipeline.storage.stamps import Stamp
+
+READERS = 2  # threads that look at segments at the same time
 
 
 class _SegmentVerdicts(NamedTuple):

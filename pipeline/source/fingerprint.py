@@ -1,27 +1,20 @@
 """Compute the fingerprint of a source file, by which an unchanged file is recognised. Edge: files."""
 
-import functools
 import hashlib
-import os
-import time
 from collections.abc import Sequence
 
 import orjson
 import polars as pl
 
 from pipeline.job.model import Source
-from pipeline.prefetch import map_ahead
 from pipeline.source.formats import FileInput
 from pipeline.source.rows import Input
+from pipeline.storage import digests
 from pipeline.storage.objects import Object
 from pipeline.storage.stamps import Stamp, stamp
 
-RECENT_SECONDS = 10  # more than the resolution of any file system's times
 VERSION = 2  # of the way in which fingerprints are computed; another version gives other fingerprints
 TEXT_VERSION = 1  # the same, for CSV files
-READERS = 2  # threads that read a file, or segments, at the same time
-_READ_BYTES = 1 << 20
-_BLOCK_BYTES = 16 << 20  # of a file, that one thread hashes
 
 
 def version_of(one: Input) -> Stamp | Object | None:
@@ -35,7 +28,7 @@ def is_recent(version: Stamp | Object) -> bool:
     """Return whether the file was written so recently that another write could get the same time."""
     if isinstance(version, Object):
         return False  # each write gives an object another ETag
-    return time.time_ns() - version.mtime_ns < RECENT_SECONDS * 1_000_000_000
+    return digests.is_recent(version)
 
 
 def fingerprint(one: Input, source: Source, columns: Sequence[str]) -> bytes | None:
@@ -57,20 +50,7 @@ def fingerprint(one: Input, source: Source, columns: Sequence[str]) -> bytes | N
         found.update(orjson.dumps([file.found.size, file.found.etag]))
         return found.digest()
     try:
-        starts = range(0, os.stat(file.path).st_size, _BLOCK_BYTES)
-        block = functools.partial(_block, file.path)
-        for digest in map_ahead(block, starts, name="fingerprint", threads=READERS, ahead=READERS):
-            found.update(digest)
+        found.update(digests.block_digests(file.path))
     except OSError:
         return None
-    return found.digest()
-
-
-def _block(path: str, start: int) -> bytes:
-    """Return the digest of a block of a file. Hashing releases the interpreter to other threads."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(start)
-        for _ in range(_BLOCK_BYTES // _READ_BYTES):
-            found.update(file.read(_READ_BYTES))
     return found.digest()

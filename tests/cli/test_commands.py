@@ -18,7 +18,9 @@ from pipeline.cli.app import app, main
 from pipeline.emulator import RunningEmulator, start
 from pipeline.errors import Interrupted
 from pipeline.planning import packer
+from pipeline.runner import processes
 from pipeline.state.database import Database
+from pipeline.storage import digests
 
 JOB = """\
 name: notes
@@ -795,3 +797,36 @@ def test_every_command_has_a_help_text(command: Command, name: str) -> None:
 
     assert ran.code == 0
     assert "Usage: batch-pipeline" in ran.out
+
+
+# -- what is begun while modules are imported ------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_a_planner_or_with_an_unchanged_source(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    start_planner, begin = processes._start, digests.begin
+    monkeypatch.setattr(processes, "LARGE_BYTES", len(NOTES) - 1)
+    monkeypatch.setattr(processes, "_cores", lambda: 2)
+
+    def planner() -> processes.PlannerProcess:
+        begun.append("planner")
+        return start_planner()
+
+    def source(path: str) -> None:
+        begun.append(path)
+        begin(path)
+
+    monkeypatch.setattr(processes, "_start", planner)
+    monkeypatch.setattr(digests, "begin", source)
+    os.utime(folder / "notes.csv", (0, 0))
+
+    ran = [command("run", "job.yaml") for _ in range(3)]  # the second finds that nothing is to do, and notes it
+
+    assert [each.code for each in ran] == [0, 0, 0]
+    assert begun == ["planner", "planner", str(folder / "notes.csv")]
+    assert digests._begun == {}
+    (folder / "notes.csv").write_text(NOTES + "n6,A new note.\n")
+    assert "7 in the source: 1 new, 6 kept" in command("run", "job.yaml").err
+    assert begun[3:] == [str(folder / "notes.csv"), "planner"]

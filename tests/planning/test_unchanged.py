@@ -12,13 +12,13 @@ from sqlalchemy import delete, select, update
 from pipeline.errors import SourceError
 from pipeline.job.model import Source
 from pipeline.planning.selection import Selection
-from pipeline.source import fingerprint as fingerprints
 from pipeline.source import frames
 from pipeline.source.fingerprint import fingerprint
 from pipeline.source.rows import Chunk, Rows
 from pipeline.state import segments
 from pipeline.state.tables import requests
 from pipeline.state.tables import stretches as stretches_table
+from pipeline.storage import digests
 from tests.conftest import World, texts
 from tests.support.object_storage import S3
 
@@ -400,8 +400,8 @@ def test_a_file_of_more_than_one_block_has_one_digest(tmp_path: Path, monkeypatc
     job = {"path": str(path), "key": "id"}
     source = Source.model_validate(job)
     file = Rows(source).inputs[0]
-    monkeypatch.setattr(fingerprints, "_READ_BYTES", 100)
-    monkeypatch.setattr(fingerprints, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(digests, "_READ_BYTES", 300)
+    monkeypatch.setattr(digests, "_BLOCK_BYTES", 1000)
 
     one = fingerprint(file, source, ["text"])
 
