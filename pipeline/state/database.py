@@ -23,6 +23,9 @@ Connection = sqlalchemy.Connection
 Url = URL
 
 BUSY_SECONDS = 30.0  # how long a writer waits for another writer of the same SQLite file or the same PostgreSQL row
+#: The pages of a SQLite file that a connection keeps. With the usual 2,000, rows that share requests, and are all over
+#: the tables, took a third more time to collect; rows in the order of their keys need less.
+CACHE_KB = 8_000
 IDLE_SECONDS = 60.0  # how long a driver suspended in the middle of a write may hold its locks on PostgreSQL
 
 _URLS = "sqlite:///path/to/batches.db or postgresql+psycopg://user:password@host/database"
@@ -195,6 +198,7 @@ def _sqlite(url: URL) -> Engine:
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")  # a committed intent survives a power cut
         cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute(f"PRAGMA cache_size=-{CACHE_KB}")
         cursor.close()
 
     @event.listens_for(engine, "begin")

@@ -18,6 +18,9 @@ from pipeline.request import packing
 from pipeline.state.batches import Batch
 
 CHUNK_ROWS = 5_000
+#: Times as many rows are in a chunk if they share requests and their answers are short. They are all over the tables,
+#: so that a chunk changes many pages of a SQLite file, however few its rows are; an answer is in memory only once.
+MORE_SHARING = 10
 CHUNK_BYTES = 16_000_000  # of result lines in a chunk: two chunks are in memory at a time
 MEMORY_BYTES = 4_000_000  # of result lines that stay in memory; two batches at a time
 STRETCH_BYTES = 2_000_000  # of result lines that are sorted together when they go to a file
@@ -109,12 +112,13 @@ class Found:
         """Yield ranges of positions, (first, last), with at most CHUNK_ROWS rows and about CHUNK_BYTES of lines.
 
         shared: the number of rows at each position that has more than one. A position alone may have more than that.
+        Of such rows a range has up to MORE_SHARING times as many, if CHUNK_BYTES hold an answer for each of them.
         request_bytes: the mean size of a request, if requests are read with the lines; they count as well.
         """
         requests = self._requests
-        rows: Sequence[int] = range(requests + 1)  # before each position
+        rows: Sequence[float] = range(requests + 1)  # before each position
         if shared:
-            rows = list(accumulate((shared.get(n, 1) for n in range(requests)), initial=0))
+            rows = list(accumulate(map(self._weight, range(requests), map(shared.get, range(requests))), initial=0))
         first = 0
         while first < requests:
             last = max(first, bisect_right(rows, rows[first] + CHUNK_ROWS) - 2)
@@ -122,6 +126,12 @@ class Found:
                 last = first + (last - first) // 2
             yield first, last
             first = last + 1
+
+    def _weight(self, n: int, rows: int | None) -> float:
+        """Return as how many rows a position counts. rows: that share its request; None: there is one."""
+        if rows is None:
+            return 1
+        return max(1, rows * min(1, max(1 / MORE_SHARING, self._bytes(n, n) * CHUNK_ROWS / CHUNK_BYTES)))
 
     def _bytes(self, first: int, last: int) -> int:
         return sum(stretch.bytes_between(first, last) for stretch in self._stretches)

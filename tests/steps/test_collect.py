@@ -55,7 +55,7 @@ def test_each_row_gets_its_own_result_in_whatever_order_and_pieces_results_arriv
 ) -> None:
     monkeypatch.setattr(results_file, "MEMORY_BYTES", memory)
     monkeypatch.setattr(results_file, "STRETCH_BYTES", 3_000)  # a few lines
-    monkeypatch.setattr(results_file, "CHUNK_BYTES", 5_000)
+    monkeypatch.setattr(results_file, "CHUNK_BYTES", 20_000)
     world.rows(texts(50))
     if fault is not None:
         world.emulator.add_fault(on="results", do=fault)
@@ -96,6 +96,29 @@ def test_windows_of_results_are_cut_by_the_rows_of_each_request(
 
     assert list(found.windows({})) == [(0, 9), (10, 19), (20, 24)]
     assert list(found.windows({3: 1_000, 24: 10})) == [(0, 2), (3, 3), (4, 13), (14, 23), (24, 24)]
+
+
+@pytest.mark.parametrize(
+    ("size", "windows"),
+    [
+        pytest.param(10, [(0, 4), (5, 9)], id="short answers: 50 rows"),
+        pytest.param(900, [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)], id="20 rows"),
+        pytest.param(5_000, [(n, n) for n in range(10)], id="long answers: 10 rows"),
+    ],
+)
+def test_more_rows_that_share_requests_are_in_a_window_if_their_answers_are_short(
+    planned: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, windows: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setattr(results_file, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(results_file, "MORE_SHARING", 5)
+    monkeypatch.setattr(results_file, "CHUNK_BYTES", 20_000)
+    with planned.database.read() as conn:
+        (batch,) = batches_in(conn, planned.known().id, BatchState.PLANNED)
+    found = results_file.Found(tmp_path / "r.results", replace(batch, requests=10))
+    found.add(result_line(f"{batch.nonce}-{n}", "succeeded", size) for n in range(10))
+    found.finish()
+
+    assert list(found.windows(dict.fromkeys(range(10), 10))) == windows
 
 
 def result_line(custom_id: str, kind: str, size: int) -> bytes:
