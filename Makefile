@@ -18,7 +18,7 @@ prefect-demo: install ## run the same as Prefect flows, with a temporary Prefect
 test: install ## run the tests, offline
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not long and not prefect and not browser"
 
-# Each crash point on SQLite and every second one on PostgreSQL, 200 random schedules, many drivers that are killed.
+# Each crash point, on SQLite and PostgreSQL in turn, 200 random schedules, many drivers that are killed.
 test-long: install ## run the long proofs: crash points, random schedules, killed drivers
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m long
 
@@ -30,12 +30,12 @@ test-prefect: install ## run the tests with a real Prefect server and a Dask clu
 test-browser: install ## run the tests that open a report in a browser, which needs Chromium
 	@$(BIN)/pytest -q -m browser
 
-# Random schedules of several drivers for SECONDS, on both databases in turn, and the crash points that are left.
+# Random schedules of several drivers for SECONDS, on both databases in turn, and each crash point on both.
 SECONDS ?= 600
 soak: install ## run more random schedules, for SECONDS on each database, and each crash point on both
 	@$(BIN)/python -m tests.proofs.simulation --seconds $(SECONDS) --processes 2
 	@$(BIN)/python -m tests.proofs.simulation --seconds $(SECONDS) --processes 2 --postgresql
-	@CRASH_POINTS=all $(BIN)/pytest -q -n 2 -m long tests/proofs/test_crash_points.py -k PostgreSQL
+	@CRASH_POINTS=all $(BIN)/pytest -q -n 2 -m long tests/proofs/test_crash_points.py
 
 check: install ## check format, lint, types and layers, then run the tests
 	@$(BIN)/ruff format --check .

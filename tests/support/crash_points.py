@@ -6,10 +6,11 @@ removed, the call of a tool. A death anywhere between two changes leaves the sam
 A process of its own, so that it can fork: each death is os._exit in a child that has everything imported. Each point
 has a job and a database of its own. It prints one JSON object: how many points were tried, and what went wrong.
 
-    python -m tests.support.crash_points SCRIPT API DATABASE FOLDER EVERY [SPOOL]
+    python -m tests.support.crash_points SCRIPT API DATABASE FOLDER FIRST EVERY [SPOOL]
 
-SCRIPT: what dies, see SCRIPTS; API: the emulator's URL; DATABASE: `sqlite`, or the URL of a PostgreSQL server; EVERY:
-1 for each point, 2 for every second one; SPOOL: an address on object storage below which each point has its spool.
+SCRIPT: what dies, see SCRIPTS; API: the emulator's URL; DATABASE: `sqlite`, or the URL of a PostgreSQL server; FIRST:
+the number of the first point, from 1 on; EVERY: 1 for each point from there on, 2 for every second one; SPOOL: an
+address on object storage below which each point has its spool.
 """
 
 import contextlib
@@ -561,20 +562,19 @@ def try_point(script: Script, api: str, database: Template, folder: Path, k: int
 
 
 def try_all(
-    script: str, api: str, database: Template, folder: Path, every: int, spool: str | None = None
+    script: str, api: str, database: Template, folder: Path, points: Iterator[int], spool: str | None = None
 ) -> dict[str, Any]:
     """Try the points of a script, several at a time, until no further one is reached; return what was seen.
 
-    every: how far the points are apart.
+    points: their numbers, from 1 on.
     """
     running: dict[int, int] = {}
     deaths, jobs, through = 0, 0, False
-    points_left = count(1, every)
     problems: list[str] = []
     while running or not (through or len(problems) >= ENOUGH):
         if len(running) < AT_ONCE and not through and len(problems) < ENOUGH:
             jobs += 1
-            k = next(points_left)
+            k = next(points)
             own = folder / f"{script}_{k}_".replace(" ", "_")
             running[forked(functools.partial(try_point, SCRIPTS[script], api, database, own, k, spool))] = k
             continue
@@ -610,10 +610,11 @@ def import_everything(folder: Path, api: str) -> None:
 
 def main() -> None:
     """Try every point and print what was seen."""
-    script, api, database, folder, every, *spool = sys.argv[1:]
+    script, api, database, folder, first, every, *spool = sys.argv[1:]
     import_everything(Path(folder), api)
+    points = count(int(first), int(every))
     with made(database, Path(folder)) as template:
-        sys.stdout.write(json.dumps(try_all(script, api, template, Path(folder), int(every), *spool)))
+        sys.stdout.write(json.dumps(try_all(script, api, template, Path(folder), points, *spool)))
 
 
 if __name__ == "__main__":
