@@ -9,24 +9,33 @@ from harness import HEADER, Bench, BenchError, Line, Measurement, at_least, medi
 
 from scenarios import whole_run
 
-ROWS = 10_000_000  # for which the target is defined
-ROWS_PER_SECOND = 3_000_000
+TARGETS = {1_000_000: 1_000_000, 10_000_000: 3_000_000}  # rows per second, by rows
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Measure a second run over the rows of the largest run, which is done first if it was not measured."""
+    """Measure runs over the rows of the largest run, which is done first if it was not measured.
+
+    The second run compares the rows with the database, and marks the source; later runs find the mark.
+    """
     rows = max(bench.options.sizes)
     if bench.answered is None:
         whole_run.answered(bench, rows)
     print(HEADER)
-    second = record(
-        bench, median_of(lambda: _once(bench, rows), bench.options.repeat, lambda run: run.client.wall_seconds)
-    )
-    what, judged = f"second run over {rows:,} unchanged rows, Parquet", rows == ROWS
-    speed = f"{second.rows_per_second:,.0f} rows/s"
-    target = f"at least {ROWS_PER_SECOND:,} rows/s"
-    yield at_least(what, second.rows_per_second, speed, ROWS_PER_SECOND, target, judged=judged)
-    yield peak(what, [second])
+    second = record(bench, _once(bench, rows))
+    yield from _lines("second", second)
+    yield from _lines("later", record(bench, _median(bench, rows)))
+
+
+def _median(bench: Bench, rows: int) -> Measurement:
+    return median_of(lambda: _once(bench, rows), bench.options.repeat, lambda run: run.client.wall_seconds)
+
+
+def _lines(which: str, run: Measurement) -> Iterator[Line]:
+    what, wanted = f"{which} run over {run.rows:,} unchanged rows, Parquet", TARGETS.get(run.rows)
+    least = wanted or max(TARGETS.values())
+    shown = f"{run.rows_per_second:,.0f} rows/s"
+    yield at_least(what, run.rows_per_second, shown, least, f"at least {least:,} rows/s", judged=wanted is not None)
+    yield peak(what, [run])
 
 
 def _once(bench: Bench, rows: int) -> Measurement:
@@ -38,8 +47,8 @@ def _once(bench: Bench, rows: int) -> Measurement:
         client, events = harness.run(command, folder, environment, timeout=bench.options.timeout)
         sent = server.seen()["requests"].get("create", 0)
         usage = server.stop()
-    harness.succeeded(client, f"the second run over {rows:,} rows", folder)
+    harness.succeeded(client, f"a run over {rows:,} unchanged rows", folder)
     if sent:
-        raise BenchError(f"the second run sent {sent} batches, though nothing had changed; see {folder}")
+        raise BenchError(f"a run sent {sent} batches, though nothing had changed; see {folder}")
     harness.check_answers("pipeline", folder, rows)
     return Measurement("second", "pipeline", "parquet", rows, client, usage, events.stages())

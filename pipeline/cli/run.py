@@ -82,14 +82,21 @@ def run(
 def _begin_ahead(job: "Job", processes: int | None, planners: "PlannerProcesses", database: "Database") -> None:
     """Begin what the run is likely to need, while this process imports what it needs itself.
 
-    That is to read the source, if it is likely to be as the last run has left it, and else a planner.
+    That is a planner, or to read the source if nothing of the job is open: such a run may find that nothing is to do,
+    and needs no planner before it knows.
     """
+    from datetime import UTC, datetime
+
     from pipeline.runner.processes import LARGE_BYTES, how_many, size_of_local_file
-    from pipeline.state.settled import is_marked
+    from pipeline.state.jobs import job_named
+    from pipeline.state.rows import is_at_rest
     from pipeline.storage import digests
 
     size = size_of_local_file(job)
-    if size > LARGE_BYTES and is_marked(database, job.name):
-        digests.begin(*job.source.path or ())
-    elif how_many(job, processes, size) > 1:
+    with database.read() as conn:
+        known = job_named(conn, job.name)
+        at_rest = known is not None and is_at_rest(conn, known.id, now=datetime.now(UTC))
+    if not at_rest and how_many(job, processes, size) > 1:
         planners.at_least(1)
+    elif at_rest and size > LARGE_BYTES:
+        digests.begin(*job.source.path or ())

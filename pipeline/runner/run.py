@@ -35,8 +35,8 @@ from pipeline.sink.table import ResultsTable
 from pipeline.state import ends
 from pipeline.state.batches import Unsent
 from pipeline.state.database import Connection
-from pipeline.state.jobs import JobRecord, jobs_with_work
-from pipeline.state.rows import any_waiting
+from pipeline.state.jobs import JobRecord
+from pipeline.state.rows import is_at_rest
 from pipeline.state.runs import get_run
 from pipeline.state.tallies import note_gone
 from pipeline.tools.proof import load_tools
@@ -163,8 +163,7 @@ def _may_be_idle(conn: Connection, job_id: int, plan: Plan, earlier: Iterable[en
 
     The job has no open work, and all of its bad ends were announced.
     """
-    has_work = job_id in jobs_with_work(conn, now=now) or any_waiting(conn, job_id)
-    return plan.is_whole and not has_work and not any(end.exit_code for end in earlier)
+    return plan.is_whole and is_at_rest(conn, job_id, now=now) and not any(end.exit_code for end in earlier)
 
 
 def _quote(plan: Plan, planners: Planners | None, known_rows: KnownRows, unsent: Mapping[int, Unsent]) -> Quote:

@@ -35,6 +35,7 @@ from pipeline.state.conditions import (
     WAITS_IN_SPOOL,
     runs_like,
 )
+from pipeline.state.jobs import jobs_with_work
 from pipeline.state.tables import batches, requests, runs, sendings
 from pipeline.state.tallies import leaving, moved, tallied_moves, tally
 from pipeline.states import CLOSED_BATCHES, OPEN_BATCHES, OUTCOMES, BatchState, RowState, Waits
@@ -90,6 +91,11 @@ def any_waiting(conn: Connection, job_id: int) -> bool:
     of_job = select(runs.c.id).where(runs.c.job_id == job_id)
     waiting = (requests.c.run_id.in_(of_job), WAITING)
     return conn.scalar(select(requests.c.id).where(*waiting).limit(1)) is not None
+
+
+def is_at_rest(conn: Connection, job_id: int, *, now: datetime) -> bool:
+    """Return whether nothing of the job is open: it has no work for a sweep, and no row is pending."""
+    return job_id not in jobs_with_work(conn, now=now) and not any_waiting(conn, job_id)
 
 
 def known_rows(conn: Connection, job_id: int, keys: Sequence[str]) -> dict[str, KnownRow]:

@@ -16,8 +16,7 @@ import hashlib
 
 from sqlalchemy import Connection, delete, insert, select
 
-from pipeline.state.database import Database
-from pipeline.state.tables import jobs, runs, stretches
+from pipeline.state.tables import runs, stretches
 
 _NO_ROWS = 0  # rows have numbers from 1
 
@@ -41,14 +40,6 @@ def settled_rows(conn: Connection, job_id: int, source: bytes) -> int | None:
     if marked is None or marked.digest != plannings(conn, job_id):
         return None
     return int(marked.rows)
-
-
-def is_marked(database: Database, job: str) -> bool:
-    """Return whether a source of the job has a mark that counts: if it has not changed, nothing is to do."""
-    query = select(stretches.c.job_id, stretches.c.digest).join(jobs, jobs.c.id == stretches.c.job_id)
-    with database.read() as conn:
-        marked = conn.execute(query.where(jobs.c.name == job, stretches.c.first == _NO_ROWS)).first()
-        return marked is not None and marked.digest == plannings(conn, marked.job_id)
 
 
 def mark_settled(conn: Connection, job_id: int, source: bytes, rows: int) -> None:
