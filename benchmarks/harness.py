@@ -391,7 +391,8 @@ def environment_for(base_url: str, folder: Path, database: str | None = None) ->
     Nor has it the variable with which each start compiles the modules of a tree that was never installed.
     folder: for Prefect's files, and for the state database if `database` is None.
     """
-    foreign = ("ANTHROPIC_", "BATCH_", "PREFECT_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "PYTHONDONTWRITE")
+    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    foreign = ("ANTHROPIC_", "BATCH_", "PREFECT_", *proxies, "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
     ours = {"ANTHROPIC_BASE_URL": base_url, "ANTHROPIC_API_KEY": "sk-bench", "BATCH_POLL_SECONDS": "0.1"}
     ours["BATCH_DATABASE_URL"] = database or f"sqlite:///{folder / SQLITE_FILES['pipeline']}"

@@ -21,13 +21,9 @@ def measure(bench: Bench) -> Iterator[Line]:
     if bench.answered is None:
         whole_run.answered(bench, rows)
     print(HEADER)
-    second = record(bench, _once(bench, rows))
-    yield from _lines("second", second)
-    yield from _lines("later", record(bench, _median(bench, rows)))
-
-
-def _median(bench: Bench, rows: int) -> Measurement:
-    return median_of(lambda: _once(bench, rows), bench.options.repeat, lambda run: run.client.wall_seconds)
+    yield from _lines("second", record(bench, _once(bench, rows)))
+    later = median_of(lambda: _once(bench, rows), bench.options.repeat, lambda run: run.client.wall_seconds)
+    yield from _lines("later", record(bench, later))
 
 
 def _lines(which: str, run: Measurement) -> Iterator[Line]:

@@ -93,10 +93,13 @@ def _begin_ahead(job: "Job", processes: int | None, planners: "PlannerProcesses"
     from pipeline.storage import digests
 
     size = size_of_local_file(job)
+    has_planners = how_many(job, processes, size) > 1
+    if not has_planners and size <= LARGE_BYTES:
+        return
     with database.read() as conn:
         known = job_named(conn, job.name)
         at_rest = known is not None and is_at_rest(conn, known.id, now=datetime.now(UTC))
-    if not at_rest and how_many(job, processes, size) > 1:
+    if not at_rest and has_planners:
         planners.at_least(1)
     elif at_rest and size > LARGE_BYTES:
         digests.begin(*job.source.path or ())

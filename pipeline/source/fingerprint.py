@@ -9,7 +9,7 @@ import polars as pl
 from pipeline.job.model import Source
 from pipeline.source.formats import FileInput
 from pipeline.source.rows import Input
-from pipeline.storage import digests
+from pipeline.storage import digests, stamps
 from pipeline.storage.objects import Object
 from pipeline.storage.stamps import Stamp, stamp
 
@@ -28,7 +28,7 @@ def is_recent(version: Stamp | Object) -> bool:
     """Return whether the file was written so recently that another write could get the same time."""
     if isinstance(version, Object):
         return False  # each write gives an object another ETag
-    return digests.is_recent(version)
+    return stamps.is_recent(version)
 
 
 def fingerprint(one: Input, source: Source, columns: Sequence[str]) -> bytes | None:

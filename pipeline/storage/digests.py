@@ -4,23 +4,16 @@ import functools
 import hashlib
 import os
 import threading
-import time
 from concurrent.futures import Future
 
 from pipeline.prefetch import map_ahead
-from pipeline.storage.stamps import Stamp, stamp
+from pipeline.storage.stamps import Stamp, is_recent, stamp
 
-RECENT_SECONDS = 10  # more than the resolution of any file system's times
 READERS = 2  # threads that read a file at the same time
 _READ_BYTES = 1 << 20  # into the same memory again and again, which takes half of the time
 _BLOCK_BYTES = 16 << 20  # that one thread hashes
 
 _begun: dict[str, tuple[Stamp, "Future[bytes]"]] = {}  # by path
-
-
-def is_recent(version: Stamp) -> bool:
-    """Return whether the file was written so recently that another write could get the same time."""
-    return time.time_ns() - version.mtime_ns < RECENT_SECONDS * 1_000_000_000
 
 
 def begin(path: str) -> None:

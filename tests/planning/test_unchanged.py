@@ -400,7 +400,7 @@ def test_a_file_of_more_than_one_block_has_one_digest(tmp_path: Path, monkeypatc
     job = {"path": str(path), "key": "id"}
     source = Source.model_validate(job)
     file = Rows(source).inputs[0]
-    monkeypatch.setattr(digests, "_READ_BYTES", 300)
+    monkeypatch.setattr(digests, "_READ_BYTES", 100)
     monkeypatch.setattr(digests, "_BLOCK_BYTES", 1000)
 
     one = fingerprint(file, source, ["text"])

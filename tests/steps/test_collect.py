@@ -55,7 +55,7 @@ def test_each_row_gets_its_own_result_in_whatever_order_and_pieces_results_arriv
 ) -> None:
     monkeypatch.setattr(results_file, "MEMORY_BYTES", memory)
     monkeypatch.setattr(results_file, "STRETCH_BYTES", 3_000)  # a few lines
-    monkeypatch.setattr(results_file, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(results_file, "CHUNK_BYTES", 5_000)
     world.rows(texts(50))
     if fault is not None:
         world.emulator.add_fault(on="results", do=fault)

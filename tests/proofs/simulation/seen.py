@@ -30,7 +30,8 @@ _ROWS = (
             requests.c[name]
             for name in ("key", "run_id", "state", "batch_id", "n", "attempts", "outcome", "error_type", "row_hash")
         ),
-        *(requests.c[name] for name in ("recipe", "outcome_hash")),
+        requests.c.recipe,
+        requests.c.outcome_hash,
         jobs.c.name.label("job"),
     )
     .join_from(requests, jobs, jobs.c.id == requests.c.job_id)
