@@ -6,7 +6,7 @@ batch may be submitted as soon as it is committed. New rows are stored with thei
 without a batch are unknown, known rows without a batch stay pending, and the next run plans both.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import MappingProxyType
 
@@ -28,7 +28,7 @@ from pipeline.planning.retry_changes import change_of_known
 from pipeline.planning.selection import Selection, changed
 from pipeline.planning.suspects import EqualRows, Suspects
 from pipeline.planning.trial import Sampled
-from pipeline.planning.unchanged import Findings, Unchanged
+from pipeline.planning.unchanged import Covered, Findings, Unchanged
 from pipeline.planning.uploads import Uploads
 from pipeline.planning.verdict import QUOTED, SENT, Verdict
 from pipeline.planning.window import Windows
@@ -225,6 +225,19 @@ class Plan:
     def mark_settled(self, driver: Driver, run_id: int) -> None:
         """Store the mark that the source is settled, if it is; see `Unchanged.mark_settled`."""
         self._unchanged.mark_settled(driver, run_id)
+
+    def mark_answered(self, driver: Driver, run_id: int) -> None:
+        """Store this mark when the run has ended, if its rows have succeeded; see `Unchanged.mark_answered`."""
+        self._unchanged.mark_answered(driver, run_id)
+
+    @property
+    def covered(self) -> Covered | None:
+        """What pass two has read, for `take_covered` of a plan in another process."""
+        return self._unchanged.covered
+
+    def take_covered(self, parts: Iterable[Covered | None]) -> None:
+        """Go on as if pass two had been done here. parts: of plans of the same job, of one file each."""
+        self._unchanged.take_covered(parts)
 
     def begin_to_render(self, driver: Driver, run_id: int) -> None:
         """Render the requests of a run from now on, and upload the files that they name."""

@@ -16,6 +16,7 @@ from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.packer import First
 from pipeline.planning.plan import Plan
 from pipeline.planning.suspects import Suspects
+from pipeline.planning.unchanged import Covered
 from pipeline.state.jobs import job_named
 from pipeline.state.leases import Lease
 from pipeline.state.runs import get_run
@@ -41,11 +42,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Planned:
-    """A shard that is planned, with the batches that the run waits for; see `moves.Awaited`."""
+    """A shard that is planned, with the batches that the run waits for; see `moves.Awaited` and `unchanged.Covered`."""
 
     part: Shard
     awaited: frozenset[int]
     plan_again_after: frozenset[int]
+    covered: Covered | None
 
 
 #: A function that has shards planned by other processes and returns those that were planned completely. About once a
@@ -84,4 +86,4 @@ def plan_shard(where: Environment, part: Shard) -> Planned:
         with driver.planning_for(part.lease, part.token):
             for _ in plan.batches(driver, part.run_id, lookup, inputs, part.first):
                 driver.check()
-    return Planned(part, frozenset(plan.awaited.batches), frozenset(plan.awaited.plan_again_after))
+    return Planned(part, frozenset(plan.awaited.batches), frozenset(plan.awaited.plan_again_after), plan.covered)

@@ -5,12 +5,13 @@ are compared with its rows in the database now. A file that was read in pass one
 again in pass two. If the file or the database changes between the passes, the next run notices it.
 
 If all rows of all files have succeeded, that is marked. With a mark, rows are not compared, either; see state/settled.
+A run whose rows had all succeeded before marks that when it is planned, and one that had to send rows when it ends.
 """
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import polars as pl
 
 from pipeline.driver.driver import Driver
+from pipeline.errors import Busy, LostRace, Stopped
 from pipeline.job.model import Job
 from pipeline.planning.judge import Judged, is_settled
 from pipeline.planning.known_rows import KnownRows
@@ -32,6 +34,8 @@ from pipeline.source.rows import Chunk, Input
 from pipeline.state import segments, settled
 from pipeline.state.rows import any_waiting
 from pipeline.state.segments import OLDER, SETTLED, UNSETTLED, Notes, SegmentDigest, texts
+from pipeline.state.tallies import run_counts
+from pipeline.states import RowState
 from pipeline.storage.objects import Object
 from pipeline.storage.stamps import Stamp
 
@@ -82,6 +86,23 @@ class _Mark(NamedTuple):
     plannings: bytes
 
 
+class Covered(NamedTuple):
+    """What pass two has read of a source: each row had succeeded with today's recipe, or is one of the run now.
+
+    fingerprints: by path, of the files that have not changed meanwhile. of_run: how many of the rows are of the run.
+    """
+
+    fingerprints: Mapping[str, bytes]
+    rows: int
+    of_run: int
+
+    def with_chunk(self, judged: Judged, of_run: int) -> "Covered | None":
+        """Add a chunk, of which so many rows are of the run now; None if a row of it is neither."""
+        if of_run < len(judged.rows) or judged.settled.keys() - {Verdict.KEPT}:
+            return None
+        return self._replace(rows=self.rows + of_run + sum(judged.settled.values()), of_run=self.of_run + of_run)
+
+
 class _Unnumbered(NamedTuple):
     """A chunk that pass two has judged. file: None if its file is not noted; new: the number of its new rows."""
 
@@ -104,6 +125,8 @@ class Unchanged:
         self._quoted: dict[str, _File] = {}  # of pass one, by path
         self._planned: dict[str, _File] = {}  # of pass two, by path
         self._mark: _Mark | None = None  # to store at the end of the planning; None: store none
+        self.covered: Covered | None = None  #: by pass two; None: it has read another row
+        self._token = 0  # of the lease under which pass two was done
         self._unnumbered: deque[_Unnumbered] = deque()  # chunks whose new rows are not in the database yet
         self._numbers: list[int] = []  # of new rows of the first of these chunks
 
@@ -165,10 +188,14 @@ class Unchanged:
             found = self._quoted[one.path] = _File(version_of(one))
             if found.version is not None:
                 found.source = fingerprint(one, self._job.source, self._columns)
-        digests = [self._quoted[one.path].source for one in self._inputs]
-        if not digests or None in digests:
+        return self._digest({path: found.source for path, found in self._quoted.items() if found.source is not None})
+
+    def _digest(self, fingerprints: Mapping[str, bytes]) -> bytes | None:
+        """Return a digest of the fingerprints of all inputs, by path, and of the recipe; None if one is missing."""
+        paths = [one.path for one in self._inputs]
+        if not paths or not fingerprints.keys() >= set(paths):
             return None
-        return hashlib.sha256(b"".join(filter(None, digests)) + self._recipe.encode()).digest()
+        return hashlib.sha256(b"".join(fingerprints[path] for path in paths) + self._recipe.encode()).digest()
 
     def _stored_segments(self, one: Input, known_rows: KnownRows) -> list[SegmentDigest]:
         """Return the segments that were stored for an input; [] if it has changed since, or was never planned."""
@@ -250,6 +277,7 @@ class Unchanged:
         became pending since pass one and its file were skipped, the row would count as vanished from the source.
         """
         self._unnumbered, self._numbers = deque(), []  # an earlier pass two may have been broken off
+        self.covered = Covered({}, 0, 0) if self.whole else None
         if not self.whole:
             return None if inputs is None else list(inputs)
         quoted, self._quoted = self._quoted, {}
@@ -271,8 +299,14 @@ class Unchanged:
         recent = version is not None and is_recent(version)
         return _File(version, fingerprint(one, self._job.source, self._columns) if recent else None)
 
-    def note_planned(self, chunk: Chunk, keys: pl.Series, judged: Judged, *, new: int) -> None:
-        """Note a chunk that pass two has judged. new: how many new rows it has, whose numbers `add_numbers` gets."""
+    def note_planned(self, chunk: Chunk, keys: pl.Series, judged: Judged, *, new: int, replanned: int) -> None:
+        """Note a chunk that pass two has judged.
+
+        new: how many new rows it has, whose numbers `add_numbers` gets. replanned: how many of its known rows are of
+        the run now.
+        """
+        if self.covered is not None:
+            self.covered = self.covered.with_chunk(judged, new + replanned)
         self._unnumbered.append(_Unnumbered(self._planned.get(chunk.input.path), keys, judged, new))
         self.add_numbers(())
 
@@ -289,20 +323,54 @@ class Unchanged:
         """Store the segments of the files that pass two has read to their end."""
         assert not self._unnumbered, "all new rows are in the database when a planning ends"
         planned, self._planned = self._planned, {}
-        self._put_notes(driver, run_id, planned)
+        fingerprints = self._put_notes(driver, run_id, planned)
+        if self.covered is not None:
+            self.covered = self.covered._replace(fingerprints=fingerprints)
+
+    def take_covered(self, parts: Iterable[Covered | None]) -> None:
+        """Take what other processes have read in pass two, each of which had its part of the inputs."""
+        self.covered = Covered({}, 0, 0) if self.whole else None
+        for part in parts:
+            if part is None or self.covered is None:
+                self.covered = None
+                return
+            both = {**self.covered.fingerprints, **part.fingerprints}
+            self.covered = Covered(both, self.covered.rows + part.rows, self.covered.of_run + part.of_run)
 
     def mark_settled(self, driver: Driver, run_id: int) -> None:
         """Store the mark that the whole source is settled, if it is and no other planning has begun since pass one.
 
         Call it when the run is marked as planned, under the same lease.
         """
+        self._token = driver.planning_lease.token
         mark, self._mark = self._mark, None
         if mark is not None:
             with driver.planning_transaction(run_id) as conn:
                 if settled.plannings(conn, driver.job_id, without=run_id) == mark.plannings:
                     settled.mark_settled(conn, driver.job_id, mark.source, mark.rows)
 
-    def _put_notes(self, driver: Driver, run_id: int, files: dict[str, _File]) -> None:
+    def mark_answered(self, driver: Driver, run_id: int) -> None:
+        """Store the same mark if all rows of the run have succeeded by now, and nobody has planned since pass two.
+
+        Call it when the run has ended. If another driver plans now, or has done so, no mark is stored, and the next run
+        compares the rows.
+        """
+        covered, self.covered = self.covered, None
+        source = None if covered is None else self._digest(covered.fingerprints)
+        if covered is None or source is None:
+            return
+        with driver.reading() as conn:
+            counts = run_counts(conn, run_id)
+        if counts != ({RowState.SUCCEEDED: covered.of_run} if covered.of_run else {}):
+            return
+        with suppress(Busy, LostRace, Stopped), driver.planning():
+            if driver.planning_lease.token == self._token + 1:  # each planning adds one, and only these change the rows
+                with driver.planning_transaction() as conn:
+                    settled.mark_settled(conn, driver.job_id, source, covered.rows)
+
+    def _put_notes(self, driver: Driver, run_id: int, files: dict[str, _File]) -> dict[str, bytes]:
+        """Store the segments of files that have not changed since they were read. Return their fingerprints by path."""
+        fingerprints = {}
         for path, found in files.items():
             one = self._by_path[path]
             notes = None if found.notes is None else found.notes.finish()
@@ -316,6 +384,8 @@ class Unchanged:
             if source is not None and unaltered:
                 with driver.planning_transaction(run_id) as conn:
                     segments.put_notes(conn, driver.job_id, source, notes)
+                fingerprints[path] = source
+        return fingerprints
 
 
 def _note(found: _File, keys: pl.Series, judged: Judged, new: Sequence[int]) -> None:

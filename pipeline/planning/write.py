@@ -21,7 +21,8 @@ class Writer:
         if moves.changes_known_rows:
             self._commit(moves)
         if self._unchanged is not None:
-            self._unchanged.note_planned(moves.chunk, moves.keys, moves.judged, new=len(moves.new.keys))
+            new, replanned = len(moves.new.keys), len(moves.replanned)
+            self._unchanged.note_planned(moves.chunk, moves.keys, moves.judged, new=new, replanned=replanned)
         self._packer.look_for(moves.suspects)
         return [*self._packer.add_new(moves.new), *self._packer.add(moves.again)]
 

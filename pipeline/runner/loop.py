@@ -42,6 +42,7 @@ class Run:
         with contextlib.suppress(RunEnded):  # another driver has ended the run, so this one stops, too
             self._planner.plan(self._work.quote.stale_batches)
             self._loop()
+            self._plan.mark_answered(self._driver, self._planner.run_id)
         self._end_others()
         tidy(self._driver, self._work.job)
         delete_files_due(self._driver)

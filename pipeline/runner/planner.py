@@ -143,6 +143,7 @@ class Planner:
         for shard in planned:
             self._plan.awaited.batches |= shard.awaited
             self._plan.awaited.plan_again_after |= shard.plan_again_after
+        self._plan.take_covered(shard.covered for shard in planned)
         if len(planned) < len(parts):
             raise LostRace(f"{len(parts) - len(planned)} of {len(parts)} files were not planned by the other processes")
         return True

@@ -45,7 +45,8 @@ def settled_rows(conn: Connection, job_id: int, source: bytes) -> int | None:
 def mark_settled(conn: Connection, job_id: int, source: bytes, rows: int) -> None:
     """Mark that all rows of a source have succeeded, and remove the job's earlier marks. source: as `settled_rows`.
 
-    Call it under the lease on planning, after `mark_planned` of the run, in a transaction that checks the lease.
+    Call it under the lease on planning, after `mark_planned` of the run, in a transaction that checks the lease. No row
+    may have been planned since it was looked at.
     """
     conn.execute(delete(stretches).where(stretches.c.job_id == job_id, stretches.c.first == _NO_ROWS))
     mark = {"source": source, "n": 0, "first": _NO_ROWS, "last": _NO_ROWS, "rows": rows}

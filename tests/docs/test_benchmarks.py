@@ -55,8 +55,6 @@ def test_a_small_benchmark_measures_each_scenario(tmp_path: Path) -> None:
         "whole run, 90 rows, Parquet",
         "second run over 90 unchanged rows, Parquet",
         "second run over 90 unchanged rows, Parquet: peak memory",
-        "later run over 90 unchanged rows, Parquet",
-        "later run over 90 unchanged rows, Parquet: peak memory",
         "run over 500 new rows",
         "run over 500 new rows: first POST",
         "batch-pipeline --help",

@@ -42,9 +42,6 @@ def marked(world: World, compared: list[int], read: list[str]) -> World:
     """Return a world whose ten rows have succeeded and are marked, so that a run compares none of them."""
     world.rows(seen(10, "today"))
     world.run(world.job(**KEEP))
-    world.run(world.job(**KEEP))
-    assert sum(compared) == 10
-    compared.clear()
     read.clear()
     assert world.run(world.job(**KEEP)).rows == {}
     assert (compared, read, kept(world)) == ([], [], 10)
@@ -62,6 +59,14 @@ def is_marked(world: World) -> bool:
     with world.database.read() as conn:
         marks = conn.scalars(select(stretches.c.source).where(stretches.c.first == 0)).all()
         return any(settled.settled_rows(conn, world.known().id, source) is not None for source in marks)
+
+
+def answered_by_a_sweep(world: World) -> None:
+    """Have all rows answered, with a command that did not see it."""
+    world.run(world.job(), detach=True)
+    world.clock.advance(61)
+    assert world.sweep() == [("summaries", None)]
+    assert set(world.statuses().values()) == {"succeeded"}
 
 
 # -- a valid mark ----------------------------------------------------------------------------------------------------
@@ -82,12 +87,30 @@ def test_several_files_have_one_mark(world: World, compared: list[int]) -> None:
     world.rows([{"id": "new", "text": "A new text."}], "b.csv")
     job = world.job(source={"path": str(world.folder / "*.csv")})
     world.run(job)
-    world.run(job)
-    compared.clear()
 
     world.run(job)
 
     assert (compared, kept(world)) == ([], 11)
+
+
+def test_rows_that_were_there_before_and_new_ones_are_marked_together(marked: World, compared: list[int]) -> None:
+    adds_a_row(marked)
+    again(marked, [], **KEEP)
+
+    assert marked.run(marked.job(**KEEP)).rows == {}
+
+    assert (compared, kept(marked)) == ([], 11)
+
+
+def test_rows_that_a_sweep_has_collected_are_compared_once_and_then_marked(world: World, compared: list[int]) -> None:
+    answered_by_a_sweep(world)
+    assert not has_mark(world)
+
+    world.run(world.job())
+    assert sum(compared) == 5
+    world.run(world.job())
+
+    assert sum(compared) == 5
 
 
 def test_a_sweep_leaves_the_mark_valid(marked: World, compared: list[int]) -> None:
@@ -113,6 +136,28 @@ def test_a_source_with_a_failed_row_gets_no_mark_and_a_changed_retry_policy_send
     assert world.run(world.job(retry={"max_attempts": 2})).rows == {"succeeded": 1}
 
 
+def test_rows_that_failed_and_are_not_sent_again_get_no_mark_with_new_ones(world: World) -> None:
+    """The second run has one row, which succeeds, but the source has another one, which has failed."""
+    error = {"do": "error", "error_type": "invalid_request_error", "match": "Text number 3 "}
+    world.emulator.add_fault(on="item", **error)
+    world.run(world.job())
+    world.rows(texts(6))
+
+    assert world.run(world.job()).rows == {"succeeded": 1}
+
+    assert not has_mark(world)
+
+
+def test_rows_that_failed_and_are_sent_again_are_marked_when_they_have_succeeded(world: World) -> None:
+    error = {"do": "error", "error_type": "api_error", "match": "Text number 3 ", "times": 1}
+    world.emulator.add_fault(on="item", **error)
+    world.run(world.job(retry={"max_attempts": 1}))
+
+    assert world.run(world.job(retry={"max_attempts": 2})).rows == {"succeeded": 1}
+
+    assert is_marked(world)
+
+
 def test_rows_of_an_older_recipe_get_no_mark_and_can_be_refreshed(marked: World) -> None:
     newer = marked.job(**KEEP, request={"max_tokens": 200})
     assert (marked.run(newer).rows, marked.run(newer).rows) == ({}, {})
@@ -128,7 +173,7 @@ def test_a_run_with_refresh_compares_the_rows(marked: World, compared: list[int]
 
 
 def test_a_dry_run_over_a_source_marks_nothing(world: World) -> None:
-    world.run(world.job())
+    answered_by_a_sweep(world)
 
     world.run(world.job(), dry_run=True)
 
@@ -152,6 +197,37 @@ def test_a_planning_between_the_quote_and_the_lease_prevents_the_mark(world: Wor
     assert not is_marked(world)
     again(world, [], **KEEP)
     assert {answer["seen"] for answer in world.answers().values()} == {"today"}
+
+
+@pytest.mark.parametrize("moment", ["submitted", "ended", "collected"])
+def test_a_planning_before_the_end_of_a_run_prevents_its_mark(world: World, moment: str) -> None:
+    def plan_another_source(event: str, facts: dict[str, Any]) -> None:
+        if event == moment:
+            world.on_event = None
+            world.rows(seen(10, "tomorrow"))
+            world.run(world.job(**KEEP))
+            world.rows(seen(10, "today"))
+
+    world.rows(seen(10, "today"))
+    world.on_event = plan_another_source
+    world.run(world.job(**KEEP))
+
+    assert not is_marked(world)
+    again(world, [], **KEEP)
+    assert {answer["seen"] for answer in world.answers().values()} == {"today"}
+
+
+def test_a_file_that_was_replaced_while_the_run_waited_is_compared(world: World) -> None:
+    def replace(event: str, facts: dict[str, Any]) -> None:
+        if event == "submitted":
+            changes_a_row(world)
+
+    world.rows(seen(10, "today"))
+    world.on_event = replace
+    world.run(world.job(**KEEP))
+    world.on_event = None
+
+    assert again(world, [], **KEEP) == {"succeeded": 1}
 
 
 # -- what makes a mark void ------------------------------------------------------------------------------------------

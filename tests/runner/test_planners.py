@@ -84,6 +84,12 @@ def every_row_once(api: RunningEmulator, job: Path) -> None:
     assert audit["requests_accepted"] == ROWS
 
 
+def marked_rows(job: Path) -> list[int]:
+    """Return the number of rows of each mark that a source is settled."""
+    with sqlite3.connect(job.with_name("batches.db")) as database:
+        return [rows for (rows,) in database.execute("SELECT rows FROM stretches WHERE first = 0")]
+
+
 def test_another_process_plans_and_the_events_are_as_with_one(api: RunningEmulator, job: Path) -> None:
     code, events, errors = ended(run(api, job))
 
@@ -94,6 +100,7 @@ def test_another_process_plans_and_the_events_are_as_with_one(api: RunningEmulat
     assert {"planned_elsewhere", "taken_over", "warning"}.isdisjoint(event["event"] for event in events), errors
     assert (events[-1]["event"], events[-1]["state"]) == ("run", "finished")
     every_row_once(api, job)
+    assert marked_rows(job) == [ROWS]
 
 
 def test_a_planner_sends_equal_requests_once_whatever_becomes_of_their_batches_meanwhile(
@@ -122,6 +129,7 @@ def test_several_planners_take_one_file_after_the_other(api: RunningEmulator, jo
 
     assert code == 0, errors
     every_row_once(api, job)
+    assert marked_rows(job) == [ROWS]
 
 
 def test_when_the_planner_dies_in_pass_one_the_driver_quotes_and_plans(api: RunningEmulator, job: Path) -> None:
