@@ -285,7 +285,7 @@ class Unchanged:
             with driver.reading() as conn:
                 waits = any_waiting(conn, driver.job_id)
             quoted = {path: found for path, found in quoted.items() if found.settled and not waits}
-            self._put_notes(driver, run_id, quoted)
+            self._put_notes(driver, run_id, {path: found for path, found in quoted.items() if found.notes is not None})
         left = [one for one in (self._inputs if inputs is None else inputs) if one.path not in quoted]
         if left or inputs is not None:
             self._mark = None
@@ -373,18 +373,20 @@ class Unchanged:
         fingerprints = {}
         for path, found in files.items():
             one = self._by_path[path]
-            notes = None if found.notes is None else found.notes.finish()
-            if not notes or found.version is None:
+            if found.version is None:
                 continue
             source = found.source
             if source is None or is_recent(found.version):
                 source = fingerprint(one, self._job.source, self._columns)
             # if it was altered, we cannot tell whether we read the old or the new bytes
             unaltered = source == (found.source or source) and version_of(one) == found.version
-            if source is not None and unaltered:
+            if source is None or not unaltered:
+                continue
+            fingerprints[path] = source
+            notes = None if found.notes is None else found.notes.finish()
+            if notes:
                 with driver.planning_transaction(run_id) as conn:
                     segments.put_notes(conn, driver.job_id, source, notes)
-                fingerprints[path] = source
         return fingerprints
 
 
