@@ -35,6 +35,7 @@ from pipeline.state import ends
 from pipeline.state.database import Database
 from pipeline.state.jobs import JobRecord, job_named
 from pipeline.state.tables import batches, requests
+from tests.support.shared_sql import share_compiled_sql
 
 pytest_plugins = [
     "tests.support.fast_folder",
@@ -42,6 +43,10 @@ pytest_plugins = [
     "tests.support.postgres",
     "tests.support.prefect_site",
 ]
+
+
+def pytest_configure() -> None:
+    share_compiled_sql()
 
 
 class TurnedClock:

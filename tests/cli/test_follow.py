@@ -63,6 +63,7 @@ def end_all(api: RunningEmulator) -> None:
 # -- waiting for the first run ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_followers_that_start_before_the_database_exists_end_with_the_first_run(api: RunningEmulator, job: str) -> None:
     followers = [command(api, "collect", job, "--follow", "--json"), command(api, "collect", job, "--follow")]
     for follower in followers:
@@ -106,6 +107,7 @@ def test_a_follower_that_waits_for_the_database_can_be_interrupted(
     assert "interrupted: nothing is lost; run the same command again to continue" in said
 
 
+@pytest.mark.long
 def test_a_name_that_the_database_does_not_know_is_refused_and_a_job_file_is_waited_for(
     api: RunningEmulator, job: str, tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ def test_a_follower_can_be_interrupted_and_the_same_command_continues(
     assert statuses(job) == ["succeeded"] * ROWS
 
 
+@pytest.mark.long
 @slow
 @pytest.mark.parametrize(("event", "times"), [("ended", 1), ("collected", 2)])
 def test_another_follower_continues_after_a_kill(api: RunningEmulator, job: str, event: str, times: int) -> None:

@@ -139,6 +139,7 @@ def worktrees() -> str:
     ).stdout
 
 
+@pytest.mark.long
 def test_this_tree_is_compared_with_a_commit_whose_worktree_is_removed(tmp_path: Path) -> None:
     options = ("--sizes", "60", "--format", "csv", "--repeat", "2")
 

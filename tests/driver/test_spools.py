@@ -324,6 +324,7 @@ def checked(world: World, *options: str) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.mark.long
 def test_check_looks_at_the_spool_and_creates_nothing(local: World, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     code, said = checked(local, "--spool", str(tmp_path / "file"))

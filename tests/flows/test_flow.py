@@ -520,6 +520,7 @@ def test_a_flow_finishes_a_job_without_a_server(tmp_path: Path, job: Path) -> No
     assert [json.loads(line)["status"] for line in exported.stdout.splitlines()] == ["succeeded", "succeeded"]
 
 
+@pytest.mark.long
 def test_a_flow_with_an_emulator_of_its_own_plans_several_files_itself(tmp_path: Path, job: Path) -> None:
     (tmp_path / "notes2.csv").write_text("id,text\n3,three\n")
     job.write_text(JOB.replace("notes.csv", "notes*.csv"))

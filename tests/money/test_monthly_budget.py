@@ -330,6 +330,7 @@ def all_at_once(world: World, works: list[Job]) -> list[Finished]:
     return finished
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("jobs", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_ten_drivers_at_once_do_not_exceed_the_monthly_budget(world: World, jobs: int) -> None:
     limit = 0.6 * full_price(world, 20, jobs)

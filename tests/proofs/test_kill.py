@@ -67,6 +67,7 @@ def test_the_same_command_after_a_kill_ends_with_every_row_once(
     assert (audit["requests_accepted"], audit["accepted_twice"]) == (ROWS, [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("event", ["quote", "planned", "submitting", "submitted", "ended", "collected"])
 def test_the_same_trial_after_a_kill_ends_with_every_row_once(api: RunningEmulator, job: Path, event: str) -> None:
     words = ("trial", str(job), "--name", "base", "--sample", "1000", "--json")

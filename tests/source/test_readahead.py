@@ -86,6 +86,7 @@ def ended(*arguments: str, times: int = 1) -> list[tuple[int, str]]:
             process.communicate()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [("a wrong byte", "notes.csv"), ("two fields too many", "notes.csv"), ("a wrong byte", "notes.csv.gz")],
@@ -111,6 +112,7 @@ def test_run_ends_after_an_error_in_an_object(s3: S3, tmp_path: Path) -> None:
     assert (code, problem in said) == (2, True), said
 
 
+@pytest.mark.long
 def test_a_script_ends_after_an_error_in_an_object(s3: S3, tmp_path: Path) -> None:
     data, problem = WRONG["two fields too many"]
     file = job(tmp_path, s3.put("notes.tsv", data.replace(b",", b"\t")))

@@ -651,6 +651,7 @@ def test_a_driver_on_another_machine_continues_after_one_is_killed(
     assert list((command.folder / "two").iterdir()) == []  # and of the disk it has left nothing, either
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("most", [3_000, 10_000], ids=["a body", "results"])
 @pytest.mark.parametrize("kind", ["a folder", "object storage"])
 def test_a_full_local_disk_stops_with_nothing_half_done_and_is_safe_to_run_again(
@@ -675,6 +676,7 @@ def test_a_full_local_disk_stops_with_nothing_half_done_and_is_safe_to_run_again
     every_row_once(api, s3, command, job)
 
 
+@pytest.mark.long
 def test_a_wrong_bucket_gives_exit_code_2_and_a_store_that_is_down_gives_3(
     s3: S3, command: Command, job: Path, api: RunningEmulator
 ) -> None:

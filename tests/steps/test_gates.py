@@ -504,6 +504,7 @@ def test_a_run_waits_for_a_canary_whose_create_had_no_response(world: World) -> 
     assert world.accepted() == 50
 
 
+@pytest.mark.long
 def test_a_canary_that_is_lost_counts_as_failed(world: World) -> None:
     world.with_settings(poll=600.0)
     world.emulator.add_fault(on="retrieve", do="status", status=404, error_type="not_found_error")
