@@ -81,6 +81,7 @@ class Driver:
     calls_left: bool = False  #: whether its last pass may have left calls of tools, because its time for them was over
     told_waiting: set[int] = field(default_factory=set)  #: runs of which it has told that rows wait for tools
     ended: list[int] = field(default_factory=list)  #: runs that this driver has ended
+    plannings: int = 0  #: how often it has held the lease on planning
     _planning: Lease | None = None
     _models: "dict[str, ModelInfo | None]" = field(default_factory=dict)
 
@@ -214,6 +215,7 @@ class Driver:
         with leases.hold(
             self.database, leases.planning_of(self.job_name), seconds=seconds, now=self.local_now
         ) as self._planning:
+            self.plannings += 1
             try:
                 yield
             finally:

@@ -8,6 +8,8 @@ from pipeline.sink.matching import matching_keys
 from pipeline.sink.table import ResultsTable
 from pipeline.state import segments, settled
 from pipeline.state.database import Database
+from pipeline.state.jobs import name_of
+from pipeline.state.leases import last_token, planning_of
 from pipeline.state.rows import KnownRow, has_rows, known_rows
 from pipeline.state.runs import unfinished_retries
 from pipeline.state.segments import NOWHERE, Segment, SegmentDigest
@@ -59,12 +61,12 @@ class KnownRows:
         with self._database.read() as conn:
             return settled.settled_rows(conn, self._job_id, source)
 
-    def plannings(self) -> bytes:
-        """Return the digest of the job's plannings that have begun, see `settled.plannings`; empty: it has no rows."""
+    def planning_token(self) -> int:
+        """Return the token of the newest lease on the planning of the job; 0: there was none."""
         if self._database is None or self._job_id is None:
-            return b""
+            return 0
         with self._database.read() as conn:
-            return settled.plannings(conn, self._job_id)
+            return last_token(conn, planning_of(name_of(conn, self._job_id)))
 
     def other_retries(self, variables: Mapping[str, Any], retry: Selection | None) -> frozenset[int]:
         """Return the unfinished retries except the one that this command continues. retry: None for a plain run."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import polars as pl
 
 from pipeline.driver.driver import Driver
-from pipeline.errors import Busy, LostRace, Stopped
+from pipeline.errors import Busy, DatabaseError, LostRace, Stopped
 from pipeline.job.model import Job
 from pipeline.planning.judge import Judged, is_settled
 from pipeline.planning.known_rows import KnownRows
@@ -30,6 +30,7 @@ from pipeline.prefetch import map_ahead
 from pipeline.source import duplicates, identity
 from pipeline.source.duplicates import Distinct
 from pipeline.source.fingerprint import fingerprint, is_recent, version_of
+from pipeline.source.formats import FileInput
 from pipeline.source.rows import Chunk, Input
 from pipeline.state import segments, settled
 from pipeline.state.rows import any_waiting
@@ -79,11 +80,14 @@ Findings = Mapping[str, _File]
 
 
 class _Mark(NamedTuple):
-    """A source whose rows have all succeeded, by pass one. plannings: those of the job before it looked at rows."""
+    """A source whose rows have all succeeded, by pass one.
+
+    token: of the newest lease on the job's planning, before pass one looked at rows. Each lease adds one.
+    """
 
     source: bytes
     rows: int
-    plannings: bytes
+    token: int
 
 
 class Covered(NamedTuple):
@@ -126,7 +130,7 @@ class Unchanged:
         self._planned: dict[str, _File] = {}  # of pass two, by path
         self._mark: _Mark | None = None  # to store at the end of the planning; None: store none
         self.covered: Covered | None = None  #: by pass two; None: it has read another row
-        self._token = 0  # of the lease under which pass two was done
+        self._token = 0  # of the lease under which pass two was done, less the plannings of this driver until then
         self._unnumbered: deque[_Unnumbered] = deque()  # chunks whose new rows are not in the database yet
         self._numbers: list[int] = []  # of new rows of the first of these chunks
 
@@ -159,10 +163,10 @@ class Unchanged:
         if not self.whole or known_rows.is_empty:
             return None
         source = self._source_before_reading()
-        plannings = known_rows.plannings()  # before a row is looked at
+        token = known_rows.planning_token()  # before a row is looked at
         marked = None if source is None or self._refresh else known_rows.settled(source)
         if source is not None and marked is not None:
-            self._mark = _Mark(source, marked, plannings)
+            self._mark = _Mark(source, marked, token)
             self._count_settled(self._inputs, {Verdict.KEPT: marked}, quote)
             return []
         noted = [self._stored_segments(one, known_rows) for one in self._inputs]
@@ -170,7 +174,7 @@ class Unchanged:
             every = self._count_if_settled([*chain.from_iterable(noted)], known_rows, seen, hashed=False)
             if every is not None:
                 if source is not None and every.succeeded == every.verdicts.total():  # else a sweep may change a row
-                    self._mark = _Mark(source, every.succeeded, plannings)
+                    self._mark = _Mark(source, every.succeeded, token)
                 self._count_settled(self._inputs, every.verdicts, quote)
                 return []
         left = []
@@ -328,45 +332,59 @@ class Unchanged:
             self.covered = self.covered._replace(fingerprints=fingerprints)
 
     def take_covered(self, parts: Iterable[Covered | None]) -> None:
-        """Take what other processes have read in pass two, each of which had its part of the inputs."""
+        """Take what other processes have read in pass two, each of which had its part of the inputs.
+
+        A file that has changed since pass one is left out: nobody has looked whether it has a key twice.
+        """
         self.covered = Covered({}, 0, 0) if self.whole else None
         for part in parts:
             if part is None or self.covered is None:
                 self.covered = None
                 return
-            both = {**self.covered.fingerprints, **part.fingerprints}
+            same = {path: digest for path, digest in part.fingerprints.items() if self._is_as_found(path, digest)}
+            both = {**self.covered.fingerprints, **same}
             self.covered = Covered(both, self.covered.rows + part.rows, self.covered.of_run + part.of_run)
+
+    def _is_as_found(self, path: str, digest: bytes) -> bool:
+        """Return whether a file that others have read is as it was found before pass one. digest: its fingerprint."""
+        one = self._by_path[path]
+        assert isinstance(one, FileInput)
+        if isinstance(one.file.found, Object):
+            return fingerprint(one, self._job.source, self._columns) == digest
+        return version_of(one) == one.file.found
 
     def mark_settled(self, driver: Driver, run_id: int) -> None:
         """Store the mark that the whole source is settled, if it is and no other planning has begun since pass one.
 
         Call it when the run is marked as planned, under the same lease.
         """
-        self._token = driver.planning_lease.token
+        token = driver.planning_lease.token
+        self._token = token - driver.plannings
         mark, self._mark = self._mark, None
-        if mark is not None:
+        if mark is not None and token == mark.token + 1:
             with driver.planning_transaction(run_id) as conn:
-                if settled.plannings(conn, driver.job_id, without=run_id) == mark.plannings:
-                    settled.mark_settled(conn, driver.job_id, mark.source, mark.rows)
+                settled.mark_settled(conn, driver.job_id, mark.source, mark.rows)
 
     def mark_answered(self, driver: Driver, run_id: int) -> None:
-        """Store the same mark if all rows of the run have succeeded by now, and nobody has planned since pass two.
+        """Store the same mark if all rows of the run have succeeded by now, and no other driver has planned since.
 
-        Call it when the run has ended. If another driver plans now, or has done so, no mark is stored, and the next run
-        compares the rows.
+        Call it when the run has ended. If another driver plans now, or has done so since pass two, no mark is stored,
+        and the next run compares the rows.
         """
         covered, self.covered = self.covered, None
         source = None if covered is None else self._digest(covered.fingerprints)
         if covered is None or source is None:
             return
-        with driver.reading() as conn:
-            counts = run_counts(conn, run_id)
-        if counts != ({RowState.SUCCEEDED: covered.of_run} if covered.of_run else {}):
-            return
-        with suppress(Busy, LostRace, Stopped), driver.planning():
-            if driver.planning_lease.token == self._token + 1:  # each planning adds one, and only these change the rows
-                with driver.planning_transaction() as conn:
-                    settled.mark_settled(conn, driver.job_id, source, covered.rows)
+        with suppress(Busy, LostRace, Stopped, DatabaseError):  # the run has ended; the mark only saves time
+            with driver.reading() as conn:
+                counts = run_counts(conn, run_id)
+            if counts != ({RowState.SUCCEEDED: covered.of_run} if covered.of_run else {}):
+                return
+            with driver.planning():
+                # only plannings change rows that have succeeded, and this driver has only sent rows again since
+                if driver.planning_lease.token - driver.plannings == self._token:
+                    with driver.planning_transaction() as conn:
+                        settled.mark_settled(conn, driver.job_id, source, covered.rows)
 
     def _put_notes(self, driver: Driver, run_id: int, files: dict[str, _File]) -> dict[str, bytes]:
         """Store the segments of files that have not changed since they were read. Return their fingerprints by path."""

@@ -118,7 +118,7 @@ class SourceFile:
 
         An object needs no check here: each request for it carries its ETag.
         """
-        if isinstance(self.found, Stamp) and stamp(self.path) != self.found:
+        if isinstance(self.found, Stamp) and self.found.is_written(stamp(self.path)):
             raise SourceError(
                 f"{self.path} was changed while it was read; wait until the program that writes it has finished, and "
                 "run again"

@@ -107,6 +107,11 @@ def planning_of(job_name: str) -> str:
     return f"planning {job_name}"
 
 
+def last_token(conn: Connection, resource: str) -> int:
+    """Return the token of the newest lease on `resource`; 0: there was none. Each new lease adds one."""
+    return conn.scalar(select(leases.c.token).where(leases.c.resource == resource)) or 0
+
+
 def is_held(conn: Connection, resource: str, now: datetime) -> bool:
     """Return whether a driver that is not certainly dead holds this lease. now: the time by the clock of leases."""
     row = conn.execute(select(leases).where(leases.c.resource == resource)).one_or_none()

@@ -21,9 +21,9 @@ from pipeline.state.tables import runs, stretches
 _NO_ROWS = 0  # rows have numbers from 1
 
 
-def plannings(conn: Connection, job_id: int, *, without: int | None = None) -> bytes:
-    """Return a digest, 32 bytes, of all plannings of the job that have begun. without: leave out this run."""
-    query = select(runs.c.id, runs.c.planned_at).where(runs.c.job_id == job_id, runs.c.id != (without or 0))
+def plannings(conn: Connection, job_id: int) -> bytes:
+    """Return a digest, 32 bytes, of all plannings of the job that have begun."""
+    query = select(runs.c.id, runs.c.planned_at).where(runs.c.job_id == job_id)
     found = hashlib.sha256()
     for run_id, planned_at in conn.execute(query.order_by(runs.c.id)):
         found.update(f"{run_id} {None if planned_at is None else planned_at.isoformat()}\n".encode())
@@ -46,7 +46,7 @@ def mark_settled(conn: Connection, job_id: int, source: bytes, rows: int) -> Non
     """Mark that all rows of a source have succeeded, and remove the job's earlier marks. source: as `settled_rows`.
 
     Call it under the lease on planning, after `mark_planned` of the run, in a transaction that checks the lease. No row
-    may have been planned since it was looked at.
+    may have been planned since it was looked at: the token of the lease tells whether others have held it meanwhile.
     """
     conn.execute(delete(stretches).where(stretches.c.job_id == job_id, stretches.c.first == _NO_ROWS))
     mark = {"source": source, "n": 0, "first": _NO_ROWS, "last": _NO_ROWS, "rows": rows}

@@ -8,11 +8,19 @@ RECENT_SECONDS = 10  # more than the resolution of any file system's times
 
 
 class Stamp(NamedTuple):
-    """The version of a local file: it differs if the file is replaced or written to. size: in bytes."""
+    """The version of a local file: it differs if the file is replaced or written to. size: in bytes.
+
+    changed_ns: also changes when the file gets another name, link or mode, and cannot be set back, as mtime_ns can.
+    """
 
     size: int
     mtime_ns: int
     inode: int
+    changed_ns: int
+
+    def is_written(self, now: "Stamp | None") -> bool:
+        """Return whether the file has been replaced, removed or written to by now. now: its present version."""
+        return now is None or self._replace(changed_ns=now.changed_ns) != now
 
 
 def stamp(path: str) -> Stamp | None:
@@ -21,7 +29,7 @@ def stamp(path: str) -> Stamp | None:
         found = os.stat(path)
     except OSError:
         return None
-    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino)
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
 
 
 def is_recent(version: Stamp) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from pipeline.errors import SourceError, Stopped
+from pipeline.planning import unchanged
 from pipeline.planning.known_rows import KnownRows
 from pipeline.planning.selection import Selection
 from pipeline.state import settled
@@ -16,6 +18,7 @@ from pipeline.state.runs import join_run, mark_planned, newest_run
 from pipeline.state.segments import Segment, SegmentDigest
 from pipeline.state.tables import stretches
 from tests.conftest import World, texts
+from tests.planning.test_shards import in_threads
 from tests.planning.test_unchanged import KEEP, again, kept, read, seen
 
 POSTGRESQL_IS_LONG = True
@@ -100,6 +103,17 @@ def test_rows_that_were_there_before_and_new_ones_are_marked_together(marked: Wo
     assert marked.run(marked.job(**KEEP)).rows == {}
 
     assert (compared, kept(marked)) == ([], 11)
+
+
+def test_rows_that_the_run_itself_has_sent_again_are_marked_too(world: World, compared: list[int]) -> None:
+    error = {"do": "error", "error_type": "api_error", "match": "Text number 3 ", "times": 1}
+    world.emulator.add_fault(on="item", **error)
+    world.run(world.job())
+    assert world.accepted() == 6
+
+    world.run(world.job())
+
+    assert (compared, kept(world)) == ([], 5)
 
 
 def test_rows_that_a_sweep_has_collected_are_compared_once_and_then_marked(world: World, compared: list[int]) -> None:
@@ -197,6 +211,70 @@ def test_a_planning_between_the_quote_and_the_lease_prevents_the_mark(world: Wor
     assert not is_marked(world)
     again(world, [], **KEEP)
     assert {answer["seen"] for answer in world.answers().values()} == {"today"}
+
+
+def test_a_run_that_another_driver_has_begun_after_the_quote_prevents_the_mark(world: World) -> None:
+    def begin_with_another_text(event: str, facts: dict[str, Any]) -> None:
+        if event == "quote":
+            world.on_event = None
+            changes_a_row(world)
+            world.run(world.job(), detach=True)  # its run is open, and the other command goes on with it
+            world.rows(texts(10))
+
+    world.rows(texts(10))
+    world.run(world.job())
+    world.on_event = begin_with_another_text
+    world.run(world.job())
+
+    assert world.run(world.job()).rows == {"succeeded": 1}
+    assert "number 5" in world.answers()["r5"]["text"]
+
+
+def test_a_file_with_a_key_twice_that_other_processes_have_read_gets_no_mark(world: World) -> None:
+    os.unlink(world.folder / "rows.csv")
+    job = world.job(source={"path": str(world.folder / "*.csv")})
+    world.rows(texts(5), "a.csv")
+    world.rows([{"id": "b", "text": "B"}], "b.csv")
+    world.run(job)
+    world.rows([*texts(5), {"id": "new", "text": "New"}], "a.csv")
+
+    def replace(event: str, facts: dict[str, Any]) -> None:
+        if event == "quote":
+            world.rows([*texts(5), {"id": "r3", "text": "Another text."}], "a.csv")
+
+    world.on_event = replace
+    world.run(job, share=in_threads(world))
+    world.on_event = None
+
+    with pytest.raises(SourceError, match="several rows have the same key"):
+        world.run(job)
+
+
+def test_an_error_of_the_database_at_the_end_leaves_the_run_finished_without_a_mark(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise Stopped("cannot read the database: disk I/O error")
+
+    monkeypatch.setattr(unchanged, "run_counts", fail)
+
+    assert world.run(world.job()).state == "finished"
+
+    assert not has_mark(world)
+
+
+def test_a_file_that_got_its_old_time_back_while_it_was_planned_is_compared(world: World) -> None:
+    os.utime(world.rows(texts(10)), (0, 0))
+
+    def replace(event: str, facts: dict[str, Any]) -> None:
+        if event == "planned":
+            changes_a_row(world)
+
+    world.on_event = replace
+    world.run(world.job())
+    world.on_event = None
+
+    assert world.run(world.job()).rows == {"succeeded": 1}
 
 
 @pytest.mark.parametrize("moment", ["submitted", "ended", "collected"])
