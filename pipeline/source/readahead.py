@@ -3,7 +3,8 @@
 A thread of pyarrow's reads a CSV file up to 32 blocks ahead, and it continues after an error. It reads the file through
 Python code. When the interpreter ends meanwhile, that thread never gets the interpreter again: the process hangs for
 ever, or it aborts. So pyarrow reads a file through a gate. A gate that is shut gives no more bytes, and the process
-waits at its end until pyarrow has released the file.
+waits at its end until pyarrow has released the file. An error of the file stays in the gate, because pyarrow's thread
+would need the interpreter to free it: for pyarrow the file ends there, and the error is raised beside it.
 """
 
 import atexit
@@ -45,17 +46,24 @@ class ReadAhead:
     def __enter__(self) -> "ReadAhead":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
         self.close()
+        if exc is None or isinstance(exc, pa.ArrowException):  # of a file that seemed to end at the error
+            self._raise_error()
 
     def batches(self) -> Iterator[Any]:
-        """The record batches of the reader."""
+        """The record batches of the reader. Raises the error of the text."""
         while True:
             try:
                 batch = self.reader.read_next_batch()
             except StopIteration:
                 return
+            self._raise_error()  # the batch may end in half a row
             yield batch
+
+    def _raise_error(self) -> None:
+        if self._gate is not None and self._gate.error is not None:
+            raise self._gate.error
 
     def close(self) -> None:
         """Give pyarrow no more bytes, and release the reader. Does not wait for pyarrow's thread."""
@@ -65,10 +73,14 @@ class ReadAhead:
 
 
 class _Gate:
-    """A text that pyarrow's threads read. shut: whether it gives no more bytes; reading: whether a thread reads now."""
+    """A text that pyarrow's threads read.
+
+    shut: whether it gives no more bytes; reading: whether a thread reads now; error: of the text; None: there was none.
+    """
 
     def __init__(self, text: Readable) -> None:
         self.shut = self.reading = False
+        self.error: Exception | None = None
         self._text = text
 
     def lend(self) -> Any:
@@ -83,6 +95,9 @@ class _Gate:
         self.reading = True
         try:
             return self._text.read(size)
+        except Exception as exc:  # noqa: BLE001  # raised by `ReadAhead`
+            self.error, self.shut = exc, True
+            return b""
         finally:
             self.reading = False
 
@@ -93,7 +108,7 @@ class _Handle:
     closed = False
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
-        self.read = read  # an error in it keeps the gate, not this object
+        self.read = read  # of the gate, which outlives this object
 
     def close(self) -> None:
         """Do nothing: pyarrow calls it when it releases the file."""
