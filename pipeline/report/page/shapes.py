@@ -100,8 +100,9 @@ def scale(low: float, high: float, *, whole: bool) -> Scale:
     width = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * (1 - 1e-9))
     if whole:
         width = max(1.0, math.ceil(width))
-    first = math.floor(low / width) * width
-    return Scale(first, width, min(MOST_BINS + 1, math.floor((high - first) / width + 1e-9) + 1), whole and width == 1)
+    first = math.floor(low / width) * width  # rounded, so it may be a little more than `low`
+    bins = max(1, math.floor((high - first) / width + 1e-9) + 1)
+    return Scale(first, width, min(MOST_BINS + 1, bins), whole and width == 1)
 
 
 def histogram(on: Scale, counts: Sequence[int], *, mark: tuple[float, str] | None = None) -> Histogram:

@@ -1,7 +1,7 @@
 """Plots have round edges, places from 0 to 1, and numbers that do not say more than is known."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.quality.statistics import Interval
@@ -41,6 +41,7 @@ def test_each_bar_is_a_share_of_the_longest() -> None:
 
 
 @given(st.floats(-1e12, 1e12), st.floats(0, 1e12), st.booleans())
+@example(-1.0, 0.0, False)
 def test_bins_cover_all_values_and_are_few(low: float, more: float, whole: bool) -> None:
     if whole:
         low, more = float(round(low)), float(round(more))
