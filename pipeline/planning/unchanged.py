@@ -281,9 +281,9 @@ class Unchanged:
         became pending since pass one and its file were skipped, the row would count as vanished from the source.
         """
         self._unnumbered, self._numbers = deque(), []  # an earlier pass two may have been broken off
-        self.covered = Covered({}, 0, 0) if self.whole else None
         if not self.whole:
             return None if inputs is None else list(inputs)
+        self.covered = Covered({}, 0, 0)
         quoted, self._quoted = self._quoted, {}
         if quoted:
             with driver.reading() as conn:
@@ -336,14 +336,15 @@ class Unchanged:
 
         A file that has changed since pass one is left out: nobody has looked whether it has a key twice.
         """
-        self.covered = Covered({}, 0, 0) if self.whole else None
+        self.covered = None
+        found: dict[str, bytes] = {}
+        rows = of_run = 0
         for part in parts:
-            if part is None or self.covered is None:
-                self.covered = None
+            if part is None:
                 return
-            same = {path: digest for path, digest in part.fingerprints.items() if self._is_as_found(path, digest)}
-            both = {**self.covered.fingerprints, **same}
-            self.covered = Covered(both, self.covered.rows + part.rows, self.covered.of_run + part.of_run)
+            found |= {path: digest for path, digest in part.fingerprints.items() if self._is_as_found(path, digest)}
+            rows, of_run = rows + part.rows, of_run + part.of_run
+        self.covered = Covered(found, rows, of_run)
 
     def _is_as_found(self, path: str, digest: bytes) -> bool:
         """Return whether a file that others have read is as it was found before pass one. digest: its fingerprint."""

@@ -64,6 +64,20 @@ def is_marked(world: World) -> bool:
         return any(settled.settled_rows(conn, world.known().id, source) is not None for source in marks)
 
 
+def run_over_another_source_at(world: World, moment: str) -> None:
+    """Run the job, and at this event of the run once more, over other kept values, which then change back."""
+
+    def plan_another_source(event: str, facts: dict[str, Any]) -> None:
+        if event == moment:
+            world.on_event = None
+            world.rows(seen(10, "tomorrow"))
+            world.run(world.job(**KEEP))
+            world.rows(seen(10, "today"))
+
+    world.on_event = plan_another_source
+    world.run(world.job(**KEEP))
+
+
 def answered_by_a_sweep(world: World) -> None:
     """Have all rows answered, with a command that did not see it."""
     world.run(world.job(), detach=True)
@@ -198,15 +212,7 @@ def test_a_planning_between_the_quote_and_the_lease_prevents_the_mark(world: Wor
     world.rows(seen(10, "today"))
     world.run(world.job(**KEEP))
 
-    def plan_another_source(event: str, facts: dict[str, Any]) -> None:
-        if event == "quote":
-            world.on_event = None
-            world.rows(seen(10, "tomorrow"))
-            world.run(world.job(**KEEP))
-            world.rows(seen(10, "today"))
-
-    world.on_event = plan_another_source
-    world.run(world.job(**KEEP))
+    run_over_another_source_at(world, "quote")
 
     assert not is_marked(world)
     again(world, [], **KEEP)
@@ -279,16 +285,8 @@ def test_a_file_that_got_its_old_time_back_while_it_was_planned_is_compared(worl
 
 @pytest.mark.parametrize("moment", ["submitted", "ended", "collected"])
 def test_a_planning_before_the_end_of_a_run_prevents_its_mark(world: World, moment: str) -> None:
-    def plan_another_source(event: str, facts: dict[str, Any]) -> None:
-        if event == moment:
-            world.on_event = None
-            world.rows(seen(10, "tomorrow"))
-            world.run(world.job(**KEEP))
-            world.rows(seen(10, "today"))
-
     world.rows(seen(10, "today"))
-    world.on_event = plan_another_source
-    world.run(world.job(**KEEP))
+    run_over_another_source_at(world, moment)
 
     assert not is_marked(world)
     again(world, [], **KEEP)
