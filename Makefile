@@ -7,6 +7,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 DEMO_INSTALLED := $(VENV)/.demo-installed
 INSTALLED := $(VENV)/.installed
 
+# Processes of tests would compile each module again, which takes a tenth of their time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo prefect-demo test test-long test-prefect test-browser soak check format package bench install help
 
 demo: $(DEMO_INSTALLED) ## run the sample job of 500 rows against the emulator, offline (what `make` alone does)

@@ -61,7 +61,8 @@ def postgres_server() -> Iterator[str]:
     with own_server() as server:
         url = url_of(server)
         with connected(url) as admin:  # the server is removed afterwards, so it need not survive a power cut
-            admin.execute("ALTER SYSTEM SET fsync TO off")
+            for name in ("fsync", "full_page_writes", "synchronous_commit", "autovacuum"):
+                admin.execute(f"ALTER SYSTEM SET {name} TO off".encode())
             admin.execute("SELECT pg_reload_conf()")
         yield url
 
