@@ -21,7 +21,7 @@ prefect-demo: install ## run the same as Prefect flows, with a temporary Prefect
 test: install ## run the tests, offline
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not long and not prefect and not browser"
 
-# Each crash point, on SQLite and PostgreSQL in turn, 200 random schedules, many drivers that are killed.
+# Each crash point, on SQLite and PostgreSQL in turn, 120 random schedules, many drivers that are killed.
 test-long: install ## run the long proofs: crash points, random schedules, killed drivers
 	@$(BIN)/pytest -q -n 2 --dist worksteal -m long
 
