@@ -573,8 +573,7 @@ def test_a_retry_killed_while_planning_is_continued_by_the_same_command_and_not_
 ) -> None:
     world.rows(texts(3))
     died_with: Counter[int] = Counter()  # so many batches planned
-    first = 1 if world.database.is_sqlite else 2  # every second transaction, the others on the other database
-    for nth in itertools.count(first, 2):
+    for nth in itertools.count(1):
         own = {"name": f"job_{nth}", "sink": {"table": f"answers_{nth}"}, "limits": {"max_batch_requests": 1}}
         job = kept(world, **own, request={"prompt": f"{nth}: {{{{ text }}}}"})
         cut_off(world, job)
@@ -593,7 +592,7 @@ def test_a_retry_killed_while_planning_is_continued_by_the_same_command_and_not_
         assert set(world.statuses(job.name).values()) == {"succeeded"}
         if planned == 2 and planned_to_the_end:
             break
-    assert died_with[0] > 2
+    assert died_with[0] > 5
     assert died_with[1] > 0
     assert world.sent_twice() == []
 
