@@ -41,7 +41,7 @@ def test_a_whole_run_is_measured_and_its_report_takes_the_place_of_the_old_one(t
 
 @pytest.mark.long
 def test_a_small_benchmark_measures_each_scenario(tmp_path: Path) -> None:
-    sizes = ["--sizes", "60", "--quote-rows", "90", "--documents", "12", "--open-batches", "2", "--repeat", "1"]
+    sizes = ["--sizes", "60,90", "--quote-rows", "90", "--documents", "12", "--open-batches", "2", "--repeat", "1"]
     sizes += ["--kind-rows", "30", "--equal-rows", "3000"]
     scenarios = ("--only", "run,second,start,quote,documents,kinds,equal", "--format", "parquet")
 
@@ -52,15 +52,16 @@ def test_a_small_benchmark_measures_each_scenario(tmp_path: Path) -> None:
     lines = [line for scenario in report["scenarios"].values() for line in scenario["lines"]]
     assert [line["what"] for line in lines] == [
         "whole run, 60 rows, Parquet",
-        "second run over 60 unchanged rows, Parquet",
-        "second run over 60 unchanged rows, Parquet: peak memory",
+        "whole run, 90 rows, Parquet",
+        "second run over 90 unchanged rows, Parquet",
+        "second run over 90 unchanged rows, Parquet: peak memory",
         "run over 500 new rows",
         "run over 500 new rows: first POST",
         "batch-pipeline --help",
         "run, 500 rows and nothing to do",
         "status, 500 rows",
         "export, 500 rows",
-        "status, 60 rows",
+        "status, 90 rows",
         "quote of 90 rows, Parquet",
         "first POST of 90 rows, Parquet",
         "quote of 90 rows, CSV",
@@ -79,7 +80,12 @@ def test_a_small_benchmark_measures_each_scenario(tmp_path: Path) -> None:
     assert all(line["value"] > 0 for line in lines)
     assert [line["measured"] for line in lines if line["what"].endswith(": requests")] == ["3", "3"]
     runs = report["scenarios"]["run"]["measurements"]
-    assert [(run["program"], run["rows"]) for run in runs] == [("plain", 60), ("pipeline", 60)]
+    assert [(run["program"], run["rows"]) for run in runs] == [
+        ("plain", 60),
+        ("pipeline", 60),
+        ("plain", 90),
+        ("pipeline", 90),
+    ]
 
 
 @pytest.mark.long
