@@ -15,7 +15,6 @@ address on object storage below which each point has its spool.
 
 import contextlib
 import functools
-import gc
 import json
 import os
 import shutil
@@ -43,6 +42,7 @@ from pipeline.errors import Stopped
 from pipeline.events.batches import Planned
 from pipeline.events.event import Event
 from pipeline.job.model import Job
+from pipeline.memory import collect_seldom
 from pipeline.money.prices import prices_of
 from pipeline.planning.selection import Selection
 from pipeline.planning.trial import Trial
@@ -604,8 +604,7 @@ def import_everything(folder: Path, api: str) -> None:
     MessageBatch.model_rebuild()
     httpx2.HTTPTransport(verify=False)
     Database(f"sqlite:///{folder}/first.db").close()
-    gc.freeze()
-    gc.set_threshold(50_000)
+    collect_seldom()
 
 
 def main() -> None:
